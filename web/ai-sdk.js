@@ -60,8 +60,11 @@ export class TailraceChatTransport extends DefaultChatTransport {
         const { status } = response;
         const text = await response.text();
         const retryAfterS = Number(response.headers.get("retry-after")) || 0;
-        // The gateway's own refusal of a question is final: it may be that of an answer that has failed.
-        const isTemporary = isOfProxy(status, text) || (init.method === "GET" && STATUSES_TO_RETRY.includes(status));
+        const code = codeOf(text);
+        // A server before the gateway cannot reach it: Next.js answers 500 then. Or the gateway is restarted.
+        const isAway = (status >= 500 && !code) || (status === 503 && code !== "log_full");
+        // Other errors of a question are final: they may be those of an answer that has failed.
+        const isTemporary = isAway || (init.method === "GET" && STATUSES_TO_RETRY.includes(status));
         if (isTemporary && retryAfterS <= RETRY_AFTER_MAX_S) throw new Busy(text || `status ${status}`, retryAfterS);
         return new Response(text || null, response);
       },
@@ -187,12 +190,12 @@ export class TailraceChatTransport extends DefaultChatTransport {
   }
 }
 
-/** Returns whether a server before the gateway cannot reach it. Next.js answers 500 then. The gateway's errors have a code. */
-function isOfProxy(status, text) {
+/** Returns the code of a gateway's error; undefined for another server's. */
+function codeOf(text) {
   try {
-    return status >= 500 && JSON.parse(text).error.code === undefined;
+    return JSON.parse(text).error.code;
   } catch {
-    return status >= 500;
+    return undefined;
   }
 }
 

@@ -41,7 +41,7 @@ async def test_chats_that_are_cut_and_reloaded_restarted_refused_and_stopped(gat
             (gateway.url, {"id": "anew", "text": restarting, "body": {"on_interrupt": "restart"}}),
             (gateway.url, {"id": "refused", "text": "#sim fault=529"}),
             (gateway.url, {"id": "stopped", **stopping, "body": {"on_disconnect": "grace:0"}}),
-            (gateway.url, {"id": "lost", "text": LONG, "lost": 1}),
+            (gateway.url, {"id": "lost", "text": LONG, "lost": 2}),
         )
         assert proxy.left == []
     await check_reloaded(gateway, reloaded, sent)

@@ -17,8 +17,8 @@ const headers = { authorization: `Bearer ${key}` };
 const textOf = (message) => (message?.parts ?? []).flatMap((part) => (part.type === "text" ? [part.text] : [])).join("");
 
 /** Asks, and reloads or stops. `busy`: so many requests of a reloaded page are refused, as by a proxy whose gateway is
- * restarted. `lost`: so many answers are replaced by the status of Next.js for a gateway that was killed. `history`: where
- * a reloaded page reads its messages. */
+ * restarted. `lost`: so many answers are replaced by the status of Next.js for a gateway that was killed, the first one by
+ * that of a gateway that stops. `history`: where a reloaded page reads its messages. */
 async function show(url, { id, text, body, sent, history, reloads = 0, chars = 0, stops = false, busy = 0, lost = 0 }) {
   const errors = [];
   const isRefused = (address) => String(address).endsWith("/stream") && busy-- > 0;
@@ -28,7 +28,7 @@ async function show(url, { id, text, body, sent, history, reloads = 0, chars = 0
     const response = await fetch(address, init);
     if (init.method !== "POST" || lost-- <= 0) return response;
     await response.body.cancel();
-    return new Response("Internal Server Error", { status: 500 });
+    return lost ? Response.json({ error: { code: "draining" } }, { status: 503 }) : new Response("Internal Server Error", { status: 500 });
   }
 
   /** A page with its messages, and what it does when it is told that an answer has begun anew. */
