@@ -91,7 +91,7 @@ def without_open_calls(shown: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.proves("ui", "read from the history", "ai (Node)")
 async def test_history_equals_the_clients_messages() -> None:
-    """Every kind of part and of end, from the log and from the database. A call that a stop has cut is left out."""
+    """Every kind of part and of end, from the log and from the database. A call that was cut is left out."""
     live = [render_stream(log) for log in LOGS.values()]
     late = [to_plain_json(record_chunks(render_record(log))) for log in LOGS.values()]
     seen = [without_open_calls(one) for one in await node.run("messages.mjs", json.dumps(live + late))]

@@ -96,16 +96,18 @@ async def test_a_cancelled_stream_is_not_reconnected(gateway: Gateway, is_cut: b
 
 
 @pytest.mark.parametrize("version", ["5", "6", "7"])
-async def test_a_page_that_sends_results_of_tools_by_itself_asks_nothing_after_a_stop(
-    gateway: Gateway, version: str
+@pytest.mark.parametrize(
+    ("given", "outcome"), [({"stops": True}, "cancelled"), ({"stops": False, "body": {"max_tokens": 4}}, "completed")]
+)
+async def test_a_page_that_sends_results_of_tools_by_itself_asks_nothing_after_a_cut_call(
+    gateway: Gateway, version: str, given: dict[str, Any], outcome: str
 ) -> None:
-    """The stop cuts the input of a call. An error of the call would be a result."""
-    chat = f"stopped-{version}"
+    """A stop or a limit has cut the input of the call. An error of the call would be a result."""
     text = '#sim words=1 rate=3 tool=look json={"one":"a b c d e f","two":"g h i j k l"}'
-    given = msgspec.json.encode({"id": chat, "text": text}).decode()
-    (seen,) = await node.run("stop-tool.mjs", version, KEY, gateway.url, given)
+    case = msgspec.json.encode({"id": "cut", "text": text, **given}).decode()
+    (seen,) = await node.run("stop-tool.mjs", version, KEY, gateway.url, case)
     assert seen == {"status": "ready", "state": "input-streaming", "requests": ["POST /api/chat"]}
-    assert [turn["outcome"] for turn in await turns(gateway, chat)] == ["cancelled"]
+    assert [turn["outcome"] for turn in await turns(gateway, "cut")] == [outcome]
 
 
 async def test_a_silent_connection_is_replaced(gateway: Gateway) -> None:

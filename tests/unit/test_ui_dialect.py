@@ -60,16 +60,18 @@ def test_end_after_a_restart_closes_no_old_part() -> None:
     ("outcome", "stop_reason", "kinds"),
     [
         ("completed", "tool_use", {"tool-input-available"}),
-        ("completed", "max_tokens", {"tool-input-error"}),
-        ("failed", None, {"tool-input-error"}),
-        # With an error, a page that sends the results of tools by itself would ask again after a stop.
+        ("completed", "max_tokens", set()),
+        ("completed", "max_cost", set()),
+        ("failed", None, set()),
         ("cancelled", None, set()),
     ],
 )
-def test_a_call_that_was_cut_before_its_input_is_not_run(
+def test_a_call_that_was_cut_before_its_input_stays_open(
     outcome: Outcome, stop_reason: str | None, kinds: set[str], *, is_stopped: bool
 ) -> None:
-    """`useChat` would run the tool without input. A turn from the database has the same chunks."""
+    """`useChat` would run the tool without input. With an error of the call, a page that sends the results of tools by
+    itself would continue after a stop or a limit. A turn from the database has the same chunks.
+    """
     ended: list[events.Event] = [events.BlockStop(0)] if is_stopped else []
     if stop_reason is not None:
         ended.append(events.MessageDelta(events.StopReason(stop_reason)))
@@ -78,6 +80,17 @@ def test_a_call_that_was_cut_before_its_input_is_not_run(
     for data in (bytes_of(log), UI.render_record(record_of(log), 0).data):
         sent = {chunk["type"] for chunk in chunks(data)}
         assert sent & {"tool-input-available", "tool-input-error"} == kinds
+
+
+def test_an_invalid_input_that_was_not_cut_is_an_error() -> None:
+    """The model may correct it. In a message of the history, the call has the same state."""
+    delta = events.BlockDelta(0, events.InputJsonDelta('{"q'))
+    stop = events.MessageDelta(events.StopReason("tool_use"))
+    log = log_with(events.BlockStart(0, CALL), delta, events.BlockStop(0), stop)
+    log.end()
+    live, late = (chunks(data) for data in (bytes_of(log), UI.render_record(record_of(log), 0).data))
+    assert live[:-1] == late[:-1]
+    assert [chunk["type"] for chunk in live[3:6]] == ["tool-input-start", "tool-input-delta", "tool-input-error"]
 
 
 def test_a_call_without_arguments_before_another_block_is_whole() -> None:

@@ -1,7 +1,7 @@
 """Builds the UI messages of a chat from its turns: the same that `useChat` has after it received every stream.
 
 The parts are built from the chunks that are streamed, like in `ai`'s process-ui-message-stream.ts, so that a reloaded
-page shows the same as one that was not reloaded, but for a tool call that a stop has cut, which is left out.
+page shows the same as one that was not reloaded, but for a tool call that was cut, which is left out.
 """
 
 from collections.abc import Iterable

@@ -17,7 +17,7 @@ from tailrace.proto.fold import INPUT_LEVELS_MAX
 
 Chunk = dict[str, Any]
 
-INPUT_CUT = "the input of this call is incomplete"
+INPUT_INVALID = "the input of this call is not valid JSON, or is nested too deeply"
 
 
 class OpenPart(msgspec.Struct, frozen=True):
@@ -31,7 +31,7 @@ class OpenPart(msgspec.Struct, frozen=True):
     signature: str = ""
     sources: int = 0
     is_stopped: bool = False
-    """Whether the block has ended. Its last chunk then waits: see `may_be_cut`."""
+    """Whether the block has ended. Its last chunk waits: see `may_be_cut`."""
 
 
 def open_part(index: int, block: dict[str, Any]) -> tuple[list[Chunk], OpenPart]:
@@ -81,18 +81,15 @@ def is_call(part: OpenPart) -> bool:
 
 
 def may_be_cut(part: OpenPart) -> bool:
-    """Returns whether `part` is a call without input of a client's tool.
+    """Returns whether `part` is a call of a client's tool with an empty or invalid input.
 
-    What follows its block shows whether the call has no arguments, or the answer was cut before them.
+    What follows its block shows whether the call has no arguments, or the answer was cut within them.
     """
-    return part.block.get("type") == "tool_use" and not part.input.text() and not part.block.get("input")
+    return part.block.get("type") == "tool_use" and not any(chunk["input"] for chunk in close_part(part))
 
 
-def close_part(part: OpenPart, *, is_cut: bool = False) -> list[Chunk]:
-    """Returns the chunks that end `part`; none for a part that needs no end.
-
-    `is_cut`: the answer was cut, so that a call without input is incomplete.
-    """
+def close_part(part: OpenPart) -> list[Chunk]:
+    """Returns the chunks that end `part`; none for a part that needs no end."""
     match part.block:
         case {"type": "text"}:
             return [{"type": "text-end", "id": part.id}]
@@ -103,7 +100,7 @@ def close_part(part: OpenPart, *, is_cut: bool = False) -> list[Chunk]:
         case {"type": "redacted_thinking", "data": str()}:
             return [{"type": "reasoning-end", "id": part.id}]
         case {"type": str(kind), "id": str(), "name": str()} if events.is_tool_use(kind):
-            return [_tool_input(part, is_cut=is_cut)]
+            return [_tool_input(part)]
         case _:
             return []
 
@@ -116,11 +113,6 @@ def block_chunks(index: int, content: dict[str, Any]) -> list[Chunk]:
         more, part = add_delta(part, delta)
         chunks += more
     return chunks + close_part(part)
-
-
-def input_error(chunk: Chunk) -> Chunk:
-    """Returns the chunk of a tool call as one whose input was cut, so that no client runs the tool without input."""
-    return {**chunk, "type": "tool-input-error", "input": {}, "errorText": INPUT_CUT}
 
 
 def tool_output(call: str, content: object, *, is_error: bool, is_provider: bool = False) -> Chunk:
@@ -152,15 +144,16 @@ def _tool_call(block: dict[str, Any]) -> Chunk:
     return {"toolCallId": block["id"], "toolName": block["name"], **executed}
 
 
-def _tool_input(part: OpenPart, *, is_cut: bool) -> Chunk:
+def _tool_input(part: OpenPart) -> Chunk:
     text = part.input.text()
     try:
         value = msgspec.json.decode(text) if text else part.block.get("input", {})
-        is_whole = not is_deeper(value, INPUT_LEVELS_MAX) and not (is_cut and not value)
+        is_valid = not is_deeper(value, INPUT_LEVELS_MAX)
     except DECODE_ERRORS:
-        value, is_whole = {}, False
-    chunk = {"type": "tool-input-available", **_tool_call(part.block), "input": value}
-    return chunk if is_whole else input_error(chunk)
+        is_valid = False
+    if is_valid:
+        return {"type": "tool-input-available", **_tool_call(part.block), "input": value}
+    return {"type": "tool-input-error", **_tool_call(part.block), "input": {}, "errorText": INPUT_INVALID}
 
 
 def _is_error(content: object) -> bool:
@@ -183,6 +176,9 @@ def _split_block(content: dict[str, Any]) -> tuple[dict[str, Any], list[events.D
         case {"type": "thinking", "thinking": str(text)}:
             thinking: list[events.Delta] = [events.ThinkingDelta(text)] if text else []
             return {"type": "thinking"}, [*thinking, events.SignatureDelta(str(content.get("signature") or ""))]
+        case {"type": str(kind), "partial_json": str(text)} if events.is_tool_use(kind):
+            # The mark of an input that was cut or is invalid (proto/fold.py).
+            return content, [events.InputJsonDelta(text)]
         case {"type": str(kind), "input": given} if events.is_tool_use(kind):
             return content, [events.InputJsonDelta(msgspec.json.encode(given).decode())]
         case _:

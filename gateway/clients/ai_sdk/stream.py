@@ -17,7 +17,6 @@ from tailrace.gateway.clients.ai_sdk.part import (
     add_delta,
     block_chunks,
     close_part,
-    input_error,
     is_call,
     may_be_cut,
     open_part,
@@ -80,7 +79,7 @@ def record_chunks(record: TurnRecord) -> list[Chunk]:
     metadata = {"turn": record.turn, "session": record.session, "model": record.model, "asked_at": record.asked_at}
     content = [chunk for index, block in enumerate(record.content) for chunk in block_chunks(index, block)]
     if content and _is_input_cut(record):
-        content[-1:] = [] if record.outcome == "cancelled" else [input_error(content[-1])]
+        content.pop()
     outcome = "failed" if record.outcome == "running" else record.outcome
     end_metadata = _end_metadata(outcome, record.usage, record.cost_usd, usage_is_estimated=record.usage_is_estimated)
     finish = _finish(outcome, record.stop_reason, record.error, end_metadata)
@@ -88,9 +87,13 @@ def record_chunks(record: TurnRecord) -> list[Chunk]:
 
 
 def _is_input_cut(record: TurnRecord) -> bool:
-    """Returns whether the last block is a tool call whose input was cut, which the fold drops (proto/fold.py)."""
+    """Returns whether the last block is a tool call whose input was cut, which the fold drops (proto/fold.py).
+
+    Its last chunk is left out, as in the stream.
+    """
     is_cut = _is_cut(record.outcome, record.stop_reason)
-    return is_cut and record.content[-1].get("type") == "tool_use" and not record.content[-1].get("input")
+    last = record.content[-1]
+    return is_cut and events.is_tool_use(str(last.get("type"))) and not last.get("input")
 
 
 def _is_cut(outcome: str, stop_reason: str | None) -> bool:
@@ -119,9 +122,10 @@ def _entry_chunks(state: StreamState, stored: Stored) -> tuple[list[Chunk], Stre
             return _event_chunks(state, events.decode(raw))
         case End() as end:
             is_cut = _is_cut(end.outcome, end.stop_reason)
-            # After a stop, a cut call stays open: a page that sends the results of tools by itself would ask again.
-            parts = [part for part in state.open.values() if end.outcome != "cancelled" or not is_call(part)]
-            closing = [chunk for part in parts for chunk in close_part(part, is_cut=is_cut)]
+            # A call that was cut stays open. An error of it is a result, with which a page that sends the results of
+            # tools by itself would continue an answer that its user or a limit has ended.
+            parts = [part for part in state.open.values() if not (is_cut and is_call(part))]
+            closing = [chunk for part in parts for chunk in close_part(part)]
             end_metadata = _end_metadata(
                 end.outcome, end.usage, end.cost_usd, usage_is_estimated=end.usage_is_estimated
             )

@@ -1,9 +1,9 @@
-// A page of `useChat` that sends finished tool calls automatically, and stops the answer while the input of a call
+// A page of `useChat` that sends finished tool calls automatically, and `stops` the answer while the input of a call
 // arrives: `stop-tool.mjs VERSION KEY URL JSON`. Prints the state of the call, and the paths of the page's requests.
 import { registerHooks } from "node:module";
 
 const [version, key, url, given] = process.argv.slice(2);
-const { id, text } = JSON.parse(given);
+const { id, text, body, stops = true } = JSON.parse(given);
 const PACKAGES = { 5: ["ai-v5", "ai-react-v5"], 6: ["ai-v6", "ai-react-v6"], 7: ["ai", "@ai-sdk/react"] };
 const [ai, react] = PACKAGES[version];
 registerHooks({
@@ -21,13 +21,13 @@ const send = (address, init) => {
 };
 const chat = new Chat({
   id,
-  transport: new TailraceChatTransport({ api: `${url}/api/chat`, headers, fetch: send }),
+  transport: new TailraceChatTransport({ api: `${url}/api/chat`, headers, body, fetch: send }),
   sendAutomaticallyWhen: lastAssistantMessageIsCompleteWithToolCalls,
 });
 const call = () => chat.messages.at(-1)?.parts.find((part) => part.type === "tool-look");
 const asking = chat.sendMessage({ text });
 while (!call()) await new Promise((resolve) => setTimeout(resolve, 5));
-await fetch(`${url}/api/chat/${id}/stop`, { method: "POST", headers });
+if (stops) await fetch(`${url}/api/chat/${id}/stop`, { method: "POST", headers });
 await asking;
 console.log(JSON.stringify({ status: chat.status, state: call().state, requests }));
 process.exit(0);
