@@ -4,6 +4,7 @@ The folder is read once, at the start. A client names a template; the name is lo
 """
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,6 +29,7 @@ SOURCE_CHARS_MAX = 65_536
 RENDERED_AT_ONCE = 200
 # After so many failures of one call, a part that fails is not divided any more: each may take the CPU limit.
 DIVIDED_MAX = 8
+TOO_MUCH = "what the prompts make of the inputs until here is longer than {most} bytes: ask in several batches"
 
 A = TypeVar("A", bound=msgspec.Struct)
 P = TypeVar("P", bound=Params)
@@ -109,11 +111,13 @@ class Prompts:
             raise result
         return result
 
-    async def render_all(self, params: Sequence[P], tenant: Tenant) -> list[P | Refused]:
+    async def render_all(self, params: Sequence[P], tenant: Tenant, bytes_max: int = sys.maxsize) -> list[P | Refused]:
         """Renders the prompt of each of `params` that names one; returns for each the result or its error.
 
-        Raises Refused if no subprocess was free within `wait_s`.
+        Stops at the first result with which all of them are longer than `bytes_max` as JSON: it becomes an error, and
+        the later ones are returned as they were given. Raises Refused if no subprocess was free within `wait_s`.
         """
+        bytes_left = bytes_max
         results: list[P | Refused] = list(params)
         wanted: list[tuple[int, Filled]] = []
         for number, one in enumerate(params):
@@ -138,8 +142,18 @@ class Prompts:
                     parts[:0] = [part[:middle], part[middle:]]
                     continue
                 texts = [render_error(prompt, error) for _, prompt in part]
-            for (number, _), text in zip(part, texts, strict=True):
-                results[number] = text if isinstance(text, Refused) else apply(params[number], text)
+            for (number, _), text in zip(part, texts, strict=False):
+                if isinstance(text, Refused):
+                    results[number] = text
+                    continue
+                results[number] = rendered = apply(params[number], text)
+                # A template may repeat its variables a thousand times.
+                bytes_left -= len(msgspec.json.encode(rendered))
+                if bytes_left < 0:
+                    results[number] = Refused("body_too_large", TOO_MUCH.format(most=bytes_max))
+                    return results
+            if rest := part[len(texts) :]:
+                parts.insert(0, rest)
         return results
 
     def _check(self, params: Params, wanted: Filled) -> None:
@@ -168,7 +182,10 @@ class Prompts:
             )
 
     async def _texts(self, wanted: Sequence[Filled], tenant: Tenant) -> list["RenderedTemplate | Refused"]:
-        """Renders templates in one subprocess. Raises Refused if none was free in time, SandboxFailed."""
+        """Renders templates in one subprocess; returns fewer texts than `wanted` if they are long.
+
+        Raises Refused if no subprocess was free in time, SandboxFailed.
+        """
         names = list(dict.fromkeys(prompt.name for prompt in wanted))
         sources = [self._find(name)[1] for name in names]
         inputs = [(names.index(prompt.name), prompt.variables) for prompt in wanted]
@@ -178,7 +195,7 @@ class Prompts:
             raise Refused("server_busy", f"The prompt `{names[0]}` was not rendered: {error}. Retry.") from error
         return [
             text if text.error is None else render_error(prompt, f"{text.error}; {self._list_variables(prompt.name)}")
-            for prompt, text in zip(wanted, rendered, strict=True)
+            for prompt, text in zip(wanted, rendered, strict=False)
         ]
 
     def _find(self, name: str) -> tuple[Prompt, str]:

@@ -18,6 +18,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_BYTES_MAX = 1024**3
 RENDERED_CHARS_MAX = 1_000_000
+# The output holds results of so many characters, and of one more input.
+OUTPUT_CHARS_MAX = 4_000_000
 BLOCKS = ("system", "message")
 
 
@@ -41,7 +43,14 @@ def main() -> None:
     else:
         # A batch may have thousands of inputs for one template.
         template_of = cache(environment.from_string)
-        results = [attempt(render, template_of, sources[number], values) for number, values in task["inputs"]]
+        results = []
+        chars = 0
+        for number, values in task["inputs"]:
+            results.append(attempt(render, template_of, sources[number], values))
+            chars += sum(map(len, results[-1].values()))
+            if chars > OUTPUT_CHARS_MAX:
+                # The caller sends the other inputs again.
+                break
     sys.stdout.write(json.dumps(results))
 
 

@@ -45,8 +45,6 @@ CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 SCHEMAS_MAX = 32
 # The bytes that a parent's id and the fence add to a line (PROTOCOL R8).
 ADDED = {"added": " " * 1024}
-TOO_MUCH = "what the prompts make of the inputs until here is longer than {most} bytes: ask in several batches"
-
 
 # As many as OpenAI allows. Each page of the list contains them.
 MetadataName = Annotated[str, Meta(max_length=64)]
@@ -108,8 +106,9 @@ class BatchBuilder:
     async def build(self, submission: Submission, new: NewBatch) -> entries.Request:
         """Returns the request entry of a batch, whose inputs are stored. Raises Refused, LogFull, LogUnavailable."""
         inputs = await self.checker(submission, new.via)
-        rendered = await self._prompts.render_all([one.params for one in new.requests], submission.principal.tenant)
-        bytes_left = self._settings.body_bytes_max
+        rendered = await self._prompts.render_all(
+            [one.params for one in new.requests], submission.principal.tenant, self._settings.body_bytes_max
+        )
         for index, one in enumerate(new.requests):
             if CUSTOM_ID.fullmatch(one.custom_id) is None or one.custom_id in inputs.names:
                 where = f"requests[{index}].custom_id"
@@ -119,11 +118,6 @@ class BatchBuilder:
             try:
                 if isinstance(params := rendered[index], Refused):
                     raise params
-                if one.params.prompt is not None:
-                    # A template may repeat its variables a thousand times.
-                    bytes_left -= len(msgspec.json.encode(params))
-                    if bytes_left < 0:
-                        raise Refused("body_too_large", TOO_MUCH.format(most=self._settings.body_bytes_max))
                 await inputs.add(one.custom_id, NewTurn(**msgspec.structs.asdict(params)))
             except Refused as refused:
                 raise _locate(index, refused) from refused

@@ -66,6 +66,25 @@ async def test_render_all_renders_more_than_one_subprocess_takes(tmp_path: Path)
         assert results[number] == Params(message=message), number
 
 
+async def test_render_all_renders_texts_that_are_longer_than_one_output(tmp_path: Path) -> None:
+    found = await load(tmp_path, many="{% for e in examples %}{{ e }}{{ rules }}{% endfor %}")
+    asks = [ask("many", examples=[str(number)] * 900, rules="x" * 1000) for number in range(10)]
+    results = await found.render_all(asks, Tenant("acme"))
+    assert results == [Params(message=(str(number) + "x" * 1000) * 900) for number in range(10)]
+
+
+async def test_render_all_stops_when_the_results_are_too_long(tmp_path: Path) -> None:
+    """A body of 3 MB can become 800 MB, which no gateway has to have in memory before it refuses them."""
+    found = await load(tmp_path, many="{% for e in examples %}{{ e }}{{ rules }}{% endfor %}")
+    asks = [ask("many", examples=[""] * 900, rules="x" * 1000) for _ in range(10)]
+    results = await found.render_all(asks, Tenant("acme"), 2_000_000)
+    refused = results[2]
+    assert isinstance(refused, Refused)
+    assert (refused.code, "longer than 2000000 bytes" in refused.message) == ("body_too_large", True)
+    assert results[:2] == [Params(message="x" * 900_000)] * 2
+    assert results[3:] == asks[3:]
+
+
 async def test_without_the_setting_there_are_no_prompts() -> None:
     found = Prompts("", wait_s=LONG_S)
     await found.load()
