@@ -38,7 +38,7 @@ async def replace_long_strings(raw: bytes) -> tuple[bytes, dict[str, str]]:
     """
     token, strings = secrets.token_hex(16), dict[str, str]()
     kept: list[bytes] = []
-    after = found = 0
+    after = found = turn_ended = 0
     start = raw.find(b'"')
     while start >= 0 and found < FOUND_MAX:
         end = _end_of_piece(raw, start + 1)
@@ -52,7 +52,8 @@ async def replace_long_strings(raw: bytes) -> tuple[bytes, dict[str, str]]:
             after = end
             strings[name] = text
         found += 1
-        if found % FOUND_PER_TURN == 0:
+        if found % FOUND_PER_TURN == 0 or end - turn_ended > PIECE_BYTES:
+            turn_ended = end
             await asyncio.sleep(0)
         start = raw.find(b'"', end + 1)
     if not strings:
