@@ -20,6 +20,7 @@ import structlog
 from tailrace.gateway.ops.expressions import Expression, Group
 from tailrace.gateway.ops.history import KEPT_S, SAMPLE_EVERY_S, WINDOW_S, History, Point
 from tailrace.gateway.ops.panels import DASHBOARDS, Query
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 
 logger = structlog.get_logger()
@@ -164,7 +165,8 @@ class Prometheus:
                 asyncio.TaskGroup() as group,
             ):
                 tasks += [group.create_task(ask(client, query)) for query in QUERIES]
-        except* (TimeoutError, OSError, httpx2.HTTPError, httpx2.InvalidURL, msgspec.DecodeError) as errors:
+        except* (OSError, httpx2.HTTPError, httpx2.InvalidURL, ImportError, *DECODE_ERRORS) as errors:
+            # ImportError: the environment names a SOCKS proxy, for which httpx2 needs a further package.
             # The text of the error may contain the URL, and so a password.
             problems = [f"The Prometheus at TAILRACE_PROMETHEUS_URL gives no values: {_describe_first(errors)}."]
             logger.warning("prometheus gives no values", error=_describe_first(errors))
@@ -173,7 +175,7 @@ class Prometheus:
     async def _values(
         self, client: httpx2.AsyncClient, query: Expression, times: Sequence[float]
     ) -> dict[Group, list[Point]]:
-        """Returns the values of a query by group. Raises httpx2.HTTPError or msgspec.DecodeError."""
+        """Returns the values of a query by group. Raises httpx2.HTTPError and DECODE_ERRORS."""
         params: dict[str, str | float] = {
             "query": query.promql(f"{WINDOW_S}s"),
             "start": times[0],

@@ -139,3 +139,10 @@ async def test_targets_that_do_not_answer_take_no_threads_of_requests() -> None:
         async with asyncio.timeout(sources.SCRAPE_TIMEOUT_S / 2):
             await asyncio.to_thread(time.time)
         watching.cancel()
+
+
+async def test_a_socks_proxy_of_the_environment_is_a_problem_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx2 has no support for it without a further package."""
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    (problem,) = (await sources.Prometheus("http://prometheus:9090").read()).problems
+    assert problem == "The Prometheus at TAILRACE_PROMETHEUS_URL gives no values: ImportError."
