@@ -291,10 +291,11 @@ def quota_error(quota: Quota, amount: int, held: int, now: float) -> Refused:
         )
     if amount > quota.most:
         # Not a 429: a retry can never succeed.
+        advice = "a smaller `max_tokens`, or less text" if quota.what == "tokens" else "less text, or smaller files"
         return Refused(
             "request_invalid",
             f"This request needs {_format_amount(amount, quota)}, and this {quota.noun} may use "
-            f"{_format_limit(quota)}. Send a smaller request, for example with a smaller `max_tokens`.",
+            f"{_format_limit(quota)}. Send {advice}.",
         )
     return Refused(
         "rate_limited",

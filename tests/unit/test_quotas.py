@@ -88,3 +88,19 @@ def test_the_error_names_the_limit_as_it_was_set(what: What, limits: Limits, mes
     limited = quota_of(Owner(ACME, "k_1", limits), what, 0.0)
     assert limited is not None
     assert quota_error(limited, 1, limited.most, 0.0).message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("what", "limits", "message"),
+    [
+        ("tokens", Limits(tokens=1), "may use 1 token a minute. Send a smaller `max_tokens`, or less text."),
+        ("bytes_day", Limits(bytes_day=2), "may use 2 bytes of storage a day. Send less text, or smaller files."),
+    ],
+)
+def test_the_error_above_a_whole_limit_names_what_to_shorten(what: What, limits: Limits, message: str) -> None:
+    """`max_tokens` changes no bytes. A retry would never succeed."""
+    limited = quota_of(Owner(ACME, "k_1", limits), what, 0.0)
+    assert limited is not None
+    error = quota_error(limited, 5, 0, 0.0)
+    assert error.code == "request_invalid"
+    assert error.message.endswith(message)
