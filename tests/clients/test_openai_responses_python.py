@@ -136,6 +136,7 @@ async def test_response_cut_by_its_limit_is_incomplete(sdk: AsyncOpenAI) -> None
 @pytest.mark.proves(DIALECT, "errors before the first event", PYTHON)
 @pytest.mark.parametrize("is_streamed", [True, False])
 async def test_failure_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
+    sdk = sdk.with_options(max_retries=0)
     with pytest.raises(openai.InternalServerError) as refused:
         await sdk.responses.create(model=MODEL, input="#sim words=5 fault=529@0", stream=is_streamed)
     assert (refused.value.status_code, refused.value.code) == (529, "backend_overloaded")
