@@ -112,10 +112,10 @@ async def test_a_deleted_turn_is_404_on_every_route_of_gateways_that_have_read_i
         f"/api/stream/{turn}",
     ]
     for one in (gateway, second_gateway):
-        assert {await status(one, path) for path in paths} == {200}
+        assert {*await asyncio.gather(*(status(one, path) for path in paths))} == {200}
     assert (await gateway.client.delete(accepted["links"]["self"])).status_code == 200
     for one in (gateway, second_gateway):
-        assert {await status(one, path) for path in paths} == {404}
+        assert {*await asyncio.gather(*(status(one, path) for path in paths))} == {404}
 
 
 @pytest.mark.rule("R35")
