@@ -173,26 +173,31 @@ class MessageBatchSubmitter:
         assert turn.asked_at is not None  # noqa: S101
         first, last = turn.asked_at - SKEW, datetime.now(UTC) + SETTLED
         ours: set[str] = {batch.child_key(key, number).turn for number in range(count)}
+        candidates: set[str] = set()
         others: set[str] = set()
         for tries in itertools.count():
             is_settled = datetime.now(UTC) >= last
             made = await self._call_with_retries(lambda: self._api.list_since(first))
-            candidates = [
-                one for one in made if one.requests == count and one.created_at <= last + SKEW and one.id not in others
-            ]
-            for one in candidates:
-                if one.has_ended and await self._is_of(one, ours):
-                    return one.id
-                if one.has_ended:
-                    others.add(one.id)
-            if is_settled and all(one.has_ended for one in candidates):
+            candidates |= {one.id for one in made if one.requests == count and one.created_at <= last + SKEW}
+            # Not only those of this list, which may lag behind an earlier one.
+            for name in candidates - others:
+                is_ours = await self._is_of(name, ours)
+                if is_ours:
+                    return name
+                if is_ours is not None:
+                    others.add(name)
+            if is_settled and candidates == others:
                 return None
             await asyncio.sleep(wait_s(tries))
         raise AssertionError("the search ends with a result")
 
-    async def _is_of(self, made: MessageBatch, ours: set[str]) -> bool:
-        async def look() -> bool:
-            async with aclosing(self._api.results(made.id)) as results:
+    async def _is_of(self, name: str, ours: set[str]) -> bool | None:
+        """Returns whether the results of a message batch name a turn of `ours`; None if it has not ended."""
+
+        async def look() -> bool | None:
+            if not (await self._api.retrieve(name)).has_ended:
+                return None
+            async with aclosing(self._api.results(name)) as results:
                 line = await anext(results, None)
                 return line is not None and line.custom_id in ours
 

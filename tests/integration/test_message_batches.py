@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -515,6 +515,26 @@ async def test_a_search_does_not_miss_a_message_batch_whose_results_are_not_know
     batch = await own.create(inputs(2))
     await own.batch_killed_after(2, is_before=True)
     assert (await own.runner(LaggingApi(own.api)).run(own.key(batch))).outcome == "completed"
+    assert await own.count_answered() == (1, 2)
+
+
+class LaggingListApi(MessageBatchesApi):
+    """Lists message batches once, and then none."""
+
+    has_listed = False
+
+    async def list_since(self, since: datetime) -> list[MessageBatch]:
+        listed = [] if self.has_listed else await super().list_since(since)
+        self.has_listed = True
+        return listed
+
+
+@pytest.mark.rule("R67")
+async def test_a_search_does_not_forget_a_message_batch_that_a_later_list_lacks(own: MessageBatchSystem) -> None:
+    """The search may last for hours, with a list every 30 seconds."""
+    batch = await own.create(inputs(2, "words=2 wait=2"))
+    await own.batch_killed_after(2, is_before=True)
+    assert (await own.runner(LaggingListApi(own.api)).run(key_of(own.tenant, batch))).outcome == "completed"
     assert await own.count_answered() == (1, 2)
 
 
