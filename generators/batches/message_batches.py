@@ -152,7 +152,7 @@ class MessageBatchSubmitter:
                 if name is None:
                     return True
                 await self.cancel(name)
-                made = await self._wait_until_ended(name, cancels=True)
+                made = await self._wait_until_ended(name)
                 # Nothing is written for a batch that was deleted.
                 if not await self._log.has_turn(key):
                     return False
@@ -162,8 +162,13 @@ class MessageBatchSubmitter:
             return False
 
     async def cancel(self, name: str) -> None:
-        """Cancels a message batch. Raises BackendError."""
-        await self._call_with_retries(lambda: self._api.cancel(name))
+        """Cancels a message batch that has not ended. Raises BackendError if there is none."""
+        for tries in itertools.count():
+            await self._call_with_retries(lambda: self._api.cancel(name))
+            # The API's client ignores a refusal, which may come from a server that does not know the message batch yet.
+            if (await self._call_with_retries(lambda: self._api.retrieve(name))).processing_status != "in_progress":
+                return
+            await asyncio.sleep(wait_s(tries))
 
     async def _find_created(self, key: TurnKey, turn: Turn, count: int) -> str | None:
         """Finds the message batch that an earlier runner created without storing its id; None if there is none.
@@ -261,13 +266,10 @@ class MessageBatchSubmitter:
                 await asyncio.sleep(0)
         return bodies, headers
 
-    async def _wait_until_ended(self, name: str, *, cancels: bool = False) -> MessageBatch:
-        """Returns the message batch when it has ended. With `cancels`, cancels it again if it was not cancelled."""
+    async def _wait_until_ended(self, name: str) -> MessageBatch:
         for tries in itertools.count():
             if (made := await self._call_with_retries(lambda: self._api.retrieve(name))).has_ended:
                 return made
-            if cancels and made.processing_status != "canceling":
-                await self.cancel(name)
             await asyncio.sleep(wait_s(tries))
         raise AssertionError("the loop ends with a message batch")
 
