@@ -26,7 +26,7 @@ from tailrace.proto.blobs import Blob
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Batch, End, Entry, Failure, Outcome, Progress
-from tailrace.proto.errors import BackendError, BlobUnknown, EntryTooLarge, FenceLost, TurnUnknown
+from tailrace.proto.errors import BackendError, BlobUnknown, EntryTooLarge, FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import BlobStore, Counters, Delivery, Tombstones, TurnLog
@@ -190,6 +190,13 @@ class BatchRunner:
                         group.create_task(running)
                 chain = await reporting
                 watching.cancel()
+        except asyncio.CancelledError:
+            # The process stops. It may have just created the message batch: without its id in the log, the next runner
+            # would search for it, which takes until the message batch has ended.
+            if tally.message_batch is not None and (progress := tally.next_progress(chain)) is not None:
+                with suppress(LogError):
+                    await self._log.append(key, chain, progress)
+            raise
         except TimeoutError:
             failure = Failure("deadline_exceeded", "the batch was not finished in time")
             return await self._end(key, await read_own(self._log, key, turn, attempt.attempt), "failed", failure)

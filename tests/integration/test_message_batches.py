@@ -420,6 +420,24 @@ async def test_a_deleted_batch_cancels_the_message_batch_that_was_being_created(
     assert made.cancel_initiated_at is not None
 
 
+@pytest.mark.rule("R67")
+async def test_a_generator_that_stops_while_it_creates_a_message_batch_stores_its_id(own: MessageBatchSystem) -> None:
+    """The next generator would search for it until it has ended, and could not cancel it."""
+    batch = await own.create(inputs(2, NEVER))
+    frozen = FrozenApi(own.api)
+    running = asyncio.create_task(own.runner(frozen).run(key_of(own.tenant, batch)))
+    await frozen.is_frozen.wait()
+    running.cancel()
+    await asyncio.sleep(0)
+    frozen.may_continue.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    (made,) = [one.id async for one in own.api.messages.batches.list()]
+    progress = (await own.log.read_turn(key_of(own.tenant, batch))).progress
+    assert progress is not None
+    assert progress.message_batch == made
+
+
 class RefusingApi(FrozenApi):
     """Refuses to create a message batch."""
 
