@@ -4,8 +4,9 @@ The SDK adds address, headers and key. Bodies and results are encoded and decode
 of the SDK take seconds of CPU, in which no lease is renewed.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +19,7 @@ from tailrace.generators.backends.anthropic_api import backend_error
 from tailrace.generators.backends.api_errors import Reason, error_from_reason
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError
+from tailrace.proto.long_strings import PIECE_BYTES
 
 logger = structlog.get_logger()
 
@@ -104,14 +106,14 @@ class MessageBatchesApi:
         After a retryable BackendError other than `backend_rate_limited` and `backend_overloaded` the message batch may
         exist.
         """
-        named = [{"custom_id": name, "params": msgspec.Raw(params)} for name, params in requests.items()]
-        body = msgspec.json.encode({"requests": named})
+        length = str(sum(map(len, _pieces(requests))))
+        headers = {"content-type": "application/json", "content-length": length, **headers}
         timeout = httpx2.Timeout(CREATE_TIMEOUT_S, connect=self._connect_s)
         sent = self._client.post(
             PATH,
             cast_to=httpx2.Response,
-            content=body,
-            options={"headers": {"content-type": "application/json", **headers}, "timeout": timeout},
+            content=_send(requests),
+            options={"headers": headers, "timeout": timeout},
         )
         return await _decode_response(sent, _batch)
 
@@ -159,6 +161,27 @@ class MessageBatchesApi:
     def _connect_s(self) -> float | None:
         timeout = self._client.timeout
         return timeout.connect if isinstance(timeout, httpx2.Timeout) else timeout
+
+
+def _pieces(requests: Mapping[str, bytes]) -> Iterator[bytes]:
+    """Yields the body of a creation: a piece for each request, and the end."""
+    before = b'{"requests":['
+    for name, params in requests.items():
+        yield b'%b{"custom_id":%b,"params":%b}' % (before, msgspec.json.encode(name), params)
+        before = b","
+    yield b"]}"
+
+
+async def _send(requests: Mapping[str, bytes]) -> AsyncIterator[bytes]:
+    """Yields the body of a creation in larger pieces. The loop runs other tasks in between: it may have 32 MB."""
+    held = bytearray()
+    for piece in _pieces(requests):
+        held += piece
+        if len(held) >= PIECE_BYTES:
+            yield bytes(held)
+            held.clear()
+            await asyncio.sleep(0)
+    yield bytes(held)
 
 
 async def _decode_response(sent: Awaitable[httpx2.Response], decoder: msgspec.json.Decoder[T]) -> T:
