@@ -425,7 +425,7 @@ async def test_a_generator_that_stops_while_it_creates_a_message_batch_stores_it
     """The next generator would search for it until it has ended, and could not cancel it."""
     batch = await own.create(inputs(2, NEVER))
     frozen = FrozenApi(own.api)
-    running = asyncio.create_task(own.runner(frozen).run(key_of(own.tenant, batch)))
+    running = asyncio.create_task(own.runner(frozen).run(own.key(batch)))
     await frozen.is_frozen.wait()
     running.cancel()
     await asyncio.sleep(0)
@@ -433,7 +433,7 @@ async def test_a_generator_that_stops_while_it_creates_a_message_batch_stores_it
     with pytest.raises(asyncio.CancelledError):
         await running
     (made,) = [one.id async for one in own.api.messages.batches.list()]
-    progress = (await own.log.read_turn(key_of(own.tenant, batch))).progress
+    progress = (await own.log.read_turn(own.key(batch))).progress
     assert progress is not None
     assert progress.message_batch == made
 
@@ -552,7 +552,7 @@ async def test_a_search_does_not_forget_a_message_batch_that_a_later_list_lacks(
     """The search may last for hours, with a list every 30 seconds."""
     batch = await own.create(inputs(2, "words=2 wait=2"))
     await own.batch_killed_after(2, is_before=True)
-    assert (await own.runner(LaggingListApi(own.api)).run(key_of(own.tenant, batch))).outcome == "completed"
+    assert (await own.runner(LaggingListApi(own.api)).run(own.key(batch))).outcome == "completed"
     assert await own.count_answered() == (1, 2)
 
 
