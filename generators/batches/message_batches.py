@@ -66,8 +66,6 @@ ANSWER_WAIT_S = 10.0
 WRITTEN_AT_ONCE = 16
 # How often the results are read while some are missing, within a minute. Each of them is paid for.
 RESULT_READS_MAX = 8
-# Requests are built one after the other; the loop renews leases in between.
-YIELD_EVERY = 20
 # With these codes the message batch was not created.
 REFUSED = ("backend_refused_request", "backend_refused_key")
 NOT_CREATED = (*REFUSED, "backend_rate_limited", "backend_overloaded")
@@ -262,8 +260,8 @@ class MessageBatchSubmitter:
                 headers["anthropic-beta"] = ",".join(request.betas)
             if request.api_version:
                 headers["anthropic-version"] = request.api_version
-            if number % YIELD_EVERY == 0:
-                await asyncio.sleep(0)
+            # A long input takes some milliseconds. The loop renews leases in between.
+            await asyncio.sleep(0)
         return bodies, headers
 
     async def _wait_until_ended(self, name: str) -> MessageBatch:
