@@ -19,7 +19,7 @@ examples:
 
 It runs nats-server, one persistence process, the generators and the gateways, and restarts any of them that ends.
 Ctrl-C stops all of them in order; a second Ctrl-C kills them. SIGTERM also stops them, and so does SIGHUP, which a
-terminal sends when it is closed.
+terminal sends when it is closed, unless `nohup` has started `up`.
 
 Settings are in a file that `tailrace init` writes, or in environment variables (docs/SETTINGS.md), which are passed to
 all processes. `up` itself chooses the addresses. With TAILRACE_METRICS_PORT=9100 the metrics of persistence are on
