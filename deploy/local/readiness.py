@@ -1,7 +1,9 @@
 """Health checks of processes over HTTP, and the wait until the whole system is ready."""
 
 import asyncio
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -16,6 +18,8 @@ READY_S_MAX = 30.0
 POLL_S = 0.1
 # A gateway that is still starting leaves the request in the socket's queue; a new request is faster than waiting.
 RESPONSE_S_MAX = 2.0
+# The time of the last beat of a process's event loop, in its metrics.
+BEAT = re.compile(r"^tailrace_event_loop_seconds ([0-9.e+]+)$", re.MULTILINE)
 
 
 class HealthCheck(NamedTuple):
@@ -52,29 +56,40 @@ async def http_get(host: str, port: int, path: str = "/readyz") -> Response:
     return Response(response.status_code, response.text.strip())
 
 
-async def wait_ready(host: str, port: int, checks: Mapping[str, HealthCheck]) -> None:
+async def wait_ready(host: str, port: int, checks: Mapping[str, HealthCheck], report: Callable[[str], None]) -> None:
     """Returns when each of `checks` passes and a gateway answers `/readyz` with 200.
 
     All gateways share one socket, so any of them may answer. Raises UpRefused after `READY_S_MAX`, with the names of
-    the processes that are not ready, or the gateway's last response.
+    the processes that are not ready, or the gateway's last response. If all of these processes are still starting, for
+    example because persistence migrates a large database, calls `report` with a line instead, and goes on.
     """
     missing, last = dict(checks), Response(0, "")
-    try:
-        async with asyncio.timeout(READY_S_MAX):
-            while True:
-                missing = {name: check for name, check in missing.items() if not await passes(check)}
-                last = Response(0, "") if missing else await http_get(host, port)
-                if last.status == 200:
-                    return
-                await asyncio.sleep(POLL_S)
-    except TimeoutError as error:
-        if missing:
-            reason = f"{', '.join(missing)} did not become ready; see the lines above"
-        elif last.status:
-            reason = f"the gateway answers {last.body or last.status}"
-        else:
-            reason = "the gateway does not answer; see its lines above"
-        raise UpRefused(f"not ready after {READY_S_MAX:g} s: {reason}") from error
+    while True:
+        try:
+            async with asyncio.timeout(READY_S_MAX):
+                while True:
+                    missing = {name: check for name, check in missing.items() if not await passes(check)}
+                    last = Response(0, "") if missing else await http_get(host, port)
+                    if last.status == 200:
+                        return
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as error:
+            if missing and all([is_starting(await ask(check)) for check in missing.values()]):
+                report(f"{', '.join(missing)} not ready after {READY_S_MAX:g} s: still starting")
+                continue
+            if missing:
+                reason = f"{', '.join(missing)} did not become ready; see the lines above"
+            elif last.status:
+                reason = f"the gateway answers {last.body or last.status}"
+            else:
+                reason = "the gateway does not answer; see its lines above"
+            raise UpRefused(f"not ready after {READY_S_MAX:g} s: {reason}") from error
+
+
+def is_starting(response: Response) -> bool:
+    """Returns whether the metrics of a process show that its event loop has run in the last `READY_S_MAX`."""
+    beat = BEAT.search(response.body)
+    return beat is not None and time.monotonic() - float(beat[1]) < READY_S_MAX
 
 
 async def generator_detail(host: str, port: int) -> str:
@@ -111,7 +126,11 @@ class _Ready(msgspec.Struct):
     generators: _Part
 
 
+async def ask(check: HealthCheck) -> Response:
+    return await http_get(check.host, check.port, check.path)
+
+
 async def passes(check: HealthCheck) -> bool:
     """Returns whether the process says that it is ready."""
-    response = await http_get(check.host, check.port, check.path)
+    response = await ask(check)
     return response.status == 200 and check.ready in response.body

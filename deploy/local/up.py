@@ -148,7 +148,8 @@ async def start_and_watch(
     specs = process_specs(options, plan, {"TAILRACE_LOG_FORMAT": log_format, **environ})
     for spec in specs:
         supervisor.start(spec)
-    await wait_ready(plan.host, plan.port, {spec.name: spec.readiness for spec in specs if spec.readiness})
+    checks = {spec.name: spec.readiness for spec in specs if spec.readiness}
+    await wait_ready(plan.host, plan.port, checks, console.log)
     supervisor.has_started = True
     rows = [(name, str(child.pid or "-"), *child.spec.where) for name, child in supervisor.children.items()]
     console.print(

@@ -12,7 +12,6 @@
 """
 
 import asyncio
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from signal import SIGKILL
 from tailrace.deploy.cli.streams import log_bytes_max
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.nats_server import ServerSpec, wait_started
-from tailrace.deploy.local.readiness import HealthCheck, Response, http_get
+from tailrace.deploy.local.readiness import BEAT, HealthCheck, Response, ask, http_get
 from tailrace.deploy.local.status_file import StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.proto.errors import LogError
@@ -38,7 +37,6 @@ FREE_BYTES_MIN = 16 * 1024**2
 FAILED_WRITE_SIGNS = "write error", "JetStream not enabled"
 NATS_INFO_S_MAX = 1.0
 SILENT_S_MAX = BEAT_LATE_S
-BEAT = re.compile(r"^tailrace_event_loop_seconds ([0-9.e+]+)$", re.MULTILINE)
 
 
 async def watch(
@@ -122,7 +120,7 @@ class Liveness:
             pid = self._supervisor.children[name].pid
             if pid is None:
                 continue
-            response, now = await http_get(check.host, check.port, check.path), time.monotonic()
+            response, now = await ask(check), time.monotonic()
             if is_working(response, now):
                 self._seen[name, pid] = now
             elif now - self._seen.get((name, pid), now) > SILENT_S_MAX:

@@ -1,6 +1,7 @@
 """`up` waits until its processes are ready: health checks over a real socket."""
 
 import asyncio
+import time
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
@@ -34,7 +35,7 @@ def http(status: int, body: str) -> bytes:
 async def test_up_waits_until_the_gateway_answers_200() -> None:
     """Silence, garbage and 503 mean that it is not ready yet."""
     async with answering_server(b"", b"hello\r\n\r\n", http(503, "{}"), http(200, "{}")) as port:
-        await wait_ready("127.0.0.1", port, {})
+        await wait_ready("127.0.0.1", port, {}, print)
         assert await http_get("127.0.0.1", port) == Response(200, "{}")
 
 
@@ -57,7 +58,7 @@ async def test_the_timeout_message_says_what_is_missing(monkeypatch: pytest.Monk
             ),
         ):
             with pytest.raises(UpRefused) as refusal:
-                await wait_ready("127.0.0.1", port, checks)
+                await wait_ready("127.0.0.1", port, checks, print)
             assert str(refusal.value) == f"not ready after 0.3 s: {message}"
 
 
@@ -66,8 +67,21 @@ async def test_up_waits_until_each_process_is_ready() -> None:
     waiting, done = http(200, "tailrace_ready 0.0\n"), http(200, "tailrace_ready 1.0\n")
     async with answering_server(waiting, waiting, done) as process, answering_server(http(200, "{}")) as port:
         question = HealthCheck(process, "/metrics", "tailrace_ready 1.0")
-        await wait_ready("127.0.0.1", port, {"generator-2": question})
+        await wait_ready("127.0.0.1", port, {"generator-2": question}, print)
         assert await http_get("127.0.0.1", process) == Response(200, "tailrace_ready 1.0")
+
+
+async def test_up_waits_for_a_process_whose_start_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Persistence may migrate a large database for minutes: a start that is broken off would begin again."""
+    monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
+    reported = list[str]()
+    # The server sends the same time in each response.
+    starting = http(200, f"tailrace_ready 0.0\ntailrace_event_loop_seconds {time.monotonic() + 60}\n")
+    waiting, done = [starting] * 10, http(200, "tailrace_ready 1.0\n")
+    async with answering_server(*waiting, done) as process, answering_server(http(200, "{}")) as port:
+        checks = {"persistence": HealthCheck(process, "/metrics", "tailrace_ready 1.0")}
+        await wait_ready("127.0.0.1", port, checks, reported.append)
+    assert reported[0] == "persistence not ready after 0.3 s: still starting"
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 x y\r\n\r\n", b"SSH-2.0-OpenSSH\r\n", b""])
