@@ -24,6 +24,12 @@ class Source(msgspec.Struct, frozen=True):
     data: str = ""
 
 
+class CacheControl(msgspec.Struct, frozen=True, tag_field="type", tag="ephemeral"):
+    """A mark up to which the prompt is cached."""
+
+    ttl: Literal["5m", "1h"] = "5m"
+
+
 class Block(msgspec.Struct, frozen=True):
     """A content block; only text, inline data and the ids of tool calls are used."""
 
@@ -34,6 +40,7 @@ class Block(msgspec.Struct, frozen=True):
     """The id of a tool call."""
     tool_use_id: str = ""
     """The id of the call whose result this is."""
+    cache_control: CacheControl | None = None
 
 
 class Format(msgspec.Struct, frozen=True, tag_field="type", tag="json_schema"):
@@ -56,6 +63,7 @@ class Tool(msgspec.Struct, frozen=True):
 
     name: str = ""
     input_schema: dict[str, Any] = {}
+    cache_control: CacheControl | None = None
 
 
 class Thinking(msgspec.Struct, frozen=True):

@@ -21,6 +21,10 @@ def prefilled_request(content: str | list[dict[str, Any]]) -> dict[str, Any]:
     return {"messages": [ASK, {"role": "assistant", "content": content}]}
 
 
+def marked_request(cache_control: object) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": cache_control}]}]}
+
+
 def schema_request(schema: dict[str, Any]) -> dict[str, Any]:
     return {"format": {"type": "json_schema", "schema": schema}}
 
@@ -104,6 +108,9 @@ def test_a_tool_call_needs_its_result_directly_after_it(messages: list[dict[str,
         (OLD | THINKING | prefilled_request([TEXT]), "invalid_request_error"),
         (OLD | THINKING | prefilled_request([{"type": "thinking", "thinking": "x"}, TEXT]), None),
         ({"messages": [ASK, {"role": "user", "content": [{"type": "image", "source": {}}]}]}, None),
+        (marked_request({"type": "ephemeral", "ttl": "1h"}), None),
+        (marked_request({"type": "ephemeral", "ttl": "2h"}), "invalid_request_error"),
+        (marked_request("5m"), "invalid_request_error"),
     ],
 )
 def test_an_invalid_request_is_refused_as_by_the_api(change: dict[str, Any], type_: str | None) -> None:
