@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from tailrace.deploy.simulated_claude.refusal import Refusal
+
 TEXT = "tailrace"
 LEVELS_MAX = 64
 # Of items and of characters.
@@ -20,11 +22,13 @@ class Endless(Exception):
 
 
 def sample(schema: Any) -> str:
-    """Returns the value as JSON."""
+    """Returns the value as JSON. Raises Refusal for a schema that is not valid, as far as it is read."""
     try:
         found = value(schema, schema, LEVELS_MAX)
     except Endless:
         found = TEXT
+    except (TypeError, AttributeError) as error:
+        raise Refusal("invalid_request_error", f"JSON schema is invalid: {error}") from error
     return msgspec.json.encode(found).decode()
 
 

@@ -18,6 +18,7 @@ from tailrace.deploy.simulated_claude.answer import (
 from tailrace.deploy.simulated_claude.conversation import INTERRUPTED, Conversation, read
 from tailrace.deploy.simulated_claude.directive import Directive
 from tailrace.deploy.simulated_claude.directive import read as read_directive
+from tailrace.deploy.simulated_claude.refusal import Refusal
 from tailrace.deploy.simulated_claude.request import Message
 from tailrace.deploy.simulated_claude.sample import LENGTH_MAX, sample
 
@@ -157,3 +158,10 @@ def test_the_sample_of_a_recursive_schema_is_finite(properties: dict[str, Any], 
     """A tree would otherwise keep the simulated Claude busy for minutes."""
     schema = {**NODE, "$defs": {"node": {"type": "object", "properties": properties}}}
     assert msgspec.json.decode(sample(schema)) == expected
+
+
+@pytest.mark.parametrize("schema", [{"properties": []}, {"type": "array", "minItems": "x"}, {"minLength": None}])
+def test_an_invalid_schema_is_refused_as_by_the_api(schema: dict[str, Any]) -> None:
+    """A generator would repeat the call after another error."""
+    with pytest.raises(Refusal, match="JSON schema is invalid"):
+        sample(schema)
