@@ -1,8 +1,10 @@
 """Terminal output of `tailrace up`: each line of a process, prefixed with the process' name."""
 
 import asyncio
+import io
 import os
 import re
+import select
 from asyncio import StreamReader, StreamReaderProtocol
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +16,8 @@ import msgspec
 
 # A longer line is printed in pieces, so that a process that never ends its line does not fill the memory.
 LINE_BYTES_MAX = 65_536
+# A line waits so long for a reader that is slow. While the output is blocked, further lines do not wait.
+BLOCKED_S_MAX = 0.05
 # Lines that report an error of a process, or that it ended.
 PROBLEM = re.compile(
     r"\[(error|critical|ERR|FTL) *\]|\"level\": ?\"(error|critical)\""
@@ -51,6 +55,7 @@ class Console:
         self.names: list[str] = []
         self.problems: deque[Problem] = deque(maxlen=PROBLEMS_KEPT)
         """The last `PROBLEMS_KEPT` problems."""
+        self._lost = 0
 
     def log(self, text: str, name: str = "up") -> None:
         """Prints a line with a process' name."""
@@ -64,7 +69,21 @@ class Console:
         # The system continues, and can be stopped, without output: `tailrace up | head` closes the pipe, a write to a
         # closed terminal fails (EIO), and a file may be on a full disk.
         with suppress(OSError):
+            if not self._is_writable():
+                self._lost += 1
+                return
+            if self._lost:
+                print(f"{self._lost} lines were lost, because the output was blocked", file=self.out)
+                self._lost = 0
             print(text, file=self.out, flush=True)
+
+    def _is_writable(self) -> bool:
+        """Returns whether a write does not block: Ctrl-S stops a terminal, and the reader of a pipe may be stopped."""
+        try:
+            descriptor = self.out.fileno()
+        except io.UnsupportedOperation:
+            return True
+        return bool(select.select([], [descriptor], [], 0 if self._lost else BLOCKED_S_MAX)[1])
 
     def _prefix(self, name: str) -> str:
         if name not in self.names:

@@ -52,6 +52,20 @@ def test_each_line_begins_with_its_process_name_in_a_column() -> None:
     assert out.getvalue() == "gateway-1   | serving\nnats-server | ready\nready http://127.0.0.1:8000\n"
 
 
+def test_a_blocked_output_loses_lines_and_blocks_nothing_else() -> None:
+    """As after Ctrl-S in a terminal, or in `tailrace up | less`."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb", buffering=0) as printed, os.fdopen(writer, "w") as out:
+        screen = Console(out, width=2, coloured=False)
+        for number in range(10_000):
+            screen.log(f"{number:06d}")
+        before = printed.read(1_000_000).decode().splitlines()
+        screen.log("last")
+        after = printed.read(1_000_000).decode().splitlines()
+    assert before == [f"up | {number:06d}" for number in range(len(before))]
+    assert after == [f"{10_000 - len(before)} lines were lost, because the output was blocked", "up | last"]
+
+
 def test_only_terminals_without_no_color_get_colours() -> None:
     """A file, a pipe, TERM=dumb and NO_COLOR get plain text; on a terminal only the name is coloured."""
 
