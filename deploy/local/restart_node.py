@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from signal import SIGUSR2
 
-from tailrace.deploy.local import nats_cluster, nats_server
+from tailrace.deploy.local import nats_cluster, nats_server, status_file
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection
@@ -36,6 +36,8 @@ async def restart(data_dir: Path, name: str) -> None:
     pid_file = data_dir / nats_cluster.DIRECTORY / name / nats_server.PID_FILE
     if not pid_file.exists():
         raise UpRefused(f"the `up` in {data_dir} has one nats-server: start it with --cluster to have three")
+    if status_file.read(data_dir) is None:
+        raise UpRefused(f"no `up` runs in {data_dir}: start one, or name its data directory with --data")
     # Each server is contacted directly: the others notice only after some time that one hangs.
     for node, address in zip(nats_cluster.names(), url.split(","), strict=True):
         try:

@@ -605,6 +605,15 @@ def test_restart_ends_when_another_up_has_taken_the_place_of_the_first(
     assert "`up` has ended" in capsys.readouterr().err
 
 
+def test_a_server_of_an_up_that_has_ended_is_not_restarted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its files stay, and the error names no server to repair."""
+    data_dir.write_private(tmp_path / nats_server.URL_FILE, ",".join(["nats://admin:p@127.0.0.1:1"] * 3))
+    (folder := tmp_path / "cluster" / "nats-1").mkdir(parents=True)
+    (folder / nats_server.PID_FILE).write_text("1")
+    assert main(["restart-node", "nats-1", "--data", str(tmp_path)]) == EXIT_ERROR
+    assert f"no `up` runs in {tmp_path}" in capsys.readouterr().err
+
+
 def test_erase_asks_on_a_terminal_and_needs_yes_elsewhere(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
