@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import structlog
 from structlog.contextvars import bound_contextvars
 
 from tailrace.generators import metrics
@@ -20,10 +21,14 @@ from tailrace.generators.plan import Acknowledge, AppendEvents, Complete, Fail, 
 from tailrace.generators.planner import Planner
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Failure, Outcome
-from tailrace.proto.errors import BackendError, FenceLost
+from tailrace.proto.errors import BackendError, FenceLost, TailraceError
 from tailrace.proto.fold import EMPTY_TURN, Folding, Turn, fold
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
+
+logger = structlog.get_logger()
+
+UNPREPARED = Failure("internal", "the turn cannot be prepared: the logs of the generators have the traceback")
 
 PrepareTurn = Callable[[TurnKey, Turn], Awaitable[Turn | None]]
 """Returns the turn as it is to be run, or None if it cannot begin yet. Raises BackendError if it never can."""
@@ -102,6 +107,12 @@ class TurnRunner:
         except BackendError as refused:
             failure = Failure(refused.code, refused.message, refused.retry_after_s)
             return await self._end(key, turn, "failed", failure)
+        except (TailraceError, MemoryError):
+            raise
+        except Exception:
+            # No attempt counts that the turn has broken a generator, so it would break them forever.
+            logger.exception("turn cannot be prepared", turn=key.turn)
+            return await self._end(key, turn, "failed", UNPREPARED)
         if first_action is None:
             metrics.observe_start(turn)
         deadline = deadline_of(turn, deadline_s)

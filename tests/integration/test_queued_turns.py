@@ -46,6 +46,21 @@ async def test_a_queued_turn_fails_if_the_turn_before_it_is_gone(own: OwnSystem)
     assert await own.calls() == 0
 
 
+async def test_a_queued_turn_fails_if_a_bug_prevents_its_start(own: OwnSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would break the generators once a second, and its readers would wait."""
+
+    def raise_bug(*_: object) -> None:
+        raise KeyError("id")
+
+    monkeypatch.setattr("tailrace.generators.queued_turns.accepted_before", raise_bug)
+    given = {"session": SessionId("s")}
+    async with own.running_generator():
+        first = await own.append_request("words=1 rate=0", **given)
+        await own.wait_for_end(first)
+        turn = await own.answer("words=1", parent=first.turn, is_queued=True, **given)
+    assert (turn.outcome, turn.error.code if turn.error else None) == ("failed", "internal")
+
+
 async def test_a_queued_turn_is_delivered_less_often_the_longer_it_waits(
     own: OwnSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
