@@ -353,10 +353,13 @@ async function submit(messages, parent, asked) {
 const acts = {
   isReadOnly: false,
   keepAtEnd,
-  choose(id) {
+  /** Shows another branch. `name`: that of the pressed button. The same button of the branch receives the focus. */
+  choose(id, name) {
     chat.leaf = id;
     for (let next = childrenOf(id); next.length; next = childrenOf(chat.leaf)) chat.leaf = next.at(-1);
     drawChat();
+    const { branches } = chat.turns.get(id);
+    (branches.querySelector(`[aria-label="${name}"]:enabled`) ?? branches.querySelector(":enabled")).focus();
   },
   edit(turn) {
     edited = turn;
@@ -494,8 +497,11 @@ async function stop(turn) {
   await turn.stream?.cancel().catch((error) => notify(error.message));
 }
 
+/** Whether a key belongs to an input method. Safari sends the key that ends a composition after its end, with the code 229. */
+const isOfInputMethod = (event) => event.isComposing || event.keyCode === 229;
+
 question.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  if (event.key !== "Enter" || event.shiftKey || isOfInputMethod(event)) return;
   event.preventDefault();
   if (!runningTurn()) byId("composer").requestSubmit();
   else if (question.value.trim()) notify(WAIT, false);
@@ -574,9 +580,11 @@ function drawFiles() {
 byId("attach").addEventListener("click", () => byId("picker").click());
 byId("picker").addEventListener("change", () => attach([...byId("picker").files]).then(() => (byId("picker").value = "")));
 question.addEventListener("paste", (event) => {
-  if (!event.clipboardData.files.length) return;
+  const { files, types } = event.clipboardData;
+  // Excel and Word add a picture of the text. A browser copies a picture without text, a file manager without HTML.
+  if (!files.length || (types.includes("text/plain") && types.includes("text/html"))) return;
   event.preventDefault();
-  attach([...event.clipboardData.files]);
+  attach([...files]);
 });
 for (const [name, isOver] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
   document.addEventListener(name, (event) => {
@@ -654,7 +662,7 @@ function drawChats() {
     if (isTwice) link.append(element("time", { textContent: `\u00a0\u00b7 ${when}` }));
     if (!isNamed(one)) link.append(element("small", { textContent: inText.get(one.id) }));
     if (one.id === chat.id) link.ariaCurrent = "page";
-    const rename = small("Rename", title, () => renameChat(one, title));
+    const rename = small("Rename", title, () => renameChat(one));
     const remove = small("Delete", title, () => deleteChat(one, title));
     items.push(element("li", { className: `chat${one.id === chat.id ? " current" : ""}` }, link, rename, remove));
   }
@@ -667,8 +675,14 @@ function drawChats() {
     const line = found.isFailed ? "Questions and answers could not be searched." : "No chats found. Whole words are searched.";
     if (found.isFailed || !items.length) items.push(element("li", { className: "quiet", textContent: line }));
   }
-  byId("sessions").replaceChildren(...items);
+  const list = byId("sessions");
+  const focused = list.contains(document.activeElement) ? nameOf(document.activeElement) : null;
+  list.replaceChildren(...items);
+  if (focused) [...list.querySelectorAll("a, button")].find((one) => nameOf(one) === focused)?.focus();
 }
+
+/** Returns what a link or button of the list keeps when the list is drawn again, or its chat has another title. */
+const nameOf = (control) => `${control.closest("li").querySelector("a")?.href} ${control.localName === "button" && control.textContent}`;
 
 /** The titles of chats that have none: their first questions. */
 const firstQuestions = new Map();
@@ -717,8 +731,8 @@ function dialog(title, text, yes, value = null) {
 onSubmit(byId("asking"));
 byId("asking-no").addEventListener("click", () => byId("asking").close());
 
-async function renameChat(one, before) {
-  const title = await dialog("Rename this chat", "", "Rename", before);
+async function renameChat(one) {
+  const title = await dialog("Rename this chat", "", "Rename", titleOf(one));
   if (title === null) return;
   const isDone = await change(() => request(`/v1/sessions/${encodeURIComponent(one.id)}`, { method: "PATCH", body: { title: title || null } }));
   if (isDone && one.id === chat.id) chat.title = title;
@@ -831,16 +845,17 @@ for (const id of ["new", "new-narrow"]) {
   });
 }
 document.addEventListener("keydown", (event) => {
-  if (acts.isReadOnly) return;
+  if (acts.isReadOnly || isOfInputMethod(event)) return;
   const isCommand = event.ctrlKey || event.metaKey;
-  if (event.key === "Escape" && !event.isComposing) onEscape();
+  if (event.key === "Escape") onEscape();
   if (isCommand && event.shiftKey && event.key.toLowerCase() === "o") {
     event.preventDefault();
     byId("new").click();
   }
   if (isCommand && event.key.toLowerCase() === "k") {
     event.preventDefault();
-    drawer(true);
+    // A wide window has no drawer.
+    if (byId("menu").offsetParent) drawer(true);
     byId("search").focus();
   }
 });

@@ -149,7 +149,7 @@ export class Turn {
     const at = siblings.indexOf(this.id);
     if (siblings.length < 2) return this.branches.replaceChildren();
     const step = (label, name, by) => {
-      const made = button(label, () => this.acts.choose(siblings[at + by]));
+      const made = button(label, () => this.acts.choose(siblings[at + by], name));
       made.disabled = !siblings[at + by];
       made.ariaLabel = name;
       return made;

@@ -241,6 +241,17 @@ async def test_the_page_needs_no_mouse(gateway: Gateway, new_gateway: NewGateway
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 
+@pytest.mark.timeout(120)
+async def test_the_focus_stays_where_the_keyboard_put_it_when_the_page_is_drawn_again(
+    open_gateway: Gateway, browser: str
+) -> None:
+    (seen,) = await node.run("chat-page.mjs", "focus", open_gateway.url, deadline_s=90, CHROMIUM=browser)
+    search, branch, before, after = seen.pop("found")
+    assert (search, branch, after) == ("Search chats and answers", "Later branch", "Rename Other")
+    assert before.startswith("Rename Same. ")
+    assert seen == {"isKept": True, "title": "Same.", "complaints": [], "elsewhere": []}
+
+
 @pytest.mark.timeout(180)
 async def test_two_tabs_show_the_same_and_a_shared_answer_is_read_without_a_key(gateway: Gateway, browser: str) -> None:
     """Then the question is edited, asked again, continued in both tabs, and the chat deleted.
@@ -283,7 +294,7 @@ async def test_files_are_dropped_and_pasted_and_others_refused_before_they_are_s
         "huge.png does not fit: the files of a question have 20 MB at most.",
         "gone.png cannot be read. It may have been moved or deleted, or it is a folder.",
     ]
-    assert (seen["sentBefore"], seen["isText"]) == ([], True)
+    assert (seen["sentBefore"], seen["isText"], seen["isPastedAsText"]) == ([], True, True)
     assert seen["kinds"] == [["image/png", "application/pdf", "text"]] * 2
     assert seen["title"] == "What are these? ".ljust(59, "-")
     assert (seen["width"], seen["answer"]) == (1, words(5))

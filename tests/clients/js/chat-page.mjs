@@ -329,6 +329,53 @@ const STEPS = {
     return { text: (await text(page)).trim(), foundInText, longTasks, longest, tasks: tasks.length, firstPaint, firstToken, bytes, ...seen };
   },
 
+  /** Returns which control has the focus after shortcuts, another branch, a new list and a rename; and what the dialog for the
+   * title of one of two chats with the same title contains. A key of an input method sends no question, and one Escape stops
+   * the answer in a wide window, also after a search. */
+  async focus() {
+    const { page, seen } = await open({ viewport: SIZES.phone, reducedMotion: "no-preference" });
+    const focused = () => page.evaluate(() => document.activeElement.ariaLabel || document.activeElement.textContent);
+    await page.goto(gateway);
+    await page.waitForFunction(() => document.activeElement.id === "question");
+    await page.keyboard.press("Control+k");
+    const found = [await focused()];
+    await page.keyboard.press("Escape");
+    await page.setViewportSize(SIZES.small);
+    await page.getByLabel("Question").fill("Same.\n#sim words=4000 rate=20");
+    await page.getByLabel("Question").dispatchEvent("keydown", { key: "Enter", keyCode: 229, bubbles: true, cancelable: true });
+    await page.evaluate(() => new Promise(requestAnimationFrame));
+    const isKept = (await page.getByLabel("Question").inputValue()) !== "";
+    await page.getByLabel("Question").press("Enter");
+    await longer(page, 20);
+    await page.keyboard.press("Control+k");
+    await page.getByLabel("Question").press("Escape");
+    await page.waitForSelector(".meta:has-text('stopped')");
+    await page.locator(".question").hover();
+    await press(page, "Edit");
+    await page.waitForFunction(() => document.querySelector("#question").value);
+    await ask(page, "Same.\n#sim words=1 rate=0");
+    await page.waitForFunction(() => document.querySelector(".branches").textContent.includes("2 / 2") && document.querySelector(".meta"));
+    await page.getByRole("button", { name: "Earlier branch" }).press("Enter");
+    found.push(await focused());
+    await fetch(`${gateway}/v1/sessions`, { method: "POST", headers: { "content-type": "application/json" }, body: '{"title": "Same."}' });
+    await page.locator("#sessions .current a").focus();
+    await page.keyboard.press("Tab");
+    const redrawn = async () => {
+      const line = await page.locator("#sessions .current").elementHandle();
+      await page.evaluate(() => new BroadcastChannel("tailrace").postMessage(null));
+      await page.waitForFunction((line) => !line.isConnected, line);
+    };
+    await redrawn();
+    found.push(await focused());
+    await page.keyboard.press("Enter");
+    const title = await page.locator("#asking-input").inputValue();
+    await page.locator("#asking-input").fill("Other");
+    await page.keyboard.press("Enter");
+    await page.waitForFunction(() => document.querySelector("#sessions .current span").textContent === "Other");
+    found.push(await focused());
+    return { found, isKept, title, ...seen };
+  },
+
   /** Drops a picture and pastes a PDF with a question; a file that is too large, of another type or deleted is refused before
    * it is sent. Edits the question, which is refused and sent again. Then opens a new chat, and waits until no URL keeps a
    * picture in memory. The title would end with half of an emoji. */
@@ -343,6 +390,16 @@ const STEPS = {
     page.on("request", (request) => request.method() === "POST" && sent.push(request.url().replace(gateway, "")));
     await page.goto(gateway);
     const said = async () => (await page.waitForFunction(() => !document.querySelector("#notice").hidden), page.locator("#notice").textContent());
+    // Cells of a table, which Excel also copies as a picture.
+    const isPastedAsText = await page.evaluate(() => {
+      const given = new DataTransfer();
+      given.setData("text/plain", "a\tb");
+      given.setData("text/html", "<table><tr><td>a<td>b</table>");
+      given.items.add(new File(["x"], "image.png", { type: "image/png" }));
+      const event = new ClipboardEvent("paste", { bubbles: true, cancelable: true, clipboardData: given });
+      document.querySelector("#question").dispatchEvent(event);
+      return !event.defaultPrevented;
+    });
     const refused = [];
     await give(page, "drop", [{ name: "notes.exe", type: "application/x-msdownload", bytes: 10 }]);
     refused.push(await said());
@@ -391,7 +448,7 @@ const STEPS = {
     await page.locator("#new").click();
     await page.waitForFunction(() => !globalThis.urls.size);
     const kinds = [messages, edited].map(([{ content }]) => content.map((block) => block.source?.media_type ?? block.type));
-    return { refused, isText, sentBefore, kinds, title, width: await picture.jsonValue(), answer, ...seen };
+    return { refused, isText, isPastedAsText, sentBefore, kinds, title, width: await picture.jsonValue(), answer, ...seen };
   },
 
   /** Asks a question while the first request for the list of chats, and the first for the answer's record, is lost. The second
