@@ -53,7 +53,7 @@ export class Markdown {
   draw(text, isOpen) {
     if (text.length > CHARS_MAX || TOO_DEEP.test(text)) {
       [this.#blocks, this.#stable] = [[], NOTHING];
-      return this.root.replaceChildren(element("p", { className: "plainly", textContent: text }));
+      return this.root.replaceChildren(element("p", { className: "plainly", dir: "auto", textContent: text }));
     }
     // While the answer grows, only its last blocks can change. At its end, later definitions of links count for all.
     const stable = isOpen && text.startsWith(this.#stable.text) ? this.#stable : NOTHING;
@@ -71,7 +71,7 @@ export class Markdown {
         return (before.key = key);
       }
       const plain = isPlain ? new Text(token.raw) : null;
-      const inside = plain ? [element("p", { className: "plainly" }, plain)] : elementsOf(token, tokens.links, isGrowing);
+      const inside = plain ? [element("p", { className: "plainly", dir: "auto" }, plain)] : elementsOf(token, tokens.links, isGrowing);
       const block = element("div", { className: "block" }, ...inside);
       if (before) before.block.replaceWith(block);
       else this.root.append(block);
@@ -90,6 +90,7 @@ const isShown = ({ type }) => type !== "space" && type !== "def";
 
 function elementsOf(token, links, isGrowing) {
   const fragment = DOMPurify.sanitize(marked.parser(Object.assign([token], { links })), ALLOWED);
+  for (const block of fragment.children) block.dir = "auto";
   for (const link of fragment.querySelectorAll("a")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
   for (const code of fragment.querySelectorAll("pre > code")) code.parentElement.replaceWith(frame(code, isGrowing));
   return [...fragment.childNodes];

@@ -658,9 +658,9 @@ function drawChats() {
     const day = new Date(one.updated_at).toDateString() === today ? "Today" : "Earlier";
     const name = isNamed(one) ? day : "In questions and answers";
     if (name !== group) items.push(element("li", {}, element("h2", { textContent: (group = name) })));
-    const link = element("a", { href: `/#${encodeURIComponent(one.id)}`, title }, element("span", { textContent: titleOf(one) }));
+    const link = element("a", { href: `/#${encodeURIComponent(one.id)}`, title }, element("span", { dir: "auto", textContent: titleOf(one) }));
     if (isTwice) link.append(element("time", { textContent: `\u00a0\u00b7 ${when}` }));
-    if (!isNamed(one)) link.append(element("small", { textContent: inText.get(one.id) }));
+    if (!isNamed(one)) link.append(element("small", { dir: "auto", textContent: inText.get(one.id) }));
     if (one.id === chat.id) link.ariaCurrent = "page";
     const rename = small("Rename", title, () => renameChat(one));
     const remove = small("Delete", title, () => deleteChat(one, title));

@@ -230,7 +230,7 @@ async function follow() {
 /** Requests and shows the question, which is not among the events. */
 async function readQuestion() {
   const { input } = await request(`/v1/turns/${encodeURIComponent(turn)}`);
-  byId("asked").replaceChildren(element("div", { className: "said", textContent: textOf(input) || "A question without text" }));
+  byId("asked").replaceChildren(element("div", { className: "said", dir: "auto", textContent: textOf(input) || "A question without text" }));
   byId("asked").hidden = false;
 }
 

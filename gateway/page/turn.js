@@ -110,7 +110,7 @@ export class Turn {
       const markdown = new Markdown(root);
       return { kind, draw: (text, isOpen) => markdown.draw(text, isOpen) };
     }
-    const body = element(kind === "tool" ? "pre" : "div");
+    const body = kind === "tool" ? element("pre") : element("div", { dir: "auto" });
     const summary = element("summary");
     this.text.append(element("details", {}, summary, body));
     return {
@@ -214,7 +214,7 @@ function questionOf(input, acts) {
 }
 
 function saidOf(block, acts) {
-  const said = element("div", { className: "said", textContent: shownText(block) });
+  const said = element("div", { className: "said", dir: "auto", textContent: shownText(block) });
   if (typeof block.text !== "string") acts.whole(block.text).then((text) => (said.textContent = text), () => {});
   return said;
 }

@@ -71,6 +71,7 @@ HOSTILE_BLOCKS: list[events.Event] = [
     events.BlockStart(3, {"type": "tool_use", "id": "toolu_2", "name": "cut", "input": {}}),
     events.BlockDelta(3, events.InputJsonDelta(HOSTILE_INPUT_CUT)),
 ]
+ARABIC = "\N{ARABIC LETTER SEEN}\N{ARABIC LETTER LAM}\N{ARABIC LETTER ALEF}\N{ARABIC LETTER MEEM}"
 LONG_LINE = "<b>" + "long line " * 100_000
 # Each would take the parser minutes, or exceed its call stack.
 EXPENSIVE = [">" * 20_000, "1. " * 20_000, "*a**a " * 20_000]
@@ -169,7 +170,7 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
         assert (page["complaints"], page["elsewhere"], page["ran"], page["isWide"]) == ([], [], None, False)
         assert page["withoutKey"] == [401]
         assert NEVER & set(page["made"]) == set()
-        assert set(page["attributes"]) <= {"class", "href", "target", "rel", "type", "tabindex"}
+        assert set(page["attributes"]) <= {"class", "dir", "href", "target", "rel", "type", "tabindex"}
         assert {protocol for protocol, _, _ in page["links"]} <= {"https:", ":"}
         assert "<script>globalThis.ran = 1</script>" in page["text"]
         assert page["coloured"] > 0
@@ -417,19 +418,26 @@ async def test_a_refusal_is_one_sentence_that_keeps_the_question_and_another_key
 async def test_a_long_chat_is_read_in_pages_and_named_after_its_first_question(
     own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant, browser: str, tmp_path: Path
 ) -> None:
-    """Its newest 50 turns first; a session that another client began has no title."""
+    """Its newest 50 turns first; a session that another client began has no title.
+
+    The last turn is written from right to left, but for its code.
+    """
     async with Persistence(own_server.url, tmp_path / "tailrace.db"):
         gateway = await new_gateway(own_server.url, api_keys="")
         parent = None
         for number in range(1, 122):
             writer = Writer(own_log, TurnKey(Tenant("local"), TurnId(new_id())))
-            message = Message(role="user", content=f"Question {number}\nand more")
+            content = f"Question {number}\nand more" if number < 121 else ARABIC
+            message = Message(role="user", content=content)
             await writer.store_request(session=SessionId("long"), parent=parent, messages=[message])
-            await writer.begin("a")
+            await writer.begin("a" if number < 121 else f"{ARABIC}\n\n- {ARABIC}\n\n      code\n\nA word")
             await writer.end()
             parent = writer.key.turn
         (seen,) = await node.run("chat-page.mjs", "earlier", gateway.url, "long", deadline_s=60, CHROMIUM=browser)
     assert seen["counts"] == [50, 100, 121]
+    *shown, written = seen["directions"]
+    arabic = [[name, "rtl"] for name in ("said", "p", "ul", "p")]
+    assert (shown, written) == ([*arabic, ["code", "ltr"], ["p", "ltr"]], "rtl")
     assert (seen["title"], seen["link"], seen["first"]) == ("Question 1", "Question 1", "Question 1\nand more")
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 

@@ -802,6 +802,13 @@ const STEPS = {
     const counts = [];
     const more = page.getByRole("button", { name: "Earlier turns" });
     await page.locator(".turn").first().waitFor();
+    await page.locator("#question").fill(await page.locator(".said").last().textContent());
+    const directions = await page.evaluate(() => {
+      const last = document.querySelector(".turn:last-child");
+      const direction = (one) => getComputedStyle(one).direction;
+      const blocks = [last.querySelector(".said"), ...last.querySelectorAll(".text p, .text ul, .text .code")];
+      return [...blocks.map((one) => [one.className || one.localName, direction(one)]), direction(document.querySelector("#question"))];
+    });
     for (;;) {
       counts.push(await page.locator(".turn").count());
       if (!(await more.count())) break;
@@ -813,7 +820,7 @@ const STEPS = {
     await page.locator("#scroll").evaluate((one) => (one.scrollTop = 0));
     await press(page, "Go to the end");
     await page.waitForFunction(() => document.querySelector("#to-end").hidden);
-    return { counts, title: await page.locator("#title").textContent(), link, first: await page.locator(".said").first().textContent(), ...seen };
+    return { counts, directions, title: await page.locator("#title").textContent(), link, first: await page.locator(".said").first().textContent(), ...seen };
   },
 
   /** Brings about each state; looks at it with axe, and takes a picture, in each look. */
