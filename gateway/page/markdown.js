@@ -110,18 +110,26 @@ function frame(code, isGrowing) {
   return element("div", { className: "code" }, element("div", { className: "head" }, element("span", { textContent: language || "text" }), copy), pre);
 }
 
-/** Copies `text`, and says so on `button`. Pages without TLS have no `navigator.clipboard`. */
+const [COPIED, NOT_COPIED] = ["Copied", "Not copied"];
+
+/** Copies `text`, and says on `button` whether that succeeded. Returns whether it did. */
 export async function copyText(text, button) {
+  const isCopied = (await navigator.clipboard?.writeText(text).then(() => true, () => false)) || copyByCommand(text);
   const before = button.textContent;
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {
-    const area = element("textarea", { value: text, className: "unseen" });
-    document.body.append(area);
-    area.select();
-    document.execCommand("copy");
-    area.remove();
-  }
-  button.textContent = "Copied";
-  setTimeout(() => (button.textContent = before), 1500);
+  button.textContent = isCopied ? COPIED : NOT_COPIED;
+  // A second click finds the words of the first one.
+  if (![COPIED, NOT_COPIED].includes(before)) setTimeout(() => (button.textContent = before), 1500);
+  return isCopied;
+}
+
+/** Pages without TLS have no `navigator.clipboard`. Returns whether the browser has copied `text`. */
+function copyByCommand(text) {
+  const area = element("textarea", { value: text, className: "unseen" });
+  const focused = document.activeElement;
+  document.body.append(area);
+  area.select();
+  const isCopied = document.execCommand("copy");
+  area.remove();
+  focused.focus();
+  return isCopied;
 }

@@ -194,15 +194,19 @@ function addTurn(record) {
 /** Returns the ids of the turns that continue `parent`, oldest first. */
 const childrenOf = (parent) => [...chat.turns].filter(([, turn]) => turn.record.parent === parent).map(([id]) => id);
 
+const earlier = element("button", { type: "button", className: "plain earlier", textContent: "Earlier turns" });
+earlier.addEventListener("click", readEarlier);
+
 function drawChat() {
   const path = [];
   for (let turn = chat.turns.get(chat.leaf); turn; turn = chat.turns.get(turn.record.parent)) path.unshift(turn);
   for (const turn of path) turn.drawBranches(childrenOf(turn.record.parent));
-  const more = element("button", { type: "button", className: "plain earlier", textContent: "Earlier turns" });
-  more.addEventListener("click", readEarlier);
   // A chat without turns has no end to go to, and a new one begins there.
   requestAnimationFrame(drawScrollButton);
-  byId("turns").replaceChildren(...(chat.earlier && path[0]?.record.parent ? [more] : []), ...path.map((turn) => turn.root));
+  const shown = [...(chat.earlier && path[0]?.record.parent ? [earlier] : []), ...path.map((turn) => turn.root)];
+  const before = byId("turns").childNodes;
+  // Elements that are inserted again lose the focus.
+  if (shown.length !== before.length || shown.some((one, at) => one !== before[at])) byId("turns").replaceChildren(...shown);
   byId("welcome").hidden = Boolean(chat.id);
   byId("title").textContent = chat.title || "New chat";
   document.title = chat.title ? `${chat.title} \u2013 Tailrace` : "Tailrace";
@@ -393,7 +397,8 @@ const acts = {
       const { ticket, until } = await request(`/v1/turns/${turn.id}/tickets`, { method: "POST", body: { is_shared: true, life_s: SHARED_S } });
       // The ticket gives access to the answer only, so the link contains the question.
       const asked = shorten(textOf(turn.record.input), SHARED_CHARS_MAX);
-      await copyText(`${location.origin}/#${new URLSearchParams({ shared: turn.id, ticket, until, asked })}`, button);
+      const isCopied = await copyText(`${location.origin}/#${new URLSearchParams({ shared: turn.id, ticket, until, asked })}`, button);
+      if (!isCopied) return notify("The browser does not permit this page to copy the link.");
       const question = `the question (up to ${SHARED_CHARS_MAX} characters)`;
       notify(`A link is copied. It contains ${question}, and gives access to the answer for 24 hours, and to nothing else.`, false);
     } catch (error) {

@@ -18,6 +18,8 @@ let whole = "";
 let events = [];
 let isPlaying = false;
 let position = 0;
+/** Whether the end of the turn is shown, also when it grows. */
+let isAtEnd = true;
 let playhead = null;
 const markdown = new Markdown(byId("text"));
 let shown = "";
@@ -48,7 +50,7 @@ function draw() {
   drawSteps();
   byId("position").max = length();
   byId("position").step = Math.max(1, Math.round(length() / 500));
-  seek(isPlaying ? position : length());
+  seek(isAtEnd && !isPlaying ? length() : position);
 }
 
 function drawLanes() {
@@ -133,6 +135,7 @@ function join() {
 /** Shows the turn as it was `ms` after it was accepted. */
 function seek(ms) {
   position = Math.min(length(), ms);
+  isAtEnd = position === length();
   let [low, high] = [0, frames.length - 1];
   while (low < high) {
     const middle = (low + high + 1) >> 1;
@@ -155,9 +158,9 @@ let frame = 0;
 function grow() {
   frame ||= requestAnimationFrame(() => {
     frame = 0;
-    const isAtEnd = position >= length();
     join();
-    if (!isPlaying && isAtEnd) seek(length());
+    if (isPlaying || !isAtEnd) return;
+    seek(length());
     byId("text").scrollTop = byId("text").scrollHeight;
   });
 }

@@ -316,6 +316,13 @@ async def test_lost_requests_and_malformed_addresses_are_no_failures_of_the_page
     assert malformed == {"isNew": True, "notice": "There is no such turn. It may have been deleted.", **quiet}
 
 
+async def test_a_running_replay_stays_where_it_was_moved_and_a_copy_that_is_not_permitted_says_so(
+    open_gateway: Gateway, browser: str
+) -> None:
+    (seen,) = await node.run("chat-page.mjs", "paused", open_gateway.url, CHROMIUM=browser)
+    assert seen == {"clock": "0.0 s", "complaints": [], "elsewhere": []}
+
+
 async def test_the_page_works_in_a_browser_that_blocks_its_storage(open_gateway: Gateway) -> None:
     # Without the windows of a desktop, Chromium does not read the preference.
     browser = shutil.which("chromium")

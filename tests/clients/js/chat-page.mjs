@@ -654,6 +654,44 @@ const STEPS = {
     return { isBlocked, answer };
   },
 
+  /** Copies without a permission, and twice with one; then moves the replay of a running turn back. */
+  async paused() {
+    const { context, page, seen } = await open({ viewport: SIZES.small });
+    await page.goto(gateway);
+    await ask(page, "Count.\n#sim words=900 rate=20");
+    await longer(page, 80);
+    // A click of a script: the browser permits only users to copy.
+    await page.addInitScript(() => {
+      const clicking = setInterval(() => {
+        const copy = document.querySelector(".question button");
+        if (!copy) return;
+        clearInterval(clicking);
+        copy.focus();
+        copy.click();
+      }, 50);
+    });
+    await page.reload();
+    const labelled = (label) => page.waitForFunction((label) => document.activeElement.textContent === label, label);
+    await labelled("Not copied");
+    await labelled("Copy");
+    await context.grantPermissions(["clipboard-read", "clipboard-write"]);
+    await page.keyboard.press("Enter");
+    await labelled("Copied");
+    await page.keyboard.press("Enter");
+    await labelled("Copy");
+    await page.goto(new URL(await page.getByRole("link", { name: "Timeline" }).getAttribute("href"), page.url()).href);
+    await page.waitForFunction(() => document.querySelector("#text").textContent.includes("w000020"));
+    const read = () => page.waitForResponse(/\/timeline$/).then((response) => response.finished());
+    await page.locator("#position").press("Home");
+    await read();
+    await read();
+    const clock = await page.locator("#clock").textContent();
+    await page.locator("#position").press("End");
+    await read();
+    await page.waitForFunction(() => document.querySelector("#text").textContent.includes("w000060"));
+    return { clock: clock.split(" of ")[0], ...seen };
+  },
+
   /** Opens addresses whose percent-encoding is malformed. */
   async malformed() {
     const { context, page, seen } = await open({});
