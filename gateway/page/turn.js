@@ -18,14 +18,15 @@ export class Turn {
   constructor(record, acts) {
     this.acts = acts;
     this.branches = element("span", { className: "branches" });
-    this.question = element("div", { className: "question" });
+    // A screen reader does not see which side a text is on.
+    this.question = element("div", { className: "question", role: "group", ariaLabel: "Message" });
     this.text = element("div", { className: "text" });
     this.waiting = element("span", { className: "waiting" });
     this.place = element("p", { className: "quiet", hidden: true });
     this.lost = element("p", { className: "lost-line" });
     this.failure = element("p", { className: "failure", hidden: true });
     this.foot = element("div", { className: "acts" });
-    this.answer = element("div", { className: "answer" }, element("span", { className: "stroke" }), this.text, this.place, this.waiting, this.lost, this.failure, this.foot);
+    this.answer = element("div", { className: "answer", role: "group", ariaLabel: "Answer" }, element("span", { className: "stroke" }), this.text, this.place, this.waiting, this.lost, this.failure, this.foot);
     this.root = element("article", { className: "turn" }, this.question, this.answer);
     this.show(record);
   }

@@ -246,11 +246,13 @@ async def test_the_page_needs_no_mouse(gateway: Gateway, new_gateway: NewGateway
 async def test_the_focus_stays_where_the_keyboard_put_it_when_the_page_is_drawn_again(
     open_gateway: Gateway, browser: str
 ) -> None:
+    """A screen reader can tell messages and answers apart."""
     (seen,) = await node.run("chat-page.mjs", "focus", open_gateway.url, deadline_s=90, CHROMIUM=browser)
     search, branch, before, after = seen.pop("found")
     assert (search, branch, after) == ("Search chats and answers", "Later branch", "Rename Other")
     assert before.startswith("Rename Same. ")
-    assert seen == {"isKept": True, "title": "Same.", "complaints": [], "elsewhere": []}
+    groups = ['group "Message"', 'group "Answer"']
+    assert seen == {"isKept": True, "title": "Same.", "groups": groups, "complaints": [], "elsewhere": []}
 
 
 @pytest.mark.timeout(180)

@@ -360,12 +360,9 @@ const STEPS = {
     await fetch(`${gateway}/v1/sessions`, { method: "POST", headers: { "content-type": "application/json" }, body: '{"title": "Same."}' });
     await page.locator("#sessions .current a").focus();
     await page.keyboard.press("Tab");
-    const redrawn = async () => {
-      const line = await page.locator("#sessions .current").elementHandle();
-      await page.evaluate(() => new BroadcastChannel("tailrace").postMessage(null));
-      await page.waitForFunction((line) => !line.isConnected, line);
-    };
-    await redrawn();
+    const line = await page.locator("#sessions .current").elementHandle();
+    await page.evaluate(() => new BroadcastChannel("tailrace").postMessage(null));
+    await page.waitForFunction((line) => !line.isConnected, line);
     found.push(await focused());
     await page.keyboard.press("Enter");
     const title = await page.locator("#asking-input").inputValue();
@@ -373,7 +370,8 @@ const STEPS = {
     await page.keyboard.press("Enter");
     await page.waitForFunction(() => document.querySelector("#sessions .current span").textContent === "Other");
     found.push(await focused());
-    return { found, isKept, title, ...seen };
+    const groups = await page.locator("#turns").ariaSnapshot();
+    return { found, isKept, title, groups: groups.match(/group "\w+"/g), ...seen };
   },
 
   /** Drops a picture and pastes a PDF with a question; a file that is too large, of another type or deleted is refused before
