@@ -232,13 +232,17 @@ async def test_each_state_of_the_pages_has_no_violation_of_axe(
 
 @pytest.mark.timeout(180)
 async def test_the_page_needs_no_mouse(gateway: Gateway, new_gateway: NewGateway, system: System, browser: str) -> None:
-    """Ask, stop, search, rename and begin a new chat; then an answer of 5,000 tokens, whose figures are printed."""
+    """Ask, stop, search, rename and begin a new chat; then an answer of 5,000 tokens, whose figures are printed.
+
+    The whole answer can be printed on paper.
+    """
     patient = await new_gateway(system.nats_url, api_keys="", max_tokens=6000)
     (seen,) = await node.run("chat-page.mjs", "keyboard", patient.url, deadline_s=150, CHROMIUM=browser)
     figures = {name: seen.pop(name) for name in ("firstPaint", "firstToken", "longTasks", "longest", "tasks", "bytes")}
     sys.stdout.write(f"/: first paint and token, and the CPU time of tasks during 5,000 tokens, in ms: {figures}\n")
     assert seen["text"] == words(5000)
     assert re.fullmatch(r"Rivers\n.*w000005.*", seen["foundInText"])
+    assert seen["pages"] > 10
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 

@@ -326,7 +326,8 @@ const STEPS = {
     const tasks = traceEvents.filter(({ ph, pid, tid }) => ph === "X" && main.has(`${pid} ${tid}`));
     const longTasks = tasks.map(({ tdur = 0 }) => Math.round(tdur / 1000)).filter((ms) => ms > 50);
     const longest = Math.max(...tasks.map(({ tdur = 0 }) => tdur / 1000));
-    return { text: (await text(page)).trim(), foundInText, longTasks, longest, tasks: tasks.length, firstPaint, firstToken, bytes, ...seen };
+    const pages = (await page.pdf()).toString("latin1").match(/\/Type \/Page\b/g).length;
+    return { text: (await text(page)).trim(), foundInText, pages, longTasks, longest, tasks: tasks.length, firstPaint, firstToken, bytes, ...seen };
   },
 
   /** Returns which control has the focus after shortcuts, another branch, a new list and a rename; and what the dialog for the
