@@ -152,7 +152,8 @@ async function persist(read, isWanted = () => true) {
     } catch (error) {
       // 502 to 504: a gateway or a process behind it is being started again.
       if (error.code !== UNREACHABLE && !(error.status > 501)) throw error;
-      if (isWanted()) notify((shown = sentence(error)));
+      // Once: a screen reader would read it again and again.
+      if (isWanted() && shown !== sentence(error)) notify((shown = sentence(error)));
     }
     await new Promise((wake) => setTimeout(wake, AGAIN_MS));
   }

@@ -344,7 +344,7 @@ async def test_a_question_continues_its_chat_with_the_history_prompt_and_model_t
 ) -> None:
     """Another client has begun the chat: with a prompt of two blocks, and a question that is stored beside the log.
 
-    The page reads its turns only after the question, over a refused and a lost request.
+    The page reads its turns only after the question, over a refused and two lost requests.
     """
     model, prompt = "claude-of-another-list", [{"type": "text", "text": text} for text in ("Be brief.", "Be kind.")]
     chat = {"id": new_id(), "model": model, "system_prompt": prompt}
@@ -359,6 +359,7 @@ async def test_a_question_continues_its_chat_with_the_history_prompt_and_model_t
         "settings": [model, "Be brief.\n\nBe kind."],
         "changed": {"model": model, "system_prompt": prompt},
         "texts": [question] * 3,
+        "notices": 1,
         "complaints": [],
         "elsewhere": [],
     }

@@ -585,8 +585,8 @@ const STEPS = {
     return { second, kept, left: left.text, notice, shown, asked: texts, ...seen };
   },
 
-  /** Asks in a chat of another client whose turns cannot be read: the first request is refused, the second one, after the
-   * question, is lost, and the third one is slow. Saves its settings unchanged. Shows, copies and edits its first question,
+  /** Asks in a chat of another client whose turns cannot be read: the first request is refused, the next two, after the
+   * question, are lost, and the last one is slow. Saves its settings unchanged. Shows, copies and edits its first question,
    * which is stored beside the log, and asks that again with a double click. */
   async continued(session) {
     const { context, page, seen } = await open({ viewport: SIZES.small });
@@ -598,24 +598,30 @@ const STEPS = {
     await page.route(/order=desc/, async (route) => {
       requests += 1;
       if (requests === 1) return route.fulfill({ status: 500, json: { error: { message: "broken" } } });
-      if (requests === 2) return route.abort();
+      if (requests < 4) return route.abort();
       await held;
       await route.continue();
     });
     await page.goto(`${gateway}/#${session}`);
     const notice = (words) => page.locator("#notice", { hasText: words });
     await notice("broken").waitFor();
+    const said = await page.evaluateHandle(() => {
+      const [all, shown] = [[], document.querySelector("#notice")];
+      new MutationObserver(() => all.push(shown.textContent)).observe(shown, { childList: true });
+      return all;
+    });
     await ask(page, "And then?\n#sim words=1 rate=0");
     await notice("cannot be reached").waitFor();
     pass();
     await page.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
     await notice("cannot be reached").waitFor({ state: "hidden" });
+    const notices = (await said.jsonValue()).filter(Boolean).length;
     await page.locator("#setup").click();
     const settings = [await page.getByLabel("Model").inputValue(), await page.getByLabel("System prompt").inputValue()];
     const changing = page.waitForRequest((request) => request.method() === "PATCH");
     await press(page, "Use from now on");
     const changed = (await changing).postDataJSON();
-    const said = await page.locator(".said").first().textContent();
+    const shown = await page.locator(".said").first().textContent();
     await page.locator(".question").first().hover();
     await press(page, "Copy");
     await page.getByRole("button", { name: "Copied" }).waitFor();
@@ -627,7 +633,7 @@ const STEPS = {
     await page.locator(".turn").first().getByRole("button", { name: "Try again" }).dblclick();
     await page.waitForFunction(() => document.querySelector(".branches").textContent.includes("2 / 2") && document.querySelector(".meta"));
     await page.waitForLoadState("networkidle");
-    return { asked: asked.map(({ messages, ...body }) => body), settings, changed, texts: [said, copied, edited], ...seen };
+    return { asked: asked.map(({ messages, ...body }) => body), settings, changed, texts: [shown, copied, edited], notices, ...seen };
   },
 
   /** Asks in a browser that blocks the storage of pages, as one with "Block all cookies" does. */
