@@ -6,18 +6,15 @@ proves that every cut happened.
 """
 
 import asyncio
-import socket
-import struct
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Iterable
 from contextlib import suppress
 from random import Random
-from typing import Literal, NamedTuple, Self, cast
+from typing import Literal, NamedTuple, Self
 
+from tests.harness.proxy import reset
 from tests.harness.stop_server import stop
 
-# SO_LINGER on with zero seconds: close() discards unsent data and sends RST.
-LINGER_NOT = struct.pack("ii", 1, 0)
 BYTES_AT_ONCE = 65536
 
 
@@ -98,7 +95,9 @@ class Cutting:
                     cut = self.left.pop(0)
                     client.write(received[: self._find_position(received, cut.after_bytes - passed)])
                     await client.drain()
-                    _break(client, cut.how)
+                    if cut.how == "rst":
+                        reset(client)
+                    # Otherwise `_forward` sends FIN, a regular end to a client that does not count bytes.
                     return
                 client.write(received)
                 await client.drain()
@@ -121,14 +120,3 @@ async def pump(reader: StreamReader, writer: StreamWriter) -> None:
 async def are_closed(*writers: StreamWriter) -> None:
     """Waits until the writers are closed; ignores their errors."""
     await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
-
-
-def _break(client: StreamWriter, how: Literal["fin", "rst"]) -> None:
-    """Closes with FIN, which looks like a regular end to a client that does not count bytes, or with RST."""
-    if how == "fin":
-        client.close()
-        return
-    # asyncio returns a wrapper of the socket; setsockopt reaches the real one.
-    sock = cast("socket.socket", client.get_extra_info("socket"))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
-    client.transport.abort()

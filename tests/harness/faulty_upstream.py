@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import httpx2
 
-from tests.harness.cutting_proxy import LINGER_NOT
+from tests.harness.proxy import LINGER_0
 from tests.harness.stop_server import stop
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
@@ -57,7 +57,7 @@ async def faulty_claude(claude_url: str, spoil: Break, times: int = 1) -> AsyncI
             broken = spoil(frames) if is_spoiled else Broken(HEAD + answer.content)
             if broken.is_reset:
                 told_by = writer.get_extra_info("socket")
-                told_by.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
+                told_by.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
             writer.write(broken.sent)
             await writer.drain()
 

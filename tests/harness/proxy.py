@@ -78,18 +78,18 @@ class Proxy:
         self._failure = None
         self._can_pass.set()
         for writer in self._incomplete:
-            _reset(writer)
+            reset(writer)
         self._incomplete.clear()
 
     def _reset_all(self) -> None:
         for writers in self._forwarding.values():
             for writer in writers:
-                _reset(writer)
+                reset(writer)
 
     def _accept(self, reader: StreamReader, client: StreamWriter) -> None:
         if self._failure == "cut":
             self.affected["cut"] += 1
-            _reset(client)
+            reset(client)
             return
         self.held_back += self._failure == "blackhole"
         task = asyncio.create_task(self._forward(reader, client))
@@ -102,7 +102,7 @@ class Proxy:
             await self._can_pass.wait()
             back, server = await asyncio.open_connection("127.0.0.1", self._to)
         except OSError:
-            _reset(client)
+            reset(client)
             return
         if (me := asyncio.current_task()) is not None:
             self._forwarding[me].append(server)
@@ -142,7 +142,8 @@ class Proxy:
                 await to.drain()
 
 
-def _reset(writer: StreamWriter) -> None:
+def reset(writer: StreamWriter) -> None:
+    """Closes with RST, also without unsent data."""
     if not writer.transport.is_closing():
         # asyncio returns a wrapper of the socket.
         sock = cast("socket.socket", writer.get_extra_info("socket"))
