@@ -25,8 +25,8 @@ def text(sent: bytes) -> str:
 
 
 def anthropic(sent: bytes) -> str:
-    deltas = [event["delta"] for event in data(sent) if event["type"] == "content_block_delta"]
-    return "".join(delta["text"] for delta in deltas if delta["type"] == "text_delta")
+    parts = [event.get("delta") or event.get("content_block") or {} for event in data(sent)]
+    return "".join(part.get("text", "") for part in parts if part.get("type") in ("text", "text_delta"))
 
 
 def delta(sent: bytes) -> str:

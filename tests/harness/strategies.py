@@ -1,19 +1,24 @@
 """Hypothesis strategies for turn logs: attempts, answers, forks, late writers, junk, and which entries are valid."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from hypothesis import strategies as st
 
+from tailrace.generators.plan import next_mode
 from tailrace.proto import entries, events
 from tailrace.proto.chain import Chain, link
-from tailrace.proto.entries import KINDS, End, Entry, Mode, Stored, Unknown, Unreadable
+from tailrace.proto.entries import KINDS, End, Entry, Failure, Mode, Outcome, Stored, Unknown, Unreadable
 from tailrace.proto.ids import Seq
 from tailrace.proto.usage import CallUsage, Usage
-from tests.harness.turn_builder import Handwritten, attempt, event, request
+from tests.harness.citations import CITATIONS
+from tests.harness.turn_builder import Handwritten, answer_block, attempt, event, junk, opening_events, request
 
 # Any Unicode text without lone surrogates, which msgspec refuses in JSON.
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
+# Pieces of JSON need not be cut where its tokens are.
+INPUTS = st.sampled_from([(), ('{"a":', "1}"), ('{"b":"🌊"}',), ("{", "}")])
 COUNTS = st.integers(0, 1000)
 MODES: st.SearchStrategy[Mode] = st.sampled_from(["fresh", "continue", "restart"])
 USAGES = st.builds(Usage, COUNTS, COUNTS, COUNTS, COUNTS)
@@ -106,6 +111,57 @@ def logs(draw: st.DrawFn, *, has_forks: bool = True, entries_max: int = 10) -> M
             is_end = draw(st.integers(0, 9)) == 0
             valid.append(log.store(an_end(log.chain) if is_end else draw(next_entries(log.chain))))
     return MadeUp(log.stored, valid)
+
+
+@st.composite
+def answer_blocks(draw: st.DrawFn, index: int) -> list[events.Event]:
+    """A block that Claude may send, and one of a type that does not exist yet."""
+    kind = draw(
+        st.sampled_from(["text", "begun text", "thinking", "tool_use", "nameless", "redacted_thinking", "newer"])
+    )
+    texts: st.SearchStrategy[Sequence[str]] = st.lists(TEXTS, max_size=3)
+    return answer_block(
+        index,
+        kind,
+        *draw(INPUTS if kind == "tool_use" else texts),
+        citations=draw(st.lists(st.sampled_from(CITATIONS), max_size=3)),
+    )
+
+
+@st.composite
+def answers(
+    draw: st.DrawFn,
+    *,
+    has_restarts: bool = True,
+    outcomes: Sequence[Outcome | None] = ("completed", "cancelled", "failed", None),
+) -> Handwritten:
+    """A turn as generators write it: attempts of any answer, the last block of each perhaps broken off."""
+    log = Handwritten(step=draw(st.integers(1, 3)))
+    log.store_request(metadata={"a": "b"}, on_interrupt=draw(st.sampled_from(["continue", "restart"])))
+    for _ in range(draw(st.integers(0, 3))):
+        mode = next_mode(log.turn)
+        if mode is None or (mode == "restart" and not has_restarts):
+            break
+        log.store_attempt(mode)
+        if draw(st.booleans()):
+            log.store(junk())
+        if draw(st.integers(0, 4)) == 0:
+            continue
+        log.store_events(opening_events()[0], is_hidden=mode == "continue")
+        log.close_block(*draw(st.lists(TEXTS, max_size=2)))
+        for _ in range(draw(st.integers(0, 2))):
+            log.store_events(*draw(answer_blocks(len(log.turn.blocks))))
+        if draw(st.booleans()):
+            broken = draw(answer_blocks(len(log.turn.blocks)))
+            log.store_events(*broken[: draw(st.integers(1, len(broken) - 1))])
+    outcome = draw(st.sampled_from(outcomes))
+    if outcome == "completed":
+        log.close_block()
+        stop = events.StopReason(draw(st.sampled_from(["end_turn", "max_tokens"])))
+        log.store_events(events.MessageDelta(stop, events.UsageSoFar(output_tokens=3)))
+    if outcome is not None:
+        log.end(outcome, Failure("backend_overloaded", "Claude is overloaded") if outcome == "failed" else None)
+    return log
 
 
 @st.composite

@@ -1,5 +1,6 @@
 """Builders of entries, and a turn's log in memory."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -57,6 +58,24 @@ def block_events(index: int, start: dict[str, Any], *deltas: events.Delta) -> li
     return [events.BlockStart(index, start), *content, events.BlockStop(index)]
 
 
+def answer_block(index: int, kind: str, *texts: str, citations: Sequence[dict[str, Any]] = ()) -> list[events.Event]:
+    """Returns the events of a block of Claude's answer. A tool call begins with an empty piece, as the API sends it."""
+    start: dict[str, Any] = {"type": kind, "data": "c2VjcmV0"}
+    deltas: list[events.Delta] = []
+    match kind:
+        case "text" | "begun text":
+            start = {"type": "text", "text": "So" if kind == "begun text" else ""}
+            deltas = [*map(events.TextDelta, texts), *map(events.CitationsDelta, citations)]
+        case "thinking":
+            start = {"type": "thinking", "thinking": "", "signature": ""}
+            deltas = [*map(events.ThinkingDelta, texts), events.SignatureDelta("c2ln")]
+        case "tool_use" | "nameless":
+            name = {"id": f"toolu_{index}", "name": "look"} if kind == "tool_use" else {}
+            start = {"type": "tool_use", **name, "input": {}}
+            deltas = [*map(events.InputJsonDelta, ("", *texts))]
+    return block_events(index, start, *deltas)
+
+
 class Handwritten:
     """A turn's log in memory. Sequences grow by `step`, as they do between the entries of other turns."""
 
@@ -89,6 +108,13 @@ class Handwritten:
     def store_texts(self, *texts: str, index: int = 0) -> None:
         for text in texts:
             self.store(text_delta(self.chain, text, index))
+
+    def close_block(self, *texts: str) -> None:
+        """Closes the block that is open, if one is; a text block after more text."""
+        blocks = self.turn.blocks
+        if blocks and not blocks[-1].is_closed:
+            self.store_texts(*(texts if blocks[-1].type == "text" else ()), index=len(blocks) - 1)
+            self.store_events(events.BlockStop(len(blocks) - 1))
 
     def end(self, outcome: Outcome = "completed", error: Failure | None = None) -> Stored:
         return self.store(build_end(self.turn, outcome, error))

@@ -14,27 +14,21 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.clients.tutorials.state_stream import GROWTH
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.proto import entries, events
-from tailrace.proto.entries import Entry, Failure, Mode, Outcome, Stored
+from tailrace.proto.entries import Entry, Failure, Stored
 from tailrace.proto.ids import Seq
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import decode_data, render_frames, story_of
 from tests.harness.sse_parser import parse
+from tests.harness.strategies import answers
 from tests.harness.turn_builder import (
     KEY,
     NOON,
     Handwritten,
     attempted_turn,
-    closing_events,
-    junk,
     opening_events,
     started_turn,
 )
-
-TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
-LATER_MODES: st.SearchStrategy[Mode] = st.sampled_from(["continue", "restart"])
-OUTCOMES: st.SearchStrategy[Outcome | None] = st.sampled_from(["completed", "cancelled", "failed", None])
-OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")
 
 
 def frame(dialect: str, entry: Entry) -> Frame:
@@ -84,31 +78,8 @@ def test_a_failure_without_a_reason_is_not_rendered_as_cancelled() -> None:
         assert b"cancelled" not in live + archived, name
 
 
-@st.composite
-def turns(draw: st.DrawFn) -> Handwritten:
-    """A turn as generators write it: some attempts, each continuing or beginning anew, and perhaps an end."""
-    log = Handwritten(step=draw(st.integers(1, 3)))
-    log.store_request()
-    for number in range(draw(st.integers(1, 3))):
-        mode: Mode = draw(LATER_MODES) if number else "fresh"
-        log.store_attempt(mode)
-        start, block = opening_events()
-        log.store_events(start, is_hidden=mode == "continue")
-        if mode != "continue":
-            log.store_events(block)
-        log.store_texts(*draw(st.lists(TEXTS, max_size=4)))
-        if draw(st.booleans()):
-            log.store(junk())
-    outcome = draw(OUTCOMES)
-    if outcome == "completed":
-        log.store_events(*closing_events(3))
-    if outcome is not None:
-        log.end(outcome, OVERLOADED if outcome == "failed" else None)
-    return log
-
-
 @pytest.mark.rule("S5")
-@given(log=turns())
+@given(log=answers())
 def test_streamed_text_equals_the_folds_text(log: Handwritten) -> None:
     """Promise 4, in every dialect. After the last restart, where a dialect cannot reset.
 
@@ -161,7 +132,7 @@ def test_states_continue_when_the_servers_clock_is_set_back() -> None:
     assert sum(len(one.sent) for one in render_frames(KEY, slow, "state")) < 34 * len(log.turn.text) + 200 * 2000
 
 
-@given(log=turns())
+@given(log=answers())
 def test_text_from_the_database_equals_the_folds_text(log: Handwritten) -> None:
     """The dialect `job` has it only for completed and cancelled turns."""
     for name, dialect in DIALECTS.items():
@@ -175,7 +146,7 @@ def is_restart(stored: Stored) -> bool:
     return isinstance(stored.entry, entries.Attempt) and stored.entry.mode == "restart"
 
 
-@given(turns(), st.data())
+@given(answers(), st.data())
 def test_stateless_dialect_resumes_after_any_entry(log: Handwritten, made: st.DataObject) -> None:
     """The frames after a cursor are those of the uncut stream."""
     dialect = made.draw(st.sampled_from(sorted(name for name, one in DIALECTS.items() if not one.is_stateful)))
@@ -191,7 +162,7 @@ def render_archived(log: Handwritten) -> TurnRecord:
     return record_from_fold(KEY, log.turn)
 
 
-@given(turns().filter(lambda log: log.chain.is_ended))
+@given(answers().filter(lambda log: log.chain.is_ended))
 def test_turn_from_the_database_equals_the_turn_from_the_log(log: Handwritten) -> None:
     """Promise 4: text, usage, outcome, length and hash; the end has the same id."""
     sent = parse(TAILRACE.render_record(render_archived(log), 0).data)

@@ -19,23 +19,23 @@ from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.gateway.streaming.frame_writer import skip_events
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, Failure, Mode, Outcome, Stored
+from tailrace.proto.entries import Attempt, Outcome, Stored
 from tailrace.proto.fold import fold
 from tailrace.proto.records import record_from_fold
-from tests.harness.citations import CITATIONS
 from tests.harness.sse_parser import parse
-from tests.harness.strategies import TEXTS
-from tests.harness.turn_builder import KEY, Handwritten, attempted_turn, completed_turn, opening_events, started_turn
+from tests.harness.strategies import TEXTS, answers
+from tests.harness.turn_builder import (
+    KEY,
+    Handwritten,
+    answer_block,
+    attempted_turn,
+    completed_turn,
+    opening_events,
+    started_turn,
+)
 
 DIALECT = DIALECTS["openai-responses"]
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")
-KINDS = st.sampled_from(
-    ["text", "begun text", "cited text", "thinking", "tool_use", "nameless", "redacted_thinking", "newer"]
-)
-LATER: st.SearchStrategy[Mode] = st.sampled_from(["fresh", "restart"])
-OUTCOMES: st.SearchStrategy[Outcome | None] = st.sampled_from(["completed", "cancelled", "failed", None])
-
 Data = list[dict[str, Any]]
 
 
@@ -72,74 +72,6 @@ def render_for_new_reader(log: Handwritten) -> Data:
     """The events that a new reader is sent."""
     skipped = len(log.stored) - len(after_last_restart(log.stored))
     return data(b"".join(frame.data for frame in frames(log.stored)[skipped:]))
-
-
-def begin(log: Handwritten, index: int, kind: str) -> None:
-    starts: dict[str, dict[str, Any]] = {
-        "text": {"type": "text", "text": ""},
-        "begun text": {"type": "text", "text": "So"},
-        "cited text": {"type": "text", "text": ""},
-        "thinking": {"type": "thinking", "thinking": "", "signature": ""},
-        "tool_use": {"type": "tool_use", "id": f"toolu_{index}", "name": "look", "input": {}},
-        "nameless": {"type": "tool_use", "input": {}},
-        "redacted_thinking": {"type": "redacted_thinking", "data": "c2VjcmV0"},
-    }
-    log.store_events(events.BlockStart(index, starts.get(kind, {"type": kind})))
-
-
-def say(log: Handwritten, index: int, kind: str, *texts: str) -> None:
-    for text in texts:
-        match kind:
-            case "text" | "begun text" | "cited text":
-                log.store_events(events.BlockDelta(index, events.TextDelta(text)))
-                log.store_events(events.BlockDelta(index, events.ThinkingDelta("of another kind")))
-            case "thinking":
-                log.store_events(events.BlockDelta(index, events.ThinkingDelta(text)))
-            case "tool_use" | "nameless":
-                log.store_events(events.BlockDelta(index, events.InputJsonDelta(text)))
-
-
-def block(log: Handwritten, index: int, kind: str, *texts: str) -> None:
-    begin(log, index, kind)
-    say(log, index, kind, *texts)
-    if kind == "thinking":
-        log.store_events(events.BlockDelta(index, events.SignatureDelta("c2ln")))
-    if kind == "cited text":
-        log.store_events(*(events.BlockDelta(index, events.CitationsDelta(citation)) for citation in CITATIONS))
-    log.store_events(events.BlockStop(index))
-
-
-@st.composite
-def answers(draw: st.DrawFn) -> Handwritten:
-    """A turn with blocks of all kinds, in some attempts, the last block of each perhaps broken off."""
-    log = Handwritten()
-    log.store_request(metadata={"a": "b"})
-    for number in range(draw(st.integers(0, 3))):
-        if not number:
-            log.store_attempt("fresh")
-        else:
-            log.store_attempt("restart" if log.turn.blocks else draw(LATER))
-        if not draw(st.booleans()):
-            continue
-        log.store_events(opening_events()[0])
-        for index in range(draw(st.integers(0, 3))):
-            kind = draw(KINDS)
-            texts = ['{"a"', ": 1}"] if kind == "tool_use" else draw(st.lists(TEXTS, max_size=3))
-            block(log, index, kind, *texts)
-        if draw(st.booleans()):
-            index, kind = len(log.turn.blocks), draw(KINDS)
-            begin(log, index, kind)
-            say(log, index, kind, *draw(st.lists(TEXTS, max_size=2)))
-    outcome = draw(OUTCOMES)
-    if outcome is not None:
-        if outcome == "completed":
-            closed = len(log.turn.blocks) - 1
-            log.store_events(
-                *([events.BlockStop(closed)] if log.turn.blocks and not log.turn.blocks[-1].is_closed else [])
-            )
-            log.store_events(events.MessageDelta(events.StopReason(draw(st.sampled_from(["end_turn", "max_tokens"])))))
-        log.end(outcome, OVERLOADED if outcome == "failed" else None)
-    return log
 
 
 def unknown_fields(model: object, path: str = "") -> list[str]:
@@ -228,8 +160,7 @@ def test_snapshot_joins_the_stream(log: Handwritten, made: st.DataObject) -> Non
 def test_snapshot_has_one_delta_for_each_block() -> None:
     """Including the text that the block began with."""
     log = attempted_turn(opening_events()[0])
-    begin(log, 0, "begun text")
-    say(log, 0, "text", " many", " words")
+    log.store_events(*answer_block(0, "begun text", " many", " words")[:-1])
     sent = data(sse.encode(render_snapshot(KEY, log.turn, 20)))
     assert [(event["type"], event.get("delta"), event["sequence_number"]) for event in sent] == [
         ("response.created", None, 15),
@@ -287,9 +218,9 @@ def test_a_restarted_answer_has_no_snapshot_before_its_first_event() -> None:
 
 
 def test_open_block_is_closed_by_the_next() -> None:
-    """Every item that was added is done, or the SDK refuses the response."""
+    """Every item that was added is done, or the SDK refuses the response. A delta of another kind is ignored."""
     log = started_turn("a")
-    block(log, 1, "text", "b")
+    log.store_events(events.BlockDelta(0, events.ThinkingDelta("x")), *answer_block(1, "text", "b"))
     log.end()
     assert [item["content"][0]["text"] for item in events_of(log.stored)[-1]["response"]["output"]] == ["a", "b"]
 
@@ -300,12 +231,9 @@ def test_open_block_is_closed_by_the_next() -> None:
 @pytest.mark.parametrize("pieces", [[], ['{"q":"Pa']], ids=["no argument", "a part of one"])
 def test_a_call_that_was_cut_is_incomplete(outcome: Outcome, stop_reason: str | None, pieces: list[str]) -> None:
     """As OpenAI sends it: with the arguments so far, in the stream and in the body."""
-    log = attempted_turn(opening_events()[0])
-    for index, deltas in enumerate([[], pieces]):
-        log.store_events(events.BlockStart(index, {"type": "tool_use", "id": f"c{index}", "name": "look", "input": {}}))
-        log.store_events(*(events.BlockDelta(index, events.InputJsonDelta(piece)) for piece in deltas))
-        if index == 0 or outcome == "completed":
-            log.store_events(events.BlockStop(index))
+    log = attempted_turn(opening_events()[0], *answer_block(0, "tool_use"), *answer_block(1, "tool_use", *pieces)[:-1])
+    if outcome == "completed":
+        log.close_block()
     if stop_reason is not None:
         log.store_events(events.MessageDelta(events.StopReason(stop_reason), events.UsageSoFar(output_tokens=3)))
     log.end(outcome)
@@ -327,8 +255,7 @@ def test_a_call_that_was_cut_is_incomplete(outcome: Outcome, stop_reason: str | 
 def test_an_item_before_a_cut_block_without_an_item_is_completed(outcome: Outcome, stop_reason: str | None) -> None:
     """The same in the stream and when stored: the limit has cut a search of the web, and not the text before it."""
     log = attempted_turn(opening_events()[0])
-    block(log, 0, "text", "I look.")
-    begin(log, 1, "server_tool_use")
+    log.store_events(*answer_block(0, "text", "I look."), events.BlockStart(1, {"type": "server_tool_use"}))
     if stop_reason is not None:
         log.store_events(events.BlockStop(1), events.MessageDelta(events.StopReason(stop_reason)))
     log.end(outcome)

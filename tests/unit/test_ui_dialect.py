@@ -20,8 +20,8 @@ from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import ui as displayed_text
 from tests.harness.sse_parser import parse
+from tests.harness.strategies import answers
 from tests.harness.turn_builder import KEY, Handwritten, attempted_turn, opening_events, started_turn
-from tests.unit.test_dialects import turns
 
 UI_REPLAY = replay_dialect({})
 CALL = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
@@ -123,7 +123,7 @@ def test_replay_includes_the_earlier_steps() -> None:
     assert rest[8] == {"type": "tool-output-available", "toolCallId": "c1", "output": "found"}
 
 
-@given(turns(), st.integers(0, 60))
+@given(answers(), st.integers(0, 60))
 def test_chunk_counts_are_stable(log: Handwritten, count: int) -> None:
     """Every read has the same chunks, and a replay of a plain turn is the same stream."""
     data = bytes_of(log)
@@ -135,7 +135,7 @@ def test_chunk_counts_are_stable(log: Handwritten, count: int) -> None:
         assert whole[: len(chunks(bytes_of(part)))] == chunks(bytes_of(part))
 
 
-@given(turns().filter(lambda log: log.chain.is_ended), st.integers(0, 60))
+@given(answers().filter(lambda log: log.chain.is_ended), st.integers(0, 60))
 def test_resume_from_the_database_starts_with_a_reset(log: Handwritten, seen: int) -> None:
     """The database has no deltas: after the opening the answer is sent again after a reset."""
     record = record_from_fold(KEY, log.turn)
