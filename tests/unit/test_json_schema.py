@@ -1,6 +1,7 @@
 """Schema checks in the real subprocess, also with hostile schemas."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -121,8 +122,6 @@ async def test_an_endless_check_does_not_block_others() -> None:
 @pytest.mark.usefixtures("one_cpu_second")
 @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a+)+(?=b)b$"], ids=["linear", "backtracking"])
 async def test_backtracking_patterns_end_in_time(pattern: str) -> None:
-    async with asyncio.timeout(10):
-        try:
-            await SchemaChecker(wait_s=LONG_S).find_mismatch({"pattern": pattern}, '"' + "a" * 50_000 + '!"', ACME)
-        except SandboxFailed:
-            return
+    """An endless one by the limit of CPU time, however busy the machine is."""
+    with suppress(SandboxFailed):
+        await SchemaChecker(wait_s=LONG_S).find_mismatch({"pattern": pattern}, '"' + "a" * 50_000 + '!"', ACME)
