@@ -19,7 +19,7 @@ from tailrace.proto import events
 from tailrace.proto.entries import Event, Message, Request
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, MessageDelta, MessageStart, TextDelta
 from tailrace.proto.usage import CallUsage
-from tests.harness.turn_builder import Handwritten, attempted_turn, block_events, request
+from tests.harness.turn_builder import Handwritten, answer_block, attempted_turn, block_events, request
 
 PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
 REPEATED = " because short waves are scattered"
@@ -121,7 +121,7 @@ def test_a_continuation_may_break_off_too() -> None:
 
 
 def text_block(index: int, *pieces: str) -> list[events.Event]:
-    return block_events(index, {"type": "text", "text": ""}, *map(TextDelta, pieces))
+    return answer_block(index, "text", *pieces)
 
 
 def opening() -> events.Event:
@@ -135,11 +135,7 @@ TOOL = BlockStart(0, {"type": "tool_use", "id": "t", "name": "look", "input": {}
 SERVER_TOOL = BlockStart(0, {"type": "server_tool_use", "id": "t", "name": "look", "input": {}})
 
 
-def thought(index: int) -> list[events.Event]:
-    start = {"type": "thinking", "thinking": "", "signature": ""}
-    return block_events(index, start, events.ThinkingDelta("hm"), events.SignatureDelta("sig"))
-
-
+THOUGHT = answer_block(0, "thinking", "hm")
 # The stored blocks, the blocks of the continuation, and type and text of each block of the answer.
 PLACED: dict[str, tuple[list[events.Event], list[events.Event], list[tuple[str, str]]]] = {
     "the open block is completed first": (
@@ -160,13 +156,13 @@ PLACED: dict[str, tuple[list[events.Event], list[events.Event], list[tuple[str, 
     ),
     # Readers have seen the thinking that led to the stored text.
     "thinking at the start of a continuation is left out": (
-        [*thought(0), *text_block(1, "one ")[:-1]],
-        [*thought(0), *text_block(1, "two")],
+        [*THOUGHT, *text_block(1, "one ")[:-1]],
+        [*THOUGHT, *text_block(1, "two")],
         [("thinking", "hm"), ("text", "one two")],
     ),
     "thinking after another block is stored": (
         text_block(0, "one ")[:-1],
-        [*text_block(0, "two"), *thought(1), *text_block(2, "three")],
+        [*text_block(0, "two"), *answer_block(1, "thinking", "hm"), *text_block(2, "three")],
         [("text", "one two"), ("thinking", "hm"), ("text", "three")],
     ),
     "only the block's stop was lost": (text_block(0, "one")[:-1], [], [("text", "one")]),
@@ -307,21 +303,17 @@ def test_an_empty_block_is_not_sent() -> None:
     assert build_continuation_call(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]
 
 
-def thinking_block(index: int, signature: str) -> list[events.Event]:
-    deltas = [BlockDelta(index, events.ThinkingDelta("hm")), BlockDelta(index, events.SignatureDelta(signature))]
-    return [BlockStart(index, {"type": "thinking"}), *deltas, BlockStop(index)]
-
-
 def test_thinking_that_the_api_refuses_is_not_sent() -> None:
     """The API refuses thinking without a signature, as LiteLLM returns it, and an answer that ends with thinking."""
     executed = BlockStart(2, {"type": "server_tool_use", "id": "t", "name": "Read", "executed_by": "claude_code"})
-    stored = [*thinking_block(0, ""), *text_block(1, "one"), executed, BlockStop(2), *thinking_block(3, "sig")]
+    unsigned = block_events(0, {"type": "thinking"}, events.ThinkingDelta("hm"))
+    stored = [*unsigned, *text_block(1, "one"), executed, BlockStop(2), *answer_block(3, "thinking", "hm")]
     log = log_with(request(), [opening(), *stored])
     assert can_continue(log.turn.blocks)
     assert build_continuation_call(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]
-    followed = log_with(request(), [opening(), *thinking_block(0, "sig"), *text_block(1, "one")])
+    followed = log_with(request(), [opening(), *THOUGHT, *text_block(1, "one")])
     assert build_continuation_call(request(), followed.turn).messages[-2].content == [
-        {"type": "thinking", "thinking": "hm", "signature": "sig"},
+        {"type": "thinking", "thinking": "hm", "signature": "c2ln"},
         {"type": "text", "text": "one"},
     ]
 
@@ -373,7 +365,7 @@ def test_repeated_text_is_left_out(model: str) -> None:
 @pytest.mark.rule("R23")
 def test_left_out_text_counts_for_the_usage() -> None:
     stored = "The sky is blue because short waves are scattered"
-    thoughts = block_events(0, {"type": "thinking", "thinking": "", "signature": ""}, events.ThinkingDelta("h" * 70))
+    thoughts = answer_block(0, "thinking", "h" * 70)
     log = log_with(request(), [opening(), *text_block(0, stored)[:-1]])
     continue_log(
         log, request(), [opening(), *thoughts, *text_block(1, "because short waves are scattered", " more")[:-1]]

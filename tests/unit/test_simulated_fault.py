@@ -42,13 +42,8 @@ def test_a_fault_before_the_first_delta_breaks_every_fresh_call() -> None:
     assert [first_break([Fault("529")], 0, DELTAS, call) for call in (1, 2, 9)] == [Break("529", 0)] * 3
 
 
-def test_a_continuation_that_starts_before_a_fault_breaks_there_again() -> None:
-    """A generator that lost deltas gets the same fault at the same position."""
-    assert first_break([Fault("cut", 120)], 110, DELTAS - 110, 2) == Break("cut", 10)
-
-
 def test_of_several_faults_the_first_one_breaks_the_call() -> None:
-    """Two cuts are two interruptions, in the order of their positions."""
+    """Two cuts are two interruptions, in the order of their positions. A continuation breaks at the same position."""
     faults = [Fault("eof", 200), Fault("cut", 100)]
     assert first_break(faults, 0, DELTAS, 1) == Break("cut", 100)
     assert first_break(faults, 100, DELTAS - 100, 2) == Break("eof", 100)
