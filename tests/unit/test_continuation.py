@@ -12,6 +12,7 @@ from tailrace.deploy.simulated_claude import event as simulated
 from tailrace.deploy.simulated_claude.reply import parse_message, reply
 from tailrace.deploy.simulated_claude.request import decode
 from tailrace.generators.backends import Call
+from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import ModelEvent, from_event, read_event
 from tailrace.generators.continuation import TAIL_CHARS, build_call, build_continuation_call, map_continuation
 from tailrace.generators.plan import can_continue
@@ -51,7 +52,10 @@ def log_with(turn_request: Request, prefix: list[events.Event]) -> Handwritten:
 
 
 def continue_log(log: Handwritten, turn_request: Request, answer: list[events.Event] | None = None) -> None:
-    """A second attempt continues the log with what the model says then, or with `answer`."""
+    """A second attempt continues the log with what the model says then, or with `answer`.
+
+    Raises BackendError if the events of both do not fit one answer.
+    """
     continuation = map_continuation(turn_request, log.turn)
     answer = answer_to(build_continuation_call(turn_request, log.turn)) if answer is None else answer
     log.store_attempt("continue")
@@ -60,6 +64,10 @@ def continue_log(log: Handwritten, turn_request: Request, answer: list[events.Ev
             prev, attempt = log.chain.last, log.chain.attempt
             hidden, left_out = one.is_hidden, one.left_out
             log.store(Event(prev=prev, attempt=attempt, event=one.raw, is_hidden=hidden, left_out=left_out))
+    order = EventOrder()
+    for stored in log.stored:
+        if isinstance(stored.entry, Event) and (shown := read_event(bytes(stored.entry.event))) is not None:
+            order.check(msgspec.structs.replace(shown, is_hidden=stored.entry.is_hidden))
 
 
 @pytest.mark.rule("R20")
@@ -157,7 +165,7 @@ PLACED: dict[str, tuple[list[events.Event], list[events.Event], list[tuple[str, 
     # Readers have seen the thinking that led to the stored text.
     "thinking at the start of a continuation is left out": (
         [*THOUGHT, *text_block(1, "one ")[:-1]],
-        [*THOUGHT, *text_block(1, "two")],
+        [*THOUGHT, *answer_block(1, "redacted_thinking"), *text_block(2, "two")],
         [("thinking", "hm"), ("text", "one two")],
     ),
     "thinking after another block is stored": (
