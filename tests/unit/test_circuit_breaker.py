@@ -5,6 +5,8 @@ from contextlib import suppress
 from functools import partial
 
 import pytest
+import structlog.testing
+from prometheus_client import REGISTRY
 
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import ModelEvent, from_event
@@ -91,6 +93,27 @@ async def test_new_turns_avoid_a_backend_that_is_down_but_for_one_probe_at_a_tim
     assert [two.order, two.order] == [["claude", "bedrock"]] * 2
 
 
+async def test_the_metric_is_1_while_a_backend_is_down_and_the_log_says_it_once() -> None:
+    """docs/BACKENDS.md names both lines."""
+
+    def gauge() -> float | None:
+        return REGISTRY.get_sample_value("tailrace_generator_backend_down", {"backend": "claude"})
+
+    one = Scripted("claude")
+    with structlog.testing.capture_logs() as logged:
+        seen = [gauge()]
+        await one.fail("claude", 2 * TURNS_MIN, 2 * FAILING_S)
+        seen.append(gauge())
+        for _ in range(2):
+            await one.call("claude")
+        seen.append(gauge())
+    assert seen == [0.0, 1.0, 0.0]
+    assert [(line["event"], line["backend"]) for line in logged] == [
+        ("backend is down", "claude"),
+        ("backend answers again", "claude"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("turns", "over_s", "code"),
     [
@@ -118,7 +141,7 @@ async def test_an_answer_between_failures_opens_no_breaker(code: str | None) -> 
 async def test_a_new_turn_fails_at_once_if_all_its_backends_are_down() -> None:
     """With the code of the last failure, but not its text, and the time of the next probe.
 
-    A turn that was begun, and one of a batch, go on.
+    A turn that was begun or cancelled, and one of a batch, go on.
     """
     one = Scripted("claude")
     await one.fail("claude")
@@ -126,9 +149,10 @@ async def test_a_new_turn_fails_at_once_if_all_its_backends_are_down() -> None:
     assert refused is not None
     assert (refused.code, refused.retry_after_s) == ("backend_unreachable", OPEN_S)
     assert refused.message == "claude is down: No connection to the model provider."
-    begun = new_turn()
+    begun, cancelled = new_turn(), new_turn()
     begun.store_attempt()
-    assert await one.refusal(begun) is None
+    cancelled.end("cancelled")
+    assert [await one.refusal(turn) for turn in (begun, cancelled)] == [None, None]
     parent = TurnId(new_id())
     assert await one.refusal(new_turn(parent=parent), turn_id=child_id(parent, 0)) is None
     one.now += OPEN_S
