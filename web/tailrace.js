@@ -300,12 +300,16 @@ function textOf(response) {
   });
 }
 
-/** Returns the JSON of a response; null for an empty body. */
+/** Returns the JSON of a response; null for one without a body. */
 async function jsonOf(response) {
   const text = await textOf(response);
+  if (response.status === 204) return null;
   try {
-    return text ? JSON.parse(text) : null;
+    return JSON.parse(text);
   } catch (cause) {
+    // A browser takes a response for whole that was cut, even within its headers.
+    const isText = response.headers.get("content-type")?.startsWith("text/");
+    if (!isText) throw connectionError("the connection is lost", { cause });
     throw new TailraceError("the server sent no JSON", { cause, status: response.status });
   }
 }
