@@ -72,7 +72,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     usage_call: CallUsage = CallUsage()
     """The usage of the current call, as far as the model has reported it."""
     unreported_bytes: int = 0
-    """Characters that the current call has produced and that the model's reported usage does not include yet."""
+    """The bytes of text that the current call has produced and that the model's usage does not include yet."""
     was_estimated: bool = False
     """Whether an earlier call broke off before the model had reported its output."""
     progress: Progress | None = None
