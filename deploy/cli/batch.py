@@ -20,7 +20,7 @@ from tailrace.client.events import Done, Failed, Progress
 from tailrace.deploy.cli.arguments import add_connection, add_json, add_number
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.output_file import open_output
-from tailrace.deploy.cli.result import print_json
+from tailrace.deploy.cli.result import json_line, print_json
 from tailrace.deploy.local.terminal_text import has_cursor, one_line
 from tailrace.proto import errors
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -105,7 +105,7 @@ def _write(results: Iterable[Mapping[str, Any]], output: TextIO) -> bool:
     """Writes each result as a line; returns whether all are completed. Raises OSError if they cannot be written."""
     is_complete = True
     for result in results:
-        output.write(f"{msgspec.json.encode(result).decode()}\n")
+        output.write(f"{json_line(result, output)}\n")
         is_complete &= result["outcome"] == "completed"
     output.flush()
     return is_complete

@@ -11,6 +11,7 @@ import msgspec
 from tailrace.client import Client, TailraceError
 from tailrace.deploy.cli.arguments import add_connection, add_json
 from tailrace.deploy.cli.connection import GatewayFailed, connect
+from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.exit_status import EXIT_ERROR
@@ -63,9 +64,10 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
                     print(f"erased so far: {total['turns']} turns, {total['log_entries']} entries", file=sys.stderr)
     finally:
         # Also after an error: it is the only record of what was erased before.
-        if total:
-            encoded = msgspec.json.encode(total)
-            print(make_printable((encoded if args.json else msgspec.json.format(encoded, indent=2)).decode()))
+        if total and args.json:
+            print_json(total)
+        elif total:
+            print(make_printable(msgspec.json.format(msgspec.json.encode(total), indent=2).decode()))
     return 0
 
 

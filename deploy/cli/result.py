@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import TextIO
 
 import msgspec
 
@@ -17,10 +18,15 @@ def print_result(args: argparse.Namespace, text: str, **fields: object) -> None:
 
 
 def print_json(value: object, *, is_error: bool = False) -> None:
-    """Prints `value` as one line of JSON, to the standard error if `is_error`.
-
-    On a terminal, it lacks characters that control it: JSON has escapes for some of them only.
-    """
+    """Prints `value` as one line of JSON, to the standard error if `is_error`."""
     output = sys.stderr if is_error else sys.stdout
+    print(json_line(value, output), file=output, flush=True)
+
+
+def json_line(value: object, output: TextIO) -> str:
+    """Returns `value` as one line of JSON for `output`.
+
+    For a terminal, it lacks characters that control it: JSON has escapes for some of them only.
+    """
     line = msgspec.json.encode(value).decode()
-    print(one_line(line) if output.isatty() else line, file=output, flush=True)
+    return one_line(line) if output.isatty() else line

@@ -308,13 +308,23 @@ def hostile_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
             return httpx2.Response(200, json={"turns": [turn], "next": None})
         if path.endswith("/s1"):
             return httpx2.Response(200, json=session)
+        if path.endswith("/turn-batches"):
+            return httpx2.Response(200, json={"batch": "b1"})
+        if path.endswith("/events"):
+            return httpx2.Response(204)
+        if path.endswith("/b1"):
+            ended = {"outcome": "completed", "session": None, "error": None, "usage_is_estimated": False}
+            return httpx2.Response(200, json={**turn, **ended, "cost_usd": 0.5, "total_s": 1.0})
+        if path.endswith("/results"):
+            result = msgspec.json.encode({"index": 0, "outcome": "completed", "text": HOSTILE})
+            return httpx2.Response(200, content=result + b"\n")
         data = [] if path.endswith("/usage") else [session]
         return httpx2.Response(200, json={"data": data, "next": None})
 
-    def connect(*_: object) -> Client:
+    def connect(*_: object, **__: object) -> Client:
         return Client("http://gateway", http=httpx2.Client(transport=httpx2.MockTransport(answer)))
 
-    for name in ("cancel", "export", "sessions", "top", "turns"):
+    for name in ("batch", "cancel", "export", "sessions", "top", "turns"):
         monkeypatch.setattr(f"tailrace.deploy.cli.{name}.connect", connect)
 
 
@@ -335,11 +345,13 @@ def test_texts_of_the_gateway_do_not_control_the_terminal(
 
 
 @pytest.mark.usefixtures("hostile_gateway")
-@pytest.mark.parametrize("arguments", [["turns"], ["sessions"], ["cancel", str(new_id())]])
+@pytest.mark.parametrize("arguments", [["turns"], ["sessions"], ["cancel", str(new_id())], ["batch", "inputs.jsonl"]])
 def test_json_does_not_control_the_terminal_and_is_complete_elsewhere(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """JSON has no escapes for the control characters above U+007F."""
+    monkeypatch.chdir(tmp_path)
+    Path("inputs.jsonl").write_text('{"params": {"message": "hi"}}')
     shown, piped = Terminal(), io.StringIO()
     for output in (shown, piped):
         monkeypatch.setattr(sys, "stdout", output)
