@@ -1,5 +1,5 @@
 // Draws the panels of /ops/values and refreshes them. Text enters the page only as text, never as markup.
-import { byId, element } from "/page/dom.js";
+import { byId, element, storage } from "/page/dom.js";
 
 const REFRESH_MS = 5000;
 const KEY = "tailrace-ops-key";
@@ -283,7 +283,7 @@ function drawNotices(all) {
   const notices = overview.problems.map((problem) => element("p", { className: "notice", textContent: problem }));
   const turns = all.find((chart) => chart.title === "Turns by outcome");
   if (!turns.lines.length && !overview.problems.length) {
-    const key = sessionStorage.getItem(KEY) ? "-H 'Authorization: Bearer YOUR-KEY' " : "";
+    const key = storage.getItem(KEY) ? "-H 'Authorization: Bearer YOUR-KEY' " : "";
     const command = `curl -N ${location.origin}/v1/turns ${key}-H 'Content-Type: application/json' -H 'Accept: text/event-stream' -d '{"message": "Why is the sky blue?"}'`;
     notices.push(element("p", { className: "notice" }, "No turn has ended yet. Send one, and the panels fill within seconds:", element("code", { textContent: command })));
   }
@@ -301,7 +301,7 @@ async function load(key) {
 }
 
 function askForKey(message) {
-  sessionStorage.removeItem(KEY);
+  storage.removeItem(KEY);
   byId("login").hidden = false;
   for (const id of ["state", "notices", "panels"]) byId(id).hidden = true;
   if (message) byId("refusal").textContent = message;
@@ -309,7 +309,7 @@ function askForKey(message) {
 }
 
 async function refresh() {
-  const key = sessionStorage.getItem(KEY);
+  const key = storage.getItem(KEY);
   try {
     const before = overview?.version;
     overview = await load(key);
@@ -335,7 +335,7 @@ function next() {
 
 byId("login").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(KEY, byId("key").value.trim());
+  storage.setItem(KEY, byId("key").value.trim());
   byId("key").value = "";
   refresh();
 });

@@ -1,7 +1,7 @@
 // The demo beside a chat under `tailrace up`: its processes, what breaks them, a second reader, and the ids of the events.
-import { byId, element } from "./dom.js";
+import { byId, element, storage } from "./dom.js";
 import { resume } from "./libraries.js";
-import { headers, request, storage } from "./requests.js";
+import { headers, request } from "./requests.js";
 
 const PROCESSES = "/demo/processes";
 const POLL_MS = 1000;

@@ -17,3 +17,15 @@ export function decodePart(part) {
     return "";
   }
 }
+
+/** The session storage of this tab. Where the browser blocks it, values last until the page is reloaded. */
+export const storage = findStorage();
+
+function findStorage() {
+  try {
+    return globalThis.sessionStorage;
+  } catch {
+    const values = new Map();
+    return { getItem: (name) => values.get(name) ?? null, setItem: (name, value) => values.set(name, value), removeItem: (name) => values.delete(name) };
+  }
+}

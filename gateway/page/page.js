@@ -1,8 +1,8 @@
 // The page at `/`: chats over the API of this gateway. An answer goes on after a reload, a lost connection or a restart.
-import { byId, decodePart, element } from "./dom.js";
+import { byId, decodePart, element, storage } from "./dom.js";
 import { ask, resume } from "./libraries.js";
 import { copyText } from "./markdown.js";
-import { gateway, headers, request, sentence, signIn, onSubmit, storage, UNREACHABLE } from "./requests.js";
+import { gateway, headers, request, sentence, signIn, onSubmit, UNREACHABLE } from "./requests.js";
 import { FILES, lastBlocks, textOf, Turn } from "./turn.js";
 
 const FILE_BYTES_MAX = 20_000_000;

@@ -1,18 +1,7 @@
 // Requests to the API with the key of this tab, which is asked for when it is missing. The pages / and /turns/{turn} use it.
-import { byId } from "./dom.js";
+import { byId, storage } from "./dom.js";
 
 const KEY = "tailrace-key";
-/** The session storage of this tab. Where the browser blocks it, values last until the page is reloaded. */
-export const storage = findStorage();
-
-function findStorage() {
-  try {
-    return globalThis.sessionStorage;
-  } catch {
-    const values = new Map();
-    return { getItem: (name) => values.get(name) ?? null, setItem: (name, value) => values.set(name, value), removeItem: (name) => values.delete(name) };
-  }
-}
 
 /** The code of the error of a request without a response, or with a part of it. */
 export const UNREACHABLE = "unreachable";

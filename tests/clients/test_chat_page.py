@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.ops.panels import DASHBOARDS
 from tailrace.proto import events
 from tailrace.proto.api_key import SCOPES, new_key
 from tailrace.proto.entries import Message
@@ -335,7 +336,7 @@ async def test_the_page_works_in_a_browser_that_blocks_its_storage(open_gateway:
     if browser is None:
         pytest.skip("there is no `chromium` here")
     (seen,) = await node.run("chat-page.mjs", "blocked", open_gateway.url, CHROMIUM=browser)
-    assert seen == {"isBlocked": True, "answer": words(3)}
+    assert seen == {"isBlocked": True, "answer": words(3), "panel": DASHBOARDS[0].panels[0].title}
 
 
 @pytest.mark.timeout(120)

@@ -654,9 +654,11 @@ const STEPS = {
     await ask(page, "Hello?\n#sim words=3 rate=0");
     await page.waitForSelector(".meta");
     const answer = (await text(page)).trim();
+    await page.goto(`${gateway}/ops`);
+    const panel = await page.locator("article .about").first().textContent();
     await context.close();
     rmSync(folder, { recursive: true });
-    return { isBlocked, answer };
+    return { isBlocked, answer, panel };
   },
 
   /** Copies without a permission, and twice with one; then moves the replay of a running turn back. */
