@@ -46,10 +46,13 @@ class Pagination(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NumberedPage(Page[R], frozen=True, kw_only=True):
-    """A page that can also be requested by its number. `pagination` is null for a page after a cursor."""
+    """A page that can also be requested by its number.
+
+    `pagination` is null for a page after a cursor, and for one of which not all items fit in the answer.
+    """
 
     pagination: Pagination | None
-    """The position of this page by its number; null for a page after a cursor."""
+    """The position of this page by its number; null for a page after a cursor, or that does not fit in one answer."""
 
 
 class PageNumber(NamedTuple):
@@ -58,15 +61,26 @@ class PageNumber(NamedTuple):
     after: str | None
     limit: int
     number: int
+    is_numbered: bool
+    """Whether the request names the number of the page."""
 
     @property
     def offset(self) -> int | None:
         """The number of items before the page; None after a cursor."""
         return (self.number - 1) * self.limit if self.after is None else None
 
-    def pagination(self, total: int | None) -> Pagination | None:
-        """Returns the fields for a list of `total` items; None after a cursor."""
+    def pagination(self, total: int | None, shown: int, *, has_more: bool) -> Pagination | None:
+        """Returns the fields for a list of `total` items, of which the page has `shown`; None after a cursor.
+
+        A page is shorter than its limit if not all of it fits in one answer. The next number would skip the rest: then
+        this raises Refused for a client that counts pages, and returns None for others, which use the cursor.
+        """
         if total is None or self.after is not None:
+            return None
+        if has_more and shown < self.limit:
+            if self.is_numbered:
+                why = f"only {shown} items of this page fit in one answer: send a smaller `per_page`, or use `after`"
+                raise Refused("request_invalid", why, param="per_page")
             return None
         pages = -(-total // self.limit)
         return Pagination(
@@ -90,7 +104,7 @@ def number_of(request: Request) -> PageNumber:
     if PAGE.fullmatch(number) is None:
         raise Refused("request_invalid", "`page` must be a number from 1.")
     limit = limit_of(request, 50, LIMIT_MAX, "per_page" if "per_page" in query else "limit")
-    return PageNumber(query.get("after"), limit, int(number))
+    return PageNumber(query.get("after"), limit, int(number), "page" in query)
 
 
 def require_one_cursor(request: Request, *names: str) -> None:

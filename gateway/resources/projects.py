@@ -64,7 +64,7 @@ async def projects(request: ApiRequest, history: HistoryClient) -> Response:
             data=[with_path(tenant, record) for record in found.projects],
             has_more=found.next is not None,
             next=found.next,
-            pagination=page.pagination(found.total),
+            pagination=page.pagination(found.total, len(found.projects), has_more=found.next is not None),
         )
     )
 

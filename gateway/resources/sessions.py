@@ -126,7 +126,7 @@ async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
             sessions=found.sessions,
             has_more=found.next is not None,
             next=found.next,
-            pagination=page.pagination(found.total),
+            pagination=page.pagination(found.total, len(found.sessions), has_more=found.next is not None),
         )
     )
 

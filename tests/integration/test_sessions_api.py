@@ -87,6 +87,19 @@ async def test_lists_have_pages_and_a_session_has_the_totals_of_its_turns(gatewa
     assert (await get(gateway, f"/v1/turns/{following}"))["model"] == "claude-haiku-5-5"
 
 
+async def test_numbered_pages_leave_out_no_session(gateway: Gateway) -> None:
+    """An answer is at most 512 KiB. After a shorter page, the next number would skip the sessions that did not fit."""
+    for _ in range(6):
+        await gateway.client.post("/v1/sessions", json={"system_prompt": "a" * 100_000})
+    short = await get(gateway, "/v1/sessions?per_page=6")
+    assert (len(short["data"]), short["has_more"], short["pagination"]) == (5, True, None)
+    assert len((await get(gateway, f"/v1/sessions?after={short['next']}"))["data"]) == 1
+    refused = await gateway.client.get("/v1/sessions?page=1&per_page=6")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "per_page")
+    found = [await get(gateway, f"/v1/sessions?page={number}&per_page=3") for number in (1, 2)]
+    assert [len(page["data"]) for page in found] == [3, 3]
+
+
 @pytest.mark.rule("R72")
 async def test_a_running_turn_is_listed_at_once_and_with_its_text_so_far(gateway: Gateway) -> None:
     """A client that has read more from the turn itself must not see it become shorter."""
