@@ -6,6 +6,10 @@ from msgspec import Meta
 
 from tailrace.proto.service import ProcessSettings
 
+# A hundred years. Python has no date before the year 1.
+DAYS_MAX = 36_500
+SECONDS_MAX = DAYS_MAX * 86_400
+
 
 class Settings(ProcessSettings, frozen=True, kw_only=True):
     """The defaults work on a laptop; `python -m tailrace.persistence --env` prints them."""
@@ -25,13 +29,20 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
         float, Meta(gt=0, description="wait before a batch that could not be written is tried again")
     ] = 1.0
     session_idle_s: Annotated[
-        float, Meta(gt=0, description="a session without a new turn for this time is no longer active")
+        float,
+        Meta(gt=0, le=SECONDS_MAX, description="a session without a new turn for this time is no longer active"),
     ] = 24 * 3600.0
     history_days: Annotated[
-        int, Meta(ge=0, description="days without use after which a session is deleted with its turns; 0: never")
+        int,
+        Meta(
+            ge=0,
+            le=DAYS_MAX,
+            description="days without use after which a session is deleted with its turns; 0: never",
+        ),
     ] = 0
     unstored_s: Annotated[
-        float, Meta(gt=0, description="time after its end in which a turn with `store: false` can be read")
+        float,
+        Meta(gt=0, le=SECONDS_MAX, description="time after its end in which a turn with `store: false` can be read"),
     ] = 600.0
     catch_up_timeout_s: Annotated[
         float, Meta(gt=0, description="how long a query waits until the database has caught up with the log")
@@ -55,5 +66,6 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
         float, Meta(gt=0, description="wait before the first retry of a webhook; doubles up to an hour, with jitter")
     ] = 5.0
     webhook_give_up_s: Annotated[
-        float, Meta(gt=0, description="a webhook is given up when its turn ended longer ago than this")
+        float,
+        Meta(gt=0, le=SECONDS_MAX, description="a webhook is given up when its turn ended longer ago than this"),
     ] = 24 * 3600.0

@@ -115,6 +115,9 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_CLAUDE_CODE_BINARY": [("/nowhere/claude", "/nowhere/claude is not an executable file")],
     "TAILRACE_CLAUDE_CODE_ROOT": [(__file__, "expected a folder")],
     "TAILRACE_DATABASE": each("", "/", says="a file"),
+    # So long ago, there is no date.
+    "TAILRACE_HISTORY_DAYS": [("999999", "<= 36500")],
+    **{f"TAILRACE_{name}_S": [("1e12", "<= 3153600000")] for name in ("SESSION_IDLE", "UNSTORED", "WEBHOOK_GIVE_UP")},
     "TAILRACE_WEBHOOK_KEY": [("short", "32 characters")],
     "TAILRACE_WEBHOOK_URLS": [
         ("https://h", "TENANT=URL"),
