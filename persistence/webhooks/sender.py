@@ -8,7 +8,7 @@ log again, so a turn that was deleted meanwhile, or that the log keeps no longer
 import asyncio
 import random
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -33,9 +33,11 @@ from tailrace.proto.subjects import TurnKey
 logger = structlog.get_logger()
 
 # Each waiting webhook costs a task and the renewals of its lease. A tenant whose receiver is down for a day may have
-# half of them; its further webhooks are given up at once, because otherwise those of all tenants would wait.
+# half of them; its further webhooks are given up, because otherwise those of all tenants would wait. If the receiver
+# works, one of them ends within SLOT_WAIT_S, and the next one gets its slot: after an outage there are more than that.
 WAITING_MAX = 10_000
 WAITING_TENANT_MAX = WAITING_MAX // 2
+SLOT_WAIT_S = 1.0
 # Concurrent connections to one tenant's receivers, so that a slow receiver delays only its own tenant.
 CONNECTIONS = 8
 BATCH_MAX = 100
@@ -78,7 +80,9 @@ class WebhookSender:
         self._held: dict[Seq, Delivery] = {}
         self._tasks: dict[Seq, asyncio.Task[None]] = {}
         self._last: dict[Session, asyncio.Task[None]] = {}
-        self._waiting: Counter[Tenant] = Counter()
+        self._slots: defaultdict[Tenant, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(WAITING_TENANT_MAX))
+        self._stuck: set[Tenant] = set()
+        """Tenants of which no webhook has ended for SLOT_WAIT_S, while all their slots were in use."""
         self._connections: defaultdict[Tenant, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(CONNECTIONS))
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -89,13 +93,13 @@ class WebhookSender:
         left = (await self._deliveries.backlog()).leased
         async with asyncio.TaskGroup() as group:
             renewing = group.create_task(self._deliveries.keep_renewed(self._held.values))
-            await self._start(group, await self._receive_leased(left, stop))
+            await self._start(group, await self._receive_leased(left, stop), stop)
             while not stop.is_set():
                 free = WAITING_MAX - len(self._held)
                 if free <= 0:
                     await run_until(stop.wait(), *self._tasks.values())
                     continue
-                await self._start(group, await self._deliveries.next(min(free, BATCH_MAX)))
+                await self._start(group, await self._deliveries.next(min(free, BATCH_MAX)), stop)
                 with suppress(LogUnavailable):
                     metrics.WEBHOOKS_WAITING.set(len(self._held) + (await self._deliveries.backlog()).waiting)
             for task in (renewing, *self._tasks.values()):
@@ -117,8 +121,11 @@ class WebhookSender:
                 found.append(delivery)
         return found
 
-    async def _start(self, group: asyncio.TaskGroup, deliveries: Sequence[Delivery]) -> None:
-        """Starts a task for each webhook, in log order; it waits for the task of its session's previous webhook."""
+    async def _start(self, group: asyncio.TaskGroup, deliveries: Sequence[Delivery], stop: asyncio.Event) -> None:
+        """Starts a task for each webhook, in log order; it waits for the task of its session's previous webhook.
+
+        When `stop` is set, it leaves the others to `run`, which returns them to the log.
+        """
         # An end whose lease expired meanwhile is delivered twice. The last delivery has the valid lease.
         latest = {delivery.seq: delivery for delivery in deliveries}
         ordered = sorted(latest.values(), key=lambda delivery: delivery.seq)
@@ -126,6 +133,8 @@ class WebhookSender:
         # A running webhook that is delivered again only gets the newer lease.
         new = [delivery for delivery in ordered if delivery.seq not in self._tasks]
         for number, delivery in enumerate(new):
+            if stop.is_set():
+                return
             key = delivery.key
             try:
                 request = await self._request(key)
@@ -139,14 +148,26 @@ class WebhookSender:
             url = (request.webhook or self._urls.get(key.tenant)) if request is not None and request.store else None
             if request is None or url is None:
                 await self._ack(delivery.seq)
-            elif self._waiting[key.tenant] >= WAITING_TENANT_MAX:
+            elif not await self._reserve(key.tenant):
                 _give_up(key, "tenant_limit", f"{WAITING_TENANT_MAX} other webhooks of this tenant are waiting")
                 await self._ack(delivery.seq)
             else:
                 session = (key.tenant, request.session)
                 task = group.create_task(self._run(key, delivery.seq, url, session, self._last.get(session)))
                 self._tasks[delivery.seq] = self._last[session] = task
-                self._waiting[key.tenant] += 1
+
+    async def _reserve(self, tenant: Tenant) -> bool:
+        """Reserves a slot of the tenant. Returns False if none is free within SLOT_WAIT_S, or the tenant is stuck."""
+        slots = self._slots[tenant]
+        if slots.locked() and tenant in self._stuck:
+            return False
+        try:
+            async with asyncio.timeout(SLOT_WAIT_S):
+                await slots.acquire()
+        except TimeoutError:
+            self._stuck.add(tenant)
+            return False
+        return True
 
     async def _run(
         self, key: TurnKey, seq: Seq, url: str, session: Session, previous: asyncio.Task[None] | None
@@ -162,7 +183,8 @@ class WebhookSender:
         await self._ack(seq)
         if self._last.get(session) is self._tasks.pop(seq):
             del self._last[session]
-        self._waiting[key.tenant] -= 1
+        self._stuck.discard(key.tenant)
+        self._slots[key.tenant].release()
 
     async def _deliver(self, key: TurnKey, seq: Seq, url: str) -> None:
         """Posts the webhook until it is delivered or given up."""

@@ -271,6 +271,45 @@ async def test_a_tenant_whose_receiver_is_down_leaves_capacity_to_others(
     assert set(receiver.turns) == set(turns(waiting))
 
 
+async def test_a_long_backlog_is_delivered_to_a_receiver_that_works(
+    own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example after persistence was away: it reads turns from the log faster than the receiver accepts them."""
+    monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 10)
+
+    async def answer_slowly(_: ReceivedWebhook, __: Request) -> Response:
+        await asyncio.sleep(0.1)
+        return Response(status=204)
+
+    receiver.answer = answer_slowly
+    keys = [await own.write(receiver.url) for _ in range(100)]
+    async with own.persistence():
+        await own.wait_until_drained()
+    assert sorted(receiver.turns) == sorted(turns(keys))
+
+
+async def test_a_sender_with_a_long_backlog_stops_at_once(
+    own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It returns to the log what it has not begun. In all, the webhooks of this test take a minute."""
+    monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 1)
+
+    async def answer_slowly(_: ReceivedWebhook, __: Request) -> Response:
+        await asyncio.sleep(0.6)
+        return Response(status=204)
+
+    receiver.answer = answer_slowly
+    keys = [await own.write(receiver.url) for _ in range(100)]
+    async with asyncio.timeout(10):
+        async with own.persistence():
+            await until(lambda: receiver.received)
+    receiver.answer = answer_with(204)
+    monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 100)
+    async with own.persistence():
+        await own.wait_until_drained()
+    assert set(receiver.turns) == set(turns(keys))
+
+
 async def test_at_the_limit_of_waiting_webhooks_others_stay_in_the_log(
     own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
