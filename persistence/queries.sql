@@ -753,6 +753,13 @@ SELECT turns.turn, turns.outcome FROM sessions
 {join} turns ON turns.tenant = :tenant AND turns.session = sessions.session
 WHERE sessions.tenant = :tenant AND sessions.project = :name LIMIT :limit
 
+-- name: running_batches
+-- Some running batches of a tenant, of one user unless it is null.
+SELECT turn, outcome FROM turns {by_batch}
+WHERE tenant = :tenant AND batch IS NOT NULL AND asked_at >= 0 AND outcome = 'running'
+    AND (:user IS NULL OR "user" = :user)
+ORDER BY asked_at DESC, turn DESC LIMIT :limit
+
 -- fragment: newest_of_user
 -- The newest turns with a user.
 SELECT turn FROM labels WHERE tenant = :tenant AND name = 'user' AND value = :name

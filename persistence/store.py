@@ -452,10 +452,16 @@ class Store:
     async def turns_to_delete(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
         """Returns turns that a deletion includes, at most `DELETE_TURNS_MAX`.
 
-        For a turn, a user or a tenant, follow-ups come before their parent.
+        For a turn, a user or a tenant, follow-ups come before their parent. Of an erasure, running batches come alone:
+        they are older than their turns, and submit a new one for each that is cancelled.
         """
         bounds = {"limit": DELETE_TURNS_MAX, "depth_max": BRANCH_TURNS_MAX}
-        rows = await self._read(TURNS_TO_DELETE[what.kind], tenant=tenant, name=what.name, **bounds)
+        rows: list[dict[str, Any]] = []
+        if what.kind in ("user", "tenant"):
+            user = what.name if what.kind == "user" else None
+            rows = await self._read("running_batches", tenant=tenant, user=user, limit=DELETE_TURNS_MAX)
+        if not rows:
+            rows = await self._read(TURNS_TO_DELETE[what.kind], tenant=tenant, name=what.name, **bounds)
         return [TurnToDelete(row["turn"], is_running=row["outcome"] == "running") for row in rows]
 
     async def turn(self, key: TurnKey) -> TurnRecord | None:

@@ -123,6 +123,21 @@ async def test_a_user_is_erased_from_the_inputs_of_an_ended_batch(
 
 
 @pytest.mark.rule("R91")
+async def test_a_running_batch_of_an_erased_tenant_submits_no_more_turns(
+    own: OwnSystem, gateway: Gateway, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own turn is older than those of its inputs, of which there may be more than a part of the erasure has."""
+    monkeypatch.setattr("tailrace.persistence.store.DELETE_TURNS_MAX", 2)
+    inputs = [{"custom_id": f"c{number}", "params": {"message": "#sim words=100000 rate=50"}} for number in range(60)]
+    await post_batch(gateway, inputs)
+
+    # So many turns of a batch are in the queue at once.
+    await own.wait_for_open_streams(8)
+    erased = await gateway.client.delete(f"/v1/tenant?confirm={tenant}")
+    assert (erased.status_code, await own.calls()) == (200, 8), erased.text
+
+
+@pytest.mark.rule("R91")
 async def test_an_erasure_in_parts_counts_everything_once_and_deletes_rows_after_each_part(
     gateway: Gateway, own_connection: Connection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
