@@ -667,25 +667,30 @@ const STEPS = {
     await page.goto(gateway);
     await ask(page, "Count.\n#sim words=900 rate=20");
     await longer(page, 80);
-    // A click of a script: the browser permits only users to copy.
+    // A click of a script: the browser permits only users to copy. To the browser, `evaluate` is a user. So the page
+    // reports its labels on the console.
     await page.addInitScript(() => {
       const clicking = setInterval(() => {
         const copy = document.querySelector(".question button");
         if (!copy) return;
         clearInterval(clicking);
+        new MutationObserver(() => console.debug(copy.textContent)).observe(copy, { childList: true });
         copy.focus();
         copy.click();
       }, 50);
     });
+    const labelled = (label) => page.waitForEvent("console", (message) => message.text() === label);
+    const [refused, restored] = [labelled("Not copied"), labelled("Copy")];
     await page.reload();
-    const labelled = (label) => page.waitForFunction((label) => document.activeElement.textContent === label, label);
-    await labelled("Not copied");
-    await labelled("Copy");
+    await refused;
+    await restored;
     await context.grantPermissions(["clipboard-read", "clipboard-write"]);
+    const copied = labelled("Copied");
     await page.keyboard.press("Enter");
-    await labelled("Copied");
+    await copied;
+    const restoredAgain = labelled("Copy");
     await page.keyboard.press("Enter");
-    await labelled("Copy");
+    await restoredAgain;
     await page.goto(new URL(await page.getByRole("link", { name: "Timeline" }).getAttribute("href"), page.url()).href);
     await page.waitForFunction(() => document.querySelector("#text").textContent.includes("w000020"));
     const read = () => page.waitForResponse(/\/timeline$/).then((response) => response.finished());
