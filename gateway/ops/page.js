@@ -235,6 +235,8 @@ function moveCursor(index) {
 
 function build() {
   let number = 0;
+  charts.clear();
+  byId("groups").replaceChildren();
   const sections = overview.groups.map((group, index) => {
     const grid = element("div", { className: "grid" });
     for (const chart of group.charts) {
@@ -313,8 +315,8 @@ async function refresh() {
   try {
     const before = overview?.version;
     overview = await load(key);
-    // Another version may have other panels.
-    if (before && before !== overview.version) return location.reload();
+    // Another version may have other panels. Not a reload: while a version replaces another, either may answer.
+    if (before && before !== overview.version) build();
     byId("login").hidden = true;
     for (const id of ["state", "notices", "panels"]) byId(id).hidden = false;
     document.body.classList.remove("stale");
