@@ -111,7 +111,14 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         Literal["debug", "info"],
         Meta(description="level of the log lines when a stream opens, resumes, is cut and ends"),
     ] = "debug"
-    heartbeat_s: Annotated[float, Meta(gt=0, description="silence after which a stream sends a heartbeat")] = 15.0
+    heartbeat_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="silence after which a stream sends a heartbeat; "
+            "clients of Tailrace reconnect after 40 s of silence",
+        ),
+    ] = 15.0
     linger_s: Annotated[float, Meta(ge=0, description="time that a turn stays in memory after its last reader")] = 10.0
     full_at: Annotated[float, Meta(gt=0, le=1, description="fill level of the log at which new turns are refused")] = (
         0.9
