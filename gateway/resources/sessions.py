@@ -118,6 +118,7 @@ async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
     """
     tenant, page = request.tenant, number_of(request)
     query = request.query_params
+    check_name("project_id", query.get("project_id"))
     question = ListSessions(page.after, page.limit, query.get("project_id"), page.offset, query.get("user"))
     found = await history.ask(tenant, question)
     return json_response(

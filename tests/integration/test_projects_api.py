@@ -53,6 +53,9 @@ async def test_a_created_project_is_returned_and_listed(gateway: Gateway, tenant
     sessions = await get(gateway, "/v1/sessions?project_id=rivers&page=1")
     assert (sessions["pagination"]["total_items"], len(sessions["data"])) == (1, 1)
     assert (await get(gateway, "/v1/sessions?page=2"))["data"] == []
+    # No project has this name: an empty list with the number of all sessions would be wrong.
+    empty = await gateway.client.get("/v1/sessions?project_id=")
+    assert (empty.status_code, empty.json()["error"]["code"]) == (400, "request_invalid")
 
 
 async def test_a_project_has_the_totals_of_its_sessions(gateway: Gateway) -> None:
