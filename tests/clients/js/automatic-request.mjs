@@ -1,11 +1,8 @@
 // Calls the transport as useChat does: with a question, then with the results of tools and the same `body`. Prints the
 // keys of the two requests.
-import { registerHooks } from "node:module";
+import { load } from "./ai-sdk.mjs";
 
-registerHooks({
-  resolve: (name, context, next) => next(name, name === "ai" ? { ...context, parentURL: import.meta.url } : context),
-});
-const { TailraceChatTransport } = await import("../../../web/ai-sdk.js");
+const { TailraceChatTransport } = await load();
 
 const keys = [];
 const fetch = async (url, { body }) => {

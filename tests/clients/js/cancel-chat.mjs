@@ -1,13 +1,10 @@
 // Tailrace's transport for `useChat`, whose stream is cancelled, in Node: `cancel-chat.mjs KEY URL JSON`.
 // `isCut`: the first connection is lost, and the stream is cancelled while the second one is opened.
-import { registerHooks } from "node:module";
+import { load } from "./ai-sdk.mjs";
 
 const [key, url, given] = process.argv.slice(2);
 const { id, text, isCut = false } = JSON.parse(given);
-registerHooks({
-  resolve: (name, context, next) => (name === "ai" && context.parentURL.includes("/web/") ? next(name, { parentURL: import.meta.url }) : next(name, context)),
-});
-const { TailraceChatTransport } = await import("../../../web/ai-sdk.js");
+const { TailraceChatTransport } = await load();
 
 const headers = { authorization: `Bearer ${key}` };
 let requests = 0;

@@ -1,12 +1,9 @@
 // Tailrace's transport for `useChat`, whose first connection becomes silent, in Node: `silent-chat.mjs KEY URL JSON`.
-import { registerHooks } from "node:module";
+import { load } from "./ai-sdk.mjs";
 
 const [key, url, given] = process.argv.slice(2);
 const { id, text } = JSON.parse(given);
-registerHooks({
-  resolve: (name, context, next) => (name === "ai" && context.parentURL.includes("/web/") ? next(name, { parentURL: import.meta.url }) : next(name, context)),
-});
-const { TailraceChatTransport } = await import("../../../web/ai-sdk.js");
+const { TailraceChatTransport } = await load();
 
 const { setTimeout: wait } = globalThis;
 // Forty seconds of silence take one.

@@ -1,17 +1,10 @@
 // A page of `useChat` that sends finished tool calls automatically, and `stops` the answer while the input of a call
 // arrives: `stop-tool.mjs VERSION KEY URL JSON`. Prints the state of the call, and the paths of the page's requests.
-import { registerHooks } from "node:module";
+import { load } from "./ai-sdk.mjs";
 
 const [version, key, url, given] = process.argv.slice(2);
 const { id, text, body, stops = true } = JSON.parse(given);
-const PACKAGES = { 5: ["ai-v5", "ai-react-v5"], 6: ["ai-v6", "ai-react-v6"], 7: ["ai", "@ai-sdk/react"] };
-const [ai, react] = PACKAGES[version];
-registerHooks({
-  resolve: (name, context, next) => (name === "ai" && context.parentURL.includes("/web/") ? next(ai, { parentURL: import.meta.url }) : next(name, context)),
-});
-const { TailraceChatTransport } = await import("../../../web/ai-sdk.js");
-const { Chat } = await import(react);
-const { lastAssistantMessageIsCompleteWithToolCalls } = await import(ai);
+const { TailraceChatTransport, Chat, sdk } = await load(version);
 
 const requests = [];
 const headers = { authorization: `Bearer ${key}` };
@@ -22,7 +15,7 @@ const send = (address, init) => {
 const chat = new Chat({
   id,
   transport: new TailraceChatTransport({ api: `${url}/api/chat`, headers, body, fetch: send }),
-  sendAutomaticallyWhen: lastAssistantMessageIsCompleteWithToolCalls,
+  sendAutomaticallyWhen: sdk.lastAssistantMessageIsCompleteWithToolCalls,
 });
 const call = () => chat.messages.at(-1)?.parts.find((part) => part.type === "tool-look");
 const asking = chat.sendMessage({ text });

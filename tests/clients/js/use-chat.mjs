@@ -1,17 +1,9 @@
 // The class behind `useChat`, with Tailrace's transport, in Node: `use-chat.mjs VERSION KEY URL JSON [URL JSON ...]`, all at
 // once. It prints what each page shows.
-import { registerHooks } from "node:module";
+import { load } from "./ai-sdk.mjs";
 
 const [version, key, ...rest] = process.argv.slice(2);
-const PACKAGES = { 5: ["ai-v5", "ai-react-v5"], 6: ["ai-v6", "ai-react-v6"], 7: ["ai", "@ai-sdk/react"] };
-const [ai, react] = PACKAGES[version];
-
-// The transport imports `ai`, as the app has it.
-registerHooks({
-  resolve: (name, context, next) => (name === "ai" && context.parentURL.includes("/web/") ? next(ai, { parentURL: import.meta.url }) : next(name, context)),
-});
-const { TailraceChatTransport } = await import("../../../web/ai-sdk.js");
-const { Chat } = await import(react);
+const { TailraceChatTransport, Chat } = await load(version);
 
 const headers = { authorization: `Bearer ${key}` };
 const textOf = (message) => (message?.parts ?? []).flatMap((part) => (part.type === "text" ? [part.text] : [])).join("");
