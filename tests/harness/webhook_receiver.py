@@ -37,6 +37,14 @@ def answer_with(number: int, **headers: str) -> Answer:
     return answer
 
 
+def answer_after(wait_s: float) -> Answer:
+    async def answer(_: ReceivedWebhook, __: Request) -> Response:
+        await asyncio.sleep(wait_s)
+        return Response(status=204)
+
+    return answer
+
+
 async def hang(_: ReceivedWebhook, request: Request) -> Response:
     """Sends no response until the client disconnects."""
     await asyncio.Event().wait()

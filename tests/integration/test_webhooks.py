@@ -36,7 +36,7 @@ from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.processes import Process
 from tests.harness.turn_writer import OURS, Writer, new_writer, write_turn
 from tests.harness.until import until
-from tests.harness.webhook_receiver import ReceivedWebhook, Receiver, answer_with, hang
+from tests.harness.webhook_receiver import ReceivedWebhook, Receiver, answer_after, answer_with, hang
 from tests.integration.conftest import NewGateway
 from tests.unit.test_ssrf import LOW_PORT, NO_PORT, NO_URL, NOT_HTTPS, NOT_PUBLIC
 
@@ -276,12 +276,7 @@ async def test_a_long_backlog_is_delivered_to_a_receiver_that_works(
 ) -> None:
     """For example after persistence was away: it reads turns from the log faster than the receiver accepts them."""
     monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 10)
-
-    async def answer_slowly(_: ReceivedWebhook, __: Request) -> Response:
-        await asyncio.sleep(0.1)
-        return Response(status=204)
-
-    receiver.answer = answer_slowly
+    receiver.answer = answer_after(0.1)
     keys = [await own.write(receiver.url) for _ in range(100)]
     async with own.persistence():
         await own.wait_until_drained()
@@ -293,12 +288,7 @@ async def test_a_sender_with_a_long_backlog_stops_at_once(
 ) -> None:
     """It returns to the log what it has not begun. In all, the webhooks of this test take a minute."""
     monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 1)
-
-    async def answer_slowly(_: ReceivedWebhook, __: Request) -> Response:
-        await asyncio.sleep(0.6)
-        return Response(status=204)
-
-    receiver.answer = answer_slowly
+    receiver.answer = answer_after(0.6)
     keys = [await own.write(receiver.url) for _ in range(100)]
     async with asyncio.timeout(10):
         async with own.persistence():

@@ -191,7 +191,7 @@ def limited_turn(*calls: int, max_tokens: int) -> Turn:
 
 @pytest.mark.rule("R74")
 def test_a_continuing_call_asks_for_the_tokens_that_are_left() -> None:
-    """What broken calls wrote is estimated: two tokens for seven bytes."""
+    """The tokens of broken calls are estimated: two for each seven bytes of their text."""
     turn = limited_turn(100, 200, max_tokens=1000)
     call, _ = prepare_call(turn, "continue")
     assert call.max_tokens == 700
