@@ -33,7 +33,6 @@ RATE_WINDOW_S = 15.0
 # Gateway, generators and persistence visit values one by one: a million of them, which fit into 2 MB, would block the
 # event loop, and with it every stream and lease, for seconds. A conversation of 10,000 messages has fewer than this.
 VALUES_MAX = 100_000
-PIECE_BYTES = 256 * 1024
 ONLY_JSON = frozenset({JSON})
 JSON_OR_TEXT = ONLY_JSON | {"text/plain"}
 
@@ -231,5 +230,6 @@ def count_values(raw: bytes) -> int:
 def _count_marks(raw: bytes) -> int:
     # An opening bracket stands for the first value of its list or object, a comma for each further one. In pieces: a
     # thread holds the interpreter lock while it searches one.
-    starts = range(0, len(raw), PIECE_BYTES)
-    return sum(raw.count(mark, start, start + PIECE_BYTES) for mark in (b"[", b"{", b",") for start in starts)
+    size = long_strings.PIECE_BYTES
+    starts = range(0, len(raw), size)
+    return sum(raw.count(mark, start, start + size) for mark in (b"[", b"{", b",") for start in starts)

@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Iterator
 from itertools import islice
 
+from tailrace.proto.long_strings import PIECE_BYTES
+
 # The most that Anthropic accepts in one request (platform.claude.com, "PDF support").
 PAGES_MAX = 600
 # Used where only the size is known. A page of text mostly has 10 to 50 kB, a scanned one more.
@@ -27,8 +29,6 @@ START_BYTES_MAX = 1024
 STREAM_BYTES_MAX = 256 * 1024
 # The least that a stream counts for: starting the decompressor costs about as much.
 STREAM_BYTES_MIN = 16 * 1024
-# A thread holds the interpreter lock while it decodes or searches one piece: 30 MB at once take 0.2 s.
-PIECE_BYTES = 256 * 1024
 # The longest match that may begin in one piece and end in the next.
 MATCH_BYTES_MAX = 256
 # For all documents of one request: takes 0.1 s. A body can hold 1,000 documents that decompress to 25 MB each.
@@ -72,7 +72,7 @@ def _count_names(objects: bytes) -> int:
 
 
 def _find(pattern: re.Pattern[bytes], content: bytes) -> Iterator[re.Match[bytes]]:
-    """Yields the matches of `pattern`; searches piece by piece."""
+    """Yields the matches of `pattern`. A thread gives up the interpreter lock after each piece: 30 MB take 0.2 s."""
     for start in range(0, len(content), PIECE_BYTES):
         end = start + PIECE_BYTES
         yield from (found for found in pattern.finditer(content, start, end + MATCH_BYTES_MAX) if found.start() < end)

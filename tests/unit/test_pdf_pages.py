@@ -11,11 +11,11 @@ import pytest
 from tailrace.gateway.limits.pdf_pages import (
     DECOMPRESSED_BYTES_MAX,
     PAGES_MAX,
-    PIECE_BYTES,
     STREAM_BYTES_MAX,
     PageCounter,
     pages_of_size,
 )
+from tailrace.proto.long_strings import PIECE_BYTES
 
 PAGE = b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] >>"
 TREE = b"%PDF-1.5\n2 0 obj\n<< /Type /Pages /Kids [3 0 R] /Count 9 >>\nendobj\n"
