@@ -1,5 +1,9 @@
-"""`make test` runs failed tests once more, and fails only with those that fail again."""
+"""`make test` runs failed tests once more, and fails only with those that fail again. A test ends at its timeout."""
 
+import asyncio
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -61,3 +65,18 @@ def test_failed_tests_run_once_more(
     assert run(tmp_path, ["--import-mode=importlib"]) == status
     out = capfd.readouterr().out
     assert {text: out.count(text) for text in shown} == shown
+
+
+def test_the_timeout_of_a_test_ends_it_while_its_loop_waits() -> None:
+    """As pytest-timeout does it: a signal whose handler raises."""
+
+    def time_out(*_: object) -> None:
+        pytest.fail("Timeout")
+
+    before = signal.signal(signal.SIGUSR1, time_out)
+    try:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(asyncio.sleep(20))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
