@@ -20,8 +20,10 @@ from tailrace.proto.entries import Progress, Request, Reservation
 from tailrace.proto.errors import FenceLost, LogFull
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, child_id, new_id
+from tailrace.proto.models import sum_costs
 from tailrace.proto.nats import Counters, Tombstones, TurnLog
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
+from tailrace.proto.usage import estimate_usage, utf8_bytes
 from tests.harness import processes, readers
 from tests.harness.batch_client import BatchSystem, input_keys, key_of, post_batch, read_results
 from tests.harness.generator_in_loop import failure_code, read_stats, wait_for_end, words
@@ -258,14 +260,18 @@ async def test_a_reservation_is_returned_or_settled_once(limited: VerifiedSystem
     first = limited.turns(batch)[0]
     async with processes.persistence(tmp_path, limited.server.url), limited.running_generator():
         await until(lambda: limited.log.has_turn(first))
-        end = (await limited.wait_for_end(first)).end
-        assert end is not None
+        turn = await limited.wait_for_end(first)
         subject = (await limited.money(first)).subject
         gone = await limited.gateway.client.delete(f"/v1/turns/{batch['batch']}")
         assert gone.status_code == 200, gone.text
         await limited.wait_until_acknowledged()
     counted = await Counters(limited.connection).add(subject, 0)
-    assert 0 < counted <= await limited.calls() * end.cost_nano_usd
+    # The most that a call costs: it was cut after its text, before the model reported the output.
+    assert turn.request is not None
+    cut = estimate_usage(turn.usage_call, utf8_bytes(turn.text))
+    most = sum_costs(turn.request.model, [cut])
+    assert most is not None
+    assert 0 < counted <= await limited.calls() * most
 
 
 def one_input(**params: object) -> list[dict[str, Any]]:

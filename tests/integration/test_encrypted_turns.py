@@ -217,7 +217,7 @@ async def test_a_generator_continues_the_encrypted_turn_of_a_killed_one(
     await own.shorten_lease(0.2)
     body = {"message": "#sim words=50 rate=200", "store": False}
     started = (await own_gateway.client.post("/v1/turns", json=body)).json()
-    assert await own.run_and_kill_after(10)
+    assert await own.run_and_kill_after(6)
     async with own.running_generator():
         plain = (await own_gateway.client.post("/v1/turns", json=body | {"store": True})).json()
         whole = (await readers.read(own_gateway.client, started["turn"])).frames
