@@ -319,6 +319,7 @@ class Folding:
                     self.changes |= {"message": None, "stop": events.StopReason()}
             case Progress() as progress:
                 self.changes["progress"] = progress
+                self.fruitless = 0
             case End() as end:
                 self.changes |= {"end": end, "ended_at": stored.at}
             case _:

@@ -38,6 +38,8 @@ logger = structlog.get_logger()
 BACKEND = "batch"
 NO_MESSAGE_BATCHES = "message batches need the backend `claude`, which this generator does not have"
 INPUT_FILE_INVALID = "the input file has lines that are not requests of the batch's endpoint"
+LATE = Failure("deadline_exceeded", "the batch was not finished in time")
+BROKEN = Failure("internal", "the batch cannot be run: the logs of the generators have the traceback")
 # The log keeps a turn for a day: the last inputs need some hours of it to end and to be read.
 LIFE = timedelta(hours=20)
 # A batch waits before the log is so full that gateways refuse interactive turns (TAILRACE_FULL_AT).
@@ -98,11 +100,15 @@ class BatchRunner:
         *,
         name: str,
         concurrency: int,
+        attempts_max: int,
         message_batches: MessageBatchesApi | None = None,
         blobs: BlobLoader | None = None,
         orders: BackendOrders | None = None,
     ) -> None:
-        """Without the last three, batches for Anthropic's Message Batches fail."""
+        """Without the last three, batches for Anthropic's Message Batches fail.
+
+        A batch fails after an unexpected error, if it has had `attempts_max` attempts in a row without progress.
+        """
         self._log = log
         self._bodies = bodies
         self._tombstones = tombstones
@@ -115,6 +121,7 @@ class BatchRunner:
             )
         self._name = name
         self._slots = asyncio.Semaphore(concurrency)
+        self._attempts_max = attempts_max
 
     async def run(self, key: TurnKey) -> Turn:
         """Runs a batch until its log holds an `end` and all turns that it submitted have ended; returns its fold.
@@ -198,15 +205,20 @@ class BatchRunner:
                     await self._log.append(key, chain, progress)
             raise
         except TimeoutError:
-            failure = Failure("deadline_exceeded", "the batch was not finished in time")
-            return await self._end(key, await read_own(self._log, key, turn, attempt.attempt), "failed", failure)
+            turn = await self._append_last_progress(key, turn, attempt.attempt, tally)
+            return await self._end(key, turn, "failed", LATE)
         except ExceptionGroup as several:
-            # All tasks fail for the same reason: the batch is not this runner's any more.
+            # If several tasks fail, it is for the same reason: the batch is not this runner's any more.
             first = several.exceptions[0]
-            if not isinstance(first, BackendError):
+            if isinstance(first, LogError):
                 raise first from several
-            failure = Failure(first.code, first.message, first.retry_after_s)
-            return await self._end(key, await read_own(self._log, key, turn, attempt.attempt), "failed", failure)
+            turn = await self._append_last_progress(key, turn, attempt.attempt, tally)
+            if isinstance(first, BackendError):
+                return await self._end(key, turn, "failed", Failure(first.code, first.message, first.retry_after_s))
+            if turn.fruitless < self._attempts_max:
+                raise first from several
+            logger.exception("batch given up", turn=key.turn)
+            return await self._end(key, turn, "failed", BROKEN)
         return await self._end(key, msgspec.structs.replace(turn, chain=chain), "completed")
 
     async def _run_some(
@@ -293,6 +305,17 @@ class BatchRunner:
                 chain = await append_when_not_full(self._log.append, key, chain, progress)
         return chain
 
+    async def _append_last_progress(self, key: TurnKey, turn: Turn, attempt: int, tally: "BatchTally") -> Turn:
+        """Appends the progress that the log does not have, before the end of a batch that fails; returns its fold.
+
+        Raises as `read_own` does.
+        """
+        turn = await read_own(self._log, key, turn, attempt)
+        if (progress := tally.next_progress(turn.chain)) is None:
+            return turn
+        chain = await append_when_not_full(self._log.append, key, turn.chain, progress)
+        return fold([as_stored(chain, progress)], turn)
+
     async def _raise_when_ended(self, key: TurnKey) -> None:
         raise TurnEnded(key, await self._log.wait_for_end(key))
 
@@ -310,7 +333,12 @@ class BatchRunner:
         for first in range(0, len(inputs), STOPPED_AT_ONCE):
             numbers = range(first, min(first + STOPPED_AT_ONCE, len(inputs)))
             stopping = (self._stop(batch.child_key(key, n), inputs[n], is_written=is_written) for n in numbers)
-            await asyncio.gather(*stopping)
+            for error in await asyncio.gather(*stopping, return_exceptions=True):
+                if isinstance(error, LogError):
+                    raise error
+                if error is not None:
+                    # Another attempt would fail in the same way, and nothing limits their number.
+                    logger.error("an input of a batch cannot be stopped", turn=key.turn, exc_info=error)
 
     async def _stop(self, child: TurnKey, line: bytes, *, is_written: bool) -> None:
         """Cancels a running turn, whose generator then settles its limits; or releases those of one not submitted."""

@@ -77,6 +77,7 @@ class BatchSystem(OwnSystem):
             lambda: fullness(self.connection),
             name="runner",
             concurrency=1,
+            attempts_max=3,
             message_batches=api,
             blobs=BlobLoader(bodies, FairSemaphore(1)),
             orders=parse_backends(backends),

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.batches import runner as batches
 from tailrace.generators.batches.runner import BATCHES_MAX, BatchRunner
+from tailrace.proto import batch as proto_batch
 from tailrace.proto import subjects
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Progress, Request, Reservation
@@ -452,6 +453,31 @@ async def test_a_batch_above_its_time_limit_fails(own: VerifiedSystem, monkeypat
         await own.wait_until_acknowledged()
     assert failure_code(turn) == "deadline_exceeded"
     assert {line["outcome"] for line in await read_results(own.gateway, batch)} == {"cancelled"}
+
+
+@pytest.mark.rule("R64")
+async def test_a_batch_that_breaks_its_generators_fails(own: VerifiedSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts with progress do not count. The other turns stay as they are, and the broken input is left out."""
+    batch = await post_batch(own.gateway, build_inputs(3), parallel=1)
+    decode, breaks = proto_batch.decode_input, list[bytes]()
+
+    def decode_or_break(line: bytes) -> Request:
+        if b"b2x" in line:
+            breaks.append(line)
+            raise ZeroDivisionError
+        return decode(line)
+
+    monkeypatch.setattr(proto_batch, "decode_input", decode_or_break)
+    async with own.running_generator(attempts_max=2):
+        turn = await own.batch_ended(batch)
+        await own.wait_until_acknowledged()
+    assert failure_code(turn) == "internal"
+    assert turn.attempt >= 3
+    # Once more when the batch is stopped.
+    assert len(breaks) == turn.attempt + 1
+    assert turn.progress is not None
+    assert (turn.progress.done, turn.progress.failed) == (2, 0)
+    assert [await own.log.has_turn(child) for child in own.turns(batch)] == [True, True, False]
 
 
 async def test_a_batch_with_expired_inputs_fails(own: VerifiedSystem) -> None:

@@ -122,6 +122,7 @@ class BatchGenerator(Generator):
             services.fullness,
             name=process.name,
             concurrency=2,
+            attempts_max=3,
             message_batches=api,
             blobs=BlobLoader(services, UNUSED),
             orders=parse_backends("claude"),
