@@ -39,8 +39,8 @@ from tailrace.generators.plan import schema_check
 from tailrace.generators.planner import CHECK_WAIT_S
 from tailrace.proto import batch
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, End, Entry, Event, Failure, Outcome, Request
-from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, SandboxFailed, TurnUnknown
+from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, End, Entry, Event, Failure, Mode, Outcome, Request
+from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, LogError, SandboxFailed, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Folding, Turn
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Tombstones, TurnLog
@@ -66,6 +66,8 @@ ANSWER_WAIT_S = 10.0
 WRITTEN_AT_ONCE = 16
 # How often the results are read while some are missing, within a minute. Each of them is paid for.
 RESULT_READS_MAX = 8
+# How often a turn is written whose log has entries of another writer.
+WRITES_MAX = 3
 # With these codes the message batch was not created.
 REFUSED = ("backend_refused_request", "backend_refused_key")
 NOT_CREATED = (*REFUSED, "backend_rate_limited", "backend_overloaded")
@@ -155,8 +157,11 @@ class MessageBatchSubmitter:
                 if not await self._log.has_turn(key):
                     return False
                 return await self._write_all(key, turn, made, lines, tally, is_over=True)
-        except (TimeoutError, BackendError) as error:
-            logger.warning("message batch not stopped", turn=key.turn, message_batch=name, error=str(error))
+        except (LogError, MemoryError):
+            raise
+        except Exception:
+            # Too late, refused, or an error of the program: another attempt would fail, too.
+            logger.exception("message batch not stopped", turn=key.turn, message_batch=name)
             return False
 
     async def cancel(self, name: str) -> None:
@@ -342,20 +347,38 @@ class MessageBatchSubmitter:
         if (end := await self._end_of(child)) is not None:
             return end
         writer = Writer(self._log, child)
-        try:
-            with input_span(child, traceparent):
-                await writer.append(request)
-                # Named after the message batch, not this process, so that every runner writes the same bytes.
-                await writer.append(
-                    Attempt(prev=writer.last, attempt=1, generator=name, backend=MESSAGE_BATCHES, mode="fresh")
-                )
-                outcome, failure = await self._write_result(writer, request, result)
-                schema_valid = await self._fits(writer.turn, child) if outcome == "completed" else None
-                end = build_end(writer.turn, outcome, failure, schema_valid=schema_valid)
-                await writer.append(end)
-        except FenceLost:
-            # Cancelled meanwhile, or written by another runner.
-            return await self._end_of(child)
+        for _ in range(WRITES_MAX):
+            try:
+                with input_span(child, traceparent):
+                    if writer.turn.request is None:
+                        await writer.append(request)
+                    return await self._write_answer(writer, child, request, name, result)
+            except FenceLost as lost:
+                # Cancelled meanwhile, or an older version has written a part of it, with other bytes.
+                logger.info("a result has another writer", turn=child.turn, why=str(lost))
+            try:
+                turn = await self._log.read_turn(child)
+            except TurnUnknown:
+                return None
+            if turn.end is not None:
+                return turn.end
+            writer = Writer(self._log, child, turn)
+        raise FenceLost(f"{child.turn} has another writer")
+
+    async def _write_answer(
+        self, writer: "Writer", child: TurnKey, request: Request, name: str, result: Result | Failure
+    ) -> End:
+        """Appends an attempt, the answer and the end; returns the end."""
+        # Named after the message batch, not this process, so that every runner writes the same bytes.
+        begun = writer.turn
+        mode: Mode = "fresh" if begun.message is None else "restart"
+        await writer.append(
+            Attempt(prev=writer.last, attempt=begun.attempt + 1, generator=name, backend=MESSAGE_BATCHES, mode=mode)
+        )
+        outcome, failure = await self._write_result(writer, request, result)
+        schema_valid = await self._fits(writer.turn, child) if outcome == "completed" else None
+        end = build_end(writer.turn, outcome, failure, schema_valid=schema_valid)
+        await writer.append(end)
         metrics.count_end(child, writer.turn)
         return end
 
@@ -367,7 +390,7 @@ class MessageBatchSubmitter:
             case SucceededResult(message):
                 try:
                     for event in map_forced_call(to_events(mark_as_batch(message)), request):
-                        await writer.append(Event(prev=writer.last, attempt=1, event=event))
+                        await writer.append(Event(prev=writer.last, attempt=writer.attempt, event=event))
                 except BackendError as error:
                     return "failed", Failure(error.code, error.message)
                 except EntryTooLarge:
@@ -418,16 +441,20 @@ class MessageBatchSubmitter:
 
 
 class Writer:
-    """Writes one turn's log from its beginning. An entry that is stored already, with the same bytes, is accepted."""
+    """Appends to a turn's log, after the entries of `turn`. An entry that is stored with the same bytes is accepted."""
 
-    def __init__(self, log: TurnLog, key: TurnKey) -> None:
+    def __init__(self, log: TurnLog, key: TurnKey, turn: Turn = EMPTY_TURN) -> None:
         self._log = log
         self._key = key
-        self._folding = Folding(EMPTY_TURN)
+        self._folding = Folding(turn)
 
     @property
     def last(self) -> Seq:
         return self._folding.chain.last
+
+    @property
+    def attempt(self) -> int:
+        return self._folding.chain.attempt
 
     @property
     def turn(self) -> Turn:

@@ -19,14 +19,15 @@ from tailrace.generators.batches import runner as batches
 from tailrace.generators.batches.runner import BATCHES_MAX
 from tailrace.proto import batch as stored_inputs
 from tailrace.proto.blobs import Blob
-from tailrace.proto.entries import Attempt, Request
+from tailrace.proto.chain import START
+from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import BackendError, FenceLost, Refused, TurnUnknown
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones
 from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.subjects import GENERATORS
-from tests.harness import batch_client
+from tests.harness import batch_client, turn_builder
 from tests.harness.batch_client import BatchSystem, read_results
 from tests.harness.generator_in_loop import failure_code, read_stats, words
 from tests.harness.own_system import OwnSystem
@@ -646,6 +647,48 @@ async def test_a_deleted_turn_of_a_batch_is_not_written_again(own: MessageBatchS
     assert not await own.log.has_turn(child)
     assert turn.progress is not None
     assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 0, 1)
+
+
+@pytest.mark.rule("R64")
+async def test_a_message_batch_that_breaks_its_generators_fails(
+    own: MessageBatchSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if its results cannot be written when it is stopped."""
+    batch = await own.create(inputs(1))
+
+    def break_off(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(message_batches, "to_events", break_off)
+    async with own.running_generator(attempts_max=1):
+        assert failure_code(await own.batch_ended(batch)) == "internal"
+        await own.wait_until_acknowledged()
+    assert await own.count_answered() == (1, 1)
+
+
+@pytest.mark.rule("R67")
+@pytest.mark.parametrize("entries", [1, 2, 3])
+async def test_a_turn_that_an_older_version_has_written_half_is_answered(own: MessageBatchSystem, entries: int) -> None:
+    """The older version wrote other bytes, so its entries are not those that this version writes."""
+    await own.shorten_lease(LEASE_S)
+    batch = await own.create(inputs(2))
+    (child, _) = own.turns(batch)
+    await own.batch_killed_after(2)
+    chain = START
+    older: list[Entry] = [
+        turn_builder.request(parent=TurnId(batch["batch"]), session=SessionId(batch["session"]), via="message_batches"),
+        Attempt(prev=START.last, attempt=1, generator="older", backend="message_batches", mode="fresh"),
+        Event(prev=START.last, attempt=1, event=msgspec.Raw(b'{"type":"message_start","message":{"id":"older"}}')),
+    ]
+    for entry in older[:entries]:
+        chain = await own.log.append(child, chain, msgspec.structs.replace(entry, prev=chain.last))
+    async with own.running_generator():
+        turn = await own.batch_ended(batch)
+        await own.wait_until_acknowledged()
+    written = await own.log.read_turn(child)
+    assert (written.outcome, written.text) == ("completed", words(2, "b0x"))
+    assert turn.progress is not None
+    assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 2, 0)
 
 
 @pytest.mark.rule("R67")
