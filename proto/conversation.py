@@ -22,6 +22,8 @@ Block = dict[str, Any]
 # After these stop reasons, the result of a server tool's call may be in a later answer. Anthropic's docs: "Stop
 # reasons", "Programmatic tool calling".
 PAUSES = ("tool_use", "pause_turn")
+# In place of the id of a tool call without a valid id, name or input.
+MALFORMED = ""
 
 
 class History(NamedTuple):
@@ -54,8 +56,8 @@ def messages(branch: Iterable[TurnRecord]) -> list[Message]:
 def accepted_before(new: Iterable[Message], history: Sequence[Message]) -> list[Message]:
     """Returns `history`, messages of a branch, as the API accepts them before the messages `new`.
 
-    The API requires that the user messages after a tool call begin with its only result. A call without a result and a
-    result without its call are left out. Of two results of a call, the newer one stays.
+    The API requires that the user messages after a tool call begin with its only result. A call without a result, a
+    malformed call and a result without its call are left out. Of two results of a call, the newer one stays.
     """
     found: list[Message] = []
     at = 0
@@ -82,11 +84,11 @@ def _with_results(answer: Message, questions: Sequence[Message], new: Sequence[M
     `new` are the messages after `questions`, which stay as they are. If they have results of the calls, the rest of
     `questions` comes before `answer`: the API allows no text between a call and its result.
     """
-    calls = {call for block in _blocks(answer) if (call := _call_id(block)) is not None}
+    calls = {call for block in _blocks(answer) if (call := _call_id(block))}
     late = {call for message in new for call in _results(message)} & calls
     results = {call: block for message in questions for call, block in _results(message).items()}
     results = {call: block for call, block in results.items() if call in calls and call not in late}
-    called = _without_calls(answer, calls - late - results.keys())
+    called = _without_calls(answer, {MALFORMED, *calls} - late - results.keys())
     if not late and results and results == _results(questions[0]):
         return [*called, questions[0], *_without_results(questions[1:])]
     collected = [Message("user", list(results.values()))] if results else []
@@ -99,10 +101,12 @@ def _blocks(message: Message) -> list[Block]:
 
 
 def _call_id(block: Block) -> str | None:
-    """Returns the id of a call of the client's tools; None for another block, and for a call without a valid id."""
+    """Returns the id of a call of the client's tools, MALFORMED if the API refuses the call; None for another block."""
     match block:
-        case {"type": "tool_use", "id": str(call)}:
+        case {"type": "tool_use", "id": str(call), "name": str(), "input": dict()}:
             return call
+        case {"type": "tool_use"}:
+            return MALFORMED
     return None
 
 
@@ -123,7 +127,7 @@ def _without_results(questions: Iterable[Message]) -> list[Message]:
 
 def _without_calls(answer: Message, unanswered: set[str]) -> list[Message]:
     """Returns `answer` without the calls `unanswered`; no message if nothing else is in it."""
-    if not unanswered:
+    if not any(_call_id(block) in unanswered for block in _blocks(answer)):
         return [answer]
     blocks = [block for block in _blocks(answer) if _call_id(block) not in unanswered]
     # The code of a server tool may have made the call: its own result would have come after that of the call.

@@ -45,9 +45,9 @@ streams. With --show-calls, GET /_sim/calls returns each call with its question,
 In a message batch, 429 and 529 in its first request refuse the creation of the batch, `cut` drops the response to it,
 and 500 and `error` make errored results. POST /_sim/expire ends all running batches as if a day had passed.
 
-It refuses a tool call without its result, and a result without its call, as the real API does. It accepts some requests
-that the real API refuses: two tools of one name, a tool name like `a b`, an image of the type image/svg+xml, an image
-at an http URL, and a `budget_tokens` that is not below `max_tokens`.
+It refuses a tool call without its result or with a missing field, and a result without its call, as the real API does.
+It accepts some requests that the real API refuses: two tools of one name, a tool name like `a b`, an image of the type
+image/svg+xml, an image at an http URL, and a `budget_tokens` that is not below `max_tokens`.
 """
 LINE = re.compile(r"^[ \t]*#sim\b(.*)$", re.MULTILINE)
 NAME = re.compile(r"\s*([a-z_]+)=")

@@ -31,13 +31,15 @@ class CacheControl(msgspec.Struct, frozen=True, tag_field="type", tag="ephemeral
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A content block; only text, inline data and the ids of tool calls are used."""
+    """A content block; only text, inline data and tool calls are used."""
 
     type: str
     text: str = ""
     source: Source | str | None = None
     id: str = ""
     """The id of a tool call."""
+    name: str = ""
+    input: msgspec.Raw = msgspec.Raw()
     tool_use_id: str = ""
     """The id of the call whose result this is."""
     cache_control: CacheControl | None = None
@@ -180,6 +182,10 @@ def refuse_tool_messages(messages: list[Message]) -> None:
 
     Consecutive messages of one role count as one, as in Anthropic's API.
     """
+    for number, message in enumerate(messages):
+        for index, block in enumerate(message.blocks):
+            if block.type == "tool_use" and (wrong := find_wrong_field(block)) is not None:
+                raise Refusal(INVALID, f"messages.{number}.content.{index}.tool_use.{wrong}")
     calls: list[str] = []
     number = 0
     for role, of_role in itertools.groupby(messages, lambda message: message.role):
@@ -191,6 +197,13 @@ def refuse_tool_messages(messages: list[Message]) -> None:
             refuse_results(number, calls, blocks)
             calls = []
         number += len(joined)
+
+
+def find_wrong_field(call: Block) -> str | None:
+    """Returns which field of a tool call the API refuses, and why; None if it accepts the call."""
+    if not call.id or not call.name:
+        return f"{'name' if call.id else 'id'}: Field required"
+    return None if bytes(call.input).lstrip().startswith(b"{") else "input: Input should be a valid dictionary"
 
 
 def refuse_results(number: int, calls: list[str], blocks: list[Block]) -> None:

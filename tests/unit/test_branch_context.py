@@ -188,13 +188,19 @@ def test_each_tool_call_of_the_history_has_its_result_directly_after_it(case: st
     assert accepted_before(new, history) == accepted
 
 
-@pytest.mark.parametrize("call_id", [{}, {"id": ["tool_1"]}, {"id": None}], ids=["no id", "a list", "null"])
-def test_a_malformed_tool_call_of_a_client_stays_for_the_api_to_refuse(call_id: dict[str, Any]) -> None:
-    """An error here would break each later turn of the session."""
-    malformed = Message("assistant", [TOOL, {"type": "tool_use", "name": "look_up", "input": {}} | call_id])
-    assert accepted_before([QUESTION], [QUESTION, malformed]) == [
+MALFORMED = [{"id": None}, {"id": ["tool_1"]}, {"id": ""}, {"name": None}, {"input": [1]}, {"input": None}]
+
+
+@pytest.mark.rule("R111")
+@pytest.mark.parametrize("change", MALFORMED, ids=str)
+def test_a_malformed_tool_call_is_left_out(change: dict[str, Any]) -> None:
+    """Of a client's messages in a cancelled turn, or of a model of another provider."""
+    malformed = {**SECOND, **change}
+    answered = results("tool_1", str(malformed["id"]))
+    assert accepted_before([QUESTION], [QUESTION, Message("assistant", [TOOL, malformed]), answered]) == [
         QUESTION,
-        Message("assistant", malformed.content[1:]),
+        Message("assistant", [TOOL]),
+        results("tool_1"),
     ]
 
 

@@ -37,11 +37,9 @@ def type_of_refusal(request: dict[str, Any]) -> str | None:
     return None
 
 
-def tool_use(*calls: str) -> dict[str, Any]:
-    return {
-        "role": "assistant",
-        "content": [{"type": "tool_use", "id": one, "name": "n", "input": {}} for one in calls],
-    }
+def tool_use(*calls: str, **given: Any) -> dict[str, Any]:
+    content = [{"type": "tool_use", "id": one, "name": "n", "input": {}, **given} for one in calls]
+    return {"role": "assistant", "content": content}
 
 
 def tool_result(*calls: str) -> dict[str, Any]:
@@ -64,6 +62,9 @@ LATE = {"role": "user", "content": [TEXT, *tool_result("c1")["content"]]}
         ([tool_result("c1")], "unexpected `tool_use_id`"),
         ([ASK, tool_use("c1"), tool_result("c1"), tool_use("c2"), tool_result("c2", "c1")], "unexpected `tool_use_id`"),
         ([ASK, tool_use("c1"), tool_result("c1"), tool_result("c1")], "single result"),
+        ([ASK, tool_use(""), tool_result("")], "messages.1.content.0.tool_use.id: Field required"),
+        ([ASK, tool_use("c1", name=""), tool_result("c1")], "tool_use.name: Field required"),
+        ([ASK, tool_use("c1", input=[]), tool_result("c1")], "tool_use.input: Input should be a valid dictionary"),
     ],
 )
 def test_a_tool_call_needs_its_result_directly_after_it(messages: list[dict[str, Any]], message: str | None) -> None:
