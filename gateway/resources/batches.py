@@ -43,6 +43,8 @@ from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
 # How many turns of a batch are read from the log at once.
 READ_AT_ONCE = 32
+# Of how many turns the log is asked at once whether they exist, which takes 0.1 s if one does not.
+CHECKED_AT_ONCE = 8 * READ_AT_ONCE
 # How long results wait for the running turns of a batch that was stopped. Their generator ends them within a second.
 END_WAIT_S = 5.0
 
@@ -211,8 +213,7 @@ def ended_inputs(
 ) -> AsyncGenerator[list[EndedInput], None]:
     """Yields the inputs with these numbers that have ended, from the log or, without `turn`, from the database."""
     if turn is not None and turn.request is not None and turn.request.batch is not None:
-        is_over = turn.end is not None
-        return _ended_inputs(streams.log, blob_store, key, turn.request.batch, numbers, is_over=is_over)
+        return _ended_inputs(streams.log, blob_store, key, turn.request.batch, numbers, turn.outcome)
     return _stored_inputs(streams.history, key, numbers)
 
 
@@ -236,16 +237,31 @@ async def _stored_inputs(
 
 
 async def _ended_inputs(
-    log: TurnLog, blob_store: BlobStore, key: TurnKey, of: entries.Batch, numbers: range, *, is_over: bool
+    log: TurnLog,
+    blob_store: BlobStore,
+    key: TurnKey,
+    of: entries.Batch,
+    numbers: range,
+    outcome: Outcome | Literal["running"],
 ) -> AsyncGenerator[list[EndedInput], None]:
     inputs: list[bytes] | None = None
+    is_over, is_whole = outcome != "running", outcome == "completed"
+    stored: set[TurnKey] = set()
     for first in range(0, len(numbers), READ_AT_ONCE):
-        some = numbers[first : first + READ_AT_ONCE]
-        turns = await asyncio.gather(*(_turn(log, batch.child_key(key, number), is_over=is_over) for number in some))
+        if not is_whole and first % CHECKED_AT_ONCE == 0:
+            ahead = numbers[first : first + CHECKED_AT_ONCE]
+            stored = await log.find_stored(batch.child_key(key, number) for number in ahead)
+        some = {number: batch.child_key(key, number) for number in numbers[first : first + READ_AT_ONCE]}
+        read = [child for child in some.values() if is_whole or child in stored]
+        found = await asyncio.gather(*(_turn(log, child, is_over=is_over) for child in read))
+        turns = dict(zip(read, found, strict=True))
+        # A page without turns waits for nothing.
+        await asyncio.sleep(0)
         page = []
-        for number, turn in zip(some, turns, strict=True):
+        for number, child in some.items():
+            turn = turns.get(child)
             if turn is not None and turn.end is not None:
-                record = record_from_fold(batch.child_key(key, number), turn)
+                record = record_from_fold(child, turn)
                 page.append(EndedInput(number, custom_id_of(record), record))
             elif turn is None and is_over:
                 # Read only if needed: the inputs may be as long as a request body.

@@ -245,14 +245,13 @@ class Deleter:
         except BlobUnknown:
             return
 
-        async def look(number: int) -> None:
-            child = batch.child_key(key, number)
-            if not await self._log.has_turn(child):
-                await give_back(self._tombstones, self._counters, child, lines[number])
-
-        for first in range(0, len(lines), LOOKED_AT_ONCE):
-            numbers = range(first, min(first + LOOKED_AT_ONCE, len(lines)))
-            await asyncio.gather(*(look(number) for number in numbers))
+        children = [batch.child_key(key, number) for number in range(len(lines))]
+        stored = await self._log.find_stored(children)
+        await gather_limited(
+            lambda number: give_back(self._tombstones, self._counters, children[number], lines[number]),
+            (number for number, child in enumerate(children) if child not in stored),
+            LOOKED_AT_ONCE,
+        )
 
     async def _stop_message_batch(self, key: TurnKey, name: str) -> None:
         """Cancels the message batch at Anthropic: after the purge no process knows of it."""

@@ -31,6 +31,7 @@ from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import BlobStore, Counters, Delivery, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import give_back
+from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -330,27 +331,31 @@ class BatchRunner:
 
         Those stay reserved unless `is_written` (the log has all answers): they may be charged.
         """
-        for first in range(0, len(inputs), STOPPED_AT_ONCE):
-            numbers = range(first, min(first + STOPPED_AT_ONCE, len(inputs)))
-            stopping = (self._stop(batch.child_key(key, n), inputs[n], is_written=is_written) for n in numbers)
-            for error in await asyncio.gather(*stopping, return_exceptions=True):
-                if isinstance(error, LogError):
-                    raise error
-                if error is not None:
-                    # Another attempt would fail in the same way, and nothing limits their number.
-                    logger.error("an input of a batch cannot be stopped", turn=key.turn, exc_info=error)
+        children = [batch.child_key(key, number) for number in range(len(inputs))]
+        stored = await self._log.find_stored(children)
 
-    async def _stop(self, child: TurnKey, line: bytes, *, is_written: bool) -> None:
-        """Cancels a running turn, whose generator then settles its limits; or releases those of one not submitted."""
-        try:
+        async def stop(number: int) -> None:
+            try:
+                if children[number] in stored:
+                    await self._stop(children[number])
+                elif is_written:
+                    await give_back(self._tombstones, self._counters, children[number], inputs[number])
+            except (LogError, MemoryError):
+                raise
+            except Exception:
+                # Another attempt would fail in the same way, and nothing limits their number.
+                logger.exception("an input of a batch cannot be stopped", turn=children[number].turn)
+
+        await gather_limited(stop, range(len(children)), STOPPED_AT_ONCE)
+
+    async def _stop(self, child: TurnKey) -> None:
+        """Cancels a running turn, whose generator then settles its limits."""
+        with suppress(TurnUnknown):
             turn = await self._log.read_turn(child)
             while turn.end is None:
                 with suppress(FenceLost):
                     await self._log.append(child, turn.chain, build_end(turn, "cancelled"))
                 turn = await self._log.read_turn(child, turn)
-        except TurnUnknown:
-            if is_written:
-                await give_back(self._tombstones, self._counters, child, line)
 
 
 def is_message_batch(turn: Turn) -> bool:

@@ -5,7 +5,7 @@ said so twice.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_first_and_end
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.log_server import LogServer, Page
+from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import TurnKey
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ STALE_MAX_S = 5.0
 FIRST_ENTRIES = 6
 # A former leader that wakes up answers as if it still led; 11 ms were measured.
 WOKEN_WAIT_S = 0.1
+ASKED_AT_ONCE = 16
 
 
 async def read_turn_direct(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
@@ -183,6 +185,22 @@ async def require_turn(server: LogServer, key: TurnKey) -> None:
     """Raises TurnUnknown when the stream's leader has said twice that the turn has no request; LogUnavailable."""
     if await ask_twice(lambda: server.last_seq(key, "request")) == BEFORE_FIRST:
         raise TurnUnknown(f"the log has no turn {key.turn}")
+
+
+async def find_stored(server: LogServer, keys: Iterable[TurnKey]) -> set[TurnKey]:
+    """Returns the turns of `keys` whose request the stream's leader has. Raises LogUnavailable.
+
+    Asks as `require_turn` does, but waits once for all of them before it asks again.
+    """
+    left, found = list(keys), set[TurnKey]()
+    for wait_s in (0.0, WOKEN_WAIT_S):
+        if not left:
+            break
+        await asyncio.sleep(wait_s)
+        last = await gather_limited(lambda key: server.last_seq(key, "request"), left, ASKED_AT_ONCE)
+        found.update(key for key, seq in zip(left, last, strict=True) if seq != BEFORE_FIRST)
+        left = [key for key in left if key not in found]
+    return found
 
 
 async def ask_twice(ask: Callable[[], Awaitable[T]]) -> T:

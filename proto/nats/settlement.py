@@ -45,9 +45,10 @@ async def give_back(tombstones: Tombstones, counters: Counters, child: TurnKey, 
 
     Raises LogUnavailable: call it again.
     """
+    holds = batch.decode_input(line).holds
     # The reservations of a deleted turn were settled when it was deleted.
-    if not await tombstones.exists(child):
-        for hold in batch.decode_input(line).holds or ():
+    if holds and not await tombstones.exists(child):
+        for hold in holds:
             await counters.add_once(hold.subject, -hold.amount, child.turn)
 
 

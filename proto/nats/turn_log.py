@@ -27,6 +27,7 @@ class TurnLog(JetStreamLog):
     read_turn_direct = replay.read_turn_direct
     read_turn_upto = replay.read_turn_upto
     read_ended_turn = replay.read_ended_turn
+    find_stored = replay.find_stored
 
     async def read_entries(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = BATCH) -> list[Stored]:
         """Returns the stored entries of a turn after `after`, at most `limit`, oldest first, valid or not (direct get).

@@ -22,7 +22,7 @@ from tailrace.proto.errors import FenceLost, LogFull
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, child_id, new_id
 from tailrace.proto.models import sum_costs
-from tailrace.proto.nats import Counters, Tombstones, TurnLog
+from tailrace.proto.nats import Counters, Tombstones, TurnLog, replay
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tailrace.proto.usage import estimate_usage, utf8_bytes
 from tests.harness import processes, readers
@@ -190,6 +190,27 @@ async def test_cancelling_stops_running_turns_and_starts_no_more(own: VerifiedSy
     assert [line["custom_id"] for line in lines] == [f"c{number}" for number in range(50)]
     assert {line["outcome"] for line in lines} == {"cancelled"}
     assert sum(line["turn"] is not None for line in lines) == 3
+
+
+async def test_results_and_stop_of_a_large_cancelled_batch_wait_seldom(
+    own: VerifiedSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is asked twice for a turn that does not exist, after a wait: not for each input, or each page of them."""
+    batch = await post_batch(own.gateway, build_inputs(600))
+    await own.gateway.client.post(batch["links"]["cancel"])
+    sleep, waits = asyncio.sleep, list[float]()
+
+    async def count_and_sleep(delay: float, *given: Any) -> None:
+        waits.append(delay)
+        await sleep(delay, *given)
+
+    monkeypatch.setattr(replay, "WOKEN_WAIT_S", 0.1001)
+    monkeypatch.setattr(asyncio, "sleep", count_and_sleep)
+    assert len(await read_results(own.gateway, batch)) == 600
+    assert waits.count(0.1001) == 3
+    async with own.running_generator():
+        await own.wait_until_acknowledged()
+    assert waits.count(0.1001) == 4
 
 
 @pytest.mark.rule("R64")

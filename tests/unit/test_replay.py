@@ -19,6 +19,7 @@ from tailrace.proto.nats.replay import (
     STALE_MAX_S,
     STALE_WAIT_S,
     WOKEN_WAIT_S,
+    find_stored,
     is_stored_chain,
     is_valid,
     read_ended_turn,
@@ -50,6 +51,17 @@ def test_a_turn_is_looked_up_again_after_one_reply_without_it() -> None:
     server = ScriptedServer(last_request=[BEFORE_FIRST, Seq(1)])
     run(require_turn(server, KEY))
     assert server.times("last_request") == [0.0, WOKEN_WAIT_S]
+
+
+@pytest.mark.rule("R14")
+def test_several_turns_are_looked_up_again_after_one_wait() -> None:
+    server = ScriptedServer(last_request=[BEFORE_FIRST, Seq(1), BEFORE_FIRST])
+    assert run(find_stored(server, [KEY] * 3)) == {KEY}
+    assert server.times("last_request") == [0.0, 0.0, 0.0]
+    server = ScriptedServer(last_request=[BEFORE_FIRST, BEFORE_FIRST, Seq(1)])
+    assert run(find_stored(server, [KEY])) == set()
+    assert run(find_stored(server, [KEY])) == {KEY}
+    assert server.times("last_request") == [0.0, WOKEN_WAIT_S, 0.0]
 
 
 @pytest.mark.rule("R14")
