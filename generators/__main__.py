@@ -95,7 +95,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             grace_s=settings.grace_s,
             tenant_share=settings.tenant_share,
         )
-        handlers = ModelRpc(claude, MessageBatchesApi(claude.client), blobs).handlers if claude else {}
+        handlers = ModelRpc(claude, MessageBatchesApi(claude.client), blobs, orders).handlers if claude else {}
         endpoints = await services.serve(GENERATORS, VERSION, handlers)
         await services.serve_health(GENERATORS, worker.report_health)
         if races is not None:

@@ -11,6 +11,8 @@ import msgspec
 from tailrace.proto.errors import CODES, BackendError, SettingsInvalid
 from tailrace.proto.models import find_model, models
 
+# The backend that calls Anthropic's own API. The others have neither message batches nor token counts.
+CLAUDE = "claude"
 # Errors that another backend may not have. Any other, a deadline for example, would end the next attempt too.
 FAILOVER_CODES = frozenset(
     {
@@ -85,10 +87,16 @@ class BackendOrders(msgspec.Struct, frozen=True):
         first = next((index for index, source in enumerate(sources) if source.backend == last), 0)
         return BackendOrder((*sources[first:], *sources[:first]), len(sources))
 
-    def model_id(self, model: str, backend: str) -> str | None:
-        """Returns the operator's name of `model` for `backend`, or `model`; None if `backend` is not to answer it."""
-        source = next((source for source in self.order_for(model).sources if source.backend == backend), None)
-        return None if source is None else source.model_id or model
+    def claude_model_id(self, model: str, purpose: str) -> str:
+        """Returns the name of `model` for the backend `claude`, the only one that can do what `purpose` names.
+
+        Raises BackendError if the operator lets only other backends answer `model`.
+        """
+        source = next((source for source in self.order_for(model).sources if source.backend == CLAUDE), None)
+        if source is None:
+            why = f"{purpose} need the backend `{CLAUDE}`, and {model} has others: TAILRACE_BACKENDS"
+            raise BackendError("backend_refused_request", why)
+        return source.model_id or model
 
 
 def parse_backends(text: str) -> BackendOrders:

@@ -11,6 +11,7 @@ import msgspec
 
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
+from tailrace.generators.failover import BackendOrders
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import long_strings
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -32,8 +33,11 @@ T = TypeVar("T")
 class ModelRpc:
     """The handlers that call Anthropic's API."""
 
-    def __init__(self, claude: AnthropicApi, message_batches: MessageBatchesApi, blobs: BlobLoader) -> None:
+    def __init__(
+        self, claude: AnthropicApi, message_batches: MessageBatchesApi, blobs: BlobLoader, orders: BackendOrders
+    ) -> None:
         self._claude = claude
+        self._orders = orders
         self._message_batches = message_batches
         self._blobs = blobs
 
@@ -52,10 +56,11 @@ class ModelRpc:
 
     async def _count_tokens(self, tenant: Tenant, body: bytes) -> bytes:
         query = decode_query(body, CountTokens)
+        fields = decode_query(bytes(query.body), dict[str, Any])
         with _refuse():
+            fields["model"] = self._orders.claude_model_id(fields["model"], "token counts")
             if not query.is_lifted:
-                return await self._claude.count_tokens(bytes(query.body), query.betas)
-            fields = decode_query(bytes(query.body), dict[str, Any])
+                return await self._claude.count_tokens(msgspec.json.encode(fields), query.betas)
             async with self._blobs.load(tenant, msgspec.convert(fields, PromptFields)) as prompt:
                 pieces = await long_strings.encode(fields | msgspec.to_builtins(prompt))
                 return await self._claude.count_tokens(b"".join(pieces), query.betas)

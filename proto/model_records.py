@@ -44,7 +44,7 @@ class CountTokens(msgspec.Struct, frozen=True, omit_defaults=True):
     body: msgspec.Raw
     betas: str = ""
     is_lifted: bool = False
-    """Whether `body` may have references in place of long strings (R33). If not, it goes to the API unchanged."""
+    """Whether `body` may have references in place of long strings (R33)."""
 
 
 class CancelMessageBatch(msgspec.Struct, frozen=True):

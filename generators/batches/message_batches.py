@@ -71,7 +71,6 @@ WRITES_MAX = 3
 # With these codes the message batch was not created.
 REFUSED = ("backend_refused_request", "backend_refused_key")
 NOT_CREATED = (*REFUSED, "backend_rate_limited", "backend_overloaded")
-CLAUDE = "claude"
 NO_RESULT = Failure("backend_broken", "the message batch has no result for this input")
 TOO_LATE = Failure("deadline_exceeded", "Anthropic did not process this input within 24 hours")
 
@@ -256,9 +255,7 @@ class MessageBatchSubmitter:
         headers: dict[str, str] = {}
         for number, line in enumerate(lines):
             request = batch.decode_input(line)
-            if (model := self._orders.model_id(request.model, CLAUDE)) is None:
-                why = f"message batches need the backend `{CLAUDE}`, and {request.model} has others: TAILRACE_BACKENDS"
-                raise BackendError("backend_refused_request", why)
+            model = self._orders.claude_model_id(request.model, "message batches")
             async with self._blobs.load(key.tenant, build_call(request)) as call:
                 bodies[batch.child_key(key, number).turn] = b"".join(await encode_body(call, model=model))
             if request.betas:

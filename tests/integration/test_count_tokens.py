@@ -141,3 +141,20 @@ async def test_rejected_api_key_is_not_a_client_error(
     async with processes.generator(tmp_path, own_server.url, claude, ANTHROPIC_API_KEY="bad-key"):
         answer = await gateway.client.post("/v1/messages/count_tokens", json=ASKED)
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "backend_refused_key")
+
+
+async def test_backends_of_the_model_decide_who_counts(
+    own_server: NatsServer, own_claude: str, tmp_path: Path, new_gateway: NewGateway
+) -> None:
+    """Anthropic's API gets the operator's name of the model, and no prompt of a model with other backends."""
+    backends = "claude; claude-sonnet-5-5 = claude:claude-sonnet-5; claude-opus-5-5 = bedrock"
+    gateway = await new_gateway(own_server.url)
+    settings = {"TAILRACE_BACKENDS": backends, "AWS_REGION": "eu-central-1"}
+    async with processes.generator(tmp_path, own_server.url, own_claude, **settings):
+        counted = await gateway.client.post("/v1/messages/count_tokens", json=ASKED)
+        refused = await gateway.client.post("/v1/messages/count_tokens", json={**ASKED, "model": "claude-opus-5-5"})
+    async with httpx2.AsyncClient(trust_env=False) as asking:
+        assert (await asking.get(f"{own_claude}/_sim/last")).json()["body"] == {**ASKED, "model": "claude-sonnet-5"}
+    assert (counted.status_code, refused.status_code) == (200, 400), counted.text
+    error = refused.json()["error"]
+    assert (error["code"], "claude-opus-5-5 has others" in error["message"]) == ("backend_refused_request", True)
