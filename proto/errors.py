@@ -432,7 +432,8 @@ CODES: dict[str, Code] = {
         409,
         INVALID,
         "The turn to continue from, or a turn to be deleted, is still running.",
-        "Wait for its end, cancel it, continue from another turn (`parent`), or set `on_busy`.",
+        "Wait for its end, cancel it, continue from another turn (`parent`, or `previous_response_id` in "
+        "`/v1/responses`), or set `on_busy`.",
     ),
     "session_exists": Code(
         409,

@@ -101,7 +101,9 @@ class Conversations:
             await cancel(self._log, key)
         except TurnUnknown as error:
             # The database has it as running, but its log is gone, and with it the end.
-            raise Refused("session_busy", "the turn to continue from has no end: name another `parent`") from error
+            # No field is named: the client protocols have different ones.
+            why = "the turn to continue from has no end: continue from another turn, or begin a new session"
+            raise Refused("session_busy", why) from error
 
     async def _find_running(self, tenant: Tenant, question: GetContext) -> tuple[TurnRecord, TurnRecord]:
         """Returns the turn that the new one would continue, and the running turn of its branch.
