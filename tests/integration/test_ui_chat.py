@@ -139,6 +139,20 @@ async def test_message_in_a_busy_chat_interrupts_the_running_answer(gateway: Gat
     assert (await gateway.client.get(f"/v1/turns/{interrupted}")).json()["outcome"] == "cancelled"
 
 
+async def test_chat_that_is_not_stored_belongs_to_no_session(gateway: Gateway) -> None:
+    """Its run can be resumed by its id until it is erased; its chat has no history."""
+    chat, sent = new_id(), [user("#sim words=2 rate=0"), assistant(words(2)), user("#sim words=3 rate=0")]
+    answer = await ask(gateway, *sent, id=chat, store=False)
+    assert (shown(answer.content), "tailrace-ignored" in answer.headers) == (words(3), False)
+    assert (await gateway.client.get(f"/api/chat/{chat}/messages")).status_code == 404
+    run = answer.headers["x-workflow-run-id"]
+    again = await gateway.client.get(f"/api/chat/{run}/stream?startIndex=0")
+    assert data_lines(again) == data_lines(answer)
+    record = (await gateway.client.get(f"/v1/turns/{run}")).json()
+    assert [message["role"] for message in record["input"]] == ["user", "assistant", "user"]
+    assert run not in (await gateway.client.get("/v1/turns")).text
+
+
 async def is_begun(gateway: Gateway, chat: str) -> bool:
     return (await gateway.client.get(f"/api/chat/{chat}/messages")).status_code == 200
 

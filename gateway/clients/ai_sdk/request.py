@@ -25,7 +25,7 @@ from msgspec import Meta
 from tailrace.gateway.clients.ai_sdk.stream import MESSAGE
 from tailrace.gateway.clients.ai_sdk.tool_result import encode_output
 from tailrace.gateway.clients.openai.unsupported import plain_names
-from tailrace.gateway.turns.request_body import NewTurn, OnBusy
+from tailrace.gateway.turns.request_body import NewTurn, OnBusy, refuse_fields
 from tailrace.gateway.turns.submit import IDEMPOTENCY_KEY
 from tailrace.proto.conversation import without_trailing_thinking
 from tailrace.proto.depth import is_deeper
@@ -128,6 +128,8 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     `stop()` sends no request."""
     max_cost: float | None = None
     """The most that the answer may cost, in dollars."""
+    store: bool = True
+    """Whether the turn is kept. False: it belongs to no chat, and is erased some minutes after its end."""
     idempotency_key: Annotated[str, Meta(pattern=IDEMPOTENCY_KEY.pattern)] | None = None
     """Like the header `Idempotency-Key`, for apps whose server forwards only the body."""
 
@@ -140,6 +142,10 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
     if chat.id is not None and chat.session_id not in (None, chat.id):
         raise Refused("request_invalid", "`id` and `session_id` differ: send one of them")
     session = chat.id if chat.id is not None else chat.session_id
+    if not chat.store:
+        refuse_fields(chat, "session_id", "project_id")
+        # `useChat` always sends `id`, and the whole conversation.
+        session = None
     metadata = dict(chat.metadata or {})
     if chat.messages and chat.messages[-1].role == "assistant":
         # The message has tool results: the client appends the answer to it.
@@ -160,6 +166,7 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
         on_disconnect=chat.on_disconnect,
         on_busy=chat.on_busy,
         max_cost=chat.max_cost,
+        store=chat.store,
     )
 
 
