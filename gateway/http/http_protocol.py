@@ -195,6 +195,7 @@ class ClientConnection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._bytes = 0
         self._body_left = max(0, self._body_left - len(body))
+        self.expect_100_continue = False
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -224,6 +225,10 @@ class ClientConnection(HttpToolsProtocol):
             self.data_received(unparsed)
         # Not if the next headers have begun, which have their own timeout, or a request is queued.
         if self._closing is None and self.cycle.response_complete:
+            if self.expect_100_continue and not self.parser.should_keep_alive():
+                # After a refusal in place of a 100, neither the body nor another request comes (RFC 9112, 9.6).
+                self.transport.close()
+                return
             self._await_request(is_idle=not self.cycle.more_body)
 
     def _should_upgrade(self) -> bool:

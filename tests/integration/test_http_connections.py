@@ -116,6 +116,13 @@ async def test_a_connection_is_usable_after_a_refusal(small: RawConnection) -> N
     assert (await small.answer()).status_code == 202
 
 
+async def test_a_refusal_in_place_of_100_continue_closes_the_last_connection(small: RawConnection) -> None:
+    """RFC 9112, 9.6: the client sends neither the body nor another request."""
+    await small.send(POST, "connection: close\r\nexpect: 100-continue\r\ncontent-length: 10001\r\n\r\n")
+    assert error_of(await small.answer())[0] == 413
+    assert await small.is_closed()
+
+
 UPGRADE = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAA\r\n"
 
 
