@@ -237,7 +237,8 @@ def read_source(file: Path) -> str:
     if NAME.fullmatch(file.stem) is None:
         raise SettingsInvalid(f"TAILRACE_PROMPTS: {file}: the name of a prompt has 1 to 64 characters of a-z 0-9 _ -")
     try:
-        source = file.read_text("utf-8")
+        # With or without a byte order mark.
+        source = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsInvalid(f"TAILRACE_PROMPTS: {file}: {error}") from error
     if len(source) > SOURCE_CHARS_MAX:

@@ -188,6 +188,13 @@ async def test_variables_have_the_nesting_limit_of_requests(tmp_path: Path) -> N
         assert refused.value.code == "request_invalid"
 
 
+async def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path: Path) -> None:
+    """Some editors of Windows write one."""
+    found = await load(tmp_path, hi="\ufeff{# Greets. #}Hi {{ who }}")
+    assert found.find("hi").description == "Greets."
+    assert (await render(found, "hi", {"who": "you"})).message == "Hi you"
+
+
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [
