@@ -133,7 +133,7 @@ class Answer {
       silence = setTimeout(drop, (this.#options.silenceMs ?? SILENCE_MS) + uploadMs);
     };
     try {
-      listen(this.turn || this.#path ? 0 : Math.min(UPLOAD_MAX_MS, this.#post.body.length / UPLOAD_BYTES_PER_MS));
+      listen(this.turn || this.#path ? 0 : Math.min(UPLOAD_MAX_MS, new Blob([this.#post.body]).size / UPLOAD_BYTES_PER_MS));
       const response = await this.#open(connection.signal);
       if (response.status === 204) return this.#end(this.#path ? { outcome: null } : await this.#readEnd(connection.signal));
       const isStream = (response.headers.get("content-type") ?? "").startsWith("text/event-stream");

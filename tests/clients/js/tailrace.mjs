@@ -38,16 +38,16 @@ const withToken = (error) => {
   return ask("#sim words=1", { url, headers: () => (tokens.length > 1 ? tokens.shift() : tokens[0])() }).done;
 };
 
-// A question whose upload takes longer than the silence after which a connection is lost.
+// A question whose upload takes longer than the silence after which a connection is lost. Its bytes count, not its characters.
 let uploads = 0;
 const uploadSlowly = async (url, init) => {
   if (init.method === "POST") {
     uploads += 1;
-    await new Promise((resolve) => setTimeout(resolve, 1500));
+    await new Promise((resolve) => setTimeout(resolve, 3000));
   }
   return fetch(url, init);
 };
-const uploading = ask({ message: "#sim words=1", system: "x".repeat(20_000) }, { ...options, silenceMs: 1000, fetch: uploadSlowly });
+const uploading = ask({ message: "#sim words=1", system: "\u20ac".repeat(4_500) }, { ...options, silenceMs: 500, fetch: uploadSlowly });
 const { outcome: uploaded } = await uploading.done;
 
 const post = { method: "POST", headers: new Headers({ "content-type": "application/json", "idempotency-key": "once" }), body: "{}" };
