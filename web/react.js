@@ -10,6 +10,8 @@ import { ask, follow, randomName, request, resume } from "./tailrace.js";
 const NO_TURN = { turn: null, session: null, text: "", state: "idle", end: null, error: null };
 const NO_SESSION = { turns: [], hasEarlier: false, state: "idle", error: null };
 const TURNS_AT_ONCE = 100;
+// The idle stream of a hidden page is closed: without HTTP/2, a browser opens only six connections to a server for all tabs.
+const REST_MS = 5000;
 const NO_EVENT = { data: null, error: null, status: "idle" };
 // A page stays open for days. An EventSource does not give up either.
 const PATIENT = { triesMax: Infinity };
@@ -187,29 +189,49 @@ class SessionReader {
   #isRead = false;
   /** The cursor of the turns before those that were read. */
   #next = null;
+  #stream = null;
   #isEnded = false;
+  #isResting = false;
+  #resting;
   #expected = 0;
 
   constructor(session, options, show) {
     this.#path = pathOf(session);
     this.#options = { ...PATIENT, ...options, signal: this.#leaving.signal };
     this.#show = (fields) => this.#leaving.signal.aborted || show((before) => ({ ...before, ...fields }));
+    globalThis.document?.addEventListener("visibilitychange", this.#restOrWake, { signal: this.#leaving.signal });
     this.#follow();
+    this.#restOrWake();
   }
 
   /** A question was accepted: the session exists. */
   expect() {
     this.#expected += 1;
-    if (this.#isEnded) this.#follow();
+    if (this.#isEnded || this.#isResting) this.#follow();
   }
+
+  /** Closes the stream of a hidden page when nothing happens, and continues it when the page is shown. */
+  #restOrWake = () => {
+    clearTimeout(this.#resting);
+    if (!globalThis.document?.hidden) return this.#isResting && this.#follow();
+    this.#resting = setTimeout(() => {
+      if ([...this.#turns.values()].some((turn) => turn.outcome === "running")) return;
+      this.#isResting = true;
+      this.#stream.close();
+    }, REST_MS);
+  };
 
   #follow() {
     const expected = this.#expected;
-    this.#isEnded = false;
+    this.#isEnded = this.#isResting = false;
     this.#show({ state: "connecting" });
-    const onEvent = (event) => this.#take(event);
-    const onState = (state) => this.#show({ state });
-    follow(`${this.#path}/events`, { ...this.#options, onEvent, onState }).done.catch((error) => {
+    const onEvent = (event) => (this.#take(event), this.#restOrWake());
+    const onState = (state) => this.#isResting || this.#show({ state });
+    const after = this.#stream?.cursor;
+    const stream = follow(`${this.#path}/events`, { ...this.#options, after, onEvent, onState });
+    this.#stream = stream;
+    stream.done.catch((error) => {
+      if (stream !== this.#stream) return;
       if (error.status !== 404) this.#fail(error);
       else if (expected !== this.#expected) return this.#follow();
       else this.#show({ state: "idle" });

@@ -18,16 +18,21 @@ TEXT = words(4000)
 async def test_turns_and_sessions_are_shown_once_after_a_reload_and_in_two_tabs(
     open_gateway: Gateway, browser: str
 ) -> None:
-    """A turn goes on without its component. A session does not exist before its first question."""
+    """A turn goes on without its component. A session does not exist before its first question.
+
+    Without HTTP/2, six hidden pages with idle sessions would otherwise keep every other page from loading.
+    """
     line, following = "#sim words=100 rate=25", "#sim words=20 rate=50"
     tabs = {"component": "Session", "session": "holiday-plans", "line": line, "next": following}
+    hidden = {"component": "Session", "session": "hidden", "line": "#sim words=3 rate=0 wait=6", "next": following}
     before = await count_turns(open_gateway)
-    of_turn, of_session = await run_hooks(
-        open_gateway.url, ("turn", {"component": "Turn", "line": LONG}), ("tabs", tabs), key=""
+    turn = {"component": "Turn", "line": LONG}
+    of_turn, of_session, of_hidden = await run_hooks(
+        open_gateway.url, ("turn", turn), ("tabs", tabs), ("hidden", hidden), key=""
     )
     # StrictMode runs the effect that asks twice, and a person clicks twice.
     assert of_turn["posts"] == 1
-    assert await count_turns(open_gateway) == before + 3
+    assert await count_turns(open_gateway) == before + 5
     for one in (of_turn["first"], of_turn["again"], of_turn["stopped"]):
         assert TEXT.startswith(one["text"])
         assert (one["turn"], one["texts"]) == (of_turn["first"]["turn"], [one["text"]])
@@ -46,6 +51,10 @@ async def test_turns_and_sessions_are_shown_once_after_a_reload_and_in_two_tabs(
         assert [turn["input"][0]["content"] for turn in tab["turns"]] == [line, following]
         assert tab["turns"][0]["turn"] == of_session["turn"]
     assert await read_stored_text(open_gateway, of_session["turn"]) == words(100)
+
+    # The stream of the hidden page is closed after the answer, and continued when the page is shown.
+    assert of_hidden["first"] == of_hidden["resting"] == [words(3)]
+    assert (of_hidden["second"], of_hidden["state"], of_hidden["streams"]) == ([words(3), words(20)], "live", 1)
 
 
 async def test_a_refused_request_is_an_error_of_what_was_asked(open_gateway: Gateway, browser: str) -> None:

@@ -154,6 +154,32 @@ const DOINGS = {
     return until(page, "seen.error");
   },
 
+  /** A page is hidden while a turn runs, and shown after another client has asked. */
+  async hidden(open, given) {
+    const page = await open(url);
+    const streams = streamsOf(page);
+    const hide = (isHidden) =>
+      page.evaluate((isHidden) => {
+        Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+      }, isHidden);
+    const answered = (count) => until(page, `seen.turns.filter((turn) => turn.outcome === 'completed').length === ${count}`);
+    await begin(page, given);
+    await until(page, "seen.state === 'idle'");
+    await ask(page, given.line);
+    await until(page, "seen.turns.length === 1");
+    await hide(true);
+    const first = await answered(1);
+    while (streams.size) await page.waitForTimeout(50);
+    const body = JSON.stringify({ session: given.session, message: given.next });
+    const headers = { "content-type": "application/json", accept: "text/event-stream" };
+    await page.evaluate((init) => fetch("/v1/turns", init).then((answer) => answer.text()), { method: "POST", headers, body });
+    const resting = await until(page, "true");
+    await hide(false);
+    const second = await answered(2);
+    return { first: first.texts, resting: resting.texts, second: second.texts, state: second.state, streams: streams.size };
+  },
+
   /** Two tabs of a session that does not exist yet: one asks, twice, with a reload; both show the same. */
   async tabs(open, given) {
     const page = await open(url);
