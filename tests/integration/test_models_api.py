@@ -34,7 +34,10 @@ async def openai_sdk(gateway: Gateway) -> AsyncIterator[openai.AsyncOpenAI]:
 async def test_anthropic_sdk_lists_all_pages_and_filters_by_lifecycle(claude_sdk: anthropic.AsyncAnthropic) -> None:
     """It follows `last_id`; models that Anthropic does not list are left out; dates and limits are Anthropic's."""
     old = [model async for model in claude_sdk.models.list(lifecycle=["deprecated", "retired"])]
-    assert [(model.id, str(model.retires_at)) for model in old] == [("claude-sonnet-4-5", "2026-11-30 00:00:00+00:00")]
+    assert [(model.id, str(model.retires_at)) for model in old] == [
+        ("claude-opus-4-5", "2027-01-22 00:00:00+00:00"),
+        ("claude-sonnet-4-5", "2026-11-30 00:00:00+00:00"),
+    ]
     found = [model async for model in claude_sdk.models.list(limit=4)]
     assert [model.id for model in found] == LISTED
     (sonnet,) = [model for model in found if model.id == "claude-sonnet-5-5"]
