@@ -18,6 +18,12 @@ UNSUPPORTED = (
         IGNORED,
         "encrypted reasoning is always included, nothing else",
     ),
+    Unsupported(
+        "background_options",
+        ({}, {"completion_window": "soonest"}),
+        IGNORED,
+        "a response with `background` is generated at once",
+    ),
     Unsupported("max_tool_calls", (), IGNORED, "it limits OpenAI's built-in tools, which do not exist here"),
     Unsupported("stream_options", ({}, {"include_obfuscation": False}), IGNORED, "deltas are not padded"),
     Unsupported("image", (), IGNORED, "images are passed on unchanged"),

@@ -116,6 +116,7 @@ class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fie
     prompt: Any = None
     context_management: Any = None
     access_programs: Any = None
+    background_options: Any = None
     truncation: Any = None
     include: Any = None
     max_tool_calls: Any = None
