@@ -159,6 +159,8 @@ def main(
             logging.add_trace_ids()
         return_large_memory()
         collect_less_often()
+        # The time of creation of each series: nothing uses it, and it would be one of ten lines of a scrape.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         uvloop.run(
             _check(role, settings, preflight, probe) if arguments.check else _run(role, settings, preflight, serve)
         )

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 import prometheus_client
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
@@ -158,8 +159,9 @@ async def metrics(request: ApiRequest) -> Response:
     if request.scope["raw_path"] != METRICS.encode():
         raise HTTPException(HTTPStatus.NOT_FOUND)
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
-    # In a thread: the text of 300 routes and statuses takes 40 ms.
-    text = await asyncio.to_thread(encode, prometheus_client.REGISTRY)
+    # In a thread: the text of 300 routes and statuses takes 30 ms. All names are valid in every format: with this
+    # value, OpenMetrics' encoder does not look at each of their characters, which took a third of its time.
+    text = await asyncio.to_thread(encode, prometheus_client.REGISTRY, escaping=ALLOWUTF8)  # type: ignore[call-arg]
     return Response(text, headers={"content-type": media_type})
 
 

@@ -88,6 +88,7 @@ async def test_waiting_times_of_readers_are_measured(tmp_path: Path) -> None:
         for port, names in ((of_gateway, GATEWAY), (survivor, GENERATOR), (of_persistence, PERSISTENCE)):
             found = await scrape(port)
             assert [name for name in names if not found.get(name)] == []
+            assert [name for name in found if name.endswith("_created")] == []
 
 
 async def test_tokens_are_counted_that_were_generated_without_a_reader(
