@@ -102,7 +102,7 @@ async def measure(path: Path) -> None:
         "sessions of a project": lambda: store.sessions(OURS, "project-3", NEWEST, 51, NOW),
         "sessions of a user": lambda: store.sessions(OURS, None, NEWEST, 51, NOW, "user-7"),
         "projects, page 1": lambda: store.numbered_projects(OURS, 0, 51, NOW),
-        "statistics": lambda: store.active_usage(OURS, NOW - timedelta(hours=1)),
+        "statistics": lambda: store.usage_since(OURS, NOW - timedelta(hours=1)),
     }
     for name, ask in queries.items():
         times = []

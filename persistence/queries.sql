@@ -957,13 +957,6 @@ WHERE tenant = :tenant AND "user" = :user AND (:project IS NULL OR project = :pr
 -- The number of sessions that were used since a time.
 SELECT count(*) AS sessions FROM sessions WHERE tenant = :tenant AND updated_at > :since
 
--- name: active_usage
--- The usage of those sessions by model.
-SELECT usage.model AS key, count(messages) AS turns, {summed}
-FROM sessions {join} usage ON usage.tenant = :tenant AND usage.session = sessions.session
-WHERE sessions.tenant = :tenant AND sessions.updated_at > :since
-GROUP BY usage.model ORDER BY key
-
 -- name: busy_sessions
 -- The sessions that have a running turn.
 SELECT DISTINCT session FROM turns
@@ -974,6 +967,18 @@ WHERE tenant = :tenant AND outcome = 'running' ORDER BY session LIMIT :limit
 SELECT key, {sums} FROM totals
 WHERE tenant = :tenant AND dimension = 'day' AND key >= :start AND day BETWEEN :first AND :last
 GROUP BY key ORDER BY key LIMIT :limit
+
+-- fragment: by_day (sqlite)
+-- By the primary key SQLite would read all days.
+INDEXED BY totals_by_day
+
+-- fragment: by_day (postgresql)
+
+-- name: usage_since
+-- Usage by model from a day on.
+SELECT key, {sums} FROM totals {by_day}
+WHERE tenant = :tenant AND dimension = 'model' AND day >= :first
+GROUP BY key ORDER BY key
 
 -- fragment: recursion_max (sqlite)
 -- Ends a recursion with the page. PostgreSQL computes only the rows that are read.

@@ -673,9 +673,10 @@ class Store:
         rows = await self._read("active_sessions", tenant=tenant, since=micros(since))
         return int(rows[0]["sessions"])
 
-    async def active_usage(self, tenant: Tenant, since: datetime) -> list[UsageRecord]:
-        """Returns the usage of active sessions by model."""
-        return [usage_record(row) for row in await self._read("active_usage", tenant=tenant, since=micros(since))]
+    async def usage_since(self, tenant: Tenant, since: datetime) -> list[UsageRecord]:
+        """Returns the usage by model of the turns from the beginning of the UTC day of `since` on."""
+        rows = await self._read("usage_since", tenant=tenant, first=(since - EPOCH).days)
+        return [usage_record(row) for row in rows]
 
     async def busy_sessions(self, tenant: Tenant) -> list[SessionId]:
         """Returns the sessions that have a running turn, at most `BUSY_SESSIONS_MAX`."""

@@ -82,27 +82,30 @@ class BranchList(Page[Branch], frozen=True, kw_only=True):
 
 
 class ActiveSessions(msgspec.Struct, frozen=True, kw_only=True):
-    """The active sessions and their usage, with the field names of other servers for Claude."""
+    """The active sessions and the usage of their time, with the field names of other servers for Claude.
+
+    The usage is that of all turns from the beginning of the UTC day `TAILRACE_SESSION_IDLE_S` seconds ago.
+    """
 
     active_sessions: int
     """The number of sessions used in the last `TAILRACE_SESSION_IDLE_S` seconds."""
     turns: int
-    """The number of their turns."""
+    """The number of the turns."""
     total_tokens: int
-    """The tokens of their turns."""
+    """Their tokens."""
     total_cost: float
-    """The cost of their turns, in dollars."""
+    """Their cost in dollars."""
     total_messages: int
-    """The messages of their turns."""
+    """Their messages."""
     models_in_use: list[str]
-    """The models of their turns."""
+    """Their models."""
 
 
 class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
     """`claude_sessions`: the sessions with a running turn, at most 1,000."""
 
     session_stats: ActiveSessions
-    """Sums over the active sessions."""
+    """The active sessions and the usage of their time."""
     active_claude_sessions: int
     """The number of sessions with a running turn."""
     claude_sessions: list[SessionId]
@@ -212,10 +215,10 @@ async def branches(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 async def stats(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/sessions/stats`: the active sessions and their usage.
+    """`GET /v1/sessions/stats`: the number of active sessions, and the usage of their time.
 
-    A session is active if it was used in the last `TAILRACE_SESSION_IDLE_S` seconds. `claude_sessions` are those with
-    a running turn.
+    A session is active if it was used in the last `TAILRACE_SESSION_IDLE_S` seconds. The usage is that of all turns
+    since the beginning of the UTC day at which that time begins. `claude_sessions` are those with a running turn.
     """
     tenant = request.tenant
     found = await history.ask(tenant, GetStats())

@@ -413,7 +413,7 @@ async def test_a_session_is_active_until_it_is_idle_for_long_enough(store: Store
     assert (await session_of(store, "session-1", used)).is_active
 
 
-async def test_a_list_of_sessions_reads_as_much_for_many_turns_as_for_few(store: Store) -> None:
+async def test_lists_and_statistics_of_sessions_read_as_much_for_many_turns_as_for_few(store: Store) -> None:
     """The totals of a session are those of its turns, also while its tenant is erased in rounds."""
     ended, made, costs = completed_turn("Light").turn, 0, []
 
@@ -426,6 +426,7 @@ async def test_a_list_of_sessions_reads_as_much_for_many_turns_as_for_few(store:
         made = total
         async with counting_reads(store) as read:
             assert await counts() == [(total, 2 * total, 11 * total)]
+            assert [one.turns for one in await store.usage_since(OURS, NOON)] == [total]
         costs.append(sum(read))
     assert costs[1] < 2 * costs[0]
     for left in (198, 1):
@@ -579,7 +580,7 @@ async def test_turns_of_another_tenant_are_not_found(store: Store) -> None:
     assert await store.branch(key("turn-1", THEIRS)) == []
     assert await store.leaves(THEIRS, "session-1", NEWEST, 9) == []
     assert await store.projects(THEIRS, NEWEST, 9, NOON) == []
-    assert await store.active_usage(THEIRS, NOON) == []
+    assert await store.usage_since(THEIRS, NOON) == []
     assert await store.busy_sessions(THEIRS) == []
     named: list[tuple[Kind, str]] = [("turn", "turn-1"), ("session", "session-1"), ("tenant", "theirs")]
     for kind, name in named:
@@ -1104,7 +1105,7 @@ async def test_both_databases_answer_the_same_after_any_changes(
         ("expired_files", NOON + timedelta(seconds=200)),
         ("old_sessions", NOON + timedelta(days=1), Seq(1000)),
         ("released_blobs", OURS),
-        ("active_usage", OURS, NOON - timedelta(days=1)),
+        ("usage_since", OURS, NOON - timedelta(days=1)),
         ("busy_sessions", OURS),
         ("read_recorded_upto",),
     ]
