@@ -43,8 +43,8 @@ class BlobCollector:
 
     async def _collect_all(self) -> None:
         await self._store.erase_journal()
-        for tenant, file in await self._store.expired_files(datetime.now(UTC)):
-            await self._store.delete_file(tenant, file)
+        for tenant, files in (await self._store.expired_files(datetime.now(UTC))).items():
+            await self._store.delete_files(tenant, files)
         for tenant in await self._store.tenants_with_released_blobs():
             await self.collect(tenant)
 

@@ -100,7 +100,9 @@ class Commands:
             return Remaining(remaining)
         rows = await self._store.delete(tenant, what)
         if what.kind == "tenant" and not await self._store.turns_to_delete(tenant, what):
-            rows += DeletedRows(files=await self._delete_files(tenant))
+            files = await self._store.every_file(tenant)
+            await self._store.delete_files(tenant, files)
+            rows += DeletedRows(files=len(files))
         rows += DeletedRows(blobs=await self._blobs.collect(tenant))
         return Remaining(await self._store.turns_to_delete(tenant, what), rows)
 
@@ -109,13 +111,6 @@ class Commands:
         if what.kind not in ("user", "tenant"):
             return []
         return await self._unstored.list_of_user(tenant, what.name if what.kind == "user" else None)
-
-    async def _delete_files(self, tenant: Tenant) -> int:
-        """Deletes the uploaded files of a tenant and returns their number."""
-        files = await self._store.every_file(tenant)
-        for file in files:
-            await self._store.delete_file(tenant, file)
-        return len(files)
 
     async def _require_exists(self, tenant: Tenant, what: DeleteResource) -> None:
         """Raises Refused (…_not_found) if the turn, session or project does not exist."""

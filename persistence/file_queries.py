@@ -54,6 +54,6 @@ class FileQueries:
     async def delete(self, tenant: Tenant, ask: DeleteFile) -> FileRecord:
         """Deletes the file's record, and its content once no request has it. Raises Refused if it does not exist."""
         found = await self.file(tenant, GetFile(ask.file))
-        await self._store.delete_file(tenant, ask.file)
+        await self._store.delete_files(tenant, [ask.file])
         await self._blobs.collect(tenant)
         return found

@@ -55,6 +55,7 @@ BRANCH_TURNS_MAX = 10_000
 # Converting a turn takes up to 0.05 ms.
 CONVERT_IN_LOOP_MAX = 100
 DELETE_TURNS_MAX = 1_000
+DELETE_FILES_MAX = 1_000
 # Each is looked up in the log before the answer, for which a gateway waits some seconds.
 UNSTORED_MAX = 200
 RELEASED_MAX = 200
@@ -436,18 +437,21 @@ class Store:
         """Returns the ids of all files of a tenant, including expired ones."""
         return [row["file"] for row in await self._read("every_file", tenant=tenant)]
 
-    async def delete_file(self, tenant: Tenant, file: str) -> None:
-        """Deletes a file and releases its blob."""
-        columns = {"tenant": tenant, "turn": file}
-        async with self._write(tenant) as writer:
-            for statement in ("release_blobs", "delete_blob_uses", "delete_file"):
-                await writer.execute(self._sql[statement], columns)
-            self._database.note_deletion()
+    async def delete_files(self, tenant: Tenant, files: Sequence[str]) -> None:
+        """Deletes files and releases their blobs, `DELETE_FILES_MAX` in each transaction."""
+        for first in range(0, len(files), DELETE_FILES_MAX):
+            rows = [{"tenant": tenant, "turn": file} for file in files[first : first + DELETE_FILES_MAX]]
+            async with self._write(tenant) as writer:
+                for statement in ("release_blobs", "delete_blob_uses", "delete_file"):
+                    await writer.executemany(self._sql[statement], rows)
+                self._database.note_deletion()
 
-    async def expired_files(self, now: datetime) -> list[tuple[Tenant, str]]:
-        """Returns expired files of all tenants, at most `RELEASED_MAX`."""
-        rows = await self._read("expired_files", now=micros(now), limit=RELEASED_MAX)
-        return [(row["tenant"], row["file"]) for row in rows]
+    async def expired_files(self, now: datetime) -> dict[Tenant, list[str]]:
+        """Returns expired files by their tenant, at most `RELEASED_MAX`."""
+        found: dict[Tenant, list[str]] = {}
+        for row in await self._read("expired_files", now=micros(now), limit=RELEASED_MAX):
+            found.setdefault(row["tenant"], []).append(row["file"])
+        return found
 
     async def turns_to_delete(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
         """Returns turns that a deletion includes, at most `DELETE_TURNS_MAX`.

@@ -17,6 +17,7 @@ import asyncpg
 import msgspec
 import pytest
 import pytest_asyncio
+from prometheus_client import REGISTRY
 
 from tailrace.persistence.copy_database import Content, copy_database
 from tailrace.persistence.copy_database import content_of as table_content
@@ -40,6 +41,7 @@ from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.turn_builder import MODEL, NOON, Handwritten, completed_turn
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
+TRANSACTIONS = "tailrace_persistence_transaction_seconds_count"
 TABLES = [table for table in KEYS if table not in ("reached", "totals")]
 # Or over the index of those that are running, of which there are few, over what is mostly empty, or has one row.
 BY_INDEX = re.compile(
@@ -338,6 +340,21 @@ async def test_an_erasure_in_rounds_reads_a_part_of_the_turns_and_deletes_follow
     bobs_parents = {turn: turn.replace("bob", "ann") for turn in deleted if turn.startswith("bob")}
     assert (len(deleted), len(bobs_parents)) == (604, 4)
     assert [turn for turn, parent in bobs_parents.items() if deleted.index(TurnId(parent)) < deleted.index(turn)] == []
+
+
+async def test_many_files_are_deleted_in_few_transactions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailrace.persistence.store.DELETE_FILES_MAX", 4)
+    files = [f"file-{number}" for number in range(10)]
+    for file in files:
+        record = FileRecord(file=file, sha256=file, bytes=1, filename="x", media_type="y", purpose="z",
+                            created_at=NOON, expires_at=NOON)  # fmt: skip
+        await store.put_file(OURS, record)
+    assert await store.expired_files(NOON) == {OURS: files}
+    before = REGISTRY.get_sample_value(TRANSACTIONS) or 0
+    await store.delete_files(OURS, await store.every_file(OURS))
+    assert (REGISTRY.get_sample_value(TRANSACTIONS) or 0) - before == 3
+    assert await store.every_file(OURS) == []
+    assert await store.released_blobs(OURS) == files
 
 
 @pytest.mark.parametrize("kind", ["user", "tenant"])
@@ -729,7 +746,7 @@ WORK: dict[str, tuple[Callable[[Store, Tenant], Awaitable[object]], int]] = {
     "keep_referenced": (lambda store, tenant: store.keep_referenced(tenant, ["a"]), 7),
     "forget_unstored": (lambda store, tenant: store.forget_unstored([key("turn-2", tenant)]), 7),
     "delete": (lambda store, tenant: store.delete(tenant, DeleteResource("turn", "turn-2")), 7),
-    "delete_file": (lambda store, tenant: store.delete_file(tenant, "file-1"), 7),
+    "delete_files": (lambda store, tenant: store.delete_files(tenant, ["file-1"]), 7),
 }
 
 
@@ -1064,7 +1081,7 @@ async def test_both_databases_answer_the_same_after_any_changes(
         await call_both("change_session", OURS, ChangeSession(name("session"), text(), None, "system"))
         await call_both("put_unstored", key(f"turn-{number}"), chance.choice((None, text())))
         await call_both("forget_unstored", [key(f"turn-{number - 2}")])
-        await call_both("delete_file", OURS, name("file"))
+        await call_both("delete_files", OURS, [name("file")])
     await call_both("record", [row(number) for number in range(50, 100)], Seq(999))
     await call_both("fail_expired", Seq(300))
     for table in KEYS:
