@@ -25,6 +25,8 @@ from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.postgresql import PostgreSQL, to_positional
+from tailrace.persistence.queries import Queries
+from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros, turn_record
 from tailrace.persistence.sql import load
 from tailrace.persistence.sqlite import STATEMENTS, SQLite, move_aside
@@ -35,7 +37,15 @@ from tailrace.proto.errors import Refused, StoreBusy, StoreCorrupt, StoreRefused
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, new_id
 from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold
-from tailrace.proto.resources import ChangeSession, CreateSession, DeleteResource, Kind, TurnToDelete
+from tailrace.proto.resources import (
+    Branch,
+    ChangeSession,
+    CreateSession,
+    DeleteResource,
+    Kind,
+    ListBranches,
+    TurnToDelete,
+)
 from tailrace.proto.subjects import TurnKey
 from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.turn_builder import MODEL, NOON, Handwritten, completed_turn
@@ -235,6 +245,31 @@ async def test_a_long_branch_is_converted_while_the_event_loop_runs(
         if has_begun.is_set():
             loop_runs.set()
     assert [turn.turn for turn in await reading] == [row.turn for row in rows]
+
+
+async def test_a_page_of_branches_reads_only_those_that_fit_in_a_message(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the pages have all of them."""
+    for module in ("rpc", "resource_queries"):
+        monkeypatch.setattr(f"tailrace.persistence.{module}.PAGE_BYTES_MAX", 300)
+    leaves = [f"leaf-{number:02}" for number in range(20)]
+    await store.record([running_row("root"), *(running_row(leaf, parent="root", step=2) for leaf in leaves)])
+    queries, read = ResourceQueries(store, Queries(store, 60)), list[int]()
+    branch_to = store.branch_to
+
+    async def counted(tenant: Tenant, leaf: dict[str, Any]) -> Branch:
+        read.append(1)
+        return await branch_to(tenant, leaf)
+
+    monkeypatch.setattr(store, "branch_to", counted)
+    found, after = list[Branch](), None
+    while not found or after:
+        page = await queries.branches(OURS, ListBranches("session-1", after, 50))
+        found, after = [*found, *page.branches], page.next
+        assert len(read) <= len(page.branches) + 1
+        read.clear()
+    assert [(one.turn, one.turns) for one in found] == [(leaf, ["root", leaf]) for leaf in reversed(leaves)]
 
 
 async def test_a_query_of_a_circle_of_parents_ends(store: Store) -> None:
