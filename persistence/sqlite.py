@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from itertools import count
+from math import inf
 from pathlib import Path
 from typing import Any, Self
 
@@ -242,8 +243,8 @@ class SQLite:
         """Raises StoreCorrupt if the file was deleted, replaced or truncated, and OSError while its directory is away.
 
         SQLite notices none of them: it continues to write to a deleted file, and serves a truncated one from its caches
-        and the journal. The file never shrinks by itself, because no statement of ours vacuums it. A checkpoint may
-        make a truncated file as long as it was, without most of its pages: call this before each, too.
+        and the journal. The file shrinks only if an operator vacuums it: then it has all pages of its header. A
+        checkpoint may make a truncated file as long as it was, without most of its pages: call this before each, too.
         """
         ours = os.fstat(self._file)
         if ours.st_nlink and not self._path.parent.exists():
@@ -255,7 +256,7 @@ class SQLite:
             found = None
         if found is None or not os.path.samestat(ours, found):
             raise StoreCorrupt(f"the database {self._path} was deleted or replaced while it was open")
-        if ours.st_size < self._bytes_seen:
+        if ours.st_size < self._bytes_seen and ours.st_size < _size_in_header(self._file):
             raise StoreCorrupt(f"the database {self._path} was truncated while it was open")
         self._bytes_seen = ours.st_size
 
@@ -301,6 +302,18 @@ def require_known_schema(path: Path) -> None:
     with _map_errors(), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         ((version,),) = database.execute("PRAGMA user_version")
     require_known_version(str(path), version)
+
+
+def _size_in_header(file: int) -> float:
+    """Returns the size in bytes that a database file has by its header; infinity without a header.
+
+    https://sqlite.org/fileformat.html#the_database_header
+    """
+    header = os.pread(file, 32, 0)
+    if not header.startswith(b"SQLite format 3\0") or len(header) < 32:
+        return inf
+    page_bytes = int.from_bytes(header[16:18])
+    return (65536 if page_bytes == 1 else page_bytes) * int.from_bytes(header[28:32])
 
 
 def _create(path: Path) -> int:

@@ -149,6 +149,10 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
 async def content_of(store: Store) -> list[dict[str, object]]:
     """All rows except those of totals, which stay."""
     return [
@@ -1266,14 +1270,33 @@ async def test_the_file_and_its_journal_are_private(path: Path, file_store: Stor
     assert [file.stat().st_mode & 0o077 for file in [path.parent, *files]] == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("left", [0, 1 / 2])
 @pytest.mark.parametrize("writes", ["a checkpoint", "a commit"])
-async def test_a_file_that_was_truncated_while_open_is_corrupt(path: Path, file_store: Store, writes: str) -> None:
+async def test_a_file_that_was_truncated_while_open_is_corrupt(
+    path: Path, file_store: Store, writes: str, left: float
+) -> None:
     """Also when the next write makes it as long as before: the journal may hold its last page."""
     await file_store.erase_journal()
     await file_store.delete(OURS, DeleteResource("session", "session-0"))
-    os.truncate(path, 0)
+    os.truncate(path, round(size_of(path) * left))
     with pytest.raises(StoreCorrupt, match="was truncated while it was open"):
         await (file_store.erase_journal() if writes == "a checkpoint" else file_store.record([running_row("turn-1")]))
+
+
+async def test_a_file_that_an_operator_vacuums_while_it_is_open_is_not_damaged(path: Path, file_store: Store) -> None:
+    long = msgspec.structs.replace(running_row("turn-1"), text="x" * 1_000_000)
+    await file_store.record([long])
+    await file_store.delete(OURS, DeleteResource("session", "session-1", (TurnId("turn-1"),)))
+    await file_store.erase_journal()
+    before = size_of(path)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("VACUUM")
+    for number in range(2):
+        await file_store.record([running_row(f"turn-{number}")])
+        file_store._database.note_deletion()
+        await file_store.erase_journal()
+        file_store.raise_if_damaged()
+    assert size_of(path) < before / 2
 
 
 async def test_a_directory_that_is_a_file_is_unwritable(tmp_path: Path) -> None:
