@@ -115,21 +115,26 @@ class Liveness:
         self._seen: dict[tuple[str, int], float] = {}
 
     async def restart_hanging(self) -> None:
-        """Asks every process once, and kills those that worked before and have not for `SILENT_S_MAX` seconds."""
-        for name, check in self._checks.items():
-            pid = self._supervisor.children[name].pid
-            if pid is None:
-                continue
-            response, now = await ask(check), time.monotonic()
-            if is_working(response, now):
-                self._seen[name, pid] = now
-            elif now - self._seen.get((name, pid), now) > SILENT_S_MAX:
-                self._supervisor.console.log(
-                    f"{name} has not answered for {SILENT_S_MAX:g} s; killing it, pid {pid}, to start it again"
-                )
-                # A process that hangs does not handle SIGTERM. What the log acknowledged is safe.
-                self._supervisor.restart(name, SIGKILL)
-                del self._seen[name, pid]
+        """Asks all processes at once, and kills those that worked before and have not for `SILENT_S_MAX` seconds.
+
+        A process that hangs does not delay the others: its answer is awaited for seconds.
+        """
+        await asyncio.gather(*(self._restart_if_hanging(name, check) for name, check in self._checks.items()))
+
+    async def _restart_if_hanging(self, name: str, check: HealthCheck) -> None:
+        pid = self._supervisor.children[name].pid
+        if pid is None:
+            return
+        response, now = await ask(check), time.monotonic()
+        if is_working(response, now):
+            self._seen[name, pid] = now
+        elif now - self._seen.get((name, pid), now) > SILENT_S_MAX:
+            self._supervisor.console.log(
+                f"{name} has not answered for {SILENT_S_MAX:g} s; killing it, pid {pid}, to start it again"
+            )
+            # A process that hangs does not handle SIGTERM. What the log acknowledged is safe.
+            self._supervisor.restart(name, SIGKILL)
+            del self._seen[name, pid]
 
 
 def is_working(response: Response, now: float) -> bool:

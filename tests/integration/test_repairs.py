@@ -1,9 +1,11 @@
 """Faults of the system's surroundings that `up` outlives, and deletions in NATS that are reported and repaired."""
 
+import asyncio
 import io
 import os
 import re
 import shutil
+import socket
 import sys
 from asyncio import TaskGroup
 from contextlib import suppress
@@ -208,6 +210,20 @@ async def test_a_process_that_stops_answering_is_killed_and_started_again(
         await until(is_replaced, 20)
         await supervisor.stop()
     assert f"a has not answered for 0.5 s; killing it, pid {first}, to start it again" in out.getvalue()
+
+
+async def test_a_process_that_hangs_does_not_delay_the_check_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailrace.deploy.local.readiness.RESPONSE_S_MAX", 1.0)
+    async with TaskGroup() as tasks:
+        supervisor = Supervisor(tasks, Console(io.StringIO(), width=4, coloured=False))
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            checks = dict.fromkeys("abcd", HealthCheck(silent.getsockname()[1], "/"))
+            for name in checks:
+                supervisor.start(ProcessSpec(name, name, ("sleep", "60"), os.environ))
+            await until(lambda: all(supervisor.children[name].pid for name in checks))
+            async with asyncio.timeout(3.0):
+                await Liveness(checks, supervisor).restart_hanging()
+        await supervisor.stop()
 
 
 async def is_seen(watched: Liveness) -> bool:
