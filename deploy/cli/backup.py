@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if is_url(environ.get("TAILRACE_DATABASE", "")):
         raise UpRefused("TAILRACE_DATABASE names a PostgreSQL server: back it up with pg_dump (docs/BACKUP.md)")
     backup.require_state(args.data)
-    with data_dir.lock(args.data):
+    with data_dir.lock(args.data, "backup"):
         manifest = backup.write(args.data, args.file)
     files, size = manifest.files_count, sum(file.bytes for file in manifest.files)
     text = f"{args.file}: {files} files, {size:,} bytes, of {args.data}{describe_left_out(manifest)}"

@@ -35,8 +35,8 @@ def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     if not is_url(args.source) and not Path(args.source).is_file():
         raise SettingsInvalid(f"{args.source} does not exist: name the database to copy")
     for where in (args.source, args.target):
-        if not is_url(where) and data_dir.is_locked(folder := Path(where).parent):
-            raise UpRefused(f"the data directory {folder} is in use by `tailrace up`: stop it first")
+        if not is_url(where) and (holder := data_dir.find_holder(folder := Path(where).parent)):
+            raise UpRefused(f"the data directory {folder} is in use by {holder}: stop it first")
     copied = asyncio.run(_copy(args.source, args.target))
     lines = [f"{table.table:<15} {table.rows:>12,} rows  {table.digest[:16]}" for table in copied]
     lines.append(f"{display(args.source)} and {display(args.target)} contain the same")

@@ -1,4 +1,4 @@
-"""The data directory: created private, and locked so that one `tailrace up` uses it at a time."""
+"""The data directory: created private, and locked so that one `tailrace up` or backup uses it at a time."""
 
 import errno
 import fcntl
@@ -6,27 +6,37 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tailrace.deploy.local.errors import UpRefused
 
 TRUSTED_OWNERS = (0,)
 
 
-def is_locked(data_dir: Path) -> bool:
-    """Returns whether an `up` uses the data directory now."""
+def find_holder(data_dir: Path) -> str:
+    """Returns the command that uses the data directory now, with its pid; empty if none does."""
     try:
         with (data_dir / "lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _describe_holder(file)
     except OSError:
-        return False
-    return False
+        pass
+    return ""
+
+
+def _describe_holder(lock_file: IO[bytes]) -> str:
+    # Versions without `backup` in the file wrote the pid only.
+    pid, _, command = lock_file.read().decode().strip().partition(" ")
+    return f"`tailrace {command or 'up'}` (pid {pid})"
 
 
 @contextmanager
-def lock(data_dir: Path) -> Iterator[None]:
-    """Locks `data_dir` until the end of the block or of the process; the kernel releases the lock of a killed `up`.
+def lock(data_dir: Path, command: str) -> Iterator[None]:
+    """Locks `data_dir` until the end of the block or of the process; the kernel releases the lock of a killed process.
+
+    The message of another process that tries to lock it names `command`.
 
     A new directory has mode 0700. An existing one keeps its mode, because it may be a home directory; the files in it
     are private by the umask that `up` sets. Raises UpRefused if it cannot be written or is locked.
@@ -42,14 +52,13 @@ def lock(data_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            pid = file.read().decode().strip()
             raise UpRefused(
-                f"the data directory {data_dir} is in use by `tailrace up` (pid {pid}):"
+                f"the data directory {data_dir} is in use by {_describe_holder(file)}:"
                 " stop it, or choose another directory with --data"
             ) from error
         try:
             file.truncate(0)
-            file.write(f"{os.getpid()}\n".encode())
+            file.write(f"{os.getpid()} {command}\n".encode())
         except OSError as error:
             raise UpRefused(
                 f"cannot write to the data directory {data_dir} ({error.strerror}): make room, or choose another with "

@@ -109,8 +109,9 @@ def test_a_running_up_and_a_used_directory_are_refused(
 ) -> None:
     """No file is overwritten, and no half of a backup is left. A path such as `.` has no name."""
     folder, other = tmp_path / "data", tmp_path / "other.tar"
-    with data_dir.lock(folder):
-        refuses("in use by `tailrace up`", "backup", other, "--data", folder)
+    for command in ("up", "backup"):
+        with data_dir.lock(folder, command):
+            refuses(f"in use by `tailrace {command}` (pid {os.getpid()})", "backup", other, "--data", folder)
     refuses("is not empty", "restore", saved, "--data", folder)
     refuses("/ is not empty", "restore", saved, "--data", "/")
     refuses("exists already", "backup", saved, "--data", folder)
@@ -365,12 +366,12 @@ async def test_a_restored_up_has_its_turns_keys_and_log(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("files", [("data/tailrace.db", "new.db"), ("new.db", "data/tailrace.db")])
-def test_a_migration_of_the_database_of_a_running_up_is_refused(
+def test_a_migration_of_a_database_in_use_is_refused(
     saved: Path, tmp_path: Path, files: tuple[str, str], refuses: Refuses
 ) -> None:
     """Like a backup: persistence would record into the old database, or a copy would write beside persistence."""
     (tmp_path / "new.db").touch()
-    with data_dir.lock(tmp_path / "data"):
-        sentence = f"{tmp_path}/data is in use by `tailrace up`: stop it first"
+    with data_dir.lock(tmp_path / "data", "backup"):
+        sentence = f"{tmp_path}/data is in use by `tailrace backup` (pid {os.getpid()}): stop it first"
         refuses(sentence, "migrate-database", *(tmp_path / file for file in files))
     assert (tmp_path / "new.db").stat().st_size == 0

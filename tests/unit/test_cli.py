@@ -589,7 +589,7 @@ def test_restart_says_what_it_waits_for(
     )
     signals = list[int]()
     monkeypatch.setattr(os, "kill", lambda _, number: signals.append(number))
-    monkeypatch.setattr(data_dir, "is_locked", lambda _: True)
+    monkeypatch.setattr(data_dir, "find_holder", lambda _: "`tailrace up` (pid 1)")
     # Options look for another `up` in other folders.
     monkeypatch.setattr(status_file, "read", lambda folder: next(states) if folder == tmp_path else None)
     monkeypatch.setattr(rolling_restart, "POLL_S", 0.0)
@@ -611,7 +611,7 @@ def test_restart_ends_when_another_up_has_taken_the_place_of_the_first(
     steps = [(os.getpid(), Restart()), (os.getpid(), Restart(now="generator-1")), *[(os.getpid() + 1, Restart())] * 3]
     states = (UpStatus(VERSION, pid, "http://127.0.0.1:1", datetime.now(UTC), [], [], one) for pid, one in steps)
     monkeypatch.setattr(os, "kill", lambda *_: None)
-    monkeypatch.setattr(data_dir, "is_locked", lambda _: True)
+    monkeypatch.setattr(data_dir, "find_holder", lambda _: "`tailrace up` (pid 1)")
     monkeypatch.setattr(status_file, "read", lambda folder: next(states) if folder == tmp_path else None)
     assert main(["restart", "--data", str(tmp_path)]) == EXIT_ERROR
     assert "`up` has ended" in capsys.readouterr().err
