@@ -15,6 +15,8 @@ from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.ports import in_url
 
 READY_S_MAX = 30.0
+# A process that imports does not answer yet. The start of a generator takes 1.6 s of CPU time, and `up` may start 64.
+START_S_MAX = 2.0
 POLL_S = 0.1
 # A gateway that is still starting leaves the request in the socket's queue; a new request is faster than waiting.
 RESPONSE_S_MAX = 2.0
@@ -56,34 +58,40 @@ async def http_get(host: str, port: int, path: str = "/readyz") -> Response:
     return Response(response.status_code, response.text.strip())
 
 
-async def wait_ready(host: str, port: int, checks: Mapping[str, HealthCheck], report: Callable[[str], None]) -> None:
-    """Returns when each of `checks` passes and a gateway answers `/readyz` with 200.
+async def wait_ready(checks: Mapping[str, HealthCheck], report: Callable[[str], None]) -> None:
+    """Returns when each of `checks` has passed.
 
-    All gateways share one socket, so any of them may answer. Raises UpRefused after `READY_S_MAX`, with the names of
-    the processes that are not ready, or the gateway's last response. If all of these processes are still starting, for
-    example because persistence migrates a large database, calls `report` with a line instead, and goes on.
+    Raises UpRefused after `READY_S_MAX`, or `START_S_MAX` a process if that is longer, with the names of the processes
+    that are not ready. If all of these are still starting, for example because persistence migrates a large database,
+    calls `report` with a line instead, and goes on.
     """
-    missing, last = dict(checks), Response(0, "")
+    missing, timeout_s = dict(checks), max(READY_S_MAX, START_S_MAX * len(checks))
     while True:
         try:
-            async with asyncio.timeout(READY_S_MAX):
-                while True:
-                    missing = {name: check for name, check in missing.items() if not await passes(check)}
-                    last = Response(0, "") if missing else await http_get(host, port)
-                    if last.status == 200:
-                        return
+            async with asyncio.timeout(timeout_s):
+                while missing := {name: check for name, check in missing.items() if not await passes(check)}:  # noqa: ASYNC110  # other processes end it
                     await asyncio.sleep(POLL_S)
+                return
         except TimeoutError as error:
-            if missing and all([is_starting(await ask(check)) for check in missing.values()]):
-                report(f"{', '.join(missing)} not ready after {READY_S_MAX:g} s: still starting")
-                continue
-            if missing:
-                reason = f"{', '.join(missing)} did not become ready; see the lines above"
-            elif last.status:
-                reason = f"the gateway answers {last.body or last.status}"
-            else:
-                reason = "the gateway does not answer; see its lines above"
-            raise UpRefused(f"not ready after {READY_S_MAX:g} s: {reason}") from error
+            late = f"{', '.join(missing)} not ready after {timeout_s:g} s"
+            if not all([is_starting(await ask(check)) for check in missing.values()]):
+                raise UpRefused(f"{late}: see the lines that `up` printed") from error
+            report(f"{late}: still starting")
+
+
+async def wait_serving(host: str, port: int) -> None:
+    """Returns when a gateway answers `/readyz` with 200: all gateways share one socket, so any of them may answer.
+
+    Raises UpRefused after `READY_S_MAX`, with the last response.
+    """
+    last = Response(0, "")
+    try:
+        async with asyncio.timeout(READY_S_MAX):
+            while (last := await http_get(host, port)).status != 200:  # noqa: ASYNC110  # other processes end it
+                await asyncio.sleep(POLL_S)
+    except TimeoutError as error:
+        what = f"answers {last.body or last.status}" if last.status else "does not answer; see its lines above"
+        raise UpRefused(f"not ready after {READY_S_MAX:g} s: the gateway {what}") from error
 
 
 def is_starting(response: Response) -> bool:

@@ -18,10 +18,11 @@ import msgspec
 from tailrace.deploy.local import data_dir, ports, status_file
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.processes import build_spare
-from tailrace.deploy.local.readiness import READY_S_MAX, passes
+from tailrace.deploy.local.readiness import wait_ready
 from tailrace.deploy.local.status_file import Restart, StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.runtime.race import run_until
 
 SIGNAL = SIGUSR1
 # An older process must not read what a newer one writes: docs/RUNBOOK.md, Separate processes.
@@ -87,17 +88,13 @@ class RollingRestart:
         await self._wait_ready(spec)
 
     async def _wait_ready(self, spec: ProcessSpec) -> None:
-        """Raises UpRefused if the process does not become ready."""
+        """Raises UpRefused if the process does not become ready, or if it is a spare and ends."""
         assert spec.readiness is not None  # noqa: S101  # all services have one
-        ended = self._supervisor.runs[spec.name]
-        try:
-            async with asyncio.timeout(READY_S_MAX):
-                while not await passes(spec.readiness):
-                    if ended.done():
-                        raise UpRefused(f"{spec.name} does not start: see its lines in the output of `up`")
-                    await asyncio.sleep(POLL_S)
-        except TimeoutError as error:
-            raise UpRefused(f"{spec.name} is not ready after {READY_S_MAX:g} s: see the output of `up`") from error
+        waiting = wait_ready({spec.name: spec.readiness}, self._supervisor.console.log)
+        waited = await run_until(waiting, self._supervisor.runs[spec.name])
+        if waited.cancelled():
+            raise UpRefused(f"{spec.name} does not start: see the lines that `up` printed")
+        waited.result()
 
     def _report(self, restart: Restart) -> None:
         self._status.restart = restart

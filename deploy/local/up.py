@@ -27,7 +27,7 @@ from tailrace.deploy.local.nats_log import FILE, NatsLogFile
 from tailrace.deploy.local.nats_server import ServerSpec
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import Plan, process_specs
-from tailrace.deploy.local.readiness import generator_detail, wait_ready
+from tailrace.deploy.local.readiness import generator_detail, wait_ready, wait_serving
 from tailrace.deploy.local.rolling_restart import SIGNAL, RollingRestart
 from tailrace.deploy.local.status_file import FILE as STATUS_FILE
 from tailrace.deploy.local.status_file import StatusFile
@@ -149,7 +149,8 @@ async def start_and_watch(
     for spec in specs:
         supervisor.start(spec)
     checks = {spec.name: spec.readiness for spec in specs if spec.readiness}
-    await wait_ready(plan.host, plan.port, checks, console.log)
+    await wait_ready(checks, console.log)
+    await wait_serving(plan.host, plan.port)
     supervisor.has_started = True
     rows = [(name, str(child.pid or "-"), *child.spec.where) for name, child in supervisor.children.items()]
     console.print(

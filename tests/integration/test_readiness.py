@@ -1,16 +1,25 @@
-"""`up` waits until its processes are ready: health checks over a real socket."""
+"""The waits of `up` and `tailrace restart` until processes are ready: health checks over a real socket."""
 
 import asyncio
+import io
+import os
 import time
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
 
 import pytest
 
+from tailrace.deploy.local import rolling_restart
+from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.ports import find_free
-from tailrace.deploy.local.readiness import HealthCheck, Response, http_get, wait_ready
+from tailrace.deploy.local.readiness import HealthCheck, Response, http_get, wait_ready, wait_serving
+from tailrace.deploy.local.rolling_restart import RollingRestart
+from tailrace.deploy.local.status_file import StatusFile
+from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
+from tests.harness.until import until
 
 
 @asynccontextmanager
@@ -35,53 +44,68 @@ def http(status: int, body: str) -> bytes:
 async def test_up_waits_until_the_gateway_answers_200() -> None:
     """Silence, garbage and 503 mean that it is not ready yet."""
     async with answering_server(b"", b"hello\r\n\r\n", http(503, "{}"), http(200, "{}")) as port:
-        await wait_ready("127.0.0.1", port, {}, print)
+        await wait_serving("127.0.0.1", port)
         assert await http_get("127.0.0.1", port) == Response(200, "{}")
 
 
 async def test_the_timeout_message_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answer of the gateway names the process that is missing."""
+    """The answer of the gateway names the process that is missing. Many processes have more time together."""
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
+    monkeypatch.setattr("tailrace.deploy.local.readiness.START_S_MAX", 0.2)
     [unused] = find_free(1)
     async with (
         answering_server(http(503, '{"persistence":"no answer"}')) as refusing,
-        answering_server(http(200, "{}")) as ready,
         answering_server(http(200, "tailrace_ready 0.0\n")) as process,
     ):
-        for port, checks, message in (
-            (refusing, {}, 'the gateway answers {"persistence":"no answer"}'),
-            (unused, {}, "the gateway does not answer; see its lines above"),
-            (
-                ready,
-                {"generator-2": HealthCheck(process, "/metrics", "tailrace_ready 1.0")},
-                "generator-2 did not become ready; see the lines above",
-            ),
+        unready = HealthCheck(process, "/metrics", "tailrace_ready 1.0")
+        for waiting, message in (
+            (wait_serving("127.0.0.1", refusing), '0.3 s: the gateway answers {"persistence":"no answer"}'),
+            (wait_serving("127.0.0.1", unused), "0.3 s: the gateway does not answer; see its lines above"),
+            (wait_ready({"generator-2": unready}, print), "0.3 s: see the lines that `up` printed"),
+            (wait_ready(dict.fromkeys("abc", unready), print), "0.6 s: see the lines that `up` printed"),
         ):
             with pytest.raises(UpRefused) as refusal:
-                await wait_ready("127.0.0.1", port, checks, print)
-            assert str(refusal.value) == f"not ready after 0.3 s: {message}"
+                await waiting
+            assert str(refusal.value).partition("not ready after ")[2] == message
 
 
 async def test_up_waits_until_each_process_is_ready() -> None:
     """A gateway answers 200 as soon as one generator is ready, so the second one has its own check."""
     waiting, done = http(200, "tailrace_ready 0.0\n"), http(200, "tailrace_ready 1.0\n")
-    async with answering_server(waiting, waiting, done) as process, answering_server(http(200, "{}")) as port:
+    async with answering_server(waiting, waiting, done) as process:
         question = HealthCheck(process, "/metrics", "tailrace_ready 1.0")
-        await wait_ready("127.0.0.1", port, {"generator-2": question}, print)
+        await wait_ready({"generator-2": question}, print)
         assert await http_get("127.0.0.1", process) == Response(200, "tailrace_ready 1.0")
 
 
-async def test_up_waits_for_a_process_whose_start_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_process_whose_start_goes_on_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Persistence may migrate a large database for minutes: a start that is broken off would begin again."""
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
-    reported = list[str]()
+    monkeypatch.setattr("tailrace.deploy.local.readiness.START_S_MAX", 0.0)
+    monkeypatch.setattr(rolling_restart, "ROLES", ["persistence"])
     # The server sends the same time in each response.
     starting = http(200, f"tailrace_ready 0.0\ntailrace_event_loop_seconds {time.monotonic() + 60}\n")
     waiting, done = [starting] * 10, http(200, "tailrace_ready 1.0\n")
-    async with answering_server(*waiting, done) as process, answering_server(http(200, "{}")) as port:
-        checks = {"persistence": HealthCheck(process, "/metrics", "tailrace_ready 1.0")}
-        await wait_ready("127.0.0.1", port, checks, reported.append)
+    async with answering_server(*waiting, done) as process:
+        reported = list[str]()
+        await wait_ready({"persistence": HealthCheck(process, "/metrics", "tailrace_ready 1.0")}, reported.append)
     assert reported[0] == "persistence not ready after 0.3 s: still starting"
+
+    async with answering_server(*waiting, done) as process, asyncio.TaskGroup() as tasks:
+        command = ("sh", "-c", 'test "$1" = --check || exec sleep 60', "sh")
+        check = HealthCheck(process, "/metrics", "tailrace_ready 1.0")
+        spec = ProcessSpec("persistence", "persistence", command, os.environ, readiness=check)
+        supervisor = Supervisor(tasks, Console(io.StringIO(), width=4, coloured=False))
+        supervisor.start(spec)
+        await until(lambda: supervisor.children["persistence"].pid)
+        status = StatusFile(tmp_path, "http://127.0.0.1:1", supervisor)
+        restart = RollingRestart([spec], supervisor, status)
+        restart.requested.set()
+        restarting = tasks.create_task(restart.run())
+        await until(lambda: status.restart.ended)
+        restarting.cancel()
+        await supervisor.stop()
+    assert status.restart.failure == ""
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 x y\r\n\r\n", b"SSH-2.0-OpenSSH\r\n", b""])
