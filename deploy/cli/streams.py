@@ -25,6 +25,8 @@ GIB_OF_SERVER = 10
 # The rest of the store is for large bodies (BODIES_SHARE), claims, and the server's own files.
 LOG_SHARE_MAX = 0.8
 RETRY_S = 0.1
+# Servers of a cluster that have just started need up to 9 s to elect a leader, and to find each other.
+START_S_MAX = 15.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     url = environ.get("TAILRACE_NATS_URL", "nats://127.0.0.1:4222")
     file_bytes_max = args.gib * GIB if args.gib is not None else None
-    created = asyncio.run(apply(url, file_bytes_max=file_bytes_max, replicas=args.replicas))
+    created = asyncio.run(apply(url, file_bytes_max=file_bytes_max, replicas=args.replicas, wait_s=START_S_MAX))
     existed = len(stream_configs.EVERY_STREAM) + len(stream_configs.CONSUMERS) - created
     text = f"{created} streams, buckets and consumers created; {existed} existed and were not changed"
     print_result(args, text, created=created, existed=existed)

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from nats.js.api import AckPolicy, DiscardPolicy, RePublish, RetentionPolicy, StorageType, StreamConfig
 
+from tailrace.deploy.local.nats_cluster import new_specs
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.local.readiness import http_get
 from tailrace.gateway.auth.login import LOGIN_S
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.nats import Connection, check, fullness, stream_configs, streams
@@ -30,7 +32,7 @@ from tailrace.proto.subjects import (
 )
 from tests.conftest import BYTES_MAX
 from tests.harness.forks import run_module
-from tests.harness.nats_cluster import NODES, Cluster
+from tests.harness.nats_cluster import GIB, NODES, Cluster
 from tests.harness.until import until
 
 DAY_S = 24 * 3600
@@ -153,6 +155,30 @@ async def test_the_command_creates_missing_parts_of_a_cluster_and_a_lost_majorit
         finally:
             # An open one keeps the event loop from ending: nats-py may swallow the cancellation of its tasks.
             await connection.close()
+
+
+async def test_the_command_waits_for_the_last_server_of_a_cluster(tmp_path: Path) -> None:
+    """Two servers elect a leader, and refuse streams with three copies."""
+    servers = [
+        NatsServer(each.directory, spec=each) for each in new_specs(tmp_path, sync="default", file_bytes_max=GIB)
+    ]
+    for server in servers:
+        server.log.parent.mkdir(parents=True)
+    async with servers[0], servers[1]:
+
+        async def has_leader() -> bool:
+            return '"leader"' in (await http_get("127.0.0.1", servers[0].spec.monitor_port, "/jsz")).body
+
+        async def is_connected() -> bool:
+            found = await http_get("127.0.0.1", servers[0].spec.monitor_port, "/connz")
+            return '"tailrace-streams"' in found.body
+
+        await until(has_leader, 20)
+        environ = {**os.environ, "TAILRACE_NATS_URL": servers[0].url}
+        creating = asyncio.create_task(run_module("tailrace", "streams", "--replicas", "3", "--gib", "1", **environ))
+        await until(is_connected, 20)
+        async with servers[2]:
+            assert (await creating).status == 0, creating.result().err
 
 
 WRONG_STREAMS = {
