@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from tailrace.proto.entries import Outcome, Stored
+from tailrace.proto.entries import End, Outcome, Stored
 from tailrace.proto.fold import Turn, fold, text_proof
 from tailrace.proto.ids import Seq
 from tailrace.proto.records import TurnRecord, record_from_fold
@@ -197,12 +197,17 @@ def _stories(history: History, key: TurnKey) -> Verdict:
     turn = history.fold(key)
     if turn.end is None:
         return Verdict(None, f"{key.turn} has not ended")
-    if text_proof(turn.text) != (turn.end.text_chars, turn.end.text_sha256):
+    readers = [compare_reader(history, reader, turn) for reader in history.readers if reader.key == key]
+    return worst([compare_end(key, turn, turn.end), compare_row(history, key, turn), *readers])
+
+
+def compare_end(key: TurnKey, turn: Turn, end: End) -> Verdict:
+    """Compares the hash and the usage in the end with the fold."""
+    if text_proof(turn.text) != (end.text_chars, end.text_sha256):
         return Verdict(False, f"{key.turn}: the end's hash is not that of the text in the log")
-    if turn.usage != turn.end.usage:
-        return Verdict(False, f"{key.turn}: the end says {turn.end.usage}, the log adds up to {turn.usage}")
-    readers = [reader for reader in history.readers if reader.key == key]
-    return worst([compare_row(history, key, turn), *(compare_reader(history, reader, turn) for reader in readers)])
+    if turn.usage != end.usage:
+        return Verdict(False, f"{key.turn}: the end says {end.usage}, the log adds up to {turn.usage}")
+    return KEPT
 
 
 def compare_row(history: History, key: TurnKey, turn: Turn) -> Verdict:

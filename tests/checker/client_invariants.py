@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from math import inf
 
 import msgspec
 
@@ -11,11 +12,14 @@ from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.subjects import TurnKey
 from tests import promises
 from tests.checker import expected_answer
-from tests.checker.history import Cancel, Get, Overload, Post, Read, Recorded
+from tests.checker.history import Cancel, Delete, Get, Overload, Post, Read
 from tests.checker.run import Run
 from tests.checker.verdicts import Bounds, combine, unknown, violation
 from tests.promises import Reader, Verdict
 
+Request = Post | Read | Get | Cancel
+INTERNAL = 500
+NOT_FOUND = 404
 TOO_MANY = 429
 KEY_REUSED = 422
 
@@ -43,10 +47,7 @@ def _reader_problems(run: Run, key: TurnKey, reader: Reader) -> Iterator[Verdict
             return
     one = msgspec.structs.replace(run.history(key), readers=(reader,))
     story = promises.compare_reader(one, reader, run.folds[key])
-    for verdict in (promises.no_repeat(one), promises.no_gap(one), story):
-        if verdict.holds is not True:
-            yield verdict
-            return
+    yield promises.worst([promises.no_repeat(one), promises.no_gap(one), story])
 
 
 def idempotency(run: Run, _: Bounds) -> Verdict:
@@ -99,19 +100,30 @@ def _key_problems(posts: Sequence[Post]) -> Iterator[Verdict]:
 
 
 def visibility(run: Run, _: Bounds) -> Verdict:
-    """I11: what a client has seen of a turn stays visible to it, at every gateway."""
-    sessions: dict[tuple[str, TurnKey], list[Recorded]] = defaultdict(list)
-    for operation in run.operations:
-        is_request = isinstance(operation, Post | Read | Get | Cancel)
-        if is_request and operation.key is not None and operation.key not in run.deleted:
-            sessions[operation.process, operation.key].append(operation)
+    """I11: what a client has seen of a turn stays visible to it at every gateway, and that it exists to all clients."""
+    requests = [one for one in run.operations if isinstance(one, Request) and one.key and one.key not in run.deleted]
+    sessions: dict[tuple[str, TurnKey], list[Request]] = defaultdict(list)
+    for request in requests:
+        if request.key is not None:
+            sessions[request.process, request.key].append(request)
     several = [session for session in sessions.values() if len(session) > 1]
-    return combine(
-        len(several), "clients with several requests", (bad for one in several for bad in _visibility_problems(one))
-    )
+    problems = chain(_missing_turns(requests), *map(_visibility_problems, several))
+    return combine(len(several), "clients with several requests", problems)
 
 
-def _visibility_problems(session: Sequence[Recorded]) -> Iterator[Verdict]:
+def _missing_turns(requests: Sequence[Request]) -> Iterator[Verdict]:
+    """Yields requests of any client that did not find a turn which an earlier response had shown."""
+    shown: dict[TurnKey | None, Request] = {}
+    for request in sorted(requests, key=lambda one: one.returned or inf):
+        if _last_seen(request) >= 0:
+            shown.setdefault(request.key, request)
+    for request in requests:
+        first = shown.get(request.key)
+        if request.status == NOT_FOUND and first is not None and (first.returned or inf) <= request.invoked:
+            yield violation(f"{request.process} did not find {request.turn}, which exists", first, request)
+
+
+def _visibility_problems(session: Sequence[Request]) -> Iterator[Verdict]:
     """Yields the problems of one client with one turn; `session` is in the order of `invoked`."""
     by_return = sorted((one for one in session if one.returned is not None), key=lambda one: one.returned or 0)
     position, seen, seen_in = 0, Seq(-1), None
@@ -120,18 +132,16 @@ def _visibility_problems(session: Sequence[Recorded]) -> Iterator[Verdict]:
             if (reached := _last_seen(by_return[position])) > seen:
                 seen, seen_in = reached, by_return[position]
             position += 1
-        if seen_in is None or not isinstance(operation, Get | Read | Cancel):
+        if seen_in is None:
             continue
         name, turn = operation.process, operation.turn
-        if operation.status == 404:
-            yield violation(f"{name} had seen {turn}, and then it was not found", seen_in, operation)
-        elif isinstance(operation, Get) and operation.outcome == "ok" and operation.cursor < seen:
+        if isinstance(operation, Get) and operation.outcome == "ok" and operation.cursor < seen:
             yield violation(f"{name} had seen {seen} of {turn}, and then {operation.cursor}", seen_in, operation)
         elif isinstance(operation, Read) and operation.status == 400 and 0 < operation.cursor <= seen:
             yield violation(f"{name} was refused a cursor that it had received", seen_in, operation)
 
 
-def _last_seen(operation: Recorded) -> Seq:
+def _last_seen(operation: Request) -> Seq:
     """The last entry that the operation has shown; 0 if only that the turn exists, -1 if nothing."""
     if operation.outcome != "ok":
         return operation.frames[-1].seq if isinstance(operation, Read) and operation.frames else Seq(-1)
@@ -150,7 +160,7 @@ def isolation(run: Run, bounds: Bounds) -> Verdict:
     others = [
         one
         for one in run.operations
-        if isinstance(one, Post | Read | Get | Cancel)
+        if isinstance(one, Request)
         and any(
             one.tenant != overload.tenant and overload.invoked <= one.invoked <= (overload.returned or one.invoked)
             for overload in overloads
@@ -163,3 +173,10 @@ def isolation(run: Run, bounds: Bounds) -> Verdict:
     if len(failed) > (1 - bounds.success) * len(others):
         problems.append(violation(f"{len(failed)} of {len(others)} requests of other tenants failed", *failed[:2]))
     return combine(len(others), "requests beside an overload", problems)
+
+
+def errors(run: Run, _: Bounds) -> Verdict:
+    """I15: no request fails with an unexpected error of the gateway."""
+    answered = [one for one in run.operations if isinstance(one, Request | Delete) and one.status is not None]
+    problems = (violation(f"{one.process} received 500", one) for one in answered if one.status == INTERNAL)
+    return combine(len(answered), "responses", problems)

@@ -8,13 +8,12 @@ from tailrace.proto.entries import Request
 from tailrace.proto.fold import Turn
 from tailrace.proto.schema import schema_of
 
-KINDS = ("text", "thinking", "tool_use")
 # With these stop reasons an answer may be incomplete.
 CUT_SHORT = ("max_tokens", "max_cost", "stop_sequence")
 
 
-def expected_answer(request: Request) -> dict[str, str] | None:
-    """Returns the whole answer, joined by kind of block; None if it does not depend on the request's text alone."""
+def expected_answer(request: Request) -> answer.Part | None:
+    """Returns the whole answer; None if it does not depend on the request's text alone."""
     if request.batch is not None or schema_of(request.options) is not None or not request.messages:
         return None
     read = conversation.read(_messages(request))
@@ -24,13 +23,7 @@ def expected_answer(request: Request) -> dict[str, str] | None:
         return None
     if directed.files:
         return None
-    blocks = answer.build_answer(read, directed).blocks
-    return {kind: "".join(block.content for block in blocks if block.kind == kind) for kind in KINDS}
-
-
-def join_answer(turn: Turn) -> dict[str, str]:
-    """Returns the answer in the log, joined in the same way."""
-    return {kind: "".join(block.text for block in turn.blocks if block.type == kind) for kind in KINDS}
+    return answer.build_answer(read, directed)
 
 
 def is_whole(turn: Turn) -> bool:

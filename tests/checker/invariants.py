@@ -33,6 +33,7 @@ INVARIANTS: dict[str, Invariant] = {
     "I12 resources": worker_invariants.resources,
     "I13 isolation": client_invariants.isolation,
     "I14 leases": worker_invariants.leases,
+    "I15 errors": client_invariants.errors,
 }
 
 

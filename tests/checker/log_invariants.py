@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from itertools import pairwise
 
+from tailrace.deploy.simulated_claude.answer import Part
 from tailrace.proto import subjects
 from tailrace.proto.chain import START, link
 from tailrace.proto.entries import Attempt, Request
-from tailrace.proto.fold import Turn
+from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Seq
 from tailrace.proto.subjects import TurnKey
 from tests import promises
@@ -102,7 +103,11 @@ def _attempt_problems(run: Run) -> Iterator[Verdict]:
 
 
 def text(run: Run, _: Bounds) -> Verdict:
-    """I5: the answer is a prefix of what the simulated Claude answers, and all of it if the turn is completed."""
+    """I5: the answer is a prefix of the simulated Claude's, and all of it if the turn is completed.
+
+    The end has its hash and the usage of the log. A GET has the text of the log up to its cursor. A reader of plain
+    text has a prefix of the answer, and the text of the log if it received all of it.
+    """
     expected = {
         key: answer
         for key, turn in run.folds.items()
@@ -111,21 +116,35 @@ def text(run: Run, _: Bounds) -> Verdict:
     return combine(len(expected), "answers", _text_problems(run, expected))
 
 
-def _text_problems(run: Run, expected: dict[TurnKey, dict[str, str]]) -> Iterator[Verdict]:
+def _text_problems(run: Run, expected: dict[TurnKey, Part]) -> Iterator[Verdict]:
     for key, answer in expected.items():
         turn = run.folds[key]
-        for kind, found in expected_answer.join_answer(turn).items():
-            if problem := _difference(answer[kind], found, is_whole=expected_answer.is_whole(turn)):
+        is_whole = expected_answer.is_whole(turn)
+        for kind in ("text", "thinking", "tool_use"):
+            found = "".join(block.text for block in turn.blocks if block.type == kind)
+            if problem := _difference(_content(answer, kind), found, is_whole=is_whole):
                 yield violation(f"{key.turn} ({turn.outcome}), {kind}: {problem}")
+        if is_whole and turn.attempt == 1 and turn.usage.output_tokens != answer.deltas:
+            yield violation(f"{key.turn} has {turn.usage.output_tokens} output tokens instead of {answer.deltas}")
+        if turn.end is not None:
+            yield promises.compare_end(key, turn, turn.end)
     responses: list[Get | Read] = [*run.of(Get), *run.of(Read)]
-    for operation in responses:
-        if operation.key not in expected or operation.text is None:
+    for one in responses:
+        if one.key not in expected or one.key in run.deleted or one.text is None:
             continue
-        turn = run.folds[operation.key]
-        has_end = operation.over == "ended" if isinstance(operation, Read) else operation.cursor == turn.chain.last
-        is_whole = has_end and expected_answer.is_whole(turn)
-        if problem := _difference(expected[operation.key]["text"], operation.text, is_whole=is_whole):
-            yield violation(f"{operation.process} of {operation.turn}: {problem}", operation)
+        is_whole = isinstance(one, Get) or one.over == "ended"
+        wanted = run.folds[one.key].text if is_whole else _content(expected[one.key], "text")
+        if isinstance(one, Get):
+            shown = [stored for stored in run.turns[one.key].valid if stored.seq <= one.cursor]
+            wanted = fold(shown).text
+            if not shown or shown[-1].seq != one.cursor:
+                yield violation(f"{one.process} got {one.turn} up to {one.cursor}, which is not a valid entry", one)
+        if problem := _difference(wanted, one.text, is_whole=is_whole):
+            yield violation(f"{one.process} of {one.turn}: {problem}", one)
+
+
+def _content(answer: Part, kind: str) -> str:
+    return "".join(block.content for block in answer.blocks if block.kind == kind)
 
 
 def _difference(expected: str, found: str, *, is_whole: bool) -> str:

@@ -6,7 +6,6 @@ from itertools import pairwise
 
 from tailrace.deploy.simulated_claude.account import Call
 from tailrace.proto.entries import Attempt
-from tailrace.proto.fold import Turn
 from tailrace.proto.subjects import TurnKey
 from tests.checker import expected_answer
 from tests.checker.history import Cancel, Fault
@@ -15,36 +14,25 @@ from tests.checker.verdicts import Bounds, combine, unknown, violation
 from tests.promises import Verdict
 
 
-def cancellation(run: Run, bounds: Bounds) -> Verdict:
-    """I8: a turn whose cancellation succeeded has an end, and its calls are closed soon."""
+def cancellation(run: Run, _: Bounds) -> Verdict:
+    """I8: a turn whose cancellation succeeded has an end. I9 judges its calls."""
     cancels = [cancel for cancel in run.of(Cancel) if cancel.outcome == "ok" and cancel.key not in run.deleted]
-    return combine(len(cancels), "cancellations", _cancel_problems(run, bounds, cancels))
-
-
-def _cancel_problems(run: Run, bounds: Bounds, cancels: Sequence[Cancel]) -> Iterator[Verdict]:
-    calls = _calls_by_key(run)
-    for cancel in cancels:
-        turn = run.folds.get(cancel.key, Turn()) if cancel.key is not None else Turn()
-        if turn.end is None or turn.request is None:
-            yield violation(f"{cancel.turn} was cancelled and has no end", cancel)
-        elif calls is None:
-            yield unknown("the model's calls were not recorded", cancel)
-        elif turn.outcome == "cancelled" and cancel.returned is not None:
-            latest = _deadline(run, cancel.returned, bounds.cancel_s)
-            for call in calls.get(expected_answer.call_key(turn.request) or "", []):
-                closed = call.closed if call.closed is not None else run.final.collected
-                if call.begun < cancel.returned and closed > latest:
-                    late_s = (closed - cancel.returned) / NS_PER_S
-                    yield violation(f"the call of {cancel.turn} ran for {late_s:.1f} s after its cancel", cancel, call)
+    endless = (one for one in cancels if one.key not in run.folds or run.folds[one.key].end is None)
+    return combine(
+        len(cancels), "cancellations", (violation(f"{one.turn} was cancelled and has no end", one) for one in endless)
+    )
 
 
 def cost(run: Run, bounds: Bounds) -> Verdict:
     """I9: calls <= attempts + refusals; attempts <= 1 + failures + faults; no call before the POST or after the end."""
-    calls, account = _calls_by_key(run), run.final.account
-    if calls is None or account is None:
+    account = run.final.account
+    if account is None:
         return unknown("the model's calls were not recorded")
     if account.forgotten:
         return unknown(f"the model has dropped {account.forgotten} calls from its report")
+    calls: dict[str, list[Call]] = defaultdict(list)
+    for call in account.calls:
+        calls[call.key].append(call)
     return combine(len(account.calls), "calls", _cost_problems(run, bounds, calls))
 
 
@@ -99,7 +87,7 @@ def _attempts(run: Run, key: TurnKey) -> list[Attempt]:
 
 
 def _time_problems(run: Run, bounds: Bounds, keys: Sequence[TurnKey], calls: Sequence[Call]) -> Iterator[Verdict]:
-    """Yields calls that began before their turn's request or after its end."""
+    """Yields calls that began before their turn's request, or were open after its end."""
     turns = [run.folds[key] for key in keys]
     begun = [run.monotonic(turn.asked_at) for turn in turns if turn.asked_at is not None]
     ended = [run.monotonic(turn.ended_at) for turn in turns if turn.ended_at is not None]
@@ -113,17 +101,8 @@ def _time_problems(run: Run, bounds: Bounds, keys: Sequence[TurnKey], calls: Seq
     for call in calls:
         if call.begun < earliest:
             yield violation(f"a call for {keys[0].turn} began before its request", call)
-        if latest is not None and call.begun > latest:
-            yield violation(f"a call for {keys[0].turn} began after its end", call)
-
-
-def _calls_by_key(run: Run) -> dict[str, list[Call]] | None:
-    if run.final.account is None:
-        return None
-    calls: dict[str, list[Call]] = defaultdict(list)
-    for call in run.final.account.calls:
-        calls[call.key].append(call)
-    return calls
+        if latest is not None and (call.closed or run.final.collected) > latest:
+            yield violation(f"a call for {keys[0].turn} was open after its end", call)
 
 
 def _deadline(run: Run, since: int, bound_s: float) -> float:

@@ -123,7 +123,7 @@ def _operations(log: list[LogMessage], answered: list[Stored]) -> list[Operation
         ),
         _post_operation("client", 20, CANCELLED, None),
         _read_operation("reader", 6, ANSWERED, Read(frames=frames[:3], over="cut")),
-        _operation("reader", 9, 9.5, _of(ANSWERED, Get(cursor=frames[2].seq, status=200))),
+        _operation("reader", 9, 9.5, _of(ANSWERED, Get(cursor=frames[2].seq, text=words(2, "a"), status=200))),
         _read_operation("reader", 12, ANSWERED, Read(cursor=frames[2].seq, frames=frames[3:], over="ended")),
         _read_operation("text reader", 12, ANSWERED, Read(dialect="text", text=words(4, "a"), over="ended")),
         _operation("client", 34.5, 35.5, _of(CANCELLED, Cancel(status=200))),

@@ -194,6 +194,17 @@ def repeat_question(outcome: str, idempotency_key: str) -> Change:
     )
 
 
+def read_half_of_cancelled(request: Get | Read) -> Change:
+    """Adds a request for plain text that returns one of the three words of the cancelled turn."""
+    return add_operation(replace(request, tenant=TENANT, turn=CANCELLED.turn, text="c000000", status=200), "late", 40)
+
+
+def find_nothing(at_s: float) -> Change:
+    """Adds a GET of the answered turn by another client, which is answered with 404."""
+    get = Get(tenant=TENANT, turn=ANSWERED.turn, status=404)
+    return add_operation(get, "another client", at_s, outcome="fail")
+
+
 # Changes of the final state.
 
 
@@ -303,8 +314,15 @@ CASES: dict[str, list[Case]] = {
     "I5 text": [
         ("another word", False, change_log(rewrite("a000001", "a000007"))),
         ("an incomplete text", False, change_log(remove_last_word)),
+        ("an end with another hash", False, change_log(rewrite('"text_sha256":"', '"text_sha256":"0', END))),
+        ("an end with another usage", False, change_log(rewrite('"output_tokens":4', '"output_tokens":5', END))),
+        ("usage that the model has not reported", False, change_log(rewrite('"output_tokens":4', '"output_tokens":5'))),
         ("a GET with another text", False, edit(Get, text="b000000")),
-        ("a GET with the end and an incomplete text", False, edit(Get, text="a000000", cursor=Seq(END))),
+        ("a GET with less text than its cursor", False, edit(Get, text="a000000")),
+        ("a GET with the cursor of another turn", False, edit(Get, cursor=Seq(END + 1))),
+        ("a GET of a cancelled turn with half the text", False, read_half_of_cancelled(Get(cursor=Seq(CANCELLED_END)))),
+        ("a text reader of a cancelled turn with half the text", False, read_half_of_cancelled(Read(over="ended"))),
+        ("a disconnected text reader of a cancelled turn", True, read_half_of_cancelled(Read(over="cut"))),
         ("a text reader with another text", False, edit(Read, is_by("text reader"), text="b000000")),
         ("a text reader with the end and half the text", False, edit(Read, is_by("text reader"), text="a000000")),
         ("a disconnected text reader", True, edit(Read, is_by("text reader"), text="a000000", over="cut")),
@@ -320,6 +338,11 @@ CASES: dict[str, list[Case]] = {
         ("a frame of a fork", False, apply_all(change_cluster(add_fork(13, 10)), FORK_FRAME)),
         ("a fork that no reader received", True, change_cluster(add_fork(13, 10))),
         ("a reader that did not reconnect", None, drop(Read, resumes)),
+        (
+            "other bytes before a reader that did not reconnect",
+            False,
+            apply_all(drop(Read, resumes), edit(Read, is_by("reader"), frames=(Frame(Seq(REQUEST), b"x"),))),
+        ),
         ("a reader of an unknown turn", None, change_log(lambda _: [])),
     ],
     "I7 idempotency": [
@@ -342,11 +365,6 @@ CASES: dict[str, list[Case]] = {
     ],
     "I8 cancellation": [
         ("a cancelled turn without an end", False, remove_entries(CANCELLED_END)),
-        ("a call that ran on", False, LATE_CALL),
-        ("a call that is still open", False, change_call(2, closed=None)),
-        ("a call that ran on while its generator was frozen", True, apply_all(LATE_CALL, FREEZE)),
-        ("a call that ran on after its generator continued", False, apply_all(change_call(2, closed=ns(41)), FREEZE)),
-        ("calls not recorded", None, change_final_state(account=None)),
         ("no cancellations", None, drop(Cancel)),
     ],
     "I9 cost": [
@@ -360,7 +378,12 @@ CASES: dict[str, list[Case]] = {
         ),
         ("a call of no turn", False, add_call(key="unknown")),
         ("a call before the request", False, change_call(1, begun=ns(1.8))),
-        ("a call after the end", False, change_call(1, begun=ns(25))),
+        ("a call after the end", False, change_call(1, begun=ns(25), closed=ns(26))),
+        ("a call that ran on", False, LATE_CALL),
+        ("a call that is still open", False, change_call(2, closed=None)),
+        ("a call that ran on while its generator was frozen", True, apply_all(LATE_CALL, FREEZE)),
+        ("a call that ran on after its generator continued", False, apply_all(change_call(2, closed=ns(41)), FREEZE)),
+        ("calls not recorded", None, change_final_state(account=None)),
         ("an unexplained attempt", False, change_log(add_takeover)),
         (
             "an attempt after an interruption",
@@ -411,6 +434,8 @@ CASES: dict[str, list[Case]] = {
         ("a cursor before a seen one", False, edit(Get, cursor=Seq(4))),
         ("a received cursor is refused", False, edit(Read, resumes, status=400, outcome="fail", frames=())),
         ("a seen turn cannot be cancelled", False, edit(Cancel, status=404, outcome="fail")),
+        ("an acknowledged turn is not found by another client", False, find_nothing(10)),
+        ("a turn is not found before it is acknowledged", True, find_nothing(1)),
         ("a GET that overlaps the read", True, edit(Get, invoked=ns(1), cursor=Seq(0))),
         (
             "deleted turns",
@@ -450,6 +475,10 @@ CASES: dict[str, list[Case]] = {
         ("an acknowledgement without an end", False, remove_entries(END)),
         ("no clock reading", None, drop(ClockReading)),
         ("no acknowledgements", None, drop(Ack)),
+    ],
+    "I15 errors": [
+        ("an unexpected error", False, edit(Get, status=500, outcome="fail")),
+        ("no responses", None, lambda run: copy(run, operations=[])),
     ],
 }
 
