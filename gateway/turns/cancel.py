@@ -19,7 +19,10 @@ CANCEL_TIMEOUT_S = 10.0
 
 
 async def cancel(log: TurnLog, key: TurnKey) -> Turn:
-    """Ends the turn as cancelled unless it has ended; returns it with its end. Raises TurnUnknown, LogUnavailable."""
+    """Ends the turn as cancelled unless it has ended; returns it with its end.
+
+    Raises TurnUnknown, LogUnavailable, LogFull.
+    """
     try:
         async with asyncio.timeout(CANCEL_TIMEOUT_S):
             return await _append_end(log, key)

@@ -161,12 +161,12 @@ class BatchSchedule:
             for module in ("runner", "message_batches"):
                 clock = type("Clock", (), {"now": lambda _: now(self.world)})
                 stack.enter_context(patch(f"tailrace.generators.batches.{module}.datetime", clock))
-            failures = stack.enter_context(only_failures())
+            stack.enter_context(only_failures(self.world.failures))
             is_over = self.world.run_while(lambda: not self.is_acknowledged, HANDLES_MAX)
             for process in self.world.processes:
                 process.kill()
             self.world.run_while(lambda: any(one.is_busy for one in self.world.processes), 2 * HANDLES_MAX)
-        assert failures == []
+        assert self.world.failures == []
         assert is_over
 
     @property

@@ -3,7 +3,7 @@
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Request
-from tailrace.proto.errors import FenceLost, LogError, LogUnavailable, TurnUnknown
+from tailrace.proto.errors import FenceLost, LogFull, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.subjects import TurnKey
 from tests.schedules.process import Process
@@ -39,7 +39,7 @@ class Poster:
             except FenceLost:
                 # The other gateway's request is stored, under the same claim: it is the same turn.
                 return
-            except LogError:
+            except (LogFull, LogUnavailable):
                 wait_s = RETRY_S_MAX * world.chance()
             else:
                 self.acknowledged.append((self.process.name, chain))
@@ -63,7 +63,7 @@ class Canceller:
             await world.wait(wait_s)
             try:
                 await cancel(self._log, self._key)
-            except LogError:
+            except (LogFull, LogUnavailable, TurnUnknown):
                 wait_s = RETRY_S_MAX * world.chance()
             else:
                 return

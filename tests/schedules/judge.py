@@ -54,8 +54,8 @@ def _build_reader(reader: simulated.Reader, turn: Turn, valid: list[Stored]) -> 
 
 
 def _check_exceptions(schedule: Schedule) -> Verdict:
-    """The product has logged no unexpected exception."""
-    return Verdict(False, f"{schedule.failures[0]!r} was logged") if schedule.failures else KEPT
+    """The product has logged no unexpected exception, and has raised none that ended a task."""
+    return Verdict(False, f"{schedule.world.failures[0]!r} was not expected") if schedule.world.failures else KEPT
 
 
 def _check_termination(schedule: Schedule) -> Verdict:

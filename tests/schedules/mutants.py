@@ -4,7 +4,7 @@ A mutant that no seed turns red shows that the simulator cannot see the rule.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -156,6 +156,11 @@ def cursor_retry() -> Patches:
     return [patch("tailrace.proto.nats.follower.read_from", read_from)]
 
 
+def cancel_retry() -> Patches:
+    """A cancellation fails when it has lost the fence to the generator."""
+    return [patch("tailrace.gateway.turns.cancel.suppress", lambda _: nullcontext())]
+
+
 def acknowledgement_check() -> Patches:
     """A generator that has lost the fence acknowledges the turn's request."""
     return [patch("tailrace.generators.worker.Worker._check_end", _always_return(True))]
@@ -253,7 +258,7 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
     made.__name__: made
     for made in (
         *(fence, predecessor, attempt_number, last_end, tail_read, end_check, reader_end_check, reader_end_wait),
-        *(reader_repeat_check, reader_gap_check, reader_reread, cursor_retry, acknowledgement_check),
+        *(reader_repeat_check, reader_gap_check, reader_reread, cursor_retry, cancel_retry, acknowledgement_check),
         *(recorder_entry_wait, recorder_entry_count, planner_second_read, get_second_read, absence_second_read),
         *(continuation_mapping, hedge_fence, race_check),
     )

@@ -35,11 +35,15 @@ class Process:
         return self.frozen_until_s > self.world.time()
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs `coroutine` as a task of this process. An exception that leaves it ends the schedule."""
+        """Runs `coroutine` as a task of this process. An exception that leaves it is a failure of the schedule."""
         task = self.world.create_task(coroutine, context=self._context())
-        task.add_done_callback(_raise)
+        task.add_done_callback(self._note_failure)
         self._tasks.append(task)
         return task
+
+    def _note_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.world.failures.append(error)
 
     def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls `call` as code of this process: tasks that it creates belong to it."""
@@ -67,8 +71,3 @@ class Process:
         """Raises CancelledError in a process that was killed: it sends nothing any more."""
         if self.is_dead:
             raise asyncio.CancelledError
-
-
-def _raise(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        task.result()

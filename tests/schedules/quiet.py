@@ -1,4 +1,4 @@
-"""only_failures: turns the product's logging off, and finds the exceptions that it has logged."""
+"""only_failures: turns the product's logging off, and collects the exceptions that it logs."""
 
 import logging
 import sys
@@ -12,13 +12,12 @@ from tests.schedules.model import UnexpectedError
 
 
 @contextmanager
-def only_failures() -> Iterator[list[BaseException]]:
-    """Yields a list of the exceptions that the product logs in the block, but for those that the simulator raises.
+def only_failures(failures: list[BaseException]) -> Iterator[None]:
+    """Adds the exceptions that the product logs in the block to `failures`, but for those that the simulator raises.
 
     The product logs an unexpected exception at the edge of a turn and goes on. In a schedule it is a bug, or a part of
     the simulator that does not fit the product any more. Logging itself would take a third of the time.
     """
-    failures: list[BaseException] = []
 
     def collect(_: object, __: str, event: EventDict) -> EventDict:
         error = sys.exc_info()[1]
@@ -29,6 +28,6 @@ def only_failures() -> Iterator[list[BaseException]]:
     before = structlog.get_config()
     structlog.configure(processors=[collect], wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     try:
-        yield failures
+        yield
     finally:
         structlog.configure(**before)

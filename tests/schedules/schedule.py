@@ -65,8 +65,6 @@ class Schedule:
         self.too_early: list[str] = []
         """Acknowledgements of the request while the log had no end."""
         self.is_over = False
-        self.failures: list[BaseException] = []
-        """Unexpected exceptions that the product has logged."""
 
     def play(self) -> None:
         """Runs the schedule until all clients and processes have finished."""
@@ -92,7 +90,7 @@ class Schedule:
             self._at([moment], partial(canceller.cancel_after, SOON_S))
         # The jitter of the product's retries comes from here.
         random.seed(self.seed)
-        with patch.object(SchemaChecker, "find_mismatch", model.find_mismatch), only_failures() as self.failures:
+        with patch.object(SchemaChecker, "find_mismatch", model.find_mismatch), only_failures(world.failures):
             self.is_over = world.run_while(self._is_running, HANDLES_MAX)
             self._end()
 
@@ -133,6 +131,8 @@ class Schedule:
         return any(poster.acknowledged for poster in self.posters)
 
     def _is_running(self) -> bool:
+        if self.world.failures:
+            return False
         if not self.server.has_end or not self.requests.is_done or not self.ends.is_done:
             return True
         if not all(reader.is_over for reader in self.readers):

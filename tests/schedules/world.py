@@ -24,6 +24,8 @@ class World(VirtualLoop):
         self.trace: list[str] | None = [] if is_traced else None
         self.processes: list[Process] = []
         """All processes, also those that were killed."""
+        self.failures: list[BaseException] = []
+        """Unexpected exceptions: those that the product has logged, and those that ended a task of a process."""
         self.frozen_until_s = 0.0
         """Until then at least one process is frozen."""
         self.never = asyncio.Event()
