@@ -131,11 +131,11 @@ async def list_batches(http: HttpRequest) -> Response:
 
 
 async def show_batch(http: HttpRequest) -> Response:
-    return json(batch_of(http).describe(str(http.base_url)))
+    return json(batch_of(http, "retrieve").describe(str(http.base_url)))
 
 
 async def cancel_batch(http: HttpRequest) -> Response:
-    batch = batch_of(http)
+    batch = batch_of(http, "cancel")
     batch.cancel()
     return json(batch.describe(str(http.base_url)))
 
@@ -147,16 +147,16 @@ async def delete_batch(http: HttpRequest) -> Response:
 
 
 async def batch_results(http: HttpRequest) -> Response:
-    batch = batch_of(http)
+    batch = batch_of(http, "results")
     if batch.ended_at is None:
         raise Refusal("not_found_error", f"Batch {batch.id} has no results yet")
     lines = (result.line() for result in batch.results)
     return StreamingResponse(lines, headers=headers("application/x-jsonl"))
 
 
-def batch_of(http: HttpRequest) -> MessageBatch:
+def batch_of(http: HttpRequest, request: str | None = None) -> MessageBatch:
     require_key(http.headers)
-    found: MessageBatch = http.app.state.batches.get(http.path_params["id"])
+    found: MessageBatch = http.app.state.batches.get(http.path_params["id"], request)
     return found
 
 

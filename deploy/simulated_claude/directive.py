@@ -31,6 +31,8 @@ A line `#sim …` in the last user message directs the answer:
                    eof          the stream ends cleanly without message_stop
                    garbage      a data line that is not JSON, then the rest
                    html         status 200 with an HTML page (at @0 only)
+                   unknown      a message batch is not found (404)
+                   unlisted     a message batch is not in the list of message batches
   fault=KIND@NxM only in the first M calls of that turn, each after N deltas of its own
   fault=KIND@N+  after delta N of the whole answer, and at once in every call that starts there
   retry_after=S  the Retry-After of a 429 (default 1)
@@ -43,7 +45,9 @@ Without @N a fault happens at @0, before the first delta. Without xM it breaks e
 whole answer, so a continuation that starts at N or later is not broken. GET /_sim/stats returns counters of calls and
 streams. With --show-calls, GET /_sim/calls returns each call with its question, first delta, begin, end and outcome.
 In a message batch, 429 and 529 in its first request refuse the creation of the batch, `cut` drops the response to it,
-and 500 and `error` make errored results. POST /_sim/expire ends all running batches as if a day had passed.
+and 500 and `error` make errored results. With `unknown@NxM` in its first request, a batch is not found M times after N
+requests each to retrieve it, to cancel it and to read its results. With `unlisted@NxM`, M lists after the first N lack
+it. Without xM it stays so. POST /_sim/expire ends all running batches as if a day had passed.
 
 It refuses a tool call without its result or with a missing field, and a result without its call, as the real API does.
 It accepts some requests that the real API refuses: two tools of one name, a tool name like `a b`, an image of the type

@@ -14,9 +14,13 @@ from typing import Literal, get_args
 
 import msgspec
 
-FaultKind = Literal["429", "529", "500", "error", "cut", "stall", "pings", "eof", "garbage", "html"]
+FaultKind = Literal[
+    "429", "529", "500", "error", "cut", "stall", "pings", "eof", "garbage", "html", "unknown", "unlisted"
+]
 FAULT_KINDS: tuple[str, ...] = get_args(FaultKind)
 HTTP_ONLY = ("html",)
+# Of a message batch: a call has no such fault.
+BATCH_ONLY = ("unknown", "unlisted")
 # Error types of the status faults and of `error`.
 ERROR_TYPES = {
     "429": "rate_limit_error",
@@ -60,6 +64,8 @@ def deltas_before(fault: Fault, start: int, call: int) -> int | None:
 
     `start` is the number of deltas that earlier calls have sent, `call` the number of the call from 1.
     """
+    if fault.kind in BATCH_ONLY:
+        return None
     if fault.calls is not None:
         return fault.after if call <= fault.calls else None
     if fault.lasts:

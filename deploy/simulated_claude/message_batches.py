@@ -7,14 +7,15 @@ request is an errored result and does not refuse the batch, and the order of res
 import asyncio
 import math
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
 
 from tailrace.deploy.simulated_claude import event
-from tailrace.deploy.simulated_claude.fault import ERROR_TYPES
+from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Fault, FaultKind
 from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
 from tailrace.deploy.simulated_claude.reply import ParsedRequest, Reply, parse_message, reply
 from tailrace.deploy.simulated_claude.request import INVALID, decode, require_max_tokens
@@ -56,9 +57,11 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class MessageBatch:
-    """One batch. `process` returns the result of a request; called once for each."""
+    """One batch. `process` returns the result of a request; called once for each. `faults` are of its first request."""
 
-    def __init__(self, number: int, requests: list[Request], process: Callable[[Request], Result]) -> None:
+    def __init__(
+        self, number: int, requests: list[Request], process: Callable[[Request], Result], faults: Sequence[Fault] = ()
+    ) -> None:
         self.id = f"msgbatch_sim{number:012d}"
         self.created_at = datetime.now(UTC)
         self.cancelled_at: datetime | None = None
@@ -66,10 +69,22 @@ class MessageBatch:
         self.results: list[Result] = []
         self._requests = requests
         self._process = process
+        self._faults = faults
+        self._asked = Counter[str]()
         loop = asyncio.get_running_loop()
         self._began = loop.time()
         self._times_s = [time_of(request) for request in requests]
         self._timer = loop.call_later(max(self._times_s), self._end)
+
+    def is_hidden(self, kind: FaultKind, request: str) -> bool:
+        """Whether a fault of this kind hides the batch from the next request of this sort, which is counted."""
+        self._asked[request] += 1
+        asked = self._asked[request]
+        return any(
+            fault.kind == kind
+            and fault.after < asked <= fault.after + (math.inf if fault.calls is None else fault.calls)
+            for fault in self._faults
+        )
 
     def cancel(self) -> None:
         """Ends the batch soon. Requests whose time has passed by now are answered."""
@@ -128,20 +143,26 @@ class MessageBatches:
     def create(self, body: bytes) -> tuple[MessageBatch, bool]:
         """Returns a new batch, and whether to send the response, which a `fault=cut` drops. Raises Refusal."""
         requests = read(body)
-        refused, is_cut = self._fault(requests[0])
+        try:
+            first = parse_request(requests[0])
+        except Refusal:
+            first = None
+        refused, is_cut = self._fault(first) if first is not None else (None, False)
         if refused is not None:
             raise refused
         self._made += 1
         self._stats.batches += 1
-        batch = MessageBatch(self._made, requests, self._process)
+        faults = first.directed.faults if first is not None else ()
+        batch = MessageBatch(self._made, requests, self._process, faults)
         self._batches[batch.id] = batch
         return batch, not is_cut
 
-    def get(self, name: str) -> MessageBatch:
-        """Raises Refusal."""
-        if name not in self._batches:
+    def get(self, name: str, request: str | None = None) -> MessageBatch:
+        """Returns the batch; with the sort of a request, as far as its faults allow. Raises Refusal."""
+        batch = self._batches.get(name)
+        if batch is None or (request is not None and self._is_hidden(batch, "unknown", request)):
             raise Refusal("not_found_error", f"Batch {name} not found")
-        return self._batches[name]
+        return batch
 
     def delete(self, name: str) -> None:
         """Raises Refusal."""
@@ -163,14 +184,15 @@ class MessageBatches:
         elif before is not None:
             found = found[: found.index(self.get(before))]
             return found[-limit:], len(found) > limit
-        return found[:limit], len(found) > limit
+        return [one for one in found[:limit] if not self._is_hidden(one, "unlisted", "list")], len(found) > limit
 
-    def _fault(self, first: Request) -> tuple[Refusal | None, bool]:
+    def _is_hidden(self, batch: MessageBatch, kind: FaultKind, request: str) -> bool:
+        if is_hidden := batch.is_hidden(kind, request):
+            self._stats.by_fault[kind] += 1
+        return is_hidden
+
+    def _fault(self, parsed: ParsedRequest) -> tuple[Refusal | None, bool]:
         """Returns the refusal of a creation (429, 529), and whether to drop the response (cut)."""
-        try:
-            parsed = parse_request(first)
-        except Refusal:
-            return None, False
         for fault in parsed.directed.faults:
             if fault.kind in ("429", "529", "cut"):
                 key = f"{fault.kind} {parsed.conversation.key}"

@@ -1,4 +1,4 @@
-"""A batch on the simulator: two generators that are killed at some entries, and a simulated Message Batches API."""
+"""A batch on the simulator: generators that are killed at some entries, and a Message Batches API whose answers lag."""
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack
@@ -13,6 +13,7 @@ from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto.batch import child_key, encode_inputs
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Batch, Entry, Progress, Request, Via
+from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats.append import TIMEOUT_S
@@ -34,6 +35,8 @@ SCRIPT = SCRIPTS[0]
 # How long the API works on a message batch.
 ANSWERED_S = 5.0
 API_S_MAX = 0.2
+# The share of answers in which the API does not know a message batch that exists.
+HIDDEN = 0.3
 
 
 class BatchLog(GeneratorLog):
@@ -76,15 +79,16 @@ class SimulatedMessageBatches(MessageBatchesApi):
         return self._show(made, list(requests))
 
     async def retrieve(self, name: str) -> MessageBatch:
-        await self._request()
+        await self._request(name)
         return next(self._show(made, ids) for made, ids in self._made if made.id == name)
 
     async def list_since(self, since: datetime) -> list[MessageBatch]:
         await self._request()
-        return [self._show(made, ids) for made, ids in reversed(self._made) if made.created_at >= since]
+        found = [self._show(made, ids) for made, ids in reversed(self._made) if made.created_at >= since]
+        return [one for one in found if not self._is_hidden()]
 
     async def results(self, name: str) -> AsyncGenerator[Line, None]:
-        await self._request()
+        await self._request(name)
         content = [{"type": "text", "text": part.text} for part in SCRIPT.blocks]
         usage = {"input_tokens": 10, "output_tokens": 4}
         message = {"id": "msg_1", "model": MODEL, "content": content, "stop_reason": "end_turn", "usage": usage}
@@ -96,9 +100,15 @@ class SimulatedMessageBatches(MessageBatchesApi):
         kind = "succeeded" if has_ended else "processing"
         return MessageBatch(made.id, made.created_at, "ended" if has_ended else "in_progress", {kind: len(ids)})
 
-    async def _request(self) -> None:
+    async def _request(self, name: str = "") -> None:
+        """Waits for the API, which may not know the message batch `name`."""
         self._process.require_alive()
         await self._process.world.wait(self._process.world.chance() * API_S_MAX)
+        if name and self._is_hidden():
+            raise BackendError("backend_refused_request", f"{name} not found")
+
+    def _is_hidden(self) -> bool:
+        return self._process.world.chance() < HIDDEN
 
 
 class BatchGenerator(Generator):

@@ -30,6 +30,7 @@ def interruption_points(fault: Fault) -> list[int]:
         (Fault("429", 0, calls=2), [0, 0]),
         (Fault("cut", 399, calls=2), [399]),
         (Fault("cut", 50, lasts=True), [50] * 19 + [-1]),
+        (Fault("unknown", 0, calls=2), []),
     ],
 )
 def test_a_continued_turn_is_interrupted_at_its_faults(fault: Fault, places: list[int]) -> None:
