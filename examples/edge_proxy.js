@@ -3,8 +3,11 @@
  * Request and Response of the web. `mayUse(request, path)` is yours: it decides whose request may pass. The session of a
  * `POST /v1/turns` is in its body.
  */
-// What tailrace.js needs: ask, read, cancel; a session's turns and their stream.
-const PATHS = /^\/v1\/(turns|turns\/[\w-]+(\/(events|cancel))?|sessions\/([\w.:-]|%3A)+\/(events|turns|cancel))$/;
+// What tailrace.js needs: ask, read, cancel; a session's turns and their stream. A GET of /v1/turns would list all users' turns.
+const ROUTES = [
+  /^POST \/v1\/(turns|turns\/[\w-]+\/cancel|sessions\/([\w.:-]|%3A)+\/cancel)$/,
+  /^GET \/v1\/(turns\/[\w-]+(\/events)?|sessions\/([\w.:-]|%3A)+\/(events|turns))$/,
+];
 const REQUEST_HEADERS = ["accept", "content-type", "idempotency-key", "last-event-id"];
 const RESPONSE_HEADERS = ["cache-control", "content-type", "retry-after", "tailrace-turn", "x-accel-buffering"];
 
@@ -13,11 +16,11 @@ export function proxy({ base, url, key, mayUse }) {
   return async (request) => {
     const { pathname, search } = new URL(request.url);
     const path = pathname.slice(base.length);
-    const isKnown = pathname.startsWith(base) && PATHS.test(path);
+    const { method, signal } = request;
+    const isKnown = pathname.startsWith(base) && ROUTES.some((route) => route.test(`${method} ${path}`));
     if (!isKnown || !(await mayUse(request.clone(), path))) return new Response(null, { status: 404 });
     const headers = pick(request.headers, REQUEST_HEADERS);
     headers.set("authorization", `Bearer ${key}`);
-    const { method, signal } = request;
     const body = method === "POST" ? await request.arrayBuffer() : undefined;
     const response = await fetch(`${url}${path}${search}`, { method, headers, body, signal, cache: "no-store" });
     return new Response(response.body, { status: response.status, headers: pick(response.headers, RESPONSE_HEADERS) });

@@ -87,6 +87,7 @@ async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_
         "text": words(60),
         "resumed": [None, True],
         "refused": [True, 404],
+        "listed": 404,
         "beyond": 404,
         "waited": words(60),
         "hasWaited": True,

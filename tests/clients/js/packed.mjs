@@ -17,6 +17,7 @@ const asking = (cookie) => ({ url: `http://app.invalid${base}`, headers: { cooki
 const { text, turn } = await ask("#sim words=60 rate=100", asking("user=ada")).done;
 const [first, second] = cursors;
 const refused = await ask("x", asking("user=eve")).done.catch((error) => [error instanceof TailraceError, error.status]);
+const listed = await route(new Request(`http://app.invalid${base}/v1/turns`, { headers: { cookie: "user=ada" } }));
 const beyond = await route(new Request(`http://app.invalid${base}/v1/turns/../keys`, { headers: { cookie: "user=ada" } }));
 
 /** A gateway that is busy for so many seconds, and then answers. The timers fire at once, and note the wait. */
@@ -42,6 +43,7 @@ console.log(
     turn,
     resumed: [first, second?.length > 0],
     refused,
+    listed: listed.status,
     beyond: beyond.status,
     waited: waited.text,
     hasWaited: waits.includes(20_000),
