@@ -15,7 +15,8 @@ async def test_the_example_shows_the_text_once_over_cut_connections(open_gateway
     """The connection is closed at `done`: htmx would read the answer again otherwise, and append it."""
     # The response of the page's POST is shorter than the cuts.
     async with Cutting(open_gateway.port, random_cuts(3, count=3, bytes_max=1400, bytes_min=900)) as proxy:
-        (shown,) = await node.run("htmx.mjs", proxy.url, "#sim words=200 rate=120", CHROMIUM=browser)
+        shown, again = await node.run("htmx.mjs", proxy.url, "#sim words=200 rate=120", CHROMIUM=browser)
         assert proxy.left == []
     assert shown["text"] == words(200) == await read_stored_text(open_gateway, shown["turn"])
     assert (shown["outcome"], shown["failed"]) == ("completed", "")
+    assert again == shown

@@ -1,4 +1,5 @@
-// The page examples/htmx.html in Chromium: `htmx.mjs URL MESSAGE`. Asks, and prints what the page shows at the end.
+// The page examples/htmx.html in Chromium: `htmx.mjs URL MESSAGE`. Asks, and prints what the page shows at the end, and
+// after a reload. Its link names a foreign server, which the page must not ask.
 import { readFile } from "node:fs/promises";
 import { chromium } from "playwright-core";
 
@@ -8,21 +9,27 @@ const args = ["--no-sandbox", "--disable-features=LocalNetworkAccessChecks"];
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args });
 const page = await browser.newPage({ viewport: { width: 400, height: 200 } });
 page.on("pageerror", (error) => console.error(error));
-await page.route(`${url}/htmx.html?server=`, async (route) =>
+const link = `${url}/htmx.html?server=http://foreign.invalid`;
+await page.route(link, async (route) =>
   route.fulfill({ contentType: "text/html", body: await readFile("../../../examples/htmx.html") }),
 );
 await page.route(`${url}/node_modules/**`, async (route) =>
   route.fulfill({ contentType: "text/javascript", body: await readFile(`.${new URL(route.request().url()).pathname}`) }),
 );
-await page.goto(`${url}/htmx.html?server=`);
+await page.goto(link);
 await page.fill("input", message);
 await page.click("button");
-await page.waitForFunction(() => document.querySelector(".outcome")?.textContent);
-const shown = await page.evaluate(() => {
+const read = async () => {
+  await page.waitForFunction(() => document.querySelector(".outcome")?.textContent);
+  return page.evaluate(shown);
+};
+const shown = () => {
   const answer = document.querySelector(".answer");
   const textOf = (selector) => answer.querySelector(selector).textContent;
   const turn = answer.getAttribute("sse-connect").split("/")[3];
   return { turn, text: textOf(".text"), outcome: textOf(".outcome"), failed: textOf(".failed") };
-});
-console.log(JSON.stringify(shown));
+};
+console.log(JSON.stringify(await read()));
+await page.reload();
+console.log(JSON.stringify(await read()));
 await browser.close();
