@@ -5,13 +5,18 @@ It needs `pip install tailrace`, and a gateway at TAILRACE_URL (default: http://
 
 import sys
 
-from tailrace import Client
+from tailrace import Client, TailraceError
 
-with Client() as client, client.ask(sys.argv[1]) as answer:
-    for event in answer:
-        if event.type == "delta":
-            print(event.text, end="", flush=True)
-        if event.type == "reset":
-            print("\nThe answer starts again:")
-end = answer.done()
+if len(sys.argv) != 2:
+    raise SystemExit(__doc__)
+try:
+    with Client() as client, client.ask(sys.argv[1]) as answer:
+        for event in answer:
+            if event.type == "delta":
+                print(event.text, end="", flush=True)
+            if event.type == "reset":
+                print("\nThe answer starts again:")
+    end = answer.done()
+except TailraceError as error:  # refused, or the connection is lost for good
+    raise SystemExit(str(error)) from None
 print(f"\n{end.outcome}: {end.usage.output_tokens} tokens, ${end.cost_usd}", file=sys.stderr)

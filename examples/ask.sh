@@ -6,19 +6,33 @@
 #
 # It needs a gateway at TAILRACE_URL (default: http://127.0.0.1:8000), and its key in TAILRACE_KEY if it has one.
 set -eu
+[ $# = 1 ] || { echo "usage: sh ask.sh '{\"message\": \"Why is the sky blue?\"}'" >&2 && exit 2; }
 
 url=${TAILRACE_URL:-http://127.0.0.1:8000}
 # With the same key, a POST that is repeated starts no second turn.
 key=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 state=$(mktemp -d)
 trap 'rm -rf "$state"' EXIT
+# In a file, because other users of the machine see the arguments of curl.
+printf 'Authorization: Bearer %s\n' "${TAILRACE_KEY:-none}" > "$state/authorization"
 
 request() {
-    curl --silent --show-error --no-buffer --header "Authorization: Bearer ${TAILRACE_KEY:-none}" "$@"
+    curl --silent --show-error --no-buffer --header "@$state/authorization" "$@"
 }
 
-request --fail-with-body --retry 10 --retry-all-errors --retry-max-time 60 "$url/v1/turns" \
-    --header 'Content-Type: application/json' --header "Idempotency-Key: $key" --data "$1" --output "$state/turn"
+tries=0
+: > "$state/turn"
+while :; do
+    status=$(request "$url/v1/turns" --header 'Content-Type: application/json' --header "Idempotency-Key: $key" \
+        --data-raw "$1" --output "$state/turn" --write-out '%{http_code}') || status=lost
+    case $status in
+    2*) break ;;
+    lost | 408 | 429 | 5*) tries=$((tries + 1)) ;;
+    *) tries=30 ;; # a refusal is for good
+    esac
+    [ "$tries" -lt 30 ] || { cat "$state/turn" >&2 && exit 1; }
+    sleep 2
+done
 turn=$(sed -n 's/.*"turn":"\([^"]*\)".*/\1/p' "$state/turn")
 echo 0 > "$state/cursor"
 : > "$state/headers"

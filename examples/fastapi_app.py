@@ -9,12 +9,14 @@ it in the middle of an answer and start it again: the page goes on where it was.
 
 import os
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
 import httpx
-from fastapi import Depends, FastAPI, Header, HTTPException
+from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from pydantic import BaseModel
@@ -27,6 +29,7 @@ tailrace = httpx.AsyncClient(
     base_url=os.environ.get("TAILRACE_URL", "http://127.0.0.1:8000"),
     headers={"Authorization": f"Bearer {os.environ.get('TAILRACE_KEY', 'none')}"},
     timeout=40,  # the gateway sends a heartbeat every 15 seconds
+    limits=httpx.Limits(max_connections=None),  # httpx allows 100, and each reader needs one
 )
 
 
@@ -59,18 +62,46 @@ async def ask(question: Question, user: User, idempotency_key: Annotated[str, He
 
 
 @app.get("/v1/turns/{turn}/events")
-async def read(turn: UUID, user: User, last_event_id: Annotated[str, Header()] = "") -> StreamingResponse:
+async def read(turn: UUID, user: User, last_event_id: Annotated[str, Header()] = "") -> Response:
     """Passes the stream of a turn on, only to the user of the turn."""
     record = await tailrace.get(f"/v1/turns/{turn}")
+    if is_temporary(record):
+        return come_back()
     if record.is_error or record.json().get("user") != user:
         raise HTTPException(404)
     headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
     request = tailrace.build_request("GET", f"/v1/turns/{turn}/events", headers=headers)
     response = await tailrace.send(request, stream=True)
+    if is_temporary(response):
+        await response.aclose()
+        return come_back()
+
+    async def relay() -> AsyncIterator[bytes]:
+        with suppress(httpx.TransportError):  # the page reconnects
+            async for part in response.aiter_raw():
+                yield part
+
     return StreamingResponse(
-        response.aiter_raw(),
+        relay(),
         response.status_code,
         {"Cache-Control": "no-store"},
         media_type=response.headers.get("content-type"),
         background=BackgroundTask(response.aclose),
     )
+
+
+def is_temporary(response: httpx.Response) -> bool:
+    return response.status_code >= 500 or response.status_code == 429
+
+
+def come_back() -> Response:
+    """An EventSource gives up after any status but 200. After 200, it reconnects with the id of its last event."""
+    return Response("retry: 1000\n\n", media_type="text/event-stream")
+
+
+@app.exception_handler(httpx.TransportError)
+async def report_unreachable(request: Request, _: Exception) -> Response:
+    """Answers when Tailrace cannot be reached."""
+    if request.url.path.endswith("/events"):
+        return come_back()
+    return JSONResponse({"error": {"message": "Tailrace cannot be reached: try again"}}, 502)

@@ -17,6 +17,8 @@ from pathlib import Path
 import anthropic
 import httpx2
 
+if len(sys.argv) != 3:
+    raise SystemExit(__doc__)
 RUN, TASK = sys.argv[1:]
 RESULTS = Path(f"{RUN}.tools.json")
 TOOL = {

@@ -12,6 +12,8 @@ It needs `pip install langgraph langgraph-checkpoint-sqlite langchain-anthropic`
 import os
 import sys
 
+import anthropic
+import httpx2
 from langchain_anthropic import ChatAnthropic
 from langchain_core.tools import tool
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -19,6 +21,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import RetryPolicy
 
+if len(sys.argv) != 3:
+    raise SystemExit(__doc__)
 RUN, TASK = sys.argv[1:]
 TRIES_MAX = 30
 
@@ -49,8 +53,9 @@ def call(state: MessagesState) -> dict:
 
 
 graph = StateGraph(MessagesState)
-# If the connection is lost in the middle, the same request attaches to the same turn.
-graph.add_node("model", call, retry_policy=RetryPolicy(max_attempts=TRIES_MAX))
+# If the connection is lost in the middle, the same request attaches to the same turn. A refusal is final.
+LOST = (anthropic.APIConnectionError, httpx2.TransportError)
+graph.add_node("model", call, retry_policy=RetryPolicy(max_attempts=TRIES_MAX, retry_on=LOST))
 graph.add_node("tools", ToolNode([measure_depth]))
 graph.add_edge(START, "model")
 graph.add_conditional_edges("model", tools_condition)

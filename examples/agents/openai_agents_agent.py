@@ -19,6 +19,8 @@ import openai
 from agents import Agent, ModelSettings, Runner, function_tool, set_default_openai_client, set_tracing_disabled
 from agents.tool_context import ToolContext
 
+if len(sys.argv) != 3:
+    raise SystemExit(__doc__)
 RUN, TASK = sys.argv[1:]
 RESULTS = Path(f"{RUN}.tools.json")
 TRIES_MAX = 30

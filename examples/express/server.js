@@ -15,8 +15,11 @@ const PASSWORDS = new Map([["ada", "lovelace"], ["eve", "moneypenny"]]); // your
 const { TAILRACE_URL = "http://127.0.0.1:8000", TAILRACE_KEY = "none", PORT = 3000 } = process.env;
 const PAGE = new URL("../eventsource.html", import.meta.url).pathname;
 
+/** Returns Tailrace's response, or null if Tailrace cannot be reached. */
 const tailrace = (path, { headers, ...init } = {}) =>
-  fetch(TAILRACE_URL + path, { ...init, headers: { authorization: `Bearer ${TAILRACE_KEY}`, ...headers } });
+  fetch(TAILRACE_URL + path, { ...init, headers: { authorization: `Bearer ${TAILRACE_KEY}`, ...headers } }).catch(() => null);
+
+const isTemporary = (answer) => !answer || answer.status >= 500 || answer.status === 429;
 
 /** Sets `request.user`. Replace it by your login. */
 function authenticate(request, response, next) {
@@ -37,12 +40,14 @@ app.get("/", (request, response) => response.sendFile(PAGE));
 // Passes on only what a user may choose.
 app.post("/v1/turns", async (request, response) => {
   const key = request.get("idempotency-key");
-  if (!key) return response.status(400).json({ error: "send an Idempotency-Key, so that a repeated question is paid once" });
+  const needsKey = { error: { message: "send an Idempotency-Key, so that a repeated question is paid once" } };
+  if (!key) return response.status(400).json(needsKey);
   const accepted = await tailrace("/v1/turns", {
     method: "POST",
     headers: { "content-type": "application/json", "idempotency-key": `${request.user}-${key}` },
-    body: JSON.stringify({ message: request.body.message, user: request.user }),
+    body: JSON.stringify({ message: request.body?.message, user: request.user }),
   });
+  if (!accepted) return response.status(502).json({ error: { message: "Tailrace cannot be reached: try again" } });
   response.status(accepted.status).json(await accepted.json());
 });
 
@@ -50,15 +55,27 @@ app.post("/v1/turns", async (request, response) => {
 app.get("/v1/turns/:turn/events", async (request, response) => {
   const path = `/v1/turns/${encodeURIComponent(request.params.turn)}`;
   const record = await tailrace(path);
+  if (isTemporary(record)) return comeBack(response);
   if (!record.ok || (await record.json()).user !== request.user) return response.sendStatus(404);
   const leaving = new AbortController();
   response.on("close", () => leaving.abort());
   const cursor = request.get("last-event-id");
   const stream = await tailrace(`${path}/events`, { signal: leaving.signal, headers: cursor ? { "last-event-id": cursor } : {} });
+  if (isTemporary(stream)) return comeBack(response);
   response.status(stream.status).set({ "content-type": stream.headers.get("content-type"), "cache-control": "no-store" });
   response.flushHeaders();
   if (stream.body) await pipeline(Readable.fromWeb(stream.body), response).catch(() => {}); // either side has left
   else response.end();
+});
+
+/** An EventSource gives up after any status but 200. After 200, it reconnects with the id of its last event. */
+const comeBack = (response) => response.type("text/event-stream").end("retry: 1000\n\n");
+
+// Without this, Express answers with a stack trace.
+app.use((error, request, response, next) => {
+  if (response.headersSent) return next(error);
+  if (!(error.status < 500)) console.error(error);
+  response.status(error.status ?? 500).json({ error: { message: error.expose ? error.message : "internal error" } });
 });
 
 app.listen(PORT, "127.0.0.1", () => console.log(`http://localhost:${PORT}`));

@@ -10,7 +10,7 @@ import shutil
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from signal import SIGKILL
 
@@ -91,6 +91,23 @@ async def test_the_script_ends_when_its_turn_is_refused_for_good(
             with suppress(ProcessLookupError):
                 os.killpg(program.pid, SIGKILL)
     assert (program.returncode, b"with status 401" in complained) == (1, True), complained
+
+
+@pytest.mark.parametrize("example", ["ask.py", "ask.sh", "agents/langgraph_agent.py"])
+async def test_a_program_whose_key_is_refused_ends_with_the_reason(
+    gateway: Gateway, tmp_path: Path, example: str
+) -> None:
+    command = {
+        "ask.py": [sys.executable, str(EXAMPLES / example), "Hi."],
+        "ask.sh": ["sh", str(EXAMPLES / example), '{"message": "Hi."}'],
+    }.get(example, [OLDER_SDKS, str(EXAMPLES / example), "run-1", "Hi."])
+    program = await start(gateway.url, tmp_path, *command, TAILRACE_KEY="sk-wrong")
+    try:
+        _, complained = await asyncio.wait_for(program.communicate(), 40)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(program.pid, SIGKILL)
+    assert (program.returncode, b"The credential is missing, not valid" in complained) == (1, True), complained
 
 
 @pytest.mark.timeout(180)
@@ -219,7 +236,7 @@ async def test_the_page_with_use_turn_on_vites_server(gateway: Gateway, browser:
 async def test_a_backend_that_is_killed_in_mid_answer_goes_on_with_it(
     gateway: Gateway, browser: str, tmp_path: Path, example: str
 ) -> None:
-    """Only the user of the turn may read it."""
+    """Only the user of the turn may read it. While Tailrace is away, status 200 lets an EventSource come back."""
     (port,) = find_free(1)
     folder, command = EXAMPLES, [OLDER_SDKS, "-m", "uvicorn", "fastapi_app:app", "--port", str(port)]
     if example == "express":
@@ -230,14 +247,21 @@ async def test_a_backend_that_is_killed_in_mid_answer_goes_on_with_it(
         await page.ask()
         killed.send_signal(SIGKILL)
         await killed.communicate()
-    async with running_server(port, gateway.url, folder, *command):
-        assert await page.displayed() == (words(300), "completed")
-        [session] = (await gateway.client.get("/v1/sessions")).json()["data"]
-        [turn] = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
-        async with httpx2.AsyncClient(base_url=url) as client:
+    async with AsyncExitStack() as stack:
+        async with Cutting(gateway.port) as proxy:
+            await stack.enter_async_context(running_server(port, proxy.url, folder, *command))
+            assert await page.displayed() == (words(300), "completed")
+            [session] = (await gateway.client.get("/v1/sessions")).json()["data"]
+            [turn] = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
+            client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url))
+            events = f"/v1/turns/{turn['turn']}/events"
             for user, status in ((("ada", "lovelace"), 200), (("eve", "moneypenny"), 404), (("eve", "lovelace"), 401)):
-                assert (await client.get(f"/v1/turns/{turn['turn']}/events", auth=user)).status_code == status
+                assert (await client.get(events, auth=user)).status_code == status
             assert (await client.post("/v1/turns", json={"message": "Hi."})).status_code == 401
+        client.auth = ("ada", "lovelace")
+        assert (await client.get(events)).text == "retry: 1000\n\n"
+        refused = await client.post("/v1/turns", json={"message": "Hi."}, headers={"Idempotency-Key": "again"})
+        assert (refused.status_code, list(refused.json()["error"])) == (502, ["message"])
     assert await count_turns(gateway) == 1
 
 
