@@ -81,13 +81,17 @@ def unreadable(what: str) -> BackendError:
 
 
 def require_readable_start(block: dict[str, Any]) -> None:
-    """Raises BackendError for the start of a content block without a type, or with a field that is not of its type."""
+    """Raises BackendError for the start of a content block without a type, for one of a tool call without an id or a
+    name, or with a field that is not of its type."""
     kind = block.get("type")
     if not isinstance(kind, str) or not kind:
         raise unreadable("a content block without a type")
     for name, wanted in KNOWN_BLOCKS.get(kind, {}).items():
         if not isinstance(block.get(name, wanted()), wanted):
             raise unreadable(f"a {kind} block whose {name} cannot be read")
+    # Without its name a call cannot be executed, and without its id it cannot be answered.
+    if kind in KNOWN_BLOCKS and events.is_tool_use(kind) and not (block.get("id") and block.get("name")):
+        raise unreadable(f"a {kind} block without an id or a name")
     if any(block.get(name) for name in EMPTY_AT_START.get(kind, ())):
         raise unreadable(f"a {kind} block that has content at its start")
 

@@ -10,12 +10,13 @@ from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.proto import events
 from tailrace.proto.errors import BackendError
 
+CALL = {"id": "srvtoolu_1", "name": "look", "input": {}}
 BEGUN: list[dict[str, Any]] = [
     {"type": "message_start", "message": {"id": "msg_1"}},
     {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
     {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "A"}},
     {"type": "content_block_stop", "index": 0},
-    {"type": "content_block_start", "index": 1, "content_block": {"type": "server_tool_use", "input": {}}},
+    {"type": "content_block_start", "index": 1, "content_block": {"type": "server_tool_use", **CALL}},
     {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": "{}"}},
 ]
 REST: list[dict[str, Any]] = [
@@ -100,7 +101,9 @@ def test_an_event_that_does_not_fit_the_answer_breaks_it(event: dict[str, Any]) 
         {"type": "content_block_start", "index": 2, "content_block": {"type": "text", "deep": nested(61)}},
         {"type": "content_block_start", "index": 2, "content_block": {"type": "text", "text": None}},
         {"type": "content_block_start", "index": 2, "content_block": {"type": "thinking", "thinking": "early"}},
-        {"type": "content_block_start", "index": 2, "content_block": {"type": "mcp_tool_use", "input": "early"}},
+        {"type": "content_block_start", "index": 2, "content_block": {"type": "mcp_tool_use", **CALL, "input": "early"}},
+        {"type": "content_block_start", "index": 2, "content_block": {"type": "tool_use", "name": "look"}},
+        {"type": "content_block_start", "index": 2, "content_block": {"type": "tool_use", **CALL, "name": ""}},
         {"type": "content_block_start", "index": 2, "content_block": {"text": ""}},
         {"type": "content_block_start", "index": "2", "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": None}},
