@@ -245,6 +245,8 @@ def test_an_input_that_is_nested_too_deeply_is_left_empty(levels: int) -> None:
         ("", True, "max_cost", {"partial_json": ""}),
         ('{"a":', False, None, {"partial_json": '{"a":'}),
         ("", False, None, {"partial_json": ""}),
+        # The API refuses an input that is no object, and with it every later turn of the session.
+        ("[1]", True, "tool_use", {"partial_json": "[1]"}),
     ],
 )
 def test_a_record_marks_a_tool_call_that_was_cut(
