@@ -15,7 +15,7 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.batch import part_of_batch
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, is_token
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.subjects import STREAM, WEBHOOKS, TurnKey
@@ -87,6 +87,18 @@ class Delivery:
             await self._message.nak(delay=delay_s or None)
         except nats.errors.Error as error:
             logger.debug("lease not given up, will expire", turn=self.key.turn, error=type(error).__name__)
+
+
+async def _is_readable(delivery: Delivery) -> bool:
+    """Returns whether the log can be read for the entry's turn; acknowledges the entry if not.
+
+    A compromised process may store an entry under any token, `*` included (ADR 23). It would be delivered for ever.
+    """
+    if is_token(delivery.key.tenant) and is_token(delivery.key.turn):
+        return True
+    logger.error("entry with an invalid subject", tenant=delivery.key.tenant, turn=delivery.key.turn, seq=delivery.seq)
+    await delivery.ack()
+    return False
 
 
 def stored_at(reply: str) -> datetime:
@@ -174,7 +186,8 @@ class Deliveries:
             return []
         finally:
             raise_if_cancelled()
-        return [Delivery(message, self.ack_wait_s) for message in messages]
+        found = [Delivery(message, self.ack_wait_s) for message in messages]
+        return [delivery for delivery in found if await _is_readable(delivery)]
 
     def from_lease(self, key: TurnKey, lease: str) -> Delivery:
         """Returns a delivery that shares another process's lease of a turn's request.

@@ -263,6 +263,8 @@ def _endpoint(handler: Handler, role: str) -> Endpoint:
         except Exception:
             # A bug in one handler must not stop the service.
             logger.exception("query handler failed")
-            await _refuse(request, Refused("internal", "the query failed: the logs have the traceback"))
+            # ValueError: the query names no subject for a reply.
+            with suppress(ValueError, nats.errors.Error):
+                await _refuse(request, Refused("internal", "the query failed: the logs have the traceback"))
 
     return handle

@@ -1,10 +1,10 @@
-"""Leases of a durable consumer: the time of a delivery, and an acknowledgement by a former holder."""
+"""Leases of a durable consumer: the time of a delivery, former holders, and entries with an invalid subject."""
 
 import pytest
 
 from tailrace.proto.nats import Deliveries
 from tailrace.proto.nats.leases import stored_at
-from tailrace.proto.subjects import GENERATORS
+from tailrace.proto.subjects import GENERATORS, WEBHOOKS
 from tests.harness.own_system import OwnSystem
 from tests.harness.until import until
 
@@ -25,4 +25,17 @@ async def test_an_acknowledgement_of_an_old_holder_ends_the_lease_of_the_new_one
     (old,), (new,) = [await until(deliveries.next) for _ in range(2)]
     assert new.times == 2
     await old.ack()
+    await until(deliveries.is_drained)
+
+
+@pytest.mark.rule("S2")
+@pytest.mark.parametrize(("durable", "kind"), [(GENERATORS, "request"), (WEBHOOKS, "end")])
+@pytest.mark.parametrize("turn", ["*.turn", "tenant.UPPER"])
+async def test_an_entry_with_an_invalid_subject_is_acknowledged_and_left_out(
+    own: OwnSystem, durable: str, kind: str, turn: str
+) -> None:
+    """Persistence would exit at each delivery of such an `end`, and a generator log an error each second."""
+    deliveries = await Deliveries.open(own.connection, durable)
+    await own.connection.jetstream.publish(f"turns.{turn}.{kind}", b"{}")
+    assert await deliveries.next() == []
     await until(deliveries.is_drained)

@@ -1,6 +1,7 @@
 """Request/reply between processes: replies, refusals with their codes, and no reply."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 
 import httpx2
@@ -176,3 +177,17 @@ async def test_a_turn_with_a_reader_at_any_gateway_has_readers(
     assert await until(lambda: services.has_readers(read, timeout_s=TIMEOUT_S))
     assert not await services.has_readers(unread, timeout_s=0.25)
     assert await services.readers_of_all_gateways(unread, wait_s=0.25) == [unread.turn.encode()]
+
+
+@pytest.mark.rule("S2")
+async def test_a_query_without_a_subject_for_its_reply_leaves_no_unhandled_error(
+    services: Rpc, connection: Connection, other: Connection, tenant: Tenant, name: str
+) -> None:
+    """A compromised process may send one."""
+    unhandled: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    await serve(other, name, answer_with(lambda _, question: question))
+    await connection.publish(subjects.query(tenant, name), b"")
+    assert await services.request(tenant, name, b"next", timeout_s=TIMEOUT_S) == b"next"
+    gc.collect()
+    assert unhandled == []
