@@ -21,10 +21,11 @@ CUSTOM_ID = "custom_id"
 
 
 class _Head(msgspec.Struct):
-    """The part of a request that shows whether it is a batch, or one of a batch's turns."""
+    """The part of a request that shows whether it is a batch, or one of a batch's turns; and its user."""
 
     batch: msgspec.Raw = msgspec.Raw()
     parent: str | None = None
+    user: str | None = None
 
 
 _request = msgspec.json.Decoder(Request)
@@ -61,6 +62,11 @@ def child_request(batch: TurnKey, line: bytes) -> Request:
 def custom_id(request: Request) -> str:
     """Returns the client's name of the input; '' if it gave none."""
     return (request.metadata or {}).get(CUSTOM_ID, "")
+
+
+def user_of(line: bytes) -> str | None:
+    """Returns the user of the request in `line`, without decoding the rest of it."""
+    return _head.decode(line).user
 
 
 def part_of_batch(turn: TurnId, payload: bytes) -> BatchPart | None:

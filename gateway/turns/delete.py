@@ -15,13 +15,14 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto import batch
+from tailrace.proto.batch_records import ListBatches
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Batch
 from tailrace.proto.errors import BlobUnknown, LogError, Refused, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Connection, Rpc, Tombstones, TurnLog
-from tailrace.proto.nats.settlement import Settlement, give_back
+from tailrace.proto.nats.settlement import Settlement, give_back, give_back_deleted
 from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import GENERATORS, TurnKey
@@ -31,6 +32,9 @@ from tailrace.proto.subjects import GENERATORS, TurnKey
 ROUNDS_MAX = 100
 MANY_TURNS = 100
 LOOKED_AT_ONCE = 16
+BATCHES_PAGE = 200
+# No batch runs longer.
+BATCH_LIFE = timedelta(days=1)
 # Rows of an erasure are deleted as often, and at most so many turns are settled before their entries are overwritten.
 ERASING_S, ERASED_TURNS = 5.0, 100
 # The generator settles a turn after its end. A counter remembers the names of its last increments only: a turn that
@@ -130,6 +134,8 @@ class Deleter:
         """
         deletion = _Running(erases=True, within_s=within_s)
         try:
+            if kind == "user":
+                await self._withdraw(tenant, name)
             is_complete = await self._delete(tenant, kind, name, deletion)
         except (LogError, Refused):
             if within_s is None or deletion.results() == (0, 0, DeletedRows()):
@@ -217,6 +223,48 @@ class Deleter:
         except TurnUnknown:
             return
 
+    async def _withdraw(self, tenant: Tenant, user: str) -> None:
+        """Keeps the running batches of other users from submitting the user's inputs, or storing their answers."""
+        after: str | None = None
+        oldest = datetime.now(UTC) - BATCH_LIFE
+        while True:
+            page = await self._history.ask(tenant, ListBatches(after, BATCHES_PAGE))
+            for one in page.batches:
+                if not one.is_over:
+                    await self._withdraw_from(TurnKey(tenant, one.batch), user)
+            after = page.next
+            if after is None or page.batches[-1].asked_at < oldest:
+                return
+
+    async def _withdraw_from(self, key: TurnKey, user: str) -> None:
+        """Marks the user's inputs of a running batch that are no turns yet as deleted; gives back what they reserve."""
+        try:
+            turn = await self._log.read_turn(key)
+            if turn.end is not None or turn.request is None or turn.request.batch is None or turn.request.user == user:
+                return
+            lines = await self._inputs_of(key, turn.request.batch)
+        except (TurnUnknown, BlobUnknown):
+            return
+        of_user: dict[TurnKey, bytes] = {}
+        for number, line in enumerate(lines):
+            if batch.user_of(line) == user:
+                of_user[batch.child_key(key, number)] = line
+            await asyncio.sleep(0)
+        stored = await self._log.find_stored(of_user)
+        new = [child for child in of_user if child not in stored and not await self._tombstones.is_deleted(child)]
+        await gather_limited(self._tombstones.mark_deletion, new, LOOKED_AT_ONCE)
+        if turn.request.via == "messages":
+            # The generator may have submitted some before it could see the mark. Their own ends settle these.
+            stored = await self._log.find_stored(new)
+            for child in new:
+                if child not in stored:
+                    await give_back_deleted(self._counters, child, of_user[child])
+
+    async def _inputs_of(self, key: TurnKey, spec: Batch) -> list[bytes]:
+        """Returns the inputs of a batch. Raises BlobUnknown, LogUnavailable."""
+        blob = await self._blobs.read(key.tenant, Blob(spec.sha256, spec.bytes))
+        return batch.split_inputs(blob)[: spec.count]
+
     async def _settle(self, key: TurnKey) -> Batch | None:
         """Settles the reservations of a turn that has just ended, once, in case its generator has died.
 
@@ -240,11 +288,9 @@ class Deleter:
     async def _give_back(self, key: TurnKey, spec: Batch) -> None:
         """Refunds the reservations of a batch's inputs that were never submitted."""
         try:
-            blob = await self._blobs.read(key.tenant, Blob(spec.sha256, spec.bytes))
-            lines = batch.split_inputs(blob)[: spec.count]
+            lines = await self._inputs_of(key, spec)
         except BlobUnknown:
             return
-
         children = [batch.child_key(key, number) for number in range(len(lines))]
         stored = await self._log.find_stored(children)
         await gather_limited(

@@ -339,7 +339,7 @@ class MessageBatchSubmitter:
         `traceparent` is that of the batch. The turn's request has none, as every runner writes the same bytes. Raises
         TurnUnknown if the turn is deleted meanwhile.
         """
-        if await self._tombstones.exists(child):
+        if await self._tombstones.is_deleted(child):
             return None
         if (end := await self._end_of(child)) is not None:
             return end

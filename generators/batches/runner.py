@@ -192,10 +192,7 @@ class BatchRunner:
                     group.create_task(self._submit_all(key, turn, attempt.attempt, inputs, tally))
                 else:
                     for _ in range(spec.parallel):
-                        running = self._run_some(
-                            key, numbers, inputs, tally, traceparent, is_first=attempt.attempt == 1
-                        )
-                        group.create_task(running)
+                        group.create_task(self._run_some(key, numbers, inputs, tally, traceparent))
                 chain = await reporting
                 watching.cancel()
         except asyncio.CancelledError:
@@ -229,16 +226,14 @@ class BatchRunner:
         inputs: Sequence[bytes],
         tally: "BatchTally",
         traceparent: str | None,
-        *,
-        is_first: bool,
     ) -> None:
         """Runs one input after the other; `parallel` of these loops share `numbers`."""
         for number in numbers:
             async with self._slots:
                 await self._wait_until_not_full()
                 child = batch.child_key(key, number)
-                # A turn that was deleted must not be submitted again.
-                is_deleted = not is_first and await self._tombstones.exists(child)
+                # It was deleted after an earlier runner had submitted it, or its user was erased.
+                is_deleted = await self._tombstones.is_deleted(child)
                 tally.add(None if is_deleted else await self._run_input(key, child, inputs[number], traceparent))
 
     async def _submit_all(

@@ -45,11 +45,15 @@ async def give_back(tombstones: Tombstones, counters: Counters, child: TurnKey, 
 
     Raises LogUnavailable: call it again.
     """
-    holds = batch.decode_input(line).holds
     # The reservations of a deleted turn were settled when it was deleted.
-    if holds and not await tombstones.exists(child):
-        for hold in holds:
-            await counters.add_once(hold.subject, -hold.amount, child.turn)
+    if batch.decode_input(line).holds and not await tombstones.is_deleted(child):
+        await give_back_deleted(counters, child, line)
+
+
+async def give_back_deleted(counters: Counters, child: TurnKey, line: bytes) -> None:
+    """Does the same for an input that has just been marked as deleted. Raises LogUnavailable."""
+    for hold in batch.decode_input(line).holds or ():
+        await counters.add_once(hold.subject, -hold.amount, child.turn)
 
 
 def rated_tokens(usage: Usage) -> int:

@@ -44,12 +44,16 @@ class Tombstones:
         return await self._leader.last(subjects.tombstone(key)) is not None
 
     async def mark_deletion(self, key: TurnKey) -> None:
-        """Marks a running turn before its deletion cancels it. Raises LogUnavailable."""
+        """Marks a running turn before its deletion cancels it, or an input of a batch. Raises LogUnavailable."""
         await self._publish(subjects.deletion_mark(key), "the deletion cannot be marked")
 
     async def is_deletion_marked(self, key: TurnKey) -> bool:
         """Asks the stream's leader whether a deletion has begun to cancel the turn. Raises LogUnavailable."""
         return await self._leader.last(subjects.deletion_mark(key)) is not None
+
+    async def is_deleted(self, key: TurnKey) -> bool:
+        """Returns whether the turn is deleted, or its deletion has begun. Raises LogUnavailable."""
+        return await self.is_deletion_marked(key) or await self.exists(key)
 
     async def note_unstored(self, key: TurnKey) -> None:
         """Notes that a turn with `store: false` has ended. Raises LogUnavailable."""

@@ -14,10 +14,10 @@ from tailrace.deploy.cli import erase
 from tailrace.deploy.cli.export import export_lines
 from tailrace.deploy.cli.main import parser
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.proto.ids import Seq, Tenant
-from tailrace.proto.nats import Connection
+from tailrace.proto.ids import Seq, Tenant, child_id
+from tailrace.proto.nats import Connection, Counters
 from tailrace.proto.nats.leader import Leader
-from tailrace.proto.subjects import BODIES, STREAM
+from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests.harness.batch_client import post_batch, read_results
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
@@ -135,6 +135,36 @@ async def test_a_running_batch_of_an_erased_tenant_submits_no_more_turns(
     await own.wait_for_open_streams(8)
     erased = await gateway.client.delete(f"/v1/tenant?confirm={tenant}")
     assert (erased.status_code, await own.calls()) == (200, 8), erased.text
+
+
+@pytest.mark.rule("R91")
+async def test_a_running_batch_leaves_out_the_other_inputs_of_an_erased_user(
+    own: OwnSystem, gateway: Gateway, new_gateway: NewGateway, tenant: Tenant
+) -> None:
+    """The inputs of other users run. What was reserved for those that never ran is returned."""
+    limited = await new_gateway(own.server.url, limits_key="usd_day=5")
+    users = [MARK, MARK, *["bob", MARK, "bob"] * 10]
+    line = {MARK: "#sim words=2 wait=3600", "bob": "#sim words=2 rate=0"}
+    inputs = [
+        {"custom_id": f"c{number}", "params": {"message": line[user], "user": user}}
+        for number, user in enumerate(users)
+    ]
+    batch = await post_batch(limited, inputs, parallel=2)
+    await own.wait_for_open_streams(2)
+    erased = await limited.client.delete(f"/v1/users?user={MARK}")
+    assert (erased.status_code, erased.json()["complete"]) == (200, True), erased.text
+    await limited.client.get(batch["links"]["events"])
+    outcomes = [one["outcome"] for one in await read_results(limited, batch)]
+    assert outcomes == ["completed" if user == "bob" else "cancelled" for user in users]
+    # The two that ran before, and those of the other user.
+    assert await own.calls() == 22
+    record = (await limited.client.get(batch["links"]["self"])).json()
+    assert (record["outcome"], record["done"], record["failed"]) == ("completed", 20, 12)
+    await own.wait_until_acknowledged()
+    answered = await own.log.read_turn(TurnKey(tenant, child_id(batch["batch"], users.index("bob"))))
+    assert answered.request is not None
+    held = next(hold for hold in answered.request.holds or () if hold.unit == "nusd")
+    assert await Counters(own.connection).add(held.subject, 0) == round(record["cost_usd"] * 1e9)
 
 
 @pytest.mark.rule("R91")

@@ -217,7 +217,7 @@ class BatchSchedule:
     async def read(self, *_: object) -> bytes:
         return self.inputs
 
-    async def exists(self, _: TurnKey) -> bool:
+    async def is_deleted(self, _: TurnKey) -> bool:
         return False
 
     async def fullness(self) -> float:
