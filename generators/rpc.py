@@ -1,13 +1,15 @@
 """RPC handlers for what needs the model's API key: list models, count tokens, cancel a message batch.
 
-Nothing is retried here: the client that called the gateway may try again.
+Nothing that fails is retried here: the client that called the gateway may try again.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
+import structlog
 
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
@@ -26,6 +28,11 @@ from tailrace.proto.model_records import (
     PromptFields,
 )
 from tailrace.proto.nats.rpc import Handler
+
+logger = structlog.get_logger()
+
+# Before each further try to cancel a message batch that the API does not know: together less than a gateway waits.
+CANCEL_WAITS_S = (0.5, 1.0, 2.0)
 
 T = TypeVar("T")
 
@@ -68,8 +75,22 @@ class ModelRpc:
     async def _cancel_message_batch(self, _: Tenant, body: bytes) -> bytes:
         name = decode_query(body, CancelMessageBatch).message_batch
         with _refuse():
-            await self._message_batches.cancel(name)
+            for wait_s in (0.0, *CANCEL_WAITS_S):
+                await asyncio.sleep(wait_s)
+                # A server of Anthropic may not know a new message batch for a moment.
+                if await self._message_batches.cancel(name) or await self._has_ended(name):
+                    return b""
+        logger.warning("message batch not cancelled: the API does not know it", message_batch=name)
         return b""
+
+    async def _has_ended(self, name: str) -> bool:
+        """Returns whether the message batch has ended; False also if there is none. Raises BackendError."""
+        try:
+            return (await self._message_batches.retrieve(name)).has_ended
+        except BackendError as error:
+            if error.code != "backend_refused_request":
+                raise
+            return False
 
 
 def decode_query(body: bytes, kind: type[T]) -> T:

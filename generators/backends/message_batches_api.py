@@ -121,13 +121,18 @@ class MessageBatchesApi:
         """Returns the batch's state. Raises BackendError."""
         return await _decode_response(self._client.get(f"{PATH}/{name}", cast_to=httpx2.Response), _batch)
 
-    async def cancel(self, name: str) -> None:
-        """Cancels a message batch. Running requests may still finish; one that has ended stays as it is."""
+    async def cancel(self, name: str) -> bool:
+        """Cancels a message batch. Running requests may still finish; one that has ended stays as it is.
+
+        Returns False if the API refuses it: the batch has ended, or the API does not know it.
+        """
         try:
             await _decode_response(self._client.post(f"{PATH}/{name}/cancel", cast_to=httpx2.Response), _batch)
         except BackendError as error:
             if error.code != "backend_refused_request":
                 raise
+            return False
+        return True
 
     async def list_since(self, since: datetime) -> list[MessageBatch]:
         """Returns the message batches created since then, newest first."""

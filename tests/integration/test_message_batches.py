@@ -587,8 +587,12 @@ async def test_deleting_a_batch_does_not_release_its_reserved_cost(
 
 
 @pytest.mark.rule("R36")
-async def test_a_generator_cancels_a_message_batch_on_request(own: MessageBatchSystem) -> None:
-    """A message batch that has ended, or does not exist, is left alone."""
+async def test_a_generator_cancels_a_message_batch_on_request(
+    own: MessageBatchSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that Anthropic does not know for a moment. One that has ended, or does not exist, is left alone."""
+    monkeypatch.setattr("tailrace.generators.__main__.MessageBatchesApi", LaggingApi)
+    monkeypatch.setattr("tailrace.generators.rpc.CANCEL_WAITS_S", (0.01,))
     made = await own.api.messages.batches.create(requests=[{"custom_id": "a", "params": FOREIGN}])
     rpc = Rpc(own.connection)
 
