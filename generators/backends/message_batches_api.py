@@ -7,7 +7,8 @@ of the SDK take seconds of CPU, in which no lease is renewed.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeVar
 
 import anthropic
@@ -115,11 +116,11 @@ class MessageBatchesApi:
             content=_send(requests),
             options={"headers": headers, "timeout": timeout},
         )
-        return await _decode_response(sent, _batch)
+        return _decode(await _receive(sent), _batch)
 
     async def retrieve(self, name: str) -> MessageBatch:
         """Returns the batch's state. Raises BackendError."""
-        return await _decode_response(self._client.get(f"{PATH}/{name}", cast_to=httpx2.Response), _batch)
+        return _decode(await _receive(self._client.get(f"{PATH}/{name}", cast_to=httpx2.Response)), _batch)
 
     async def cancel(self, name: str) -> bool:
         """Cancels a message batch. Running requests may still finish; one that has ended stays as it is.
@@ -127,7 +128,7 @@ class MessageBatchesApi:
         Returns False if the API refuses it: the batch has ended, or the API does not know it.
         """
         try:
-            await _decode_response(self._client.post(f"{PATH}/{name}/cancel", cast_to=httpx2.Response), _batch)
+            _decode(await _receive(self._client.post(f"{PATH}/{name}/cancel", cast_to=httpx2.Response)), _batch)
         except BackendError as error:
             if error.code != "backend_refused_request":
                 raise
@@ -135,16 +136,18 @@ class MessageBatchesApi:
         return True
 
     async def list_since(self, since: datetime) -> list[MessageBatch]:
-        """Returns the message batches created since then, newest first."""
+        """Returns the message batches created since then, newest first. All times are by this process's clock."""
         made: list[MessageBatch] = []
         after = ""
         while True:
             path = f"{PATH}?limit={PAGE}{after}"
-            page = await _decode_response(self._client.get(path, cast_to=httpx2.Response), _page)
-            made += [batch for batch in page.data if batch.created_at >= since]
-            if not page.has_more or not page.data or page.data[-1].created_at < since:
+            response = await _receive(self._client.get(path, cast_to=httpx2.Response))
+            page, ahead = _decode(response, _page), _clock_ahead(response)
+            listed = [msgspec.structs.replace(one, created_at=one.created_at - ahead) for one in page.data]
+            made += [batch for batch in listed if batch.created_at >= since]
+            if not page.has_more or not listed or listed[-1].created_at < since:
                 return made
-            after = f"&after_id={page.data[-1].id}"
+            after = f"&after_id={listed[-1].id}"
 
     async def results(self, name: str) -> AsyncGenerator[Line, None]:
         """Yields the results of a message batch that has ended, unordered. Skips lines that cannot be decoded."""
@@ -189,13 +192,29 @@ async def _send(requests: Mapping[str, bytes]) -> AsyncIterator[bytes]:
     yield bytes(held)
 
 
-async def _decode_response(sent: Awaitable[httpx2.Response], decoder: msgspec.json.Decoder[T]) -> T:
+async def _receive(sent: Awaitable[httpx2.Response]) -> httpx2.Response:
+    """Returns the response with its body. Raises BackendError."""
     try:
-        return decoder.decode(await (await sent).aread())
+        response = await sent
+        await response.aread()
     except (anthropic.AnthropicError, httpx2.HTTPError) as error:
         raise backend_error(error, time.time()) from error
+    return response
+
+
+def _decode(response: httpx2.Response, decoder: msgspec.json.Decoder[T]) -> T:
+    try:
+        return decoder.decode(response.content)
     except DECODE_ERRORS as error:
         raise BackendError("backend_broken", "the response is not a message batch: check the API's URL") from error
+
+
+def _clock_ahead(response: httpx2.Response) -> timedelta:
+    """Returns by how much the API's clock is ahead of this process's, to about a second; 0 without a `Date`."""
+    try:
+        return parsedate_to_datetime(response.headers["date"]) - datetime.now(UTC)
+    except (KeyError, TypeError, ValueError):
+        return timedelta()
 
 
 async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes, None]:

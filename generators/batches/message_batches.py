@@ -51,7 +51,7 @@ logger = structlog.get_logger()
 
 # A request of a killed generator has reached Anthropic by then, or never will.
 SETTLED = timedelta(seconds=60)
-# The clocks of Anthropic and NATS may differ by this much.
+# The clocks of this process and NATS may differ by this much.
 SKEW = timedelta(seconds=60)
 # The log keeps a batch for a day. Results of a batch that was stopped are not awaited longer than this.
 LIFE = timedelta(hours=23)
