@@ -146,6 +146,27 @@ async def test_a_cancelled_batch_lists_what_did_not_run(sdk: AsyncOpenAI) -> Non
     ]
 
 
+async def test_a_cancelled_message_batch_has_the_answers_that_are_paid_for(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """They are stored after the batch's end."""
+    given = [chat("late", "#sim words=2 wait=3600"), chat("quick", "#sim words=2 rate=0")]
+    made = await create(sdk, given, extra_body={"via": "message_batches"})
+
+    async def message_batch() -> Any:
+        batch = made.id.removeprefix("batch_")
+        return (await gateway.client.get(f"/v1/turn-batches/{batch}")).json()["message_batch"]
+
+    await until(message_batch)
+    batch = await sdk.batches.cancel(made.id)
+    assert (batch.status, batch.output_file_id is None) == ("cancelled", False)
+
+    async def has_output() -> bool:
+        return (await sdk.files.content(batch.output_file_id or "")).content != b""
+
+    await until(has_output)
+    assert [one["custom_id"] for one in await lines(sdk, batch.output_file_id)] == ["quick"]
+    assert [one["custom_id"] for one in await lines(sdk, batch.error_file_id)] == ["late"]
+
+
 async def test_a_cancelled_turn_of_a_batch_is_one_of_its_errors(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """The batch completes. Its code is that of the turn, not of a turn that was lost."""
     made = await create(sdk, [chat("one", "#sim words=500 rate=5"), chat("two", "#sim words=1 rate=0")])

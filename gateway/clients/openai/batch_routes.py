@@ -193,6 +193,8 @@ async def _render(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> d
         status = "failed" if stored.is_over else "validating"
     ran, total = counts.done + counts.failed, counts.of + (0 if source.is_invalid else source.refused)
     has_errors = total > counts.done and stored.is_over and not source.is_invalid
+    # Answers of a message batch that is cancelled are stored after the batch's end, and not counted.
+    has_output = stored.is_over and (counts.done or (counts.message_batch and stored.outcome != "completed"))
     times = {"completed": "completed_at", "cancelled": "cancelled_at", "failed": "failed_at", "expired": "expired_at"}
     return {
         "id": f"{PREFIX}{stored.batch}",
@@ -202,7 +204,7 @@ async def _render(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> d
         "input_file_id": source.file,
         "completion_window": "24h",
         "status": status,
-        "output_file_id": _result_file(stored, "output") if stored.is_over and counts.done else None,
+        "output_file_id": _result_file(stored, "output") if has_output else None,
         "error_file_id": _result_file(stored, "error") if has_errors else None,
         "created_at": unix(stored.asked_at),
         "in_progress_at": None if source.is_invalid else unix(stored.asked_at),
