@@ -6,7 +6,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from tailrace.gateway.clients.openai.item_references import insert_items
+from tailrace.gateway.clients.openai.item_references import READ_AT_ONCE, insert_items
 from tailrace.gateway.clients.openai.responses_input import InputItem
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.errors import Refused
@@ -51,6 +51,34 @@ async def test_inserted_items_are_limited_together() -> None:
         await insert([REFERENCE] * 5, 45_000)
     assert refused.value.code == "body_too_large"
     assert len((await insert([REFERENCE] * 4, 45_000))[0]) == 4
+
+
+class Slow(Answered):
+    """The reader of turns that have left the log, of which each takes a while."""
+
+    def __init__(self) -> None:
+        self.running = self.most = self.reads = 0
+
+    async def read(self, key: TurnKey) -> TurnRecord:
+        self.reads += 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        return record_from_fold(key, completed_turn(ANSWER).turn)
+
+
+async def test_responses_are_read_some_at_a_time() -> None:
+    """So that a long conversation of yesterday is not delayed, and no more is read than the limit allows."""
+    given = [msgspec.structs.replace(REFERENCE, id=f"msg_turn-{number}_0") for number in range(40)]
+    turns = Slow()
+    replaced, _ = await insert_items([*given, *given], Tenant("t"), cast("TurnReader", turns), 10**6)
+    assert len(replaced) == 80
+    assert (turns.most, turns.reads) == (READ_AT_ONCE, 40)
+    turns = Slow()
+    with pytest.raises(Refused, match="have more than 45000 bytes"):
+        await insert_items(given, Tenant("t"), cast("TurnReader", turns), 45_000)
+    assert turns.reads == READ_AT_ONCE
 
 
 async def test_a_text_and_other_items_stay_as_they_are() -> None:

@@ -6,6 +6,7 @@ OpenAI's provider for the AI SDK sends the answers of a conversation in this way
 import asyncio
 import re
 from collections.abc import Sequence
+from itertools import islice
 
 import msgspec
 
@@ -20,6 +21,8 @@ from tailrace.proto.subjects import TurnKey
 ITEM_ID = re.compile(r"(?:msg|rs|fc)_(.+)_\d+")
 # Each response is one read of the log or the database.
 RESPONSES_MAX = 1000
+# A read of a response that has left the log takes 0.1 s.
+READ_AT_ONCE = 16
 # About a million tokens, the longest context of any model. Inserted items are not part of the memory that is reserved
 # for large bodies.
 INSERTED_BYTES_MAX = 4 * 1024 * 1024
@@ -38,18 +41,24 @@ async def insert_items(
     inserted_bytes, wanted = 0, {one.id for one in items if one.type == "item_reference"}
     responses: dict[str, dict[str, Item]] = {}
     """The referenced items by id of each response that was read."""
+    unread = iter(dict.fromkeys(_turn_of(one) for one in items if one.type == "item_reference"))
+
+    async def read(turn: str) -> None:
+        output = await _read_output(tenant, turn, turns) if is_token(turn) else []
+        responses[turn] = {item["id"]: item for item in output if item["id"] in wanted}
+
     replaced = []
     for index, one in enumerate(items):
         if one.type != "item_reference":
             replaced.append(one)
             continue
-        named = ITEM_ID.fullmatch(one.id or "")
-        turn = named[1] if named is not None else ""
+        turn = _turn_of(one)
         if turn not in responses:
             if len(responses) == RESPONSES_MAX:
                 raise invalid_item(index, f"more than {RESPONSES_MAX} responses are referenced: send their items")
-            output = await _read_output(tenant, turn, turns) if is_token(turn) else []
-            responses[turn] = {item["id"]: item for item in output if item["id"] in wanted}
+            # `turn` is the next one of them.
+            some = islice(unread, min(READ_AT_ONCE, RESPONSES_MAX - len(responses)))
+            await asyncio.gather(*map(read, some))
         item = responses[turn].get(one.id or "")
         if item is None:
             raise invalid_item(index, f"no response has the item `{(one.id or '')[:80]}`: send the item itself")
@@ -61,6 +70,12 @@ async def insert_items(
         replaced.append(msgspec.convert(item, InputItem))
         await asyncio.sleep(0)
     return replaced, inserted_bytes
+
+
+def _turn_of(reference: InputItem) -> str:
+    """Returns the id of the turn in the id of a referenced item; '' if it has none."""
+    named = ITEM_ID.fullmatch(reference.id or "")
+    return named[1] if named is not None else ""
 
 
 async def _read_output(tenant: Tenant, turn: str, turns: TurnReader) -> list[Item]:
