@@ -202,6 +202,19 @@ async def test_a_tool_call_is_in_the_history_only_with_its_result(sessions: Sess
     assert [message.content for message in request.messages] == [CALL, called["content"], [result]]
 
 
+@pytest.mark.rule("R111")
+async def test_a_malformed_tool_call_in_a_cancelled_turn_is_not_in_the_history(sessions: Sessions) -> None:
+    """The client sent it; the turn was cancelled before the model could refuse it."""
+    malformed = [{"type": "text", "text": "I look."}, {"type": "tool_use", "name": "look", "input": {}}]
+    conversation = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": malformed}]
+    slow = {"role": "user", "content": "#sim words=2 wait=3600"}
+    cancelled = await sessions.post(None, messages=[*conversation, slow])
+    await sessions.cancel(cancelled)
+    session = (await sessions.record(cancelled))["session"]
+    answered = await sessions.wait_for_end(await sessions.post(session=session))
+    assert answered["outcome"] == "completed", answered["error"]
+
+
 @pytest.mark.rule("R112")
 async def test_a_message_without_an_answer_stays_in_the_history(sessions: Sessions) -> None:
     """The session shows it, so the model must have it."""
