@@ -39,6 +39,7 @@ logger = structlog.get_logger()
 BACKEND = "batch"
 NO_MESSAGE_BATCHES = "message batches need the backend `claude`, which this generator does not have"
 INPUT_FILE_INVALID = "the input file has lines that are not requests of the batch's endpoint"
+EXPIRED = Failure("blob_expired", "the inputs of the batch have expired")
 LATE = Failure("deadline_exceeded", "the batch was not finished in time")
 BROKEN = Failure("internal", "the batch cannot be run: the logs of the generators have the traceback")
 # The log keeps a turn for a day: the last inputs need some hours of it to end and to be read.
@@ -136,8 +137,11 @@ class BatchRunner:
         try:
             lines = batch.split_inputs(await self._bodies.read(key.tenant, Blob(spec.sha256, spec.bytes)))
         except BlobUnknown:
-            failure = Failure("blob_expired", "the inputs of the batch have expired")
-            return turn if turn.end is not None else await self._end(key, turn, "failed", failure)
+            if turn.end is None:
+                turn = await self._end(key, turn, "failed", EXPIRED)
+            if turn.outcome != "completed":
+                await self._stop_without_inputs(key, turn, spec.count)
+            return turn
         inputs = lines[: spec.count]
         if turn.end is None and not inputs:
             if spec.source is not None and spec.source.is_invalid:
@@ -160,6 +164,17 @@ class BatchRunner:
                 is_written = await self._submitter.stop(key, turn, inputs, tally)
             await self._stop_all(key, inputs, is_written=is_written)
         return turn
+
+    async def _stop_without_inputs(self, key: TurnKey, turn: Turn, count: int) -> None:
+        """Stops what earlier runners of a batch with `count` inputs have begun. Gives no reservations back.
+
+        A batch that was cancelled may lose its inputs: the erasure of a user deletes those of ended batches.
+        """
+        name = turn.progress.message_batch if turn.progress is not None else None
+        if self._submitter is not None and name is not None:
+            with suppress(BackendError):
+                await self._submitter.cancel(name)
+        await self._stop_all(key, [b""] * count, is_written=False)
 
     async def _cancel_orphan(self, key: TurnKey, turn: Turn, tally: "BatchTally") -> None:
         """Cancels this runner's message batch if no runner will read it: the new one has another, or it was deleted."""

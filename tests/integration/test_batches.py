@@ -502,10 +502,16 @@ async def test_a_batch_that_breaks_its_generators_fails(own: VerifiedSystem, mon
 
 
 async def test_a_batch_with_expired_inputs_fails(own: VerifiedSystem) -> None:
-    batch = await post_batch(own.gateway, build_inputs(5))
+    """A turn that an earlier generator has submitted does not run on."""
+    await own.shorten_lease(LEASE_S)
+    batch = await post_batch(own.gateway, build_inputs(5, SILENT))
+    # The entries are the batch's attempt and the first turn's request.
+    await own.batch_killed_after(2)
     await own.connection.jetstream.purge_stream(BODIES)
     async with own.running_generator():
         assert failure_code(await own.batch_ended(batch)) == "blob_expired"
+        await own.wait_until_acknowledged()
+    assert [line["outcome"] for line in await read_results(own.gateway, batch)] == ["cancelled"] * 5
 
 
 async def test_more_batches_than_a_generator_runs_at_once_all_end(own: VerifiedSystem) -> None:
