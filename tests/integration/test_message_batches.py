@@ -611,8 +611,9 @@ async def test_a_generator_cancels_a_message_batch_on_request(
 
 
 @pytest.mark.rule("R67")
-async def test_a_deleted_turn_of_a_batch_is_not_written_again(own: MessageBatchSystem) -> None:
-    """A generator that takes the batch over reads all results once more."""
+@pytest.mark.parametrize("is_only_marked", [False, True])
+async def test_a_deleted_turn_of_a_batch_is_not_written_again(own: MessageBatchSystem, is_only_marked: bool) -> None:
+    """A generator that takes the batch over reads all results once more. The erasure of a user only marks an input."""
     await own.shorten_lease(LEASE_S)
     batch = await own.create(inputs(1))
     (child,) = own.turns(batch)
@@ -620,7 +621,8 @@ async def test_a_deleted_turn_of_a_batch_is_not_written_again(own: MessageBatchS
     await own.batch_killed_after(10)
     assert (await own.log.read_turn(child)).outcome == "completed"
     await own.log.purge(child)
-    await Tombstones(own.connection).put([child])
+    tombstones = Tombstones(own.connection)
+    await (tombstones.mark_deletion(child) if is_only_marked else tombstones.put([child]))
     async with own.running_generator():
         turn = await own.batch_ended(batch)
     assert not await own.log.has_turn(child)
