@@ -69,7 +69,8 @@ AGED = Counter("tailrace_gateway_streams_aged_total", "Streams that were closed 
 UNREAD = Counter("tailrace_gateway_connections_unread_total", "Connections closed because their clients did not read")
 ENTRIES = Counter("tailrace_gateway_entries_total", "Entries read from the log, once for each turn that is followed")
 WRITABLE = Gauge(
-    "tailrace_gateway_log_writable", "1 while the log stores entries, 0 after it has stored none for some seconds"
+    "tailrace_gateway_log_writable",
+    "1 while the log and the bucket CLAIMS store messages, 0 after one of them has stored none for some seconds",
 )
 UNREAD_TOKENS = Counter(
     "tailrace_gateway_unread_tokens_total",

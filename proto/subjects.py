@@ -37,6 +37,8 @@ EVERY_BUDGET = "budgets.>"
 EVERY_SLOT = "slots.>"
 EVERY_AUDIT = "audit.*"
 EVERY_UNSTORED = "$KV.CLAIMS.unstored.>"
+# The write probes of all processes (PROTOCOL R68). Names of claims are hexadecimal.
+CLAIMS_PROBE = "$KV.CLAIMS.probe"
 
 
 class TurnKey(NamedTuple):

@@ -22,6 +22,7 @@ class LogHealth:
     def __init__(self, connection: Connection) -> None:
         self._probe = WriteProbe(connection)
         self._stored_at = time.monotonic()
+        self._failure = ""
         metrics.WRITABLE.set(1)
 
     @property
@@ -30,15 +31,17 @@ class LogHealth:
         silent_s = time.monotonic() - self._stored_at
         if silent_s < SILENT_S_MAX:
             return ""
-        return f"nothing has been stored for {silent_s:.0f} s"
+        why = f": {self._failure}" if self._failure else ""
+        return f"nothing has been stored for {silent_s:.0f} s{why}"
 
     async def watch(self) -> None:
-        """Stores a probe in NATS and waits `TRY_EVERY_S` seconds, in a loop, until it is cancelled."""
+        """Stores probes in NATS and waits `TRY_EVERY_S` seconds, in a loop, until it is cancelled."""
         while True:
             try:
                 await self._probe.run()
                 self._stored_at = time.monotonic()
             except LogUnavailable as error:
-                logger.debug("nothing stored", error=str(error))
+                self._failure = str(error)
+                logger.debug("nothing stored", error=self._failure)
             metrics.WRITABLE.set(not self.detail)
             await asyncio.sleep(TRY_EVERY_S)

@@ -1,4 +1,4 @@
-"""Write probe of the log: stores a message that belongs to no turn, and deletes it (PROTOCOL R68).
+"""Write probe of the log and of the bucket CLAIMS: stores a message that belongs to no turn (PROTOCOL R68).
 
 Reads do not show whether the log accepts writes: a leader without a majority still reports its stream's state, and a
 server with a full disk answers every read and stores nothing.
@@ -6,7 +6,7 @@ server with a full disk answers every read and stores nothing.
 
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.ids import Seq, TurnId, new_id
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.leader import Leader
@@ -23,10 +23,20 @@ class WriteProbe:
         self._subject = subjects.probe(TurnId(new_id()))
 
     async def run(self) -> None:
-        """Returns if a message was stored, and also if the log is full. Raises LogUnavailable otherwise."""
-        reply = await self._connection.request(self._subject, b"{}", timeout_s=TIMEOUT_S)
+        """Returns if a message was stored in each, and also if they are full. Raises LogUnavailable otherwise."""
+        if (seq := await self._store(self._subject, "the log")) is not None:
+            await Leader(self._connection, STREAM).delete(seq)
+        await self._store(subjects.CLAIMS_PROBE, "the bucket CLAIMS")
+
+    async def _store(self, subject: str, where: str) -> Seq | None:
+        """Returns the sequence of a new message, or None if there is no space. Raises LogUnavailable."""
+        try:
+            reply = await self._connection.request(subject, b"{}", timeout_s=TIMEOUT_S)
+        except LogUnavailable as error:
+            raise LogUnavailable(f"{where} does not answer") from error
         stored = pub_ack.decode(reply.data)
         if stored.error is None:
-            await Leader(self._connection, STREAM).delete(stored.seq)
-        elif stored.error.err_code not in pub_ack.FULL_CODES:
-            raise LogUnavailable(f"the log stores nothing: {stored.error.description}")
+            return stored.seq
+        if stored.error.err_code not in pub_ack.FULL_CODES:
+            raise LogUnavailable(f"{where} stores nothing: {stored.error.description}")
+        return None

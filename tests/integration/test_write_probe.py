@@ -1,5 +1,6 @@
-"""The write probe: shows whether the log accepts entries, and leaves none behind."""
+"""The write probe: shows whether the log and the bucket CLAIMS store messages, and leaves no entry behind."""
 
+import re
 from signal import SIGCONT
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection, WriteProbe, streams
-from tailrace.proto.subjects import STREAM
+from tailrace.proto.subjects import CLAIMS_STREAM, STREAM
 from tests.harness.freeze import freeze
 from tests.harness.until import until, until_equal
 from tests.integration.conftest import NewGateway
@@ -42,10 +43,16 @@ async def test_a_probe_stores_and_removes_an_entry_and_fails_for_a_silent_log_bu
         await WriteProbe(own_connection).run()
 
 
-async def test_a_gateway_is_not_ready_while_its_log_stores_nothing(
-    own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("stream", "why"), [(STREAM, "the log"), (CLAIMS_STREAM, "the bucket CLAIMS")])
+async def test_a_gateway_is_not_ready_while_a_stream_stores_nothing(
+    own_server: NatsServer,
+    own_connection: Connection,
+    new_gateway: NewGateway,
+    monkeypatch: pytest.MonkeyPatch,
+    stream: str,
+    why: str,
 ) -> None:
-    """NATS answers, but stores nothing. The gateway becomes ready again by itself."""
+    """NATS answers, but stores no entries, or no idempotency keys. The gateway becomes ready again by itself."""
     monkeypatch.setattr("tailrace.gateway.http.log_health.TRY_EVERY_S", 0.05)
     monkeypatch.setattr("tailrace.gateway.http.log_health.SILENT_S_MAX", 0.5)
     gateway = await new_gateway(own_server.url)
@@ -58,9 +65,11 @@ async def test_a_gateway_is_not_ready_while_its_log_stores_nothing(
 
     assert await log_detail() == ""
     # A stream without its subjects accepts no entries.
-    config = (await own_connection.jetstream.stream_info(STREAM)).config
+    config = (await own_connection.jetstream.stream_info(stream)).config
     await own_connection.jetstream.update_stream(config.evolve(subjects=["nothing.>"], republish=None))
-    assert (await until(log_detail)).startswith("nothing has been stored for ")
+    assert re.fullmatch(f"nothing has been stored for . s: {why} does not answer", await until(log_detail))
+    posted = await gateway.client.post("/v1/turns", json={"message": "hi"}, headers={"idempotency-key": "1"})
+    assert posted.status_code == 503
     assert (await gateway.client.get("/readyz")).status_code == 503
     assert (await gateway.client.get("/healthz")).status_code == 200
 
