@@ -33,24 +33,27 @@ from tailrace.proto.errors import (
     StoreUnwritable,
 )
 
-# SQLite's error names and our classes; longer names (SQLITE_IOERR_WRITE) match by their first two words. An error that
-# is not listed (SQLITE_ERROR: a statement or table that is wrong for every row) is a bug and ends the process.
-ERRORS: dict[str, type[StoreError]] = {
-    "SQLITE_BUSY": StoreBusy,
-    "SQLITE_LOCKED": StoreBusy,
-    "SQLITE_PROTOCOL": StoreBusy,
-    "SQLITE_FULL": StoreUnwritable,
-    "SQLITE_IOERR": StoreUnwritable,
-    "SQLITE_READONLY": StoreUnwritable,
-    "SQLITE_CANTOPEN": StoreUnwritable,
-    "SQLITE_PERM": StoreUnwritable,
-    "SQLITE_NOMEM": StoreUnwritable,
-    "SQLITE_CONSTRAINT": StoreRefused,
-    "SQLITE_MISMATCH": StoreRefused,
-    "SQLITE_TOOBIG": StoreRefused,
-    "SQLITE_CORRUPT": StoreCorrupt,
-    "SQLITE_NOTADB": StoreCorrupt,
+# SQLite's primary result codes and our classes. An error that is not listed (SQLITE_ERROR: a statement or table that is
+# wrong for every row) is a bug and ends the process. By code: Python does not know the names of newer extended codes.
+ERRORS: dict[int, type[StoreError]] = {
+    sqlite3.SQLITE_BUSY: StoreBusy,
+    sqlite3.SQLITE_LOCKED: StoreBusy,
+    sqlite3.SQLITE_PROTOCOL: StoreBusy,
+    sqlite3.SQLITE_FULL: StoreUnwritable,
+    sqlite3.SQLITE_IOERR: StoreUnwritable,
+    sqlite3.SQLITE_READONLY: StoreUnwritable,
+    sqlite3.SQLITE_CANTOPEN: StoreUnwritable,
+    sqlite3.SQLITE_PERM: StoreUnwritable,
+    sqlite3.SQLITE_NOMEM: StoreUnwritable,
+    sqlite3.SQLITE_CONSTRAINT: StoreRefused,
+    sqlite3.SQLITE_MISMATCH: StoreRefused,
+    sqlite3.SQLITE_TOOBIG: StoreRefused,
+    sqlite3.SQLITE_CORRUPT: StoreCorrupt,
+    sqlite3.SQLITE_NOTADB: StoreCorrupt,
 }
+# The message of SQLITE_ERROR for a `sum` that does not fit in 64 bits. https://sqlite.org/lang_aggfunc.html#sumunc
+SUM_TOO_LARGE = "integer overflow"
+PRIMARY_CODE = 0xFF
 
 # Between two interruptions of a search.
 INTERRUPT_S = 0.05
@@ -330,8 +333,8 @@ def _map_errors() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", "")
-        kind = ERRORS.get("_".join(name.split("_")[:2]))
+        name, code = getattr(error, "sqlite_errorname", ""), getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        kind = StoreRefused if str(error) == SUM_TOO_LARGE else ERRORS.get(code & PRIMARY_CODE)
         if kind is None:
             raise
         raise kind(f"the database: {error} ({name})") from error

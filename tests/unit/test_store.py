@@ -214,6 +214,17 @@ async def test_a_batch_is_written_completely_or_not_at_all(store: Store, wrong: 
     assert await store.turn(key("turn-1")) is not None
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_turn_is_refused_whose_usage_makes_a_sum_too_large(store: Store, at_once: bool) -> None:
+    """In the totals and in the sum of a batch: the recorder leaves such a turn out, and goes on."""
+    rows = [msgspec.structs.replace(running_row(f"turn-{number}"), input_tokens=2**62) for number in range(2)]
+    if not at_once:
+        await store.record([rows.pop()])
+    with pytest.raises(StoreRefused):
+        await store.record(rows)
+    assert (await store.turn(key("turn-0")), await store.turn(key("turn-1")) is None) == (None, at_once)
+
+
 async def test_turns_of_a_session_are_listed_oldest_first_in_pages(store: Store) -> None:
     """Turns of the same microsecond are ordered by their id."""
     await store.record(
