@@ -459,6 +459,12 @@ CODES: dict[str, Code] = {
         "The key has ended, or another key replaces it.",
         "Use or rotate the key that replaces it: see `replaced_by` in `GET /v1/admin/keys`.",
     ),
+    "limits_changed": Code(
+        409,
+        INVALID,
+        "The limits of the tenant are not those that the request expects.",
+        "Read the limits, and repeat the change.",
+    ),
     # 410 and not 409: clients repeat a request after a 409 by themselves, and this answer will never exist.
     "turn_cancelled": Code(
         410,

@@ -44,8 +44,9 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     path, found = f"/v1/admin/tenants/{args.tenant}/limits", list[dict[str, Any]]()
     with connect(args, environ) as client:
         if is_change:
-            own = {} if args.clear else client.request("GET", path)["limits"]
-            found.append(client.request("PUT", path, {"limits": apply_change(own, args)}))
+            # Without `expected`, of two operators the second would undo the change of the first.
+            own = None if args.clear else client.request("GET", path)["limits"]
+            found.append(client.request("PUT", path, {"limits": apply_change(own or {}, args), "expected": own}))
         elif args.tenant is not None:
             found.append(client.request("GET", path))
         else:

@@ -58,6 +58,8 @@ class LimitsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     limits: dict[str, float]
     """All of the tenant's own limits, by the names in docs/LIMITS.md. For the others, those of the settings apply."""
+    expected: dict[str, float] | None = None
+    """The tenant's own limits as they were read: if they have changed, the request is refused. Null: not checked."""
 
 
 class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,7 +199,7 @@ async def put_limits(request: ApiRequest, limiter: Limiter, administration: Admi
     actor = await _admit(request, limiter)
     tenant = _tenant(request.path_params["tenant"])
     body, _ = await request.read(LimitsBody)
-    await administration.set_tenant_limits(actor, tenant, body.limits)
+    await administration.set_tenant_limits(actor, tenant, body.limits, body.expected)
     return json_response(_tenant_body(tenant, body.limits, limiter))
 
 

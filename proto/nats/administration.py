@@ -138,12 +138,20 @@ class Administration:
         """Returns the tenants' own limits, by tenant."""
         return await self._keys.list_limits()
 
-    async def set_tenant_limits(self, actor: Actor, tenant: Tenant, limits: Mapping[str, float]) -> None:
-        """Replaces the tenant's own limits; without any, those of the settings apply. Raises Refused."""
+    async def set_tenant_limits(
+        self, actor: Actor, tenant: Tenant, limits: Mapping[str, float], expected: Mapping[str, float] | None = None
+    ) -> None:
+        """Replaces the tenant's own limits; without any, those of the settings apply.
+
+        Raises Refused, also if its limits are not those that are `expected`; None: any.
+        """
         _check(limits)
         before = (await self._keys.list_limits()).get(tenant)
         async with self._record_change(actor, "limits.set", tenant, tenant, before, dict(limits)):
-            await self._keys.set_limits(tenant, dict(limits))
+            if not await self._keys.set_limits(tenant, dict(limits), expected):
+                raise Refused(
+                    "limits_changed", f"another request has changed the limits of {tenant}: read them, and try again"
+                )
 
     async def _find(self, key_id: str) -> ApiKey | None:
         return await self._keys.get(key_id) if KEY_ID.fullmatch(key_id) else None

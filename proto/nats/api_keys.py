@@ -4,7 +4,7 @@ A revoked key keeps its record, so that each reader of the bucket learns of it, 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
@@ -143,13 +143,20 @@ class ApiKeyStore:
                 return record, changed
         raise LogUnavailable("the key may not be changed, because other clients are changing it: retry")
 
-    async def set_limits(self, tenant: Tenant, limits: dict[str, float]) -> None:
-        """Replaces the limits of a tenant. Raises LogUnavailable."""
+    async def set_limits(
+        self, tenant: Tenant, limits: dict[str, float], expected: Mapping[str, float] | None = None
+    ) -> bool:
+        """Replaces the limits of a tenant. Raises LogUnavailable.
+
+        Returns False, and changes nothing, if they are not those that are `expected`; None: any.
+        """
         name = subjects.limits_of_tenant(tenant)
         for _ in range(CHANGE_TRIES):
             found = await self._bucket.get(name)
+            if expected is not None and (_limits_decoder.decode(found.data) if found else {}) != expected:
+                return False
             if await self._bucket.update(name, msgspec.json.encode(limits), 0 if found is None else found.revision):
-                return
+                return True
         raise LogUnavailable("the limits may not be changed, because other clients are changing them: retry")
 
     async def list_limits(self) -> dict[Tenant, dict[str, float]]:

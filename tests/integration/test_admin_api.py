@@ -1,16 +1,20 @@
 """The routes for operators: the scope that they need, what they change, and the audit log."""
 
+import argparse
 import asyncio
 import re
 import time
 from pathlib import Path
 
+import httpx2
 import msgspec
 import nats.js.errors
 import pytest
 from nats.js.api import DiscardPolicy
 
+from tailrace.deploy.cli import limits
 from tailrace.deploy.cli.keys import create
+from tailrace.deploy.cli.limits import apply_change
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.resources import admin
@@ -273,3 +277,26 @@ async def test_the_commands_show_and_set_limits_and_show_the_audit_log(
     assert entries == await audit(gateway)
     assert len((await read_printed("audit", "--last", "2")).splitlines()) == 3
     assert await asyncio.to_thread(main, ["limits", "--clear"]) == 2
+
+
+async def test_limits_that_another_operator_changes_meanwhile_are_not_overwritten(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the read and the write of `tailrace limits --set`."""
+    monkeypatch.setenv("TAILRACE_URL", gateway.url)
+    monkeypatch.setenv("TAILRACE_KEY", gateway.client.headers["authorization"].removeprefix("Bearer "))
+    path, headers = "/v1/admin/tenants/acme/limits", gateway.client.headers
+    others = {"limits": {"usd_day": 5}, "expected": {}}
+
+    def change_after_other(own: dict[str, float], args: argparse.Namespace) -> dict[str, float]:
+        assert httpx2.put(gateway.url + path, json=others, headers=headers, trust_env=False).status_code == 200
+        return apply_change(own, args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(limits, "apply_change", change_after_other)
+        assert await asyncio.to_thread(main, ["limits", "acme", "--set", "requests=9"]) == 1
+    assert "another request has changed the limits of acme: read them, and try again" in capsys.readouterr().err
+    refused = await gateway.client.put(path, json=others)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "limits_changed")
+    assert await asyncio.to_thread(main, ["limits", "acme", "--set", "requests=9"]) == 0
+    assert (await gateway.client.get(path)).json()["limits"] == {"requests": 9, "usd_day": 5}
