@@ -1,10 +1,10 @@
 """Read queries about batches and their turns."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 from tailrace.persistence import paging
 from tailrace.persistence.rows import micros
-from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
+from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of, read_message
 from tailrace.persistence.store import Store
 from tailrace.proto.batch_records import (
     BatchPage,
@@ -65,10 +65,12 @@ class BatchQueries:
     async def turns(self, tenant: Tenant, ask: ListBatchTurns) -> BatchTurns:
         """Returns the batch's turns from number `first` on, as many as fit in one message, and the next number."""
         first, limit = max(0, ask.first), paging.clamp_limit(ask.limit)
-        turns: list[NumberedTurn] = []
-        for number in range(first, first + limit):
-            turn = await self._store.turn(TurnKey(tenant, child_id(ask.batch, number)))
-            if turn is not None:
-                turns.append(NumberedTurn(number, turn))
+        turns = await read_message(self._existing(tenant, ask.batch, range(first, first + limit)))
         page = fit_in_message(turns)
         return BatchTurns(page, turns[len(page)].index if len(page) < len(turns) else first + limit)
+
+    async def _existing(self, tenant: Tenant, batch: TurnId, numbers: range) -> AsyncIterator[NumberedTurn]:
+        for number in numbers:
+            turn = await self._store.turn(TurnKey(tenant, child_id(batch, number)))
+            if turn is not None:
+                yield NumberedTurn(number, turn)

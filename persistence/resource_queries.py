@@ -2,19 +2,16 @@
 
 from collections.abc import Mapping
 
-import msgspec
-
 from tailrace.persistence import paging
 from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.queries import Queries
-from tailrace.persistence.rpc import PAGE_BYTES_MAX, CatchUp, handler, page_of
+from tailrace.persistence.rpc import CatchUp, handler, page_of, read_message
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import not_found
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.records import GetSession
 from tailrace.proto.resources import (
-    Branch,
     BranchPage,
     GetProject,
     GetStats,
@@ -72,14 +69,8 @@ class ResourceQueries:
         found = await self._store.leaves(tenant, ask.session, before, limit + 1)
         if not found:
             await self._queries.session(tenant, GetSession(ask.session))
-        branches: list[Branch] = []
-        left = PAGE_BYTES_MAX
-        for leaf in found:
-            branches.append(await self._store.branch_to(tenant, leaf))
-            left -= len(msgspec.json.encode(branches[-1]))
-            # The last one does not fit and begins the next page: each further one may be 10,000 turns to read.
-            if left < 0 and len(branches) > 1:
-                break
+        # Each branch may be 10,000 turns to read.
+        branches = await read_message(await self._store.branch_to(tenant, leaf) for leaf in found)
         return BranchPage(*page_of(branches, limit, lambda one: (one.asked_at, one.turn)))
 
     async def usage(self, tenant: Tenant, ask: GetUsage) -> UsagePage:

@@ -1,6 +1,6 @@
 """NATS request handlers of persistence: decode, wait until the database has caught up, run the query, encode."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -51,6 +51,18 @@ def page_of(
         return page, None
     at, name = sort_key(page[-1])
     return page, paging.encode(paging.PageCursor(micros(at), name))
+
+
+async def read_message(records: AsyncIterator[T]) -> list[T]:
+    """Returns the first records, up to the one that does not fit in `PAGE_BYTES_MAX` any more. Reads no further one."""
+    read, left = list[T](), PAGE_BYTES_MAX
+    async for record in records:
+        read.append(record)
+        left -= len(msgspec.json.encode(record))
+        # A single record is a page, also if it is larger.
+        if left < 0 and len(read) > 1:
+            break
+    return read
 
 
 def fit_in_message(records: Sequence[T]) -> list[T]:

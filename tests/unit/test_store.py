@@ -19,6 +19,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client import REGISTRY
 
+from tailrace.persistence.batch_queries import BatchQueries
 from tailrace.persistence.copy_database import Content, copy_database
 from tailrace.persistence.copy_database import content_of as table_content
 from tailrace.persistence.database import TABLES as KEYS
@@ -32,10 +33,11 @@ from tailrace.persistence.sql import load
 from tailrace.persistence.sqlite import STATEMENTS, SQLite, move_aside
 from tailrace.persistence.store import SEARCHES_WAITING_MAX, Store
 from tailrace.persistence.words import hash_words
+from tailrace.proto.batch_records import ListBatchTurns
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import Refused, StoreBusy, StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
 from tailrace.proto.files import FileRecord, ListFiles
-from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, new_id
+from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, child_id, new_id
 from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold
 from tailrace.proto.resources import (
     Branch,
@@ -266,8 +268,7 @@ async def test_a_page_of_branches_reads_only_those_that_fit_in_a_message(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the pages have all of them."""
-    for module in ("rpc", "resource_queries"):
-        monkeypatch.setattr(f"tailrace.persistence.{module}.PAGE_BYTES_MAX", 300)
+    monkeypatch.setattr("tailrace.persistence.rpc.PAGE_BYTES_MAX", 300)
     leaves = [f"leaf-{number:02}" for number in range(20)]
     await store.record([running_row("root"), *(running_row(leaf, parent="root", step=2) for leaf in leaves)])
     queries, read = ResourceQueries(store, Queries(store, 60)), list[int]()
@@ -285,6 +286,30 @@ async def test_a_page_of_branches_reads_only_those_that_fit_in_a_message(
         assert len(read) <= len(page.branches) + 1
         read.clear()
     assert [(one.turn, one.turns) for one in found] == [(leaf, ["root", leaf]) for leaf in reversed(leaves)]
+
+
+async def test_a_page_of_the_turns_of_a_batch_reads_only_those_that_fit_in_a_message(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the pages have all of them, but none for an input without a turn."""
+    monkeypatch.setattr("tailrace.persistence.rpc.PAGE_BYTES_MAX", 2000)
+    batch, numbers = TurnId(new_id()), [number for number in range(20) if number != 7]
+    await store.record([running_row(child_id(batch, number)) for number in numbers])
+    queries, read, find = BatchQueries(store), list[int](), store.turn
+
+    async def counted(key: TurnKey) -> TurnRecord | None:
+        read.append(1)
+        return await find(key)
+
+    monkeypatch.setattr(store, "turn", counted)
+    found, first = list[int](), 0
+    while first < 20:
+        page = await queries.turns(OURS, ListBatchTurns(batch, first, 20 - first))
+        # One did not fit, and one may be missing.
+        assert len(read) <= len(page.turns) + 2
+        found, first = [*found, *(one.index for one in page.turns)], page.next
+        read.clear()
+    assert found == numbers
 
 
 async def test_a_query_of_a_circle_of_parents_ends(store: Store) -> None:
