@@ -462,10 +462,14 @@ DELETE FROM usage WHERE tenant = :tenant AND turn = :turn
 DELETE FROM turns WHERE tenant = :tenant AND turn IN (SELECT value FROM {texts}(:listed{as_json}))
 
 -- fragment: is_old
--- Whether a session was not used since a time, and the log has no turn of it any more.
+-- Whether a session was not used since a time, and the log has no turn of it any more. The cursors of turns that are
+-- older than the log are those of another log.
 updated_at < :unused_since AND NOT EXISTS (
     SELECT 1 FROM turns WHERE turns.tenant = sessions.tenant AND turns.session = sessions.session
-        AND (turns.cursor >= :first OR turns.outcome = 'running')
+        AND (
+            turns.outcome = 'running'
+            OR (turns.cursor >= :first AND coalesce(turns.ended_at, turns.asked_at) >= :log_created_at)
+        )
 )
 
 -- name: old_sessions

@@ -21,11 +21,14 @@ INTERVAL_S = 60.0
 
 
 class Retention:
-    """Deletes old sessions of all tenants. `first` returns the sequence of the log's first entry."""
+    """Deletes old sessions of all tenants.
 
-    def __init__(self, store: Store, first: Callable[[], Awaitable[Seq]], days: int) -> None:
+    `log` returns the sequence of the log's first entry, and when the log was created.
+    """
+
+    def __init__(self, store: Store, log: Callable[[], Awaitable[tuple[Seq, datetime]]], days: int) -> None:
         self._store = store
-        self._first = first
+        self._log = log
         self._days = days
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -37,15 +40,17 @@ class Retention:
     async def _delete_old(self) -> None:
         before = datetime.now(UTC) - timedelta(days=self._days)
         count = 0
-        first = await self._first()
-        while sessions := await self._store.old_sessions(before, first):
+        log = await self._log()
+        while sessions := await self._store.old_sessions(before, *log):
             for tenant, session in sessions:
-                count += await self._delete(tenant, session, before, first)
-            first = await self._first()
+                count += await self._delete(tenant, session, before, *log)
+            log = await self._log()
         if count:
             logger.info("old sessions were deleted", sessions=count, days=self._days)
 
-    async def _delete(self, tenant: Tenant, session: str, before: datetime, first: Seq) -> bool:
+    async def _delete(
+        self, tenant: Tenant, session: str, before: datetime, first: Seq, log_created_at: datetime
+    ) -> bool:
         """Deletes an old session. Returns False if it is in use again: then the rest of it stays."""
         what, has_more = DeleteResource("session", session), False
         while True:
@@ -53,7 +58,7 @@ class Retention:
             if has_more and not turns:
                 return True
             purged = msgspec.structs.replace(what, purged=tuple(turn.turn for turn in turns))
-            if not await self._store.delete_old(tenant, purged, before, first):
+            if not await self._store.delete_old(tenant, purged, before, first, log_created_at):
                 return False
             has_more = len(turns) == DELETE_TURNS_MAX
             if not has_more:

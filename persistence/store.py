@@ -288,9 +288,17 @@ class Store:
         async with self._write(tenant) as writer:
             return await self._delete(writer, tenant, what)
 
-    async def delete_old(self, tenant: Tenant, what: DeleteResource, before: datetime, first: Seq) -> bool:
+    async def delete_old(
+        self, tenant: Tenant, what: DeleteResource, before: datetime, first: Seq, log_created_at: datetime
+    ) -> bool:
         """Deletes as `delete` does if `old_sessions` would return the session `what`. Returns whether it would."""
-        old = {"tenant": tenant, "session": what.name, "unused_since": micros(before), "first": first}
+        old = {
+            "tenant": tenant,
+            "session": what.name,
+            "unused_since": micros(before),
+            "first": first,
+            "log_created_at": micros(log_created_at),
+        }
         async with self._write() as writer:
             if not await writer.read(self._sql["old_session"], old):
                 return False
@@ -524,9 +532,15 @@ class Store:
             counted = await self._read("count_sessions", tenant=tenant, project=project or "")
         return [session_record(row, since) for row in rows], counted[0]["total"]
 
-    async def old_sessions(self, before: datetime, first: Seq) -> list[tuple[Tenant, str]]:
+    async def old_sessions(self, before: datetime, first: Seq, log_created_at: datetime) -> list[tuple[Tenant, str]]:
         """Returns sessions not used since `before` without turns in the log, which begins at `first`; a few at once."""
-        rows = await self._read("old_sessions", unused_since=micros(before), first=first, limit=RELEASED_MAX)
+        rows = await self._read(
+            "old_sessions",
+            unused_since=micros(before),
+            first=first,
+            log_created_at=micros(log_created_at),
+            limit=RELEASED_MAX,
+        )
         return [(row["tenant"], row["session"]) for row in rows]
 
     async def session_turns(

@@ -235,6 +235,11 @@ class Deliveries:
         """Returns the stream's first sequence, or the next one if it is empty. Raises LogUnavailable."""
         return Seq((await self._connection.stream_info(STREAM)).state.first_seq)
 
+    async def beginning(self) -> tuple[Seq, datetime]:
+        """Returns the stream's first sequence as `first` does, and when it was created. Raises LogUnavailable."""
+        info = await self._connection.stream_info(STREAM)
+        return Seq(info.state.first_seq), info.created or datetime.fromtimestamp(0, UTC)
+
     async def last(self) -> Seq:
         """Returns the stream's last sequence from its leader, so that no acknowledged entry is after it.
 

@@ -337,12 +337,15 @@ async def test_an_old_session_that_is_used_again_is_not_deleted(store: Store) ->
     old = msgspec.structs.replace(build_row(key("turn-1"), completed_turn("Light").turn), session="old")
     await store.record([old, msgspec.structs.replace(old, turn="turn-2", session="unused")])
     before, first = NOON + timedelta(days=1), Seq(old.cursor + 1)
-    assert await store.old_sessions(before, first) == [(OURS, "old"), (OURS, "unused")]
+    assert await store.old_sessions(before, first, NOON) == [(OURS, "old"), (OURS, "unused")]
+    # The sequences of another log, which is younger than the turns, say nothing.
+    assert await store.old_sessions(before, Seq(1), NOON) == []
+    assert len(await store.old_sessions(before, Seq(1), before)) == 2
     late = build_row(key("turn-3"), completed_turn("Light").turn)
     await store.record([msgspec.structs.replace(late, session="old", cursor=first)])
     for session, turn, is_deleted in (("old", "turn-1", False), ("unused", "turn-2", True)):
         what = DeleteResource("session", session, (TurnId(turn),))
-        assert await store.delete_old(OURS, what, before, first) == is_deleted
+        assert await store.delete_old(OURS, what, before, first, NOON) == is_deleted
         assert (await store.turn(key(turn)) is None) == is_deleted
         assert (await store.session(OURS, session, NOON) is None) == is_deleted
 
@@ -1195,7 +1198,7 @@ async def test_both_databases_answer_the_same_after_any_changes(
         ("files", OURS, ListFiles(), 9, NOON),
         ("files", OURS, ListFiles(is_oldest_first=True), 9, NOON),
         ("expired_files", NOON + timedelta(seconds=200)),
-        ("old_sessions", NOON + timedelta(days=1), Seq(1000)),
+        ("old_sessions", NOON + timedelta(days=1), Seq(1000), NOON),
         ("released_blobs", OURS),
         ("usage_since", OURS, NOON - timedelta(days=1)),
         ("busy_sessions", OURS),
