@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import socket
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from signal import SIGHUP, SIGTERM, Signals
 from typing import Any
 
 import httpx2
@@ -21,7 +23,7 @@ from tailrace.deploy.local import backup, data_dir
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.persistence.store import Store
 from tests.harness.until import until
-from tests.harness.up import LEAN, running
+from tests.harness.up import CHECKOUT, LEAN, running
 
 Refuses = Callable[..., None]
 
@@ -50,6 +52,10 @@ async def saved(tmp_path: Path) -> Path:
         path.write_bytes(os.urandom(100_000))
     backup.write(folder, tmp_path / "saved.tar")
     return tmp_path / "saved.tar"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def rewrite(path: Path, change: Callable[[str, bytes], tuple[str, bytes] | None]) -> None:
@@ -118,7 +124,7 @@ def test_a_running_up_and_a_used_directory_are_refused(
     refuses("no-folder", "backup", tmp_path / "no-folder" / "b.tar", "--data", folder)
     refuses("wrong.tar cannot be read: No such file or directory", "restore", "--check", tmp_path / "wrong.tar")
     refuses("has no tailrace.db", "backup", other, "--data", tmp_path / "empty")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "saved.tar"]
+    assert names(tmp_path) == ["data", "saved.tar"]
     (tmp_path / "new").mkdir()
     monkeypatch.chdir(tmp_path / "new")
     refuses("exists already", "backup", ".", "--data", folder)
@@ -317,6 +323,28 @@ def test_a_restore_writes_nothing_through_a_link_or_outside_its_directory(
         assert is_found_by_check == ("\\x" in members[0][0]), members
         assert not (tmp_path / "new").exists()
     assert not list(outside.iterdir())
+
+
+def test_a_restore_that_fails_leaves_nothing(saved: Path, tmp_path: Path) -> None:
+    """A full disk would stay full."""
+    manifest = msgspec.structs.replace(backup.check(saved), files=[])
+    with pytest.raises(UpRefused, match="cannot be restored"):
+        backup.restore(saved, tmp_path / "new", manifest)
+    assert names(tmp_path) == ["data", "saved.tar"]
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGHUP])
+async def test_a_backup_that_is_terminated_leaves_nothing(saved: Path, tmp_path: Path, number: Signals) -> None:
+    folder, target = saved.with_name("data"), tmp_path / "other.tar"
+    (folder / "projects").mkdir()
+    with (folder / "projects" / "large").open("wb") as large:
+        large.truncate(1024**3)
+    command = (sys.executable, "-m", "tailrace", "backup", str(target), "--data", str(folder))
+    process = await asyncio.create_subprocess_exec(*command, cwd=CHECKOUT)
+    await until(lambda: target.exists() and target.stat().st_size, 20)
+    process.send_signal(number)
+    assert await process.wait() == -number
+    assert names(tmp_path) == ["data", "saved.tar"]
 
 
 def test_a_backup_of_an_older_version_is_restored(tmp_path: Path) -> None:
