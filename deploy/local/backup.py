@@ -157,7 +157,10 @@ def check(source: Path) -> Manifest:
 
 
 def restore(source: Path, data_dir: Path, manifest: Manifest) -> None:
-    """Restores a checked backup into a directory that does not exist or is empty. Raises UpRefused."""
+    """Restores a checked backup into a directory that does not exist or is empty.
+
+    Raises UpRefused; then nothing is left.
+    """
     data_dir = data_dir.resolve()
     try:
         if data_dir.exists() and any(data_dir.iterdir()):
@@ -165,9 +168,13 @@ def restore(source: Path, data_dir: Path, manifest: Manifest) -> None:
         stage = data_dir.with_name(f"{data_dir.name}.restoring")
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(mode=0o700, parents=True)
-        _extract(source, stage, manifest)
-        # Replaces an empty directory in one step.
-        stage.rename(data_dir)
+        try:
+            _extract(source, stage, manifest)
+            # Replaces an empty directory in one step.
+            stage.rename(data_dir)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
     except (OSError, ValueError, tarfile.TarError) as error:
         raise UpRefused(f"{data_dir} cannot be restored: {error}") from error
 
