@@ -105,10 +105,10 @@ class CommandParser(Parser):
     defaults: Mapping[str, object]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuses an unknown option here, where the options of the command are known."""
+        """Refuses an unknown argument here, where the options of the command are known."""
         self.load()
         found, rest = super().parse_known_args(args, namespace)
-        if rest and rest[0].startswith("--"):
+        if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}{suggest(rest[0], self._option_string_actions, '--')}")
         return found, rest
 
@@ -132,9 +132,10 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit status: 0 done, 1 refused or failed, 2 invalid argument or setting."""
-    if sys.stdin is None:
-        # The standard input is closed: read an empty one.
-        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115  # open until the process ends
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It is closed, as by `>&-`: read nothing, or write to nothing.
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # until the process ends
     if isinstance(sys.stdin, io.TextIOWrapper):
         # A question may contain a file that is not UTF-8: `git diff | tailrace ask "Review this change."`
         sys.stdin.reconfigure(errors="replace")

@@ -66,6 +66,7 @@ class Terminal(io.StringIO):
         (["keys", "lisst"], "invalid choice: 'lisst' (did you mean list?)"),
         (["turns", "--search", "\udcff"], "the argument '\\udcff' is not UTF-8"),
         (["turns", "--sesion", "x"], "unrecognized arguments: --sesion x (did you mean --session?)"),
+        (["turns", "now"], "tailrace turns: unrecognized arguments: now; see `tailrace turns --help`"),
         (["ask", "--resume", "Hi."], "not allowed with argument"),
         (["usage", "--by", "moon"], "'moon' is not one of day, model"),
         (["usage", "--from", "yesterday"], "'yesterday' is not a day such as 2026-01-31"),
@@ -466,6 +467,10 @@ def test_without_any_gateway_a_client_command_says_so_at_once(
     for arguments in (["ask", "Hi."], ["ask", "Hi.", "--json"], ["sessions"]):
         assert main([*arguments, "--url", url]) == EXIT_ERROR
         assert capsys.readouterr() == ("", f"{refused}; trying again\ntailrace: {refused}: {advice}\n")
+    # As of `tailrace ask >&-`.
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["ask", "Hi.", "--url", url]) == EXIT_ERROR
+    sys.stdout.close()
 
 
 @pytest.mark.parametrize(
