@@ -130,8 +130,9 @@ def _disk(data_dir: Path) -> Finding:
                 os.scandir(store).close()
     except PermissionError as error:
         return _not_permitted("Disk", error)
-    if not os.access(existing, os.W_OK):
-        return Finding("Disk", "error", f"{existing} cannot be written", "correct its permissions, or choose --data")
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        why = "cannot be written" if existing.is_dir() else "is not a directory"
+        return Finding("Disk", "error", f"{existing} {why}", "correct it, or choose another with --data")
     if shortage := disk_shortage(existing):
         return Finding("Disk", "error", shortage, "make space: docs/RUNBOOK.md, The log is full")
     return Finding("Disk", "ok", f"{existing} can be written and has space")

@@ -38,6 +38,12 @@ async def test_a_port_in_use_is_an_error_with_an_action(tmp_path: Path) -> None:
     assert f"→ {found['Port'].action}" in render(list(found.values()))
 
 
+async def test_a_data_directory_that_is_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = (await findings(Options(port=0, data_dir=tmp_path / "file")))["Disk"]
+    assert (found.level, found.detail) == ("error", f"{tmp_path}/file is not a directory")
+
+
 @asynccontextmanager
 async def run_up(state_dir: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> AsyncIterator[str]:
     """Runs a server that answers with `status`, and notes it as an `up` of this user. Yields its URL."""
