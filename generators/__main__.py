@@ -1,5 +1,10 @@
 """`python -m tailrace.generators`: reads the settings, wires a generator together, and runs it until SIGTERM."""
 
+import gc
+
+# What is imported stays. Looking for garbage meanwhile took a fifth of the start: 0.3 s of CPU time.
+gc.disable()
+
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -42,6 +47,9 @@ from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.version import VERSION
+
+gc.freeze()
+gc.enable()
 
 logger = structlog.get_logger()
 

@@ -15,7 +15,7 @@ from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.ports import in_url
 
 READY_S_MAX = 30.0
-# A process that imports does not answer yet. The start of a generator takes 1.6 s of CPU time, and `up` may start 64.
+# A process that imports does not answer yet. The start of a generator takes 1.3 s of CPU time, and `up` may start 64.
 START_S_MAX = 2.0
 POLL_S = 0.1
 # A gateway that is still starting leaves the request in the socket's queue; a new request is faster than waiting.
