@@ -139,6 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdin, io.TextIOWrapper):
         # A question may contain a file that is not UTF-8: `git diff | tailrace ask "Review this change."`
         sys.stdin.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The encoding of the locale may lack a character, such as the … of a title.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         configured = configuration.load(config_path(argv), os.environ)
         commands = parser(configured.options)

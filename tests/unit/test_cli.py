@@ -503,6 +503,15 @@ def test_bytes_of_the_standard_input_that_are_not_utf8_are_replaced(monkeypatch:
     assert main(["ask", "-"])
 
 
+def test_characters_that_the_standard_output_cannot_encode_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a locale for Latin-1."""
+    monkeypatch.setattr("sys.stdout", output := io.TextIOWrapper(printed := io.BytesIO(), encoding="latin-1"))
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    output.flush()
+    assert b"usage: tailrace COMMAND \\u2026" in printed.getvalue()
+
+
 @pytest.mark.parametrize(
     ("arguments", "unused", "printed"),
     [
