@@ -1,9 +1,10 @@
 """Lists the rules of PROTOCOL.md, FAULTS.md and SECURITY.md with the tests that hold each: `python -m tests.rules`.
 
-A test cites its rule with `@pytest.mark.rule("R14")`. Exit status 1 when a rule has no test, a mark
-names no rule, or two rules of PROTOCOL.md have one number.
+A test cites its rule with `@pytest.mark.rule("R14")`, all tests of a file with `pytestmark = …`. Exit status 1 when a
+rule has no test, a mark names no rule, or two rules of PROTOCOL.md have one number.
 """
 
+import argparse
 import ast
 import re
 import sys
@@ -29,9 +30,12 @@ def marked_tests() -> dict[str, set[str]]:
     found: dict[str, set[str]] = defaultdict(set)
     for folder in TESTS.iterdir():
         for path in folder.glob("test_*.py"):
-            for node in ast.parse(path.read_text()).body:
+            body = ast.parse(path.read_text()).body
+            of_all = [node.value for node in body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)]
+            for node in body:
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-                    for rule in re.findall(MARK, "\n".join(map(ast.unparse, node.decorator_list)), re.MULTILINE):
+                    marks = "\n".join(map(ast.unparse, [*of_all, *node.decorator_list]))
+                    for rule in re.findall(MARK, marks, re.MULTILINE):
                         found[rule].add(f"{path.relative_to(ROOT)}::{node.name}")
     return found
 
@@ -42,6 +46,7 @@ def rules(page: str) -> list[str]:
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python -m tests.rules", description=__doc__).parse_args()
     tests = marked_tests()
     # A row of SECURITY.md may repeat a number; two sections of PROTOCOL.md must not have the same.
     protocol = rules("proto/PROTOCOL.md")

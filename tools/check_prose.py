@@ -1,11 +1,10 @@
 """Prose check: finds the words and phrases that the style guide bans.
 
-It reads Markdown pages (without code) and the docstrings, comments and messages of Python files.
-
-    python -m tools.check_prose            checks the whole repository, and fails if there is one
-    python -m tools.check_prose FILE…      checks these files
+It reads Markdown pages (without code) and the docstrings, comments and messages of Python files. Exit status 1 if it
+finds one.
 """
 
+import argparse
 import ast
 import io
 import re
@@ -59,8 +58,15 @@ class Hit(NamedTuple):
     advice: str
 
 
-def main(names: list[str]) -> int:
-    """Prints the hits in the files `names`, or in all files; returns the exit status."""
+def main() -> int:
+    """Prints the hits in the given files, or in all files; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.check_prose", description=__doc__)
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="a page or Python file (default: all of the repository)"
+    )
+    names = parser.parse_args().files
+    if wrong := [name for name in names if not name.endswith((".md", ".py")) or not (ROOT / name).is_file()]:
+        parser.error(f"{', '.join(wrong)}: not a .md or .py file")
     found = [hit for name in names or tracked_files() for hit in hits(name)]
     for hit in found:
         write_line(f'{hit.path}:{hit.line}: "{hit.phrase}": {hit.advice}')
@@ -111,4 +117,4 @@ def pieces_of_module(text: str) -> Iterator[tuple[int, str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -3,6 +3,7 @@
 A test compares the files with what the code generates.
 """
 
+import argparse
 import json
 import re
 import sys
@@ -185,6 +186,7 @@ def entries_schema() -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python -m tools.generate_docs", description=__doc__).parse_args()
     for path, content in generated().items():
         (ROOT / path).write_text(content)
         sys.stdout.write(f"{path}\n")

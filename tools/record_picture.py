@@ -6,6 +6,7 @@ answer with `kill -9`, presses Ctrl-C, and resumes. It fails if the answer lacks
 differ in each picture, and times differ by some tenths of a second. The port is shown as 8000.
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -317,6 +318,7 @@ async def output(environ: dict[str, str], *arguments: str) -> str:
 
 
 async def main() -> None:
+    argparse.ArgumentParser(prog="python -m tools.record_picture", description=__doc__).parse_args()
     (port,) = find_free(1)
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder:

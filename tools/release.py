@@ -3,6 +3,7 @@
 The wheel, the source archive, the context of the container image, and lists of all packages (SBOM, CycloneDX).
 """
 
+import argparse
 import hashlib
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ START_S_MAX = 60
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python -m tools.release", description=__doc__).parse_args()
     shutil.rmtree(DIST, ignore_errors=True)
     run(BIN / "uv", "build", "--quiet", "--out-dir", DIST, ROOT)
     for name, lock in SBOMS.items():

@@ -66,7 +66,7 @@ class WearResult(msgspec.Struct, frozen=True, kw_only=True):
 
     def report(self) -> str:
         ends = Counter(turn.error.code if turn.error else turn.outcome for turn in self.turns)
-        most = max(turn.attempt for turn in self.turns)
+        most = max((turn.attempt for turn in self.turns), default=0)
         return (
             f"{self.whole} of {len(self.turns)} turns whole after {self.kills} kills; {dict(ends)}; "
             f"{self.attempts} attempts, {most} at most for one turn; {self.calls} calls of the model, "
@@ -183,7 +183,7 @@ def _longest_pause_s(stored: Sequence[Stored]) -> float:
 
 
 def main() -> None:
-    """Prints the settings first, then what came of the turns. Exits with 1 unless all are whole."""
+    """Prints the settings, then the outcomes. Exits with 1 unless a generator was killed and all turns are whole."""
     parser = argparse.ArgumentParser(prog="python -m tests.kills.wear", description=__doc__)
     parser.add_argument("--turns", type=int, default=30, help="turns at once")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each answer")
@@ -202,7 +202,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         worn = asyncio.run(wear(plan, Path(folder)))
     print(worn.report())
-    sys.exit(worn.whole != len(worn.turns))
+    sys.exit(not worn.kills or worn.whole != len(worn.turns))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,11 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, metavar="N", help="play this seed alone")
     parser.add_argument(
-        "--seeds", default="0:20000", metavar="FIRST:AFTER_LAST", help="play these seeds (default: %(default)s)"
+        "--seeds",
+        type=range_of,
+        default="0:20000",
+        metavar="FIRST:AFTER_LAST",
+        help="play these seeds (default: %(default)s)",
     )
     parser.add_argument(
         "--without", choices=MUTANTS, metavar="RULE", help=f"remove a rule, one of {', '.join(MUTANTS)}"
@@ -46,21 +50,29 @@ def main() -> int:
     print(SETTINGS, flush=True)
     if options.seed is not None:
         return play_one(options.seed, options.without, is_traced=options.trace)
-    first, after = map(int, options.seeds.split(":"))
+    seeds: range = options.seeds
     red = handled = 0
     began_s = time.monotonic()
-    for outcome in outcomes_in_processes(options.processes, first, after, options.without):
+    for outcome in outcomes_in_processes(options.processes, seeds, options.without):
         handled += outcome.handled
         if outcome.evidence:
             red += 1
             print(outcome.evidence)
-    played, took_s, cores = after - first, time.monotonic() - began_s, os.times()
+    played, took_s, cores = len(seeds), time.monotonic() - began_s, os.times()
     computed_s = cores.children_user + cores.children_system
     print(
         f"{played} schedules, {handled} callbacks, {red} red; {played / took_s:.0f} a second in "
         f"{options.processes} processes, {played / computed_s:.0f} a second of one core"
     )
     return 1 if red else 0
+
+
+def range_of(text: str) -> range:
+    """Returns the seeds of `FIRST:AFTER_LAST`, of which there is at least one. Raises ValueError."""
+    first, after = map(int, text.split(":"))
+    if first >= after:
+        raise ValueError(text)
+    return range(first, after)
 
 
 def play_one(seed: int, rule: str | None, *, is_traced: bool) -> int:

@@ -43,9 +43,9 @@ def outcomes(seeds: Iterable[int], rule: str | None = None) -> Iterator[Outcome]
                 gc.collect()
 
 
-def outcomes_in_processes(processes: int, first: int, after: int, rule: str | None = None) -> Iterator[Outcome]:
-    """Returns the outcomes of the seeds from `first` to before `after`, in order, played by `processes` processes."""
-    chunks = [range(begin, min(begin + CHUNK, after)) for begin in range(first, after, CHUNK)]
+def outcomes_in_processes(processes: int, seeds: range, rule: str | None) -> Iterator[Outcome]:
+    """Yields the outcomes of the seeds in order, played by `processes` processes."""
+    chunks = [seeds[begin : begin + CHUNK] for begin in range(0, len(seeds), CHUNK)]
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         for chunk in pool.map(partial(_list_outcomes, rule=rule), chunks):
             yield from chunk
