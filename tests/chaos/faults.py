@@ -20,7 +20,7 @@ from tailrace.deploy.local.watch import is_stuck
 from tailrace.proto.nats.stream_configs import GENERATOR_ACK_WAIT_S
 from tests.chaos.system import ChaosSystem, Connection
 from tests.harness.disk import MIB, can_mount
-from tests.harness.freeze import freeze
+from tests.harness.freeze import freeze, frozen_threads
 from tests.harness.proxy import Failure
 from tests.harness.system import Role, Target
 from tests.harness.until import until
@@ -104,16 +104,12 @@ async def freeze_process(role: Role, context: Context) -> Effect:
     process, log_name = context.system.processes[name], context.system.log_name(name)
     freeze(process)
     try:
-        count = await context.wait(lambda: _is_frozen(process.pid), max(context.duration_s, 1.3 * GENERATOR_ACK_WAIT_S))
+        count = await context.wait(
+            partial(frozen_threads, process), max(context.duration_s, 1.3 * GENERATOR_ACK_WAIT_S)
+        )
     finally:
         process.signal(SIGCONT)
     return Effect(log_name, count)
-
-
-def _is_frozen(pid: int) -> int:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "T")
-    return 0
 
 
 # Nats-servers.
@@ -134,7 +130,7 @@ async def freeze_server(context: Context) -> Effect:
     server = context.random.choice(context.system.servers)
     freeze(server)
     try:
-        count = await context.wait(lambda: _is_frozen(server.pid), max(context.duration_s, 3.0))
+        count = await context.wait(partial(frozen_threads, server), max(context.duration_s, 3.0))
     finally:
         server.signal(SIGCONT)
     await context.system.wait_until_healed(HEALED_S_MAX)
@@ -356,11 +352,11 @@ KINDS: dict[str, Kind] = {}
 for _role in ROLES:
     KINDS[f"kill-{_role}"] = Kind(_role, "processes ended", partial(signal_process, SIGKILL, _role))
     KINDS[f"restart-{_role}"] = Kind(_role, "processes ended", partial(signal_process, SIGTERM, _role))
-    KINDS[f"stop-{_role}"] = Kind(_role, "frozen", partial(freeze_process, _role))
+    KINDS[f"stop-{_role}"] = Kind(_role, "threads frozen", partial(freeze_process, _role))
 KINDS |= {
     "kill-node": Kind("log", "servers ended", partial(signal_server, SIGKILL)),
     "restart-node": Kind("log", "servers ended", partial(signal_server, SIGTERM)),
-    "stop-node": Kind("log", "frozen", freeze_server),
+    "stop-node": Kind("log", "threads frozen", freeze_server),
     "step-down": Kind("log", "leaders changed", step_down, "servers"),
     "fill-node": Kind("log", "writes failed", fill_server_disk, "mount"),
 }

@@ -1,12 +1,18 @@
-"""Clients that post turns, read over connections that are cut, get and cancel, until the load is over."""
+"""Clients that post turns, read over connections that are cut, get and cancel, until the load is over.
+
+The seed decides the requests, and which failures of the model they ask for.
+"""
 
 import asyncio
 import random
 from collections.abc import Sequence
 
+import msgspec
+
+from tailrace.proto.entries import OnInterrupt
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.subjects import TurnKey
-from tests.chaos.prompts import new_prompt
+from tests.chaos.faults import MODEL
 from tests.chaos.system import ChaosSystem
 from tests.checker.recorded_client import Client
 
@@ -18,6 +24,8 @@ CONNECTION_S = 2.0
 # cancelled turn may not reach. An odd number, so that some of the cancelled turns ask for a failure and some do not.
 CANCELLED_OF = 11
 FRAMES_BEFORE_CANCEL = 8
+# The first prompts ask for each failure once, because a short run has few prompts. After them, one of so many does.
+FAILING_OF = 2
 
 
 class Load:
@@ -85,3 +93,27 @@ async def read(client: Client, key: TurnKey, chance: random.Random, cursor: Seq 
         over = connection.over
         await client.get(key)
         await asyncio.sleep(chance.uniform(0, RECONNECT_S_MAX))
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    line: str
+    model: str
+    on_interrupt: OnInterrupt
+
+
+def new_prompt(number: int, chance: random.Random, failures: Sequence[str]) -> Prompt:
+    """Returns mostly texts, which continue after an interruption in both ways; some answers restart."""
+    tag = f"t{number}-"
+    count, rate, more = chance.randint(20, 120), chance.choice((20, 40, 80)), ""
+    model = chance.choice(("claude-sonnet-5-5", "claude-haiku-5-5", "claude-sonnet-4-5"))
+    on_interrupt: OnInterrupt = "continue"
+    if failures and (number < len(failures) or number % FAILING_OF == 0):
+        kind = failures[number % len(failures)]
+        # The generator may be killed before the first call has failed.
+        more = f" fault={kind}@{MODEL[kind]}x2"
+    elif chance.random() < 0.2:
+        # An interruption loses this answer, so it must be short enough to complete between two kills.
+        count, rate = chance.randint(5, 20), 80
+        more = chance.choice(("", " thinking=10", " tool=look"))
+        on_interrupt = "continue" if more else "restart"
+    return Prompt(f"#sim words={count} rate={rate} tag={tag}{more}", model, on_interrupt)

@@ -16,6 +16,7 @@ from tests.harness.sse_parser import EventStream, Sent
 from tests.promises import Frame
 
 OK, ENDED = 200, 204
+RETRY_S = 0.05
 
 
 class Client:
@@ -93,17 +94,19 @@ class Client:
         """Reads until the turn's end, with each connection at the next gateway."""
         reads: list[Read] = []
         while not reads or reads[-1].over != "ended":
+            if reads and not reads[-1].frames:
+                await asyncio.sleep(RETRY_S)
             reads.append(await self.read(key, cursor))
             cursor = reads[-1].frames[-1].seq if reads[-1].frames else cursor
         return reads
 
-    async def read_text(self, key: TurnKey, dialect: str = "text") -> Read:
-        """Reads one connection in a dialect that is plain text."""
-        begun = Read(tenant=key.tenant, turn=key.turn, dialect=dialect, text="")
+    async def read_text(self, key: TurnKey) -> Read:
+        """Reads one connection in the dialect `text`."""
+        begun = Read(tenant=key.tenant, turn=key.turn, dialect="text", text="")
         with self._recorder.recording(begun) as reading:
             received_bytes, is_whole = bytearray(), False
             try:
-                url = f"/v1/turns/{key.turn}/events?dialect={dialect}"
+                url = f"/v1/turns/{key.turn}/events?dialect=text"
                 async with self._gateway().stream("GET", url) as response:
                     async for received in response.aiter_raw():
                         received_bytes += received

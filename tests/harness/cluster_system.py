@@ -23,7 +23,7 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness import readers
 from tests.harness.generator_in_loop import read_stats, words
 from tests.harness.nats_cluster import Cluster
-from tests.harness.sse_parser import EventStream, Sent
+from tests.harness.sse_parser import Sent
 from tests.harness.system import HEALED_S_MAX, System
 from tests.harness.until import until
 from tests.promises import Connected, Verdict, judge
@@ -55,17 +55,12 @@ class Listener:
         self.connected: Connected | None = None
 
     async def listen(self, client: httpx2.AsyncClient) -> None:
-        stream, events = EventStream(), list[Sent]()
         async with client.stream("GET", f"/v1/turns/{self.key.turn}/events") as response:
-            assert response.status_code == 200, await response.aread()
-            with suppress(httpx2.RemoteProtocolError):
-                async for received in response.aiter_raw():
-                    self.data_at.append(monotonic())
-                    found = stream.feed(received)
-                    events += found
-                    self.deltas_at += [monotonic() for sent in found if sent.data.startswith('{"type":"delta"')]
-        is_ended = bool(events) and events[-1].data.startswith(readers.ENDS)
-        self.connected = Connected(BEFORE_FIRST, tuple(readers.frames(events)), "ended" if is_ended else "cut")
+            self.connected = await readers.receive(response, on_data=self._note_times)
+
+    def _note_times(self, events: list[Sent]) -> None:
+        self.data_at.append(monotonic())
+        self.deltas_at += [monotonic() for sent in events if sent.data.startswith('{"type":"delta"')]
 
     def delta_pause_s(self, since: float) -> float:
         """Returns the longest time between two deltas that ended after `since`."""

@@ -29,6 +29,10 @@ def freeze(part: Part) -> None:
         time.sleep(0.001)
 
 
+def frozen_threads(part: Part) -> int:
+    return thread_states(part.pid).count("T")
+
+
 def thread_states(pid: int) -> list[str]:
     """Returns the state of each thread of a process, as in proc_pid_stat(5); an empty list if there is no process."""
     states = []

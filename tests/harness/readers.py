@@ -1,6 +1,6 @@
 """Readers for the promises: what one connection received, and the text that a client makes of it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -49,7 +49,14 @@ async def read_bytes(client: httpx2.AsyncClient, url: str) -> bytes:
     return body
 
 
-async def receive(response: httpx2.Response, cursor: Seq = BEFORE_FIRST, *, most: int | None = None) -> Connected:
+async def receive(
+    response: httpx2.Response,
+    cursor: Seq = BEFORE_FIRST,
+    *,
+    most: int | None = None,
+    on_data: Callable[[list[Sent]], None] = lambda _: None,
+) -> Connected:
+    """Reads one connection. Calls `on_data` with the events of each piece of data, which may be none."""
     if response.status_code == 204:
         return Connected(cursor, (), "ended")
     assert response.status_code == 200, await response.aread()
@@ -57,7 +64,8 @@ async def receive(response: httpx2.Response, cursor: Seq = BEFORE_FIRST, *, most
     events: list[Sent] = []
     try:
         async for received in response.aiter_raw():
-            events += stream.feed(received)
+            events += (new := stream.feed(received))
+            on_data(new)
             if most is not None and len(frames(events)) >= most:
                 return Connected(cursor, tuple(frames(events)[:most]), "left")
     except httpx2.RemoteProtocolError:

@@ -30,8 +30,8 @@ def request(**given: Any) -> Request:
     return Request(**fields | given)
 
 
-def attempt(chain: Chain, mode: Mode = "fresh", generator: str = "generator-1") -> Attempt:
-    return Attempt(prev=chain.last, attempt=chain.attempt + 1, generator=generator, backend="claude", mode=mode)
+def attempt(chain: Chain, mode: Mode = "fresh") -> Attempt:
+    return Attempt(prev=chain.last, attempt=chain.attempt + 1, generator="generator-1", backend="claude", mode=mode)
 
 
 def event(chain: Chain, what: events.Event, *, is_hidden: bool = False) -> entries.Event:

@@ -47,7 +47,6 @@ class SimulatedServer:
         self.stored: list[Stored] = []
         self.tail: Seq = BEFORE_FIRST
         self.publishes = 0
-        self.is_fenced = True
         self.has_end = False
         """Whether an end is stored, valid or not."""
         self.is_faultless = False
