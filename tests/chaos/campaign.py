@@ -17,15 +17,12 @@ from tests.chaos.faults import KINDS
 from tests.chaos.injector import QUICK, Count, Injector, Pace
 from tests.chaos.load import Load
 from tests.chaos.system import ChaosSystem, Memory, Size
-from tests.checker.overload import overload
 from tests.checker.resources import Counts
 from tests.harness.generator_in_loop import read_stats
 
 PROGRESS_EVERY_S = 10.0
 # Longer than the default stall timeout of a model, plus a repeated call.
 ENDED_S_MAX = 90.0
-TURNS_BESIDE_OVERLOAD = 5
-OVERLOAD_PROMPT = "#sim words=20 rate=20 tag=over"
 
 
 class Campaign(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +59,6 @@ async def run_campaign(campaign: Campaign, folder: Path) -> Observed:
     async with ChaosSystem(folder, size) as system:
         await system.start(generators=size.generators, gateways=size.gateways)
         await system.warm_up()
-        await run_beside_overload(system)
         await system.wait_until_settled(ENDED_S_MAX)
         before, memory = await system.count(), system.memory()
         began = monotonic()
@@ -94,21 +90,6 @@ async def run_campaign(campaign: Campaign, folder: Path) -> Observed:
         await settle(system, observed, before)
         observed.memory = memory, system.memory()
     return observed
-
-
-async def run_beside_overload(system: ChaosSystem) -> None:
-    """One tenant's turns while another fills its share of the generators. There is no fault yet.
-
-    A request that fails during a fault would look like one that the overload has refused.
-    """
-    client = system.client("beside an overload")
-    async with overload(system, OVERLOAD_PROMPT):
-        for number in range(TURNS_BESIDE_OVERLOAD):
-            key = await client.post(f"#sim words=20 rate=0 tag=beside{number}x")
-            if key is not None:
-                await client.read_to_end(key)
-                await client.get(key)
-    client.close()
 
 
 async def settle(system: ChaosSystem, observed: Observed, before: Counts) -> None:

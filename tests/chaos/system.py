@@ -13,12 +13,12 @@ from tailrace.proto.ids import new_id
 from tailrace.proto.nats.leases import KEPT_BYTES_MAX
 from tests.chaos.clock import Clock
 from tests.checker.recorded_client import Client
-from tests.checker.recorded_system import RecordedSystem, tenant_keys
+from tests.checker.recorded_system import RecordedSystem
 from tests.checker.resources import count_process
 from tests.harness.disk import MIB, can_mount, small_disk
 from tests.harness.processes import Process
 from tests.harness.proxy import Proxy
-from tests.harness.system import Settings, Target
+from tests.harness.system import Target
 from tests.harness.until import until
 
 LOG_BYTES = 256 * MIB
@@ -68,9 +68,8 @@ class ChaosSystem(RecordedSystem):
 
     def __init__(self, folder: Path, size: Size) -> None:
         settings: Any = size.settings
-        typed: Settings = {**settings, "gateway": {**tenant_keys(), **settings.get("gateway", {})}}
         super().__init__(
-            folder, servers=size.servers, log_bytes=size.log_bytes, settings=typed, client_timeout_s=CLIENT_TIMEOUT_S
+            folder, servers=size.servers, log_bytes=size.log_bytes, settings=settings, client_timeout_s=CLIENT_TIMEOUT_S
         )
         self.size = size
         self.connections: dict[Target, list[Connection]] = {"gateway": [], "nats-server": [], "route": [], "model": []}

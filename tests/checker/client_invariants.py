@@ -155,16 +155,14 @@ def _last_seen(operation: Request) -> Seq:
 
 
 def isolation(run: Run, bounds: Bounds) -> Verdict:
-    """I13: while one tenant exceeds its limits, the requests of other tenants succeed."""
-    overloads = run.of(Overload)
+    """I13: while one tenant exceeds its limits and is refused, the requests of other tenants succeed."""
+    refused = [post for post in run.of(Post) if post.status == TOO_MANY]
+    overloads = [one for one in run.of(Overload) if any(_is_during(post, one, one.tenant) for post in refused)]
     others = [
         one
         for one in run.operations
         if isinstance(one, Request)
-        and any(
-            one.tenant != overload.tenant and overload.invoked <= one.invoked <= (overload.returned or one.invoked)
-            for overload in overloads
-        )
+        and any(one.tenant != overload.tenant and _is_during(one, overload, one.tenant) for overload in overloads)
     ]
     failed = [
         one for one in others if one.outcome != "ok" and (one.status in (None, TOO_MANY) or (one.status or 0) >= 500)
@@ -173,6 +171,10 @@ def isolation(run: Run, bounds: Bounds) -> Verdict:
     if len(failed) > (1 - bounds.success) * len(others):
         problems.append(violation(f"{len(failed)} of {len(others)} requests of other tenants failed", *failed[:2]))
     return combine(len(others), "requests beside an overload", problems)
+
+
+def _is_during(one: Request, overload: Overload, tenant: Tenant | None) -> bool:
+    return one.tenant == tenant and overload.invoked <= one.invoked <= (overload.returned or one.invoked)
 
 
 def errors(run: Run, _: Bounds) -> Verdict:

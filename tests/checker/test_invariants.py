@@ -463,12 +463,8 @@ CASES: dict[str, list[Case]] = {
             False,
             add_operation(Read(tenant=TENANT, turn=ANSWERED.turn, status=503), "reader", 56, outcome="fail"),
         ),
-        (
-            "the overloading tenant is refused",
-            True,
-            add_operation(Post(tenant=Tenant("overloader"), status=429), "overloader", 56, outcome="fail"),
-        ),
         ("no overload", None, drop(Overload)),
+        ("an overload that is not refused", None, edit(Post, is_by("overloader"), status=202)),
     ],
     "I14 leases": [
         ("an acknowledgement before the end", False, edit(Ack, lambda one: one.consumer == GENERATORS, invoked=ns(21))),

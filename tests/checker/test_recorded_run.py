@@ -1,17 +1,44 @@
 """Recorded runs of real processes: a run without faults holds every invariant."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
-from tests.checker.history import Ack, Append, Commit, Post
+from tests.checker.history import Ack, Append, Commit, Overload, Post
 from tests.checker.invariants import find_failed, judge
-from tests.checker.overload import overload
+from tests.checker.recorded_client import Client
 from tests.checker.recorded_system import OVERLOADER, RecordedSystem, tenant_keys
 from tests.checker.run import load
 from tests.checker.verdicts import Bounds
+
+CLIENTS = 2
+# Between two posts of a client: without a pause it would mostly take CPU from the system under test.
+PAUSE_S = 0.02
+
+
+@asynccontextmanager
+async def overload(system: RecordedSystem, prompt: str) -> AsyncIterator[None]:
+    """Another tenant posts `prompt` again and again while the block runs. The gateways must know `tenant_keys()`."""
+    clients = [system.client(f"overloader {number} of {prompt}", OVERLOADER) for number in range(CLIENTS)]
+
+    async def post(client: Client) -> None:
+        while True:
+            await client.post(prompt)
+            await asyncio.sleep(PAUSE_S)
+
+    with system.recorder(f"overload of {prompt}").recording(Overload(tenant=OVERLOADER)) as recording:
+        posting = [asyncio.create_task(post(client)) for client in clients]
+        try:
+            yield
+        finally:
+            for one in posting:
+                one.cancel()
+            await asyncio.gather(*posting, return_exceptions=True)
+        recording.ok()
 
 
 async def use(system: RecordedSystem, tag: str) -> None:
