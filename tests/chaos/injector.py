@@ -83,8 +83,8 @@ class Injector:
         with recorder.recording(Fault(kind=name)) as recording:
             try:
                 effect = await kind.inject(context)
-            except AssertionError as error:
-                self.problems.append(f"{name}: {error}")
+            except (AssertionError, TimeoutError) as error:
+                self.problems.append(f"{name}: {error!r}")
             else:
                 count.effective += bool(effect.size)
                 count.effect += effect.size

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +19,7 @@ from typing import Any, Self
 import asyncpg
 
 from tailrace.deploy.local import ports
+from tailrace.deploy.local.spawn import die_with
 from tests.harness.until import until
 
 USER = "tailrace"
@@ -72,15 +74,18 @@ class PostgreSQLServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def __aenter__(self) -> Self:
-        if self._primary is None:
-            self._initialise()
-            await self.start()
-            return self
-        self._copy(self._primary)
-        await self.start()
-        async with self._primary.connected("postgres") as connection:
-            await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
-            await connection.execute("SELECT pg_reload_conf()")
+        async with AsyncExitStack() as stack:
+            stack.push_async_exit(self)
+            if self._primary is None:
+                self._initialise()
+                await self.start()
+            else:
+                self._copy(self._primary)
+                await self.start()
+                async with self._primary.connected("postgres") as connection:
+                    await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+                    await connection.execute("SELECT pg_reload_conf()")
+            stack.pop_all()
         return self
 
     def _copy(self, primary: Self) -> None:
@@ -133,7 +138,7 @@ class PostgreSQLServer:
         with (self._folder / "output").open("ab") as output:
             self._process = subprocess.Popen(
                 [self._programs / "postgres", f"-D{self._folder / 'data'}", *given], stdout=output, stderr=output,
-                cwd="/", start_new_session=True, **self._as,
+                cwd="/", start_new_session=True, preexec_fn=partial(die_with, os.getpid()), **self._as,  # noqa: PLW1509
             )  # fmt: skip
 
     def kill(self, number: signal.Signals = signal.SIGQUIT) -> None:

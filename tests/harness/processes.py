@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import sys
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
 from typing import Any, Self
@@ -45,7 +45,10 @@ class Process:
         }
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        async with AsyncExitStack() as stack:
+            stack.push_async_exit(self)
+            await self.start()
+            stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -44,7 +44,6 @@ class Prometheus:
     def __init__(self, folder: Path, targets: Mapping[str, Sequence[int]]) -> None:
         self._folder = folder / "prometheus"
         self.targets = targets
-        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         self._folder.mkdir()
@@ -66,13 +65,15 @@ class Prometheus:
             f"--storage.tsdb.path={self._folder / 'data'}",
             f"--web.listen-address=127.0.0.1:{port}",
         ]
-        printed = self._stack.enter_context((self._folder / "printed.txt").open("wb"))
-        process = await spawn(command, {}, printed.fileno())
-        self._stack.push_async_callback(process.wait)
-        self._stack.callback(process.kill)
         self.url = f"http://127.0.0.1:{port}"
-        self._client = await self._stack.enter_async_context(httpx2.AsyncClient(base_url=self.url, trust_env=False))
-        await until(self._is_ready, START_S_MAX)
+        async with AsyncExitStack() as stack:
+            printed = stack.enter_context((self._folder / "printed.txt").open("wb"))
+            process = await spawn(command, {}, printed.fileno())
+            stack.push_async_callback(process.wait)
+            stack.callback(process.kill)
+            self._client = await stack.enter_async_context(httpx2.AsyncClient(base_url=self.url, trust_env=False))
+            await until(self._is_ready, START_S_MAX)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
