@@ -1,4 +1,4 @@
-"""The invariants of every recorded run, whatever faults it had (docs/FAULTS.md section 4). Pure functions.
+"""The invariants of every recorded run, whatever faults it had. Pure functions.
 
 Each takes a Run and returns true, false or unknown, with the smallest evidence. Several include one of the five
 promises. A stored entry that is not valid is a fork, which readers skip (PROTOCOL R11): a cluster may store forks, one
