@@ -4,10 +4,6 @@ from datetime import datetime
 from pathlib import Path
 from time import monotonic_ns
 
-import httpx2
-import msgspec
-
-from tailrace.deploy.simulated_claude.account import AccountReport
 from tailrace.persistence.database import open_database
 from tailrace.persistence.rows import turn_record
 from tailrace.proto import subjects
@@ -21,6 +17,7 @@ from tailrace.proto.nats.pub_ack import FENCE
 from tailrace.proto.subjects import EVERY_TURN, GENERATORS, PERSISTENCE
 from tests.checker.history import HISTORY, Recorder
 from tests.checker.run import Backlog, FinalState, LogMessage, Row, save
+from tests.harness.generator_in_loop import read_calls
 
 PROBE = "probe"
 ROWS = "SELECT * FROM turns JOIN usage USING (tenant, session, turn) ORDER BY tenant, turn"
@@ -44,7 +41,7 @@ async def collect(
         backlog = await consumer_backlog(connection, durable)
         backlogs[durable] = Backlog(backlog.waiting, backlog.leased)
     log = await _log(connection)
-    account = await _account(claude_url) if claude_url is not None else None
+    account = await read_calls(claude_url) if claude_url is not None else None
     final = FinalState(servers=servers, account=account, backlogs=backlogs, collected=monotonic_ns())
     save(folder, log, await _rows(database) if database is not None else None, final)
 
@@ -84,8 +81,3 @@ async def _rows(where: Path | str) -> list[Row]:
         return [Row(Tenant(one["tenant"]), turn_record(one)) for one in await database.read(ROWS, {})]
     finally:
         await database.close()
-
-
-async def _account(url: str) -> AccountReport:
-    async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
-        return msgspec.json.decode((await client.get("/_sim/calls")).content, type=AccountReport)

@@ -277,11 +277,6 @@ CASES: dict[str, list[Case]] = {
         ("a lost entry", False, remove_entries(THIRD_WORD)),
         ("an entry before the request", False, change_cluster(add_fork(1, 0))),
         ("no request", False, change_cluster(remove_entries(REQUEST))),
-        (
-            "sequences out of order",
-            False,
-            change_cluster(lambda run: copy(run, log=[run.log[1], run.log[0], *run.log[2:]])),
-        ),
         ("an entry that is not UTF-8", False, change_entry(THIRD_WORD, payload="", junk=b"\xff")),
         ("an empty log", None, change_log(lambda _: [])),
     ],

@@ -84,10 +84,6 @@ async def read_attempts(log: TurnLog, key: TurnKey) -> list[Attempt]:
     return [stored.entry for stored in await log.read_entries(key) if isinstance(stored.entry, Attempt)]
 
 
-async def read_modes(log: TurnLog, key: TurnKey) -> list[str]:
-    return [attempt.mode for attempt in await read_attempts(log, key)]
-
-
 async def is_acknowledged(connection: Connection) -> bool:
     """Whether all requests are acknowledged."""
     backlog = await (await Deliveries.open(connection, GENERATORS)).backlog()
@@ -103,22 +99,23 @@ async def shorten_lease(connection: Connection, ack_wait_s: float, durable: str 
 
 
 async def read_stats(url: str) -> dict[str, int]:
-    async with httpx2.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
-        counted: dict[str, int] = (await client.get("/_sim/stats")).json()
-        return counted
+    """Returns the counters of the simulated Claude."""
+    return dict(msgspec.json.decode(await _read(url, "stats")))
 
 
 async def read_last_request(url: str) -> dict[str, Any]:
     """Returns the last request to the simulated Claude: its `body` and `version`."""
-    async with httpx2.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
-        request: dict[str, Any] = (await client.get("/_sim/last")).json()
-        return request
+    return dict(msgspec.json.decode(await _read(url, "last")))
 
 
 async def read_calls(url: str) -> AccountReport:
     """Returns all calls of the simulated Claude, with their request and how they ended."""
+    return msgspec.json.decode(await _read(url, "calls"), type=AccountReport)
+
+
+async def _read(url: str, name: str) -> bytes:
     async with httpx2.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
-        return msgspec.json.decode((await client.get("/_sim/calls")).content, type=AccountReport)
+        return (await client.get(f"/_sim/{name}")).content
 
 
 async def wait_for_open_streams(url: str, count: int) -> None:

@@ -59,7 +59,7 @@ class OwnSystem:
         return await generator_in_loop.read_attempts(self.log, key)
 
     async def modes(self, key: TurnKey) -> list[str]:
-        return await generator_in_loop.read_modes(self.log, key)
+        return [attempt.mode for attempt in await self.attempts(key)]
 
     async def calls(self) -> int:
         """Returns how often the simulated Claude was called."""
