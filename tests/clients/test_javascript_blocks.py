@@ -1,0 +1,92 @@
+"""The JavaScript and TypeScript in README.md and docs/: programs run in Node, and TypeScript checks fragments."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.clients import node
+from tests.harness.processes import CHECKOUT
+from tests.integration.conftest import Gateway
+from tests.integration.test_docs import QUESTION, text_of
+
+PAGES = (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))
+BLOCK = re.compile(r"^```(?:js|jsx|ts|tsx)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = [(page.name, code) for page in PAGES for code in BLOCK.findall(page.read_text())]
+# A program prints its answer, and a fragment does not.
+PROGRAMS = [(page, code) for page, code in BLOCKS if "process.stdout.write" in code or "console.log" in code]
+FRAGMENTS = [block for block in BLOCKS if block not in PROGRAMS]
+GATEWAY = re.compile(r"http://(localhost|127\.0\.0\.1):8000")
+ASKED = re.compile(r'"(Why is the sky blue\?|What is a tailrace\?)"')
+# The names that fragments use: those of the modules in web/, and those of the reader's app.
+GLOBALS = """
+declare const ask: typeof import("./tailrace.js").ask;
+declare const resume: typeof import("./tailrace.js").resume;
+declare const request: typeof import("./tailrace.js").request;
+declare const useTurn: typeof import("./react.js").useTurn;
+declare const useState: typeof import("react").useState;
+declare const useChat: typeof import("@ai-sdk/react").useChat;
+declare const TailraceChatTransport: typeof import("./ai-sdk.js").TailraceChatTransport;
+declare const [paragraph, mark, answer]: HTMLElement[];
+declare const [question, key, turn, chatId]: string[];
+declare const [show, mayUse, isOwn, userOf, token]: ((...given: unknown[]) => any)[];
+declare const [initial, isEnded, supabase, path, method, body, headers]: any[];
+"""
+
+
+def as_module(code: str) -> str:
+    """Returns a block as a module. A block may be the inside of an object or of a function."""
+    code = code.replace("../../../../edge_proxy.js", "./edge_proxy.js")
+    if re.match(r"\w+: ", code):
+        code = f"({{{code}}});\n"
+    if re.search(r"^return ", code, re.MULTILINE):
+        code = f"async () => {{\n{code}}};\n"
+    return f"{code}export {{}};\n"
+
+
+def folder_of_an_app(tmp_path: Path) -> Path:
+    """Returns a folder with the modules that users copy, and the packages of the tests."""
+    for module in ("tailrace.js", "tailrace.d.ts", "react.js", "react.d.ts", "ai-sdk.js"):
+        shutil.copy(CHECKOUT / "web" / module, tmp_path)
+    shutil.copy(CHECKOUT / "examples/edge_proxy.js", tmp_path)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "node_modules").symlink_to(node.MODULES)
+    return tmp_path
+
+
+async def test_each_program_prints_the_whole_answer(open_gateway: Gateway, tmp_path: Path) -> None:
+    folder, answer = folder_of_an_app(tmp_path), await text_of(open_gateway)
+    assert len(PROGRAMS) == 4
+    for page, code in PROGRAMS:
+        asked = ASKED.sub(f'"{QUESTION}"', GATEWAY.sub(open_gateway.url, code))
+        assert QUESTION in asked, page
+        (folder / "program.js").write_text(asked)
+        printed = await node.command([str(node.NODE), "program.js"], {}, folder)
+        assert printed.startswith(answer), page
+
+
+@pytest.mark.timeout(120)
+async def test_typescript_finds_no_error_in_a_fragment(tmp_path: Path) -> None:
+    """The names that it imports exist, and so do the options that it passes."""
+    folder = folder_of_an_app(tmp_path)
+    (folder / "globals.d.ts").write_text(GLOBALS)
+    names = [f"{page.removesuffix('.md')}-{number}.tsx" for number, (page, _) in enumerate(FRAGMENTS)]
+    for name, (_, code) in zip(names, FRAGMENTS, strict=True):
+        (folder / name).write_text(as_module(code))
+    compiler = str(node.MODULES / "typescript/bin/tsc")
+    options = ("--noEmit", "--allowJs", "--skipLibCheck", "--strictNullChecks", "false", "--noImplicitAny", "false")
+    target = (
+        "--jsx",
+        "react-jsx",
+        "--module",
+        "esnext",
+        "--moduleResolution",
+        "bundler",
+        "--target",
+        "es2023",
+        "--types",
+        "node",
+    )
+    command = [str(node.NODE), compiler, *options, *target, "globals.d.ts", *names]
+    await node.command(command, {}, folder, deadline_s=80)
