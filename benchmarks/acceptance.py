@@ -10,16 +10,16 @@ import tempfile
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
+from statistics import median
 
 import httpx2
 
-from benchmarks.cpu_time import cpu_s
-from tailrace.deploy.local.nats_server import NatsServer
-from tests.conftest import apply_streams
+from benchmarks.command_line import count, new_parser
+from benchmarks.log_server import running_log
+from benchmarks.process_usage import cpu_s
 from tests.harness import processes
 from tests.harness.processes import Process
 
-POSTS = 200
 KEY = "a-key-of-the-bench"
 COUNTED = "requests=1000000, tokens=1000000000, usd_day=1000000, usd_month=1000000"
 LIMITS = {
@@ -31,11 +31,10 @@ LIMITS = {
 BODY = {"message": "Why is the sky blue?", "model": "claude-haiku-5-5", "max_tokens": 500}
 
 
-async def main() -> None:
+async def main(posts: int) -> None:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        nats = await stack.enter_async_context(NatsServer(folder))
-        await apply_streams(nats.url)
+        nats, _ = await stack.enter_async_context(running_log(folder))
         client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, timeout=30))
         gateways: dict[str, Process] = {}
         for number, (name, limits) in enumerate(LIMITS.items()):
@@ -45,17 +44,17 @@ async def main() -> None:
             await post(client, gateway)
         used = {name: cpu_s(gateway.pid) for name, gateway in gateways.items()}
         waited: dict[str, list[float]] = {name: [] for name in gateways}
-        for _ in range(POSTS):
+        for _ in range(posts):
             for name, gateway in gateways.items():
                 waited[name].append(await post(client, gateway))
         cpu = {name: cpu_s(gateway.pid) - used[name] for name, gateway in gateways.items()}
-    ms = {name: 1000 * sorted(times)[POSTS // 2] for name, times in waited.items()}
+    ms = {name: 1000 * median(times) for name, times in waited.items()}
     bare = "no limits"
-    print(f"{POSTS} POSTs one after another; a median, and CPU of the gateway")
+    print(f"{posts} POSTs one after another; a median, and CPU of the gateway")
     for name in gateways:
         print(
             f"{name:16} {ms[name]:6.2f} ms  x {ms[name] / ms[bare]:4.2f}   "
-            f"CPU {1000 * cpu[name] / POSTS:6.2f} ms  x {cpu[name] / cpu[bare]:4.2f}"
+            f"CPU {1000 * cpu[name] / posts:6.2f} ms  x {cpu[name] / cpu[bare]:4.2f}"
         )
 
 
@@ -68,4 +67,6 @@ async def post(client: httpx2.AsyncClient, gateway: Process) -> float:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = new_parser(__doc__)
+    parser.add_argument("--posts", type=count, default=200)
+    asyncio.run(main(parser.parse_args().posts))

@@ -4,7 +4,6 @@ The simulated Claude answers. Checks that each input has exactly one complete tu
 order, and prints the number of extra model calls that the kills cost.
 """
 
-import argparse
 import asyncio
 import sys
 import tempfile
@@ -17,12 +16,12 @@ from typing import Any
 import httpx2
 import msgspec
 
-from tailrace.deploy.local.nats_server import NatsServer
+from benchmarks.command_line import count, new_parser
+from benchmarks.log_server import running_log
 from tailrace.proto.entries import Progress, Request
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, child_id
-from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.conftest import apply_streams
 from tests.harness import processes
 from tests.harness.generator_in_loop import read_stats, words
 from tests.harness.until import until
@@ -32,24 +31,21 @@ WAIT_S_MAX = 120.0
 SPEED = "words=3 rate=100"
 
 
-async def main(count: int, parallel: int) -> int:
+async def main(inputs: int, parallel: int) -> int:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        nats = await stack.enter_async_context(NatsServer(folder))
-        await apply_streams(nats.url)
+        nats, connection = await stack.enter_async_context(running_log(folder))
         claude = await stack.enter_async_context(processes.simulated_claude(folder))
         gateway = await stack.enter_async_context(processes.gateway(folder, nats.url))
         await stack.enter_async_context(processes.persistence(folder, nats.url))
         generators = [
             await stack.enter_async_context(processes.generator(folder, nats.url, claude.url)) for _ in range(2)
         ]
-        connection = await Connection.open(nats.url, "bench")
-        stack.push_async_callback(connection.close)
         log = TurnLog(connection)
         client = await stack.enter_async_context(httpx2.AsyncClient(timeout=60, trust_env=False))
         requests = [
             {"custom_id": f"c{number}", "params": {"message": f"#sim {SPEED} tag=n{number}x"}}
-            for number in range(count)
+            for number in range(inputs)
         ]
         began = time.monotonic()
         body = {"requests": requests, "parallel": parallel}
@@ -59,7 +55,7 @@ async def main(count: int, parallel: int) -> int:
 
         async def shows_progress(share: float) -> bool:
             progress = (await log.read_turn(key)).progress
-            return progress is not None and progress.done + progress.failed >= share * count
+            return progress is not None and progress.done + progress.failed >= share * inputs
 
         killed = []
         for share, name in ((0.1, "generator 1"), (0.3, "generator 2"), (0.5, "gateway"), (0.6, "NATS"), (0.8, "both")):
@@ -81,16 +77,16 @@ async def main(count: int, parallel: int) -> int:
             for number, line in enumerate(lines)
         ]
         request_counts = [
-            await _count_requests(log, TurnKey(TENANT, child_id(key.turn, number))) for number in range(count)
+            await _count_requests(log, TurnKey(TENANT, child_id(key.turn, number))) for number in range(inputs)
         ]
         done = [one.done + one.failed for one in await _progress(log, key)]
         turn = await log.read_turn(key)
         calls = (await read_stats(claude.url))["calls"]
-    print(f"{count} inputs, {parallel} at once, accepted in {accepted_s:.2f} s; killed: {', '.join(killed)}")
+    print(f"{inputs} inputs, {parallel} at once, accepted in {accepted_s:.2f} s; killed: {', '.join(killed)}")
     print(f"turns with exactly one request: {request_counts.count(1)}; answers whole and in order: {right.count(True)}")
     print(f"calls to the model: {calls}; attempts at the batch: {turn.attempt}; entries of progress: {len(done)}")
     print(f"all ended after {whole_s:.1f} s")
-    is_right = request_counts.count(1) == right.count(True) == len(lines) == count and done == sorted(set(done))
+    is_right = request_counts.count(1) == right.count(True) == len(lines) == inputs and done == sorted(set(done))
     print("all of it as it should be" if is_right else "NOT as it should be")
     return 0 if is_right else 1
 
@@ -108,8 +104,8 @@ async def _progress(log: TurnLog, key: TurnKey) -> list[Progress]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--parallel", type=int, default=16)
+    parser = new_parser(__doc__)
+    parser.add_argument("--count", type=count, default=1000)
+    parser.add_argument("--parallel", type=count, default=16)
     given = parser.parse_args()
     sys.exit(asyncio.run(main(given.count, given.parallel)))

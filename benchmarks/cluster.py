@@ -4,7 +4,6 @@ Two gateways stream running turns, and a client repeats a POST until it is accep
 any reader after the fault; it includes the pause between two words. Each is printed beside its limit.
 """
 
-import argparse
 import asyncio
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from time import monotonic
 
 import msgspec
 
+from benchmarks.command_line import count, new_parser
 from tests.harness.cluster_faults import FAULTS, Fault
 from tests.harness.cluster_system import ClusterSystem, running_cluster
 
@@ -100,8 +100,11 @@ async def main(times: int, names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster")
-    parser.add_argument("--times", type=int, default=5)
-    parser.add_argument("fault", nargs="*", choices=[[], *(fault.__name__ for fault in FAULTS)])
+    known = [fault.__name__ for fault in FAULTS]
+    parser = new_parser(__doc__)
+    parser.add_argument("--times", type=count, default=5)
+    parser.add_argument("fault", nargs="*", help=f"by default all: {', '.join(known)}")
     given = parser.parse_args()
+    if unknown := set(given.fault) - set(known):
+        parser.error(f"unknown fault: {', '.join(sorted(unknown))}")
     sys.exit(asyncio.run(main(given.times, given.fault)))

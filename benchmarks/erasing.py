@@ -3,7 +3,6 @@
 nats-server rewrites a whole block of the log for each erased entry, so the rate depends on the size of the block.
 """
 
-import argparse
 import asyncio
 import tempfile
 import time
@@ -11,14 +10,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
 
-from tailrace.deploy.local.nats_server import NatsServer
+from benchmarks.command_line import count, new_parser
+from benchmarks.log_server import running_log
 from tailrace.proto import entry_encryption
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Message, Request
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import STREAM, TurnKey, entry
-from tests.conftest import apply_streams
 
 STORED_AT_ONCE = 200
 
@@ -64,9 +63,9 @@ async def measure_waits(connection: Connection, subject: str, data: bytes, waits
 async def main(block_mb: float, entry_bytes: int, erased: int, turns: int) -> None:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        nats = await stack.enter_async_context(NatsServer(folder, sync="always"))
-        await apply_streams(nats.url)
-        connection, other = [await Connection.open(nats.url, name) for name in ("erases", "asks")]
+        nats, connection = await stack.enter_async_context(running_log(folder, sync="always"))
+        other = await Connection.open(nats.url, "asks")
+        stack.push_async_callback(other.close)
         key, before = (TurnKey(Tenant("bench"), TurnId(name)) for name in ("erased", "before"))
         await store(connection, before, max(0, int(block_mb * 1e6 / (entry_bytes + 60)) - erased), entry_bytes)
         keys = [TurnKey(Tenant("bench"), TurnId(f"unstored{number}")) for number in range(turns)]
@@ -89,15 +88,13 @@ async def main(block_mb: float, entry_bytes: int, erased: int, turns: int) -> No
             print(f"{turns} turns with `store: false`: {turns / took_s:.0f} a second")
         for name, waits in waits_s.items():
             print(f"  {name} waits {1000 * median(waits):.0f} ms (median), {1000 * max(waits):.0f} ms (maximum)")
-        for one in (connection, other):
-            await one.close()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("--block-mb", type=float, default=8.0, help="how full the block of the log is; at most 8")
-    parser.add_argument("--entry-bytes", type=int, default=200)
-    parser.add_argument("--entries", type=int, default=300, help="how many are erased; with --turns, of each turn")
+    parser.add_argument("--entry-bytes", type=count, default=200)
+    parser.add_argument("--entries", type=count, default=300, help="how many are erased; with --turns, of each turn")
     parser.add_argument("--turns", type=int, default=0, help="erase this many turns with `store: false` instead of one")
     args = parser.parse_args()
     asyncio.run(main(args.block_mb, args.entry_bytes, args.entries, args.turns))

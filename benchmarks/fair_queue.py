@@ -5,7 +5,6 @@ Starts `tailrace up` with its default settings. One tenant submits `--turns` tur
 the many turns.
 """
 
-import argparse
 import asyncio
 import hashlib
 import os
@@ -17,8 +16,9 @@ from statistics import median
 
 import httpx2
 
+from benchmarks.command_line import count, new_parser
 from benchmarks.large_bodies import first_word_s
-from benchmarks.storm import percentile
+from benchmarks.latencies import percentile
 from tailrace import AsyncClient
 from tests.harness.up import running
 
@@ -37,13 +37,15 @@ def headers_of(tenant: str) -> dict[str, str]:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tenants", type=int, default=10)
-    parser.add_argument("--turns", type=int, default=300)
-    parser.add_argument("--seconds", type=int, default=30)
+    parser = new_parser(__doc__)
+    parser.add_argument("--tenants", type=count, default=10)
+    parser.add_argument("--turns", type=count, default=300)
+    parser.add_argument("--seconds", type=count, default=30)
     parser.add_argument("--spread", type=float, default=10.0, help="the other tenants begin over so many seconds")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of Tailrace")
     options = parser.parse_args()
+    if wrong := [pair for pair in options.set if "=" not in pair]:
+        parser.error(f"not NAME=VALUE: {', '.join(wrong)}")
     others = [f"other-{number}" for number in range(options.tenants)]
     pairs = ",".join(f"{name}:{hashlib.sha256(key_of(name).encode()).hexdigest()}" for name in (LOUD, *others))
     settings = dict(pair.split("=", 1) for pair in options.set)

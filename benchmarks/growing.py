@@ -5,7 +5,6 @@ docs/RUNBOOK.md. Turns run all the time, each with one reader. A reader behaves 
 ends, it waits for the time in `retry:` and reconnects with its last id. Every reader is judged by the five promises.
 """
 
-import argparse
 import asyncio
 import itertools
 import random
@@ -19,6 +18,7 @@ from signal import SIGTERM
 import msgspec
 import uvloop
 
+from benchmarks.command_line import count, new_parser
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import Refused
@@ -157,10 +157,10 @@ class ScalingRun:
 
     async def _keep_asking(self, number: int) -> None:
         await asyncio.sleep(random.uniform(0, self._over_s))
-        for count in itertools.count():
+        for asked in itertools.count():
             if self._is_over:
                 return
-            self._running[number] = asyncio.create_task(self._ask(f"{number}-{count}"))
+            self._running[number] = asyncio.create_task(self._ask(f"{number}-{asked}"))
             await self._running[number]
 
     async def _ask(self, name: str) -> None:
@@ -229,12 +229,12 @@ def describe(phase: Phase) -> str:
 
 
 async def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=200)
-    parser.add_argument("--seconds", type=int, default=60, help="duration of a turn")
-    parser.add_argument("--rate", type=int, default=2, help="words a second")
-    parser.add_argument("--generators", type=int, default=8)
-    parser.add_argument("--gateways", type=int, default=4)
+    parser = new_parser(__doc__)
+    parser.add_argument("--turns", type=count, default=200)
+    parser.add_argument("--seconds", type=count, default=60, help="duration of a turn")
+    parser.add_argument("--rate", type=count, default=2, help="words a second")
+    parser.add_argument("--generators", type=count, default=8)
+    parser.add_argument("--gateways", type=count, default=4)
     parser.add_argument("--postgresql", action="store_true", help="the database is a PostgreSQL server")
     given = parser.parse_args()
     # A busy machine starts a process slowly.
@@ -251,7 +251,7 @@ async def main() -> int:
             extra = await growing.extra_calls()
     print(TABLE, *map(describe, growing.phases), sep="\n")
     print(*growing.broken, sep="\n")
-    print(*(f"{count} times: {why}" for why, count in Counter(growing.refused).items()), sep="\n")
+    print(*(f"{times} times: {why}" for why, times in Counter(growing.refused).items()), sep="\n")
     print(
         f"{growing.posts} POSTs, {len(growing.refused)} refused; model calls beyond one for each turn: {extra}; "
         f"promises broken: {len(growing.broken)}"

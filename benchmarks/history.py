@@ -5,7 +5,6 @@
 The rows are written with SQL, without the log. The queries are those of the gateway's routes, each 20 times.
 """
 
-import argparse
 import asyncio
 import sqlite3
 import statistics
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.command_line import count, new_parser
 from tailrace.persistence.paging import NEWEST, OLDEST
 from tailrace.persistence.rows import TurnRow, build_row, micros
 from tailrace.persistence.sqlite import STATEMENTS as SQL
@@ -115,8 +115,8 @@ async def measure(path: Path) -> None:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=1_000_000)
+    parser = new_parser(__doc__)
+    parser.add_argument("--turns", type=count, default=1_000_000)
     parser.add_argument("--database", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

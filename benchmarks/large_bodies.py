@@ -16,11 +16,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
 
-from benchmarks.storm import percentile
+from benchmarks.command_line import count, new_parser
+from benchmarks.latencies import percentile
 from tailrace import AsyncClient
 from tests.harness.system import Settings, System
 
@@ -36,8 +38,8 @@ BODY = """{"model": "claude-haiku-5-5", "max_tokens": 99, "messages": [{"role": 
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--connections", type=int, default=3)
+    parser = new_parser(__doc__)
+    parser.add_argument("--connections", type=count, default=3)
     parser.add_argument("--megabytes", type=float, default=31)
     parser.add_argument("--seconds", type=float, default=20, help="how long bodies are sent")
     parser.add_argument("--same", action="store_true", help="send the same picture again and again")
@@ -62,7 +64,11 @@ async def measure(options: argparse.Namespace) -> None:
             report("before", await tokens(client, asyncio.sleep(BEFORE_S)))
             command = [sys.executable, "-m", "benchmarks.large_bodies", *sys.argv[1:], "--send", str(port)]
             sender = await asyncio.create_subprocess_exec(*command)
-            report("during", await tokens(client, sender.wait()))
+            try:
+                report("during", await tokens(client, sender.wait()))
+            finally:
+                with suppress(ProcessLookupError):
+                    sender.kill()
             report("after", await tokens(client, asyncio.sleep(AFTER_S)))
             for name, pid in pids.items():
                 figures = before_bytes[name], memory(pid, "VmHWM"), memory(pid, "VmRSS")

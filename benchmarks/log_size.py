@@ -6,7 +6,6 @@ Then each is read from its beginning, as a gateway does for its first reader. Ta
 million entries.
 """
 
-import argparse
 import asyncio
 import statistics
 import tempfile
@@ -18,7 +17,8 @@ from typing import NamedTuple
 
 import uvloop
 
-from benchmarks.cpu_time import cpu_s
+from benchmarks.command_line import new_parser
+from benchmarks.process_usage import cpu_s
 from tailrace.deploy.local.nats_server import GIB, NatsServer
 from tailrace.proto import entries, subjects
 from tailrace.proto.chain import START
@@ -114,7 +114,7 @@ async def main(count: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--entries", type=int, default=3_000_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as data:

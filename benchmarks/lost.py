@@ -5,36 +5,34 @@ log twice or not at all.
 """
 
 import asyncio
+import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.command_line import count, new_parser
+from benchmarks.log_server import running_log
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log
 from tailrace.proto.subjects import TurnKey
-from tests.conftest import apply_streams
 from tests.harness.generator_in_loop import words
 from tests.harness.lossy_link import LossyLink
 from tests.harness.turn_writer import Writer
 
-COUNT = 1000
 WRITERS = 20
 # The default of two seconds would make each lost acknowledgement a long wait.
 WAIT_S = 0.1
 
 
-async def main() -> None:
+async def main(lost: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        async with NatsServer(Path(folder)) as nats:
-            await apply_streams(nats.url)
-            connection = await Connection.open(nats.url, "bench")
+        async with running_log(Path(folder)) as (nats, connection):
             begun = time.perf_counter()
-            wrong = await lost_acknowledgements(nats, TurnLog(connection), Tenant("bench"), count=COUNT)
-            await connection.close()
-    print(
-        f"{COUNT} lost acknowledgements in {time.perf_counter() - begun:.0f} s: {wrong} turns that are not as written"
-    )
+            wrong = await lost_acknowledgements(nats, TurnLog(connection), Tenant("bench"), count=lost)
+            took_s = time.perf_counter() - begun
+    print(f"{lost} lost acknowledgements in {took_s:.0f} s: {wrong} turns that are not as written")
+    return 1 if wrong else 0
 
 
 async def lost_acknowledgements(server: NatsServer, log: TurnLog, tenant: Tenant, *, count: int) -> int:
@@ -64,4 +62,6 @@ async def lost_acknowledgements(server: NatsServer, log: TurnLog, tenant: Tenant
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = new_parser(__doc__)
+    parser.add_argument("--count", type=count, default=1000)
+    sys.exit(asyncio.run(main(parser.parse_args().count)))

@@ -6,7 +6,6 @@ Writes the turns into a log first. Then starts persistence, and measures until i
 Debian's package `postgresql`. Its server runs with `fsync=on`, so each commit is on the disk.
 """
 
-import argparse
 import asyncio
 import os
 import tempfile
@@ -14,6 +13,7 @@ import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from benchmarks.command_line import count, new_parser
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Deliveries
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
@@ -91,6 +91,6 @@ async def main(turns: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=1000)
+    parser = new_parser(__doc__)
+    parser.add_argument("--turns", type=count, default=1000)
     asyncio.run(main(parser.parse_args().turns))

@@ -1,12 +1,13 @@
 """Time until readers of a killed gateway have resumed at another: `python -m benchmarks.resumed --readers 200`.
 
 Readers behave like EventSource: after a disconnect they wait for the time in `retry:` and reconnect with their last id.
-The time is from the kill until a reader has the next entry of its turn, which is still being written.
+The time is from the kill until a reader has the next entry of its turn, which is still being written. A reader must
+receive every entry of its turn once, in order.
 """
 
-import argparse
 import asyncio
 import re
+import sys
 import tempfile
 import time
 from contextlib import AsyncExitStack
@@ -15,14 +16,16 @@ from signal import SIGKILL
 
 import uvloop
 
-from benchmarks.storm import Reader, describe_latencies
-from tailrace.deploy.local.nats_server import NatsServer
+from benchmarks.command_line import count, new_parser
+from benchmarks.latencies import describe_latencies
+from benchmarks.log_server import running_log
+from benchmarks.storm import Reader
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
-from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.conftest import apply_streams
 from tests.harness import processes
+from tests.harness.readers import read_all_entries, render_frames
 from tests.harness.turn_writer import Writer
 
 TURNS = 10
@@ -49,16 +52,10 @@ class Resuming(Reader):
             self.first_at.set_result(time.perf_counter())
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--readers", type=int, default=200)
-    count = parser.parse_args().readers
+async def main(readers: int) -> int:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        server = await stack.enter_async_context(NatsServer(folder))
-        await apply_streams(server.url)
-        connection = await Connection.open(server.url, "bench")
-        stack.push_async_callback(connection.close)
+        server, connection = await stack.enter_async_context(running_log(folder))
         log = TurnLog(connection)
         gateways = [await stack.enter_async_context(processes.gateway(folder, server.url)) for _ in range(2)]
         ports = [int(gateway.url.rpartition(":")[2]) for gateway in gateways]
@@ -66,7 +63,7 @@ async def main() -> None:
         turns = [TurnKey(LOCAL.tenant, TurnId(new_id())) for _ in range(TURNS)]
         writing = [group.create_task(write(log, turn)) for turn in turns]
         await asyncio.sleep(1)
-        paths = [f"/v1/turns/{turns[number % TURNS].turn}/events" for number in range(count)]
+        paths = [f"/v1/turns/{turns[number % TURNS].turn}/events" for number in range(readers)]
         firsts = [await connect(ports[0], path, BEFORE_FIRST) for path in paths]
         await asyncio.wait_for(asyncio.gather(*(reader.first_at for reader in firsts)), 60)
         killed_at = time.perf_counter()
@@ -75,13 +72,16 @@ async def main() -> None:
         for task in writing:
             task.cancel()
         took = [second.first_at.result() - killed_at for second in seconds]
-        holes = sum(second.ids[0] <= first.ids[-1] for first, second in zip(firsts, seconds, strict=True))
+        shown = [[frame.seq for frame in render_frames(key, await read_all_entries(log, key))] for key in turns]
+        received = [first.ids + second.ids for first, second in zip(firsts, seconds, strict=True)]
+        wrong = sum(ids != shown[number % TURNS][: len(ids)] for number, ids in enumerate(received))
         for second in seconds:
             second.transport.close()
     print(
-        f"{count} readers of a gateway that was killed; each has the next entry after: {describe_latencies(took)}; "
-        f"repeats: {holes}"
+        f"{readers} readers of a gateway that was killed; each has the next entry after: {describe_latencies(took)}; "
+        f"with a gap or a repeat: {wrong}"
     )
+    return 1 if wrong else 0
 
 
 async def connect(port: int, path: str, cursor: Seq) -> Resuming:
@@ -108,4 +108,6 @@ async def write(log: TurnLog, turn: TurnKey) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    parser = new_parser(__doc__)
+    parser.add_argument("--readers", type=count, default=200)
+    sys.exit(uvloop.run(main(parser.parse_args().readers)))

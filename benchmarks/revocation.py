@@ -10,33 +10,30 @@ import tempfile
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
+from statistics import median
 
 import httpx2
 
-from tailrace.deploy.local.nats_server import NatsServer
+from benchmarks.command_line import count, new_parser
+from benchmarks.log_server import running_log
 from tailrace.proto.api_key import SCOPES, NewKey, new_key
 from tailrace.proto.ids import Tenant, TurnId, new_id
-from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.subjects import TurnKey
-from tests.conftest import apply_streams
 from tests.harness import processes
 from tests.harness.processes import CHECKOUT
 from tests.harness.turn_writer import Writer
 
 GATEWAYS = 3
 STREAMS = 30
-RUNS = 20
 TENANT = Tenant("acme")
 
 
-async def main() -> None:
+async def main(runs: int) -> None:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        nats = await stack.enter_async_context(NatsServer(folder, sync="always"))
-        await apply_streams(nats.url)
-        connection = await Connection.open(nats.url, "bench")
-        stack.push_async_callback(connection.close)
+        nats, connection = await stack.enter_async_context(running_log(folder, sync="always"))
         first = new_key(TENANT, now=1, scopes=SCOPES)
         await ApiKeyStore(connection).create(first.record)
         urls = []
@@ -46,12 +43,12 @@ async def main() -> None:
             urls.append((await stack.enter_async_context(processes.gateway(own, nats.url))).url)
         turn = TurnKey(TENANT, TurnId(new_id()))
         await Writer(TurnLog(connection), turn).open("half an answer")
-        stored = [await run(ApiKeyStore(connection), urls, turn, is_typed=False) for _ in range(RUNS)]
+        stored = [await run(ApiKeyStore(connection), urls, turn, is_typed=False) for _ in range(runs)]
         keys = ApiKeyStore(connection)
-        typed = [await run(keys, urls, turn, is_typed=True, nats_url=nats.url) for _ in range(RUNS // 4)]
+        typed = [await run(keys, urls, turn, is_typed=True, nats_url=nats.url) for _ in range(-(-runs // 4))]
     print(f"{GATEWAYS} gateways, {GATEWAYS * STREAMS} streams of the key; until the last one is closed, in ms")
     for name, times in (("from stored", stored), ("from typed", typed)):
-        print(f"{name:12} median {sorted(times)[len(times) // 2]:5.0f}   most {max(times):5.0f}   of {len(times)} runs")
+        print(f"{name:12} median {median(times):5.0f}   most {max(times):5.0f}   of {len(times)} runs")
 
 
 async def run(keys: ApiKeyStore, urls: list[str], turn: TurnKey, *, is_typed: bool, nats_url: str = "") -> float:
@@ -94,4 +91,6 @@ async def read(url: str, turn: TurnKey, key: NewKey, opened: asyncio.Queue[None]
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = new_parser(__doc__)
+    parser.add_argument("--runs", type=count, default=20)
+    asyncio.run(main(parser.parse_args().runs))

@@ -15,10 +15,8 @@ Printed is how late the twenty get each entry, what an entry costs the gateway, 
 memory.
 """
 
-import argparse
 import asyncio
 import re
-import resource
 import socket
 import tempfile
 from array import array
@@ -33,15 +31,16 @@ import httpx2
 import msgspec
 import uvloop
 
-from benchmarks.cpu_time import cpu_s
-from benchmarks.storm import OTHERS, Others, Reader, percentile, resident
-from tailrace.deploy.local.nats_server import NatsServer
+from benchmarks.command_line import count, new_parser
+from benchmarks.latencies import percentile
+from benchmarks.log_server import running_log
+from benchmarks.process_usage import cpu_s, raise_file_limit, resident_bytes
+from benchmarks.storm import OTHERS, Others, Reader
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.http.http_protocol import HEADERS_TIMEOUT_S
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
-from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.conftest import apply_streams
 from tests.harness import processes
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -133,10 +132,7 @@ async def measured(folder: Path, kinds: Sequence[Beside], entries: int, rounds: 
     """All of it in `folder`; in each round the twenty are measured at so many entries beside each of `kinds`."""
     most = max(beside.count for beside in kinds) + 10 * OTHERS
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(NatsServer(folder))
-        await apply_streams(server.url)
-        connection = await Connection.open(server.url, "bench")
-        stack.push_async_callback(connection.close)
+        server, connection = await stack.enter_async_context(running_log(folder))
         log = TurnLog(connection)
         room = {f"TAILRACE_STREAMS_{name}": most for name in ("MAX", "TENANT_MAX", "ADDRESS_MAX")}
         gateway = await stack.enter_async_context(processes.gateway(folder, server.url, **room))
@@ -159,7 +155,7 @@ async def measure(
     """One round: the readers connect, so many entries are stored beside them, and the readers disconnect."""
     port = int(gateway.url.rpartition(":")[2])
     await until(lambda: is_alone(gateway.url), 60)
-    before, looks = resident(gateway.pid), await metric(gateway.url, LOOKS)
+    before, looks = resident_bytes(gateway.pid), await metric(gateway.url, LOOKS)
     trickling, tasks = Trickling(port, beside.trickling), []
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         tasks.append(group.create_task(trickling.go_on()))
@@ -176,7 +172,7 @@ async def measure(
         # A reader may have received the last entry before its writer got the acknowledgement.
         await until(lambda: len(others.late(known)) >= entries * OTHERS)
         seen.late.append(others.late(known))
-        seen.each_bytes.append((resident(gateway.pid) - before) / max(beside.count, 1))
+        seen.each_bytes.append((resident_bytes(gateway.pid) - before) / max(beside.count, 1))
         seen.looks += await metric(gateway.url, LOOKS) - looks
         seen.closed += trickling.closed
         for task in tasks:
@@ -250,11 +246,11 @@ def has_come(client: socket.socket) -> int:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     for name in ("silent", "dripping", "trickling", "streams"):
         parser.add_argument(f"--{name}", type=int, default=0)
-    parser.add_argument("--entries", type=int, default=100, help="at which the twenty are measured, each time")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--entries", type=count, default=100, help="at which the twenty are measured, each time")
+    parser.add_argument("--rounds", type=count, default=10)
     options = vars(parser.parse_args())
     entries, rounds = options.pop("entries"), options.pop("rounds")
     kinds = {"alone": Beside(), f"beside {options}": Beside(**options)}
@@ -274,6 +270,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_file_limit()
     uvloop.run(main())

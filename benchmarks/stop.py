@@ -11,27 +11,27 @@ from pathlib import Path
 
 import httpx2
 
-from tailrace.deploy.local.nats_server import NatsServer
+from benchmarks.command_line import count, new_parser
+from benchmarks.latencies import percentile
+from benchmarks.log_server import running_log
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.proto.nats import Connection, TurnLog
-from tests.conftest import apply_streams
+from tailrace.proto.nats import TurnLog
 from tests.harness.generator_in_loop import append_request, running_generator, wait_for_open_streams
 
-RUNS = 60
 LINES = ("words=9000 rate=50", "words=9 rate=0 fault=stall@3")
 
 
-async def main() -> None:
+async def main(runs: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with NatsServer(Path(folder), sync="always") as nats, run_simulated_claude() as claude:
-            await apply_streams(nats.url)
-            connection = await Connection.open(nats.url, "bench")
-            async with running_generator(nats.url, claude, stall_timeout_s=60):
-                times = sorted([await run(TurnLog(connection), claude, number) for number in range(RUNS)])
-            await connection.close()
-    p50, p99 = times[len(times) // 2], times[len(times) * 99 // 100]
-    print(f"{RUNS} turns; cancelled until the model's connection is closed: p50 {p50:.0f} ms, p99 {p99:.0f} ms")
+        async with (
+            running_log(Path(folder), "always") as (nats, connection),
+            run_simulated_claude() as claude,
+            running_generator(nats.url, claude, stall_timeout_s=60),
+        ):
+            times = [await run(TurnLog(connection), claude, number) for number in range(runs)]
+    p50, p99 = percentile(times, 50), percentile(times, 99)
+    print(f"{runs} turns; cancelled until the model's connection is closed: p50 {p50:.0f} ms, p99 {p99:.0f} ms")
 
 
 async def run(log: TurnLog, claude: str, number: int) -> float:
@@ -47,4 +47,6 @@ async def run(log: TurnLog, claude: str, number: int) -> float:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = new_parser(__doc__)
+    parser.add_argument("--runs", type=count, default=60, help="cancelled turns; at least 2")
+    asyncio.run(main(parser.parse_args().runs))

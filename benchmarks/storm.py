@@ -5,30 +5,29 @@ is lost. A reader that gets a 503 waits for its Retry-After. A reader has caught
 turn. Meanwhile other readers follow a turn that is being written; their delays are measured.
 """
 
-import argparse
 import asyncio
 import random
 import re
-import resource
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from statistics import quantiles
 from typing import NamedTuple
 
 import msgspec
 import uvloop
 
-from benchmarks.cpu_time import cpu_s
-from tailrace.deploy.local.nats_server import NatsServer
+from benchmarks.command_line import count, new_parser
+from benchmarks.latencies import describe_latencies
+from benchmarks.log_server import running_log
+from benchmarks.process_usage import cpu_s, raise_file_limit, resident_bytes
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
-from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.conftest import apply_streams
 from tests.harness import processes
 from tests.harness.readers import read_all_entries, render_frames
 from tests.harness.turn_writer import Writer
@@ -117,10 +116,7 @@ async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ:
     """Everything in `folder`, and `readers` that come back within `over_s` seconds. It ends all that it has started."""
     seen, chance = Seen(), random.Random(seed)
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(NatsServer(folder))
-        await apply_streams(server.url)
-        connection = await Connection.open(server.url, "bench")
-        stack.push_async_callback(connection.close)
+        server, connection = await stack.enter_async_context(running_log(folder))
         log = TurnLog(connection)
         turns = [
             turn
@@ -136,7 +132,7 @@ async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ:
         await until(lambda: others.received > 100 * OTHERS, 60)
         calm = others.received
         seen.calm = others.late(calm // 2)
-        seen.bytes_before, before_s = resident(gateway.pid), cpu_s(gateway.pid)
+        seen.bytes_before, before_s = resident_bytes(gateway.pid), cpu_s(gateway.pid)
         began = time.perf_counter()
         open_: list[Reader] = []
         async with asyncio.TaskGroup() as coming:
@@ -144,7 +140,7 @@ async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ:
                 coming.create_task(come_back(port, chance.choice(turns), chance, over_s, seen, open_))
         seen.took_s = time.perf_counter() - began
         seen.late = others.late(calm)
-        seen.bytes_after, seen.cpu_s = resident(gateway.pid), cpu_s(gateway.pid) - before_s
+        seen.bytes_after, seen.cpu_s = resident_bytes(gateway.pid), cpu_s(gateway.pid) - before_s
         watching.cancel()
         for reader in open_:
             reader.transport.close()
@@ -262,18 +258,9 @@ class Others:
         return [at - self._stored_at[one] for one, at in self._arrived[known:] if one in self._stored_at]
 
 
-def resident(pid: int) -> int:
-    """Bytes of memory that a process has."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def percentile(values: list[float], percent: int) -> float:
-    return quantiles(values, n=100, method="inclusive")[percent - 1]
-
-
-async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--readers", type=int, default=10_000)
+async def main() -> int:
+    parser = new_parser(__doc__)
+    parser.add_argument("--readers", type=count, default=10_000)
     parser.add_argument("--seconds", type=float, default=5.0, help="within which they come")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -288,13 +275,10 @@ async def main() -> None:
     print(f"others wait, before: {describe_latencies(seen.calm)}; meanwhile: {describe_latencies(seen.late)}")
     each = (seen.bytes_after - seen.bytes_before) / options.readers / 1000
     print(f"gateway: {seen.cpu_s:.1f} s at work, {seen.bytes_after / 1e6:.0f} MB, {each:.0f} kB for each reader")
-
-
-def describe_latencies(times: list[float]) -> str:
-    return f"median {percentile(times, 50):.3f} s, p99 {percentile(times, 99):.3f} s, most {max(times):.3f} s"
+    print(*seen.wrong[:10], sep="\n", end="\n" if seen.wrong else "")
+    return 1 if seen.wrong else 0
 
 
 if __name__ == "__main__":
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    uvloop.run(main())
+    raise_file_limit()
+    sys.exit(uvloop.run(main()))

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import os
 import random
-import resource
 import statistics
 import sys
 import time
@@ -26,11 +25,13 @@ from typing import TypeVar
 
 import uvloop
 
+from benchmarks.command_line import count, new_parser
 from benchmarks.compare import attached_readers, report
 from benchmarks.compare.arms import ARMS, Arm, Missing, port_of, process, tailrace
 from benchmarks.compare.attached_readers import Streams
 from benchmarks.compare.readers import TIMEOUT_S, read_many
 from benchmarks.compare.report import Load, Result, Sample
+from benchmarks.process_usage import raise_file_limit
 
 # Wait until the ends of all turns are acknowledged and recorded.
 SETTLE_S = 0.5
@@ -78,7 +79,7 @@ async def measure(arm: Arm, turns: int, words: int, rate: int, idle: dict[str, f
 def start(names: list[str], beside: list[Path], model: str, stack: contextlib.ExitStack) -> list[Arm]:
     """Starts the arms `names` and the checkouts `beside`. Prints each arm that cannot start, and leaves it out."""
     starts = [(name, ARMS[name]) for name in names]
-    starts += [(path.name, tailrace(path.name, "--sync", "default", checkout=path.resolve())) for path in beside]
+    starts += [(path.name, tailrace(path.name, "--sync", "default", checkout=path)) for path in beside]
     arms = []
     for name, run in starts:
         try:
@@ -149,7 +150,7 @@ async def run(options: argparse.Namespace) -> Result:
             idle = await measure_or_leave_out(arm, attached_readers.measure_idle_streams(arm), {})
             if idle is not None:
                 result.idle_streams[arm.name] = idle
-        for turns, rate in (tuple(map(int, one.split("x"))) for one in options.load.split(",")):
+        for turns, rate in options.load:
             load = Load(turns, rate, options.seconds * rate or WORDS, {arm.name: [] for arm in arms})
             await measure_load(arms, load, options.repeats)
             result.loads.append(load)
@@ -160,21 +161,34 @@ async def run(options: argparse.Namespace) -> Result:
     return result
 
 
+def loads(text: str) -> list[tuple[int, int]]:
+    """Returns the loads in an argument such as `50x50,100x0`. Raises ValueError."""
+    return [(count(turns), int(rate)) for turns, rate in (one.split("x") for one in text.split(","))]
+
+
+def checkout(text: str) -> Path:
+    """Returns the folder of a checkout. Raises ValueError if it is none."""
+    if not (path := Path(text).resolve()).joinpath("tailrace").is_dir():
+        raise ValueError(text)
+    return path
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="paths of other checkouts of Tailrace")
-    parser.add_argument("--load", default=LOADS, help="TURNSxRATE: turns at once, deltas a second (0: at full speed)")
-    parser.add_argument("--seconds", type=int, default=4, help="how long a turn lasts")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--beside", type=checkout, nargs="*", default=[], help="paths of other checkouts of Tailrace")
+    parser.add_argument(
+        "--load", type=loads, default=LOADS, help="TURNSxRATE: turns at once, deltas a second (0: at full speed)"
+    )
+    parser.add_argument("--seconds", type=count, default=4, help="how long a turn lasts")
+    parser.add_argument("--repeats", type=count, default=5)
     parser.add_argument("--streams", type=int, default=3, metavar="REPEATS", help="readers of running turns; 0: none")
     parser.add_argument("--quick", action="store_true", help="one load, two repeats, two minutes")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.json and docs/BENCHMARKS.md")
     options = parser.parse_args()
     if options.quick:
-        options.load, options.repeats, options.seconds, options.streams = "50x50", 2, 3, 0
-    _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
+        options.load, options.repeats, options.seconds, options.streams = loads("50x50"), 2, 3, 0
+    raise_file_limit()
     result = uvloop.run(run(options))
     if options.write and not options.quick:
         report.write(result)

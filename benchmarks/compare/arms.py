@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.cpu_time import cpu_s
+from benchmarks.process_usage import cpu_s
 from tailrace.deploy.local.ports import find_free
 from tests.clients.node import NODE
 from tests.harness.otlp_receiver import otlp_receiver
@@ -76,16 +76,19 @@ class Process(NamedTuple):
 
 @contextlib.contextmanager
 def process(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT) -> Iterator[Process]:
-    """Starts a process, and stops it with SIGTERM at the end."""
+    """Starts a process, and stops it with SIGTERM at the end. Raises `Missing` if its program is not installed."""
     with tempfile.NamedTemporaryFile() as output:
-        started = subprocess.Popen(
-            list(map(str, command)),
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+        try:
+            started = subprocess.Popen(
+                list(map(str, command)),
+                cwd=cwd,
+                env={**os.environ, **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        except FileNotFoundError as error:
+            raise Missing(f"{error.filename} does not exist") from error
         try:
             yield Process(started.pid, Path(output.name))
         finally:
@@ -94,6 +97,7 @@ def process(*command: str | Path, env: dict[str, str] | None = None, cwd: Path =
                 started.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 started.kill()
+                started.wait()
 
 
 def port_of(started: Process, pattern: str = r"http://127\.0\.0\.1:(\d+)") -> int:
@@ -131,8 +135,7 @@ def resumable(model: str) -> Iterator[Arm]:
         starting = process(server, "--port", "0", "--unixsocket", path, "--save", "", "--dir", data)
         with starting as redis:
             env = {**_model(model), "REDIS_URL": f"unix://{path}"}
-            while not path.exists():
-                time.sleep(0.05)
+            wait_until(path.exists, f"Redis has made no socket: {redis.output.read_text()[-500:]}")
             with process(NODE, "resumable.mjs", env=env, cwd=SERVERS) as node:
                 yield Arm("resumable-stream", port_of(node), "/chat", {"server": [node.pid], "Redis": [redis.pid]})
 
@@ -157,6 +160,8 @@ def nchan(model: str) -> Iterator[Arm]:
         path.write_text(config)
         with process("nginx", "-p", folder, "-c", path) as nginx:
             wait_until_listening(port)
+            # nginx listens before it starts its worker.
+            wait_until(lambda: _children(nginx.pid), "nginx has started no worker")
             roles = {"server": [app.pid], "nginx": [nginx.pid, *_children(nginx.pid)]}
             # nchan refuses a POST that is redirected to a subscriber.
             yield Arm("nchan", port, "/chat", roles, method="GET")
@@ -177,17 +182,24 @@ def _chat_completion(question: str) -> dict[str, object]:
 
 
 def wait_until_listening(port: int) -> None:
-    """Raises `Missing` if no process accepts connections at `port` within START_S."""
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
+    """Waits until a process accepts connections at `port`. Raises as `wait_until` does."""
+
+    def is_listening() -> bool:
+        with contextlib.suppress(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError as error:
-            if time.monotonic() > deadline:
-                raise Missing(f"no process listens on port {port}") from error
-            time.sleep(0.05)
-        else:
-            return
+            return True
+        return False
+
+    wait_until(is_listening, f"no process listens on port {port}")
+
+
+def wait_until(is_so: Callable[[], object], otherwise: str) -> None:
+    """Waits for a condition. Raises `Missing` with the text `otherwise` after START_S."""
+    deadline = time.monotonic() + START_S
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise Missing(otherwise)
+        time.sleep(0.05)
 
 
 def tailrace(

@@ -1,15 +1,20 @@
-"""The comparison of `make bench`: an arm is measured, and a lost, repeated or cut word is noticed."""
+"""The comparison of `make bench`: an arm is measured, and a lost, repeated or cut word is noticed.
+
+The help of each program in benchmarks/.
+"""
 
 import asyncio
+import runpy
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from benchmarks.compare import attached_readers
-from benchmarks.compare.__main__ import measure, measure_load, measure_or_leave_out
-from benchmarks.compare.arms import Arm, floor, port_of, process
+from benchmarks.compare.__main__ import measure, measure_load, measure_or_leave_out, start
+from benchmarks.compare.arms import ARMS, Arm, floor, port_of, process
 from benchmarks.compare.attached_readers import IdleStreams, Streams, readers_of
 from benchmarks.compare.plot import bars
 from benchmarks.compare.readers import read
@@ -69,6 +74,15 @@ async def test_an_arm_that_breaks_off_an_answer_is_left_out_unless_it_is_tailrac
     assert "LEFT OUT: nchan: the answer ended after 0 of" in capsys.readouterr().err
 
 
+def test_an_arm_that_is_not_installed_is_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARMS, "litellm", lambda _: process("/nowhere/litellm"))
+    with ExitStack() as stack:
+        assert start(["litellm"], [], "http://127.0.0.1:1", stack) == []
+    assert "WITHOUT litellm: /nowhere/litellm does not exist" in capsys.readouterr().err
+
+
 async def test_an_arm_that_is_too_slow_is_left_out() -> None:
     async def wait() -> int:
         raise TimeoutError
@@ -99,3 +113,19 @@ def test_the_table_of_streams_has_medians() -> None:
     row = "| 2.00 s | 2.00 s | 2.0 µs | 2 ms | 2.0 µs | 3.0 kB | 4.0 s |"
     table = attached_readers.table({"tailrace": samples}, {"tailrace": IdleStreams(3.0, 4.0)})
     assert f"| tailrace{' | 2000.0 ms' * 4} {row}" in table
+
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+PROGRAMS = sorted(file.stem for file in FOLDER.glob("*.py") if "if __name__ ==" in file.read_text())
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", [*PROGRAMS, "compare"])
+def test_the_help_of_a_program_starts_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+    assert ended.value.code == 0
+    assert f"usage: python -m benchmarks.{name} " in capsys.readouterr().out
