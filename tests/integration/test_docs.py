@@ -1,8 +1,9 @@
-"""The Python examples in the docs run as printed, except for the address and the key."""
+"""The Python examples in the docs and the commands of API.md run as printed, except for addresses, keys and ids."""
 
 import asyncio
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,10 +13,12 @@ import pytest
 
 from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.generator_in_loop import words
-from tests.integration.conftest import KEY, Gateway
+from tests.harness.system import System
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^ {4}(curl .*)$", re.MULTILINE)
 BASE, QUESTION = "http://localhost:8000", "Name a river."
 # Printed after each example.
 END = "\0"
@@ -84,3 +87,32 @@ async def test_the_example_of_a_response_prints_only_the_answer_after_a_restart(
     code = RESPONSES.replace(BASE, gateway.url).replace(QUESTION, "#sim words=9 rate=0 fault=cut@5x1")
     code = code.replace("stream=True)", "stream=True, extra_body={'on_interrupt': 'restart'})")
     assert await run_examples([("OPENAI.md", code)]) == [words(9)]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="NO CURL: the commands of API.md are not tested here")
+@pytest.mark.usefixtures("gateway")
+async def test_each_command_of_the_api_page_is_accepted(
+    system: System, new_gateway: NewGateway, tmp_path: Path
+) -> None:
+    shutil.copy(DOCS.parent / "README.md", tmp_path)
+    gateway = await new_gateway(system.nats_url, api_keys="")
+    names = {"localhost:8000": gateway.url}
+    commands = COMMAND.findall((DOCS / "API.md").read_text())
+    assert len(commands) == 8
+    for printed in commands:
+        command = printed
+        for name, value in names.items():
+            command = command.replace(name, value)
+        done = await asyncio.to_thread(
+            subprocess.run,
+            ["sh", "-c", f"{command} --fail-with-body"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PRINTED_S_MAX,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stdout)
+        if found := re.search('"turn":"(.*?)","session":"(.*?)"', done.stdout):
+            names.setdefault("FIRST-TURN", found[1])
+            names.setdefault("SESSION", found[2])
