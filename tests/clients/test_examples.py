@@ -204,7 +204,9 @@ class Page:
 
 
 async def test_the_page_with_eventsource(open_gateway: Gateway, browser: str) -> None:
-    async with Cutting(open_gateway.port, random_cuts(3, count=3, bytes_max=1400, bytes_min=900)) as proxy:
+    """The response to its POST is cut first."""
+    cuts = [Cut(50), *random_cuts(3, count=3, bytes_max=1400, bytes_min=900)]
+    async with Cutting(open_gateway.port, cuts) as proxy:
         line = "#sim words=200 rate=120"
         page = Page(f"{proxy.url}/eventsource.html", line, browser, str(EXAMPLES / "eventsource.html"))
         await page.ask()
