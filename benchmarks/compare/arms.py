@@ -61,13 +61,18 @@ class Missing(Exception):
 class Process(NamedTuple):
     """A started process, and the file of its output. It is not a pipe, because a full pipe would block the process."""
 
-    pid: int
+    started: subprocess.Popen[bytes]
     output: Path
+
+    @property
+    def pid(self) -> int:
+        return self.started.pid
 
     def find(self, pattern: str) -> str:
         """Waits for output that matches, and returns the first group. Raises `Missing` with the output."""
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
+        deadline, is_running = time.monotonic() + START_S, True
+        while is_running and time.monotonic() < deadline:
+            is_running = self.started.poll() is None
             if match := re.search(pattern, self.output.read_text(), re.MULTILINE):
                 return match[1]
             time.sleep(0.05)
@@ -90,7 +95,7 @@ def process(*command: str | Path, env: dict[str, str] | None = None, cwd: Path =
         except FileNotFoundError as error:
             raise Missing(f"{error.filename} does not exist") from error
         try:
-            yield Process(started.pid, Path(output.name))
+            yield Process(started, Path(output.name))
         finally:
             started.send_signal(signal.SIGTERM)
             try:

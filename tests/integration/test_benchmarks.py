@@ -6,7 +6,9 @@ The help of each program in benchmarks/.
 import asyncio
 import runpy
 import sys
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -14,7 +16,7 @@ import pytest
 
 from benchmarks.compare import attached_readers
 from benchmarks.compare.__main__ import measure, measure_load, measure_or_leave_out, start
-from benchmarks.compare.arms import ARMS, Arm, floor, port_of, process
+from benchmarks.compare.arms import ARMS, START_S, Arm, floor, port_of, process
 from benchmarks.compare.attached_readers import IdleStreams, Streams, readers_of
 from benchmarks.compare.plot import bars
 from benchmarks.compare.readers import read
@@ -74,13 +76,23 @@ async def test_an_arm_that_breaks_off_an_answer_is_left_out_unless_it_is_tailrac
     assert "LEFT OUT: nchan: the answer ended after 0 of" in capsys.readouterr().err
 
 
-def test_an_arm_that_is_not_installed_is_left_out(
+def test_an_arm_that_cannot_start_is_left_out_at_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    @contextmanager
+    def run(_: str) -> Iterator[Arm]:
+        with process(sys.executable, "-c", "raise SystemExit('no module')") as started:
+            yield Arm("tuned", port_of(started), "/", {})
+
+    monkeypatch.setitem(ARMS, "tuned", run)
     monkeypatch.setitem(ARMS, "litellm", lambda _: process("/nowhere/litellm"))
+    began = time.monotonic()
     with ExitStack() as stack:
-        assert start(["litellm"], [], "http://127.0.0.1:1", stack) == []
-    assert "WITHOUT litellm: /nowhere/litellm does not exist" in capsys.readouterr().err
+        assert start(["litellm", "tuned"], [], "http://127.0.0.1:1", stack) == []
+    assert time.monotonic() - began < START_S / 2
+    reasons = capsys.readouterr().err
+    assert "WITHOUT litellm: /nowhere/litellm does not exist" in reasons
+    assert "no module" in reasons.partition("WITHOUT tuned: ")[2]
 
 
 async def test_an_arm_that_is_too_slow_is_left_out() -> None:
