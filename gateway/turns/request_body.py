@@ -134,10 +134,10 @@ def check(new_turn: NewTurn) -> None:
     if len(new_turn.betas or ()) > BETAS_MAX or not all(BETA.fullmatch(beta) for beta in new_turn.betas or ()):
         raise Refused(
             "request_invalid",
-            f"`betas` are at most {BETAS_MAX} names, of 1 to 64 visible ASCII characters without a comma",
+            f"`betas` has at most {BETAS_MAX} names, of 1 to 64 visible ASCII characters without a comma",
         )
     if new_turn.api_version is not None and API_VERSION.fullmatch(new_turn.api_version) is None:
-        raise Refused("request_invalid", "`api_version` is a date like 2026-10-21: what `anthropic-version` says")
+        raise Refused("request_invalid", "`api_version` is not a date such as 2026-10-21")
     if not new_turn.store:
         refuse_fields(new_turn, "session", "parent", "full_history", "project", "webhook")
     check_name("project", new_turn.project)

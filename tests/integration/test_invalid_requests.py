@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.harness.raw_http import RawConnection, error_of
+from tests.harness.route_table import MESSAGE
 from tests.integration.conftest import KEY, Gateway, on_shared_loop
 
 JSON = {"content-type": "application/json"}
@@ -74,6 +75,7 @@ def input_of(custom_id: str, given: dict[str, object]) -> dict[str, object]:
     return {"requests": [{"custom_id": custom_id, "params": HI | given}]}
 
 
+UI = {"messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}]}
 SAID = [{"role": "system", "content": "s"}, {"role": "user", "content": " "}]
 
 
@@ -107,16 +109,22 @@ SAID = [{"role": "system", "content": "s"}, {"role": "user", "content": " "}]
         ("responses", "user", {"input": "hi", "user": "u" * 513}),
         ("responses", "input", {"input": " "}),
         ("responses", "input", {"input": []}),
+        ("messages", "metadata.user_id", MESSAGE | {"metadata": {"user_id": "a\nb"}}),
+        ("/api/chat", "id", UI | {"id": "a b"}),
+        ("/api/chat", "session_id", UI | {"session_id": "a b"}),
+        ("/api/chat", "project_id", UI | {"project_id": "a b"}),
+        ("/api/start-job", "prompt", {"prompt": ""}),
+        ("/api/start-job", "message", {"message": ""}),
     ],
 )
 async def test_a_refusal_names_the_field_as_the_client_does(
     shared_gateway: Gateway, path: str, param: str | None, body: object
 ) -> None:
     """Also of a rule that is not in the types, and in every client protocol."""
-    answer = await shared_gateway.client.post(f"/v1/{path}", json=body)
+    answer = await shared_gateway.client.post(path if path.startswith("/") else f"/v1/{path}", json=body)
     error = answer.json()["error"]
     assert (answer.status_code // 100, error["param"]) == (4, param)
-    if path in ("chat/completions", "responses") and answer.status_code == 400:
+    if not path.startswith("turn") and answer.status_code == 400:
         assert f"`{param}`" in error["message"]
 
 

@@ -128,4 +128,5 @@ async def test_invalid_header_is_refused(shared_gateway: Gateway, headers: dict[
     """It would become a header of another request, or a name."""
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     answer = await shared_gateway.client.post("/v1/messages", json=BODY, headers=raw)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "request_invalid", *headers)

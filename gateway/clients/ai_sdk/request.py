@@ -170,6 +170,11 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
     )
 
 
+def client_names(chat: UIChatRequest) -> dict[str, str]:
+    """Returns the names in `chat` of the turn's fields that have another name there."""
+    return {"session": "session_id" if chat.id is None else "id", "project": "project_id"}
+
+
 def unknown_fields(fields: Iterable[str]) -> list[str]:
     """Returns the names of unknown fields, which are ignored: an app may send its own."""
     known = {field.encode_name for field in msgspec.structs.fields(UIChatRequest)}

@@ -17,8 +17,9 @@ from starlette.types import ASGIApp
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.ai_sdk.history import newest_branch
 from tailrace.gateway.clients.ai_sdk.message import build_messages
-from tailrace.gateway.clients.ai_sdk.request import UIChatRequest, build_turn, unknown_fields
+from tailrace.gateway.clients.ai_sdk.request import UIChatRequest, build_turn, client_names, unknown_fields
 from tailrace.gateway.clients.ai_sdk.stream import DONE, UI, earlier_messages, replay_dialect
+from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.stored_messages import read_texts
 from tailrace.gateway.history_client import HistoryClient
@@ -66,9 +67,10 @@ async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     chat = read_body.convert(fields, UIChatRequest)
     new_turn = await convert_body(len(raw), build_turn, chat)
     headers = ignored_header(unknown_fields(fields))
-    return await responder.answer(
-        request, new_turn, raw, UI, is_streamed=True, headers=headers, idempotency_key=chat.idempotency_key
-    )
+    with name_as_client(client_names(chat)):
+        return await responder.answer(
+            request, new_turn, raw, UI, is_streamed=True, headers=headers, idempotency_key=chat.idempotency_key
+        )
 
 
 async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnReader, blob_store: BlobStore) -> ASGIApp:

@@ -17,6 +17,15 @@ from tailrace.proto.errors import Refused
 
 NO_THREADS = "`thread` is not supported: send the whole conversation in `messages`, and no `thread`"
 
+# The fields and headers that become fields of a turn with another name.
+CLIENT_NAMES = {
+    "user": "metadata.user_id",
+    "session": "x-session-id",
+    "project": "x-project-id",
+    "api_version": "anthropic-version",
+    "betas": "anthropic-beta",
+}
+
 
 class MessageParam(Message, frozen=True, forbid_unknown_fields=True):
     """A message. Further fields would be lost on the way to the model, so they are refused."""

@@ -6,9 +6,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest, build_turn
 from tailrace.gateway.clients.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT_USAGE
-from tailrace.gateway.clients.openai.common import name_as_client
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
 from tailrace.gateway.http import read_body

@@ -4,8 +4,7 @@ A parameter that the model does not support is refused with its name, or removed
 Sources: OpenAI's API reference; Anthropic's docs, "Vision", "Tool use", "Effort", "Adaptive thinking".
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -77,19 +76,6 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     prompt_cache_key: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
-
-
-@contextmanager
-def name_as_client(names: Mapping[str, str]) -> Iterator[None]:
-    """In a refusal inside, replaces the name of a turn's field by the client's name for it."""
-    try:
-        yield
-    except Refused as refused:
-        field = "parent" if refused.code == "parent_not_found" else refused.param or ""
-        if (name := names.get(field.partition("[")[0])) is not None:
-            refused.message = refused.message.replace(f"`{field}`", f"`{name}`", 1)
-            refused.param = name
-        raise
 
 
 def text_block(text: str) -> Fields:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.openai.common import name_as_client
+from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.clients.openai.item_references import INSERTED_BYTES_MAX, insert_items
 from tailrace.gateway.clients.openai.responses_input import items_of
 from tailrace.gateway.clients.openai.responses_object import PREFIX, response_of

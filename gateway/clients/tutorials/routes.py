@@ -13,6 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.clients.native.routes import cursor_of, stream_of
 from tailrace.gateway.clients.native.text_stream import TEXT
 from tailrace.gateway.clients.tutorials.content_stream import CONTENT
@@ -121,7 +122,8 @@ async def post_job(request: ApiRequest, responder: Responder) -> Response:
     The stream of the job can be read any number of times, also after its end.
     """
     body, raw = await request.read(StartJobRequest)
-    key, entry = await responder.submit(request, job_turn(body), raw)
+    with name_as_client({} if body.prompt is None else {"message": "prompt"}):
+        key, entry = await responder.submit(request, job_turn(body), raw)
     stream = f"/api/stream/{key.turn}"
     started = StartedJob(job_id=key.turn, session=entry.session, stream=stream)
     return json_response(started, status=202, headers={"location": stream, "tailrace-turn": key.turn})
