@@ -38,7 +38,9 @@ def verdict(schema: Any, text: bytes) -> dict[str, str]:
     try:
         # Offline: references of a schema are never fetched.
         validator = jsonschema_rs.validator_for(schema, offline=True)
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+    except jsonschema_rs.ValidationError as error:
+        return {"invalid": describe(error)}
+    except (jsonschema_rs.ReferencingError, ValueError) as error:
         return {"invalid": first_line(error)}
     if not text:
         return {}
@@ -51,7 +53,7 @@ def verdict(schema: Any, text: bytes) -> dict[str, str]:
 
 
 def describe(error: jsonschema_rs.ValidationError) -> str:
-    """Returns where in the text the error is, and what is wrong: at most ERROR_CHARS_MAX characters."""
+    """Returns where in the text or the schema the error is, and what is wrong: at most ERROR_CHARS_MAX characters."""
     where = "".join(f"[{json.dumps(step)}]" for step in error.instance_path)
     return f"{where or 'the whole'}: {error.message}"[:ERROR_CHARS_MAX]
 

@@ -87,6 +87,11 @@ async def test_invalid_schemas_are_refused(schema: dict[str, Any], monkeypatch: 
     assert refused.value.code == "schema_invalid"
 
 
+async def test_the_error_of_an_invalid_schema_says_where_it_is() -> None:
+    with pytest.raises(Refused, match=r'\["properties"\]\["km"\]: 5 is not of types "boolean", "object"'):
+        await SchemaChecker(wait_s=LONG_S).check_schema({"properties": {"name": {}, "km": 5}}, ACME)
+
+
 @pytest.mark.parametrize("name", ["draft-07/schema#", "draft-04/schema#"])
 async def test_older_drafts_are_accepted(name: str) -> None:
     """Some client libraries still write them."""
