@@ -4,14 +4,18 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+import structlog
 
 from tailrace.proto import subjects
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.subjects import AUDIT, EVERY_AUDIT
+
+logger = structlog.get_logger()
 
 TIMEOUT_S = 5.0
 Action = Literal["key.create", "key.revoke", "key.rotate", "limits.set"]
@@ -64,7 +68,7 @@ class AuditLog:
     async def page(self, before: Seq | None, limit: int) -> tuple[list[AuditEntry], Seq | None]:
         """Returns up to `limit` entries before the sequence `before`, newest first, and the `before` of the next page.
 
-        Raises LogUnavailable.
+        Entries that cannot be read are left out. Raises LogUnavailable.
         """
         state = (await self._connection.stream_info(AUDIT)).state
         last = min(state.last_seq, before - 1) if before is not None else state.last_seq
@@ -74,8 +78,20 @@ class AuditLog:
             messages, is_last = await self._reader.page(EVERY_AUDIT, Seq(max(first, seq + 1)))
             for message in messages:
                 seq = int((message.headers or {})["Nats-Sequence"])
-                if seq <= last:
-                    found.append(msgspec.json.decode(message.data, type=AuditEntry))
+                if seq <= last and (entry := _read_entry(message.data, seq)) is not None:
+                    found.append(entry)
             if is_last:
                 break
         return found[::-1], Seq(first) if first > 1 else None
+
+
+def _read_entry(data: bytes, seq: int) -> AuditEntry | None:
+    """Returns an entry; None, and logs an error, if a newer version or a compromised gateway has stored it.
+
+    It can never be deleted, and must not hide the other entries.
+    """
+    try:
+        return msgspec.json.decode(data, type=AuditEntry)
+    except DECODE_ERRORS:
+        logger.error("an entry of the audit log cannot be read", seq=seq)  # noqa: TRY400  # the data is the reason
+        return None

@@ -18,6 +18,7 @@ from tailrace.deploy.cli.limits import apply_change
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.resources import admin
+from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection
@@ -132,6 +133,16 @@ async def test_the_last_admin_key_is_rotated_but_not_revoked(gateway: Gateway) -
     last = (await gateway.client.post(f"/v1/admin/keys/{rotated['id']}/rotate", json={})).json()
     await until(lambda: has_status(gateway, last["key"], 200, "/v1/admin/keys"))
     assert await has_status(gateway, rotated["key"], 401, "/v1/admin/keys")
+
+
+@pytest.mark.rule("S2")
+async def test_an_entry_that_cannot_be_read_hides_no_other(gateway: Gateway, own_connection: Connection) -> None:
+    """A compromised gateway could store one, and nobody could ever delete it."""
+    for data in (b"", b"{}", b'{"action": "newer"}'):
+        await own_connection.jetstream.publish(subjects.audit("junk"), data)
+    await new_key(gateway)
+    assert [entry["action"] for entry in await audit(gateway)] == ["key.create"] * 2
+    assert await audit(gateway, "?limit=4") == (await audit(gateway))[:1]
 
 
 @pytest.mark.rule("R107")
