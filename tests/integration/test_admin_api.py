@@ -137,7 +137,7 @@ async def test_the_last_admin_key_is_rotated_but_not_revoked(gateway: Gateway) -
 
 @pytest.mark.rule("S2")
 async def test_an_entry_that_cannot_be_read_hides_no_other(gateway: Gateway, own_connection: Connection) -> None:
-    """A compromised gateway could store one, and nobody could ever delete it."""
+    """A compromised gateway could store one, and no operator could ever delete it."""
     for data in (b"", b"{}", b'{"action": "newer"}'):
         await own_connection.jetstream.publish(subjects.audit("junk"), data)
     await new_key(gateway)
