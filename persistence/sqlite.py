@@ -118,7 +118,7 @@ class SQLite:
         """
         if path.is_dir():  # noqa: ASYNC240  # at the start
             raise SettingsInvalid(f"TAILRACE_DATABASE: {str(path)!r} is a directory; set it to a file")
-        with _map_errors():
+        with _map_errors(path):
             file = _create(path)
             try:
                 # Fails here for a file that cannot be opened: aiosqlite would leave a thread that calls a closed loop.
@@ -302,7 +302,7 @@ def require_known_schema(path: Path) -> None:
     """
     if not path.exists():
         return
-    with _map_errors(), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+    with _map_errors(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         ((version,),) = database.execute("PRAGMA user_version")
     require_known_version(str(path), version)
 
@@ -328,8 +328,9 @@ def _create(path: Path) -> int:
 
 
 @contextmanager
-def _map_errors() -> Iterator[None]:
-    """Maps errors of SQLite, sqlite3, aiosqlite and the file system to StoreError."""
+def _map_errors(path: Path | None = None) -> Iterator[None]:
+    """Maps errors of SQLite, sqlite3, aiosqlite and the file system to StoreError, whose message names `path`."""
+    database = "the database" if path is None else f"the database {path}"
     try:
         yield
     except sqlite3.Error as error:
@@ -337,7 +338,7 @@ def _map_errors() -> Iterator[None]:
         kind = StoreRefused if str(error) == SUM_TOO_LARGE else ERRORS.get(code & PRIMARY_CODE)
         if kind is None:
             raise
-        raise kind(f"the database: {error} ({name})") from error
+        raise kind(f"{database}: {error} ({name})") from error
     except (OverflowError, UnicodeEncodeError) as error:
         # sqlite3 cannot bind the value. The message does not contain it: it may be a part of a conversation.
         raise StoreRefused(f"the database cannot hold a value ({type(error).__name__})") from error

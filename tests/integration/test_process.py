@@ -120,7 +120,7 @@ async def test_a_check_of_persistence_refuses_a_file_that_is_no_database(system:
     (path := tmp_path / "x.db").write_bytes(b"no database " * 1000)
     given = environ_of(TAILRACE_NATS_URL=system.nats_url, TAILRACE_DATABASE=str(path))
     status, _, stderr = await run_module("tailrace.persistence", "--check", **given)
-    assert (status, "file is not a database (SQLITE_NOTADB)" in stderr) == (1, True)
+    assert (status, f"the database {path}: file is not a database (SQLITE_NOTADB)" in stderr) == (1, True)
     assert path.exists()
 
 
