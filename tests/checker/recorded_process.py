@@ -43,12 +43,12 @@ def record(recorder: Recorder) -> None:
         )
         with recorder.recording(begun) as appending:
             try:
-                stands = await append(self, key, chain, entry, timeout_s=timeout_s)
+                extended = await append(self, key, chain, entry, timeout_s=timeout_s)
             except REFUSED:
                 appending.fail()
                 raise
-            appending.ok(seq=stands.last)
-            return stands
+            appending.ok(seq=extended.last)
+            return extended
 
     async def recorded_ack(self: Delivery) -> None:
         consumer = self._message.metadata.consumer

@@ -111,9 +111,7 @@ def malformed_requests(key: str) -> dict[str, bytes]:
 
 
 def mutate_requests(samples: list[bytes], seed: int, count: int) -> Iterator[bytes]:
-    """Returns `count` requests that are cut, repeated, joined, or have bytes changed, removed or inserted, by a
-    seed.
-    """
+    """Yields `count` requests that are cut, repeated or joined, or have bytes changed, removed or inserted."""
     chance = random.Random(seed)
     words = [
         b"\r\n",

@@ -87,9 +87,7 @@ async def is_alive(process: Process) -> bool:
 
 
 async def attack(process: Process, requests: list[bytes]) -> None:
-    """Sends all of them, some at once. Fails for a 5xx, a connection without an end, and a gateway that is not
-    healthy.
-    """
+    """Sends all of them, some at once. Fails for a 5xx, a connection without an end, and an unhealthy gateway."""
     port, room = int(process.url.rpartition(":")[2]), asyncio.Semaphore(AT_ONCE)
     before = len(process.find_lines("request broke"))
 

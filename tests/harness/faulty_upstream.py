@@ -56,8 +56,8 @@ async def faulty_claude(claude_url: str, spoil: Break, times: int = 1) -> AsyncI
             frames = [event + b"\n\n" for event in answer.content.split(b"\n\n") if event]
             broken = spoil(frames) if is_spoiled else Broken(HEAD + answer.content)
             if broken.is_reset:
-                told_by = writer.get_extra_info("socket")
-                told_by.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+                connection = writer.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
             writer.write(broken.sent)
             await writer.drain()
 

@@ -132,11 +132,11 @@ async def _wear(plan: Plan, log: TurnLog, supervisor: Supervisor, ready: list[st
 
     async with asyncio.TaskGroup() as group:
         killing = group.create_task(_kill(supervisor, ready, plan.kill_every_s, stop_at))
-        telling = group.create_task(_report_progress(ended))
+        reporting = group.create_task(_report_progress(ended))
         async with asyncio.TaskGroup() as running:
             for _ in range(plan.turns):
                 running.create_task(run())
-        telling.cancel()
+        reporting.cancel()
     turns = [turn for turn, _ in ended]
     text = words(plan.words)
     return WearResult(

@@ -16,7 +16,7 @@ PROCESS: ContextVar["Process | None"] = ContextVar("process", default=None)
 
 
 class Process:
-    """Has tasks. What a killed process still does on its way out has no effect on others: see `require_alive`."""
+    """Has tasks. After a kill, its code still runs to the end of each task, but sends nothing: see `require_alive`."""
 
     def __init__(self, world: "World", name: str) -> None:
         self.world = world
