@@ -66,7 +66,7 @@ async def read(turn: UUID, user: User, last_event_id: Annotated[str, Header()] =
     """Passes the stream of a turn on, only to the user of the turn."""
     record = await tailrace.get(f"/v1/turns/{turn}")
     if is_temporary(record):
-        return come_back()
+        return come_back(record)
     if record.is_error or record.json().get("user") != user:
         raise HTTPException(404)
     headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
@@ -74,7 +74,7 @@ async def read(turn: UUID, user: User, last_event_id: Annotated[str, Header()] =
     response = await tailrace.send(request, stream=True)
     if is_temporary(response):
         await response.aclose()
-        return come_back()
+        return come_back(response)
 
     async def relay() -> AsyncIterator[bytes]:
         with suppress(httpx.TransportError):  # the page reconnects
@@ -94,9 +94,10 @@ def is_temporary(response: httpx.Response) -> bool:
     return response.status_code >= 500 or response.status_code == 429
 
 
-def come_back() -> Response:
+def come_back(refusal: httpx.Response | None = None) -> Response:
     """An EventSource gives up after any status but 200. After 200, it reconnects with the id of its last event."""
-    return Response("retry: 1000\n\n", media_type="text/event-stream")
+    wait_s = refusal.headers.get("retry-after", "1") if refusal else "1"
+    return Response(f"retry: {wait_s}000\n\n", media_type="text/event-stream")
 
 
 @app.exception_handler(httpx.TransportError)

@@ -55,13 +55,13 @@ app.post("/v1/turns", async (request, response) => {
 app.get("/v1/turns/:turn/events", async (request, response) => {
   const path = `/v1/turns/${encodeURIComponent(request.params.turn)}`;
   const record = await tailrace(path);
-  if (isTemporary(record)) return comeBack(response);
+  if (isTemporary(record)) return comeBack(response, record);
   if (!record.ok || (await record.json()).user !== request.user) return response.sendStatus(404);
   const leaving = new AbortController();
   response.on("close", () => leaving.abort());
   const cursor = request.get("last-event-id");
   const stream = await tailrace(`${path}/events`, { signal: leaving.signal, headers: cursor ? { "last-event-id": cursor } : {} });
-  if (isTemporary(stream)) return comeBack(response);
+  if (isTemporary(stream)) return comeBack(response, stream);
   response.status(stream.status).set({ "content-type": stream.headers.get("content-type"), "cache-control": "no-store" });
   response.flushHeaders();
   if (stream.body) await pipeline(Readable.fromWeb(stream.body), response).catch(() => {}); // either side has left
@@ -69,7 +69,10 @@ app.get("/v1/turns/:turn/events", async (request, response) => {
 });
 
 /** An EventSource gives up after any status but 200. After 200, it reconnects with the id of its last event. */
-const comeBack = (response) => response.type("text/event-stream").end("retry: 1000\n\n");
+function comeBack(response, refusal) {
+  const waitS = refusal?.headers.get("retry-after") ?? 1;
+  response.type("text/event-stream").end(`retry: ${1000 * waitS}\n\n`);
+}
 
 // Without this, Express answers with a stack trace.
 app.use((error, request, response, next) => {
