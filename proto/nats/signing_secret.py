@@ -2,6 +2,7 @@
 
 import secrets
 
+from tailrace.proto.errors import LogMisconfigured
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.subjects import SECRETS
@@ -11,5 +12,13 @@ BYTES = 32
 
 
 async def signing_secret(connection: Connection) -> bytes:
-    """Returns the secret; the first call of any process creates it. It is never printed. Raises LogUnavailable."""
-    return await Bucket(connection, SECRETS, "the signing secret").create(NAME, secrets.token_bytes(BYTES))
+    """Returns the secret; the first call of any process creates it. It is never printed.
+
+    Raises LogUnavailable, and LogMisconfigured for a shorter one, with which tokens could be forged.
+    """
+    found = await Bucket(connection, SECRETS, "the signing secret").create(NAME, secrets.token_bytes(BYTES))
+    if len(found) < BYTES:
+        raise LogMisconfigured(
+            f"the signing secret has {len(found)} bytes, and needs {BYTES}: delete it with `nats kv del SECRETS {NAME}`"
+        )
+    return found

@@ -12,6 +12,7 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.login import COOKIE
 from tailrace.gateway.auth.signed_tokens import Access, Refresh, TokenSigner
+from tailrace.proto.errors import LogMisconfigured
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.logins import Login, Logins
 from tailrace.proto.nats.signing_secret import signing_secret
@@ -223,3 +224,10 @@ async def test_concurrent_gateways_create_one_signing_secret_and_a_deleted_one_i
     new = await signing_secret(own_connection)
     assert new not in found
     assert new == await signing_secret(own_connection)
+
+
+async def test_a_signing_secret_that_is_too_short_is_refused(own_connection: Connection) -> None:
+    """Anybody could guess an empty one, and forge tickets and logins of every tenant."""
+    await (await own_connection.jetstream.key_value(SECRETS)).put("signing", b"")
+    with pytest.raises(LogMisconfigured, match="has 0 bytes, and needs 32"):
+        await signing_secret(own_connection)
