@@ -10,7 +10,7 @@ from types import MappingProxyType
 from starlette.requests import Request
 from starlette.responses import Response
 
-MEDIA_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+MEDIA_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 NO_STORE = {"cache-control": "no-store"}
 
 
@@ -21,7 +21,7 @@ def page_file(package: str, name: str, headers: Mapping[str, str] = MappingProxy
 
 
 def kept_file(request: Request, package: str, name: str) -> Response:
-    """Returns a script or style sheet, compressed; 304 to a browser that has it. Raises FileNotFoundError."""
+    """Returns a script, style sheet or icon, compressed; 304 to a browser that has it. Raises FileNotFoundError."""
     content, compressed, tag = _read_compressed(package, name)
     headers = {"cache-control": "no-cache", "etag": tag, "vary": "accept-encoding"}
     if request.headers.get("if-none-match") == tag:

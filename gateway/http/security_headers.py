@@ -12,17 +12,17 @@ HEADERS = (
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
 )
-# Pages load their scripts, style sheets and values from this server. The page `/` shows the pictures that its user has
-# attached, and text of models as Markdown: only what DOMPurify has sanitised becomes markup.
-OWN = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+# Pages load their scripts, style sheets, values and icon from this server. The page `/` shows the pictures that its
+# user has attached (`blob:`), and text of models as Markdown: only what DOMPurify has sanitised becomes markup.
+OWN = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
 NOWHERE = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-PICTURES = "img-src blob:; "
 TRUSTED_TYPES = "require-trusted-types-for 'script'; trusted-types dompurify; "
 TURN_PAGES = "/turns/"
 PAGE_POLICIES = {
-    "/": (OWN + PICTURES + TRUSTED_TYPES + NOWHERE).encode(),
+    "/": (OWN + TRUSTED_TYPES + NOWHERE).encode(),
     TURN_PAGES: (OWN + TRUSTED_TYPES + NOWHERE).encode(),
     "/ops": (OWN + NOWHERE).encode(),
+    "/docs": f"{POLICY}; img-src 'self'".encode(),
 }
 
 

@@ -22,8 +22,8 @@ ABOUT = "Resumable streams of Claude's answers that survive the death of any pro
 PAGES = "In a browser, / is a page with chats, /docs describes the routes, and /ops shows how the system is doing."
 FILES = frozenset(
     {
-        *("base.css", "demo.css", "demo.js", "dom.js", "libraries.js", "markdown.js", "page.css", "page.js"),
-        *("requests.js", "timeline.css", "timeline.js", "turn.js"),
+        *("base.css", "demo.css", "demo.js", "dom.js", "icon.svg", "libraries.js", "markdown.js", "page.css"),
+        *("page.js", "requests.js", "timeline.css", "timeline.js", "turn.js"),
     }
 )
 VARY = {"vary": "accept"}
@@ -70,9 +70,9 @@ async def turn(_: Request) -> Response:
 
 
 async def file(request: Request) -> Response:
-    """`GET /page/{file}`: a script or style sheet of the pages `/`, `/turns/{turn}` and `/ops`.
+    """`GET /page/{file}`: a script or style sheet, or the icon, of the pages.
 
-    The pages load them. They change only with the version of the gateway.
+    The pages `/`, `/turns/{turn}`, `/ops` and `/docs` load them. They change only with the version of the gateway.
     """
     name = request.path_params["file"]
     if name not in FILES:
