@@ -22,10 +22,12 @@ export function decodePart(part) {
 export const storage = findStorage();
 
 function findStorage() {
+  const values = new Map();
+  const own = { getItem: (name) => values.get(name) ?? null, setItem: (name, value) => values.set(name, value), removeItem: (name) => values.delete(name) };
   try {
-    return globalThis.sessionStorage;
+    // Firefox has null there if its setting dom.storage.enabled is false.
+    return globalThis.sessionStorage ?? own;
   } catch {
-    const values = new Map();
-    return { getItem: (name) => values.get(name) ?? null, setItem: (name, value) => values.set(name, value), removeItem: (name) => values.delete(name) };
+    return own;
   }
 }

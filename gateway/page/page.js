@@ -825,9 +825,18 @@ function excerptOf(texts, word) {
 
 // Other tabs, keys, and the drawer of a narrow window.
 
-const tabs = new BroadcastChannel("tailrace");
+const tabs = findTabs();
 const tellOtherTabs = () => tabs.postMessage(chat.id);
 tabs.onmessage = ({ data }) => refresh(data);
+
+/** Returns the channel to the other tabs. Firefox permits none where it blocks the storage: they show changes after a reload. */
+function findTabs() {
+  try {
+    return new BroadcastChannel("tailrace");
+  } catch {
+    return { postMessage() {} };
+  }
+}
 
 /** Reads the list again, and the turns of the chat `id` if it is shown. A shared answer is read without a key. */
 function refresh(id) {

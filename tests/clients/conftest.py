@@ -6,6 +6,7 @@ A test compares what a client shows with the text of the log and of SQLite, whic
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -16,7 +17,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.nats import Connection
-from tests.clients.node import find_browser
+from tests.clients.node import find_browser, find_firefox
 from tests.clients.openai_chat import sdk_of
 from tests.conftest import apply_streams
 from tests.harness.generator_in_loop import is_acknowledged, running_generator, shorten_lease
@@ -58,6 +59,22 @@ def browser() -> str:
     if found is None:
         pytest.skip("there is no `chromium` here")
     return found
+
+
+@pytest.fixture
+def firefox() -> str:
+    """Returns the path of Firefox, which a script receives as `FIREFOX`."""
+    found = find_firefox()
+    if found is None:
+        pytest.skip("there is no `firefox-esr` here")
+    return found
+
+
+@pytest.fixture(params=["CHROMIUM", "FIREFOX"])
+def each_browser(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Returns Chromium, then Firefox: the variable that a script receives, with its path."""
+    fixture = {"CHROMIUM": "browser", "FIREFOX": "firefox"}[request.param]
+    return {request.param: request.getfixturevalue(fixture)}
 
 
 @pytest.fixture

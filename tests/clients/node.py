@@ -24,6 +24,7 @@ NODE = _WHEEL / "bin/node"
 # The wheel's own bin/npm was a link and is a copy now, which finds nothing.
 NPM = _WHEEL / "lib/node_modules/npm/bin/npm-cli.js"
 DEADLINE_S = 40.0
+TERMINATE_S = 5.0
 
 
 def find_browser() -> str | None:
@@ -32,6 +33,11 @@ def find_browser() -> str | None:
     Chromium's headless shell is the same engine without the windows of a desktop, and takes half of the CPU time.
     """
     return shutil.which("chromium-headless-shell") or shutil.which("chromium")
+
+
+def find_firefox() -> str | None:
+    """Returns the path of Firefox, or None. Ubuntu's `firefox` is a wrapper of a snap, which tests cannot drive."""
+    return shutil.which("firefox-esr")
 
 
 async def run(script: str, *args: object, deadline_s: float = DEADLINE_S, **environ: object) -> list[dict[str, Any]]:
@@ -62,6 +68,10 @@ async def command(
     talking = asyncio.create_task(process.communicate())
     try:
         done, _ = await asyncio.wait([talking], timeout=deadline_s)
+        if not done:
+            # Playwright then ends Firefox, which has a process group of its own.
+            process.terminate()
+            await asyncio.wait([talking], timeout=TERMINATE_S)
     finally:
         _kill(process)
     printed, complained = await talking

@@ -1,4 +1,4 @@
-"""The page at `/` in Chromium: answers over interruptions, hostile answers, and what a client without a key sees."""
+"""The page at `/` in Chromium and Firefox: interruptions, hostile answers, and what a client without a key sees."""
 
 import asyncio
 import base64
@@ -309,12 +309,13 @@ async def test_files_are_dropped_and_pasted_and_others_refused_before_they_are_s
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 
+@pytest.mark.timeout(120)
 async def test_lost_requests_and_malformed_addresses_are_no_failures_of_the_page(
-    open_gateway: Gateway, browser: str
+    open_gateway: Gateway, each_browser: dict[str, Any]
 ) -> None:
     """The first requests for the list of chats and for an answer's record, and a page of the list."""
     steps = "lost,list,malformed"
-    lost, listed, malformed = await node.run("chat-page.mjs", steps, open_gateway.url, CHROMIUM=browser)
+    lost, listed, malformed = await node.run("chat-page.mjs", steps, open_gateway.url, deadline_s=90, **each_browser)
     quiet: dict[str, Any] = {"complaints": [], "elsewhere": []}
     assert sorted(lost.pop("lost")) == ["half", "sessions", "turns"]
     assert lost == {"text": words(9), "failures": [], **quiet}
@@ -330,13 +331,28 @@ async def test_a_running_replay_stays_where_it_was_moved_and_a_copy_that_is_not_
     assert seen == {"clock": "0.0 s", "complaints": [], "elsewhere": []}
 
 
+ANSWERED_WITHOUT_STORAGE = {"isBlocked": True, "answer": words(3), "panel": DASHBOARDS[0].panels[0].title}
+
+
 async def test_the_page_works_in_a_browser_that_blocks_its_storage(open_gateway: Gateway) -> None:
     # Without the windows of a desktop, Chromium does not read the preference.
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("there is no `chromium` here")
     (seen,) = await node.run("chat-page.mjs", "blocked", open_gateway.url, CHROMIUM=browser)
-    assert seen == {"isBlocked": True, "answer": words(3), "panel": DASHBOARDS[0].panels[0].title}
+    assert seen == ANSWERED_WITHOUT_STORAGE
+
+
+@pytest.mark.parametrize(
+    "setting", [{"network.cookie.cookieBehavior": 2}, {"dom.storage.enabled": False}], ids=["cookies", "storage"]
+)
+async def test_the_page_works_in_firefox_without_cookies_or_storage(
+    open_gateway: Gateway, firefox: str, setting: dict[str, Any]
+) -> None:
+    """The first setting is that of "Block all cookies"."""
+    prefs = msgspec.json.encode(setting).decode()
+    (seen,) = await node.run("chat-page.mjs", "blocked", open_gateway.url, FIREFOX=firefox, FIREFOX_PREFS=prefs)
+    assert seen == ANSWERED_WITHOUT_STORAGE
 
 
 @pytest.mark.timeout(120)

@@ -1,17 +1,18 @@
-// The page at / in Chromium: `chat-page.mjs STEPS GATEWAY …`, STEPS is a name or several with commas between them. Prints one
-// line for each, with what the page showed.
+// The page at / in Chromium or Firefox: `chat-page.mjs STEPS GATEWAY …`, STEPS is a name or several with commas between
+// them. Prints one line for each, with what the page showed.
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { setTimeout } from "node:timers/promises";
 import { chromium } from "playwright-core";
+import { isFirefox, launch } from "./browsers.mjs";
 
 const [steps, gateway, ...given] = process.argv.slice(2);
 // `small` has the layout of a desktop. Chromium draws each frame with the CPU, in a third of the time for `desktop`.
 const SIZES = { desktop: { width: 1280, height: 860 }, phone: { width: 390, height: 844 }, small: { width: 900, height: 400 } };
 // Each colour scheme and each size once.
 const LOOKS = [["light", "desktop"], ["dark", "phone"]];
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
+const browser = await launch();
 
 /** Opens a page that notes what a policy forbids, what fails, and what is requested elsewhere. */
 async function open(options) {
@@ -636,12 +637,13 @@ const STEPS = {
     return { asked: asked.map(({ messages, ...body }) => body), settings, changed, texts: [shown, copied, edited], notices, ...seen };
   },
 
-  /** Asks in a browser that blocks the storage of pages, as one with "Block all cookies" does. */
+  /** Asks in a browser that blocks the storage of pages: Chromium with "Block all cookies", Firefox with `FIREFOX_PREFS`. */
   async blocked() {
     const folder = mkdtempSync(`${tmpdir()}/profile-`);
     mkdirSync(`${folder}/Default`);
     writeFileSync(`${folder}/Default/Preferences`, '{"profile": {"default_content_setting_values": {"cookies": 2}}}');
-    const context = await chromium.launchPersistentContext(folder, { executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
+    const persistent = () => chromium.launchPersistentContext(folder, { executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
+    const context = await (isFirefox ? browser.newContext() : persistent());
     const page = await context.newPage();
     await page.goto(gateway);
     const isBlocked = await page.evaluate(() => {

@@ -1,6 +1,6 @@
-// Chromium, and pages of ours on the origin of whoever is tested. It tests nothing.
+// A browser, and pages of ours on the origin of whoever is tested. It tests nothing.
 import { build } from "esbuild";
-import { chromium } from "playwright-core";
+import { launch } from "./browsers.mjs";
 
 /**
  * Runs `work(open)`, where `open(origin)` is a page of that origin which has run the module `entry`.
@@ -12,10 +12,9 @@ export async function browse(entry, work) {
   const define = { "process.env.NODE_ENV": '"development"' };
   const built = await build({ entryPoints: [entry], bundle: true, write: false, jsx: "automatic", define, nodePaths: ["node_modules"] });
   const script = built.outputFiles[0].text;
-  // Root cannot have its sandbox, and all that it opens here is ours. A page that is made here has no address, which
-  // Chromium takes for one on the internet, and such a page may not ask this machine unless its user says so.
-  const args = ["--no-sandbox", "--disable-features=LocalNetworkAccessChecks"];
-  const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args });
+  // A page that is made here has no address, which Chromium takes for one on the internet, and such a page may not ask
+  // this machine unless its user says so.
+  const browser = await launch(["--disable-features=LocalNetworkAccessChecks"]);
   const open = async (origin) => {
     // Small, because Chromium draws each frame of an answer with the CPU.
     const page = await browser.newPage({ viewport: { width: 400, height: 200 } });

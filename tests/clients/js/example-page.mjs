@@ -1,12 +1,11 @@
 // A page of examples/ in Chromium: `example-page.mjs URL MESSAGE [FILE]`. FILE is the page if no server has it.
 // Prints a line in the middle of the answer, and another with what the page shows at its end.
 import { readFile } from "node:fs/promises";
-import { chromium } from "playwright-core";
+import { launch } from "./browsers.mjs";
 
 const [url, message, file] = process.argv.slice(2);
 
-const args = ["--no-sandbox", "--disable-features=LocalNetworkAccessChecks"];
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args });
+const browser = await launch(["--disable-features=LocalNetworkAccessChecks"]);
 const context = await browser.newContext({ httpCredentials: { username: "ada", password: "lovelace" }, viewport: { width: 400, height: 200 } });
 const page = await context.newPage();
 page.on("pageerror", (error) => console.error(error));

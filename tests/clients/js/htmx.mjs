@@ -1,12 +1,11 @@
 // The page examples/htmx.html in Chromium: `htmx.mjs URL MESSAGE`. Asks, and prints what the page shows at the end, and
 // after a reload. Its link names a foreign server, which the page must not ask.
 import { readFile } from "node:fs/promises";
-import { chromium } from "playwright-core";
+import { launch } from "./browsers.mjs";
 
 const [url, message] = process.argv.slice(2);
 
-const args = ["--no-sandbox", "--disable-features=LocalNetworkAccessChecks"];
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args });
+const browser = await launch(["--disable-features=LocalNetworkAccessChecks"]);
 const page = await browser.newPage({ viewport: { width: 400, height: 200 } });
 page.on("pageerror", (error) => console.error(error));
 const link = `${url}/htmx.html?server=http://foreign.invalid`;

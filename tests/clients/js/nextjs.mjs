@@ -1,10 +1,10 @@
 // The app of examples/nextjs in Chromium: `nextjs.mjs URL MESSAGE`. A user logs in, asks, reloads in mid-answer, and
 // stops another one.
 // Prints one line with what the page shows, and the statuses of a request without a login, by the user, and by another user.
-import { chromium } from "playwright-core";
+import { launch } from "./browsers.mjs";
 
 const [url, message] = process.argv.slice(2);
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
+const browser = await launch();
 const statuses = [];
 
 const page = await (await browser.newContext({ viewport: { width: 400, height: 200 } })).newPage();

@@ -1,10 +1,10 @@
 // The page /ops in Chromium: `ops.mjs GATEWAY FOLDER [KEY]`. Prints a line for a light desktop and a dark phone.
 // With a KEY, it first tries a wrong one. A screenshot of each is written to FOLDER.
-import { chromium } from "playwright-core";
+import { launch } from "./browsers.mjs";
 
 const [gateway, folder, key] = process.argv.slice(2);
 const SIZES = { desktop: { width: 1440, height: 1000 }, phone: { width: 390, height: 844 } };
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
+const browser = await launch();
 
 for (const [colorScheme, size] of [["light", "desktop"], ["dark", "phone"]]) {
   const viewport = SIZES[size];

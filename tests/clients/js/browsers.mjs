@@ -1,0 +1,18 @@
+// Starts the browser of a test: Chromium at the path `CHROMIUM`, or Firefox at the path `FIREFOX`.
+import { chromium, firefox } from "playwright-core";
+
+const { CHROMIUM, FIREFOX, FIREFOX_PREFS = "{}" } = process.env;
+
+export const isFirefox = Boolean(FIREFOX);
+
+/** Returns a browser. `args` are for Chromium. `FIREFOX_PREFS`: values of Firefox's about:config, as JSON. */
+export async function launch(args = []) {
+  // Root cannot have its sandbox, and all that tests open is ours.
+  if (!isFirefox) return chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", ...args] });
+  const browser = await firefox.launch({ executablePath: FIREFOX, channel: "moz-firefox", firefoxUserPrefs: JSON.parse(FIREFOX_PREFS) });
+  const session = browser._connection.toImpl(browser)._browserSession;
+  const send = session.send.bind(session);
+  // Playwright sends this command for each page, and Firefox 153 ESR does not know it.
+  session.send = (method, given) => (method === "emulation.setMediaFeaturesOverride" ? {} : send(method, given));
+  return browser;
+}
