@@ -24,8 +24,8 @@ PROGRAMS = {
     # Debian's command for clusters: the programs of the server are not on the path.
     "pg_ctlcluster": "postgresql",
 }
-# Used instead of Chromium where it is installed (`node.find_browser`). Not every distribution has it.
-HEADLESS_SHELL = "chromium-headless-shell"
+# Not every distribution has them. The first is used instead of Chromium where it is installed (`node.find_browser`).
+OPTIONAL = ("chromium-headless-shell", "firefox-esr")
 DAEMONS = ("prometheus", "prometheus-alertmanager", "nginx", "haproxy", "postgresql")
 
 
@@ -36,14 +36,15 @@ def main() -> None:
         subprocess.run([NODE, NPM, "ci"], cwd=folder, env=os.environ | {"PATH": path}, check=True)
     install_python_clients()
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    has_headless = shutil.which(HEADLESS_SHELL) is not None
-    if has_headless and not missing:
+    optional = [program for program in OPTIONAL if shutil.which(program) is None]
+    if not missing and not optional:
         return
     is_updated = update_package_lists()
     if missing and not (is_updated and install([PROGRAMS[program] for program in missing])):
         print(f"{', '.join(missing)} cannot be installed here (it takes root and apt-get): their tests are skipped.")
-    elif is_updated and not has_headless:
-        install([HEADLESS_SHELL])
+    elif is_updated:
+        for package in optional:
+            install([package])
 
 
 def install_python_clients() -> None:

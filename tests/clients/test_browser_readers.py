@@ -1,7 +1,8 @@
-"""GET /v1/turns/{turn}/events with clients in Chromium: each shows the whole text once."""
+"""GET /v1/turns/{turn}/events with clients in Chromium and Firefox: each shows the whole text once."""
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -27,14 +28,18 @@ CLIENTS = (
 
 
 @on_shared_loop
+@pytest.mark.timeout(120)
 @pytest.mark.proves("tailrace", "resumes after cuts", "EventSource (Chromium)")
 @pytest.mark.proves("tailrace", "resumes after cuts", "fetch-event-source")
 @pytest.mark.proves("anthropic", "resumes after cuts", "EventSource (Chromium)")
 @pytest.mark.proves("text", "replays from the start after cuts", "fetch (Chromium)")
 @pytest.mark.proves("tailrace", "generator killed during the answer", "EventSource (Chromium)")
+@pytest.mark.proves("tailrace", "resumes after cuts", "EventSource (Firefox)")
+@pytest.mark.proves("anthropic", "resumes after cuts", "EventSource (Firefox)")
+@pytest.mark.proves("tailrace", "generator killed during the answer", "EventSource (Firefox)")
 @pytest.mark.proves("tailrace", "generator killed during the answer", "fetch-event-source")
 async def test_clients_in_a_browser_show_the_text_once_after_cuts_and_a_killed_generator(
-    takeover: Takeover, browser: str
+    takeover: Takeover, each_browser: dict[str, Any]
 ) -> None:
     """All four read one turn, each over cut connections of its own."""
     gateway = takeover.gateway
@@ -46,7 +51,7 @@ async def test_clients_in_a_browser_show_the_text_once_after_cuts_and_a_killed_g
             cuts = random_cuts(seed, count, bytes_max, IN_BODY)
             proxies.append(await stack.enter_async_context(Cutting(gateway.port, cuts, whole=whole)))
             arguments += [client, f"{proxies[-1].url}/v1/turns/{turn}/events?dialect={dialect}"]
-        reading = asyncio.create_task(node.run("browser.mjs", *arguments, CHROMIUM=browser))
+        reading = asyncio.create_task(node.run("browser.mjs", *arguments, deadline_s=90, **each_browser))
         async with takeover.run_and_kill_after(8):
             shown = await reading
     assert [(one["text"], one["outcome"]) for one in shown] == [(TEXT, "completed")] * 4

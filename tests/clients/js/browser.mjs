@@ -1,4 +1,4 @@
-// Reads turns with Chromium's clients, a page each, all at once: `browser.mjs CLIENT URL [CLIENT URL ...]`. One line for each.
+// Reads turns with a browser's clients, a page each, all at once: `browser.mjs CLIENT URL [CLIENT URL ...]`. One line for each.
 import { browse } from "./chromium.mjs";
 
 const rest = process.argv.slice(2);
