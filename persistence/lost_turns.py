@@ -12,15 +12,14 @@ from tailrace.persistence import metrics
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreUnwritable
 from tailrace.proto.nats import Deliveries, TurnLog
-from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
 # The log keeps a turn for a day. A query for a single turn detects the loss at once (gateway/history_client.py).
 INTERVAL_S = 10.0
-# Concurrent queries to the log's leader, and turns that are checked between two batches of the recorder.
-CONCURRENCY, CHECKED_MAX = 8, 200
+# Turns that are checked between two batches of the recorder.
+CHECKED_MAX = 200
 
 
 class LostTurnFinder:
@@ -62,8 +61,8 @@ class LostTurnFinder:
         if self._unchecked is None:
             self._unchecked = await self._store.running_turns()
         checked = self._unchecked[:CHECKED_MAX]
-        known = await gather_limited(self._log.has_turn, checked, CONCURRENCY)
-        lost = [key for key, is_in_log in zip(checked, known, strict=True) if not is_in_log]
+        stored = await self._log.find_stored(checked)
+        lost = [key for key in checked if key not in stored]
         if lost:
             await self._store.fail_lost(lost)
         self._unchecked = self._unchecked[CHECKED_MAX:]

@@ -161,8 +161,8 @@ class UnstoredTurns:
         if now < self._next_look_up:
             return
         noted = await self._store.every_unstored(self._looked_up)
-        known = await gather_limited(self._log.has_turn, noted, LOOKED_UP_AT_ONCE)
-        if lost := [key for key, is_in_log in zip(noted, known, strict=True) if not is_in_log]:
+        stored = await self._log.find_stored(noted)
+        if lost := [key for key in noted if key not in stored]:
             await self._recorder.forget_unstored(lost)
         if noted:
             self._looked_up = noted[-1]
