@@ -1,6 +1,7 @@
 """The notes of turns with `store: false`: the search for a deletion, and notes of turns that have left the log."""
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,16 @@ class Log:
         self._kept = kept
 
     async def read_turn(self, key: TurnKey) -> Turn:
-        if not await self.has_turn(key):
+        await asyncio.sleep(LOOK_UP_S)
+        if key.turn not in self._kept:
             raise TurnUnknown(key.turn)
         written = Handwritten()
         written.store_request(store=False)
         return written.turn
 
-    async def has_turn(self, key: TurnKey) -> bool:
+    async def find_stored(self, keys: Iterable[TurnKey]) -> set[TurnKey]:
         await asyncio.sleep(LOOK_UP_S)
-        return key.turn in self._kept
+        return {key for key in keys if key.turn in self._kept}
 
 
 class Tombstones:
