@@ -10,6 +10,7 @@ import time
 from asyncio import Event, Future, TaskGroup
 from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from signal import SIGKILL, SIGTERM, Signals
 
@@ -129,7 +130,9 @@ class Child:
         await run_until(self.stopping.wait(), ended)
         for wait_s in (self.spec.grace_s, KILL_S):
             if not ended.done():
-                process.terminate()
+                # It may have ended, and the task does not know it yet.
+                with suppress(ProcessLookupError):
+                    process.terminate()
                 await asyncio.wait([ended], timeout=wait_s)
         if not ended.done():
             self.console.log(f"{self.spec.name} did not stop within {self.spec.grace_s + KILL_S:g} s")
