@@ -83,7 +83,7 @@ async def test_expired_files_are_deleted(gateway: Gateway, sdk: AsyncOpenAI, sys
 
         async def is_gone() -> bool:
             later = datetime.now(UTC) + timedelta(days=1)
-            return tenant not in {owner for owner, _ in await store.expired_files(later)}
+            return tenant not in await store.expired_files(later)
 
         await until(is_gone)
     finally:

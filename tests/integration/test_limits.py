@@ -29,7 +29,7 @@ from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.limits import UNLIMITED, Limits
 from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back
-from tailrace.proto.subjects import LIMITS, SLOTS, TurnKey
+from tailrace.proto.subjects import CLAIMS_STREAM, LIMITS, SLOTS, TurnKey
 from tests.harness.generator_in_loop import wait_for_end
 from tests.harness.lossy_link import LossyLink
 from tests.harness.nats_cluster import Cluster
@@ -232,12 +232,16 @@ async def test_a_repeated_post_holds_its_slot_under_the_turn_id_that_a_killed_ga
     async def post(url: str) -> httpx2.Response:
         return await other.client.post(f"{url}/v1/turns", json=SLOW, headers={"idempotency-key": "key"})
 
+    async def is_claimed() -> bool:
+        # The other key is that of the write probe.
+        return (await own_connection.jetstream.stream_info(CLAIMS_STREAM)).state.messages == 2
+
     async with (
         LossyLink(own_server.url, share=1, what=b'{"stream":"KV_CLAIMS"') as link,
         gateway_process(tmp_path, link.url, **settings) as killed,
     ):
         posted = asyncio.create_task(post(killed.url))
-        await until(lambda: link.lost)
+        await until(is_claimed)
         await killed.stop(SIGKILL)
     with pytest.raises(httpx2.HTTPError):
         await posted

@@ -26,7 +26,8 @@ QUESTION = "How do I keep a *log* that survives its broker?"
 
 
 def conversation(*messages: tuple[str, Any]) -> Conversation:
-    return read(msgspec.convert([{"role": role, "content": content} for role, content in messages], list[Message]))
+    body = msgspec.json.encode([{"role": role, "content": content} for role, content in messages])
+    return read(msgspec.json.decode(body, type=list[Message]))
 
 
 def text(question: str) -> str:
