@@ -61,6 +61,7 @@ CLASSES: dict[str, tuple[type[Exception], ...]] = {
         *(anthropic.ClaudeCodeKeyCreatorNotMemberError, anthropic.ClaudeCodeVersionTooOldError),
         *(anthropic.CMEKKeyDisabledError, anthropic.CMEKKeyNetworkBlockedError, anthropic.OrganizationOnHoldError),
         *(anthropic.OrganizationTypeNotSupportedError, anthropic.ParentOrganizationRequiredError),
+        anthropic.WorkspaceHumanReviewDisabledError,
     ),
     "backend_rate_limited": (anthropic.RateLimitError, anthropic.RampLimitExceededError),
     "backend_overloaded": (anthropic.OverloadedError,),
