@@ -103,7 +103,7 @@ def _blocks(message: Message) -> list[Block]:
 def _call_id(block: Block) -> str | None:
     """Returns the id of a call of the client's tools, MALFORMED if the API refuses the call; None for another block."""
     match block:
-        case {"type": "tool_use", "id": str(call), "name": str(), "input": dict()}:
+        case {"type": "tool_use", "id": str(call), "name": str(name), "input": dict()} if name:
             return call
         case {"type": "tool_use"}:
             return MALFORMED

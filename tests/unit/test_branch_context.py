@@ -188,7 +188,15 @@ def test_each_tool_call_of_the_history_has_its_result_directly_after_it(case: st
     assert accepted_before(new, history) == accepted
 
 
-MALFORMED = [{"id": None}, {"id": ["tool_1"]}, {"id": ""}, {"name": None}, {"input": [1]}, {"input": None}]
+MALFORMED = [
+    {"id": None},
+    {"id": ["tool_1"]},
+    {"id": ""},
+    {"name": None},
+    {"name": ""},
+    {"input": [1]},
+    {"input": None},
+]
 
 
 @pytest.mark.rule("R111")
