@@ -4,6 +4,7 @@ Nothing that fails is retried here: the client that called the gateway may try a
 """
 
 import asyncio
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -31,8 +32,10 @@ from tailrace.proto.nats.rpc import Handler
 
 logger = structlog.get_logger()
 
-# Before each further try to cancel a message batch that the API does not know: together less than a gateway waits.
+# Before each further try to cancel a message batch that the API does not know.
 CANCEL_WAITS_S = (0.5, 1.0, 2.0)
+# No try begins later. A gateway waits for 6 s, and a try is two calls.
+CANCEL_S = 4.0
 
 T = TypeVar("T")
 
@@ -75,7 +78,10 @@ class ModelRpc:
     async def _cancel_message_batch(self, _: Tenant, body: bytes) -> bytes:
         name = decode_query(body, CancelMessageBatch).message_batch
         with _refuse():
+            last = time.monotonic() + CANCEL_S
             for wait_s in (0.0, *CANCEL_WAITS_S):
+                if time.monotonic() + wait_s > last:
+                    break
                 await asyncio.sleep(wait_s)
                 # A server of Anthropic may not know a new message batch for a moment.
                 if await self._message_batches.cancel(name) or await self._has_ended(name):

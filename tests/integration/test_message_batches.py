@@ -590,8 +590,11 @@ async def test_deleting_a_batch_does_not_release_its_reserved_cost(
 async def test_a_generator_cancels_a_message_batch_on_request(
     own: MessageBatchSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one that Anthropic does not know for a moment. One that has ended, or does not exist, is left alone."""
-    monkeypatch.setattr("tailrace.generators.rpc.CANCEL_WAITS_S", (0.01,))
+    """Also one that Anthropic does not know for a moment. One that has ended, or does not exist, is left alone.
+
+    With a slow API there are fewer tries: the gateway would not wait for more.
+    """
+    monkeypatch.setattr("tailrace.generators.rpc.CANCEL_WAITS_S", (0.01, 3600))
     params = FOREIGN | {"messages": [{"role": "user", "content": "#sim words=1 wait=3600 fault=unknownx1"}]}
     made = await own.api.messages.batches.create(requests=[{"custom_id": "a", "params": params}])
     rpc = Rpc(own.connection)
