@@ -17,7 +17,7 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto import batch
 from tailrace.proto.batch_records import ListBatches
 from tailrace.proto.blobs import Blob
-from tailrace.proto.entries import Batch
+from tailrace.proto.entries import MESSAGE_BATCHES, Batch, Outcome, Via
 from tailrace.proto.errors import BlobUnknown, LogError, Refused, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
@@ -88,6 +88,11 @@ class _Running:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _may_store(outcome: Outcome | Literal["running"], via: Via) -> bool:
+    """Returns whether turns of a batch may still be stored: answers of a message batch come after its cancellation."""
+    return outcome == "running" or (via == MESSAGE_BATCHES and outcome != "completed")
 
 
 class Deleter:
@@ -224,23 +229,25 @@ class Deleter:
             return
 
     async def _withdraw(self, tenant: Tenant, user: str) -> None:
-        """Keeps the running batches of other users from submitting the user's inputs, or storing their answers."""
+        """Keeps the batches of other users from submitting the user's inputs, or storing their answers."""
         after: str | None = None
         oldest = datetime.now(UTC) - BATCH_LIFE
         while True:
             page = await self._history.ask(tenant, ListBatches(after, BATCHES_PAGE))
             for one in page.batches:
-                if not one.is_over:
+                if _may_store(one.outcome, one.counts.via):
                     await self._withdraw_from(TurnKey(tenant, one.batch), user)
             after = page.next
             if after is None or page.batches[-1].asked_at < oldest:
                 return
 
     async def _withdraw_from(self, key: TurnKey, user: str) -> None:
-        """Marks the user's inputs of a running batch that are no turns yet as deleted; gives back what they reserve."""
+        """Marks the user's inputs of a batch that are no turns yet as deleted; gives back what they reserve."""
         try:
             turn = await self._log.read_turn(key)
-            if turn.end is not None or turn.request is None or turn.request.batch is None or turn.request.user == user:
+            if turn.request is None or turn.request.batch is None or turn.request.user == user:
+                return
+            if not _may_store(turn.outcome, turn.request.via):
                 return
             lines = await self._inputs_of(key, turn.request.batch)
         except (TurnUnknown, BlobUnknown):
@@ -253,9 +260,10 @@ class Deleter:
         stored = await self._log.find_stored(of_user)
         new = [child for child in of_user if child not in stored and not await self._tombstones.is_deleted(child)]
         await gather_limited(self._tombstones.mark_deletion, new, LOOKED_AT_ONCE)
+        # The generator may have stored some before it could see the mark. The erasure finds these, and their own ends
+        # settle them.
+        stored = await self._log.find_stored(new)
         if turn.request.via == "messages":
-            # The generator may have submitted some before it could see the mark. Their own ends settle these.
-            stored = await self._log.find_stored(new)
             for child in new:
                 if child not in stored:
                     await give_back_deleted(self._counters, child, of_user[child])

@@ -339,10 +339,11 @@ class MessageBatchSubmitter:
         `traceparent` is that of the batch. The turn's request has none, as every runner writes the same bytes. Raises
         TurnUnknown if the turn is deleted meanwhile.
         """
-        if await self._tombstones.is_deleted(child):
-            return None
         if (end := await self._end_of(child)) is not None:
             return end
+        # Right before the first append: to learn that the log has no such turn takes 100 ms.
+        if await self._tombstones.is_deleted(child):
+            return None
         writer = Writer(self._log, child)
         for _ in range(WRITES_MAX):
             try:

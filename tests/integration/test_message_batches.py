@@ -22,11 +22,12 @@ from tailrace.proto.blobs import Blob
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import BackendError, FenceLost, Refused, TurnUnknown
+from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
-from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones
+from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones, TurnLog
 from tailrace.proto.runtime.json_schema import SchemaChecker
-from tailrace.proto.subjects import GENERATORS
+from tailrace.proto.subjects import GENERATORS, TurnKey
 from tests.harness import batch_client, turn_builder
 from tests.harness.batch_client import BatchSystem, read_results
 from tests.harness.generator_in_loop import failure_code, read_stats, words
@@ -631,6 +632,43 @@ async def test_a_deleted_turn_of_a_batch_is_not_written_again(own: MessageBatchS
     assert not await own.log.has_turn(child)
     assert turn.progress is not None
     assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 0, 1)
+
+
+@pytest.mark.rule("R91")
+async def test_a_result_is_not_written_whose_user_is_erased_meanwhile(
+    own: MessageBatchSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the generator looks whether the turn has been written already."""
+    batch = await own.create(inputs(1))
+    (child,) = own.turns(batch)
+    read_turn = TurnLog.read_turn
+
+    async def read_while_erased(log: TurnLog, key: TurnKey, *given: Any) -> Turn:
+        if key == child:
+            await Tombstones(own.connection).mark_deletion(child)
+        return await read_turn(log, key, *given)
+
+    monkeypatch.setattr(TurnLog, "read_turn", read_while_erased)
+    await own.run(batch, "completed")
+    assert not await own.log.has_turn(child)
+
+
+@pytest.mark.rule("R91")
+async def test_a_cancelled_message_batch_stores_no_answers_to_an_erased_user(
+    own: MessageBatchSystem, tmp_path: Path
+) -> None:
+    """Its results come after the end of its batch, which is another user's. The other answers are stored."""
+    users = ["ada", "bob", "ada"]
+    batch = await own.create(numbered(*(inputs(1, user=user)[0] for user in users), *inputs(1, NEVER, user="bob")))
+    async with Persistence(own.server.url, tmp_path / "tailrace.db"):
+        await own.batch_killed_after(2)
+        await own.submitted(batch)
+        await own.gateway.client.post(batch["links"]["cancel"])
+        erased = await own.gateway.client.delete("/v1/users?user=ada")
+        assert erased.status_code == 200, erased.text
+        async with own.running_generator():
+            await own.wait_until_acknowledged()
+        assert [is_turn for _, is_turn in await own.outcomes(batch)] == [False, True, False, False]
 
 
 @pytest.mark.rule("R64")
