@@ -322,6 +322,8 @@ class BatchRunner:
         Raises as `read_own` does.
         """
         turn = await read_own(self._log, key, turn, attempt)
+        # The append of the last one may have been cancelled while the log was full.
+        tally.set_stored(turn.progress)
         if (progress := tally.next_progress(turn.chain)) is None:
             return turn
         chain = await append_when_not_full(self._log.append, key, turn.chain, progress)
@@ -381,8 +383,8 @@ class BatchTally:
 
     def __init__(self, stored: Progress | None, of: int, *, was_begun: bool = False) -> None:
         """`was_begun`: whether the batch had a runner before."""
-        self._stored = stored.done + stored.failed if stored else 0
-        self._stored_id = self.message_batch = stored.message_batch if stored else None
+        self.set_stored(stored)
+        self.message_batch = self._stored_id
         self.is_unclear = was_begun and self.message_batch is None
         """Whether there may be a message batch whose id is not known."""
         self._of = of
@@ -401,6 +403,11 @@ class BatchTally:
         self._failed += not is_done
         self._cost_nano_usd += end.cost_nano_usd if end is not None else 0
         self.changed.set()
+
+    def set_stored(self, stored: Progress | None) -> None:
+        """Notes the last progress in the log."""
+        self._stored = stored.done + stored.failed if stored else 0
+        self._stored_id = stored.message_batch if stored else None
 
     def set_message_batch(self, message_batch: str) -> None:
         self.message_batch, self.is_unclear = message_batch, False

@@ -1,6 +1,7 @@
 """Batches end to end: a gateway, generators that are killed, a real log, and the simulated Claude."""
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from tailrace.generators.batches.runner import BATCHES_MAX, BatchRunner
 from tailrace.proto import batch as proto_batch
 from tailrace.proto import subjects
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Progress, Request, Reservation
+from tailrace.proto.entries import Entry, Progress, Request, Reservation
 from tailrace.proto.errors import FenceLost, LogFull
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, child_id, new_id
@@ -474,6 +475,29 @@ async def test_a_batch_above_its_time_limit_fails(own: VerifiedSystem, monkeypat
         await own.wait_until_acknowledged()
     assert failure_code(turn) == "deadline_exceeded"
     assert {line["outcome"] for line in await read_results(own.gateway, batch)} == {"cancelled"}
+
+
+@pytest.mark.rule("R64")
+async def test_a_batch_that_fails_counts_the_turns_that_ended_while_the_log_was_full(
+    own: VerifiedSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has space again when the time of the batch is over."""
+    monkeypatch.setattr(batches, "LIFE", timedelta(seconds=1))
+    monkeypatch.setattr("tailrace.generators.event_writer.FULL_WAIT_S", 0.1)
+    batch = await post_batch(own.gateway, [build_inputs(2)[0], build_inputs(2, SILENT)[1]], parallel=2)
+    append, ended_at = TurnLog.append, time.monotonic() + 2
+
+    async def append_to_full(log: TurnLog, key: TurnKey, chain: Chain, entry: Entry, **named: Any) -> Chain:
+        if isinstance(entry, Progress) and time.monotonic() < ended_at:
+            raise LogFull("full")
+        return await append(log, key, chain, entry, **named)
+
+    monkeypatch.setattr(TurnLog, "append", append_to_full)
+    async with own.running_generator():
+        turn = await own.batch_ended(batch)
+    assert failure_code(turn) == "deadline_exceeded"
+    assert turn.progress is not None
+    assert (turn.progress.done, turn.progress.failed) == (1, 0)
 
 
 @pytest.mark.rule("R64")
