@@ -20,8 +20,8 @@ from tailrace.proto.usage import CallUsage, Usage, estimate_usage, utf8_bytes
 
 # A tool's input is nested in five levels of the next turn's request: entry, messages, message, content, block (R7).
 INPUT_LEVELS_MAX = LEVELS_MAX - 5
-# An object, as the API demands it in the next turn's request.
-_decode_input = msgspec.json.Decoder(dict[str, Any]).decode
+# Decodes a tool's input: an object, as the API demands it in the next turn's request.
+decode_input = msgspec.json.Decoder(dict[str, Any]).decode
 NO_TIME = timedelta()
 # The stop reasons of an answer that was cut, perhaps within its last block.
 CUT = ("max_tokens", "max_cost", "model_context_window_exceeded")
@@ -214,7 +214,7 @@ def _input(block: Block) -> object:
     if not block.text:
         return block.start.get("input", {})
     try:
-        decoded = _decode_input(block.text)
+        decoded = decode_input(block.text)
     except DECODE_ERRORS:
         return {}
     return {} if is_deeper(decoded, INPUT_LEVELS_MAX) else decoded
@@ -225,7 +225,7 @@ def _is_input_cut(block: Block, *, is_end_cut: bool) -> bool:
     if not block.text:
         return not block.start.get("input") and (is_end_cut or not block.is_closed)
     try:
-        _decode_input(block.text)
+        decode_input(block.text)
     except DECODE_ERRORS:
         return True
     return False

@@ -228,9 +228,9 @@ def test_open_block_is_closed_by_the_next() -> None:
 @pytest.mark.parametrize(
     ("outcome", "stop_reason"), [("completed", "max_tokens"), ("completed", "max_cost"), ("cancelled", None)]
 )
-@pytest.mark.parametrize("pieces", [[], ['{"q":"Pa']], ids=["no argument", "a part of one"])
+@pytest.mark.parametrize("pieces", [[], ['{"q":"Pa'], ["[1]"]], ids=["no argument", "a part of one", "no object"])
 def test_a_call_that_was_cut_is_incomplete(outcome: Outcome, stop_reason: str | None, pieces: list[str]) -> None:
-    """As OpenAI sends it: with the arguments so far, in the stream and in the body."""
+    """As OpenAI sends it: with the arguments so far, in the stream and in the body. An input that is no object, too."""
     log = attempted_turn(opening_events()[0], *answer_block(0, "tool_use"), *answer_block(1, "tool_use", *pieces)[:-1])
     if outcome == "completed":
         log.close_block()

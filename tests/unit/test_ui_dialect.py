@@ -82,15 +82,17 @@ def test_a_call_that_was_cut_before_its_input_stays_open(
         assert sent & {"tool-input-available", "tool-input-error"} == kinds
 
 
-def test_an_invalid_input_that_was_not_cut_is_an_error() -> None:
+@pytest.mark.parametrize("text", ['{"q', "[1]"])
+@pytest.mark.parametrize(("stop_reason", "last"), [("tool_use", ["tool-input-error"]), ("max_tokens", [])])
+def test_an_invalid_input_that_was_not_cut_is_an_error(text: str, stop_reason: str, last: list[str]) -> None:
     """The model may correct it. In a message of the history, the call has the same state."""
-    delta = events.BlockDelta(0, events.InputJsonDelta('{"q'))
-    stop = events.MessageDelta(events.StopReason("tool_use"))
+    delta = events.BlockDelta(0, events.InputJsonDelta(text))
+    stop = events.MessageDelta(events.StopReason(stop_reason))
     log = log_with(events.BlockStart(0, CALL), delta, events.BlockStop(0), stop)
     log.end()
     live, late = (chunks(data) for data in (bytes_of(log), UI.render_record(record_of(log), 0).data))
     assert live[:-1] == late[:-1]
-    assert [chunk["type"] for chunk in live[3:6]] == ["tool-input-start", "tool-input-delta", "tool-input-error"]
+    assert [chunk["type"] for chunk in live[3:-2]] == ["tool-input-start", "tool-input-delta", *last]
 
 
 def test_a_call_without_arguments_before_another_block_is_whole() -> None:

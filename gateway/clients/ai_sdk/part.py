@@ -13,11 +13,11 @@ from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import is_deeper
-from tailrace.proto.fold import INPUT_LEVELS_MAX
+from tailrace.proto.fold import INPUT_LEVELS_MAX, decode_input
 
 Chunk = dict[str, Any]
 
-INPUT_INVALID = "the input of this call is not valid JSON, or is nested too deeply"
+INPUT_INVALID = "the input of this call is not a JSON object, or is nested too deeply"
 
 
 class OpenPart(msgspec.Struct, frozen=True):
@@ -147,7 +147,7 @@ def _tool_call(block: dict[str, Any]) -> Chunk:
 def _tool_input(part: OpenPart) -> Chunk:
     text = part.input.text()
     try:
-        value = msgspec.json.decode(text) if text else part.block.get("input", {})
+        value = decode_input(text) if text else part.block.get("input", {})
         is_valid = not is_deeper(value, INPUT_LEVELS_MAX)
     except DECODE_ERRORS:
         is_valid = False

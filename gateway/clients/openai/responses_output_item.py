@@ -23,6 +23,7 @@ from tailrace.gateway.clients.openai.responses_object import (
 )
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.fold import decode_input
 
 Events = list[dict[str, Any]]
 
@@ -81,7 +82,7 @@ def close_item(opened: OpenItem, status: str) -> tuple[Item | None, Events]:
     """Returns the whole item and its last events. `status` is `incomplete` for a block that was cut off."""
     text = opened.deltas.text()
     closing: Events = []
-    if opened.kind == "tool_use" and text and not _is_json(text):
+    if opened.kind == "tool_use" and text and not _is_object(text):
         status = "incomplete"
     elif opened.kind == "tool_use" and not text:
         # The model sends no delta for a call without arguments, but in this protocol they are always JSON.
@@ -112,9 +113,9 @@ def is_cut_by_limit(opened: OpenItem) -> bool:
     return opened.kind != "tool_use" or not (opened.deltas.text() or opened.start.get("input"))
 
 
-def _is_json(text: str) -> bool:
+def _is_object(text: str) -> bool:
     try:
-        msgspec.json.decode(text)
+        decode_input(text)
     except DECODE_ERRORS:
         return False
     return True
