@@ -25,6 +25,7 @@ from tests.harness.turn_builder import (
     KEY,
     NOON,
     Handwritten,
+    answer_block,
     attempted_turn,
     opening_events,
     started_turn,
@@ -47,6 +48,20 @@ def test_anthropic_removes_line_breaks_between_json_tokens() -> None:
     pretty = json.dumps({"type": "ping2", "a": "b\nc"}, indent=2).replace("\n", "\r\n").encode()
     (sent,) = parse(frame("anthropic", an_event(pretty)).data)
     assert json.loads(sent.data) == {"type": "ping2", "a": "b\nc"}
+
+
+@pytest.mark.parametrize("text", ['{"city": "Pa', "[1]", "{}"])
+def test_anthropic_sends_late_readers_the_text_of_an_input_that_was_cut_or_is_no_object(text: str) -> None:
+    """Without it, they would run the tool with an empty input."""
+    log = attempted_turn(opening_events()[0], *answer_block(0, "tool_use", text))
+    log.end()
+    live = b"".join(frame("anthropic", stored.entry).data for stored in log.stored)
+    late = DIALECTS["anthropic"].render_record(render_archived(log), 0).data
+    for data in (live, late):
+        sent = [json.loads(event.data) for event in parse(data)]
+        assert "".join(one["delta"]["partial_json"] for one in sent if one["type"] == "content_block_delta") == text
+        assert [one["content_block"]["input"] for one in sent if one["type"] == "content_block_start"] == [{}]
+        assert all("partial_json" not in one.get("content_block", {}) for one in sent)
 
 
 @pytest.mark.parametrize("given", [[], 5, "text", None, {"type": 5}, {"type": None}])

@@ -46,7 +46,7 @@ def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
 def render_record(record: TurnRecord, _: int) -> Frame:
     head = message_of(record) | {"content": [], "stop_reason": None, "stop_sequence": None}
     rendered = _sse({"type": "message_start", "message": head})
-    for index, block in enumerate(map(without_mark, record.content)):
+    for index, block in enumerate(record.content):
         for event in _block(index, block):
             rendered += _sse(event)
     if record.outcome == "completed":
@@ -156,6 +156,9 @@ def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
             opened = {"type": "thinking", "thinking": "", "signature": ""}
             deltas = [{"type": "thinking_delta", "thinking": thinking}]
             deltas += [{"type": "signature_delta", "signature": block["signature"]}] if block.get("signature") else []
+        case {"type": str(kind), "partial_json": str(text)} if is_tool_use(kind):
+            # The mark of an input that was cut or is invalid (proto/fold.py).
+            opened, deltas = without_mark(block), [{"type": "input_json_delta", "partial_json": text}] if text else []
         case {"type": str(kind), "input": given} if is_tool_use(kind):
             opened = block | {"input": {}}
             deltas = [{"type": "input_json_delta", "partial_json": _encode(given).decode()}]
