@@ -152,9 +152,6 @@ class MessageBatchSubmitter:
                     return True
                 await self.cancel(name)
                 made = await self._wait_until_ended(name)
-                # Nothing is written for a batch that was deleted.
-                if not await self._log.has_turn(key):
-                    return False
                 return await self._write_all(key, turn, made, lines, tally, is_over=True)
         except (LogError, MemoryError):
             raise
@@ -299,6 +296,9 @@ class MessageBatchSubmitter:
 
         async def write_some(some: dict[str, Result]) -> None:
             await self._wait_until_not_full()
+            # Nothing is written for a batch that was deleted.
+            if not await self._log.has_turn(key):
+                raise TurnUnknown(f"the batch {key.turn} was deleted")
             for failed in await asyncio.gather(*(write(*one) for one in some.items()), return_exceptions=True):
                 if isinstance(failed, BaseException):
                     raise failed

@@ -16,6 +16,7 @@ import pytest
 from tailrace.generators.backends.message_batches_api import CanceledResult, Line, MessageBatch, MessageBatchesApi
 from tailrace.generators.batches import message_batches
 from tailrace.generators.batches import runner as batches
+from tailrace.generators.batches.message_batches import WRITTEN_AT_ONCE
 from tailrace.generators.batches.runner import BATCHES_MAX
 from tailrace.proto import batch as stored_inputs
 from tailrace.proto.blobs import Blob
@@ -736,6 +737,29 @@ async def test_a_turn_that_is_deleted_while_it_is_written_does_not_stop_its_batc
     assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 1, 1)
     assert (await own.log.read_turn(other)).outcome == "completed"
     assert not await own.log.has_turn(checked)
+
+
+@pytest.mark.rule("R67")
+async def test_a_cancelled_batch_that_is_deleted_while_its_results_are_written_gets_no_more_turns(
+    own: MessageBatchSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Persistence would purge them as orphans, without overwriting their text."""
+    await own.shorten_lease(LEASE_S)
+    batch = await own.create(inputs(3 * WRITTEN_AT_ONCE))
+    await own.batch_killed_after(2)
+    await own.until_over(await own.submitted(batch))
+    await own.gateway.client.post(batch["links"]["cancel"])
+    read_turn, children = TurnLog.read_turn, own.turns(batch)
+
+    async def read_while_deleted(log: TurnLog, key: TurnKey, *given: Any) -> Turn:
+        if key in children:
+            await own.log.purge(own.key(batch))
+        return await read_turn(log, key, *given)
+
+    monkeypatch.setattr(TurnLog, "read_turn", read_while_deleted)
+    async with own.running_generator():
+        await own.wait_until_acknowledged()
+    assert len(await own.log.find_stored(own.turns(batch))) <= WRITTEN_AT_ONCE
 
 
 async def test_waiting_batches_of_one_tenant_do_not_delay_another_tenant(
