@@ -45,9 +45,10 @@ Without @N a fault happens at @0, before the first delta. Without xM it breaks e
 whole answer, so a continuation that starts at N or later is not broken. GET /_sim/stats returns counters of calls and
 streams. With --show-calls, GET /_sim/calls returns each call with its question, first delta, begin, end and outcome.
 In a message batch, 429 and 529 in its first request refuse the creation of the batch, `cut` drops the response to it,
-and 500 and `error` make errored results. With `unknown@NxM` in its first request, a batch is not found M times after N
-requests each to retrieve it, to cancel it and to read its results. With `unlisted@NxM`, M lists after the first N lack
-it. Without xM it stays so. POST /_sim/expire ends all running batches as if a day had passed.
+and 500 and `error` make errored results. With `unknown@NxM` in its first request, the first N requests find the batch,
+and the next M do not. Requests to retrieve it, to cancel it and to read its results are counted separately. With
+`unlisted@NxM`, the first N lists contain the batch, and the next M do not. Without xM, no later one does. POST
+/_sim/expire ends all running batches as if a day had passed.
 
 It refuses a tool call without its result or with a missing field, and a result without its call, as the real API does.
 It accepts some requests that the real API refuses: two tools of one name, a tool name like `a b`, an image of the type
