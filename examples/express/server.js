@@ -19,6 +19,9 @@ const PAGE = new URL("../eventsource.html", import.meta.url).pathname;
 const tailrace = (path, { headers, ...init } = {}) =>
   fetch(TAILRACE_URL + path, { ...init, headers: { authorization: `Bearer ${TAILRACE_KEY}`, ...headers } }).catch(() => null);
 
+/** Returns the JSON of a response, or null if the connection was lost. */
+const jsonOf = async (answer) => (answer ? answer.json().catch(() => null) : null);
+
 const isTemporary = (answer) => !answer || answer.status >= 500 || answer.status === 429;
 
 /** Sets `request.user`. Replace it by your login. */
@@ -47,16 +50,18 @@ app.post("/v1/turns", async (request, response) => {
     headers: { "content-type": "application/json", "idempotency-key": `${request.user}-${key}` },
     body: JSON.stringify({ message: request.body?.message, user: request.user }),
   });
-  if (!accepted) return response.status(502).json({ error: { message: "Tailrace cannot be reached: try again" } });
-  response.status(accepted.status).json(await accepted.json());
+  const answer = await jsonOf(accepted);
+  if (!answer) return response.status(502).json({ error: { message: "Tailrace cannot be reached: try again" } });
+  response.status(accepted.status).json(answer);
 });
 
 // Passes the stream on, only to the user of the turn.
 app.get("/v1/turns/:turn/events", async (request, response) => {
   const path = `/v1/turns/${encodeURIComponent(request.params.turn)}`;
   const record = await tailrace(path);
-  if (isTemporary(record)) return comeBack(response, record);
-  if (!record.ok || (await record.json()).user !== request.user) return response.sendStatus(404);
+  const turn = await jsonOf(record);
+  if (!turn || isTemporary(record)) return comeBack(response, record);
+  if (!record.ok || turn.user !== request.user) return response.sendStatus(404);
   const leaving = new AbortController();
   response.on("close", () => leaving.abort());
   const cursor = request.get("last-event-id");

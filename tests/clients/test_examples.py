@@ -33,6 +33,8 @@ EXAMPLES = CHECKOUT / "examples"
 OLDER_SDKS = str(CHECKOUT / ".venv-clients/bin/python")
 # The imports of a framework take seconds of CPU.
 WAIT_S_MAX = 90.0
+# Within the body of a response to a POST, and of the record of a turn.
+IN_BODY = 600
 
 
 async def start(url: str, folder: Path, *command: str, **own: str) -> Process:
@@ -204,8 +206,8 @@ class Page:
 
 
 async def test_the_page_with_eventsource(open_gateway: Gateway, browser: str) -> None:
-    """The response to its POST is cut first."""
-    cuts = [Cut(50), *random_cuts(3, count=3, bytes_max=1400, bytes_min=900)]
+    """Two responses to its POST are cut first: one in its headers, one in its body."""
+    cuts = [Cut(50), Cut(IN_BODY), *random_cuts(3, count=3, bytes_max=1400, bytes_min=900)]
     async with Cutting(open_gateway.port, cuts) as proxy:
         line = "#sim words=200 rate=120"
         page = Page(f"{proxy.url}/eventsource.html", line, browser, str(EXAMPLES / "eventsource.html"))
@@ -250,7 +252,8 @@ async def test_a_backend_that_is_killed_in_mid_answer_goes_on_with_it(
         killed.send_signal(SIGKILL)
         await killed.communicate()
     async with AsyncExitStack() as stack:
-        async with Cutting(gateway.port) as proxy:
+        # The record of the turn is cut in its body.
+        async with Cutting(gateway.port, [Cut(IN_BODY)]) as proxy:
             await stack.enter_async_context(running_server(port, proxy.url, folder, *command))
             assert await page.displayed() == (words(300), "completed")
             [session] = (await gateway.client.get("/v1/sessions")).json()["data"]
