@@ -1,12 +1,13 @@
 """Percentiles of measured times."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from statistics import quantiles
 
 
-def percentile(values: Iterable[float], percent: int) -> float:
-    """Returns a percentile, by linear interpolation between the two nearest values."""
-    return quantiles(values, n=100, method="inclusive")[percent - 1]
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Returns a percentile, by linear interpolation between the two nearest values; of one value, this value."""
+    # Before Python 3.13, `quantiles` refuses a single value.
+    return values[0] if len(values) == 1 else quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def describe_latencies(times_s: list[float]) -> str:

@@ -252,6 +252,7 @@ async def main() -> None:
     parser.add_argument("--entries", type=count, default=100, help="at which the twenty are measured, each time")
     parser.add_argument("--rounds", type=count, default=10)
     options = vars(parser.parse_args())
+    raise_file_limit()
     entries, rounds = options.pop("entries"), options.pop("rounds")
     kinds = {"alone": Beside(), f"beside {options}": Beside(**options)}
     if readers := options["silent"] + options["dripping"]:
@@ -270,5 +271,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    raise_file_limit()
     uvloop.run(main())

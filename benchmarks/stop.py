@@ -48,5 +48,5 @@ async def run(log: TurnLog, claude: str, number: int) -> float:
 
 if __name__ == "__main__":
     parser = new_parser(__doc__)
-    parser.add_argument("--runs", type=count, default=60, help="cancelled turns; at least 2")
+    parser.add_argument("--runs", type=count, default=60, help="cancelled turns")
     asyncio.run(main(parser.parse_args().runs))

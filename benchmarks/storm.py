@@ -264,6 +264,7 @@ async def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="within which they come")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    raise_file_limit()
     with tempfile.TemporaryDirectory() as folder:
         seen = await storm(options.readers, options.seconds, options.seed, Path(folder))
     print(
@@ -280,5 +281,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    raise_file_limit()
     sys.exit(uvloop.run(main()))

@@ -4,6 +4,7 @@ The help of each program in benchmarks/.
 """
 
 import asyncio
+import resource
 import runpy
 import sys
 import time
@@ -133,11 +134,13 @@ PROGRAMS = sorted(file.stem for file in FOLDER.glob("*.py") if "if __name__ ==" 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("name", [*PROGRAMS, "compare"])
-def test_the_help_of_a_program_starts_nothing(
+def test_the_help_of_a_program_starts_and_changes_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", [name, "--help"])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
     assert ended.value.code == 0
     assert f"usage: python -m benchmarks.{name} " in capsys.readouterr().out
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
