@@ -73,10 +73,13 @@ def test_the_timeout_of_a_test_ends_it_while_its_loop_waits() -> None:
     def time_out(*_: object) -> None:
         pytest.fail("Timeout")
 
+    async def wait() -> None:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        await asyncio.sleep(20)
+
     before = signal.signal(signal.SIGUSR1, time_out)
     try:
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
         with pytest.raises(asyncio.CancelledError):
-            asyncio.run(asyncio.sleep(20))
+            asyncio.run(wait())
     finally:
         signal.signal(signal.SIGUSR1, before)
