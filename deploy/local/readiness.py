@@ -15,7 +15,7 @@ from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.ports import in_url
 
 READY_S_MAX = 30.0
-# A process that imports does not answer yet. The start of a generator takes 1.3 s of CPU time, and `up` may start 64.
+# A process does not answer while it imports. The start of a generator takes 1.3 s of CPU time, and `up` may start 64.
 START_S_MAX = 2.0
 POLL_S = 0.1
 # A gateway that is still starting leaves the request in the socket's queue; a new request is faster than waiting.
@@ -61,9 +61,9 @@ async def http_get(host: str, port: int, path: str = "/readyz") -> Response:
 async def wait_ready(checks: Mapping[str, HealthCheck], report: Callable[[str], None]) -> None:
     """Returns when each of `checks` has passed.
 
-    Raises UpRefused after `READY_S_MAX`, or `START_S_MAX` a process if that is longer, with the names of the processes
-    that are not ready. If all of these are still starting, for example because persistence migrates a large database,
-    calls `report` with a line instead, and goes on.
+    Raises UpRefused after `READY_S_MAX`, or after `START_S_MAX` for each process if that is longer, with the names of
+    the processes that are not ready. If all of these are still starting, for example because persistence migrates a
+    large database, calls `report` with a line instead, and goes on.
     """
     missing, timeout_s = dict(checks), max(READY_S_MAX, START_S_MAX * len(checks))
     while True:

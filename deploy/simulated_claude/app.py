@@ -154,9 +154,9 @@ async def batch_results(http: HttpRequest) -> Response:
     return StreamingResponse(lines, headers=headers("application/x-jsonl"))
 
 
-def batch_of(http: HttpRequest, request: str | None = None) -> MessageBatch:
+def batch_of(http: HttpRequest, operation: str | None = None) -> MessageBatch:
     require_key(http.headers)
-    found: MessageBatch = http.app.state.batches.get(http.path_params["id"], request)
+    found: MessageBatch = http.app.state.batches.get(http.path_params["id"], operation)
     return found
 
 

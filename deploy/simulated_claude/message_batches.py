@@ -76,10 +76,10 @@ class MessageBatch:
         self._times_s = [time_of(request) for request in requests]
         self._timer = loop.call_later(max(self._times_s), self._end)
 
-    def is_hidden(self, kind: FaultKind, request: str) -> bool:
-        """Whether a fault of this kind hides the batch from the next request of this sort, which is counted."""
-        self._asked[request] += 1
-        asked = self._asked[request]
+    def is_hidden(self, kind: FaultKind, operation: str) -> bool:
+        """Counts a request for `operation`. Returns whether a fault of this kind hides the batch from it."""
+        self._asked[operation] += 1
+        asked = self._asked[operation]
         return any(
             fault.kind == kind
             and fault.after < asked <= fault.after + (math.inf if fault.calls is None else fault.calls)
@@ -157,10 +157,10 @@ class MessageBatches:
         self._batches[batch.id] = batch
         return batch, not is_cut
 
-    def get(self, name: str, request: str | None = None) -> MessageBatch:
-        """Returns the batch; with the sort of a request, as far as its faults allow. Raises Refusal."""
+    def get(self, name: str, operation: str | None = None) -> MessageBatch:
+        """Returns the batch. Raises Refusal, also if a fault of the batch hides it from a request for `operation`."""
         batch = self._batches.get(name)
-        if batch is None or (request is not None and self._is_hidden(batch, "unknown", request)):
+        if batch is None or (operation is not None and self._is_hidden(batch, "unknown", operation)):
             raise Refusal("not_found_error", f"Batch {name} not found")
         return batch
 
@@ -186,8 +186,8 @@ class MessageBatches:
             return found[-limit:], len(found) > limit
         return [one for one in found[:limit] if not self._is_hidden(one, "unlisted", "list")], len(found) > limit
 
-    def _is_hidden(self, batch: MessageBatch, kind: FaultKind, request: str) -> bool:
-        if is_hidden := batch.is_hidden(kind, request):
+    def _is_hidden(self, batch: MessageBatch, kind: FaultKind, operation: str) -> bool:
+        if is_hidden := batch.is_hidden(kind, operation):
             self._stats.by_fault[kind] += 1
         return is_hidden
 

@@ -55,7 +55,7 @@ class Context(NamedTuple):
     concurrent_turns: int
 
     async def wait(self, count: Callable[[], int], s: float = 0.0) -> int:
-        """Waits for the duration, and until there is an effect. Returns its count."""
+        """Waits for the duration, and until `count` has found an effect. Returns the last count."""
         await asyncio.sleep(s or self.duration_s)
         with suppress(AssertionError):
             await until(count, EFFECT_S_MAX)

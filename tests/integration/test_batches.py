@@ -193,10 +193,10 @@ async def test_cancelling_stops_running_turns_and_starts_no_more(own: VerifiedSy
     assert sum(line["turn"] is not None for line in lines) == 3
 
 
-async def test_results_and_stop_of_a_large_cancelled_batch_wait_seldom(
+async def test_a_large_cancelled_batch_is_read_and_stopped_with_few_waits(
     own: VerifiedSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log is asked twice for a turn that does not exist, after a wait: not for each input, or each page of them."""
+    """The log is asked again for missing turns after a wait: one wait for many inputs, and not one for each."""
     batch = await post_batch(own.gateway, build_inputs(600))
     await own.gateway.client.post(batch["links"]["cancel"])
     sleep, waits = asyncio.sleep, list[float]()

@@ -196,7 +196,7 @@ async def test_branches_are_the_leaves_with_their_ancestors(gateway: Gateway) ->
 
 
 async def test_statistics_cover_the_active_sessions(gateway: Gateway) -> None:
-    """With the usage of their time by model, and the sessions with a running turn."""
+    """With the usage by model, and the sessions with a running turn."""
     first = await post_until_ended(gateway, model="claude-haiku-5-5")
     second = (await gateway.client.post("/v1/turns", json={"message": "#sim wait=3600"})).json()
     stats = await get(gateway, "/v1/sessions/stats")
