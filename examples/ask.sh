@@ -13,11 +13,11 @@ url=${TAILRACE_URL:-http://127.0.0.1:8000}
 key=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 state=$(mktemp -d)
 trap 'rm -rf "$state"' EXIT
-# In a file, because other users of the machine see the arguments of curl.
-printf 'Authorization: Bearer %s\n' "${TAILRACE_KEY:-none}" > "$state/authorization"
+trap 'exit 130' INT
 
 request() {
-    curl --silent --show-error --no-buffer --header "@$state/authorization" "$@"
+    # curl reads the key, because other users of the machine see its arguments.
+    printf 'Authorization: Bearer %s\n' "${TAILRACE_KEY:-none}" | curl --silent --show-error --no-buffer --header @- "$@"
 }
 
 tries=0

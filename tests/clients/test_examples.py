@@ -12,7 +12,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGINT, SIGKILL
 
 import httpx2
 import msgspec
@@ -50,6 +50,10 @@ async def read_printed(process: Process) -> str:
     output, complained = await asyncio.wait_for(process.communicate(), WAIT_S_MAX)
     assert process.returncode == 0, complained
     return output.decode()
+
+
+def read_files(folder: Path) -> list[str]:
+    return [file.read_text() for file in folder.rglob("*") if file.is_file()]
 
 
 def text_of_events(lines: str) -> str:
@@ -93,6 +97,16 @@ async def test_the_script_ends_when_its_turn_is_refused_for_good(
             with suppress(ProcessLookupError):
                 os.killpg(program.pid, SIGKILL)
     assert (program.returncode, b"with status 401" in complained) == (1, True), complained
+
+
+async def test_the_script_writes_its_key_to_no_file_and_leaves_none_when_it_is_interrupted(tmp_path: Path) -> None:
+    command = ("sh", str(EXAMPLES / "ask.sh"), '{"message": "Hi."}')
+    program = await start("http://127.0.0.1:1", tmp_path, *command, TMPDIR=str(tmp_path))
+    await until(lambda: read_files(tmp_path))
+    assert KEY not in "".join(read_files(tmp_path))
+    os.killpg(program.pid, SIGINT)
+    await asyncio.wait_for(program.communicate(), WAIT_S_MAX)
+    assert read_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("example", ["ask.py", "ask.sh", "agents/langgraph_agent.py"])
