@@ -69,14 +69,15 @@ class EventLoopPolicy(asyncio.DefaultEventLoopPolicy):
 
 
 def end_at_timeout(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Cancels all tasks of a loop in whose signal handler pytest-timeout has raised.
+    """Cancels the test in whose loop pytest-timeout has raised, and not the tasks of fixtures that other tests share.
 
     uvloop only logs what a signal handler raises while the loop waits, so the test would wait on.
     """
     loop.default_exception_handler(context)
     if isinstance(context.get("exception"), pytest.fail.Exception):
         for task in asyncio.all_tasks(loop):
-            task.cancel("the test has reached its timeout")
+            if getattr(task.get_coro(), "__name__", "").startswith("test_"):
+                task.cancel("the test has reached its timeout")
 
 
 # As the processes run. It also takes an eighth less CPU time than asyncio's loop. Not by pytest-asyncio's hook: that

@@ -68,18 +68,24 @@ def test_failed_tests_run_once_more(
 
 
 def test_the_timeout_of_a_test_ends_it_while_its_loop_waits() -> None:
-    """As pytest-timeout does it: a signal whose handler raises."""
+    """As pytest-timeout does it: a signal whose handler raises. The tasks of fixtures, which others share, go on."""
+    others = list[asyncio.Task[None]]()
 
     def time_out(*_: object) -> None:
         pytest.fail("Timeout")
 
-    async def wait() -> None:
+    async def test_that_waits() -> None:
+        others.append(asyncio.create_task(asyncio.sleep(0.3)))
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-        await asyncio.sleep(20)
+        try:
+            await asyncio.sleep(20)
+        finally:
+            await others[0]
 
     before = signal.signal(signal.SIGUSR1, time_out)
     try:
         with pytest.raises(asyncio.CancelledError):
-            asyncio.run(wait())
+            asyncio.run(test_that_waits())
+        assert not others[0].cancelled()
     finally:
         signal.signal(signal.SIGUSR1, before)
