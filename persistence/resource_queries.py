@@ -85,7 +85,7 @@ class ResourceQueries:
         return UsagePage(found[:limit], paging.encode(PageCursor(0, found[limit - 1].key or "")) if more else None)
 
     async def stats(self, tenant: Tenant, _: GetStats) -> Stats:
-        """Returns the number of active sessions, the usage of their time, and the sessions that have a running turn."""
+        """Returns the number of active sessions, recent usage, and the sessions that have a running turn."""
         since = self._queries.since
         return Stats(
             active_sessions=await self._store.active_sessions(tenant, since),

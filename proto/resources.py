@@ -88,11 +88,11 @@ class UsagePage(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """The number of active sessions, the usage of their time, and the sessions with a running turn."""
+    """The number of active sessions, recent usage, and the sessions with a running turn."""
 
     active_sessions: int
     by_model: list[UsageRecord]
-    """The usage of all turns from the UTC day on at which the oldest active session may have been used last."""
+    """The usage of all turns since the start of the UTC day on which the idle window began."""
     running: list[SessionId]
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Literal
 
@@ -159,9 +160,12 @@ async def metrics(request: ApiRequest) -> Response:
     if request.scope["raw_path"] != METRICS.encode():
         raise HTTPException(HTTPStatus.NOT_FOUND)
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
-    # In a thread: the text of 300 routes and statuses takes 30 ms. All names are valid in every format: with this
-    # value, OpenMetrics' encoder does not look at each of their characters, which took a third of its time.
-    text = await asyncio.to_thread(encode, prometheus_client.REGISTRY, escaping=ALLOWUTF8)  # type: ignore[call-arg]
+    if not media_type.endswith(("=dots", "=values")):
+        # All names are valid, so the other escapings change none. With this one, OpenMetrics' encoder does not look at
+        # each of their characters, which took a third of its time.
+        encode = partial(encode, escaping=ALLOWUTF8)  # type: ignore[call-arg]
+    # In a thread: the text of 300 routes and statuses takes 30 ms.
+    text = await asyncio.to_thread(encode, prometheus_client.REGISTRY)
     return Response(text, headers={"content-type": media_type})
 
 

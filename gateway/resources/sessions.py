@@ -82,9 +82,9 @@ class BranchList(Page[Branch], frozen=True, kw_only=True):
 
 
 class ActiveSessions(msgspec.Struct, frozen=True, kw_only=True):
-    """The active sessions and the usage of their time, with the field names of other servers for Claude.
+    """The number of active sessions and recent usage, with the field names of other servers for Claude.
 
-    The usage is that of all turns from the beginning of the UTC day `TAILRACE_SESSION_IDLE_S` seconds ago.
+    The usage is that of all turns since the start of the UTC day that was `TAILRACE_SESSION_IDLE_S` seconds ago.
     """
 
     active_sessions: int
@@ -105,7 +105,7 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
     """`claude_sessions`: the sessions with a running turn, at most 1,000."""
 
     session_stats: ActiveSessions
-    """The active sessions and the usage of their time."""
+    """The number of active sessions, and recent usage."""
     active_claude_sessions: int
     """The number of sessions with a running turn."""
     claude_sessions: list[SessionId]
@@ -215,10 +215,10 @@ async def branches(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 async def stats(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/sessions/stats`: the number of active sessions, and the usage of their time.
+    """`GET /v1/sessions/stats`: the number of active sessions, and recent usage.
 
     A session is active if it was used in the last `TAILRACE_SESSION_IDLE_S` seconds. The usage is that of all turns
-    since the beginning of the UTC day at which that time begins. `claude_sessions` are those with a running turn.
+    since the start of the UTC day on which that time began. `claude_sessions` are those with a running turn.
     """
     tenant = request.tenant
     found = await history.ask(tenant, GetStats())

@@ -68,6 +68,18 @@ async def test_a_complete_system_is_ready_and_healthy(gateway: Gateway) -> None:
     assert found == {"status": "healthy", "version": VERSION, "connected": connected, "claude_version": None}
 
 
+@pytest.mark.parametrize(
+    ("escaping", "name"), [("allow-utf-8", "python_info"), ("underscores", "python_info"), ("dots", "python__info")]
+)
+async def test_the_names_of_the_metrics_are_escaped_as_the_response_says(
+    gateway: Gateway, escaping: str, name: str
+) -> None:
+    accept = f"application/openmetrics-text; version=1.0.0; escaping={escaping}"
+    answer = await gateway.client.get("/metrics", headers={"accept": accept})
+    assert answer.headers["content-type"].endswith(f"escaping={escaping}")
+    assert f"\n{name}{{" in answer.text
+
+
 async def test_a_refused_model_key_is_named_after_the_start_of_a_generator(
     own_server: NatsServer, new_gateway: NewGateway, own_claude: str, tmp_path: Path
 ) -> None:
