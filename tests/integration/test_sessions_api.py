@@ -179,6 +179,31 @@ async def test_turns_use_the_model_and_system_prompt_of_their_session(
     await gateway.client.post(running["links"]["cancel"])
 
 
+async def test_openais_routes_use_the_model_of_their_session(gateway: Gateway) -> None:
+    """Unless the request names a model. A new session has the default model."""
+    await gateway.client.post("/v1/sessions", json={"id": "rivers", "model": "claude-haiku-5-5"})
+
+    async def ask(path: str, headers: dict[str, str] | None = None, **body: object) -> tuple[str, str]:
+        text = "#sim words=1 rate=0"
+        asked = {"input": text} if path == "/v1/responses" else {"messages": [{"role": "user", "content": text}]}
+        answer = (await gateway.client.post(path, json=asked | body, headers=headers or {})).json()
+        return answer["model"], answer["id"]
+
+    chat, responses = "/v1/chat/completions", "/v1/responses"
+    own, last = await ask(responses, conversation="rivers")
+    found = [
+        own,
+        (await ask(responses, previous_response_id=last))[0],
+        (await ask(responses, {"x-session-id": "rivers"}))[0],
+        (await ask(chat, session_id="rivers"))[0],
+        (await ask(chat, {"x-session-id": "rivers"}))[0],
+    ]
+    assert found == ["claude-haiku-5-5"] * 5
+    for path in (chat, responses):
+        assert (await ask(path, session_id="rivers", model="claude-opus-5-5"))[0] == "claude-opus-5-5"
+        assert (await ask(path, session_id=f"new{path[4:8]}"))[0] == "claude-sonnet-5-5"
+
+
 async def test_branches_are_the_leaves_with_their_ancestors(gateway: Gateway) -> None:
     """Newest first, in pages; every turn is on a branch."""
     root = await post_until_ended(gateway)

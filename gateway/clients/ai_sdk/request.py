@@ -108,7 +108,7 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     project_id: str | None = None
     """The project of the session."""
     model: str | None = None
-    """The model that answers; the operator's default if it is left out."""
+    """The model that answers; if it is left out, that of the session, else the operator's default."""
     system: str | list[Block] | None = None
     """The system prompt."""
     max_tokens: int | None = None

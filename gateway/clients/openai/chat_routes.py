@@ -9,22 +9,27 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest, build_turn
 from tailrace.gateway.clients.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT_USAGE
+from tailrace.gateway.clients.openai.session_model import read_session_model
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.turns.respond import Responder
 
 
-async def post_chat_completion(request: ApiRequest, responder: Responder, catalogue: Catalogue) -> ASGIApp:
+async def post_chat_completion(
+    request: ApiRequest, responder: Responder, catalogue: Catalogue, history: HistoryClient
+) -> ASGIApp:
     """`POST /v1/chat/completions`: answers with a stream of chunks or with one completion.
 
     The response header `tailrace-ignored` names the parameters that were ignored.
     """
     fields, raw = await request.read(dict[str, Any])
     chat = apply_session_headers(read_body.convert(fields, ChatCompletionRequest), request.headers)
-    model = (await catalogue.offer(request.tenant)).model(chat.model)
+    name = chat.model or await read_session_model(history, request.tenant, chat.session_id, None)
+    model = (await catalogue.offer(request.tenant)).model(name)
     new_turn, ignored, names = await convert_body(len(raw), build_turn, chat, model, fields)
     include_usage = chat.stream_options is not None and bool(chat.stream_options.include_usage)
     with name_as_client(names):

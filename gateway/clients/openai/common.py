@@ -38,7 +38,7 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     model: str | None = None
-    """The model that answers; the operator's default if it is left out."""
+    """The model that answers; if it is left out, that of the session, else the operator's default."""
     stream: bool | None = None
     """Whether the response is a stream of events."""
     temperature: float | None = None

@@ -137,7 +137,7 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         ignored.append("text.verbosity")
     tools = body.tools or ()
     ignored += [f"tools.{name}" for name in IGNORED_TOOL_FIELDS if any(getattr(tool, name) for tool in tools)]
-    session, messages = _session(body), messages_of(body.input)
+    session, messages = session_of(body), messages_of(body.input)
     if body.store is False:
         refuse_fields(body, "previous_response_id", "conversation", "session_id", "project_id", "background")
     # In a named session, as for chat completions: a body with an answer in it is the whole conversation.
@@ -152,7 +152,7 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         session=session,
         create_session=session is not None,
         full_history=is_whole,
-        parent=msgspec.UNSET if body.previous_response_id is None else _parent(body.previous_response_id),
+        parent=msgspec.UNSET if (parent := parent_of(body)) is None else parent,
         project=body.project_id,
         metadata=body.metadata,
         user=body.safety_identifier or body.user or None,
@@ -177,7 +177,8 @@ def _client_names(body: ResponseRequest) -> dict[str, str]:
     }
 
 
-def _session(body: ResponseRequest) -> str | None:
+def session_of(body: ResponseRequest) -> str | None:
+    """Returns the session to continue or create. Raises Refused if the fields that name it contradict each other."""
     conversation = body.conversation.id if isinstance(body.conversation, Conversation) else body.conversation
     if conversation is not None and body.session_id not in (None, conversation):
         raise Refused("request_invalid", "`conversation` and `session_id` differ: send one of them")
@@ -190,8 +191,11 @@ def _session(body: ResponseRequest) -> str | None:
     return conversation if conversation is not None else body.session_id
 
 
-def _parent(response: str) -> str:
-    turn = response.removeprefix(PREFIX)
+def parent_of(body: ResponseRequest) -> str | None:
+    """Returns the turn of `previous_response_id`. Raises Refused if it is not the id of a response."""
+    if body.previous_response_id is None:
+        return None
+    turn = body.previous_response_id.removeprefix(PREFIX)
     if not is_token(turn):
         raise Refused(
             "parent_not_found", "`previous_response_id` is not the id of a response: send an id that a response had"

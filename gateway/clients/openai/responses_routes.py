@@ -17,11 +17,13 @@ from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.clients.openai.item_references import INSERTED_BYTES_MAX, insert_items
 from tailrace.gateway.clients.openai.responses_input import items_of
 from tailrace.gateway.clients.openai.responses_object import PREFIX, response_of
-from tailrace.gateway.clients.openai.responses_request import ResponseRequest, build_turn
+from tailrace.gateway.clients.openai.responses_request import ResponseRequest, build_turn, parent_of, session_of
 from tailrace.gateway.clients.openai.responses_stream import OPENAI_RESPONSES, render_snapshot
+from tailrace.gateway.clients.openai.session_model import read_session_model
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
 from tailrace.gateway.clients.stored_messages import read_texts, resolve
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response, large_json_response
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.models.catalogue import Catalogue
@@ -49,7 +51,12 @@ TOO_LARGE = "the input is larger than {most} bytes: read /v1/turns/{turn}, which
 
 
 async def post_response(
-    request: ApiRequest, responder: Responder, catalogue: Catalogue, turns: TurnReader, settings: Settings
+    request: ApiRequest,
+    responder: Responder,
+    catalogue: Catalogue,
+    turns: TurnReader,
+    history: HistoryClient,
+    settings: Settings,
 ) -> ASGIApp:
     """`POST /v1/responses`: answers with a stream, with the whole response, or at once with `background`.
 
@@ -60,7 +67,8 @@ async def post_response(
     bytes_max = min(settings.body_bytes_max, INSERTED_BYTES_MAX)
     items, added_bytes = await insert_items(body.input, request.tenant, turns, bytes_max)
     body = msgspec.structs.replace(body, input=items)
-    model = (await catalogue.offer(request.tenant)).model(body.model)
+    name = body.model or await read_session_model(history, request.tenant, session_of(body), parent_of(body))
+    model = (await catalogue.offer(request.tenant)).model(name)
     new_turn, ignored, names = await convert_body(len(raw) + added_bytes, build_turn, body, model)
     headers = ignored_header(ignored)
     with name_as_client(names):

@@ -1,0 +1,23 @@
+"""The model of a request that names none: OpenAI's parameters are checked for the model that answers."""
+
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.records import GetSession, GetTurn
+
+
+async def read_session_model(
+    history: HistoryClient, tenant: Tenant, session: str | None, parent: str | None
+) -> str | None:
+    """Returns the model that was set for the session, or for that of the turn `parent`.
+
+    None if no model was set, or if the session or turn does not exist. Raises Refused if persistence does not answer.
+    """
+    try:
+        if session is None and parent is not None:
+            session = (await history.ask(tenant, GetTurn(TurnId(parent)))).session
+        return None if session is None else (await history.ask(tenant, GetSession(session))).model
+    except Refused as refused:
+        if refused.code not in ("session_not_found", "turn_not_found"):
+            raise
+        return None
