@@ -108,7 +108,8 @@ class HealthChecks:
         if reply is None and not self._connection.is_up:
             return Report(ok=False, detail="NATS is unreachable")
         if reply is None:
-            return Report(ok=False, detail=f"no {role} process answers; start one with `python -m tailrace.{role}`")
+            advice = f"wait if `tailrace up` runs, which restarts it; else start `python -m tailrace.{role}`"
+            return Report(ok=False, detail=f"no {role} process answers: {advice}")
         try:
             return msgspec.json.decode(reply, type=Report)
         except DECODE_ERRORS as error:

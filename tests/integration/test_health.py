@@ -98,7 +98,8 @@ async def test_missing_processes_are_named_without_a_key(lone_gateway: Gateway, 
     status, parts = await ready(lone_gateway)
     assert (status, parts["ok"], parts["nats"]) == (503, False, OK)
     for role in ROLES:
-        detail = f"no {role} process answers; start one with `python -m tailrace.{role}`"
+        advice = f"wait if `tailrace up` runs, which restarts it; else start `python -m tailrace.{role}`"
+        detail = f"no {role} process answers: {advice}"
         assert parts[role] == {"ok": False, "detail": detail}
     found = await health(lone_gateway)
     assert (found["status"], found["version"]) == ("unhealthy", VERSION)
