@@ -62,6 +62,8 @@ def _run_and_exit(module: str, arguments: Sequence[str], environ: Mapping[str, s
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # As Python does at its start; libuv has reset it. A write to a closed connection would kill the process.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         # Close the descriptors of `up`, except the standard streams and `fds`.
         first = 3
         for kept in [*sorted(fds), os.sysconf("SC_OPEN_MAX")]:
