@@ -224,11 +224,16 @@ def _is_input_cut(block: Block, *, is_end_cut: bool) -> bool:
     """Returns whether the model has not completed the input. A tool without arguments streams no input, either."""
     if not block.text:
         return not block.start.get("input") and (is_end_cut or not block.is_closed)
+    return not is_complete_input(block.text)
+
+
+def is_complete_input(text: str) -> bool:
+    """Returns whether `text` is a whole input of a tool, a JSON object."""
     try:
-        decode_input(block.text)
+        decode_input(text)
     except DECODE_ERRORS:
-        return True
-    return False
+        return False
+    return True
 
 
 class _OpenBlock:

@@ -258,7 +258,9 @@ class Deleter:
                 of_user[batch.child_key(key, number)] = line
             await asyncio.sleep(0)
         stored = await self._log.find_stored(of_user)
-        new = [child for child in of_user if child not in stored and not await self._tombstones.is_deleted(child)]
+        unstored = [child for child in of_user if child not in stored]
+        deleted = await gather_limited(self._tombstones.is_deleted, unstored, LOOKED_AT_ONCE)
+        new = [child for child, is_deleted in zip(unstored, deleted, strict=True) if not is_deleted]
         await gather_limited(self._tombstones.mark_deletion, new, LOOKED_AT_ONCE)
         # The generator may have stored some before it could see the mark. The erasure finds these, and their own ends
         # settle them.

@@ -233,7 +233,7 @@ class Deliveries:
 
     async def first(self) -> Seq:
         """Returns the stream's first sequence, or the next one if it is empty. Raises LogUnavailable."""
-        return Seq((await self._connection.stream_info(STREAM)).state.first_seq)
+        return (await self.beginning())[0]
 
     async def beginning(self) -> tuple[Seq, datetime]:
         """Returns the stream's first sequence as `first` does, and when it was created. Raises LogUnavailable."""

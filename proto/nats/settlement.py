@@ -5,8 +5,10 @@ amount of a turn only once. The `end` includes broken calls, all attempts and ca
 of a batch that never became turns are given back under the id that the turn would have had.
 """
 
+from collections.abc import Iterable
+
 from tailrace.proto import batch
-from tailrace.proto.entries import Request
+from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Counters, Slots, Tombstones
@@ -46,13 +48,21 @@ async def give_back(tombstones: Tombstones, counters: Counters, child: TurnKey, 
     Raises LogUnavailable: call it again.
     """
     # The reservations of a deleted turn were settled when it was deleted.
-    if batch.decode_input(line).holds and not await tombstones.is_deleted(child):
-        await give_back_deleted(counters, child, line)
+    holds = batch.decode_input(line).holds
+    if holds and not await tombstones.is_deleted(child):
+        await _give_back_holds(counters, child, holds)
 
 
 async def give_back_deleted(counters: Counters, child: TurnKey, line: bytes) -> None:
-    """Does the same for an input that has just been marked as deleted. Raises LogUnavailable."""
-    for hold in batch.decode_input(line).holds or ():
+    """Gives back the reservations of a batch's input `line` that the caller has just marked as deleted.
+
+    Raises LogUnavailable.
+    """
+    await _give_back_holds(counters, child, batch.decode_input(line).holds or ())
+
+
+async def _give_back_holds(counters: Counters, child: TurnKey, holds: Iterable[Reservation]) -> None:
+    for hold in holds:
         await counters.add_once(hold.subject, -hold.amount, child.turn)
 
 

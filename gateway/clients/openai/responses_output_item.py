@@ -22,8 +22,7 @@ from tailrace.gateway.clients.openai.responses_object import (
     summary_text,
 )
 from tailrace.proto import events
-from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.fold import decode_input
+from tailrace.proto.fold import is_complete_input
 
 Events = list[dict[str, Any]]
 
@@ -82,7 +81,7 @@ def close_item(opened: OpenItem, status: str) -> tuple[Item | None, Events]:
     """Returns the whole item and its last events. `status` is `incomplete` for a block that was cut off."""
     text = opened.deltas.text()
     closing: Events = []
-    if opened.kind == "tool_use" and text and not _is_object(text):
+    if opened.kind == "tool_use" and text and not is_complete_input(text):
         status = "incomplete"
     elif opened.kind == "tool_use" and not text:
         # The model sends no delta for a call without arguments, but in this protocol they are always JSON.
@@ -111,14 +110,6 @@ def close_item(opened: OpenItem, status: str) -> tuple[Item | None, Events]:
 def is_cut_by_limit(opened: OpenItem) -> bool:
     """Returns whether a limit that ended the answer has cut its last block: not a tool call with its arguments."""
     return opened.kind != "tool_use" or not (opened.deltas.text() or opened.start.get("input"))
-
-
-def _is_object(text: str) -> bool:
-    try:
-        decode_input(text)
-    except DECODE_ERRORS:
-        return False
-    return True
 
 
 def _item(opened: OpenItem, status: str, text: str | None) -> Item | None:
