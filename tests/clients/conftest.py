@@ -52,22 +52,23 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "proves(dialect, feature, client): the row of docs/CLIENTS.md that this test is")
 
 
+def found_or_skip(path: str | None, program: str) -> str:
+    """Returns `path`; skips the test if there is none."""
+    if path is None:
+        pytest.skip(f"there is no `{program}` here")
+    return path
+
+
 @pytest.fixture
 def browser() -> str:
     """Returns the path of Chromium, which a script receives as `CHROMIUM`."""
-    found = find_browser()
-    if found is None:
-        pytest.skip("there is no `chromium` here")
-    return found
+    return found_or_skip(find_browser(), "chromium")
 
 
 @pytest.fixture
 def firefox() -> str:
     """Returns the path of Firefox, which a script receives as `FIREFOX`."""
-    found = find_firefox()
-    if found is None:
-        pytest.skip("there is no `firefox-esr` here")
-    return found
+    return found_or_skip(find_firefox(), "firefox-esr")
 
 
 @pytest.fixture(params=["CHROMIUM", "FIREFOX"])

@@ -10,7 +10,7 @@ import json
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -24,6 +24,7 @@ from tailrace.proto.ids import Tenant
 from tests.fuzz.bytes import TURN
 from tests.golden.requests import DEFAULTS, read_cases
 from tests.harness import processes
+from tests.harness.json_values import places
 from tests.harness.processes import Process
 from tests.harness.refusals import problem_of
 from tests.harness.route_table import ROWS, path_parameters
@@ -157,22 +158,10 @@ def test_no_body_breaks_anything(
     ask(attacked_gateway, Case("POST", path.format(**path_parameters(TURN, "x", "x")), {}, bytes(made)))
 
 
-def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yields the path of each value in `value`."""
-    if path:
-        yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from paths(inner, (*path, key))
-
-
 def mutate(chance: random.Random, body: Any) -> bytes:
     """Returns `body` with one value replaced, repeated or left out, or one key renamed or doubled."""
     body = copy.deepcopy(body)
-    *outer, key = chance.choice(list(paths(body)))
-    inner = body
-    for step in outer:
-        inner = inner[step]
+    inner, key = chance.choice(list(places(body)))
     match chance.randrange(8):
         case 0:
             del inner[key]

@@ -16,6 +16,7 @@ from tailrace.proto.entries import Block, Event
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import fold
 from tests.harness.displayed_text import SAYS
+from tests.harness.json_values import places
 from tests.harness.readers import render_frames
 from tests.harness.turn_builder import KEY, Handwritten, attempt
 
@@ -86,30 +87,18 @@ WHOLE = answer(RECORDED)
 WRONG: list[Any] = [None, 7, 1.5, True, [], ["x"], {}, {"x": 1}, -1, 10**30]
 
 
-def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yields the path of each value in `value`."""
-    if path:
-        yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from paths(inner, (*path, key))
-
-
 @st.composite
 def mutated_answers(draw: st.DrawFn) -> list[bytes]:
     """A recording in which one value of one event is missing or of another type."""
     number = draw(st.integers(0, len(RECORDED) - 1))
     event = json.loads(RECORDED[number])
-    path = draw(st.sampled_from(list(paths(event))))
-    inner = event
-    for key in path[:-1]:
-        inner = inner[key]
-    old = inner[path[-1]]
+    inner, key = draw(st.sampled_from(list(places(event))))
+    old = inner[key]
     if draw(st.booleans()):
-        del inner[path[-1]]
+        del inner[key]
     else:
         wrong = [value for value in [*WRONG, "0", "x"] if type(value) is not type(old)]
-        inner[path[-1]] = draw(st.sampled_from(wrong))
+        inner[key] = draw(st.sampled_from(wrong))
     return [*RECORDED[:number], json.dumps(event).encode(), *RECORDED[number + 1 :]]
 
 
