@@ -2,7 +2,7 @@
 
 import gc
 
-# What is imported stays. Looking for garbage meanwhile took a fifth of the start: 0.3 s of CPU time.
+# Garbage collection during the imports took 0.3 s of CPU, a fifth of the start, and freed nothing: modules stay.
 gc.disable()
 
 import asyncio

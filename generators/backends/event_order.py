@@ -81,8 +81,10 @@ def unreadable(what: str) -> BackendError:
 
 
 def require_readable_start(block: dict[str, Any]) -> None:
-    """Raises BackendError for the start of a content block without a type, for one of a tool call without an id or a
-    name, or with a field that is not of its type."""
+    """Raises BackendError unless the start of a content block can be used.
+
+    It needs a type and fields of their types, and a tool call needs an id and a name.
+    """
     kind = block.get("type")
     if not isinstance(kind, str) or not kind:
         raise unreadable("a content block without a type")

@@ -247,7 +247,7 @@ class BatchRunner:
             async with self._slots:
                 await self._wait_until_not_full()
                 child = batch.child_key(key, number)
-                # It was deleted after an earlier runner had submitted it, or its user was erased.
+                # An earlier runner may have submitted the input, and a client deleted its turn; or its user was erased.
                 is_deleted = await self._tombstones.is_deleted(child)
                 tally.add(None if is_deleted else await self._run_input(key, child, inputs[number], traceparent))
 

@@ -56,7 +56,7 @@ async def insert_items(
         if turn not in responses:
             if len(responses) == RESPONSES_MAX:
                 raise invalid_item(index, f"more than {RESPONSES_MAX} responses are referenced: send their items")
-            # `turn` is the next one of them.
+            # `unread` has the order of `items`, so it begins with `turn`.
             some = islice(unread, min(READ_AT_ONCE, RESPONSES_MAX - len(responses)))
             await asyncio.gather(*map(read, some))
         item = responses[turn].get(one.id or "")
