@@ -8,10 +8,10 @@ import asyncio
 import sys
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tailrace.gateway import metrics
 from tailrace.gateway.streaming.dialect import Dialect, Frame
@@ -45,8 +45,7 @@ class TurnFeed:
         self._loop = asyncio.get_running_loop()
         self._woken_at = self._loop.time()
         self._silence = self._loop.call_later(heartbeat_s, self._wake_after_silence)
-        self._waiting: list[asyncio.Future[None]] = []
-        """The readers that wait in `wait_for_change`."""
+        self._waiting: list[_WaitingReader] = []
         self._rendered: dict[str, _DialectFrames] = {}
 
     @property
@@ -120,23 +119,24 @@ class TurnFeed:
         return frames
 
     async def wait_for_change(self, position: int) -> bool:
-        """Waits until there are more than `position` entries, or no more will come; returns False after a silence.
-
-        The readers share one timer: timers for each reader and entry took a tenth of the time of a delta.
-        """
+        """Waits until there are more than `position` entries, or no more will come; returns False after a silence."""
         if len(self.entries) <= position and not (self.is_ended or self.is_broken):
-            waiting: asyncio.Future[None] = self._loop.create_future()
-            self._waiting.append(waiting)
-            await waiting
+            await self.call_at_changes(lambda: False)
         return len(self.entries) > position or self.is_ended or self.is_broken
+
+    async def call_at_changes(self, write: Callable[[], bool]) -> None:
+        """Calls `write` at each change and after each silence, until it returns False. Raises what `write` raises.
+
+        Each reader has a task. Its switch would cost more than most writes, so `write` is called without one. The
+        readers share one timer: timers for each reader and entry took a tenth of the time of a delta.
+        """
+        stopped: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(_WaitingReader(write, stopped))
+        await stopped
 
     def _wake(self) -> None:
         self._woken_at = self._loop.time()
-        waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            # A reader that has left was cancelled.
-            if not one.done():
-                one.set_result(None)
+        self._waiting = [reader for reader in self._waiting if reader.goes_on()]
 
     def _wake_after_silence(self) -> None:
         """Wakes the readers if nothing has woken them for a heartbeat interval; schedules itself again."""
@@ -148,6 +148,27 @@ class TurnFeed:
         """Returns the index after the entry at `cursor`; 0 when this feed has no such entry."""
         position = bisect_right(self.seqs, cursor)
         return position if position and self.seqs[position - 1] == cursor else 0
+
+
+class _WaitingReader(NamedTuple):
+    """A reader in `call_at_changes`."""
+
+    write: Callable[[], bool]
+    stopped: asyncio.Future[None]
+
+    def goes_on(self) -> bool:
+        """Calls `write`, and returns whether the reader goes on waiting."""
+        # A reader that has left was cancelled.
+        if self.stopped.done():
+            return False
+        try:
+            if self.write():
+                return True
+        except Exception as error:  # noqa: BLE001  # it ends this reader, and no other
+            self.stopped.set_exception(error)
+        else:
+            self.stopped.set_result(None)
+        return False
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from starlette.types import Send
 
@@ -14,6 +15,7 @@ from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.response import body
 from tailrace.proto.entries import Stored
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
+from tailrace.proto.runtime.eager import run_to_first_wait
 from tailrace.proto.subjects import TurnKey
 
 # Limits of one write, in frames and bytes: a late reader receives the past in large pieces, and a client that does not
@@ -54,6 +56,10 @@ class FrameWriter:
         self._id_prefix = id_prefix
         self._pace = pace
         self._observers = observers
+        self._position = 0
+        """The index of the turn's next entry."""
+        self._unfinished: tuple[Awaitable[None], int] | None = None
+        """The rest of a write that `_write_new` has begun and that waits for the client, and its first entry."""
         self._needs_retry = dialect.sends_retry
 
     async def write_turn(
@@ -64,38 +70,84 @@ class FrameWriter:
         Returns whether the turn has ended. The first `to_skip` events are not written. With `snapshot`, the turn so far
         is written as the events that it returns, and the frames after it follow.
         """
+        self._position = position
         if snapshot is not None:
-            turn, count, position = await self._fold(feed)
+            turn, count, self._position = await self._fold(feed)
             await self.write([Frame(snapshot(feed.key, turn, count))])
-            self._note_write(feed, 0, position)
+            self._note_write(feed, 0)
         elif position:
             await self._render(feed, position)
         most, now = FRAMES_MAX, asyncio.get_running_loop().time
         while True:
+            start = self._position
             if self._pace is not None:
-                most = self._pace.count_due(feed.entries, position, FRAMES_MAX, now())
-            frames = feed.frames(self._dialect, position, most, PIECE_BYTES_MAX)
-            start, position = position, position + len(frames)
+                most = self._pace.count_due(feed.entries, start, FRAMES_MAX, now())
+            frames = feed.frames(self._dialect, start, most, PIECE_BYTES_MAX)
+            self._position += len(frames)
             if to_skip:
                 frames, to_skip = skip_events(frames, to_skip)
             if not await self.write(frames):
                 return False
-            self._note_write(feed, start, position)
-            if position < len(feed.entries):
-                is_news = await self._is_next_due(feed, position)
+            self._note_write(feed, start)
+            if self._position < len(feed.entries):
+                is_news = await self._is_next_due(feed)
             elif feed.is_broken or feed.is_ended:
                 return feed.is_ended
+            elif self._pace is not None or to_skip:
+                is_news = await feed.wait_for_change(self._position)
             else:
-                is_news = await feed.wait_for_change(position)
+                is_news = await self._follow(feed)
             if not is_news and self._dialect.heartbeat:
                 await self._send(body(self._dialect.heartbeat, more=True))
 
-    def _note_write(self, feed: TurnFeed, start: int, end: int) -> None:
+    async def _follow(self, feed: TurnFeed) -> bool:
+        """Writes new entries as they are added to the feed; returns False after a silence.
+
+        Returns True when something is to be done that may wait: more entries, the end of the turn, a slow client.
+        """
+        await feed.call_at_changes(partial(self._write_new, feed))
+        if self._unfinished is not None:
+            rest, start = self._unfinished
+            await rest
+            self._unfinished, self.is_within_frame = None, False
+            self._note_write(feed, start)
+            return True
+        return self._position < len(feed.entries) or feed.is_ended or feed.is_broken
+
+    def _write_new(self, feed: TurnFeed) -> bool:
+        """Writes new entries without waiting; returns whether it could, and whether the turn goes on."""
+        start = self._position
+        if start == len(feed.entries) or feed.is_ended or feed.is_broken:
+            return False
+        frames = feed.frames(self._dialect, start, FRAMES_MAX, PIECE_BYTES_MAX)
+        for frame in frames:
+            if frame.is_break or len(frame.data) > PIECE_BYTES_MAX:
+                return False
+        self._position += len(frames)
+        data, _ = self._join(frames)
+        if data and (rest := run_to_first_wait(self._send(body(data, more=True)))) is not None:
+            self._unfinished, self.is_within_frame = (rest, start), True
+            return False
+        self._note_write(feed, start)
+        return True
+
+    def _note_write(self, feed: TurnFeed, start: int) -> None:
         for observe in self._observers:
-            observe(feed.entries, start, end)
+            observe(feed.entries, start, self._position)
 
     async def write(self, frames: list[Frame]) -> bool:
         """Writes `frames` up to the first break. Returns False if there was one: the body must then be cut short."""
+        data, is_break = self._join(frames)
+        self.is_within_frame = bool(data)
+        for start in range(0, len(data), PIECE_BYTES_MAX):
+            await self._send(body(data[start : start + PIECE_BYTES_MAX], more=True))
+        self.is_within_frame = False
+        if is_break:
+            await asyncio.sleep(DISPATCH_S)
+        return not is_break
+
+    def _join(self, frames: list[Frame]) -> tuple[bytes, bool]:
+        """Returns the bytes of `frames` up to the first break, and whether there was one."""
         prefix, pieces, is_break = self._id_prefix, list[bytes](), False
         for frame in frames:
             pieces.append(sse.encode(frame.events, prefix) if prefix and frame.events else frame.data)
@@ -107,21 +159,15 @@ class FrameWriter:
             if self._needs_retry:
                 data = sse.retry(random.randint(*RETRY_MS)) + data  # noqa: S311  # no secret
                 self._needs_retry = False
-            self.is_within_frame = True
-            for start in range(0, len(data), PIECE_BYTES_MAX):
-                await self._send(body(data[start : start + PIECE_BYTES_MAX], more=True))
-            self.is_within_frame = False
-        if is_break:
-            await asyncio.sleep(DISPATCH_S)
-        return not is_break
+        return data, is_break
 
-    async def _is_next_due(self, feed: TurnFeed, position: int) -> bool:
-        """Waits until the entry at `position` is due, at most one heartbeat interval; returns whether it is."""
+    async def _is_next_due(self, feed: TurnFeed) -> bool:
+        """Waits until the next entry is due, at most one heartbeat interval; returns whether it is."""
         if self._pace is None:
             # Lets other tasks run between the pieces of a long replay.
             await asyncio.sleep(0)
             return True
-        wait_s = self._pace.due_in_s(feed.entries[position], asyncio.get_running_loop().time())
+        wait_s = self._pace.due_in_s(feed.entries[self._position], asyncio.get_running_loop().time())
         await asyncio.sleep(min(max(wait_s, 0), self._heartbeat_s))
         return wait_s <= self._heartbeat_s
 

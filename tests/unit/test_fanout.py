@@ -1,18 +1,16 @@
 """The fan-out of a turn to its readers, without a network: where a reader starts, when it waits, when entries go."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
-from starlette.types import Message
 
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.fanout import FanOut, TurnFeed
-from tailrace.gateway.streaming.frame_writer import FrameWriter
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
@@ -121,19 +119,6 @@ async def test_a_reader_that_a_silence_woke_sees_an_entry_that_came_since() -> N
     # The silence wakes the reader in the loop's next turn, and then the entry comes; the reader runs in the one after.
     asyncio.get_running_loop().call_soon(feed.add, completed_turn("a").stored)
     assert await changed
-
-
-async def test_a_snapshot_counts_as_a_write_of_all_entries_in_it() -> None:
-    feed, written = feed_of(completed_turn("a").stored), list[tuple[int, int]]()
-
-    async def send(_: Message) -> None: ...
-
-    def observe(_: Sequence[Stored], start: int, end: int) -> None:
-        written.append((start, end))
-
-    writer = FrameWriter(send, TAILRACE, heartbeat_s=60.0, observers=[observe])
-    assert await writer.write_turn(feed, 0, snapshot=lambda *_: ())
-    assert written[0] == (0, len(feed.entries))
 
 
 async def test_waiting_readers_are_woken_after_each_silence() -> None:

@@ -1,0 +1,169 @@
+"""FrameWriter: writes a turn to one client as entries come, and waits for a slow client alone."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from starlette.types import Message
+
+from tailrace.gateway.clients.native.stream import TAILRACE
+from tailrace.gateway.streaming.dialect import Dialect, Frame
+from tailrace.gateway.streaming.fanout import TurnFeed
+from tailrace.gateway.streaming.frame_writer import PIECE_BYTES_MAX, FrameWriter
+from tailrace.proto.entries import Stored
+from tailrace.proto.ids import BEFORE_FIRST
+from tests.harness.turn_builder import KEY, completed_turn
+from tests.harness.until import until
+
+TURN = completed_turn("a", "b").stored
+
+
+class Client:
+    """Receives the bodies that a writer sends. A slow client takes the next one after `read`."""
+
+    def __init__(self, *, is_slow: bool = False) -> None:
+        self.bodies: list[bytes] = []
+        self.notes: list[tuple[int, int]] = []
+        self._may_send = asyncio.Event()
+        self.read()
+        if is_slow:
+            self._may_send.clear()
+
+    def read(self) -> None:
+        self._may_send.set()
+
+    def stop_reading(self) -> None:
+        self._may_send.clear()
+
+    async def send(self, message: Message) -> None:
+        # As uvicorn does: it waits first, and then writes.
+        if not self._may_send.is_set():
+            await self._may_send.wait()
+        self.bodies.append(message["body"])
+
+    def note(self, _: Sequence[Stored], start: int, end: int) -> None:
+        if start < end:
+            self.notes.append((start, end))
+
+
+def numbered(break_at: int = -1, large_at: int = -1) -> Dialect:
+    """A dialect that renders each entry as its sequence, with a break at one entry and a long text at another."""
+
+    def render(state: None, stored: Stored) -> tuple[Frame, None]:
+        data = b"x" * (PIECE_BYTES_MAX + 1) if stored.seq == large_at else b"%d " % stored.seq
+        return Frame(data=data, is_break=stored.seq == break_at), state
+
+    return Dialect("numbered", lambda _: None, render, lambda _, __: Frame(), heartbeat=b": ", can_reset=True)
+
+
+def text_of(stored: Sequence[Stored]) -> bytes:
+    return b"".join(b"%d " % one.seq for one in stored)
+
+
+@asynccontextmanager
+async def writing(
+    feed: TurnFeed, client: Client, dialect: Dialect
+) -> AsyncIterator[tuple[FrameWriter, asyncio.Task[bool]]]:
+    """Writes the turn to the client in a task, and yields when it waits for entries."""
+    writer = FrameWriter(client.send, dialect, heartbeat_s=60.0, observers=[client.note])
+    async with asyncio.timeout(10):
+        task = asyncio.create_task(writer.write_turn(feed, 0))
+        await until(lambda: feed._waiting)
+        try:
+            yield writer, task
+        finally:
+            task.cancel()
+            await asyncio.wait((task,))
+
+
+def feed_of(stored: list[Stored], heartbeat_s: float = 60.0) -> TurnFeed:
+    feed = TurnFeed(KEY, BEFORE_FIRST, heartbeat_s)
+    feed.add(stored)
+    return feed
+
+
+async def test_a_snapshot_counts_as_a_write_of_all_entries_in_it() -> None:
+    feed, client = feed_of(TURN), Client()
+    writer = FrameWriter(client.send, TAILRACE, heartbeat_s=60.0, observers=[client.note])
+    assert await writer.write_turn(feed, 0, snapshot=lambda *_: ())
+    assert client.notes == [(0, len(feed.entries))]
+
+
+async def test_an_entry_is_written_when_it_is_added() -> None:
+    """Without a switch to the reader's task: the test does not wait between the two."""
+    feed, client = feed_of(TURN[:2]), Client()
+    async with writing(feed, client, numbered()) as (_, task):
+        for number, stored in enumerate(TURN[2:-1], 3):
+            feed.add([stored])
+            assert b"".join(client.bodies) == text_of(TURN[:number])
+        feed.add(TURN[-1:])
+        assert await task
+    assert b"".join(client.bodies) == text_of(TURN)
+    assert [start for start, _ in client.notes] == [0, *range(2, len(TURN))]
+
+
+async def test_a_slow_client_is_waited_for_alone() -> None:
+    """It receives each entry once and in order, and what it has not received is not noted as written."""
+    feed, slow, fast = feed_of(TURN[:1]), Client(), Client()
+    async with writing(feed, slow, numbered()) as (writer, task), writing(feed, fast, numbered()):
+        slow.stop_reading()
+        for stored in TURN[1:-1]:
+            feed.add([stored])
+            await asyncio.sleep(0)
+        assert b"".join(fast.bodies) == text_of(TURN[:-1])
+        assert (slow.bodies, slow.notes) == ([text_of(TURN[:1])], [(0, 1)])
+        assert writer.is_within_frame
+        slow.read()
+        await until(lambda: len(slow.notes) == 3)
+        assert b"".join(slow.bodies) == text_of(TURN[:-1])
+        assert slow.notes == [(0, 1), (1, 2), (2, len(TURN) - 1)]
+        assert not writer.is_within_frame
+        feed.add(TURN[-1:])
+        assert await task
+
+
+async def test_a_write_that_is_cancelled_while_the_client_is_slow_is_within_a_frame() -> None:
+    feed, client = feed_of(TURN[:1]), Client()
+    async with writing(feed, client, numbered()) as (writer, task):
+        client.stop_reading()
+        feed.add(TURN[1:2])
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait((task,))
+        assert task.cancelled()
+        assert writer.is_within_frame
+    assert client.bodies == [text_of(TURN[:1])]
+
+
+async def test_a_write_that_fails_ends_its_own_stream_only() -> None:
+    feed, failing, other = feed_of(TURN[:1]), Client(), Client()
+    async with writing(feed, failing, numbered()) as (writer, task), writing(feed, other, numbered()):
+
+        async def fail(_: Message) -> None:
+            raise OSError("gone")
+
+        writer._send = fail
+        feed.add(TURN[1:2])
+        with pytest.raises(OSError, match="gone"):
+            await task
+        assert b"".join(other.bodies) == text_of(TURN[:2])
+
+
+async def test_a_break_and_a_large_frame_are_left_to_the_task() -> None:
+    """A large frame is written in pieces. After a break nothing is written, though the turn goes on."""
+    feed, client = feed_of(TURN[:1]), Client()
+    async with writing(feed, client, numbered(TURN[3].seq, TURN[2].seq)) as (_, task):
+        for stored in TURN[1:4]:
+            feed.add([stored])
+            await until(lambda: feed._waiting or task.done())
+        feed.add(TURN[4:5])
+        assert not await task
+    assert list(map(len, client.bodies)) == [2, 2, PIECE_BYTES_MAX, 1, 2]
+
+
+async def test_a_silence_after_entries_brings_a_heartbeat() -> None:
+    feed, client = feed_of(TURN[:1], heartbeat_s=0.01), Client()
+    async with writing(feed, client, numbered()):
+        feed.add(TURN[1:2])
+        await until(lambda: text_of(TURN[1:2]) in client.bodies and client.bodies[-1] == b": ")
