@@ -1,6 +1,7 @@
 """The compared systems (arms): starts each of them, and finds its processes."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.process_usage import cpu_s
+from tailrace.deploy.local.nats_server import NAME, go_runtime
 from tailrace.deploy.local.ports import find_free
 from tests.clients.node import NODE
 from tests.harness.otlp_receiver import otlp_receiver
@@ -232,6 +234,24 @@ def tailrace_with_traces(model: str) -> Iterator[Arm]:
             yield arm
 
 
+@contextlib.contextmanager
+def bare(model: str) -> Iterator[Arm]:
+    (port,) = find_free(1)
+    with tempfile.TemporaryDirectory() as data:
+        path = Path(data, "nats.conf")
+        path.write_text(json.dumps({"listen": f"127.0.0.1:{port}", "jetstream": {"store_dir": data}}))
+        with process(Path(sys.executable).parent / NAME, "-c", path, env=go_runtime(os.environ)) as server:
+            wait_until_listening(port)
+            role = "benchmarks.compare.servers.bare_{}".format
+            with (
+                process(sys.executable, "-m", role("generator"), str(port), env=_model(model)) as generator,
+                process(sys.executable, "-m", role("gateway"), str(port), env=_model(model)) as gateway,
+            ):
+                generator.find("(ready)")
+                roles = {"NATS": [server.pid], "gateway": [gateway.pid], "generator": [generator.pid]}
+                yield Arm("bare", port_of(gateway), "/chat", roles)
+
+
 def _roles(parent: int) -> dict[str, list[int]]:
     """Returns `tailrace up`, which relays log lines, and the processes that it has started, by role."""
     found: dict[str, list[int]] = {role: [] for role in _ROLES.values()} | {"up": [parent]}
@@ -258,6 +278,7 @@ ARMS = {
     "resumable-stream": resumable,
     "nchan": nchan,
     "litellm": litellm,
+    "bare": bare,
     "tailrace": tailrace("tailrace", "--sync", "default"),
     "tailrace-always": tailrace("tailrace-always", "--sync", "always"),
     "tailrace-cluster": tailrace("tailrace-cluster", "--cluster", "--sync", "default"),

@@ -17,22 +17,23 @@ import pytest
 
 from benchmarks.compare import attached_readers
 from benchmarks.compare.__main__ import measure, measure_load, measure_or_leave_out, start
-from benchmarks.compare.arms import ARMS, START_S, Arm, floor, port_of, process
+from benchmarks.compare.arms import ARMS, START_S, Arm, port_of, process
 from benchmarks.compare.attached_readers import IdleStreams, Streams, readers_of
 from benchmarks.compare.plot import bars
 from benchmarks.compare.readers import read
 from benchmarks.compare.report import Load, table
 
 
-async def test_an_arm_is_measured_and_its_row_has_its_cpu_beside_that_of_tuned() -> None:
+@pytest.mark.parametrize("name", ["floor", "bare"])
+async def test_an_arm_is_measured_and_its_row_has_its_cpu_beside_that_of_tuned(name: str) -> None:
     with ExitStack() as stack:
         model = stack.enter_context(process(sys.executable, "-m", "benchmarks.compare.model"))
-        arm = stack.enter_context(floor(f"http://127.0.0.1:{port_of(model)}"))
-        sample = await measure(arm, turns=2, words=5, rate=50, idle={"server": 0.0})
+        arm = stack.enter_context(ARMS[name](f"http://127.0.0.1:{port_of(model)}"))
+        sample = await measure(arm, turns=2, words=5, rate=50, idle=dict.fromkeys(arm.processes, 0.0))
     assert sample.sum_us > 0
     assert 0 < sample.p50_ms <= sample.p99_ms
-    assert "| floor |" in table(Load(2, 50, 5, {"floor": [sample], "tuned": [sample]}))
-    assert "| 1.00 |" in table(Load(2, 50, 5, {"floor": [sample], "tuned": [sample]}))
+    assert f"| {name} |" in table(Load(2, 50, 5, {name: [sample], "tuned": [sample]}))
+    assert "| 1.00 |" in table(Load(2, 50, 5, {name: [sample], "tuned": [sample]}))
 
 
 def test_a_chart_has_a_bar_for_each_arm_and_colours_those_of_tailrace() -> None:
