@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from tailrace.gateway import metrics
 from tailrace.gateway.streaming.dialect import Dialect, Frame
@@ -45,7 +45,8 @@ class TurnFeed:
         self._loop = asyncio.get_running_loop()
         self._woken_at = self._loop.time()
         self._silence = self._loop.call_later(heartbeat_s, self._wake_after_silence)
-        self._waiting: list[_WaitingReader] = []
+        self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        """The readers in `call_at_changes`: what ends the wait, and what is called."""
         self._rendered: dict[str, _DialectFrames] = {}
 
     @property
@@ -131,12 +132,23 @@ class TurnFeed:
         readers share one timer: timers for each reader and entry took a tenth of the time of a delta.
         """
         stopped: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append(_WaitingReader(write, stopped))
-        await stopped
+        self._waiting[stopped] = write
+        try:
+            await stopped
+        finally:
+            del self._waiting[stopped]
 
     def _wake(self) -> None:
         self._woken_at = self._loop.time()
-        self._waiting = [reader for reader in self._waiting if reader.goes_on()]
+        for stopped, write in tuple(self._waiting.items()):
+            # A reader that is leaving was cancelled.
+            if stopped.done():
+                continue
+            try:
+                if not write():
+                    stopped.set_result(None)
+            except Exception as error:  # noqa: BLE001  # it ends this reader, and no other
+                stopped.set_exception(error)
 
     def _wake_after_silence(self) -> None:
         """Wakes the readers if nothing has woken them for a heartbeat interval; schedules itself again."""
@@ -148,27 +160,6 @@ class TurnFeed:
         """Returns the index after the entry at `cursor`; 0 when this feed has no such entry."""
         position = bisect_right(self.seqs, cursor)
         return position if position and self.seqs[position - 1] == cursor else 0
-
-
-class _WaitingReader(NamedTuple):
-    """A reader in `call_at_changes`."""
-
-    write: Callable[[], bool]
-    stopped: asyncio.Future[None]
-
-    def goes_on(self) -> bool:
-        """Calls `write`, and returns whether the reader goes on waiting."""
-        # A reader that has left was cancelled.
-        if self.stopped.done():
-            return False
-        try:
-            if self.write():
-                return True
-        except Exception as error:  # noqa: BLE001  # it ends this reader, and no other
-            self.stopped.set_exception(error)
-        else:
-            self.stopped.set_result(None)
-        return False
 
 
 @dataclass

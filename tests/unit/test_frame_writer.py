@@ -136,6 +136,14 @@ async def test_a_write_that_is_cancelled_while_the_client_is_slow_is_within_a_fr
     assert client.bodies == [text_of(TURN[:1])]
 
 
+async def test_a_feed_keeps_nothing_of_a_reader_that_has_left() -> None:
+    """Many readers may come and go while the turn is silent."""
+    feed, client = feed_of(TURN[:1]), Client()
+    async with writing(feed, client, numbered()):
+        assert len(feed._waiting) == 1
+    assert not feed._waiting
+
+
 async def test_a_write_that_fails_ends_its_own_stream_only() -> None:
     feed, failing, other = feed_of(TURN[:1]), Client(), Client()
     async with writing(feed, failing, numbered()) as (writer, task), writing(feed, other, numbered()):
