@@ -65,7 +65,7 @@ class Race(Protocol):
 
     buffer: DeltaBuffer
     has_rival: bool
-    """Whether another call was started. It may have failed since: only the log would show its first token."""
+    """Whether another call was started. It stays True when that call fails, which this process does not learn."""
 
     def wrap(self, sink: Sink) -> Sink: ...
 
@@ -109,7 +109,7 @@ class PlannedAttempt(NamedTuple):
 
     key: TurnKey
     turn: Turn
-    """The fold before the attempt; during a first call, the fold with the entry of the attempt."""
+    """The fold before the attempt. In `_call`, it has the entry of the attempt, unless it is a second call."""
     action: MakeAttempt
     route: Route
     deadline: float
@@ -143,7 +143,7 @@ class AttemptRunner:
     async def run(self, planned: PlannedAttempt, traceparent: str | None) -> tuple[Turn, BackendError | None]:
         """Returns the fold after an attempt, and the error that broke the answer off, if any.
 
-        A second call without a token leaves the turn as it is. `traceparent` is stored in the attempt's entry. Raises
+        A second call that receives no token appends nothing. `traceparent` is stored in the attempt's entry. Raises
         FenceLost when another writer has the turn, LogUnavailable, and LeaseShared.
         """
         key, turn, action, route, *_ = planned
@@ -267,7 +267,7 @@ class AttemptRunner:
         if turn.chain.is_ended or not turn.fruitless:
             return
         entry = Event(prev=turn.chain.last, attempt=turn.attempt, event=events.HANDOVER, is_hidden=True)
-        # A task of its own: this one is cancelled, which each call of nats-py notices.
+        # In a task of its own: nats-py checks in each call whether the current task was cancelled, as this one was.
         appending = await run_until(self._log.append(key, turn.chain, entry), timeout_s=CLEANUP_S_MAX)
         if not appending.cancelled() and (error := appending.exception()) is not None:
             # An append that was under way may have been stored, or another writer has the turn.

@@ -30,7 +30,7 @@ Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
 
 
 class EventWriter:
-    """Appends entries. An append is never cancelled by the deadline of a model call."""
+    """Appends the entries of attempts. The deadline of a model call never cancels an append."""
 
     def __init__(self, log: TurnLog, delta_interval_s: float = 0.0) -> None:
         """`delta_interval_s` is the time after an append of a delta in which the next deltas wait for others."""
@@ -56,8 +56,8 @@ class EventWriter:
                 is_hidden=event.is_hidden,
                 left_out=event.left_out,
             )
-            # The loop's clock is that of its timers, for the wait. In uvloop it counts milliseconds and stands still
-            # between two awaits, which is too coarse for the metrics.
+            # `buffer.next` waits by the loop's clock. In uvloop, it counts milliseconds and stands still between two
+            # awaits, which is too coarse for the metrics: they use `time.monotonic`.
             began, put_at, append_began_at = loop.time(), buffer.put_at, time.monotonic()
             chain = await append_when_not_full(self._log.append, key, folding.chain, entry)
             stored_at = time.monotonic()

@@ -57,8 +57,8 @@ class BackendOrder(msgspec.Struct, frozen=True):
     def after_failure(self, error: BackendError, *, has_begun: bool) -> "BackendOrder | None":
         """Returns the order after an attempt that failed with `error`; None if no backend could do better.
 
-        `has_begun`: readers have seen the beginning of an answer. Before that, a refused request is a bad request for
-        every backend, and a backend that all calls of an attempt failed to reach is not called again.
+        `has_begun`: readers have seen the beginning of an answer. If they have not, a refused request is taken as bad
+        for every backend, and a backend that failed is not called again: its attempt has repeated the call already.
         """
         if error.code not in FAILOVER_CODES or (error.code == "backend_refused_request" and not has_begun):
             return None

@@ -20,7 +20,7 @@ class FairShare:
     """The slots of one generator. Every method returns at once."""
 
     def __init__(self, slots: int, share: float) -> None:
-        """`share`: of the slots that other tenants leave free, as much may one tenant use; 1: all."""
+        """A tenant may use this `share` of the slots that other tenants leave free; 1: all of them."""
         self._slots = slots
         self._share = share
         self._running: Counter[Tenant] = Counter()
@@ -50,7 +50,7 @@ class FairShare:
         return tenant in self._waiting
 
     def next(self) -> TurnKey | None:
-        """Removes and returns a waiting turn that may start. The tenant whose turn it was is asked last again."""
+        """Removes and returns a waiting turn that may start. Its tenant goes to the end of the round."""
         for tenant in list(self._waiting):
             if not self.may_start(tenant):
                 continue

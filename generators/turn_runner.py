@@ -73,9 +73,9 @@ class TurnRunner:
 
         If another process is to store the end, or the turn cannot begin yet, returns the fold without one. The turn
         fails after `deadline_s` seconds of work on it, including the work of earlier generators; its text is kept.
-        `lease` is passed to a process that makes a second call. `known` is a turn with nothing but its request: if the
-        log has no more, which the fence of the first attempt shows, it is not read. Raises FenceLost when another
-        writer has continued or ended the turn, LogUnavailable, TurnUnknown.
+        `lease` is passed to a process that makes a second call. `known` is the fold of the turn's request alone. The
+        log is then read only if it has more entries, which make the append of the first attempt fail (PROTOCOL R106).
+        Raises FenceLost when another writer has continued or ended the turn, LogUnavailable, TurnUnknown.
         """
         if known.request is not None:
             try:
@@ -84,7 +84,7 @@ class TurnRunner:
                 turn = await self._log.read_turn(key)
                 if turn.attempt:
                     raise
-                # It was stopped before its first attempt.
+                # Another process has ended the turn before its first attempt.
         else:
             turn = await self._log.read_turn(key)
         metrics.SKIPPED.inc(turn.skipped)

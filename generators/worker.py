@@ -33,8 +33,9 @@ RETRY_WAIT_S = 1.0
 SHARE_WAIT_S_MAX = 8.0
 # While no fetched turn can start here, up to this many are fetched at once, to reach turns behind them that can.
 FETCHED_MAX = 64
-# The delay before a turn is delivered again while another process stores its answer, which takes milliseconds, or while
-# it cannot begin. It grows by this much each time, up to the maximum: a queued turn may wait for minutes.
+# The delay before a turn is delivered again that this process cannot run now: another process is storing its answer,
+# which takes milliseconds, or the turn is queued behind its parent, which may take minutes. So the delay begins short,
+# and grows by this much each time, up to the maximum.
 WRITTEN_WAIT_S = 0.2
 WRITTEN_WAIT_S_MAX = 1.0
 
@@ -42,7 +43,10 @@ OnEnded = Callable[[TurnKey, Turn], Awaitable[None]]
 """Is called with each ended turn, at least once, before its delivery is acknowledged. Raises LogUnavailable."""
 
 Job = Callable[[], Awaitable[Turn | None]]
-"""Runs a turn; returns its fold with an end, or None if another process runs it. Then the lease is not acknowledged."""
+"""Runs a turn; returns its fold, which has an end.
+
+Returns None if another process runs the turn, or if it cannot begin yet. Its lease is then not acknowledged.
+"""
 
 
 class Lane(Protocol):
@@ -245,8 +249,8 @@ class Worker:
     async def _release(self, key: TurnKey, delay_s: float = 0.0) -> None:
         """Gives up the lease of a turn that stops here.
 
-        A shared lease is only not renewed any more: the other process may still run the turn, and nats-server would
-        deliver it to a third one. If the other process has left it, the lease expires.
+        A shared lease is not released, because nats-server would deliver the turn to a third process while the other
+        holder may still run it. This process only stops renewing it; if the other one has stopped, too, it expires.
         """
         if key not in self._shared:
             await self._held[key].release(delay_s)

@@ -142,7 +142,10 @@ OPTION_WITH_AT = re.compile(r"\?\w+=.*@", re.DOTALL)
 
 
 def name_everywhere(where: Path | str) -> str:
-    """Returns a name by which two processes compare their databases: that of `display`; a file's has its host, too."""
+    """Returns a name by which processes on several hosts compare their databases.
+
+    It is `display` for a URL. For a file, it is the host and the full path.
+    """
     return display(where) if is_url(where) else f"{socket.gethostname()}:{Path(where).resolve()}"
 
 

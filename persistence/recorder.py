@@ -30,14 +30,14 @@ logger = structlog.get_logger()
 
 # Concurrent folds. A fold mostly waits for the log, so more would use memory without being faster.
 FOLDS_MAX = 8
-# After a batch, the recorder waits until the batch has taken this share of the time, at most PAUSE_S_MAX. So slow
+# After a batch, the recorder pauses, so that batches take only this share of its time; at most PAUSE_S_MAX. So slow
 # batches become fewer, each with more turns: a transaction costs about as much for twenty turns as for one.
 WRITING_SHARE = 0.25
 PAUSE_S_MAX = 0.1
 
 
 class Recorder:
-    """Writes delivered turns to the store, except those that `divert` takes.
+    """Writes delivered turns to the store, except those for which `divert` returns True (turns with `store: false`).
 
     `failure` says why it cannot write; empty while it can. `store` is that of `Store.for_recorder`.
     """

@@ -66,10 +66,11 @@ LAST_AT = END_OF_TIME // NUMBERS
 # The most turns that a search reads for one page. Each is compared with each word of the search.
 SCAN_MAX = 1000
 SEARCH_S_MAX = 2.0
-# How long a search waits for those before it: for more than one, and so that it ends before the gateway's time limit
-# unless the recorder is far behind.
+# A search waits at most this long for those before it. In this time, more than one search can end. Wait and search
+# together are shorter than the time limit of the gateway, unless the recorder is far behind.
 SEARCH_WAIT_S_MAX = 3.0
-# The searches of a tenant that wait. The process answers a limited number of queries at once, those of all tenants.
+# At most so many searches of a tenant wait. Each takes one of the queries that the process answers at once, which all
+# tenants share.
 SEARCHES_WAITING_MAX = 3
 BUSY_SESSIONS_MAX = 1_000
 # Greater than every id of a file.
@@ -144,7 +145,7 @@ class Store:
         return cls(await open_database(where, busy_timeout_s=busy_timeout_s))
 
     def for_recorder(self) -> Self:
-        """Returns the same store, each of whose writes waits for at most one write of a tenant, see `_write`."""
+        """Returns the same store for writes that skip the queue of the tenants' writes, see `_write`."""
         recorder = copy(self)
         recorder._is_recorder = True  # noqa: SLF001  # of this class
         return recorder
@@ -175,7 +176,7 @@ class Store:
 
     @property
     def needs_replay(self) -> bool:
-        """Whether the log must be read from its beginning: a new database, or one that recorded less of each turn."""
+        """Whether the log must be read from its beginning: for a new database, or one whose version recorded less."""
         return self._database.version < REPLAY_BELOW_VERSION
 
     @property

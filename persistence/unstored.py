@@ -43,8 +43,9 @@ class UnstoredTurns:
         self._log = log
         self._tombstones = tombstones
         self._store = store
-        self._recorder = store.for_recorder()
-        """For the writes of no client: a tenant with many writes must not delay the erasures of other tenants."""
+        self._unqueued_store = store.for_recorder()
+        """For writes that no client waits for. They skip the queue of the tenants, so that a tenant with many writes
+        does not delay the erasures of other tenants."""
         self._grace = timedelta(seconds=grace_s)
         self._after = Seq(0)
         self._due: dict[Seq, Unstored] = {}
@@ -82,7 +83,7 @@ class UnstoredTurns:
                 logger.error("turn cannot be recorded", turn=key.turn, why=str(error))  # noqa: TRY400  # the reason is known
             await self._tombstones.put([key])
         session = DeleteResource("session", turn.request.session, (TurnId(key.turn),))
-        await self._recorder.delete(key.tenant, session)
+        await self._unqueued_store.delete(key.tenant, session)
         await self._tombstones.note_unstored(key)
 
     async def to_delete(self, key: TurnKey) -> TurnToDelete | None:
@@ -103,9 +104,9 @@ class UnstoredTurns:
         return TurnToDelete(key.turn, is_running, is_unstored=True)
 
     async def list_of_user(self, tenant: Tenant, user: str | None) -> list[TurnToDelete]:
-        """Returns some turns with `store: false` of a user, or of all users if `user` is None, see `to_delete`.
+        """Returns some turns with `store: false` of a user, or of all users if `user` is None; an empty list if none.
 
-        An empty list if there are none.
+        They are reported as by `to_delete`.
         """
         while noted := await self._store.list_unstored(tenant, user):
             keys = [TurnKey(tenant, turn) for turn in noted]
@@ -163,7 +164,7 @@ class UnstoredTurns:
         noted = await self._store.every_unstored(self._looked_up)
         stored = await self._log.find_stored(noted)
         if lost := [key for key in noted if key not in stored]:
-            await self._recorder.forget_unstored(lost)
+            await self._unqueued_store.forget_unstored(lost)
         if noted:
             self._looked_up = noted[-1]
         else:
@@ -176,14 +177,14 @@ class UnstoredTurns:
         """
         # Blobs come first: after the erasure no entry names them. A turn that was deleted has none left.
         with suppress(TurnUnknown):
-            await _release_blobs(self._recorder, note.key, await self._log.read_turn(note.key))
+            await _release_blobs(self._unqueued_store, note.key, await self._log.read_turn(note.key))
         # Also for an unknown turn: entries without a request would be found by nothing but the note.
         erased = await self._log.erase(note.key)
         if not erased.is_gone:
             return False
         if erased.entries:
             logger.info("turn erased", turn=note.key.turn)
-        await self._recorder.forget_unstored([note.key])
+        await self._unqueued_store.forget_unstored([note.key])
         await self._tombstones.remove_unstored(note.key)
         return True
 

@@ -44,7 +44,7 @@ class StreamSlots:
 class StreamPermit:
     """The permission for one stream: a count among this gateway's readers, and a slot of each owner that has a limit.
 
-    Each step is done once, so that a POST can reserve before its turn is submitted what its stream uses afterwards.
+    Each step is done once: a POST can take the steps before its turn is submitted, and its stream repeats none of them.
     """
 
     def __init__(self, streams: StreamSlots, principal: Principal, address: str) -> None:

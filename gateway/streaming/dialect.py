@@ -41,7 +41,7 @@ class Dialect(NamedTuple):
     render: Callable[[Any, Stored], tuple[Frame, Any]]
     """Returns the frame of an entry, and the state after it."""
     render_record: Callable[[TurnRecord, int], Frame]
-    """Returns a whole turn that has left the log, for a reader that received so many of its events from the log."""
+    """Returns the frame of a whole turn that has left the log. The number: how many of its events the reader has."""
     render_json: Callable[[TurnRecord], bytes] | None = None
     """Returns a completed turn as one JSON body, for a request without streaming; None where there is no such body."""
     media_type: str = sse.MEDIA_TYPE
@@ -58,8 +58,7 @@ class Dialect(NamedTuple):
     sends_retry: bool = False
     """Whether each connection begins with a `retry:` line, the time after which the client reconnects."""
     with_ids: "Dialect | None" = None
-    """The variant with `id:` lines, for clients that accept server-sent events; None: this one has them, or has none
-    for any client."""
+    """The variant with `id:` lines, for clients that accept server-sent events; None: all clients get this one."""
 
 
 def select_variant(dialect: Dialect, accept: str) -> Dialect:

@@ -27,15 +27,15 @@ class NewTurns:
                 await listeners.subscription.enter_async_context(self._log.new_turns(tenant, listeners.notify))
                 self._tenants[tenant] = listeners
             listeners = self._tenants[tenant]
-            listeners.of[session].add(news)
+            listeners.by_session[session].add(news)
         try:
             yield news
         finally:
-            listeners.of[session].discard(news)
-            if not listeners.of[session]:
-                del listeners.of[session]
+            listeners.by_session[session].discard(news)
+            if not listeners.by_session[session]:
+                del listeners.by_session[session]
             async with self._changing:
-                if not listeners.of and self._tenants.get(tenant) is listeners:
+                if not listeners.by_session and self._tenants.get(tenant) is listeners:
                     del self._tenants[tenant]
                     await listeners.subscription.aclose()
 
@@ -44,12 +44,12 @@ class _Listeners:
     """The session streams of one tenant, and their subscription."""
 
     def __init__(self) -> None:
-        self.of: defaultdict[SessionId, set[asyncio.Event]] = defaultdict(set)
+        self.by_session: defaultdict[SessionId, set[asyncio.Event]] = defaultdict(set)
         self.subscription = AsyncExitStack()
 
     def notify(self, session: SessionId | None) -> None:
         """Sets the events of a session, or of all sessions if `session` is None."""
-        notified = self.of.values() if session is None else [self.of[session]] if session in self.of else []
-        for events in notified:
-            for news in events:
+        sessions = tuple(self.by_session) if session is None else (session,)
+        for one in sessions:
+            for news in self.by_session.get(one, ()):
                 news.set()

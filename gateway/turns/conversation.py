@@ -35,7 +35,7 @@ class Conversations:
     ) -> Position:
         """Returns the position after the turn's parent, or after its session's newest turn. Raises Refused.
 
-        A parent of null is the start: of that session, as a new branch without history, or of a new session.
+        With a parent of null, the turn has no history: it begins a branch of its session, or a new session.
         `may_interrupt` is called before `on_busy: interrupt` cancels the running turn. If it returns False, no turn is
         cancelled, and the error is session_busy.
         """

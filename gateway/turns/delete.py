@@ -35,7 +35,8 @@ LOOKED_AT_ONCE = 16
 BATCHES_PAGE = 200
 # No batch runs longer.
 BATCH_LIFE = timedelta(days=1)
-# Rows of an erasure are deleted as often, and at most so many turns are settled before their entries are overwritten.
+# An erasure deletes the rows of erased turns every ERASING_S seconds, and settles at most ERASED_TURNS turns before it
+# overwrites their entries.
 ERASING_S, ERASED_TURNS = 5.0, 100
 # The generator settles a turn after its end. A counter remembers the names of its last increments only: a turn that
 # ended long ago would be refunded twice.

@@ -30,7 +30,7 @@ class Submission:
     own_turn: TurnKey = field(init=False)
     """A key that no other submission has. It names the holder of pins."""
     turn: TurnKey = field(init=False)
-    """The turn's key: `own_turn`, unless another POST has claimed the idempotency key for a turn that it may store."""
+    """The turn's key: `own_turn`, or that of another POST's claim on the idempotency key, if its turn is not stored."""
     entry: entries.Request = field(init=False)
     """The request entry. It is set before the features of `amend` run."""
     entry_bytes: int = 0

@@ -214,8 +214,9 @@ class TurnSubmitter:
         """Returns the turn of another POST's claim if it is stored, else None. Raises Refused if its body is another.
 
         If the turn is neither stored nor deleted, the gateway that claimed the key may have died before its append: the
-        submission then uses the turn's id. `_find_repeat` runs before a slot is reserved, which is then held under this
-        id. A claim that appears later leaves the slot under the earlier id.
+        submission then uses the turn's id. A slot is held under the id that the submission has when it reserves the
+        slot: `_find_repeat` runs before, so this is normally the claimed id. A claim that appears later does not change
+        the holder of the slot.
         """
         if claim.body_sha256 != submission.body_sha256:
             raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
@@ -238,7 +239,7 @@ class TurnSubmitter:
 
     async def _append(self, submission: Submission) -> None:
         """Appends the entry. Raises FenceLost, LogFull, LogUnavailable (the outcome is unclear), Refused."""
-        # Also if this task is cancelled during the append.
+        # Set before the append: the entry may also be stored if this task is cancelled during it.
         submission.may_be_stored = True
         try:
             # `append` checks its own timeout between two tries only, and one try may take seconds.

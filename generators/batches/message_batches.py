@@ -64,12 +64,13 @@ REFUSALS_MAX = 15
 # A cancelled creation is awaited for this long.
 ANSWER_WAIT_S = 10.0
 WRITTEN_AT_ONCE = 16
-# How often the results are read while some are missing, within a minute. Each of them is paid for.
+# The results are read at most this often, within a minute, while some are missing. Each result is paid for.
 RESULT_READS_MAX = 8
-# How often a turn is written whose log has entries of another writer.
+# A turn is written at most this often while its log has entries of another writer.
 WRITES_MAX = 3
-# With these codes the message batch was not created.
+# After these codes a creation is not repeated: it would be refused again.
 REFUSED = ("backend_refused_request", "backend_refused_key")
+# After these codes it is certain that no message batch was created.
 NOT_CREATED = (*REFUSED, "backend_rate_limited", "backend_overloaded")
 NO_RESULT = Failure("backend_broken", "the message batch has no result for this input")
 TOO_LATE = Failure("deadline_exceeded", "Anthropic did not process this input within 24 hours")
@@ -183,7 +184,7 @@ class MessageBatchSubmitter:
             is_settled = datetime.now(UTC) >= last
             made = await self._call_with_retries(lambda: self._api.list_since(first))
             candidates |= {one.id for one in made if one.requests == count and one.created_at <= last + SKEW}
-            # Not only those of this list, which may lag behind an earlier one.
+            # Also those of earlier lists, because a later list may come from a server that is behind.
             for name in candidates - others:
                 is_ours = await self._is_of(name, ours)
                 if is_ours:
@@ -221,7 +222,7 @@ class MessageBatchSubmitter:
             try:
                 made = await asyncio.shield(creating)
             except asyncio.CancelledError:
-                # The message batch may be created nevertheless, and stopping the batch has to know its id.
+                # The message batch may be created nevertheless. `stop` needs its id.
                 await asyncio.wait({creating}, timeout=ANSWER_WAIT_S)
                 if creating.done() and creating.exception() is None:
                     tally.set_message_batch(creating.result().id)
@@ -275,7 +276,7 @@ class MessageBatchSubmitter:
     ) -> bool:
         """Writes each result as a turn; returns whether all results of `made` could be read.
 
-        With `is_over` (the batch has ended), inputs without an answer get no turn.
+        With `is_over` (the batch's log has an `end`), inputs without an answer get no turn.
         """
         assert turn.request is not None  # noqa: S101
         traceparent = turn.request.traceparent

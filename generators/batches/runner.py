@@ -49,6 +49,7 @@ FULL_AT = 0.8
 FULL_WAIT_S = 1.0
 # If the notice of an end is lost, the log is read after this time.
 LOOK_AGAIN_S = 5.0
+# The wait between two reads if the feed has shown an end that the read did not find.
 STALE_WAIT_S = 0.02
 STOPPED_AT_ONCE = 16
 # Each running batch has its inputs in memory, up to the size of a request body.
@@ -177,7 +178,10 @@ class BatchRunner:
         await self._stop_all(key, [b""] * count, is_written=False)
 
     async def _cancel_orphan(self, key: TurnKey, turn: Turn, tally: "BatchTally") -> None:
-        """Cancels this runner's message batch if no runner will read it: the new one has another, or it was deleted."""
+        """Cancels this runner's message batch if no runner will read it.
+
+        Either the next runner of the batch uses another message batch, or the batch was deleted.
+        """
         mine = tally.message_batch
         if self._submitter is None or mine is None:
             return
@@ -339,9 +343,10 @@ class BatchRunner:
         return fold([as_stored(chain, end)], turn)
 
     async def _stop_all(self, key: TurnKey, inputs: Sequence[bytes], *, is_written: bool) -> None:
-        """Cancels the running turns of a batch that has ended, and releases the reservations of inputs not submitted.
+        """Cancels the running turns of a batch that has ended, and gives back what inputs without a turn have reserved.
 
-        Those stay reserved unless `is_written` (the log has all answers): they may be charged.
+        Without `is_written`, some answers may be missing in the log although they are paid for: then nothing is given
+        back.
         """
         children = [batch.child_key(key, number) for number in range(len(inputs))]
         stored = await self._log.find_stored(children)

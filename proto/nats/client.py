@@ -134,7 +134,8 @@ class Client(NatsClient):
         if not subject or WHITE_SPACE.search(subject):
             raise nats.errors.BadSubjectError
         if headers:
-            # nats-py names headers by an Enum of strings: joined, unlike formatted, it is the string.
+            # nats-py names headers by members of an Enum of strings. An f-string may write the member's own name;
+            # `join` always uses its value.
             block = "".join([HEADERS_BEGIN, *("".join(("\r\n", name, ": ", headers[name])) for name in headers)])
             block += "\r\n\r\n"
             if block.count("\n") != len(headers) + 2:
@@ -219,7 +220,11 @@ class Client(NatsClient):
         await super()._connect_to_server(s)
 
     async def _ping_interval(self) -> None:
-        """Sends pings also after a MemoryError, which ends nats-py's loops: unanswered pings replace the connection."""
+        """Sends pings, and goes on after a MemoryError.
+
+        A MemoryError ends the loops of nats-py. If it has ended the loop that reads, the pings get no answers, and the
+        connection is then replaced.
+        """
         while True:
             with suppress(MemoryError):
                 return await super()._ping_interval()

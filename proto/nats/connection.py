@@ -31,8 +31,8 @@ from tailrace.proto.nats.tls import ssl_context
 
 logger = structlog.get_logger()
 
-# A server has 2 s (the product) to answer a ping; a frozen one is given up within 2.5 s. A blocked event loop of ours
-# counts one ping at most, and reads replies first.
+# A server has 2 s (the product) to answer a ping; a frozen one is given up within 2.5 s. If the event loop of this
+# process was blocked, it counts at most one unanswered ping, and first reads the replies that have arrived.
 PING_INTERVAL_S = 0.5
 PINGS_MAX = 4
 RECONNECT_WAIT_S = 0.25
@@ -46,8 +46,8 @@ HEADER_BYTES_FIXED = 4
 AUTH_ERROR = "authorization violation"
 # The only error after which the server keeps the connection open.
 PERMISSION_ERROR = "permissions violation"
-# The server's error, lowered by nats-py, for a reply to a request from another account that this connection did not
-# receive.
+# The server's error for a reply to another account's request that this connection has not received. nats-py puts errors
+# in lower case.
 LATE_REPLY_ERROR = f'{PERMISSION_ERROR} for publish to "_r_.'
 # nats-server's error code of a cluster without a majority.
 NO_LEADER = 10008

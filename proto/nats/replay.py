@@ -68,7 +68,7 @@ async def read_ended_turn(server: LogServer, key: TurnKey, end: Stored) -> Turn:
     """
     length = end.entry.length if isinstance(end.entry, entries.End) else None
     with suppress(LogUnavailable):
-        # Also without forks: this is where an entry of a writer that sends no fence is noticed.
+        # Not skipped for a log without forks: this count also notices an entry of a writer that sends no fence.
         if length is not None and await _has_entries(server, key, length, end.seq):
             page = await server.read(key, BEFORE_FIRST, FIRST_ENTRIES)
             turn = fold_first_and_end(fold(page.entries), end)

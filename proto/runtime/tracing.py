@@ -1,4 +1,4 @@
-"""Traces (OpenTelemetry). Off unless the environment names an OTLP endpoint; then nothing of it runs.
+"""Traces (OpenTelemetry). They are off, and nothing of the SDK runs, unless the environment names an OTLP endpoint.
 
 The standard variables `OTEL_…` configure it: endpoint, headers, sampler, service name. A turn's trace begins with the
 client's `traceparent`. Its context is stored in the turn's log, so that other processes continue it.
