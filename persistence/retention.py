@@ -32,7 +32,7 @@ class Retention:
         self._days = days
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deletes old sessions until `stop` is set; waits for it if all are kept."""
+        """Deletes old sessions until `stop` is set. If sessions have no maximum age, only waits for `stop`."""
         if self._days:
             await run_every(INTERVAL_S, self._delete_old, "the deletion of old sessions", stop)
         await stop.wait()

@@ -246,8 +246,9 @@ class SQLite:
         """Raises StoreCorrupt if the file was deleted, replaced or truncated, and OSError while its directory is away.
 
         SQLite notices none of them: it continues to write to a deleted file, and serves a truncated one from its caches
-        and the journal. The file shrinks only if an operator vacuums it: then it has all pages of its header. A
-        checkpoint may make a truncated file as long as it was, without most of its pages: call this before each, too.
+        and the journal. A smaller file is not always damaged: after an operator's VACUUM it has all pages that its
+        header counts. A checkpoint may make a truncated file as long as it was, although most of its pages are missing:
+        call this before each checkpoint, too.
         """
         ours = os.fstat(self._file)
         if ours.st_nlink and not self._path.parent.exists():

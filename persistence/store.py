@@ -105,7 +105,7 @@ DELETE_EMPTY: dict[Kind, tuple[tuple[str, str], ...]] = {
     "user": (("sessions", "delete_user_sessions"), ("changed", "forget_session_user")),
     "tenant": (("sessions", "delete_tenant_sessions"), ("projects", "delete_tenant_projects")),
 }
-# Labels that have many turns each. All others have fewer.
+# The order in which labels are tried: those that are not listed have the fewest turns each, models the most.
 BY_SELECTIVITY = {"user": 1, "key": 2, "model": 3}
 
 
@@ -622,7 +622,8 @@ class Store:
             return best
         if words and (scan := await self._scan("found_turns", page)).end == OLDEST:
             return scan
-        # The index of words has no order: of frequent words, all turns would have to be read. `turns` checks no labels.
+        # The words are frequent, and their index has no order: all of their turns would have to be read. Turns are read
+        # by a label instead, or by time if there is none (the statement `turns` does not check labels).
         return best if labels else await self._scan("turns", page)
 
     async def _scan(self, statement: str, page: Mapping[str, Any], **values: str) -> Scan:

@@ -104,7 +104,7 @@ class RequestBlobs:
         try:
             await self._store.put(key.tenant, contents, is_renewed=is_renewed)
         except LogUnavailable:
-            # All but the last reply may have come.
+            # Perhaps all blobs are stored, and only the last acknowledgement is missing.
             self._share.add(key.tenant, size)
             raise
         self._share.add(key.tenant, size)

@@ -19,7 +19,7 @@ from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
-# Generators with a free slot answer at once; that there is none shows only by waiting.
+# Generators with a free slot answer at once. If there is none, this time passes.
 OFFER_TIMEOUT_S = 1.0
 TAKE_TIMEOUT_S = 2.0
 TAKEN = b"taken"
