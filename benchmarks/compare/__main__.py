@@ -70,7 +70,7 @@ async def measure(arm: Arm, turns: int, words: int, rate: int, idle: dict[str, f
     return Sample(
         p50_ms=cuts[499] * 1e3,
         p99_ms=cuts[989] * 1e3,
-        first_ms=statistics.median(one.first_byte for one in found) * 1e3,
+        first_ms=statistics.median(one.first_word for one in found) * 1e3,
         took_s=took,
         cpu_us={role: seconds / (turns * words) * 1e6 for role, seconds in used.items()},
     )

@@ -17,9 +17,9 @@ TIMEOUT_S = 60
 
 
 class Answer(NamedTuple):
-    """One complete answer: the time to its first byte, and the delay of each delta, in seconds."""
+    """One complete answer: the time from its request to its first word, and the delay of each delta, in seconds."""
 
-    first_byte: float
+    first_word: float
     delays: list[float]
 
 
@@ -68,12 +68,13 @@ class Reader(asyncio.Protocol):
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        self._first = self._first or time.monotonic() - self._began
         try:
             self._words.add(data)
         except RuntimeError as error:
             self._fail(error)
             return
+        if self._words.delays and not self._first:
+            self._first = time.monotonic() - self._began
         if len(self._words.delays) == self._count and not self.done.done():
             self.done.set_result(Answer(self._first, self._words.delays))
             self._transport.close()

@@ -28,7 +28,7 @@ class Sample(msgspec.Struct):
     """The median time from the model's delta to the reader's bytes."""
     p99_ms: float
     first_ms: float
-    """The median time from the POST to the first byte of the answer's head or body."""
+    """The median time from the POST to the first word of the answer."""
     took_s: float
     cpu_us: dict[str, float]
     """Microseconds of CPU for each delta, by role."""
@@ -73,7 +73,7 @@ def table(load: Load) -> str:
     lines = [
         f"**{load.title}**, load average {load.load_average:.1f}",
         "",
-        "| | delay p50 | delay p99 | first byte | deltas/s | CPU a delta | range | ratio to `tuned` | by process |",
+        "| | delay p50 | delay p99 | first word | deltas/s | CPU a delta | range | ratio to `tuned` | by process |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, samples in load.samples.items():
