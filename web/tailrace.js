@@ -90,7 +90,7 @@ class Answer {
       this.#become("ended");
       this.#changed.resolve();
     });
-    // Whoever only iterates receives the error there.
+    // A caller that only iterates receives the error there.
     this.done.catch(this.#started.reject);
   }
 

@@ -439,7 +439,7 @@ const cut = (text, max) => text.slice(0, max).replace(/[\ud800-\udbff]$/, "");
 /** Returns `text` with at most `max` characters, the last one an ellipsis if some are missing. */
 const shorten = (text, max) => (text.length > max ? `${cut(text, max - 1)}\u2026` : text);
 
-/** Shows one answer that somebody has shared: it can be read, and nothing else. */
+/** Shows one shared answer: it can be read, and nothing else. */
 function openShared(given) {
   acts.isReadOnly = true;
   document.body.classList.add("shared");

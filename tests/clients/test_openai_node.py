@@ -83,7 +83,7 @@ async def test_responses(gateway: Gateway) -> None:
     assert refused == REFUSED
     assert "Error" in cut["cut"]
     assert accumulated == {"isNumbered": True, "final": words(120)}
-    assert cancelled == {"status": "cancelled", "end": "response.incomplete", "told": "cancelled"}
+    assert cancelled == {"status": "cancelled", "end": "response.incomplete", "status_of_end": "cancelled"}
 
 
 @pytest.mark.proves("openai-responses", "resumes when its gateway is killed", NODE)

@@ -1,6 +1,8 @@
 """The prose check finds banned phrases in pages, docstrings, comments and messages, and not in code."""
 
-from tools.check_prose import BANNED, PATTERNS, pieces_of_module, pieces_of_page
+from collections.abc import Iterable
+
+from tools.check_prose import BANNED, PATTERNS, pieces
 
 PAGE = """Nobody reads this.
 
@@ -18,11 +20,16 @@ MESSAGE = "somebody has it"  # what is told
 '''
 
 
-def lines(pieces: list[tuple[int, str]]) -> set[int]:
+SCRIPT = """// Whoever reads this.
+const text = "nobody";
+"""
+
+
+def lines(checked: Iterable[tuple[int, str]]) -> set[int]:
     """Returns the lines on which a banned phrase is found."""
     return {
         line + text.count("\n", 0, found.start())
-        for line, text in pieces
+        for line, text in checked
         for pattern in PATTERNS
         for found in pattern.finditer(text)
     }
@@ -30,12 +37,17 @@ def lines(pieces: list[tuple[int, str]]) -> set[int]:
 
 def test_page_is_checked_without_its_code() -> None:
     """Code blocks and code spans may contain any word."""
-    assert lines(list(pieces_of_page(PAGE))) == {1, 8}
+    assert lines(pieces("page.md", PAGE)) == {1, 8}
 
 
 def test_module_is_checked_in_docstrings_comments_and_messages() -> None:
     """A string without a blank is a value and not prose."""
-    assert lines(list(pieces_of_module(MODULE))) == {1, 4}
+    assert lines(pieces("module.py", MODULE)) == {1, 4}
+
+
+def test_script_is_checked_as_a_whole() -> None:
+    """Scripts in JavaScript are not parsed."""
+    assert lines(pieces("page.mjs", SCRIPT)) == {1, 2}
 
 
 def test_every_banned_phrase_has_advice() -> None:

@@ -2,7 +2,7 @@
 import { browse } from "./chromium.mjs";
 
 const [what, gateway, ...rest] = process.argv.slice(2);
-const say = (told) => console.log(JSON.stringify(told));
+const say = (result) => console.log(JSON.stringify(result));
 
 /** Asks for a turn with a key, from a page; what its script may see of the answer. */
 const ask = async ([gateway, key]) => {
@@ -23,7 +23,7 @@ const CASES = {
   async cors(open, key, ...origins) {
     for (const origin of origins) say(await (await open(origin)).evaluate(ask, [gateway, key]));
     const page = await open(origins[0]);
-    const script = `(${ask})(${JSON.stringify([gateway, key])}).then((told) => parent.postMessage(told, "*"))`;
+    const script = `(${ask})(${JSON.stringify([gateway, key])}).then((seen) => parent.postMessage(seen, "*"))`;
     say(
       await page.evaluate((script) => {
         const heard = new Promise((resolve) => addEventListener("message", ({ data }) => resolve(data)));
@@ -48,7 +48,7 @@ const CASES = {
   async login(open, key, other) {
     // Tabs of one browser share their cookies.
     const context = await (await open(gateway)).context().browser().newContext();
-    const [first, second, stranger] = [await context.newPage(), await context.newPage(), await context.newPage()];
+    const [first, second, foreign] = [await context.newPage(), await context.newPage(), await context.newPage()];
     // A page of the gateway's origin, made here: on its own ones nothing runs.
     const html = { contentType: "text/html", body: "<!doctype html>" };
     await context.route(`${gateway}/client.html`, (route) => route.fulfill(html));
@@ -68,9 +68,9 @@ const CASES = {
     const looked = await second.evaluate(look, [`${gateway}/v1/turns/NONE`, tabs[1].body.access_token]);
     const alone = await second.evaluate(look, [`${gateway}/v1/turns/NONE`, null]);
     const after = await first.evaluate(post, refresh);
-    await stranger.route(`${other}/`, (route) => route.fulfill(html));
-    await stranger.goto(`${other}/`);
-    const crossed = await stranger.evaluate(async (url) => {
+    await foreign.route(`${other}/`, (route) => route.fulfill(html));
+    await foreign.goto(`${other}/`);
+    const crossed = await foreign.evaluate(async (url) => {
       const init = { method: "POST", credentials: "include", mode: "no-cors" };
       await fetch(url, init);
       return "sent";

@@ -197,7 +197,7 @@ async function sleep() {
   signal("SIGCONT");
 }
 
-/** Asks with another model and a system prompt, and then with others, also after a reload. Returns what was asked with. */
+/** Asks with another model and a system prompt, and then with others, also after a reload. Returns those of each request. */
 async function choose() {
   const { context, page } = await open({ viewport: SIZES.small });
   const asked = [];
@@ -800,7 +800,7 @@ const STEPS = {
     // It hides the notice, and does not stop the answer.
     await page.keyboard.press("Escape");
     await page.waitForSelector("#notice", { state: "hidden" });
-    // A link that is opened beside the chats is told of their changes, too.
+    // A shared link in another tab receives the messages about changes of chats, too.
     const beside = await context.newPage();
     await beside.goto(link);
     const { page: reader, seen: seenByReader } = await open({ viewport: SIZES.phone });

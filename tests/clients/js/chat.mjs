@@ -25,7 +25,7 @@ const send = (page, text) => page.evaluate((text) => void globalThis.chat.sendMe
 async function chatOn(open, origin, given) {
   const page = await open(origin);
   await page.evaluate((given) => globalThis.begin(given), { id: given.id, body: given.body });
-  // Nobody types as fast as a page resumes: a question that overtakes it is another test than these.
+  // No user types as fast as a page resumes: a question that overtakes it is another test than these.
   await until(page, "seen.status === 'ready' && seen.hasResumed");
   return page;
 }
@@ -73,7 +73,7 @@ const DOINGS = {
     await page.close();
     const back = await open(origin);
     for (let count = 0; count < 2; ) {
-      count = await back.evaluate((id) => fetch(`/api/chat/${id}/messages`).then((found) => found.json()).then((told) => told.length), given.id);
+      count = await back.evaluate((id) => fetch(`/api/chat/${id}/messages`).then((found) => found.json()).then((messages) => messages.length), given.id);
     }
     await back.evaluate((given) => globalThis.begin(given), { id: given.id });
     return saysAll(back, given.whole);

@@ -1,4 +1,4 @@
-// A browser, and pages of ours on the origin of whoever is tested. It tests nothing.
+// A browser, and pages of ours on the origin of the server under test. Contains no test.
 import { build } from "esbuild";
 import { launch } from "./browsers.mjs";
 

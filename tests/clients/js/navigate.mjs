@@ -1,5 +1,6 @@
-// Opens URLs in Chromium as somebody would who was given a link: `navigate.mjs GATEWAY HTML [PATH ...]`.
-// The first line is of a page that is `HTML` and obeyed, the others of each path; `elsewhere` is what was asked of others.
+// Opens URLs in Chromium, as a user does with a received link: `navigate.mjs GATEWAY HTML [PATH ...]`.
+// The first line is of a control page, which is served as `HTML`, the others of each path; `elsewhere` counts the requests to
+// other servers.
 import { browse } from "./chromium.mjs";
 
 const [gateway, html, ...paths] = process.argv.slice(2);

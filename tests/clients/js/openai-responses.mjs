@@ -60,4 +60,4 @@ const background = await client.responses.create({ model, background: true, inpu
 const cancelled = await client.responses.cancel(background.id);
 const ended = [];
 await into(ended, await client.responses.retrieve(background.id, { stream: true }));
-print({ status: cancelled.status, end: ended.at(-1).type, told: ended.at(-1).response.status });
+print({ status: cancelled.status, end: ended.at(-1).type, status_of_end: ended.at(-1).response.status });

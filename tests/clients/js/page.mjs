@@ -16,7 +16,7 @@ async function fetched(url) {
       opened += 1;
     },
     onmessage: ({ data }) => shown.take(data) && leaving.abort(),
-    // It takes a clean end for the end of everything, unless somebody objects.
+    // It treats a clean end as the end of everything, unless this function throws.
     onclose() {
       throw new Error("closed before the end");
     },

@@ -56,12 +56,12 @@ async function withLoop(url, headers, body, dialect) {
 
 /** web/tailrace.js. Its iterator and its callbacks must agree. */
 async function withTailrace(url, { authorization }, body) {
-  let [shown, told] = ["", ""];
+  let [shown, received] = ["", ""];
   const states = [];
   const answer = ask(JSON.parse(body), {
     url: new URL(url).origin,
     headers: { authorization },
-    onText: (text) => (told = text),
+    onText: (text) => (received = text),
     onState: (state) => states.push(state),
   });
   const cursors = new Set();
@@ -72,8 +72,8 @@ async function withTailrace(url, { authorization }, body) {
     if (event.type === "delta") shown += event.text;
   }
   const { turn, text, outcome } = await answer.done;
-  const isAgreed = shown === text && told === text && events === cursors.size && states.at(-1) === "ended";
-  return { turn, text: isAgreed ? text : { shown, told, text, events, cursors: cursors.size, states }, outcome };
+  const isAgreed = shown === text && received === text && events === cursors.size && states.at(-1) === "ended";
+  return { turn, text: isAgreed ? text : { shown, received, text, events, cursors: cursors.size, states }, outcome };
 }
 
 export const POST_CLIENTS = { "fetch-event-source": withFetchEventSource, loop: withLoop, "tailrace.js": withTailrace };

@@ -59,7 +59,7 @@ export class State extends Tailrace {
 /** An accumulator for the events of a dialect. */
 export const shownIn = (dialect) => new { tailrace: Tailrace, anthropic: Anthropic, delta: Delta, content: Content, state: State, job: State }[dialect]();
 
-/** Its events have names, and a name that nobody listens for is not heard. */
+/** The names of its events: an event without a listener for its name is not received. */
 const NAMED = ["message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop", "error"];
 
 /** An EventSource, whosever it is, until the turn has ended; `opened` counts how often it had to connect. */

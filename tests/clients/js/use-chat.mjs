@@ -23,7 +23,7 @@ async function show(url, { id, text, body, sent, history, reloads = 0, chars = 0
     return lost ? Response.json({ error: { code: "draining" } }, { status: 503 }) : new Response("Internal Server Error", { status: 500 });
   }
 
-  /** A page with its messages, and what it does when it is told that an answer has begun anew. */
+  /** A page with its messages. When the transport reports that an answer has begun anew, the page reads it again. */
   function page(messages) {
     const leaving = new AbortController();
     const transport = new TailraceChatTransport({

@@ -8,7 +8,7 @@ console.error = () => {};
 const warned = [];
 console.warn = (said) => warned.push(said);
 
-async function told(origin, { messages, run, startIndex, body }) {
+async function read(origin, { messages, run, startIndex, body }) {
   const asked = [];
   let started = run;
   const transport = new WorkflowChatTransport({
@@ -27,17 +27,17 @@ async function told(origin, { messages, run, startIndex, body }) {
     run === undefined
       ? await transport.sendMessages({ trigger: "submit-message", chatId: "", messages, body })
       : await transport.reconnectToStream({ chatId: run, startIndex });
-  const [counted, read] = stream.tee();
+  const [counted, shown] = stream.tee();
   const chunks = [];
   const counting = counted.pipeTo(new WritableStream({ write: (chunk) => void chunks.push(chunk) }));
   let message = null;
   const errors = [];
-  for await (const sofar of readUIMessageStream({ stream: read, onError: (error) => errors.push(error.message) })) message = sofar;
+  for await (const sofar of readUIMessageStream({ stream: shown, onError: (error) => errors.push(error.message) })) message = sofar;
   await counting;
   return { run: started, chunks, message, errors, asked };
 }
 
 const cases = [];
 for (let n = 0; n < rest.length; n += 2)
-  cases.push(told(rest[n], JSON.parse(rest[n + 1])).catch((error) => ({ thrown: error.message })));
+  cases.push(read(rest[n], JSON.parse(rest[n + 1])).catch((error) => ({ thrown: error.message })));
 for (const seen of await Promise.all(cases)) console.log(JSON.stringify({ ...seen, warned }));
