@@ -31,6 +31,7 @@ FIRST_ENTRIES = 6
 # A former leader that wakes up answers as if it still led; 11 ms were measured.
 WOKEN_WAIT_S = 0.1
 ASKED_AT_ONCE = 16
+UNREADABLE = "{} has no request in the log that can be read"
 
 
 async def read_turn_direct(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
@@ -49,7 +50,7 @@ async def read_turn_direct(server: LogServer, key: TurnKey, known: Turn = EMPTY_
             return turn
         await require_turn(server, key)
         if _now() >= deadline and turn.tail:
-            raise TurnUnknown(f"{key.turn} has no request in the log that can be read")
+            raise TurnUnknown(UNREADABLE.format(key.turn))
         if _now() >= deadline:
             # A process that was frozen passes its deadline after a single read. A turn that exists is not unknown.
             raise LogUnavailable(f"{key.turn} is stored but cannot be read yet: try again")
@@ -108,7 +109,7 @@ async def read_valid(
     """Reads the log until `join` has no gap; returns the valid entries that `join` did not have.
 
     `page` has been read already. `is_first`: nothing is known of the turn yet, and TurnUnknown is raised when the log
-    has no such turn. Raises LogUnavailable; `join` must then be discarded.
+    has no such turn, or its request cannot be decoded. Raises LogUnavailable; `join` must then be discarded.
     """
     valid: list[Stored] = []
     deadline = _now() + READ_TIMEOUT_S
@@ -121,6 +122,8 @@ async def read_valid(
             return valid
         if page.is_last:
             # The entry is stored, and the server that answered is behind.
+            if _now() >= deadline and is_first and join.read_upto != BEFORE_FIRST and join.chain.last == BEFORE_FIRST:
+                raise TurnUnknown(UNREADABLE.format(key.turn))
             if _now() >= deadline:
                 raise LogUnavailable(f"{key.turn} has entries that cannot be read yet: try again")
             await asyncio.sleep(STALE_WAIT_S)

@@ -1,5 +1,6 @@
 """Reads of a turn although a single read may be behind: what is requested, and what is believed."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -7,7 +8,7 @@ import pytest
 
 from tailrace.persistence.rows import build_row
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.entries import KINDS, Stored
+from tailrace.proto.entries import KINDS, Stored, Unreadable
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import fold
@@ -279,6 +280,18 @@ def test_the_first_read_waits_for_the_request_of_a_stored_turn_and_fails_for_an_
     server = ScriptedServer(read=[NOTHING], last_request=[BEFORE_FIRST])
     with pytest.raises(TurnUnknown):
         run(read_valid(server, KEY, FeedJoin(START), is_first=True))
+
+
+@pytest.mark.rule("R11")
+@pytest.mark.parametrize(
+    "read", [read_turn_direct, lambda server, key: read_valid(server, key, FeedJoin(), is_first=True)]
+)
+def test_a_turn_whose_request_cannot_be_decoded_is_unknown(read: Callable[..., Any]) -> None:
+    """A client that repeats its request would get the same error for ever."""
+    server = ScriptedServer(read=[page(Stored(Seq(1), NOON, Unreadable())), NOTHING], last_request=[Seq(1)])
+    with pytest.raises(TurnUnknown, match=r"^turn-1 has no request in the log that can be read$"):
+        run(read(server, KEY))
+    assert server.requests[-1].at_s >= READ_TIMEOUT_S
 
 
 @pytest.mark.rule("R14")
