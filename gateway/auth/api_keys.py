@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from datetime import datetime
 
+import structlog
 from starlette.requests import Request
 
 from tailrace.gateway.auth.principal import Principal
@@ -20,6 +21,8 @@ from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore, RecordChange
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.race import is_set_within
+
+logger = structlog.get_logger()
 
 POLL_INTERVAL_S = 1.0
 
@@ -127,13 +130,17 @@ class ApiKeyCache:
             self._put(change)
 
     def _put(self, change: RecordChange) -> None:
+        known = self._changes.get(change.id)
+        if change.is_unreadable and (known is None or known.seq != change.seq):
+            logger.warning(
+                "an entry of the bucket KEYS cannot be read, so it has no effect", entry=change.id, seq=change.seq
+            )
         if change.tenant is not None:
             self._changes[change.id] = change
             self._limits.pop(change.tenant, None)
             if change.limits:
                 self._limits[change.tenant] = change.limits
             return
-        known = self._changes.get(change.id)
         if known is not None and known.record is not None:
             self._principals.pop(known.record.sha256, None)
         self._changes[change.id] = change

@@ -45,6 +45,7 @@ class RecordChange(NamedTuple):
     id: str
     record: ApiKey | None
     limits: dict[str, float] | None = None
+    is_unreadable: bool = False
 
     @property
     def tenant(self) -> Tenant | None:
@@ -214,14 +215,16 @@ def _stored_subject(message: Msg | Message) -> str:
 def _change(message: Msg | Message) -> RecordChange:
     headers = message.headers or {}
     name = _stored_subject(message).removeprefix(EVERY_KEY[:-1])
-    change = RecordChange(Seq(int(headers["Nats-Sequence"])), name, None)
+    # A deletion has no payload.
+    has_record = bool(message.data) and name != ENDING
+    change = RecordChange(Seq(int(headers["Nats-Sequence"])), name, None, is_unreadable=has_record)
     if change.tenant is not None:
         with suppress(*DECODE_ERRORS):
-            return change._replace(limits=_limits_decoder.decode(message.data))
+            return change._replace(limits=_limits_decoder.decode(message.data), is_unreadable=False)
         return change
     record = _decode(message.data)
     # A record under another name than its id could not be revoked.
-    return change._replace(record=record if record and record.id == name else None)
+    return change._replace(record=record, is_unreadable=False) if record and record.id == name else change
 
 
 def _decode(data: bytes) -> ApiKey | None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from nats.js.api import KeyValueConfig
 from starlette.requests import Request
+from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.api_keys import ApiKeyCache
@@ -19,7 +20,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore, KeyPosition
-from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
+from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM, limits_of_tenant
 from tests.conftest import apply_streams
 from tests.harness.until import until
 from tests.harness.without_jetstream import without_jetstream
@@ -163,18 +164,27 @@ async def test_keys_of_a_deleted_bucket_or_record_end(
     assert cache.is_used
 
 
-async def test_unreadable_records_are_ignored(keys: ApiKeyStore, own_connection: Connection) -> None:
-    """Also a record that is stored under the id of another key."""
+async def test_unreadable_records_are_ignored_and_each_is_logged_once(
+    keys: ApiKeyStore, own_connection: Connection
+) -> None:
+    """Also a record that is stored under the id of another key, and limits of a tenant."""
     bucket = await own_connection.jetstream.key_value(KEYS)
     payloads = (b"", b"null", b"{}", b"\xff", b'{"id": "key_0123456789abcdef"}', b"[" * 20_000)
     for number, payload in enumerate(payloads):
         await bucket.put(f"key_{number:016x}", payload)
     key, moved = make_key(), make_key()
     await bucket.put("key_00000000000000ff", msgspec.json.encode(moved.record))
+    await bucket.put(limits_of_tenant(ALICE), b"no limits")
     await keys.create(key.record)
-    cache = await load_cache(keys)
+    assert await keys.begin_ending(key.record.id, lambda _: True)
+    with capture_logs() as logged:
+        cache = await load_cache(keys)
+        await cache.load(keys)
     assert await verify(cache, key) is not None
     assert await verify(cache, moved) is None
+    # A deletion has no payload either.
+    names = [*(f"key_{number:016x}" for number in (1, 2, 3, 4, 5, 255)), limits_of_tenant(ALICE)]
+    assert [line["entry"] for line in logged] == names
 
 
 @pytest.mark.parametrize(("stored", "granted"), [(["read", "fly"], {"read"}), (["ask"], {"write"})])
