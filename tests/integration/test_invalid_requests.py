@@ -76,6 +76,11 @@ def input_of(custom_id: str, given: dict[str, object]) -> dict[str, object]:
 
 
 UI = {"messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}]}
+# The blank message is left out, unless it is the last one.
+BLANK_UI = [
+    {"role": "system", "parts": [{"type": "text", "text": "s"}]},
+    {"role": "user", "parts": [{"type": "text", "text": " "}]},
+]
 SAID = [{"role": "system", "content": "s"}, {"role": "user", "content": " "}]
 
 
@@ -110,6 +115,9 @@ SAID = [{"role": "system", "content": "s"}, {"role": "user", "content": " "}]
         ("responses", "input", {"input": " "}),
         ("responses", "input", {"input": []}),
         ("messages", "metadata.user_id", MESSAGE | {"metadata": {"user_id": "a\nb"}}),
+        ("/ai/chat", "messages[1].content", {"messages": SAID}),
+        ("/api/chat", "messages[2].parts", {"messages": [*BLANK_UI, {"role": "user", "parts": []}]}),
+        ("/api/chat", "messages[1].parts", {"messages": [*BLANK_UI, {"role": "assistant", "parts": []}]}),
         ("/api/chat", "id", UI | {"id": "a b"}),
         ("/api/chat", "session_id", UI | {"session_id": "a b"}),
         ("/api/chat", "project_id", UI | {"project_id": "a b"}),

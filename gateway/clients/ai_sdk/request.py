@@ -198,8 +198,10 @@ def messages_of(chat: UIChatRequest) -> list[Message]:
     An empty message before the last one is left out: it was refused, and the page sends it again with the next one.
     """
     numbered = itertools.dropwhile(lambda pair: _is_system(pair[1]), enumerate(chat.messages))
-    found = [message for number, one in numbered for message in convert_message(one, number)]
-    return [*(message for message in found[:-1] if message.content), *found[-1:]]
+    found = [(number, message) for number, one in numbered for message in convert_message(one, number)]
+    if found and not found[-1][1].content:
+        raise Refused("request_invalid", f"`messages[{found[-1][0]}].parts` has no text and no file")
+    return [message for _, message in found if message.content]
 
 
 def _is_system(message: UIMessageParam) -> bool:
@@ -219,7 +221,7 @@ def convert_message(message: UIMessageParam, number: int) -> list[Message]:
             blocks = [block for part in message.parts for block in _user_blocks(part, number)]
             return [Message("user", _simplify(blocks))]
         case _:
-            return [Message("system", _text(message))]
+            return [Message("system", _text(message).strip())]
 
 
 def _assistant_messages(parts: list[UIPart]) -> list[Message]:

@@ -68,7 +68,14 @@ def chat_turn(body: ChatRequest, session: str) -> NewTurn:
 
 
 def ai_chat_turn(body: AIChatRequest) -> NewTurn:
-    """Joins the system messages, which Anthropic takes as one field, and keeps the order of the others."""
+    """Joins the system messages, which Anthropic takes as one field, and keeps the order of the others.
+
+    Raises Refused for an empty message.
+    """
+    for index, message in enumerate(body.messages):
+        # With the index in the client's list, from which the system messages are removed below.
+        if message.role != "system" and (not message.content or message.content.isspace()):
+            raise Refused("request_invalid", f"`messages[{index}].content` is empty")
     system = "\n\n".join(message.content for message in body.messages if message.role == "system")
     messages = [Message(message.role, message.content) for message in body.messages if message.role != "system"]
     return NewTurn(messages=messages, system=system or None, model=body.model)
