@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 from uuid import UUID
 
 import httpx
@@ -57,7 +58,9 @@ async def page(_: User) -> FileResponse:
 async def ask(question: Question, user: User, idempotency_key: Annotated[str, Header()]) -> JSONResponse:
     """Passes on only what a user may choose."""
     body = {"message": question.message, "user": user}
-    response = await tailrace.post("/v1/turns", json=body, headers={"Idempotency-Key": f"{user}-{idempotency_key}"})
+    # No quoted name has a colon, so two users never have the same key.
+    headers = {"Idempotency-Key": f"{quote(user, safe='')}:{idempotency_key}"}
+    response = await tailrace.post("/v1/turns", json=body, headers=headers)
     return JSONResponse(response.json(), response.status_code)
 
 

@@ -47,7 +47,8 @@ app.post("/v1/turns", async (request, response) => {
   if (!key) return response.status(400).json(needsKey);
   const accepted = await tailrace("/v1/turns", {
     method: "POST",
-    headers: { "content-type": "application/json", "idempotency-key": `${request.user}-${key}` },
+    // No encoded name has a colon, so two users never have the same key.
+    headers: { "content-type": "application/json", "idempotency-key": `${encodeURIComponent(request.user)}:${key}` },
     body: JSON.stringify({ message: request.body?.message, user: request.user }),
   });
   const answer = await jsonOf(accepted);

@@ -172,6 +172,19 @@ def copy_of(example: str, tmp_path: Path, *modules: str) -> Path:
     return Path(folder)
 
 
+def copy_of_backend(example: str, tmp_path: Path, port: int) -> tuple[Path, list[str]]:
+    """Copies an example of a backend, whose second user is `ada-1`. Returns its folder and its command."""
+    if example == "express":
+        folder, command = copy_of(example, tmp_path), [str(node.NODE), "server.js"]
+        server = folder / "server.js"
+    else:
+        folder, command = tmp_path, [OLDER_SDKS, "-m", "uvicorn", "fastapi_app:app", "--port", str(port)]
+        shutil.copy(EXAMPLES / "eventsource.html", folder)
+        server = Path(shutil.copy(EXAMPLES / example, folder))
+    server.write_text(server.read_text().replace('"eve"', '"ada-1"'))
+    return folder, command
+
+
 @asynccontextmanager
 async def running_server(port: int, url: str, folder: Path, *command: str, **own: str) -> AsyncIterator[Process]:
     """Starts a server, waits until it answers, and kills it and its children at the end."""
@@ -256,9 +269,7 @@ async def test_a_backend_that_is_killed_in_mid_answer_goes_on_with_it(
 ) -> None:
     """Only the user of the turn may read it. While Tailrace is away, status 200 lets an EventSource come back."""
     (port,) = find_free(1)
-    folder, command = EXAMPLES, [OLDER_SDKS, "-m", "uvicorn", "fastapi_app:app", "--port", str(port)]
-    if example == "express":
-        folder, command = copy_of(example, tmp_path), [str(node.NODE), "server.js"]
+    folder, command = copy_of_backend(example, tmp_path, port)
     url = f"http://127.0.0.1:{port}"
     page = Page(url, "#sim words=300 rate=60", browser)
     async with running_server(port, gateway.url, folder, *command) as killed:
@@ -274,14 +285,23 @@ async def test_a_backend_that_is_killed_in_mid_answer_goes_on_with_it(
             [turn] = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
             client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url))
             events = f"/v1/turns/{turn['turn']}/events"
-            for user, status in ((("ada", "lovelace"), 200), (("eve", "moneypenny"), 404), (("eve", "lovelace"), 401)):
+            for user, status in (
+                (("ada", "lovelace"), 200),
+                (("ada-1", "moneypenny"), 404),
+                (("ada-1", "lovelace"), 401),
+            ):
                 assert (await client.get(events, auth=user)).status_code == status
             assert (await client.post("/v1/turns", json={"message": "Hi."})).status_code == 401
+            # Both users choose a key. The name of one and its key read like those of the other.
+            for user, key in ((("ada", "lovelace"), "1-2"), (("ada-1", "moneypenny"), "2")):
+                headers = {"Idempotency-Key": key}
+                asked = await client.post("/v1/turns", auth=user, json={"message": "Hi."}, headers=headers)
+                assert asked.status_code == 202, asked.text
         client.auth = ("ada", "lovelace")
         assert (await client.get(events)).text == "retry: 1000\n\n"
         refused = await client.post("/v1/turns", json={"message": "Hi."}, headers={"Idempotency-Key": "again"})
         assert (refused.status_code, list(refused.json()["error"])) == (502, ["message"])
-    assert await count_turns(gateway) == 1
+    assert await count_turns(gateway) == 3
 
 
 @pytest.mark.timeout(240)
