@@ -23,6 +23,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
+from tests.harness import jwts
 from tests.harness.generator_in_loop import words
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import CHECKOUT
@@ -412,20 +413,21 @@ async def _list_sessions(gateway: Gateway) -> list[dict[str, Any]]:
 async def test_a_refusal_is_one_sentence_that_keeps_the_question_and_another_key_reads_on(
     own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant, browser: str, tmp_path: Path
 ) -> None:
-    """A spent budget, a full log, and a key that is revoked in the middle of an answer."""
+    """A spent budget, a full log, and a key that is revoked in the middle of an answer. A JWT replaces it."""
     keys = ApiKeyStore(own_log.connection)
     key = new_key(tenant, now=int(time.time()), scopes=SCOPES)
     await keys.create(key.record)
     async with Persistence(own_server.url, tmp_path / "tailrace.db"):
         spent = await new_gateway(own_server.url, limits_tenant="usd_day=0.000001")
         full = await new_gateway(own_server.url, full_at=1e-9)
-        other = await new_gateway(own_server.url)
+        other = await new_gateway(own_server.url, **jwts.settings())
+        token = jwts.token(sub=tenant).decode()
         writer = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
         await writer.store_request(session=SessionId("s"))
         await writer.begin("The first part")
         url = f"{other.url}/#s"
         showing = asyncio.create_task(
-            node.run("chat-page.mjs", "refusals", spent.url, full.url, url, key.secret, KEY, CHROMIUM=browser)
+            node.run("chat-page.mjs", "refusals", spent.url, full.url, url, key.secret, token, CHROMIUM=browser)
         )
 
         async def is_read() -> bool:
