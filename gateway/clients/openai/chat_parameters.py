@@ -19,9 +19,7 @@ UNSUPPORTED = (
     Unsupported("seed", (), IGNORED, "Claude has no seed, and OpenAI's guarantees nothing"),
     Unsupported("verbosity", ("medium",), IGNORED, "ask for it in the prompt"),
     Unsupported("prediction", (), IGNORED, "it changes only the speed"),
-    Unsupported(
-        "store", (False,), IGNORED, "every turn is stored; `/v1/responses` and `/v1/turns` have `store: false`"
-    ),
+    Unsupported("store", (), IGNORED, "every turn is stored; `/v1/responses` and `/v1/turns` have `store: false`"),
     Unsupported("prompt_cache_key", (), IGNORED, "use `cache_control` for caching"),
     Unsupported("prompt_cache_options", (), IGNORED, "use `cache_control` for caching"),
     Unsupported("prompt_cache_retention", (), IGNORED, "use `cache_control` for caching"),
