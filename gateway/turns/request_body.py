@@ -153,7 +153,8 @@ def check(new_turn: NewTurn) -> None:
     if new_turn.max_cost is not None and not 0 < new_turn.max_cost <= COST_USD_MAX:
         raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:,.0f}")
     if new_turn.on_disconnect != "continue" and grace_s(new_turn.on_disconnect) is None:
-        raise Refused("request_invalid", "`on_disconnect` must be `continue`, `cancel` or `grace:SECONDS`")
+        why = "must be `continue`, `cancel` or `grace:SECONDS`, with at most 99999 whole seconds"
+        raise Refused("request_invalid", f"`on_disconnect` {why}")
 
 
 def refuse_fields(body: msgspec.Struct, *names: str) -> None:
