@@ -106,7 +106,7 @@ def _operation(route: Route, method: str, row: Operation, schema_of: dict[Any, J
     operation: Json = {
         "operationId": f"{method.lower()}{re.sub(r'[^a-z0-9]+', '_', route.path.lower()).rstrip('_')}",
         "tags": [row.tag],
-        "summary": _capitalise(re.sub(r"^`[^`]*`(: )?", "", summary)),
+        "summary": _capitalise(re.sub(r"^`[^`]*`(, `[^`]*`)*(: )?", "", summary)),
         "responses": _responses(row, schema_of),
     }
     if method == "POST" and route.path in REFUSAL_EVENTS:

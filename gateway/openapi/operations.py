@@ -165,7 +165,7 @@ PARAMETERS: dict[str, Json] = {
     "q": _query("q", "Only turns that contain all of these words in their message and answer."),
     "of_user": _query("user", "Only items of this user."),
     "of_model": _query("model", "Only turns of this model."),
-    "of_key": _query("key", "Only turns of the API key with this name."),
+    "of_key": _query("key", "Only turns of the API key with this id."),
     "of_metadata": {
         **_query("metadata", "Only turns with these fields: `metadata[team]=search`.", type="object"),
         "style": "deepObject",
@@ -206,6 +206,7 @@ PARAMETERS: dict[str, Json] = {
     "after_batch": _query("after_id", "Only batches that are older than this one."),
     "before_batch": _query("before_id", "Only batches that are newer than this one."),
     "message_batches_limit": _query("limit", "The maximum number of batches.", type="integer", minimum=1, maximum=1000),
+    "models_limit": _query("limit", "The maximum number of models.", type="integer", minimum=1, maximum=1000),
     "files_limit": _query("limit", "The maximum number of files.", type="integer", minimum=1, maximum=1000),
     "purpose": _query("purpose", "Only files with this purpose."),
     "include": _query("include", "It has no effect."),
@@ -319,7 +320,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/models"): Operation(
         "models",
         response=ModelPage,
-        parameters=("limit", "after_id", "before_id", "lifecycle", "beta", "client_version", *AZURE),
+        parameters=("models_limit", "after_id", "before_id", "lifecycle", "beta", "client_version", *AZURE),
     ),
     ("GET", "/v1/models/capabilities"): Operation("models", response=ModelSheets),
     ("GET", "/v1/models/{model}"): Operation("models", response=ModelCard, parameters=("beta", *AZURE)),

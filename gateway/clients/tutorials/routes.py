@@ -110,7 +110,7 @@ def cookie_of_key(tenant: Tenant, key: str, raw: bytes) -> str:
 async def post_ai_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     """`POST /ai/chat`: continues a conversation that is sent in full. Answers in the dialect `content`.
 
-    The gateway finds the session by the messages, and stores only the new ones.
+    Each request begins a new session, which has all of its messages.
     """
     body, raw = await request.read(AIChatRequest)
     return await responder.answer(request, ai_chat_turn(body), raw, CONTENT, is_streamed=True)
