@@ -23,7 +23,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     """The limits of a key or tenant. None: no limit."""
 
     requests: PositiveInt | None = None
-    """Turns per minute."""
+    """New turns a minute. A new file, session, project or login counts as one."""
     burst: PositiveInt | None = None
     """How many of these may come at once. Default: `requests`."""
     tokens: PositiveInt | None = None
@@ -37,7 +37,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     usd_month: Usd | None = None
     """Dollars for the turns of one calendar month (UTC)."""
     bytes_day: PositiveInt | None = None
-    """Bytes of pictures, documents and long texts stored on one day (UTC)."""
+    """Bytes that requests store on one day (UTC), with each turn the text of its whole conversation."""
 
     @property
     def is_estimated(self) -> bool:

@@ -69,7 +69,7 @@ class BranchPage(msgspec.Struct, frozen=True):
 
 
 class UsageRecord(Totals, frozen=True, kw_only=True):
-    """The usage of a day (UTC), a model, an API key's name, a user, a session, a project, or a value in the metadata.
+    """The usage of a day (UTC), a model, an API key's id, a user, a session, a project, or a value in the metadata.
 
     The key is None for sessions without a project, for turns without an API key or a user, and for deleted sessions.
     """

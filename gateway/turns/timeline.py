@@ -84,7 +84,7 @@ class EndStep(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     """The tokens of the turn."""
     usage_is_estimated: bool
-    """Whether the output tokens are estimated from characters."""
+    """Whether output tokens are estimated from the bytes of the text."""
     cost_usd: float | None
     """The cost in dollars; null if the model's price is unknown."""
 

@@ -90,7 +90,7 @@ class JsonSchema(_Format, frozen=True, tag="json_schema"):
 
 
 class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body. The last group of fields is in `chat_parameters.UNSUPPORTED`."""
+    """The body of `POST /v1/chat/completions`. The last group of fields is in the table of unsupported parameters."""
 
     messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
     """The conversation, oldest message first."""

@@ -88,7 +88,7 @@ class Conversation(msgspec.Struct, frozen=True):
 
 
 class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body. The last group of fields is in `responses_parameters.UNSUPPORTED`."""
+    """The body of `POST /v1/responses`. The last group of fields is in the table of unsupported parameters."""
 
     input: str | list[InputItem]
     """The new user message, or a list of messages and results of functions."""
