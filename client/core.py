@@ -35,6 +35,8 @@ FIRST_TRIES_MAX = 4
 SILENCE_S = 40.0
 # The gateway, or a proxy before it, is overloaded or not running.
 STATUSES_TO_RETRY = (429, 502, 503, 504)
+# Lists with the cursor parameter of Anthropic's API.
+AFTER_ID_LISTS = ("/v1/models", "/v1/messages/batches")
 RETRY_AFTER_S_MAX = 30.0
 # An event has at most one delta of the model (4 MiB) or one text that has left the log.
 EVENT_BYTES_MAX = 64 * 1024 * 1024
@@ -226,13 +228,13 @@ class Core:
                 raise TailraceError("the gateway sent no list: is the URL that of Tailrace?")
             for item in found:
                 yield item
-            cursor = page.get("next")
+            name, cursor = "after", page.get("next")
             if "next" not in page and page.get("has_more"):
-                # A list of files: the id of an item is the cursor after it.
-                cursor = found[-1]["id"]
+                # A list in OpenAI's or Anthropic's format: the id of an item is the cursor after it.
+                name, cursor = "after_id" if path in AFTER_ID_LISTS else "after", found[-1]["id"]
             if cursor is None:
                 return
-            after = {"after": cursor}
+            after = {name: cursor}
 
     async def results(self, batch: str) -> AsyncIterator[dict[str, Any]]:
         """Yields the results of a batch once each, and requests those after the last one if the connection is lost."""
