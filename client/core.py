@@ -166,7 +166,7 @@ class Core:
         if idempotency_key:
             headers["idempotency-key"] = idempotency_key
         is_repeatable = method.upper() != "POST" or idempotency_key is not None or path.endswith("/cancel")
-        query = f"?{httpx2.QueryParams(params)}" if params else ""
+        query = f"{'&' if '?' in path else '?'}{httpx2.QueryParams(params)}" if params else ""
         content = None if body is None else msgspec.json.encode(body)
         status, received = await self._fetch(method, path + query, headers, content, is_repeatable=is_repeatable)
         try:
@@ -231,7 +231,7 @@ class Core:
             name, cursor = "after", page.get("next")
             if "next" not in page and page.get("has_more"):
                 # A list in OpenAI's or Anthropic's format: the id of an item is the cursor after it.
-                name, cursor = "after_id" if path in AFTER_ID_LISTS else "after", found[-1]["id"]
+                name, cursor = "after_id" if path.partition("?")[0] in AFTER_ID_LISTS else "after", found[-1]["id"]
             if cursor is None:
                 return
             after = {name: cursor}

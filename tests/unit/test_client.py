@@ -178,14 +178,16 @@ def test_lists_are_read_page_by_page() -> None:
     named = [{"data": [{"id": 1}], "next": "a b"}, {"data": [{"id": 2}], "next": None}]
     files = [{"data": [{"id": "f1"}], "has_more": True}, {"data": [{"id": "f2"}], "has_more": False}]
     alone = {"data": [{"name": "p"}]}
-    server = Server(*(httpx2.Response(200, json=page) for page in [*named, *files, *files, alone]))
+    server = Server(*(httpx2.Response(200, json=page) for page in [*named, *named, *files, *files, alone]))
     assert list(server.client().sessions()) == [{"id": 1}, {"id": 2}]
+    assert list(server.client().items("/v1/turns?user=ann")) == [{"id": 1}, {"id": 2}]
     assert list(server.client().items("/v1/files", {"limit": "1"})) == [{"id": "f1"}, {"id": "f2"}]
-    assert list(server.client().items("/v1/messages/batches")) == [{"id": "f1"}, {"id": "f2"}]
+    assert list(server.client().items("/v1/messages/batches?limit=1")) == [{"id": "f1"}, {"id": "f2"}]
     assert [str(one.url) for one in server.requests][1::2] == [
         "http://gateway/v1/sessions?after=a+b",
+        "http://gateway/v1/turns?user=ann&after=a+b",
         "http://gateway/v1/files?limit=1&after=f1",
-        "http://gateway/v1/messages/batches?after_id=f1",
+        "http://gateway/v1/messages/batches?limit=1&after_id=f1",
     ]
     assert list(server.client().items("/v1/prompts")) == [{"name": "p"}]
 
