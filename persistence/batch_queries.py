@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from tailrace.persistence import paging
 from tailrace.persistence.rows import micros
-from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of, read_message
+from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
 from tailrace.persistence.store import Store
 from tailrace.proto.batch_records import (
     BatchPage,
@@ -50,13 +50,13 @@ class BatchQueries:
         if ask.before_batch is not None:
             after = await self._position(tenant, ask.before_batch)
             newer = await self._store.newer_batches(tenant, after, limit + 1, ask.of)
-            page, following = page_of(newer, limit, lambda one: (one.asked_at, one.batch))
+            page, following = await page_of(newer, limit, lambda one: (one.asked_at, one.batch))
             return BatchPage(page[::-1], following)
         before = paging.start(ask.after, paging.NEWEST)
         if ask.after_batch is not None:
             before = await self._position(tenant, ask.after_batch)
         found = await self._store.batches(tenant, before, limit + 1, ask.of)
-        return BatchPage(*page_of(found, limit, lambda one: (one.asked_at, one.batch)))
+        return BatchPage(*await page_of(found, limit, lambda one: (one.asked_at, one.batch)))
 
     async def _position(self, tenant: Tenant, batch: TurnId) -> paging.PageCursor:
         found = await self.batch(tenant, GetBatch(batch))
@@ -65,9 +65,8 @@ class BatchQueries:
     async def turns(self, tenant: Tenant, ask: ListBatchTurns) -> BatchTurns:
         """Returns the batch's turns from number `first` on, as many as fit in one message, and the next number."""
         first, limit = max(0, ask.first), paging.clamp_limit(ask.limit)
-        turns = await read_message(self._existing(tenant, ask.batch, range(first, first + limit)))
-        page = fit_in_message(turns)
-        return BatchTurns(page, turns[len(page)].index if len(page) < len(turns) else first + limit)
+        page, following = await fit_in_message(self._existing(tenant, ask.batch, range(first, first + limit)), limit)
+        return BatchTurns(page, first + limit if following is None else following.index)
 
     async def _existing(self, tenant: Tenant, batch: TurnId, numbers: range) -> AsyncIterator[NumberedTurn]:
         for number in numbers:

@@ -48,8 +48,8 @@ class FileQueries:
         """Returns a page of files, as many as fit in one message; files that have expired are left out."""
         limit = max(1, min(ask.limit, LIMIT_MAX))
         found = await self._store.files(tenant, ask, limit + 1, datetime.now(UTC))
-        page = fit_in_message(found[:limit])
-        return FilePage(page, has_more=len(page) < len(found))
+        page, following = await fit_in_message(found, limit)
+        return FilePage(page, has_more=following is not None)
 
     async def delete(self, tenant: Tenant, ask: DeleteFile) -> FileRecord:
         """Deletes the file's record, and its content once no request has it. Raises Refused if it does not exist."""

@@ -97,7 +97,7 @@ class Queries:
         else:
             before = paging.start(ask.after, paging.NEWEST)
             found = await self._store.sessions(tenant, ask.project, before, limit + 1, self.since, ask.user)
-        return SessionPage(*page_of(found, limit, lambda one: (one.updated_at, one.session)), total)
+        return SessionPage(*await page_of(found, limit, lambda one: (one.updated_at, one.session)), total)
 
     async def session_turns(self, tenant: Tenant, ask: ListSessionTurns) -> TurnPage:
         """Returns a page of the turns of a session. Raises Refused if the session does not exist."""
@@ -108,7 +108,7 @@ class Queries:
         )
         if not found:
             await self.session(tenant, GetSession(ask.session))
-        return TurnPage(*page_of(found, limit, lambda one: (one.asked_at, one.turn)))
+        return TurnPage(*await page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns(self, tenant: Tenant, ask: ListTurns) -> TurnPage:
         """Returns a page of turns, newest first, which match all labels and words.
@@ -127,7 +127,7 @@ class Queries:
             raise Refused("request_invalid", why, param="q")
         before = min(paging.start(ask.after, NEWEST), latest)
         found, end = await self._store.turns(tenant, ask.labels, start, before, limit + 1, words)
-        page, following = page_of(found, limit, lambda one: (one.asked_at, one.turn))
+        page, following = await page_of(found, limit, lambda one: (one.asked_at, one.turn))
         return TurnPage(page, following or (end and paging.encode(end)))
 
     async def list_running(self, tenant: Tenant, ask: ListRunning) -> TurnPage:
@@ -135,7 +135,7 @@ class Queries:
         limit = paging.clamp_limit(ask.limit)
         after = paging.start(ask.after, paging.OLDEST)
         found = await self._store.list_running(tenant, ask.session, after, limit + 1)
-        return TurnPage(*page_of(found, limit, lambda one: (one.asked_at, one.turn)))
+        return TurnPage(*await page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns_since(self, tenant: Tenant, ask: ListTurnsSince) -> TurnPositions:
         return TurnPositions(await self._store.turns_since(tenant, ask.session, ask.since))
@@ -146,8 +146,8 @@ class Queries:
         branch = await self._store.branch(TurnKey(tenant, ask.turn), limit)
         if not branch:
             raise not_found("turn")
-        page = fit_in_message(branch[: -limit - 1 : -1])
-        return Ancestry(page, page[-1].parent if len(page) < len(branch) else None)
+        page, older = await fit_in_message(branch[::-1], limit)
+        return Ancestry(page, None if older is None else older.turn)
 
     async def last(self, tenant: Tenant, ask: GetLastTurn) -> TurnRecord:
         """Returns the newest turn of a session. Raises Refused if the session has no turn."""

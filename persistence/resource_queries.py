@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from tailrace.persistence import paging
 from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.queries import Queries
-from tailrace.persistence.rpc import CatchUp, handler, page_of, read_message
+from tailrace.persistence.rpc import CatchUp, handler, page_of
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import not_found
 from tailrace.proto.ids import Tenant
@@ -60,7 +60,7 @@ class ResourceQueries:
         else:
             before = paging.start(ask.after, paging.NEWEST)
             found = await self._store.projects(tenant, before, limit + 1, self._queries.since)
-        return ProjectPage(*page_of(found, limit, lambda one: (one.created_at, one.id)), total)
+        return ProjectPage(*await page_of(found, limit, lambda one: (one.created_at, one.id)), total)
 
     async def branches(self, tenant: Tenant, ask: ListBranches) -> BranchPage:
         """Returns a page of branches, the newest first. Raises Refused if the session does not exist."""
@@ -70,8 +70,8 @@ class ResourceQueries:
         if not found:
             await self._queries.session(tenant, GetSession(ask.session))
         # Each branch may be 10,000 turns to read.
-        branches = await read_message(await self._store.branch_to(tenant, leaf) for leaf in found)
-        return BranchPage(*page_of(branches, limit, lambda one: (one.asked_at, one.turn)))
+        branches = (await self._store.branch_to(tenant, leaf) for leaf in found)
+        return BranchPage(*await page_of(branches, limit, lambda one: (one.asked_at, one.turn)))
 
     async def usage(self, tenant: Tenant, ask: GetUsage) -> UsagePage:
         """Returns a page of totals, one for each value of `ask.by`; with `ask.key`, the total of this value alone."""

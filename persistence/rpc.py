@@ -1,6 +1,6 @@
 """NATS request handlers of persistence: decode, wait until the database has caught up, run the query, encode."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -39,37 +39,34 @@ def handler(
     return query.query, answer
 
 
-def page_of(
-    records: Sequence[T], limit: int, sort_key: Callable[[T], tuple[datetime, str]]
+async def page_of(
+    records: AsyncIterable[T] | Sequence[T], limit: int, sort_key: Callable[[T], tuple[datetime, str]]
 ) -> tuple[list[T], str | None]:
     """Returns the first `limit` records, or as many as fit in a message, and the page's `next`; None on the last page.
 
     `records` has one more than `limit` if more follow. `sort_key` returns the time and name that order the list.
     """
-    page = fit_in_message(records[:limit])
-    if len(page) == len(records):
+    page, following = await fit_in_message(records, limit)
+    if following is None:
         return page, None
     at, name = sort_key(page[-1])
     return page, paging.encode(paging.PageCursor(micros(at), name))
 
 
-async def read_message(records: AsyncIterator[T]) -> list[T]:
-    """Returns the first records, up to the one that does not fit in `PAGE_BYTES_MAX` any more. Reads no further one."""
-    read, left = list[T](), PAGE_BYTES_MAX
-    async for record in records:
-        read.append(record)
+async def fit_in_message(records: AsyncIterable[T] | Sequence[T], limit: int) -> tuple[list[T], T | None]:
+    """Returns the first `limit` records, or as many as fit in `PAGE_BYTES_MAX`, and the next one; None if none is left.
+
+    The page has at least one record, also if that is larger. Reads no record after the next one.
+    """
+    page, left = list[T](), PAGE_BYTES_MAX
+    async for record in _each(records) if isinstance(records, Sequence) else records:
         left -= len(msgspec.json.encode(record))
-        # A single record is a page, also if it is larger.
-        if left < 0 and len(read) > 1:
-            break
-    return read
+        if page and (left < 0 or len(page) == limit):
+            return page, record
+        page.append(record)
+    return page, None
 
 
-def fit_in_message(records: Sequence[T]) -> list[T]:
-    """Returns as many of the first records as fit in `PAGE_BYTES_MAX`; always at least one."""
-    left = PAGE_BYTES_MAX
-    for number, record in enumerate(records):
-        left -= len(msgspec.json.encode(record))
-        if left < 0:
-            return list(records[: max(1, number)])
-    return list(records)
+async def _each(records: Sequence[T]) -> AsyncIterator[T]:
+    for record in records:
+        yield record
