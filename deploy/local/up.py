@@ -172,7 +172,7 @@ async def start_and_watch(
     running.record(options.data_dir)
     console.print(f"ready {plan.url}")
     async with TaskGroup() as tasks:
-        tasks.create_task(watch(servers, specs, nats_urls[ADMIN], supervisor, status))
+        tasks.create_task(watch(servers, nats_urls[ADMIN], supervisor, status))
         tasks.create_task(restart.run())
 
 

@@ -23,7 +23,7 @@ from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.nats_server import ServerSpec, wait_started
 from tailrace.deploy.local.readiness import BEAT, HealthCheck, Response, ask, http_get
 from tailrace.deploy.local.status_file import StatusFile
-from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
+from tailrace.deploy.local.supervisor import Supervisor
 from tailrace.proto.errors import LogError
 from tailrace.proto.nats import Connection, streams
 from tailrace.proto.nats.permissions import ADMIN
@@ -39,20 +39,13 @@ NATS_INFO_S_MAX = 1.0
 SILENT_S_MAX = BEAT_LATE_S
 
 
-async def watch(
-    servers: Sequence[ServerSpec],
-    specs: Sequence[ProcessSpec],
-    admin_url: str,
-    supervisor: Supervisor,
-    status: StatusFile,
-) -> None:
+async def watch(servers: Sequence[ServerSpec], admin_url: str, supervisor: Supervisor, status: StatusFile) -> None:
     """Checks everything every `INTERVAL_S` seconds, and writes `status`, until it is cancelled.
 
     A check that fails, because the data directory is away for a moment or the disk is full, is reported once and
     repeated: `up` continues as long as its processes do.
     """
     checks = {server.name: HealthCheck(server.monitor_port, "/varz") for server in servers}
-    checks |= {spec.name: spec.readiness for spec in specs if spec.readiness}
     liveness = Liveness(checks, supervisor)
     repair = SetupRepair(admin_url, supervisor.console, servers)
     failure = ""
@@ -107,7 +100,10 @@ async def has_started(spec: ServerSpec) -> bool:
 
 
 class Liveness:
-    """The last time at which each process answered; from its first answer on, because a start may take long."""
+    """The last time at which each process answered; from its first answer on, because a start may take long.
+
+    `checks`: those of processes whose spec has none.
+    """
 
     def __init__(self, checks: Mapping[str, HealthCheck], supervisor: Supervisor) -> None:
         self._checks = checks
@@ -119,19 +115,22 @@ class Liveness:
 
         A process that hangs does not delay the others: its answer is awaited for seconds.
         """
-        await asyncio.gather(*(self._restart_if_hanging(name, check) for name, check in self._checks.items()))
+        # Also a spare, which has been started since: `tailrace restart` waits until it ends.
+        children = self._supervisor.children.items()
+        checks = {**self._checks, **{name: child.spec.readiness for name, child in children if child.spec.readiness}}
+        await asyncio.gather(*(self._restart_if_hanging(name, check) for name, check in checks.items()))
 
     async def _restart_if_hanging(self, name: str, check: HealthCheck) -> None:
-        pid = self._supervisor.children[name].pid
+        child = self._supervisor.children[name]
+        pid = child.pid
         if pid is None:
             return
         response, now = await ask(check), time.monotonic()
         if is_working(response, now):
             self._seen[name, pid] = now
-        elif now - self._seen.get((name, pid), now) > SILENT_S_MAX:
-            self._supervisor.console.log(
-                f"{name} has not answered for {SILENT_S_MAX:g} s; killing it, pid {pid}, to start it again"
-            )
+        # A spare may have ended meanwhile.
+        elif child.pid == pid and now - self._seen.get((name, pid), now) > SILENT_S_MAX:
+            self._supervisor.console.log(f"{name} has not answered for {SILENT_S_MAX:g} s; killing it, pid {pid}")
             # A process that hangs does not handle SIGTERM. What the log acknowledged is safe.
             self._supervisor.restart(name, SIGKILL)
             del self._seen[name, pid]

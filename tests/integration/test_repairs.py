@@ -209,7 +209,30 @@ async def test_a_process_that_stops_answering_is_killed_and_started_again(
             os.kill(first, SIGSTOP)
         await until(is_replaced, 20)
         await supervisor.stop()
-    assert f"a has not answered for 0.5 s; killing it, pid {first}, to start it again" in out.getvalue()
+    assert f"a has not answered for 0.5 s; killing it, pid {first}" in out.getvalue()
+
+
+async def test_a_spare_that_stops_answering_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tailrace restart` starts it after `up`, and waits until it has ended."""
+    monkeypatch.setattr(watch, "SILENT_S_MAX", 0.5)
+    monkeypatch.setattr("tailrace.deploy.local.readiness.RESPONSE_S_MAX", 0.2)
+    [port] = ports.find_free(1)
+    command = (sys.executable, "-c", ANSWERS_ONCE, str(port))
+    async with TaskGroup() as tasks:
+        supervisor = Supervisor(tasks, Console(io.StringIO(), width=4, coloured=False))
+        watched = Liveness({}, supervisor)
+        supervisor.start(ProcessSpec("a", "a", command, {}, readiness=HealthCheck(port, "/"), is_spare=True))
+        await until(lambda: is_seen(watched))
+        os.kill(supervisor.children["a"].pid or 0, SIGSTOP)
+        retiring = asyncio.create_task(supervisor.retire("a"))
+
+        async def is_retired() -> bool:
+            await watched.restart_hanging()
+            return retiring.done()
+
+        await until(is_retired, 20)
+        assert "a" not in supervisor.children
+        await supervisor.stop()
 
 
 async def test_a_process_that_hangs_does_not_delay_the_check_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
