@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from tailrace.deploy.cli.arguments import add_json
@@ -34,10 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     if not is_url(args.source) and not Path(args.source).is_file():
         raise SettingsInvalid(f"{args.source} does not exist: name the database to copy")
-    for where in (args.source, args.target):
-        if not is_url(where) and (holder := data_dir.find_holder(folder := Path(where).parent)):
-            raise UpRefused(f"the data directory {folder} is in use by {holder}: stop it first")
-    copied = asyncio.run(_copy(args.source, args.target))
+    with ExitStack() as stack:
+        for folder in {Path(where).parent.resolve() for where in (args.source, args.target) if not is_url(where)}:
+            if holder := data_dir.find_holder(folder):
+                raise UpRefused(f"the data directory {folder} is in use by {holder}: stop it first")
+            # Other folders than data directories get no such file.
+            if (folder / data_dir.LOCK).exists():
+                stack.enter_context(data_dir.lock(folder, "migrate-database"))
+        copied = asyncio.run(_copy(args.source, args.target))
     lines = [f"{table.table:<15} {table.rows:>12,} rows  {table.digest[:16]}" for table in copied]
     lines.append(f"{display(args.source)} and {display(args.target)} contain the same")
     print_result(args, "\n".join(lines), tables=[table._asdict() for table in copied])

@@ -11,12 +11,13 @@ from typing import IO
 from tailrace.deploy.local.errors import UpRefused
 
 TRUSTED_OWNERS = (0,)
+LOCK = "lock"
 
 
 def find_holder(data_dir: Path) -> str:
     """Returns the command that uses the data directory now, with its pid; empty if none does."""
     try:
-        with (data_dir / "lock").open("rb") as file:
+        with (data_dir / LOCK).open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -43,7 +44,7 @@ def lock(data_dir: Path, command: str) -> Iterator[None]:
     """
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise UpRefused(
             f"cannot write to the data directory {data_dir} ({error.strerror}): choose another with --data"

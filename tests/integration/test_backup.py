@@ -21,6 +21,8 @@ import pytest
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local import backup, data_dir
 from tailrace.deploy.local.errors import UpRefused
+from tailrace.persistence.copy_database import TableDigest, copy_database
+from tailrace.persistence.database import Database
 from tailrace.persistence.store import Store
 from tests.harness.until import until
 from tests.harness.up import CHECKOUT, LEAN, running
@@ -403,3 +405,20 @@ def test_a_migration_of_a_database_in_use_is_refused(
         sentence = f"{tmp_path}/data is in use by `tailrace backup` (pid {os.getpid()}): stop it first"
         refuses(sentence, "migrate-database", *(tmp_path / file for file in files))
     assert (tmp_path / "new.db").stat().st_size == 0
+
+
+def test_no_up_starts_with_a_database_that_is_migrated(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is held for the whole copy, once for a source and a target in the same data directory."""
+    with data_dir.lock(tmp_path / "data", "up"):
+        pass
+    holders: list[str] = []
+
+    async def copy(source: Database, target: Database) -> list[TableDigest]:
+        holders.append(data_dir.find_holder(tmp_path / "data"))
+        return await copy_database(source, target)
+
+    monkeypatch.setattr("tailrace.deploy.cli.migrate_database.copy_database", copy)
+    assert main(["migrate-database", *(str(tmp_path / "data" / name) for name in ("tailrace.db", "new.db"))]) == 0
+    assert holders == [f"`tailrace migrate-database` (pid {os.getpid()})"]
