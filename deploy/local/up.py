@@ -53,6 +53,13 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
     Raises SettingsInvalid, UpRefused, or LogError if the NATS streams belong to another version.
     """
     asyncio.run(check_environment.check(environ))
+    try:
+        # The files of nats-server and the settings of the processes contain it.
+        str(options.data_dir).encode()
+    except UnicodeEncodeError as error:
+        raise UpRefused(
+            f"the path of the data directory {options.data_dir} is not UTF-8: choose another with --data"
+        ) from error
     configure("up", "console", level="error")  # while starting, a process that is not up yet is no warning
     os.umask(0o077)  # all files in the data directory are private
     with data_dir.lock(options.data_dir, "up"), ports.listen(options.host, options.port) as listener:

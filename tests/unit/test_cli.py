@@ -27,8 +27,9 @@ from tailrace.deploy.cli.batch import Bar
 from tailrace.deploy.cli.connection import find_url
 from tailrace.deploy.cli.main import all_parsers, main, parser, parser_of_all
 from tailrace.deploy.cli.output_file import open_output
-from tailrace.deploy.local import data_dir, nats_server, rolling_restart, running, status_file
-from tailrace.deploy.local.options import default_data_dir
+from tailrace.deploy.local import data_dir, nats_server, rolling_restart, running, status_file, up
+from tailrace.deploy.local.errors import UpRefused
+from tailrace.deploy.local.options import Options, default_data_dir
 from tailrace.deploy.local.ports import find_free
 from tailrace.deploy.local.status_file import Restart, UpStatus
 from tailrace.persistence.webhooks import signature
@@ -88,6 +89,14 @@ def test_an_invalid_argument_prints_one_sentence_and_exits_with_status_2(
     assert (stopped.value.code, printed.count("\n")) == (2, 1)
     assert sentence in printed
     assert "--help" in printed
+
+
+def test_up_refuses_a_data_directory_whose_path_is_not_utf8(tmp_path: Path) -> None:
+    """`.tailrace` in a working directory with such a name."""
+    data = tmp_path / os.fsdecode(b"caf\xe9") / ".tailrace"
+    with pytest.raises(UpRefused, match="is not UTF-8: choose another with --data"):
+        up.run(Options(port=0, data_dir=data), {})
+    assert not data.exists()
 
 
 def test_every_command_with_a_result_prints_it_as_json() -> None:
