@@ -84,6 +84,13 @@ class Parser(argparse.ArgumentParser):
         # An argument may contain sequences that control the terminal.
         self.exit(2, f"{self.prog}: {one_line(message)}; see `{self.prog} --help`\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Prints help or a version. Raises OSError if the output cannot be written, which argparse would ignore."""
+        if file is sys.stdout:
+            print(message, end="", flush=True)
+        else:
+            super()._print_message(message, file)
+
 
 class MainParser(Parser):
     """The parser of `tailrace`, whose help lists the commands in groups. argparse knows one list only."""

@@ -443,11 +443,14 @@ def test_an_export_that_fails_leaves_no_file_under_its_name(tmp_path: Path, monk
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_an_output_on_a_full_disk_is_reported_in_one_sentence(unbuffered: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"),
+    [("completion bash", ""), ("completion bash", "1"), ("up --help", "1"), ("--version", "")],
+)
+def test_an_output_on_a_full_disk_is_reported_in_one_sentence(arguments: str, unbuffered: str) -> None:
     """Also if Python writes the output only at the end."""
     environ = {"PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": unbuffered}
-    command = [sys.executable, "-m", "tailrace", "completion", "bash"]
+    command = [sys.executable, "-m", "tailrace", *arguments.split()]
     with Path("/dev/full").open("w") as full:
         ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environ)
     assert (ran.returncode, ran.stderr) == (1, "tailrace: the output cannot be written: No space left on device\n")
