@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +16,9 @@ from tailrace.proto.fold import text_proof
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.checker import sample_run
+from tests.checker.__main__ import main
 from tests.checker.history import (
+    HISTORY,
     Ack,
     Append,
     Cancel,
@@ -31,7 +34,7 @@ from tests.checker.history import (
     ResourceCount,
 )
 from tests.checker.invariants import INVARIANTS, find_failed, judge, report
-from tests.checker.run import Backlog, LogMessage, Run
+from tests.checker.run import Backlog, LogMessage, Run, save
 from tests.checker.sample_run import ANSWERED, CANCELLED, TENANT, ns
 from tests.checker.verdicts import Bounds
 from tests.harness.generator_in_loop import words
@@ -510,6 +513,17 @@ def test_an_invariant_judges_a_run_with_one_change(name: str, answer: bool | Non
 def test_each_invariant_has_a_case_that_violates_it_and_one_that_cannot_show_it() -> None:
     for answer in (False, None):
         assert {name for name, cases in CASES.items() if answer in {case[1] for case in cases}} == set(INVARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("run", "status"),
+    [(Run(), 1), (sample_run.run(), 0), (change_log(lambda log: log[1:])(sample_run.run()), 1)],
+    ids=["empty", "correct", "changed"],
+)
+def test_the_exit_status_is_0_if_an_invariant_holds_and_none_is_violated(run: Run, status: int, tmp_path: Path) -> None:
+    (tmp_path / HISTORY).write_bytes(b"\n".join(map(msgspec.json.encode, run.operations)))
+    save(tmp_path, run.log, run.rows, run.final)
+    assert main([str(tmp_path)]) == status
 
 
 def test_the_cost_bound_allows_one_more_call_where_generators_hedge() -> None:
