@@ -39,8 +39,9 @@ examples:
   tailrace batch questions.jsonl --via message_batches   half the price, within a day
   TAILRACE_KEY=… tailrace batch questions.jsonl --url https://tailrace.example
 
-If it is interrupted, run the same command again: with the same file, --parallel and --via it continues the same batch.
-If one of them differs, the command creates a new batch, which you pay for again. Exit status 1: an input has no answer.
+If it is interrupted, run the same command again within a day: with the same file, --parallel and --via it continues the
+same batch. Later, or if one of them differs, it creates a new batch, which you pay for again. Exit status 1: an input
+has no answer.
 """
 # A gateway takes a while to read 10,000 inputs.
 SILENCE_S = 60.0
@@ -79,7 +80,9 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             error.args = (replace_references(str(error), args.file, numbers),)
             raise
         if not args.json:
-            sys.stderr.write(f"batch {batch}: it continues if you stop this command; run it again for the results\n")
+            sys.stderr.write(
+                f"batch {batch}: it does not stop with this command; run the command again for the results\n"
+            )
         bar = Bar(sys.stderr)
         for event in client.resume(batch):
             if args.json:
