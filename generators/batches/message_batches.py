@@ -10,7 +10,7 @@ ones.
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
@@ -42,9 +42,10 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, End, Entry, Event, Failure, Mode, Outcome, Request
 from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, LogError, SandboxFailed, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Folding, Turn
-from tailrace.proto.ids import Seq
+from tailrace.proto.ids import Seq, TurnId
 from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.runtime import json_schema
+from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -63,7 +64,7 @@ LOOK_MAX_S = 30.0
 REFUSALS_MAX = 15
 # A cancelled creation is awaited for this long.
 ANSWER_WAIT_S = 10.0
-WRITTEN_AT_ONCE = 16
+WRITTEN_AT_ONCE = LOOKED_UP_AT_ONCE = 16
 # The results are read at most this often, within a minute, while some are missing. Each result is paid for.
 RESULT_READS_MAX = 8
 # A turn is written at most this often while its log has entries of another writer.
@@ -132,6 +133,10 @@ class MessageBatchSubmitter:
             tally.is_unclear = False
         if name is None:
             name = await self._create(key, turn, attempt, lines, tally)
+        if name is None:
+            for _ in lines:
+                tally.add(None)
+            return
         tally.set_message_batch(name)
         made = await self._wait_until_ended(name)
         await self._write_all(key, turn, made, lines, tally, is_over=False)
@@ -178,12 +183,14 @@ class MessageBatchSubmitter:
         assert turn.asked_at is not None  # noqa: S101
         first, last = turn.asked_at - SKEW, datetime.now(UTC) + SETTLED
         ours: set[str] = {batch.child_key(key, number).turn for number in range(count)}
+        # Inputs that were deleted before its creation are not in it.
+        fewest = count - len(await self._find_deleted(key, ours))
         candidates: set[str] = set()
         others: set[str] = set()
         for tries in itertools.count():
             is_settled = datetime.now(UTC) >= last
             made = await self._call_with_retries(lambda: self._api.list_since(first))
-            candidates |= {one.id for one in made if one.requests == count and one.created_at <= last + SKEW}
+            candidates |= {one.id for one in made if fewest <= one.requests <= count and one.created_at <= last + SKEW}
             # Also those of earlier lists, because a later list may come from a server that is behind.
             for name in candidates - others:
                 is_ours = await self._is_of(name, ours)
@@ -212,11 +219,16 @@ class MessageBatchSubmitter:
             # Deleted at Anthropic meanwhile, which this system never does: not this batch.
             return False
 
-    async def _create(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], tally: Tally) -> str:
+    async def _create(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], tally: Tally) -> str | None:
+        """Creates the message batch, and returns its id; None if all inputs were deleted."""
         bodies, headers = await self._build_bodies(key, lines)
         for tries in itertools.count():
-            # After a long pause another runner may have the batch.
+            # After a long pause another runner may have the batch, and the user of an input may have been erased.
             await read_own(self._log, key, EMPTY_TURN, attempt)
+            for deleted in await self._find_deleted(key, bodies):
+                del bodies[deleted]
+            if not bodies:
+                return None
             tally.is_unclear = True
             creating = asyncio.create_task(self._api.create(bodies, headers))
             try:
@@ -263,6 +275,12 @@ class MessageBatchSubmitter:
             # A long input takes some milliseconds. The loop renews leases in between.
             await asyncio.sleep(0)
         return bodies, headers
+
+    async def _find_deleted(self, key: TurnKey, turns: Iterable[str]) -> set[str]:
+        """Returns those of a batch's `turns` that are deleted, also before they were stored: their user was erased."""
+        children = [TurnKey(key.tenant, TurnId(turn)) for turn in turns]
+        deleted = await gather_limited(self._tombstones.is_deleted, children, LOOKED_UP_AT_ONCE)
+        return {child.turn for child, is_deleted in zip(children, deleted, strict=True) if is_deleted}
 
     async def _wait_until_ended(self, name: str) -> MessageBatch:
         for tries in itertools.count():

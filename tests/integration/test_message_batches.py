@@ -1,7 +1,7 @@
 """Batches that Anthropic's Message Batches answer: generators that are killed or frozen, and a simulated API."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -633,6 +633,48 @@ async def test_a_deleted_turn_of_a_batch_is_not_written_again(own: MessageBatchS
     assert not await own.log.has_turn(child)
     assert turn.progress is not None
     assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 0, 1)
+
+
+class ErasingApi(MessageBatchesApi):
+    """While it is overloaded, the users of some inputs are erased. `sent`: the inputs of each request to create."""
+
+    def __init__(self, own: MessageBatchSystem, erased: Sequence[TurnKey]) -> None:
+        super().__init__(own.api)
+        self._tombstones = Tombstones(own.connection)
+        self._erased = erased
+        self.sent: list[list[str]] = []
+
+    async def create(self, requests: Mapping[str, bytes], headers: Mapping[str, str]) -> MessageBatch:
+        self.sent.append(list(requests))
+        if len(self.sent) > 1:
+            return await super().create(requests, headers)
+        for child in self._erased:
+            await self._tombstones.mark_deletion(child)
+        raise BackendError("backend_overloaded", "try again")
+
+
+@pytest.mark.rule("R91")
+@pytest.mark.parametrize("erased", [1, 2])
+async def test_the_inputs_of_an_erased_user_are_not_sent(own: MessageBatchSystem, erased: int) -> None:
+    """They are counted as failed. If all are erased, there is no message batch."""
+    batch = await own.create(inputs(2))
+    first, second = own.turns(batch)
+    api = ErasingApi(own, [first, second][:erased])
+    await own.runner(api).run(own.key(batch))
+    turn = await own.turn(batch)
+    assert turn.progress is not None
+    assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 2 - erased, erased)
+    assert api.sent == [[first.turn, second.turn], *([[second.turn]] if erased == 1 else [])]
+    assert await own.count_answered() == (2 - erased, 2 - erased)
+
+
+@pytest.mark.rule("R67")
+async def test_a_search_finds_a_message_batch_without_the_inputs_of_an_erased_user(own: MessageBatchSystem) -> None:
+    batch = await own.create(inputs(2))
+    await Tombstones(own.connection).mark_deletion(own.turns(batch)[0])
+    await own.batch_killed_after(2, is_before=True)
+    await own.run(batch, "completed")
+    assert await own.count_answered() == (1, 1)
 
 
 @pytest.mark.rule("R91")
