@@ -33,7 +33,7 @@ def find_url(url: str | None, environ: Mapping[str, str], data_dir: Path) -> str
     up = status_file.read(data_dir)
     if up is None:
         if data_dir != running.find_data_dir():
-            raise SettingsInvalid(f"no `up` runs in {data_dir}: start one, or name its data directory with --data")
+            raise SettingsInvalid(status_file.explain_absence(data_dir))
         return None
     running.say_which(data_dir, "--url")
     return up.url

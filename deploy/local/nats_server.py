@@ -218,7 +218,7 @@ def url(data_dir: Path, environ: Mapping[str, str]) -> str:
     except PermissionError as error:
         raise SettingsInvalid(
             f"{data_dir / URL_FILE} is not used ({error.strerror}): "
-            "choose another directory with --data, or set TAILRACE_NATS_URL to your NATS"
+            "run the command as its owner, choose another directory with --data, or set TAILRACE_NATS_URL to your NATS"
         ) from error
     except OSError as error:
         raise SettingsInvalid(

@@ -37,7 +37,7 @@ async def restart(data_dir: Path, name: str) -> None:
     if not pid_file.exists():
         raise UpRefused(f"the `up` in {data_dir} has one nats-server: start it with --cluster to have three")
     if status_file.read(data_dir) is None:
-        raise UpRefused(f"no `up` runs in {data_dir}: start one, or name its data directory with --data")
+        raise UpRefused(status_file.explain_absence(data_dir))
     # Each server is contacted directly: the others notice only after some time that one hangs.
     for node, address in zip(nats_cluster.names(), url.split(","), strict=True):
         try:

@@ -129,7 +129,7 @@ def restart(folder: Path, show: Callable[[str, float], None]) -> None:
     status = status_file.read(folder)
     # The file stays after `up` was killed, and another process may have its pid by now.
     if status is None or not data_dir.find_holder(folder):
-        raise UpRefused(f"no `up` runs in {folder}: start one, or name its data directory with --data")
+        raise UpRefused(status_file.explain_absence(folder))
     if status.restart is None:
         raise UpRefused(f"the `up` in {folder} has version {status.version}, which has no restart: stop and start it")
     if status.restart.now:

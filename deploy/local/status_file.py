@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tailrace.deploy.local.console import Problem
-from tailrace.deploy.local.data_dir import read_own, write_private
+from tailrace.deploy.local.data_dir import LOCK, find_holder, read_own, write_private
 from tailrace.deploy.local.readiness import HealthCheck
 from tailrace.proto.version import VERSION
 
@@ -94,3 +95,15 @@ def read(data_dir: Path) -> UpStatus | None:
     except (OSError, msgspec.DecodeError):
         return None
     return status
+
+
+def explain_absence(data_dir: Path) -> str:
+    """Returns why `read` has found no running `up`, and what to do.
+
+    Raises PermissionError if this user may not see whether one runs.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        (data_dir / LOCK).open("rb").close()
+    if holder := find_holder(data_dir):
+        return f"{data_dir} is in use by {holder}: wait until it is ready, or run this command as the user of that one"
+    return f"no `up` runs in {data_dir}: start one, or name its data directory with --data"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tailrace.deploy.cli import backup, migrate_database
+from tailrace.deploy.cli import backup, migrate_database, restart
 from tailrace.deploy.cli.doctor import examine
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local.errors import UpRefused
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as 
 # Imported before the change of the user: the other user has no permission to read the installation.
 assert backup
 assert migrate_database
+assert restart
 
 
 @contextmanager
@@ -59,16 +60,21 @@ def test_a_port_that_only_root_may_use_is_refused_with_the_option_for_another_po
 
 
 @pytest.mark.parametrize(
-    "command", [["backup", "b.tar", "--data", "DATA"], ["migrate-database", "DATA/tailrace.db", "b"]]
+    ("command", "file"),
+    [
+        (["backup", "b.tar", "--data", "DATA"], "tailrace.db"),
+        (["migrate-database", "DATA/tailrace.db", "b"], "tailrace.db"),
+        (["restart", "--data", "DATA"], "lock"),
+    ],
 )
 def test_a_command_names_the_file_that_this_user_may_not_read(
-    data: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+    data: Path, command: list[str], file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with other_user():
         status = main([part.replace("DATA", str(data)) for part in command])
     printed = capsys.readouterr().err
     assert (status, printed.count("\n")) == (1, 1)
-    assert f"{data}/tailrace.db: Permission denied" in printed
+    assert f"{data}/{file}: Permission denied" in printed
 
 
 async def test_doctor_reports_a_data_directory_that_this_user_may_not_read(data: Path) -> None:

@@ -285,7 +285,7 @@ def test_addresses_in_files_of_another_user_are_not_used(
         patched.setattr("os.fstat", stat_as_foreign)
         assert status_file.read(data) is None
         assert find_url(None, {}, running.find_data_dir()) is None
-        with pytest.raises(SettingsInvalid, match=r"nats\.url is not used \(it belongs to another user\): choose"):
+        with pytest.raises(SettingsInvalid, match=r"nats\.url is not used \(it belongs to another user\): run"):
             nats_server.url(data, {})
     monkeypatch.setattr("tailrace.deploy.local.data_dir.TRUSTED_OWNERS", ())
     monkeypatch.setattr("os.geteuid", lambda: data.stat().st_uid + 1)
@@ -650,6 +650,16 @@ def test_a_server_of_an_up_that_has_ended_is_not_restarted(tmp_path: Path, capsy
     (folder / nats_server.PID_FILE).write_text("1")
     assert main(["restart-node", "nats-1", "--data", str(tmp_path)]) == EXIT_ERROR
     assert f"no `up` runs in {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["restart"], EXIT_ERROR), (["turns"], EXIT_USAGE)])
+def test_a_command_names_what_uses_a_data_directory_without_an_up_that_it_can_use(
+    arguments: list[str], status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A backup, or an `up` that starts, or one of another user: to start another one would be refused."""
+    with data_dir.lock(tmp_path, "backup"):
+        assert main([*arguments, "--data", str(tmp_path)]) == status
+    assert f"is in use by `tailrace backup` (pid {os.getpid()}): wait" in capsys.readouterr().err
 
 
 def test_erase_asks_on_a_terminal_and_needs_yes_elsewhere(
