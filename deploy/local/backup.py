@@ -22,6 +22,7 @@ from typing import IO, Literal
 import msgspec
 
 from tailrace.deploy.local import nats_cluster, nats_server
+from tailrace.deploy.local.data_dir import find_holder
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.persistence.migrations import NEWEST
 from tailrace.persistence.sqlite import back_up
@@ -162,6 +163,8 @@ def restore(source: Path, data_dir: Path, manifest: Manifest) -> None:
     Raises UpRefused; then nothing is left.
     """
     data_dir = data_dir.resolve()
+    if holder := find_holder(data_dir):
+        raise UpRefused(f"{data_dir} is in use by {holder}: stop it, or name another directory with --data")
     try:
         if data_dir.exists() and any(data_dir.iterdir()):
             raise UpRefused(f"{data_dir} is not empty: move it aside, or name another directory with --data")

@@ -119,7 +119,9 @@ def test_a_running_up_and_a_used_directory_are_refused(
     folder, other = tmp_path / "data", tmp_path / "other.tar"
     for command in ("up", "backup"):
         with data_dir.lock(folder, command):
-            refuses(f"in use by `tailrace {command}` (pid {os.getpid()})", "backup", other, "--data", folder)
+            used = f"in use by `tailrace {command}` (pid {os.getpid()}): stop it"
+            refuses(used, "backup", other, "--data", folder)
+            refuses(used, "restore", saved, "--data", folder)
     refuses("is not empty", "restore", saved, "--data", folder)
     refuses("/ is not empty", "restore", saved, "--data", "/")
     refuses("exists already", "backup", saved, "--data", folder)
