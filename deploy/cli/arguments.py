@@ -14,7 +14,7 @@ def add_data(
 ) -> None:
     """Adds `--data`. Its default is the directory of this user's running `up`, or the one that `up` would use."""
     default = find_data_dir() if finds_running else Options().data_dir
-    parser.add_argument("--data", type=Path, default=default, metavar="DIR", help=f"{about} (default: %(default)s)")
+    parser.add_argument("--data", type=folder, default=default, metavar="DIR", help=f"{about} (default: %(default)s)")
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
@@ -72,8 +72,18 @@ def number(noun: str, lowest: int, highest: int) -> Callable[[str], int]:
     return parse
 
 
+def folder(text: str) -> Path:
+    """argparse type: a directory. The value of a variable that is not set would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is not a directory")
+    return Path(text)
+
+
 def host(text: str) -> str:
     """argparse type: an address, also an IPv6 address in the brackets that it has in a URL."""
+    if not text:
+        # It would be every address of the machine.
+        raise argparse.ArgumentTypeError("'' is not an address")
     return text[1:-1] if text.startswith("[") and text.endswith("]") else text
 
 

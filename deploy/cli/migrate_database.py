@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     if not is_url(args.source) and not Path(args.source).is_file():
-        raise SettingsInvalid(f"{args.source} does not exist: name the database to copy")
+        raise SettingsInvalid(f"{args.source!r} is not a file: name the database to copy")
     with ExitStack() as stack:
         for folder in {Path(where).parent.resolve() for where in (args.source, args.target) if not is_url(where)}:
             if holder := data_dir.find_holder(folder):

@@ -45,10 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST[:PORT]",
         help="address of a server; give it once or three times (default port: 4222; port + 2000 for the other servers)",
     )
-    add("--tls", type=Path, metavar="DIR", help="use TLS: folder of ca.pem, cert.pem and key.pem on each machine")
+    add(
+        "--tls",
+        type=absolute_path,
+        metavar="DIR",
+        help="use TLS: folder of ca.pem, cert.pem and key.pem on each machine",
+    )
     add(
         "--store",
-        type=Path,
+        type=absolute_path,
         default=Path("/var/lib/nats"),
         metavar="DIR",
         help="folder of the log (default: %(default)s)",
@@ -107,6 +112,13 @@ def nats_address(text: str) -> Server:
         return parse_server(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def absolute_path(text: str) -> Path:
+    """argparse type: a path on each machine. A relative one would depend on where each process is started."""
+    if not Path(text).is_absolute():
+        raise argparse.ArgumentTypeError(f"{text!r} is not an absolute path")
+    return Path(text)
 
 
 def write(folder: Path, servers: Sequence[Server], tls: Path | None, store: Path, gib: int) -> list[Path]:

@@ -148,6 +148,8 @@ async def test_the_ten_steps_set_up_three_servers_with_tls(
         (["--server", "a b"], "'a b' is not HOST or HOST:PORT"),
         (["--server", "a:61536"], "'a:61536' is not HOST or HOST:PORT, with a port up to 61535"),
         (["--server", "user@a"], "'user@a' is not HOST or HOST:PORT"),
+        (["--server", "a", "--tls", "tls"], "'tls' is not an absolute path"),
+        (["--server", "a", "--store", "nats"], "'nats' is not an absolute path"),
         (["--server", "a"], "(File exists): name a new folder"),
     ],
 )
@@ -168,7 +170,7 @@ def test_wrong_arguments_are_refused_before_a_file_is_written(
         ("[::1]", [], "[::1]:4222", False),
         ("localhost", [], "localhost:4222", False),
         ("nats.internal", [], "0.0.0.0:4222", True),
-        ("nats.internal", ["--tls", "tls"], "0.0.0.0:4222", False),
+        ("nats.internal", ["--tls", "/tls"], "0.0.0.0:4222", False),
     ],
 )
 def test_a_server_on_loopback_listens_there_and_others_without_tls_are_warned_of(

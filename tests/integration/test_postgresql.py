@@ -195,7 +195,7 @@ async def test_the_command_copies_a_history_and_shows_no_password(
     assert re.search(
         rf"turns +0 rows  [0-9a-f]{{16}}\n(?s:.*){path} and {shown}/test_\d+ contain the same\n$", printed.out
     )
-    assert "none.db does not exist" in printed.err
+    assert "none.db' is not a file" in printed.err
     assert IN_URL not in printed.out + printed.err
 
 

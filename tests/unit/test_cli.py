@@ -60,6 +60,8 @@ class Terminal(io.StringIO):
         (["up", "--port", "70000"], "'70000' is not a port from 0 to 65535"),
         (["up", "--port", "٣"], "'٣' is not a port from 0 to 65535"),
         (["up", "--port", "9" * 5000], "is not a port from 0 to 65535"),
+        (["up", "--data", ""], "'' is not a directory"),
+        (["up", "--host", ""], "'' is not an address"),
         (["up", "--generators", "0"], "'0' is not a count from 1 to 64"),
         (["up", "--sync", "never"], "invalid choice: 'never'"),
         (["up", "--gen", "2"], "unrecognized arguments: --gen 2"),
