@@ -3,16 +3,20 @@
 import argparse
 import asyncio
 import logging
+from collections.abc import Sequence
 
+from tailrace.deploy.cli.arguments import number
+from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.simulated_claude.directive import HELP
 from tailrace.deploy.simulated_claude.server import Server
+from tailrace.proto.exit_status import EXIT_ERROR
 from tailrace.proto.runtime.malloc import return_large_memory
 
 # uvicorn logs these as errors; here they are simulated faults, or streams that a shutdown closes.
 EXPECTED = ("ASGI callable returned without completing", "Cancel %s running task(s)")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tailrace.deploy.simulated_claude",
         description="An HTTP server that speaks Anthropic's wire protocol, free of charge.",
@@ -20,12 +24,17 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 (default): a free one")
+    parser.add_argument(
+        "--port", type=number("port", 0, 65535), default=0, help="port to listen on; 0 (default): a free one"
+    )
     parser.add_argument("--show-calls", action="store_true", help="record all calls, and show them at GET /_sim/calls")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     logging.getLogger("uvicorn.error").addFilter(is_unexpected)
     return_large_memory()
-    server = Server(options.host, options.port, shows_calls=options.show_calls)
+    try:
+        server = Server(options.host, options.port, shows_calls=options.show_calls)
+    except UpRefused as error:
+        parser.exit(EXIT_ERROR, f"{parser.prog}: {error}\n")
     print(f"simulated Claude {server.url}", flush=True)
     server.run([server.socket])
 

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
 
+from tailrace.deploy.local import ports
 from tailrace.deploy.simulated_claude.app import app
 
 
 class Server(uvicorn.Server):
     def __init__(self, host: str, port: int, *, shows_calls: bool = False) -> None:
-        self.socket = socket.create_server((host, port), backlog=2048)
+        """Raises UpRefused if the address cannot be bound."""
+        self.socket = ports.listen(host, port)
         # Connections inherit it. asyncio does not set it for sockets without a protocol number, such as this one.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import signal
+import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ import httpx2
 import msgspec
 import pytest
 
+from tailrace.deploy.simulated_claude.__main__ import main
 from tailrace.deploy.simulated_claude.account import Account, AccountReport, Call
 from tailrace.deploy.simulated_claude.message_batches import MessageBatch, Request, Result
 from tailrace.deploy.simulated_claude.server import EmbeddedServer, run_embedded, run_simulated_claude
@@ -238,3 +240,10 @@ async def test_calls_are_recorded_and_shown_only_if_asked_for() -> None:
     ):
         for path in ("/_sim/calls", "/_sim/last"):
             assert (await client.get(path)).status_code == 404
+
+
+def test_a_port_in_use_is_refused_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used, pytest.raises(SystemExit) as stopped:
+        main(["--port", str(used.getsockname()[1])])
+    printed = capsys.readouterr().err
+    assert (stopped.value.code, printed.count("\n"), "is in use: stop the program" in printed) == (1, 1, True)
