@@ -43,6 +43,8 @@ async def restart(data_dir: Path, name: str) -> None:
         try:
             await (await Connection.open(address, "tailrace-node")).close()
         except LogUnavailable as error:
+            if node == name:
+                raise UpRefused(f"{name} does not answer: `up` starts it again, see `tailrace status`") from error
             raise UpRefused(
                 f"{node} does not answer: if {name} stopped as well, nothing could be stored. Repair {node} first"
             ) from error

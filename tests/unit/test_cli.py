@@ -645,13 +645,25 @@ def test_restart_ends_when_another_up_has_taken_the_place_of_the_first(
     assert "`up` has ended" in capsys.readouterr().err
 
 
-def test_a_server_of_an_up_that_has_ended_is_not_restarted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its files stay, and the error names no server to repair."""
+@pytest.mark.parametrize(
+    ("has_ended", "sentence"), [(True, "no `up` runs in"), (False, "nats-1 does not answer: `up` starts it again")]
+)
+def test_a_server_that_does_not_answer_is_not_restarted(
+    has_ended: bool,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The error names no server to repair, also if its `up` has ended: the files stay."""
     data_dir.write_private(tmp_path / nats_server.URL_FILE, ",".join(["nats://admin:p@127.0.0.1:1"] * 3))
     (folder := tmp_path / "cluster" / "nats-1").mkdir(parents=True)
     (folder / nats_server.PID_FILE).write_text("1")
+    up = UpStatus(VERSION, os.getpid(), "http://127.0.0.1:1", datetime.now(UTC), [], [])
+    monkeypatch.setattr(status_file, "read", lambda _: None if has_ended else up)
+    monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 0.1)
     assert main(["restart-node", "nats-1", "--data", str(tmp_path)]) == EXIT_ERROR
-    assert f"no `up` runs in {tmp_path}" in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "status"), [(["restart"], EXIT_ERROR), (["turns"], EXIT_USAGE)])
