@@ -121,9 +121,9 @@ class Liveness:
         await asyncio.gather(*(self._restart_if_hanging(name, check) for name, check in checks.items()))
 
     async def _restart_if_hanging(self, name: str, check: HealthCheck) -> None:
-        child = self._supervisor.children[name]
-        pid = child.pid
-        if pid is None:
+        # A spare that has just ended is not among them any more.
+        child = self._supervisor.children.get(name)
+        if child is None or (pid := child.pid) is None:
             return
         response, now = await ask(check), time.monotonic()
         if is_working(response, now):
