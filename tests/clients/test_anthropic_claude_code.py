@@ -25,8 +25,6 @@ from tests.integration.conftest import KEY, Gateway, api_keys, on_shared_loop
 BINARY = node.MODULES / "@anthropic-ai/claude-code-linux-x64/claude"
 TEXT = words(40)
 LINE = "#sim words=40 rate=200"
-# Slow enough that a busy machine does not join the deltas before the kill into few entries.
-SLOW = "#sim words=40 rate=60"
 # Its first requests have shorter responses, so that only its stream is cut.
 HELLO_BYTES_MAX = 1200
 
@@ -113,7 +111,7 @@ async def test_request_after_a_failed_turn_is_a_new_turn(gateway: Gateway, claud
 @on_shared_loop
 @pytest.mark.proves("anthropic", "generator killed during the answer", "Claude Code")
 async def test_killed_generator_is_hidden(takeover: Takeover, home: Path) -> None:
-    running = asyncio.create_task(claude_p(takeover.gateway.url, home, SLOW))
+    running = asyncio.create_task(claude_p(takeover.gateway.url, home, LINE))
     async with takeover.run_and_kill_after(20):
         run = await running
     assert (run.result, run.retries, len(run.turns)) == (TEXT, 0, 1)

@@ -11,7 +11,7 @@ from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import on_shared_loop
 
-# Slow enough that a busy machine does not join the deltas before a cut or a kill into few entries.
+# Slow enough that a busy machine does not join the deltas before a cut into few entries.
 WORDS, RATE = 200, 120
 # A client that survives a cut before its first event gets words so long that its cuts fit into the text alone. A turn
 # that ends while such a client waits for its next connection is then still cut.

@@ -7,6 +7,7 @@ from functools import partial
 from signal import SIGKILL
 from typing import Any
 
+from tailrace.generators import delta_buffer
 from tailrace.generators.__main__ import serve
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import MessagesApi
@@ -64,6 +65,8 @@ def run_until_killed(nats_url: str, claude_url: str, appends: int, *, is_batch: 
         return chain
 
     TurnLog.append = killing_append  # type: ignore[assignment]
+    # Each delta is an entry of its own: with joined deltas, the answer of a busy machine may have fewer appends.
+    delta_buffer.JOINED_BYTES_MAX = 0
     message_batches.LOOK_S = POLL_S
     asyncio.run(_serve_one(nats_url, claude_url, BatchRunner if is_batch else TurnRunner))
 

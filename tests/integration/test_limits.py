@@ -366,8 +366,7 @@ async def test_a_takeover_is_settled_once_with_the_usage_of_both_calls(
 ) -> None:
     gateway = await new_gateway(own.server.url, limits_key="usd_day=1, requests=9, burst=9")
     await own.shorten_lease(0.2)
-    # Slow enough that a busy machine does not join its last delta and its end into the eighth entry.
-    body = QUICK | {"message": "#sim words=40 rate=40"}
+    body = QUICK | {"message": "#sim words=40 rate=0"}
     key = TurnKey(tenant, (await gateway.client.post("/v1/turns", json=body)).json()["turn"])
     assert await own.run_and_kill_after(8)
     async with own.running_generator():
