@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from tailrace.deploy.local import ports
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.http import retry_later
@@ -17,8 +18,10 @@ from tests.clients import node
 from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.processes import CHECKOUT
 from tests.harness.turn_writer import Writer
-from tests.harness.until import until
+from tests.harness.until import LOOK_EVERY_S, until
 from tests.integration.conftest import Gateway, NewGateway
+
+SLOT_S_MAX = 10.0
 
 
 @pytest.fixture
@@ -39,12 +42,14 @@ async def writer(log: TurnLog) -> Writer:
 @asynccontextmanager
 async def competing_reader(gateway: Gateway, path: str) -> AsyncIterator[None]:
     """Another reader takes the slot as soon as it is free."""
-    while True:
-        async with gateway.client.stream("GET", path) as response:
-            if response.status_code == 200:
-                yield
-                return
-        await asyncio.sleep(0)
+    async with asyncio.timeout(SLOT_S_MAX) as waiting:
+        while True:
+            async with gateway.client.stream("GET", path) as response:
+                if response.status_code == 200:
+                    waiting.reschedule(None)
+                    yield
+                    return
+            await asyncio.sleep(LOOK_EVERY_S)
 
 
 def refusals() -> float:
@@ -52,7 +57,7 @@ def refusals() -> float:
 
 
 async def one_refusal_after(count: float) -> None:
-    await until(lambda: refusals() > count)
+    await until(lambda: refusals() > count, node.DEADLINE_S)
 
 
 async def test_refused_event_source_reconnects(small: Gateway, writer: Writer, browser: str) -> None:
@@ -62,11 +67,18 @@ async def test_refused_event_source_reconnects(small: Gateway, writer: Writer, b
     path = f"/v1/turns/{writer.key.turn}/events"
     async with Cutting(small.port, [Cut(after_bytes=2900)]) as proxy:
         showing = asyncio.create_task(node.run("browser.mjs", "EventSource", proxy.url + path, CHROMIUM=browser))
-        await until(lambda: proxy.connections)
+        await until(lambda: metrics.STREAMS.labels("tailrace")._value.get(), node.DEADLINE_S)
+        # It cannot reconnect before the other reader has its slot.
+        (proxy.to,) = ports.find_free(1)
         before = refusals()
-        while proxy.left:
+
+        async def is_cut() -> bool:
             await writer.store_texts("b" * 50)
+            return not proxy.left
+
+        await until(is_cut)
         async with competing_reader(small, path):
+            proxy.to = small.port
             await one_refusal_after(before + 1)
         await writer.end()
         (shown,) = await showing
