@@ -19,8 +19,9 @@ BEFORE_FIRST = Seq(0)
 
 # A valid subject token. `*`, `>` and `.` would be wildcards or token separators (PROTOCOL R3).
 TOKEN = re.compile(r"[a-z0-9_-]{1,64}")
-# Names that clients give to sessions and projects: UUIDs, nanoids, `user:42.main`.
-NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# Names that clients give to sessions and projects: UUIDs, nanoids, `user:42.main`. Not `.` and `..`, which HTTP clients
+# remove from paths (RFC 3986, 5.2.4): such a session could be created, and neither read nor deleted.
+NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._:-]{1,128}")
 # As long as Anthropic's `metadata.user_id` may be.
 USER_CHARS_MAX = 512
 # Stricter than int(), which accepts '+1', '1_0', ' 1 ' and Arabic digits.

@@ -171,7 +171,7 @@ def refuse_fields(body: msgspec.Struct, *names: str) -> None:
 def check_name(field: str, name: str | None) -> None:
     """Raises Refused for an invalid name of a session or a project."""
     if name is not None and not is_session_name(name):
-        raise Refused("request_invalid", f"`{field}` is 1 to 128 of A-Z a-z 0-9 . _ : -")
+        raise Refused("request_invalid", f"`{field}` is 1 to 128 of A-Z a-z 0-9 . _ : -, but not `.` or `..`")
 
 
 def check_user(user: str | None) -> None:
