@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.running import find_data_dir
-from tailrace.proto.ids import Tenant, TurnId, is_token
+from tailrace.proto.ids import Tenant, TurnId, is_session_name, is_token
 
 
 def add_data(
@@ -56,7 +56,7 @@ def add_question(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", metavar="NAME", help="name of a model, such as opus (default: the gateway's)")
     add("--system", metavar="TEXT", help="system prompt")
-    add("--session", metavar="ID", help="the session to continue")
+    add("--session", type=session_id, metavar="ID", help="the session to continue")
     add("--max-tokens", type=number("count", 1, 1_000_000), metavar="N", help="the maximum length of the answer")
     add_connection(parser)
 
@@ -92,6 +92,13 @@ def tenant(text: str) -> Tenant:
     if not is_token(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a tenant: use 1 to 64 characters of a-z 0-9 _ -")
     return Tenant(text)
+
+
+def session_id(text: str) -> str:
+    """argparse type: the id of a session."""
+    if not is_session_name(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the id of a session: see `tailrace sessions`")
+    return text
 
 
 def turn_id(text: str) -> TurnId:

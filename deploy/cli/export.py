@@ -12,7 +12,7 @@ import msgspec
 
 from tailrace.client import Client, TailraceError
 from tailrace.client.core import path_segment
-from tailrace.deploy.cli.arguments import add_connection, add_json
+from tailrace.deploy.cli.arguments import add_connection, add_json, session_id
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import Record, text_of
 from tailrace.deploy.cli.output_file import open_output
@@ -40,7 +40,9 @@ LISTS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("id", nargs="?", metavar="SESSION", help="id of the session: see `tailrace sessions`")
+    what.add_argument(
+        "id", nargs="?", type=session_id, metavar="SESSION", help="id of the session: see `tailrace sessions`"
+    )
     what.add_argument("--user", metavar="NAME", help="export the sessions and turns of this user")
     what.add_argument("--all", action="store_true", help="export everything of the key's tenant")
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from tailrace.client import Client
-from tailrace.deploy.cli.arguments import add_connection, add_json, add_number
+from tailrace.deploy.cli.arguments import add_connection, add_json, add_number, session_id
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import Record, excerpt, local_time, print_table, text_of
 from tailrace.deploy.cli.result import print_json
@@ -26,7 +26,7 @@ PAGE = 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--session", metavar="ID", help="all turns of this session, oldest first")
+    which.add_argument("--session", type=session_id, metavar="ID", help="all turns of this session, oldest first")
     which.add_argument("--search", metavar="WORDS", help="turns with all of these words, newest first")
     add_number(parser, "--limit", 50, "the maximum number of lines", 1, 100_000)
     add_json(parser)

@@ -245,7 +245,7 @@ async def test_each_refusal_is_one_sentence(commands: Commands, gateway: Gateway
         (("ask", "Hi.", "--model", "gpt"), 1, "gpt"),
         (("ask", "Hi.", "--key", "wrong"), 1, "set the key in TAILRACE_KEY"),
         (("tail", "01a1fe35-0000-7000-8000-000000000000"), 1, "no turn has this id"),
-        (("turns", "--session", "../keys"), 1, ""),
+        (("turns", "--session", "none"), 1, "no session or chat has this id"),
     ):
         ran = await commands.run(*arguments)
         assert (ran.status, ran.out, ran.err.count("\n")) == (status, "", 1), ran

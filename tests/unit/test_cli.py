@@ -69,6 +69,8 @@ class Terminal(io.StringIO):
         (["keys", "lisst"], "invalid choice: 'lisst' (did you mean list?)"),
         (["turns", "--search", "\udcff"], "the argument '\\udcff' is not UTF-8"),
         (["turns", "--sesion", "x"], "unrecognized arguments: --sesion x (did you mean --session?)"),
+        (["turns", "--session", ""], "'' is not the id of a session: see `tailrace sessions`"),
+        (["export", ".."], "'..' is not the id of a session"),
         (["turns", "now"], "tailrace turns: unrecognized arguments: now; see `tailrace turns --help`"),
         (["ask", "--resume", "Hi."], "not allowed with argument"),
         (["usage", "--by", "moon"], "'moon' is not one of day, model"),
