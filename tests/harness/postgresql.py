@@ -3,6 +3,7 @@
 PostgreSQL refuses to run as root: then the server runs as the user that the package made.
 """
 
+import atexit
 import os
 import pwd
 import shutil
@@ -116,7 +117,8 @@ class PostgreSQLServer:
 
     async def __aexit__(self, *_: object) -> None:
         self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        # Not here: on a busy machine, removing the databases of a whole run takes as long as a test may take.
+        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
 
     async def start(self) -> None:
         """Starts it on its port; returns when it answers."""
