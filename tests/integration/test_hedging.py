@@ -326,7 +326,7 @@ async def test_a_frozen_loser_that_wakes_up_writes_and_acknowledges_nothing(pair
 
     await until_equal(hedges_of_turn, 1)
     first.signal(SIGCONT)
-    await until(lambda: first.find_lines("turn taken by another writer"), 5)
+    await until(lambda: first.find_lines("turn taken by another writer"))
     await wait_for_open_streams(pair.own.claude, 1)
     assert not await is_acknowledged(pair.own.connection)
     turn = await pair.own.wait_until_settled(key)

@@ -197,5 +197,5 @@ async def test_a_reconnect_does_not_wait_for_a_frozen_server(
     connection = await Connection.open(",".join(url(one, ADMIN, ours) for one in (server, other)), "test")
     async with other:
         freeze(server)
-        await until(lambda: connection.client.stats["reconnects"] == 1, 5)
+        await until(lambda: connection.client.stats["reconnects"] == 1)
         await connection.close()

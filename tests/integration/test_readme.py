@@ -26,6 +26,7 @@ def blocks(language: str, url: str) -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="NO CURL: the README's session is not tested on this machine")
+@pytest.mark.timeout(240)
 async def test_shell_session_resumes_the_answer_without_gap_or_repeat(tmp_path: Path) -> None:
     """The two parts that curl received are together the whole stream of the turn, each event once."""
     with running(tmp_path, *LEAN) as up:

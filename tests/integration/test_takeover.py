@@ -36,7 +36,7 @@ async def test_another_generator_continues_the_turn_of_a_frozen_one(own: OwnSyst
         await until_equal(lambda: own.modes(key), ["fresh", "continue"])
         await own.wait_for_open_streams(2)
         frozen.signal(SIGCONT)
-        await until(lambda: frozen.find_lines("turn taken by another writer"), 5)
+        await until(lambda: frozen.find_lines("turn taken by another writer"))
         await own.wait_for_open_streams(1)
         backlog = await (await Deliveries.open(own.connection, GENERATORS)).backlog()
         assert backlog.leased == 1

@@ -243,7 +243,7 @@ async def test_a_setting_that_only_a_process_refuses_ends_up(tmp_path: Path) -> 
     """The process prints what is wrong, and `up` prints which process it was: status 1."""
     (tmp_path / "sitecustomize.py").write_text(STRICT_PERSISTENCE)
     with running(tmp_path, *LEAN, is_real=True, PYTHONPATH=str(tmp_path)) as up:
-        assert up.process.wait(timeout=STOP_S_MAX) == 1
+        assert up.process.wait(timeout=START_S_MAX) == 1
         assert [line for line in up.lines if "TAILRACE_DATABASE: not here" in line]
         assert up.lines[-1] == "tailrace: persistence reports an invalid setting: see its lines above"
 
