@@ -180,8 +180,8 @@ class Deleter:
         if was_running:
             return Purged()
         some = turns[:ERASED_TURNS] if deletion.erases else turns
-        # Before the purge, because settling reads the log. Only turns that the log has are read: to learn that it has no
-        # such turn takes 100 ms, but together for all of them.
+        # Before the purge, because settling reads the log. Only turns that the log has are read: to learn that it lacks
+        # a turn takes 100 ms, here together for all of them.
         stored = await self._log.find_stored(TurnKey(tenant, turn.turn) for turn in some)
         keys = list(stored)
         # One batch at a time, because its inputs are in memory.

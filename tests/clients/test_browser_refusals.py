@@ -67,7 +67,7 @@ async def test_refused_event_source_reconnects(small: Gateway, writer: Writer, b
     path = f"/v1/turns/{writer.key.turn}/events"
     async with Cutting(small.port, [Cut(after_bytes=2900)]) as proxy:
         showing = asyncio.create_task(node.run("browser.mjs", "EventSource", proxy.url + path, CHROMIUM=browser))
-        await until(lambda: metrics.STREAMS.labels("tailrace")._value.get(), node.DEADLINE_S)
+        await until(metrics.STREAMS.labels("tailrace")._value.get, node.DEADLINE_S)
         # It cannot reconnect before the other reader has its slot.
         (proxy.to,) = ports.find_free(1)
         before = refusals()
