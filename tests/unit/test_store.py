@@ -51,6 +51,7 @@ from tailrace.proto.resources import (
 from tailrace.proto.subjects import TurnKey
 from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.turn_builder import MODEL, NOON, Handwritten, completed_turn
+from tests.harness.until import until
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
 TRANSACTIONS = "tailrace_persistence_transaction_seconds_count"
@@ -786,15 +787,18 @@ async def test_a_search_that_takes_long_is_ended_and_delays_no_other_query(
     await store.record([build_row(key("turn-1"), completed_turn("Light").turn)])
     words = hash_words(OURS, ["light"]).split()
     statements = store._sql
-    monkeypatch.setattr("tailrace.persistence.store.SEARCH_S_MAX", 0.5)
+    monkeypatch.setattr("tailrace.persistence.store.SEARCH_S_MAX", 60.0)
     monkeypatch.setattr(store, "_sql", {**statements, "found_turns": ENDLESS[store.system]})
     searching = asyncio.create_task(store.turns(OURS, {}, None, NEWEST, 9, words))
     async with asyncio.timeout(30):
         await asyncio.sleep(0.1)
         assert await store.turn(key("turn-1")) is not None
         assert not searching.done()
+        searching.cancel()
+        await asyncio.wait({searching})
+        monkeypatch.setattr("tailrace.persistence.store.SEARCH_S_MAX", 0.1)
         with pytest.raises(StoreBusy, match="search for fewer"):
-            await searching
+            await store.turns(OURS, {}, None, NEWEST, 9, words)
     monkeypatch.setattr(store, "_sql", statements)
     found, _ = await store.turns(OURS, {}, None, NEWEST, 9, words)
     assert [one.turn for one in found] == ["turn-1"]
@@ -885,7 +889,7 @@ async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
         return asyncio.create_task(store.turns(tenant, {}, None, NEWEST, 9, hash_words(tenant, ["light"]).split()))
 
     searches = [search(OURS) for _ in range(SEARCHES_WAITING_MAX + 1)]
-    await asyncio.sleep(0.1)
+    await until(lambda: store._searches.waiting(OURS) == SEARCHES_WAITING_MAX)
     with pytest.raises(Refused, match="other searches of this tenant are waiting") as refused:
         await search(OURS)
     assert (refused.value.code, refused.value.retry_after_s) == ("rate_limited", 0.5)
