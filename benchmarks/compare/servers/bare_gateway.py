@@ -16,7 +16,7 @@ from benchmarks.compare.servers.floor import HEAD, LENGTH
 
 class Event(msgspec.Struct):
     type: str
-    delta: dict[str, str] = {}
+    delta: dict[str, str | None] = {}
 
 
 class Entry(msgspec.Struct):
