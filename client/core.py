@@ -231,7 +231,8 @@ class Core:
             name, cursor = "after", page.get("next")
             if "next" not in page and page.get("has_more"):
                 # A list in OpenAI's or Anthropic's format: the id of an item is the cursor after it.
-                name, cursor = "after_id" if path.partition("?")[0] in AFTER_ID_LISTS else "after", found[-1]["id"]
+                name = "after_id" if path.partition("?")[0] in AFTER_ID_LISTS else "after"
+                cursor = found[-1]["id"]
             if cursor is None:
                 return
             after = {name: cursor}

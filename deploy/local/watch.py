@@ -121,7 +121,7 @@ class Liveness:
         await asyncio.gather(*(self._restart_if_hanging(name, check) for name, check in checks.items()))
 
     async def _restart_if_hanging(self, name: str, check: HealthCheck) -> None:
-        # A spare that has just ended is not among them any more.
+        # The supervisor has no child of this name any more if it was a spare that has just ended.
         child = self._supervisor.children.get(name)
         if child is None or (pid := child.pid) is None:
             return

@@ -262,8 +262,8 @@ class Deleter:
             await asyncio.sleep(0)
         stored = await self._log.find_stored(of_user)
         unstored = [child for child in of_user if child not in stored]
-        deleted = await gather_limited(self._tombstones.is_deleted, unstored, LOOKED_AT_ONCE)
-        new = [child for child, is_deleted in zip(unstored, deleted, strict=True) if not is_deleted]
+        deleted = await self._tombstones.find_deleted(unstored)
+        new = [child for child in unstored if child not in deleted]
         await gather_limited(self._tombstones.mark_deletion, new, LOOKED_AT_ONCE)
         # The generator may have stored some before it could see the mark. The erasure finds these, and their own ends
         # settle them.

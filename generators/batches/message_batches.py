@@ -45,7 +45,6 @@ from tailrace.proto.fold import EMPTY_TURN, Folding, Turn
 from tailrace.proto.ids import Seq, TurnId
 from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.runtime import json_schema
-from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -64,7 +63,7 @@ LOOK_MAX_S = 30.0
 REFUSALS_MAX = 15
 # A cancelled creation is awaited for this long.
 ANSWER_WAIT_S = 10.0
-WRITTEN_AT_ONCE = LOOKED_UP_AT_ONCE = 16
+WRITTEN_AT_ONCE = 16
 # The results are read at most this often, within a minute, while some are missing. Each result is paid for.
 RESULT_READS_MAX = 8
 # A turn is written at most this often while its log has entries of another writer.
@@ -278,9 +277,8 @@ class MessageBatchSubmitter:
 
     async def _find_deleted(self, key: TurnKey, turns: Iterable[str]) -> set[str]:
         """Returns those of a batch's `turns` that are deleted, also before they were stored: their user was erased."""
-        children = [TurnKey(key.tenant, TurnId(turn)) for turn in turns]
-        deleted = await gather_limited(self._tombstones.is_deleted, children, LOOKED_UP_AT_ONCE)
-        return {child.turn for child, is_deleted in zip(children, deleted, strict=True) if is_deleted}
+        deleted = await self._tombstones.find_deleted(TurnKey(key.tenant, TurnId(turn)) for turn in turns)
+        return {child.turn for child in deleted}
 
     async def _wait_until_ended(self, name: str) -> MessageBatch:
         for tries in itertools.count():

@@ -215,16 +215,16 @@ def _stored_subject(message: Msg | Message) -> str:
 def _change(message: Msg | Message) -> RecordChange:
     headers = message.headers or {}
     name = _stored_subject(message).removeprefix(EVERY_KEY[:-1])
-    # A deletion has no payload.
-    has_record = bool(message.data) and name != ENDING
-    change = RecordChange(Seq(int(headers["Nats-Sequence"])), name, None, is_unreadable=has_record)
+    change = RecordChange(Seq(int(headers["Nats-Sequence"])), name, None)
     if change.tenant is not None:
         with suppress(*DECODE_ERRORS):
-            return change._replace(limits=_limits_decoder.decode(message.data), is_unreadable=False)
-        return change
-    record = _decode(message.data)
+            change = change._replace(limits=_limits_decoder.decode(message.data))
     # A record under another name than its id could not be revoked.
-    return change._replace(record=record, is_unreadable=False) if record and record.id == name else change
+    elif (record := _decode(message.data)) and record.id == name:
+        change = change._replace(record=record)
+    # A deletion has no payload.
+    has_record = bool(message.data) and name != ENDING
+    return change._replace(is_unreadable=has_record and change.record is None and change.limits is None)
 
 
 def _decode(data: bytes) -> ApiKey | None:

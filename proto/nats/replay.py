@@ -122,9 +122,9 @@ async def read_valid(
             return valid
         if page.is_last:
             # The entry is stored, and the server that answered is behind.
-            if _now() >= deadline and is_first and join.read_upto != BEFORE_FIRST and join.chain.last == BEFORE_FIRST:
-                raise TurnUnknown(UNREADABLE.format(key.turn))
             if _now() >= deadline:
+                if is_first and join.read_upto != BEFORE_FIRST and join.chain.last == BEFORE_FIRST:
+                    raise TurnUnknown(UNREADABLE.format(key.turn))
                 raise LogUnavailable(f"{key.turn} has entries that cannot be read yet: try again")
             await asyncio.sleep(STALE_WAIT_S)
         page = None

@@ -12,11 +12,13 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.leader import Leader
+from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_UNSTORED, TurnKey
 
 # The text of a removed note. The bucket allows no deletion of single messages: one with a TTL replaces the note.
 REMOVED = b"removed"
 REMOVED_LIFE = {"Nats-TTL": "1s"}
+LOOKED_UP_AT_ONCE = 16
 
 
 class Unstored(NamedTuple):
@@ -54,6 +56,12 @@ class Tombstones:
     async def is_deleted(self, key: TurnKey) -> bool:
         """Returns whether the turn is deleted, or its deletion has begun. Raises LogUnavailable."""
         return await self.is_deletion_marked(key) or await self.exists(key)
+
+    async def find_deleted(self, turns: Iterable[TurnKey]) -> set[TurnKey]:
+        """Returns those of `turns` for which `is_deleted` is true, some looked up at once. Raises LogUnavailable."""
+        keys = list(turns)
+        deleted = await gather_limited(self.is_deleted, keys, LOOKED_UP_AT_ONCE)
+        return {key for key, is_deleted in zip(keys, deleted, strict=True) if is_deleted}
 
     async def note_unstored(self, key: TurnKey) -> None:
         """Notes that a turn with `store: false` has ended. Raises LogUnavailable."""

@@ -220,6 +220,9 @@ class BatchSchedule:
     async def is_deleted(self, _: TurnKey) -> bool:
         return False
 
+    async def find_deleted(self, _: object) -> set[TurnKey]:
+        return set()
+
     async def fullness(self) -> float:
         return 0.0
 
