@@ -31,6 +31,9 @@ RETRY_WAIT_S = 1.0
 # A turn that can neither start nor wait here is released, so that another generator can take it. The delay before its
 # next delivery doubles each time, up to this maximum.
 SHARE_WAIT_S_MAX = 8.0
+# Turns that start together do not wait for a round trip each. nats-server divides a burst evenly among the generators
+# that wait for turns, whatever number each has asked for. While this many start, running turns wait.
+STARTED_AT_ONCE = 16
 # While no fetched turn can start here, up to this many are fetched at once, to reach turns behind them that can.
 FETCHED_MAX = 64
 # The delay before a turn is delivered again that this process cannot run now: another process is storing its answer,
@@ -121,14 +124,15 @@ class Worker:
 
     async def _start_until(self, stop: asyncio.Event) -> None:
         """Fetches and starts turns until `stop` is set."""
-        count = 1
+        reach = 1
         while not stop.is_set():
             if self._slots.free <= 0:
                 await run_until(stop.wait(), *self._turns)
                 continue
             # Fetch only what can start: another generator may have a free slot for the rest.
+            count = max(reach, min(self._slots.free, STARTED_AT_ONCE))
             started = [await self._start_or_release(one, stop) for one in await self._deliveries.next(count)]
-            count = 1 if any(started) or not started else min(2 * count, FETCHED_MAX)
+            reach = 1 if any(started) or not started else min(2 * count, FETCHED_MAX)
 
     def report_health(self) -> bytes | None:
         """Returns the health report as JSON. While this process drains: None, and no report is sent."""

@@ -24,7 +24,7 @@ from tailrace.proto import events
 from tailrace.proto.entries import Attempt
 from tailrace.proto.errors import FenceLost
 from tailrace.proto.fold import Turn
-from tailrace.proto.nats import Deliveries
+from tailrace.proto.nats import Deliveries, Delivery
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests.harness import turn_builder
 from tests.harness.generator_in_loop import failure_code, fences_lost, is_acknowledged, read_stats, words
@@ -173,12 +173,24 @@ async def test_an_error_while_a_lost_turn_is_settled_does_not_stop_the_worker(ow
 
 
 @pytest.mark.rule("R18")
-async def test_a_worker_takes_no_more_than_its_concurrency(own: OwnSystem) -> None:
+async def test_a_worker_fetches_at_once_what_it_can_start_and_no_more(
+    own: OwnSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A request in the queue can go to another generator; one in a busy process waits for its lease."""
+    fetched: list[int] = []
+    fetch = Deliveries.next
+
+    async def fetch_and_count(deliveries: Deliveries, most: int = 1) -> list[Delivery]:
+        found = await fetch(deliveries, most)
+        fetched.append(len(found))
+        return found
+
+    monkeypatch.setattr(Deliveries, "next", fetch_and_count)
     deliveries = await Deliveries.open(own.connection, GENERATORS)
+    keys = [await own.append_request(f"words=3 rate=0 tag=x{number} fault=stall@1") for number in range(5)]
     async with own.running_generator(concurrency=2, tenant_share=1):
-        keys = [await own.append_request(f"words=3 rate=0 tag=x{number} fault=stall@1") for number in range(5)]
         await own.wait_for_open_streams(2)
+        assert fetched == [2]
         backlog = await deliveries.backlog()
         assert (backlog.leased, backlog.waiting) == (2, 3)
         for number, key in enumerate(keys):
