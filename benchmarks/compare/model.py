@@ -8,6 +8,7 @@ The simulated Claude can also inject faults, but uses more CPU.
 
 import asyncio
 import json
+import random
 import re
 import time
 
@@ -91,7 +92,10 @@ class Model(asyncio.Protocol):
         self._transport.write(BEGIN)
         loop = asyncio.get_running_loop()
         if rate:
-            self._tick(0, words, loop.time(), 1 / rate, wait_s)
+            self._delta(0)
+            # The second delta comes earlier by a random part of the period: the deltas of turns that begin together
+            # would otherwise arrive together, which costs less CPU.
+            self._schedule(1, words, loop.time() - random.random() / rate, 1 / rate, wait_s)
         else:
             for number in range(words):
                 self._delta(number)
@@ -106,12 +110,15 @@ class Model(asyncio.Protocol):
     def _tick(self, number: int, words: int, began: float, period: float, wait_s: int) -> None:
         if self._transport.is_closing():
             return
-        loop = asyncio.get_running_loop()
         if number == words:
-            loop.call_later(wait_s, self._end, words)
+            asyncio.get_running_loop().call_later(wait_s, self._end, words)
             return
         self._delta(number)
-        loop.call_at(began + (number + 1) * period, self._tick, number + 1, words, began, period, wait_s)
+        self._schedule(number + 1, words, began, period, wait_s)
+
+    def _schedule(self, number: int, words: int, began: float, period: float, wait_s: int) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_at(began + number * period, self._tick, number, words, began, period, wait_s)
 
 
 async def main() -> None:
