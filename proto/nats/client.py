@@ -30,6 +30,7 @@ class Message(NamedTuple):
     subject: str
     data: bytes
     header_block: bytes
+    reply: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -173,7 +174,7 @@ class Client(NatsClient):
             return
         try:
             # nats-py passes None for no headers.
-            receive(Message(subject.decode(), data, headers or b""))
+            receive(Message(subject.decode(), data, headers or b"", reply.decode()))
         except Exception as error:  # noqa: BLE001  # as in nats-py: an error of a function is reported
             await self._error_cb(error)
 

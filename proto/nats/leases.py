@@ -9,7 +9,6 @@ import nats.errors
 import nats.js.errors
 import structlog
 from nats.aio.msg import Msg
-from nats.js import JetStreamContext
 
 from tailrace.proto import entries, subjects
 from tailrace.proto.batch import part_of_batch
@@ -18,12 +17,13 @@ from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, is_token
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.nats.leader import Leader
+from tailrace.proto.nats.pull import Pull
 from tailrace.proto.subjects import STREAM, WEBHOOKS, TurnKey
 
 logger = structlog.get_logger()
 
-# A restarted server has forgotten the pull request: nothing is delivered for this long. A stop waits as long, because
-# a cancelled fetch would lose deliveries until their leases expire.
+# A restarted server has forgotten the request: nothing is delivered for this long. A stop waits as long, because what
+# the server sends to a process that has stopped is lost until the leases expire.
 PULL_S = 0.5
 AWAY_WAIT_S = 0.25
 # Renewals per `ack_wait`: two of them may be lost (PROTOCOL R18).
@@ -136,7 +136,7 @@ class Deliveries:
         self,
         connection: Connection,
         durable: str,
-        pull: JetStreamContext.PullSubscription,
+        pull: Pull,
         filters: Sequence[str],
         ack_wait_s: float,
     ) -> None:
@@ -161,31 +161,27 @@ class Deliveries:
         jetstream = connection.jetstream
         try:
             info = await jetstream.consumer_info(STREAM, durable)
-            pull = await jetstream.pull_subscribe_bind(consumer=durable, stream=STREAM)
         except nats.js.errors.NotFoundError as error:
             raise LogMisconfigured(f"the consumer {durable!r} does not exist: run `tailrace streams`") from error
         except nats.errors.Error as error:
             raise LogUnavailable(f"the consumer {durable!r} does not answer: {type(error).__name__}") from error
         # nats-server reports a single filter in the older field `filter_subject`.
         filters = info.config.filter_subjects or [str(info.config.filter_subject)]
+        pull = await Pull.open(connection, STREAM, durable)
         return cls(connection, durable, pull, filters, float(info.config.ack_wait or PULL_S))
 
     async def next(self, most: int = 1) -> list[Delivery]:
-        """Returns at most `most` deliveries; waits at most `PULL_S` for the first one.
+        """Returns the deliveries that there are, at most `most`; without any, waits at most `PULL_S` for the first one.
 
         Callers fetch only what they can start at once, because leases also expire while entries wait in the process.
         """
         try:
-            messages = await self._pull.fetch(batch=most, timeout=PULL_S)
-        except (nats.errors.TimeoutError, TimeoutError):
-            return []
-        except nats.errors.Error as error:
+            messages = await self._pull.fetch(most, PULL_S)
+        except LogUnavailable as error:
             # No connection or no leader. Nothing is lost: entries without acknowledgement are delivered again.
-            logger.debug("no deliveries", durable=self._durable, error=type(error).__name__)
+            logger.debug("no deliveries", durable=self._durable, why=str(error))
             await asyncio.sleep(AWAY_WAIT_S)
             return []
-        finally:
-            raise_if_cancelled()
         found = [Delivery(message, self.ack_wait_s) for message in messages]
         return [delivery for delivery in found if await _is_readable(delivery)]
 

@@ -1,5 +1,7 @@
 """Leases of a durable consumer: the time of a delivery, former holders, and entries with an invalid subject."""
 
+import asyncio
+
 import pytest
 
 from tailrace.proto.nats import Deliveries
@@ -26,6 +28,25 @@ async def test_an_acknowledgement_of_an_old_holder_ends_the_lease_of_the_new_one
     assert new.times == 2
     await old.ack()
     await until(deliveries.is_drained)
+
+
+async def test_waiting_entries_come_with_one_request_and_none_is_held_back_or_lost(own: OwnSystem) -> None:
+    """nats-py's `fetch` leaves a request open at its timeout: one of two requests would come to the idle process."""
+    idle, busy = [await Deliveries.open(own.connection, GENERATORS) for _ in range(2)]
+    for _ in range(2):
+        assert await idle.next(16) == []
+    for count, most in ((5, 3), (2, 16)):
+        keys = [await own.append_request("words=1") for _ in range(count)]
+        found = [await busy.next(most) for _ in range(count // most + 1)]
+        assert [delivery.key for some in found for delivery in some] == keys
+        assert len(found[0]) == min(count, most)
+    waiting = asyncio.create_task(busy.next(16))
+    for _ in range(2):
+        await asyncio.sleep(0.05)
+        key = await own.append_request("words=1")
+        assert [delivery.key for delivery in await waiting] == [key]
+        waiting = asyncio.create_task(busy.next(16))
+    assert await waiting == []
 
 
 @pytest.mark.rule("S2")
