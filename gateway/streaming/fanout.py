@@ -39,6 +39,8 @@ class TurnFeed:
         self.is_broken = False
         """Whether the turn cannot be followed further. Its readers are disconnected, retry, and receive the error."""
         self.readers = 0
+        self._after_restart = 0
+        """The index of the entry after the last restart."""
         self._error: LogError | None = None
         self._caught_up = asyncio.Event()
         self._heartbeat_s = heartbeat_s
@@ -57,8 +59,11 @@ class TurnFeed:
 
     def add(self, entries: list[Stored]) -> None:
         """Adds the next entries. After the first call, maybe without entries, the feed has all that were stored."""
-        self.entries += entries
-        self.seqs += [stored.seq for stored in entries]
+        for stored in entries:
+            self.entries.append(stored)
+            self.seqs.append(stored.seq)
+            if _is_restart(stored):
+                self._after_restart = len(self.entries)
         self.is_ended = bool(entries) and isinstance(entries[-1].entry, End)
         metrics.ENTRIES.inc(len(entries))
         self._caught_up.set()
@@ -96,7 +101,7 @@ class TurnFeed:
         position = 0 if cursor == self.after else self._position(cursor)
         if cursor == BEFORE_FIRST and not dialect.can_reset:
             # The dialect cannot reset a client. A new reader starts at the last restart, and needs no reset.
-            return max((i for i, stored in enumerate(self.entries) if _is_restart(stored)), default=-1) + 1
+            return self._after_restart
         return position
 
     def frames(self, dialect: Dialect, start: int, most: int, bytes_max: int = sys.maxsize) -> list[Frame]:
