@@ -17,6 +17,7 @@ from starlette.requests import Request
 from tailrace.gateway.auth.authenticate import CredentialSource, credential_invalid
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.signed_tokens import Ticket, TokenSigner
+from tailrace.proto.errors import not_found
 from tailrace.proto.ids import TurnId
 from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.subjects import TurnKey
@@ -95,19 +96,17 @@ class Tickets:
     async def read_ticket(self, request: Request, key: TurnKey) -> Ticket | None:
         """Returns the ticket of a request for the events of `key`; None if the request has none.
 
-        Raises Refused if the ticket is not valid. This repeats `verify`, which does not run where no credential is
-        needed.
+        Raises Refused if the ticket is not valid, or is for another turn. This repeats what the guard of the route
+        checks where a credential is needed.
         """
         tokens = read_query(request)
         if not tokens:
             return None
         ticket = self._signer.read(tokens[0], Ticket) if len(tokens) == 1 else None
-        if (
-            ticket is None
-            or TurnKey(ticket.tenant, ticket.turn) != key
-            or await self.verify(tokens[0], request) is None
-        ):
+        if ticket is None or await self.verify(tokens[0], request) is None:
             raise credential_invalid()
+        if TurnKey(ticket.tenant, ticket.turn) != key:
+            raise not_found("turn")
         if ticket.once and request.headers.get("last-event-id") and not self._has_proof(tokens[0], request):
             raise credential_invalid()
         return ticket
