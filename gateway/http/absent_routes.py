@@ -6,6 +6,7 @@ NO_STATE = "use POST /v1/responses with `previous_response_id` or `conversation`
 NO_AGENTS = "there are no hosted agents: run the agent in your own program, with POST /v1/messages or /v1/responses"
 OWN_KEYS = "the keys and their usage are Tailrace's own: see GET /v1/usage"
 
+# A path that ends with a slash exists without it.
 ADVICE = {
     "/v1/embeddings": "Claude has no embeddings: send these requests to a provider that has them",
     "/v1/images": "Claude makes no images: send these requests to a provider that does",
@@ -15,6 +16,7 @@ ADVICE = {
     "/v1/moderations": "there is no moderation: ask a model with POST /v1/chat/completions",
     "/v1/completions": "the legacy completions do not exist here: use POST /v1/chat/completions",
     "/v1/complete": "the legacy completions do not exist here: use POST /v1/messages",
+    "/v1/chat/completions/": "a completion is a turn: GET /v1/turns/{turn} with its id without `chatcmpl-`",
     "/v1/conversations": NO_STATE,
     "/v1/assistants": NO_STATE,
     "/v1/threads": NO_STATE,
@@ -46,4 +48,4 @@ ADVICE = {
 def advice_for(path: str) -> str | None:
     """Returns the advice for a path that has no route, or None."""
     # Not the lookup of each parent: a path of 60,000 slashes has as many, and each is a copy.
-    return next((advice for absent, advice in ADVICE.items() if f"{path}/".startswith(f"{absent}/")), None)
+    return next((ADVICE[key] for key in ADVICE if path == key or path.startswith(f"{key.removesuffix('/')}/")), None)
