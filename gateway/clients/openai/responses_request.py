@@ -137,12 +137,14 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         ignored.append("text.verbosity")
     tools = body.tools or ()
     ignored += [f"tools.{name}" for name in IGNORED_TOOL_FIELDS if any(getattr(tool, name) for tool in tools)]
-    session, messages = session_of(body), messages_of(body.input)
+    session, parent, messages = session_of(body), parent_of(body), messages_of(body.input)
     if body.store is False:
         refuse_fields(body, "previous_response_id", "conversation", "session_id", "project_id", "background")
-    # In a named session, as for chat completions: a body with an answer in it is the whole conversation.
-    is_whole = body.session_id is not None and any(message.role == "assistant" for message in messages)
-    turn = (NewTurn if is_whole or body.session_id is None else AppendedTurn)(
+    # In a named session, as for chat completions: a body with an answer in it is the whole conversation, unless it also
+    # names the response that it continues.
+    is_named = body.session_id is not None
+    is_whole = is_named and parent is None and any(message.role == "assistant" for message in messages)
+    turn = (AppendedTurn if is_named and not is_whole else NewTurn)(
         messages=messages,
         system=system_of(body.input, body.instructions),
         model=model.id,
@@ -152,7 +154,7 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         session=session,
         create_session=session is not None,
         full_history=is_whole,
-        parent=msgspec.UNSET if (parent := parent_of(body)) is None else parent,
+        parent=msgspec.UNSET if parent is None else parent,
         project=body.project_id,
         metadata=body.metadata,
         user=body.safety_identifier or body.user or None,
