@@ -1,6 +1,7 @@
-"""Reads the record of a turn, from the log or, once the log has dropped it, from the database."""
+"""Reads or cancels a turn. Its record comes from the log or, once the log has dropped it, from the database."""
 
 from tailrace.gateway.history_client import HistoryClient, close_record
+from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import TurnRecord, record_from_fold
@@ -8,7 +9,7 @@ from tailrace.proto.subjects import TurnKey
 
 
 class TurnReader:
-    """Reads turns of all tenants."""
+    """Reads and cancels turns of all tenants."""
 
     def __init__(self, log: TurnLog, history: HistoryClient) -> None:
         self._log = log
@@ -20,6 +21,13 @@ class TurnReader:
             return record_from_fold(key, await self._log.read_turn(key))
         except TurnUnknown:
             return await self._history.read_past_turn(key)
+
+    async def cancel(self, key: TurnKey) -> TurnRecord:
+        """Cancels the turn unless it has ended, and returns it. Raises Refused (`turn_not_found`), LogError."""
+        try:
+            return record_from_fold(key, await cancel(self._log, key))
+        except TurnUnknown:
+            return await self.read(key)
 
     async def refresh(self, key: TurnKey, record: TurnRecord) -> TurnRecord:
         """Returns the turn as the log has it if it is running: the database only knows its request and its end."""

@@ -32,7 +32,6 @@ from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.streaming.frame_writer import FRAMES_MAX
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
-from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import Responder
 from tailrace.proto.errors import Refused, TurnUnknown
@@ -105,11 +104,7 @@ async def post_stop(request: ApiRequest, log: TurnLog, history: HistoryClient, t
     """
     tenant, name = request.tenant, request.path_params["chat"]
     key = await find_turn_or_chat(log, history, tenant, name)
-    try:
-        outcome = (await cancel(log, key)).outcome
-    except TurnUnknown:
-        outcome = (await turns.read(key)).outcome
-    return json_response(StoppedTurn(key.turn, outcome))
+    return json_response(StoppedTurn(key.turn, (await turns.cancel(key)).outcome))
 
 
 async def get_messages(

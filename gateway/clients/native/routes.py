@@ -16,15 +16,12 @@ from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.pacing import Pace, pace_of
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
-from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.submit import cursor_of_post, is_repeatable
-from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.proto.errors import Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, parse_cursor
-from tailrace.proto.nats import TurnLog
-from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 
 # The field of the body that names what does not exist.
@@ -90,17 +87,12 @@ async def get_turn(request: ApiRequest, turns: TurnReader) -> Response:
     return json_response(await turns.read(request.turn()))
 
 
-async def post_cancel(request: ApiRequest, log: TurnLog, turns: TurnReader) -> Response:
+async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:
     """`POST /v1/turns/{turn}/cancel`: ends a running turn and returns it, also if it had ended.
 
     The text so far is kept. A turn that no generator has begun makes no model call.
     """
-    key = request.turn()
-    try:
-        turn = await cancel(log, key)
-    except TurnUnknown:
-        return json_response(await turns.read(key))
-    return json_response(record_from_fold(key, turn))
+    return json_response(await turns.cancel(request.turn()))
 
 
 def stream_of(

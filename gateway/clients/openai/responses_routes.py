@@ -33,16 +33,14 @@ from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.streaming.response import StreamedResponse
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
-from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder, names_of
 from tailrace.gateway.turns.submit import is_repeatable
-from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.proto.errors import Refused
 from tailrace.proto.ids import parse_cursor
-from tailrace.proto.nats import BlobStore, TurnLog
-from tailrace.proto.records import record_from_fold
+from tailrace.proto.nats import BlobStore
 from tailrace.proto.subjects import TurnKey
 
 TRUE = {"true": True, "1": True, "false": False, "0": False, None: False}
@@ -135,17 +133,12 @@ async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnR
     return EventStream(StreamAccess(streams, request), start, OPENAI_RESPONSES, waits_for_log=request.method == "GET")
 
 
-async def post_cancel(request: ApiRequest, log: TurnLog, turns: TurnReader) -> Response:
+async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:
     """`POST /v1/responses/{response}/cancel`: ends a running response and returns it, also if it had ended.
 
     The text so far is kept.
     """
-    key = request.turn("response", PREFIX)
-    try:
-        turn = record_from_fold(key, await cancel(log, key))
-    except TurnUnknown:
-        turn = await turns.read(key)
-    return json_response(response_of(turn))
+    return json_response(response_of(await turns.cancel(request.turn("response", PREFIX))))
 
 
 async def delete_response(request: ApiRequest, deleter: Deleter) -> Response:
