@@ -15,7 +15,7 @@ from tailrace.gateway.clients.failure import error_type
 from tailrace.gateway.clients.openai.annotations import Annotation, responses_annotations
 from tailrace.gateway.clients.openai.common import thinking_tokens
 from tailrace.proto.entries import Failure, Request
-from tailrace.proto.fold import CUT
+from tailrace.proto.fold import CUT, PARTIAL
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
 
@@ -23,7 +23,7 @@ Item = dict[str, Any]
 Status = Literal["queued", "in_progress", "completed", "incomplete", "cancelled", "failed"]
 
 PREFIX = "resp_"
-ITEM_PREFIXES = {"text": "msg", "thinking": "rs", "tool_use": "fc"}
+ITEM_PREFIXES = {"text": "msg", "thinking": "rs", "redacted_thinking": "rs", "tool_use": "fc"}
 # A prefix that no signature of Claude's has, because those are base64.
 REDACTED = "redacted_thinking:"
 
@@ -134,21 +134,29 @@ def output_item(turn: str, index: int, block: dict[str, Any]) -> Item | None:
 
     The item is complete, unless the block is a tool call that was cut.
     """
+    item: Item
     match block:
         case {"type": "text", "text": str(text)}:
-            return message_item(
-                turn, index, "completed", text, responses_annotations(block.get("citations"), len(text))
-            )
+            part = output_text(text, responses_annotations(block.get("citations"), len(text)))
+            item = {"type": "message", "role": "assistant", "status": "completed", "content": [part]}
         case {"type": "thinking", "thinking": thinking}:
-            return reasoning_item(turn, index, "completed", thinking, block.get("signature", ""))
+            item = _reasoning(thinking, block.get("signature"))
         case {"type": "redacted_thinking", "data": hidden}:
-            return reasoning_item(turn, index, "completed", "", f"{REDACTED}{hidden}")
-        case {"type": "tool_use", "id": call, "name": name, "partial_json": str(text)}:
-            return function_call_item(turn, index, "incomplete", call, name, text)
-        case {"type": "tool_use", "id": call, "name": name, "input": given}:
-            return function_call_item(turn, index, "completed", call, name, _encode(given).decode())
+            item = _reasoning("", f"{REDACTED}{hidden}")
+        case {"type": "tool_use", "id": str(call), "name": str(name), **rest}:
+            arguments, status = rest.get(PARTIAL), "incomplete"
+            if not isinstance(arguments, str):
+                arguments, status = _encode(rest.get("input", {})).decode(), "completed"
+            item = {"type": "function_call", "status": status, "call_id": call, "name": name, "arguments": arguments}
         case _:
             return None
+    return {"id": item_id(block["type"], turn, index), **item}
+
+
+def _reasoning(thinking: str, encrypted: str | None) -> Item:
+    """Returns a reasoning item: Claude's visible thinking as the summary, its signature as the encrypted content."""
+    summary = [summary_text(thinking)] if thinking else []
+    return {"type": "reasoning", "status": "completed", "summary": summary, "encrypted_content": encrypted or None}
 
 
 def item_id(kind: str, turn: str, index: int) -> str:
@@ -156,46 +164,12 @@ def item_id(kind: str, turn: str, index: int) -> str:
     return f"{ITEM_PREFIXES[kind]}_{turn}_{index}"
 
 
-def message_item(turn: str, index: int, status: str, text: str | None, annotations: Sequence[Annotation] = ()) -> Item:
-    """Returns a message item, without content if `text` is None."""
-    content = [] if text is None else [output_text(text, annotations)]
-    return {
-        "id": item_id("text", turn, index),
-        "type": "message",
-        "role": "assistant",
-        "status": status,
-        "content": content,
-    }
-
-
 def output_text(text: str, annotations: Sequence[Annotation] = ()) -> Item:
     return {"type": "output_text", "text": text, "annotations": annotations, "logprobs": []}
 
 
-def reasoning_item(turn: str, index: int, status: str, thinking: str, encrypted: str) -> Item:
-    """Returns a reasoning item: Claude's visible thinking as the summary, its signature as the encrypted content."""
-    return {
-        "id": item_id("thinking", turn, index),
-        "type": "reasoning",
-        "status": status,
-        "summary": [summary_text(thinking)] if thinking else [],
-        "encrypted_content": encrypted or None,
-    }
-
-
 def summary_text(text: str) -> Item:
     return {"type": "summary_text", "text": text}
-
-
-def function_call_item(turn: str, index: int, status: str, call: str, name: str, arguments: str) -> Item:
-    return {
-        "id": item_id("tool_use", turn, index),
-        "type": "function_call",
-        "status": status,
-        "call_id": call,
-        "name": name,
-        "arguments": arguments,
-    }
 
 
 def error_object(failure: Failure) -> dict[str, Any]:

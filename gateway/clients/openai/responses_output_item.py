@@ -11,18 +11,9 @@ from msgspec.structs import replace
 
 from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.gateway.clients.openai.annotations import responses_annotations
-from tailrace.gateway.clients.openai.responses_object import (
-    Item,
-    function_call_item,
-    item_id,
-    message_item,
-    output_item,
-    output_text,
-    reasoning_item,
-    summary_text,
-)
+from tailrace.gateway.clients.openai.responses_object import Item, item_id, output_item, output_text, summary_text
 from tailrace.proto import events
-from tailrace.proto.fold import is_complete_input
+from tailrace.proto.fold import PARTIAL, is_complete_input
 
 Events = list[dict[str, Any]]
 
@@ -114,17 +105,19 @@ def is_cut_by_limit(opened: OpenItem) -> bool:
 
 def _item(opened: OpenItem, status: str, text: str | None) -> Item | None:
     """Returns the item, empty if `text` is None; None for a block without equivalent."""
-    match opened.start:
-        case {"type": "text"}:
-            annotations = responses_annotations(opened.citations, len(text or ""))
-            return message_item(opened.turn, opened.block, status, text, annotations)
-        case {"type": "thinking"}:
-            return reasoning_item(opened.turn, opened.block, status, text or "", opened.signature)
-        case {"type": "tool_use", "id": str(call), "name": str(name)}:
-            return function_call_item(opened.turn, opened.block, status, call, name, text or "")
-        case start:
-            item = output_item(opened.turn, opened.block, start)
-            return None if item is None else item | {"status": status}
+    match opened.kind:
+        case "text":
+            block = {"type": "text", "text": text or "", "citations": opened.citations}
+        case "thinking":
+            block = {"type": "thinking", "thinking": text or "", "signature": opened.signature}
+        case "tool_use":
+            block = {**opened.start, PARTIAL: text or ""}
+        case _:
+            block = opened.start
+    item = output_item(opened.turn, opened.block, block)
+    if item is None:
+        return None
+    return item | {"status": status} | ({"content": []} if opened.kind == "text" and text is None else {})
 
 
 def _delta(opened: OpenItem, text: str) -> Events:
