@@ -24,7 +24,7 @@ from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.resources.blobs import HEADERS, headers_of
 from tailrace.gateway.resources.create_once import create_once
-from tailrace.gateway.resources.paging import limit_of, require_one_cursor
+from tailrace.gateway.resources.paging import limit_of, list_page, require_one_cursor
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.response import Interruptions
 from tailrace.gateway.streaming.stream_access import StreamAccess
@@ -117,17 +117,9 @@ async def list_files(request: ApiRequest, history: HistoryClient) -> Response:
         raise Refused("cursor_invalid", "the cursor is not the id of a file: send the id of the last one of the page")
     question = ListFiles(after, limit, query.get("purpose"), is_oldest_first=order == "asc")
     found = await history.ask(request.tenant, question)
-    first, last = (found.files[0].file, found.files[-1].file) if found.files else (None, None)
-    return json_response(
-        {
-            "object": "list",
-            "data": [_render(one, is_anthropic=_is_anthropic(request)) for one in found.files],
-            "first_id": first,
-            "last_id": last,
-            "has_more": found.has_more,
-            "next_page": last if found.has_more else None,
-        }
-    )
+    data = [_render(one, is_anthropic=_is_anthropic(request)) for one in found.files]
+    page = {"object": "list", **list_page(data, has_more=found.has_more)}
+    return json_response({**page, "next_page": page["last_id"] if found.has_more else None})
 
 
 async def get(request: ApiRequest, history: HistoryClient, blob_store: BlobStore, streams: StreamContext) -> Response:

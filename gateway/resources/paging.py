@@ -1,7 +1,8 @@
 """Paging of lists: the query parameters `after` and `limit`, or `page` and `per_page`, and the response body."""
 
 import re
-from typing import Generic, Literal, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -121,6 +122,12 @@ def page_of(request: Request) -> tuple[str | None, int]:
         # A client that counts pages would get the first page again and again.
         raise Refused("request_invalid", "`page` is not supported here; send the previous `next` as `after`.")
     return request.query_params.get("after"), limit
+
+
+def list_page(data: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """Returns the fields of one page of a list in OpenAI's and Anthropic's APIs."""
+    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    return {"data": data, "first_id": first, "last_id": last, "has_more": has_more}
 
 
 def limit_of(request: Request, default: int, most: int, name: str = "limit") -> int:

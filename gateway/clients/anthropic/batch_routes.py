@@ -40,7 +40,7 @@ from tailrace.gateway.resources.batches import (
     render_with_refused,
     submission_of,
 )
-from tailrace.gateway.resources.paging import limit_of, require_one_cursor
+from tailrace.gateway.resources.paging import limit_of, list_page, require_one_cursor
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.stream_access import StreamAccess
@@ -152,9 +152,7 @@ async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient
     question = ListBatches(limit=limit, of="anthropic", after_batch=after, before_batch=before)
     found = await history.ask(tenant, question)
     current = await refresh_all(log, tenant, found.batches)
-    data = [_render(one) for one in current]
-    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    return json_response({"data": data, "first_id": first, "last_id": last, "has_more": found.next is not None})
+    return json_response(list_page(list(map(_render, current)), has_more=found.next is not None))
 
 
 async def get(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:

@@ -37,7 +37,7 @@ from tailrace.gateway.resources.batches import (
     render_with_refused,
     submission_of,
 )
-from tailrace.gateway.resources.paging import limit_of
+from tailrace.gateway.resources.paging import limit_of, list_page
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.submission import Submission
@@ -62,6 +62,15 @@ LIFE = timedelta(hours=24)
 RESULT_FILE = re.compile(r"file-([0-9a-f-]{36})-(output|error)")
 STATUSES = {"running": "in_progress", "completed": "completed", "cancelled": "cancelled", "failed": "failed"}
 EXPIRED_FAILURE = "deadline_exceeded"
+# The status of a batch that has each of these times, which are all that of its end.
+END_TIMES = {
+    "finalizing_at": "completed",
+    "cancelling_at": "cancelled",
+    "completed_at": "completed",
+    "cancelled_at": "cancelled",
+    "failed_at": "failed",
+    "expired_at": "expired",
+}
 
 
 class NewFileBatch(BatchOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -154,8 +163,7 @@ async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient
     found = await history.ask(tenant, question)
     current = await refresh_all(log, tenant, found.batches)
     data = [await _render(one, blob_store, TurnKey(tenant, one.batch)) for one in current]
-    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-    return json_response({"object": "list", "data": data, **ends, "has_more": found.next is not None})
+    return json_response({"object": "list", **list_page(data, has_more=found.next is not None)})
 
 
 async def get(request: ApiRequest, log: TurnLog, history: HistoryClient, blob_store: BlobStore) -> Response:
@@ -191,11 +199,11 @@ async def _render(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> d
     status = "expired" if stored.error and stored.error.code == EXPIRED_FAILURE else STATUSES[stored.outcome]
     if source.is_invalid:
         status = "failed" if stored.is_over else "validating"
-    ran, total = counts.done + counts.failed, counts.of + (0 if source.is_invalid else source.refused)
+    total = counts.of + (0 if source.is_invalid else source.refused)
     has_errors = total > counts.done and stored.is_over and not source.is_invalid
     # Answers of a message batch that is cancelled are stored after the batch's end, and not counted.
     has_output = stored.is_over and (counts.done or (counts.message_batch and stored.outcome != "completed"))
-    times = {"completed": "completed_at", "cancelled": "cancelled_at", "failed": "failed_at", "expired": "expired_at"}
+    ended = None if ended_at is None else unix(ended_at)
     return {
         "id": f"{PREFIX}{stored.batch}",
         "object": "batch",
@@ -209,14 +217,8 @@ async def _render(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> d
         "created_at": unix(stored.asked_at),
         "in_progress_at": None if source.is_invalid else unix(stored.asked_at),
         "expires_at": unix(stored.asked_at + LIFE),
-        "finalizing_at": unix(ended_at) if ended_at is not None and status == "completed" else None,
-        "cancelling_at": unix(ended_at) if ended_at is not None and status == "cancelled" else None,
-        **{name: unix(ended_at) if ended_at is not None and status == one else None for one, name in times.items()},
-        "request_counts": {
-            "total": total,
-            "completed": counts.done,
-            "failed": total - counts.of + ran - counts.done,
-        },
+        **{name: ended if status == one else None for name, one in END_TIMES.items()},
+        "request_counts": {"total": total, "completed": counts.done, "failed": total - counts.of + counts.failed},
         "metadata": stored.metadata or None,
     }
 
@@ -271,14 +273,10 @@ async def result_file(request: ApiRequest, streams: StreamContext, blob_store: B
         raise not_found("file")
     inputs = ended_inputs(streams, blob_store, key, turn, range(stored.counts.of))
     if found[2] == "output":
-        pieces = _output(inputs, stored)
+        pieces = render_lines(inputs, partial(output_line, endpoint=source_of(stored).endpoint))
     else:
         pieces = render_with_refused(inputs, partial(failed_line, stored=stored), stored, blob_store, key)
     return ResultFile(f"{PREFIX}{stored.batch}_{found[2]}.jsonl", stored.ended_at or stored.asked_at, pieces)
-
-
-def _output(inputs: AsyncGenerator[list[EndedInput], None], stored: StoredBatch) -> AsyncGenerator[bytes, None]:
-    return render_lines(inputs, partial(output_line, endpoint=source_of(stored).endpoint))
 
 
 def output_line(ended: EndedInput, endpoint: str) -> dict[str, Any] | None:

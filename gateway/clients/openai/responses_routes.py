@@ -27,7 +27,7 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response, large_json_response
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.models.catalogue import Catalogue
-from tailrace.gateway.resources.paging import limit_of
+from tailrace.gateway.resources.paging import limit_of, list_page
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.streaming.response import StreamedResponse
@@ -174,15 +174,8 @@ async def get_input_items(
         raise Refused("cursor_invalid", "`after` is not the id of an item in this list")
     start = 0 if after is None else ids.index(after) + 1
     page = items[start : start + limit]
-    return await large_json_response(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": start + len(page) < len(items),
-        }
-    )
+    more = start + len(page) < len(items)
+    return await large_json_response({"object": "list", **list_page(page, has_more=more)})
 
 
 def flag(request: ApiRequest, name: str) -> bool:
