@@ -1,6 +1,7 @@
 """Submits a turn, and responds to the same request with the turn's stream, or with one JSON body at its end."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -74,21 +75,13 @@ class Responder:
         return await self._submitter.submit(submission, cursor_of_post(request))
 
     async def submit_for_stream(
-        self,
-        request: ApiRequest,
-        new_turn: NewTurn,
-        raw: bytes,
-        *,
-        idempotency_key: str | None = None,
-        added_bytes: int = 0,
-    ) -> tuple[StreamAccess, TurnKey, entries.Request]:
+        self, request: ApiRequest, new_turn: NewTurn, raw: bytes
+    ) -> tuple[StreamAccess, TurnKey]:
         """Reserves a stream, then submits `new_turn`. Returns the access for an EventStream, too."""
         access = StreamAccess(self._streams, request)
         async with access.permit.reserve():
-            key, entry = await self.submit(
-                request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True, added_bytes=added_bytes
-            )
-        return access, key, entry
+            key, _ = await self.submit(request, new_turn, raw, is_followed=True)
+        return access, key
 
     async def answer(
         self,
@@ -112,36 +105,29 @@ class Responder:
         pace = pace_of(request)
         fails_again = is_chosen(idempotency_key_of(request) or idempotency_key)
         may_repeat = is_repeatable(request, idempotency_key)
-        response: StreamedResponse
-        if dialect.render_json is None or is_streamed:
-            access, key, entry = await self.submit_for_stream(
-                request, new_turn, raw, idempotency_key=idempotency_key, added_bytes=added_bytes
+        access = StreamAccess(self._streams, request)
+        render = None if is_streamed else dialect.render_json
+        async with access.permit.reserve() if render is None else nullcontext():
+            key, entry = await self.submit(
+                request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True, added_bytes=added_bytes
             )
+        headers = {**names_of(key, entry), **(headers or {})}
+        response: StreamedResponse
+        if render is None:
             cursor = cursor_of_post(request)
             response = EventStream(
                 access,
                 key,
                 select_variant(dialect, accepted(request.headers)),
                 cursor or BEFORE_FIRST,
-                headers={**names_of(key, entry), **(headers or {})},
+                headers=headers,
                 is_first_word_awaited=is_first_word_awaited and cursor is None,
                 fails_again=fails_again,
                 pace=pace,
                 is_repeatable=may_repeat,
             )
         else:
-            key, entry = await self.submit(
-                request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True, added_bytes=added_bytes
-            )
-            response_headers = {**names_of(key, entry), **(headers or {})}
-            response = JsonAnswer(
-                StreamAccess(self._streams, request),
-                key,
-                dialect.render_json,
-                response_headers,
-                fails_again=fails_again,
-                is_repeatable=may_repeat,
-            )
+            response = JsonAnswer(access, key, render, headers, fails_again=fails_again, is_repeatable=may_repeat)
         # An error that replaces the response, such as the turn's own, names the turn, too.
         response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn, "x-request-id": key.turn})
         return response

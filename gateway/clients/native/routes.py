@@ -49,7 +49,7 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
     new_turn, raw = await request.read(NewTurn)
     try:
         if "text/event-stream" in accepted(request.headers):
-            access, key, _ = await responder.submit_for_stream(request, new_turn, raw)
+            access, key = await responder.submit_for_stream(request, new_turn, raw)
             headers, cursor = {"location": f"/v1/turns/{key.turn}"}, cursor_of_post(request) or BEFORE_FIRST
             response = EventStream(
                 access, key, dialect, cursor, headers=headers, pace=pace, is_repeatable=is_repeatable(request)
