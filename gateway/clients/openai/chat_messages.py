@@ -16,7 +16,6 @@ from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 
 Block = dict[str, Any]
-System = str | list[Block] | None
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
@@ -139,17 +138,10 @@ class ToolMessage(_Message, frozen=True, tag="tool"):
 ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
 
 
-def system_of(messages: Iterable[ChatMessage]) -> System:
+def system_of(messages: Iterable[ChatMessage]) -> str | list[Block] | None:
     """Returns the system and developer messages in their order, as a text if possible; None if there are none."""
     contents = [one.content for one in messages if isinstance(one, SystemMessage | DeveloperMessage)]
-    blocks = [block for content in contents for block in _blocks(content, "a system message")]
-    match blocks:
-        case []:
-            return None
-        case [{"type": "text", "text": str(text), **rest}] if not rest:
-            return text
-        case _:
-            return blocks
+    return common.system_prompt([block for content in contents for block in _blocks(content, "a system message")])
 
 
 def conversation_of(messages: Sequence[ChatMessage]) -> list[Message]:

@@ -82,6 +82,15 @@ def text_block(text: str) -> Fields:
     return {"type": "text", "text": text}
 
 
+def system_prompt(blocks: list[Fields]) -> str | list[Fields] | None:
+    """Returns the blocks of a system prompt, as a text if possible; None if there are none."""
+    match blocks:
+        case [{"type": "text", "text": str(text), **rest}] if not rest:
+            return text
+        case _:
+            return blocks or None
+
+
 def drop_blank_texts(blocks: Iterable[Fields]) -> list[Fields]:
     """Leaves out texts of whitespace only: Claude refuses them, and many clients send one with a tool call."""
     return [block for block in blocks if block["type"] != "text" or block["text"].strip()]
@@ -200,7 +209,7 @@ def thinking(level: Effort | None, model: Model, where: str) -> Fields | None:
         case "none" if model.supports.thinking is None:
             return None
         case "none" if "disabled" not in ways:
-            raise Refused("request_invalid", f"`{where}`: {model.id} always thinks; `none` is not supported")
+            raise Refused("request_invalid", f"`{where}`: {model.id} always thinks, and has no `none`: leave it out")
         case "none":
             return {"type": "disabled"}
         case _:

@@ -72,13 +72,7 @@ def system_of(items: str | Sequence[InputItem], instructions: str | None) -> str
     for index, one in enumerate(() if isinstance(items, str) else items):
         if _role(one, index) == "system":
             blocks += _blocks(one.content or "", f"input[{index}]")
-    match blocks:
-        case []:
-            return None
-        case [{"text": str(only)}]:
-            return only
-        case _:
-            return blocks
+    return common.system_prompt(blocks)
 
 
 def messages_of(items: str | Sequence[InputItem]) -> list[Message]:
@@ -187,7 +181,8 @@ def _block(part: Part, where: str) -> Block:
         case Part(type="input_image" | "input_file"):
             raise Refused("request_invalid", f"`{where}`: an image or a file needs its URL, its data or its `file_id`")
         case _:
-            raise Refused("request_invalid", f"`{where}`: content of type `{part.type[:64]}` is not supported")
+            why = f"content of type `{part.type[:64]}` is not supported: send input_text, input_image or input_file"
+            raise Refused("request_invalid", f"`{where}`: {why}")
 
 
 def items_of(turn: str, messages: Sequence[Message]) -> list[Item]:
