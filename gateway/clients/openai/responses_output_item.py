@@ -10,7 +10,6 @@ import msgspec
 from msgspec.structs import replace
 
 from tailrace.gateway.clients.growing_text import GrowingText
-from tailrace.gateway.clients.openai.annotations import responses_annotations
 from tailrace.gateway.clients.openai.responses_object import Item, item_id, output_item, output_text, summary_text
 from tailrace.proto import events
 from tailrace.proto.fold import PARTIAL, is_complete_input
@@ -44,7 +43,7 @@ def open_item(turn: str, block: int, output: int, start: dict[str, Any]) -> tupl
     opening = [_event("response.output_item.added", opened, item=item)]
     match opened.kind:
         case "text":
-            opening.append(_part("response.content_part.added", opened, output_text("")))
+            opening.append(_part("response.content_part.added", opened, part=output_text("")))
             opened, deltas = add_delta(opened, events.TextDelta(str(start.get("text", ""))))
             return opened, opening + deltas
         case "thinking":
@@ -83,12 +82,12 @@ def close_item(opened: OpenItem, status: str) -> tuple[Item | None, Events]:
         return None, []
     match opened.kind:
         case "text":
-            annotations = responses_annotations(opened.citations, len(text))
-            for number, annotation in enumerate(annotations):
+            part = item["content"][0]
+            for number, annotation in enumerate(part["annotations"]):
                 added = {"annotation_index": number, "annotation": annotation}
-                closing.append(_part("response.output_text.annotation.added", opened, None, **added))
-            closing.append(_part("response.output_text.done", opened, None, text=text, logprobs=[]))
-            closing.append(_part("response.content_part.done", opened, output_text(text, annotations)))
+                closing.append(_part("response.output_text.annotation.added", opened, **added))
+            closing.append(_part("response.output_text.done", opened, text=text, logprobs=[]))
+            closing.append(_part("response.content_part.done", opened, part=part))
         case "thinking":
             closing.append(_summary("response.reasoning_summary_text.done", opened, text=text))
             closing.append(_summary("response.reasoning_summary_part.done", opened, part=summary_text(text)))
@@ -123,7 +122,7 @@ def _item(opened: OpenItem, status: str, text: str | None) -> Item | None:
 def _delta(opened: OpenItem, text: str) -> Events:
     match opened.kind:
         case "text":
-            return [_part("response.output_text.delta", opened, None, delta=text, logprobs=[])]
+            return [_part("response.output_text.delta", opened, delta=text, logprobs=[])]
         case "thinking":
             return [_summary("response.reasoning_summary_text.delta", opened, delta=text)]
         case "tool_use":
@@ -132,8 +131,8 @@ def _delta(opened: OpenItem, text: str) -> Events:
             return []
 
 
-def _part(kind: str, opened: OpenItem, part: Item | None, **fields: object) -> dict[str, Any]:
-    return _item_event(kind, opened, content_index=0, **({} if part is None else {"part": part}), **fields)
+def _part(kind: str, opened: OpenItem, **fields: object) -> dict[str, Any]:
+    return _item_event(kind, opened, content_index=0, **fields)
 
 
 def _summary(kind: str, opened: OpenItem, **fields: object) -> dict[str, Any]:
