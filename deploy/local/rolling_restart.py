@@ -17,7 +17,7 @@ import msgspec
 
 from tailrace.deploy.local import data_dir, ports, status_file
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.deploy.local.processes import build_spare
+from tailrace.deploy.local.processes import GRACE, build_spare
 from tailrace.deploy.local.readiness import wait_ready
 from tailrace.deploy.local.status_file import Restart, StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
@@ -29,6 +29,8 @@ SIGNAL = SIGUSR1
 ROLES = ("persistence", "generators", "gateway")
 # SQLite has one writer.
 WITHOUT_SPARE = "persistence"
+# A process that was asked to end needs some seconds; a generator also TAILRACE_GRACE_S, in which it finishes its turns.
+CLOSE_S_MAX = 60.0
 POLL_S = 0.1
 REMIND_S = 10.0
 
@@ -76,15 +78,11 @@ class RollingRestart:
                 await self._restart(spec)
         finally:
             self._report(Restart(self._status.restart.ended, further.name))
-            await self._supervisor.retire(further.name)
+            await self._supervisor.retire(further.name, end_s_max(further))
 
     async def _restart(self, spec: ProcessSpec) -> None:
         self._report(Restart(self._status.restart.ended, spec.name))
-        pid = self._supervisor.children[spec.name].pid
-        self._supervisor.restart(spec.name)
-        # A generator finishes its turns first, for as long as TAILRACE_GRACE_S allows.
-        while self._supervisor.children[spec.name].pid in (pid, None):  # noqa: ASYNC110  # another task changes it
-            await asyncio.sleep(POLL_S)
+        await self._supervisor.end(spec.name, end_s_max(spec))
         await self._wait_ready(spec)
 
     async def _wait_ready(self, spec: ProcessSpec) -> None:
@@ -103,6 +101,11 @@ class RollingRestart:
         except OSError as error:
             # `watch` writes it again. The restart and `up` continue.
             self._supervisor.console.log(f"restart: status.json cannot be written ({error.strerror})")
+
+
+def end_s_max(spec: ProcessSpec) -> float:
+    """Returns the seconds after which a process that was asked to end is killed."""
+    return CLOSE_S_MAX + (float(spec.environ[GRACE]) if spec.role == "generators" else 0.0)
 
 
 async def check(spec: ProcessSpec) -> None:

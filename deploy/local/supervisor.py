@@ -177,11 +177,29 @@ class Supervisor:
                 self.children[spec.name].stopping.set()
             await asyncio.wait([self.runs[spec.name] for spec in rank])
 
-    async def retire(self, name: str) -> None:
-        """Ends a spare process, which finishes what it runs; returns when it has ended."""
-        self.restart(name)
+    async def retire(self, name: str, within_s: float) -> None:
+        """Ends a spare process as `end` does; returns when its task has ended, too."""
+        await self.end(name, within_s)
         await asyncio.wait([self.runs[name]])
         del self.children[name], self.runs[name]
+
+    async def end(self, name: str, within_s: float) -> None:
+        """Returns when a process has ended, which finishes what it runs. Kills it if that takes longer than `within_s`.
+
+        It is then started again, unless it is a spare.
+        """
+        process = self.children[name].process
+        self.restart(name)
+        if process is None:
+            return
+        try:
+            async with asyncio.timeout(within_s):
+                await process.wait()
+        except TimeoutError:
+            self.console.log(f"{name} has not ended {within_s:g} s after SIGTERM; killing it, pid {process.pid}")
+            # What the log acknowledged is safe.
+            signal_group(process, SIGKILL)
+            await process.wait()
 
     def restart(self, name: str, number: Signals = SIGTERM) -> None:
         """Sends a process a signal that ends it, after which it is started again. SIGKILL for one that hangs."""

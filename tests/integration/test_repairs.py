@@ -224,7 +224,7 @@ async def test_a_spare_that_stops_answering_is_killed(monkeypatch: pytest.Monkey
         supervisor.start(ProcessSpec("a", "a", command, {}, readiness=HealthCheck(port, "/"), is_spare=True))
         await until(lambda: is_seen(watched))
         os.kill(supervisor.children["a"].pid or 0, SIGSTOP)
-        retiring = asyncio.create_task(supervisor.retire("a"))
+        retiring = asyncio.create_task(supervisor.retire("a", 60))
 
         async def is_retired() -> bool:
             await watched.restart_hanging()

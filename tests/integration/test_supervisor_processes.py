@@ -136,6 +136,21 @@ async def test_a_child_that_ignores_sigterm_is_killed_after_its_grace_period() -
     assert watch.lines()[1:] == ["up   | a did not stop within 3.1 s", "up   | a stopped, but was killed by SIGKILL"]
 
 
+async def test_a_child_that_ignores_sigterm_is_killed_and_started_again_at_a_restart() -> None:
+    """Its event loop may run, so the check of hanging processes does not find it."""
+    async with watched_supervisor() as watch:
+        watch.start("a", STUBBORN, grace_s=0.1)
+        [first] = await until(watch.pids)
+        await asyncio.wait_for(watch.supervisor.end("a", 0.1), timeout=10)
+        _, second = await until(lambda: watch.pids() if len(watch.pids()) == 2 else [])
+    assert watch.lines()[1:5] == [
+        f"up   | a has not ended 0.1 s after SIGTERM; killing it, pid {first}",
+        "up   | a was killed by SIGKILL; next start in 0.1 s",
+        f"up   | a runs again, pid {second}",
+        f"a    | pid {second}",
+    ]
+
+
 async def test_kill_ends_all_children_at_once() -> None:
     """Without grace period and order."""
     async with watched_supervisor() as watch:
