@@ -1,6 +1,7 @@
 """Options that several commands have, and the types of their values."""
 
 import argparse
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,9 +74,16 @@ def number(noun: str, lowest: int, highest: int) -> Callable[[str], int]:
 
 
 def folder(text: str) -> Path:
-    """argparse type: a directory. The value of a variable that is not set would be the working directory."""
+    """argparse type: a directory, which may not exist yet."""
     if not text:
+        # The value of a variable that is not set. It would be the working directory.
         raise argparse.ArgumentTypeError("'' is not a directory")
+    try:
+        Path(text).stat()
+    except OSError as error:
+        # A loop of symbolic links, or too long a name. The command itself reports any other error.
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a directory: {error.strerror}") from error
     return Path(text)
 
 

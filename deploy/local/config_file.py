@@ -120,8 +120,8 @@ def option_of(path: Path, name: str, value: object, fields: set[str]) -> object:
     hints = get_type_hints(Options, include_extras=True)
     try:
         found: object = msgspec.convert(value, hints[OPTIONS[name]], dec_hook=settings.from_text)
-        # No shell has read it.
-        return found.expanduser() if isinstance(found, Path) else found
+        # No shell has read it. argparse converts a default that is a text as if it was given.
+        return str(found.expanduser()) if isinstance(found, Path) else found
     except (msgspec.ValidationError, RuntimeError) as error:
         raise SettingsInvalid(f"{path}: [{UP}] {name}: {error}") from error
 

@@ -61,6 +61,7 @@ class Terminal(io.StringIO):
         (["up", "--port", "٣"], "'٣' is not a port from 0 to 65535"),
         (["up", "--port", "9" * 5000], "is not a port from 0 to 65535"),
         (["up", "--data", ""], "'' is not a directory"),
+        (["doctor", "--data", "a" * 300], "is not a directory: File name too long"),
         (["up", "--host", ""], "'' is not an address"),
         (["up", "--generators", "0"], "'0' is not a count from 1 to 64"),
         (["up", "--sync", "never"], "invalid choice: 'never'"),
@@ -93,6 +94,19 @@ def test_an_invalid_argument_prints_one_sentence_and_exits_with_status_2(
     assert (stopped.value.code, printed.count("\n")) == (2, 1)
     assert sentence in printed
     assert "--help" in printed
+
+
+@pytest.mark.parametrize("arguments", [["up"], ["turns"], ["up", "--config", "one.toml"]])
+def test_a_data_directory_that_is_a_loop_of_links_is_refused(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("one.toml").write_text('[up]\ndata = "loop"\n')
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments if "--config" in arguments else [*arguments, "--data", "loop"])
+    assert stopped.value.code == EXIT_USAGE
+    assert "argument --data: 'loop' is not a directory: Too many levels of symbolic links" in capsys.readouterr().err
 
 
 def test_up_refuses_a_data_directory_whose_path_is_not_utf8(tmp_path: Path) -> None:

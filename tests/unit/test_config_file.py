@@ -152,7 +152,7 @@ def test_init_writes_every_setting_but_secrets_with_its_default(capsys: pytest.C
 def test_a_data_directory_may_be_below_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write("[up]\ndata = '~/data'\n")
-    assert load(None, {}).options == {"data": tmp_path / "data"}
+    assert load(None, {}).options == {"data": str(tmp_path / "data")}
     write("[up]\ndata = '~no-such-user/data'\n")
     with pytest.raises(SettingsInvalid, match=r"\[up\] data: "):
         load(None, {})
