@@ -113,8 +113,8 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     await prompts.load()
     async with asyncio.TaskGroup() as group:
         gateway = build(settings, connection, group, draining, authenticator, signer=signer, prompts=prompts)
-        await gateway.rpc.announce_readers(gateway.streams.fan_out.has_readers, gateway.streams.readers.encode_readers)
-        await gateway.rpc.serve_readers(gateway.streams.readers.encode_readers)
+        await gateway.rpc.serve_presence(gateway.streams.fan_out.has_readers, gateway.streams.readers.encode_readers)
+        await gateway.rpc.serve_reader_queries(gateway.streams.readers.encode_readers)
         background = [
             group.create_task(gateway.log_fullness.watch()),
             *(group.create_task(share.flush_periodically()) for share in gateway.storage_shares),

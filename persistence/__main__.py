@@ -84,7 +84,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         await deliveries.reset()
         logger.info("replaying the log from its beginning", why="new database" if store.is_new else "older database")
     await store.migrate()
-    if not await deliveries.may_have_ended_at(store.read_recorded_upto):
+    if not await deliveries.can_continue_after(store.read_recorded_upto):
         await deliveries.reset()
         await store.reset_recorded_upto()
         logger.info("replaying the log from its beginning", why="restored database")
@@ -94,7 +94,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         turns,
         tombstones,
         deliveries,
-        store.for_recorder(),
+        store.without_queue(),
         unstored.divert,
         batch_max=settings.batch_max,
         retry_wait_s=settings.retry_wait_s,

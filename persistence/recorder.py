@@ -39,7 +39,7 @@ PAUSE_S_MAX = 0.1
 class Recorder:
     """Writes delivered turns to the store, except those for which `divert` returns True (turns with `store: false`).
 
-    `failure` says why it cannot write; empty while it can. `store` is that of `Store.for_recorder`.
+    `failure` says why it cannot write; empty while it can. `store` is one `without_queue`.
     """
 
     def __init__(

@@ -136,7 +136,7 @@ class Store:
         self._writes = FairSemaphore(1)
         self._searches = FairSemaphore(1)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._is_recorder = False
+        self._is_queued = True
         self.system = database.system
 
     @classmethod
@@ -144,11 +144,11 @@ class Store:
         """Opens the SQLite file, or the PostgreSQL database of a URL. Call `migrate` before any other method."""
         return cls(await open_database(where, busy_timeout_s=busy_timeout_s))
 
-    def for_recorder(self) -> Self:
+    def without_queue(self) -> Self:
         """Returns the same store for writes that skip the queue of the tenants' writes, see `_write`."""
-        recorder = copy(self)
-        recorder._is_recorder = True  # noqa: SLF001  # of this class
-        return recorder
+        unqueued = copy(self)
+        unqueued._is_queued = False  # noqa: SLF001  # of this class
+        return unqueued
 
     async def close(self) -> None:
         await self._database.close()
@@ -408,10 +408,7 @@ class Store:
         return [TurnKey(row["tenant"], row["turn"]) for row in rows]
 
     async def forget_unstored(self, turns: Sequence[TurnKey]) -> None:
-        """Removes the notes of turns that are erased, or have left the log. Those of the recorder may be of any tenant.
-
-        Otherwise they are of one tenant.
-        """
+        """Removes the notes of turns that are erased, or have left the log: of one tenant, except `without_queue`."""
         async with self._write(turns[0].tenant) as writer:
             rows = [{"tenant": key.tenant, "turn": key.turn} for key in turns]
             await writer.executemany(self._sql["forget_unstored"], rows)
@@ -710,11 +707,11 @@ class Store:
     async def _write(self, tenant: str = "") -> AsyncIterator[Transaction]:
         """Runs the block in a transaction. Writes of tenants wait for each other, fairly by tenant.
 
-        The recorder, and a write without a `tenant`, skip this queue and wait only for the transaction that runs. In
-        the queue the recorder would fall behind: an ended turn with `store: false` needs three transactions.
+        Writes of a store `without_queue`, and those without a `tenant`, wait only for the transaction that runs. In the
+        queue the recorder would fall behind: an ended turn with `store: false` needs three transactions.
         """
-        turn = self._writes.reserve(tenant=tenant) if tenant and not self._is_recorder else nullcontext()
-        async with turn, self._database.transaction() as writer:
+        slot = self._writes.reserve(tenant=tenant) if tenant and self._is_queued else nullcontext()
+        async with slot, self._database.transaction() as writer:
             yield writer
 
     async def _fetch(self, sql: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:

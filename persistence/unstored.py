@@ -43,7 +43,7 @@ class UnstoredTurns:
         self._log = log
         self._tombstones = tombstones
         self._store = store
-        self._unqueued_store = store.for_recorder()
+        self._unqueued_store = store.without_queue()
         """For writes that no client waits for. They skip the queue of the tenants, so that a tenant with many writes
         does not delay the erasures of other tenants."""
         self._grace = timedelta(seconds=grace_s)

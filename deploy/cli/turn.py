@@ -67,7 +67,7 @@ async def fetch(url: str, turn: TurnId, tenant: Tenant | None) -> Timeline:
         if key is None:
             raise TurnUnknown(f"the log has no turn {turn}: if it is older than the log, name its tenant with --tenant")
         rpc = Rpc(connection)
-        ask_gateways = partial(rpc.every_readers, key, wait_s=GATEWAYS_WAIT_S)
+        ask_gateways = partial(rpc.collect_readers_as_admin, key, wait_s=GATEWAYS_WAIT_S)
         return await read(log, HistoryClient(rpc, QUERY_TIMEOUT_S), key, ask_gateways)
     finally:
         await connection.close()

@@ -94,7 +94,7 @@ class Administration:
             actor, "key.revoke", record.tenant, key_id, without_hash(record), without_hash(after)
         ):
             # Again, because other admin keys may be revoked at the same time.
-            if must_leave_admin and not await self._keys.begin_ending(
+            if must_leave_admin and not await self._keys.announce_revocation(
                 key_id, lambda found: _leaves_admin(found, key_id, now)
             ):
                 raise _last_admin_key(key_id)

@@ -102,7 +102,7 @@ class ApiKeyStore:
         changed = await self._change(key_id, replace)
         return changed is not None and changed[1].replaced_by == successor
 
-    async def begin_ending(self, key_id: str, is_allowed: Callable[[list[ApiKey]], bool]) -> bool:
+    async def announce_revocation(self, key_id: str, is_allowed: Callable[[list[ApiKey]], bool]) -> bool:
         """Stores that a key is about to be revoked, if `is_allowed` accepts the keys that were not about to be.
 
         Returns whether it was stored. The ids of such keys are one record, which each call changes by its revision. So

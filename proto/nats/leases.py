@@ -89,16 +89,16 @@ class Delivery:
             logger.debug("lease not given up, will expire", turn=self.key.turn, error=type(error).__name__)
 
 
-async def _is_readable(delivery: Delivery) -> bool:
-    """Returns whether the log can be read for the entry's turn; acknowledges the entry if not.
+async def _discard_invalid(delivery: Delivery) -> bool:
+    """Acknowledges an entry for whose turn the log cannot be read. Returns whether it did.
 
     A compromised process may store an entry under any token, `*` included (ADR 23). It would be delivered for ever.
     """
     if is_token(delivery.key.tenant) and is_token(delivery.key.turn):
-        return True
+        return False
     logger.error("entry with an invalid subject", tenant=delivery.key.tenant, turn=delivery.key.turn, seq=delivery.seq)
     await delivery.ack()
-    return False
+    return True
 
 
 def stored_at(reply: str) -> datetime:
@@ -183,7 +183,7 @@ class Deliveries:
             await asyncio.sleep(AWAY_WAIT_S)
             return []
         found = [Delivery(message, self.ack_wait_s) for message in messages]
-        return [delivery for delivery in found if await _is_readable(delivery)]
+        return [delivery for delivery in found if not await _discard_invalid(delivery)]
 
     def from_lease(self, key: TurnKey, lease: str) -> Delivery:
         """Returns a delivery that shares another process's lease of a turn's request.
@@ -216,14 +216,15 @@ class Deliveries:
         later = await asyncio.gather(*(self._next_after(backlog.delivered, subject) for subject in self._filters))
         return not any(later)
 
-    async def may_have_ended_at(self, recorded: Callable[[], Awaitable[Seq]]) -> bool:
-        """Returns whether `recorded()` can be the last entry that this consumer has acknowledged.
+    async def can_continue_after(self, read_recorded_upto: Callable[[], Awaitable[Seq]]) -> bool:
+        """Returns whether the next deliveries continue a database that has recorded the log up to a sequence.
 
-        False if a later entry, which the stream still has, is acknowledged, or if the stream never reached it. Another
-        process may be recording: what it acknowledges was recorded before. Raises LogUnavailable.
+        False if the database lacks an entry that is acknowledged and that the stream still has, or if the stream never
+        reached that sequence: the database was restored from a backup. The sequence is read after the acknowledgements,
+        because another process may be recording, and records before it acknowledges. Raises LogUnavailable.
         """
         floor = (await self.backlog()).floor
-        seq = await recorded()
+        seq = await read_recorded_upto()
         later = await asyncio.gather(*(self._next_after(seq, subject) for subject in self._filters))
         return await self.last() >= seq and not any(BEFORE_FIRST < one <= floor for one in later)
 

@@ -161,9 +161,7 @@ class Rpc:
             await self._connection.unsubscribe(subscription)
         return reports
 
-    async def announce_readers(
-        self, has_readers: Callable[[TurnKey], bool], readers: Callable[[TurnKey], bytes]
-    ) -> None:
+    async def serve_presence(self, has_readers: Callable[[TurnKey], bool], readers: Callable[[TurnKey], bytes]) -> None:
         """Answers gateways that ask whether a turn has readers, if it has some here, or that ask for its readers."""
 
         async def on_request(message: Msg) -> None:
@@ -183,12 +181,12 @@ class Rpc:
             return False
         return True
 
-    async def readers_of_all_gateways(self, key: TurnKey, *, wait_s: float) -> list[bytes]:
-        """Returns the readers of a turn at each gateway that answers within `wait_s`. Raises LogUnavailable."""
+    async def collect_readers(self, key: TurnKey, *, wait_s: float) -> list[bytes]:
+        """Returns what each gateway that answers within `wait_s` reports of a turn's readers. Raises LogUnavailable."""
         return await self._collect(subjects.presence(key), wait_s, REPORTS)
 
-    async def serve_readers(self, readers: Callable[[TurnKey], bytes]) -> None:
-        """Answers reader queries with `readers(turn)`, on a subject that only the log's account receives."""
+    async def serve_reader_queries(self, readers: Callable[[TurnKey], bytes]) -> None:
+        """Answers `collect_readers_as_admin` with `readers(turn)`, on a subject that only its account receives."""
 
         async def on_query(message: Msg) -> None:
             key = _key_of(message)
@@ -196,8 +194,8 @@ class Rpc:
 
         await self._connection.subscribe(subjects.EVERY_READER_QUERY, on_query)
 
-    async def every_readers(self, key: TurnKey, *, wait_s: float) -> list[bytes]:
-        """Returns the answers of all gateways to a reader query that come within `wait_s`. Raises LogUnavailable."""
+    async def collect_readers_as_admin(self, key: TurnKey, *, wait_s: float) -> list[bytes]:
+        """Returns the same as `collect_readers`, for the NATS user `admin`. Raises LogUnavailable."""
         return await self._collect(subjects.reader_query(key), wait_s, answers=subjects.reader_reply(key))
 
 

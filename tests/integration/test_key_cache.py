@@ -176,7 +176,7 @@ async def test_unreadable_records_are_ignored_and_each_is_logged_once(
     await bucket.put("key_00000000000000ff", msgspec.json.encode(moved.record))
     await bucket.put(limits_of_tenant(ALICE), b"no limits")
     await keys.create(key.record)
-    assert await keys.begin_ending(key.record.id, lambda _: True)
+    assert await keys.announce_revocation(key.record.id, lambda _: True)
     with capture_logs() as logged:
         cache = await load_cache(keys)
         await cache.load(keys)

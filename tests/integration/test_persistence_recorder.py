@@ -128,7 +128,7 @@ async def test_rows_of_another_process_during_a_start_do_not_look_like_a_restore
         await record(own_log, deliveries, database)
         return before
 
-    assert await deliveries.may_have_ended_at(read_before_another_records)
+    assert await deliveries.can_continue_after(read_before_another_records)
     assert (await deliveries.backlog()).floor > 0
 
 

@@ -173,10 +173,10 @@ async def test_a_turn_with_a_reader_at_any_gateway_has_readers(
     """A gateway with a reader replies; silence means that there is none."""
     read, unread = (TurnKey(tenant, TurnId(new_id())) for _ in range(2))
     assert not await services.has_readers(read, timeout_s=0.25)
-    await Rpc(other).announce_readers(lambda key: key == read, lambda key: key.turn.encode())
+    await Rpc(other).serve_presence(lambda key: key == read, lambda key: key.turn.encode())
     assert await until(lambda: services.has_readers(read, timeout_s=TIMEOUT_S))
     assert not await services.has_readers(unread, timeout_s=0.25)
-    assert await services.readers_of_all_gateways(unread, wait_s=0.25) == [unread.turn.encode()]
+    assert await services.collect_readers(unread, wait_s=0.25) == [unread.turn.encode()]
 
 
 @pytest.mark.rule("S2")

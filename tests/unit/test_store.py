@@ -852,7 +852,7 @@ async def test_a_tenant_with_much_work_makes_neither_other_tenants_nor_the_recor
 
 async def test_the_recorder_waits_for_one_write_of_a_tenant_at_most(store: Store) -> None:
     """Queries of the history wait for the recorder."""
-    order, recorder = list[str](), store.for_recorder()
+    order, recorder = list[str](), store.without_queue()
 
     async def create(tenant: Tenant, session: str) -> None:
         await store.new_session(tenant, CreateSession(session), NOON)
