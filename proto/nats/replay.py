@@ -31,7 +31,6 @@ FIRST_ENTRIES = 6
 # A former leader that wakes up answers as if it still led; 11 ms were measured.
 WOKEN_WAIT_S = 0.1
 ASKED_AT_ONCE = 16
-UNREADABLE = "{} has no request in the log that can be read"
 
 
 async def read_turn_direct(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
@@ -48,11 +47,8 @@ async def read_turn_direct(server: LogServer, key: TurnKey, known: Turn = EMPTY_
             continue
         if turn.request is not None:
             return turn
-        await require_turn(server, key)
-        if _now() >= deadline and turn.tail:
-            raise TurnUnknown(UNREADABLE.format(key.turn))
+        await _require_unread_request(server, key, Seq(turn.tail))
         if _now() >= deadline:
-            # A process that was frozen passes its deadline after a single read. A turn that exists is not unknown.
             raise LogUnavailable(f"{key.turn} is stored but cannot be read yet: try again")
         await asyncio.sleep(STALE_WAIT_S)
 
@@ -117,14 +113,12 @@ async def read_valid(
         page = page or await server.read(key, join.read_upto)
         valid += join.add_read(page.entries)
         if is_first and join.chain.last == BEFORE_FIRST:
-            await require_turn(server, key)
+            await _require_unread_request(server, key, join.read_upto)
         elif page.is_last and not join.has_gap:
             return valid
         if page.is_last:
             # The entry is stored, and the server that answered is behind.
             if _now() >= deadline:
-                if is_first and join.read_upto != BEFORE_FIRST and join.chain.last == BEFORE_FIRST:
-                    raise TurnUnknown(UNREADABLE.format(key.turn))
                 raise LogUnavailable(f"{key.turn} has entries that cannot be read yet: try again")
             await asyncio.sleep(STALE_WAIT_S)
         page = None
@@ -184,10 +178,23 @@ async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain
         await asyncio.sleep(STALE_WAIT_S)
 
 
-async def require_turn(server: LogServer, key: TurnKey) -> None:
-    """Raises TurnUnknown when the stream's leader has said twice that the turn has no request; LogUnavailable."""
-    if await ask_twice(lambda: server.last_seq(key, "request")) == BEFORE_FIRST:
+async def require_turn(server: LogServer, key: TurnKey) -> Seq:
+    """Returns the sequence of the turn's request.
+
+    Raises TurnUnknown when the stream's leader has said twice that the turn has none; LogUnavailable.
+    """
+    if (request := await ask_twice(lambda: server.last_seq(key, "request"))) == BEFORE_FIRST:
         raise TurnUnknown(f"the log has no turn {key.turn}")
+    return request
+
+
+async def _require_unread_request(server: LogServer, key: TurnKey, upto: Seq) -> None:
+    """Raises as `require_turn` does. `upto`: the log was read up to this entry, and no valid request was found.
+
+    TurnUnknown also if the request is among these entries: it cannot be decoded, and further reads change nothing.
+    """
+    if await require_turn(server, key) <= upto:
+        raise TurnUnknown(f"{key.turn} has no request in the log that can be read")
 
 
 async def find_stored(server: LogServer, keys: Iterable[TurnKey]) -> set[TurnKey]:

@@ -204,9 +204,10 @@ def get_second_read() -> Patches:
 def absence_second_read() -> Patches:
     """One answer of a leader is enough to say that a turn does not exist."""
 
-    async def require_turn(server: LogServer, key: TurnKey) -> None:
-        if await server.last_seq(key, "request") == BEFORE_FIRST:
+    async def require_turn(server: LogServer, key: TurnKey) -> Seq:
+        if (request := await server.last_seq(key, "request")) == BEFORE_FIRST:
             raise TurnUnknown(key.turn)
+        return request
 
     return [
         patch(f"tailrace.proto.nats.{module}.require_turn", require_turn) for module in ("replay", "follower", "append")
