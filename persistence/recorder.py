@@ -127,8 +127,7 @@ class Recorder:
         except StoreRefused as error:
             if len(rows) > 1:
                 return [stored for row in rows for stored in await self._write([row], last)]
-            metrics.LEFT_OUT.inc()
-            logger.error("turn cannot be recorded", turn=rows[0].turn, why=str(error))  # noqa: TRY400  # the reason is known
+            leave_out(rows[0].turn, error)
             return []
         return rows
 
@@ -163,17 +162,12 @@ class Recorder:
                 return None
             self._spans.start(key, turn)
             row = build_row(key, turn)
-        except StoreRefused as error:
-            metrics.LEFT_OUT.inc()
-            logger.error("turn cannot be recorded", turn=key.turn, why=str(error))  # noqa: TRY400  # the reason is known
+        except (StoreRefused, TurnUnknown) as error:
+            # Also for a turn that a client has deleted: the log does not show whether it was deleted or has expired.
+            leave_out(key.turn, error)
             return None
         except (LogUnavailable, StoreError, MemoryError):
             raise
-        except TurnUnknown:
-            # An error even if a client has deleted the turn: the log does not show whether it was deleted or expired.
-            metrics.LEFT_OUT.inc()
-            logger.error("turn was deleted from the log before it was recorded", turn=key.turn)  # noqa: TRY400  # the reason is known
-            return None
         except Exception:
             # A bug. Acknowledge the entry all the same: otherwise it would be delivered for ever, and queries, which
             # wait until the recorder has caught up, would never be answered.
@@ -200,6 +194,12 @@ class Recorder:
         parent = TurnKey(key.tenant, turn.request.parent)
         # A POST with the same Idempotency-Key may have stored the parent again during its deletion, under the same id.
         return await self._tombstones.exists(parent) and not await self._log.has_turn(parent)
+
+
+def leave_out(turn: str, why: Exception) -> None:
+    """Counts and logs a turn that is not recorded, for a reason that will not change."""
+    metrics.LEFT_OUT.inc()
+    logger.error("turn cannot be recorded", turn=turn, why=str(why))
 
 
 def _verify_text(key: TurnKey, turn: Turn) -> None:

@@ -8,6 +8,7 @@ import msgspec
 import structlog
 
 from tailrace.persistence import metrics
+from tailrace.persistence.recorder import leave_out
 from tailrace.persistence.rows import TurnRow, blobs_of, build_row
 from tailrace.persistence.run_every import run_every
 from tailrace.persistence.store import Store
@@ -56,35 +57,26 @@ class UnstoredTurns:
     async def divert(self, key: TurnKey, turn: Turn) -> bool:
         """Counts a turn with `store: false`, and returns True: it must not be recorded. Returns False for other turns.
 
-        Raises LogUnavailable, StoreError.
+        Notes the turn and its user. Adds an ended turn to the sums of usage, and notes that it is to be erased. It is
+        safe to repeat after a kill at any point. The turn is counted once: its row, without content, stays until its
+        tombstone is set. Raises LogUnavailable, StoreError.
         """
         if turn.request is None or turn.request.store:
             return False
-        await self._count(key, turn)
-        return True
-
-    async def _count(self, key: TurnKey, turn: Turn) -> None:
-        """Notes the turn and its user. Adds an ended turn to the sums of usage, and notes that it is to be erased.
-
-        It is safe to repeat after a kill at any point. The turn is counted once: its row, without content, stays until
-        its tombstone is set. Raises LogUnavailable, StoreError.
-        """
-        if turn.request is None:
-            return
         # This comes first, so that a deletion which begins later finds the turn by its user.
         await self._store.put_unstored(key, turn.request.user)
         if turn.end is None:
-            return
+            return True
         if not await self._tombstones.exists(key):
             try:
                 await self._store.record([without_content(build_row(key, turn))])
             except StoreRefused as error:
-                metrics.LEFT_OUT.inc()
-                logger.error("turn cannot be recorded", turn=key.turn, why=str(error))  # noqa: TRY400  # the reason is known
+                leave_out(key.turn, error)
             await self._tombstones.put([key])
         session = DeleteResource("session", turn.request.session, (TurnId(key.turn),))
         await self._unqueued_store.delete(key.tenant, session)
         await self._tombstones.note_unstored(key)
+        return True
 
     async def to_delete(self, key: TurnKey) -> TurnToDelete | None:
         """Returns the turn for a deletion, or None if the log has no such turn with `store: false`.
