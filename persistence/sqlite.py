@@ -278,7 +278,7 @@ def back_up(path: Path, copy: Path) -> int:
             source.backup(target)
             target.execute("PRAGMA journal_mode = DELETE")
             if target.execute("PRAGMA integrity_check").fetchone() != ("ok",):
-                raise StoreCorrupt(f"the database {path} is damaged: see docs/RUNBOOK.md")
+                raise StoreCorrupt(f"the database {path} is damaged: see docs/RUNBOOK.md, The database fails")
             ((version,),) = target.execute("PRAGMA user_version")
     return int(version)
 

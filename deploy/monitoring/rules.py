@@ -242,7 +242,7 @@ ALERTS = (
         "ticket",
         "A text does not match the hash in its end, or a turn has no row in the database",
         "The log line of persistence names the turn.",
-        panels.FORKS,
+        panels.RECORDS,
     ),
     Alert(
         "DatabaseBehind",
@@ -278,7 +278,7 @@ ALERTS = (
         "page",
         "Gateways refuse requests because they are busy",
         "Add a gateway.",
-        panels.OVERLOAD,
+        panels.REFUSED,
     ),
     Alert(
         "ClientsDoNotRead",
@@ -287,7 +287,7 @@ ALERTS = (
         "ticket",
         "Connections are closed because their clients do not read",
         "Check the proxy: it must not buffer.",
-        panels.OVERLOAD,
+        panels.REFUSED,
     ),
 )
 

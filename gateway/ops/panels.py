@@ -17,7 +17,8 @@ STORES_NOTHING = "the-log-stores-nothing"
 DATABASE = "the-database-fails"
 DELETED = "something-was-deleted-in-nats"
 FORKS = "skipped-entries"
-OVERLOAD = "overload-protection"
+REFUSED = "clients-are-refused"
+RECORDS = "a-turn-is-not-recorded"
 NOT_READY = "a-part-is-not-ready"
 WEBHOOKS = "webhooks-are-not-delivered"
 FAILED_OR_CUT = 'end=~"failed|cut"'
@@ -235,7 +236,7 @@ WHAT_USERS_FEEL = Dashboard(
             "s",
             "From a request's headers until its response begins.",
             Threshold(1, 5),
-            OVERLOAD,
+            REFUSED,
             p95_by("tailrace_gateway_request_seconds", "route"),
         ),
         Panel(
@@ -243,7 +244,7 @@ WHAT_USERS_FEEL = Dashboard(
             "reqps",
             "Responses with an error. docs/ERRORS.md lists the codes.",
             Threshold(1, 10),
-            OVERLOAD,
+            REFUSED,
             (rate("tailrace_gateway_refused_total", "code"),),
         ),
         Panel(
@@ -251,7 +252,7 @@ WHAT_USERS_FEEL = Dashboard(
             "short",
             "Streams that are being read. A gateway refuses more than TAILRACE_STREAMS_MAX.",
             Threshold(5000, 10000),
-            OVERLOAD,
+            REFUSED,
             (Query(Gauge("tailrace_gateway_streams_open", ("dialect",)), "{{dialect}}"),),
         ),
         Panel(
@@ -614,7 +615,7 @@ LOG_AND_NATS = Dashboard(
             "Bps",
             "Bytes of frames written to streams.",
             Threshold(5e7, 1e8),
-            OVERLOAD,
+            REFUSED,
             (total_rate("tailrace_gateway_sent_bytes_total", "sent"),),
         ),
         Panel(
@@ -622,7 +623,7 @@ LOG_AND_NATS = Dashboard(
             "ops",
             "Connections closed because their clients, or a proxy, did not read.",
             Threshold(0.1, 1),
-            OVERLOAD,
+            REFUSED,
             (total_rate("tailrace_gateway_connections_unread_total", "closed"),),
         ),
     ),
