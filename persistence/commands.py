@@ -1,9 +1,8 @@
 """Commands that change the database and are not entries of the log: sessions, projects, titles, deletion."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from itertools import takewhile
 
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.queries import Queries
@@ -95,7 +94,7 @@ class Commands:
         if unstored := await self._unstored_of(tenant, what):
             return Remaining(unstored)
         remaining = await self._store.turns_to_delete(tenant, what)
-        if what.kind in ("turn", "user") and not _has_purged_first([one.turn for one in remaining], what.purged):
+        if what.kind in ("turn", "user") and not _may_delete_rows([one.turn for one in remaining], set(what.purged)):
             # A new follow-up: the rows of its ancestors are needed to find it.
             return Remaining(remaining)
         rows = await self._store.delete(tenant, what)
@@ -126,10 +125,11 @@ class Commands:
                 pass
 
 
-def _has_purged_first(remaining: Sequence[TurnId], purged: Sequence[TurnId]) -> bool:
-    """Returns whether rows can be deleted: those of `remaining`, which has no turn before its follow-ups, are purged.
+def _may_delete_rows(remaining: Sequence[TurnId], purged: Collection[TurnId]) -> bool:
+    """Returns whether the rows of the purged turns may be deleted: they come first in `remaining`.
 
-    Some of the last may not be purged, because an erasure works in parts.
+    It has follow-ups before their parents. So a turn that is not purged and comes before a purged one may continue it.
+    Those after the purged ones are left, because an erasure works in parts.
     """
-    first = set(takewhile(set(purged).__contains__, remaining))
-    return not remaining or (bool(first) and first == set(purged).intersection(remaining))
+    are_purged = [turn in purged for turn in remaining]
+    return not remaining or (are_purged[0] and are_purged == sorted(are_purged, reverse=True))
