@@ -21,7 +21,7 @@ BLOCKED_S_MAX = 0.05
 # Lines that report an error of a process, or that it ended.
 PROBLEM = re.compile(
     r"\[(error|critical|ERR|FTL) *\]|\"level\": ?\"(error|critical)\""
-    r"|exited with status|was killed by|cannot be started|has not answered|did not stop"
+    r"|exited with status|was killed by|cannot be started|has not (answered|ended)|did not stop"
 )
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 PROBLEMS_KEPT = 10

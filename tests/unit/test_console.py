@@ -85,12 +85,14 @@ def test_the_last_errors_are_kept_without_colours() -> None:
         "12:00:00.000 [\x1b[31merror    \x1b[0m] the log is full",
         '{"turn": "x", "level": "error", "event": "the log is full"}',
         "12:00:00.000 [info     ] turn ended",
+        "generator-1 has not ended 3660 s after SIGTERM; killing it, pid 7",
         "generator-1 was killed by SIGKILL; next start in 0 s",
     ):
         screen.log(line, "generator-1")
     assert [problem.text for problem in screen.problems] == [
         "12:00:00.000 [error    ] the log is full",
         '{"turn": "x", "level": "error", "event": "the log is full"}',
+        "generator-1 has not ended 3660 s after SIGTERM; killing it, pid 7",
         "generator-1 was killed by SIGKILL; next start in 0 s",
     ]
 
