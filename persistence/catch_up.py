@@ -18,14 +18,14 @@ POLL_S = 0.01
 
 
 class Progress(NamedTuple):
-    """How far the log is recorded.
+    """How far the log is recorded. `last`: its last entry. `floor`: all entries up to this one are recorded."""
 
-    `is_drained`: all of it. `last`: its last entry. `floor`: all entries up to this one are recorded.
-    """
+    last: Seq
+    floor: Seq
 
-    is_drained: bool
-    last: Seq = BEFORE_FIRST
-    floor: Seq = BEFORE_FIRST
+
+DRAINED = Progress(last=BEFORE_FIRST, floor=Seq(2**63 - 1))
+"""The whole log is recorded."""
 
 
 class SharedCatchUp:
@@ -53,7 +53,7 @@ class SharedCatchUp:
             async with asyncio.timeout(self._timeout_s):
                 progress = await self._read_next()
                 last = progress.last
-                while not (progress.is_drained or progress.floor >= last):
+                while progress.floor < last:
                     if self._failure():
                         raise TimeoutError
                     await asyncio.sleep(POLL_S)
@@ -79,6 +79,5 @@ class SharedCatchUp:
             # Later calls must not share this read: it may miss what was stored right before them.
             self._next = None
             if await self._deliveries.is_drained():
-                return Progress(is_drained=True)
-            last = await self._deliveries.last()
-            return Progress(is_drained=False, last=last, floor=(await self._deliveries.backlog()).floor)
+                return DRAINED
+            return Progress(await self._deliveries.last(), (await self._deliveries.backlog()).floor)
