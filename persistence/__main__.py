@@ -14,7 +14,7 @@ from tailrace.persistence.batch_queries import BatchQueries
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.commands import Commands
-from tailrace.persistence.database import display, name_everywhere, open_database, set_aside
+from tailrace.persistence.database import display, global_name, open_database, set_aside
 from tailrace.persistence.file_queries import FileQueries
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
@@ -76,7 +76,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
 
 async def _serve(settings: Settings, connection: Connection, store: Store, stop: asyncio.Event) -> None:
     turns, services = TurnLog(connection), Rpc(connection)
-    name = name_everywhere(settings.database)
+    name = global_name(settings.database)
     await require_one_database(services, store, name)
     deliveries = await Deliveries.open(connection, PERSISTENCE)
     if store.needs_replay:

@@ -66,7 +66,7 @@ class BlobCollector:
 
     async def _collect_page(self, tenant: Tenant, released: list[str]) -> int:
         marks: dict[str, Seq | None] = {}
-        unused = await self._mark_unused(tenant, await self._without_references(tenant, released), marks)
+        unused = await self._mark_unused(tenant, await self._forget_referenced(tenant, released), marks)
         if unused:
             await asyncio.sleep(WOKEN_WAIT_S)
             unused = await self._mark_unused(tenant, unused, marks)
@@ -96,10 +96,10 @@ class BlobCollector:
         unpinned = [sha256 for sha256, free in zip(blobs, is_free, strict=True) if free]
         if unpinned:
             await self._catch_up()
-        return await self._without_references(tenant, unpinned)
+        return await self._forget_referenced(tenant, unpinned)
 
-    async def _without_references(self, tenant: Tenant, blobs: list[str]) -> list[str]:
-        """Returns those that no turn refers to, and forgets the others: they stay stored."""
+    async def _forget_referenced(self, tenant: Tenant, blobs: list[str]) -> list[str]:
+        """Forgets those that a turn refers to: they stay stored. Returns the others."""
         referenced = await self._store.referenced_blobs(tenant, blobs)
         if referenced:
             await self._store.keep_referenced(tenant, referenced)

@@ -141,7 +141,7 @@ def is_url(where: Path | str) -> bool:
 OPTION_WITH_AT = re.compile(r"\?\w+=.*@", re.DOTALL)
 
 
-def name_everywhere(where: Path | str) -> str:
+def global_name(where: Path | str) -> str:
     """Returns a name by which processes on several hosts compare their databases.
 
     It is `display` for a URL. For a file, it is the host and the full path.

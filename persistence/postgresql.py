@@ -137,7 +137,9 @@ class PostgreSQL:
             },
         }
         try:
-            pool = asyncpg.create_pool(url, min_size=0, max_size=CONNECTIONS_MAX, init=_prepare, reset=_keep, **options)
+            pool = asyncpg.create_pool(
+                url, min_size=0, max_size=CONNECTIONS_MAX, init=_prepare, reset=_skip_reset, **options
+            )
             with _map_errors(url):
                 await pool
                 try:
@@ -315,8 +317,8 @@ async def _prepare(connection: asyncpg.Connection) -> None:
     )
 
 
-async def _keep(_: object) -> None:
-    """Keeps what `_prepare` has set: asyncpg would reset it after each use, which takes a request of its own."""
+async def _skip_reset(_: object) -> None:
+    """Leaves a connection as `_prepare` has set it: a reset after each use would take a request of its own."""
 
 
 async def _check(connection: PoolConnectionProxy, name: str) -> int:

@@ -23,12 +23,12 @@ INTERVAL_S = 60.0
 class Retention:
     """Deletes old sessions of all tenants.
 
-    `log` returns the sequence of the log's first entry, and when the log was created.
+    `read_beginning` returns the sequence of the log's first entry, and when the log was created.
     """
 
-    def __init__(self, store: Store, log: Callable[[], Awaitable[tuple[Seq, datetime]]], days: int) -> None:
+    def __init__(self, store: Store, read_beginning: Callable[[], Awaitable[tuple[Seq, datetime]]], days: int) -> None:
         self._store = store
-        self._log = log
+        self._read_beginning = read_beginning
         self._days = days
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -40,11 +40,11 @@ class Retention:
     async def _delete_old(self) -> None:
         before = datetime.now(UTC) - timedelta(days=self._days)
         count = 0
-        log = await self._log()
-        while sessions := await self._store.old_sessions(before, *log):
+        beginning = await self._read_beginning()
+        while sessions := await self._store.old_sessions(before, *beginning):
             for tenant, session in sessions:
-                count += await self._delete(tenant, session, before, *log)
-            log = await self._log()
+                count += await self._delete(tenant, session, before, *beginning)
+            beginning = await self._read_beginning()
         if count:
             logger.info("old sessions were deleted", sessions=count, days=self._days)
 

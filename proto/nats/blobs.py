@@ -82,12 +82,12 @@ class BlobStore:
         self._connection = connection
         self._lifetime: timedelta | None = None
 
-    async def put(self, tenant: Tenant, lifted: Mapping[str, bytes], *, is_renewed: bool = False) -> None:
+    async def put(self, tenant: Tenant, contents: Mapping[str, bytes], *, is_renewed: bool = False) -> None:
         """Stores the blobs that do not exist or are past half of their lifetime; all if `is_renewed`. Raises LogFull.
 
-        A renewed blob has its whole lifetime before it.
+        `contents` has them by their SHA-256. A renewed blob has its whole lifetime before it.
         """
-        for sha256, content in lifted.items():
+        for sha256, content in contents.items():
             for _ in range(TRIES_MAX):
                 marked = await self._last(tenant, sha256)
                 if marked is not None and not is_renewed and not await self._ends_soon(marked):

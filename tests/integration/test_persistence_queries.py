@@ -16,7 +16,7 @@ from tailrace.deploy.cli import status
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.__main__ import OTHERS_WAIT_S
 from tailrace.persistence.catch_up import SharedCatchUp
-from tailrace.persistence.database import name_everywhere
+from tailrace.persistence.database import global_name
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogUnavailable, Refused, StoreNotShared
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
@@ -339,7 +339,7 @@ async def test_a_process_with_another_database_does_not_start(
     async with shared[0], shared[1]:
         await asyncio.sleep(OTHERS_WAIT_S + 0.5)
         async with Persistence(own_server.url, other) as refused:
-            with pytest.raises(StoreNotShared, match=re.escape(f"uses {name_everywhere(str(either_database))}")):
+            with pytest.raises(StoreNotShared, match=re.escape(f"uses {global_name(str(either_database))}")):
                 await refused.running
         assert not any(process.running.done() for process in shared)
     async with Persistence(own_server.url, other) as alone:
