@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
@@ -35,7 +36,9 @@ def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     if not is_url(args.source) and not Path(args.source).is_file():
         raise SettingsInvalid(f"{args.source!r} is not a file: name the database to copy")
     with ExitStack() as stack:
-        for folder in {Path(where).parent.resolve() for where in (args.source, args.target) if not is_url(where)}:
+        parents = (Path(where).parent for where in (args.source, args.target) if not is_url(where))
+        # Not Path.resolve, which raises RuntimeError for a loop of links: opening the database refuses it.
+        for folder in {Path(os.path.realpath(parent)) for parent in parents}:
             if holder := data_dir.find_holder(folder):
                 raise UpRefused(f"the data directory {folder} is in use by {holder}: stop it first")
             # Other folders than data directories get no such file.

@@ -109,6 +109,16 @@ def test_a_data_directory_that_is_a_loop_of_links_is_refused(
     assert "argument --data: 'loop' is not a directory: Too many levels of symbolic links" in capsys.readouterr().err
 
 
+def test_a_database_in_a_loop_of_links_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("old.db").touch()
+    assert main(["migrate-database", "old.db", "loop/new.db"]) == EXIT_ERROR
+    assert "the database loop cannot be opened or written" in capsys.readouterr().err
+
+
 def test_up_refuses_a_data_directory_whose_path_is_not_utf8(tmp_path: Path) -> None:
     """`.tailrace` in a working directory with such a name."""
     data = tmp_path / os.fsdecode(b"caf\xe9") / ".tailrace"
