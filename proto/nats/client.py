@@ -161,11 +161,14 @@ class Client(NatsClient):
 
     def _check_timeouts(self) -> None:
         loop = asyncio.get_running_loop()
+        # First: after a MemoryError below, or in `call_later`, the checks must go on.
+        self._timeouts = None
+        if self._replies:
+            self._timeouts = loop.call_later(CHECK_TIMEOUTS_EVERY_S, self._check_timeouts)
         now = loop.time()
         for waiting in self._replies.values():
             if waiting.deadline <= now and not waiting.reply.done():
                 waiting.reply.set_exception(nats.errors.TimeoutError())
-        self._timeouts = loop.call_later(CHECK_TIMEOUTS_EVERY_S, self._check_timeouts) if self._replies else None
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         receive = self._receivers.get(sid)

@@ -167,6 +167,27 @@ async def test_a_connection_that_has_no_memory_for_a_message_is_replaced(
     await connection.close()
 
 
+async def test_a_request_times_out_although_there_was_no_memory_for_the_error(
+    monkeypatch: pytest.MonkeyPatch, own_connection: Connection
+) -> None:
+    """One timer checks all requests. Without it, none would end."""
+    failures = [MemoryError]
+
+    class FailsOnce(nats.errors.TimeoutError):
+        def __init__(self) -> None:
+            if failures:
+                raise failures.pop()
+
+    async def ignore(_: object) -> None: ...
+
+    await own_connection.subscribe("silent", ignore)
+    monkeypatch.setattr(nats.errors, "TimeoutError", FailsOnce)
+    async with asyncio.timeout(5):
+        with pytest.raises(LogUnavailable):
+            await own_connection.request("silent", b"", timeout_s=0.1)
+    assert failures == []
+
+
 def fail_once(call: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     failures = [MemoryError]
 
