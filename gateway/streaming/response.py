@@ -8,6 +8,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway.http.deferred_response import defer
 from tailrace.gateway.http.error_responses import NO_RETRY
+from tailrace.gateway.http.partial_event import discard_partial_event
 from tailrace.proto.errors import Refused
 from tailrace.proto.runtime.flag import Flag
 
@@ -94,6 +95,7 @@ class StreamedResponse:
         self._headers = dict(headers)
         self._error_headers: dict[str, str] = {}
         self._is_repeatable = is_repeatable
+        self._first_bytes = b""
         self.is_begun = False
 
     def add_headers(self, headers: Mapping[str, str], *, are_for_errors: bool = True) -> None:
@@ -106,6 +108,7 @@ class StreamedResponse:
         await defer(self._respond, scope, receive, send, self._error_headers)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._first_bytes = discard_partial_event(scope)
         try:
             await self.respond(scope, receive, send)
         except TurnFailed:
@@ -125,6 +128,8 @@ class StreamedResponse:
             raw = [(name.encode(), value.encode()) for name, value in self._headers.items()]
             await send({"type": "http.response.start", "status": status, "headers": raw})
             self.is_begun = True
+            if status == 200 and self._first_bytes:
+                await send(body(self._first_bytes, more=True))
 
 
 def body(data: bytes, *, more: bool) -> Message:

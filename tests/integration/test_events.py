@@ -124,6 +124,32 @@ async def test_the_cursor_of_the_header_precedes_that_of_the_query(lone_gateway:
     assert [event.id for event in parse(both.content)] == [event.id for event in parse(query.content)] == [end]
 
 
+SAFARI = "Mozilla/5.0 (Macintosh) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/26.0 Safari/605.1.15"
+CHROME = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0.0.0 Safari/537.36"
+
+
+async def test_a_stream_that_an_event_source_of_webkit_resumes_begins_with_the_end_of_a_cut_event(
+    lone_gateway: Gateway, writer: Writer
+) -> None:
+    """The same EventSource without a cursor, those of other browsers, and `fetch` in Safari get the events alone."""
+    await writer.open("one")
+    after_one = writer.chain.last
+    await writer.store_texts("two")
+    await writer.end()
+    cursor = {"last-event-id": str(after_one)}
+    event_source = {"accept": "text/event-stream", "cache-control": "no-cache"}
+    requests = [
+        {"user-agent": SAFARI, **event_source, **cursor},
+        {"user-agent": SAFARI, **event_source},
+        {"user-agent": CHROME, **event_source, **cursor},
+        {"user-agent": SAFARI, "accept": "text/event-stream", **cursor},
+    ]
+    url = url_of(writer.key, "anthropic")
+    first, *others = [(await lone_gateway.client.get(url, headers=headers)).content for headers in requests]
+    assert first == b":\nevent: discard\nid: %d\n\n" % after_one + others[1]
+    assert not any(b"discard" in other for other in others)
+
+
 async def test_stream_headers_forbid_caching_and_buffering(lone_gateway: Gateway, writer: Writer) -> None:
     await writer.open("a")
     await writer.end()
