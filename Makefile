@@ -43,6 +43,7 @@ test: check $(CLIENTS) ## run `check` and every test
 	@test "$$(id -u)" = 0 || echo "SKIPPED: tests of power cuts and full disks, because they need root to mount a disk."
 	@command -v chromium > /dev/null || echo "SKIPPED: tests in a browser, because chromium is not on the PATH."
 	@command -v firefox-esr > /dev/null || echo "SKIPPED: tests in Firefox, because firefox-esr is not on the PATH."
+	@command -v WebKitWebDriver > /dev/null && command -v Xvfb > /dev/null || echo "SKIPPED: tests in WebKit, because WebKitWebDriver or Xvfb is not on the PATH."
 	@command -v nginx > /dev/null && command -v haproxy > /dev/null || echo "SKIPPED: tests of proxies and of the container image, because nginx or haproxy is not on the PATH."
 	@ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || command -v initdb > /dev/null || echo "SKIPPED: tests of PostgreSQL, because its server is not installed."
 	@command -v promtool > /dev/null || echo "SKIPPED: tests of dashboards, rules and alerts, because promtool and prometheus are not on the PATH."

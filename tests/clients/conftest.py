@@ -17,7 +17,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.nats import Connection
-from tests.clients.node import find_browser, find_firefox
+from tests.clients.node import find_browser, find_firefox, find_webkit
 from tests.clients.openai_chat import sdk_of
 from tests.conftest import apply_streams
 from tests.harness.generator_in_loop import is_acknowledged, running_generator, shorten_lease
@@ -71,10 +71,16 @@ def firefox() -> str:
     return found_or_skip(find_firefox(), "firefox-esr")
 
 
-@pytest.fixture(params=["CHROMIUM", "FIREFOX"])
+@pytest.fixture
+def webkit() -> str:
+    """Returns the path of WebKit's driver, which a script receives as `WEBKIT`."""
+    return found_or_skip(find_webkit(), "WebKitWebDriver` and `Xvfb")
+
+
+@pytest.fixture(params=["CHROMIUM", "FIREFOX", "WEBKIT"])
 def each_browser(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Returns Chromium, then Firefox: the variable that a script receives, with its path."""
-    fixture = {"CHROMIUM": "browser", "FIREFOX": "firefox"}[request.param]
+    """Returns Chromium, then Firefox, then WebKit: the variable that a script receives, with its path."""
+    fixture = {"CHROMIUM": "browser", "FIREFOX": "firefox", "WEBKIT": "webkit"}[request.param]
     return {request.param: request.getfixturevalue(fixture)}
 
 

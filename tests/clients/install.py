@@ -25,7 +25,13 @@ PROGRAMS = {
     "pg_ctlcluster": "postgresql",
 }
 # Not every distribution has them. The first is used instead of Chromium where it is installed (`node.find_browser`).
-OPTIONAL = ("chromium-headless-shell", "firefox-esr")
+OPTIONAL = {
+    "chromium-headless-shell": "chromium-headless-shell",
+    "firefox-esr": "firefox-esr",
+    # WebKit, the engine of Safari, and the display that its browser needs.
+    "WebKitWebDriver": "webkit2gtk-driver",
+    "Xvfb": "xvfb",
+}
 DAEMONS = ("prometheus", "prometheus-alertmanager", "nginx", "haproxy", "postgresql")
 
 
@@ -43,8 +49,8 @@ def main() -> None:
     if missing and not (is_updated and install([PROGRAMS[program] for program in missing])):
         print(f"{', '.join(missing)} cannot be installed here (it takes root and apt-get): their tests are skipped.")
     elif is_updated:
-        for package in optional:
-            install([package])
+        for program in optional:
+            install([OPTIONAL[program]])
 
 
 def install_python_clients() -> None:

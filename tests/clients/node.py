@@ -41,6 +41,11 @@ def find_firefox() -> str | None:
     return shutil.which("firefox-esr")
 
 
+def find_webkit() -> str | None:
+    """Returns the path of the WebDriver of WebKitGTK, or None. Its browser needs a display, which Xvfb makes."""
+    return shutil.which("WebKitWebDriver") if shutil.which("Xvfb") else None
+
+
 async def run(script: str, *args: object, deadline_s: float = DEADLINE_S, **environ: object) -> list[dict[str, Any]]:
     """Returns the JSON lines that `js/{script}` has printed. Fails with its output if it fails or takes too long."""
     assert MODULES.is_dir(), "the clients in JavaScript are not installed: run `make clients`"

@@ -32,6 +32,9 @@ Observed with the versions above; tests verify each of them.
 - **EventSource** cannot send a key: let it read from your own backend, with your cookie
   ([API.md](API.md), "Architecture of an app"). It reconnects after a clean end, so close it at
   `done` or `error`.
+- **EventSource** in WebKit (Safari) keeps the part of an event that was cut, and joins it with the
+  next event. Tailrace therefore begins the stream that it resumes with an event `discard`
+  ([API.md](API.md#stream-a-turn)).
 - **eventsource** (npm) does not keep the Node process alive while it waits to reconnect.
 - **fetch-event-source** does not reconnect after a clean end: throw in `onclose` unless `done` or
   `error` came. It stores an id when it has read its line, before the event is complete. Tailrace

@@ -1,4 +1,4 @@
-"""GET /v1/turns/{turn}/events with clients in Chromium and Firefox: each shows the whole text once."""
+"""GET /v1/turns/{turn}/events with clients in Chromium, Firefox and WebKit: each shows the whole text once."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -37,6 +37,9 @@ CLIENTS = (
 @pytest.mark.proves("tailrace", "resumes after cuts", "EventSource (Firefox)")
 @pytest.mark.proves("anthropic", "resumes after cuts", "EventSource (Firefox)")
 @pytest.mark.proves("tailrace", "generator killed during the answer", "EventSource (Firefox)")
+@pytest.mark.proves("tailrace", "resumes after cuts", "EventSource (WebKit)")
+@pytest.mark.proves("anthropic", "resumes after cuts", "EventSource (WebKit)")
+@pytest.mark.proves("tailrace", "generator killed during the answer", "EventSource (WebKit)")
 @pytest.mark.proves("tailrace", "generator killed during the answer", "fetch-event-source")
 async def test_clients_in_a_browser_show_the_text_once_after_cuts_and_a_killed_generator(
     takeover: Takeover, each_browser: dict[str, Any]

@@ -1,4 +1,4 @@
-"""The page at `/` in Chromium and Firefox: interruptions, hostile answers, and what a client without a key sees."""
+"""The page at `/` in Chromium, Firefox and WebKit: interruptions, hostile answers, what a client without a key sees."""
 
 import asyncio
 import base64
@@ -311,6 +311,8 @@ async def test_files_are_dropped_and_pasted_and_others_refused_before_they_are_s
 
 
 @pytest.mark.timeout(120)
+# The WebDriver protocol of WebKit changes no requests.
+@pytest.mark.parametrize("each_browser", ["CHROMIUM", "FIREFOX"], indirect=True)
 async def test_lost_requests_and_malformed_addresses_are_no_failures_of_the_page(
     open_gateway: Gateway, each_browser: dict[str, Any]
 ) -> None:
@@ -354,6 +356,12 @@ async def test_the_page_works_in_firefox_without_cookies_or_storage(
     prefs = msgspec.json.encode(setting).decode()
     (seen,) = await node.run("chat-page.mjs", "blocked", open_gateway.url, FIREFOX=firefox, FIREFOX_PREFS=prefs)
     assert seen == ANSWERED_WITHOUT_STORAGE
+
+
+async def test_in_webkit_an_answer_is_shown_once_over_a_reload(open_gateway: Gateway, webkit: str) -> None:
+    question = "Count.\nPlease.\n#sim words=80 rate=12"
+    (seen,) = await node.run("webkit-page.mjs", open_gateway.url, question, WEBKIT=webkit)
+    assert seen == {"afterReload": "running", "answers": 1, "text": words(80)}
 
 
 @pytest.mark.timeout(120)

@@ -2,16 +2,20 @@
 import { build } from "esbuild";
 import { launch } from "./browsers.mjs";
 
+/** Returns a script of the module `entry`, built as for development: React's StrictMode does nothing otherwise. */
+export async function bundle(entry) {
+  const define = { "process.env.NODE_ENV": '"development"' };
+  const built = await build({ entryPoints: [entry], bundle: true, write: false, jsx: "automatic", define, nodePaths: ["node_modules"] });
+  return built.outputFiles[0].text;
+}
+
 /**
  * Runs `work(open)`, where `open(origin)` is a page of that origin which has run the module `entry`.
  *
  * The page comes from here and all its other requests go out, so the server under test need not know of it.
- * It is built as for development: React's StrictMode does nothing otherwise.
  */
 export async function browse(entry, work) {
-  const define = { "process.env.NODE_ENV": '"development"' };
-  const built = await build({ entryPoints: [entry], bundle: true, write: false, jsx: "automatic", define, nodePaths: ["node_modules"] });
-  const script = built.outputFiles[0].text;
+  const script = await bundle(entry);
   // A page that is made here has no address, which Chromium takes for one on the internet, and such a page may not ask
   // this machine unless its user says so.
   const browser = await launch(["--disable-features=LocalNetworkAccessChecks"]);

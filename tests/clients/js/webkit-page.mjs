@@ -1,0 +1,20 @@
+// The page at / in WebKit: `webkit-page.mjs GATEWAY QUESTION`. Asks, and reloads in the middle of the answer.
+import { browseWebKit } from "./webkit.mjs";
+
+const [gateway, question] = process.argv.slice(2);
+// A key of the WebDriver protocol.
+const ENTER = "\ue007";
+
+const seen = await browseWebKit(async (page) => {
+  await page.goto(gateway);
+  await page.until(() => document.activeElement.id === "question");
+  await page.evaluate((question) => (document.querySelector("#question").value = question), question);
+  await page.type("#question", ENTER);
+  await page.until(() => document.querySelector(".answer .text")?.textContent.length > 80);
+  await page.reload();
+  const { outcome: afterReload } = await page.evaluate(async () => (await (await fetch(`/v1/sessions/${location.hash.slice(1)}/turns`)).json()).turns[0]);
+  await page.until(() => document.querySelector(".meta"));
+  const [text, answers] = await page.evaluate(() => [document.querySelector(".answer .text").textContent.trim(), document.querySelectorAll(".answer").length]);
+  return { afterReload, answers, text };
+});
+console.log(JSON.stringify(seen));
