@@ -112,14 +112,21 @@ function frame(code, isGrowing) {
 
 const [COPIED, NOT_COPIED] = ["Copied", "Not copied"];
 
-/** Copies `text`, and says on `button` whether that succeeded. Returns whether it did. */
+/** Copies `text`, and says on `button` whether that succeeded. Returns whether it did. Safari permits no copy after a click's
+ * handler has waited for a response: for a text that is still requested, pass the promise of it. */
 export async function copyText(text, button) {
-  const isCopied = (await navigator.clipboard?.writeText(text).then(() => true, () => false)) || copyByCommand(text);
+  const isCopied = (await copyToClipboard(text).then(() => true, () => false)) || copyByCommand(await text);
   const before = button.textContent;
   button.textContent = isCopied ? COPIED : NOT_COPIED;
   // A second click finds the words of the first one.
   if (![COPIED, NOT_COPIED].includes(before)) setTimeout(() => (button.textContent = before), 1500);
   return isCopied;
+}
+
+async function copyToClipboard(text) {
+  const type = "text/plain";
+  const blob = async () => new Blob([await text], { type });
+  await navigator.clipboard.write([new ClipboardItem({ [type]: blob() })]);
 }
 
 /** Pages without TLS have no `navigator.clipboard`. Returns whether the browser has copied `text`. */

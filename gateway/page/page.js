@@ -375,8 +375,8 @@ const acts = {
   /** Copies the text of a question. */
   async copy(turn, button) {
     try {
-      const content = await whole(lastBlocks(turn.record.input).filter(({ type }) => type === "text"));
-      await copyText(textOf([{ content }]), button);
+      const blocks = lastBlocks(turn.record.input).filter(({ type }) => type === "text");
+      await copyText(whole(blocks).then((content) => textOf([{ content }])), button);
     } catch (error) {
       notify(error.message);
     }
@@ -394,12 +394,14 @@ const acts = {
     }
   },
   async share(turn, button) {
-    try {
+    const makeLink = async () => {
       const { ticket, until } = await request(`/v1/turns/${turn.id}/tickets`, { method: "POST", body: { is_shared: true, life_s: SHARED_S } });
       // The ticket gives access to the answer only, so the link contains the question.
       const asked = shorten(textOf(turn.record.input), SHARED_CHARS_MAX);
-      const isCopied = await copyText(`${location.origin}/#${new URLSearchParams({ shared: turn.id, ticket, until, asked })}`, button);
-      if (!isCopied) return notify("The browser does not permit this page to copy the link.");
+      return `${location.origin}/#${new URLSearchParams({ shared: turn.id, ticket, until, asked })}`;
+    };
+    try {
+      if (!(await copyText(makeLink(), button))) return notify("The browser does not permit this page to copy the link.");
       const question = `the question (up to ${SHARED_CHARS_MAX} characters)`;
       notify(`A link is copied. It contains ${question}, and gives access to the answer for 24 hours, and to nothing else.`, false);
     } catch (error) {

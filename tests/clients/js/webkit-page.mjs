@@ -1,9 +1,9 @@
-// The page at / in WebKit: `webkit-page.mjs GATEWAY QUESTION`. Asks, and reloads in the middle of the answer.
+// The page at / in WebKit: `webkit-page.mjs GATEWAY QUESTION`. Asks, reloads in the middle of the answer, and shares it.
 import { browseWebKit } from "./webkit.mjs";
 
 const [gateway, question] = process.argv.slice(2);
-// A key of the WebDriver protocol.
-const ENTER = "\ue007";
+// Keys of the WebDriver protocol.
+const [ENTER, CONTROL] = ["\ue007", "\ue009"];
 
 const seen = await browseWebKit(async (page) => {
   await page.goto(gateway);
@@ -15,6 +15,10 @@ const seen = await browseWebKit(async (page) => {
   const { outcome: afterReload } = await page.evaluate(async () => (await (await fetch(`/v1/sessions/${location.hash.slice(1)}/turns`)).json()).turns[0]);
   await page.until(() => document.querySelector(".meta"));
   const [text, answers] = await page.evaluate(() => [document.querySelector(".answer .text").textContent.trim(), document.querySelectorAll(".answer").length]);
-  return { afterReload, answers, text };
+  await page.click("//button[.='Share']");
+  await page.until(() => !document.querySelector("#notice").hidden);
+  await page.type("#question", `${CONTROL}v`);
+  const pasted = await page.evaluate(() => document.querySelector("#question").value);
+  return { afterReload, answers, text, pasted };
 });
 console.log(JSON.stringify(seen));
