@@ -361,10 +361,11 @@ async def test_the_page_works_in_firefox_without_cookies_or_storage(
 async def test_in_webkit_an_answer_is_shown_once_over_a_reload_and_its_link_is_copied(
     open_gateway: Gateway, webkit: str
 ) -> None:
+    """The field shows all three lines of the question."""
     question = "Count.\nPlease.\n#sim words=80 rate=12"
     (seen,) = await node.run("webkit-page.mjs", open_gateway.url, question, WEBKIT=webkit)
     assert seen.pop("pasted").startswith(f"{open_gateway.url}/#shared=")
-    assert seen == {"afterReload": "running", "answers": 1, "text": words(80)}
+    assert seen == {"isWhole": True, "afterReload": "running", "answers": 1, "text": words(80)}
 
 
 @pytest.mark.timeout(120)

@@ -8,7 +8,11 @@ const [ENTER, CONTROL] = ["\ue007", "\ue009"];
 const seen = await browseWebKit(async (page) => {
   await page.goto(gateway);
   await page.until(() => document.activeElement.id === "question");
-  await page.evaluate((question) => (document.querySelector("#question").value = question), question);
+  const isWhole = await page.evaluate((question) => {
+    const field = document.querySelector("#question");
+    field.value = question;
+    return field.scrollHeight <= field.clientHeight;
+  }, question);
   await page.type("#question", ENTER);
   await page.until(() => document.querySelector(".answer .text")?.textContent.length > 80);
   await page.reload();
@@ -19,6 +23,6 @@ const seen = await browseWebKit(async (page) => {
   await page.until(() => !document.querySelector("#notice").hidden);
   await page.type("#question", `${CONTROL}v`);
   const pasted = await page.evaluate(() => document.querySelector("#question").value);
-  return { afterReload, answers, text, pasted };
+  return { isWhole, afterReload, answers, text, pasted };
 });
 console.log(JSON.stringify(seen));
