@@ -87,7 +87,7 @@ async def read(turn: UUID, user: User, last_event_id: Annotated[str, Header()] =
     return StreamingResponse(
         relay(),
         response.status_code,
-        {"Cache-Control": "no-store"},
+        {"Cache-Control": "no-store", "X-Accel-Buffering": "no"},  # nginx must not collect the events
         media_type=response.headers.get("content-type"),
         background=BackgroundTask(response.aclose),
     )

@@ -68,7 +68,9 @@ app.get("/v1/turns/:turn/events", async (request, response) => {
   const cursor = request.get("last-event-id");
   const stream = await tailrace(`${path}/events`, { signal: leaving.signal, headers: cursor ? { "last-event-id": cursor } : {} });
   if (isTemporary(stream)) return comeBack(response, stream);
-  response.status(stream.status).set({ "content-type": stream.headers.get("content-type"), "cache-control": "no-store" });
+  // nginx must not collect the events.
+  const headers = { "cache-control": "no-store", "x-accel-buffering": "no" };
+  response.status(stream.status).set({ "content-type": stream.headers.get("content-type"), ...headers });
   response.flushHeaders();
   if (stream.body) await pipeline(Readable.fromWeb(stream.body), response).catch(() => {}); // either side has left
   else response.end();
