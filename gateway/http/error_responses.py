@@ -23,8 +23,9 @@ logger = structlog.get_logger()
 # Errors of the router, which have a status alone.
 BY_STATUS = {
     404: ("route_not_found", "there is nothing here: GET / lists the routes, /docs describes them"),
-    405: ("method_not_allowed", "this route does not take that method: see the Allow header"),
+    405: ("method_not_allowed", "{method} is not allowed on this route; use {allowed}."),
 }
+ORIGIN_CHARS_MAX = 253
 RETRY_AFTER_S = 2
 NO_MEMORY = "this gateway has no memory for the request: retry later"
 
@@ -118,8 +119,19 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
         return response("route_not_found", f"this route does not exist here: {advice}")
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        headers["Allow"] = _allowed_methods(request)
+        headers["Allow"] = allowed = _allowed_methods(request)
+        message = _preflight_advice(request) or message.format(method=request.method, allowed=allowed)
     return response(code, message, headers=headers)
+
+
+def _preflight_advice(request: Request) -> str | None:
+    """Returns what to do about a CORS preflight, which reaches the router if TAILRACE_ORIGINS is not set."""
+    origin = request.headers.get("origin")
+    if request.method != "OPTIONS" or origin is None:
+        return None
+    if origin == "null":
+        return "A page that was opened from a file may not send requests; serve it over HTTP."
+    return f'Origin "{origin[:ORIGIN_CHARS_MAX]}" is not allowed; add it to TAILRACE_ORIGINS.'
 
 
 def _allowed_methods(request: Request) -> str:

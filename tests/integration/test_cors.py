@@ -85,10 +85,15 @@ async def test_a_refused_preflight_has_the_error_body(
     assert "Origin" in refused.headers["vary"]
 
 
-async def test_without_the_setting_there_are_no_cors_headers(lone_gateway: Gateway) -> None:
-    headers = {"origin": "https://app.example"}
+@pytest.mark.parametrize(
+    ("origin", "advice"),
+    [("https://app.example", "add it to TAILRACE_ORIGINS"), ("null", "serve it over HTTP")],
+)
+async def test_without_the_setting_there_are_no_cors_headers(lone_gateway: Gateway, origin: str, advice: str) -> None:
+    headers = {"origin": origin}
     preflight = await lone_gateway.client.options("/v1/turns", headers={**headers, **PREFLIGHT})
     answer = await lone_gateway.client.get("/v1/turns/NONE", headers=headers)
     assert (preflight.status_code, answer.status_code) == (405, 404)
+    assert advice in preflight.json()["error"]["message"]
     names = [name for response in (preflight, answer) for name in response.headers]
     assert not [name for name in names if name.startswith("access-control")]

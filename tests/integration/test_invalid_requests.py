@@ -274,8 +274,11 @@ async def test_an_unknown_route_is_404_and_a_wrong_method_405_with_all_methods_o
     shared_gateway: Gateway, method: str, path: str, allowed: str | None
 ) -> None:
     answer = await shared_gateway.client.request(method, path)
-    assert error_of(answer)[:2] == ((405, "method_not_allowed") if allowed else (404, "route_not_found"))
+    status, code, message = error_of(answer)
+    assert (status, code) == ((405, "method_not_allowed") if allowed else (404, "route_not_found"))
     assert answer.headers.get("allow") == allowed
+    if allowed:
+        assert message == f"{method} is not allowed on this route; use {allowed}."
 
 
 @on_shared_loop
