@@ -24,6 +24,8 @@ from pydantic import BaseModel
 from starlette.background import BackgroundTask
 
 PASSWORDS = {"ada": "lovelace", "eve": "moneypenny"}  # yours
+# The cursor, and how Tailrace recognises an EventSource, also that of Safari.
+PASSED_ON = ("last-event-id", "accept", "cache-control", "user-agent")
 
 app = FastAPI()
 tailrace = httpx.AsyncClient(
@@ -65,14 +67,14 @@ async def ask(question: Question, user: User, idempotency_key: Annotated[str, He
 
 
 @app.get("/v1/turns/{turn}/events")
-async def read(turn: UUID, user: User, last_event_id: Annotated[str, Header()] = "") -> Response:
+async def read(turn: UUID, user: User, asked: Request) -> Response:
     """Passes the stream of a turn on, only to the user of the turn."""
     record = await tailrace.get(f"/v1/turns/{turn}")
     if is_temporary(record):
         return come_back(record)
     if record.is_error or record.json().get("user") != user:
         raise HTTPException(404)
-    headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+    headers = {name: value for name in PASSED_ON if (value := asked.headers.get(name))}
     request = tailrace.build_request("GET", f"/v1/turns/{turn}/events", headers=headers)
     response = await tailrace.send(request, stream=True)
     if is_temporary(response):

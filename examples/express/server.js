@@ -13,6 +13,8 @@ import express from "express";
 
 const PASSWORDS = new Map([["ada", "lovelace"], ["eve", "moneypenny"]]); // yours
 const { TAILRACE_URL = "http://127.0.0.1:8000", TAILRACE_KEY = "none", PORT = 3000 } = process.env;
+// The cursor, and how Tailrace recognises an EventSource, also that of Safari.
+const PASSED_ON = ["last-event-id", "accept", "cache-control", "user-agent"];
 const PAGE = new URL("../eventsource.html", import.meta.url).pathname;
 
 /** Returns Tailrace's response, or null if Tailrace cannot be reached. */
@@ -65,8 +67,8 @@ app.get("/v1/turns/:turn/events", async (request, response) => {
   if (!record.ok || turn.user !== request.user) return response.sendStatus(404);
   const leaving = new AbortController();
   response.on("close", () => leaving.abort());
-  const cursor = request.get("last-event-id");
-  const stream = await tailrace(`${path}/events`, { signal: leaving.signal, headers: cursor ? { "last-event-id": cursor } : {} });
+  const passedOn = Object.fromEntries(PASSED_ON.map((name) => [name, request.get(name)]).filter(([, value]) => value));
+  const stream = await tailrace(`${path}/events`, { signal: leaving.signal, headers: passedOn });
   if (isTemporary(stream)) return comeBack(response, stream);
   // nginx must not collect the events.
   const headers = { "cache-control": "no-store", "x-accel-buffering": "no" };

@@ -35,6 +35,8 @@ OLDER_SDKS = str(CHECKOUT / ".venv-clients/bin/python")
 WAIT_S_MAX = 90.0
 # Within the body of a response to a POST, and of the record of a turn.
 IN_BODY = 600
+# What Tailrace needs to recognise an EventSource of Safari behind a backend.
+SAFARI = {"accept": "text/event-stream", "cache-control": "no-cache", "user-agent": "AppleWebKit/605.1.15 Safari"}
 
 
 async def start(url: str, folder: Path, *command: str, **own: str) -> Process:
@@ -294,6 +296,11 @@ async def test_a_backend_that_is_killed_in_mid_answer_goes_on_with_it(
                 # Otherwise nginx would send the events when the answer has ended.
                 buffering = {200: "no", 404: None, 401: None}[status]
                 assert (answer.status_code, answer.headers.get("x-accel-buffering")) == (status, buffering)
+            whole = await client.get(events, auth=("ada", "lovelace"))
+            cursor = whole.text.partition("id: ")[2].partition("\n")[0]
+            safari = {**SAFARI, "last-event-id": cursor}
+            resumed = await client.get(events, auth=("ada", "lovelace"), headers=safari)
+            assert resumed.text.startswith(f":\nevent: discard\nid: {cursor}\n")
             assert (await client.post("/v1/turns", json={"message": "Hi."})).status_code == 401
             # Both users choose a key. The name of one and its key read like those of the other.
             for user, key in ((("ada", "lovelace"), "1-2"), (("ada-1", "moneypenny"), "2")):
