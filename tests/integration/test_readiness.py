@@ -84,8 +84,11 @@ async def test_a_process_whose_start_goes_on_is_waited_for(monkeypatch: pytest.M
     monkeypatch.setattr("tailrace.deploy.local.readiness.START_S_MAX", 0.0)
     monkeypatch.setattr(rolling_restart, "ROLES", ["persistence"])
     # The server sends the same time in each response.
-    starting = http(200, f"tailrace_ready 0.0\ntailrace_event_loop_seconds {time.monotonic() + 60}\n")
-    waiting, done = [starting] * 10, http(200, "tailrace_ready 1.0\n")
+    starting, done = [
+        http(200, f"tailrace_ready {ready}\ntailrace_event_loop_seconds {time.monotonic() + 60}\n")
+        for ready in ("0.0", "1.0")
+    ]
+    waiting = [starting] * 10
     async with answering_server(*waiting, done) as process:
         reported = list[str]()
         await wait_ready({"persistence": HealthCheck(process, "/metrics", "tailrace_ready 1.0")}, reported.append)
