@@ -4,7 +4,7 @@ The rules are in append.py, replay.py and follower.py; the requests to JetStream
 """
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 
 from tailrace.proto.entries import Stored
@@ -16,6 +16,9 @@ from tailrace.proto.nats.jetstream_log import JetStreamLog
 from tailrace.proto.nats.log_server import BATCH, LiveFeed
 from tailrace.proto.nats.replay import require_turn
 from tailrace.proto.subjects import TurnKey
+
+# After a failed read for an end. All turns of a process may wait for a leader at once.
+ASK_AGAIN_S = 1.0
 
 
 class TurnLog(JetStreamLog):
@@ -94,21 +97,24 @@ class TurnLog(JetStreamLog):
         """Waits until the live feed shows an `end` of the turn, or the log holds a valid one; returns its time.
 
         For a writer that must stop although it appends nothing. The log is read at the start, whenever the feed may
-        have missed an entry, and every REREAD_S seconds.
+        have missed an entry, and every REREAD_S seconds, or sooner after a read that failed.
         """
         async with self.subscribe(key, "end") as ends:
-            return await self._ended_at(key) or await self.wait_for_next_end(key, ends)
+            return await self._wait_for_end(key, ends, 0.0)
 
     async def wait_for_next_end(self, key: TurnKey, ends: LiveFeed) -> datetime:
         """Like `wait_for_end`, with an open subscription to the turn's ends; does not read the log at the start."""
-        while True:
-            if live := await ends.next(REREAD_S):
-                return live[-1].at
-            if (ended_at := await self._ended_at(key)) is not None:
-                return ended_at
+        return await self._wait_for_end(key, ends, REREAD_S)
 
-    async def _ended_at(self, key: TurnKey) -> datetime | None:
-        """Returns the time of the turn's valid end; None if the log has none now, or cannot be read."""
-        with suppress(LogError):
-            return (await self.read_turn(key)).ended_at if await self.has_end(key) else None
-        return None
+    async def _wait_for_end(self, key: TurnKey, ends: LiveFeed, wait_s: float) -> datetime:
+        """Returns the time of the next end of the feed, or of the log's valid end, first read after `wait_s`."""
+        while True:
+            if live := await ends.next(wait_s):
+                return live[-1].at
+            try:
+                if await self.has_end(key) and (ended_at := (await self.read_turn(key)).ended_at) is not None:
+                    return ended_at
+                wait_s = REREAD_S
+            except LogError:
+                # Meanwhile the writer may pay for an answer that no reader gets.
+                wait_s = ASK_AGAIN_S

@@ -23,7 +23,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log, streams
 from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT, Erased
 from tailrace.proto.nats.leader import Leader
-from tailrace.proto.nats.log_server import BATCH
+from tailrace.proto.nats.log_server import BATCH, LiveFeed
 from tailrace.proto.nats.pub_ack import FENCE
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.harness.freeze import freeze
@@ -414,6 +414,25 @@ async def test_a_fork_with_its_own_end_ends_nothing(
 
 
 # A server that does not answer
+
+
+async def test_a_missed_end_is_found_soon_after_a_read_that_failed(
+    log: TurnLog, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cut route between two servers loses the end on the live feed. The model's call is open meanwhile."""
+    has_end = TurnLog.has_end
+
+    async def fail_once(*_: object) -> bool:
+        monkeypatch.setattr(TurnLog, "has_end", has_end)
+        monkeypatch.setattr("tailrace.proto.nats.turn_log.REREAD_S", 60)
+        raise LogUnavailable("no answer")
+
+    monkeypatch.setattr(TurnLog, "has_end", fail_once)
+    monkeypatch.setattr("tailrace.proto.nats.turn_log.REREAD_S", 0.01)
+    await writer.open("The sky")
+    await writer.end("cancelled")
+    async with asyncio.timeout(10):
+        await log.wait_for_next_end(writer.key, LiveFeed())
 
 
 @pytest.mark.rule("F10")
