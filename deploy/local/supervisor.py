@@ -197,7 +197,7 @@ class Supervisor:
                 await process.wait()
         except TimeoutError:
             self.console.log(f"{name} has not ended {within_s:g} s after SIGTERM; killing it, pid {process.pid}")
-            # What the log acknowledged is safe.
+            # No answer loses a byte: the log has every entry that it has acknowledged.
             signal_group(process, SIGKILL)
             await process.wait()
 

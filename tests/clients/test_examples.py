@@ -35,7 +35,7 @@ OLDER_SDKS = str(CHECKOUT / ".venv-clients/bin/python")
 WAIT_S_MAX = 90.0
 # Within the body of a response to a POST, and of the record of a turn.
 IN_BODY = 600
-# What Tailrace needs to recognise an EventSource of Safari behind a backend.
+# Tailrace recognises an EventSource of Safari by these headers, which a backend has to pass on.
 SAFARI = {"accept": "text/event-stream", "cache-control": "no-cache", "user-agent": "AppleWebKit/605.1.15 Safari"}
 
 
