@@ -31,6 +31,8 @@ OPTIONS = SAMPLING | {
     "thinking",
     "tool_choice",
 }
+# Fields that other APIs have for the user's question.
+QUESTIONS = frozenset({"content", "contents", "input", "inputs", "query", "question", "text"})
 
 
 def advise(field: str, names: Collection[str]) -> str:
@@ -41,6 +43,8 @@ def advise(field: str, names: Collection[str]) -> str:
         return " (put it into `options`, but the current models refuse sampling)"
     if field in OPTIONS:
         return " (put it into `options`)"
+    if field in QUESTIONS:
+        return " (the user's question is `message`)"
     # The name of the most similar field, `store`, would mislead. An input of a batch has no session, and no stream.
     if field == "stream" and "session" in names:
         return " (send `Accept: text/event-stream` to receive the stream)"

@@ -214,14 +214,13 @@ REFUSED_SAMPLING = " (put it into `options`, but the current models refuse sampl
         ("stop_sequences", NewTurn, " (put it into `options`)"),
         ("tool_choice", NewTurn, " (put it into `options`)"),
         *((name, NewTurn, REFUSED_SAMPLING) for name in ("temperature", "top_p", "top_k")),
+        *((name, NewTurn, " (the user's question is `message`)") for name in ("content", "input", "question")),
         ("temperature", Shape, ""),
         ("presence", NewTurn, ""),
         ("messagee", NewTurn, " (did you mean message?)"),
     ],
 )
-def test_the_error_says_where_a_field_of_anthropics_api_belongs(
-    field: str, kind: type[msgspec.Struct], hint: str
-) -> None:
+def test_the_error_says_where_a_field_of_another_api_belongs(field: str, kind: type[msgspec.Struct], hint: str) -> None:
     with pytest.raises(Refused) as refused:
         read_body.decode(b'{"%b": 1}' % field.encode(), kind)
     assert refused.value.message.startswith(f"Object contains unknown field `{field}`{hint}; there are ")
