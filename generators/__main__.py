@@ -90,6 +90,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             prepare=[partial(prepare_queued, log), breakers.prepare],
             observe=attempt_span,
             races=races,
+            deadline_s=settings.deadline_s,
             delta_interval_s=settings.delta_interval_s,
         )
         worker = Worker(
@@ -99,7 +100,6 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             settlement.settle,
             [BatchLane(build_batch_runner(connection, name, settings, blobs, orders, claude))],
             concurrency=settings.concurrency,
-            deadline_s=settings.deadline_s,
             grace_s=settings.grace_s,
             tenant_share=settings.tenant_share,
         )

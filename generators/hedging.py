@@ -6,6 +6,7 @@ losing one, and accounts for what it used.
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 
 import structlog
 
@@ -157,9 +158,7 @@ class Race:
             raise RaceLost(str(error)) from error
 
 
-async def run_hedge(
-    runner: TurnRunner, log: TurnLog, orders: BackendOrders, hedge: Hedge, deadline_s: float
-) -> Turn | None:
+async def run_hedge(runner: TurnRunner, log: TurnLog, orders: BackendOrders, hedge: Hedge) -> Turn | None:
     """Makes a call beside the late attempt of `hedge`; if its token is first, runs the turn to its end.
 
     Returns None when the turn is the other generator's. Raises what TurnRunner.run raises.
@@ -169,7 +168,7 @@ async def run_hedge(
         raise RaceLost(f"the attempt at {hedge.late} of {hedge.turn} is not the last entry any more")
     if orders.order_for(turn.request.model, turn.backend).current.backend in WITH_SIDE_EFFECTS:
         return None
-    turn = await runner.run_from(hedge.key, turn, deadline_s, first_action=plan_hedge(turn))
+    turn = await runner.run_from(hedge.key, turn, first_action=plan_hedge(turn))
     return turn if turn.end is not None else None
 
 
@@ -189,7 +188,5 @@ class HedgeTaker:
     def start_hedge(self, hedge: Hedge) -> bool:
         """See HedgeRunner.start_hedge."""
         return self.has_free_slot() and self._worker.start_shared(
-            hedge.key,
-            hedge.lease,
-            lambda deadline_s: run_hedge(self._runner, self._log, self._orders, hedge, deadline_s),
+            hedge.key, hedge.lease, partial(run_hedge, self._runner, self._log, self._orders, hedge)
         )

@@ -54,32 +54,34 @@ class TurnRunner:
         prepare: Sequence[PrepareTurn] = (),
         observe: ObserveAttempt = observe_nothing,
         races: Races | None = None,
+        deadline_s: float,
         delta_interval_s: float = 0.0,
     ) -> None:
         """`name` identifies this process in the log. Without `races` each attempt makes the only call.
 
-        `delta_interval_s` is the time after an append of a delta in which the next deltas wait for others.
+        A turn fails after `deadline_s` seconds of work on it, including the work of earlier generators; its text is
+        kept. `delta_interval_s` is the time after an append of a delta in which the next deltas wait for others.
         """
         self._log = log
         self._model_caller = model_caller
         self._planner = planner
         self._prepare = prepare
         self._observe = observe
+        self._deadline_s = deadline_s
         self._writer = EventWriter(log, delta_interval_s)
         self._attempts = AttemptRunner(log, self._writer, name=name, sinks=sinks, races=races)
 
-    async def run(self, key: TurnKey, deadline_s: float, lease: str = "", known: Turn = EMPTY_TURN) -> Turn:
+    async def run(self, key: TurnKey, lease: str, known: Turn = EMPTY_TURN) -> Turn:
         """Runs a turn until its log holds an `end`; returns the fold.
 
-        If another process is to store the end, or the turn cannot begin yet, returns the fold without one. The turn
-        fails after `deadline_s` seconds of work on it, including the work of earlier generators; its text is kept.
-        `lease` is passed to a process that makes a second call. `known` is the fold of the turn's request alone. The
-        log is then read only if it has more entries, which make the append of the first attempt fail (PROTOCOL R106).
-        Raises FenceLost when another writer has continued or ended the turn, LogUnavailable, TurnUnknown.
+        If another process is to store the end, or the turn cannot begin yet, returns the fold without one. `lease` is
+        passed to a process that makes a second call. `known` is the fold of the turn's request alone. The log is then
+        read only if it has more entries, which make the append of the first attempt fail (PROTOCOL R106). Raises
+        FenceLost when another writer has continued or ended the turn, LogUnavailable, TurnUnknown.
         """
         if known.request is not None:
             try:
-                return await self.run_from(key, known, deadline_s, lease)
+                return await self.run_from(key, known, lease)
             except FenceLost:
                 turn = await self._log.read_turn(key)
                 if turn.attempt:
@@ -88,10 +90,10 @@ class TurnRunner:
         else:
             turn = await self._log.read_turn(key)
         metrics.SKIPPED.inc(turn.skipped)
-        return await self.run_from(key, turn, deadline_s, lease)
+        return await self.run_from(key, turn, lease)
 
     async def run_from(
-        self, key: TurnKey, turn: Turn, deadline_s: float, lease: str = "", *, first_action: MakeAttempt | None = None
+        self, key: TurnKey, turn: Turn, lease: str = "", *, first_action: MakeAttempt | None = None
     ) -> Turn:
         """Like `run`, from the fold `turn`, beginning with `first_action`.
 
@@ -115,7 +117,8 @@ class TurnRunner:
             return await self._end(key, turn, "failed", UNPREPARED)
         if first_action is None:
             metrics.observe_start(turn)
-        deadline = deadline_of(turn, deadline_s)
+        # Earlier work on the turn counts, by the log's timestamps.
+        deadline = asyncio.get_running_loop().time() + self._deadline_s - turn.worked_s
         last_error: BackendError | None = None
         route = self._model_caller.route(key, turn)
         while True:
@@ -178,8 +181,3 @@ def with_cause(failure: Failure, error: BackendError | None) -> Failure:
     # More attempts would not help: the model, or a proxy, sends what this version cannot read.
     code = error.code if error.code == "backend_unreadable" else failure.code
     return Failure(code, f"{failure.message}; the last time: {error.message}")
-
-
-def deadline_of(turn: Turn, deadline_s: float) -> float:
-    """Returns the deadline in the loop's time. Earlier work on the turn counts, by the log's timestamps."""
-    return asyncio.get_running_loop().time() + deadline_s - turn.worked_s

@@ -87,7 +87,6 @@ class Worker:
         lanes: Sequence[Lane] = (),
         *,
         concurrency: int,
-        deadline_s: float,
         grace_s: float,
         tenant_share: float = 1.0,
     ) -> None:
@@ -97,7 +96,6 @@ class Worker:
         self._on_ended = on_ended
         self._lanes = lanes
         self._slots = FairShare(concurrency, tenant_share)
-        self._deadline_s = deadline_s
         self._grace_s = grace_s
         self._held: dict[TurnKey, Delivery] = {}
         self._shared: set[TurnKey] = set()
@@ -156,8 +154,8 @@ class Worker:
         is_running = self._group is not None and not self._is_draining
         return self._slots.free if is_running else 0
 
-    def start_shared(self, key: TurnKey, lease: str, run: Callable[[float], Awaitable[Turn | None]]) -> bool:
-        """Starts `run(deadline_s)` for a turn whose lease another process also holds; False if the turn is held here.
+    def start_shared(self, key: TurnKey, lease: str, job: Job) -> bool:
+        """Starts `job` for a turn whose lease another process also holds; False if the turn is held here.
 
         Raises LogUnavailable if `lease` is not a lease of the queue.
         """
@@ -165,7 +163,7 @@ class Worker:
             return False
         self._held[key] = self._deliveries.from_lease(key, lease)
         self._shared.add(key)
-        self._start_turn(key, lambda: run(self._deadline_s))
+        self._start_turn(key, job)
         return True
 
     async def _start_or_release(self, delivery: Delivery, stop: asyncio.Event) -> bool:
@@ -204,7 +202,7 @@ class Worker:
         # The leases of waiting turns are renewed, too.
         self._held[key] = delivery
         if may_start:
-            self._start_turn(key, lambda: self._run_turn(key))
+            self._start_turn(key, partial(self._run_turn, key))
         return True
 
     def _start_turn(self, key: TurnKey, job: Job) -> None:
@@ -228,7 +226,7 @@ class Worker:
 
     async def _run_turn(self, key: TurnKey) -> Turn | None:
         held = self._held[key]
-        turn = await self._runner.run(key, self._deadline_s, held.lease, fold(held.take_entry()))
+        turn = await self._runner.run(key, held.lease, fold(held.take_entry()))
         if turn.end is None:
             # Another process is about to store the answer, or the turn cannot begin yet. `on_ended` is called when the
             # turn is delivered again.

@@ -132,7 +132,7 @@ class Overtaken:
 
 async def overtaken_worker(own: OwnSystem, settle: Callable[[TurnKey, Turn], Awaitable[None]]) -> Worker:
     deliveries, runner = await Deliveries.open(own.connection, GENERATORS), cast("TurnRunner", Overtaken())
-    return Worker(own.log, deliveries, runner, settle, concurrency=1, deadline_s=9, grace_s=1)
+    return Worker(own.log, deliveries, runner, settle, concurrency=1, grace_s=1)
 
 
 async def test_a_turn_with_another_writer_is_settled_once_it_has_ended(own: OwnSystem) -> None:

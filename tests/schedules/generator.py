@@ -108,6 +108,7 @@ class Generator:
             name=self.name,
             sinks=[write_forced_call, limit_cost],
             races=hedging if self._server.faults.is_hedged else None,
+            deadline_s=DEFAULTS.deadline_s,
             delta_interval_s=DEFAULTS.delta_interval_s,
         )
         self.worker = Worker(
@@ -117,7 +118,6 @@ class Generator:
             settlement.settle,
             self.new_lanes(log, process),
             concurrency=CONCURRENCY,
-            deadline_s=DEFAULTS.deadline_s,
             grace_s=0.0,
         )
         self.taker = HedgeTaker(self.worker, runner, log, ORDERS)
