@@ -275,4 +275,4 @@ class AttemptRunner:
 
     async def _raise_when_ended(self, key: TurnKey, ends: LiveFeed | None) -> None:
         """Stops the attempt with TurnEnded when another process ends the turn, even while the model sends nothing."""
-        raise TurnEnded(key, await (self._log.wait_for_next_end(key, ends) if ends else self._log.wait_for_end(key)))
+        raise TurnEnded(key, await self._log.wait_for_end(key, ends))

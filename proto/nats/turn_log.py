@@ -4,7 +4,7 @@ The rules are in append.py, replay.py and follower.py; the requests to JetStream
 """
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime
 
 from tailrace.proto.entries import Stored
@@ -93,28 +93,22 @@ class TurnLog(JetStreamLog):
         """
         return await self.last_seq(key, "end") != BEFORE_FIRST
 
-    async def wait_for_end(self, key: TurnKey) -> datetime:
+    async def wait_for_end(self, key: TurnKey, ends: LiveFeed | None = None) -> datetime:
         """Waits until the live feed shows an `end` of the turn, or the log holds a valid one; returns its time.
 
         For a writer that must stop although it appends nothing. The log is read at the start, whenever the feed may
-        have missed an entry, and every REREAD_S seconds, or sooner after a read that failed.
+        have missed an entry, and every REREAD_S seconds, or sooner after a read that failed. With `ends`, a feed of the
+        turn's ends that is subscribed already, the log is not read at the start.
         """
-        async with self.subscribe(key, "end") as ends:
-            return await self._wait_for_end(key, ends, 0.0)
-
-    async def wait_for_next_end(self, key: TurnKey, ends: LiveFeed) -> datetime:
-        """Like `wait_for_end`, with an open subscription to the turn's ends; does not read the log at the start."""
-        return await self._wait_for_end(key, ends, REREAD_S)
-
-    async def _wait_for_end(self, key: TurnKey, ends: LiveFeed, wait_s: float) -> datetime:
-        """Returns the time of the next end of the feed, or of the log's valid end, first read after `wait_s`."""
-        while True:
-            if live := await ends.next(wait_s):
-                return live[-1].at
-            try:
-                if await self.has_end(key) and (ended_at := (await self.read_turn(key)).ended_at) is not None:
-                    return ended_at
-                wait_s = REREAD_S
-            except LogError:
-                # Meanwhile the writer may pay for an answer that no reader gets.
-                wait_s = ASK_AGAIN_S
+        wait_s = 0.0 if ends is None else REREAD_S
+        async with self.subscribe(key, "end") if ends is None else nullcontext(ends) as feed:
+            while True:
+                if live := await feed.next(wait_s):
+                    return live[-1].at
+                try:
+                    if await self.has_end(key) and (ended_at := (await self.read_turn(key)).ended_at) is not None:
+                        return ended_at
+                    wait_s = REREAD_S
+                except LogError:
+                    # Meanwhile the writer may pay for an answer that no reader gets.
+                    wait_s = ASK_AGAIN_S

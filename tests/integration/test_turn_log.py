@@ -432,7 +432,7 @@ async def test_a_missed_end_is_found_soon_after_a_read_that_failed(
     await writer.open("The sky")
     await writer.end("cancelled")
     async with asyncio.timeout(10):
-        await log.wait_for_next_end(writer.key, LiveFeed())
+        await log.wait_for_end(writer.key, LiveFeed())
 
 
 @pytest.mark.rule("F10")
