@@ -30,12 +30,8 @@ class StreamContext(NamedTuple):
     on_disconnect: Callable[[TurnKey, float], None]
     """Called when the client of a running turn has disconnected, with the seconds that it has to reconnect."""
 
-    def refuse_when_draining(self) -> None:
-        """Raises Refused while this gateway drains. Call it before anything is stored, never after that."""
-        if self.draining.is_set():
-            raise draining_error()
 
-
-def draining_error() -> Refused:
-    """Returns the error for requests that this gateway does not accept any more."""
-    return Refused("draining", "this gateway is shutting down: repeat the request", retry_after_s=1)
+def refuse_when_draining(draining: Flag) -> None:
+    """Raises Refused while this gateway drains. Call it before anything is stored, never after that."""
+    if draining.is_set():
+        raise Refused("draining", "this gateway is shutting down: repeat the request", retry_after_s=1)

@@ -16,7 +16,7 @@ from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.streaming.stream_context import draining_error
+from tailrace.gateway.streaming.stream_context import refuse_when_draining
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.request_body import build_entry, check
 from tailrace.gateway.turns.submission import (
@@ -101,8 +101,7 @@ class TurnSubmitter:
 
     async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> StoredTurn:
         """Like `submit`, but stores the entry that `build` makes. Runs only the features of `admit` and `stored`."""
-        if self._draining.is_set():
-            raise draining_error()
+        refuse_when_draining(self._draining)
         has_key = submission.idempotency_key is not None
         async with submission.cleanup:
             submission.body_sha256 = await hash_body(submission.raw)
@@ -165,8 +164,7 @@ class TurnSubmitter:
         An Idempotency-Key without a turn is allowed: some clients send a new key with each POST.
         Raises Refused, LogUnavailable.
         """
-        if self._draining.is_set():
-            raise draining_error()
+        refuse_when_draining(self._draining)
         tenant = submission.principal.tenant
         key = await self._log.find_turn_at(tenant, cursor) if cursor != BEFORE_FIRST else None
         repeated = await self._load(key) if key is not None else None

@@ -15,7 +15,7 @@ from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.pacing import Pace, pace_of
 from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.stream_context import StreamContext, refuse_when_draining
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder
@@ -108,7 +108,7 @@ def stream_of(
     # An EventSource that reconnects treats 503 as final: it waits inside the stream instead.
     waits_for_log = bool(cursor) and dialect.is_self_delimited and request.method == "GET"
     if not waits_for_log:
-        access.streams.refuse_when_draining()
+        refuse_when_draining(access.streams.draining)
     return EventStream(access, key, dialect, cursor, waits_for_log=waits_for_log, pace=pace)
 
 

@@ -32,7 +32,7 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.streaming.response import StreamedResponse
 from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.stream_context import StreamContext, refuse_when_draining
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
@@ -122,7 +122,7 @@ async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnR
     if not flag(request, "stream"):
         return json_response(response_of(await turns.read(key)))
     # The SDK repeats a request that got 503.
-    streams.refuse_when_draining()
+    refuse_when_draining(streams.draining)
     after = request.query_params.get("starting_after")
     if after is None:
         renderer = render_snapshot if flag(request, "snapshot") else None
