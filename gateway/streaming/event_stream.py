@@ -6,7 +6,7 @@ interrupted body lacks its last chunk, which the client's HTTP library reports.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.fanout import TurnFeed
-from tailrace.gateway.streaming.frame_writer import FrameWriter, Snapshot
+from tailrace.gateway.streaming.frame_writer import FrameWriter, Snapshot, WriteObserver
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.reader_history import Reader
 from tailrace.gateway.streaming.response import Cause, Interruptions, StreamedResponse, TurnFailed, body
@@ -35,8 +35,6 @@ from tailrace.proto.subjects import TurnKey
 RECONNECT_WINDOW_S = 15.0
 # The pause between two tries of an unavailable log: well below the second after which clients reconnect.
 TRY_LOG_EVERY_S = 0.5
-
-
 # The event id of the failure of a turn that the log has lost: after every entry, and exact as a JavaScript number.
 AFTER_LOST = Seq(2**53 - 1)
 
@@ -65,7 +63,7 @@ class EventStream(StreamedResponse):
         headers: Mapping[str, str] | None = None,
         *,
         snapshot: Snapshot | None = None,
-        is_first_word_awaited: bool = False,
+        waits_for_answer: bool = False,
         fails_again: bool = False,
         waits_for_log: bool = False,
         pace: Pace | None = None,
@@ -75,8 +73,8 @@ class EventStream(StreamedResponse):
 
         `start` may be a function that finds the Start; it raises Refused or LogUnavailable.
         `snapshot`: renders the answer so far, which is sent at once; the stream continues after it.
-        `is_first_word_awaited`: the status is sent with the first token, or after one heartbeat interval. If the turn
-        fails earlier, the response is an HTTP error. `fails_again`: a repeated request would get that error, too.
+        `waits_for_answer`: the status is sent when the model begins to answer, or after one heartbeat interval. If the
+        turn fails earlier, the response is an HTTP error. `fails_again`: a repeated request would get that error, too.
         `waits_for_log`: while the log is unavailable, the client receives heartbeats instead of a 503, because an
         EventSource does not reconnect after any status but 200 (ADR 13). When the gateway drains, the body ends cleanly
         and the client reconnects to another gateway.
@@ -94,7 +92,7 @@ class EventStream(StreamedResponse):
             self._apply(self._start)
         self._cursor = cursor
         self._snapshot = snapshot
-        self._is_first_word_awaited = is_first_word_awaited
+        self._waits_for_answer = waits_for_answer
         self._fails_again = fails_again
         self._waits_for_log = waits_for_log
         self._pace = pace
@@ -192,28 +190,30 @@ class EventStream(StreamedResponse):
         Returns how many seconds the client has to reconnect before it counts as disconnected for the on_disconnect
         policy; None if it does not count as disconnected.
         """
-        if self._is_first_word_awaited:
+        if self._waits_for_answer:
             timeout_s = self._streams.settings.heartbeat_s
             answering = _wait_for_answer(feed, may_repeat=not self._fails_again)
-            match (await interruptions.run(answering, timeout_s)).cause:
-                case "disconnected":
-                    reader.close("disconnected")
-                    return 0.0
-                case "expired":
-                    reader.close("expired")
-                    return 0.0
+            cause = (await interruptions.run(answering, timeout_s)).cause
+            if cause in ("disconnected", "expired"):
+                reader.close(cause)
+                return 0.0
         await self._access.permit.acquire()
         if self._cursor:
             metrics.RESUMED.inc()
-        writer = self._writer(send, feed, reader)
+        observers = [reader.note_write]
+        if self._pace is None:
+            timings = StreamTimings(feed, self._dialect.name, self._cursor, self._access.requested_at)
+            observers.append(timings.note_write)
+        writer = self._writer(send, observers)
         with metrics.STREAMS.labels(self._dialect.name).track_inprogress():
             await self.begin(send, 200)
             life_s = self._streams.settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
             position = self._start_index(feed, start)
             writing = writer.write_turn(feed, position, to_skip=start.seen or 0, snapshot=self._snapshot)
-            cause, is_complete = await interruptions.run(writing, life_s)
-        metrics.STREAM_ENDS.labels(_stream_end(cause, feed, is_complete=bool(is_complete))).inc()
-        reader.close(cause, is_complete=is_complete is True)
+            cause, result = await interruptions.run(writing, life_s)
+        is_complete = bool(result)
+        metrics.STREAM_ENDS.labels(_stream_end(cause, feed, is_complete=is_complete)).inc()
+        reader.close(cause, is_complete=is_complete)
         if cause == "disconnected":
             return 0.0
         if is_complete or (self._dialect.is_self_delimited and not writer.is_within_frame):
@@ -248,13 +248,7 @@ class EventStream(StreamedResponse):
         """Returns the index of the first entry that may hold an event for this client."""
         return 0 if start.seen else feed.start(self._cursor, self._dialect)
 
-    def _writer(self, send: Send, feed: TurnFeed | None = None, reader: Reader | None = None) -> FrameWriter:
-        """Returns the writer of a response to `send`. A stream of `feed` is measured, unless it is paced."""
-        observers = [] if reader is None else [reader.note_write]
-        if feed is not None and self._pace is None:
-            observers.append(
-                StreamTimings(feed, self._dialect.name, self._cursor, self._access.requested_at).note_write
-            )
+    def _writer(self, send: Send, observers: Sequence[WriteObserver] = ()) -> FrameWriter:
         return FrameWriter(
             send,
             self._dialect,

@@ -91,14 +91,14 @@ class Responder:
         dialect: Dialect,
         *,
         is_streamed: bool,
-        is_first_word_awaited: bool = True,
+        waits_for_answer: bool = True,
         headers: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         added_bytes: int = 0,
     ) -> StreamedResponse:
         """Submits `new_turn` and returns its stream, or its one JSON body. Raises Refused, LogError.
 
-        `is_first_word_awaited`: a turn that fails before its first word is answered with an HTTP status, not a stream.
+        `waits_for_answer`: a turn that fails before the model begins to answer has an HTTP error, not a stream.
         The response names the turn and its session, so that a stream that was cut can be resumed at
         `/v1/turns/{turn}/events?dialect=…`.
         """
@@ -121,7 +121,7 @@ class Responder:
                 select_variant(dialect, accepted(request.headers)),
                 cursor or BEFORE_FIRST,
                 headers=headers,
-                is_first_word_awaited=is_first_word_awaited and cursor is None,
+                waits_for_answer=waits_for_answer and cursor is None,
                 fails_again=fails_again,
                 pace=pace,
                 is_repeatable=may_repeat,

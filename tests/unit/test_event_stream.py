@@ -152,13 +152,13 @@ async def test_other_tasks_run_while_the_chunks_of_a_long_answer_are_counted() -
         ("expired", [0.0], True, "tailrace"),
     ],
 )
-@pytest.mark.parametrize("is_first_word_awaited", [False, True])
+@pytest.mark.parametrize("waits_for_answer", [False, True])
 async def test_each_interruption_ends_the_stream_of_a_running_turn(
-    cause: str, disconnects: list[float], dialect: str, *, is_complete: bool, is_first_word_awaited: bool
+    cause: str, disconnects: list[float], dialect: str, *, is_complete: bool, waits_for_answer: bool
 ) -> None:
     """A client that disconnects, or whose credential expires, leaves the turn; one of a draining gateway returns."""
     async with client(MemoryLog(running_turn())) as one:
-        streaming = asyncio.create_task(one.run(DIALECTS[dialect], is_first_word_awaited=is_first_word_awaited))
+        streaming = asyncio.create_task(one.run(DIALECTS[dialect], waits_for_answer=waits_for_answer))
         await until(lambda: b"b" in one.body.rpartition(b"a")[2])
         getattr(one, cause).set()
         await streaming
@@ -196,7 +196,7 @@ async def test_a_turn_that_fails_before_its_first_word_has_an_http_status(code: 
     log.store_request()
     log.end("failed", Failure(code, "Claude is overloaded"))
     async with client(MemoryLog(log.stored)) as one:
-        await one.run(is_first_word_awaited=True)
+        await one.run(waits_for_answer=True)
     assert one.status == status
     assert not one.disconnects
 

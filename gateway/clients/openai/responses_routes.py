@@ -78,7 +78,7 @@ async def post_response(
             raw,
             OPENAI_RESPONSES,
             is_streamed=bool(body.stream),
-            is_first_word_awaited=not body.background,
+            waits_for_answer=not body.background,
             headers=headers,
             added_bytes=added_bytes,
         )

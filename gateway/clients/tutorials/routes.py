@@ -62,9 +62,7 @@ async def post_chat_stream(request: ApiRequest, responder: Responder) -> ASGIApp
     For a page that was written after a tutorial for another server.
     """
     body, raw = await request.read(ChatStreamRequest)
-    return await responder.answer(
-        request, chat_stream_turn(body), raw, DELTA, is_streamed=True, is_first_word_awaited=False
-    )
+    return await responder.answer(request, chat_stream_turn(body), raw, DELTA, is_streamed=True, waits_for_answer=False)
 
 
 async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
