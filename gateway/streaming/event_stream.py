@@ -246,7 +246,7 @@ class EventStream(StreamedResponse):
 
     def _start_index(self, feed: TurnFeed, start: Start) -> int:
         """Returns the index of the first entry that may hold an event for this client."""
-        return 0 if start.seen else feed.start(self._cursor, self._dialect)
+        return 0 if start.seen else feed.start_index(self._cursor, self._dialect)
 
     def _writer(self, send: Send, observers: Sequence[WriteObserver] = ()) -> FrameWriter:
         return FrameWriter(

@@ -96,13 +96,12 @@ class TurnFeed:
         """Returns whether this feed has all entries after `cursor`, so that a reader can start there."""
         return cursor == self.after or self._position(cursor) > 0
 
-    def start(self, cursor: Seq, dialect: Dialect) -> int:
+    def start_index(self, cursor: Seq, dialect: Dialect) -> int:
         """Returns the index of the entry that a reader with `cursor` starts at."""
-        position = 0 if cursor == self.after else self._position(cursor)
         if cursor == BEFORE_FIRST and not dialect.can_reset:
             # The dialect cannot reset a client. A new reader starts at the last restart, and needs no reset.
             return self._after_restart
-        return position
+        return 0 if cursor == self.after else self._position(cursor)
 
     def frames(self, dialect: Dialect, start: int, most: int, bytes_max: int = sys.maxsize) -> list[Frame]:
         """Returns the frames from the index `start` on: at most `most`, and at most `bytes_max` bytes or one frame.

@@ -31,8 +31,8 @@ DISPATCH_S = 0.25
 
 WriteObserver = Callable[[Sequence[Stored], int, int], None]
 """Is called after each write with the turn's entries, and the index of the first one written and of the next one."""
-# Renders the turn so far as a few events. The arguments: key, fold, and the number of events that these replace.
 Snapshot = Callable[[TurnKey, Turn, int], sse.Events]
+"""Renders the turn so far as a few events. The arguments: key, fold, and the number of events that these replace."""
 
 
 class FrameWriter:
@@ -90,7 +90,7 @@ class FrameWriter:
                 return False
             self._note_write(feed, start)
             if self._position < len(feed.entries):
-                is_news = await self._is_next_due(feed)
+                is_news = await self._wait_until_due(feed)
             elif feed.is_broken or feed.is_ended:
                 return feed.is_ended
             elif self._pace is not None or to_skip:
@@ -161,7 +161,7 @@ class FrameWriter:
                 self._needs_retry = False
         return data, is_break
 
-    async def _is_next_due(self, feed: TurnFeed) -> bool:
+    async def _wait_until_due(self, feed: TurnFeed) -> bool:
         """Waits until the next entry is due, at most one heartbeat interval; returns whether it is."""
         if self._pace is None:
             # Lets other tasks run between the pieces of a long replay.

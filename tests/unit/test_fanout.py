@@ -137,18 +137,18 @@ async def test_a_reader_starts_after_its_cursor() -> None:
     assert [live.can_start_at(one.seq) for one in stored] == [False] + [True] * (len(stored) - 1)
     assert not live.can_start_at(Seq(stored[-1].seq + 1))
     assert not live.can_start_at(BEFORE_FIRST)
-    assert [live.start(one.seq, TAILRACE) for one in stored[1:]] == list(range(len(stored) - 1))
+    assert [live.start_index(one.seq, TAILRACE) for one in stored[1:]] == list(range(len(stored) - 1))
 
 
 async def test_a_new_reader_starts_after_the_last_restart_where_the_dialect_cannot_reset() -> None:
     """Plain text has the new answer alone; tailrace sends the old one and a reset."""
     stored = restarted_entries()
     live = feed_of(stored)
-    start = live.start(BEFORE_FIRST, TEXT)
+    start = live.start_index(BEFORE_FIRST, TEXT)
     assert b"".join(frame.data for frame in live.frames(TEXT, start, 100)) == b"new"
-    assert live.start(BEFORE_FIRST, TAILRACE) == 0
-    assert live.start(stored[3].seq, TEXT) == 4
-    assert feed_of(completed_turn("a").stored).start(BEFORE_FIRST, TEXT) == 0
+    assert live.start_index(BEFORE_FIRST, TAILRACE) == 0
+    assert live.start_index(stored[3].seq, TEXT) == 4
+    assert feed_of(completed_turn("a").stored).start_index(BEFORE_FIRST, TEXT) == 0
 
 
 async def test_a_turn_is_rendered_once_in_each_dialect() -> None:
@@ -205,7 +205,7 @@ async def test_a_cursor_at_the_end_is_at_the_end() -> None:
     """Nothing follows it, which is not the same as nothing yet: its reader does not wait."""
     async with fanned_out(None) as (_, _, fan_out), fan_out.subscribe(KEY, STORED[-1].seq) as feed:
         assert feed.is_ended
-        assert feed.start(STORED[-1].seq, TAILRACE) == len(feed.entries) == 0
+        assert feed.start_index(STORED[-1].seq, TAILRACE) == len(feed.entries) == 0
         assert await feed.wait_for_change(0)
 
 

@@ -222,7 +222,7 @@ class SessionStream(StreamedResponse):
 
     async def _write_turn(self, send: Send, key: TurnKey, cursor: Seq) -> None:
         async with self._streams.fan_out.subscribe(key, cursor) as feed:
-            index = feed.start(cursor, TAILRACE)
+            index = feed.start_index(cursor, TAILRACE)
             known = self._positions.get(key.turn)
             request = known.request if known is not None else feed.seqs[0]
             with self._record_stream(feed, cursor) as reader:
