@@ -35,7 +35,6 @@ logger = structlog.get_logger()
 CLEANUP_S_MAX = 1.0
 LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
 
-
 OpenAnswer = AbstractAsyncContextManager[tuple[ModelEvent, AsyncIterator[ModelEvent]]]
 WrapSink = Callable[[Sink, Request, Turn], Sink]
 """Wraps the sink of an attempt in one that inspects its events. May raise CloseCall, so that no call is made."""
@@ -127,8 +126,8 @@ class AttemptRunner:
         writer: EventWriter,
         *,
         name: str,
-        sinks: Sequence[WrapSink] = (),
-        races: Races | None = None,
+        sinks: Sequence[WrapSink],
+        races: Races | None,
     ) -> None:
         """`name` identifies this process in the log. Without `races` each attempt makes the only call.
 

@@ -32,7 +32,7 @@ Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
 class EventWriter:
     """Appends the entries of attempts. The deadline of a model call never cancels an append."""
 
-    def __init__(self, log: TurnLog, delta_interval_s: float = 0.0) -> None:
+    def __init__(self, log: TurnLog, delta_interval_s: float) -> None:
         """`delta_interval_s` is the time after an append of a delta in which the next deltas wait for others."""
         self._log = log
         self._delta_interval_s = delta_interval_s

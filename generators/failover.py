@@ -43,7 +43,7 @@ class BackendOrder(msgspec.Struct, frozen=True):
 
     sources: tuple[Source, ...]
     untried: int
-    """How many of them were not called for this turn yet: the first ones."""
+    """The number of `sources` that were not called for this turn yet. They come first."""
 
     @property
     def current(self) -> Source:

@@ -38,8 +38,8 @@ class FairShare:
         left_free = self._slots - (self._running.total() - mine)
         return self.free > 0 and mine < max(1, floor(self._share * left_free))
 
-    def wait(self, key: TurnKey, *, is_child: bool = False) -> bool:
-        """Adds a turn to those that wait; returns False if too many turns of its tenant and kind wait already."""
+    def enqueue(self, key: TurnKey, *, is_child: bool = False) -> bool:
+        """Makes a turn wait; returns False if too many turns of its tenant and kind wait already."""
         waiting = self._waiting.setdefault(key.tenant, (deque(), deque()))[is_child]
         if len(waiting) >= WAITING_TENANT_MAX:
             return False
@@ -49,7 +49,7 @@ class FairShare:
     def is_waiting(self, tenant: Tenant) -> bool:
         return tenant in self._waiting
 
-    def next(self) -> TurnKey | None:
+    def dequeue(self) -> TurnKey | None:
         """Removes and returns a waiting turn that may start. Its tenant goes to the end of the round."""
         for tenant in list(self._waiting):
             if not self.may_start(tenant):

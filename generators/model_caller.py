@@ -37,7 +37,7 @@ class ModelCaller:
 
 
 class Route:
-    """The backend of a turn's next call, and the routes of the calls after it, should it fail."""
+    """The backend of a turn's next call. After a failure, it returns the route of the call that follows."""
 
     def __init__(self, caller: ModelCaller, order: BackendOrder, failures: int = 0) -> None:
         """`failures` counts the failed attempts before, within this run of the turn."""

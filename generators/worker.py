@@ -31,16 +31,16 @@ RETRY_WAIT_S = 1.0
 # A turn that can neither start nor wait here is released, so that another generator can take it. The delay before its
 # next delivery doubles each time, up to this maximum.
 SHARE_WAIT_S_MAX = 8.0
-# Turns that start together do not wait for a round trip each. nats-server divides a burst evenly among the generators
-# that wait for turns, whatever number each has asked for. While this many start, running turns wait.
+# The most turns that are fetched to start together, without a round trip for each. nats-server divides a burst evenly
+# among the generators that wait, whatever number each has requested. The running turns wait while these start.
 STARTED_AT_ONCE = 16
 # While no fetched turn can start here, up to this many are fetched at once, to reach turns behind them that can.
 FETCHED_MAX = 64
-# The delay before a turn is delivered again that this process cannot run now: another process is storing its answer,
-# which takes milliseconds, or the turn is queued behind its parent, which may take minutes. So the delay begins short,
-# and grows by this much each time, up to the maximum.
-WRITTEN_WAIT_S = 0.2
-WRITTEN_WAIT_S_MAX = 1.0
+# The delay before the next delivery of a turn that cannot run yet. Either another process is storing its answer, which
+# takes milliseconds, or the turn is queued behind its parent, which may take minutes. So the delay begins short, and
+# grows by this much each time, up to the maximum.
+NOT_YET_WAIT_S = 0.2
+NOT_YET_WAIT_S_MAX = 1.0
 
 OnEnded = Callable[[TurnKey, Turn], Awaitable[None]]
 """Is called with each ended turn, at least once, before its delivery is acknowledged. Raises LogUnavailable."""
@@ -71,7 +71,7 @@ class Lane(Protocol):
 class Worker:
     """Runs up to `concurrency` turns at once until `stop` is set; then lets them finish for `grace_s` seconds.
 
-    Setting `now` ends these seconds.
+    Setting `stop_now` ends these seconds.
 
     `tenant_share`: of the slots that other tenants leave free, one tenant may use this share (fair_share.py).
     Deliveries that one of `lanes` accepts do not count against `concurrency`. After `stop` they are cancelled and
@@ -107,20 +107,20 @@ class Worker:
         self.facts: dict[str, Any] = {}
         """Further fields of the health report, for operators."""
 
-    async def run(self, stop: asyncio.Event, now: asyncio.Event | None = None) -> None:
-        """Runs turns until `stop` is set; then finishes them until the grace period is over or `now` is set."""
+    async def run(self, stop: asyncio.Event, stop_now: asyncio.Event | None = None) -> None:
+        """Runs turns until `stop` is set; then finishes them until the grace period is over or `stop_now` is set."""
         async with asyncio.TaskGroup() as group:
             self._group = group
             renewing = group.create_task(self._deliveries.keep_renewed(self._held.values))
             try:
-                await self._start_until(stop)
+                await self._fetch_until(stop)
             finally:
                 # No further turn starts, also when this task is cancelled.
                 self._is_draining = True
-            await self._drain(now or asyncio.Event())
+            await self._drain(stop_now or asyncio.Event())
             renewing.cancel()
 
-    async def _start_until(self, stop: asyncio.Event) -> None:
+    async def _fetch_until(self, stop: asyncio.Event) -> None:
         """Fetches and starts turns until `stop` is set."""
         reach = 1
         while not stop.is_set():
@@ -190,14 +190,14 @@ class Worker:
         if not lane.reserve(key.tenant):
             return False
         self._held[key] = delivery
-        task = self._create_task(key, lambda: lane.run(key), self._lane_tasks)
+        task = self._create_task(key, partial(lane.run, key), self._lane_tasks)
         task.add_done_callback(lambda _: lane.release(key.tenant))
         return True
 
     def _start_or_wait(self, delivery: Delivery) -> bool:
         key = delivery.key
         may_start = not self._slots.is_waiting(key.tenant) and self._slots.may_start(key.tenant)
-        if not may_start and not self._slots.wait(key, is_child=delivery.is_child):
+        if not may_start and not self._slots.enqueue(key, is_child=delivery.is_child):
             return False
         # The leases of waiting turns are renewed, too.
         self._held[key] = delivery
@@ -214,7 +214,7 @@ class Worker:
         """Frees the slot of an ended turn, and starts waiting turns that may start now."""
         self._slots.note_end(tenant)
         metrics.RUNNING.dec()
-        while not self._is_draining and (key := self._slots.next()) is not None:
+        while not self._is_draining and (key := self._slots.dequeue()) is not None:
             self._start_turn(key, partial(self._run_turn, key))
 
     def _create_task(self, key: TurnKey, job: Job, tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
@@ -230,7 +230,7 @@ class Worker:
         if turn.end is None:
             # Another process is about to store the answer, or the turn cannot begin yet. `on_ended` is called when the
             # turn is delivered again.
-            await self._release(key, min(WRITTEN_WAIT_S * self._held[key].times, WRITTEN_WAIT_S_MAX))
+            await self._release(key, min(NOT_YET_WAIT_S * self._held[key].times, NOT_YET_WAIT_S_MAX))
             return None
         return turn
 
@@ -302,8 +302,8 @@ class Worker:
             return False
         return True
 
-    async def _drain(self, now: asyncio.Event) -> None:
-        """Cancels the lanes' jobs at once and, after `grace_s` seconds or if `now` is set, the turns that still run."""
+    async def _drain(self, stop_now: asyncio.Event) -> None:
+        """Cancels the lanes' jobs at once and, after `grace_s` seconds or when `stop_now` is set, the running turns."""
         logger.info("draining", running=len(self._turns))
         for key in self._slots.clear():
             await self._held.pop(key).release()
@@ -311,7 +311,7 @@ class Worker:
             task.cancel()
         if self._turns:
             ended = asyncio.create_task(asyncio.wait(self._turns))
-            await run_until(now.wait(), ended, timeout_s=self._grace_s)
+            await run_until(stop_now.wait(), ended, timeout_s=self._grace_s)
             ended.cancel()
             late = set(self._turns)
             for task in late:

@@ -65,8 +65,8 @@ async def test_a_queued_turn_is_delivered_less_often_the_longer_it_waits(
     own: OwnSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each delivery reads the log, and the turn before it may run for minutes."""
-    monkeypatch.setattr(worker, "WRITTEN_WAIT_S", 0.02)
-    monkeypatch.setattr(worker, "WRITTEN_WAIT_S_MAX", 0.06)
+    monkeypatch.setattr(worker, "NOT_YET_WAIT_S", 0.02)
+    monkeypatch.setattr(worker, "NOT_YET_WAIT_S_MAX", 0.06)
     delays, release = list[float](), Delivery.release
 
     async def note_release(delivery: Delivery, delay_s: float = 0.0) -> None:

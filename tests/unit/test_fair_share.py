@@ -36,12 +36,12 @@ def test_an_ended_turn_starts_the_waiting_tenant_that_was_served_longest_ago() -
         share.note_start(tenant)
     turns = [TurnKey(tenant, TurnId(str(number))) for number, tenant in enumerate((A, A, B, C))]
     for key in turns:
-        assert share.wait(key)
-    assert share.next() is None
+        assert share.enqueue(key)
+    assert share.dequeue() is None
     order = []
     for _ in range(4):
         share.note_end(A)
-        started = share.next()
+        started = share.dequeue()
         assert started is not None
         order.append(started.tenant)
         share.note_start(A)
@@ -54,19 +54,19 @@ def test_turns_of_a_batch_wait_until_no_other_turn_of_their_tenant_waits() -> No
     share.note_start(A)
     assert share.count_waiting() == {A: 0}
     child, single = TurnKey(A, TurnId("child")), TurnKey(A, TurnId("single"))
-    assert share.wait(child, is_child=True)
-    assert share.wait(single)
+    assert share.enqueue(child, is_child=True)
+    assert share.enqueue(single)
     assert share.count_waiting() == {A: 2}
     share.note_end(A)
-    assert [share.next(), share.next()] == [single, child]
+    assert [share.dequeue(), share.dequeue()] == [single, child]
     assert share.count_waiting() == {}
 
 
 def test_too_many_waiting_turns_of_a_tenant_are_given_back() -> None:
     share = FairShare(1, 0.75)
-    accepted = [share.wait(TurnKey(A, TurnId(str(number)))) for number in range(WAITING_TENANT_MAX + 1)]
+    accepted = [share.enqueue(TurnKey(A, TurnId(str(number)))) for number in range(WAITING_TENANT_MAX + 1)]
     assert accepted == [True] * WAITING_TENANT_MAX + [False]
-    assert share.wait(TurnKey(B, TurnId("b")))
+    assert share.enqueue(TurnKey(B, TurnId("b")))
     assert len(share.clear()) == WAITING_TENANT_MAX + 1
     assert not share.is_waiting(A)
 
