@@ -135,7 +135,7 @@ class Recorder:
         last = {delivery.key: delivery for delivery in sorted(batch, key=lambda delivery: delivery.seq)}
         requested = {delivery.key for delivery in batch if delivery.kind == "request"}
         folded = await asyncio.gather(
-            *(self._fold_turn(key, delivery, has_request=key in requested) for key, delivery in last.items()),
+            *(self._fold_turn(delivery, has_request=key in requested) for key, delivery in last.items()),
             return_exceptions=True,
         )
         for failed in folded:
@@ -143,12 +143,13 @@ class Recorder:
                 raise failed
         return [row for row in folded if isinstance(row, TurnRow)]
 
-    async def _fold_turn(self, key: TurnKey, last: Delivery, *, has_request: bool) -> TurnRow | None:
-        """Returns the row of a turn, folded at least up to the entry `last`; None if it cannot be recorded.
+    async def _fold_turn(self, last: Delivery, *, has_request: bool) -> TurnRow | None:
+        """Returns the row of the turn of `last`, folded at least up to this entry; None if it cannot be recorded.
 
         Purges an orphan (see `_is_orphan`) and returns None. An error of one turn does not stop the batch's others.
         `has_request`: the batch contains the turn's request.
         """
+        key = last.key
         try:
             async with self._fold_slots:
                 turn = await self._read_turn(last)
