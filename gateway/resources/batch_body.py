@@ -21,7 +21,7 @@ from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.inline_files import FileReader, UploadedFiles
-from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, check, new_messages
+from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, check_turn, new_messages
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.store_trace import with_trace
 from tailrace.gateway.turns.submission import Submission
@@ -211,7 +211,7 @@ class InputChecker:
 
     async def add(self, custom_id: str, new_turn: NewTurn) -> None:
         """Adds an input. Raises Refused if it cannot become a turn."""
-        check(new_turn)
+        check_turn(new_turn)
         new_turn = await self._files.inline(new_turn)
         if self._via == "message_batches":
             self._first = self._first or new_turn

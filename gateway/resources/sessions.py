@@ -24,7 +24,7 @@ from tailrace.gateway.turns.request_body import (
     check_name,
     check_session,
     check_system,
-    require_unclaimed,
+    refuse_blob_references,
 )
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused
@@ -260,7 +260,7 @@ def _check(new: NewSessionBody | ChangeBody, offer: Offer) -> None:
         return
     if is_deeper(new.system_prompt, BODY_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
-    require_unclaimed(new.system_prompt)
+    refuse_blob_references(new.system_prompt)
     check_system("system_prompt", new.system_prompt)
     if len(msgspec.json.encode(new.system_prompt)) > SYSTEM_BYTES_MAX:
         raise Refused("request_invalid", f"`system_prompt` has more than {SYSTEM_BYTES_MAX} bytes: send it with turns")

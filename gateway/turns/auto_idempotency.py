@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import msgspec
 
 from tailrace.gateway.http.large_bodies import convert_body
-from tailrace.gateway.turns.request_body import NewTurn, check
+from tailrace.gateway.turns.request_body import NewTurn, check_turn
 from tailrace.gateway.turns.submission import Feature, TurnSubmission, has
 from tailrace.gateway.turns.submit import hash_body
 from tailrace.proto import long_strings
@@ -37,7 +37,7 @@ def auto_idempotency_feature(log: TurnLog, claims: Claims) -> Feature[TurnSubmis
     async def derive(submission: TurnSubmission) -> None:
         if submission.idempotency_key == AUTO:
             # Only a checked turn can be encoded: it is not nested too deep.
-            await convert_body(submission.body_bytes, check, submission.new_turn)
+            await convert_body(submission.body_bytes, check_turn, submission.new_turn)
             new_turn, principal = submission.new_turn, submission.principal
             if principal.user is not None:
                 # It is the user of the turn, whatever the body says.

@@ -111,7 +111,7 @@ class AppendedTurn(NewTurn, frozen=True, kw_only=True):
     """
 
 
-def check(new_turn: NewTurn) -> None:
+def check_turn(new_turn: NewTurn) -> None:
     """Checks what the types of `NewTurn` do not. Raises Refused."""
     if new_turn.message is None and new_turn.messages is None:
         raise Refused("request_invalid", "`message`, a string, or `messages`, a list, is required: send one of them")
@@ -127,7 +127,7 @@ def check(new_turn: NewTurn) -> None:
     contents = [message.content for message in new]
     if is_deeper([contents, new_turn.system, new_turn.tools, new_turn.options, new_turn.schema], BODY_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
-    require_unclaimed([contents, new_turn.system, new_turn.tools])
+    refuse_blob_references([contents, new_turn.system, new_turn.tools])
     check_system("system", new_turn.system)
     if taken := TOP_LEVEL_FIELDS.intersection(new_turn.options or ()):
         raise Refused("request_invalid", f"top-level fields, not options: {', '.join(sorted(taken))}")
@@ -189,13 +189,13 @@ def check_system(field: str, system: str | list[dict[str, Any]] | None) -> None:
 
 
 def check_session(field: str, name: str | None) -> None:
-    """As `check_name`, for the name of a new session, which must not be a route's."""
+    """Like `check_name`, for a new session. Its name must not be that of another route under /v1/sessions."""
     check_name(field, name)
     if name in RESERVED_NAMES:
         raise Refused("request_invalid", f"`{field}`: /v1/sessions/{name} is a route: choose another name")
 
 
-def require_unclaimed(body: object) -> None:
+def refuse_blob_references(body: object) -> None:
     """Raises Refused for a reference to a blob in a request body."""
     if blobs.has_reserved_key(body):
         raise Refused(
@@ -235,7 +235,7 @@ def build_entry(
         raise Refused("price_unknown", f"`max_cost`: the price of {model.id} is unknown")
     system = new_turn.system if new_turn.system is not None else position.system
     # A session's system prompt may have been stored before `POST /v1/sessions` checked it.
-    require_unclaimed(system)
+    refuse_blob_references(system)
     options = new_turn.options if new_turn.schema is None else with_schema(new_turn.options, new_turn.schema)
     if position.new[-1].role == "assistant":
         require_prefill(model, options)
@@ -268,7 +268,7 @@ def build_entry(
 
 
 def require_prefill(model: Model, options: dict[str, Any] | None) -> None:
-    """Raises Refused if the model does not continue a last message of the assistant. If unknown, its API decides."""
+    """Raises Refused if the model cannot continue the assistant's last message. If that is unknown, its API decides."""
     if model.supports.prefill is False:
         raise Refused(
             "request_invalid",

@@ -18,7 +18,7 @@ from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.stream_context import refuse_when_draining
 from tailrace.gateway.turns.conversation import Conversations
-from tailrace.gateway.turns.request_body import build_entry, check
+from tailrace.gateway.turns.request_body import build_entry, check_turn
 from tailrace.gateway.turns.submission import (
     Submission,
     SubmitFeatures,
@@ -96,7 +96,7 @@ class TurnSubmitter:
         With `cursor`, nothing is stored: the turn is the one that has this entry. Raises Refused, LogError.
         """
         await run_features(self._features.prepare, submission)
-        await convert_body(submission.body_bytes, check, submission.new_turn)
+        await convert_body(submission.body_bytes, check_turn, submission.new_turn)
         return await (self.store(submission, self._build) if cursor is None else self._resume(submission, cursor))
 
     async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> StoredTurn:
@@ -167,16 +167,17 @@ class TurnSubmitter:
         refuse_when_draining(self._draining)
         tenant = submission.principal.tenant
         key = await self._log.find_turn_at(tenant, cursor) if cursor != BEFORE_FIRST else None
-        repeated = await self._load(key) if key is not None else None
-        if repeated is None:
+        stored = await self._load(key) if key is not None else None
+        if stored is None:
             raise cursor_mismatch(f"{cursor} is not an event id of an answer of yours, or its answer has left the log")
-        if repeated[1].body_sha256 != await hash_body(submission.raw):
+        key, entry = stored
+        if entry.body_sha256 != await hash_body(submission.raw):
             raise cursor_mismatch(f"{cursor} is an event id of the answer to another body")
         if submission.idempotency_key is not None:
             claim = await self._claims.find(tenant, submission.idempotency_key)
-            if claim is not None and claim.turn != repeated[0].turn:
+            if claim is not None and claim.turn != key.turn:
                 raise cursor_mismatch(f"{cursor} is an event id of a turn with another Idempotency-Key")
-        return repeated
+        return stored
 
     async def _find_repeat(self, submission: Submission) -> StoredTurn | None:
         """Returns the turn that was stored for the idempotency key, or None.

@@ -18,7 +18,7 @@ from tailrace.gateway.clients.openai.responses_input import items_of, messages_o
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest
 from tailrace.gateway.clients.openai.unsupported import Unsupported
 from tailrace.gateway.http import read_body
-from tailrace.gateway.turns.request_body import check
+from tailrace.gateway.turns.request_body import check_turn
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tests.golden.requests import HI, build_turn
@@ -105,7 +105,8 @@ def test_any_body_becomes_a_turn_or_is_refused(api: Api, data: st.DataObject) ->
     fields = data.draw(st.dictionaries(st.sampled_from(names), JSON, max_size=3))
     messages = data.draw(st.lists(MESSAGES | JSON, max_size=3))
     with suppress(Refused):
-        check(build_turn(api.name, {**fields, "messages" if api.name == "chat" else "input": [HI, *messages]}).turn)
+        body = {**fields, "messages" if api.name == "chat" else "input": [HI, *messages]}
+        check_turn(build_turn(api.name, body).turn)
 
 
 @pytest.mark.parametrize("content", ["a", [{"type": "text", "text": "a"}]])

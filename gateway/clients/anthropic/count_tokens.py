@@ -18,7 +18,7 @@ from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.inline_files import UploadedFiles, has_files
-from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, require_unclaimed
+from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, refuse_blob_references
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper
@@ -98,7 +98,7 @@ async def store_long_strings(
     content = [[message.content for message in prompt.messages], prompt.system, prompt.tools]
     if is_deeper(content, BODY_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
-    require_unclaimed(content)
+    refuse_blob_references(content)
     # In a thread: hashing 30 MB takes 15 ms, during which no stream would advance.
     short, lifted = await asyncio.to_thread(
         blobs.lift, PromptFields(list(prompt.messages), prompt.system, prompt.tools)

@@ -24,8 +24,8 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, parse_cursor
 from tailrace.proto.subjects import TurnKey
 
-# The field of the body that names what does not exist.
-FIELDS = {"session_not_found": "session", "parent_not_found": "parent"}
+# The field of the body that an error is about, by the error's code.
+FIELD_OF_ERROR = {"session_not_found": "session", "parent_not_found": "parent"}
 
 
 class AcceptedTurn(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
             return response
         key, entry = await responder.submit(request, new_turn, raw)
     except Refused as refused:
-        refused.param = refused.param or FIELDS.get(refused.code)
+        refused.param = refused.param or FIELD_OF_ERROR.get(refused.code)
         raise
     path = f"/v1/turns/{key.turn}"
     links = {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"}

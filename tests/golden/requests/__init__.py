@@ -17,7 +17,7 @@ from tailrace.gateway.clients.anthropic import request as anthropic
 from tailrace.gateway.clients.openai import chat_request, responses_request
 from tailrace.gateway.clients.openai.unsupported import BuiltTurn
 from tailrace.gateway.http.read_body import decode
-from tailrace.gateway.turns.request_body import NewTurn, check
+from tailrace.gateway.turns.request_body import NewTurn, check_turn
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import models
 
@@ -58,7 +58,7 @@ def run_case(api: str, case: Case) -> Case:
     """Returns the case with the outcome of this version."""
     try:
         built = build_turn(api, case.body, case.headers)
-        check(built.turn)
+        check_turn(built.turn)
     except Refused as refused:
         return Case(case=case.case, body=case.body, headers=case.headers, refused=f"{refused.code}: {refused.message}")
     turn = msgspec.to_builtins(built.turn)
