@@ -51,8 +51,6 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     mode: Mode = "fresh"
     attempt_traceparent: str | None = None
     """The span of the last attempt, if it was traced."""
-    hedges: int = 0
-    """The number of attempts that are hedges, for tests. `fruitless` does not count them."""
     fruitless: int = 0
     """The last attempts, in a row, that stored nothing new. Hedges and attempts that were handed over do not count."""
     furthest: int = 0
@@ -272,7 +270,6 @@ class Folding:
         self.unreported_bytes = turn.unreported_bytes
         self.envelope = turn.envelope
         self.was_estimated = turn.was_estimated
-        self.hedges = turn.hedges
         self.fruitless = turn.fruitless
         self.furthest = turn.furthest
         self.reached = sum(len(block.text) + block.is_closed for block in turn.blocks)
@@ -310,7 +307,6 @@ class Folding:
             case Request() as request:
                 self.changes |= {"request": request, "asked_at": stored.at}
             case Attempt(generator=generator, backend=backend, mode=mode, misfit=misfit, is_hedge=is_hedge) as attempt:
-                self.hedges += is_hedge
                 self.fruitless += not is_hedge
                 self.changes |= {"generator": generator, "backend": backend, "mode": mode}
                 self.changes["attempt_traceparent"] = attempt.traceparent
@@ -400,7 +396,6 @@ class Folding:
             unreported_bytes=self.unreported_bytes,
             envelope=self.envelope,
             was_estimated=self.was_estimated,
-            hedges=self.hedges,
             fruitless=self.fruitless,
             furthest=self.furthest,
             message_calls=self.message_calls,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tailrace.proto.entries import Attempt
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.checker.history import Ack, Append, Commit, Overload, Post
 from tests.checker.invariants import find_failed, judge
@@ -96,7 +97,8 @@ async def test_hedges_violate_only_the_cost_bound_without_hedges(tmp_path: Path)
         await system.wait_until_settled()
         await system.collect()
     run = load(tmp_path)
-    assert sum(turn.hedges for turn in run.folds.values()) >= len(keys) / 2
+    entries = [stored.entry for turn in run.turns.values() for stored in turn.valid]
+    assert sum(isinstance(entry, Attempt) and entry.is_hedge for entry in entries) >= len(keys) / 2
     violated = {
         hedges: {name for name, verdict in judge(run, Bounds(end_s=0, hedges=hedges)).items() if verdict.holds is False}
         for hedges in (1, 0)

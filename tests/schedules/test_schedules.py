@@ -17,6 +17,7 @@ from tailrace.generators.settings import Settings
 from tailrace.proto.entries import Attempt, Entry, Stored
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq
+from tests.harness.readers import select_valid
 from tests.schedules import generator
 from tests.schedules.judge import judge
 from tests.schedules.many import outcomes
@@ -82,7 +83,9 @@ def happenings(schedule: Schedule) -> Iterator[str]:
         "fork": turn.skipped > 0,
         "several takeovers": len(modes) > 2,
         "hedge": any(generator.hedges for generator in schedule.generators),
-        "hedge that was first": turn.hedges > 0,
+        "hedge that was first": any(
+            isinstance(one.entry, Attempt) and one.entry.is_hedge for one in select_valid(schedule.server.stored)
+        ),
         "cut": any(connected.over == "cut" for reader in schedule.readers for connected in reader.connections),
     }
     yield from (name for name, is_met in conditions.items() if is_met)

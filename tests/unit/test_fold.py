@@ -485,11 +485,11 @@ def test_the_newest_progress_is_that_of_the_batch() -> None:
     assert log.turn.progress == progress
 
 
-def test_an_attempt_names_its_trace_and_hedges_are_counted() -> None:
+def test_the_trace_of_a_turn_is_that_of_its_last_attempt() -> None:
     log = started_turn()
     for traceparent in ("00-a-b-01", "00-c-d-01"):
-        log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True, traceparent=traceparent))
-    assert (log.turn.hedges, log.turn.attempt_traceparent) == (2, "00-c-d-01")
+        log.store(msgspec.structs.replace(attempt(log.chain), traceparent=traceparent))
+    assert log.turn.attempt_traceparent == "00-c-d-01"
 
 
 @pytest.mark.parametrize("split", range(2, 9))
