@@ -46,7 +46,6 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """When the last valid entry was stored, by the server's clock."""
     worked: timedelta = NO_TIME
     """The sum over all attempts of the time between an attempt's first and last entry, by the server's clock."""
-    generator: str = ""
     backend: str = ""
     mode: Mode = "fresh"
     attempt_traceparent: str | None = None
@@ -306,10 +305,9 @@ class Folding:
                     self.fruitless = max(self.fruitless - 1, 0)
             case Request() as request:
                 self.changes |= {"request": request, "asked_at": stored.at}
-            case Attempt(generator=generator, backend=backend, mode=mode, misfit=misfit, is_hedge=is_hedge) as attempt:
+            case Attempt(backend=backend, mode=mode, misfit=misfit, is_hedge=is_hedge) as attempt:
                 self.fruitless += not is_hedge
-                self.changes |= {"generator": generator, "backend": backend, "mode": mode}
-                self.changes["attempt_traceparent"] = attempt.traceparent
+                self.changes |= {"backend": backend, "mode": mode, "attempt_traceparent": attempt.traceparent}
                 if misfit is not None:
                     self.changes |= {"misfit": misfit, "rejected": self.text() or self.text("tool_use")}
                     # The corrected answer is another one, and may be shorter.

@@ -27,6 +27,7 @@ from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests.harness import processes
+from tests.harness.generator_in_loop import read_attempts
 from tests.harness.nats_cluster import GIB, Cluster
 from tests.harness.processes import ForkedProcess, Process, as_user
 from tests.harness.until import until
@@ -199,7 +200,7 @@ class System:
 
     async def generator_of(self, key: TurnKey) -> tuple[str, Process]:
         """Returns the generator of the turn's last attempt: its name in the log, and its process."""
-        name = (await self.log.read_turn(key)).generator
+        name = (await until(lambda: read_attempts(self.log, key)))[-1].generator
         return name, self.processes[f"generator-{name.rpartition('-')[0].removeprefix('g')}"]
 
     # What a test waits for.

@@ -5,7 +5,6 @@ from signal import SIGCONT
 
 import pytest
 
-from tailrace.proto.fold import Turn
 from tailrace.proto.nats import Deliveries
 from tailrace.proto.subjects import GENERATORS
 from tests.harness.freeze import freeze
@@ -25,13 +24,12 @@ async def test_another_generator_continues_the_turn_of_a_frozen_one(own: OwnSyst
     async with one, two:
         key = await own.append_request("words=150 rate=40")
 
-        async def find_begun_turn() -> Turn | None:
-            turn = await own.log.read_turn(key)
-            return turn if len(turn.text) >= 100 else None
+        async def has_begun() -> bool:
+            return len((await own.log.read_turn(key)).text) >= 100
 
-        begun = await until(find_begun_turn)
-        assert begun is not None
-        frozen = one if begun.generator.startswith("one-") else two
+        await until(has_begun)
+        (attempt,) = await own.attempts(key)
+        frozen = one if attempt.generator.startswith("one-") else two
         freeze(frozen)
         await until_equal(lambda: own.modes(key), ["fresh", "continue"])
         await own.wait_for_open_streams(2)
