@@ -16,7 +16,7 @@ T = TypeVar("T")
 Cause = Literal["done", "disconnected", "draining", "expired", "timeout"]
 
 
-class Ending(NamedTuple, Generic[T]):
+class WorkEnd(NamedTuple, Generic[T]):
     """The cause for which some work is over, and its result if it was completed."""
 
     cause: Cause
@@ -57,7 +57,7 @@ class Interruptions:
         """Whether the gateway drains or the credential has expired, so that nothing new should begin."""
         return any(flag.is_set() for _, flag in self._flags)
 
-    async def run(self, work: Awaitable[T], timeout_s: float | None = None) -> Ending[T]:
+    async def run(self, work: Awaitable[T], timeout_s: float | None = None) -> WorkEnd[T]:
         """Runs `work` until it is done, an interruption comes, or `timeout_s` is over. Raises what `work` raises.
 
         Work that begins after an interruption runs to its first wait.
@@ -67,7 +67,7 @@ class Interruptions:
                 self._limit = limit
                 if self._disconnecting.done() or self.is_over:
                     self._interrupt()
-                return Ending("done", await work)
+                return WorkEnd("done", await work)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -75,8 +75,8 @@ class Interruptions:
             self._limit = None
         # A disconnect comes first: nothing can be sent to the client, whatever else has happened.
         if self._disconnecting.done():
-            return Ending("disconnected")
-        return Ending(next((cause for cause, flag in self._flags if flag.is_set()), "timeout"))
+            return WorkEnd("disconnected")
+        return WorkEnd(next((cause for cause, flag in self._flags if flag.is_set()), "timeout"))
 
     def _interrupt(self, _: object = None) -> None:
         if self._limit is not None and not self._limit.expired():
