@@ -295,10 +295,11 @@ class GetAncestry(Query[Ancestry], frozen=True):
 
 
 class GetContext(Query[Context], frozen=True):
-    """session_not_found, parent_not_found, session_busy.
+    """The conversation that a new turn continues. Refused: session_not_found, parent_not_found, session_busy.
 
-    `parent` None means the session's last turn. `session` None means the parent's. A parent that is still running has
-    no answer to go on from: session_busy. With `begin`, a session that is not there is a new one of that name.
+    Without `parent`, the new turn continues the session's last turn; without `session`, the parent's session.
+    session_busy: the turn to continue still runs, so it has no answer yet. With `begin`, an unknown session is returned
+    as an empty one of that name.
     """
 
     query: ClassVar[str] = "context"
