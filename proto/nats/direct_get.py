@@ -82,14 +82,14 @@ class DirectReader:
         self._opening = asyncio.Lock()
         self._slots = FairSemaphore(READS_MAX)
 
-    async def page(self, subject: str, first: Seq, batch: int = BATCH) -> Page:
-        """Returns up to `batch` messages on `subject` from sequence `first` on, or fewer if they are long.
+    async def page(self, subject: str, first: Seq, limit: int = BATCH) -> Page:
+        """Returns up to `limit` messages on `subject` from sequence `first` on, or fewer if they are long.
 
         A lagging follower may answer: an empty page does not prove that nothing is stored. Raises LogUnavailable.
         """
         await self._open()
         query = msgspec.json.encode(
-            {"seq": first, "next_by_subj": subject, "batch": batch, "max_bytes": PAGE_BYTES_MAX}
+            {"seq": first, "next_by_subj": subject, "batch": limit, "max_bytes": PAGE_BYTES_MAX}
         )
         async with AsyncExitStack() as held:
             try:
@@ -99,8 +99,8 @@ class DirectReader:
                 raise LogUnavailable(
                     "the log cannot be read, because too many other reads are waiting: retry"
                 ) from error
-            batch_read = await self._request(query)
-            return Page(batch_read.messages, is_last=batch_read.pending == 0)
+            batch = await self._request(query)
+            return Page(batch.messages, is_last=batch.pending == 0)
 
     async def _request(self, query: bytes) -> _Batch:
         """Returns the first complete reply to any of the requests, so that a late server's reply still counts."""
