@@ -285,5 +285,5 @@ def build_storage(settings: Settings, connection: Connection, history: HistoryCl
 
 
 if __name__ == "__main__":
-    about = "Turns HTTP into entries, and entries into bytes."
+    about = "Serves HTTP: stores requests in the log, and streams turns to clients."
     sys.exit(service.main("gateway", about, Settings, preflight, serve, probe))

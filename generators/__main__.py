@@ -208,4 +208,4 @@ def find_anthropic_api(backends: Mapping[str, Backend]) -> AnthropicApi | None:
 
 
 if __name__ == "__main__":
-    sys.exit(service.main("generators", "Turns requests into events.", Settings, preflight, serve, probe))
+    sys.exit(service.main("generators", "Calls the model and stores its answers.", Settings, preflight, serve, probe))
