@@ -7,7 +7,7 @@ turn has ended. Optional features plug in: the planner and its cuts decide the n
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import structlog
 from structlog.contextvars import bound_contextvars
@@ -36,10 +36,6 @@ ObserveAttempt = Callable[[TurnKey, Turn, MakeAttempt], AbstractContextManager[s
 """Returns the context in which an attempt runs. It yields the `traceparent` that its entry stores, or None."""
 
 
-def observe_nothing(_key: TurnKey, _turn: Turn, _action: MakeAttempt) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
 class TurnRunner:
     """Runs turns. Holds no state of any turn."""
 
@@ -52,7 +48,7 @@ class TurnRunner:
         name: str,
         sinks: Sequence[WrapSink] = (),
         prepare: Sequence[PrepareTurn] = (),
-        observe: ObserveAttempt = observe_nothing,
+        observe: ObserveAttempt,
         races: Races | None = None,
         deadline_s: float,
         delta_interval_s: float = 0.0,

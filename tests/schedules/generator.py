@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from tailrace.generators.attempt_span import attempt_span
 from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.circuit_breaker import CircuitBreakers
 from tailrace.generators.failover import BackendOrders, Source
@@ -107,6 +108,7 @@ class Generator:
             Planner(DEFAULTS.attempts_max, [cut_at_cost]),
             name=self.name,
             sinks=[write_forced_call, limit_cost],
+            observe=attempt_span,
             races=hedging if self._server.faults.is_hedged else None,
             deadline_s=DEFAULTS.deadline_s,
             delta_interval_s=DEFAULTS.delta_interval_s,
