@@ -258,7 +258,7 @@ class Folding:
     """A fold that is not complete: entries are added one by one. `fold` adds several."""
 
     def __init__(self, turn: Turn) -> None:
-        self.was = turn
+        self.before = turn
         self.chain = turn.chain
         self.tail = turn.tail
         self.skipped = turn.skipped
@@ -384,7 +384,7 @@ class Folding:
     def build(self) -> Turn:
         """Returns the turn after all entries that were added."""
         return msgspec.structs.replace(
-            self.was,
+            self.before,
             chain=self.chain,
             tail=self.tail,
             skipped=self.skipped,

@@ -15,7 +15,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
-from tailrace.proto.nats.log_server import BATCH
+from tailrace.proto.nats.log_server import PAGE_MAX
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import STREAM, tenant_of
 
@@ -82,7 +82,7 @@ class DirectReader:
         self._opening = asyncio.Lock()
         self._slots = FairSemaphore(READS_MAX)
 
-    async def page(self, subject: str, first: Seq, limit: int = BATCH) -> Page:
+    async def page(self, subject: str, first: Seq, limit: int = PAGE_MAX) -> Page:
         """Returns up to `limit` messages on `subject` from sequence `first` on, or fewer if they are long.
 
         A lagging follower may answer: an empty page does not prove that nothing is stored. Raises LogUnavailable.

@@ -25,7 +25,7 @@ from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.encryption_keys import EncryptionKeys
 from tailrace.proto.nats.leader import Leader
-from tailrace.proto.nats.log_server import BATCH, Count, LiveFeed, Page, PublishUnclear
+from tailrace.proto.nats.log_server import PAGE_MAX, Count, LiveFeed, Page, PublishUnclear
 from tailrace.proto.nats.replay import ask_twice
 from tailrace.proto.subjects import STREAM, TurnKey
 
@@ -78,7 +78,7 @@ class JetStreamLog:
         # settled. Other codes come from a server without a leader. All are as unclear as no answer.
         raise PublishUnclear(f"{ack.error.err_code} {ack.error.description}")
 
-    async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
+    async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> Page:
         turn = subjects.entries(key)
         page = await self._reads.page(turn, Seq(after + 1), limit)
         found = self._decode_all(page.messages, turn)

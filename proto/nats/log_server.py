@@ -14,7 +14,7 @@ from tailrace.proto.ids import Seq
 from tailrace.proto.subjects import TurnKey
 
 # The most entries that one read returns.
-BATCH = 512
+PAGE_MAX = 512
 
 
 class PublishUnclear(Exception):
@@ -125,7 +125,7 @@ class LogServer(Protocol):
         """
         ...
 
-    async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
+    async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> Page:
         """Returns the entries after `after`, at most `limit`, decrypted. The server that answers may be behind (R14).
 
         Raises LogUnavailable.

@@ -13,7 +13,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import append, replay
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
-from tailrace.proto.nats.log_server import BATCH, LiveFeed
+from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed
 from tailrace.proto.nats.replay import require_turn
 from tailrace.proto.subjects import TurnKey
 
@@ -32,7 +32,7 @@ class TurnLog(JetStreamLog):
     read_ended_turn = replay.read_ended_turn
     find_stored = replay.find_stored
 
-    async def read_entries(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = BATCH) -> list[Stored]:
+    async def read_entries(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = PAGE_MAX) -> list[Stored]:
         """Returns the stored entries of a turn after `after`, at most `limit`, oldest first, valid or not (direct get).
 
         An empty list does not mean that the turn has ended or is unknown: only an End entry says the former, and one

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tailrace.proto.entries import Entry, Stored
 from tailrace.proto.ids import Seq, Tenant, TurnId
-from tailrace.proto.nats.log_server import BATCH, Count, LiveFeed, Page
+from tailrace.proto.nats.log_server import PAGE_MAX, Count, LiveFeed, Page
 from tailrace.proto.subjects import TurnKey
 
 KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
@@ -48,7 +48,7 @@ class ScriptedServer:
         seq: Seq = self._answer("publish", key, entry, fence)
         return seq
 
-    async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
+    async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> Page:
         answer: Page = self._answer("read", key, after, limit)
         return answer
 

@@ -23,7 +23,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log, streams
 from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT, Erased
 from tailrace.proto.nats.leader import Leader
-from tailrace.proto.nats.log_server import BATCH, LiveFeed
+from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed
 from tailrace.proto.nats.pub_ack import FENCE
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.harness.freeze import freeze
@@ -186,13 +186,13 @@ async def test_a_full_log_refuses_appends_and_serves_its_readers(tmp_path: Path,
 @pytest.mark.rule("R14")
 async def test_a_log_of_many_pages_is_read_whole(log: TurnLog, writer: Writer, follow: Any) -> None:
     """A page holds 512 entries at most; folds and followers read on to the last."""
-    words = [f" {number}" for number in range(BATCH + 10)]
+    words = [f" {number}" for number in range(PAGE_MAX + 10)]
     await writer.open(*words)
     await writer.end()
     key = writer.key
     page = await log.read_entries(key)
-    assert len(page) == BATCH
-    assert 0 < len(await log.read_entries(key, page[-1].seq)) < BATCH
+    assert len(page) == PAGE_MAX
+    assert 0 < len(await log.read_entries(key, page[-1].seq)) < PAGE_MAX
     assert len(await log.read_entries(key, page[0].seq, limit=3)) == 3
     turn = await log.read_turn(key)
     assert turn.text == "".join(words)

@@ -13,7 +13,7 @@ from tailrace.proto.entries import Attempt, End, Entry, Event, Request, Stored
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.nats.log_server import BATCH, Count, LiveFeed, Page, PublishUnclear
+from tailrace.proto.nats.log_server import PAGE_MAX, Count, LiveFeed, Page, PublishUnclear
 from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import NOON
 from tests.schedules.faults import FAULTLESS_AFTER_PUBLISHES, FAULTLESS_AFTER_S, Faults
@@ -279,7 +279,7 @@ class SimulatedLog(TurnLog):
         seq: Seq = await self._answer("publishes", (fence, entry), answer)
         return seq
 
-    async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
+    async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> Page:
         self._process.require_alive()
         page: Page = await self._answer("reads after", after, self.server_of(key).read(after, limit))
         return page
