@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -234,7 +235,7 @@ class AttemptRunner:
         """Puts the model's events into `sink`; returns the error that broke the answer off, if any."""
         meter = LeftOutMeter(sink)
         try:
-            sink = meter.wrap(lambda sink: self._wrap(sink, planned.turn, continuation))
+            sink = meter.wrap(partial(self._wrap, planned.turn, continuation))
             # The deadline limits the model's call and never interrupts an append: a writer that does not know whether
             # its entry is stored would be refused at its next append, by its own entry.
             async with asyncio.timeout_at(planned.deadline), opened as (first, rest):
@@ -252,7 +253,7 @@ class AttemptRunner:
             buffer.close()
         return None
 
-    def _wrap(self, sink: Sink, turn: Turn, continuation: Continuation | None) -> Sink:
+    def _wrap(self, turn: Turn, continuation: Continuation | None, sink: Sink) -> Sink:
         """Returns the sink of the model's events. The last of the features' sinks receives them first."""
         assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
         if continuation is not None:
