@@ -62,7 +62,7 @@ class TurnFeed:
         for stored in entries:
             self.entries.append(stored)
             self.seqs.append(stored.seq)
-            if _is_restart(stored):
+            if isinstance(stored.entry, Attempt) and stored.entry.mode == "restart":
                 self._after_restart = len(self.entries)
         self.is_ended = bool(entries) and isinstance(entries[-1].entry, End)
         metrics.ENTRIES.inc(len(entries))
@@ -349,7 +349,3 @@ async def _keep(stack: AsyncExitStack, live: LiveFeed) -> AsyncIterator[LiveFeed
     """Yields a feed that is already subscribed; unsubscribes it at the end by closing `stack`."""
     async with stack:
         yield live
-
-
-def _is_restart(stored: Stored) -> bool:
-    return isinstance(stored.entry, Attempt) and stored.entry.mode == "restart"

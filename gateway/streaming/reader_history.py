@@ -99,13 +99,9 @@ class ReaderHistory:
         self._readers.append(reader)
         return reader
 
-    def readers(self, key: TurnKey) -> GatewayReaders:
-        """Returns the last `READERS_MAX` streams of a turn."""
+    def encode_readers(self, key: TurnKey) -> bytes:
+        """Returns the last `READERS_MAX` streams of a turn, as the JSON of GatewayReaders."""
         is_full = len(self._readers) == STREAMS_KEPT
         since = self._readers[0].opened_at if is_full else self._started_at
         readers = [reader.report() for reader in self._readers if reader.key == key]
-        return GatewayReaders(since, readers[-READERS_MAX:])
-
-    def encode_readers(self, key: TurnKey) -> bytes:
-        """Returns `readers` as JSON."""
-        return msgspec.json.encode(self.readers(key))
+        return msgspec.json.encode(GatewayReaders(since, readers[-READERS_MAX:]))

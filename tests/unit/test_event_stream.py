@@ -95,8 +95,7 @@ class Client:
 
     @property
     def readers(self) -> list[ReaderReport]:
-        found: GatewayReaders = self.streams.readers.readers(KEY)
-        return found.readers
+        return msgspec.json.decode(self.streams.readers.encode_readers(KEY), type=GatewayReaders).readers
 
     async def run(self, dialect: Dialect = TAILRACE, method: str = "GET", **given: Any) -> None:
         stream = EventStream(StreamAccess(self.streams, self.request), KEY, dialect, **given)
