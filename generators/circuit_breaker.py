@@ -85,8 +85,9 @@ class Breaker:
             self._failing_since = now
         if len(self._turns) < TURNS_MIN:
             self._turns.add((tenant, turn))
+        is_known = tenant in self._probe_at
         # Turns that were begun before the breaker opened, and those of batches, do not postpone a probe.
-        if not self._is_open if tenant in self._probe_at else len(self._probe_at) < TENANTS_MAX:
+        if (is_known and not self._is_open) or (not is_known and len(self._probe_at) < TENANTS_MAX):
             self._probe_at[tenant] = now + OPEN_S
         self._code = error.code
         if not self._is_open and len(self._turns) >= TURNS_MIN and now - self._failing_since >= FAILING_S:
