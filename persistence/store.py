@@ -203,13 +203,8 @@ class Store:
         turns = msgspec.json.encode([(one.tenant, one.session, one.turn) for one in rows]).decode()
         async with self._write() as writer:
             await writer.executemany(self._sql["count_project"], joining.values())
-            for statement in (
-                self._sql["put_session"],
-                self._sql["put_project"],
-                self._sql["put_turn"],
-                self._sql["put_labels"],
-            ):
-                await writer.executemany(statement, columns)
+            for statement in ("put_session", "put_project", "put_turn", "put_labels"):
+                await writer.executemany(self._sql[statement], columns)
             await writer.execute(self._sql["count_usage"], {"listed": turns, "sign": -1})
             await writer.executemany(self._sql["put_usage"], columns)
             await writer.execute(self._sql["count_usage"], {"listed": turns, "sign": 1})
