@@ -40,6 +40,9 @@ Observed with the versions above; tests verify each of them.
   `error` came. It stores an id when it has read its line, before the event is complete. Tailrace
   therefore sends the id last; if the connection is cut exactly between an event's last two
   newlines, this client loses the event.
+- **htmx** 4 ignores `sse-swap` and inserts no named event, so a page for htmx 2 shows no text with
+  it ([API.md](API.md#dialecthtml)). `htmx-ext-sse` is for htmx 2 only; htmx 4 includes its own
+  extension.
 - **fetch** in Chromium without TLS treats a connection that closes within the headers as a response
   without a body.
 - **useChat** treats a clean end without `finish` as success. It requests a resume on every page
