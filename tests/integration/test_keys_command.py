@@ -11,8 +11,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.cli.main import main
-from tailrace.deploy.local.nats_server import URL_FILE, NatsServer, url
-from tailrace.proto.errors import SettingsInvalid
+from tailrace.deploy.local.nats_server import NatsServer
 from tests.harness.forks import CommandResult, run_command
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
@@ -158,12 +157,3 @@ async def test_the_error_says_how_to_reach_a_server_with_streams(
     async with NatsServer(tmp_path) as bare:
         status, error = await keys("create", "--tenant", "acme", nats_url=bare.url)
     assert (status, "streams" in error) == (1, True)
-
-
-def test_the_url_of_nats_is_in_the_data_directory(tmp_path: Path) -> None:
-    """`up` stores it there; the environment variable has precedence."""
-    with pytest.raises(SettingsInvalid, match="is not the data directory of a `tailrace up`"):
-        url(tmp_path, {})
-    (tmp_path / URL_FILE).write_text("nats://token@here")
-    assert url(tmp_path, {}) == "nats://token@here"
-    assert url(tmp_path, {"TAILRACE_NATS_URL": "nats://there"}) == "nats://there"
