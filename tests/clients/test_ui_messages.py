@@ -68,8 +68,8 @@ LOGS = {
 }
 
 
-def render_stream(log: Handwritten, turn: str = "t1") -> list[dict[str, Any]]:
-    state, data = UI.start(TurnKey(ALICE, TurnId(turn))), b""
+def render_stream(log: Handwritten) -> list[dict[str, Any]]:
+    state, data = UI.start(TurnKey(ALICE, TurnId("t1"))), b""
     for stored in log.stored:
         frame, state = UI.render(state, stored)
         data += frame.data

@@ -88,8 +88,8 @@ class CancelSystem(OwnSystem):
         stored = await readers.read_all_entries(self.log, key)
         return len(stored) >= count or isinstance(stored[-1].entry, End)
 
-    async def has_words(self, key: TurnKey, count: int) -> bool:
-        return len((await self.log.read_turn(key)).text.split()) >= count
+    async def has_three_words(self, key: TurnKey) -> bool:
+        return len((await self.log.read_turn(key)).text.split()) >= 3
 
     async def _record(self, key: TurnKey) -> TurnRecord | None:
         # Persistence refuses while it is behind, or NATS has just come back.
@@ -288,7 +288,7 @@ async def test_a_generator_that_was_disconnected_during_a_cancel_closes_the_call
     async with Proxy.in_front_of(own.server.url) as proxy, own.running_generator(nats_url=proxy.url_of(own.server.url)):
         key = await own.begin("words=9 fault=stall@3 tag=silent")
         reader = own.read(key)
-        await until(lambda: own.has_words(key, 3))
+        await until(lambda: own.has_three_words(key))
         proxy.fail("cut")
         answer = await own.cancel(key)
         proxy.mend()
@@ -311,7 +311,7 @@ async def test_turns_are_cancelled_before_during_and_after_a_restart_of_nats_ser
         reading = [own.read(key) for key in keys]
         await own.wait_for_open_streams(len(keys))
         for key in keys:
-            await until(lambda key=key: own.has_words(key, 3))  # type: ignore[misc]
+            await until(lambda key=key: own.has_three_words(key))  # type: ignore[misc]
         cancels = [asyncio.create_task(own.cancel_patiently(key)) for key in keys[:3]]
         await own.server.stop(SIGKILL)
         cancels += [asyncio.create_task(own.cancel_patiently(key)) for key in keys[3:6]]

@@ -87,8 +87,8 @@ def comparable(stored: list[Stored]) -> list[tuple[Any, ...]]:
     return [(one.seq, one.at, entries.encode(one.entry)) for one in stored]
 
 
-async def read_log(log: TurnLog, key: TurnKey, after: Seq = BEFORE_FIRST) -> list[tuple[Any, ...]]:
-    return comparable(await log.read_entries(key, after))
+async def read_log(log: TurnLog, key: TurnKey) -> list[tuple[Any, ...]]:
+    return comparable(await log.read_entries(key))
 
 
 def count_filled_gaps() -> float:

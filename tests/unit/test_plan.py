@@ -176,10 +176,10 @@ def event_entry(chain: Chain) -> Event:
     return Event(prev=chain.last, attempt=chain.attempt, event=events.HANDOVER, is_hidden=True)
 
 
-def limited_turn(*calls: int, max_tokens: int) -> Turn:
-    """A turn whose calls have each written that many output tokens, and broke off."""
+def limited_turn(*calls: int) -> Turn:
+    """A turn of at most 1000 tokens whose calls have each written that many output tokens, and broke off."""
     log = Handwritten()
-    log.store_request(max_tokens=max_tokens)
+    log.store_request(max_tokens=1000)
     for number, tokens in enumerate(calls):
         log.store_attempt("continue" if number else "fresh")
         log.store_events(START, is_hidden=number > 0)
@@ -192,7 +192,7 @@ def limited_turn(*calls: int, max_tokens: int) -> Turn:
 @pytest.mark.rule("R74")
 def test_a_continuing_call_asks_for_the_tokens_that_are_left() -> None:
     """The tokens of broken calls are estimated: two for each seven bytes of their text."""
-    turn = limited_turn(100, 200, max_tokens=1000)
+    turn = limited_turn(100, 200)
     call, _ = prepare_call(turn, "continue")
     assert call.max_tokens == 700
     call, _ = prepare_call(turn, "restart")
@@ -202,13 +202,13 @@ def test_a_continuing_call_asks_for_the_tokens_that_are_left() -> None:
 @pytest.mark.rule("R74")
 def test_an_answer_with_all_its_tokens_is_completed() -> None:
     """Also without attempts left: the answer has reached its limit, it did not fail."""
-    action = plan(limited_turn(600, 400, max_tokens=1000), 1)
+    action = plan(limited_turn(600, 400), 1)
     assert isinstance(action, AppendEvents)
     assert [bytes(event.raw) for event in action.events] == [
         b'{"type":"content_block_stop","index":0}',
         b'{"type":"message_delta","delta":{"stop_reason":"max_tokens","stop_sequence":null},"usage":{}}',
     ]
-    assert isinstance(plan(limited_turn(600, 399, max_tokens=1000), 1), MakeAttempt)
+    assert isinstance(plan(limited_turn(600, 399), 1), MakeAttempt)
     assert tokens_left(EMPTY_TURN) == 0
 
 
@@ -239,12 +239,11 @@ def test_a_complete_answer_only_needs_its_end(policy: OnInterrupt, type_: str) -
     assert [plan(log.turn, attempts_max) for attempts_max in (1, 5)] == [Complete(), Complete()]
 
 
-def schema_turn(prefix: Sequence[events.Event], attempts: int = 1, misfit: str | None = None) -> Turn:
+def schema_turn(prefix: Sequence[events.Event], misfit: str | None = None) -> Turn:
     """Returns a turn with a schema, and with these events since the attempt that named its `misfit`."""
     log = Handwritten()
     log.store_request(options=with_schema(None, SCHEMA))
-    for _ in range(attempts):
-        log.store_attempt()
+    log.store_attempt()
     if misfit is not None:
         log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit=misfit))
     log.store_events(*prefix)

@@ -9,8 +9,8 @@ from tailrace.gateway.limits.rate_headers import duration, rate_headers
 NOW = 1_765_000_000.0
 
 
-def build_standing(what: What, most: int, remaining: int, renews_in_s: float, window_s: float = 60.0) -> Standing:
-    return Standing(Quota(what, "key", "a.b", most, window_s, NOW + renews_in_s), remaining)
+def build_standing(what: What, most: int, remaining: int, renews_in_s: float) -> Standing:
+    return Standing(Quota(what, "key", "a.b", most, 60.0, NOW + renews_in_s), remaining)
 
 
 STANDINGS = [

@@ -15,9 +15,7 @@ from tailrace.gateway.clients.ai_sdk.stream import UI, replay_dialect
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import events
 from tailrace.proto.entries import Message, Outcome
-from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import ui as displayed_text
 from tests.harness.sse_parser import parse
 from tests.harness.strategies import answers
@@ -146,8 +144,8 @@ def test_resume_from_the_database_starts_with_a_reset(log: Handwritten, seen: in
     assert displayed_text(UI.render_record(record, seen).data) == record.text
 
 
-def record_of(log: Handwritten, turn: str = "turn-1", **given: Any) -> TurnRecord:
-    return msgspec.structs.replace(record_from_fold(TurnKey(KEY.tenant, TurnId(turn)), log.turn), **given)
+def record_of(log: Handwritten, **given: Any) -> TurnRecord:
+    return msgspec.structs.replace(record_from_fold(KEY, log.turn), **given)
 
 
 def test_a_call_of_an_mcp_server_has_a_start_and_its_result_an_error() -> None:
