@@ -8,16 +8,19 @@ from typing import Any
 from tests.harness.sse_parser import parse
 
 
-def tailrace(sent: bytes) -> str:
-    """Adds deltas; clears them at a reset."""
+def add_deltas(sent: bytes, kind: str, field: str, reset: str) -> str:
+    """Adds the field of each event of a kind; clears the text at a reset."""
     text = ""
     for event in data(sent):
-        match event:
-            case {"type": "delta", "text": str(more)}:
-                text += more
-            case {"type": "reset"}:
-                text = ""
+        if event["type"] == kind:
+            text += event[field]
+        elif event["type"] == reset:
+            text = ""
     return text
+
+
+def tailrace(sent: bytes) -> str:
+    return add_deltas(sent, "delta", "text", "reset")
 
 
 def text(sent: bytes) -> str:
@@ -76,27 +79,13 @@ def openai_chat(sent: bytes) -> str:
 
 
 def ui(sent: bytes) -> str:
-    """Adds deltas; clears those of a step that is reset."""
-    text = ""
-    for event in data(sent):
-        match event:
-            case {"type": "text-delta", "delta": str(more)}:
-                text += more
-            case {"type": "reset-step"}:
-                text = ""
-    return text
+    """Clears the deltas of a step that is reset."""
+    return add_deltas(sent, "text-delta", "delta", "reset-step")
 
 
 def openai_responses(sent: bytes) -> str:
     """Adds the text of message items; a new response replaces the old one."""
-    text = ""
-    for event in data(sent):
-        match event:
-            case {"type": "response.created"}:
-                text = ""
-            case {"type": "response.output_text.delta", "delta": str(more)}:
-                text += more
-    return text
+    return add_deltas(sent, "response.output_text.delta", "delta", "response.created")
 
 
 def data(sent: bytes) -> list[dict[str, Any]]:
