@@ -1,6 +1,7 @@
 """Credentials on every route of the route table: invalid ones, two at once, and the scope that a route needs."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator
 
@@ -48,6 +49,7 @@ INVALID = {
     "prefix of a key": KEY.encode()[:-1],
     "key with a suffix": KEY.encode() + b"x",
     "key in capitals": KEY.upper().encode(),
+    "hash of a key": hashlib.sha256(KEY.encode()).hexdigest().encode(),
     "two keys": KEY.encode() + b", Bearer " + KEY.encode(),
     "alg none": jwts.by_hand({"alg": "none"}, jwts.claims()),
     "wrong secret": jwts.token("another-secret-that-is-also-more-than-32-bytes-long"),
@@ -134,6 +136,9 @@ async def test_each_invalid_credential_gets_the_same_401(routes: Routes, route: 
         for name, credential in {**INVALID, "revoked": routes.revoked}.items()
         for carrier in CARRIERS
     }
+    for value in (KEY.encode(), b"Basic " + KEY.encode(), b"Bearer"):
+        answers[f"authorization: {value!r}"] = await routes.send(route, [(b"authorization", value)])
+    answers["empty x-api-key"] = await routes.send(route, header("x-api-key", b""))
     for parameter in PARAMETERS:
         answers[f"?{parameter}"] = await routes.send(route, [], f"?{parameter}={routes.keys['read'].decode()}")
     assert_same_401(answers)
@@ -151,13 +156,14 @@ async def test_an_invalid_credential_gets_the_same_401_on_every_route(routes: Ro
         "in a cookie": [(b"cookie", b"token=" + key)],
         "none": [],
         "one in each header": header("authorization", key) + header("x-api-key", token),
-        "two in one header": header("authorization", token) * 2,
+        "two in one header": header("x-api-key", key) * 2,
     }
     answers = {name: await routes.send(route, headers) for name, headers in sent.items()}
     query = "&".join(f"{parameter}={key.decode()}" for parameter in PARAMETERS)
     answers["in the query"] = await routes.send(route, [], f"?{query}")
     two = [answers.pop(name) for name in ("one in each header", "two in one header")]
     assert [answer.status_code for answer in two] == [401, 401]
+    assert "`Authorization` and `x-api-key`: send one of them" in two[0].text
     assert_same_401(answers)
 
 
