@@ -1,17 +1,13 @@
 """The model routes with Anthropic's and OpenAI's SDKs, with and without a generator."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import anthropic
 import openai
 import pytest
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.models import models
-from tests.harness import processes
 from tests.harness.system import System
-from tests.harness.until import until_equal
 from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
 LISTED = [name for name in models() if "mythos" not in name]
@@ -50,12 +46,13 @@ async def test_anthropic_sdk_lists_all_pages_and_filters_by_lifecycle(claude_sdk
     )
 
 
-async def test_openai_sdk_lists_every_model(openai_sdk: openai.AsyncOpenAI) -> None:
-    """In the same body: without page parameters it has all models."""
+async def test_openai_sdk_lists_every_model(gateway: Gateway, openai_sdk: openai.AsyncOpenAI) -> None:
+    """In the same body: without page parameters it has all models. It says that Claude is simulated."""
     found = [model async for model in openai_sdk.models.list()]
     assert [model.id for model in found] == LISTED
     assert {(model.object, model.owned_by) for model in found} == {("model", "anthropic")}
     assert found[0].created == 1_790_553_600  # 2026-09-28
+    assert (await gateway.client.get("/v1/models")).json()["is_simulated"]
 
 
 async def test_sdks_find_a_model_by_any_of_its_names_and_raise_not_found(
@@ -174,24 +171,6 @@ async def test_capabilities_have_limits_prices_and_features(gateway: Gateway) ->
             "effort": ["low", "medium", "high", "xhigh", "max"],
         },
     }
-
-
-@pytest.mark.rule("R36")
-async def test_model_list_outlives_its_generator(
-    own_server: NatsServer, claude: str, tmp_path: Path, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The data file's without a generator, Anthropic's soon after one starts, and the same after it has stopped."""
-    monkeypatch.setattr("tailrace.gateway.models.catalogue.RETRY_S", 0.2)
-    gateway = await new_gateway(own_server.url)
-
-    async def listed() -> tuple[list[str], bool]:
-        answer = (await gateway.client.get("/v1/models")).json()
-        return [model["id"] for model in answer["data"]], answer["is_simulated"]
-
-    assert await listed() == (list(models()), False)
-    async with processes.generator(tmp_path, own_server.url, claude):
-        await until_equal(listed, (LISTED, True))
-    assert await listed() == (LISTED, True)
 
 
 @on_shared_loop
