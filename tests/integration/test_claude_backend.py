@@ -67,6 +67,7 @@ async def until_stats(url: str, **expected: int) -> None:
         ("fault=error@3", 5, "backend_overloaded"),
         ("fault=429@3", 5, "backend_rate_limited"),
         ("fault=500@3", 5, "backend_failed"),
+        ("fault=529@3", 5, "backend_overloaded"),
         ("fault=cut@3", 5, "backend_broken"),
         ("fault=eof@3", 5, "backend_broken"),
         ("fault=garbage@3", 5, "backend_unreadable"),

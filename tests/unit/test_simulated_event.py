@@ -3,7 +3,6 @@
 from typing import Any
 
 import msgspec
-import pytest
 
 from tailrace.deploy.simulated_claude.event import frames
 from tailrace.deploy.simulated_claude.reply import parse_message, reply
@@ -22,23 +21,6 @@ def decode_loosely(data: str) -> Any:
         return msgspec.json.decode(data)
     except msgspec.DecodeError:
         return data
-
-
-@pytest.mark.parametrize(
-    ("fault", "error"),
-    [
-        *dict.fromkeys(("cut", "stall", "eof")).items(),
-        *dict.fromkeys(("error", "529"), "overloaded_error").items(),
-        ("429", "rate_limit_error"),
-        ("500", "api_error"),
-    ],
-)
-def test_a_fault_ends_the_events_right_after_its_delta(fault: str, error: str | None) -> None:
-    """`KIND@N`: exactly N deltas are sent. The stream's status is 200 already: an error is its last event."""
-    events = events_for(f"#sim words=9 fault={fault}@2")
-    assert [name for name, _ in events].count("content_block_delta") == 2
-    name, data = events[-1]
-    assert (name, data.get("error", {}).get("type")) == ("error" if error else "content_block_delta", error)
 
 
 def test_garbage_is_one_line_that_is_not_json_and_the_rest_follows() -> None:
