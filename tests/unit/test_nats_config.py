@@ -43,25 +43,6 @@ def test_the_server_listens_on_loopback_with_bounded_messages_and_store() -> Non
     }
 
 
-@pytest.mark.rule("S16")
-def test_each_role_has_an_account_and_only_the_logs_account_has_jetstream() -> None:
-    """A user of a role has its permissions; any other user is in the log's account, without limits."""
-    accounts = json.loads(config(SPEC))["accounts"]
-    assert [name for name, account in accounts.items() if "jetstream" in account] == ["TAILRACE"]
-    assert accounts["TAILRACE"]["users"] == [{"user": "anybody", "password": 'w"d'}]
-    (gateway,) = accounts["TAILRACE_GATEWAY"]["users"]
-    rights = RIGHTS["gateway"]
-    assert gateway == {
-        "user": "gateway",
-        "password": "secret",
-        "permissions": {
-            "publish": {"allow": list(rights.publish)},
-            "subscribe": {"allow": [*rights.subscribe, *rights.serves]},
-        },
-    }
-    assert accounts["TAILRACE_GENERATORS"]["users"] == accounts["TAILRACE_PERSISTENCE"]["users"] == []
-
-
 def test_a_store_of_a_version_without_accounts_is_served_without_accounts() -> None:
     """The migration reads it: its streams are in the global account."""
     settings = json.loads(config(msgspec.structs.replace(SPEC, passwords={ROOT_USER: "w"}, has_one_account=True)))
