@@ -147,7 +147,8 @@ async def test_running_turns_are_listed_and_cancelled_by_session(
     assert cancelled == {"session": "rivers", "cancelled": [first["turn"], branch["turn"]]}
     assert (await gateway.client.post(cancel)).json() == {"session": "rivers", "cancelled": []}
     assert await running() == [other["turn"]]
-    assert (await gateway.client.get("/v1/turns?status=ended")).status_code == 400
+    for wrong in ("status=ended", "status=running&user=ann"):
+        assert (await gateway.client.get(f"/v1/turns?{wrong}")).status_code == 400
     await gateway.client.post(other["links"]["cancel"])
 
 
