@@ -515,20 +515,14 @@ async def test_a_message_batch_that_anthropic_does_not_know_for_a_moment_is_not_
 
 
 @pytest.mark.rule("R67")
-async def test_a_search_does_not_miss_a_message_batch_whose_results_are_not_known_for_a_moment(
-    own: MessageBatchSystem,
+@pytest.mark.parametrize(
+    "line", [UNKNOWN, "words=2 wait=2 fault=unlisted@1"], ids=["unknown results", "not in a later list"]
+)
+async def test_a_search_does_not_lose_a_message_batch_that_anthropic_does_not_know_for_a_moment(
+    own: MessageBatchSystem, line: str
 ) -> None:
-    """A second message batch would be paid for, too."""
-    batch = await own.create(inputs(2, UNKNOWN))
-    await own.batch_killed_after(2, is_before=True)
-    await own.run(batch, "completed")
-    assert await own.count_answered() == (1, 2)
-
-
-@pytest.mark.rule("R67")
-async def test_a_search_does_not_forget_a_message_batch_that_a_later_list_lacks(own: MessageBatchSystem) -> None:
-    """The search may last for hours, with a list every 30 seconds."""
-    batch = await own.create(inputs(2, "words=2 wait=2 fault=unlisted@1"))
+    """A second message batch would be paid for, too. A search may last for hours, with a list every 30 seconds."""
+    batch = await own.create(inputs(2, line))
     await own.batch_killed_after(2, is_before=True)
     await own.run(batch, "completed")
     assert await own.count_answered() == (1, 2)
