@@ -19,7 +19,7 @@ from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.database import global_name
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogUnavailable, Refused, StoreNotShared
-from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
+from tailrace.proto.ids import Seq, SessionId, TurnId
 from tailrace.proto.nats import Connection, Deliveries, Rpc, TurnLog
 from tailrace.proto.nats.leases import Backlog
 from tailrace.proto.nats.permissions import ADMIN
@@ -35,7 +35,6 @@ from tailrace.proto.records import (
     ListRunning,
     ListSessions,
     ListSessionTurns,
-    SessionPage,
     TurnPage,
     TurnRecord,
     record_from_fold,
@@ -54,7 +53,6 @@ from tests.harness.processes import as_user
 from tests.harness.turn_writer import OURS, Writer, new_writer, write_turn
 from tests.harness.until import until
 
-THEIRS = Tenant("theirs")
 SESSION = SessionId("session-1")
 
 
@@ -75,10 +73,10 @@ async def ask(log: TurnLog, **given: Any) -> Writer:
     return writer
 
 
-async def refusal(persistence: Persistence, tenant: Tenant, name: str, question: object) -> str:
+async def refusal(persistence: Persistence, name: str, question: object) -> str:
     """Returns the error code with which a query is refused."""
     with pytest.raises(Refused) as refused:
-        await persistence.ask(tenant, name, question, msgspec.Raw)
+        await persistence.ask(OURS, name, question, msgspec.Raw)
     return refused.value.code
 
 
@@ -215,25 +213,10 @@ UNKNOWN: dict[str, tuple[Any, str]] = {
 }
 
 
-async def test_unknown_ids_and_invalid_queries_are_refused_with_their_code(
-    persistence: Persistence, own_log: TurnLog
-) -> None:
-    """Another tenant's ids are unknown too."""
+async def test_unknown_ids_and_invalid_queries_are_refused_with_their_code(persistence: Persistence) -> None:
     for name, (query, code) in UNKNOWN.items():
-        assert await refusal(persistence, OURS, name, query) == code, name
-        assert await refusal(persistence, OURS, name, ["what?"]) == "request_invalid", name
-    key = await write_turn(own_log, "Light", session=SESSION)
-    foreign: list[tuple[str, Any, str]] = [
-        ("turn", GetTurn(key.turn), "turn_not_found"),
-        ("session", GetSession(SESSION), "session_not_found"),
-        ("session_turns", ListSessionTurns(SESSION), "session_not_found"),
-        ("ancestry", GetAncestry(key.turn), "turn_not_found"),
-        ("context", GetContext(session=SESSION), "session_not_found"),
-        ("context", GetContext(parent=key.turn), "parent_not_found"),
-    ]
-    for name, query, code in foreign:
-        assert await refusal(persistence, THEIRS, name, query) == code, name
-    assert await persistence.ask(THEIRS, "sessions", ListSessions(), SessionPage) == SessionPage([], None)
+        assert await refusal(persistence, name, query) == code, name
+        assert await refusal(persistence, name, ["what?"]) == "request_invalid", name
 
 
 async def test_the_context_of_a_follow_up_is_its_branch(persistence: Persistence, own_log: TurnLog) -> None:
@@ -269,14 +252,14 @@ async def test_the_context_of_a_follow_up_is_its_branch(persistence: Persistence
     elsewhere = await write_turn(own_log, "Light.", session=SessionId("session-2"))
     orphan = await write_turn(own_log, "So.", session=SessionId("session-3"), parent=TurnId("deleted"))
     for query in (GetContext(SESSION, elsewhere.turn), GetContext(SESSION, "none"), GetContext(parent=orphan.turn)):
-        assert await refusal(persistence, OURS, "context", query) == "parent_not_found"
-    assert await refusal(persistence, OURS, "context", GetContext()) == "request_invalid"
+        assert await refusal(persistence, "context", query) == "parent_not_found"
+    assert await refusal(persistence, "context", GetContext()) == "request_invalid"
 
     running = await ask(own_log, session=SESSION, parent=root.turn)
     last = await persistence.ask(OURS, "last", GetLastTurn(SESSION), TurnRecord)
     assert last == record_from_fold(running.key, await own_log.read_turn(running.key))
     for query in (GetContext(session=SESSION), GetContext(parent=running.key.turn)):
-        assert await refusal(persistence, OURS, "context", query) == "session_busy"
+        assert await refusal(persistence, "context", query) == "session_busy"
     assert (await context(parent=root.turn)).parent == root.turn
 
 
