@@ -200,37 +200,3 @@ async def test_a_tool_call_is_in_the_history_only_with_its_result(sessions: Sess
         await sessions.post(None, session=session, parent=parent, messages=messages, **TOOL)
     )
     assert [message.content for message in request.messages] == [CALL, called["content"], [result]]
-
-
-@pytest.mark.rule("R111")
-async def test_a_malformed_tool_call_in_a_cancelled_turn_is_not_in_the_history(sessions: Sessions) -> None:
-    """The client sent it; the turn was cancelled before the model could refuse it."""
-    malformed = [{"type": "text", "text": "I look."}, {"type": "tool_use", "name": "look", "input": {}}]
-    conversation = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": malformed}]
-    slow = {"role": "user", "content": "#sim words=2 wait=3600"}
-    cancelled = await sessions.post(None, messages=[*conversation, slow])
-    await sessions.cancel(cancelled)
-    session = (await sessions.record(cancelled))["session"]
-    answered = await sessions.wait_for_end(await sessions.post(session=session))
-    assert answered["outcome"] == "completed", answered["error"]
-
-
-@pytest.mark.rule("R112")
-async def test_a_message_without_an_answer_stays_in_the_history(sessions: Sessions) -> None:
-    """The session shows it, so the model must have it."""
-    unanswered, session = "#sim wait=3600", new_id()
-    await sessions.cancel(await sessions.post(unanswered, session=session, create_session=True))
-    following = await sessions.request(await sessions.post(session=session))
-    assert [message.content for message in following.messages] == [unanswered, SHORT]
-
-
-async def test_a_message_without_an_answer_is_not_stored_again(sessions: Sessions) -> None:
-    """Clients of other protocols keep it in the conversation that they send."""
-    name, unanswered = new_id(), "#sim wait=3600"
-    first = await sessions.post(unanswered, session=name, create_session=True)
-    await sessions.cancel(first)
-    messages = [{"role": "user", "content": content} for content in (unanswered, SHORT)]
-    body = {"model": "claude-haiku-5-5", "max_tokens": 10, "messages": messages}
-    answer = await sessions.gateway.client.post("/v1/messages", json=body, headers={"X-Session-ID": name})
-    second = await sessions.record(TurnId(answer.headers["tailrace-turn"]))
-    assert (second["parent"], [message["content"] for message in second["input"]]) == (first, [SHORT])
