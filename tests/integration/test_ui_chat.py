@@ -20,7 +20,7 @@ from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.harness.turn_builder import completed_turn
 from tests.harness.until import until
-from tests.integration.conftest import Gateway, NewGateway, on_shared_loop
+from tests.integration.conftest import Gateway, NewGateway
 
 Json = dict[str, Any]
 
@@ -48,26 +48,6 @@ async def test_response_headers_have_the_run_and_ignored_fields(gateway: Gateway
     assert answer.headers["x-vercel-ai-ui-message-stream"] == "v1"
     assert (answer.headers["tailrace-turn"], answer.headers["x-session-id"]) == (run, chat)
     assert answer.headers["tailrace-ignored"] == "temperature, webSearch"
-
-
-@on_shared_loop
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
-        ({"messages": []}, "request_invalid"),
-        ({}, "request_invalid"),
-        ({"messages": [{"role": "user", "parts": []}]}, "request_invalid"),
-        ({"messages": [{"role": "robot", "parts": []}]}, "request_invalid"),
-        ({"messages": [assistant("hi")]}, "request_invalid"),
-        ({"messages": [user("hi")], "id": "no spaces"}, "request_invalid"),
-        ({"messages": [user("hi")], "model": "gpt-1"}, "model_unknown"),
-        ({"messages": [user("hi")], "idempotency_key": "a b"}, "request_invalid"),
-    ],
-)
-async def test_invalid_request_is_refused(shared_gateway: Gateway, body: Json, code: str) -> None:
-    """With a status, before anything is stored: `useChat` shows the body of an error."""
-    answer = await shared_gateway.client.post("/api/chat", json=body)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
 
 
 @pytest.mark.parametrize("parts", [{}, {"parts": [{"type": "text", "text": "#sim words=1 rate=0"}]}], ids=["3", "4"])
