@@ -15,7 +15,7 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import Process
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, forget, on_shared_loop
+from tests.integration.conftest import KEY, Gateway, forget
 
 DIALECT = "files and batches"
 PYTHON = "anthropic (Python)"
@@ -113,14 +113,3 @@ async def test_a_cancelled_batch(sdk: AsyncAnthropic) -> None:
     batch = await wait_for_end(sdk, made)
     assert (batch.request_counts.canceled, batch.cancel_initiated_at) == (2, batch.ended_at)
     assert {one.type for one in (await results(sdk, made)).values()} == {"canceled"}
-
-
-@on_shared_loop
-@pytest.mark.parametrize(
-    ("names", "param"), [(["a", "a"], "requests[1].custom_id"), (["a b"], "requests[0].custom_id"), ([], "requests")]
-)
-async def test_a_batch_with_wrong_names_is_refused(shared_gateway: Gateway, names: list[str], param: str) -> None:
-    body = {"requests": [message(name, "hi") for name in names]}
-    answer = await shared_gateway.client.post("/v1/messages/batches", json=body)
-    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
-    assert answer.json()["error"]["param"] == param
