@@ -126,16 +126,6 @@ def test_examples_are_read_by_the_parsers_of_the_product() -> None:
     assert model.retires is None
 
 
-def test_exactly_the_public_routes_need_no_key() -> None:
-    public = {
-        (method.upper(), path)
-        for path, methods in DOCUMENT["paths"].items()
-        for method, one in methods.items()
-        if one.get("security") == []
-    }
-    assert public == {route for route, row in ROWS.items() if row.is_public}
-
-
 def test_operation_and_page_name_the_scope_of_the_route() -> None:
     page = render_page(DOCUMENT)
     for (method, path), need in NEEDS.items():
