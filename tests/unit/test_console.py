@@ -43,15 +43,6 @@ def test_lines_do_not_depend_on_the_chunks_of_the_pipe(lines: list[bytes], size:
     assert (seen, rest) == split_lines(text)
 
 
-def test_each_line_begins_with_its_process_name_in_a_column() -> None:
-    out = io.StringIO()
-    screen = Console(out, width=11, coloured=False)
-    screen.log("serving", "gateway-1")
-    screen.log("ready", "nats-server")
-    screen.print("ready http://127.0.0.1:8000")
-    assert out.getvalue() == "gateway-1   | serving\nnats-server | ready\nready http://127.0.0.1:8000\n"
-
-
 def test_a_blocked_output_loses_lines_and_blocks_nothing_else() -> None:
     """As after Ctrl-S in a terminal, or in `tailrace up | less`."""
     reader, writer = os.pipe()
