@@ -33,26 +33,6 @@ def deltas(log: Handwritten) -> list[dict[str, Any]]:
     return [chunk["choices"][0]["delta"] for chunk in chunks(log)]
 
 
-def test_restart_is_an_error_and_new_readers_get_the_new_answer() -> None:
-    """The role and the indices start again."""
-    log = attempted_turn(opening_events()[0], *answer_block(0, "tool_use", '{"q":1}'))
-    restart = log.store_attempt("restart")
-    log.store_events(opening_events()[0], *answer_block(0, "tool_use", '{"q":2}'))
-    frames, state = [], DIALECTS[CHAT].start(KEY)
-    for one in log.stored:
-        frame, state = DIALECTS[CHAT].render(state, one)
-        frames.append(frame)
-    at = log.stored.index(restart)
-    assert (frames[at].is_break, json.loads(parse(frames[at].data)[0].data)["error"]["code"]) == (
-        True,
-        "backend_broken",
-    )
-    assert [frame.is_break for frame in frames].count(True) == 1
-    again = [json.loads(parse(frame.data)[0].data)["choices"][0]["delta"] for frame in frames[at + 1 :] if frame.data]
-    assert again[0]["role"] == "assistant"
-    assert [call["index"] for delta in again for call in delta.get("tool_calls", ())] == [0, 0]
-
-
 def merge_delta(message: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
     """Concatenates strings, and tool calls by index, as clients of the protocol do."""
     for call in delta.get("tool_calls", ()):

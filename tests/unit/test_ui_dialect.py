@@ -44,15 +44,6 @@ def log_with(*events_: events.Event) -> Handwritten:
     return attempted_turn(opening_events()[0], *events_)
 
 
-def test_end_after_a_restart_closes_no_old_part() -> None:
-    """The client has discarded the part; an end for an unknown part breaks its stream."""
-    log = log_with(events.BlockStart(0, {"type": "text", "text": "half"}))
-    log.store_attempt("restart")
-    log.end("cancelled")
-    ending = [chunk["type"] for chunk in chunks(bytes_of(log))[5:]]
-    assert ending == ["reset-step", "finish-step", "abort", "finish"]
-
-
 @pytest.mark.parametrize("is_stopped", [False, True])
 @pytest.mark.parametrize(
     ("outcome", "stop_reason", "kinds"),
