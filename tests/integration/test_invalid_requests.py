@@ -183,7 +183,14 @@ async def test_a_refusal_names_the_field_as_the_client_does(
         ("GET", "/v1/turns?from=yesterday", "from", "must be a day such as 2026-01-31"),
         ("GET", "/v1/sessions?metadata[team]=a", "metadata[team]", "there are after, limit, page"),
         ("GET", "/v1/usage?by=metadata.", "by", "or `metadata.NAME`"),
-        ("GET", "/v1/usage?from=2026-02-01&to=2026-01-01", "from", "to"),
+        *(
+            ("GET", f"/v1/usage?from={first}&to={last}", "from", "nor more than 366 days before it")
+            for first, last in (("2026-02-01", "2026-01-01"), ("2024-01-01", "2025-01-01"))
+        ),
+        *(
+            ("GET", f"/v1/usage?to={day}", "to", "must be a day such as 2026-01-31")
+            for day in ("", "20260101", "1969-12-31", "9999-12-31")
+        ),
         ("GET", "/v1/usage?limit=0", "limit", "limit"),
         ("GET", "/v1/batches?user=ann", "user", "there are after, api-version, limit"),
         ("GET", "/v1/messages/batches?user=ann", "user", "there are after_id, before_id, beta, limit"),
