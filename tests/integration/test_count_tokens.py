@@ -61,7 +61,6 @@ async def test_error_of_the_api_is_returned(sdk: anthropic.AsyncAnthropic) -> No
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        (b'{"model": "gpt-4o", "messages": []}', "model_unknown"),
         (b'{"model": 5, "messages": []}', "request_invalid"),
         (b'{"model": "claude-sonnet-5-5", "messages": ' + b"[" * 90_000 + b"]" * 90_000 + b"}", "json_invalid"),
     ],

@@ -91,8 +91,9 @@ async def test_unlisted_model_is_refused_everywhere(
 ) -> None:
     """Also by the first request of a shared_gateway; the error has the list."""
     refused = await shared_gateway.client.post(path, json={**body, "model": "claude-mythos-5"})
-    assert refused.status_code == 400, refused.text
-    assert refused.json()["error"]["message"] == (
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (400, "model_unknown")
+    assert error["message"] == (
         f"unknown model `claude-mythos-5`; choose one of {', '.join(LISTED)}; "
         "the operator can define aliases with TAILRACE_MODEL_ALIASES, and models with TAILRACE_MODELS_FILE"
     )

@@ -278,7 +278,7 @@ CURSORS = ["abc", "-1", "%00", "' OR 1=1 --", "x" * 5000, "🌊"]
 
 
 @on_shared_loop
-async def test_invalid_limits_cursors_pages_and_models_are_refused(shared_gateway: Gateway) -> None:
+async def test_invalid_limits_cursors_and_pages_are_refused(shared_gateway: Gateway) -> None:
     """A numbered page too, of a list that has none: a client would read the first one for ever."""
     turns = f"/v1/sessions/{(await post_until_ended(shared_gateway))['session']}/turns"
     wrong: list[tuple[str, dict[str, str], str]] = [
@@ -294,8 +294,6 @@ async def test_invalid_limits_cursors_pages_and_models_are_refused(shared_gatewa
         answer = await shared_gateway.client.get(path, params=params)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), params
     assert (await shared_gateway.client.get("/v1/sessions", params={"page": "1"})).status_code == 200
-    answer = await shared_gateway.client.post("/v1/sessions", json={"model": "gpt-9"})
-    assert answer.json()["error"]["code"] == "model_unknown"
 
 
 @pytest.mark.parametrize(
