@@ -157,20 +157,6 @@ def test_snapshot_joins_the_stream(log: Handwritten, made: st.DataObject) -> Non
     assert "".join(one["delta"] for one in sent if one["type"] == "response.output_text.delta") == log.turn.text
 
 
-def test_snapshot_has_one_delta_for_each_block() -> None:
-    """Including the text that the block began with."""
-    log = attempted_turn(opening_events()[0])
-    log.store_events(*answer_block(0, "begun text", " many", " words")[:-1])
-    sent = data(sse.encode(render_snapshot(KEY, log.turn, 20)))
-    assert [(event["type"], event.get("delta"), event["sequence_number"]) for event in sent] == [
-        ("response.created", None, 15),
-        ("response.in_progress", None, 16),
-        ("response.output_item.added", None, 17),
-        ("response.content_part.added", None, 18),
-        ("response.output_text.delta", "So many words", 19),
-    ]
-
-
 @given(answers().filter(lambda log: log.chain.is_ended))
 def test_last_event_has_the_response_of_the_record(log: Handwritten) -> None:
     """Promise 4."""
