@@ -203,14 +203,6 @@ def test_a_restarted_answer_has_no_snapshot_before_its_first_event() -> None:
     assert render_snapshot(KEY, log.turn, 9) == ()
 
 
-def test_open_block_is_closed_by_the_next() -> None:
-    """Every item that was added is done, or the SDK refuses the response. A delta of another kind is ignored."""
-    log = started_turn("a")
-    log.store_events(events.BlockDelta(0, events.ThinkingDelta("x")), *answer_block(1, "text", "b"))
-    log.end()
-    assert [item["content"][0]["text"] for item in events_of(log.stored)[-1]["response"]["output"]] == ["a", "b"]
-
-
 @pytest.mark.parametrize(
     ("outcome", "stop_reason"), [("completed", "max_tokens"), ("completed", "max_cost"), ("cancelled", None)]
 )
