@@ -156,12 +156,12 @@ class PostgreSQL:
             raise SettingsInvalid(
                 f"TAILRACE_DATABASE: the option {option[1]} of the URL is unknown: docs/POSTGRESQL.md lists the options"
             ) from None
-        except (asyncpg.InterfaceError, ValueError) as error:
-            # Their messages may contain parts of the URL, such as the password.
-            raise SettingsInvalid(
-                f"TAILRACE_DATABASE: {display(url)} is not a valid URL ({type(error).__name__}); expected "
-                "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded"
-            ) from None
+        except StoreBusy as error:
+            if not isinstance(error.__cause__, asyncpg.ClientConfigurationError):
+                raise
+            raise _url_invalid(url, error.__cause__) from None
+        except ValueError as error:
+            raise _url_invalid(url, error) from None
         return cls(pool, url, options, version)
 
     async def close(self) -> None:
@@ -364,6 +364,17 @@ async def _version(connection: PoolConnectionProxy) -> int:
     return int((found and await connection.fetchval(GET_VERSION)) or 0)
 
 
+def _url_invalid(url: str, error: Exception) -> SettingsInvalid:
+    why = str(error).partition("\n")[0]
+    if why.startswith(("`ssl", "root certificate", "direct TLS")):
+        return SettingsInvalid(f"TAILRACE_DATABASE: an option of {display(url)} is not valid: {why}")
+    # Other messages may contain parts of the URL, such as the password.
+    return SettingsInvalid(
+        f"TAILRACE_DATABASE: {display(url)} is not a valid URL ({type(error).__name__}); expected "
+        "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded"
+    )
+
+
 @contextmanager
 def _map_errors(url: str) -> Iterator[None]:
     """Maps errors of asyncpg and the network to StoreError. Their messages contain no stored values."""
@@ -379,8 +390,16 @@ def _map_errors(url: str) -> Iterator[None]:
         raise kind(f"the database {display(url)}: {why} ({state})") from (None if kind is StoreRefused else error)
     except (asyncpg.DataError, UnicodeEncodeError) as error:
         raise StoreRefused(f"the database cannot hold a value ({type(error).__name__})") from None
-    except asyncpg.InterfaceError as error:
-        # The connection or the pool was closed.
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        # The connection or the pool was closed, or no host can be used. asyncpg calls it an internal error if a
+        # connection that has just received its end is used.
+        is_setting = isinstance(error, asyncpg.ClientConfigurationError)
+        if not is_setting and isinstance(
+            first := error.__context__, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+        ):
+            # The rollback of a transaction has failed as well: its first error says why.
+            with _map_errors(url):
+                raise first from None
         raise StoreBusy(f"the database {display(url)}: {error}") from error
     except (OSError, TimeoutError) as error:
         why = str(error) or "no answer in time"

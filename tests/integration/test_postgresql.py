@@ -15,7 +15,7 @@ from tailrace.persistence.__main__ import preflight
 from tailrace.persistence.database import display
 from tailrace.persistence.settings import Settings
 from tailrace.persistence.store import Store
-from tailrace.proto.errors import SettingsInvalid, TailraceError
+from tailrace.proto.errors import SettingsInvalid, StoreBusy, TailraceError
 from tests.checker.invariants import find_failed, judge
 from tests.checker.recorded_system import RecordedSystem
 from tests.checker.run import load
@@ -132,6 +132,29 @@ async def test_an_unknown_option_of_the_url_is_named(postgresql: PostgreSQLServe
     ) as error:
         await preflight(Settings(database=f"{url}?{option}=5"))
     assert IN_URL not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "says"),
+    [
+        (
+            "sslmode=always",
+            SettingsInvalid,
+            "an option of .* is not valid: `sslmode` parameter must be one of: disable",
+        ),
+        ("sslmode=verify-full&sslrootcert=/none.pem", StoreBusy, "cannot be reached: .*No such file"),
+        ("target_session_attrs=writable", SettingsInvalid, "is not a valid URL"),
+        ("target_session_attrs=standby", StoreBusy, "None of the hosts match"),
+    ],
+)
+async def test_an_option_that_cannot_be_used_is_refused_with_one_sentence(
+    postgresql: PostgreSQLServer, option: str, error: type[TailraceError], says: str
+) -> None:
+    """A server that is a standby for the moment may become the primary: a supervisor starts the process again."""
+    url = await postgresql.new_database()
+    with pytest.raises(error, match=rf"^[^\n]*{says}[^\n]*$") as refused:
+        await preflight(Settings(database=f"{url}?{option}"))
+    assert IN_URL not in str(refused.value)
 
 
 async def tables(postgresql: PostgreSQLServer, url: str) -> list[str]:

@@ -1064,6 +1064,74 @@ async def test_a_lock_is_held_by_one_process(postgresql: PostgreSQLServer) -> No
         await store.close()
 
 
+@asynccontextmanager
+async def proxy_that_hides_ends(port: int) -> AsyncIterator[int]:
+    """Yields a port that forwards to `port`. What the server sends last arrives, but not the end of the connection."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            target.write(data)
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, server = await asyncio.open_connection("127.0.0.1", port)
+        writers.extend((writer, server))
+        await asyncio.gather(copy(reader, server), copy(back, writer), return_exceptions=True)
+
+    listening = await asyncio.start_server(forward, "127.0.0.1", 0)
+    yield listening.sockets[0].getsockname()[1]
+    listening.close()
+    for writer in writers:
+        writer.close()
+
+
+END_OTHERS = (
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
+)
+
+
+async def test_a_connection_that_the_server_has_ended_is_replaced(postgresql: PostgreSQLServer) -> None:
+    """The first use of it is StoreBusy, also if only the server's last message has arrived. The next one works."""
+    url = await postgresql.new_database()
+    async with proxy_that_hides_ends(postgresql.port) as port, postgresql.connected(url) as administrator:
+        store = await open_store(url.replace(str(postgresql.port), str(port)))
+        await store.turn(key("turn-1"))
+        await administrator.execute(END_OTHERS, url.rpartition("/")[2])
+
+        async def is_refused() -> bool:
+            try:
+                await store.turn(key("turn-1"))
+            except StoreBusy:
+                return True
+            return False
+
+        # The message arrives at some time after the statement.
+        await until(is_refused)
+        assert await store.turn(key("turn-1")) is None
+        await store.close()
+
+
+async def test_the_error_of_a_transaction_that_the_server_has_ended_names_the_cause(
+    postgresql: PostgreSQLServer,
+) -> None:
+    """Not that its rollback found no connection."""
+    url = await postgresql.new_database()
+    store = await open_store(url)
+
+    async def wait_in_transaction() -> None:
+        async with store._database.transaction() as transaction:
+            await transaction.read("SELECT pg_sleep(60)", {})
+
+    waiting = asyncio.create_task(wait_in_transaction())
+    async with postgresql.connected(url) as administrator:
+        is_waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = $1"
+        await until(lambda: administrator.fetchval(is_waiting, url.rpartition("/")[2]))
+        await administrator.execute(END_OTHERS, url.rpartition("/")[2])
+    with pytest.raises(StoreBusy, match="terminating connection due to administrator command"):
+        await waiting
+    await store.close()
+
+
 @pytest.mark.rule("R93")
 async def test_tasks_of_a_process_that_wait_for_a_lock_have_no_connection(
     postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
