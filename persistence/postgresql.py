@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -28,7 +29,7 @@ from tailrace.proto.errors import SettingsInvalid, StoreBusy, StoreError, StoreR
 # The oldest version that the tests run with.
 SERVER_VERSION_MIN = 15
 CONNECTIONS_MAX = 8
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 10.0  # in all, over the hosts of a URL
 # No statement of ours takes this long. Without a limit, a query would wait forever for a server that is gone.
 STATEMENT_TIMEOUT_S = 60.0
 # The server ends a transaction whose process is frozen or unreachable, so that other processes can write.
@@ -37,6 +38,8 @@ FROZEN_S_MAX = 15
 # seconds. A holder of a lock that still runs notices this earlier: every LOCK_CHECK_S it sends a query, and waits as
 # long for the answer.
 KEEPALIVE = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
+# The same on our side, for a server whose machine has lost its power or its address. Other systems lack some of them.
+KEEPALIVE_HERE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2, "TCP_USER_TIMEOUT": 15_000}
 LOCK_CHECK_S = 4.0
 LOCK_TRY_S = 0.5
 TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended($1::text, 0))"
@@ -105,6 +108,41 @@ class PostgreSQLTransaction:
         return await _read(self._connection, statement, values)
 
 
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection that ends when the server's machine cannot be reached any more."""
+
+    def __init__(self, protocol: Any, transport: asyncio.Transport, *rest: Any) -> None:
+        super().__init__(protocol, transport, *rest)
+        sock = transport.get_extra_info("socket")
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in KEEPALIVE_HERE.items():
+                if (option := getattr(socket, name, None)) is not None:
+                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def _connect(url: str, **options: Any) -> asyncpg.Connection:
+    """Connects to the first host of `url` that can be used. Raises what asyncpg.connect raises.
+
+    asyncpg has one time limit for all hosts. A host that does not answer would use all of it.
+    """
+    parts = urlsplit(url)
+    credentials, at, hosts = parts.netloc.rpartition("@")
+    each = [parts._replace(netloc=f"{credentials}{at}{host}").geturl() for host in hosts.split(",")]
+    options |= {"connection_class": _Connection, "timeout": CONNECT_TIMEOUT_S / len(each)}
+    if len(each) > 1 and "target_session_attrs" not in parts.query:
+        # A standby would answer queries without the newest turns.
+        options["target_session_attrs"] = "read-write"
+    errors: list[Exception] = []
+    for one in each:
+        try:
+            return await asyncpg.connect(one, **options)
+        except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
+            errors.append(error)
+    # A host that does not answer says more than a standby that does.
+    raise next((error for error in errors if isinstance(error, OSError)), errors[-1])
+
+
 class PostgreSQL:
     """A pool of connections to a database."""
 
@@ -127,7 +165,6 @@ class PostgreSQL:
         if the server cannot be reached.
         """
         options: dict[str, Any] = {
-            "timeout": CONNECT_TIMEOUT_S,
             "command_timeout": STATEMENT_TIMEOUT_S,
             "server_settings": {
                 "application_name": "tailrace",
@@ -138,7 +175,14 @@ class PostgreSQL:
         }
         try:
             pool = asyncpg.create_pool(
-                url, min_size=0, max_size=CONNECTIONS_MAX, init=_prepare, reset=_skip_reset, **options
+                url,
+                min_size=0,
+                max_size=CONNECTIONS_MAX,
+                connect=_connect,
+                connection_class=_Connection,
+                init=_prepare,
+                reset=_skip_reset,
+                **options,
             )
             with _map_errors(url):
                 await pool
@@ -214,7 +258,7 @@ class PostgreSQL:
         with _map_errors(self._url):
             # The end of this connection releases the lock, also when the process is killed. It is not one of the pool,
             # because other tasks may hold all of those.
-            connection = await asyncpg.connect(self._url, **self._options)
+            connection = await _connect(self._url, **self._options)
         try:
             with _map_errors(self._url):
                 # Waits without a limit, as with SQLite: `lock_timeout` would end a statement that waits.

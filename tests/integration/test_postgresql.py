@@ -36,7 +36,7 @@ async def own_postgresql(postgresql: PostgreSQLServer) -> AsyncIterator[PostgreS
 def url_of_both(url: str, primary: PostgreSQLServer, standby: PostgreSQLServer) -> str:
     """Returns the URL as docs/POSTGRESQL.md writes it for several servers, of which one is the primary."""
     host = f"127.0.0.1:{primary.port}"
-    return f"{url.replace(host, f'{host},127.0.0.1:{standby.port}')}?target_session_attrs=read-write"
+    return url.replace(host, f"127.0.0.1:{standby.port},{host}")
 
 
 @pytest.mark.rule("R93")

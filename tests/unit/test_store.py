@@ -4,7 +4,9 @@ import asyncio
 import os
 import random
 import re
+import socket
 import sqlite3
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing
@@ -1129,6 +1131,30 @@ async def test_the_error_of_a_transaction_that_the_server_has_ended_names_the_ca
         await administrator.execute(END_OTHERS, url.rpartition("/")[2])
     with pytest.raises(StoreBusy, match="terminating connection due to administrator command"):
         await waiting
+    await store.close()
+
+
+async def test_a_host_that_does_not_answer_does_not_keep_the_next_one_waiting(
+    postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the loss of the primary's machine: the time limit is for each host of the URL."""
+    monkeypatch.setattr("tailrace.persistence.postgresql.CONNECT_TIMEOUT_S", 2.0)
+    url, host = await postgresql.new_database(), f"127.0.0.1:{postgresql.port}"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = await open_store(url.replace(host, f"127.0.0.1:{silent.getsockname()[1]},{host}"))
+        async with store.lock("a"):
+            assert await store.turn(key("turn-1")) is None
+        await store.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_a_connection_notices_that_the_machine_of_the_server_is_gone(postgresql: PostgreSQLServer) -> None:
+    """By probes of the kernel: a query that waits for its answer sends nothing."""
+    store = await open_store(await postgresql.new_database())
+    lines = [line.split() for line in (await asyncio.to_thread(Path("/proc/net/tcp").read_text)).splitlines()]
+    ours = [line for line in lines if line[2] == f"0100007F:{postgresql.port:04X}" and line[3] == "01"]
+    # The timer 02 is that of the probes. https://www.kernel.org/doc/html/latest/networking/proc_net_tcp.html
+    assert {line[5][:2] for line in ours} == {"02"}
     await store.close()
 
 
