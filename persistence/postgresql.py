@@ -87,6 +87,9 @@ ERRORS: dict[str, type[StoreError]] = {
     "XX": StoreUnwritable,  # damaged
 }
 
+# Errors after which a transaction is rolled back, on a connection that may be lost.
+ROLLED_BACK_FOR = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
 
 class PostgreSQLTransaction:
     """A transaction of one connection."""
@@ -434,13 +437,15 @@ def _map_errors(url: str) -> Iterator[None]:
         raise kind(f"the database {display(url)}: {why} ({state})") from (None if kind is StoreRefused else error)
     except (asyncpg.DataError, UnicodeEncodeError) as error:
         raise StoreRefused(f"the database cannot hold a value ({type(error).__name__})") from None
-    except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        # The connection or the pool was closed, or no host can be used. asyncpg calls it an internal error if a
-        # connection that has just received its end is used.
+    except asyncpg.TargetServerAttributeNotMatched as error:
+        raise StoreBusy(f"the database {display(url)}: {error}") from error
+    except asyncpg.InternalClientError as error:
+        # asyncpg's error for a connection that has received the server's last message, and not yet its end.
+        raise StoreBusy(f"the database {display(url)}: the server has ended the connection") from error
+    except asyncpg.InterfaceError as error:
+        # The connection or the pool was closed.
         is_setting = isinstance(error, asyncpg.ClientConfigurationError)
-        if not is_setting and isinstance(
-            first := error.__context__, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
-        ):
+        if not is_setting and isinstance(first := error.__context__, ROLLED_BACK_FOR):
             # The rollback of a transaction has failed as well: its first error says why.
             with _map_errors(url):
                 raise first from None
