@@ -31,6 +31,7 @@ from tailrace.proto import service
 from tailrace.proto.errors import StoreBusy, StoreCorrupt, StoreNotShared, StoreUnwritable
 from tailrace.proto.nats import BlobPins, BlobStore, Connection, Deliveries, Rpc, Tombstones, TurnLog
 from tailrace.proto.persistence_health import PersistenceHealth
+from tailrace.proto.runtime.logged_causes import LoggedCauses
 from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.ssrf import parse_private_hosts
 from tailrace.proto.subjects import PERSISTENCE, WEBHOOKS
@@ -178,16 +179,18 @@ async def _send_webhooks(
             first_wait_s=settings.webhook_wait_s,
             give_up_s=settings.webhook_give_up_s,
         )
-        is_sender = asyncio.Event()
+        is_sender, logged = asyncio.Event(), LoggedCauses()
 
         async def send() -> None:
             while not stop.is_set():
                 try:
                     async with store.lock("webhooks"):
                         is_sender.set()
+                        logged.clear()
                         await build().run(stop)
                 except (StoreBusy, StoreUnwritable) as error:
-                    logger.warning("webhooks wait for the database", why=str(error))
+                    if logged.add(str(error)):
+                        logger.warning("webhooks wait for the database", why=str(error))
                     await is_set_within(stop, settings.retry_wait_s)
                 finally:
                     is_sender.clear()

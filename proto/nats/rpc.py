@@ -15,6 +15,7 @@ from tailrace.proto import subjects
 from tailrace.proto.errors import CODES, LogUnavailable, Refused, TailraceError
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats.connection import Connection
+from tailrace.proto.runtime.logged_causes import LoggedCauses
 from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 
@@ -112,8 +113,9 @@ class Rpc:
             self._connection.client, ServiceConfig(name=role, version=version, queue_group=role)
         )
         running: dict[asyncio.Task[None], Tenant] = {}
+        logged = LoggedCauses()
         for query, handler in handlers.items():
-            endpoint = _run_concurrently(_endpoint(handler, role), role, running)
+            endpoint = _run_concurrently(_endpoint(handler, role, logged), role, running)
             config = EndpointConfig(name=query, subject=subjects.every_query(query), handler=endpoint)
             await service.add_endpoint(config)
         await self._connection.flush()
@@ -239,17 +241,19 @@ def _run_concurrently(endpoint: Endpoint, role: str, running: dict[asyncio.Task[
     return handle
 
 
-def _endpoint(handler: Handler, role: str) -> Endpoint:
+def _endpoint(handler: Handler, role: str, logged: LoggedCauses) -> Endpoint:
     async def respond(request: Request) -> None:
         try:
             await request.respond(await handler(_tenant(request), request.data))
+            logged.clear()
         except Refused as refused:
             await _refuse(request, refused)
         except nats.errors.MaxPayloadError:
             too_large = "the reply is larger than one message: request fewer items at once"
             await _refuse(request, Refused("body_too_large", too_large))
         except TailraceError as error:
-            logger.warning("query failed", error=str(error))
+            if logged.add(str(error)):
+                logger.warning("query failed", error=str(error))
             await _refuse(request, Refused(*UNAVAILABLE[role], retry_after_s=RETRY_WAIT_S))
 
     async def handle(request: Request) -> None:

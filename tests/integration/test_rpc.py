@@ -3,10 +3,12 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import httpx2
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto import subjects
@@ -105,6 +107,22 @@ async def test_an_unavailable_role_is_named_in_the_error_code(
             await services.request(tenant, name, b"", timeout_s=TIMEOUT_S, role=GENERATORS)
         assert (refused.value.code, refused.value.retry_after_s) == ("generators_unavailable", 2)
         await serve(other, name, fail_with(StoreBusy("locked")), GENERATORS)
+
+
+async def test_the_cause_of_failed_queries_is_logged_once_until_one_succeeds(
+    services: Rpc, other: Connection, tenant: Tenant, name: str
+) -> None:
+    async def answer(_: Tenant, question: bytes) -> bytes:
+        if question == b"fail":
+            raise StoreBusy("locked")
+        return question
+
+    await serve(other, name, answer)
+    with capture_logs() as logged:
+        for question in (b"fail", b"fail", b"succeed", b"fail"):
+            with suppress(Refused):
+                await services.request(tenant, name, question, timeout_s=TIMEOUT_S)
+    assert [line["event"] for line in logged] == ["query failed"] * 2
 
 
 @pytest.mark.rule("R28")
