@@ -6,8 +6,8 @@ log delivers the entries again later; streaming is not affected.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import msgspec
 import structlog
@@ -23,6 +23,7 @@ from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.persistence_health import PersistenceHealth
 from tailrace.proto.runtime.clock import age_s
+from tailrace.proto.runtime.logged_causes import LoggedCauses
 from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import TurnKey
 
@@ -34,6 +35,8 @@ FOLDS_MAX = 8
 # batches become fewer, each with more turns: a transaction costs about as much for twenty turns as for one.
 WRITING_SHARE = 0.25
 PAUSE_S_MAX = 0.1
+# A database that does not answer is reported after this time. Its error may come a minute later.
+STALLED_S = 10.0
 
 
 class Recorder:
@@ -64,6 +67,7 @@ class Recorder:
         self._fold_slots = asyncio.Semaphore(FOLDS_MAX)
         self._spans = RecordSpans(store.system)
         self.failure = ""
+        self._logged = LoggedCauses()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Records batches until `stop` is set, and completes the current one.
@@ -101,8 +105,7 @@ class Recorder:
             metrics.LAG_S.observe(age_s(max(delivery.at for delivery in batch)))
         except (StoreBusy, StoreUnwritable, LogUnavailable, MemoryError) as error:
             self._spans.end(type(error).__name__)
-            self.failure = str(error) or type(error).__name__
-            logger.warning("batch could not be recorded and is retried", entries=len(batch), why=self.failure)
+            self._fail(str(error) or type(error).__name__, len(batch))
             for delivery in batch:
                 await delivery.release(self._retry_wait_s)
             await is_set_within(stop, self._retry_wait_s)
@@ -110,6 +113,7 @@ class Recorder:
             if self.failure:
                 logger.info("recording works again")
             self.failure = ""
+            self._logged.clear()
             metrics.RECORDED.inc(len(rows))
             # Log a turn only with the batch that holds its end: its request may be delivered after the end is recorded.
             delivered = {delivery.seq for delivery in batch}
@@ -117,13 +121,29 @@ class Recorder:
                 if row.ended_at is not None and row.cursor in delivered:
                     logger.debug("turn recorded", turn=row.turn, outcome=row.outcome)
 
+    def _fail(self, why: str, entries: int) -> None:
+        self.failure = why
+        if self._logged.add(why):
+            logger.warning("batch could not be recorded and is retried", entries=entries, why=why)
+
+    @contextmanager
+    def _report_stall(self, entries: int) -> Iterator[None]:
+        """Reports a failure after STALLED_S, while the block goes on."""
+        why = f"the database has not answered for {STALLED_S:.0f} s"
+        timer = asyncio.get_running_loop().call_later(STALLED_S, self._fail, why, entries)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     async def _write(self, rows: Sequence[TurnRow], last: Seq) -> Sequence[TurnRow]:
         """Writes `rows`, read up to the entry at `last`; returns the stored rows.
 
         A row that the database can never hold is logged and left out.
         """
         try:
-            await self._store.record(rows, last)
+            with self._report_stall(len(rows)):
+                await self._store.record(rows, last)
         except StoreRefused as error:
             if len(rows) > 1:
                 return [stored for row in rows for stored in await self._write([row], last)]

@@ -1,12 +1,15 @@
-"""How many transactions the recorder needs for a stream of turns."""
+"""How many transactions the recorder needs for a stream of turns, and what it reports when they fail."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from structlog.testing import capture_logs
+
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rows import TurnRow
+from tailrace.proto.errors import StoreBusy, StoreUnwritable
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats.leases import Backlog
@@ -31,6 +34,8 @@ class Ended(NamedTuple):
         return []
 
     async def ack(self) -> None: ...
+
+    async def release(self, _: float) -> None: ...
 
 
 class Deliveries:
@@ -69,17 +74,20 @@ class Log:
 
 
 class Store:
-    """A transaction takes `write_s`."""
+    """A transaction takes `write_s`. The first ones fail with `errors`."""
 
     system = "sqlite"
 
-    def __init__(self, write_s: float) -> None:
+    def __init__(self, write_s: float, errors: Iterable[Exception] = ()) -> None:
         self._write_s = write_s
+        self._errors = list(errors)
         self.transactions = 0
         self.turns = 0
 
     async def record(self, rows: Sequence[TurnRow], _: Seq) -> None:
         await asyncio.sleep(self._write_s)
+        if self._errors:
+            raise self._errors.pop(0)
         self.transactions += 1
         self.turns += len(rows)
 
@@ -116,3 +124,44 @@ def test_slow_transactions_become_fewer() -> None:
     """After a fast transaction the next turn is recorded at once; after a slow one, several are recorded together."""
     assert transactions(every_s=0.02, write_s=0.001) == TURNS
     assert transactions(every_s=0.02, write_s=0.01) < TURNS * 0.6
+
+
+def recorded_turns(write_s: float, errors: Sequence[Exception]) -> tuple[list[str], dict[float, str]]:
+    """Records the turns. Returns what was logged, and the recorder's failure by time."""
+
+    async def record() -> dict[float, str]:
+        store: Any = Store(write_s, errors)
+        log: Any = Log()
+        deliveries: Any = Deliveries(1)
+        recorder = Recorder(log, UNUSED, deliveries, store, keep, batch_max=TURNS, retry_wait_s=1)
+        failures = {}
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(3)
+                failures[asyncio.get_running_loop().time()] = recorder.failure
+
+        watching = asyncio.create_task(watch())
+        await recorder.run(deliveries.all_taken)
+        watching.cancel()
+        return failures
+
+    with capture_logs() as logged:
+        failures = run(record())
+    return [f"{line['event']}: {line.get('why')}" for line in logged if line["log_level"] != "debug"], failures
+
+
+def test_a_cause_is_logged_once_until_recording_works_again() -> None:
+    """However often the batch is tried again, also if two causes take turns."""
+    refused, away = StoreBusy("refused"), StoreUnwritable("away")
+    logged, _ = recorded_turns(0.001, [refused, away, refused, refused, away])
+    retried = "batch could not be recorded and is retried"
+    assert logged == [f"{retried}: refused", f"{retried}: away", "recording works again: None"]
+
+
+def test_a_database_that_does_not_answer_is_reported_while_the_batch_waits() -> None:
+    """Queries are refused at once then, and the process is not ready. It is ready after the answer."""
+    logged, failures = recorded_turns(14.0, [])
+    why = "the database has not answered for 10 s"
+    assert logged[:2] == [f"batch could not be recorded and is retried: {why}", "recording works again: None"]
+    assert list(failures.values())[:5] == ["", "", "", why, ""]
