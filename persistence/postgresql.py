@@ -74,7 +74,7 @@ ERRORS: dict[str, type[StoreError]] = {
     "25P03": StoreBusy,  # idle in a transaction for too long
     "40": StoreBusy,  # deadlock, rollback
     "53300": StoreBusy,  # too many connections
-    "55P03": StoreBusy,  # lock timeout
+    "55": StoreBusy,  # lock timeout, or the database accepts no connections
     "57": StoreBusy,  # shutdown, restart, cancelled
     "22": StoreRefused,  # value out of range
     "23": StoreRefused,  # constraint
@@ -432,6 +432,9 @@ def _map_errors(url: str) -> Iterator[None]:
         kind = next((kind for begin, kind in ERRORS.items() if state.startswith(begin)), None)
         if kind is None:
             raise
+        if state == "54000" and not getattr(error, "table_name", None):
+            # Not a row that is too large for an index, but a server that has no transaction numbers left, for example.
+            kind = StoreUnwritable
         # No stored values: the first line may have the value that is refused, and the other lines the whole row.
         why = type(error).__name__ if kind is StoreRefused else str(error).partition("\n")[0]
         raise kind(f"the database {display(url)}: {why} ({state})") from (None if kind is StoreRefused else error)

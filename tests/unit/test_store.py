@@ -1087,6 +1087,34 @@ async def proxy_that_hides_ends(port: int) -> AsyncIterator[int]:
         writer.close()
 
 
+async def test_a_server_without_transaction_numbers_loses_no_turn(postgresql: PostgreSQLServer) -> None:
+    """It has the SQLSTATE of a row that is too large for an index. Only such a row is left out."""
+    url = await postgresql.new_database()
+    store = await open_store(url)
+    long = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=6000))
+    with pytest.raises(StoreRefused):
+        await store.record([msgspec.structs.replace(running_row("turn-1"), user=long)])
+    async with postgresql.connected(url) as administrator:
+        await administrator.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION "
+            "'database is not accepting commands to avoid wraparound data loss' USING ERRCODE = '54000'; END $$; "
+            "CREATE TRIGGER refuse BEFORE INSERT ON turns FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+        with pytest.raises(StoreUnwritable, match=r"to avoid wraparound data loss \(54000\)"):
+            await store.record([running_row("turn-1")])
+        await administrator.execute("DROP TRIGGER refuse ON turns")
+    await store.record([running_row("turn-1")])
+    await store.close()
+
+
+async def test_a_database_that_accepts_no_connections_is_busy(postgresql: PostgreSQLServer) -> None:
+    url = await postgresql.new_database()
+    async with postgresql.connected("postgres") as administrator:
+        await administrator.execute(f"ALTER DATABASE {url.rpartition('/')[2]} ALLOW_CONNECTIONS false")
+    with pytest.raises(StoreBusy, match="is not currently accepting connections"):
+        await open_store(url)
+
+
 END_OTHERS = (
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
 )
