@@ -94,6 +94,9 @@ class Database(Protocol):
     def note_deletion(self) -> None:
         """Notes that the transaction deletes what users wrote: `erase_journal` then has work."""
 
+    async def raise_if_too_new(self) -> None:
+        """Raises StoreTooNew if a newer version has migrated the database since it was opened."""
+
     def raise_if_damaged(self) -> None:
         """Raises StoreCorrupt if the database is damaged and must be made again."""
 

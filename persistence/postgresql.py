@@ -309,6 +309,11 @@ class PostgreSQL:
     def note_deletion(self) -> None:
         """Does nothing, see `erase_journal`."""
 
+    async def raise_if_too_new(self) -> None:
+        with _map_errors(self._url):
+            async with self._pool.acquire() as connection:
+                require_known_version(display(self._url), await _version(connection))
+
     def raise_if_damaged(self) -> None:
         """Does nothing: a damaged database is repaired on the server."""
 

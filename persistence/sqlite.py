@@ -235,6 +235,10 @@ class SQLite:
         with _map_errors():
             return [dict(row) for row in await searching]
 
+    async def raise_if_too_new(self) -> None:
+        ((version,),) = (row.values() for row in await self.read("PRAGMA user_version", {}))
+        require_known_version(str(self._path), version)
+
     def raise_if_damaged(self) -> None:
         """Raises StoreCorrupt if the file is not whole, or if any read has found a damaged page."""
         if self._damage is not None:

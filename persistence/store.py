@@ -32,7 +32,7 @@ from tailrace.persistence.rows import (
 from tailrace.persistence.words import words_of
 from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.end_entry import LOST_FAILURE
-from tailrace.proto.errors import Refused, StoreBusy
+from tailrace.proto.errors import Refused, StoreBusy, StoreRefused
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, TurnPosition, TurnRecord
@@ -704,10 +704,17 @@ class Store:
 
         Writes of a store `without_queue`, and those without a `tenant`, wait only for the transaction that runs. In the
         queue the recorder would fall behind: an ended turn with `store: false` needs three transactions.
+
+        Raises StoreTooNew if a newer version has migrated the database and a value is refused.
         """
         slot = self._writes.reserve(tenant=tenant) if tenant and self._is_queued else nullcontext()
-        async with slot, self._database.transaction() as writer:
-            yield writer
+        try:
+            async with slot, self._database.transaction() as writer:
+                yield writer
+        except StoreRefused:
+            # A newer schema may refuse what this version writes: a process of the newer version has to write it.
+            await self._database.raise_if_too_new()
+            raise
 
     async def _fetch(self, sql: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns the rows of a query. The tenants that wait take turns: one may have hundreds of slow queries."""

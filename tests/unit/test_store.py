@@ -219,6 +219,23 @@ async def test_a_batch_is_written_completely_or_not_at_all(store: Store, wrong: 
     assert await store.turn(key("turn-1")) is not None
 
 
+MIGRATED = {
+    "sqlite": "PRAGMA user_version = 999",
+    "postgresql": "UPDATE tailrace_version SET version = 999",
+}
+
+
+async def test_a_row_that_a_newer_schema_refuses_is_not_left_out(store: Store) -> None:
+    """During an upgrade, an older process may still run. What it cannot write is recorded by a newer one."""
+    refused = TurnRow(**{**msgspec.structs.asdict(running_row("turn-1")), "outcome": "sleeping"})
+    async with store._database.transaction() as transaction:
+        await transaction.execute(MIGRATED[store.system], {})
+    with pytest.raises(StoreTooNew, match="has schema version 999"):
+        await store.record([refused])
+    await store.record([running_row("turn-2")])
+    assert await store.turn(key("turn-2")) is not None
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_a_turn_is_refused_whose_usage_makes_a_sum_too_large(store: Store, at_once: bool) -> None:
     """In the totals and in the sum of a batch: the recorder leaves such a turn out, and goes on."""
