@@ -164,8 +164,8 @@ class PostgreSQL:
     async def open(cls, url: str, *, busy_timeout_s: float) -> Self:
         """Connects, and checks the server and the tables. Changes nothing.
 
-        Raises SettingsInvalid for a server or tables that cannot be used, StoreTooNew, and StoreUnwritable or StoreBusy
-        if the server cannot be reached.
+        Raises SettingsInvalid for a server that can never be used, StoreTooNew, and StoreUnwritable or StoreBusy if the
+        server cannot be reached or its tables are not complete.
         """
         options: dict[str, Any] = {
             "command_timeout": STATEMENT_TIMEOUT_S,
@@ -374,7 +374,11 @@ async def _skip_reset(_: object) -> None:
 
 
 async def _check(connection: PoolConnectionProxy, name: str) -> int:
-    """Returns the version of the schema. Raises SettingsInvalid and StoreTooNew."""
+    """Returns the version of the schema. Raises SettingsInvalid and StoreTooNew.
+
+    Raises StoreUnwritable for what changes without a change of the settings: a supervisor starts the process again, and
+    finds that the standby was promoted, or that the backup is restored.
+    """
     server = connection.get_server_version()
     if server.major < SERVER_VERSION_MIN:
         raise SettingsInvalid(
@@ -391,9 +395,9 @@ async def _check(connection: PoolConnectionProxy, name: str) -> int:
             f"TAILRACE_DATABASE: {name} has the encoding {facts['encoding']}; create it with ENCODING 'UTF8'"
         )
     if facts["schema"] is None:
-        raise SettingsInvalid(f"TAILRACE_DATABASE: no schema of the search_path of {name} exists: create one")
+        raise StoreUnwritable(f"TAILRACE_DATABASE: no schema of the search_path of {name} exists: create one")
     if facts["is_standby"]:
-        raise SettingsInvalid(f"TAILRACE_DATABASE: {name} is a standby, which cannot be written: name its primary")
+        raise StoreUnwritable(f"TAILRACE_DATABASE: {name} is a standby, which cannot be written: name its primary")
     found = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
     ours = {row["tablename"] for row in found} & {*TABLES, VERSION_TABLE}
     version = await _version(connection)
@@ -401,7 +405,7 @@ async def _check(connection: PoolConnectionProxy, name: str) -> int:
     missing = {*TABLES, VERSION_TABLE} - ours
     if (ours and missing) or (ours and not version):
         what = f"has no table {min(missing)}" if missing else f"has no row in {VERSION_TABLE}"
-        raise SettingsInvalid(
+        raise StoreUnwritable(
             f"TAILRACE_DATABASE: {name} has the table {min(ours)} and {what}: restore a whole backup, or name an empty "
             "database or schema"
         )
