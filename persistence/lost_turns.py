@@ -10,7 +10,7 @@ import structlog
 
 from tailrace.persistence import metrics
 from tailrace.persistence.store import Store
-from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreUnwritable
+from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Deliveries, TurnLog
 from tailrace.proto.subjects import TurnKey
 
@@ -33,8 +33,10 @@ class LostTurnFinder:
         self._unchecked: list[TurnKey] | None = None
         """Turns that were running at the start and have not been looked up in the log; None before the first check."""
 
-    async def check(self) -> None:
+    async def check(self) -> bool:
         """Ends lost turns, at most once in `INTERVAL_S`. What fails now is done by the next call.
+
+        Returns whether it has used the database. Raises StoreBusy and StoreUnwritable.
 
         An expired turn is recognised by its cursor, which is before the log's first sequence. But the cursors of a
         restored database may be those of another log, and cannot be compared with this log. Therefore each turn that
@@ -43,18 +45,19 @@ class LostTurnFinder:
         """
         now = asyncio.get_running_loop().time()
         if now < self._next_check:
-            return
+            return False
         self._next_check = now + INTERVAL_S
         try:
             lost = await self._store.fail_expired(await self._deliveries.first()) + await self._fail_unknown()
-        except (LogUnavailable, StoreBusy, StoreUnwritable) as error:
+        except LogUnavailable as error:
             logger.debug("lost turns could not be looked up", why=str(error))
-            return
+            return False
         metrics.LOST.inc(lost)
         if lost:
             logger.warning("turns have left the log without an end", turns=lost)
         if self._unchecked:
             self._next_check = now
+        return True
 
     async def _fail_unknown(self) -> int:
         """Looks up the next unchecked turns, ends those that the log does not have, and returns their number."""

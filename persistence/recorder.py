@@ -8,6 +8,7 @@ log delivers the entries again later; streaming is not affected.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 
 import msgspec
 import structlog
@@ -42,7 +43,7 @@ STALLED_S = 10.0
 class Recorder:
     """Writes delivered turns to the store, except those for which `divert` returns True (turns with `store: false`).
 
-    `failure` says why it cannot write; empty while it can. `store` is one `without_queue`.
+    `store` is one `without_queue`.
     """
 
     def __init__(
@@ -66,8 +67,14 @@ class Recorder:
         self._lost_turns = LostTurnFinder(log, deliveries, store)
         self._fold_slots = asyncio.Semaphore(FOLDS_MAX)
         self._spans = RecordSpans(store.system)
-        self.failure = ""
+        self._batch_failure = ""
+        self._check_failure = ""
         self._logged = LoggedCauses()
+
+    @property
+    def failure(self) -> str:
+        """Why the recorder cannot write; empty while it can."""
+        return self._batch_failure or self._check_failure
 
     async def run(self, stop: asyncio.Event) -> None:
         """Records batches until `stop` is set, and completes the current one.
@@ -84,7 +91,7 @@ class Recorder:
             is_full = len(batch) == self._batch_max
             pause_s = 0.0 if is_full else (loop.time() - began) * (1 / WRITING_SHARE - 1)
             self._store.raise_if_damaged()
-            await self._lost_turns.check()
+            await self._find_lost_turns()
             with suppress(LogUnavailable):
                 backlog = await self._deliveries.backlog()
                 metrics.BACKLOG.set(backlog.waiting + backlog.leased)
@@ -112,7 +119,7 @@ class Recorder:
         else:
             if self.failure:
                 logger.info("recording works again")
-            self.failure = ""
+            self._batch_failure = self._check_failure = ""
             self._logged.clear()
             metrics.RECORDED.inc(len(rows))
             # Log a turn only with the batch that holds its end: its request may be delivered after the end is recorded.
@@ -121,16 +128,35 @@ class Recorder:
                 if row.ended_at is not None and row.cursor in delivered:
                     logger.debug("turn recorded", turn=row.turn, outcome=row.outcome)
 
+    async def _find_lost_turns(self) -> None:
+        """Ends lost turns. While no turn is delivered, this shows whether the database works."""
+        try:
+            with self._report_stall(self._fail_check):
+                was_checked = await self._lost_turns.check()
+        except (StoreBusy, StoreUnwritable) as error:
+            self._fail_check(str(error))
+            return
+        if was_checked and self._check_failure:
+            self._check_failure = ""
+            if not self._batch_failure:
+                self._logged.clear()
+                logger.info("the database works again")
+
+    def _fail_check(self, why: str) -> None:
+        self._check_failure = why
+        if self._logged.add(why):
+            logger.warning("the database cannot be used", why=why)
+
     def _fail(self, why: str, entries: int) -> None:
-        self.failure = why
+        self._batch_failure = why
         if self._logged.add(why):
             logger.warning("batch could not be recorded and is retried", entries=entries, why=why)
 
     @contextmanager
-    def _report_stall(self, entries: int) -> Iterator[None]:
-        """Reports a failure after STALLED_S, while the block goes on."""
+    def _report_stall(self, report: Callable[[str], None]) -> Iterator[None]:
+        """Calls `report` after STALLED_S, while the block goes on."""
         why = f"the database has not answered for {STALLED_S:.0f} s"
-        timer = asyncio.get_running_loop().call_later(STALLED_S, self._fail, why, entries)
+        timer = asyncio.get_running_loop().call_later(STALLED_S, report, why)
         try:
             yield
         finally:
@@ -142,7 +168,7 @@ class Recorder:
         A row that the database can never hold is logged and left out.
         """
         try:
-            with self._report_stall(len(rows)):
+            with self._report_stall(partial(self._fail, entries=len(rows))):
                 await self._store.record(rows, last)
         except StoreRefused as error:
             if len(rows) > 1:

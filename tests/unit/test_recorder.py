@@ -81,6 +81,8 @@ class Store:
     def __init__(self, write_s: float, errors: Iterable[Exception] = ()) -> None:
         self._write_s = write_s
         self._errors = list(errors)
+        self.check_errors: list[Exception] = []
+        self.check_s = 0.0
         self.transactions = 0
         self.turns = 0
 
@@ -94,6 +96,10 @@ class Store:
     def raise_if_damaged(self) -> None: ...
 
     async def fail_expired(self, *_: object) -> int:
+        if self.check_errors:
+            raise self.check_errors.pop(0)
+        await asyncio.sleep(self.check_s)
+        self.check_s = 0.0
         return 0
 
     async def running_turns(self) -> list[TurnKey]:
@@ -165,3 +171,33 @@ def test_a_database_that_does_not_answer_is_reported_while_the_batch_waits() -> 
     why = "the database has not answered for 10 s"
     assert logged[:2] == [f"batch could not be recorded and is retried: {why}", "recording works again: None"]
     assert list(failures.values())[:5] == ["", "", "", why, ""]
+
+
+def test_a_database_that_is_away_is_reported_while_no_turn_is_delivered() -> None:
+    """It is looked at every 10 s. The last of these looks has its answer after 12 s."""
+
+    class NoDeliveries(Deliveries):
+        async def next(self, _: int) -> list[Ended]:
+            await asyncio.sleep(1)
+            return []
+
+    async def record() -> list[str]:
+        store: Any = Store(0.001)
+        store.check_errors, store.check_s = [StoreBusy("away")] * 2, 12.0
+        log: Any = Log()
+        deliveries: Any = NoDeliveries(1)
+        recorder = Recorder(log, UNUSED, deliveries, store, keep, batch_max=TURNS, retry_wait_s=1)
+        stop = asyncio.Event()
+        running = asyncio.create_task(recorder.run(stop))
+        failures = []
+        for wait_s in (8, 8, 16, 8):
+            await asyncio.sleep(wait_s)
+            failures.append(recorder.failure)
+        stop.set()
+        await running
+        return failures
+
+    with capture_logs() as logged:
+        assert run(record()) == ["away", "away", "the database has not answered for 10 s", ""]
+    cannot = "the database cannot be used"
+    assert [line["event"] for line in logged] == [cannot, cannot, "the database works again"]
