@@ -79,7 +79,7 @@ class Recorder:
     async def run(self, stop: asyncio.Event) -> None:
         """Records batches until `stop` is set, and completes the current one.
 
-        Raises StoreCorrupt and StoreTooNew; then no entry of the current batch was acknowledged.
+        Raises StoreCorrupt, StoreTooNew and StoreRolledBack; then no entry of the current batch was acknowledged.
         """
         loop = asyncio.get_running_loop()
         while not stop.is_set():

@@ -32,7 +32,7 @@ from tailrace.persistence.rows import (
 from tailrace.persistence.words import words_of
 from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.end_entry import LOST_FAILURE
-from tailrace.proto.errors import Refused, StoreBusy, StoreRefused
+from tailrace.proto.errors import Refused, StoreBusy, StoreRefused, StoreRolledBack
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, TurnPosition, TurnRecord
@@ -137,6 +137,7 @@ class Store:
         self._searches = FairSemaphore(1)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._is_queued = True
+        self._recorded_upto = BEFORE_FIRST
         self.system = database.system
 
     @classmethod
@@ -192,7 +193,8 @@ class Store:
     async def record(self, rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:
         """Writes `rows`, and that the log is recorded up to `reached`, in one transaction.
 
-        Idempotent: a turn that is written again, or an older fold of it, changes nothing.
+        Idempotent: a turn that is written again, or an older fold of it, changes nothing. Raises StoreRolledBack if the
+        database lacks an earlier call of this process.
         """
         columns = [msgspec.structs.asdict(row) for row in rows]
         # The first project that is named for a session is its project.
@@ -202,6 +204,13 @@ class Store:
                 joining.setdefault((row["tenant"], row["session"]), row)
         turns = msgspec.json.encode([(one.tenant, one.session, one.turn) for one in rows]).decode()
         async with self._write() as writer:
+            (found,) = await writer.read(self._sql["recorded_upto"], {})
+            if found["seq"] < self._recorded_upto:
+                raise StoreRolledBack(
+                    f"the database has recorded the log up to {found['seq']}, and this process had recorded it up to "
+                    f"{self._recorded_upto}: it was restored, or a failover has lost commits. The next start records "
+                    "the log again"
+                )
             await writer.executemany(self._sql["count_project"], joining.values())
             for statement in ("put_session", "put_project", "put_turn", "put_labels"):
                 await writer.executemany(self._sql[statement], columns)
@@ -211,6 +220,7 @@ class Store:
             await writer.executemany(self._sql["put_words"], columns)
             await writer.executemany(self._sql["put_blob_uses"], columns)
             await writer.execute(self._sql["set_recorded_upto"], {"seq": reached})
+        self._recorded_upto = max(self._recorded_upto, reached)
 
     async def read_id(self) -> str:
         """Returns the random id of the database."""

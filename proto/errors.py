@@ -22,6 +22,7 @@
      |   +- StoreCorrupt           damaged, missing or not a database: rebuild it from the log
      |   +- StoreTooNew            written by a newer version: do not touch it
      |   +- StoreNotShared         another persistence process uses another database: do not start
+     |   +- StoreRolledBack        it lacks rows that were committed: restart, and record the log again
      +- WebhookError               a webhook was not delivered
      |   +- WebhookFailed          no connection or no answer this time: retry
      |   +- WebhookRefused         the URL or its address is not allowed: never retry
@@ -179,6 +180,10 @@ class StoreTooNew(StoreError):
 
 class StoreNotShared(StoreError):
     """Another persistence process uses another database. Each would record a part of the turns."""
+
+
+class StoreRolledBack(StoreError):
+    """The database lacks rows that this process has committed: it was restored, or a failover has lost them."""
 
 
 class WebhookError(TailraceError):

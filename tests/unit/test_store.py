@@ -37,7 +37,15 @@ from tailrace.persistence.store import SEARCHES_WAITING_MAX, Store
 from tailrace.persistence.words import hash_words
 from tailrace.proto.batch_records import ListBatchTurns
 from tailrace.proto.end_entry import LOST_FAILURE
-from tailrace.proto.errors import Refused, StoreBusy, StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
+from tailrace.proto.errors import (
+    Refused,
+    StoreBusy,
+    StoreCorrupt,
+    StoreRefused,
+    StoreRolledBack,
+    StoreTooNew,
+    StoreUnwritable,
+)
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, child_id, new_id
 from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold
@@ -217,6 +225,19 @@ async def test_a_batch_is_written_completely_or_not_at_all(store: Store, wrong: 
     assert await content_of(store) == []
     await store.record([running_row("turn-1")])
     assert await store.turn(key("turn-1")) is not None
+
+
+async def test_a_database_that_lacks_what_was_committed_is_not_written(either_database: Path | str) -> None:
+    """As after a restore, or a failover without synchronous replication. The next start records the log again."""
+    store, administrator = await open_store(either_database), await open_store(either_database)
+    for seq in (Seq(7), Seq(6)):
+        await store.record([running_row("turn-1")], seq)
+    await administrator.reset_recorded_upto()
+    with pytest.raises(StoreRolledBack, match="up to 0, and this process had recorded it up to 7"):
+        await store.record([running_row("turn-2")], Seq(8))
+    assert (await store.turn(key("turn-2")), await store.read_recorded_upto()) == (None, 0)
+    for one in (store, administrator):
+        await one.close()
 
 
 MIGRATED = {
