@@ -210,7 +210,9 @@ class MessageBatchSubmitter:
                 return None
             async with aclosing(self._api.results(name)) as results:
                 line = await anext(results, None)
-                return line is not None and line.custom_id in ours
+            if line is None:
+                raise BackendError("backend_broken", f"the results of {name} have no line that can be read")
+            return line.custom_id in ours
 
         try:
             return await self._call_with_retries(look)
