@@ -19,7 +19,7 @@ from tailrace.proto.batch_records import ListBatches
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import MESSAGE_BATCHES, Batch, Outcome, Via
 from tailrace.proto.errors import BlobUnknown, LogError, Refused, TurnUnknown
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, is_child_id
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Connection, Rpc, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back, give_back_deleted
@@ -281,12 +281,16 @@ class Deleter:
     async def _settle(self, key: TurnKey) -> Batch | None:
         """Settles the reservations of a turn that has just ended, once, in case its generator has died.
 
-        Returns its batch if the reservations of its inputs are to be given back.
+        Returns its batch if the reservations of its inputs are to be given back. Marks an input of a batch.
         """
         try:
             turn = await self._log.read_turn(key)
         except TurnUnknown:
             return None
+        batch_turn = turn.request.parent if turn.request is not None else None
+        if batch_turn is not None and is_child_id(key.turn, batch_turn):
+            # The tombstone follows the purge. In between, a generator that takes the batch over would store it again.
+            await self._tombstones.mark_deletion(key)
         is_fresh = turn.ended_at is not None and datetime.now(UTC) - turn.ended_at < SETTLED_WITHIN
         if is_fresh:
             await Settlement(self._counters, self._slots).settle(key, turn)

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 from prometheus_client import REGISTRY
 
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.batches import runner as batches
 from tailrace.generators.batches.runner import BATCHES_MAX, BatchRunner
@@ -19,17 +20,19 @@ from tailrace.proto import batch as proto_batch
 from tailrace.proto import subjects
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Progress, Request, Reservation
-from tailrace.proto.errors import FenceLost, LogFull
+from tailrace.proto.errors import FenceLost, LogFull, Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, child_id, new_id
 from tailrace.proto.models import sum_costs
-from tailrace.proto.nats import Counters, Tombstones, TurnLog, replay
+from tailrace.proto.nats import Counters, TurnLog, replay
+from tailrace.proto.resources import DeleteResource
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tailrace.proto.usage import estimate_usage, utf8_bytes
 from tests.harness import processes, readers
 from tests.harness.batch_client import BatchSystem, input_keys, key_of, post_batch, read_results
 from tests.harness.generator_in_loop import failure_code, read_stats, wait_for_end, words
 from tests.harness.own_system import OwnSystem
+from tests.harness.persistence_in_loop import Persistence
 from tests.harness.system import System
 from tests.harness.until import until, until_equal
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, forget, on_shared_loop
@@ -450,15 +453,28 @@ async def test_deleted_turns_of_a_running_batch_stay_deleted(
     assert (await gateway.client.get(batch["links"]["self"])).status_code == 404
 
 
-async def test_a_takeover_does_not_run_deleted_inputs(own: VerifiedSystem) -> None:
-    """The fence of a purged request is that of a new turn: only the tombstone keeps it from being stored again."""
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_a_takeover_does_not_run_deleted_inputs(
+    own: VerifiedSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_cut: bool
+) -> None:
+    """The fence of a purged request is that of a new turn, also if the deletion has not set the tombstone yet."""
+    ask = HistoryClient.ask
+
+    async def ask_until_purged(self: HistoryClient, tenant: Tenant, question: Any) -> Any:
+        if is_cut and isinstance(question, DeleteResource) and question.purged:
+            raise Refused("persistence_unavailable", "it was killed")
+        return await ask(self, tenant, question)
+
+    monkeypatch.setattr(HistoryClient, "ask", ask_until_purged)
     await own.shorten_lease(LEASE_S)
     batch = await post_batch(own.gateway, build_inputs(4), parallel=1)
     first = own.turns(batch)[0]
     await own.batch_killed_after(12)
     assert (await own.log.read_turn(first)).end is not None
-    await own.log.purge(first)
-    await Tombstones(own.connection).put([first])
+    async with Persistence(own.server.url, tmp_path / "tailrace.db"):
+        deleted = await own.gateway.client.delete(f"/v1/turns/{first.turn}")
+    assert deleted.status_code == (503 if is_cut else 200), deleted.text
+    assert not await own.log.has_turn(first)
     async with own.running_generator():
         progress = (await own.batch_ended(batch)).progress
     assert not await own.log.has_turn(first)
