@@ -221,6 +221,26 @@ async def test_a_blob_that_is_marked_as_deleted_is_readable_until_it_is_purged(
 
 
 @pytest.mark.rule("R34")
+async def test_a_purged_blob_does_not_exist_after_the_server_was_killed(
+    own_server: NatsServer, own_connection: Connection, tenant: Tenant
+) -> None:
+    """The server restores the last message that the mark has replaced. The content can be stored again."""
+    store = BlobStore(own_connection)
+    for _ in range(2):
+        await store.put(tenant, CONTENTS, is_renewed=True)
+    # The server forgets the messages of an empty stream at once.
+    await store.put(Tenant("other"), CONTENTS)
+    await store.purge(tenant, BLOB.sha256, await mark_deleted(store, tenant))
+    assert not await subjects_of(own_connection, tenant)
+    await own_server.stop(SIGKILL)
+    await own_server.start()
+    with pytest.raises(BlobUnknown):
+        await store.read(tenant, BLOB)
+    await store.put(tenant, CONTENTS)
+    assert await store.read(tenant, BLOB) == CONTENT
+
+
+@pytest.mark.rule("R34")
 @both_ways
 async def test_a_blob_used_after_its_mark_of_deletion_survives_the_purge(
     store: BlobStore, tenant: Tenant, is_sent: bool
