@@ -48,6 +48,8 @@ class Sandbox:
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.DEVNULL,
                     env={},
+                    # The SIGTERM with which `up` stops the group of this process must not make an input invalid.
+                    start_new_session=True,
                 )
             except OSError as error:
                 raise SandboxFailed(f"the subprocess could not be started: {error}") from error

@@ -55,6 +55,12 @@ async def test_cancelling_the_caller_kills_the_script(tmp_path: Path) -> None:
         os.kill(int(pid_file.read_text()), 0)
 
 
+async def test_the_signal_that_stops_a_process_group_does_not_end_its_scripts(tmp_path: Path) -> None:
+    """`up` sends SIGTERM to the group of a process, which still answers the requests that it has begun."""
+    sandbox = program(tmp_path, "print(os.getpgrp(), end='')")
+    assert int(await sandbox.run(b"", LONG_S, "acme")) != os.getpgrp()
+
+
 @pytest.mark.parametrize("line", ["sys.exit(3)", "1 / 0", "os.kill(os.getpid(), 9)", "import nothing_of_the_kind"])
 async def test_a_script_that_fails_has_no_output(tmp_path: Path, line: str) -> None:
     sandbox = program(tmp_path, "sys.stdout.write('half')", "sys.stdout.flush()", line)
