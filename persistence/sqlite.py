@@ -4,7 +4,8 @@
 only. So a commit must be on the disk when it returns; WAL's usual NORMAL may lose the last commits in a power cut. One
 transaction a batch means one fsync a batch. Reads continue during a write, also during a write of another program.
 
-`secure_delete=ON`: SQLite overwrites what is deleted with zeros. `erase_journal` removes it from the journal, too.
+`secure_delete=ON`: SQLite overwrites what is deleted with zeros, but not what it moves to another page. `erase_journal`
+removes it from the journal, too.
 """
 
 import asyncio
