@@ -25,6 +25,7 @@ from tailrace.persistence.database import TABLES, display
 from tailrace.persistence.migrations import migrations, require_known_version
 from tailrace.persistence.sql import DatabaseKind, statements
 from tailrace.proto.errors import SettingsInvalid, StoreBusy, StoreError, StoreRefused, StoreUnwritable
+from tailrace.proto.runtime.tcp_options import keep_alive
 
 # The oldest version that the tests run with.
 SERVER_VERSION_MIN = 15
@@ -118,10 +119,7 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no t
         super().__init__(protocol, transport, *rest)
         sock = transport.get_extra_info("socket")
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in KEEPALIVE_HERE.items():
-                if (option := getattr(socket, name, None)) is not None:
-                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            keep_alive(sock, KEEPALIVE_HERE)
 
 
 async def _connect(url: str, **options: Any) -> asyncpg.Connection:
@@ -182,7 +180,6 @@ class PostgreSQL:
                 min_size=0,
                 max_size=CONNECTIONS_MAX,
                 connect=_connect,
-                connection_class=_Connection,
                 init=_prepare,
                 reset=_skip_reset,
                 **options,

@@ -16,6 +16,7 @@ from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.http.http_protocol import ClientConnection
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.race import run_until
+from tailrace.proto.runtime.tcp_options import keep_alive
 
 # Streams close within milliseconds; this is for POST requests in progress.
 GRACE_S = 5
@@ -121,10 +122,7 @@ def listen(host: str, port: int, listen_fd: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family, backlog=fd_limit.backlog(), reuse_port=False)
     # Connections inherit these options.
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEPT.items():
-        if hasattr(socket, name):
-            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    keep_alive(listening, KEPT)
     return listening
 
 

@@ -20,6 +20,7 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.leases import consumer_backlog, oldest_request_at
 from tailrace.proto.runtime.clock import age_s
+from tailrace.proto.runtime.logged_causes import LoggedCauses
 from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import GENERATORS
 
@@ -83,8 +84,8 @@ class TurnQueue:
         self._submitted: Counter[Tenant] = Counter()
         """Turns that this gateway has stored since the last refresh."""
         self._has_submission = asyncio.Event()
-        self._logged: set[str] = set()
-        """The reasons why a health report could not be read."""
+        self._logged = LoggedCauses()
+        """Why health reports could not be read. Never cleared."""
 
     def check(self, tenant: Tenant) -> None:
         """Raises Refused if too many turns may start before the tenant's next one."""
@@ -136,7 +137,6 @@ class TurnQueue:
             return msgspec.json.decode(report, type=GeneratorHealth)
         except DECODE_ERRORS as error:
             # Reports come every second, and a generator of another release may run for days.
-            if (reason := str(error)) not in self._logged:
-                self._logged.add(reason)
-                logger.warning("a generator's health report cannot be read", error=reason)
+            if self._logged.add(str(error)):
+                logger.warning("a generator's health report cannot be read", error=str(error))
             return None

@@ -2,7 +2,7 @@
 
 
 class LoggedCauses:
-    """The causes that were logged since the last success."""
+    """The causes that were logged since the last `clear`."""
 
     def __init__(self) -> None:
         self._causes = set[str]()
