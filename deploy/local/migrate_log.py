@@ -8,7 +8,8 @@ Servers of a cluster that have just started answer with less than they store: ea
 snapshot and applies the rest of Raft's log again once there is a leader, and the leader of a stream announces itself
 before it has done so. So they are read only when they have applied everything that was committed, on all servers. A
 copy is complete when each server by itself has the same messages as all others. A copy that was interrupted may never
-become complete, so it is deleted with its servers.
+become complete, so it is deleted with its servers. A server of the old log may have lost a deletion, and never become
+equal: then nothing is copied, and the message says how to repair it.
 """
 
 import asyncio
@@ -70,6 +71,14 @@ class RaftGroup(NamedTuple):
     def is_settled(self) -> bool:
         """Whether the group has a leader, and this server has committed and applied its whole log."""
         return self.leader != "" and self.last == self.committed == self.applied
+
+
+class Diverged(LogUnavailable):
+    """One server has applied the same Raft log as the others, and does not store the same."""
+
+    def __init__(self, spec: ServerSpec) -> None:
+        super().__init__(f"{spec.directory} does not store the same messages as the other two servers")
+        self.spec = spec
 
 
 class ServerState(NamedTuple):
@@ -173,7 +182,14 @@ async def copy(old: Sequence[ServerSpec], options: Options, stage: Path, console
     """
     async with AsyncExitStack() as stack:
         source, servers = await _start(old, stack)
-        await _wait_until_equal(console, old, unchanged_s_max=MIGRATE_S_MAX)
+        try:
+            await _wait_until_equal(console, old, unchanged_s_max=MIGRATE_S_MAX)
+        except Diverged as error:
+            broken = nats_server.streams_dir(error.spec.store)
+            raise UpRefused(
+                f"{error}; nothing was changed. Delete {broken}, start `tailrace up --cluster` until it is ready, "
+                "so that this server copies everything from the others, and try again"
+            ) from error
         for attempts_left in reversed(range(ATTEMPTS_MAX)):
             try:
                 await _copy_once(old, source, _new_stage(options, stage), console)
@@ -227,7 +243,7 @@ async def _wait_until_equal(
 ) -> None:
     """Returns when the servers of each end are settled, and all servers store the same.
 
-    Raises LogUnavailable when nothing has changed for `unchanged_s_max`.
+    Raises Diverged if a server has diverged, and LogUnavailable when nothing has changed for `unchanged_s_max`.
     """
     names = " and ".join(f"{len(specs)} in {specs[0].directory.parent}" for specs in ends)
     last: list[list[ServerState]] = []
@@ -241,6 +257,10 @@ async def _wait_until_equal(
         now = time.monotonic()
         if states != last:
             last, changed = states, now
+        for specs, servers in zip(ends, states, strict=False):  # no states while a server does not answer
+            odd = find_diverged(servers)
+            if odd is not None and now - changed >= UNCHANGED_S_MAX:
+                raise Diverged(specs[odd])
         if now - changed >= unchanged_s_max:
             raise LogUnavailable(f"the servers do not reach the same state: {names}")
         if now - logged >= MESSAGE_EVERY_S:
@@ -251,14 +271,31 @@ async def _wait_until_equal(
 
 def are_settled(servers: Sequence[ServerState]) -> bool:
     """Returns whether each server has applied all that was committed, and all have the same state."""
+    return _have_applied(servers) and are_equal(servers)
+
+
+def find_diverged(servers: Sequence[ServerState]) -> int | None:
+    """Returns the index of the one server that does not store the same as the others, which agree.
+
+    Returns None if there is none, or if it may still become equal: not all servers have applied the same Raft log.
+    """
+    if not _have_applied(servers):
+        return None
+    for index, state in enumerate(servers):
+        others = [*servers[:index], *servers[index + 1 :]]
+        if len(others) > 1 and are_equal(others) and state.streams != others[0].streams:
+            return index
+    return None
+
+
+def _have_applied(servers: Sequence[ServerState]) -> bool:
     groups = [state.groups for state in servers if state.groups is not None]
     for state in servers:
         # One group for the cluster's metadata, one a stream and one a consumer.
         expected = 1 + sum(1 + stream.consumers for stream in state.streams.values())
         if state.groups is not None and len(state.groups) != expected:
             return False
-    are_applied = all(group.is_settled for one in groups for group in one.values())
-    return are_applied and all(one == groups[0] for one in groups) and are_equal(servers)
+    return all(group.is_settled for one in groups for group in one.values()) and all(one == groups[0] for one in groups)
 
 
 def are_equal(servers: Sequence[ServerState]) -> bool:

@@ -202,7 +202,12 @@ def cluster(spec: ServerSpec, member: ClusterMember) -> dict[str, Any]:
 
 def account_dir(store: Path, name: str) -> Path:
     """Returns the directory in which a server stores the streams of an account."""
-    return store / "jetstream" / name
+    return streams_dir(store) / name
+
+
+def streams_dir(store: Path) -> Path:
+    """Returns the directory in which a server stores all streams and Raft logs."""
+    return store / "jetstream"
 
 
 def url(data_dir: Path, environ: Mapping[str, str]) -> str:

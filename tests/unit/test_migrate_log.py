@@ -7,7 +7,9 @@ import pytest
 
 from tailrace.deploy.local import migrate_log
 from tailrace.deploy.local.console import Console
+from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.migrate_log import RaftGroup, ServerState, StreamState
+from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.options import Options
 
 
@@ -76,3 +78,46 @@ def test_servers_with_different_states_are_not_settled() -> None:
 def test_a_single_server_is_always_settled() -> None:
     """It has no Raft groups, and accepts clients after it has read its store."""
     assert migrate_log.are_settled([WHOLE._replace(groups=None)])
+
+
+# One message that the others have deleted.
+DIVERGED = WHOLE._replace(streams={"TURNS": StreamState(4, 2, 9, 1)})
+
+
+@pytest.mark.parametrize(
+    ("servers", "found"),
+    [
+        ([WHOLE, WHOLE, DIVERGED], 2),
+        ([DIVERGED, WHOLE, WHOLE], 0),
+        ([WHOLE, WHOLE, WHOLE], None),
+        ([WHOLE, DIVERGED, DIVERGED._replace(streams={})], None),
+        (
+            [WHOLE, WHOLE, DIVERGED._replace(groups=WHOLE.groups and {**WHOLE.groups, "S-1": DONE._replace(last=5)})],
+            None,
+        ),
+        ([WHOLE._replace(groups=None)], None),
+        ([], None),
+    ],
+)
+def test_the_server_is_found_that_differs_from_two_equal_ones(servers: list[ServerState], found: int | None) -> None:
+    """A server that has not yet applied its Raft log may still become equal."""
+    assert migrate_log.find_diverged(servers) == found
+
+
+async def test_a_log_of_which_one_server_has_diverged_is_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-server 2.15.1 can lose a deletion on a server that is killed. The message names what to delete."""
+
+    async def start(*_: object) -> tuple[None, list[NatsServer]]:
+        return None, []
+
+    monkeypatch.setattr(migrate_log, "_start", start)
+    monkeypatch.setattr(migrate_log, "_read_state", lambda spec: DIVERGED if spec.name == "nats-2" else WHOLE)
+    monkeypatch.setattr(migrate_log, "UNCHANGED_S_MAX", 0.2)
+    (tmp_path / "cluster").mkdir()
+    with pytest.raises(
+        UpRefused, match=r"cluster/nats-2 does not store .*Delete .*cluster/nats-2/nats/jetstream, start"
+    ):
+        await migrate_log.migrate(Options(data_dir=tmp_path), Console(io.StringIO(), width=1, coloured=False))
+    assert stores(tmp_path) == ["cluster"]
