@@ -111,7 +111,8 @@ def run_until_called(word: str, nats_url: str, claude_url: str) -> None:
 
     async def recorded_run(self: Worker, key: TurnKey, job: Job) -> bool:
         is_ended = await run_to_end(self, key, job)
-        ended.append(key)
+        if is_ended:
+            ended.append(key)
         return is_ended
 
     MessagesApi.answer = killing_answer  # type: ignore[method-assign]
