@@ -80,9 +80,12 @@ def convert(kind: type[S], given: Mapping[str, str]) -> S:
     return msgspec.convert(given, type=kind, strict=False, dec_hook=from_text)
 
 
-def from_text(kind: type, text: str) -> object:
+def from_text(kind: type, text: object) -> object:
     """msgspec's decoding hook: converts a text to a Path."""
     if kind is Path:
+        if not isinstance(text, str):
+            # Like msgspec's own errors. Those of `Path` differ between versions of Python.
+            raise TypeError(f"Expected `str`, got `{type(text).__name__}`")
         return Path(text)
     raise NotImplementedError(f"settings of type {kind.__name__} are not supported")
 

@@ -81,7 +81,7 @@ def test_without_a_file_the_environment_is_unchanged_and_dotenv_is_not_read() ->
         ("[up]\ngenerator = 3", "generator is not an option of [up] (did you mean generators?); it has"),
         ("[up]\ngenerator_count = 4", "generator_count is not an option of [up] (did you mean generators?); it has"),
         ("[up]\ngenerators = 65", "[up] generators: Expected `int` <= 64"),
-        ("[up]\ndata = 1", "[up] data: expected str"),
+        ("[up]\ndata = 1", "[up] data: Expected `str`, got `int`"),
         ("up = 1", "up is a table: write [up] above the options of `tailrace up`"),
         ("a = ", "is not valid TOML: Invalid value (at end of document)"),
     ],
