@@ -38,6 +38,8 @@ WRITING_SHARE = 0.25
 PAUSE_S_MAX = 0.1
 # A database that does not answer is reported after this time. Its error may come a minute later.
 STALLED_S = 10.0
+# How long the entries of a turn that still runs are overwritten.
+ERASING_S = 1.0
 
 
 class Recorder:
@@ -192,7 +194,7 @@ class Recorder:
     async def _fold_turn(self, last: Delivery, *, has_request: bool) -> TurnRow | None:
         """Returns the row of the turn of `last`, folded at least up to this entry; None if it cannot be recorded.
 
-        Purges an orphan (see `_is_orphan`) and returns None. An error of one turn does not stop the batch's others.
+        Removes an orphan (see `_is_orphan`) and returns None. An error of one turn does not stop the batch's others.
         `has_request`: the batch contains the turn's request.
         """
         key = last.key
@@ -202,7 +204,7 @@ class Recorder:
                 if has_request and await self._is_orphan(key, turn):
                     # Release its blobs first; after the purge they are unknown.
                     await self._store.release_blobs(key.tenant, blobs_of(turn))
-                    await self._log.purge(key)
+                    await self._remove(key)
                     logger.info("turn purged: its parent was deleted", turn=key.turn)
                     return None
             if await self._divert(key, turn):
@@ -223,6 +225,16 @@ class Recorder:
             return None
         _verify_text(key, turn)
         return row
+
+    async def _remove(self, key: TurnKey) -> None:
+        """Removes a turn that may run, and overwrites its entries: its parent may have been erased.
+
+        Raises LogUnavailable.
+        """
+        erased = await self._log.erase(key, asyncio.get_running_loop().time() + ERASING_S)
+        if not erased.is_gone:
+            # A generator may append as fast as entries are overwritten. The purge stops it.
+            await self._log.purge(key)
 
     async def _read_turn(self, last: Delivery) -> Turn:
         """Folds the turn at least up to the entry `last`."""

@@ -118,14 +118,15 @@ class Deleter:
         self._slots = limiter.slots
         self._query_timeout_s = query_timeout_s
 
-    async def delete(self, tenant: Tenant, kind: Kind, name: str) -> int:
+    async def delete(self, tenant: Tenant, kind: Kind, name: str, *, erases: bool = False) -> int:
         """Deletes a turn with its follow-ups, a session, or a project with its sessions. Returns the number of turns.
 
-        Raises Refused when it does not exist, or not all of it could be deleted; LogUnavailable. It can be repeated.
+        `erases`: the log overwrites the entries. Raises Refused when it does not exist, or not all of it could be
+        deleted; LogUnavailable. It can be repeated.
         """
         if kind == "turn":
             await self._cancel_batch(TurnKey(tenant, TurnId(name)))
-        deletion = _Running(erases=False)
+        deletion = _Running(erases=erases)
         await self._delete(tenant, kind, name, deletion)
         return len(deletion.turns)
 

@@ -19,7 +19,8 @@ def deleted_parent_feature(log: TurnLog, history: HistoryClient, deleter: Delete
         if parent is None or not await is_deleted(log, history, TurnKey(key.tenant, parent)):
             return
         try:
-            await deleter.delete(key.tenant, "turn", key.turn)
+            # The parent may have been erased, and the request repeats its text.
+            await deleter.delete(key.tenant, "turn", key.turn, erases=True)
         except Refused as refused:
             if refused.code != "turn_not_found":
                 raise

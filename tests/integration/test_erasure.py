@@ -14,8 +14,9 @@ from tailrace.deploy.cli import erase
 from tailrace.deploy.cli.export import export_lines
 from tailrace.deploy.cli.main import parser
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.turns.conversation import Conversations
 from tailrace.proto.ids import Seq, Tenant, child_id
-from tailrace.proto.nats import Connection, Counters
+from tailrace.proto.nats import Connection, Counters, TurnLog
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests.harness.batch_client import post_batch, read_results
@@ -23,6 +24,7 @@ from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.until import until, until_equal
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
+from tests.integration.test_deletion import delete_after_position
 
 MARK = "zebramark"
 
@@ -56,6 +58,11 @@ async def post_answered_turn(gateway: Gateway, user: str, **given: object) -> di
 def export_user_lines(gateway: Gateway, user: str | None) -> list[dict[str, Any]]:
     with Client(gateway.url, KEY) as client:
         return [json.loads(line) for line in export_lines(client, user)]
+
+
+async def logged_turns(connection: Connection) -> set[str]:
+    info = await connection.jetstream.stream_info(STREAM, subjects_filter="turns.>")
+    return {subject.split(".")[2] for subject in info.state.subjects or {}}
 
 
 async def read(gateway: Gateway, path: str) -> Any:
@@ -100,6 +107,30 @@ async def test_no_file_has_the_text_of_an_erased_user(
     }
     again = (await gateway.client.delete(f"/v1/users?user={MARK}")).json()
     assert (again["turns"], again["log_entries"]) == (0, 0)
+
+
+@pytest.mark.rule("R91")
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_a_follow_up_posted_during_an_erasure_leaves_no_text_of_the_erased_user(
+    gateway: Gateway, own_log: TurnLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_killed: bool
+) -> None:
+    """The gateway deletes the follow-up, or persistence, if the gateway was killed before it could."""
+    first = await post_answered_turn(gateway, MARK)
+    # Of a block without any turn, nats-server removes the file.
+    kept = await post_answered_turn(gateway, "bob")
+
+    async def killed(*_: object) -> bool:
+        raise RuntimeError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Conversations, "find_position", delete_after_position(gateway, f"/v1/users?user={MARK}"))
+        if is_killed:
+            patched.setattr("tailrace.gateway.turns.deleted_parent.is_deleted", killed)
+        body = {"message": "And then?", "session": first["session"]}
+        answer = await gateway.client.post("/v1/turns", json=body)
+    assert answer.status_code == (500 if is_killed else 404)
+    await until_equal(lambda: logged_turns(own_log.connection), {kept["turn"]})
+    await until_equal(lambda: files_with(MARK, tmp_path), {})
 
 
 @pytest.mark.rule("R91")
