@@ -20,8 +20,9 @@ from tailrace.persistence.rows import TurnRow, blobs_of, build_row
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
 from tailrace.proto.fold import Turn, text_proof
-from tailrace.proto.ids import Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
+from tailrace.proto.nats.replay import WOKEN_WAIT_S
 from tailrace.proto.persistence_health import PersistenceHealth
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.logged_causes import LoggedCauses
@@ -231,10 +232,17 @@ class Recorder:
 
         Raises LogUnavailable.
         """
-        erased = await self._log.erase(key, asyncio.get_running_loop().time() + ERASING_S)
-        if not erased.is_gone:
-            # A generator may append as fast as entries are overwritten. The purge stops it.
-            await self._log.purge(key)
+        is_stored = True
+        while is_stored:
+            erased = await self._log.erase(key, asyncio.get_running_loop().time() + ERASING_S)
+            if not erased.is_gone:
+                # A generator may append as fast as entries are overwritten. The purge stops it.
+                await self._log.purge(key)
+            # A replicated stream is purged up to the last entry that its leader has stored when the request arrives
+            # (jetstream_cluster.go, jsClusteredStreamPurgeRequest). An append that is in flight then stays, and its
+            # generator goes on.
+            await asyncio.sleep(WOKEN_WAIT_S)
+            is_stored = await self._log.last_seq(key) != BEFORE_FIRST
 
     async def _read_turn(self, last: Delivery) -> Turn:
         """Folds the turn at least up to the entry `last`."""

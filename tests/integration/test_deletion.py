@@ -351,6 +351,30 @@ async def test_persistence_deletes_a_turn_that_a_killed_gateway_stored_after_its
 
 
 @pytest.mark.rule("R35")
+async def test_an_append_that_survives_the_purge_of_a_follow_up_is_removed(
+    own_log: TurnLog,
+    own_gateway: Gateway,
+    tenant: Tenant,
+    persistence_in_loop: Persistence,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three servers store an append that was in flight when the purge began, and its generator goes on."""
+    root, leaf = await write(own_log, tenant), Writer(own_log, TurnKey(tenant, TurnId(new_id())))
+    purge, in_flight = TurnLog.purge, [b"{}"]
+
+    async def purge_before_append(self: TurnLog, key: TurnKey) -> None:
+        await purge(self, key)
+        if key == leaf.key and in_flight:
+            await own_log.connection.jetstream.publish(f"turns.{tenant}.{key.turn}.event", in_flight.pop())
+
+    monkeypatch.setattr(TurnLog, "purge", purge_before_append)
+    assert (await own_gateway.client.delete(f"/v1/turns/{root.turn}")).status_code == 200
+    await leaf.store_request(session=SESSION, parent=root.turn)
+    await until(lambda: not in_flight)
+    await until(lambda: has_left_log(own_log.connection, leaf.key.turn))
+
+
+@pytest.mark.rule("R35")
 async def test_a_turn_stored_between_the_last_check_and_the_last_row_is_deleted(
     own_log: TurnLog, tenant: Tenant, persistence_in_loop: Persistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
