@@ -4,6 +4,7 @@ An open stream would otherwise hold their frames, and each of its writes would p
 see the start message of a success, and every message of an error. The body of a success goes directly to the server.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 
@@ -14,6 +15,9 @@ from tailrace.proto.errors import LogError, Refused
 
 # The type of a message that no server knows. The layers pass it on: they only look at the types of ASGI.
 DEFERRED = "tailrace.response.deferred"
+# A repeated request of another method may have its effect twice, unless it has an Idempotency-Key.
+REPEATABLE = ("GET", "HEAD", "DELETE")
+STOPPED = "this gateway is shutting down, and has done a part of the request: repeat it"
 
 
 async def defer(
@@ -56,22 +60,34 @@ async def defer(
 def send_deferred(app: ASGIApp, on_start: Callable[[Message], None] = lambda _: None) -> ASGIApp:
     """Returns an application that calls `app`, and sends its deferred response after `app` has returned.
 
-    `on_start` may change the message with the status and the headers of each response.
+    `on_start` may change the message with the status and the headers of each response. A request that is cancelled
+    before its response has begun is refused with `draining`.
     """
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         deferred: Callable[[Send], Awaitable[None]] | None = None
+        is_begun = False
 
         async def send_or_keep(message: Message) -> None:
-            nonlocal deferred
+            nonlocal deferred, is_begun
             if message["type"] == DEFERRED:
                 deferred = message["respond"]
                 return
             if message["type"] == "http.response.start":
+                is_begun = True
                 on_start(message)
             await send(message)
 
-        await app(scope, receive, send_or_keep)
+        try:
+            await app(scope, receive, send_or_keep)
+        except asyncio.CancelledError:
+            # uvicorn cancels the requests that outlast its stop, and would answer 500.
+            if is_begun:
+                raise
+            is_repeatable = scope["method"] in REPEATABLE or b"idempotency-key" in dict(scope["headers"])
+            headers = {} if is_repeatable else error_responses.NO_RETRY
+            refusal = error_responses.response("draining", STOPPED, retry_after_s=1, headers=headers)
+            await refusal(scope, receive, send_or_keep)
         if deferred is not None:
             await deferred(send)
 

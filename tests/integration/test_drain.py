@@ -17,6 +17,7 @@ from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.http.server import GRACE_S
 from tailrace.gateway.settings import Settings
+from tailrace.gateway.turns.delete import Deleter
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.runtime.flag import Flag
@@ -147,6 +148,29 @@ async def test_a_turn_that_was_stored_before_the_drain_is_answered_with_200(
         answer = await client.post("/v1/turns", json={"message": "hi"})
     assert answer.status_code == 200
     assert (await log.read_turn(TurnKey(tenant, TurnId(answer.headers["tailrace-turn"])))).request is not None
+
+
+async def test_a_request_that_outlasts_the_stop_is_refused(
+    nats_url: str, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a deletion of many turns. uvicorn would answer 500, which clients do not repeat."""
+    for limit in ("GRACE_S", "UNANSWERED_S_MAX"):
+        monkeypatch.setattr(f"tailrace.gateway.http.server.{limit}", 0.1)
+    begun = asyncio.Event()
+
+    async def delete(*_: object) -> int:
+        begun.set()
+        return await asyncio.Future()
+
+    monkeypatch.setattr(Deleter, "delete", delete)
+    gateway = await new_gateway(nats_url)
+    async with gateway.new_client() as client:
+        deleting = asyncio.create_task(client.delete("/v1/sessions/a"))
+        await begun.wait()
+        await gateway.stop()
+        refused = await deleting
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+    assert (refused.headers["retry-after"], refused.headers.get("x-should-retry")) == ("1", None)
 
 
 @pytest.mark.parametrize("is_stalled", [False, True], ids=["idle connection", "stalled reader"])
