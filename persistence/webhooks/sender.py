@@ -26,7 +26,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, is_child_id, is_token
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.records import record_from_fold
-from tailrace.proto.runtime.race import run_until
+from tailrace.proto.runtime.race import is_set_within, run_until
 from tailrace.proto.ssrf import UrlNotAllowed, check_url, parse_private_hosts
 from tailrace.proto.subjects import TurnKey
 
@@ -78,6 +78,8 @@ class WebhookSender:
         self._first_wait_s = first_wait_s
         self._give_up_s = give_up_s
         self._held: dict[Seq, Delivery] = {}
+        self._number = 0
+        """The number of the last delivery."""
         self._tasks: dict[Seq, asyncio.Task[None]] = {}
         self._last: dict[Session, asyncio.Task[None]] = {}
         self._slots: defaultdict[Tenant, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(WAITING_TENANT_MAX))
@@ -86,20 +88,18 @@ class WebhookSender:
         self._connections: defaultdict[Tenant, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(CONNECTIONS))
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Delivers until `stop` is set, and returns the undelivered entries to the log then.
-
-        Raises LogUnavailable if it cannot start.
-        """
-        left = (await self._deliveries.backlog()).leased
+        """Delivers until `stop` is set, and returns the undelivered entries to the log then."""
         async with asyncio.TaskGroup() as group:
             renewing = group.create_task(self._deliveries.keep_renewed(self._held.values))
-            await self._start(group, await self._receive_leased(left, stop), stop)
             while not stop.is_set():
                 free = WAITING_MAX - len(self._held)
                 if free <= 0:
                     await run_until(stop.wait(), *self._tasks.values())
                     continue
-                await self._start(group, await self._deliveries.next(min(free, BATCH_MAX)), stop)
+                found = await self._deliveries.next(min(free, BATCH_MAX))
+                if self._has_gap_before(found):
+                    found += await self._receive_leased(found, stop)
+                await self._start(group, found, stop)
                 with suppress(LogUnavailable):
                     metrics.WEBHOOKS_WAITING.set(len(self._held) + (await self._deliveries.backlog()).waiting)
             for task in (renewing, *self._tasks.values()):
@@ -107,18 +107,37 @@ class WebhookSender:
         for seq in sorted(self._held):
             await self._held[seq].release()
 
-    async def _receive_leased(self, left: int, stop: asyncio.Event) -> list[Delivery]:
-        """Receives the `left` entries that were leased to the previous process, and those delivered in between.
+    def _has_gap_before(self, deliveries: Sequence[Delivery]) -> bool:
+        """Returns whether entries may have been delivered that this process does not have.
 
-        The server delivers them again when their leases expire. Newer entries must not be sent before them.
+        The previous process may have them, or the connection to NATS was lost while they were on their way.
         """
+        if not deliveries:
+            return False
+        before, self._number = self._number, deliveries[-1].number
+        return self._number - before != len(deliveries)
+
+    async def _receive_leased(self, received: Sequence[Delivery], stop: asyncio.Event) -> list[Delivery]:
+        """Receives the leased entries that this process does not have, and those that are delivered in between.
+
+        The server delivers them again when their leases expire. `received` and newer entries must not be sent before
+        them.
+        """
+        self._held.update((delivery.seq, delivery) for delivery in received)
         found: list[Delivery] = []
         deadline = _now() + 2 * self._deliveries.ack_wait_s
-        while left > 0 and _now() < deadline and not stop.is_set():
-            for delivery in await self._deliveries.next(min(left, BATCH_MAX)):
-                left -= delivery.times > 1 and delivery.seq not in self._held
-                self._held[delivery.seq] = delivery
-                found.append(delivery)
+        while _now() < deadline and not stop.is_set():
+            try:
+                missing = (await self._deliveries.backlog()).leased - len(self._held)
+            except LogUnavailable:
+                # Nothing is delivered meanwhile.
+                missing, deadline = 1, _now() + 2 * self._deliveries.ack_wait_s
+            if missing <= 0:
+                break
+            more = await self._deliveries.next(min(missing, BATCH_MAX))
+            self._number = more[-1].number if more else self._number
+            self._held.update((delivery.seq, delivery) for delivery in more)
+            found += more
         return found
 
     async def _start(self, group: asyncio.TaskGroup, deliveries: Sequence[Delivery], stop: asyncio.Event) -> None:
@@ -132,17 +151,16 @@ class WebhookSender:
         self._held.update(latest)
         # A running webhook that is delivered again only gets the newer lease.
         new = [delivery for delivery in ordered if delivery.seq not in self._tasks]
-        for number, delivery in enumerate(new):
-            if stop.is_set():
-                return
+        for delivery in new:
             key = delivery.key
-            try:
-                request = await self._request(key)
-            except LogUnavailable:
-                # Returned without a delay: with one, a later end of the same session would be delivered before it.
-                await asyncio.sleep(LOG_WAIT_S)
-                for later in new[number:]:
-                    await self._held.pop(later.seq).release()
+            while not stop.is_set():
+                try:
+                    request = await self._request(key)
+                    break
+                except LogUnavailable:
+                    # It keeps its lease. An end that was returned while NATS is away would come after later ones.
+                    await is_set_within(stop, LOG_WAIT_S)
+            else:
                 return
             # A turn with `store: false` leaves nothing behind (R109), also not at the tenant's receiver.
             url = (request.webhook or self._urls.get(key.tenant)) if request is not None and request.store else None

@@ -47,6 +47,8 @@ class Delivery:
         self.at = stored_at(message.reply)
         """When the entry was stored, by the server's clock."""
         self.times = int(message.metadata.num_delivered or 1)
+        self.number = int(message.metadata.sequence.consumer)
+        """The consumer numbers all its deliveries, without gaps."""
         part = part_of_batch(self.key.turn, message.data)
         self.is_batch = part == "batch"
         """Whether the entry is the request of a batch (PROTOCOL R63)."""

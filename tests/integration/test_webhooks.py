@@ -31,6 +31,7 @@ from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import WEBHOOKS, TurnKey
 from tests.harness import processes
 from tests.harness.generator_in_loop import shorten_lease
+from tests.harness.lossy_link import LossyLink
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.processes import Process
@@ -491,6 +492,22 @@ async def test_killed_and_stopped_processes_deliver_each_session_in_order(own: O
 
 
 @pytest.mark.rule("R45")
+async def test_an_end_that_is_lost_on_its_way_is_posted_before_later_ones(own: OwnSystem, receiver: Receiver) -> None:
+    """The connection to NATS is cut right after the server has delivered it. Its lease is not known here."""
+    await own.shorten_lease()
+    async with (
+        LossyLink(own.server.url, share=1, what=f"$JS.ACK.TURNS.{WEBHOOKS}.".encode()) as link,
+        Persistence(link.url, own.folder / "tailrace.db", **SETTINGS),
+    ):
+        keys = await own.write_session(receiver.url, 2)
+        await until(lambda: link.lost == 2)
+        link.share = 0
+        keys += await own.write_session(receiver.url, 1)
+        await own.wait_until_drained()
+    assert receiver.turns == turns(keys)
+
+
+@pytest.mark.rule("R45")
 async def test_of_two_processes_with_one_database_only_one_sends(
     own: OwnSystem, receiver: Receiver, postgresql: PostgreSQLServer
 ) -> None:
@@ -532,7 +549,7 @@ async def test_of_two_processes_with_one_database_only_one_sends(
 async def test_turns_that_cannot_be_read_are_posted_later_in_order(
     own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log delivers an end and then does not answer: the end and all later ones are returned to the queue."""
+    """The log delivers an end and then does not answer. What is returned to the queue meanwhile does not arrive."""
     monkeypatch.setattr(sender, "LOG_WAIT_S", 0.01)
     read = TurnLog.read_entries
     failed: list[TurnKey] = []
@@ -540,11 +557,16 @@ async def test_turns_that_cannot_be_read_are_posted_later_in_order(
     async def fail_at_times(log: TurnLog, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = 512) -> list[Stored]:
         if len(failed) < 3 and key == keys[len(failed)]:
             failed.append(key)
+            keys.extend(await own.write_session(receiver.url, 1))
             raise LogUnavailable("the log does not answer")
         return await read(log, key, after, limit)
 
+    async def lose(_: Delivery, delay_s: float = 0.0) -> None:
+        """Does not return it."""
+
     keys = await own.write_session(receiver.url, 4)
     monkeypatch.setattr(TurnLog, "read_entries", fail_at_times)
+    monkeypatch.setattr(Delivery, "release", lose)
     async with own.persistence():
         await own.wait_until_drained()
     assert failed == keys[:3]
