@@ -52,7 +52,9 @@ class StreamPermit:
         self.holder = new_id()
         self._streams = streams
         self._address = address
-        self._slots: list[Slot] = []
+        self._owners: list[Owner] = []
+        self._slots: dict[str, Slot] = {}
+        """By the name of the owner. An owner without one had none free, or NATS was unreachable."""
         self._counted: Groups | None = None
         self._is_acquired = False
 
@@ -69,32 +71,31 @@ class StreamPermit:
             return
         limiter = self._streams.limiter
         owners = limiter.owners(self.principal) if limiter.has_limits(self.principal) else ()
+        self._owners = [owner for owner in owners if owner.limits.streams is not None]
         try:
-            for owner in owners:
-                await self._acquire_of(owner)
+            for owner in self._owners:
+                slot = await self._acquire_of(owner)
+                if slot is None:
+                    most = owner.limits.streams
+                    raise Refused(
+                        "too_many_streams",
+                        f"This {owner.noun} has {most} open streams, its limit; close one.",
+                        retry_after_s=RETRY_AFTER_S,
+                    )
+                self._slots[owner.name] = slot
         except Refused:
             await self._release_slots()
             raise
         except LogUnavailable as error:
             logger.debug("stream not counted", error=str(error))
-        if self._slots:
+        if self._owners:
             self._streams.open.add(self)
         self._is_acquired = True
 
-    async def _acquire_of(self, owner: Owner) -> None:
-        most = owner.limits.streams
-        if most is None:
-            return
-        slot = await self._streams.limiter.slots.acquire(
-            owner.tenant, owner.name, STREAMS, most, self.holder, life_s=SLOT_LIFE_S
+    async def _acquire_of(self, owner: Owner) -> Slot | None:
+        return await self._streams.limiter.slots.acquire(
+            owner.tenant, owner.name, STREAMS, owner.limits.streams or 0, self.holder, life_s=SLOT_LIFE_S
         )
-        if slot is None:
-            raise Refused(
-                "too_many_streams",
-                f"This {owner.noun} has {most} open streams, its limit; close one.",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        self._slots.append(slot)
 
     async def release(self) -> None:
         """Stops counting the reader and releases its slots. May be called twice."""
@@ -106,28 +107,33 @@ class StreamPermit:
 
     async def _release_slots(self) -> None:
         self._streams.open.discard(self)
-        # Before freeing: a concurrent renewal sees that the slot is gone from the lease and frees the new one.
-        slots, self._slots = self._slots, []
+        # Before freeing: a concurrent renewal sees that the permit is released, and frees the slot that it gets.
+        slots, self._slots = self._slots, {}
         # A slot that cannot be freed expires.
         with suppress(LogError):
-            for slot in slots:
+            for slot in slots.values():
                 await self._streams.limiter.slots.release(slot.seq)
 
     async def renew(self) -> None:
-        """Renews the slots of a stream for SLOT_LIFE_S seconds. Changes nothing while NATS is unreachable."""
+        """Renews the slots of a stream for SLOT_LIFE_S seconds. Changes nothing while NATS is unreachable.
+
+        A slot may have expired while NATS was unreachable. The stream stays open, and takes one again if one is free.
+        """
         slots = self._streams.limiter.slots
         with suppress(LogError):
-            for slot in tuple(self._slots):
-                newer = await slots.renew(slot, self.holder, SLOT_LIFE_S)
-                if slot not in self._slots:
+            for owner in self._owners:
+                slot = self._slots.get(owner.name)
+                newer = await slots.renew(slot, self.holder, SLOT_LIFE_S) if slot is not None else None
+                if newer is None and self._is_acquired:
+                    newer = await self._acquire_of(owner)
+                if not self._is_acquired:
                     # The stream was closed meanwhile.
                     if newer is not None:
                         await slots.release(newer.seq)
                     continue
-                self._slots.remove(slot)
-                # The stream stays open even if its slot expired while NATS was unreachable.
+                self._slots.pop(owner.name, None)
                 if newer is not None:
-                    self._slots.append(newer)
+                    self._slots[owner.name] = newer
 
     @asynccontextmanager
     async def reserve(self) -> AsyncIterator[None]:

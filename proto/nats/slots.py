@@ -85,6 +85,11 @@ class Slots:
     async def renew(self, slot: Slot, holder: str, life_s: int) -> Slot | None:
         """Extends the slot by another lifetime. Returns None if it was released meanwhile. Raises LogUnavailable."""
         seq = await self._put(slot.subject, holder, slot.seq, life_s)
+        if seq is None:
+            # The acknowledgement of an earlier renewal may have been lost.
+            for message in (await self._reader.page(slot.subject, Seq(slot.seq + 1))).messages:
+                if message.data.decode() == holder:
+                    seq = await self._put(slot.subject, holder, Seq(int(message.headers["Nats-Sequence"])), life_s)
         return Slot(slot.subject, seq) if seq is not None else None
 
     async def release(self, seq: Seq) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+from contextlib import AsyncExitStack
 from signal import SIGKILL
 
 import pytest
@@ -10,6 +11,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits import stream_slots
 from tailrace.gateway.limits.limiter import Limiter
+from tailrace.gateway.limits.quotas import TENANT
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.stream_slots import StreamPermit, StreamSlots
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused
@@ -18,6 +20,7 @@ from tailrace.proto.limits import Limits
 from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
 from tailrace.proto.nats.slots import Slot
 from tailrace.proto.subjects import SLOTS
+from tests.harness.lossy_link import LossyLink
 from tests.harness.turn_builder import request
 from tests.harness.until import until
 
@@ -146,6 +149,54 @@ async def test_a_slow_renewal_does_not_delay_those_of_other_streams(
     await until(lambda: slots.renewed == {permit.holder for permit in permits})
     slots.is_releasing.set()
     renewing.cancel()
+
+
+@pytest.mark.rule("R37")
+async def test_a_stream_keeps_its_slot_if_the_acknowledgement_of_a_renewal_is_lost(
+    own_server: NatsServer, tenant: Tenant
+) -> None:
+    """The slot has another sequence then. When the stream is closed, it is free at once."""
+    async with LossyLink(own_server.url, share=0, what=b'{"stream":"SLOTS"') as link, AsyncExitStack() as stack:
+        connection = await Connection.open(link.url, "test")
+        stack.push_async_callback(connection.close)
+        one, other = two_streams(connection, tenant)
+        await one.acquire()
+        link.share = 1
+        await one.renew()
+        assert link.lost == 1
+        link.share = 0
+        for _ in range(2):
+            await one.renew()
+            with pytest.raises(Refused):
+                await other.acquire()
+        await one.release()
+        await other.acquire()
+
+
+@pytest.mark.rule("R37")
+async def test_a_stream_whose_slot_has_expired_takes_one_again(connection: Connection, tenant: Tenant) -> None:
+    """NATS was unreachable for longer than a slot lives. The stream would stay open without being counted."""
+    one, other = two_streams(connection, tenant)
+    await one.acquire()
+    slots = Slots(connection)
+    for _ in range(2):
+        (held,) = await slots.list_held(tenant, TENANT, stream_slots.STREAMS)
+        await slots.release(held.seq)
+        await one.renew()
+        with pytest.raises(Refused):
+            await other.acquire()
+    await one.release()
+    await other.acquire()
+    await one.renew()
+    assert [held.holder for held in await slots.list_held(tenant, TENANT, stream_slots.STREAMS)] == [other.holder]
+
+
+def two_streams(connection: Connection, tenant: Tenant) -> tuple[StreamPermit, StreamPermit]:
+    """Returns two streams of a tenant that may have one."""
+    limiter = Limiter(Counters(connection), Slots(connection), TurnLog(connection), Limits(), Limits(streams=1))
+    streams = StreamSlots(limiter, ReaderCounts(ReaderLimits(9, 9, 9)))
+    one, other = [StreamPermit(streams, Principal(tenant), "127.0.0.1") for _ in range(2)]
+    return one, other
 
 
 @pytest.mark.parametrize("error", [Refused("request_invalid", "no"), LogFull("not stored")])
