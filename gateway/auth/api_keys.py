@@ -92,7 +92,9 @@ class ApiKeyCache:
         for key_id in self._changes.keys() - {change.id for change in changes} - newer:
             self._put(RecordChange(BEFORE_FIRST, key_id, None))
         for change in changes:
-            if change.id not in newer:
+            known = self._changes.get(change.id)
+            # A server that lags behind has older records, such as that of a key before its revocation.
+            if known is None or known.seq < change.seq or not is_same_bucket:
                 self._put(change)
         self._made_at, self._last = position.made_at, changes[-1].seq if changes else BEFORE_FIRST
 

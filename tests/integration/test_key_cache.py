@@ -17,9 +17,9 @@ from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.api_key import SCOPES, NewKey, new_key
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.api_keys import ApiKeyStore, KeyPosition
+from tailrace.proto.nats.api_keys import ApiKeyStore, KeyPosition, RecordChange
 from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM, limits_of_tenant
 from tests.conftest import apply_streams
 from tests.harness.until import until
@@ -142,6 +142,25 @@ async def test_keys_stay_valid_without_nats_and_changes_arrive_after_a_reconnect
     await connection.close()
     await until(lambda: verify(cache, other))
     await until(lambda: cache.is_ended(key.record.id))
+
+
+@pytest.mark.rule("R38")
+async def test_a_revoked_key_stays_revoked_if_a_server_that_lags_behind_is_read_after_a_reconnect(
+    keys: ApiKeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That server has as many records as the leader, and the key's record from before its revocation."""
+    key = make_key()
+    await keys.create(key.record)
+    _, before = await keys.snapshot()
+    await keys.revoke(key.record.id, 1)
+    cache = await load_cache(keys)
+
+    async def read_late(_: Seq) -> list[RecordChange]:
+        return before
+
+    monkeypatch.setattr(keys, "changes_after", read_late)
+    await cache.load(keys)
+    assert await verify(cache, key) is None
 
 
 @pytest.mark.rule("R38")
