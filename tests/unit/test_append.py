@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from tailrace.proto.chain import Chain
+from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, Entry, Stored
 from tailrace.proto.errors import FenceLost, LogFull, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq
@@ -25,38 +25,34 @@ def append_entry(server: ScriptedServer, entry: Entry = ENTRY) -> Chain:
     return run(append(server, KEY, CHAIN, entry, timeout_s=30))
 
 
+def waits_of(server: ScriptedServer) -> list[float]:
+    return [round(after - before, 3) for before, after in pairwise(server.times("publish"))]
+
+
 def attempt_of(backend: str, generator: str) -> Attempt:
     return Attempt(prev=CHAIN.last, attempt=2, generator=generator, backend=backend, mode="fresh")
 
 
-def test_an_acknowledged_entry_costs_one_request() -> None:
-    """The fence of the first publish is the chain's last sequence."""
-    server = ScriptedServer(publish=[STORED])
-    assert append_entry(server) == Chain(STORED, 1)
-    assert [request.arguments for request in server.requests] == [(ENTRY, CHAIN.last)]
-
-
 def test_a_refusal_without_a_rival_asks_the_leader_whether_the_turn_exists() -> None:
-    """Appends to a purged turn are refused for ever, and no entry says why."""
-    server = ScriptedServer(publish=[REFUSED, STORED], read=[NOTHING], last_request=[Seq(1)])
-    append_entry(server)
-    assert server.names == ["publish", "read", "last_request", "publish"]
-    assert server.requests[-1].arguments == (ENTRY, CHAIN.last)
-
-
-def test_an_append_without_a_leader_sends_the_leader_no_request() -> None:
-    """The question would wait two seconds for its time-out, while another server may become the leader."""
-    server = ScriptedServer(publish=[NO_ANSWER, STORED], read=[NOTHING])
-    append_entry(server)
-    assert server.names == ["publish", "read", "publish"]
+    """Appends to a purged turn are refused for ever, and no entry says why. The first entry makes the turn exist."""
+    server = ScriptedServer(publish=[REFUSED, REFUSED, STORED], read=[NOTHING], last_request=[Seq(1)])
+    assert append_entry(server) == Chain(STORED, 1)
+    assert server.names == ["publish", *2 * ["read", "last_request", "publish"]]
+    assert [one.arguments for one in server.requests if one.name == "publish"] == 3 * [(ENTRY, CHAIN.last)]
+    assert waits_of(server) == [0.05, 0.05]
+    server = ScriptedServer(publish=[REFUSED, Seq(1)], read=[NOTHING])
+    assert run(append(server, KEY, START, started_turn().stored[0].entry, timeout_s=30)).last == 1
 
 
 def test_without_a_leader_publishes_become_rarer_up_to_two_a_second() -> None:
-    """A thousand turns that publish twenty times a second would keep the servers from electing a leader."""
+    """A thousand turns that publish twenty times a second would keep the servers from electing a leader.
+
+    The leader is sent no request, which would wait two seconds for its time-out.
+    """
     server = ScriptedServer(publish=[*6 * [NO_ANSWER], STORED], read=[NOTHING])
     append_entry(server)
-    waits = [round(after - before, 3) for before, after in pairwise(server.times("publish"))]
-    assert waits == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
+    assert waits_of(server) == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
+    assert set(server.names) == {"publish", "read"}
 
 
 @pytest.mark.rule("R13")
@@ -66,7 +62,7 @@ def test_a_stored_attempt_with_followers_is_an_earlier_one_of_this_process(*, is
     attempt = attempt_of("anthropic", "g-1")
     there, following = Stored(STORED, NOON, attempt), Stored(Seq(9), NOON, text_delta(Chain(STORED, 2), "a"))
     tail = page(there, following) if is_last else page(there, is_last=False)
-    with pytest.raises(FenceLost):
+    with pytest.raises(FenceLost, match=r"^turn-1 already has this attempt, at 8$"):
         append_entry(ScriptedServer(publish=[REFUSED], read=[tail]), attempt)
 
 
