@@ -34,17 +34,16 @@ def test_before_an_answer_each_backend_gets_one_attempt(code: str) -> None:
     assert backends_after(rota, code, code, has_begun=False) is None
 
 
-def test_a_refused_request_before_an_answer_fails_the_turn() -> None:
-    """Other backends would refuse it too."""
-    assert backends_after(TWO.order_for("m"), BAD_REQUEST, has_begun=False) is None
+OF_THE_TURN = ["backend_event_too_large", "deadline_exceeded", "blob_expired", "attempts_exhausted", "interrupted"]
 
 
 @pytest.mark.parametrize(
-    "code", ["backend_event_too_large", "deadline_exceeded", "blob_expired", "attempts_exhausted", "interrupted"]
+    ("code", "has_begun"), [(BAD_REQUEST, False), *((code, begun) for code in OF_THE_TURN for begun in (True, False))]
 )
-@pytest.mark.parametrize("has_begun", [True, False])
-def test_errors_of_the_turn_are_not_failed_over(code: str, has_begun: bool) -> None:
-    """A deadline, for example, is over for every backend."""
+def test_errors_of_the_turn_and_a_refused_request_before_an_answer_are_not_failed_over(
+    code: str, has_begun: bool
+) -> None:
+    """A deadline, for example, is over for every backend, and other backends would refuse the request too."""
     assert backends_after(TWO.order_for("m"), code, has_begun=has_begun) is None
 
 
