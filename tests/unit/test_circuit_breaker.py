@@ -115,16 +115,19 @@ async def test_the_metric_is_1_while_a_backend_is_down_and_the_log_says_it_once(
 
 
 @pytest.mark.parametrize(
-    ("turns", "over_s", "code"),
+    ("turns", "over_s", "code", "turn"),
     [
-        (TURNS_MIN - 1, 10 * FAILING_S, ""),
-        (10 * TURNS_MIN, FAILING_S - 0.1, ""),
-        *((TURNS_MIN, FAILING_S, code) for code in sorted(FAILOVER_CODES - DOWN_CODES)),
+        (TURNS_MIN - 1, 10 * FAILING_S, "", ""),
+        (10 * TURNS_MIN, FAILING_S - 0.1, "", ""),
+        (10 * TURNS_MIN, 10 * FAILING_S, "", "turn-1"),
+        *((TURNS_MIN, FAILING_S, code, "") for code in sorted(FAILOVER_CODES - DOWN_CODES)),
     ],
 )
-async def test_few_or_short_failures_and_refusals_open_no_breaker(turns: int, over_s: float, code: str) -> None:
+async def test_few_or_short_failures_those_of_one_turn_and_refusals_open_no_breaker(
+    turns: int, over_s: float, code: str, turn: str
+) -> None:
     two = Scripted("claude", "bedrock")
-    await two.fail("claude", turns, over_s, code)
+    await two.fail("claude", turns, over_s, code, turn)
     assert two.order == ["claude", "bedrock"]
 
 
@@ -167,12 +170,6 @@ async def test_a_turn_that_was_begun_keeps_its_backend() -> None:
     await two.fail("claude")
     order = two.breakers.begin_call(TENANT, MODEL, "claude")
     assert [source.backend for source in order.sources] == ["claude", "bedrock"]
-
-
-async def test_repeated_calls_of_one_turn_open_no_breaker() -> None:
-    two = Scripted("claude", "bedrock")
-    await two.fail("claude", 10 * TURNS_MIN, 10 * FAILING_S, turn=new_id())
-    assert two.order == ["claude", "bedrock"]
 
 
 @pytest.mark.rule("R101")
