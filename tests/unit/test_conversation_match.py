@@ -70,10 +70,6 @@ def test_the_history_is_prepared_once_for_the_whole_conversation(monkeypatch: py
     assert prepared == [4]
 
 
-def test_a_new_message_follows_the_branch() -> None:
-    assert position_after(CONTEXT, [NEW]) == build_position("t2", HELD, [NEW])
-
-
 def test_a_long_text_is_the_same_whether_it_was_lifted_or_not() -> None:
     """The session holds a reference where the client tells all of it, alone or in a block; a changed one is another."""
     long, other = "x" * 70_000, "y" * 70_000
