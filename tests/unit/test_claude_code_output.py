@@ -200,19 +200,19 @@ def test_awaits_model_is_false_while_a_tool_runs() -> None:
         ({"api_error_type": "overloaded_error"}, "backend_overloaded"),
         ({"api_error": "connection_failed"}, "backend_broken"),
         ({}, "backend_failed"),
+        ({"is_error": False, "subtype": "error_max_turns"}, "backend_failed"),
     ],
 )
 def test_a_failed_result_maps_to_the_code_of_the_api_error(result: dict[str, Any], code: str) -> None:
-    with pytest.raises(BackendError) as failure:
-        read([{**RESULT, "is_error": True, "result": "x" * 9999, **result}])
-    assert failure.value.code == code
-    assert len(failure.value.message) <= BACKEND_MESSAGE_CHARS_MAX
-
-
-@pytest.mark.parametrize("result", [RESULT, {**RESULT, "subtype": "error_max_turns"}])
-def test_a_result_without_an_answer_fails(result: dict[str, Any]) -> None:
+    """Also after a whole answer. A result without an answer has failed as well."""
+    whole = [begin(), *text(0, "Found."), *finish("end_turn", 3)]
+    for lines in ([], whole):
+        with pytest.raises(BackendError) as failure:
+            read([*lines, {**RESULT, "is_error": True, "result": "x" * 9999, **result}])
+        assert failure.value.code == code
+        assert len(failure.value.message) <= BACKEND_MESSAGE_CHARS_MAX
     with pytest.raises(BackendError):
-        read([begin(), result])
+        read([*whole[:1], RESULT])
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"Warning: x", b"[1]", b'{"type": 3}', b'{"type":"\xff"}', b"[" * 100_000])
