@@ -176,8 +176,3 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, why: str) -> None:
         extend_models(file(tmp_path, text))
     assert why in str(refused.value)
     assert find_model("a") is None
-
-
-def test_a_missing_file_is_refused() -> None:
-    with pytest.raises(SettingsInvalid, match=r"^TAILRACE_MODELS_FILE: /none"):
-        extend_models("/none")
