@@ -63,7 +63,7 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
         *each(f"acme:{HASH};other:{HASH[::-1]}", f"acme:{HASH},other:{HASH}"),
     ],
     "TAILRACE_JWT_SECRET": [("short", "32 bytes")],
-    "TAILRACE_JWT_KEYS": each("/nowhere", "http://[::1", "file:///etc/passwd", "ftp://h/", says="URL"),
+    "TAILRACE_JWT_KEYS": each("/nowhere", "http://[::1", "file:///etc/passwd", "ftp://h/", "https://", says="URL"),
     "TAILRACE_JWT_ISSUER": [("https://issuer.example", "TAILRACE_JWT_SECRET or TAILRACE_JWT_KEYS")],
     "TAILRACE_JWT_AUDIENCE": [("authenticated", "TAILRACE_JWT_SECRET or TAILRACE_JWT_KEYS")],
     # They would match no request, or such an origin all of them.

@@ -294,9 +294,6 @@ async def test_scopes_come_from_the_configured_claim() -> None:
         ("TAILRACE_JWT_SECRET", {"jwt_secret": jwts.pem(RSA_KEY).decode()}),
         ("TAILRACE_JWT_ISSUER", {"jwt_issuer": ""}),
         ("TAILRACE_JWT_AUDIENCE", {"jwt_audience": ""}),
-        ("TAILRACE_JWT_KEYS", {"jwt_keys": "/nowhere/keys.json"}),
-        ("TAILRACE_JWT_KEYS", {"jwt_keys": "file:///etc/passwd"}),
-        ("TAILRACE_JWT_KEYS", {"jwt_keys": "https://"}),
     ],
 )
 def test_incomplete_settings_stop_the_start(name: str, given: dict[str, str]) -> None:
@@ -304,7 +301,7 @@ def test_incomplete_settings_stop_the_start(name: str, given: dict[str, str]) ->
     with pytest.raises(SettingsInvalid, match=name) as refused:
         verifier(**given)
     for value in given.values():
-        assert not value or value.startswith(("/", "file:", "https:")) or value not in str(refused.value)
+        assert not value or value not in str(refused.value)
 
 
 async def test_unusable_keys_of_a_jwks_are_skipped() -> None:
