@@ -232,7 +232,7 @@ def test_a_folded_block_equals_the_block_of_a_response_without_a_stream(
 def test_an_input_that_is_nested_too_deeply_is_left_empty(levels: int) -> None:
     """Deltas carry it as text, so its levels were not counted before; the next turn's request must contain it."""
     log = attempted_turn(BlockStart(0, TOOL_START))
-    log.store_events(BlockDelta(0, events.InputJsonDelta("[" * levels + "]" * levels)))
+    log.store_events(BlockDelta(0, events.InputJsonDelta('{"a":' * levels + "1" + "}" * levels)))
     assert [content(block)["input"] for block in log.turn.blocks] == [{}]
 
 
