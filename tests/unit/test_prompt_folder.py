@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tailrace.gateway.prompts import templates
-from tailrace.gateway.prompts.templates import RENDERED_AT_ONCE, SOURCE_CHARS_MAX, Prompts
+from tailrace.gateway.prompts.templates import DIVIDED_MAX, RENDERED_AT_ONCE, SOURCE_CHARS_MAX, Prompts
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, Filled, NewTurn, Params
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused, SettingsInvalid
@@ -215,24 +215,20 @@ async def test_an_invalid_template_file_is_named_at_startup(
     assert expected in str(invalid.value)
 
 
-async def test_inputs_beside_one_that_is_too_slow_are_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They share the CPU limit of a subprocess only until it is exceeded."""
+@pytest.mark.parametrize(
+    ("divided_max", "is_refused"), [(DIVIDED_MAX, [True, False, False, False]), (1, [True, True, False, False])]
+)
+async def test_inputs_beside_one_that_is_too_slow_are_rendered_unless_they_would_be_divided_too_often(
+    divided_max: int, is_refused: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share the CPU limit of a subprocess until it is exceeded; else each input of a large batch could take it."""
     monkeypatch.setattr(sandbox, "CPU_S_MAX", 1)
+    monkeypatch.setattr(templates, "DIVIDED_MAX", divided_max)
     found = await load(tmp_path, loops=SLOW, plain="Hi {{ who }}")
-    asks = [ask("loops", n=99_999), ask("plain", who="you"), ask("plain", who="them")]
-    slow, first, last = await found.render_all(asks, Tenant("acme"))
-    assert (first, last) == (Params(message="Hi you"), Params(message="Hi them"))
+    asks = [ask("loops", n=99_999), *(ask("plain", who=who) for who in "abc")]
+    slow, *others = await found.render_all(asks, Tenant("acme"))
     assert isinstance(slow, Refused)
     assert "CPU time" in slow.message
-
-
-async def test_parts_that_are_too_slow_are_divided_only_so_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise each input of a large batch could take the CPU limit."""
-    monkeypatch.setattr(sandbox, "CPU_S_MAX", 1)
-    monkeypatch.setattr(templates, "DIVIDED_MAX", 1)
-    found = await load(tmp_path, loops=SLOW, plain="Hi {{ who }}")
-    asks = [ask("loops", n=99_999), ask("plain", who="a"), ask("plain", who="b"), ask("plain", who="c")]
-    results = await found.render_all(asks, Tenant("acme"))
-    assert [isinstance(one, Refused) for one in results] == [True, True, False, False]
+    assert [isinstance(one, Refused) for one in (slow, *others)] == is_refused
+    rendered = [one for one in others if not isinstance(one, Refused)]
+    assert rendered == [Params(message=f"Hi {who}") for who in "abc"][-len(rendered) :]
