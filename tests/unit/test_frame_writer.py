@@ -136,14 +136,6 @@ async def test_a_write_that_is_cancelled_while_the_client_is_slow_is_within_a_fr
     assert client.bodies == [text_of(TURN[:1])]
 
 
-async def test_a_feed_keeps_nothing_of_a_reader_that_has_left() -> None:
-    """Many readers may come and go while the turn is silent."""
-    feed, client = feed_of(TURN[:1]), Client()
-    async with writing(feed, client, numbered()):
-        assert len(feed._waiting) == 1
-    assert not feed._waiting
-
-
 async def test_a_write_that_fails_ends_its_own_stream_only() -> None:
     feed, failing, other = feed_of(TURN[:1]), Client(), Client()
     async with writing(feed, failing, numbered()) as (writer, task), writing(feed, other, numbered()):
@@ -170,8 +162,10 @@ async def test_a_break_and_a_large_frame_are_left_to_the_task() -> None:
     assert list(map(len, client.bodies)) == [2, 2, PIECE_BYTES_MAX, 1, 2]
 
 
-async def test_a_silence_after_entries_brings_a_heartbeat() -> None:
+async def test_a_silence_after_entries_brings_a_heartbeat_and_a_feed_keeps_nothing_of_a_reader_that_has_left() -> None:
+    """Many readers may come and go while the turn is silent."""
     feed, client = feed_of(TURN[:1], heartbeat_s=0.01), Client()
     async with writing(feed, client, numbered()):
         feed.add(TURN[1:2])
         await until(lambda: text_of(TURN[1:2]) in client.bodies and client.bodies[-1] == b": ")
+    assert not feed._waiting
