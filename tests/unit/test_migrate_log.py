@@ -66,17 +66,14 @@ def test_servers_are_settled_when_all_raft_groups_are_applied(one: ServerState, 
     assert migrate_log.are_settled([one, one, one]) == is_settled
 
 
-def test_servers_with_different_states_are_not_settled() -> None:
+def test_servers_with_different_states_are_not_settled_and_a_single_one_is() -> None:
     """The last commit may have reached only two of them."""
     assert not migrate_log.are_settled([WHOLE, WHOLE, ServerState({"TURNS": StreamState(2, 2, 8, 1)}, WHOLE.groups)])
     behind = RaftGroup("x", 3, 3, 3)
     assert not migrate_log.are_settled(
         [WHOLE, WHOLE, WHOLE._replace(groups={"_meta_": DONE, "S-1": behind, "C-1": DONE})]
     )
-
-
-def test_a_single_server_is_always_settled() -> None:
-    """It has no Raft groups, and accepts clients after it has read its store."""
+    # A single server has no Raft groups, and accepts clients after it has read its store.
     assert migrate_log.are_settled([WHOLE._replace(groups=None)])
 
 
