@@ -55,8 +55,20 @@ class Account(msgspec.Struct):
         return self.calls[-1]
 
 
+class Submitted(msgspec.Struct, frozen=True):
+    """One request of a message batch. An answer is paid for."""
+
+    custom_id: str
+    message_batch: str
+    created: int
+    """When the message batch was created, by the machine's monotonic clock, in nanoseconds."""
+    over: str
+    """`open`, or the type of its result."""
+
+
 class AccountReport(msgspec.Struct, frozen=True):
     """The body of GET /_sim/calls."""
 
     calls: list[Call]
     forgotten: int
+    submitted: list[Submitted] = []

@@ -3,6 +3,7 @@
 import itertools
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -150,6 +151,9 @@ async def batch_results(http: HttpRequest) -> Response:
     batch = batch_of(http, "results")
     if batch.ended_at is None:
         raise Refusal("not_found_error", f"Batch {batch.id} has no results yet")
+    broken = http.app.state.batches.break_results(batch)
+    if broken is not None:
+        return WriterResponse(partial(send_broken, *broken), headers("application/x-jsonl"))
     lines = (result.line() for result in batch.results)
     return StreamingResponse(lines, headers=headers("application/x-jsonl"))
 
@@ -168,6 +172,10 @@ async def expire_batches(http: HttpRequest) -> Response:
 
 async def send_nothing(_: Send) -> None:
     """Sends no body, because the response is dropped before it."""
+
+
+async def send_broken(body: bytes, is_dropped: bool, send: Send) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": is_dropped})
 
 
 async def list_models(http: HttpRequest) -> Response:
@@ -189,7 +197,7 @@ async def show_stats(http: HttpRequest) -> Response:
 
 async def show_calls(http: HttpRequest) -> Response:
     account: Account = http.app.state.account
-    return json(AccountReport(list(account.calls), account.forgotten))
+    return json(AccountReport(list(account.calls), account.forgotten, http.app.state.batches.submitted))
 
 
 async def show_last(http: HttpRequest) -> Response:

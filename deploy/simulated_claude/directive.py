@@ -33,6 +33,7 @@ A line `#sim …` in the last user message directs the answer:
                    html         status 200 with an HTML page (at @0 only)
                    unknown      a message batch is not found (404)
                    unlisted     a message batch is not in the list of message batches
+                   broken       the results of a message batch are not whole
   fault=KIND@NxM only in the first M calls of that turn, each after N deltas of its own
   fault=KIND@N+  after delta N of the whole answer, and at once in every call that starts there
   retry_after=S  the Retry-After of a 429 (default 1)
@@ -47,8 +48,10 @@ streams. With --show-calls, GET /_sim/calls returns each call with its question,
 In a message batch, 429 and 529 in its first request refuse the creation of the batch, `cut` drops the response to it,
 and 500 and `error` make errored results. With `unknown@NxM` in its first request, the first N requests find the batch,
 and the next M do not. Requests to retrieve it, to cancel it and to read its results are counted separately. With
-`unlisted@NxM`, the first N lists contain the batch, and the next M do not. Without xM, no later one does. POST
-/_sim/expire ends all running batches as if a day had passed.
+`unlisted@NxM`, the first N lists contain the batch, and the next M do not. With `broken@NxM`, the first N reads of the
+results are whole, and the next M are, in turn, an empty line, a line that is not JSON, and a first line after which the
+connection is dropped. Without xM, no later one is whole. POST /_sim/expire ends all running batches as if a day had
+passed.
 
 It refuses a tool call without its result or with a missing field, and a result without its call, as the real API does.
 It accepts some requests that the real API refuses: two tools of one name, a tool name like `a b`, an image of the type

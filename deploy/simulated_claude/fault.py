@@ -15,12 +15,12 @@ from typing import Literal, get_args
 import msgspec
 
 FaultKind = Literal[
-    "429", "529", "500", "error", "cut", "stall", "pings", "eof", "garbage", "html", "unknown", "unlisted"
+    "429", "529", "500", "error", "cut", "stall", "pings", "eof", "garbage", "html", "unknown", "unlisted", "broken"
 ]
 FAULT_KINDS: tuple[str, ...] = get_args(FaultKind)
 HTTP_ONLY = ("html",)
 # Of a message batch: a call has no such fault.
-BATCH_ONLY = ("unknown", "unlisted")
+BATCH_ONLY = ("unknown", "unlisted", "broken")
 # Error types of the status faults and of `error`.
 ERROR_TYPES = {
     "429": "rate_limit_error",

@@ -10,11 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from time import monotonic_ns
 from typing import Any, Literal
 
 import msgspec
 
 from tailrace.deploy.simulated_claude import event
+from tailrace.deploy.simulated_claude.account import Submitted
 from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Fault, FaultKind
 from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
 from tailrace.deploy.simulated_claude.reply import ParsedRequest, Reply, parse_message, reply
@@ -64,6 +66,7 @@ class MessageBatch:
     ) -> None:
         self.id = f"msgbatch_sim{number:012d}"
         self.created_at = datetime.now(UTC)
+        self.created_ns = monotonic_ns()
         self.cancelled_at: datetime | None = None
         self.ended_at: datetime | None = None
         self.results: list[Result] = []
@@ -94,6 +97,14 @@ class MessageBatch:
             self.cancelled_at = datetime.now(UTC)
             self._timer.cancel()
             self._timer = asyncio.get_running_loop().call_later(CANCELLING_S, self._end, "canceled")
+
+    @property
+    def submitted(self) -> list[Submitted]:
+        over = {result.custom_id: result.kind for result in self.results}
+        return [
+            Submitted(one.custom_id, self.id, self.created_ns, over.get(one.custom_id, "open"))
+            for one in self._requests
+        ]
 
     def expire(self) -> None:
         """Ends the batch as if a day had passed."""
@@ -163,6 +174,18 @@ class MessageBatches:
         if batch is None or (operation is not None and self._is_hidden(batch, "unknown", operation)):
             raise Refusal("not_found_error", f"Batch {name} not found")
         return batch
+
+    def break_results(self, batch: MessageBatch) -> tuple[bytes, bool] | None:
+        """Counts a read of the results; returns what a fault sends instead, and if it then drops the connection."""
+        if not self._is_hidden(batch, "broken", "lines"):
+            return None
+        broken = ((b"\n", False), (b"<!doctype html>\n", False), (batch.results[0].line(), True))
+        return broken[self._stats.by_fault["broken"] % len(broken)]
+
+    @property
+    def submitted(self) -> list[Submitted]:
+        """The requests of all batches, oldest first."""
+        return [one for batch in self._batches.values() for one in batch.submitted]
 
     def delete(self, name: str) -> None:
         """Raises Refusal."""

@@ -471,28 +471,6 @@ async def test_a_refused_generator_does_not_end_a_batch_that_another_generator_h
         assert (await own.batch_ended(batch)).outcome == "completed"
 
 
-class LateResultsApi(MessageBatchesApi):
-    """Its first response with results has no line."""
-
-    reads = 0
-
-    async def results(self, name: str) -> AsyncGenerator[Line, None]:
-        self.reads += 1
-        async for line in super().results(name):
-            if self.reads > 1:
-                yield line
-
-
-@pytest.mark.rule("R67")
-async def test_results_without_a_line_do_not_make_a_message_batch_anothers(own: MessageBatchSystem) -> None:
-    """The generator that created it died before it had stored the id. A second one would be paid for twice."""
-    batch = await own.create(inputs(2))
-    await own.batch_killed_after(2, is_before=True)
-    assert (await own.runner(LateResultsApi(own.api)).run(own.key(batch))).outcome == "completed"
-    await assert_answered_once(own, batch)
-    assert await own.count_answered() == (1, 2)
-
-
 class ForgetfulApi(MessageBatchesApi):
     """Its results break off after the first line, then end early without an error, and never contain the last line."""
 
@@ -537,16 +515,21 @@ async def test_a_message_batch_that_anthropic_does_not_know_for_a_moment_is_not_
 
 
 @pytest.mark.rule("R67")
+@pytest.mark.rule("F33")
 @pytest.mark.parametrize(
-    "line", [UNKNOWN, "words=2 wait=2 fault=unlisted@1"], ids=["unknown results", "not in a later list"]
+    "line",
+    [UNKNOWN, "words=2 wait=2 fault=unlisted@1", "words=2 rate=0 fault=brokenx3"],
+    ids=["unknown results", "not in a later list", "results without a line"],
 )
-async def test_a_search_does_not_lose_a_message_batch_that_anthropic_does_not_know_for_a_moment(
+async def test_a_search_does_not_lose_a_message_batch_that_anthropic_does_not_show_for_a_moment(
     own: MessageBatchSystem, line: str
 ) -> None:
     """A second message batch would be paid for, too. A search may last for hours, with a list every 30 seconds."""
     batch = await own.create(inputs(2, line))
     await own.batch_killed_after(2, is_before=True)
     await own.run(batch, "completed")
+    assert (await own.turn(batch)).outcome == "completed"
+    assert await own.outcomes(batch) == [("completed", True)] * 2
     assert await own.count_answered() == (1, 2)
 
 
