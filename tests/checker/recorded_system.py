@@ -73,23 +73,32 @@ class RecordedSystem(System):
     async def count(self) -> Counts:
         """Counts and records the resources of all processes and servers."""
         counts = await self._count()
+        self._record(counts)
+        return counts
+
+    def _record(self, counts: Counts) -> None:
         recorder = self.recorder("resources")
         for subject, some in counts.items():
             operation = ResourceCount(subject=subject, pid=self.pids.get(subject, 0), counts=some)
             with recorder.recording(operation) as recording:
                 recording.ok()
         recorder.close()
-        return counts
 
     async def count_again(self, before: Counts) -> None:
-        """Counts and records when no resource is held in addition to `before`, or after SETTLED_S_MAX."""
+        """Counts until no resource is held in addition to `before`, or for SETTLED_S_MAX; records the last counts.
+
+        Gateways ask the generators for reports from time to time, each time with a subscription of its own.
+        """
+        counts: Counts = {}
 
         async def has_settled() -> bool:
-            return has_no_more(await self._count(), before)
+            nonlocal counts
+            counts = await self._count()
+            return has_no_more(counts, before)
 
         with suppress(AssertionError):
             await until(has_settled, SETTLED_S_MAX)
-        await self.count()
+        self._record(counts)
 
     async def collect(self) -> None:
         """Writes the log, the rows, the model's calls and the consumers' backlogs into the folder."""
