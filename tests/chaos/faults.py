@@ -34,7 +34,14 @@ WRITE_FAILED = b"batch could not be recorded"
 # Failures of the simulated Claude (docs/SIMULATED.md), with the delta after which each happens.
 MODEL = {"429": 0, "529": 0, "500": 0, "html": 0, "error": 9, "cut": 9, "stall": 9, "eof": 9, "garbage": 9}
 
-Group = Literal["log", "model", "gateway", "generator", "persistence", "clock", "prompt"]
+# The same of a message batch, as directives of its first question. A lost creation makes the generator search for it.
+MESSAGE_BATCH = {
+    "unknown": "fault=unknownx1",
+    "unlisted": "fault=cutx1 fault=unlisted@1x1",
+    "broken": "fault=cutx1 fault=brokenx4",
+}
+
+Group = Literal["log", "model", "gateway", "generator", "persistence", "clock", "prompt", "batch"]
 
 
 class Effect(NamedTuple):
@@ -376,6 +383,8 @@ KINDS |= {
 }
 for _model in MODEL:
     KINDS[f"model-{_model}"] = Kind("prompt", "calls failed", None)
+for _model in MESSAGE_BATCH:
+    KINDS[f"batch-{_model}"] = Kind("batch", "responses wrong", None)
 
 
 def why_impossible(kind: Kind, servers: int, *, has_compiler: bool) -> str:

@@ -31,6 +31,8 @@ FAILING_OF = 2
 class Load:
     """Setting `is_over` ends the posts; the turns so far are read to their end."""
 
+    what = "turns"
+
     def __init__(
         self, system: ChaosSystem, chance: random.Random, concurrent_turns: int, failures: Sequence[str]
     ) -> None:
@@ -46,10 +48,15 @@ class Load:
         async with asyncio.TaskGroup() as group:
             while not self.is_over.is_set():
                 await self._slots.acquire()
-                group.create_task(self._run_turn(self.posted))
+                group.create_task(self._run_one(self.posted))
                 self.posted += 1
 
-    async def _run_turn(self, number: int) -> None:
+    async def _run_one(self, number: int) -> None:
+        await self._use_one(number)
+        self.ended += 1
+        self._slots.release()
+
+    async def _use_one(self, number: int) -> None:
         chance = random.Random(f"{number} {self._chance.random()}")
         client = self._system.client(f"client {number}")
         key = await self._post(client, number, chance)
@@ -63,8 +70,6 @@ class Load:
         await client.get(key)
         for one in (client, *readers):
             one.close()
-        self.ended += 1
-        self._slots.release()
 
     async def _post(self, client: Client, number: int, chance: random.Random) -> TurnKey:
         """Repeats the POST with one idempotency key until it is accepted."""
@@ -80,6 +85,14 @@ async def cancel(client: Client, key: TurnKey, chance: random.Random) -> None:
     """Repeats the cancellation until it is answered: without one, a run proves nothing about cancellations."""
     while True:
         if (await client.cancel(key)).outcome == "ok":
+            return
+        await asyncio.sleep(chance.uniform(0, RECONNECT_S_MAX))
+
+
+async def delete(client: Client, key: TurnKey, chance: random.Random) -> None:
+    """Repeats the deletion until it is answered: 404 if an earlier one has deleted the turn, or if there is none."""
+    while True:
+        if (await client.delete(key)).status in (200, 404):
             return
         await asyncio.sleep(chance.uniform(0, RECONNECT_S_MAX))
 

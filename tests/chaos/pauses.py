@@ -39,9 +39,11 @@ def longest_pause(run: Run) -> Pause:
 
 
 def longest_turn_pause(run: Run) -> Pause:
-    """Returns the longest time between two entries of one turn."""
+    """Returns the longest time between two entries of one turn. A batch has few entries, and waits for other turns."""
     gaps = []
     for key, turn in run.turns.items():
+        if key in run.batches:
+            continue
         times = [run.monotonic(stored.at) for stored in turn.valid]
         gaps += [
             (before, after, key.turn) for before, after in pairwise(times) if before is not None and after is not None

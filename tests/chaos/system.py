@@ -131,7 +131,7 @@ class ChaosSystem(RecordedSystem):
         return str(ready[-1]["generator"]) if ready else name
 
     async def warm_up(self) -> None:
-        """Posts turns until each generator has had one. Resources are counted when their connections exist.
+        """Posts turns and batches until each generator has had both. Resources are counted when connections exist.
 
         The requests are too large to be kept from their delivery: each generator also reads the log, with an inbox.
         """
@@ -140,13 +140,18 @@ class ChaosSystem(RecordedSystem):
             Client(self.folder, f"warm-up {new_id()}", [one], LOCAL.tenant)
             for one in self.gateway_clients(LOCAL.tenant)
         ]
-        served: set[Process] = set()
-        while len(served) < len(self.generators):
+        served: set[tuple[str, Process]] = set()
+        while len(served) < 2 * len(self.generators):
             for client in clients:
-                key = await client.post(f"#sim words=1 tag={new_id()[-6:]} {'x' * 8000}", system=large)
-                if key is not None:
-                    await client.read_to_end(key)
-                    served.add((await self.generator_of(key))[1])
+                tag = new_id()[-6:]
+                posted = {
+                    "turn": await client.post(f"#sim words=1 tag={tag} {'x' * 8000}", system=large),
+                    "batch": await client.post_batch({"c0": f"#sim words=1 tag=b{tag}"}, tag, "messages"),
+                }
+                for what, key in posted.items():
+                    if key is not None:
+                        await client.read_to_end(key)
+                        served.add((what, (await self.generator_of(key))[1]))
         for client in clients:
             client.close()
 

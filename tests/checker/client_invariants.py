@@ -12,12 +12,12 @@ from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.subjects import TurnKey
 from tests import promises
 from tests.checker import expected_answer
-from tests.checker.history import Cancel, Delete, Get, Overload, Post, Read
+from tests.checker.history import Cancel, Delete, Get, GetBatch, Overload, Post, Read, Results
 from tests.checker.run import Run
 from tests.checker.verdicts import Bounds, combine, unknown, violation
 from tests.promises import Reader, Verdict
 
-Request = Post | Read | Get | Cancel
+Request = Post | Read | Get | Cancel | GetBatch | Results
 INTERNAL = 500
 NOT_FOUND = 404
 TOO_MANY = 429

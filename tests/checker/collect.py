@@ -1,4 +1,4 @@
-"""Writes the final state of a run next to its history: the log, the rows, the model's calls, the backlogs."""
+"""Writes the final state of a run next to its history: log, rows, blobs, the model's calls, the backlogs."""
 
 from datetime import datetime
 from pathlib import Path
@@ -14,9 +14,9 @@ from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.pub_ack import FENCE
-from tailrace.proto.subjects import EVERY_TURN, GENERATORS, PERSISTENCE
+from tailrace.proto.subjects import BODIES, EVERY_BLOB, EVERY_TURN, GENERATORS, PERSISTENCE, STREAM
 from tests.checker.history import HISTORY, Recorder
-from tests.checker.run import Backlog, FinalState, LogMessage, Row, save
+from tests.checker.run import Backlog, FinalState, LogMessage, Row, Run, save
 from tests.harness.generator_in_loop import read_calls
 
 PROBE = "probe"
@@ -40,20 +40,23 @@ async def collect(
     for durable in (GENERATORS, PERSISTENCE):
         backlog = await consumer_backlog(connection, durable)
         backlogs[durable] = Backlog(backlog.waiting, backlog.leased)
-    log = await _log(connection)
+    # Without probes that a killed process did not remove (PROTOCOL R68).
+    log = [one for one in await _messages(connection) if subjects.parse(one.subject)[1] != PROBE]
+    blobs = await _messages(connection, BODIES, EVERY_BLOB)
     account = await read_calls(claude_url) if claude_url is not None else None
     final = FinalState(servers=servers, account=account, backlogs=backlogs, collected=monotonic_ns())
-    save(folder, log, await _rows(database) if database is not None else None, final)
+    rows = await _rows(database) if database is not None else None
+    save(folder, Run(log=log, rows=rows, blobs=blobs, final=final))
 
 
-async def _log(connection: Connection) -> list[LogMessage]:
-    """Returns the whole stream. Leaves out probes that a killed process did not remove (PROTOCOL R68)."""
-    reads, log = DirectReader(connection), list[LogMessage]()
+async def _messages(connection: Connection, stream: str = STREAM, subject: str = EVERY_TURN) -> list[LogMessage]:
+    """Returns a whole stream."""
+    reads, found = DirectReader(connection, stream), list[LogMessage]()
     while True:
-        page = await reads.page(EVERY_TURN, Seq(log[-1].seq + 1 if log else 1))
-        log += map(_log_message, page.messages)
+        page = await reads.page(subject, Seq(found[-1].seq + 1 if found else 1))
+        found += map(_log_message, page.messages)
         if page.is_last:
-            return [one for one in log if subjects.parse(one.subject)[1] != PROBE]
+            return found
 
 
 def _log_message(message: Message) -> LogMessage:

@@ -24,6 +24,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from tailrace.proto.entries import Via
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
 from tests.promises import Frame
@@ -53,9 +54,12 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
 
 
 class Post(Recorded, frozen=True, kw_only=True, omit_defaults=True):
-    """A POST of a turn. `question` is the text of its last message."""
+    """A POST of a turn, or of a batch. `question` is the text of its last message; a batch has none."""
 
     question: str = ""
+    inputs: dict[str, str] = {}
+    """The question of each input of a batch by its `custom_id`, in order."""
+    via: Via = "messages"
     body_sha256: str = ""
     idempotency_key: str | None = None
     status: int | None = None
@@ -89,8 +93,34 @@ class Cancel(Recorded, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Delete(Recorded, frozen=True, kw_only=True, omit_defaults=True):
-    """A DELETE of the turn. Nothing is promised of that turn afterwards, whatever the outcome."""
+    """A DELETE of the turn. Afterwards it is only promised that it is gone, if the deletion was acknowledged."""
 
+    status: int | None = None
+
+
+class GetBatch(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+    """A GET of a batch: its counts, and how it ended."""
+
+    ended: str | None = None
+    done: int = 0
+    failed: int = 0
+    status: int | None = None
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A line of a batch's results."""
+
+    custom_id: str
+    outcome: str
+    text: str
+
+
+class Results(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+    """One connection that reads the results of a batch, beginning after line number `after`."""
+
+    after: int = -1
+    lines: tuple[Line, ...] = ()
+    is_whole: bool = False
     status: int | None = None
 
 
@@ -150,7 +180,20 @@ class ClockReading(Recorded, frozen=True, kw_only=True, omit_defaults=True):
 
 
 Operation = (
-    Post | Read | Get | Cancel | Delete | Append | Commit | Ack | Fault | Overload | ResourceCount | ClockReading
+    Post
+    | Read
+    | Get
+    | Cancel
+    | Delete
+    | GetBatch
+    | Results
+    | Append
+    | Commit
+    | Ack
+    | Fault
+    | Overload
+    | ResourceCount
+    | ClockReading
 )
 T = TypeVar("T", bound=Recorded)
 

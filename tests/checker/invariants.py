@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
-from tests.checker import client_invariants, log_invariants, model_invariants, worker_invariants
+from tests.checker import batch_invariants, client_invariants, log_invariants, model_invariants, worker_invariants
 from tests.checker.run import Run
 from tests.checker.verdicts import Bounds
 from tests.promises import Verdict
@@ -34,6 +34,10 @@ INVARIANTS: dict[str, Invariant] = {
     "I13 isolation": client_invariants.isolation,
     "I14 leases": worker_invariants.leases,
     "I15 errors": client_invariants.errors,
+    "I16 inputs": batch_invariants.inputs,
+    "I17 payment": batch_invariants.payment,
+    "I18 counts": batch_invariants.counts,
+    "I19 deletion": batch_invariants.deletion,
 }
 
 

@@ -1,4 +1,4 @@
-"""A client whose requests are recorded: POST, reads over several connections, GET, cancel, DELETE."""
+"""A client whose requests are recorded: POST, reads over several connections, GET, cancel, DELETE; batches."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,16 +7,24 @@ from time import monotonic_ns
 
 import httpx2
 import msgspec
+from msgspec.structs import replace
 
+from tailrace.proto.entries import Via
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
-from tests.checker.history import HISTORY, Cancel, Delete, Get, Post, Read, Recorder, digest
+from tests.checker.history import HISTORY, Cancel, Delete, Get, GetBatch, Line, Post, Read, Recorder, Results, digest
 from tests.harness import readers
 from tests.harness.sse_parser import EventStream, Sent
 from tests.promises import Frame
 
 OK, ENDED = 200, 204
 RETRY_S = 0.05
+BATCHES = "/v1/turn-batches"
+# The model of all batches.
+MODEL = "claude-haiku-5-5"
+
+
+_line = msgspec.json.Decoder(Line)
 
 
 class Client:
@@ -35,21 +43,31 @@ class Client:
 
     async def post(self, question: str, key: str | None = None, **given: object) -> TurnKey | None:
         """Returns the turn's key, or None when it was refused or there was no response."""
-        body = msgspec.json.encode({"message": question, **given})
+        return await self._post("/v1/turns", {"message": question, **given}, Post(question=question), key)
+
+    async def post_batch(self, inputs: dict[str, str], key: str, via: Via) -> TurnKey | None:
+        """Posts a batch of questions by `custom_id`. Returns as `post` does."""
+        requests = [
+            {"custom_id": name, "params": {"model": MODEL, "message": question}} for name, question in inputs.items()
+        ]
+        return await self._post(BATCHES, {"requests": requests, "via": via}, Post(inputs=inputs, via=via), key)
+
+    async def _post(self, path: str, content: dict[str, object], begun: Post, key: str | None) -> TurnKey | None:
+        body = msgspec.json.encode(content)
         headers = {"content-type": "application/json"} | ({"idempotency-key": key} if key is not None else {})
-        begun = Post(tenant=self._tenant, question=question, body_sha256=digest(body), idempotency_key=key)
+        begun = replace(begun, tenant=self._tenant, body_sha256=digest(body), idempotency_key=key)
         with self._recorder.recording(begun) as posting:
             try:
-                response = await self._gateway().post("/v1/turns", content=body, headers=headers)
+                response = await self._gateway().post(path, content=body, headers=headers)
             except httpx2.HTTPError:
                 return None
-            if response.status_code != 202:
+            if not response.is_success:
                 # After a 5xx the request may be stored all the same.
                 record = posting.info if response.status_code >= 500 else posting.fail
                 record(status=response.status_code)
                 return None
-            turn = TurnId(response.json()["turn"])
-            posting.ok(status=202, turn=turn)
+            turn = TurnId(response.headers["tailrace-turn"])
+            posting.ok(status=response.status_code, turn=turn)
             return TurnKey(self._tenant, turn)
 
     async def read(
@@ -148,6 +166,42 @@ class Client:
             record = deleting.ok if response.is_success else deleting.info
             record(status=response.status_code)
             return deleting.operation
+
+    async def get_batch(self, key: TurnKey) -> GetBatch:
+        with self._recorder.recording(GetBatch(tenant=key.tenant, turn=key.turn)) as getting:
+            try:
+                response = await self._gateway().get(f"{BATCHES}/{key.turn}")
+            except httpx2.HTTPError:
+                return getting.operation
+            if response.status_code == OK:
+                batch = response.json()
+                ended = batch["outcome"] if batch["outcome"] != "running" else None
+                getting.ok(status=OK, ended=ended, done=batch["done"], failed=batch["failed"])
+            else:
+                getting.fail(status=response.status_code)
+            return getting.operation
+
+    async def results(self, key: TurnKey, after: int = -1, *, life_s: float | None = None) -> Results:
+        """Reads results over one connection, from line `after` + 1 on; closes it after `life_s` seconds."""
+        with self._recorder.recording(Results(tenant=key.tenant, turn=key.turn, after=after)) as reading:
+            received, is_whole, status = bytearray(), False, None
+            url = f"{BATCHES}/{key.turn}/results" + (f"?after={after}" if after >= 0 else "")
+            try:
+                async with asyncio.timeout(life_s), self._gateway().stream("GET", url) as response:
+                    status = response.status_code
+                    async for piece in response.aiter_raw():
+                        received += piece
+                    is_whole = True
+            except (httpx2.HTTPError, TimeoutError):
+                pass
+            finally:
+                if status == OK:
+                    # The last line may be incomplete.
+                    lines = bytes(received).split(b"\n")[:-1]
+                    reading.ok(status=OK, lines=tuple(map(_line.decode, lines)), is_whole=is_whole)
+                elif status is not None:
+                    reading.fail(status=status)
+            return reading.operation
 
     def _gateway(self) -> httpx2.AsyncClient:
         self._requests += 1

@@ -15,6 +15,7 @@ import msgspec
 
 from tailrace.deploy.simulated_claude.account import AccountReport
 from tailrace.proto import entries, subjects
+from tailrace.proto.batch import child_key
 from tailrace.proto.entries import Stored
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Seq, Tenant
@@ -27,6 +28,7 @@ from tests.promises import Connected, Frame, History, Reader, Story
 
 LOG = "log.jsonl"
 ROWS = "rows.jsonl"
+BLOBS = "blobs.jsonl"
 FINAL = "final.json"
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -99,6 +101,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The whole stream in the order of sequences."""
     rows: list[Row] | None = None
     """None: not recorded."""
+    blobs: list[LogMessage] | None = None
+    """The stream BODIES. None: not recorded."""
     final: FinalState = FinalState()
 
     def of(self, kind: type[T]) -> list[T]:
@@ -146,8 +150,29 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def deleted(self) -> set[TurnKey]:
-        """Turns of which a client requested the deletion, whatever the outcome."""
-        return {operation.key for operation in self.of(Delete) if operation.key is not None}
+        """Turns of which a client requested the deletion, whatever the outcome; of a batch also those of its inputs."""
+        keys = {operation.key for operation in self.of(Delete) if operation.key is not None}
+        return keys.union(*map(self.inputs_of, keys))
+
+    @cached_property
+    def batches(self) -> dict[TurnKey, Post]:
+        """The accepted batches, by their turns."""
+        return {post.key: post for post in self.of(Post) if post.inputs and post.outcome == "ok" and post.key}
+
+    def inputs_of(self, key: TurnKey) -> list[TurnKey]:
+        """Returns the turns of a batch's inputs, in order; an empty list if `key` is no accepted batch."""
+        return (
+            [child_key(key, number) for number in range(len(self.batches[key].inputs))] if key in self.batches else []
+        )
+
+    @cached_property
+    def deleted_questions(self) -> set[str]:
+        """The questions of the turns in `deleted`, which the log may not have any more."""
+        found = {post.question for post in self.of(Post) if post.key in self.deleted}
+        for key, post in self.batches.items():
+            questions = zip(self.inputs_of(key), post.inputs.values(), strict=True)
+            found |= {question for child, question in questions if child in self.deleted}
+        return found
 
     @cached_property
     def acknowledged(self) -> set[TurnKey]:
@@ -227,19 +252,21 @@ def _logged_turn(positions: list[Position]) -> LoggedTurn:
     return LoggedTurn(messages, stored, readers.select_valid(stored))
 
 
-def save(folder: Path, log: Iterable[LogMessage], rows: Iterable[Row] | None, final: FinalState) -> None:
-    (folder / LOG).write_bytes(_lines(log))
-    if rows is not None:
-        (folder / ROWS).write_bytes(_lines(rows))
-    (folder / FINAL).write_bytes(msgspec.json.encode(final))
+def save(folder: Path, run: Run) -> None:
+    """Writes all of the run but its operations."""
+    (folder / LOG).write_bytes(_lines(run.log))
+    for name, some in ((ROWS, run.rows), (BLOBS, run.blobs)):
+        if some is not None:
+            (folder / name).write_bytes(_lines(some))
+    (folder / FINAL).write_bytes(msgspec.json.encode(run.final))
 
 
 def load(folder: Path) -> Run:
-    rows = folder / ROWS
     return Run(
         operations=history.read(folder / history.HISTORY),
-        log=_read(folder / LOG, msgspec.json.Decoder(LogMessage)),
-        rows=_read(rows, msgspec.json.Decoder(Row)) if rows.exists() else None,
+        log=_read(folder / LOG, LogMessage) or [],
+        rows=_read(folder / ROWS, Row),
+        blobs=_read(folder / BLOBS, LogMessage),
         final=msgspec.json.decode((folder / FINAL).read_bytes(), type=FinalState),
     )
 
@@ -247,8 +274,9 @@ def load(folder: Path) -> Run:
 S = TypeVar("S")
 
 
-def _read(path: Path, decoder: msgspec.json.Decoder[S]) -> list[S]:
-    return [decoder.decode(line) for line in path.read_bytes().splitlines()]
+def _read(path: Path, kind: type[S]) -> list[S] | None:
+    decoder = msgspec.json.Decoder(kind)
+    return [decoder.decode(line) for line in path.read_bytes().splitlines()] if path.exists() else None
 
 
 def _lines(some: Iterable[msgspec.Struct]) -> bytes:

@@ -1,13 +1,14 @@
-"""A correct run, built by hand: one answered and one cancelled turn, with all operations on them."""
+"""A correct run, built by hand: an answered turn, a cancelled one, a batch and a deleted one, with all operations."""
 
 from datetime import timedelta
 from typing import Any
 
 import msgspec
 
-from tailrace.deploy.simulated_claude.account import AccountReport, Call
+from tailrace.deploy.simulated_claude.account import AccountReport, Call, Submitted
 from tailrace.proto import entries, subjects
-from tailrace.proto.entries import Message, Stored
+from tailrace.proto.batch import CUSTOM_ID, child_key
+from tailrace.proto.entries import Attempt, Message, Progress, Stored
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import record_from_fold
@@ -19,7 +20,10 @@ from tests.checker.history import (
     Cancel,
     ClockReading,
     Commit,
+    Delete,
     Get,
+    GetBatch,
+    Line,
     Operation,
     Outcome,
     Overload,
@@ -27,6 +31,7 @@ from tests.checker.history import (
     Read,
     Recorded,
     ResourceCount,
+    Results,
     digest,
 )
 from tests.checker.run import EPOCH, NS_PER_S, Backlog, FinalState, LogMessage, Row, Run
@@ -38,17 +43,25 @@ TENANT = Tenant("local")
 ANSWERED = TurnKey(TENANT, TurnId("answered"))
 CANCELLED = TurnKey(TENANT, TurnId("cancelled"))
 QUESTIONS = {ANSWERED: "#sim words=4 tag=a", CANCELLED: "#sim words=9 tag=c"}
+BATCH = TurnKey(TENANT, TurnId("01a218f7-d913-71b1-b933-90ee2e2e0957"))
+DELETED = TurnKey(TENANT, TurnId("01a218f7-d914-71b1-b933-90ee2e2e0957"))
+INPUTS = {"c0": "#sim words=1 tag=d", "c1": "#sim words=1 tag=e"}
+CHILDREN = [child_key(BATCH, number) for number in range(len(INPUTS))]
+MESSAGE_BATCH = "msgbatch_sim1"
 
 
 def run() -> Run:
     """Returns the run. A sequence is its time in seconds: entry 7 was stored at 7 s of both clocks."""
-    answered, cancelled = _answered_turn(), _cancelled_turn()
-    log = _log({ANSWERED: answered, CANCELLED: cancelled})
-    rows = [
-        Row(TENANT, record_from_fold(key, fold(stored)))
-        for key, stored in ((ANSWERED, answered), (CANCELLED, cancelled))
+    turns = {ANSWERED: _answered_turn(), CANCELLED: _cancelled_turn(), BATCH: _batch_turn()}
+    turns |= {child: _input_turn(number) for number, child in enumerate(CHILDREN)}
+    log = _log(turns)
+    rows = [Row(TENANT, record_from_fold(key, fold(stored))) for key, stored in turns.items()]
+    contents = {"bodies.local.ab": '{"bytes":99}', "bodies.local.ab.0": " ".join(INPUTS.values())}
+    blobs = [
+        LogMessage(seq=Seq(seq), at=NOON, subject=subject, payload=payload)
+        for seq, (subject, payload) in enumerate(contents.items(), 1)
     ]
-    return Run(operations=_operations(log, answered), log=log, rows=rows, final=_final_state(log))
+    return Run(operations=_operations(log, turns[ANSWERED]), log=log, rows=rows, blobs=blobs, final=_final_state(log))
 
 
 def _answered_turn() -> list[Stored]:
@@ -65,16 +78,51 @@ def _answered_turn() -> list[Stored]:
 
 def _cancelled_turn() -> list[Stored]:
     """Entries at each second sequence from 21 to 35."""
-    log = Handwritten(step=2)
-    before = Stored(Seq(19), NOON, entries.Unreadable())
-    log.stored.append(before)
+    log = _begin_after(19, step=2)
     log.store_request(messages=[Message("user", QUESTIONS[CANCELLED])])
     log.store_attempt()
     log.store_events(*opening_events())
     log.store_texts(*_pieces("c", 9)[:3])
     log.end("cancelled")
-    log.stored.remove(before)
-    return log.stored
+    return log.stored[1:]
+
+
+def _batch_turn() -> list[Stored]:
+    """Entries at 36, 37, 38, 55 and 56. The turns of the inputs are in between."""
+    log = _begin_after(35)
+    log.store_request(messages=[], via="message_batches", batch=entries.Batch("ab", 99, len(INPUTS), 8))
+    log.store_attempt()
+    for done in (0, len(INPUTS)):
+        progress = Progress(
+            prev=log.chain.last, attempt=1, done=done, failed=0, of=len(INPUTS), message_batch=MESSAGE_BATCH
+        )
+        log.store(progress)
+        log.step = 55 - 38
+    log.step = 1
+    log.end()
+    return log.stored[1:]
+
+
+def _input_turn(number: int) -> list[Stored]:
+    """Entries at each sequence from 39 to 46, or from 47 to 54."""
+    name, question = list(INPUTS.items())[number]
+    log = _begin_after(38 + 8 * number)
+    log.store_request(messages=[Message("user", question)], parent=BATCH.turn, metadata={CUSTOM_ID: name})
+    log.store(
+        Attempt(prev=log.chain.last, attempt=1, generator=MESSAGE_BATCH, backend=entries.MESSAGE_BATCHES, mode="fresh")
+    )
+    log.store_events(*opening_events())
+    log.store_texts(words(1, question[-1]))
+    log.store_events(*closing_events(1))
+    log.end()
+    return log.stored[1:]
+
+
+def _begin_after(seq: int, step: int = 1) -> Handwritten:
+    """Returns a log whose first entry, at `seq`, is not one of the turn's."""
+    log = Handwritten(step)
+    log.stored.append(Stored(Seq(seq), NOON, entries.Unreadable()))
+    return log
 
 
 def _pieces(tag: str, count: int) -> list[str]:
@@ -103,7 +151,14 @@ def _final_state(log: list[LogMessage]) -> FinalState:
         Call(2, call_key(CANCELLED), QUESTIONS[CANCELLED], 0, ns(24), ns(36), "aborted", 3),
     ]
     backlogs = {GENERATORS: Backlog(0, 0), PERSISTENCE: Backlog(0, 0)}
-    return FinalState(account=AccountReport(calls, 0), backlogs=backlogs, collected=ns(log[-1].seq + 100))
+    return FinalState(
+        account=AccountReport(calls, 0, submit(MESSAGE_BATCH, 37.5)), backlogs=backlogs, collected=ns(log[-1].seq + 100)
+    )
+
+
+def submit(message_batch: str, at_s: float) -> list[Submitted]:
+    """Returns the requests of a message batch with the inputs, which answers all."""
+    return [Submitted(child.turn, message_batch, ns(at_s), "succeeded") for child in CHILDREN]
 
 
 def call_key(key: TurnKey) -> str:
@@ -112,7 +167,9 @@ def call_key(key: TurnKey) -> str:
 
 def _operations(log: list[LogMessage], answered: list[Stored]) -> list[Operation]:
     frames = readers.render_frames(ANSWERED, answered)
-    end, last = answered[-1].seq, log[-1].seq
+    end = answered[-1].seq
+    cancelled = max(one.seq for one in log if subjects.parse(one.subject)[0] == CANCELLED)
+    lines = tuple(Line(name, "completed", words(1, question[-1])) for name, question in INPUTS.items())
     operations: list[Operation] = [
         _operation("clock", 0, 0, ClockReading(wall=(NOON - EPOCH) // timedelta(microseconds=1) * 1000)),
         _resource_count(0),
@@ -132,8 +189,15 @@ def _operations(log: list[LogMessage], answered: list[Stored]) -> list[Operation
         _post_operation("other", 55, ANSWERED, "key"),
         *_appends(log),
         *_persistence_operations(end, ANSWERED),
-        *_persistence_operations(last, CANCELLED),
-        _resource_count(last + 50),
+        *_persistence_operations(cancelled, CANCELLED),
+        _batch_operation("batch client", 35.5, BATCH, Post(inputs=INPUTS, via="message_batches", idempotency_key="b")),
+        _batch_operation("watcher", 40, BATCH, GetBatch()),
+        _batch_operation("late watcher", 57, BATCH, GetBatch(ended="completed", done=len(INPUTS))),
+        _batch_operation("results", 58, BATCH, Results(lines=lines, is_whole=True)),
+        _batch_operation("deleter", 40, DELETED, Post(inputs={"c0": "#sim words=1 tag=f"}, idempotency_key="d")),
+        _batch_operation("deleter", 42, DELETED, Delete(status=200)),
+        _operation("late watcher", 45, 45.5, _of(DELETED, GetBatch(status=404)), "fail"),
+        _resource_count(85),
     ]
     numbered = [msgspec.structs.replace(one, number=number) for number, one in enumerate(operations)]
     return sorted(numbered, key=lambda one: one.invoked)
@@ -170,6 +234,10 @@ def _resource_count(at: float) -> Any:
 def _post_operation(process: str, at: float, key: TurnKey, idempotency_key: str | None) -> Any:
     post = Post(question=QUESTIONS[key], body_sha256="body", idempotency_key=idempotency_key, status=202)
     return _operation(process, at, at + 1.5, _of(key, post))
+
+
+def _batch_operation(process: str, at: float, key: TurnKey, operation: Any) -> Any:
+    return _operation(process, at, at + 1, _of(key, operation))
 
 
 def _read_operation(process: str, at: float, key: TurnKey, read: Read) -> Any:

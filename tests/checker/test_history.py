@@ -92,10 +92,10 @@ def test_the_nearest_clock_reading_converts_a_time_of_the_log(tmp_path: Path) ->
 
 def test_a_saved_run_is_judged_like_the_original(tmp_path: Path) -> None:
     original = sample_run.run()
-    run.save(tmp_path, original.log, original.rows, original.final)
+    run.save(tmp_path, original)
     encoder = msgspec.json.Encoder()
     (tmp_path / HISTORY).write_bytes(b"".join(encoder.encode(one) + b"\n" for one in original.operations))
     loaded = run.load(tmp_path)
     assert judge(loaded) == judge(original)
-    fields = ("operations", "log", "rows", "final")
+    fields = ("operations", "log", "rows", "blobs", "final")
     assert [getattr(loaded, name) for name in fields] == [getattr(original, name) for name in fields]

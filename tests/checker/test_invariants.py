@@ -1,6 +1,6 @@
 """Each invariant with a correct run, and with the same run changed in one place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,18 @@ from tests.checker.history import (
     Delete,
     Fault,
     Get,
+    GetBatch,
+    Line,
     Overload,
     Post,
     Read,
     Recorded,
     ResourceCount,
+    Results,
 )
 from tests.checker.invariants import INVARIANTS, find_failed, judge, report
 from tests.checker.run import Backlog, LogMessage, Run, save
-from tests.checker.sample_run import ANSWERED, CANCELLED, TENANT, ns
+from tests.checker.sample_run import ANSWERED, BATCH, CANCELLED, TENANT, ns
 from tests.checker.verdicts import Bounds
 from tests.harness.generator_in_loop import words
 from tests.harness.strategies import MadeUp, logs
@@ -47,6 +50,7 @@ Log = list[LogMessage]
 Case = tuple[str, bool | None, Change]
 # Sequences of the correct run.
 REQUEST, THIRD_WORD, FOURTH_WORD, END, CANCELLED_END = 2, 14, 16, 22, 35
+INPUT, INPUT_END, BATCH_END = 39, 46, 56
 
 
 def copy(run: Run, **given: Any) -> Run:
@@ -92,6 +96,14 @@ def is_by(process: str) -> Callable[[Any], bool]:
 
 def resumes(read: Read) -> bool:
     return read.cursor > 0
+
+
+def of_batch(operation: Any) -> Any:
+    return replace(operation, tenant=TENANT, turn=BATCH.turn)
+
+
+def change_lines(change: Callable[[tuple[Line, ...]], Sequence[Line]], **given: Any) -> Change:
+    return change_each(Results, lambda one: replace(one, lines=tuple(change(one.lines)), **given), bool)
 
 
 def change_frames(change: Callable[[tuple[Frame, ...]], tuple[Frame, ...]]) -> Change:
@@ -256,6 +268,10 @@ def change_row(**given: Any) -> Change:
     return change_rows(lambda some: [replace(some[0], record=replace(some[0].record, **given)), *some[1:]])
 
 
+def change_blobs(old: str, new: str) -> Change:
+    return lambda run: copy(run, blobs=rewrite(old, new)(run.blobs or []))
+
+
 def add_resources(at_s: float, counts: dict[str, int], pid: int = 0) -> Change:
     return add_operation(ResourceCount(subject="gateway", pid=pid, counts=counts), "resources", at_s)
 
@@ -268,6 +284,16 @@ MIB_100, MIB_200 = 10**8, 2 * 10**8
 OTHER_TENANT = Post(tenant=Tenant("b"), turn=TurnId("bs"), idempotency_key="key", body_sha256="2", status=202)
 LATE_CALL = change_call(2, closed=ns(39))
 FREEZE = add_fault(37, kind="freeze", interrupts=1)
+NO_INPUT = change_log(lambda entries: [one for one in entries if not INPUT <= one.seq <= INPUT_END])
+CANCELLED_BATCH = change_log(rewrite('"completed"', '"cancelled"', BATCH_END))
+CANCEL_BATCH = add_operation(of_batch(Cancel(status=200)), "canceller", 54)
+SEEN_CANCELLED = edit(GetBatch, lambda one: one.done, ended="cancelled")
+SUBMITTED_TWICE = change_calls(
+    list, submitted=sample_run.submit("msgbatch_1", 37.5) + sample_run.submit("msgbatch_2", 38.5)
+)
+# The deleted batch is then the one in the log, the database and the blobs.
+DELETE_BATCH = edit(Delete, turn=BATCH.turn)
+NOTHING_STORED = apply_all(change_log(lambda _: []), change_rows(lambda _: []), drop(GetBatch), drop(Results))
 FORK_FRAME = change_frames(lambda some: (Frame(Seq(13), b"x"), *some))
 CASES: dict[str, list[Case]] = {
     "I1 order": [
@@ -483,6 +509,67 @@ CASES: dict[str, list[Case]] = {
         ("an unexpected error", False, edit(Get, status=500, outcome="fail")),
         ("no responses", None, lambda run: copy(run, operations=[])),
     ],
+    "I16 inputs": [
+        ("an input without a turn", False, NO_INPUT),
+        ("an input of a cancelled batch without a turn", True, apply_all(NO_INPUT, CANCELLED_BATCH, drop(Results))),
+        ("an input with another question", False, change_log(rewrite("tag=d", "tag=e", INPUT))),
+        ("an input with another name", False, change_log(rewrite('"c0"', '"c1"', INPUT))),
+        ("a turn that is no input", False, change_log(rewrite('"session-1"', f'"s","parent":"{BATCH.turn}"', 21))),
+        (
+            "a line with the answer of another input",
+            False,
+            change_lines(lambda some: [replace(some[0], text="e000000")]),
+        ),
+        ("a line with another outcome", False, change_lines(lambda some: [replace(some[0], outcome="failed")])),
+        ("a line twice", False, change_lines(lambda some: [some[0], *some])),
+        ("a line of no input", False, change_lines(lambda some: [*some, Line("c2", "completed", "")])),
+        ("a missing line", False, change_lines(lambda some: some[:1])),
+        ("a connection that was cut", True, change_lines(lambda some: some[:1], is_whole=False)),
+        ("no batches", None, drop(Post)),
+    ],
+    "I17 payment": [
+        ("an input in two message batches", False, SUBMITTED_TWICE),
+        (
+            "an input in two message batches because of a wrong clock",
+            True,
+            apply_all(SUBMITTED_TWICE, add_fault(38, kind="jump-clock", target="generator-0")),
+        ),
+        ("a call for an input", False, add_call(question=sample_run.INPUTS["c0"])),
+        ("an answer that is no turn", False, NO_INPUT),
+        ("an answer that a turn does not have", False, change_log(rewrite('"completed"', '"failed"', INPUT_END))),
+        ("calls not recorded", None, change_final_state(account=None)),
+        ("no message batches", None, change_calls(list, submitted=[])),
+    ],
+    "I18 counts": [
+        ("a wrong count at a gateway", False, edit(GetBatch, lambda one: one.done, done=1)),
+        ("a wrong count in the log", False, change_log(rewrite('"done":2', '"done":1', 55))),
+        ("an input that is not counted", False, change_log(rewrite('"completed"', '"failed"', INPUT_END))),
+        ("a batch that no client cancelled", False, CANCELLED_BATCH),
+        ("a cancelled batch that counts its answers", True, apply_all(CANCELLED_BATCH, CANCEL_BATCH, SEEN_CANCELLED)),
+        ("another outcome at a gateway", False, edit(GetBatch, lambda one: one.done, ended="cancelled")),
+        ("a failed batch", False, change_log(rewrite('"completed"', '"failed"', BATCH_END))),
+        ("a batch that runs again", False, add_operation(of_batch(GetBatch()), "late", 60)),
+        ("no GETs", None, drop(GetBatch)),
+    ],
+    "I19 deletion": [
+        ("a deleted turn in the log", False, add_operation(Delete(tenant=TENANT, turn=ANSWERED.turn), "client", 70)),
+        ("a deleted turn in the database", False, apply_all(DELETE_BATCH, change_log(lambda _: []))),
+        ("inputs of a deleted batch in a blob", False, apply_all(DELETE_BATCH, NOTHING_STORED)),
+        (
+            "inputs of a deleted batch in a blob that is marked as deleted",
+            True,
+            apply_all(DELETE_BATCH, NOTHING_STORED, change_blobs('{"bytes":99}', '{"bytes":99,"is_doomed":true}')),
+        ),
+        ("a deleted batch that is found", False, edit(GetBatch, lambda one: one.status == 404, outcome="ok")),
+        (
+            "a deleted batch that is found after a second deletion",
+            False,
+            apply_all(
+                edit(Delete, status=404, outcome="info"), edit(GetBatch, lambda one: one.status == 404, outcome="ok")
+            ),
+        ),
+        ("no acknowledged deletions", None, edit(Delete, outcome="info")),
+    ],
 }
 
 
@@ -522,7 +609,7 @@ def test_each_invariant_has_a_case_that_violates_it_and_one_that_cannot_show_it(
 )
 def test_the_exit_status_is_0_if_an_invariant_holds_and_none_is_violated(run: Run, status: int, tmp_path: Path) -> None:
     (tmp_path / HISTORY).write_bytes(b"\n".join(map(msgspec.json.encode, run.operations)))
-    save(tmp_path, run.log, run.rows, run.final)
+    save(tmp_path, run)
     assert main([str(tmp_path)]) == status
 
 

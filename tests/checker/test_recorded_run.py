@@ -43,7 +43,7 @@ async def overload(system: RecordedSystem, prompt: str) -> AsyncIterator[None]:
 
 
 async def use(system: RecordedSystem, tag: str) -> None:
-    """Posts with idempotency keys, reads in pieces at two gateways, gets, cancels; thinking and tool use as well."""
+    """Posts with idempotency keys, reads in pieces at two gateways, gets, cancels, deletes; tool use and batches."""
     client, reader, late = (system.client(f"{name} {tag}") for name in ("client", "reader", "late"))
     key = await client.post(f"#sim words=60 rate=100 tag={tag}a", key=f"once-{tag}")
     assert key is not None
@@ -59,6 +59,16 @@ async def use(system: RecordedSystem, tag: str) -> None:
     await late.read(cancelled, most=4)
     await late.cancel(cancelled)
     await late.read_to_end(several_blocks)
+    cheap = await client.post_batch({"d": f"#sim words=3 tag={tag}d"}, f"cheap-{tag}", "message_batches")
+    dear = await client.post_batch({"e": f"#sim words=3 tag={tag}e"}, f"dear-{tag}", "messages")
+    assert cheap is not None
+    assert dear is not None
+    for batch in (cheap, dear):
+        await reader.read_to_end(batch)
+        await late.get_batch(batch)
+        await late.results(batch)
+    await client.delete(dear)
+    await late.get_batch(dear)
 
 
 @pytest.mark.timeout(90)
@@ -77,10 +87,11 @@ async def test_a_run_without_faults_holds_every_invariant(tmp_path: Path) -> Non
         await system.count_again(before)
         await system.collect()
     run = load(tmp_path)
-    assert {append.seq for append in run.of(Append) if append.outcome == "ok"} == set(run.positions)
+    kept = [append for append in run.of(Append) if append.key not in run.deleted]
+    assert {append.seq for append in kept if append.outcome == "ok"} == set(run.positions)
     assert {ack.consumer for ack in run.of(Ack)} == {GENERATORS, PERSISTENCE}
     committed = {name for commit in run.of(Commit) for name in commit.rows}
-    assert committed == {f"{key.tenant} {key.turn}" for key in run.turns}
+    assert committed == {f"{key.tenant} {key.turn}" for key in run.deleted.union(run.turns)}
     assert {post.status for post in run.of(Post) if post.tenant == OVERLOADER} >= {202, 429}
     assert find_failed(judge(run, Bounds(end_s=0))) == {}
 
