@@ -39,7 +39,7 @@ WRITING_SHARE = 0.25
 PAUSE_S_MAX = 0.1
 # A database that does not answer is reported after this time. Its error may come a minute later.
 STALLED_S = 10.0
-# How long the entries of a turn that still runs are overwritten.
+# How long the entries of one turn are overwritten. Meanwhile nothing else is recorded.
 ERASING_S = 1.0
 
 
@@ -234,10 +234,9 @@ class Recorder:
         """
         is_stored = True
         while is_stored:
-            erased = await self._log.erase(key, asyncio.get_running_loop().time() + ERASING_S)
-            if not erased.is_gone:
-                # A generator may append as fast as entries are overwritten. The purge stops it.
-                await self._log.purge(key)
+            deadline = asyncio.get_running_loop().time() + ERASING_S
+            if not (await self._log.erase(key, deadline, purges_rest=True)).is_gone:
+                raise LogUnavailable(f"{key.turn} could not be erased")
             # A replicated stream is purged up to the last entry that its leader has stored when the request arrives
             # (jetstream_cluster.go, jsClusteredStreamPurgeRequest). An append that is in flight then stays, and its
             # generator goes on.

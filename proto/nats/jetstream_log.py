@@ -5,8 +5,8 @@ Its `publish` is the only function that publishes entries of a turn. It sets sub
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from typing import NamedTuple
@@ -132,27 +132,28 @@ class JetStreamLog:
         if (error := pub_ack.decode(reply.data).error) is not None:
             raise LogUnavailable(f"{key.turn} could not be purged: {error.description}")
 
-    async def erase(self, key: TurnKey, deadline: float = math.inf) -> Erased:
+    async def erase(self, key: TurnKey, deadline: float = math.inf, *, purges_rest: bool = False) -> Erased:
         """Overwrites the entries of a turn in nats-server's files, then removes them.
 
         Encrypted entries are only removed: their key is overwritten with the request. Stops at `deadline`, a time of
         the event loop's clock, but overwrites at least one entry. A later call erases the others; until then the turn
-        can be read. A purge leaves the bytes in the files until the block is rewritten; a deletion by sequence does
-        not. Raises LogUnavailable if it has overwritten nothing. If the log becomes unavailable later, `is_gone` is
-        False.
+        can be read. With `purges_rest`, the request is overwritten then, and the others are only removed. A purge
+        leaves the bytes in the files until the block is rewritten; a deletion by sequence does not. Raises
+        LogUnavailable if it has overwritten nothing. If the log becomes unavailable later, `is_gone` is False.
         """
         erased = encrypted = 0
         try:
-            async with aclosing(self._messages_request_last(key)) as messages:
-                async for message in messages:
-                    if is_encrypted(message.data):
-                        encrypted += 1
-                        continue
-                    if erased and asyncio.get_running_loop().time() >= deadline:
+            seqs, encrypted = await self._find_erasable(key)
+            # The last entry first: a writer of the turn then loses its fence, and appends no more.
+            for seq in reversed(seqs):
+                if erased and asyncio.get_running_loop().time() >= deadline:
+                    if not purges_rest:
                         return Erased(erased, is_gone=False)
-                    await self._erase_entry(key, _seq_of(message))
-                    erased += 1
-            # A replica that was behind may not have returned all entries. The request has the key of encrypted ones.
+                    break
+                await self._erase_entry(key, seq)
+                erased += 1
+            # Without the request the log has no such turn, and its other entries would not be found. It has the key of
+            # encrypted entries. A fork may have another request.
             while (request := await self._leader.first(subjects.entry(key, "request"), 1)) is not None:
                 await self._erase_entry(key, request.seq)
                 erased += 1
@@ -163,23 +164,18 @@ class JetStreamLog:
             return Erased(erased, is_gone=False)
         return Erased(erased + encrypted, is_gone=True)
 
-    async def _messages_request_last(self, key: TurnKey) -> AsyncGenerator[Message, None]:
-        """Yields the message of each entry of a turn, in order, that of its request last.
-
-        Without the request the log has no such turn, and its other entries would not be found.
-        """
-        requests: list[Message] = []
+    async def _find_erasable(self, key: TurnKey) -> tuple[list[Seq], int]:
+        """Returns the entries of a turn that are to be overwritten besides its request, and how many are encrypted."""
+        seqs, encrypted = list[Seq](), 0
         turn, after = subjects.entries(key), BEFORE_FIRST
         while messages := (await self._reads.page(turn, Seq(after + 1))).messages:
             after = _seq_of(messages[-1])
             for message in messages:
-                # A fork may have another request, which has a key, too.
-                if message.header(b"Nats-Subject").endswith(".request"):
-                    requests.append(message)
-                else:
-                    yield message
-        for message in requests:
-            yield message
+                if is_encrypted(message.data):
+                    encrypted += 1
+                elif not message.header(b"Nats-Subject").endswith(".request"):
+                    seqs.append(_seq_of(message))
+        return seqs, encrypted
 
     async def _erase_entry(self, key: TurnKey, seq: Seq) -> None:
         """Overwrites one entry, while no other is overwritten by this process.
