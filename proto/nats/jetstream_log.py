@@ -152,6 +152,13 @@ class JetStreamLog:
                     break
                 await self._erase_entry(key, seq)
                 erased += 1
+            else:
+                # A replica that was behind may not have returned all entries.
+                while (last := await self._leader.last(subjects.entries(key))) is not None:
+                    if last.subject.endswith(".request") or is_encrypted(last.data):
+                        break
+                    await self._erase_entry(key, last.seq)
+                    erased += 1
             # Without the request the log has no such turn, and its other entries would not be found. It has the key of
             # encrypted entries. A fork may have another request.
             while (request := await self._leader.first(subjects.entry(key, "request"), 1)) is not None:

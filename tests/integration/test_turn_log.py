@@ -21,6 +21,7 @@ from tailrace.proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFu
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log, streams
+from tailrace.proto.nats.direct_get import DirectReader, Page
 from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT, Erased
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed
@@ -236,6 +237,25 @@ async def test_an_entry_that_cannot_be_overwritten_is_not_reported_as_erased(
     with pytest.raises(LogUnavailable, match="could not be erased"):
         await own_log.erase(key)
     assert (await own_log.read_turn(key)).text == "a secret"
+
+
+@pytest.mark.rule("R91")
+async def test_an_erasure_overwrites_entries_that_the_replica_it_reads_does_not_have(
+    own_log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A purge would remove them, and leave their bytes in the files of all three servers."""
+    writer = Writer(own_log, key)
+    await writer.open("a", " secret")
+    await writer.end()
+    entries, page = await own_log.read_entries(key), DirectReader.page
+
+    async def read_behind(self: DirectReader, *given: Any) -> Page:
+        found = await page(self, *given)
+        return found._replace(messages=[one for one in found.messages if one.header(b"Nats-Sequence") != last])
+
+    last = str(entries[-1].seq)
+    monkeypatch.setattr(DirectReader, "page", read_behind)
+    assert await own_log.erase(key) == Erased(len(entries), is_gone=True)
 
 
 def lose_leader_after(patch: pytest.MonkeyPatch, deletions: int) -> None:
