@@ -175,7 +175,7 @@ def build(
         settings, connection, log, history, fan_out, authenticator, slots, readers, draining, on_disconnect
     )
     storage = build_storage(settings, connection, history, limiter)
-    deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s)
+    deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s, draining)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     prompts = prompts or Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
     schemas = SchemaChecker(wait_s=CHECK_WAIT_S)

@@ -24,6 +24,7 @@ from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatc
 from tailrace.proto.nats import BlobStore, Connection, Rpc, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back, give_back_deleted
 from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDelete
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import GENERATORS, TurnKey
 
@@ -36,8 +37,8 @@ BATCHES_PAGE = 200
 # No batch runs longer.
 BATCH_LIFE = timedelta(days=1)
 # An erasure deletes the rows of erased turns every ERASING_S seconds, and settles at most ERASED_TURNS turns before it
-# overwrites their entries.
-ERASING_S, ERASED_TURNS = 5.0, 100
+# overwrites their entries. A gateway that stops waits a little longer (GRACE_S).
+ERASING_S, ERASED_TURNS = 3.0, 100
 # The generator settles a turn after its end. A counter remembers the names of its last increments only: a turn that
 # ended long ago would be refunded twice.
 SETTLED_WITHIN = timedelta(minutes=10)
@@ -51,7 +52,7 @@ class Deletion(NamedTuple):
     """Entries that were overwritten."""
     rows: DeletedRows
     is_complete: bool = True
-    """False: some are left, because its time was over, or because NATS or persistence became unavailable."""
+    """False: some are left, because its time was over, its gateway stops, or NATS or persistence became unavailable."""
 
 
 class Purged(NamedTuple):
@@ -65,13 +66,14 @@ class Purged(NamedTuple):
 class _Running:
     """A deletion that runs: what it has deleted so far, and its time."""
 
-    def __init__(self, *, erases: bool, within_s: float | None = None) -> None:
+    def __init__(self, *, erases: bool, within_s: float | None = None, draining: Flag | None = None) -> None:
         self.erases = erases
         self.turns: set[TurnId] = set()
         self.log_entries = 0
         self.rows = DeletedRows()
         self._rounds = 0
         self._ends_at = math.inf if within_s is None else _now() + within_s
+        self._draining = draining
 
     def results(self) -> tuple[int, int, DeletedRows]:
         """Returns the numbers of turns, of log entries and of rows."""
@@ -79,7 +81,8 @@ class _Running:
 
     def is_over(self) -> bool:
         """Returns whether its time is over. The first round takes place in any case, so that a repetition ends."""
-        return self._rounds > 0 and _now() >= self._ends_at
+        is_stopping = self._draining is not None and self._draining.is_set()
+        return self._rounds > 0 and (is_stopping or _now() >= self._ends_at)
 
     def round_deadline(self) -> float:
         """Begins a round, and returns the time after which it leaves turns to the next one."""
@@ -108,6 +111,7 @@ class Deleter:
         rpc: Rpc,
         limiter: Limiter,
         query_timeout_s: float,
+        draining: Flag,
     ) -> None:
         self._tombstones = Tombstones(connection)
         self._log = log
@@ -117,6 +121,7 @@ class Deleter:
         self._counters = limiter.counters
         self._slots = limiter.slots
         self._query_timeout_s = query_timeout_s
+        self._draining = draining
 
     async def delete(self, tenant: Tenant, kind: Kind, name: str, *, erases: bool = False) -> int:
         """Deletes a turn with its follow-ups, a session, or a project with its sessions. Returns the number of turns.
@@ -135,11 +140,12 @@ class Deleter:
     ) -> Deletion:
         """As `delete`, for all data of a user or of the tenant, whose entries the log overwrites (PROTOCOL R91).
 
-        With `within_s`, it stops after about so many seconds, or when a part of the system becomes unavailable, and
-        returns what it has erased. It then raises only if it has erased nothing. Each turn, entry and row is counted
-        by one call only.
+        With `within_s`, it stops after about so many seconds, or when the gateway stops or a part of the system becomes
+        unavailable, and returns what it has erased. It then raises only if it has erased nothing. Each turn, entry and
+        row is counted by one call only.
         """
-        deletion = _Running(erases=True, within_s=within_s)
+        draining = None if within_s is None else self._draining
+        deletion = _Running(erases=True, within_s=within_s, draining=draining)
         try:
             if kind == "user":
                 await self._withdraw(tenant, name)

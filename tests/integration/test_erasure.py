@@ -245,6 +245,36 @@ async def test_an_erasure_in_parts_counts_everything_once_and_deletes_rows_after
 
 
 @pytest.mark.rule("R91")
+async def test_an_erasure_whose_gateway_stops_returns_what_it_has_erased(
+    gateway: Gateway, own_server: NatsServer, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a refusal, `tailrace erase` would not count it."""
+    for _ in range(3):
+        await post_answered_turn(gateway, MARK)
+    delete, begun = Leader.delete, asyncio.Event()
+
+    async def delete_slowly(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
+        begun.set()
+        await asyncio.sleep(0.04)
+        return await delete(self, seq, erases=erases)
+
+    monkeypatch.setattr(Leader, "delete", delete_slowly)
+    monkeypatch.setattr("tailrace.gateway.turns.delete.ERASING_S", 0.2)
+    monkeypatch.setattr("tailrace.gateway.http.server.UNANSWERED_S_MAX", 0.0)
+    path = f"/v1/users?user={MARK}&max_seconds=60"
+    async with gateway.new_client() as client:
+        erasing = asyncio.create_task(client.delete(path))
+        await begun.wait()
+        await gateway.stop()
+        part = (await erasing).json()
+    another = await new_gateway(own_server.url)
+    rest = (await another.client.delete(path)).json()
+    assert (part["complete"], rest["complete"]) == (False, True)
+    assert 0 < part["log_entries"] < part["log_entries"] + rest["log_entries"]
+    assert part["turns"] + rest["turns"] == 3
+
+
+@pytest.mark.rule("R91")
 async def test_a_tenant_is_erased_only_with_its_name_and_keeps_sums_without_names(
     gateway: Gateway, tmp_path: Path, tenant: str
 ) -> None:
