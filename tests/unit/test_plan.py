@@ -160,6 +160,8 @@ def test_an_attempt_that_was_handed_over_does_not_count() -> None:
         log.store_attempt()
     log.store_attempt()
     log.store_events(START, is_hidden=True)
+    # A model's event of the same bytes is none.
+    log.store(msgspec.structs.replace(event_entry(log.chain), is_hidden=False))
     assert log.turn.fruitless == 2
     log.store(event_entry(log.chain))
     assert log.turn.fruitless == 1
@@ -176,14 +178,14 @@ def event_entry(chain: Chain) -> Event:
     return Event(prev=chain.last, attempt=chain.attempt, event=events.HANDOVER, is_hidden=True)
 
 
-def limited_turn(*calls: int) -> Turn:
+def limited_turn(*calls: int, mode: Mode = "continue") -> Turn:
     """A turn of at most 1000 tokens whose calls have each written that many output tokens, and broke off."""
     log = Handwritten()
     log.store_request(max_tokens=1000)
     for number, tokens in enumerate(calls):
-        log.store_attempt("continue" if number else "fresh")
-        log.store_events(START, is_hidden=number > 0)
-        if not number:
+        log.store_attempt(mode if number else "fresh")
+        log.store_events(START, is_hidden=number > 0 and mode == "continue")
+        if not number or mode == "restart":
             log.store_events(BlockStart(0, {"type": "text", "text": ""}))
         log.store_texts("x" * (tokens * 7 // 2))
     return log.turn
@@ -197,6 +199,8 @@ def test_a_continuing_call_asks_for_the_tokens_that_are_left() -> None:
     assert call.max_tokens == 700
     call, _ = prepare_call(turn, "restart")
     assert call.max_tokens == 1000
+    call, _ = prepare_call(limited_turn(100, 200, mode="restart"), "continue")
+    assert call.max_tokens == 800
 
 
 @pytest.mark.rule("R74")
