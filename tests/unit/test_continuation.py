@@ -305,17 +305,12 @@ def test_only_the_end_of_a_long_text_is_quoted() -> None:
     assert len(str(go.content)) < 2 * TAIL_CHARS + 100
 
 
-def test_an_empty_block_is_not_sent() -> None:
-    """The API refuses text that is empty or white space."""
-    log = log_with(request(), [opening(), *text_block(0, "one"), *text_block(1, "\n"), *text_block(2)])
-    assert build_continuation_call(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]
-
-
-def test_thinking_that_the_api_refuses_is_not_sent() -> None:
-    """The API refuses thinking without a signature, as LiteLLM returns it, and an answer that ends with thinking."""
+def test_blocks_that_the_api_refuses_are_not_sent() -> None:
+    """Thinking without a signature, as LiteLLM returns it, empty text, and an answer that ends with thinking."""
     executed = BlockStart(2, {"type": "server_tool_use", "id": "t", "name": "Read", "executed_by": "claude_code"})
     unsigned = block_events(0, {"type": "thinking"}, events.ThinkingDelta("hm"))
-    stored = [*unsigned, *text_block(1, "one"), executed, BlockStop(2), *answer_block(3, "thinking", "hm")]
+    empty = [*text_block(3, "\n"), *text_block(4)]
+    stored = [*unsigned, *text_block(1, "one"), executed, BlockStop(2), *empty, *answer_block(5, "thinking", "hm")]
     log = log_with(request(), [opening(), *stored])
     assert can_continue(log.turn.blocks)
     assert build_continuation_call(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]
