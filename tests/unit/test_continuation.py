@@ -307,10 +307,11 @@ def test_only_the_end_of_a_long_text_is_quoted() -> None:
 
 def test_blocks_that_the_api_refuses_are_not_sent() -> None:
     """Thinking without a signature, as LiteLLM returns it, empty text, and an answer that ends with thinking."""
-    executed = BlockStart(2, {"type": "server_tool_use", "id": "t", "name": "Read", "executed_by": "claude_code"})
+    tool = {"type": "server_tool_use", "id": "t", "name": "Read", "executed_by": "claude_code"}
+    executed = block_events(2, tool, events.InputJsonDelta('{"a":1}'))
     unsigned = block_events(0, {"type": "thinking"}, events.ThinkingDelta("hm"))
     empty = [*text_block(3, "\n"), *text_block(4)]
-    stored = [*unsigned, *text_block(1, "one"), executed, BlockStop(2), *empty, *answer_block(5, "thinking", "hm")]
+    stored = [*unsigned, *text_block(1, "one"), *executed, *empty, *answer_block(5, "thinking", "hm")]
     log = log_with(request(), [opening(), *stored])
     assert can_continue(log.turn.blocks)
     assert build_continuation_call(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]
