@@ -358,21 +358,6 @@ async def test_a_query_of_a_circle_of_parents_ends(store: Store) -> None:
     assert len(await store.branch(key("turn-1"), 100)) > 1
 
 
-async def test_deleting_a_turn_deletes_its_row_its_usage_and_an_empty_session(store: Store) -> None:
-    """A session that still has a turn stays."""
-    await store.record([running_row("turn-1"), running_row("turn-2"), running_row("turn-3", session="session-2")])
-    await store.delete(OURS, DeleteResource("session", "session-1", (TurnId("turn-1"),)))
-    assert await store.turn(key("turn-1")) is None
-    assert (await session_of(store, "session-1")).turns == 1
-    await store.delete(OURS, DeleteResource("session", "session-1", (TurnId("turn-2"),)))
-    assert await store.session(OURS, "session-1", NOON) is None
-    await store.delete(OURS, DeleteResource("turn", "turn-3", (TurnId("turn-3"),)))
-    assert (await session_of(store, "session-2")).turns == 0
-    await store.delete(THEIRS, DeleteResource("session", "session-2"))
-    await store.delete(OURS, DeleteResource("session", "session-2"))
-    assert await content_of(store) == []
-
-
 async def test_an_old_session_that_is_used_again_is_not_deleted(store: Store) -> None:
     """Retention has found it just before."""
     old = msgspec.structs.replace(build_row(key("turn-1"), completed_turn("Light").turn), session="old")
