@@ -177,6 +177,7 @@ def test_the_answer_is_stored_as_the_call(choice: dict[str, Any], text: str, dat
     assert call.start == {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
     assert (turn.stop.stop_reason, turn.usage.output_tokens, turn.text) == ("tool_use", 7, "")
     assert plan(turn, 5) == CheckSchema({"description": "Looks.", **DAY}, ARGUMENTS)
+    assert plan_after_check(turn, "no", 5) == MakeAttempt(2, "restart", "no")
 
 
 @pytest.mark.rule("R77")
