@@ -135,9 +135,10 @@ async def test_few_or_short_failures_those_of_one_turn_and_refusals_open_no_brea
 async def test_an_answer_between_failures_opens_no_breaker(code: str | None) -> None:
     two = Scripted("claude", "bedrock")
     await two.fail("claude", TURNS_MIN - 1)
-    await two.call("claude", code)
-    await two.fail("claude", TURNS_MIN - 1)
-    assert two.order == ["claude", "bedrock"]
+    for turns, over_s in ((TURNS_MIN - 1, FAILING_S), (TURNS_MIN, FAILING_S - 0.1)):
+        await two.call("claude", code)
+        await two.fail("claude", turns, over_s)
+        assert two.order == ["claude", "bedrock"]
 
 
 @pytest.mark.rule("R101")
