@@ -15,9 +15,7 @@ from tailrace.proto.errors import LogError, Refused
 
 # The type of a message that no server knows. The layers pass it on: they only look at the types of ASGI.
 DEFERRED = "tailrace.response.deferred"
-# A repeated request of another method may have its effect twice, unless it has an Idempotency-Key.
-REPEATABLE = ("GET", "HEAD", "DELETE")
-STOPPED = "this gateway is shutting down, and has done a part of the request: repeat it"
+INTERRUPTED = "this gateway is shutting down, and the request may have had an effect: check it, or repeat the request"
 
 
 async def defer(
@@ -84,10 +82,10 @@ def send_deferred(app: ASGIApp, on_start: Callable[[Message], None] = lambda _: 
             # uvicorn cancels the requests that outlast its stop, and would answer 500.
             if is_begun:
                 raise
-            is_repeatable = scope["method"] in REPEATABLE or b"idempotency-key" in dict(scope["headers"])
-            headers = {} if is_repeatable else error_responses.NO_RETRY
-            refusal = error_responses.response("draining", STOPPED, retry_after_s=1, headers=headers)
-            await refusal(scope, receive, send_or_keep)
+            # A client must not repeat a POST by itself, unless it has a key.
+            may_repeat = scope["method"] != "POST" or b"idempotency-key" in dict(scope["headers"])
+            refusal = Refused("draining", INTERRUPTED, retry_after_s=1, may_repeat=may_repeat)
+            await error_responses.render_error(refusal, scope)(scope, receive, send_or_keep)
         if deferred is not None:
             await deferred(send)
 

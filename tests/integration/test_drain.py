@@ -14,14 +14,16 @@ from prometheus_client import REGISTRY
 from tailrace.gateway.__main__ import build
 from tailrace.gateway.app import app
 from tailrace.gateway.auth.signed_tokens import TokenSigner
+from tailrace.gateway.http import server
 from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.http.server import GRACE_S
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.turns.delete import Deleter
+from tailrace.proto import subjects
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.resources import CreateProject, DeleteResource
 from tailrace.proto.runtime.flag import Flag
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests.harness import processes
 from tests.harness.readers import build_reader, is_read, read, read_history
 from tests.harness.system import System
@@ -150,29 +152,6 @@ async def test_a_turn_that_was_stored_before_the_drain_is_answered_with_200(
     assert (await log.read_turn(TurnKey(tenant, TurnId(answer.headers["tailrace-turn"])))).request is not None
 
 
-async def test_a_request_that_outlasts_the_stop_is_refused(
-    nats_url: str, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Such as a deletion of many turns. uvicorn would answer 500, which clients do not repeat."""
-    for limit in ("GRACE_S", "UNANSWERED_S_MAX"):
-        monkeypatch.setattr(f"tailrace.gateway.http.server.{limit}", 0.1)
-    begun = asyncio.Event()
-
-    async def delete(*_: object) -> int:
-        begun.set()
-        return await asyncio.Future()
-
-    monkeypatch.setattr(Deleter, "delete", delete)
-    gateway = await new_gateway(nats_url)
-    async with gateway.new_client() as client:
-        deleting = asyncio.create_task(client.delete("/v1/sessions/a"))
-        await begun.wait()
-        await gateway.stop()
-        refused = await deleting
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
-    assert (refused.headers["retry-after"], refused.headers.get("x-should-retry")) == ("1", None)
-
-
 @pytest.mark.parametrize("is_stalled", [False, True], ids=["idle connection", "stalled reader"])
 async def test_idle_connections_and_stalled_readers_do_not_delay_the_stop(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, is_stalled: bool
@@ -190,3 +169,27 @@ async def test_idle_connections_and_stalled_readers_do_not_delay_the_stop(
             for _ in range(80):
                 await writer.store_texts("a" * 100_000)
         await asyncio.wait_for(gateway.stop(), GRACE_S - 1)
+
+
+@pytest.mark.parametrize("is_repeatable", [True, False], ids=["DELETE", "POST"])
+async def test_a_request_that_is_not_answered_before_the_stop_gets_a_503(
+    nats_url: str, tenant: Tenant, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch, is_repeatable: bool
+) -> None:
+    """For example while persistence does not answer. A POST without a key may have had an effect."""
+    for name in ("GRACE_S", "UNANSWERED_S_MAX"):
+        monkeypatch.setattr(server, name, 0.1)
+    gateway, asked = await new_gateway(nats_url), asyncio.Event()
+    query = DeleteResource.query if is_repeatable else CreateProject.query
+    silent = await Connection.open(processes.as_user(nats_url, PERSISTENCE), "test-silent")
+    await silent.subscribe_directly(subjects.query(tenant, query), lambda _: asked.set())
+    await silent.flush()
+    client = gateway.client
+    request = client.delete("/v1/sessions/a") if is_repeatable else client.post("/v1/projects", json={"name": "a"})
+    sending = asyncio.create_task(request)
+    await asked.wait()
+    gateway.stopping.set()
+    refused = await sending
+    await silent.close()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+    assert refused.headers["retry-after"] == "1"
+    assert refused.headers.get("x-should-retry") == (None if is_repeatable else "false")

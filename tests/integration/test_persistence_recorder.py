@@ -336,12 +336,12 @@ async def test_a_turn_with_store_false_is_counted_once_and_erased_although_anoth
     class StuckLog(TurnLog):
         stuck: TurnKey | None = None
 
-        async def erase(self, key: TurnKey, deadline: float = math.inf) -> Erased:
+        async def erase(self, key: TurnKey, deadline: float = math.inf, *, purges_rest: bool = False) -> Erased:
             if key == self.stuck and is_begun:
                 return Erased(1, is_gone=False)
             if key == self.stuck:
                 raise LogUnavailable("stuck")
-            return await super().erase(key, deadline)
+            return await super().erase(key, deadline, purges_rest=purges_rest)
 
     monkeypatch.setattr(unstored_module, "INTERVAL_S", 0.05)
     log = StuckLog(own_connection)
