@@ -52,6 +52,14 @@ def test_a_record_is_equal_from_a_row_and_from_a_fold(log: Handwritten) -> None:
     assert turn_record(columns) == record_from_fold(KEY, log.turn)
 
 
+def test_a_record_names_the_project_the_user_the_first_token_and_the_schema() -> None:
+    log = started_turn("Light", project="physics", user="alice")
+    log.store(build_end(log.turn, "completed", schema_valid=True))
+    record = turn_record(msgspec.structs.asdict(build_row(KEY, log.turn)))
+    assert (record.project, record.user, record.schema_valid) == ("physics", "alice", True)
+    assert record.first_token_at == log.turn.first_token_at is not None
+
+
 @pytest.mark.rule("R110")
 @given(logs(has_forks=False, entries_max=12), st.integers(1, 16))
 def test_a_row_is_equal_from_the_first_entries_and_the_end(log: MadeUp, first: int) -> None:
