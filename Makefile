@@ -36,9 +36,9 @@ release: setup ## build wheel, source archive, image context and lists of packag
 
 clients: $(CLIENTS) ## install the clients that the dialects are tested with; `test` does it too
 
-# Tests wait for half of their time, so each core has two workers. A worker costs 10 s of CPU before its first test.
+# Tests wait for most of their time, so each core has three workers. A worker costs 10 s of CPU before its first test.
 test: check $(CLIENTS) ## run `check` and every test
-	$(PYTHON) -m tests.run --numprocesses 4 --dist worksteal --durations 25
+	$(PYTHON) -m tests.run --numprocesses 6 --dist worksteal --durations 25
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: tests of the backend litellm. To run them: make litellm."
 	@test "$$(id -u)" = 0 || echo "SKIPPED: tests of power cuts and full disks, because they need root to mount a disk."
 	@command -v chromium > /dev/null || echo "SKIPPED: tests in a browser, because chromium is not on the PATH."

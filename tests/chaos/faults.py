@@ -30,7 +30,8 @@ EFFECT_S_MAX = 12.0
 HEALED_S_MAX = 120.0
 STARTS_MAX = 5
 NOISE = b"not a page " * 3000
-WRITE_FAILED = b"batch could not be recorded"
+# Persistence logs a cause once: when it writes a batch, or when it only looks for lost turns.
+DATABASE_FAILED = (b"batch could not be recorded", b"the database cannot be used")
 # Failures of the simulated Claude (docs/SIMULATED.md), with the delta after which each happens.
 MODEL = {"429": 0, "529": 0, "500": 0, "html": 0, "error": 9, "cut": 9, "stall": 9, "eof": 9, "garbage": 9}
 
@@ -328,7 +329,8 @@ async def _checkpoint(system: ChaosSystem) -> None:
 
 
 def _failed_writes(system: ChaosSystem) -> int:
-    return system.persistence.printed.read_bytes().count(WRITE_FAILED)
+    printed = system.persistence.printed.read_bytes()
+    return sum(map(printed.count, DATABASE_FAILED))
 
 
 def _damaged_files(system: ChaosSystem) -> int:

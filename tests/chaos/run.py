@@ -40,9 +40,9 @@ from tests.promises import PROMISES, Verdict, worst
 
 # No tenant exceeds its limits.
 UNKNOWN = ("I13 isolation",)
-# A run without batches cannot have these faults, nor show these invariants.
-OF_BATCHES = [name for name, kind in KINDS.items() if kind.group == "batch"]
-UNKNOWN_WITHOUT_BATCHES = (*UNKNOWN, "I16 inputs", "I17 payment", "I18 counts", "I19 deletion")
+# Faults that only a run with batches can have.
+BATCH_FAULTS = [name for name, kind in KINDS.items() if kind.group == "batch"]
+UNKNOWN_WITHOUT_BATCHES = (*UNKNOWN, *invariants.OF_BATCHES)
 
 
 def main() -> int:
@@ -87,7 +87,7 @@ def parse_arguments() -> Campaign:
     given = parser.parse_args()
     wanted = given.faults.split(",") if given.faults else list(KINDS)
     if not given.concurrent_batches:
-        wanted = [name for name in wanted if name not in OF_BATCHES]
+        wanted = [name for name in wanted if name not in BATCH_FAULTS]
     if unknown := set(wanted) - set(KINDS):
         parser.error(f"there is no fault {', '.join(sorted(unknown))}: see --help")
     settings: dict[str, dict[str, str]] = {}
@@ -153,7 +153,7 @@ def counts(campaign: Campaign, observed: Observed, run: Run) -> Iterator[tuple[s
     failed_calls = Counter(call.over for call in account.calls) if account else Counter()
     for name in campaign.faults:
         if KINDS[name].inject is None:
-            count = (observed.wrong if name in OF_BATCHES else failed_calls)[name.rpartition("-")[2]]
+            count = (observed.wrong if name in BATCH_FAULTS else failed_calls)[name.rpartition("-")[2]]
             yield name, count, count, count
         else:
             counted = observed.counts.get(name)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.chaos.campaign import Campaign, run_campaign
 from tests.chaos.faults import KINDS
-from tests.chaos.run import OF_BATCHES, UNKNOWN_WITHOUT_BATCHES, judge, report, select_possible
+from tests.chaos.run import BATCH_FAULTS, UNKNOWN_WITHOUT_BATCHES, judge, report, select_possible
 from tests.chaos.system import Size
 from tests.checker.invariants import find_failed
 from tests.checker.run import load
@@ -17,7 +17,7 @@ LEFT_OUT = {
     *("restart-gateway", "restart-generator", "restart-persistence", "restart-node", "fill-node", "fill-database"),
     *("stop-node", "step-down"),
     *("cut-route", "deaf-route", "delay-route", "throttle-route"),
-    *OF_BATCHES,
+    *BATCH_FAULTS,
 }
 
 

@@ -39,6 +39,8 @@ INVARIANTS: dict[str, Invariant] = {
     "I18 counts": batch_invariants.counts,
     "I19 deletion": batch_invariants.deletion,
 }
+# Unknown in a run without batches.
+OF_BATCHES = ("I16 inputs", "I17 payment", "I18 counts", "I19 deletion")
 
 
 def judge(run: Run, bounds: Bounds = Bounds()) -> dict[str, Verdict]:  # noqa: B008

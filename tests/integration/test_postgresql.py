@@ -16,14 +16,14 @@ from tailrace.persistence.database import display
 from tailrace.persistence.settings import Settings
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import SettingsInvalid, StoreBusy, StoreUnwritable, TailraceError
-from tests.checker.invariants import find_failed, judge
+from tests.checker.invariants import OF_BATCHES, find_failed, judge
 from tests.checker.recorded_system import RecordedSystem
 from tests.checker.run import load
 from tests.checker.verdicts import Bounds
 from tests.harness.postgresql import IN_URL, PASSWORD, PostgreSQLServer
 
 # What this run does not do.
-UNUSED = ("I6 readers", "I7 idempotency", "I8 cancellation", "I12 resources", "I13 isolation")
+UNUSED = ("I6 readers", "I7 idempotency", "I8 cancellation", "I12 resources", "I13 isolation", *OF_BATCHES)
 
 
 @pytest_asyncio.fixture
