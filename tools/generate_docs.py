@@ -4,6 +4,7 @@ A test compares the files with what the code generates.
 """
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -67,8 +68,8 @@ def generated() -> dict[str, str]:
         "docs/SIMULATED.md": simulated_page(),
         "proto/entries.schema.json": entries_schema(),
         "docs/nats-users.conf": accounts_configuration(),
-        "docs/asyncapi.json": json.dumps(asyncapi.build_document(VERSION), indent=1) + "\n",
-        "gateway/openapi/openapi.json": json.dumps(build_document(ROUTES, VERSION), indent=1) + "\n",
+        "docs/asyncapi.json": schema_text(asyncapi.build_document(VERSION)),
+        "gateway/openapi/openapi.json": schema_text(build_document(ROUTES, VERSION)),
         **monitoring.generated(WRITTEN_BY),
     }
 
@@ -182,7 +183,27 @@ def one_a_line(account: dict[str, Any]) -> str:
 
 def entries_schema() -> str:
     (_, definitions) = msgspec.json.schema_components((Request, Attempt, Event, Progress, End))
-    return json.dumps({"$comment": WRITTEN_BY, "$defs": definitions}, indent=1, sort_keys=True) + "\n"
+    return schema_text({"$comment": WRITTEN_BY, "$defs": definitions}, sort_keys=True)
+
+
+def schema_text(document: Any, *, sort_keys: bool = False) -> str:
+    """Returns a document with schemas as JSON."""
+    return json.dumps(without_indents(document), indent=1, sort_keys=sort_keys) + "\n"
+
+
+def without_indents(document: Any) -> Any:
+    """Returns a document whose descriptions have no indentation. Docstrings have none since Python 3.13."""
+    match document:
+        case dict():
+            return {
+                key: inspect.cleandoc(value)
+                if key == "description" and isinstance(value, str)
+                else without_indents(value)
+                for key, value in document.items()
+            }
+        case list():
+            return [without_indents(value) for value in document]
+    return document
 
 
 def main() -> int:

@@ -38,8 +38,10 @@ def openssl(folder: Path, command: str) -> None:
 
 def certificates(folder: Path) -> Certificates:
     folder.mkdir()
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
-    openssl(folder, f"req -x509 -newkey {EC} -days 2 -subj /CN=authority -keyout ca.key -out ca.pem")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\nauthorityKeyIdentifier=keyid")
+    # Python 3.13 accepts only an authority with these extensions.
+    usage = "-addext keyUsage=critical,keyCertSign,cRLSign"
+    openssl(folder, f"req -x509 -newkey {EC} -days 2 -subj /CN=authority {usage} -keyout ca.key -out ca.pem")
     openssl(folder, f"req -newkey {EC} -subj /CN=nats -keyout key.pem -out asked.pem")
     openssl(
         folder, "x509 -req -in asked.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out cert.pem"
