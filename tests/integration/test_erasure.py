@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,10 @@ def files_with(text: str, folder: Path) -> dict[str, int]:
     """Returns the files that contain a text, and how often."""
     found = {}
     for path in folder.rglob("*"):
-        if path.is_file() and path.suffix != ".log" and (count := path.read_bytes().count(text.encode())):
-            found[path.name] = count
+        # nats-server renames its temporary files meanwhile.
+        with suppress(FileNotFoundError):
+            if path.is_file() and path.suffix != ".log" and (count := path.read_bytes().count(text.encode())):
+                found[path.name] = count
     return found
 
 
