@@ -257,10 +257,10 @@ async def _wait_until_equal(
         now = time.monotonic()
         if states != last:
             last, changed = states, now
-        for specs, servers in zip(ends, states, strict=False):  # no states while a server does not answer
-            odd = find_diverged(servers)
-            if odd is not None and now - changed >= UNCHANGED_S_MAX:
-                raise Diverged(specs[odd])
+        if now - changed >= UNCHANGED_S_MAX:
+            for specs, servers in zip(ends, states, strict=False):  # no states while a server does not answer
+                if (odd := find_diverged(servers)) is not None:
+                    raise Diverged(specs[odd])
         if now - changed >= unchanged_s_max:
             raise LogUnavailable(f"the servers do not reach the same state: {names}")
         if now - logged >= MESSAGE_EVERY_S:

@@ -261,9 +261,10 @@ class WebhookSender:
                 return None
             raise
         # A server that lags behind the purge still has the turn.
-        is_deleted = await self._tombstones.exists(key)
+        if await self._tombstones.exists(key):
+            return None
         # A deletion marks a turn before it cancels it. If the deletion then fails, the turn stays, marked.
-        is_deleted |= turn.outcome == "cancelled" and await self._is_being_deleted(key, turn)
+        is_deleted = turn.outcome == "cancelled" and await self._is_being_deleted(key, turn)
         return None if is_deleted else turn
 
     async def _is_being_deleted(self, key: TurnKey, turn: Turn) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic_ns
+from typing import TypeVar
 
 import httpx2
 import msgspec
@@ -16,6 +17,8 @@ from tests.checker.history import HISTORY, Cancel, Delete, Get, GetBatch, Line, 
 from tests.harness import readers
 from tests.harness.sse_parser import EventStream, Sent
 from tests.promises import Frame
+
+C = TypeVar("C", Cancel, Delete)
 
 OK, ENDED = 200, 204
 RETRY_S = 0.05
@@ -148,24 +151,20 @@ class Client:
             return getting.operation
 
     async def cancel(self, key: TurnKey) -> Cancel:
-        with self._recorder.recording(Cancel(tenant=key.tenant, turn=key.turn)) as cancelling:
-            try:
-                response = await self._gateway().post(f"/v1/turns/{key.turn}/cancel")
-            except httpx2.HTTPError:
-                return cancelling.operation
-            record = cancelling.ok if response.status_code == OK else cancelling.info
-            record(status=response.status_code)
-            return cancelling.operation
+        return await self._change(Cancel(tenant=key.tenant, turn=key.turn), "POST", f"/v1/turns/{key.turn}/cancel")
 
     async def delete(self, key: TurnKey) -> Delete:
-        with self._recorder.recording(Delete(tenant=key.tenant, turn=key.turn)) as deleting:
+        return await self._change(Delete(tenant=key.tenant, turn=key.turn), "DELETE", f"/v1/turns/{key.turn}")
+
+    async def _change(self, begun: C, method: str, path: str) -> C:
+        with self._recorder.recording(begun) as changing:
             try:
-                response = await self._gateway().delete(f"/v1/turns/{key.turn}")
+                response = await self._gateway().request(method, path)
             except httpx2.HTTPError:
-                return deleting.operation
-            record = deleting.ok if response.is_success else deleting.info
+                return changing.operation
+            record = changing.ok if response.status_code == OK else changing.info
             record(status=response.status_code)
-            return deleting.operation
+            return changing.operation
 
     async def get_batch(self, key: TurnKey) -> GetBatch:
         with self._recorder.recording(GetBatch(tenant=key.tenant, turn=key.turn)) as getting:
