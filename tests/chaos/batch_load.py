@@ -6,13 +6,14 @@ The seed decides the batches, and which failures of Anthropic's Message Batches 
 import asyncio
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, get_args
 
 from tailrace.proto.batch import child_key
 from tailrace.proto.entries import Via
 from tailrace.proto.subjects import TurnKey
 from tests.chaos.faults import MESSAGE_BATCH
-from tests.chaos.load import RECONNECT_S_MAX, Load, cancel, delete, read
+from tests.chaos.load import RECONNECT_S_MAX, Load, cancel, delete, read, until_accepted
 from tests.checker.recorded_client import Client
 
 # Few sizes, so that a search for a message batch also finds those of other batches.
@@ -40,11 +41,7 @@ class BatchLoad(Load):
         inputs = new_inputs(number, chance, failure)
         clients = [self._system.client(f"{name} of batch {number}") for name in ("client", "reader", "watcher")]
         client, reader, watcher = clients
-        while True:
-            key = await client.post_batch(inputs, f"batch-{number}", via)
-            if key is not None:
-                break
-            await asyncio.sleep(chance.uniform(0, RECONNECT_S_MAX))
+        key = await until_accepted(partial(client.post_batch, inputs, f"batch-{number}", via), chance)
         children = [child_key(key, index) for index in range(len(inputs))]
         following = [follow(reader, watcher, key, chance)] if fate != "delete" else []
         await asyncio.gather(*following, change(client, key, children, fate, chance))

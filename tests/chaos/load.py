@@ -5,7 +5,8 @@ The seed decides the requests, and which failures of the model they ask for.
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -59,7 +60,9 @@ class Load:
     async def _use_one(self, number: int) -> None:
         chance = random.Random(f"{number} {self._chance.random()}")
         client = self._system.client(f"client {number}")
-        key = await self._post(client, number, chance)
+        prompt = new_prompt(number, chance, self._failures)
+        post = partial(client.post, prompt.line, f"turn-{number}", model=prompt.model, on_interrupt=prompt.on_interrupt)
+        key = await until_accepted(post, chance)
         readers = [self._system.client(f"reader {n} of turn {number}") for n in range(chance.choice((1, 1, 2)))]
         reads = [read(reader, key, chance) for reader in readers]
         if number % CANCELLED_OF == CANCELLED_OF - 1:
@@ -71,14 +74,13 @@ class Load:
         for one in (client, *readers):
             one.close()
 
-    async def _post(self, client: Client, number: int, chance: random.Random) -> TurnKey:
-        """Repeats the POST with one idempotency key until it is accepted."""
-        prompt = new_prompt(number, chance, self._failures)
-        while True:
-            key = await client.post(prompt.line, f"turn-{number}", model=prompt.model, on_interrupt=prompt.on_interrupt)
-            if key is not None:
-                return key
-            await asyncio.sleep(chance.uniform(0, RECONNECT_S_MAX))
+
+async def until_accepted(post: Callable[[], Awaitable[TurnKey | None]], chance: random.Random) -> TurnKey:
+    """Repeats a POST with an idempotency key until it is accepted."""
+    while True:
+        if (key := await post()) is not None:
+            return key
+        await asyncio.sleep(chance.uniform(0, RECONNECT_S_MAX))
 
 
 async def cancel(client: Client, key: TurnKey, chance: random.Random) -> None:
