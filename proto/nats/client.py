@@ -131,7 +131,7 @@ class Client(NatsClient):
         Raises BadSubjectError for white space in the subject, and BadHeaderError for a line break in a header.
         """
         if not self.is_connected:
-            raise nats.errors.ConnectionClosedError if self.is_closed else nats.errors.OutboundBufferLimitError
+            raise nats.errors.ConnectionClosedError if self.is_closed else nats.errors.ConnectionReconnectingError
         if not subject or WHITE_SPACE.search(subject):
             raise nats.errors.BadSubjectError
         if headers:
