@@ -96,8 +96,8 @@ class WebhookSender:
                 if free <= 0:
                     await run_until(stop.wait(), *self._tasks.values())
                     continue
-                found = await self._deliveries.next(min(free, BATCH_MAX))
-                if self._has_gap_before(found):
+                found, has_gap = await self._receive(free)
+                if has_gap:
                     found += await self._receive_leased(found, stop)
                 await self._start(group, found, stop)
                 with suppress(LogUnavailable):
@@ -107,15 +107,16 @@ class WebhookSender:
         for seq in sorted(self._held):
             await self._held[seq].release()
 
-    def _has_gap_before(self, deliveries: Sequence[Delivery]) -> bool:
-        """Returns whether entries may have been delivered that this process does not have.
+    async def _receive(self, most: int) -> tuple[list[Delivery], bool]:
+        """Receives entries, at most BATCH_MAX, and returns whether others were delivered that did not arrive here.
 
         The previous process may have them, or the connection to NATS was lost while they were on their way.
         """
-        if not deliveries:
-            return False
-        before, self._number = self._number, deliveries[-1].number
-        return self._number - before != len(deliveries)
+        found = await self._deliveries.next(min(most, BATCH_MAX))
+        if not found:
+            return [], False
+        previous, self._number = self._number, found[-1].number
+        return found, self._number - previous != len(found)
 
     async def _receive_leased(self, received: Sequence[Delivery], stop: asyncio.Event) -> list[Delivery]:
         """Receives the leased entries that this process does not have, and those that are delivered in between.
@@ -134,8 +135,7 @@ class WebhookSender:
                 missing, deadline = 1, _now() + 2 * self._deliveries.ack_wait_s
             if missing <= 0:
                 break
-            more = await self._deliveries.next(min(missing, BATCH_MAX))
-            self._number = more[-1].number if more else self._number
+            more, _ = await self._receive(missing)
             self._held.update((delivery.seq, delivery) for delivery in more)
             found += more
         return found
