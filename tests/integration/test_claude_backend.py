@@ -104,9 +104,9 @@ async def test_a_model_that_only_pings_is_stalled(own_claude: str) -> None:
 
 @asynccontextmanager
 async def server(
-    reply: bytes, is_read: asyncio.Event | None = None, end: bytes = b""
+    reply: bytes, wait: Callable[[], Awaitable[object]] | None = None, end: bytes = b""
 ) -> AsyncIterator[tuple[str, list[asyncio.StreamWriter]]]:
-    """A server that answers each request with `reply` and closes, or, when `is_read` is set, sends `end` and goes on.
+    """A server that answers each request with `reply` and closes, or calls `wait`, sends `end` and goes on.
 
     Yields its URL and its connections.
     """
@@ -118,10 +118,9 @@ async def server(
             while await read_request(reader):
                 writer.write(reply)
                 await writer.drain()
-                if is_read is None:
+                if wait is None:
                     break
-                await is_read.wait()
-                is_read.clear()
+                await wait()
                 writer.write(end)
 
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -205,10 +204,10 @@ async def test_a_malformed_chunk_ends_a_request_as_silence_does(
 
     The status of an error is its code, without a body.
     """
-    is_read = asyncio.Event()
-    async with server(reply, is_read, b"<html>502</html>\r\n") as (url, _), running_backend(url) as claude:
-        # In one packet with the first chunk, aiohttp would report it.
-        asyncio.get_running_loop().call_later(0.2, is_read.set)
+    # In one packet with the first chunk, aiohttp would report it. Client and server share an event loop, so the client
+    # has read the packet when the server wakes up.
+    html = b"<html>502</html>\r\n"
+    async with server(reply, lambda: asyncio.sleep(0.2), html) as (url, _), running_backend(url) as claude:
         with pytest.raises(BackendError) as failure:
             async with asyncio.timeout(5):
                 await request_(claude)
@@ -217,13 +216,12 @@ async def test_a_malformed_chunk_ends_a_request_as_silence_does(
 
 async def test_a_model_that_only_sends_comments_is_stalled() -> None:
     """Proxies send them to keep a connection open."""
-    is_read = asyncio.Event()
+    comment = b"e\r\n: keep-alive\n\n\r\n"
     async with (
-        server(SSE + CHUNKED + FIRST_EVENT, is_read, b"e\r\n: keep-alive\n\n\r\n") as (url, _),
+        server(SSE + CHUNKED + FIRST_EVENT, lambda: asyncio.sleep(0.4), comment) as (url, _),
         running_backend(url) as claude,
     ):
         claude.pings_timeout_s = 0.3
-        asyncio.get_running_loop().call_later(0.4, is_read.set)
         with pytest.raises(BackendError, match="only pings or comments"):
             async with asyncio.timeout(5):
                 await answer(claude, call())
@@ -354,8 +352,9 @@ async def test_a_connection_is_reused_after_a_whole_answer() -> None:
     events = b'data: %b\n\ndata: %b\n\ndata: {"type":"message_stop"}\n\n' % (start, stop)
     whole = SSE + b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(events), events)
     is_read = asyncio.Event()
-    async with server(whole, is_read, b"0\r\n\r\n") as (url, connections), running_backend(url) as claude:
+    async with server(whole, is_read.wait, b"0\r\n\r\n") as (url, connections), running_backend(url) as claude:
         for _ in range(3):
+            is_read.clear()
             async for event in claude.answer(call()):
                 assert bytes(event.raw) in (start, stop)
                 is_read.set()
@@ -366,7 +365,7 @@ async def test_no_library_limits_the_number_of_calls(monkeypatch: pytest.MonkeyP
     """The concurrency of a generator has no maximum; aiohttp's default is 100 connections."""
     monkeypatch.setattr("anthropic._base_client.DEFAULT_CONNECTION_LIMITS", httpx2.Limits(max_connections=2))
     is_over = asyncio.Event()
-    async with server(SSE, is_over) as (url, connections):
+    async with server(SSE, is_over.wait) as (url, connections):
         claude = AnthropicApi("sk", url, connect_timeout_s=10, stall_timeout_s=10)
         running = [asyncio.create_task(answer(claude, call())) for _ in range(101)]
         try:

@@ -437,6 +437,8 @@ async def test_a_deleted_turn_is_settled_without_a_generator_unless_it_is_old(
         await own_server.start()
         monkeypatch.setattr(delete, "SETTLED_WITHIN", timedelta(0))
         await until(lambda: delete_turn(old))
+    # This connection of the test may be restored later than the gateway's.
+    await until(lambda: own_connection.client.is_connected)
     assert await counters.add(subject, 0) == 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,21 +27,23 @@ def blocks() -> list[str]:
     return [re.sub(r"(?m)^ +", "", block) for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)]
 
 
-def free_servers() -> list[int]:
-    """Three ports for clients whose ports for servers and for monitoring are free, too."""
+def free_servers(stack: ExitStack) -> list[int]:
+    """Three ports for clients whose ports for servers and for monitoring are free, too, and stay so."""
     found: list[int] = []
     while len(found) < 3:
-        first = next(port for port in ports.find_free(8) if port < 60000)
-        found += [first] if first not in found and is_free(first + 2000) and is_free(first + 4000) else []
+        (first,) = ports.find_free(1)
+        with suppress(OSError):
+            hold(first + 2000, stack)
+            hold(first + 4000, stack)
+            found.append(first)
     return found
 
 
-def is_free(port: int) -> bool:
-    try:
-        with ports.listen("127.0.0.1", port):
-            return True
-    except Exception:  # noqa: BLE001  # whatever it is, the port cannot be used
-        return False
+def hold(port: int, stack: ExitStack) -> None:
+    """Keeps a port from all but servers, as `ports.find_free` does. Raises OSError if it is used."""
+    held = stack.enter_context(socket.socket())
+    held.bind(("127.0.0.1", port))
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
 class Shell:
@@ -83,7 +86,7 @@ async def test_the_ten_steps_set_up_three_servers_with_tls(
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
-    one, two, three = (f"127.0.0.1:{port}" for port in free_servers())
+    one, two, three = (f"127.0.0.1:{port}" for port in free_servers(stack))
     (gateway_port,) = ports.find_free(1)
     gateway = f"http://127.0.0.1:{gateway_port}"
     async with run_simulated_claude() as claude:

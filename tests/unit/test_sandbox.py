@@ -57,7 +57,7 @@ async def test_cancelling_the_caller_kills_the_script(tmp_path: Path) -> None:
 
 async def test_the_signal_that_stops_a_process_group_does_not_end_its_scripts(tmp_path: Path) -> None:
     """`up` sends SIGTERM to the group of a process, which still answers the requests that it has begun."""
-    sandbox = program(tmp_path, "print(os.getpgrp(), end='')")
+    sandbox = program(tmp_path, "sys.stdin.read()", "print(os.getpgrp(), end='')")
     assert int(await sandbox.run(b"", LONG_S, "acme")) != os.getpgrp()
 
 
@@ -81,7 +81,7 @@ async def test_the_script_has_an_empty_environment(tmp_path: Path, monkeypatch: 
     """Neither the process's secrets nor Tailrace's modules are visible to it."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret")
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
-    sandbox = program(tmp_path, "sys.stdout.write(repr(dict(os.environ)) + repr(sys.path))")
+    sandbox = program(tmp_path, "sys.stdin.read()", "sys.stdout.write(repr(dict(os.environ)) + repr(sys.path))")
     output = (await sandbox.run(b"", LONG_S, "acme")).decode()
     assert "sk-secret" not in output
     assert str(Path.cwd()) not in output.replace(f"{Path.cwd()}/.venv", "")
