@@ -1,0 +1,2 @@
+-- PostgreSQL collects statistics itself. asyncpg needs a statement.
+SELECT 1;
