@@ -10,6 +10,7 @@ import gc
 import multiprocessing.util
 import os
 import tempfile
+import warnings
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,6 @@ structlog.configure(processors=[*structlog.get_config()["processors"][:-1], cons
 patch_process()
 
 
-class EventLoopPolicy(asyncio.DefaultEventLoopPolicy):
-    """Creates loops of uvloop in which a test that waits ends at its timeout."""
-
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        loop = uvloop.new_event_loop()
-        loop.set_exception_handler(end_at_timeout)
-        return loop
-
-
 def end_at_timeout(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Cancels the test in whose loop pytest-timeout has raised, and not the tasks of fixtures that other tests share.
 
@@ -82,7 +74,19 @@ def end_at_timeout(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 
 # As the processes run. It also takes an eighth less CPU time than asyncio's loop. Not by pytest-asyncio's hook: that
 # makes the loop's factory a parameter of each test, and a new parameter ends the loop of the session with its servers.
-asyncio.set_event_loop_policy(EventLoopPolicy())
+# Python 3.14 deprecates policies, and 3.16 has none. pytest-asyncio still uses them.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+
+    class EventLoopPolicy(asyncio.DefaultEventLoopPolicy):
+        """Creates loops of uvloop in which a test that waits ends at its timeout."""
+
+        def new_event_loop(self) -> asyncio.AbstractEventLoop:
+            loop = uvloop.new_event_loop()
+            loop.set_exception_handler(end_at_timeout)
+            return loop
+
+    asyncio.set_event_loop_policy(EventLoopPolicy())
 
 # No garbage collection while pytest collects the tests: it would take a sixth of that time and free nothing.
 gc.disable()

@@ -49,7 +49,7 @@ class LogMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Instead of `payload`, if that is not UTF-8."""
 
     @property
-    def bytes(self) -> bytes:
+    def content(self) -> bytes:
         return self.payload.encode() if self.junk is None else self.junk
 
 
@@ -133,7 +133,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def positions(self) -> dict[Seq, Position]:
         """The log by sequence, without the probes that killed processes left (PROTOCOL R68)."""
-        positions = [Position(one, *subjects.parse(one.subject), digest(one.bytes)) for one in self.log]
+        positions = [Position(one, *subjects.parse(one.subject), digest(one.content)) for one in self.log]
         return {position.message.seq: position for position in positions if position.kind != "probe"}
 
     @cached_property
@@ -248,7 +248,9 @@ def _decode(sent: list[bytes]) -> Story | None:
 
 def _logged_turn(positions: list[Position]) -> LoggedTurn:
     messages = [position.message for position in positions]
-    stored = [Stored(one.message.seq, one.message.at, entries.decode(one.kind, one.message.bytes)) for one in positions]
+    stored = [
+        Stored(one.message.seq, one.message.at, entries.decode(one.kind, one.message.content)) for one in positions
+    ]
     return LoggedTurn(messages, stored, readers.select_valid(stored))
 
 

@@ -209,7 +209,7 @@ def _appends(log: list[LogMessage]) -> list[Operation]:
     for one in log:
         key, kind = subjects.parse(one.subject)
         is_of_gateway = kind == "request" or (kind == "end" and key == CANCELLED)
-        append = Append(kind=kind, prev=Seq(one.fence or 0), sha256=digest(one.bytes), seq=one.seq)
+        append = Append(kind=kind, prev=Seq(one.fence or 0), sha256=digest(one.content), seq=one.seq)
         operations.append(
             _operation("gateway" if is_of_gateway else "g1", one.seq - 0.1, one.seq + 0.1, _of(key, append))
         )

@@ -131,7 +131,7 @@ MISTAKES = {
     ),
     "half": (b'{"text":"a', "it ends too early, after 10 bytes: a string, list or object is not closed"),
     "two": (b'{"text":"a"}{}', "trailing characters near byte 13"),
-    "deep": (b'{"other":%b}' % (b"[" * 90_000 + b"]" * 90_000), "it is nested too deeply"),
+    "deep": (b'{"other":%b}' % (b"[" * 1_000_000 + b"]" * 1_000_000), "it is nested too deeply"),
 }
 
 
