@@ -76,6 +76,11 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # Python 3.15 would add a suggestion of its own, and print the whole list beside it.
+        self.suggest_on_error = False
+
     def error(self, message: str) -> NoReturn:
         """Prints one sentence and exits with status 2; argparse would print the whole usage before it."""
         if found := CHOICE.search(message):

@@ -41,6 +41,11 @@ def test_an_operation_is_recorded_before_it_begins_and_with_its_outcome(tmp_path
     assert [summary(one) for one in unclear] == [("reader", 3, "info", True), ("reader", 4, "info", True)]
 
 
+# Earlier tests may have left threads in this process.
+forks = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+@forks
 def test_the_last_operation_of_a_killed_process_has_not_returned(tmp_path: Path) -> None:
     child = os.fork()
     if not child:
@@ -51,6 +56,7 @@ def test_the_last_operation_of_a_killed_process_has_not_returned(tmp_path: Path)
     assert summary(operation) == ("killed", 1, "info", False)
 
 
+@forks
 def test_many_processes_write_one_history_in_whole_lines(tmp_path: Path) -> None:
     children = []
     for number in range(4):
