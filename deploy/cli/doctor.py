@@ -23,6 +23,7 @@ import tailrace.generators.settings
 from tailrace.deploy.cli.arguments import add_address, add_data, add_json
 from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import check_environment, nats_cluster, nats_server, ports, running, status_file
+from tailrace.deploy.local.data_dir import exists
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import is_simulated
@@ -124,9 +125,9 @@ async def _port(options: Options) -> Finding:
 
 def _disk(data_dir: Path) -> Finding:
     try:
-        existing = next(path for path in (data_dir.absolute(), *data_dir.absolute().parents) if path.exists())
+        existing = next(path for path in (data_dir.absolute(), *data_dir.absolute().parents) if exists(path))
         for store in (data_dir / nats_server.STORE, data_dir / nats_cluster.DIRECTORY):
-            if store.exists():
+            if exists(store):
                 os.scandir(store).close()
     except PermissionError as error:
         return _not_permitted("Disk", error)
@@ -155,7 +156,7 @@ def _files(environ: Mapping[str, str]) -> Finding:
 async def _database(data_dir: Path, environ: Mapping[str, str]) -> Finding:
     where = environ.get("TAILRACE_DATABASE") or str(data_dir / "tailrace.db")
     try:
-        if not is_url(where) and not await asyncio.to_thread(Path(where).exists):
+        if not is_url(where) and not await asyncio.to_thread(exists, Path(where)):
             return Finding("Database", "ok", f"{where} does not exist yet; persistence creates it")
         await (await open_database(where, busy_timeout_s=BUSY_TIMEOUT_S)).close()
     except PermissionError as error:

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
-    if not is_url(args.source) and not Path(args.source).is_file():
+    source = Path(args.source)
+    if not is_url(args.source) and not (data_dir.exists(source) and source.is_file()):
         raise SettingsInvalid(f"{args.source!r} is not a file: name the database to copy")
     with ExitStack() as stack:
         parents = (Path(where).parent for where in (args.source, args.target) if not is_url(where))

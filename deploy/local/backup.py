@@ -22,7 +22,7 @@ from typing import IO, Literal
 import msgspec
 
 from tailrace.deploy.local import nats_cluster, nats_server
-from tailrace.deploy.local.data_dir import find_holder
+from tailrace.deploy.local.data_dir import exists, find_holder
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.persistence.migrations import NEWEST
 from tailrace.persistence.sqlite import back_up
@@ -86,7 +86,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 def require_state(data_dir: Path) -> None:
     """Raises UpRefused if there is no database of an `up` in the directory."""
-    if not (data_dir / DATABASE).is_file():
+    if not exists(data_dir / DATABASE):
         raise UpRefused(f"{data_dir} has no {DATABASE}: name the data directory of your `up` with --data")
 
 

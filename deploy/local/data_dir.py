@@ -14,6 +14,18 @@ TRUSTED_OWNERS = (0,)
 LOCK = "lock"
 
 
+def exists(path: Path) -> bool:
+    """Returns whether the path exists. Raises PermissionError if this user may not learn it.
+
+    From Python 3.14 on, Path.exists returns False then.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def find_holder(data_dir: Path) -> str:
     """Returns the command that uses the data directory now, with its pid; empty if none does."""
     try:

@@ -277,6 +277,7 @@ async def test_a_web_page_instead_of_an_answer_is_named() -> None:
             await answer(claude, call())
 
 
+@pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
 async def test_encoding_a_call_of_a_million_values_does_not_block_the_loop() -> None:
     """Leases are renewed on the same loop. The SDK's own encoding would block it for longer than they last.
 
