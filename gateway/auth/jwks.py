@@ -30,6 +30,8 @@ COOLDOWN_S = 10.0
 TIMEOUT_S = 5.0
 BYTES_MAX = 256 * 1024
 RSA_BITS_MIN = 2048
+# RFC 7518, section 6. A file may have a private key, whose other members PyJWT would use: RSA could verify nothing.
+PUBLIC_MEMBERS = ("kty", "n", "e", "crv", "x", "y")
 
 
 class VerificationKey(NamedTuple):
@@ -131,7 +133,7 @@ def _key(jwk: Mapping[str, Any]) -> VerificationKey | None:
     if algorithm is None or not is_usable or (algorithm == "ES256" and jwk.get("crv") != "P-256"):
         return None
     try:
-        key = jwt.PyJWK(dict(jwk), algorithm=algorithm).key
+        key = jwt.PyJWK({name: jwk[name] for name in PUBLIC_MEMBERS if name in jwk}, algorithm=algorithm).key
     except (jwt.PyJWTError, ValueError, TypeError):
         return None
     return VerificationKey(algorithm, key) if algorithm == "ES256" or key.key_size >= RSA_BITS_MIN else None

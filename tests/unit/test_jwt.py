@@ -70,6 +70,19 @@ async def test_a_single_public_key_needs_no_kid(tmp_path: Path) -> None:
     assert await caller(signed, jwt_keys=str(path)) is None
 
 
+async def test_a_private_key_in_the_key_set_verifies_as_its_public_key_does(tmp_path: Path) -> None:
+    """An operator may have saved the whole pair."""
+    pairs = {
+        "RS256": (RSA_KEY, jwt.algorithms.RSAAlgorithm.to_jwk(RSA_KEY, as_dict=True)),
+        "ES256": (EC_KEY, jwt.algorithms.ECAlgorithm.to_jwk(EC_KEY, as_dict=True)),
+    }
+    path = tmp_path / "keys.json"
+    for algorithm, (key, jwk) in pairs.items():
+        assert "d" in jwk
+        path.write_text(json.dumps({"keys": [jwk]}))
+        assert await caller(token(key, algorithm), jwt_keys=str(path)) is not None, algorithm
+
+
 NOW = int(time.time())
 HEADER = {"alg": "HS256", "typ": "JWT"}
 OTHER_RSA = rsa.generate_private_key(65537, 2048)
