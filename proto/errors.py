@@ -565,7 +565,7 @@ CODES: dict[str, Code] = {
     "jwt_keys_unavailable": Code(
         503,
         API,
-        "Since its start, the gateway could not read the keys that verify JWTs.",
+        "The gateway does not know the key of the JWT, and cannot read the issuer's keys at the moment.",
         "Retry after Retry-After. Operator: check TAILRACE_JWT_KEYS, and the issuer's server.",
         is_retryable=True,
     ),

@@ -1,8 +1,8 @@
 """A cache of the public keys that verify JWTs (JWKS, RFC 7517), read from the URL or file of TAILRACE_JWT_KEYS.
 
 The keys are read at the start, every ten minutes, and when a token names an unknown key. Anybody can send such a token,
-so that happens at most every ten seconds. While the keys cannot be read, the known ones stay valid. Before the first
-read, tokens are refused with a 503: after a 401, a client would log its user out.
+so that happens at most every ten seconds. While the keys cannot be read, the known ones stay valid, and tokens with
+other keys are refused with a 503: the issuer may have a new key, and after a 401 a client would log its user out.
 docs/DEPENDENCIES.md says why this is not PyJWT's PyJWKClient.
 """
 
@@ -61,7 +61,8 @@ class JwksCache:
         self._keys: dict[str | None, VerificationKey] = {}
         self._reading: asyncio.Task[None] | None = None
         self._read_at = -math.inf
-        self._has_been_read = False
+        self._is_current = False
+        """Whether the last read has succeeded."""
         is_url = _is_url(source)
         if not is_url and not Path(source).is_file():
             raise SettingsInvalid(f"TAILRACE_JWT_KEYS: {source} is neither an http(s) URL nor an existing file")
@@ -71,17 +72,18 @@ class JwksCache:
     async def find(self, key_id: str | None) -> VerificationKey | None:
         """Returns the key with this `kid`; for None the key without one, or the only key. Reads the keys if needed.
 
-        Raises Refused if they have never been read.
+        Raises Refused if the key is unknown, and the last read has failed or there was none.
         """
         if key_id not in self._keys and time.monotonic() - self._read_at >= self._cooldown_s:
             await self.read()
         elif key_id not in self._keys and self._reading is not None:
             # A read is under way, and may bring this key.
             await asyncio.shield(self._reading)
-        if not self._has_been_read:
+        found = self._keys.get(key_id)
+        if found is None and not self._is_current:
             message = "The keys that verify this token cannot be read at the moment; retry."
             raise Refused("jwt_keys_unavailable", message)
-        return self._keys.get(key_id)
+        return found
 
     async def refresh_periodically(self) -> None:
         """Reads the keys every ten minutes, which also drops withdrawn ones, until it is cancelled."""
@@ -104,8 +106,9 @@ class JwksCache:
             else:
                 text = await _fetch(self._source, self._tls)
             self._keys = parse(text)
-            self._has_been_read = True
+            self._is_current = True
         except (OSError, httpx2.HTTPError, httpx2.InvalidURL, ImportError, *DECODE_ERRORS) as error:
+            self._is_current = False
             # ImportError: the environment names a SOCKS proxy, for which httpx2 needs a further package.
             logger.warning(
                 "cannot read the keys of TAILRACE_JWT_KEYS", error=type(error).__name__, known=len(self._keys)

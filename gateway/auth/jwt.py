@@ -75,7 +75,7 @@ class JwtVerifier:
         return self._secret is not None or self._keys is not None
 
     async def verify(self, token: bytes, _: Request) -> Principal | None:
-        """Returns the principal of a valid JWT, or None. Raises Refused if the public keys have never been read."""
+        """Returns the principal of a valid JWT, or None. Raises Refused if its public key cannot be read."""
         header = _header(token)
         if header is None:
             return None

@@ -118,6 +118,21 @@ async def test_an_invalid_answer_keeps_the_known_keys(issuer: Issuer, url: str) 
     assert await keys.find("ec") is not None
 
 
+async def test_an_unknown_key_gets_a_503_while_the_keys_cannot_be_read(issuer: Issuer, url: str) -> None:
+    """The issuer may have changed its key just before. A 401 would end the logins of its users."""
+    issuer.set_response(jwts.key_set(old=EC_KEY))
+    keys = JwksCache(url, cooldown_s=0)
+    assert await keys.find("new") is None
+    issuer.set_response(b"", "502 Bad Gateway")
+    with pytest.raises(Refused) as refused:
+        await keys.find("new")
+    assert refused.value.code == "jwt_keys_unavailable"
+    assert await keys.find("old") is not None
+    issuer.set_response(jwts.key_set(old=EC_KEY, new=OTHER_KEY))
+    assert await keys.find("new") is not None
+    assert await keys.find("other") is None
+
+
 async def test_a_token_gets_a_503_until_the_keys_were_read(issuer: Issuer, url: str) -> None:
     """A gateway that starts while the issuer is down cannot tell which tokens are valid. A 401 would end logins."""
     verifier = JwtVerifier(Settings(**jwts.settings(jwt_keys=url)))
