@@ -218,12 +218,14 @@ class Admission:
             quota = quota_of(owner, what, self._limiter.now())
             if quota is None:
                 continue
+            # What is above the whole limit is only compared: while it were counted, smaller requests would be refused.
+            counted = amount if amount <= quota.most else 0
             # If the acknowledgement is lost the amount may be counted; it stays: too much is safer than too little.
-            value = await self._limiter.counters.add(quota.subject, amount)
-            self._taken.append((quota, amount))
+            value = await self._limiter.counters.add(quota.subject, counted)
+            self._taken.append((quota, counted))
             self._record(quota, value)
-            if value > quota.most:
-                raise quota_error(quota, amount, value - amount, self._limiter.now())
+            if value - counted + amount > quota.most:
+                raise quota_error(quota, amount, value - counted, self._limiter.now())
             added.append(quota.subject)
         return added
 

@@ -176,6 +176,19 @@ async def test_only_requests_that_create_a_turn_are_counted(nats_url: str, new_g
     assert [(await gateway.client.post("/v1/turns", json=SLOW)).status_code for _ in range(2)] == [202, 429]
 
 
+@pytest.mark.parametrize(("limit", "status"), [(f"tokens={2 * TOKENS}", 400), (f"usd_day={BUDGET_USD}", 402)])
+async def test_requests_above_a_whole_limit_do_not_refuse_smaller_ones_meanwhile(
+    nats_url: str, new_gateway: NewGateway, limit: str, status: int
+) -> None:
+    """They are never counted. A 402 is final for clients."""
+    gateway = await new_gateway(nats_url, limits_key=limit)
+    large = SLOW | {"max_tokens": 1000 * TOKENS}
+    bodies = [large] * 10 + [SLOW] + [large] * 10
+    posts = (gateway.client.post("/v1/turns", json=body) for body in bodies)
+    answers = [answer.status_code for answer in await asyncio.gather(*posts)]
+    assert answers == [status] * 10 + [202] + [status] * 10
+
+
 async def test_keys_and_tenants_have_separate_counters(nats_url: str, new_gateway: NewGateway, tenant: Tenant) -> None:
     keys = f"{api_keys(tenant)}, {tenant}:{digest(OTHER_KEY)}, tenant-{new_id()}:{digest(THIRD_KEY)}"
     gateway = await new_gateway(nats_url, limits_key="running=2", limits_tenant="running=3", api_keys=keys)
