@@ -43,6 +43,7 @@ PIECE_BYTES = 4096
 EXCESS_TIMEOUT_S = 2.0
 NOT_HTTP = ("http_invalid", "this is not HTTP/1.1 (RFC 9112)")
 NO_HOST = ("http_invalid", "a request needs exactly one Host header; only HTTP/1.0 may omit it (RFC 9112, 3.2)")
+FRAGMENT = ("http_invalid", "a request target has no fragment: leave out `#` and what follows (RFC 9112, 3.2)")
 CODED = ("http_invalid", "the only transfer coding that is supported is chunked (RFC 9112, 6.1)")
 TOO_LARGE = ("headers_too_large", f"more than {HEADERS_MAX} headers, or {HEADERS_BYTES_MAX // 1024} kB of them")
 TOO_MANY = ("server_busy", CONNECTIONS_REACHED)
@@ -178,6 +179,10 @@ class ClientConnection(HttpToolsProtocol):
         is_old = self.parser.get_http_version() == "1.0"
         if sum(name == b"host" for name, _ in self.headers) not in ((0, 1) if is_old else (1,)):
             self._wrong = NO_HOST
+            raise ValueError
+        if b"#" in self.url:
+            # A proxy that hides `/metrics` may take `/metrics#` for another path (CVE-2023-45539).
+            self._wrong = FRAGMENT
             raise ValueError
         # An HTTP/1.0 client would treat a 100 as the final response (RFC 9110, 10.1.1).
         self.expect_100_continue &= not is_old

@@ -377,6 +377,7 @@ HEADS = {
     "TRACE": ("TRACE / HTTP/1.1\r\nhost: x\r\n", 405, ""),
     "CONNECT": ("CONNECT evil.example:443 HTTP/1.1\r\nhost: x\r\n", 400, ""),
     "absolute URL": ("GET http://evil.example/v1/sessions HTTP/1.1\r\nhost: x\r\n", 401, ""),
+    "fragment": ("GET /metrics#a HTTP/1.1\r\nhost: x\r\n", 400, "http_invalid"),
     "bare newlines": ("GET /healthz HTTP/1.1\nhost: x\n", 400, "http_invalid"),
     "HTTP/9.9": ("GET /healthz HTTP/9.9\r\nhost: x\r\n", 400, "http_invalid"),
     "HTTP/1.0": ("GET /healthz HTTP/1.0\r\n", 200, ""),
