@@ -48,6 +48,8 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The id of the key for which a rotation has made this one."""
     replaced_by: str | None = None
     """The id of the key that a complete rotation has made for this one."""
+    counted_as: str | None = None
+    """The id of the first of the keys that rotations have made of each other. All of them share its counters."""
 
     def is_good(self, now: float) -> bool:
         """Returns whether the key is valid at `now`, in Unix seconds: neither revoked nor expired."""

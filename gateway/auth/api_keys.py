@@ -173,4 +173,11 @@ def _is_good(record: ApiKey | None) -> bool:
 
 
 def _principal(record: ApiKey) -> Principal:
-    return Principal(record.tenant, record.id, scopes_of(record.scopes), until=record.expires_at, limits=record.limits)
+    return Principal(
+        record.tenant,
+        record.id,
+        scopes_of(record.scopes),
+        until=record.expires_at,
+        limits=record.limits,
+        counted_as=record.counted_as,
+    )

@@ -24,3 +24,5 @@ class Principal(NamedTuple):
     """The limits in the key's own record."""
     user: str | None = None
     """The end user that a JWT names: the user of every turn that it creates, whatever the body says."""
+    counted_as: str | None = None
+    """The id of the key whose limits this one shares, because rotations have replaced that key. None: its own."""

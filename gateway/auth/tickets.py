@@ -91,6 +91,7 @@ class Tickets:
             until=ticket.until,
             turn=ticket.turn,
             limits=creator.limits if creator is not None else None,
+            counted_as=creator.counted_as if creator is not None else None,
         )
 
     async def read_ticket(self, request: Request, key: TurnKey) -> Ticket | None:

@@ -51,7 +51,8 @@ def owners_of(principal: Principal, of_keys: Limits, of_tenants: Limits) -> tupl
 def owner_name(prefix: str, principal: Principal) -> str:
     """Returns the name of the counters of the principal's key. All requests without a key share theirs."""
     # Hashed, because an id of a credential may contain `.` or `*`.
-    return prefix + hashlib.sha256((principal.key or "").encode()).hexdigest()[:KEY_CHARS]
+    name = principal.counted_as or principal.key or ""
+    return prefix + hashlib.sha256(name.encode()).hexdigest()[:KEY_CHARS]
 
 
 def effective_limits(own: Mapping[str, float], common: Limits) -> Limits:

@@ -124,7 +124,9 @@ class Administration:
             expires_at=None if old.expires_at is None else now + old.expires_at - old.created_at,
         )
         # The scopes as they are stored: a newer version may have some that this one does not know.
-        record = msgspec.structs.replace(made.record, scopes=old.scopes, replaces=key_id)
+        record = msgspec.structs.replace(
+            made.record, scopes=old.scopes, replaces=key_id, counted_as=old.counted_as or key_id
+        )
         async with self._record_change(
             actor, "key.rotate", old.tenant, key_id, without_hash(old), without_hash(record)
         ):

@@ -201,6 +201,24 @@ async def test_rotations_of_a_key_at_once_create_one_key(gateway: Gateway) -> No
     assert replaced == {old["id"]: (None, made["id"]), made["id"]: (old["id"], None)}
 
 
+@pytest.mark.rule("R107")
+async def test_a_rotation_does_not_renew_what_a_key_has_used_of_its_limits(gateway: Gateway) -> None:
+    """Otherwise a key that is rotated every day has its monthly budget every day."""
+
+    async def post(key: dict[str, str]) -> httpx2.Response:
+        await until(lambda: has_status(gateway, key["key"], 200))
+        headers = {"authorization": f"Bearer {key['key']}"}
+        return await gateway.client.post("/v1/turns", json=TURN, headers=headers)
+
+    key = await new_key(gateway, limits={"running": 1})
+    assert (await post(key)).status_code == 202
+    for _ in range(2):
+        rotated = await gateway.client.post(f"/v1/admin/keys/{key['id']}/rotate", json={"grace_s": 60})
+        key = rotated.json()
+        refused = await post(key)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_turns")
+
+
 @pytest.mark.rule("R108")
 async def test_limits_of_a_tenant_apply_at_every_gateway_until_they_are_removed(
     gateway: Gateway, own_server: NatsServer, new_gateway: NewGateway
