@@ -32,6 +32,8 @@ STORED_WITHIN = timedelta(seconds=60)
 # How many slots are checked for an ended turn when all are taken.
 CHECKED_SLOTS_MAX = 64
 RUNNING_RETRY_AFTER_S = 1.0
+# After this time, concurrent requests that were refused have given back what they had counted.
+GIVEN_BACK_S = 0.05
 
 UNITS = {"requests": "request", "tokens": "token", "bytes_day": "byte"}
 PERIOD = {"usd_day": "day", "usd_month": "month"}
@@ -180,8 +182,7 @@ class Admission:
         # Before money: concurrent requests that find no slot would make the budget look exceeded to those that do.
         slots, running = await self._running_slots(turn, parallel)
         costs = [self._known_cost(estimate) for estimate in estimates]
-        money = sum(costs)
-        nano_usd = [*await self._take("usd_day", money), *await self._take("usd_month", money)]
+        nano_usd = await self._take_money(sum(costs))
         each = [
             [Reservation(subject, "tokens", estimate.tokens) for subject in tokens]
             + [Reservation(subject, "nusd", cost) for subject in nano_usd]
@@ -211,15 +212,35 @@ class Admission:
                 return slots, running
         return slots, most
 
-    async def _take(self, what: What, amount: int) -> list[str]:
-        """Adds `amount` to the counters of one limit and returns their subjects. Raises Refused, LogUnavailable."""
+    async def _take_money(self, amount: int) -> list[str]:
+        """Adds `amount` to the counters of the budgets and returns their subjects. Raises Refused, LogUnavailable.
+
+        Concurrent requests that are refused are counted for a moment, and a 402 is final for clients. So a budget is
+        compared again, when they have given back their amounts, before it refuses.
+        """
+        before = len(self._taken)
+        try:
+            return [*await self._take("usd_day", amount), *await self._take("usd_month", amount)]
+        except Refused:
+            taken, self._taken = self._taken[before:], self._taken[:before]
+            await asyncio.gather(*(self._give_back(*one) for one in taken))
+            await asyncio.sleep(GIVEN_BACK_S)
+            for what in ("usd_day", "usd_month"):
+                await self._take(what, amount, is_counted=False)
+            return [*await self._take("usd_day", amount), *await self._take("usd_month", amount)]
+
+    async def _take(self, what: What, amount: int, *, is_counted: bool = True) -> list[str]:
+        """Adds `amount` to the counters of one limit and returns their subjects. Raises Refused, LogUnavailable.
+
+        `is_counted`: False only compares the amount with the rest of the limit.
+        """
         added: list[str] = []
         for owner in self._owners:
             quota = quota_of(owner, what, self._limiter.now())
             if quota is None:
                 continue
             # What is above the whole limit is only compared: while it were counted, smaller requests would be refused.
-            counted = amount if amount <= quota.most else 0
+            counted = amount if is_counted and amount <= quota.most else 0
             # If the acknowledgement is lost the amount may be counted; it stays: too much is safer than too little.
             value = await self._limiter.counters.add(quota.subject, counted)
             self._taken.append((quota, counted))

@@ -189,6 +189,22 @@ async def test_requests_above_a_whole_limit_do_not_refuse_smaller_ones_meanwhile
     assert answers == [status] * 10 + [202] + [status] * 10
 
 
+async def test_a_turn_that_fits_in_the_rest_of_a_budget_is_admitted_while_larger_ones_are_refused(
+    nats_url: str, new_gateway: NewGateway
+) -> None:
+    """A refused one is counted for a moment. A 402 is final for clients."""
+
+    def turn(units: int) -> dict[str, Any]:
+        return SLOW | {"max_tokens": units * TOKENS - 6}
+
+    gateway = await new_gateway(nats_url, limits_key=f"usd_day={BUDGET_USD}, usd_month={BUDGET_USD}")
+    assert (await gateway.client.post("/v1/turns", json=turn(5))).status_code == 202
+    bodies = [turn(4)] * 5 + [turn(1)] + [turn(4)] * 5
+    posts = (gateway.client.post("/v1/turns", json=body) for body in bodies)
+    answers = [answer.status_code for answer in await asyncio.gather(*posts)]
+    assert answers == [402] * 5 + [202] + [402] * 5
+
+
 async def test_keys_and_tenants_have_separate_counters(nats_url: str, new_gateway: NewGateway, tenant: Tenant) -> None:
     keys = f"{api_keys(tenant)}, {tenant}:{digest(OTHER_KEY)}, tenant-{new_id()}:{digest(THIRD_KEY)}"
     gateway = await new_gateway(nats_url, limits_key="running=2", limits_tenant="running=3", api_keys=keys)
