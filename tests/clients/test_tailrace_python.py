@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import httpx2
 import pytest
 
-from tailrace import AsyncClient, TailraceError
+from tailrace import AsyncClient, Client, TailraceError
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.harness.until import until
@@ -38,6 +38,18 @@ async def test_to_stop_reading_does_not_cancel_and_lists_have_the_turn(
     assert answer.session is not None
     assert [one["turn"] async for one in client.turns(answer.session)] == [answer.turn]
     assert [one["session"] async for one in client.sessions()] == [answer.session]
+
+
+async def test_threads_share_one_client(gateway: Gateway) -> None:
+    """As the threads of a server do: each gets its own answer."""
+
+    def ask(tag: str) -> str:
+        return client.ask(f"#sim words=20 rate=200 tag={tag}").done().text
+
+    with Client(gateway.url, KEY) as client:
+        tags = [f"t{number}_" for number in range(8)]
+        texts = await asyncio.gather(*(asyncio.to_thread(ask, tag) for tag in tags))
+    assert texts == [words(20, tag) for tag in tags]
 
 
 async def test_to_close_an_answer_ends_its_reader_in_another_task(gateway: Gateway, http: httpx2.AsyncClient) -> None:
