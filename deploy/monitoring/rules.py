@@ -19,6 +19,9 @@ BURN_RATES: dict[Severity, tuple[tuple[str, str, float], ...]] = {
     "page": (("1h", "5m", 14.4), ("6h", "30m", 6)),
     "ticket": (("1d", "2h", 3), ("3d", "6h", 1)),
 }
+# Bad events in the long window without which no person is called: in a system with few users, one event is a large
+# share of all events.
+PAGE_EVENTS_MIN = 5
 
 
 class Alert(NamedTuple):
@@ -84,8 +87,13 @@ def _burn_condition(level: ServiceLevel, severity: Severity) -> str:
     def compare(window: str, factor: float) -> str:
         return f'tailrace:slo_bad:ratio_rate{window}{{slo="{level.name}"}} > {factor * level.budget:.4g}'
 
+    def are_enough(window: str) -> str:
+        bad = level.bad.replace("rate(", "increase(").replace("WINDOW", window)
+        return f" and on() {bad} >= {PAGE_EVENTS_MIN}" if severity == "page" else ""
+
     return " or ".join(
-        f"({compare(long, factor)} and {compare(short, factor)})" for long, short, factor in BURN_RATES[severity]
+        f"({compare(long, factor)} and {compare(short, factor)}{are_enough(long)})"
+        for long, short, factor in BURN_RATES[severity]
     )
 
 

@@ -101,30 +101,51 @@ HEALTHY = {
     'tailrace_gateway_refused_total{code="server_busy"}': "5+0",
     "tailrace_gateway_connections_unread_total": "0+1",
 }
+# A system with few users, which had one bad event of each service level some minutes ago.
+QUIET = {
+    "tailrace_gateway_first_token_seconds_count": "0x170 1+0",
+    'tailrace_gateway_first_token_seconds_bucket{le="5.0"}': "0+0",
+    'tailrace_gateway_stream_ends_total{end="whole"}': "0x170 3+0",
+    'tailrace_gateway_stream_ends_total{end="cut"}': "0x170 1+0",
+    "tailrace_gateway_resume_seconds_count": "0x170 1+0",
+    'tailrace_gateway_resume_seconds_bucket{le="0.5"}': "0+0",
+}
 FIRING = 'min by (alertname) (ALERTS{alertstate="firing"})'
+PAGES = 'min by (alertname) (ALERTS{alertstate="firing",severity="page"})'
 # Longer than any alert is held back.
 MINUTES = 200
 
 
-def case(series: dict[str, str], alerts: list[str]) -> dict[str, object]:
+def case(series: dict[str, str], alerts: list[str], firing: str = FIRING) -> dict[str, object]:
     """Returns a test of promtool: with `series`, exactly these alerts fire at the end."""
     samples = [{"labels": f'{{alertname="{alert}"}}', "value": 1} for alert in alerts]
     return {
         "interval": "1m",
         "input_series": [{"series": name, "values": f"{values}x{MINUTES}"} for name, values in series.items()],
-        "promql_expr_test": [{"expr": FIRING, "eval_time": f"{MINUTES - 1}m", "exp_samples": samples}],
+        "promql_expr_test": [{"expr": firing, "eval_time": f"{MINUTES - 1}m", "exp_samples": samples}],
     }
+
+
+def check_rules(tests: list[dict[str, object]], folder: Path) -> None:
+    cases = folder / "cases.yml"
+    rules = [str(FOLDER / "rules.yml")]
+    # Less often than the default of a minute: most of the time goes into evaluating rules.
+    cases.write_text(json.dumps({"rule_files": rules, "evaluation_interval": "4m", "tests": tests}))
+    run("promtool", "test", "rules", str(cases))
 
 
 @needs_prometheus
 def test_each_alert_fires_for_its_series_and_none_without_a_fault(tmp_path: Path) -> None:
     assert set(FIRES) == {alert.name for alert in ALERTS}
-    cases = tmp_path / "cases.yml"
-    tests = [case(HEALTHY, []), *(case(series, [alert]) for alert, series in FIRES.items())]
-    rules = [str(FOLDER / "rules.yml")]
-    # Less often than the default of a minute: most of the time goes into evaluating rules.
-    cases.write_text(json.dumps({"rule_files": rules, "evaluation_interval": "4m", "tests": tests}))
-    run("promtool", "test", "rules", str(cases))
+    check_rules([case(HEALTHY, []), *(case(series, [alert]) for alert, series in FIRES.items())], tmp_path)
+
+
+@needs_prometheus
+def test_one_bad_event_makes_a_ticket_and_many_make_a_page(tmp_path: Path) -> None:
+    """In a system with few users, one event is a large share of all events."""
+    levels = [level.alert for level in SERVICE_LEVELS]
+    pages = [case(FIRES[alert], [alert], PAGES) for alert in levels]
+    check_rules([case(QUIET, levels), case(QUIET, [], PAGES), *pages], tmp_path)
 
 
 @needs_prometheus
