@@ -29,7 +29,7 @@ Handler = Callable[[Tenant, bytes], Awaitable[bytes]]
 QUERIES_MAX = 512
 # The refusal when no process of a role answers, or when it cannot answer.
 UNAVAILABLE = {
-    PERSISTENCE: ("persistence_unavailable", "the history cannot be read at the moment: retry"),
+    PERSISTENCE: ("persistence_unavailable", "sessions and history cannot be read at the moment: retry"),
     GENERATORS: ("generators_unavailable", "no generator is available at the moment: retry"),
 }
 RETRY_WAIT_S = 2.0

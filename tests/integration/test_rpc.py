@@ -76,7 +76,7 @@ async def test_serve_returns_when_the_server_has_the_subscriptions(
         (Refused("turn_not_found", "“héllo”\nworld 🌊"), "turn_not_found", "“héllo”\nworld 🌊", None),
         (Refused("backend_rate_limited", "slow down", retry_after_s=7.5), "backend_rate_limited", "slow down", 7.5),
         (Refused("a_newer_code", "m"), "internal", "m", None),
-        (StoreBusy("locked"), "persistence_unavailable", "the history cannot be read at the moment: retry", 2),
+        (StoreBusy("locked"), "persistence_unavailable", "sessions and history cannot be read at the moment: retry", 2),
         (RuntimeError("secret"), "internal", "the query failed: the logs have the traceback", None),
     ],
 )
