@@ -36,10 +36,14 @@ class StaticKeys:
 
 def _parse(text: str) -> dict[str, Principal]:
     principals: dict[str, Principal] = {}
-    for pair in filter(None, map(str.strip, text.split(","))):
+    for number, pair in enumerate(filter(None, map(str.strip, text.split(","))), 1):
         match = KEY.fullmatch(pair)
         if match is None or not is_token(match[1]):
-            raise SettingsInvalid("TAILRACE_API_KEYS: expected TENANT:SHA256 in hex, TENANT of a-z 0-9 _ -")
+            # Not the value: it may be the key itself.
+            raise SettingsInvalid(
+                f"TAILRACE_API_KEYS: pair {number} is not TENANT:SHA256, with a TENANT of a-z 0-9 _ - and the hash "
+                "that `printf %s KEY | sha256sum` prints"
+            )
         principal = Principal(Tenant(match[1]), f"env_{match[2][:ID_CHARS]}")
         if principals.setdefault(match[2], principal) != principal:
             raise SettingsInvalid("TAILRACE_API_KEYS: one key is listed for two tenants; give each tenant its own")

@@ -57,7 +57,9 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_HOST": each("", "a b", "256.0.0.1", "http://localhost", "192.0.2.1", "a..b", says="127.0.0.1"),
     # A key that is ignored silently could leave the gateway open.
     "TAILRACE_API_KEYS": [
-        ("acme:secret", "TENANT:SHA256"),
+        ("acme:secret", "pair 1 is not TENANT:SHA256"),
+        (f"acme:{HASH},other:secret", "pair 2 is not TENANT:SHA256"),
+        ("acme:secret", "printf %s KEY | sha256sum"),
         (f"A:{HASH}", "a-z 0-9"),
         *each("secret", f"acme:{HASH[:-1]}", f"acme:{'A' * 64}", f"*:{HASH}", f"{'x' * 65}:{HASH}"),
         *each(f"acme:{HASH};other:{HASH[::-1]}", f"acme:{HASH},other:{HASH}"),
