@@ -600,9 +600,15 @@ SELECT turn, cursor, outcome = 'running' AS is_running FROM turns
 WHERE tenant = :tenant AND session = :session AND (outcome = 'running' OR cursor > :since)
 ORDER BY cursor LIMIT 500
 
+-- fragment: by_running (sqlite)
+-- By an index in the order of the page SQLite would read turns that have ended, too.
+INDEXED BY turns_running
+
+-- fragment: by_running (postgresql)
+
 -- name: running
 -- The running turns after a cursor, oldest first, of one session or of all.
-SELECT * FROM turns JOIN usage USING (tenant, session, turn)
+SELECT * FROM turns {by_running} JOIN usage USING (tenant, session, turn)
 WHERE tenant = :tenant AND outcome = 'running' AND (:session IS NULL OR session = :session)
   AND (turns.asked_at, turn) > (:after_at, :after)
 ORDER BY turns.asked_at, turn LIMIT :limit
@@ -759,9 +765,8 @@ WHERE sessions.tenant = :tenant AND sessions.project = :name LIMIT :limit
 
 -- name: running_batches
 -- Some running batches of a tenant, of one user unless it is null.
-SELECT turn, outcome FROM turns {by_batch}
-WHERE tenant = :tenant AND batch IS NOT NULL AND asked_at >= 0 AND outcome = 'running'
-    AND (:user IS NULL OR "user" = :user)
+SELECT turn, outcome FROM turns {by_running}
+WHERE tenant = :tenant AND batch IS NOT NULL AND outcome = 'running' AND (:user IS NULL OR "user" = :user)
 ORDER BY asked_at DESC, turn DESC LIMIT :limit
 
 -- fragment: newest_of_user

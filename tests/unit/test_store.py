@@ -421,7 +421,10 @@ async def test_an_erasure_in_rounds_reads_a_part_of_the_turns_and_deletes_follow
     monkeypatch.setattr("tailrace.persistence.store.DELETE_TURNS_MAX", 10)
     ann, made, costs = DeleteResource("user", "ann"), 0, []
     for total in (40, 600):
-        anns = [running_row(f"ann-{n:03}", step=n, user="ann") for n in range(made, total)]
+        ended = {"outcome": "completed", "batch": "{}"}
+        anns = [
+            msgspec.structs.replace(running_row(f"ann-{n:03}", step=n, user="ann"), **ended) for n in range(made, total)
+        ]
         # One continues its parent at once, the other when the user has many newer turns.
         bobs = [
             running_row(f"bob-{n:03}", step=n + later, user="bob", parent=f"ann-{n:03}")
@@ -467,7 +470,8 @@ async def test_a_round_of_an_erasure_reads_a_part_of_the_sessions(file_store: St
     database, what, made, costs = file_store._database, DeleteResource(kind, "ann"), 0, list[int]()
     assert isinstance(database, SQLite)
     steps: list[int] = []
-    rows = [running_row(f"turn-{n:03}", step=n, session=f"session-{n}", user="ann") for n in range(400)]
+    named = {"project" if kind == "project" else "user": "ann"}
+    rows = [running_row(f"turn-{n:03}", step=n, session=f"session-{n}", **named) for n in range(400)]
     for total in (20, 400):
         await file_store.record(rows[made:total])
         made = total
@@ -558,6 +562,20 @@ async def test_lists_and_statistics_of_sessions_read_as_much_for_many_turns_as_f
     await store.delete(OURS, DeleteResource("tenant", OURS, (TurnId("turn-000"),)))
     usage = await store.usage(OURS, "session", NOON.date(), NOON.date(), "", 9)
     assert (await counts(), [(one.key, one.turns) for one in usage]) == ([], [(None, 200)])
+
+
+async def test_a_list_of_running_turns_reads_no_others(file_store: Store) -> None:
+    """Of all sessions, and of one."""
+    ended, made, costs = completed_turn("Light").turn, 0, []
+    await file_store.record([running_row("running", step=9)])
+    for total in (3, 200):
+        await file_store.record([build_row(key(f"turn-{n:03}"), ended) for n in range(made, total)])
+        made = total
+        async with counting_reads(file_store) as read:
+            found = [await file_store.list_running(OURS, session, OLDEST, 9) for session in (None, "session-1")]
+        assert [[turn.turn for turn in page] for page in found] == [["running"], ["running"]]
+        costs.append(len(read))
+    assert costs[1] < 2 * costs[0]
 
 
 async def test_a_session_stays_in_its_first_project(store: Store) -> None:
@@ -758,8 +776,9 @@ INSERT INTO sessions (tenant, session, created_at, updated_at, project, "user")
 SELECT 'ours', 's' || n, n, n, 'p' || n % 50, 'u' || n % 50 FROM generate_series(1, 2000) AS n;
 INSERT INTO projects SELECT 'ours', 'p' || n, 'name', NULL, n FROM generate_series(1, 2000) AS n;
 INSERT INTO turns (tenant, turn, session, parent, model, outcome, input, content, text, attempts, metadata, asked_at,
-    cursor)
-SELECT 'ours', 't' || n, 's' || n / 10 + 1, 't' || n - 1, 'm', 'completed', '', '', '', 1, '', n, n
+    cursor, batch)
+SELECT 'ours', 't' || n, 's' || n / 10 + 1, 't' || n - 1, 'm', 'completed', '', '', '', 1, '', n, n,
+    CASE WHEN n % 10 = 0 THEN '{}' END
 FROM generate_series(1, 19000) AS n;
 INSERT INTO usage SELECT tenant, session, turn, 1, 1, 1, 1, 0, 1, 1, 'm', asked_at, 'k' FROM turns;
 INSERT INTO labels SELECT tenant, turn, name, 'v' || asked_at / 20, asked_at
