@@ -314,15 +314,15 @@ class Store:
     async def _delete(self, writer: Transaction, tenant: Tenant, what: DeleteResource) -> DeletedRows:
         gone = {"turns": 0, "sessions": 0, "projects": 0}
         listed = {"tenant": tenant, "listed": msgspec.json.encode(what.purged).decode()}
-        # An erasure may have many rounds: only the last one reads all sessions.
-        is_erasure = what.kind in ("user", "tenant")
-        sessions = await writer.read(self._sql["sessions_of_turns"], listed) if is_erasure else []
+        # A deletion may have many rounds: only the last one reads all sessions.
+        has_many = what.kind in ("project", "user", "tenant")
+        sessions = await writer.read(self._sql["sessions_of_turns"], listed) if has_many else []
         for statement, sign in (*(DELETE_INPUTS if what.kind == "user" else ()), *DELETE_TURN):
             rows = [{"tenant": tenant, "turn": turn, "sign": sign} for turn in what.purged]
             await writer.executemany(self._sql[statement], rows)
         gone["turns"] = await writer.execute(self._sql["delete_turns"], listed)
         left = {"tenant": tenant, "name": what.name, "limit": 1}
-        has_more = is_erasure and bool(await writer.read(self._sql[TURNS_TO_DELETE[what.kind]], left))
+        has_more = has_many and bool(await writer.read(self._sql[TURNS_TO_DELETE[what.kind]], left))
         if has_more:
             some = {
                 "tenant": tenant,

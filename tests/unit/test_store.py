@@ -464,8 +464,8 @@ async def test_many_files_are_deleted_in_few_transactions(store: Store, monkeypa
     assert await store.released_blobs(OURS) == files
 
 
-@pytest.mark.parametrize("kind", ["user", "tenant"])
-async def test_a_round_of_an_erasure_reads_a_part_of_the_sessions(file_store: Store, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", ["project", "user", "tenant"])
+async def test_a_round_of_a_deletion_reads_a_part_of_the_sessions(file_store: Store, kind: Kind) -> None:
     """Those of its turns. Sessions that were empty before are deleted with the last turn."""
     database, what, made, costs = file_store._database, DeleteResource(kind, "ann"), 0, list[int]()
     assert isinstance(database, SQLite)
