@@ -25,7 +25,8 @@ INSERT OR IGNORE INTO labels SELECT tenant, turn, 'key', asked_by, asked_at FROM
 INSERT OR IGNORE INTO labels
 SELECT turns.tenant, turns.turn, 'metadata.' || field.key, field.value, turns.asked_at
 FROM turns JOIN json_each(turns.metadata) AS field
-WHERE turns.metadata <> '{}' AND length(field.key) <= 64 AND length(field.value) <= 512 AND field.id <= 16;
+WHERE turns.metadata <> '{}' AND length(field.key) <= 64 AND length(field.value) <= 512
+    AND (SELECT count(*) FROM json_each(turns.metadata) AS earlier WHERE earlier.id < field.id) < 16;
 
 -- Sums of usage by UTC day, for each dimension: `day`, `session`, `project`, and the names of labels. The key is '' for
 -- turns without one, and in `session` for deleted turns.

@@ -669,23 +669,41 @@ async def test_usage_is_grouped_by_utc_day(store: Store) -> None:
     assert await store.usage(THEIRS, "day", NOON.date(), midnight.date(), "", 9) == []
 
 
-async def test_a_database_of_the_first_version_has_totals_and_is_searchable_after_the_migration(path: Path) -> None:
+async def test_a_database_of_the_first_version_has_totals_and_is_searchable_after_the_migration(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path.parent.mkdir()
-    made = build_row(key("turn-1"), completed_turn("Light").turn)
+    ended = completed_turn("Light").turn
     # SQLite cuts both names of the metadata at NUL, to the same label.
-    row = msgspec.structs.asdict(made) | {"metadata": r'{"k":"1","k\u0000x":"2"}'}
+    long = {"n" * 64: "v" * 512, "n" * 65: "v", "value": "v" * 513}
+    metadata = {"k": "1", "k\0x": "2"} | long | {f"m{number}": "v" for number in range(20)}
+    made = msgspec.structs.replace(build_row(key("turn-1"), ended), metadata=msgspec.json.encode(metadata).decode())
+    day_after = {"turn": "turn-2", "asked_at": made.asked_at + 24 * 3600 * 10**6, "metadata": "{}", "cursor": 99}
+    rows = [made, msgspec.structs.replace(made, **day_after), msgspec.structs.replace(made, tenant=THEIRS)]
     with closing(sqlite3.connect(path)) as database:
         database.executescript(f"{migrations()[0].sql}; PRAGMA user_version = 1;")
-        for statement in (SESSION_1, TURN_1, USAGE_1):
-            database.execute(statement, row)
+        for number, row in enumerate(rows):
+            for statement in (SESSION_1, TURN_1, USAGE_1)[number == 1 :]:
+                database.execute(statement, msgspec.structs.asdict(row))
         database.commit()
     store = await open_store(path)
-    (total,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
-    assert (total.key, total.turns, total.message_count, total.total_tokens) == (made.model, 1, 2, 11)
-    assert (await session_of(store, "session-1")).message_count == made.messages
-    assert [await store.store_older_words() for _ in range(2)] == [1, 0]
-    found, _ = await store.turns(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]).split())
-    assert [one.turn for one in found] == ["turn-1"]
+    for by, days in (("model", [(2, 22)]), ("day", [(1, 11), (1, 11)]), ("session", [(2, 22)]), ("project", [(2, 22)])):
+        totals = await store.usage(OURS, by, NOON.date(), NOON.date() + timedelta(days=1), "", 9)
+        assert [(total.turns, total.total_tokens) for total in totals] == days
+        assert [total.message_count for total in totals] == [2 * turns for turns, _ in days]
+    assert (await session_of(store, "session-1")).message_count == 2 * made.messages
+    assert (await store.numbered_sessions(OURS, None, 0, 9, NOON))[1] == 1
+    assert (await store.usage(THEIRS, "model", NOON.date(), NOON.date(), "", 9))[0].turns == 1
+    # As many fields as `labels_of` takes, with the same limits.
+    labels = {"model": made.model, "metadata.k": "1", f"metadata.{'n' * 64}": "v" * 512}
+    labels |= {f"metadata.m{number}": "v" for number in range(11)}
+    found = await store._database.read("SELECT name, value FROM labels WHERE tenant = 'ours' AND turn = 'turn-1'", {})
+    assert {row["name"]: row["value"] for row in found} == labels
+    assert await store.read_recorded_upto() == 99
+    monkeypatch.setattr("tailrace.persistence.store.UNSEARCHED_MAX", 1)
+    assert [await store.store_older_words() for _ in range(4)] == [1, 1, 1, 0]
+    listed, _ = await store.turns(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]).split())
+    assert [one.turn for one in listed] == ["turn-2", "turn-1"]
     await store.close()
 
 
