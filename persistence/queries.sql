@@ -215,7 +215,7 @@ SELECT usage.tenant, 'project', moved.key, usage.asked_at / 86400000000, moved.v
 FROM sessions
 {join} usage ON usage.tenant = :tenant AND usage.session = sessions.session
 CROSS JOIN {project_joined} AS moved {key_value}
-WHERE sessions.tenant = :tenant AND sessions.session = :session AND sessions.project IS NULL AND :project IS NOT NULL
+WHERE sessions.tenant = :tenant AND sessions.session = :session AND sessions.project IS NULL
 GROUP BY usage.tenant, moved.key, moved.value, usage.asked_at / 86400000000
 {add_to_totals}
 
@@ -455,7 +455,6 @@ DELETE FROM labels WHERE tenant = :tenant AND turn = :turn
 -- name: delete_usage
 -- Deletes the usage of a turn, before its row.
 DELETE FROM usage WHERE tenant = :tenant AND turn = :turn
-    AND session = (SELECT session FROM turns WHERE tenant = :tenant AND turn = :turn)
 
 -- name: delete_turns
 -- Deletes turns: `listed` is a JSON list.
@@ -487,9 +486,8 @@ DELETE FROM sessions WHERE tenant = :tenant AND session = :name
     AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
 
 -- name: delete_project_sessions
--- Deletes the sessions of a project that have no turns.
+-- Deletes the sessions of a project without turns.
 DELETE FROM sessions WHERE tenant = :tenant AND project = :name
-    AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
 
 -- name: delete_user_sessions
 -- Deletes the sessions of a user that have no turns.
@@ -508,20 +506,16 @@ DELETE FROM sessions WHERE tenant = :tenant AND session IN (SELECT value FROM {t
     AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
 
 -- name: forget_session_user
--- Removes a user's name, title and system prompt from sessions that have turns of others. While turns of the user are
--- left, it changes nothing: `delete_user_sessions` finds the sessions of the later ones by the name.
+-- Removes the name, title and system prompt of a user without turns from sessions that have turns of others.
 UPDATE sessions SET "user" = NULL, title = NULL, system = NULL WHERE tenant = :tenant AND "user" = :name
-    AND NOT EXISTS (SELECT 1 FROM labels WHERE labels.tenant = :tenant AND name = 'user' AND value = :name)
 
 -- name: delete_tenant_sessions
--- Deletes the sessions of a tenant that have no turns.
+-- Deletes the sessions of a tenant without turns.
 DELETE FROM sessions WHERE tenant = :tenant AND updated_at >= 0
-    AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
 
 -- name: delete_tenant_projects
--- Deletes the projects of a tenant that have no sessions.
+-- Deletes the projects of a tenant without sessions.
 DELETE FROM projects WHERE tenant = :tenant AND created_at >= 0
-    AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.tenant = :tenant AND sessions.project = projects.project)
 
 -- name: count_nameless
 -- Adds the totals of names that are about to be deleted, from one to another, to those without a name.
@@ -537,9 +531,8 @@ GROUP BY tenant, dimension, day
 DELETE FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key BETWEEN :name AND :last_name AND key <> ''
 
 -- name: delete_project
--- Deletes a project if it has no sessions.
+-- Deletes a project without sessions.
 DELETE FROM projects WHERE tenant = :tenant AND project = :name
-    AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.tenant = :tenant AND sessions.project = :name)
 
 -- name: turn
 -- One turn.

@@ -97,7 +97,8 @@ DELETE_TURN = (
 )
 # The same before them, if all data of a user is erased: the inputs of a batch have the text of its turns.
 DELETE_INPUTS = (("release_batch_inputs", 0), ("delete_batch_input_uses", 0))
-# Statements that delete what has no turns left, in this order, each with the table that it deletes from.
+# Statements that delete what has no turns left, in this order, each with the table that it deletes from. Those of a
+# project, user or tenant run when it has none.
 DELETE_EMPTY: dict[Kind, tuple[tuple[str, str], ...]] = {
     "turn": (),
     "session": (("sessions", "delete_session"),),
