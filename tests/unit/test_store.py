@@ -8,9 +8,11 @@ import socket
 import sqlite3
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from itertools import product
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
@@ -30,12 +32,12 @@ from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.postgresql import PostgreSQL, to_positional
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.resource_queries import ResourceQueries
-from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros, turn_record
+from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros, moment, turn_record
 from tailrace.persistence.sql import load
 from tailrace.persistence.sqlite import STATEMENTS, SQLite, move_aside
 from tailrace.persistence.store import SEARCHES_WAITING_MAX, Store
 from tailrace.persistence.words import hash_words
-from tailrace.proto.batch_records import ListBatchTurns
+from tailrace.proto.batch_records import Api, ListBatches, ListBatchTurns
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import (
     Refused,
@@ -48,17 +50,30 @@ from tailrace.proto.errors import (
 )
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, child_id, new_id
-from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold
+from tailrace.proto.records import (
+    ListRunning,
+    ListSessions,
+    ListSessionTurns,
+    ListTurns,
+    SessionRecord,
+    TurnRecord,
+    record_from_fold,
+)
 from tailrace.proto.resources import (
     Branch,
     ChangeSession,
+    CreateProject,
     CreateSession,
     DeleteResource,
+    GetProject,
+    GetUsage,
     Kind,
     ListBranches,
+    ListProjects,
     TurnToDelete,
 )
 from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import Usage
 from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.turn_builder import MODEL, NOON, Handwritten, completed_turn
 from tests.harness.until import until
@@ -198,14 +213,29 @@ async def test_an_older_fold_never_overwrites_a_newer_one(store: Store) -> None:
 
 
 @pytest.mark.rule("R27")
+async def test_a_turn_that_has_ended_has_the_same_rows_if_it_was_recorded_before(store: Store) -> None:
+    ended = msgspec.structs.replace(
+        build_row(key("turn-1"), completed_turn("Light").turn), stop_sequence="s", envelope='{"a":1}', fits=True,
+        error="e", attempts=7, batch="{}", text_sha256="a", cost_is_unknown=True, cache_creation_input_tokens=3,
+        cache_read_input_tokens=4, is_estimated=True, cost_nusd=5, messages=6, asked_by="k",
+    )  # fmt: skip
+    await store.record([running_row("turn-1")])
+    await store.record([ended, msgspec.structs.replace(ended, tenant=THEIRS)])
+    ours, theirs = [
+        [{**row, "tenant": None, "number": None} for row in await content_of(store) if row["tenant"] == tenant]
+        for tenant in (OURS, THEIRS)
+    ]
+    assert ours == theirs
+
+
+@pytest.mark.rule("R27")
 async def test_a_running_turn_that_has_left_the_log_is_failed(store: Store) -> None:
     """Of any tenant; ended turns, and turns that the log may still have, do not change."""
     ended, theirs = completed_turn("Light").turn, key("turn-1", THEIRS)
-    late = Handwritten(5)
-    late.stored = [msgspec.structs.replace(stored, seq=Seq(50)) for stored in completed_turn("Light").stored[:1]]
+    late, first = Handwritten(5), Seq(ended.chain.last + 1)
+    late.stored = [msgspec.structs.replace(stored, seq=first) for stored in completed_turn("Light").stored[:1]]
     rows = [running_row("turn-1"), build_row(key("turn-2"), ended), build_row(key("turn-3"), late.turn)]
     await store.record([*rows, msgspec.structs.replace(rows[0], tenant=THEIRS)])
-    first = Seq(ended.chain.last + 1)
     assert await store.fail_expired(first) == 2
     for lost in (key("turn-1"), theirs):
         record = await turn_of(store, lost)
@@ -214,6 +244,10 @@ async def test_a_running_turn_that_has_left_the_log_is_failed(store: Store) -> N
     assert kept == ["completed", "running"]
     assert await store.busy_sessions(OURS) == ["session-1"]
     assert await store.fail_expired(first) == 0
+    await store.record([running_row("turn-4")])
+    await store.fail_lost([key("turn-2"), key("turn-3")])
+    kept = [(await turn_of(store, key(f"turn-{number}"))).outcome for number in (2, 3, 4)]
+    assert kept == ["completed", "failed", "running"]
 
 
 @pytest.mark.parametrize("wrong", [{"outcome": "sleeping"}, {"cost_nusd": 2**63}, {"text": "\ud800"}])
@@ -268,20 +302,177 @@ async def test_a_turn_is_refused_whose_usage_makes_a_sum_too_large(store: Store,
     assert (await store.turn(key("turn-0")), await store.turn(key("turn-1")) is None) == (None, at_once)
 
 
-async def test_turns_of_a_session_are_listed_oldest_first_in_pages(store: Store) -> None:
-    """Turns of the same microsecond are ordered by their id."""
-    await store.record(
-        [running_row(f"turn-{name}", step=step) for name, step in [("c", 1), ("b", 1), ("a", 2), ("d", 2)]]
-    )
-    first = await store.session_turns(OURS, SessionId("session-1"), OLDEST, 3)
-    rest = await store.session_turns(
-        OURS, SessionId("session-1"), PageCursor(micros(first[-1].asked_at), first[-1].turn), 3
-    )
-    assert [one.turn for one in first + rest] == ["turn-b", "turn-c", "turn-a", "turn-d"]
-    before = PageCursor(micros(rest[0].asked_at), rest[0].turn)
-    earlier = await store.session_turns(OURS, SessionId("session-1"), before, 2, is_newest_first=True)
-    assert [one.turn for one in earlier] == ["turn-a", "turn-c"]
-    assert await store.last_turn(OURS, "session-1") == "turn-d"
+SOURCES: dict[Api | None, str] = {
+    None: "",
+    "openai": ',"file":{"file":"file-1","endpoint":"/v1/chat/completions"}',
+    "anthropic": ',"file":{"file":null,"endpoint":"/v1/messages"}',
+}
+PROJECTS = {f"session-{number}": ("rivers", "rivers", "hills", "rivers", None)[number % 5] for number in range(10)}
+
+
+def history(chance: random.Random) -> list[TurnRow]:
+    """Returns turns of few sessions, users and times. The order of their ids is not that of their times."""
+    rows: list[TurnRow] = []
+    for number, name in enumerate(chance.sample(range(40), 40)):
+        row = running_row(f"turn-{name:02}")
+        labels = {"model": chance.choice(("m", "n")), "key": "k", "metadata.team": chance.choice(("ann", "b"))}
+        user, of = chance.choice(("ann", "bob", None)), chance.choice((None, *SOURCES))
+        labels |= {"user": user} if user else {}
+        session = f"session-{chance.randrange(10)}"
+        rows.append(
+            msgspec.structs.replace(
+                row,
+                session=session,
+                project=PROJECTS[session],
+                user=user,
+                model=labels["model"],
+                asked_by="k",
+                asked_at=micros(NOON + timedelta(days=chance.randrange(3), seconds=chance.randrange(4))),
+                labels=msgspec.json.encode(labels).decode(),
+                words=hash_text(f"all {chance.choice(('odd', 'even'))}"),
+                parent=chance.choice(rows).turn if number % 3 else None,
+                outcome=chance.choice(("running", "completed")),
+                batch=f'{{"of":1,"parallel":1{SOURCES[of]}}}' if chance.random() < 0.5 else None,
+                blobs=f'["{number % 7}"]',
+                cursor=number,
+                messages=number,
+                input_tokens=2**number,
+                output_tokens=number,
+                cache_creation_input_tokens=number,
+                cache_read_input_tokens=number,
+                cost_nusd=number,
+            )
+        )
+    return rows
+
+
+async def record_history(store: Store) -> list[TurnRow]:
+    """Records the same turns for two tenants; returns those of ours."""
+    rows = history(random.Random(11))
+    for number, project in enumerate(("lakes", "hills", "rivers", "seas", "dunes")):
+        created_at = NOON - timedelta(days=number // 2)
+        for tenant in (THEIRS, OURS):
+            assert await store.new_project(tenant, CreateProject(project, project), created_at)
+    for tenant in (OURS, THEIRS):
+        await store.record([msgspec.structs.replace(row, tenant=tenant) for row in rows])
+    return rows
+
+
+def latest_first(rows: Iterable[TurnRow]) -> list[str]:
+    return [row.turn for row in sorted(rows, key=lambda row: (row.asked_at, row.turn), reverse=True)]
+
+
+async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many have the same time. Another tenant has turns with the same ids."""
+    monkeypatch.setattr("tailrace.persistence.store.SCAN_MAX", 10)
+    rows = await record_history(store)
+    queries, batches = Queries(store, 60), BatchQueries(store)
+    resources = ResourceQueries(store, queries)
+    users: dict[str, str | None] = {}
+    for row in rows:
+        users[row.session] = users.get(row.session) or row.user
+    used = {session: max(row.asked_at for row in rows if row.session == session) for session in PROJECTS}
+    sessions = sorted(PROJECTS, key=lambda session: (used[session], session), reverse=True)
+    parents = {row.parent for row in rows}
+    running = [row for row in rows if row.outcome == "running"]
+    last = NOON.date() + timedelta(days=1)
+
+    async def all_pages(run: Callable[[Tenant, Any], Awaitable[Any]], ask: Any, items: str, name: str) -> list[str]:
+        found, after = list[str](), None
+        while not found or after:
+            page = await run(OURS, msgspec.structs.replace(ask, after=after, limit=1))
+            found, after = [*found, *(getattr(one, name) for one in getattr(page, items))], page.next
+            if not found and after is None:
+                break
+        return found
+
+    for session, project in PROJECTS.items():
+        mine = latest_first(row for row in rows if row.session == session)
+        ask = ListSessionTurns(session)
+        assert await all_pages(queries.session_turns, ask, "turns", "turn") == mine[::-1]
+        newest = msgspec.structs.replace(ask, is_newest_first=True)
+        assert await all_pages(queries.session_turns, newest, "turns", "turn") == mine
+        assert await store.last_turn(OURS, session) == mine[0]
+        leaves = latest_first(row for row in rows if row.session == session and row.turn not in parents)
+        assert await all_pages(resources.branches, ListBranches(session), "branches", "turn") == leaves
+        begun = latest_first(row for row in running if row.session == session)[::-1]
+        assert await all_pages(queries.list_running, ListRunning(session), "turns", "turn") == begun
+        later = [row for row in rows if row.session == session and (row.cursor > 20 or row.outcome == "running")]
+        positions = await store.turns_since(OURS, session, Seq(20))
+        assert [one.turn for one in positions] == [row.turn for row in later]
+        found = await session_of(store, session)
+        total = sum(row.input_tokens for row in rows if row.session == session)
+        assert (found.project_id, found.user, found.turns, found.usage.input_tokens) == (
+            project, users[session], len(mine), total,
+        )  # fmt: skip
+    assert await all_pages(queries.list_running, ListRunning(), "turns", "turn") == latest_first(running)[::-1]
+    assert await store.busy_sessions(OURS) == sorted({row.session for row in running})
+    for project, user in product((None, "hills", "rivers", "dunes"), (None, "ann", "bob")):
+        expected = [
+            one for one in sessions if project in (None, PROJECTS[one]) and user in (None, users[one])
+        ]  # fmt: skip
+        lists = ListSessions(project=project, user=user)
+        assert await all_pages(queries.sessions, lists, "sessions", "session") == expected
+        for offset in range(4):
+            page = await queries.sessions(OURS, msgspec.structs.replace(lists, offset=offset, limit=2))
+            assert [one.session for one in page.sessions] == expected[offset : offset + 2]
+            assert (page.total, page.next is None) == (len(expected), len(expected) <= offset + 2)
+    projects = ["lakes", "hills", "seas", "rivers", "dunes"]
+    assert await all_pages(resources.projects, ListProjects(), "projects", "id") == projects
+    numbered = await resources.projects(OURS, ListProjects(offset=1, limit=2))
+    assert ([one.id for one in numbered.projects], numbered.total) == (["hills", "seas"], 5)
+    for project in projects:
+        one = await resources.project(OURS, GetProject(project))
+        used_by = [row for row in rows if row.project == project]
+        sessions_of = [session for session in PROJECTS if PROJECTS[session] == project]
+        tokens = sum(row.input_tokens for row in used_by)
+        assert (one.turns, one.sessions, one.usage.input_tokens) == (len(used_by), len(sessions_of), tokens)
+        assert micros(one.updated_at) == max([micros(one.created_at), *(row.asked_at for row in used_by)])
+    for by, first in product(DIMENSIONS, (NOON.date(), last)):
+        names = {
+            name_in(row, by) for row in rows if first <= moment(row.asked_at).date() <= last
+        }  # fmt: skip
+        usage = GetUsage(by, first, last)
+        keys = sorted(names, key=lambda name: name or "")
+        assert await all_pages(resources.usage, usage, "usage", "key") == keys
+        for name in names - {None}:
+            (one_key,) = (await resources.usage(OURS, msgspec.structs.replace(usage, key=name))).usage
+            assert one_key.key == name
+    recent = Counter(row.model for row in rows if moment(row.asked_at).date() >= last)
+    assert {one.key: one.turns for one in await store.usage_since(OURS, NOON + timedelta(days=1))} == recent
+    for labels, text in product(
+        ({}, {"model": "m"}, {"user": "ann", "metadata.team": "ann"}), (None, "odd", "even all")
+    ):
+        for day in (None, NOON.date(), last):
+            expected = latest_first(
+                row for row in rows
+                if labels.items() <= msgspec.json.decode(row.labels).items()
+                and set(hash_text(text or "").split()) <= set(row.words.split())
+                and (day is None or day <= moment(row.asked_at).date() <= last)
+            )  # fmt: skip
+            asked = ListTurns(labels, text, day, last if day else None)
+            assert await all_pages(queries.turns, asked, "turns", "turn") == expected, asked
+    for of, source in SOURCES.items():
+        listed = latest_first(row for row in rows if row.batch and (of is None or source in row.batch))
+        assert await all_pages(batches.batches, ListBatches(of=of), "batches", "batch") == listed
+        for number, batch in enumerate(listed):
+            older = await batches.batches(OURS, ListBatches(of=of, after_batch=TurnId(batch), limit=2))
+            newer = await batches.batches(OURS, ListBatches(of=of, before_batch=TurnId(batch), limit=2))
+            assert [one.batch for one in older.batches] == listed[number + 1 : number + 3]
+            assert [one.batch for one in newer.batches] == listed[max(0, number - 2) : number]
+    assert await store.batch(key(next(row.turn for row in rows if row.batch is None))) is None
+    assert await store.new_session(OURS, CreateSession("session-10"), NOON - timedelta(days=9))
+    assert await all_pages(queries.sessions, ListSessions(), "sessions", "session") == [*sessions, "session-10"]
+    empty = await session_of(store, "session-10")
+    assert (empty.turns, empty.message_count, empty.total_tokens) == (0, 0, 0)
+
+
+def name_in(row: TurnRow, dimension: str) -> str | None:
+    """Returns the key of the total in which a turn counts."""
+    names = {"day": str(moment(row.asked_at).date()), "session": row.session, "project": row.project}
+    return names.get(dimension, msgspec.json.decode(row.labels, type=dict[str, str]).get(dimension))
 
 
 async def test_a_long_branch_is_converted_while_the_event_loop_runs(
@@ -361,12 +552,14 @@ async def test_a_query_of_a_circle_of_parents_ends(store: Store) -> None:
 async def test_an_old_session_that_is_used_again_is_not_deleted(store: Store) -> None:
     """Retention has found it just before."""
     old = msgspec.structs.replace(build_row(key("turn-1"), completed_turn("Light").turn), session="old")
-    await store.record([old, msgspec.structs.replace(old, turn="turn-2", session="unused")])
+    theirs = msgspec.structs.replace(old, tenant=THEIRS)
+    await store.record([old, msgspec.structs.replace(old, turn="turn-2", session="unused"), theirs])
     before, first = NOON + timedelta(days=1), Seq(old.cursor + 1)
-    assert await store.old_sessions(before, first, NOON) == [(OURS, "old"), (OURS, "unused")]
+    assert await store.old_sessions(before, first, NOON) == [(OURS, "old"), (OURS, "unused"), (THEIRS, "old")]
+    assert await store.old_sessions(moment(max(old.asked_at, old.ended_at or 0)), first, NOON) == []
     # The sequences of another log, which is younger than the turns, say nothing.
     assert await store.old_sessions(before, Seq(1), NOON) == []
-    assert len(await store.old_sessions(before, Seq(1), before)) == 2
+    assert len(await store.old_sessions(before, Seq(1), before)) == 3
     late = build_row(key("turn-3"), completed_turn("Light").turn)
     await store.record([msgspec.structs.replace(late, session="old", cursor=first)])
     for session, turn, is_deleted in (("old", "turn-1", False), ("unused", "turn-2", True)):
@@ -389,14 +582,156 @@ async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(
     assert (await store.released_blobs(OURS), await store.released_blobs(OURS, after=shared)) == ([shared, own], [own])
     assert (await store.tenants_with_released_blobs(), await store.released_blobs(THEIRS)) == ([OURS], [])
     assert await store.referenced_blobs(OURS, [shared, own]) == [shared]
+    await store.release_blobs(THEIRS, both)
     await store.keep_referenced(OURS, [shared, own])
     assert await store.released_blobs(OURS) == [own]
     await store.forget_released(OURS, [own])
+    assert (await store.tenants_with_released_blobs(), await store.released_blobs(THEIRS)) == ([THEIRS], [shared, own])
+    await store.keep_referenced(THEIRS, [shared, own])
     assert await store.tenants_with_released_blobs() == []
     for tenant, turns in ((OURS, ("turn-2",)), (THEIRS, ("turn-1",))):
         await store.delete(tenant, DeleteResource("session", "session-1", tuple(map(TurnId, turns))))
         await store.forget_released(tenant, [shared, own])
     assert await content_of(store) == []
+
+
+@pytest.mark.parametrize(
+    ("batch", "outcome", "is_released"),
+    [("{}", "completed", True), ("{}", "running", False), (None, "completed", False)],
+)
+async def test_an_erasure_releases_the_inputs_of_batches_that_have_ended(
+    store: Store, batch: str | None, outcome: str, is_released: bool
+) -> None:
+    """A running batch has inputs of other users to submit. The parent of other turns is no batch."""
+    parent = msgspec.structs.replace(running_row("parent"), batch=batch, outcome=outcome, blobs='["inputs"]')
+    child = running_row("child", parent="parent", user="ann", step=2)
+    await store.record([parent, msgspec.structs.replace(child, blobs='["own"]')])
+    await store.delete(OURS, DeleteResource("user", "ann", (TurnId("child"),)))
+    assert await store.released_blobs(OURS) == (["inputs", "own"] if is_released else ["own"])
+    assert await store.referenced_blobs(OURS, ["inputs", "own"]) == ([] if is_released else ["inputs"])
+
+
+async def test_the_notes_of_turns_that_are_not_stored_are_read_in_pages(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailrace.persistence.store.UNSTORED_MAX", 2)
+    noted = [key(f"turn-{number}", tenant) for tenant in (OURS, THEIRS) for number in range(3)]
+    for one in noted[::-1]:
+        await store.put_unstored(one, "ann")
+    found, after = list[TurnKey](), TurnKey(Tenant(""), TurnId(""))
+    while page := await store.every_unstored(after):
+        assert len(page) <= 2
+        found, after = [*found, *page], page[-1]
+    assert found == noted
+    await store.forget_unstored(noted[:1])
+    for user in ("ann", None):
+        assert await store.list_unstored(OURS, user) == ["turn-1", "turn-2"]
+        assert len(await store.list_unstored(THEIRS, user)) == 2
+
+
+async def test_a_session_begins_with_its_first_turn_and_was_used_when_its_last_turn_ended(store: Store) -> None:
+    """In whichever order they are recorded."""
+    ended = build_row(key("turn-2"), completed_turn("Light", step=20).turn)
+    await store.record([ended])
+    await store.record([running_row("turn-1", step=5)])
+    found = await session_of(store, "session-1")
+    assert (found.created_at, micros(found.updated_at)) == (NOON + timedelta(seconds=5), ended.ended_at)
+
+
+async def tenant_rows(store: Store, tenant: Tenant) -> dict[str, list[dict[str, Any]]]:
+    """Returns all rows of a tenant, by table."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for table in KEYS:
+        if table != "reached":
+            statement = f"SELECT * FROM {table} WHERE tenant = :tenant ORDER BY {', '.join(KEYS[table])}"
+            found[table] = await store._database.read(statement, {"tenant": tenant})
+    return found
+
+
+async def test_a_deletion_deletes_all_rows_of_its_turns_and_none_of_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor of another tenant, which has turns with the same ids."""
+    monkeypatch.setattr("tailrace.persistence.store.DELETE_TURNS_MAX", 7)
+    paid, forgotten = await record_history(store), set[str]()
+    left = {row.turn: row for row in paid}
+    theirs = await tenant_rows(store, THEIRS)
+    first = next(iter(left))
+    deletions: list[tuple[Kind, str, set[str]]] = [
+        ("turn", first, {first}),
+        ("session", "session-0", {turn for turn, row in left.items() if row.session == "session-0"}),
+        ("project", "rivers", {turn for turn, row in left.items() if row.project == "rivers"}),
+        ("user", "ann", {turn for turn, row in left.items() if row.user == "ann"}),
+        ("tenant", OURS, {*left}),
+    ]
+    for kind, name, named in deletions:
+        expected = named & {*left}
+        if kind in ("turn", "user"):
+            # Also the turns that continue them, which come after them in `left`.
+            for turn, row in left.items():
+                if row.parent in expected:
+                    expected.add(turn)
+        what, purged = DeleteResource(kind, name), set[str]()
+        while turns := await store.turns_to_delete(OURS, what):
+            assert {one.turn for one in turns} <= expected
+            if running := [key(one.turn) for one in turns if one.is_running]:
+                await store.fail_lost(running)
+                continue
+            part = tuple(one.turn for one in turns)
+            if kind == "tenant":
+                assert [*part] == latest_first(row for turn, row in left.items() if turn not in purged)[:7]
+            await store.delete(OURS, msgspec.structs.replace(what, purged=part))
+            purged |= {*part}
+        await store.delete(OURS, what)
+        assert purged == expected
+        left = {turn: row for turn, row in left.items() if turn not in purged}
+        ours = await tenant_rows(store, OURS)
+        for table in ("turns", "usage", "labels", "searched", "blob_uses"):
+            assert {row["turn"] for row in ours[table]} == {*left}, (kind, table)
+        names = {row[name] for row in ours["sessions"] for name in ("session", "project", "user")}
+        assert {row.session for row in left.values()} <= names
+        assert kind == "turn" or name not in names
+        assert await tenant_rows(store, THEIRS) == theirs
+        forgotten |= {name} if kind != "tenant" else {"hills", "bob"}
+        named_totals = {row["key"] for row in ours["totals"] if row["dimension"] in ("user", "project") and row["key"]}
+        assert named_totals == {"rivers", "hills", "ann", "bob"} - forgotten
+    assert {table for table, rows in ours.items() if rows} == {"totals", "blob_releases"}
+    # The usage was paid for.
+    for dimension in DIMENSIONS[:6]:
+        rest = [row for row in ours["totals"] if row["dimension"] == dimension]
+        assert {row["key"] for row in rest} == {""} or dimension in ("day", "model", "key")
+        assert sum(row["turns"] for row in rest) == len(paid)
+        for count in COUNTS:
+            assert sum(row[count] for row in rest) == sum(getattr(row, count) for row in paid), (dimension, count)
+        assert max(row["asked_at"] for row in rest) == max(row.asked_at for row in paid)
+
+
+async def test_files_that_have_expired_are_in_no_list(store: Store) -> None:
+    """Those of one purpose are listed alone. At the time at which a file expires, it has expired."""
+    later, after_that = NOON + MICROSECOND, NOON + 2 * MICROSECOND
+    files = {"a": (None, "x"), "b": (later, "y"), "c": (after_that, "x"), "d": (None, "y"), "e": (after_that, "x")}
+    for file, (expires_at, purpose) in files.items():
+        record = FileRecord(file=file, sha256=file, bytes=1, filename="n", media_type="t", purpose=purpose,
+                            created_at=NOON, expires_at=expires_at)  # fmt: skip
+        for tenant in (OURS, THEIRS):
+            await store.put_file(tenant, record)
+    for now, wanted in product((NOON, later, after_that), (None, "x", "y")):
+        expected = [
+            file for file, (ends, of) in files.items() if (ends is None or ends > now) and wanted in (None, of)
+        ]  # fmt: skip
+        for is_oldest_first in (True, False):
+            found, ask = list[str](), ListFiles(purpose=wanted, is_oldest_first=is_oldest_first)
+            while page := await store.files(OURS, ask, 2, now):
+                assert len(page) <= 2
+                found += [one.file for one in page]
+                ask = msgspec.structs.replace(ask, after=found[-1])
+            assert found == (expected if is_oldest_first else expected[::-1])
+    for file, now, exists in (("b", NOON, True), ("b", later, False), ("a", after_that, True), ("x", NOON, False)):
+        assert (await store.file(OURS, file, now) is not None) == exists
+    await store.delete_files(OURS, ["a", "c"])
+    assert (await store.every_file(OURS), await store.released_blobs(OURS)) == (["b", "d", "e"], ["a", "c"])
+    assert (await store.every_file(THEIRS), await store.released_blobs(THEIRS)) == ([*files], [])
+    assert await store.expired_files(later) == {OURS: ["b"], THEIRS: ["b"]}
 
 
 async def test_a_user_whose_turns_are_deleted_in_several_rounds_leaves_no_session(
@@ -407,11 +742,21 @@ async def test_a_user_whose_turns_are_deleted_in_several_rounds_leaves_no_sessio
     rows = [running_row(f"turn-{n}", session=f"session-{n}", user="ann", step=n) for n in range(3)]
     await store.record([*rows, running_row("turn-3", session="session-0", user="bob", step=3)])
     await store.change_session(OURS, ChangeSession("session-0", "Ann on rivers"))
+    # The last turn of a session of another user.
+    bobs = [
+        running_row("turn-4", session="session-9", user="bob"),
+        running_row("turn-5", session="session-9", user="ann"),
+    ]
+    await store.record(bobs)
+    await store.delete(OURS, DeleteResource("turn", "turn-4", (TurnId("turn-4"),)))
     ann = DeleteResource("user", "ann")
     while turns := await store.turns_to_delete(OURS, ann):
         await store.delete(OURS, msgspec.structs.replace(ann, purged=tuple(turn.turn for turn in turns)))
     left = await store.sessions(OURS, None, NEWEST, 9, NOON)
-    assert [(one.session, one.user, one.title) for one in left] == [("session-0", None, None)]
+    assert [(one.session, one.user, one.title) for one in left] == [
+        ("session-0", None, None),
+        ("session-9", "bob", None),
+    ]
 
 
 async def test_an_erasure_in_rounds_reads_a_part_of_the_turns_and_deletes_follow_ups_before_their_parents(
@@ -488,18 +833,6 @@ async def test_a_round_of_a_deletion_reads_a_part_of_the_sessions(file_store: St
     deleted = await file_store.delete(OURS, msgspec.structs.replace(what, purged=purged))
     assert (deleted.turns, deleted.sessions) == (389, 390)
     assert await content_of(file_store) == []
-
-
-async def test_a_numbered_page_of_a_user_and_a_project_has_no_session_without_a_project(store: Store) -> None:
-    await store.record(
-        [
-            running_row("turn-1", session="session-1", user="ann", project="rivers"),
-            running_row("turn-2", session="session-2", user="ann"),
-        ]
-    )
-    for project, expected in (("rivers", ["session-1"]), (None, ["session-2", "session-1"])):
-        page, total = await store.numbered_sessions(OURS, project, 0, 9, NOON, "ann")
-        assert ([one.session for one in page], total) == (expected, len(expected))
 
 
 async def test_a_project_is_deleted_with_its_last_session(store: Store) -> None:
@@ -609,46 +942,107 @@ async def test_deleted_turns_stay_in_the_totals_of_their_tenant_and_project(stor
     assert await store.usage(THEIRS, "day", first, last, "", 9) == []
 
 
+COUNTS = (
+    "messages", "input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "cost_nusd",
+)  # fmt: skip
+DIMENSIONS = ("day", "session", "project", "model", "key", "user", "metadata.team")
+
+
+async def totals_of(
+    store: Store, tenant: Tenant, first: date, last: date
+) -> dict[tuple[str, str | None], tuple[object, ...]]:
+    """Returns the totals of some days, except those without turns."""
+    return {
+        (by, one.key): (one.turns, one.message_count, one.usage, round(one.cost_usd * 1e9), one.last_used)
+        for by in DIMENSIONS
+        for one in await store.usage(tenant, by, first, last, "", 99)
+        if one.turns
+    }
+
+
+def sums(counted: Iterable[tuple[TurnRow, dict[str, str | None]]]) -> dict[tuple[str, str | None], tuple[object, ...]]:
+    """Returns the totals of turns with their names, as `totals_of` does."""
+    rows: dict[tuple[str, str | None], list[TurnRow]] = {}
+    for row, names in counted:
+        for name in names.items():
+            rows.setdefault(name, []).append(row)
+    return {
+        name: (
+            len(found),
+            sum(row.messages for row in found),
+            Usage(
+                sum(row.input_tokens for row in found),
+                sum(row.output_tokens for row in found),
+                sum(row.cache_creation_input_tokens for row in found),
+                sum(row.cache_read_input_tokens for row in found),
+            ),
+            sum(row.cost_nusd for row in found),
+            moment(max(row.asked_at for row in found)),
+        )
+        for name, found in rows.items()
+    }
+
+
 @pytest.mark.rule("R90")
 async def test_totals_are_the_sums_of_the_turns_after_any_changes(store: Store) -> None:
-    """Turns begin, end, are written again, get a project late, and are deleted."""
+    """Turns begin, end, are written again, get a project late, and are deleted. Deleted ones have no session."""
     chance = random.Random(7)
     kept: dict[str, TurnRow] = {}
-    for step in range(120):
+    deleted: list[tuple[TurnRow, dict[str, str | None]]] = []
+    first, theirs = NOON.date(), msgspec.structs.replace(running_row("turn-1", session="session-1"), tenant=THEIRS)
+    await store.record([theirs])
+    before = await totals_of(store, THEIRS, first, first)
+
+    async def names_of(row: TurnRow) -> dict[str, str | None]:
+        team = msgspec.json.decode(row.labels)["metadata.team"]
+        names = {"model": row.model, "key": row.asked_by, "user": row.user, "metadata.team": team}
+        return {
+            **names,
+            "day": str(moment(row.asked_at).date()),
+            "session": row.session,
+            "project": (await session_of(store, row.session)).project_id,
+        }
+
+    for step in range(150):
         turn = f"turn-{chance.randrange(30)}"
         if turn in kept and chance.random() < 0.3:
             gone = kept.pop(turn)
+            names = await names_of(gone)
+            deleted.append((gone, {name: names[name] for name in DIMENSIONS[:6]} | {"session": None}))
             await store.delete(OURS, DeleteResource("session", gone.session, (TurnId(turn),)))
             continue
-        log, given = Handwritten(1), {"metadata": {"team": chance.choice("ab")}, "user": chance.choice(["ann", None])}
-        log.store_request(session=SessionId(f"session-{chance.randrange(4)}"), **given)
-        row = kept.get(turn) or build_row(key(turn), log.turn)
-        spent = {"cursor": row.cursor + step, "input_tokens": step, "cost_nusd": step}
-        named = {"project": chance.choice([None, "rivers"])}
-        kept[turn] = msgspec.structs.replace(row, **spent, **named)
-        await store.record([kept[turn]])
-        await session_of(store, row.session)
-    dimensions = ("day", "session", "project", "model", "key", "user", "metadata.team")
-    for by in dimensions:
-        found = await store.usage(OURS, by, NOON.date(), NOON.date(), "", 99)
-        expected: dict[str | None, list[int]] = {}
-        for row in kept.values():
-            project = (await session_of(store, row.session)).project_id
-            names = {
-                "day": str(NOON.date()), "session": row.session, "project": project,
-                **msgspec.json.decode(row.labels, type=dict[str, str]),
-            }  # fmt: skip
-            count = expected.setdefault(names.get(by), [0, 0])
-            count[0] += 1
-            count[1] += row.input_tokens
-        totals = {one.key: [one.turns, one.usage.input_tokens] for one in found}
-        if by in ("session", "metadata.team"):
-            assert {name: count for name, count in totals.items() if name is not None} == expected, by
-        else:
-            assert all(totals[name][0] >= count[0] for name, count in expected.items()), by
-    deleted = sum(one.turns for one in await store.usage(OURS, "session", NOON.date(), NOON.date(), "", 1))
-    (day,) = await store.usage(OURS, "day", NOON.date(), NOON.date(), "", 9)
-    assert (deleted > 5, day.turns) == (True, deleted + len(kept))
+        given: dict[str, Any] = {"metadata": {"team": chance.choice("ab")}, "user": chance.choice(["ann", None])}
+        row = kept.get(turn) or msgspec.structs.replace(
+            running_row(turn, session=f"session-{chance.randrange(6)}", **given),
+            asked_at=micros(NOON + timedelta(days=chance.randrange(2), seconds=step)),
+            asked_by=chance.choice(("k", None)),
+        )
+        kept[turn] = msgspec.structs.replace(
+            row,
+            cursor=row.cursor + step,
+            project=chance.choice([None, None, "rivers", "hills"]),
+            messages=step % 3,
+            input_tokens=step,
+            output_tokens=2 * step,
+            cache_creation_input_tokens=3 * step,
+            cache_read_input_tokens=4 * step,
+            cost_nusd=5 * step,
+        )
+        others = [row for row in kept.values() if row.turn != turn]
+        await store.record([kept[turn], *chance.sample(others, min(2, len(others)))])
+        counted = [*deleted, *[(row, await names_of(row)) for row in kept.values()]]
+        last = first + timedelta(days=1)
+        for begin, end in ((first, first), (last, last), (first, last)):
+            expected = sums(one for one in counted if begin <= moment(one[0].asked_at).date() <= end)
+            found = await totals_of(store, OURS, begin, end)
+            # The last use is also that of turns that have left a total.
+            assert {name: total[:4] for name, total in found.items()} == {
+                name: total[:4] for name, total in expected.items()
+            }
+            always = [name for name in expected if name[0] in ("day", "model", "key", "user")]
+            assert [found[name][4] for name in always] == [expected[name][4] for name in always]
+    assert len(deleted) > 5
+    assert await totals_of(store, THEIRS, first, first) == before
 
 
 async def test_usage_is_grouped_by_utc_day(store: Store) -> None:
