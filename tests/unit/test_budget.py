@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from tailrace.generators.backends.model_event import CloseCall, ModelEvent, from_event
+from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, from_event
 from tailrace.generators.budget import CostMeter, cut_at_cost, limit_cost
 from tailrace.generators.continuation import map_continuation
 from tailrace.generators.forced_tools import write_forced_call
@@ -76,11 +76,20 @@ def test_the_meter_equals_the_fold_after_each_event() -> None:
             BlockDelta(2, InputJsonDelta('{"where": "up"')),
             events.MessageDelta(events.StopReason(), events.UsageSoFar(output_tokens=7)),
             BlockDelta(2, InputJsonDelta("}")),
+            # Further calls of the same attempt. The usage of the second is unknown at its start.
+            MessageStart(MessageHead("msg_2", "claude-sonnet-5-5", CallUsage())),
+            BlockStart(3, {"type": "text", "text": ""}),
+            BlockDelta(3, TextDelta("It scatters.")),
+            events.MessageDelta(events.StopReason(), events.UsageSoFar()),
+            START,
+            BlockStart(4, {"type": "text", "text": "Light"}),
         ]
         for event in answer:
             log.store_events(event)
             meter.add(from_event(event))
             assert meter.cost_nano_usd == build_end(log.turn, "completed").cost_nano_usd > 0
+            assert meter.calls == [*log.turn.calls[-len(meter.calls) :]]
+        assert len(meter.calls) == 3
 
 
 @pytest.mark.rule("R41")
@@ -187,6 +196,25 @@ def test_text_that_is_not_stored_counts_after_the_call(
     assert log.turn.calls[-1].output_tokens == 2 * sent
     assert cut_at_cost(log.turn) == ("max_cost" if sent < deltas else None)
     assert (sent < deltas) is (deltas == 1000)
+
+
+def test_text_that_is_stored_is_not_reported_as_left_out() -> None:
+    """It would be charged twice."""
+    stored: list[ModelEvent] = []
+    meter = LeftOutMeter(stored.append)
+
+    def wrap(sink: Sink) -> Sink:
+        def send(event: ModelEvent) -> None:
+            sink(event)
+
+        return send
+
+    sent = [from_event(one) for one in (START, BlockStart(0, {"type": "text"}), BlockDelta(0, TextDelta("1234567")))]
+    sink = meter.wrap(wrap)
+    for event in sent:
+        sink(event)
+    meter.report()
+    assert stored == sent
 
 
 def test_text_that_is_left_out_is_counted() -> None:

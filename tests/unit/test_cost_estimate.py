@@ -8,6 +8,7 @@ import pytest
 
 from tailrace.gateway.limits.cost_estimate import IMAGE_TOKENS, PAGE_TOKENS, SCHEMA_RETRY_TOKENS, estimate_request
 from tailrace.proto.entries import Message, Request
+from tailrace.proto.usage import PIECE_CHARS, utf8_bytes
 from tests.harness.loop_pause import longest_lock
 from tests.harness.turn_builder import request
 
@@ -35,6 +36,11 @@ def test_text_of_other_scripts_counts_by_its_bytes(text: str, size: int) -> None
     """It has more tokens than as many characters of English."""
     tokens = [estimate_request(request(messages=[Message("user", one)], max_tokens=1)).tokens for one in (text, "")]
     assert tokens[0] - tokens[1] == size * 2 // 7
+
+
+def test_a_long_text_has_the_bytes_of_all_its_pieces() -> None:
+    """Also with a lone surrogate, which UTF-8 does not have."""
+    assert utf8_bytes("é" * PIECE_CHARS + "\ud800河") == 2 * PIECE_CHARS + 6
 
 
 @pytest.mark.parametrize(

@@ -101,11 +101,19 @@ def test_an_event_that_does_not_fit_the_answer_breaks_it(event: dict[str, Any]) 
         {"type": "content_block_start", "index": 2, "content_block": {"type": "text", "deep": nested(61)}},
         {"type": "content_block_start", "index": 2, "content_block": {"type": "text", "text": None}},
         {"type": "content_block_start", "index": 2, "content_block": {"type": "thinking", "thinking": "early"}},
-        {
-            "type": "content_block_start",
-            "index": 2,
-            "content_block": {"type": "mcp_tool_use", **CALL, "input": "early"},
-        },
+        *(
+            {"type": "content_block_start", "index": 2, "content_block": block}
+            for block in (
+                {"type": "thinking", "thinking": None},
+                {"type": "thinking", "signature": []},
+                {"type": "redacted_thinking", "data": 7},
+                *(
+                    {"type": kind, **CALL, **wrong}
+                    for kind in ("tool_use", "server_tool_use", "mcp_tool_use")
+                    for wrong in ({"id": 7}, {"name": 7}, {"input": "early"})
+                ),
+            )
+        ),
         {"type": "content_block_start", "index": 2, "content_block": {"type": "tool_use", "name": "look"}},
         {"type": "content_block_start", "index": 2, "content_block": {"type": "tool_use", **CALL, "name": ""}},
         {"type": "content_block_start", "index": 2, "content_block": {"text": ""}},

@@ -287,10 +287,13 @@ async def test_only_with_a_key_a_client_may_repeat_a_post_after_an_unclear_appen
 
 
 async def test_a_full_log_and_a_draining_gateway_store_nothing() -> None:
-    """A draining gateway claims no key either."""
+    """A draining gateway claims no key either. A repeated POST needs no room in the log."""
     memory = Memory()
     with pytest.raises(LogFull):
         await submit_to(memory, is_full=True)(LOCAL, HELLO, b"{}")
+    stored = Memory()
+    first = await submit_to(stored)(LOCAL, HELLO, b"{}", "key")
+    assert await submit_to(stored, is_full=True)(LOCAL, HELLO, b"{}", "key") == first
     with pytest.raises(Refused) as refused:
         await submit_to(memory, is_draining=True)(LOCAL, HELLO, b"{}", "key")
     assert (refused.value.code, memory.stored, memory.claims) == ("draining", {}, {})
