@@ -379,10 +379,12 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
     running = [row for row in rows if row.outcome == "running"]
     last = NOON.date() + timedelta(days=1)
 
-    async def all_pages(run: Callable[[Tenant, Any], Awaitable[Any]], ask: Any, items: str, name: str) -> list[str]:
+    async def all_pages(
+        run: Callable[[Tenant, Any], Awaitable[Any]], ask: Any, items: str, name: str, limit: int = 1
+    ) -> list[str]:
         found, after = list[str](), None
         while not found or after:
-            page = await run(OURS, msgspec.structs.replace(ask, after=after, limit=1))
+            page = await run(OURS, msgspec.structs.replace(ask, after=after, limit=limit))
             found, after = [*found, *(getattr(one, name) for one in getattr(page, items))], page.next
             if not found and after is None:
                 break
@@ -453,7 +455,9 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
                 and (day is None or day <= moment(row.asked_at).date() <= last)
             )  # fmt: skip
             asked = ListTurns(labels, text, day, last if day else None)
-            assert await all_pages(queries.turns, asked, "turns", "turn") == expected, asked
+            # A long page ends with what one scan reads.
+            for limit in (1, 50):
+                assert await all_pages(queries.turns, asked, "turns", "turn", limit) == expected, (asked, limit)
     for of, source in SOURCES.items():
         listed = latest_first(row for row in rows if row.batch and (of is None or source in row.batch))
         assert await all_pages(batches.batches, ListBatches(of=of), "batches", "batch") == listed
@@ -462,6 +466,9 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
             newer = await batches.batches(OURS, ListBatches(of=of, before_batch=TurnId(batch), limit=2))
             assert [one.batch for one in older.batches] == listed[number + 1 : number + 3]
             assert [one.batch for one in newer.batches] == listed[max(0, number - 2) : number]
+    for what, user in ((DeleteResource("user", "ann"), "ann"), (DeleteResource("tenant", OURS), None)):
+        expected = latest_first(row for row in running if row.batch and user in (None, row.user))
+        assert [one.turn for one in await store.turns_to_delete(OURS, what)] == expected != []
     assert await store.batch(key(next(row.turn for row in rows if row.batch is None))) is None
     assert await store.new_session(OURS, CreateSession("session-10"), NOON - timedelta(days=9))
     assert await all_pages(queries.sessions, ListSessions(), "sessions", "session") == [*sessions, "session-10"]
@@ -989,8 +996,8 @@ async def test_totals_are_the_sums_of_the_turns_after_any_changes(store: Store) 
     chance = random.Random(7)
     kept: dict[str, TurnRow] = {}
     deleted: list[tuple[TurnRow, dict[str, str | None]]] = []
-    first, theirs = NOON.date(), msgspec.structs.replace(running_row("turn-1", session="session-1"), tenant=THEIRS)
-    await store.record([theirs])
+    first, theirs = NOON.date(), running_row("turn-1", session="session-1", metadata={"team": "c"})
+    await store.record([msgspec.structs.replace(theirs, tenant=THEIRS)])
     before = await totals_of(store, THEIRS, first, first)
 
     async def names_of(row: TurnRow) -> dict[str, str | None]:
