@@ -1093,26 +1093,44 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
     metadata = {"k": "1", "k\0x": "2"} | long | {f"m{number}": "v" for number in range(20)}
     made = msgspec.structs.replace(build_row(key("turn-1"), ended), metadata=msgspec.json.encode(metadata).decode())
     day_after = {"turn": "turn-2", "asked_at": made.asked_at + 24 * 3600 * 10**6, "metadata": "{}", "cursor": 99}
-    rows = [made, msgspec.structs.replace(made, **day_after), msgspec.structs.replace(made, tenant=THEIRS)]
+    later = msgspec.structs.replace(made, **day_after, session="session-2")
     with closing(sqlite3.connect(path)) as database:
         database.executescript(f"{migrations()[0].sql}; PRAGMA user_version = 1;")
-        for number, row in enumerate(rows):
-            for statement in (SESSION_1, TURN_1, USAGE_1)[number == 1 :]:
+        for row in (made, later, msgspec.structs.replace(made, tenant=THEIRS, model="other")):
+            for statement in (SESSION_1, TURN_1, USAGE_1):
                 database.execute(statement, msgspec.structs.asdict(row))
         database.commit()
+        # What versions in between have recorded.
+        for step in migrations(after=1)[: 13 - 1]:
+            database.executescript(f"{step.sql}; PRAGMA user_version = {step.number};")
+        database.execute("UPDATE sessions SET project = 'rivers' WHERE session = 'session-2'")
+        database.execute("UPDATE usage SET asked_by = 'k' WHERE turn = 'turn-2'")
+        for project, by in ((None, None), (None, None), ("rivers", "k")):
+            deleted = (OURS, made.asked_at, project, made.model, by, 2, 5, 3, 2, 1, 7)
+            database.execute(f"INSERT INTO deleted_usage VALUES ({', '.join('?' * 11)})", deleted)
+        database.commit()
     store = await open_store(path)
-    for by, days in (("model", [(2, 22)]), ("day", [(1, 11), (1, 11)]), ("session", [(2, 22)]), ("project", [(2, 22)])):
-        totals = await store.usage(OURS, by, NOON.date(), NOON.date() + timedelta(days=1), "", 9)
-        assert [(total.turns, total.total_tokens) for total in totals] == days
-        assert [total.message_count for total in totals] == [2 * turns for turns, _ in days]
-    assert (await session_of(store, "session-1")).message_count == 2 * made.messages
-    assert (await store.numbered_sessions(OURS, None, 0, 9, NOON))[1] == 1
-    assert (await store.usage(THEIRS, "model", NOON.date(), NOON.date(), "", 9))[0].turns == 1
+    expected = {
+        "model": [(made.model, 5)], "day": [("2026-01-01", 4), ("2026-01-02", 1)],
+        "session": [(None, 3), ("session-1", 1), ("session-2", 1)], "project": [(None, 3), ("rivers", 2)],
+        "key": [(None, 3), ("k", 2)], "user": [(None, 5)], "metadata.k": [("1", 1)],
+    }  # fmt: skip
+    for by, totals in expected.items():
+        found = await store.usage(OURS, by, NOON.date(), NOON.date() + timedelta(days=1), "", 9)
+        assert [(one.key, one.turns) for one in found] == totals
+        assert [(one.total_tokens, one.message_count) for one in found] == [(11 * n, 2 * n) for _, n in totals]
+    (total,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
+    assert round(total.cost_usd * 1e9) == 3 * 7 + made.cost_nusd
+    listed, _ = await store.turns(OURS, {"key": "k"}, None, NEWEST, 9)
+    assert [one.turn for one in listed] == ["turn-2"]
+    assert [(await store.numbered_sessions(OURS, project, 0, 9, NOON))[1] for project in (None, "rivers")] == [2, 1]
+    theirs = await store.usage(THEIRS, "model", NOON.date(), NOON.date(), "", 9)
+    assert [(one.key, one.turns) for one in theirs] == [("other", 1)]
     # As many fields as `labels_of` takes, with the same limits.
     labels = {"model": made.model, "metadata.k": "1", f"metadata.{'n' * 64}": "v" * 512}
     labels |= {f"metadata.m{number}": "v" for number in range(11)}
-    found = await store._database.read("SELECT name, value FROM labels WHERE tenant = 'ours' AND turn = 'turn-1'", {})
-    assert {row["name"]: row["value"] for row in found} == labels
+    rows = await store._database.read("SELECT name, value FROM labels WHERE tenant = 'ours' AND turn = 'turn-1'", {})
+    assert {row["name"]: row["value"] for row in rows} == labels
     assert await store.read_recorded_upto() == 99
     monkeypatch.setattr("tailrace.persistence.store.UNSEARCHED_MAX", 1)
     assert [await store.store_older_words() for _ in range(4)] == [1, 1, 1, 0]
