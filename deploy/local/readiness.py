@@ -17,6 +17,8 @@ from tailrace.deploy.local.ports import in_url
 READY_S_MAX = 30.0
 # A process does not answer while it imports. The start of a generator takes 1.3 s of CPU time, and `up` may start 64.
 START_S_MAX = 2.0
+# All processes are ready by then. A gateway reads the state of the others every second.
+SERVING_S_MAX = 5.0
 POLL_S = 0.1
 # A gateway that is still starting leaves the request in the socket's queue; a new request is faster than waiting.
 RESPONSE_S_MAX = 2.0
@@ -79,19 +81,29 @@ async def wait_ready(checks: Mapping[str, HealthCheck], report: Callable[[str], 
             report(f"{late}: still starting")
 
 
-async def wait_serving(host: str, port: int) -> None:
-    """Returns when a gateway answers `/readyz` with 200: all gateways share one socket, so any of them may answer.
+async def wait_serving(host: str, port: int) -> dict[str, str]:
+    """Waits until a gateway answers `/readyz` with 200. After `SERVING_S_MAX`, returns the parts that are not ready.
 
-    Raises UpRefused after `READY_S_MAX`, with the last response.
+    All gateways share one socket, so any of them may answer. Raises UpRefused if none does within `READY_S_MAX`.
     """
-    last = Response(0, "")
     try:
         async with asyncio.timeout(READY_S_MAX):
-            while (last := await http_get(host, port)).status != 200:  # noqa: ASYNC110  # other processes end it
+            while not (await http_get(host, port)).status:  # noqa: ASYNC110  # other processes end it
                 await asyncio.sleep(POLL_S)
     except TimeoutError as error:
-        what = f"answers {last.body or last.status}" if last.status else "does not answer; see its lines above"
-        raise UpRefused(f"not ready after {READY_S_MAX:g} s: the gateway {what}") from error
+        late = f"not ready after {READY_S_MAX:g} s: the gateway does not answer; see its lines above"
+        raise UpRefused(late) from error
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SERVING_S_MAX):
+            await wait_ok(host, port)
+            return {}
+    return _unready_parts(await http_get(host, port))
+
+
+async def wait_ok(host: str, port: int) -> None:
+    """Returns when a gateway answers `/readyz` with 200."""
+    while (await http_get(host, port)).status != 200:  # noqa: ASYNC110  # other processes end it
+        await asyncio.sleep(POLL_S)
 
 
 def is_starting(response: Response) -> bool:
@@ -114,7 +126,11 @@ async def find_unready(url: str) -> dict[str, str]:
     Empty if it is ready. If it does not answer, the only part is `gateway`.
     """
     address = urlsplit(url)
-    response = await http_get(address.hostname or "", address.port or 0)
+    return _unready_parts(await http_get(address.hostname or "", address.port or 0))
+
+
+def _unready_parts(response: Response) -> dict[str, str]:
+    """Returns the parts that are not ready in an answer to `/readyz`, with their details. Empty if all are ready."""
     if response.status == 200:
         return {}
     with suppress(msgspec.DecodeError):

@@ -12,7 +12,7 @@ import socket
 import sys
 from asyncio import TaskGroup
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from tailrace.deploy.cli import streams
@@ -27,7 +27,7 @@ from tailrace.deploy.local.nats_log import FILE, NatsLogFile
 from tailrace.deploy.local.nats_server import ServerSpec
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import Plan, process_specs
-from tailrace.deploy.local.readiness import generator_detail, wait_ready, wait_serving
+from tailrace.deploy.local.readiness import generator_detail, wait_ok, wait_ready, wait_serving
 from tailrace.deploy.local.rolling_restart import SIGNAL, RollingRestart
 from tailrace.deploy.local.status_file import FILE as STATUS_FILE
 from tailrace.deploy.local.status_file import StatusFile
@@ -157,7 +157,7 @@ async def start_and_watch(
         supervisor.start(spec)
     checks = {spec.name: spec.readiness for spec in specs if spec.readiness}
     await wait_ready(checks, console.log)
-    await wait_serving(plan.host, plan.port)
+    unready = await wait_serving(plan.host, plan.port)
     supervisor.has_started = True
     rows = [(name, str(child.pid or "-"), *child.spec.where) for name, child in supervisor.children.items()]
     console.print(
@@ -175,12 +175,18 @@ async def start_and_watch(
     restart = RollingRestart(specs, supervisor, status)
     # Before the file, whose reader may send the signal.
     asyncio.get_running_loop().add_signal_handler(SIGNAL, restart.requested.set)
-    status.write()
+    with suppress(OSError):  # `watch` reports it and tries again
+        status.write()
     running.record(options.data_dir)
-    console.print(f"ready {plan.url}")
     async with TaskGroup() as tasks:
         tasks.create_task(watch(servers, nats_urls[ADMIN], supervisor, status))
         tasks.create_task(restart.run())
+        # Also with a full log or disk: stored turns can be read, running ones end, and `watch` repairs nats-server.
+        if unready:
+            why = "; ".join(f"{name}: {detail}" for name, detail in unready.items())
+            console.log(f"not ready: {why} (docs/RUNBOOK.md, A part is not ready). The processes continue")
+            await wait_ok(plan.host, plan.port)
+        console.print(f"ready {plan.url}")
 
 
 async def start_nats(

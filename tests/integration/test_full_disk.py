@@ -1,7 +1,10 @@
 """A full disk under `up`: it is reported, stored turns stay readable, and it recovers when there is space."""
 
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
+from signal import SIGTERM
 
 import httpx2
 import pytest
@@ -12,7 +15,7 @@ from tailrace.deploy.local.watch import is_stuck
 from tests.harness.disk import MIB, needs_mount, small_disk
 from tests.harness.generator_in_loop import words
 from tests.harness.until import until
-from tests.harness.up import LEAN, running
+from tests.harness.up import LEAN, START_S_MAX, STOP_S_MAX, running
 
 SIZE = 64 * MIB
 
@@ -27,13 +30,11 @@ def test_only_a_failed_write_needs_a_restart_of_the_server() -> None:
     assert not is_stuck(Response(0, ""))
 
 
-def fill(directory: Path) -> None:
-    with (directory / "junk").open("wb", buffering=0) as junk:
-        try:
-            while True:
-                junk.write(b"x" * 4096)
-        except OSError:
-            return
+def fill(directory: Path, free_bytes: int = 0) -> None:
+    with (directory / "junk").open("wb", buffering=0) as junk, suppress(OSError):
+        while True:
+            junk.write(b"x" * 4096)
+    os.truncate(directory / "junk", (directory / "junk").stat().st_size - free_bytes)
 
 
 @pytest.mark.rule("F16")
@@ -81,6 +82,36 @@ async def test_a_full_disk_is_reported_and_recovers_when_there_is_space(tmp_path
             assert (await client.get(path)).text == words(20)
         reports = re.findall(r"^up +\| nats-server stopped storing after a failed write; ", up.text, re.MULTILINE)
         assert len(reports) == 1
+
+
+@pytest.mark.rule("F16")
+@needs_mount
+@pytest.mark.timeout(120)
+async def test_up_starts_on_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
+    """It says what is not ready, stored turns can be read, and it prints `ready` when there is space."""
+    there = tmp_path / "data"
+    there.mkdir(mode=0o700)
+    with small_disk(there, SIZE):
+        with running(tmp_path, *LEAN) as up:
+            async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=20) as client:
+                accepted = (await client.post("/v1/turns", json={"message": "#sim words=20 rate=0"})).json()
+                path = f"/v1/turns/{accepted['turn']}/events?dialect=text"
+                assert (await client.get(path)).text == words(20)
+            up.process.send_signal(SIGTERM)
+            assert up.process.wait(STOP_S_MAX) == 0
+        fill(there, free_bytes=MIB // 4)
+        with running(tmp_path, *LEAN) as up:
+            reported = "not ready: log: the disk has 0 MiB left"
+            await until(lambda: re.search(rf"^up +\| {reported}", up.text, re.MULTILINE), START_S_MAX)
+            url = re.search(r"Open this page: +(http://[^/]+)/", up.text)
+            assert url is not None
+            async with httpx2.AsyncClient(base_url=url[1], trust_env=False, timeout=20) as client:
+                assert (await client.get(path)).text == words(20)
+                assert (await client.post("/v1/turns", json={"message": "#sim"})).json()["error"]["code"] == "log_full"
+                assert not up.find_line("ready http://")
+                (there / "junk").unlink()
+                await up.ready()
+                assert (await client.post("/v1/turns", json={"message": "#sim words=1"})).status_code == 202
 
 
 async def is_refused(posting: object) -> tuple[int, str] | None:

@@ -44,22 +44,18 @@ def http(status: int, body: str) -> bytes:
 async def test_up_waits_until_the_gateway_answers_200() -> None:
     """Silence, garbage and 503 mean that it is not ready yet."""
     async with answering_server(b"", b"hello\r\n\r\n", http(503, "{}"), http(200, "{}")) as port:
-        await wait_serving("127.0.0.1", port)
+        assert await wait_serving("127.0.0.1", port) == {}
         assert await http_get("127.0.0.1", port) == Response(200, "{}")
 
 
 async def test_the_timeout_message_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answer of the gateway names the process that is missing. Many processes have more time together."""
+    """Many processes have more time together."""
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
     monkeypatch.setattr("tailrace.deploy.local.readiness.START_S_MAX", 0.2)
     [unused] = find_free(1)
-    async with (
-        answering_server(http(503, '{"persistence":"no answer"}')) as refusing,
-        answering_server(http(200, "tailrace_ready 0.0\n")) as process,
-    ):
+    async with answering_server(http(200, "tailrace_ready 0.0\n")) as process:
         unready = HealthCheck(process, "/metrics", "tailrace_ready 1.0")
         for waiting, message in (
-            (wait_serving("127.0.0.1", refusing), '0.3 s: the gateway answers {"persistence":"no answer"}'),
             (wait_serving("127.0.0.1", unused), "0.3 s: the gateway does not answer; see its lines above"),
             (wait_ready({"generator-2": unready}, print), "0.3 s: see the lines that `up` printed"),
             (wait_ready(dict.fromkeys("abc", unready), print), "0.6 s: see the lines that `up` printed"),
@@ -67,6 +63,14 @@ async def test_the_timeout_message_says_what_is_missing(monkeypatch: pytest.Monk
             with pytest.raises(UpRefused) as refusal:
                 await waiting
             assert str(refusal.value).partition("not ready after ")[2] == message
+
+
+async def test_the_wait_for_the_gateway_returns_the_parts_that_are_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`up` then serves what works: with a full log, stored turns can be read."""
+    monkeypatch.setattr("tailrace.deploy.local.readiness.SERVING_S_MAX", 0.3)
+    parts = '{"ok":false,"nats":{"ok":true},"log":{"ok":false,"detail":"96% of the log\'s bytes are used"}}'
+    async with answering_server(http(503, parts)) as full:
+        assert await wait_serving("127.0.0.1", full) == {"log": "96% of the log's bytes are used"}
 
 
 async def test_up_waits_until_each_process_is_ready() -> None:
