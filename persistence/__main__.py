@@ -13,7 +13,7 @@ import structlog
 from tailrace.persistence.batch_queries import BatchQueries
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import SharedCatchUp
-from tailrace.persistence.commands import Commands
+from tailrace.persistence.commands import Commands, delete_again
 from tailrace.persistence.database import display, global_name, open_database, set_aside
 from tailrace.persistence.file_queries import FileQueries
 from tailrace.persistence.queries import Queries
@@ -85,11 +85,13 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         await deliveries.reset()
         logger.info("replaying the log from its beginning", why="new database" if store.is_new else "older database")
     await store.migrate()
+    tombstones = Tombstones(connection)
     if not await deliveries.can_continue_after(store.read_recorded_upto):
+        # Before the reset: a process that is killed in between starts it again.
+        await delete_again(store, tombstones, turns)
         await deliveries.reset()
         await store.reset_recorded_upto()
         logger.info("replaying the log from its beginning", why="restored database")
-    tombstones = Tombstones(connection)
     unstored = UnstoredTurns(turns, tombstones, store, settings.unstored_s)
     recorder = Recorder(
         turns,

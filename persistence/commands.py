@@ -4,15 +4,17 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
+import structlog
+
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.rpc import CatchUp, handler
-from tailrace.persistence.store import Store
+from tailrace.persistence.store import DELETE_TURNS_MAX, Store
 from tailrace.persistence.unstored import UnstoredTurns
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.nats import Tombstones
+from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.records import GetSession, GetTurn, SessionRecord
 from tailrace.proto.resources import (
@@ -27,6 +29,8 @@ from tailrace.proto.resources import (
     TurnToDelete,
 )
 from tailrace.proto.subjects import TurnKey
+
+logger = structlog.get_logger()
 
 
 class Commands:
@@ -123,6 +127,37 @@ class Commands:
             case "user" | "tenant":
                 # These are no resources: erasing them a second time finds nothing.
                 pass
+
+
+async def delete_again(store: Store, tombstones: Tombstones, log: TurnLog) -> None:
+    """Deletes the rows of turns with a tombstone, which a restored database has again.
+
+    The log keeps tombstones for a day. Raises LogUnavailable, StoreError.
+    """
+    count = 0
+
+    async def delete(keys: Sequence[TurnKey]) -> int:
+        # A turn that was stored again under its old id, see Recorder.
+        stored = await log.find_stored(keys)
+        turns: dict[Tenant, list[TurnId]] = {}
+        for key in keys:
+            if key not in stored:
+                turns.setdefault(key.tenant, []).append(key.turn)
+        rows = [
+            await store.delete(tenant, DeleteResource("turn", deleted[0], tuple(deleted)))
+            for tenant, deleted in turns.items()
+        ]
+        return sum(one.turns for one in rows)
+
+    keys: list[TurnKey] = []
+    async for key in tombstones.every():
+        keys.append(key)
+        if len(keys) == DELETE_TURNS_MAX:
+            count += await delete(keys)
+            keys = []
+    count += await delete(keys)
+    if count:
+        logger.warning("turns that were deleted after the backup were deleted again", turns=count)
 
 
 def _may_delete_rows(remaining: Sequence[TurnId], purged: Collection[TurnId]) -> bool:

@@ -37,6 +37,7 @@ EVERY_BUDGET = "budgets.>"
 EVERY_SLOT = "slots.>"
 EVERY_AUDIT = "audit.*"
 EVERY_UNSTORED = "$KV.CLAIMS.unstored.>"
+EVERY_TOMBSTONE = "$KV.CLAIMS.deleted.>"
 # The write probes of all processes (PROTOCOL R68). Names of claims are hexadecimal.
 CLAIMS_PROBE = "$KV.CLAIMS.probe"
 

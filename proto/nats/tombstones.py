@@ -1,7 +1,7 @@
 """Tombstones of deleted turns, in the bucket CLAIMS, which keeps them as long as the log keeps turns (PROTOCOL R35)."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ import nats.errors
 
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.runtime.gather import gather_limited
-from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_UNSTORED, TurnKey
+from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_TOMBSTONE, EVERY_UNSTORED, TurnKey
 
 # The text of a removed note. The bucket allows no deletion of single messages: one with a TTL replaces the note.
 REMOVED = b"removed"
@@ -44,6 +44,13 @@ class Tombstones:
     async def exists(self, key: TurnKey) -> bool:
         """Asks the stream's leader whether the turn has a tombstone. Raises LogUnavailable."""
         return await self._leader.last(subjects.tombstone(key)) is not None
+
+    async def every(self) -> AsyncIterator[TurnKey]:
+        """Yields the turns that have a tombstone, one request to the stream's leader each. Raises LogUnavailable."""
+        found = await self._leader.first(EVERY_TOMBSTONE, BEFORE_FIRST + 1)
+        while found is not None:
+            yield _key(found.subject)
+            found = await self._leader.first(EVERY_TOMBSTONE, found.seq + 1)
 
     async def mark_deletion(self, key: TurnKey) -> None:
         """Marks a running turn before its deletion cancels it, or an input of a batch. Raises LogUnavailable."""
@@ -81,8 +88,7 @@ class Tombstones:
             found = await self._leader.first(EVERY_UNSTORED, found.seq + 1)
         if found is None:
             return None
-        tenant, turn = found.subject.split(".")[-2:]
-        return Unstored(found.seq, TurnKey(Tenant(tenant), TurnId(turn)), found.time)
+        return Unstored(found.seq, _key(found.subject), found.time)
 
     async def _publish(
         self, subject: str, failure: str, data: bytes = b"", headers: dict[str, str] | None = None
@@ -92,3 +98,8 @@ class Tombstones:
             await self._connection.jetstream.publish(subject, data, headers=headers)
         except nats.errors.Error as error:
             raise LogUnavailable(f"{failure} ({type(error).__name__}): retry") from error
+
+
+def _key(subject: str) -> TurnKey:
+    tenant, turn = subject.split(".")[-2:]
+    return TurnKey(Tenant(tenant), TurnId(turn))

@@ -19,16 +19,26 @@ import pytest
 from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.proto.errors import StoreError
+from tailrace.proto.errors import Refused, StoreError
+from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, ListSessions, SessionPage, SessionRecord, TurnRecord, record_from_fold
-from tailrace.proto.resources import CreateProject, CreateSession, GetProject, ProjectRecord
+from tailrace.proto.resources import (
+    CreateProject,
+    CreateSession,
+    DeleteResource,
+    GetProject,
+    GetUsage,
+    ProjectRecord,
+    Remaining,
+    UsagePage,
+)
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
 from tests.harness.generator_in_loop import running_generator, words
 from tests.harness.persistence_in_loop import Persistence
-from tests.harness.turn_writer import OURS, new_writer, write_turn
+from tests.harness.turn_writer import OURS, Writer, new_writer, write_turn
 from tests.harness.until import until
 from tests.integration.conftest import NewGateway
 from tests.integration.test_persistence_recorder import expected_rows, rows
@@ -373,6 +383,41 @@ async def test_a_restored_backup_gets_all_later_turns_from_the_log(
     assert await replay_reasons(url, database) == ["restored database"]
     await assert_complete(url, database, own_log, keys)
     assert await replay_reasons(url, database) == []
+
+
+@pytest.mark.rule("R27")
+@pytest.mark.rule("R35")
+async def test_a_restored_backup_has_no_turn_that_was_deleted_after_it(
+    own_server: NatsServer, own_log: TurnLog, database: Path, tmp_path: Path
+) -> None:
+    """NATS has their tombstones for a day. Their usage stays counted; a turn that the log has again is kept."""
+    kept, deleted, stored_again = [await write_turn(own_log, text) for text in ("Light", "scatters", "and bends")]
+    async with Persistence(own_server.url, database) as persistence:
+        before = await usage(persistence, await own_log.read_turn(kept))
+    shutil.copy(database, tmp_path / "copy.db")
+    async with Persistence(own_server.url, database) as persistence:
+        for key in (deleted, stored_again):
+            await own_log.purge(key)
+            await persistence.ask(OURS, "delete", DeleteResource("turn", key.turn, (key.turn,)), Remaining)
+        await Writer(own_log, stored_again).store_request()
+        await write_turn(own_log, "afterwards")
+    for _ in range(2):
+        shutil.copy(tmp_path / "copy.db", database)
+        assert await replay_reasons(own_server.url, database) == ["restored database"]
+    async with Persistence(own_server.url, database) as persistence:
+        assert (await persistence.ask(OURS, "turn", GetTurn(kept.turn), TurnRecord)).text == "Light"
+        assert (await persistence.ask(OURS, "turn", GetTurn(stored_again.turn), TurnRecord)).outcome == "running"
+        with pytest.raises(Refused, match="no turn has this id"):
+            await persistence.ask(OURS, "turn", GetTurn(deleted.turn), TurnRecord)
+        assert await usage(persistence, await own_log.read_turn(kept)) == before + 1
+
+
+async def usage(persistence: Persistence, of: Turn) -> int:
+    """Returns the number of turns of the day of a turn."""
+    assert of.asked_at is not None
+    day = of.asked_at.date()
+    (line,) = (await persistence.ask(OURS, "usage", GetUsage("day", day, day), UsagePage)).usage
+    return line.turns
 
 
 @pytest.mark.rule("R27")
