@@ -133,7 +133,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
             _run_beside(blobs.run, stop),
             _run_beside(unstored.run, stop),
             _run_beside(partial(_index_older, store), stop),
-            _run_beside(Retention(store, deliveries.beginning, settings.history_days).run, stop),
+            _run_beside(Retention(store, deliveries, settings.history_days).run, stop),
         ):
             await recorder.run(answered)
     finally:

@@ -4,8 +4,7 @@ A session is deleted when the log has none of its turns any more, so that no ent
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 import structlog
@@ -13,6 +12,7 @@ import structlog
 from tailrace.persistence.run_every import run_every
 from tailrace.persistence.store import DELETE_TURNS_MAX, Store
 from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.nats import Deliveries
 from tailrace.proto.resources import DeleteResource
 
 logger = structlog.get_logger()
@@ -23,12 +23,12 @@ INTERVAL_S = 60.0
 class Retention:
     """Deletes old sessions of all tenants.
 
-    `read_beginning` returns the sequence of the log's first entry, and when the log was created.
+    The ages are those of the log's clock: a wrong clock of this machine would delete the whole history.
     """
 
-    def __init__(self, store: Store, read_beginning: Callable[[], Awaitable[tuple[Seq, datetime]]], days: int) -> None:
+    def __init__(self, store: Store, log: Deliveries, days: int) -> None:
         self._store = store
-        self._read_beginning = read_beginning
+        self._log = log
         self._days = days
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -38,13 +38,13 @@ class Retention:
         await stop.wait()
 
     async def _delete_old(self) -> None:
-        before = datetime.now(UTC) - timedelta(days=self._days)
+        before = await self._log.now() - timedelta(days=self._days)
         count = 0
-        beginning = await self._read_beginning()
+        beginning = await self._log.beginning()
         while sessions := await self._store.old_sessions(before, *beginning):
             for tenant, session in sessions:
                 count += await self._delete(tenant, session, before, *beginning)
-            beginning = await self._read_beginning()
+            beginning = await self._log.beginning()
         if count:
             logger.info("old sessions were deleted", sessions=count, days=self._days)
 

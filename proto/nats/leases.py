@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol, Self
 
+import msgspec
 import nats.errors
 import nats.js.errors
 import structlog
@@ -26,6 +27,7 @@ logger = structlog.get_logger()
 # the server sends to a process that has stopped is lost until the leases expire.
 PULL_S = 0.5
 AWAY_WAIT_S = 0.25
+INFO_S = 5.0
 # Renewals per `ack_wait`: two of them may be lost (PROTOCOL R18).
 RENEWALS = 3
 # Some leases are renewed with a request. One after the other, thousands of them would take longer than they live.
@@ -239,6 +241,14 @@ class Deliveries:
         info = await self._connection.stream_info(STREAM)
         return Seq(info.state.first_seq), info.created or datetime.fromtimestamp(0, UTC)
 
+    async def now(self) -> datetime:
+        """Returns the time of nats-server's clock, which also dates the entries. Raises LogUnavailable."""
+        reply = await self._connection.request(f"$JS.API.STREAM.INFO.{STREAM}", b"", timeout_s=INFO_S)
+        try:
+            return msgspec.json.decode(reply.data, type=_StreamInfo).ts
+        except msgspec.DecodeError as error:
+            raise LogUnavailable(f"the stream {STREAM} does not answer: {error}") from error
+
     async def last(self) -> Seq:
         """Returns the stream's last sequence from its leader, so that no acknowledged entry is after it.
 
@@ -260,6 +270,12 @@ class Deliveries:
         """Returns the next entry after `seq` from the stream's leader, or BEFORE_FIRST if there is none."""
         found = await Leader(self._connection, STREAM).first(subject, seq + 1)
         return BEFORE_FIRST if found is None else found.seq
+
+
+class _StreamInfo(msgspec.Struct):
+    """The field of a stream's info that nats-py does not read."""
+
+    ts: datetime
 
 
 class Backlog(NamedTuple):

@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,19 @@ async def is_there(persistence: Persistence, key: TurnKey) -> bool:
 
 @pytest.mark.rule("R92")
 async def test_a_session_that_was_not_used_for_long_is_deleted_when_the_log_has_none_of_it(
-    own_server: NatsServer, own_log: TurnLog, tmp_path: Path
+    own_server: NatsServer, own_log: TurnLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not one whose turn is still in the log, nor one that was used. The usage stays counted."""
+    """Not one whose turn is still in the log, nor one that was used. The usage stays counted.
+
+    The clock of this machine is wrong by a year, and does not count.
+    """
+
+    class WrongClock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(days=365)
+
+    monkeypatch.setattr("tailrace.persistence.retention.datetime", WrongClock)
     database = tmp_path / "tailrace.db"
     old, used, in_log = [await write_turn(own_log, "Light", session=name) for name in ("old", "used", "in-log")]
     async with Persistence(own_server.url, database) as persistence:
