@@ -85,7 +85,7 @@ def render(found: Timeline) -> str:
         "",
         f"recorded   {recorded}",
         *([f"used       {_usage(found.end)}"] if found.end is not None else []),
-        *([f"skipped    {found.skipped_entries} entries of a fork"] if found.skipped_entries else []),
+        *([f"skipped    {found.skipped_entries} entries: a fork, or damage"] if found.skipped_entries else []),
         f"delivered  {found.delivered}",
     ]
     return "\n".join(lines)
