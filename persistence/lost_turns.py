@@ -36,7 +36,7 @@ class LostTurnFinder:
     async def check(self) -> bool:
         """Ends lost turns, at most once in `INTERVAL_S`. What fails now is done by the next call.
 
-        Returns whether it has used the database. Raises StoreBusy and StoreUnwritable.
+        Returns whether it has used the database. Raises StoreBusy, StoreUnwritable and StoreRolledBack.
 
         An expired turn is recognised by its cursor, which is before the log's first sequence. But the cursors of a
         restored database may be those of another log, and cannot be compared with this log. Therefore each turn that

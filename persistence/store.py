@@ -205,13 +205,7 @@ class Store:
                 joining.setdefault((row["tenant"], row["session"]), row)
         turns = msgspec.json.encode([(one.tenant, one.session, one.turn) for one in rows]).decode()
         async with self._write() as writer:
-            (found,) = await writer.read(self._sql["recorded_upto"], {})
-            if found["seq"] < self._recorded_upto:
-                raise StoreRolledBack(
-                    f"the database has recorded the log up to {found['seq']}, and this process had recorded it up to "
-                    f"{self._recorded_upto}: it was restored, or a failover has lost commits. The next start records "
-                    "the log again"
-                )
+            await self._require_recorded(writer)
             await writer.executemany(self._sql["count_project"], joining.values())
             for statement in ("put_session", "put_project", "put_turn", "put_labels"):
                 await writer.executemany(self._sql[statement], columns)
@@ -222,6 +216,16 @@ class Store:
             await writer.executemany(self._sql["put_blob_uses"], columns)
             await writer.execute(self._sql["set_recorded_upto"], {"seq": reached})
         self._recorded_upto = max(self._recorded_upto, reached)
+
+    async def _require_recorded(self, writer: Transaction) -> None:
+        """Raises StoreRolledBack if the database lacks a commit of `record` of this process."""
+        (found,) = await writer.read(self._sql["recorded_upto"], {})
+        if found["seq"] < self._recorded_upto:
+            raise StoreRolledBack(
+                f"the database has recorded the log up to {found['seq']}, and this process had recorded it up to "
+                f"{self._recorded_upto}: it was restored, or a failover has lost commits. The next start records "
+                "the log again"
+            )
 
     async def read_id(self) -> str:
         """Returns the random id of the database."""
@@ -237,8 +241,12 @@ class Store:
             await writer.execute(self._sql["reset_recorded_upto"], {})
 
     async def fail_expired(self, first: Seq) -> int:
-        """Ends the running turns that have left the log, which begins at `first`, as failed; returns their number."""
+        """Ends the running turns that have left the log, which begins at `first`, as failed; returns their number.
+
+        Raises StoreRolledBack as `record` does: it may be long until the next turn is recorded.
+        """
         async with self._write() as writer:
+            await self._require_recorded(writer)
             return await writer.execute(self._sql["fail_expired_turns"], {"first": first, "error": LOST_ERROR})
 
     async def running_turns(self) -> list[TurnKey]:

@@ -269,6 +269,9 @@ async def test_a_database_that_lacks_what_was_committed_is_not_written(either_da
     await administrator.reset_recorded_upto()
     with pytest.raises(StoreRolledBack, match="up to 0, and this process had recorded it up to 7"):
         await store.record([running_row("turn-2")], Seq(8))
+    # No turn may be recorded for hours.
+    with pytest.raises(StoreRolledBack):
+        await store.fail_expired(Seq(1))
     assert (await store.turn(key("turn-2")), await store.read_recorded_upto()) == (None, 0)
     for one in (store, administrator):
         await one.close()
