@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
-from itertools import count
+from itertools import count, takewhile
 from math import inf
 from pathlib import Path
 from typing import Any, Self
@@ -299,6 +299,11 @@ def move_aside(path: Path) -> Path | None:
         if (part := Path(f"{path}{suffix}")).exists():
             part.rename(f"{aside}{suffix}")
     return aside if aside.exists() else None
+
+
+def find_set_aside(path: Path) -> list[Path]:
+    """Returns the files to which `move_aside` has renamed a database, oldest first."""
+    return list(takewhile(Path.exists, (Path(f"{path}.damaged-{n}") for n in count(1))))
 
 
 def require_known_schema(path: Path) -> None:

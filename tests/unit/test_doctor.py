@@ -16,6 +16,7 @@ from tailrace.deploy.local import running
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.status_file import FILE, UpStatus
+from tailrace.persistence.database import open_database
 from tailrace.proto.version import VERSION
 from tests.harness.turn_builder import NOON
 
@@ -114,6 +115,18 @@ async def test_the_key_of_another_backend_is_not_checked(
     found = await findings(Options(port=0, data_dir=tmp_path), **environ, **key)
     assert (found["Model key"].level, found["Model key"].detail.partition(":")[0]) == ("ok", "not checked")
     assert "Clock" not in found
+
+
+async def test_a_database_that_was_set_aside_is_a_warning(tmp_path: Path) -> None:
+    """The history then lacks older turns, and nothing else says so later."""
+    await (await open_database(tmp_path / "tailrace.db", busy_timeout_s=1)).close()
+    (tmp_path / "tailrace.db.damaged-1").write_bytes(b"damaged")
+    (tmp_path / "tailrace.db.damaged-2").write_bytes(b"damaged")
+    found = (await findings(Options(port=0, data_dir=tmp_path)))["Database"]
+    assert (found.level, found.detail.partition(" was damaged")[0]) == (
+        "warning",
+        str(tmp_path / "tailrace.db.damaged-2"),
+    )
 
 
 async def test_a_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
