@@ -6,6 +6,7 @@ real one. Persistence is restarted whenever it ends, as `up` does.
 
 import asyncio
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -49,6 +50,7 @@ Fault = Callable[[Path], Any]
 # SQLite's default. The first page holds the schema.
 PAGE_BYTES = 4096
 DISK_BYTES = 4 * 1024**2
+DOCS = Path(__file__).parents[2] / "docs"
 RESTART_S = 0.1
 HEAL_S_MAX = 30.0
 WORDS = 5
@@ -418,6 +420,43 @@ async def usage(persistence: Persistence, of: Turn) -> int:
     day = of.asked_at.date()
     (line,) = (await persistence.ask(OURS, "usage", GetUsage("day", day, day), UsagePage)).usage
     return line.turns
+
+
+def damage_page_of(text: str, database: Path) -> None:
+    """Damages a page that has `text`."""
+    page = database.read_bytes().index(text.encode()) // PAGE_BYTES
+    overwrite(database, page * PAGE_BYTES, os.urandom(PAGE_BYTES))
+
+
+def restore_as_the_docs_say(database: Path) -> None:
+    """Sets the database aside and restores it with the commands of docs/BACKUP.md."""
+    database.rename(f"{database}.damaged-1")
+    steps = DOCS.joinpath("BACKUP.md").read_text().partition("## Read what a damaged file still has")[2]
+    commands = re.findall(r"^ {7}(.*)$", steps.partition("\n## ")[0], re.MULTILINE)
+    script = "\n".join(commands).replace(".tailrace/", f"{database.parent.name}/")
+    subprocess.run(script, shell=True, check=True, cwd=database.parents[1])
+    shutil.copy(database.parents[1] / "copy.db", database)
+
+
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="the command sqlite3 is not installed")
+async def test_what_a_damaged_file_still_has_can_be_restored_as_the_docs_say(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """A turn that the log has not any more is lost only if its page is damaged."""
+    texts = [f"{number:03}" * 300 for number in range(30)]
+    keys = [await write_turn(own_log, text) for text in texts]
+    await assert_complete(own_server.url, database, own_log, keys)
+    await own_connection.jetstream.purge_stream(STREAM)
+    damage_page_of(texts[15], database)
+    restore_as_the_docs_say(database)
+    found = []
+    async with Persistence(own_server.url, database) as persistence:
+        for key in [*keys, await write_turn(own_log, "afterwards")]:
+            with suppress(Refused):
+                found.append((await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)).text)
+    assert set(found) < {*texts, "afterwards"}
+    assert "afterwards" in found
+    assert len(found) > len(texts) - 6
 
 
 @pytest.mark.rule("R27")
