@@ -196,7 +196,11 @@ async def copy(old: Sequence[ServerSpec], options: Options, stage: Path, console
                 break
             except LogUnavailable as error:
                 if not attempts_left:
-                    raise UpRefused(f"the log could not be copied ({error}); nothing was changed. Try again") from error
+                    shutil.rmtree(stage, ignore_errors=True)
+                    raise UpRefused(
+                        f"the log could not be copied ({error}); nothing was changed. The copy needs space beside the "
+                        "log. Make room, and try again"
+                    ) from error
                 console.log(f"copying the log again: {error}")
         await _stop(servers, source)
 

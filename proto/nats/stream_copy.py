@@ -42,7 +42,10 @@ async def _copy(source: Connection, target: Connection, name: str, replicas: int
     if config.get("max_bytes", -1) > 0:
         config["max_bytes"] = min(config["max_bytes"], bytes_max)
     restore = {"config": config, "state": snapshot["state"]}
-    to = (await _ask(target, f"$JS.API.STREAM.RESTORE.{name}", restore))["deliver_subject"]
+    accepted = await _ask(target, f"$JS.API.STREAM.RESTORE.{name}", restore)
+    # nats-server 2.15 may answer with another type on a full disk.
+    if (to := accepted.get("deliver_subject")) is None:
+        raise LogUnavailable(f"the server does not accept the copy of {name}: {accepted.get('type')}")
     while (chunk := await chunks.next_msg(timeout=STEP_TIMEOUT_S)).data:
         _require_success(await target.request(to, chunk.data, timeout_s=STEP_TIMEOUT_S))
         if chunk.reply:

@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from signal import SIGTERM
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import pytest_asyncio
 
 from tailrace.deploy.local import migrate_log
 from tailrace.deploy.local.console import Console
+from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.options import Options
 from tailrace.proto.errors import LogUnavailable
@@ -83,6 +86,19 @@ async def test_the_rest_of_an_interrupted_copy_is_refused_as_a_target(ends: tupl
         await copy(source, target)
 
 
+class FullServer:
+    """A target on a full disk: nats-server 2.15.1 answered the second attempt to restore TURNS like this."""
+
+    async def request(self, *_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(data=b'{"type":"io.nats.jetstream.api.v1.stream_delete_response","success":true}')
+
+
+async def test_an_answer_of_another_type_ends_a_copy(ends: tuple[Connection, Connection]) -> None:
+    """Then `up` says in one sentence that the log could not be copied."""
+    with pytest.raises(LogUnavailable, match=r"does not accept the copy of TURNS: .*stream_delete_response"):
+        await copy(ends[0], cast("Connection", FullServer()))
+
+
 async def test_an_interrupted_copy_is_repeated_from_the_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,3 +121,17 @@ async def test_an_interrupted_copy_is_repeated_from_the_beginning(
         connection = await Connection.open(server.url, "test")
         assert (await read_held(connection))[STREAM] == (2, 3, 3)
         await connection.close()
+
+
+async def test_a_copy_that_fails_leaves_nothing_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy on a full disk would keep it full."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise LogUnavailable("no space")
+
+    options, stage = Options(data_dir=tmp_path), tmp_path / "moving"
+    (old,) = migrate_log.server_specs(options, tmp_path)
+    monkeypatch.setattr(stream_copy, "copy_streams", refuse)
+    with pytest.raises(UpRefused, match=r"could not be copied \(no space\); nothing was changed"):
+        await migrate_log.copy([old], options, stage, Console(io.StringIO(), width=2, coloured=False))
+    assert not stage.exists()
