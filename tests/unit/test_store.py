@@ -1133,7 +1133,8 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
     labels = {"model": made.model, "metadata.k": "1", f"metadata.{'n' * 64}": "v" * 512}
     labels |= {f"metadata.m{number}": "v" for number in range(11)}
     rows = await store._database.read("SELECT name, value FROM labels WHERE tenant = 'ours' AND turn = 'turn-1'", {})
-    assert {row["name"]: row["value"] for row in rows} == labels
+    # Newer versions of SQLite do not cut a name at a NUL character.
+    assert {row["name"]: row["value"] for row in rows if "\0" not in row["name"]} == labels
     assert await store.read_recorded_upto() == 99
     monkeypatch.setattr("tailrace.persistence.store.UNSEARCHED_MAX", 1)
     assert [await store.store_older_words() for _ in range(4)] == [1, 1, 1, 0]
