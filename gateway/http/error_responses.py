@@ -22,11 +22,10 @@ logger = structlog.get_logger()
 
 # Errors of the router, which have a status alone.
 BY_STATUS = {
-    404: ("route_not_found", "no route has the path {path}: GET / lists the routes, /docs describes them"),
+    404: ("route_not_found", "there is nothing here: GET / lists the routes, /docs describes them"),
     405: ("method_not_allowed", "{method} is not allowed on this route; use {allowed}."),
 }
 ORIGIN_CHARS_MAX = 253
-PATH_CHARS_MAX = 128
 RETRY_AFTER_S = 2
 NO_MEMORY = "this gateway has no memory for the request: retry later"
 
@@ -116,12 +115,9 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
     """Returns the response for an error of Starlette's router, such as an unknown path."""
     assert isinstance(error, HTTPException)  # noqa: S101
     code, message = BY_STATUS.get(error.status_code, ("request_invalid", "the request cannot be answered"))
-    path = request.url.path
-    if error.status_code in BY_STATUS and (advice := advice_for(path)) is not None:
-        return response("route_not_found", f"{request.method} {path[:PATH_CHARS_MAX]} does not exist: {advice}")
+    if error.status_code in BY_STATUS and (advice := advice_for(request.url.path)) is not None:
+        return response("route_not_found", f"this route does not exist here: {advice}")
     headers = dict(error.headers or {})
-    if error.status_code == 404:
-        message = message.format(path=path[:PATH_CHARS_MAX])
     if error.status_code == 405:
         headers["Allow"] = allowed = _allowed_methods(request)
         message = _preflight_advice(request) or message.format(method=request.method, allowed=allowed)

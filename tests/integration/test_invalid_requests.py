@@ -313,8 +313,6 @@ async def test_an_unknown_route_is_404_and_a_wrong_method_405_with_all_methods_o
     assert answer.headers.get("allow") == allowed
     if allowed:
         assert message == f"{method} is not allowed on this route; use {allowed}."
-    else:
-        assert message.startswith(f"no route has the path {path}: ")
 
 
 @on_shared_loop
@@ -322,8 +320,7 @@ async def test_a_route_that_only_openai_has_is_404_with_advice(shared_gateway: G
     """tests/unit/test_absent_routes.py has all advice."""
     status, code, message = error_of(await shared_gateway.client.post("/v1/embeddings", json={"input": "x"}))
     assert (status, code) == (404, "route_not_found")
-    advice = "Claude has no embeddings: send these requests to a provider that has them"
-    assert message == f"POST /v1/embeddings does not exist: {advice}"
+    assert "Claude has no embeddings: send these requests to a provider that has them" in message
 
 
 @on_shared_loop
