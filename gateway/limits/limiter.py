@@ -220,14 +220,18 @@ class Admission:
         """
         before = len(self._taken)
         try:
-            return [*await self._take("usd_day", amount), *await self._take("usd_month", amount)]
+            return await self._take_budgets(amount)
         except Refused:
             taken, self._taken = self._taken[before:], self._taken[:before]
             await asyncio.gather(*(self._give_back(*one) for one in taken))
             await asyncio.sleep(GIVEN_BACK_S)
-            for what in ("usd_day", "usd_month"):
-                await self._take(what, amount, is_counted=False)
-            return [*await self._take("usd_day", amount), *await self._take("usd_month", amount)]
+            await self._take_budgets(amount, is_counted=False)
+            return await self._take_budgets(amount)
+
+    async def _take_budgets(self, amount: int, *, is_counted: bool = True) -> list[str]:
+        """`_take` for the budgets of a day and of a month."""
+        day = await self._take("usd_day", amount, is_counted=is_counted)
+        return [*day, *await self._take("usd_month", amount, is_counted=is_counted)]
 
     async def _take(self, what: What, amount: int, *, is_counted: bool = True) -> list[str]:
         """Adds `amount` to the counters of one limit and returns their subjects. Raises Refused, LogUnavailable.
@@ -239,11 +243,13 @@ class Admission:
             quota = quota_of(owner, what, self._limiter.now())
             if quota is None:
                 continue
-            # What is above the whole limit is only compared: while it were counted, smaller requests would be refused.
+            # An amount above the whole limit is compared, and not added: smaller requests at the same moment would be
+            # refused.
             counted = amount if is_counted and amount <= quota.most else 0
             # If the acknowledgement is lost the amount may be counted; it stays: too much is safer than too little.
             value = await self._limiter.counters.add(quota.subject, counted)
-            self._taken.append((quota, counted))
+            if counted:
+                self._taken.append((quota, counted))
             self._record(quota, value)
             if value - counted + amount > quota.most:
                 raise quota_error(quota, amount, value - counted, self._limiter.now())
