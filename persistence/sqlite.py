@@ -294,7 +294,7 @@ def move_aside(path: Path) -> Path | None:
     None if there was only a journal. No process may have it open. The new database is made from the log; older turns
     can be recovered by hand from the renamed file.
     """
-    aside = next(free for n in count(1) if not (free := Path(f"{path}.damaged-{n}")).exists())
+    aside = _aside(path, len(find_set_aside(path)) + 1)
     for suffix in ("-wal", "-shm", ""):
         if (part := Path(f"{path}{suffix}")).exists():
             part.rename(f"{aside}{suffix}")
@@ -303,7 +303,11 @@ def move_aside(path: Path) -> Path | None:
 
 def find_set_aside(path: Path) -> list[Path]:
     """Returns the files to which `move_aside` has renamed a database, oldest first."""
-    return list(takewhile(Path.exists, (Path(f"{path}.damaged-{n}") for n in count(1))))
+    return list(takewhile(Path.exists, (_aside(path, n) for n in count(1))))
+
+
+def _aside(path: Path, number: int) -> Path:
+    return Path(f"{path}.damaged-{number}")
 
 
 def require_known_schema(path: Path) -> None:

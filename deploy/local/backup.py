@@ -86,7 +86,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 def require_state(data_dir: Path) -> None:
     """Raises UpRefused if there is no database of an `up` in the directory."""
-    if not exists(data_dir / DATABASE):
+    database = data_dir / DATABASE
+    if not (exists(database) and database.is_file()):
         raise UpRefused(f"{data_dir} has no {DATABASE}: name the data directory of your `up` with --data")
 
 
