@@ -18,6 +18,7 @@ from tests.harness.until import until
 from tests.harness.up import LEAN, START_S_MAX, STOP_S_MAX, running
 
 SIZE = 64 * MIB
+WORDS = words(20)
 
 
 def test_only_a_failed_write_needs_a_restart_of_the_server() -> None:
@@ -37,6 +38,14 @@ def fill(directory: Path, free_bytes: int = 0) -> None:
     os.truncate(directory / "junk", (directory / "junk").stat().st_size - free_bytes)
 
 
+async def store_answer(client: httpx2.AsyncClient) -> str:
+    """Posts a turn and reads its answer, WORDS; returns the path of its text."""
+    accepted = (await client.post("/v1/turns", json={"message": "#sim words=20 rate=0"})).json()
+    path = f"/v1/turns/{accepted['turn']}/events?dialect=text"
+    assert (await client.get(path)).text == WORDS
+    return path
+
+
 @pytest.mark.rule("F16")
 @needs_mount
 @pytest.mark.timeout(120)
@@ -46,9 +55,7 @@ async def test_a_full_disk_is_reported_and_recovers_when_there_is_space(tmp_path
     there.mkdir(mode=0o700)
     with small_disk(there, SIZE), running(tmp_path, *LEAN) as up:
         async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=20) as client:
-            accepted = (await client.post("/v1/turns", json={"message": "#sim words=20 rate=0"})).json()
-            path = f"/v1/turns/{accepted['turn']}/events?dialect=text"
-            assert (await client.get(path)).text == words(20)
+            path = await store_answer(client)
             fill(there)
 
             async def try_post() -> tuple[int, str]:
@@ -70,7 +77,7 @@ async def test_a_full_disk_is_reported_and_recovers_when_there_is_space(tmp_path
             assert not shown.ok
             assert problems["log"].startswith("not ready: nothing has been stored for ")
             assert (await client.get("/healthz")).status_code == 200
-            assert (await client.get(path)).text == words(20)
+            assert (await client.get(path)).text == WORDS
             (there / "junk").unlink()
 
             async def is_ready() -> bool:
@@ -79,7 +86,7 @@ async def test_a_full_disk_is_reported_and_recovers_when_there_is_space(tmp_path
             await until(is_ready, 20)
             again = (await client.post("/v1/turns", json={"message": "#sim words=5 rate=0 tag=n"})).json()
             assert (await client.get(f"/v1/turns/{again['turn']}/events?dialect=text")).text == words(5, "n")
-            assert (await client.get(path)).text == words(20)
+            assert (await client.get(path)).text == WORDS
         reports = re.findall(r"^up +\| nats-server stopped storing after a failed write; ", up.text, re.MULTILINE)
         assert len(reports) == 1
 
@@ -94,9 +101,7 @@ async def test_up_starts_on_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
     with small_disk(there, SIZE):
         with running(tmp_path, *LEAN) as up:
             async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=20) as client:
-                accepted = (await client.post("/v1/turns", json={"message": "#sim words=20 rate=0"})).json()
-                path = f"/v1/turns/{accepted['turn']}/events?dialect=text"
-                assert (await client.get(path)).text == words(20)
+                path = await store_answer(client)
             up.process.send_signal(SIGTERM)
             assert up.process.wait(STOP_S_MAX) == 0
         fill(there, free_bytes=MIB // 4)
@@ -106,7 +111,7 @@ async def test_up_starts_on_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
             url = re.search(r"Open this page: +(http://[^/]+)/", up.text)
             assert url is not None
             async with httpx2.AsyncClient(base_url=url[1], trust_env=False, timeout=20) as client:
-                assert (await client.get(path)).text == words(20)
+                assert (await client.get(path)).text == WORDS
                 assert (await client.post("/v1/turns", json={"message": "#sim"})).json()["error"]["code"] == "log_full"
                 assert not up.find_line("ready http://")
                 (there / "junk").unlink()
