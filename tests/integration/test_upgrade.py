@@ -32,7 +32,7 @@ from tests.integration.conftest import Gateway, NewGateway
 from tests.upgrade import recording, roll
 
 OURS = Tenant("local")
-# Streams that have changed since that version, as the changelog says.
+# Streams that were changed on purpose since that version.
 CHANGED_STREAMS = {("0001_first", "cited"): {"openai-chat", "openai-chat-usage", "openai-responses"}}
 # Its events have the progress as a number, and unnamed ones the whole state.
 CHANGED_DIALECT = "job"
