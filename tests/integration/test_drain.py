@@ -25,12 +25,12 @@ from tailrace.proto.resources import CreateProject, DeleteResource
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests.harness import processes
-from tests.harness.readers import build_reader, is_read, read, read_history
+from tests.harness.readers import build_reader, is_read, read, read_history, receive
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
-from tests.promises import judge, no_gap, no_repeat, one_end
+from tests.promises import Connected, judge, no_gap, no_repeat, one_end
 
 
 @pytest.mark.rule("F5")
@@ -45,8 +45,15 @@ async def test_readers_continue_at_another_gateway_after_sigterm(
         draining,
         httpx2.AsyncClient(base_url=draining.url, headers={"x-api-key": KEY}, timeout=20, trust_env=False) as client,
     ):
-        reading = [asyncio.create_task(read(client, key.turn)) for _ in range(20)]
-        await until(lambda: is_read(system_log, key))
+        begun = set[int]()
+
+        async def read_and_tell(number: int) -> Connected:
+            async with client.stream("GET", f"/v1/turns/{key.turn}/events") as response:
+                return await receive(response, on_data=lambda _: begun.add(number))
+
+        reading = [asyncio.create_task(read_and_tell(number)) for number in range(20)]
+        # A connection that the gateway has not accepted before SIGTERM is reset.
+        await until(lambda: len(begun) == len(reading))
         await read(gateway.client, key.turn, most=20)
         draining.signal(SIGTERM)
         async with asyncio.timeout(GRACE_S - 1):
