@@ -5,7 +5,6 @@ import asyncio
 import errno
 import os
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -145,10 +144,9 @@ def _files(environ: Mapping[str, str]) -> Finding:
         wanted = settings.read(tailrace.gateway.settings.Settings, environ).streams_max
     except SettingsInvalid:
         wanted = tailrace.gateway.settings.Settings().streams_max
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     # As each gateway does at its start.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    detail = f"{hard} file descriptors allow {fd_limit.streams_max()} streams of a gateway"
+    limit = fd_limit.raise_soft_limit()
+    detail = f"{limit} file descriptors allow {fd_limit.streams_max()} streams of a gateway"
     if fd_limit.streams_max() < wanted:
         return Finding("File limit", "warning", detail, f"raise `ulimit -Hn` for TAILRACE_STREAMS_MAX={wanted}")
     return Finding("File limit", "ok", detail)

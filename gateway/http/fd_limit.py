@@ -6,6 +6,7 @@ for the connections that wait for their refusal.
 """
 
 import resource
+from contextlib import suppress
 
 import structlog
 
@@ -18,14 +19,26 @@ BACKLOG_MAX = 16_384
 EXCESS_MAX = 256
 # The share of connections that may be streams: health checks and cancellations need the rest.
 STREAMS_SHARE = 0.9
+# Soft limits to try after the hard one. On macOS the hard limit is usually unlimited, but the soft one may not be:
+# each version has its own maximum (`kern.maxfilesperproc`), and all accept OPEN_MAX, 10,240 (setrlimit(2)).
+TRIED = (65_536, 24_576, 10_240)
 
 
 def raise_limit(streams_wanted: int) -> None:
-    """Raises the soft limit to the hard one (the soft limit is often 1,024). Warns when it is too low."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    """Raises the soft limit (often 1,024, on macOS 256). Warns when it is too low."""
+    limit = raise_soft_limit()
     if streams_wanted > streams_max():
-        logger.warning("too few file descriptors: raise `ulimit -Hn`", limit=hard, streams=streams_max())
+        logger.warning("too few file descriptors: raise `ulimit -Hn`", limit=limit, streams=streams_max())
+
+
+def raise_soft_limit() -> int:
+    """Raises the soft limit to the hard one, or as far as the system permits. Returns the soft limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for limit in (hard, *(limit for limit in TRIED if limit > soft)):
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            break
+    return _limit()
 
 
 def backlog() -> int:
