@@ -142,7 +142,7 @@ async def check_key(claude: AnthropicApi, worker: Worker) -> None:
         if error.code == "backend_refused_key":
             worker.facts["detail"] = KEY_REFUSED
         else:
-            logger.info("the model key could not be checked", code=error.code)
+            logger.info("the model key could not be checked", **error.log_fields)
 
 
 def build_batch_runner(
@@ -180,7 +180,8 @@ async def probe(settings: Settings) -> bool:
             if claude is not None:
                 await claude.models()
         except BackendError as error:
-            raise BackendError(error.code, f"{settings.anthropic_base_url}: {error.message} ({error.code})") from error
+            why = ": ".join(filter(None, (error.code, error.reason)))
+            raise BackendError(error.code, f"{settings.anthropic_base_url}: {error.message} ({why})") from error
     return claude is not None
 
 

@@ -220,7 +220,7 @@ class AttemptRunner:
             logger.info("repetition left out", chars=continuation.repeated)
             metrics.REPETITIONS.inc()
         if error is not None:
-            logger.warning("attempt broke off", backend=route.backend, code=error.code)
+            logger.warning("attempt broke off", backend=route.backend, **error.log_fields)
             metrics.BACKEND_FAILURES.labels(error.code).inc()
         return folding.build(), error
 

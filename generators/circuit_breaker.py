@@ -91,7 +91,7 @@ class Breaker:
             self._probe_at[tenant] = now + OPEN_S
         self._code = error.code
         if not self._is_open and len(self._turns) >= TURNS_MIN and now - self._failing_since >= FAILING_S:
-            logger.warning("backend is down", backend=self._name, code=error.code)
+            logger.warning("backend is down", backend=self._name, **error.log_fields)
             metrics.BACKEND_DOWN.labels(self._name).set(1)
             self._is_open = True
 

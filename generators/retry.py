@@ -49,7 +49,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
             delay_s = self.next_delay_s(error, next(tries), random.random())  # noqa: S311  # spreads load
             if delay_s is None or not isinstance(error, BackendError):
                 return False
-            logger.info("call failed and is repeated", code=error.code, delay_s=round(delay_s, 3))
+            logger.info("call failed and is repeated", **error.log_fields, delay_s=round(delay_s, 3))
             metrics.CALLS_REPEATED.labels(error.code).inc()
             return delay_s
 

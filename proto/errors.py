@@ -206,14 +206,21 @@ BACKEND_MESSAGE_CHARS_MAX = 2000
 class BackendError(TailraceError):
     """The model call failed. `code` is a key of CODES, which says whether to retry.
 
-    `retry_after_s` is the delay that the backend asked for, or None.
+    `retry_after_s` is the delay that the backend asked for, or None. `reason` says why there is no connection. It names
+    hosts, so it is for the operator and not in `message`, which users see.
     """
 
-    def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, code: str, message: str, *, retry_after_s: float | None = None, reason: str = "") -> None:
         self.message = message[:BACKEND_MESSAGE_CHARS_MAX]
         super().__init__(self.message)
         self.code = code
         self.retry_after_s = retry_after_s
+        self.reason = reason
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What a log line says of it: `code`, and `reason` if there is one."""
+        return {"code": self.code, **({"reason": self.reason} if self.reason else {})}
 
 
 class Code(msgspec.Struct, frozen=True):

@@ -257,11 +257,11 @@ def backend_error(error: Exception, now: float) -> BackendError:
 def _error_of_connection(cause: BaseException | None) -> BackendError:
     match cause:
         case httpx2.ConnectTimeout() | httpx2.PoolTimeout():
-            return BackendError("backend_unreachable", "no connection to the model in time")
+            return BackendError("backend_unreachable", "no connection to the model in time", reason=str(cause))
         case httpx2.TimeoutException():
             return BackendError("backend_stalled", "the model did not begin to answer in time")
         case None | httpx2.TransportError():
-            return BackendError("backend_unreachable", "no connection to the model")
+            return BackendError("backend_unreachable", "no connection to the model", reason=str(cause or ""))
         case _:
             return BackendError("backend_broken", "the model's address does not answer with HTTP")
 

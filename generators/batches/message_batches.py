@@ -242,7 +242,7 @@ class MessageBatchSubmitter:
                 creating.cancel()
                 raise
             except BackendError as error:
-                logger.warning("no message batch yet", turn=key.turn, code=error.code, error=error.message)
+                logger.warning("no message batch yet", turn=key.turn, error=error.message, **error.log_fields)
                 if (
                     error.code not in NOT_CREATED
                     and (name := await self._find_created(key, turn, len(lines))) is not None
@@ -452,7 +452,7 @@ class MessageBatchSubmitter:
                 refusals = refusals + 1 if error.code == "backend_refused_request" else 0
                 if refusals == REFUSALS_MAX:
                     raise
-                logger.warning("Message Batches call failed", code=error.code, error=error.message)
+                logger.warning("Message Batches call failed", error=error.message, **error.log_fields)
                 await asyncio.sleep(max(wait_s(tries), min(error.retry_after_s or 0.0, LOOK_MAX_S)))
         raise AssertionError("the loop ends with a result or an error")
 

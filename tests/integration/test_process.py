@@ -162,7 +162,7 @@ async def test_a_check_of_a_generator_calls_the_model(
         return
     error = "the server's key was refused by the model's API (backend_refused_key)"
     if fault == "an unreachable address":
-        error = "no connection to the model (backend_unreachable)"
+        error = f"no connection to the model (backend_unreachable: Cannot connect to host {unused_address} "
     assert process.returncode == 1
     assert f"{url}: {error}" in printed.read_text()
     assert key not in printed.read_text()
