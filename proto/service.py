@@ -24,6 +24,7 @@ from tailrace.proto.nats import Connection, setup_state
 from tailrace.proto.runtime import logging_setup as logging
 from tailrace.proto.runtime import metrics_server, tracing
 from tailrace.proto.runtime import settings as environment
+from tailrace.proto.runtime.certificates import require_certificates
 from tailrace.proto.runtime.malloc import collect_less_often, return_large_memory
 
 logger = structlog.get_logger()
@@ -152,6 +153,7 @@ def main(
         return 0
     try:
         settings = environment.read(settings_type, {**_terminal_defaults(), **os.environ})
+        require_certificates(os.environ)
         logging.configure(role, settings.log_format, settings.log_level)
         for name, meant in environment.find_mistyped(settings_type, os.environ).items():
             logger.warning("unknown setting", variable=name, did_you_mean=meant)

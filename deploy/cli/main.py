@@ -21,6 +21,7 @@ from tailrace.deploy.local.terminal_text import make_printable, one_line
 from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.exit_status import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE
+from tailrace.proto.runtime.certificates import require_certificates
 from tailrace.proto.version import VERSION
 
 # The commands in groups, with their lines in `tailrace --help`. The module of `restart-node` is `restart_node`.
@@ -162,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 commands.error(f"the argument {argument!r} is not UTF-8")
         args = commands.parse_args(argv)
         configure_logging()
+        require_certificates(configured.environ)
         status: int = args.command(args, configured.environ)
         print(end="", flush=True)
     except TailraceError as error:
