@@ -24,6 +24,8 @@ from tailrace.client.events import End, TurnEvent
 T = TypeVar("T")
 # Each answer that is read holds a connection. By default the 101st would wait for the end of another.
 UNLIMITED = httpx2.Limits(max_connections=None)
+# A proxy of the environment cannot reach the loopback addresses of this machine.
+WITHOUT_PROXY = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))
 
 
 def drive(work: Coroutine[Any, Any, T]) -> T:
@@ -206,7 +208,7 @@ class Client:
         http: httpx2.Client | None = None,
     ) -> None:
         self._is_own = http is None
-        self._http = http or httpx2.Client(limits=UNLIMITED)
+        self._http = http or httpx2.Client(limits=UNLIMITED, mounts=WITHOUT_PROXY)
         self._core = Core(BlockingHttp(self._http), url, key, headers or {}, tries_max, silence_s, on_retry)
 
     @property
@@ -302,7 +304,7 @@ class AsyncClient:
         http: httpx2.AsyncClient | None = None,
     ) -> None:
         self._is_own = http is None
-        self._http = http or httpx2.AsyncClient(limits=UNLIMITED)
+        self._http = http or httpx2.AsyncClient(limits=UNLIMITED, mounts=WITHOUT_PROXY)
         self._core = Core(AsyncHttp(self._http), url, key, headers or {}, tries_max, silence_s, on_retry)
 
     @property

@@ -59,6 +59,7 @@ class Service(msgspec.Struct, frozen=True):
     where: str = ""
 
 
+LOOPBACK = "localhost,127.0.0.1,::1"
 # Variables of backends other than claude, including keys: they may be real while Claude is simulated.
 OTHER_BACKENDS = ("ANTHROPIC_BEDROCK_", "ANTHROPIC_VERTEX_", "AWS_", "GOOGLE_", "CLOUD_ML_")
 ALL_BACKENDS = ("ANTHROPIC_", "CLAUDE_CODE_", *OTHER_BACKENDS)
@@ -72,6 +73,17 @@ def is_simulated(environ: Mapping[str, str]) -> bool:
     return calls_claude is not None and not environ.get("ANTHROPIC_API_KEY")
 
 
+def without_proxy(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the settings with which HTTP clients use no proxy for this machine: no proxy reaches its loopback.
+
+    Python's libraries read both spellings, and prefer the one in lower case.
+    """
+    names = environ.get("no_proxy") or environ.get("NO_PROXY", "")
+    # "*" means every host, but only if it stands alone.
+    names = names if names.strip() == "*" else ",".join(filter(None, (names, LOOPBACK)))
+    return {"NO_PROXY": names, "no_proxy": names}
+
+
 def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> list[ProcessSpec]:
     """Returns all processes except nats-server, in the order of their start.
 
@@ -83,6 +95,7 @@ def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> l
         GRACE: str(GRACE_S_MAX),
         "TAILRACE_CLAUDE_CODE_ROOT": str(options.data_dir / "projects"),
         **{name: value for name, value in environ.items() if name not in backend_settings and name != WEBHOOK_KEY},
+        **without_proxy(environ),
         "PYTHONPATH": os.pathsep.join(filter(None, [IMPORT_PATH, environ.get("PYTHONPATH", "")])),
         "PYTHONUNBUFFERED": "1",  # lines appear at once
         "PYTHONSAFEPATH": "1",  # the current directory is not searched for modules
@@ -157,7 +170,6 @@ def simulated_settings(plan: Plan) -> dict[str, str]:
     return {
         "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{plan.claude_port}",
         "ANTHROPIC_API_KEY": SIMULATED_KEY,
-        "NO_PROXY": "127.0.0.1",  # an HTTP proxy of this machine cannot reach it
     }
 
 

@@ -40,6 +40,17 @@ async def test_to_stop_reading_does_not_cancel_and_lists_have_the_turn(
     assert [one["session"] async for one in client.sessions()] == [answer.session]
 
 
+async def test_no_proxy_is_used_for_this_machine(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's libraries read variables in lower case first."""
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", ".corp")
+    with Client(gateway.url, KEY) as client:
+        assert await asyncio.to_thread(client.request, "GET", "/health")
+    async with AsyncClient(gateway.url, KEY) as asynchronous:
+        assert await asynchronous.request("GET", "/health")
+
+
 async def test_threads_share_one_client(gateway: Gateway) -> None:
     """As the threads of a server do: each gets its own answer."""
 

@@ -99,9 +99,23 @@ def test_without_an_api_key_generators_call_the_simulated_claude(environ: dict[s
     settings = found["generator-2"].environ
     assert settings["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:9000"
     assert settings["ANTHROPIC_API_KEY"] == "simulated"
-    assert settings["NO_PROXY"] == "127.0.0.1"
     assert "ANTHROPIC_AUTH_PASSWORD" not in settings
     assert "TAILRACE_NATS_URL" not in found["simulated-claude"].environ
+
+
+@pytest.mark.parametrize(
+    ("environ", "hosts"),
+    [
+        ({}, "localhost,127.0.0.1,::1"),
+        ({"NO_PROXY": "a.example"}, "a.example,localhost,127.0.0.1,::1"),
+        ({"NO_PROXY": "a.example", "no_proxy": ".corp"}, ".corp,localhost,127.0.0.1,::1"),
+        ({"no_proxy": "*"}, "*"),
+    ],
+)
+def test_no_process_uses_a_proxy_for_this_machine(environ: dict[str, str], hosts: str) -> None:
+    """The simulated Claude and the metrics of `/ops` are on loopback. Python prefers the spelling in lower case."""
+    for spec in specs_of({**environ, "http_proxy": "http://proxy.example"}).values():
+        assert (spec.environ["NO_PROXY"], spec.environ["no_proxy"]) == (hosts, hosts)
 
 
 def test_settings_of_up_reach_all_processes_except_addresses() -> None:
