@@ -161,7 +161,7 @@ $(LAUNCHER): Makefile | .venv/bin/python
 	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -P -m tailrace "$$@"\n' '$(CURDIR)' '$(CURDIR)/$(PYTHON)' > $@
 	@chmod +x $@
 	@mkdir -p .venv/checkout && ln -sfn ../../tailrace .venv/checkout/tailrace
-	@$(PYTHON) -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "checkout.pth").write_text(sys.argv[1])' '$(CURDIR)/.venv/checkout'
+	@$(PYTHON) -c 'import os, pathlib, sysconfig; folder = sysconfig.get_path("purelib"); pathlib.Path(folder, "checkout.pth").write_text(os.path.relpath(".venv/checkout", folder))'
 
 # Reinstalled only when a lock file changes: it takes half a minute.
 $(CLIENTS): tests/clients/js/package-lock.json web/package-lock.json requirements-clients.lock tests/clients/install.py | $(INSTALLED)
