@@ -6,7 +6,9 @@ It runs as a file, imports nothing of Tailrace, and handles untrusted input.
 import json
 import resource
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import jsonschema_rs
@@ -14,6 +16,8 @@ import jsonschema_rs
 MEMORY_BYTES_MAX = 1024**3
 ERRORS_MAX = 3
 ERROR_CHARS_MAX = 300
+# Bytes of all messages, if there is an error for each byte of the text, and each message repeats the whole schema.
+MESSAGE_BYTES_MAX = 200_000_000
 
 
 def main() -> None:
@@ -30,11 +34,12 @@ def main() -> None:
     schema_bytes = int(sys.stdin.buffer.readline())
     schema = json.loads(sys.stdin.buffer.read(schema_bytes))
     text = sys.stdin.buffer.read()
-    sys.stdout.write(json.dumps(verdict(schema, text)))
+    errors_max = ERRORS_MAX if schema_bytes * len(text) <= MESSAGE_BYTES_MAX else 1
+    sys.stdout.write(json.dumps(verdict(schema, text, errors_max)))
 
 
-def verdict(schema: Any, text: bytes) -> dict[str, str]:
-    """Returns `invalid` with the schema's error, or `misfit` with the text's errors, or an empty dict."""
+def verdict(schema: Any, text: bytes, errors_max: int) -> dict[str, str]:
+    """Returns `invalid` with the schema's error, `misfit` with the text's errors, at most `errors_max`, or nothing."""
     try:
         # Offline: references of a schema are never fetched.
         validator = jsonschema_rs.validator_for(schema, offline=True)
@@ -48,8 +53,22 @@ def verdict(schema: Any, text: bytes) -> dict[str, str]:
         instance = json.loads(text, parse_constant=reject_constant)
     except (ValueError, RecursionError) as error:
         return {"misfit": f"it is not JSON: {first_line(error)}"}
-    errors = [describe(error) for _, error in zip(range(ERRORS_MAX), validator.iter_errors(instance), strict=False)]
+    errors = list(map(describe, find_errors(validator, instance, errors_max)))
     return {"misfit": "; ".join(errors)} if errors else {}
+
+
+def find_errors(
+    validator: jsonschema_rs.Validator, instance: Any, errors_max: int
+) -> Iterable[jsonschema_rs.ValidationError]:
+    """Returns at most `errors_max` errors of `instance`."""
+    if errors_max > 1:
+        return islice(validator.iter_errors(instance), errors_max)
+    try:
+        # `iter_errors` makes the messages of all errors at once. Each may repeat a `const` or an `enum`.
+        validator.validate(instance)
+    except jsonschema_rs.ValidationError as error:
+        return [error]
+    return []
 
 
 def describe(error: jsonschema_rs.ValidationError) -> str:

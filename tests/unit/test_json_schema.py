@@ -64,6 +64,20 @@ async def test_a_mismatch_message_is_short() -> None:
     assert len(misfit) < 1000
 
 
+async def test_errors_that_repeat_a_long_value_of_the_schema_are_one_message() -> None:
+    """The messages of all errors would have 10 GB. The schema of a forced tool call has no limit but that of a body."""
+    schema = {"items": {"enum": ["x" * 10_000_000]}}
+    misfit = await SchemaChecker(wait_s=LONG_S).find_mismatch(schema, "[" + "0," * 1000 + "0]", ACME)
+    assert misfit is not None
+    assert misfit.count("is not one of") == 1
+
+
+async def test_a_mismatch_message_has_three_errors() -> None:
+    misfit = await SchemaChecker(wait_s=LONG_S).find_mismatch({"items": {"enum": ["x"]}}, "[1, 2, 3, 4]", ACME)
+    assert misfit is not None
+    assert misfit.count("is not one of") == 3
+
+
 @pytest.mark.parametrize(
     "schema",
     [
