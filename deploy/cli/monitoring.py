@@ -11,12 +11,16 @@ from pathlib import Path
 from tailrace.deploy.cli.arguments import add_json
 from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.monitoring import RUNBOOK_URL
+from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.exit_status import EXIT_ERROR
 
 DESCRIPTION = "Write the files of monitoring, whose panels and alerts link to your copy of docs/RUNBOOK.md."
 EXAMPLES = """\
-example:
+examples:
   tailrace monitoring tailrace-monitoring --runbook https://wiki.example/RUNBOOK.md
+  tailrace monitoring tailrace-monitoring          with TAILRACE_RUNBOOK_URL, which links the panels of /ops, too
+
+An alert names a section of the runbook, which says what to do. Put docs/RUNBOOK.md where your operators can read it.
 
 The folder has dashboards for Grafana, rules for Prometheus, and example configurations of Grafana, Prometheus and
 Alertmanager.
@@ -27,7 +31,8 @@ docs/RUNBOOK.md says how to install them.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--runbook", type=url, required=True, metavar="URL", help="address of your copy of the runbook")
+    about = "address of your copy of the runbook (default: TAILRACE_RUNBOOK_URL)"
+    parser.add_argument("--runbook", type=url, metavar="URL", help=about)
 
 
 def url(text: str) -> str:
@@ -40,9 +45,19 @@ def url(text: str) -> str:
     return text
 
 
-def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    runbook = args.runbook
+    if runbook is None:
+        if not (configured := environ.get("TAILRACE_RUNBOOK_URL")):
+            raise SettingsInvalid(
+                "panels and alerts link to your copy of docs/RUNBOOK.md: name its address with --runbook"
+            )
+        try:
+            runbook = url(configured)
+        except argparse.ArgumentTypeError as error:
+            raise SettingsInvalid(f"TAILRACE_RUNBOOK_URL: {error}") from error
     try:
-        written = write(args.folder, args.runbook)
+        written = write(args.folder, runbook)
     except FileExistsError:
         print(f"tailrace: {args.folder} exists already: name a new folder", file=sys.stderr)
         return EXIT_ERROR

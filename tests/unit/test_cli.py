@@ -588,6 +588,22 @@ def test_monitoring_writes_files_that_link_to_the_runbook(tmp_path: Path, capsys
     assert refused == "tailrace: cannot write /dev/null/new (Not a directory): name another folder\n"
 
 
+def test_monitoring_links_to_the_runbook_of_the_page_with_panels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "new"
+    for configured, refused in (
+        ("", "with --runbook"),
+        ("RUNBOOK.md", "TAILRACE_RUNBOOK_URL: 'RUNBOOK.md' is not an http"),
+    ):
+        monkeypatch.setenv("TAILRACE_RUNBOOK_URL", configured)
+        assert main(["monitoring", str(folder)]) == EXIT_USAGE
+        assert refused in capsys.readouterr().err
+    monkeypatch.setenv("TAILRACE_RUNBOOK_URL", "https://wiki.example/r")
+    assert main(["monitoring", str(folder)]) == 0
+    assert "https://wiki.example/r#service-levels" in (folder / "rules.yml").read_text()
+
+
 def test_webhook_secret_prints_that_of_the_newest_key(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
