@@ -19,9 +19,9 @@ BURN_RATES: dict[Severity, tuple[tuple[str, str, float], ...]] = {
     "page": (("1h", "5m", 14.4), ("6h", "30m", 6)),
     "ticket": (("1d", "2h", 3), ("3d", "6h", 1)),
 }
-# Bad events in the long window without which no person is called: in a system with few users, one event is a large
-# share of all events.
-PAGE_EVENTS_MIN = 5
+# Bad events in the (long) window without which a share does not count: in a system with few users, one event is a large
+# share of all events. Tickets of a service level have no minimum, because their budgets are for days.
+EVENTS_MIN = 5
 
 
 class Alert(NamedTuple):
@@ -89,12 +89,17 @@ def _burn_condition(level: ServiceLevel, severity: Severity) -> str:
 
     def are_enough(window: str) -> str:
         bad = level.bad.replace("rate(", "increase(").replace("WINDOW", window)
-        return f" and on() {bad} >= {PAGE_EVENTS_MIN}" if severity == "page" else ""
+        return f" and on() {bad} >= {EVENTS_MIN}" if severity == "page" else ""
 
     return " or ".join(
         f"({compare(long, factor)} and {compare(short, factor)}{are_enough(long)})"
         for long, short, factor in BURN_RATES[severity]
     )
+
+
+def _exceeds(bad: str, share: float, every: str) -> str:
+    """Returns the condition that the sum `bad` is more than a share of the sum `every`, and not just a few events."""
+    return f"{bad} > {share:g} * {every} and {bad} >= {EVENTS_MIN}"
 
 
 ALERTS = (
@@ -176,8 +181,11 @@ ALERTS = (
     ),
     Alert(
         "AnswersBreakOff",
-        'sum(rate(tailrace_generator_attempts_total{mode!="fresh"}[10m])) > '
-        "0.1 * sum(rate(tailrace_generator_attempts_total[10m]))",
+        _exceeds(
+            'sum(increase(tailrace_generator_attempts_total{mode!="fresh"}[10m]))',
+            0.1,
+            "sum(increase(tailrace_generator_attempts_total[10m]))",
+        ),
         "5m",
         "ticket",
         "More than a tenth of the attempts continue a broken answer, or start again",
@@ -186,8 +194,11 @@ ALERTS = (
     ),
     Alert(
         "ModelFails",
-        "sum(rate(tailrace_generator_backend_failures_total[10m])) > "
-        "0.1 * sum(rate(tailrace_generator_attempts_total[10m]))",
+        _exceeds(
+            "sum(increase(tailrace_generator_backend_failures_total[10m]))",
+            0.1,
+            "sum(increase(tailrace_generator_attempts_total[10m]))",
+        ),
         "5m",
         "ticket",
         "More than a tenth of the attempts break off",
@@ -205,8 +216,11 @@ ALERTS = (
     ),
     Alert(
         "AnswersRepeat",
-        "sum(increase(tailrace_generator_repetitions_total[1h])) > "
-        '0.2 * sum(increase(tailrace_generator_attempts_total{mode="continue"}[1h]))',
+        _exceeds(
+            "sum(increase(tailrace_generator_repetitions_total[1h]))",
+            0.2,
+            'sum(increase(tailrace_generator_attempts_total{mode="continue"}[1h]))',
+        ),
         "15m",
         "ticket",
         "More than a fifth of the continuations repeat the end of the text",
@@ -215,8 +229,11 @@ ALERTS = (
     ),
     Alert(
         "HedgesDeclined",
-        'sum(increase(tailrace_generator_hedges_total{outcome="declined"}[1h])) > '
-        "0.5 * sum(increase(tailrace_generator_hedges_total[1h]))",
+        _exceeds(
+            'sum(increase(tailrace_generator_hedges_total{outcome="declined"}[1h]))',
+            0.5,
+            "sum(increase(tailrace_generator_hedges_total[1h]))",
+        ),
         "15m",
         "ticket",
         "No generator has a free slot for hedges",
@@ -225,8 +242,11 @@ ALERTS = (
     ),
     Alert(
         "HedgesWinAlways",
-        'sum(increase(tailrace_generator_hedges_total{outcome="won"}[1h])) > '
-        "0.5 * sum(increase(tailrace_generator_ends_total[1h]))",
+        _exceeds(
+            'sum(increase(tailrace_generator_hedges_total{outcome="won"}[1h]))',
+            0.5,
+            "sum(increase(tailrace_generator_ends_total[1h]))",
+        ),
         "15m",
         "ticket",
         "Half of the turns are answered by a hedge",

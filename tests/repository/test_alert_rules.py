@@ -101,7 +101,7 @@ HEALTHY = {
     'tailrace_gateway_refused_total{code="server_busy"}': "5+0",
     "tailrace_gateway_connections_unread_total": "0+1",
 }
-# A system with few users, which had one bad event of each service level some minutes ago.
+# A system with few users, which had one bad event of each kind some minutes ago.
 QUIET = {
     "tailrace_gateway_first_token_seconds_count": "0x170 1+0",
     'tailrace_gateway_first_token_seconds_bucket{le="5.0"}': "0+0",
@@ -109,6 +109,13 @@ QUIET = {
     'tailrace_gateway_stream_ends_total{end="cut"}': "0x170 1+0",
     "tailrace_gateway_resume_seconds_count": "0x170 1+0",
     'tailrace_gateway_resume_seconds_bucket{le="0.5"}': "0+0",
+    'tailrace_generator_attempts_total{mode="fresh"}': "0x186 2+0",
+    'tailrace_generator_attempts_total{mode="continue"}': "0x186 1+0",
+    'tailrace_generator_backend_failures_total{code="backend_overloaded"}': "0x186 1+0",
+    "tailrace_generator_repetitions_total": "0x170 1+0",
+    'tailrace_generator_hedges_total{outcome="declined"}': "0x170 1+0",
+    'tailrace_generator_hedges_total{outcome="won"}': "0x170 1+0",
+    'tailrace_generator_ends_total{outcome="completed"}': "0x170 1+0",
 }
 FIRING = 'min by (alertname) (ALERTS{alertstate="firing"})'
 PAGES = 'min by (alertname) (ALERTS{alertstate="firing",severity="page"})'
