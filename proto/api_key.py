@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import msgspec
 
 from tailrace.proto.ids import Tenant
+from tailrace.proto.limits import GivenLimits
 
 Scope = Literal["write", "read", "manage", "operate", "admin"]
 """A right of a credential. `write` creates and cancels turns, `read` reads them, `manage` renames and deletes.
@@ -43,7 +44,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     revoked_at: int | None = None
     expires_at: int | None = None
     """None: valid until revoked."""
-    limits: dict[str, float] | None = None
+    limits: GivenLimits | None = None
     replaces: str | None = None
     """The id of the key for which a rotation has made this one."""
     replaced_by: str | None = None
@@ -68,7 +69,7 @@ def new_key(
     now: int,
     name: str = "",
     scopes: Iterable[Scope],
-    limits: dict[str, float] | None = None,
+    limits: GivenLimits | None = None,
     expires_at: int | None = None,
 ) -> NewKey:
     """Returns a new key of 256 random bits, and its record."""

@@ -45,6 +45,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         return (self.tokens, self.usd_day, self.usd_month) != (None, None, None)
 
 
+GivenLimits = dict[str, int | float]
+"""Limits by name, as a client gives them and as they are stored. With `float` alone, msgspec turns 100 into 100.0."""
 NAMES = Limits.__struct_fields__
 UNLIMITED = Limits()
 

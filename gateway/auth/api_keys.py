@@ -17,6 +17,7 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.api_key import KEY_ID, ApiKey, hash_key, scopes_of
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Tenant
+from tailrace.proto.limits import GivenLimits
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore, RecordChange
 from tailrace.proto.runtime.flag import Flag
@@ -37,7 +38,7 @@ class ApiKeyCache:
         self._principals: dict[str, Principal] = {}
         self._watchers: dict[str | None, set[Flag]] = {}
         """By the key's id; None: requests without a credential, which end when the first key is created."""
-        self._limits: dict[Tenant, dict[str, float]] = {}
+        self._limits: dict[Tenant, GivenLimits] = {}
         self.is_used = False
         """Whether the bucket has ever held a key, revoked or not: from then on every request needs a credential."""
 
@@ -53,7 +54,7 @@ class ApiKeyCache:
             return None
         return _principal(change.record)
 
-    def limits_of(self, tenant: Tenant) -> dict[str, float] | None:
+    def limits_of(self, tenant: Tenant) -> GivenLimits | None:
         """Returns the limits that an operator has given to the tenant; None if there are none."""
         return self._limits.get(tenant)
 

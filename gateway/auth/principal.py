@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from tailrace.proto.api_key import TENANT_SCOPES, Scope
 from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.limits import GivenLimits
 
 
 class Principal(NamedTuple):
@@ -20,7 +21,7 @@ class Principal(NamedTuple):
     """Expiry in Unix seconds; None: it does not expire."""
     turn: TurnId | None = None
     """The only turn that requests may name. None: all turns of the tenant."""
-    limits: dict[str, float] | None = None
+    limits: GivenLimits | None = None
     """The limits in the key's own record."""
     user: str | None = None
     """The end user that a JWT names: the user of every turn that it creates, whatever the body says."""

@@ -17,7 +17,7 @@ from tailrace.gateway.resources.usage import usage_response
 from tailrace.proto.api_key import TENANT_SCOPES, ApiKey, Scope
 from tailrace.proto.errors import Refused, cursor_invalid
 from tailrace.proto.ids import CURSOR, Seq, Tenant, is_token
-from tailrace.proto.limits import Limits
+from tailrace.proto.limits import GivenLimits, Limits
 from tailrace.proto.nats.administration import Administration, without_hash
 from tailrace.proto.nats.audit_log import Actor, AuditEntry
 
@@ -40,7 +40,7 @@ class NewKeyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """What the key is for."""
     scopes: Annotated[list[Scope], Meta(min_length=1)] | None = None
     """The rights of the key; `read`, `write` and `manage` if they are left out."""
-    limits: dict[str, float] | None = None
+    limits: GivenLimits | None = None
     """The limits of the key, by the names in docs/LIMITS.md."""
     expires_in_s: Life | None = None
     """The lifetime in seconds; null: the key is valid until it is revoked."""
@@ -56,9 +56,9 @@ class RotateBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class LimitsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `PUT /v1/admin/tenants/{tenant}/limits`."""
 
-    limits: dict[str, float]
+    limits: GivenLimits
     """All of the tenant's own limits, by the names in docs/LIMITS.md. For the others, those of the settings apply."""
-    expected: dict[str, float] | None = None
+    expected: GivenLimits | None = None
     """The tenant's own limits as they were read: if they have changed, the request is refused. Null: not checked."""
 
 
@@ -79,7 +79,7 @@ class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
     """When the key expires; null: it does not."""
     revoked_at: int | None = None
     """When the key was revoked; null: it was not."""
-    limits: dict[str, float] | None = None
+    limits: GivenLimits | None = None
     """The limits of the key; null: those of the settings."""
     replaces: str | None = None
     """The id of the key for which a rotation has made this one; null: none has."""
@@ -103,7 +103,7 @@ class TenantBody(msgspec.Struct, frozen=True, kw_only=True):
 
     tenant: Tenant
     """The name of the tenant."""
-    limits: dict[str, float]
+    limits: GivenLimits
     """The tenant's own limits."""
     effective: Limits
     """The limits that apply: the tenant's own, and for the others those of the settings."""
@@ -243,7 +243,7 @@ def _unknown_key() -> Refused:
     return Refused("key_not_found", "no valid key has this id: see GET /v1/admin/keys")
 
 
-def _tenant_body(tenant: Tenant, own: dict[str, float], limiter: Limiter) -> TenantBody:
+def _tenant_body(tenant: Tenant, own: GivenLimits, limiter: Limiter) -> TenantBody:
     return TenantBody(tenant=tenant, limits=own, effective=effective_limits(own, limiter.tenant_defaults))
 
 

@@ -14,7 +14,7 @@ import msgspec
 from tailrace.proto.api_key import ADMIN_SCOPE, KEY_ID, ApiKey, NewKey, Scope, new_key
 from tailrace.proto.errors import LogUnavailable, Refused, TailraceError
 from tailrace.proto.ids import Tenant
-from tailrace.proto.limits import parse_limits, require_useful
+from tailrace.proto.limits import GivenLimits, parse_limits, require_useful
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.audit_log import Action, Actor, AuditEntry, AuditLog
 from tailrace.proto.nats.connection import Connection
@@ -136,7 +136,7 @@ class Administration:
                 raise _key_replaced(key_id)
         return NewKey(made.secret, record)
 
-    async def tenant_limits(self) -> dict[Tenant, dict[str, float]]:
+    async def tenant_limits(self) -> dict[Tenant, GivenLimits]:
         """Returns the tenants' own limits, by tenant."""
         return await self._keys.list_limits()
 

@@ -18,6 +18,7 @@ from tailrace.proto.api_key import ApiKey
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
+from tailrace.proto.limits import GivenLimits
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
@@ -32,7 +33,7 @@ ENDING = "ending"
 
 _decoder = msgspec.json.Decoder(ApiKey)
 _ids_decoder = msgspec.json.Decoder(list[str])
-_limits_decoder = msgspec.json.Decoder(dict[str, float])
+_limits_decoder = msgspec.json.Decoder(GivenLimits)
 
 
 class RecordChange(NamedTuple):
@@ -44,7 +45,7 @@ class RecordChange(NamedTuple):
     seq: Seq
     id: str
     record: ApiKey | None
-    limits: dict[str, float] | None = None
+    limits: GivenLimits | None = None
     is_unreadable: bool = False
 
     @property
@@ -145,7 +146,7 @@ class ApiKeyStore:
         raise LogUnavailable("the key may not be changed, because other clients are changing it: retry")
 
     async def set_limits(
-        self, tenant: Tenant, limits: dict[str, float], expected: Mapping[str, float] | None = None
+        self, tenant: Tenant, limits: GivenLimits, expected: Mapping[str, float] | None = None
     ) -> bool:
         """Replaces the limits of a tenant. Raises LogUnavailable.
 
@@ -160,7 +161,7 @@ class ApiKeyStore:
                 return True
         raise LogUnavailable("the limits may not be changed, because other clients are changing them: retry")
 
-    async def list_limits(self) -> dict[Tenant, dict[str, float]]:
+    async def list_limits(self) -> dict[Tenant, GivenLimits]:
         """Returns the limits of all tenants that have some of their own. Raises LogUnavailable."""
         _, changes = await self.snapshot()
         return {change.tenant: change.limits for change in changes if change.tenant is not None and change.limits}

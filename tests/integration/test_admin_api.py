@@ -250,7 +250,17 @@ async def test_limits_of_a_tenant_apply_at_every_gateway_until_they_are_removed(
     names = [one["tenant"] for one in (await gateway.client.get("/v1/admin/tenants")).json()["data"]]
     assert names == ["acme", "operators"]
     changes = [(one.get("before"), one.get("after")) for one in await audit(gateway) if one["action"] == "limits.set"]
-    assert changes == [({"requests": 1.0}, {}), (None, {"requests": 1.0})]
+    assert changes == [({"requests": 1}, {}), (None, {"requests": 1})]
+
+
+async def test_a_limit_is_shown_as_it_was_given(gateway: Gateway) -> None:
+    """A count stays a whole number, also in the stored record."""
+    given = {"requests": 600, "usd_month": 0.5}
+    await gateway.client.put("/v1/admin/tenants/acme/limits", json={"limits": given})
+    await new_key(gateway, limits=given)
+    for path in ("tenants/acme/limits", "keys?tenant=acme", "audit"):
+        shown = (await gateway.client.get(f"/v1/admin/{path}")).text
+        assert '"limits":{"requests":600,"usd_month":0.5}' in shown, path
 
 
 async def test_a_credential_has_so_many_requests_a_minute(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
