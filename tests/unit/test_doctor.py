@@ -105,6 +105,18 @@ async def test_a_failed_check_names_the_problem_and_an_action(
     assert (found.level, detail in found.detail, bool(found.action)) == (level, True, True), msgspec.to_builtins(found)
 
 
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [({}, "a simulated Claude answers"), ({"TAILRACE_NATS_URL": "nats://127.0.0.1:1"}, "not checked")],
+)
+async def test_a_missing_key_means_a_simulated_claude_only_for_up(
+    tmp_path: Path, environ: dict[str, str], said: str
+) -> None:
+    """With your own NATS, generators run elsewhere, and their key is not known."""
+    found = (await findings(Options(port=0, data_dir=tmp_path), **environ))["Model key"]
+    assert (found.level, said in found.detail, "simulated" in found.detail) == ("ok", True, not environ)
+
+
 @pytest.mark.parametrize("key", [{}, {"ANTHROPIC_API_KEY": "k"}], ids=["no key", "a key"])
 async def test_the_key_of_another_backend_is_not_checked(
     tmp_path: Path, key: dict[str, str], monkeypatch: pytest.MonkeyPatch
