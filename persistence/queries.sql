@@ -304,8 +304,8 @@ SELECT tenant, turn FROM turns WHERE outcome = 'running'
 
 -- name: create_session
 -- Creates a session before its first turn; changes nothing if the name is in use.
-INSERT INTO sessions (tenant, session, title, model, system, project, created_at, updated_at)
-VALUES (:tenant, :session, :title, :model, :system, :project, :asked_at, :asked_at)
+INSERT INTO sessions (tenant, session, title, model, system, project, "user", created_at, updated_at)
+VALUES (:tenant, :session, :title, :model, :system, :project, :user, :asked_at, :asked_at)
 ON CONFLICT (tenant, session) DO NOTHING
 
 -- name: set_session_title

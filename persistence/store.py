@@ -268,6 +268,7 @@ class Store:
             "model": new.model,
             "system": _encode_system(new.system_prompt),
             "project": new.project_id,
+            "user": new.user,
             "asked_at": micros(at),
         }
         async with self._write(tenant) as writer:

@@ -143,7 +143,7 @@ class SessionRecord(Totals, frozen=True, kw_only=True):
     project_id: str | None
     """The project of the session."""
     user: str | None = None
-    """The first user that a turn of it named."""
+    """The user that the session was created for; otherwise the first one that a turn of it named."""
     model: str | None
     """The model of turns that name none."""
     system_prompt: str | list[dict[str, Any]] | None

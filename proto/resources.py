@@ -187,6 +187,7 @@ class CreateSession(Query[SessionRecord], frozen=True):
     model: str | None = None
     system_prompt: str | list[dict[str, Any]] | None = None
     project_id: str | None = None
+    user: str | None = None
 
 
 class ChangeSession(Query[SessionRecord], frozen=True):

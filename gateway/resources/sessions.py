@@ -24,6 +24,7 @@ from tailrace.gateway.turns.request_body import (
     check_name,
     check_session,
     check_system,
+    check_user,
     refuse_blob_references,
 )
 from tailrace.proto.depth import is_deeper
@@ -57,6 +58,8 @@ class NewSessionBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The system prompt of turns that have none."""
     project_id: str | None = None
     """The project of the session."""
+    user: str | None = None
+    """The end user of the session. The user that a JWT names takes precedence."""
 
 
 class ChangeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -146,10 +149,12 @@ async def post(
     new, raw = await request.read(NewSessionBody)
     check_session("id", new.id)
     check_name("project_id", new.project_id)
+    check_user(new.user)
+    user = request.principal.user or new.user
     _check(new, await catalogue.offer(tenant))
 
     async def create(name: str) -> SessionRecord:
-        session = CreateSession(name, new.title, new.model, new.system_prompt, new.project_id)
+        session = CreateSession(name, new.title, new.model, new.system_prompt, new.project_id, user)
         async with limiter.count(request.principal, len(raw)):
             return await history.ask(tenant, session)
 

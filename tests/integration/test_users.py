@@ -60,6 +60,18 @@ async def test_turns_and_sessions_are_listed_and_summed_by_user(gateway: Gateway
         assert await list_users(second_tenant, path, user="ann") == []
 
 
+@pytest.mark.rule("R89")
+async def test_a_session_is_created_for_a_user(gateway: Gateway) -> None:
+    """A turn of another user does not change it."""
+    answer = await gateway.client.post("/v1/sessions", json={"id": "trip", "user": "ann"})
+    assert (answer.status_code, answer.json()["user"]) == (200, "ann")
+    await gateway.client.post("/v1/turns", json={"message": QUICK, "user": "bob", "session": "trip"})
+    assert [one["turns"] for one in await list_users(gateway, "/v1/sessions", user="ann")] == [1]
+    assert await list_users(gateway, "/v1/sessions", user="bob") == []
+    refused = (await gateway.client.post("/v1/sessions", json={"user": ""})).json()["error"]
+    assert (refused["code"], refused["param"]) == ("request_invalid", "user")
+
+
 @pytest.fixture
 async def second_tenant(system: System, new_gateway: NewGateway) -> Gateway:
     """A gateway where the same key belongs to another tenant."""
@@ -79,7 +91,9 @@ async def test_the_user_of_a_jwt_cannot_be_changed_by_a_body(
     gateway.client.headers["authorization"] = f"Bearer {token}"
     for path, body in NAMING_ANN:
         await gateway.client.post(path, json=body)
+    session = (await gateway.client.post("/v1/sessions", json={"user": "ann"})).json()
     user = "eve@example.com" if claim == "email" else "ann"
+    assert session["user"] == user
     assert {turn["user"] for turn in await list_users(gateway, "/v1/turns")} == {user}
     gateway.client.headers["authorization"] = f"Bearer {KEY}"
     assert [turn["user"] for turn in await list_users(gateway, "/v1/turns", user=user)] == [user] * len(NAMING_ANN)
