@@ -111,7 +111,7 @@ class Queries:
         return TurnPage(*await page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns(self, tenant: Tenant, ask: ListTurns) -> TurnPage:
-        """Returns a page of turns, newest first, which match all labels and words.
+        """Returns a page of turns, newest first, which match all labels and words, and the outcome.
 
         The page may be short or empty although more pages follow. Raises Refused for a search text without words, or
         with more than WORDS_MAX different ones.
@@ -126,7 +126,7 @@ class Queries:
             why = f"`q` has {len(words)} different words, and at most {WORDS_MAX} are allowed: search for fewer words"
             raise Refused("request_invalid", why, param="q")
         before = min(paging.start(ask.after, NEWEST), latest)
-        found, end = await self._store.turns(tenant, ask.labels, start, before, limit + 1, words)
+        found, end = await self._store.turns(tenant, ask.labels, start, before, limit + 1, words, ask.outcome)
         page, following = await page_of(found, limit, lambda one: (one.asked_at, one.turn))
         return TurnPage(page, following or (end and paging.encode(end)))
 

@@ -631,19 +631,52 @@ tailrace_words(searched.words) @> string_to_array(:words, ' ')
         SELECT {contain_words} FROM searched WHERE searched.tenant = :tenant AND searched.turn = one.turn
     ))
 
+-- fragment: has_outcome
+-- Whether a row `one` of a turn has the outcome :outcome, which may be empty.
+(:outcome = '' OR (
+        SELECT outcome FROM turns WHERE turns.tenant = :tenant AND turns.turn = one.turn
+    ) = :outcome)
+
 -- name: turns
--- The turns with all words of :words, from a position on and before a cursor, newest first. It checks no labels.
+-- The turns with all words of :words and an outcome, from a position on and before a cursor, newest first. It checks no
+-- labels.
 SELECT one.*, usage.* FROM turns AS one
 {join} usage ON usage.tenant = :tenant AND usage.session = one.session AND usage.turn = one.turn
 WHERE one.tenant = :tenant
     AND (one.asked_at, one.turn) >= (:from_at, :start) AND (one.asked_at, one.turn) < (:before_at, :before)
-    AND {has_words}
+    AND {has_outcome} AND {has_words}
 ORDER BY one.asked_at DESC, one.turn DESC LIMIT :limit
 
 -- name: end_of_turns
 -- The position of the turn that is :offset turns older than the newest one of `turns`; none if there are fewer.
 SELECT asked_at, turn FROM turns
 WHERE tenant = :tenant AND (asked_at, turn) >= (:from_at, :start) AND (asked_at, turn) < (:before_at, :before)
+ORDER BY asked_at DESC, turn DESC LIMIT 1 OFFSET :offset
+
+-- fragment: by_outcome (sqlite)
+-- By the index of all turns SQLite would read completed ones, too.
+INDEXED BY turns_cancelled_or_failed
+
+-- fragment: by_outcome (postgresql)
+
+-- fragment: is_indexed_outcome
+-- Turns that are cancelled or failed, as :outcome says. In this form the databases find that the index has them all.
+outcome IN ('cancelled', 'failed') AND outcome = :outcome
+
+-- name: turns_of_outcome
+-- The same as `turns`, by the index of cancelled and failed turns, with all labels of `others`.
+SELECT one.*, usage.* FROM turns AS one {by_outcome}
+{join} usage ON usage.tenant = :tenant AND usage.session = one.session AND usage.turn = one.turn
+WHERE one.tenant = :tenant AND {is_indexed_outcome}
+    AND (one.asked_at, one.turn) >= (:from_at, :start) AND (one.asked_at, one.turn) < (:before_at, :before)
+    AND {has_labels} AND {has_words}
+ORDER BY one.asked_at DESC, one.turn DESC LIMIT :limit
+
+-- name: end_of_turns_of_outcome
+-- The same as `end_of_turns`, among the turns of an outcome.
+SELECT asked_at, turn FROM turns {by_outcome}
+WHERE tenant = :tenant AND {is_indexed_outcome}
+    AND (asked_at, turn) >= (:from_at, :start) AND (asked_at, turn) < (:before_at, :before)
 ORDER BY asked_at DESC, turn DESC LIMIT 1 OFFSET :offset
 
 -- name: labelled_turns
@@ -653,7 +686,7 @@ SELECT turns.*, usage.* FROM labels AS one
 {join} usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
 WHERE one.tenant = :tenant AND one.name = :name AND one.value = :value
     AND (one.asked_at, one.turn) >= (:from_at, :start) AND (one.asked_at, one.turn) < (:before_at, :before)
-    AND {has_labels} AND {has_words}
+    AND {has_labels} AND {has_outcome} AND {has_words}
 ORDER BY one.asked_at DESC, one.turn DESC LIMIT :limit
 
 -- name: end_of_labelled_turns
@@ -690,7 +723,8 @@ SELECT 0 AS asked_at, '' AS turn FROM searched WHERE {contain_words} LIMIT 1 OFF
 -- The same as `turns`, by the index of words, with all labels of `others`. For rare words: it reads all of their turns.
 WITH one AS ({found}), page AS (
     SELECT number / 1024 AS asked_at, turn FROM one
-    WHERE (number / 1024, turn) >= (:from_at, :start) AND (number / 1024, turn) < (:before_at, :before) AND {has_labels}
+    WHERE (number / 1024, turn) >= (:from_at, :start) AND (number / 1024, turn) < (:before_at, :before)
+        AND {has_labels} AND {has_outcome}
     ORDER BY number / 1024 DESC, turn DESC LIMIT :limit
 )
 SELECT turns.*, usage.* FROM page

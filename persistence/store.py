@@ -32,6 +32,7 @@ from tailrace.persistence.rows import (
 from tailrace.persistence.words import words_of
 from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.end_entry import LOST_FAILURE
+from tailrace.proto.entries import Outcome
 from tailrace.proto.errors import Refused, StoreBusy, StoreRefused, StoreRolledBack
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
@@ -106,6 +107,8 @@ DELETE_EMPTY: dict[Kind, tuple[tuple[str, str], ...]] = {
     "user": (("sessions", "delete_user_sessions"), ("changed", "forget_session_user")),
     "tenant": (("sessions", "delete_tenant_sessions"), ("projects", "delete_tenant_projects")),
 }
+# Most turns are completed. They are found by another index.
+INDEXED_OUTCOMES = ("cancelled", "failed")
 # The order in which labels are tried: those that are not listed have the fewest turns each, models the most.
 BY_SELECTIVITY = {"user": 1, "key": 2, "model": 3}
 
@@ -572,19 +575,22 @@ class Store:
         before: PageCursor,
         limit: int,
         words: Sequence[str] = (),
+        outcome: Outcome | None = None,
     ) -> tuple[list[TurnRecord], PageCursor | None]:
-        """Returns turns with all of `labels` and hashed `words`, from `start` on and before `before`, newest first.
+        """Returns turns with all of `labels`, hashed `words` and `outcome`, from `start` on, newest first.
 
-        Also returns the position of the last turn that was read, or None if there are no more turns. It reads at most
-        `SCAN_MAX` turns, by the index of the rarest label or word: the cost does not grow with the database. Searches
-        for words run one at a time, those of each tenant in turn. Raises StoreBusy for one that runs or waits for too
-        long, and Refused if SEARCHES_WAITING_MAX of the tenant's searches wait.
+        They are those before `before`. Without `outcome`, turns of any outcome are returned. Also returns the position
+        of the last turn that was read, or None if there are no more turns. It reads at most `SCAN_MAX` turns, by the
+        index of the rarest label, word or outcome: the cost does not grow with the database. Searches for words run one
+        at a time, those of each tenant in turn. Raises StoreBusy for one that runs or waits for too long, and Refused
+        if SEARCHES_WAITING_MAX of the tenant's searches wait.
         """
         async with self._search_slot(tenant) if words else nullcontext():
             page: dict[str, Any] = {"tenant": tenant, "before_at": before.at, "before": before.name, "start": ""}
             page |= {"from_at": micros(start) if start is not None else 0, "words": " ".join(words), "limit": limit}
+            page["outcome"] = outcome or ""
             best = Scan("turns", {}, OLDEST)
-            if labels or words:
+            if labels or words or outcome:
                 best = await self._best_scan(page, labels, words)
             if best.end != OLDEST:
                 page |= {"from_at": best.end.at, "start": best.end.name}
@@ -617,8 +623,12 @@ class Store:
             raise StoreBusy(why) from error
 
     async def _best_scan(self, page: Mapping[str, Any], labels: Mapping[str, str], words: Sequence[str]) -> Scan:
-        """Returns the scan whose `end` is the oldest: that of the rarest label or word."""
+        """Returns the scan whose `end` is the oldest: that of the rarest label, word or outcome."""
         best = Scan("turns", {}, NEWEST)
+        if page["outcome"] in INDEXED_OUTCOMES:
+            best = await self._scan("turns_of_outcome", page)
+            if best.end == OLDEST:
+                return best
         for name in sorted(labels, key=lambda name: BY_SELECTIVITY.get(name, 0)):
             best = min(best, await self._scan("labelled_turns", page, name=name, value=labels[name]), key=_end)
             if best.end == OLDEST:
@@ -631,12 +641,11 @@ class Store:
                 best = min(best, scan, key=_end)
                 if best.end == OLDEST:
                     break
-            return best
-        if words and (scan := await self._scan("found_turns", page)).end == OLDEST:
+        elif words and (scan := await self._scan("found_turns", page)).end == OLDEST:
             return scan
-        # The words are frequent, and their index has no order: all of their turns would have to be read. Turns are read
-        # by a label instead, or by time if there is none (the statement `turns` does not check labels).
-        return best if labels else await self._scan("turns", page)
+        # In PostgreSQL, the words are frequent then, and their index has no order: all of their turns would have to be
+        # read. Turns are read by a label or outcome instead, or by time (the statement `turns` does not check labels).
+        return best if best.end != NEWEST else await self._scan("turns", page)
 
     async def _scan(self, statement: str, page: Mapping[str, Any], **values: str) -> Scan:
         rows = await self._read(f"end_of_{statement}", **{**page, **values, "offset": SCAN_MAX - 1})

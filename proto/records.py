@@ -242,8 +242,8 @@ class ListSessionTurns(Query[TurnPage], frozen=True):
 class ListTurns(Query[TurnPage], frozen=True):
     """A page of the turns that have all `labels`, newest first, of the days `first` to `last`. Refused: cursor_invalid.
 
-    Labels are `model`, `key`, `user`, and `metadata.NAME`. With `text` only those that contain all of its words;
-    Refused: request_invalid for a text without a word.
+    With `outcome` only those that have ended so. Labels are `model`, `key`, `user`, and `metadata.NAME`. With `text`
+    only those that contain all of its words; Refused: request_invalid for a text without a word.
     """
 
     query: ClassVar[str] = "turns"
@@ -253,6 +253,7 @@ class ListTurns(Query[TurnPage], frozen=True):
     last: date | None = None
     after: str | None = None
     limit: int = 50
+    outcome: Outcome | None = None
 
 
 class ListRunning(Query[TurnPage], frozen=True):

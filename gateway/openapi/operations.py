@@ -161,7 +161,11 @@ PARAMETERS: dict[str, Json] = {
     "of_tenant": _query("tenant", "Only keys of this tenant."),
     "of_project": _query("project_id", "Only items of this project."),
     "of_session": _query("session", "Only items of this session."),
-    "status": _query("status", "Only running turns, oldest first.", enum=["running"]),
+    "status": _query(
+        "status",
+        "Only turns with this outcome; running ones are listed oldest first.",
+        enum=["running", "completed", "cancelled", "failed"],
+    ),
     "q": _query("q", "Only turns that contain all of these words in their message and answer."),
     "of_user": _query("user", "Only items of this user."),
     "of_model": _query("model", "Only turns of this model."),

@@ -1,6 +1,7 @@
-"""Routes of lists of turns: those that run, those with a label; and to cancel all of a session."""
+"""Routes of lists of turns: those that run, those with a label or outcome; and to cancel all of a session."""
 
 import asyncio
+from typing import cast, get_args
 
 import msgspec
 from starlette.responses import Response
@@ -14,6 +15,7 @@ from tailrace.gateway.resources.paging import LIMIT_MAX, Page, page_of
 from tailrace.gateway.resources.usage import day_of
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import TurnReader
+from tailrace.proto.entries import Outcome
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.nats import TurnLog
@@ -21,6 +23,7 @@ from tailrace.proto.records import GetSession, ListRunning, ListTurns, TurnRecor
 from tailrace.proto.subjects import TurnKey
 
 TEXT_CHARS_MAX = 1000
+ENDED: tuple[str, ...] = get_args(Outcome)
 # Query parameters that select turns by a label of the same name.
 LABELS = ("user", "model", "key")
 
@@ -39,10 +42,10 @@ class CancelledSession(msgspec.Struct, frozen=True):
 
 
 async def get_turns(request: ApiRequest, history: HistoryClient, reader: TurnReader) -> Response:
-    """`GET /v1/turns`: turns by words, user, model, key, metadata and day, newest first; with `status`: running ones.
+    """`GET /v1/turns`: turns by words, user, model, key, metadata, outcome and day, newest first.
 
-    Conditions are combined: a turn must fulfil all of them. `q` finds turns whose message and answer contain all of
-    its words.
+    `status=running` lists those that run, oldest first. Conditions are combined: a turn must fulfil all of them. `q`
+    finds turns whose message and answer contain all of its words.
     """
     tenant, (after, limit) = request.tenant, page_of(request)
     question = _question(request, after, limit)
@@ -58,17 +61,23 @@ def _question(request: ApiRequest, after: str | None, limit: int) -> ListRunning
     labels = {name: query[name] for name in LABELS if name in query}
     labels |= {f"metadata.{found[1]}": value for name, value in query.items() if (found := METADATA.fullmatch(name))}
     first, last = day_of(request, "from"), day_of(request, "to")
-    if (status := query.get("status")) is None:
+    status = query.get("status")
+    if status not in (None, "running", *ENDED):
+        why = f"`status` must be one of running, {', '.join(ENDED)}; leave it out for all turns"
+        raise Refused("request_invalid", why, param="status")
+    if status != "running":
         if "session" in query:
-            raise Refused("request_invalid", "the turns of a session are listed at /v1/sessions/{session}/turns")
+            why = (
+                "`session` can be combined with `status=running` only: "
+                "all turns of a session are listed at /v1/sessions/{session}/turns"
+            )
+            raise Refused("request_invalid", why, param="session")
         if len(text := query.get("q", "")) > TEXT_CHARS_MAX:
             why = (
                 f"`q` has {len(text):,} characters, and at most {TEXT_CHARS_MAX:,} are allowed: search for fewer words"
             )
             raise Refused("request_invalid", why, param="q")
-        return ListTurns(labels, query.get("q"), first, last, after, limit)
-    if status != "running":
-        raise Refused("request_invalid", "`status` must be `running`; leave it out for all turns", param="status")
+        return ListTurns(labels, query.get("q"), first, last, after, limit, cast("Outcome | None", status))
     if labels or first or last or "q" in query:
         raise Refused("request_invalid", "`status=running` can be combined with `session` only: leave the others out")
     return ListRunning(query.get("session"), after, limit)

@@ -1,6 +1,7 @@
 """The routes of sessions: create, list, rename, turns, branches and statistics."""
 
 import asyncio
+from functools import partial
 
 import httpx2
 import pytest
@@ -147,9 +148,36 @@ async def test_running_turns_are_listed_and_cancelled_by_session(
     assert cancelled == {"session": "rivers", "cancelled": [first["turn"], branch["turn"]]}
     assert (await gateway.client.post(cancel)).json() == {"session": "rivers", "cancelled": []}
     assert await running() == [other["turn"]]
-    for wrong in ("status=ended", "status=running&user=ann"):
+    for wrong in ("status=ended", "status=running&user=ann", "status=failed&session=rivers"):
         assert (await gateway.client.get(f"/v1/turns?{wrong}")).status_code == 400
     await gateway.client.post(other["links"]["cancel"])
+
+
+async def test_turns_are_listed_by_outcome(gateway: Gateway) -> None:
+    """Newest first, in pages, also together with a user."""
+
+    async def listed(**query: str) -> list[str]:
+        found = await pages(gateway, "/v1/turns", "data", 1, **query)
+        return [one["turn"] for page in found for one in page]
+
+    expected: dict[str, list[str]] = {"completed": [], "failed": []}
+    for message in ("#sim words=1 rate=0", "#sim words=1 rate=0 fault=400@0+"):
+        for user in ("ann", "bob"):
+            turn = (await gateway.client.post("/v1/turns", json={"message": message, "user": user})).json()["turn"]
+            outcome = await until(partial(outcome_of, gateway, turn))
+            assert outcome
+            expected[outcome].insert(0, turn)
+    running = (await gateway.client.post("/v1/turns", json=ENDLESS | {"user": "ann"})).json()
+    assert await listed(status="cancelled") == []
+    await gateway.client.post(running["links"]["cancel"])
+    for outcome, turns in {**expected, "cancelled": [running["turn"]]}.items():
+        assert await listed(status=outcome) == turns
+        assert await listed(status=outcome, user="ann") == turns[-1:]
+
+
+async def outcome_of(gateway: Gateway, turn: str) -> str | None:
+    outcome: str = (await get(gateway, f"/v1/turns/{turn}"))["outcome"]
+    return None if outcome == "running" else outcome
 
 
 async def test_turns_use_the_model_and_system_prompt_of_their_session(

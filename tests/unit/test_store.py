@@ -39,6 +39,7 @@ from tailrace.persistence.store import SEARCHES_WAITING_MAX, Store
 from tailrace.persistence.words import hash_words
 from tailrace.proto.batch_records import Api, ListBatches, ListBatchTurns
 from tailrace.proto.end_entry import LOST_FAILURE
+from tailrace.proto.entries import Outcome
 from tailrace.proto.errors import (
     Refused,
     StoreBusy,
@@ -342,7 +343,7 @@ def history(chance: random.Random) -> list[TurnRow]:
                 labels=msgspec.json.encode(labels).decode(),
                 words=hash_text(f"all {chance.choice(('odd', 'even'))}"),
                 parent=chance.choice(rows).turn if number % 3 else None,
-                outcome=chance.choice(("running", "completed")),
+                outcome=chance.choice(("running", "completed", "completed", "cancelled", "failed")),
                 batch=f'{{"of":1,"parallel":1{SOURCES[of]}}}' if chance.random() < 0.5 else None,
                 blobs=f'["{number % 7}"]',
                 cursor=number,
@@ -456,17 +457,19 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
     recent = Counter(row.model for row in rows if moment(row.asked_at).date() >= last)
     since = await store.usage_since(OURS, NOON + timedelta(days=1))
     assert [(one.key, one.turns) for one in since] == sorted(recent.items())
-    for labels, text in product(
-        ({}, {"model": "m"}, {"user": "ann", "metadata.team": "ann"}), (None, "odd", "even all")
+    outcomes: tuple[Outcome | None, ...] = (None, "completed", "cancelled", "failed")
+    for labels, text, outcome in product(
+        ({}, {"model": "m"}, {"user": "ann", "metadata.team": "ann"}), (None, "odd", "even all"), outcomes
     ):
         for day in (None, NOON.date(), last):
             expected = latest_first(
                 row for row in rows
                 if labels.items() <= msgspec.json.decode(row.labels).items()
                 and set(hash_text(text or "").split()) <= set(row.words.split())
+                and outcome in (None, row.outcome)
                 and (day is None or day <= moment(row.asked_at).date() <= last)
             )  # fmt: skip
-            asked = ListTurns(labels, text, day, last if day else None)
+            asked = ListTurns(labels, text, day, last if day else None, outcome=outcome)
             # A long page ends with what one scan reads.
             for limit in (1, 50):
                 assert await all_pages(queries.turns, asked, "turns", "turn", limit) == expected, (asked, limit)
@@ -1274,17 +1277,23 @@ async def test_each_statement_uses_an_index_of_postgresql(postgresql: PostgreSQL
     assert wrong == []
 
 
-CONDITIONS: tuple[tuple[dict[str, str], str], ...] = (
-    ({}, "all"),
-    ({}, "all old"),
-    ({}, "rare all"),
-    ({}, "even odd"),
-    ({"user": "rare"}, "all"),
-    ({"user": "rare", "model": "m"}, ""),
-    ({"model": "m"}, "rare"),
-    ({"model": "m", "user": "many"}, "even"),
-    ({"metadata.half": "1"}, "even"),
-    ({"metadata.half": "1", "metadata.other": "0"}, ""),
+CONDITIONS: tuple[tuple[dict[str, str], str, Outcome | None], ...] = (
+    ({}, "all", None),
+    ({}, "all old", None),
+    ({}, "rare all", None),
+    ({}, "even odd", None),
+    ({"user": "rare"}, "all", None),
+    ({"user": "rare", "model": "m"}, "", None),
+    ({"model": "m"}, "rare", None),
+    ({"model": "m", "user": "many"}, "even", None),
+    ({"metadata.half": "1"}, "even", None),
+    ({"metadata.half": "1", "metadata.other": "0"}, "", None),
+    ({}, "", "failed"),
+    ({}, "", "cancelled"),
+    ({}, "", "completed"),
+    ({}, "all", "failed"),
+    ({"user": "many"}, "", "failed"),
+    ({"model": "m"}, "even", "completed"),
 )
 
 
@@ -1419,7 +1428,7 @@ async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
 async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
     either_database: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For words with labels, rare and frequent. The pages together have all turns that fulfil the conditions."""
+    """For words, labels and outcomes, rare and frequent. The pages together have all turns that match."""
     monkeypatch.setattr("tailrace.persistence.store.SCAN_MAX", 40)
     store = await open_store(either_database)
     costs: list[list[int]] = []
@@ -1431,28 +1440,32 @@ async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
             labels = {"model": "m", "user": "rare" if n in (7, 180) else "many", "metadata.half": str(n % 2)}
             labels["metadata.other"] = str(n % 2)
             words = f"all {'odd' if n % 2 else 'even'} {'rare' if n in (9, 190) else ''} {'old' if n < 60 else ''}"
-            for number, (named, text) in enumerate(CONDITIONS):
-                if named.items() <= labels.items() and set(text.split()) <= set(words.split()):
+            ended: Outcome = "failed" if n in (5, 170) else "cancelled" if n % 3 else "completed"
+            for number, (named, text, outcome) in enumerate(CONDITIONS):
+                is_found = named.items() <= labels.items() and set(text.split()) <= set(words.split())
+                if is_found and outcome in (None, ended):
                     expected[number].insert(0, f"t{n}")
             row = running_row(f"t{n}", step=n, session=f"s{n % 9}")
-            rows.append(
-                msgspec.structs.replace(row, labels=msgspec.json.encode(labels).decode(), words=hash_text(words))
-            )
+            encoded = msgspec.json.encode(labels).decode()
+            rows.append(msgspec.structs.replace(row, labels=encoded, words=hash_text(words), outcome=ended))
         await store.record(rows)
         made = total
         costs.append([])
-        for named, text in CONDITIONS:
+        for named, text, outcome in CONDITIONS:
             async with counting_reads(store) as read:
-                await store.turns(OURS, named, None, NEWEST, 20, hash_text(text).split())
+                await store.turns(OURS, named, None, NEWEST, 20, hash_text(text).split(), outcome)
             costs[-1].append(sum(read))
-    for number, (named, text) in enumerate(CONDITIONS):
+    for number, (named, text, outcome) in enumerate(CONDITIONS):
         found: list[str] = []
         before: PageCursor | None = NEWEST
         while before is not None:
-            page, end = await store.turns(OURS, named, None, before, 200, hash_text(text).split())
+            page, end = await store.turns(OURS, named, None, before, 200, hash_text(text).split(), outcome)
             found += [one.turn for one in page]
             before = PageCursor(micros(page[-1].asked_at), TurnId(page[-1].turn)) if len(page) == 200 else end
-        assert found == expected[number], (named, text)
+        assert found == expected[number], (named, text, outcome)
+    # The first page has them, because failed turns have an index.
+    failed, end = await store.turns(OURS, {}, None, NEWEST, 9, (), "failed")
+    assert ([one.turn for one in failed], end) == (["t170", "t5"], None)
     await store.close()
     small, large = costs
     assert [(more, less) for more, less in zip(large, small, strict=True) if more > 2 * less] == []
@@ -1822,6 +1835,7 @@ async def test_both_databases_answer_the_same_after_any_changes(
         ("numbered_projects", OURS, 1, 5, NOON),
         ("turns", OURS, {}, None, before, 9),
         ("turns", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9),
+        ("turns", OURS, {}, None, NEWEST, 9, (), "failed"),
         ("turns", OURS, {}, None, before, 9, hash_words(OURS, ["b"]).split()),
         ("turns", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9, hash_words(OURS, ["B", "c"]).split()),
         ("list_unstored", OURS, None),
