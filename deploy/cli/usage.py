@@ -1,4 +1,4 @@
-"""`tailrace usage`: queries persistence over NATS and renders a table."""
+"""`tailrace usage`: queries persistence over NATS, or a gateway over HTTP, and renders a table."""
 
 import argparse
 import asyncio
@@ -7,7 +7,8 @@ from datetime import UTC, date, datetime, timedelta
 
 import msgspec
 
-from tailrace.deploy.cli.arguments import add_data, add_json, add_tenant
+from tailrace.deploy.cli.arguments import add_connection, add_json, tenant
+from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
@@ -23,9 +24,13 @@ examples:
   tailrace usage                                   the last thirty days (UTC), one row a day
   tailrace usage --tenant acme --by key            one row for each API key, with the time of its last use
   tailrace usage --by model --from 2026-11-01 --to 2026-11-30
+  tailrace usage --url https://tailrace.example    of the tenant of the key in TAILRACE_KEY
 
-It connects to the NATS of the `tailrace up` with this data directory (--data), or to TAILRACE_NATS_URL.
+With --url, or TAILRACE_URL and no TAILRACE_NATS_URL, it asks this gateway. Then --tenant needs a key with the scope
+`admin`. Otherwise it connects to the NATS of the `tailrace up` with this data directory (--data), or to
+TAILRACE_NATS_URL, and needs no key.
 """
+LOCAL = Tenant("local")
 DAYS = 30
 TIMEOUT_S = 10.0
 PAGE = 200
@@ -35,13 +40,13 @@ BY_HELP = f"one row for each {', '.join(USAGE_BY)} or metadata.NAME (default: %(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     today = datetime.now(UTC).date()
-    add_tenant(parser)
     add = parser.add_argument
+    add("--tenant", type=tenant, metavar="NAME", help=f"tenant (default: {LOCAL}, or that of the key with --url)")
     add("--by", type=dimension, default="day", help=BY_HELP)
     add("--from", type=day, dest="first", metavar="DAY", help=f"first day, UTC (default: the last {DAYS} days)")
     add("--to", type=day, dest="last", default=today, metavar="DAY", help="last day, UTC (default: today)")
     add_json(parser)
-    add_data(parser)
+    add_connection(parser)
 
 
 def dimension(text: str) -> str:
@@ -66,13 +71,24 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     first = args.first or args.last - timedelta(days=DAYS - 1)
     if first > args.last:
         raise SettingsInvalid(f"--from {first} is after --to {args.last}: exchange them")
-    url = nats_server.find_url(args.data, environ)
-    records = asyncio.run(fetch(url, args.tenant, args.by, first, args.last))
+    if args.url or (environ.get("TAILRACE_URL") and not environ.get("TAILRACE_NATS_URL")):
+        records = request(args, environ, first)
+    else:
+        url = nats_server.find_url(args.data, environ)
+        records = asyncio.run(fetch(url, args.tenant or LOCAL, args.by, first, args.last))
     if args.json:
         print_json(records)
     else:
         print(render(args.by, records))
     return 0
+
+
+def request(args: argparse.Namespace, environ: Mapping[str, str], first: date) -> list[UsageRecord]:
+    """Returns the usage of the key's tenant, or of `--tenant`, from a gateway. Raises GatewayFailed."""
+    path = "/v1/usage" if args.tenant is None else f"/v1/admin/tenants/{args.tenant}/usage"
+    query = {"by": args.by, "from": str(first), "to": str(args.last), "limit": str(PAGE)}
+    with connect(args, environ) as client:
+        return msgspec.convert(list(client.items(path, query)), list[UsageRecord])
 
 
 async def fetch(url: str, tenant: Tenant, by: str, first: date, last: date) -> list[UsageRecord]:

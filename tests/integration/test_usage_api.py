@@ -103,6 +103,12 @@ async def test_usage_by_key_and_session_over_http_and_as_a_table(
     assert headings[:2] == ["KEY", "TURNS"]
     assert {row[0]: row[1] for row in rows} == {name_of(KEY): "2", name_of(OTHER_KEY): "1"}
     assert total[:2] == ["all", "3"]
+    url = str(gateway.client.base_url)
+    over_http = await run_command("usage", "--by", "key", TAILRACE_URL=url, TAILRACE_KEY=KEY)
+    assert [line.split() for line in over_http.out.splitlines()] == [headings, *rows, total]
+    nats_url = {"TAILRACE_NATS_URL": "nats://127.0.0.1:1", "TAILRACE_KEY": KEY}
+    refused = await run_command("usage", "--url", url, "--tenant", tenant, **nats_url)
+    assert (refused.status, "admin" in refused.err) == (1, True)
     [[printed]] = await table("--by", "key", "--json")
     assert {one["key"]: one["turns"] for one in msgspec.json.decode(printed)} == {
         name_of(KEY): 2,
