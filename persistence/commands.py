@@ -66,7 +66,7 @@ class Commands:
     async def new_session(self, tenant: Tenant, new: CreateSession) -> SessionRecord:
         """Creates a session and returns it. Raises Refused if the name is in use."""
         if not await self._store.new_session(tenant, new, datetime.now(UTC)):
-            raise Refused("session_exists", "a session with this name exists already: choose another name")
+            raise Refused("session_exists", "`id`: a session with this name exists already: choose another name")
         return await self._queries.session(tenant, GetSession(new.session))
 
     async def change_session(self, tenant: Tenant, new: ChangeSession) -> SessionRecord:
@@ -76,7 +76,7 @@ class Commands:
     async def new_project(self, tenant: Tenant, new: CreateProject) -> ProjectRecord:
         """Creates a project and returns it. Raises Refused if the id is in use."""
         if not await self._store.new_project(tenant, new, datetime.now(UTC)):
-            raise Refused("project_exists", "a project with this id exists already: choose another id")
+            raise Refused("project_exists", "`id`: a project with this id exists already: choose another id")
         return await self._resources.project(tenant, GetProject(new.project))
 
     async def delete(self, catch_up: CatchUp, tenant: Tenant, what: DeleteResource) -> Remaining:

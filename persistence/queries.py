@@ -179,7 +179,8 @@ class Queries:
         """Returns the context of a turn that continues `parent`, which must belong to `session` unless that is None."""
         branch = await self._store.branch(TurnKey(tenant, parent), BRANCH_TURNS_MAX)
         if not branch or session not in (None, branch[-1].session):
-            raise Refused("parent_not_found", f"turn {parent[:64]} does not exist in this session")
+            where = "" if session is None else f" in the session {session[:64]}"
+            raise Refused("parent_not_found", f"turn {parent[:64]} does not exist{where}, or was deleted")
         # A turn of the branch may have been queued behind a running one, and cancelled.
         if running := next((one.turn for one in branch if one.outcome == "running"), None):
             raise Refused(

@@ -31,7 +31,7 @@ def _mistake(error: Exception, body: bytes | None) -> str:
     if body is None:
         return "it is not valid UTF-8" if text == "UTF-8" else POSITION.sub("", text)
     if not body.strip():
-        return "the body is empty"
+        return "it is empty; send an object, `{}` if no field is needed"
     if body.startswith(BOM):
         return "it begins with a byte order mark (BOM): send UTF-8 without one"
     try:

@@ -61,8 +61,7 @@ async def delete_tenant(request: ApiRequest, deleter: Deleter) -> Response:
     if request.query_params.get("confirm") != tenant:
         raise Refused(
             "request_invalid",
-            f"your key belongs to the tenant {tenant}: to erase everything of this tenant, repeat its name",
-            param="confirm",
+            f"`confirm` must be {tenant}, the name of your tenant: the request then erases everything of this tenant",
         )
     return await _erase(deleter, request, "tenant", tenant)
 

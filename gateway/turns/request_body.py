@@ -130,7 +130,7 @@ def check_turn(new_turn: NewTurn) -> None:
     refuse_blob_references([contents, new_turn.system, new_turn.tools])
     check_system("system", new_turn.system)
     if taken := TOP_LEVEL_FIELDS.intersection(new_turn.options or ()):
-        raise Refused("request_invalid", f"top-level fields, not options: {', '.join(sorted(taken))}")
+        raise Refused("request_invalid", f"`{min(taken)}` is not an option: send it as a field of its own")
     if len(new_turn.betas or ()) > BETAS_MAX or not all(BETA.fullmatch(beta) for beta in new_turn.betas or ()):
         raise Refused(
             "request_invalid",

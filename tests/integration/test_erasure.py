@@ -291,7 +291,7 @@ async def test_a_tenant_is_erased_only_with_its_name_and_keeps_sums_without_name
     for confirm in ("", "?confirm=", "?confirm=other"):
         refused = await gateway.client.delete(f"/v1/tenant{confirm}")
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "confirm")
-        assert f"your key belongs to the tenant {tenant}" in refused.json()["error"]["message"]
+        assert f"must be {tenant}, the name of your tenant" in refused.json()["error"]["message"]
     erased = (await gateway.client.delete(f"/v1/tenant?confirm={tenant}")).json()
     assert (erased["turns"], erased["rows"]) == (2, {"turns": 2, "sessions": 3, "projects": 1, "files": 1, "blobs": 1})
     # A blob's block keeps it until nats-server rewrites or deletes the block: docs/ERASURE.md.

@@ -95,7 +95,7 @@ SAID = [{"role": "system", "content": "s"}, {"role": "user", "content": " "}]
         ("turns", "prompt", HI | {"prompt": {"name": "unknown"}}),
         ("turns", "model", HI | {"model": "unknown"}),
         *(("turns", "max_cost", HI | {"max_cost": cost}) for cost in (0, -1, 1e9, "1", True)),
-        ("turns", None, HI | {"options": {"max_cost": 1}}),
+        ("turns", "max_cost", HI | {"options": {"max_cost": 1}}),
         *(("turns", "user", HI | {"user": user}) for user in ("", "x" * 513, "a\nb", "\0")),
         ("turns", None, []),
         ("turn-batches", "requests[0].params.max_tokens", input_of("a", {"max_tokens": 0})),

@@ -107,7 +107,7 @@ async def test_request_after_a_cancelled_turn_is_a_new_turn(
             },
             "must not end with a message of the assistant if a schema is requested",
         ),
-        ({"betas": ["x"]}, "top-level fields, not options: betas"),
+        ({"betas": ["x"]}, "`anthropic-beta` is not an option: send it as a field of its own"),
         ({"max_tokens": 10**7}, "`max_tokens` must be from 1 to 128000"),
     ],
 )

@@ -48,7 +48,8 @@ async def test_a_created_session_is_returned_and_listed(gateway: Gateway) -> Non
     begun = (await post_until_ended(gateway))["session"]
     for name in (begun, session["id"]):
         answer = await gateway.client.post("/v1/sessions", json={"id": name, "title": "Lakes"})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "session_exists")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (409, "session_exists", "id")
     assert (await get(gateway, path))["title"] == "Rivers"
 
 

@@ -110,7 +110,7 @@ async def test_only_uncompressed_json_is_read(type_: str | None, encoding: str |
 
 
 MISTAKES = {
-    "empty": (b" \n", "the body is empty"),
+    "empty": (b" \n", "it is empty; send an object, `{}` if no field is needed"),
     "BOM": (b'\xef\xbb\xbf{"text":"a"}', "it begins with a byte order mark (BOM): send UTF-8 without one"),
     "trailing comma": (b'{"text":"a",}', "trailing comma in object near byte 12"),
     "single quotes": (b"{'text':'a'}", "object keys must be strings `'` at byte 1"),
