@@ -33,6 +33,12 @@ OPTIONS = SAMPLING | {
 }
 # Fields that other APIs have for the user's question.
 QUESTIONS = frozenset({"content", "contents", "input", "inputs", "query", "question", "text"})
+# Fields of OpenAI's APIs, and what a turn has in their place.
+REPLACED = {
+    "instructions": "the system prompt is `system`",
+    "response_format": "the JSON Schema of the answer is `schema`",
+    "stop": "put `stop_sequences` into `options`",
+}
 
 
 def advise(field: str, names: Collection[str]) -> str:
@@ -45,6 +51,8 @@ def advise(field: str, names: Collection[str]) -> str:
         return " (put it into `options`)"
     if field in QUESTIONS:
         return " (the user's question is `message`)"
+    if field in REPLACED:
+        return f" ({REPLACED[field]})"
     # The name of the most similar field, `store`, would mislead. An input of a batch has no session, and no stream.
     if field == "stream" and "session" in names:
         return " (send `Accept: text/event-stream` to receive the stream)"

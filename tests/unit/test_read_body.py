@@ -213,6 +213,7 @@ REFUSED_SAMPLING = " (put it into `options`, but the current models refuse sampl
         ("thinking", NewTurn, " (put it into `options`)"),
         ("stop_sequences", NewTurn, " (put it into `options`)"),
         ("tool_choice", NewTurn, " (put it into `options`)"),
+        ("stop", NewTurn, " (put `stop_sequences` into `options`)"),
         *((name, NewTurn, REFUSED_SAMPLING) for name in ("temperature", "top_p", "top_k")),
         *((name, NewTurn, " (the user's question is `message`)") for name in ("content", "input", "question")),
         ("temperature", Shape, ""),
