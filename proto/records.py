@@ -68,7 +68,7 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     usage_is_estimated: bool
     """A call broke off or is running: its output tokens are estimated from the bytes of its text."""
     cost_usd: float | None
-    """Null: the model's price is unknown. Sums count such a turn as 0."""
+    """0 until the turn has ended. Null: the model's price is unknown; sums count such a turn as 0."""
     attempts: int
     """The number of attempts."""
     metadata: dict[str, str]

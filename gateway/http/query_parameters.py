@@ -31,8 +31,9 @@ def require_known(request: Request, known: Collection[str]) -> None:
                 raise Refused(
                     "request_invalid", "`metadata` lacks the name of a field: send `metadata[NAME]=VALUE`", param=name
                 )
-            allowed = f"there are {', '.join(sorted(known))}" if known else "there are none"
-            message = f"`{shown}` is not a query parameter of this route{suggest(shown, known)}; {allowed}"
+            names_shown = sorted("metadata[NAME]" if one == "metadata" else one for one in known)
+            allowed = f"there are {', '.join(names_shown)}" if known else "there are none"
+            message = f"`{shown}` is not a query parameter of this route{suggest(shown, names_shown)}; {allowed}"
             raise Refused("request_invalid", message, param=shown)
         if times > 1 and not name.endswith("[]") and name not in LISTS:
             raise Refused("request_invalid", f"`{name}` is repeated: send it once", param=name[:NAME_CHARS_MAX])

@@ -178,7 +178,7 @@ async def test_a_refusal_names_the_field_as_the_client_does(
         ("GET", "/v1/models?after_id=claude-unknown", "after_id", "must be ids of listed models"),
         ("GET", "/v1/models?before_id=", "after_id", "`before_id` must be ids of listed models"),
         ("GET", "/v1/turns?metadata=x", "metadata", "send `metadata[NAME]=VALUE`"),
-        ("GET", "/v1/turns?metadata[]=a", "metadata[]", "(did you mean metadata?)"),
+        ("GET", "/v1/turns?metadata[]=a", "metadata[]", "(did you mean metadata[NAME]?)"),
         ("GET", "/v1/turns?from=yesterday", "from", "must be a day such as 2026-01-31"),
         ("GET", "/v1/sessions?metadata[team]=a", "metadata[team]", "there are after, limit, page"),
         ("GET", "/v1/usage?by=metadata.", "by", "or `metadata.NAME`"),
