@@ -9,8 +9,8 @@ import pytest
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
-from tailrace.persistence.store import Store
 from tailrace.proto.ids import Tenant, new_id
+from tests.harness.open_store import open_store
 from tests.harness.system import System
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, on_shared_loop
@@ -74,8 +74,7 @@ async def test_expired_files_are_deleted(gateway: Gateway, sdk: AsyncOpenAI, sys
     life = {"anchor": "created_at", "seconds": 3600}
     file = await sdk.files.create(file=("a.txt", b"old"), purpose="user_data", expires_after=life)  # type: ignore[arg-type]
     assert file.expires_at == file.created_at + 3600
-    store = await Store.open(system.database, busy_timeout_s=5)
-    try:
+    async with open_store(system.database, busy_timeout_s=5) as store:
         async with store._database.transaction() as writer:
             await writer.execute("UPDATE files SET expires_at = 1 WHERE tenant = :tenant", {"tenant": tenant})
         with pytest.raises(openai.NotFoundError):
@@ -86,8 +85,6 @@ async def test_expired_files_are_deleted(gateway: Gateway, sdk: AsyncOpenAI, sys
             return tenant not in await store.expired_files(later)
 
         await until(is_gone)
-    finally:
-        await store.close()
 
 
 @on_shared_loop

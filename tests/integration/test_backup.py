@@ -23,7 +23,7 @@ from tailrace.deploy.local import backup, data_dir
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.persistence.copy_database import TableDigest, copy_database
 from tailrace.persistence.database import Database
-from tailrace.persistence.store import Store
+from tests.harness.open_store import open_store
 from tests.harness.until import until
 from tests.harness.up import CHECKOUT, LEAN, running
 
@@ -45,9 +45,8 @@ def refuses(capsys: pytest.CaptureFixture[str]) -> Refuses:
 async def saved(tmp_path: Path) -> Path:
     """A backup of a data directory with a database and two files of NATS."""
     folder = tmp_path / "data"
-    store = await Store.open(folder / "tailrace.db", busy_timeout_s=1)
-    await store.migrate()
-    await store.close()
+    async with open_store(folder / "tailrace.db"):
+        pass
     for number in range(2):
         path = folder / "nats" / "jetstream" / f"{number}.blk"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ from tailrace.proto.nats import BlobPins, BlobStore, Connection, TurnLog, blob_p
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import DeleteResource
 from tailrace.proto.subjects import BODIES, CLAIMS_STREAM, TurnKey
+from tests.harness.open_store import open_store
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.requests import post_until_ended
@@ -243,10 +244,8 @@ async def test_a_deletion_at_any_step_of_a_post_keeps_its_blob(
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
     """The database of a collector of the test's own."""
-    store = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
-    await store.migrate()
-    yield store
-    await store.close()
+    async with open_store(tmp_path / "own.db") as store:
+        yield store
 
 
 def collector(store: Store, connection: Connection) -> blob_gc.BlobCollector:
@@ -282,21 +281,17 @@ async def test_a_blob_whose_last_turn_is_deleted_during_a_collection_is_deleted(
 
 
 async def test_a_collection_without_released_blobs_takes_no_lock(
-    connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
     """Each deletion collects, also that of an unknown turn. On PostgreSQL a lock takes a connection."""
-    store, locked = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05), list[str]()
+    locked = list[str]()
 
     def lock(_: Store, name: str) -> AbstractAsyncContextManager[None]:
         locked.append(name)
         return nullcontext()
 
     monkeypatch.setattr(Store, "lock", lock)
-    try:
-        await store.migrate()
-        assert (await collector(store, connection).collect(tenant), locked) == (0, [])
-    finally:
-        await store.close()
+    assert (await collector(store, connection).collect(tenant), locked) == (0, [])
 
 
 async def test_a_prompt_that_is_counted_keeps_its_blob_until_then(

@@ -13,9 +13,9 @@ import pytest_asyncio
 
 from tailrace.deploy.local import ports
 from tailrace.persistence.rows import build_row
-from tailrace.persistence.store import Store
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
+from tests.harness.open_store import open_store
 from tests.harness.processes import CHECKOUT
 from tests.harness.turn_builder import completed_turn
 from tests.harness.until import until, until_equal
@@ -28,16 +28,6 @@ KEY, SECRET = "tailrace", "a-secret-of-the-tests"
 TURNS = [TurnKey(Tenant("ours"), TurnId(f"turn-{number}")) for number in range(3)]
 
 pytestmark = pytest.mark.skipif(not LITESTREAM, reason="NO LITESTREAM: install the development tools")
-
-
-@asynccontextmanager
-async def open_store(path: Path) -> AsyncIterator[Store]:
-    store = await Store.open(path, busy_timeout_s=5)
-    try:
-        await store.migrate()
-        yield store
-    finally:
-        await store.close()
 
 
 def destroy(database: Path) -> None:
@@ -102,11 +92,11 @@ async def test_a_destroyed_database_is_restored_from_a_folder_or_a_bucket(config
         status = await (await litestream("restore", "-config", str(config), "-o", str(copy), str(database))).wait()
         if status != 0:
             return []
-        async with open_store(copy) as store:
+        async with open_store(copy, busy_timeout_s=5) as store:
             found = [await store.turn(key) for key in TURNS]
         return [turn.text for turn in found if turn is not None]
 
-    async with open_store(database) as store:
+    async with open_store(database, busy_timeout_s=5) as store:
         await store.record([build_row(TURNS[0], completed_turn("Rivers flow.").turn)])
         running = await litestream("replicate", "-config", str(config))
         try:
@@ -118,5 +108,5 @@ async def test_a_destroyed_database_is_restored_from_a_folder_or_a_bucket(config
             await running.wait()
     destroy(database)
     assert await (await litestream("restore", "-config", str(config), str(database))).wait() == 0
-    async with open_store(database) as store:
+    async with open_store(database, busy_timeout_s=5) as store:
         assert [turn.turn for key in TURNS if (turn := await store.turn(key))] == [key.turn for key in TURNS]

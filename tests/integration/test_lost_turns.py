@@ -10,7 +10,6 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.persistence.lost_turns import LostTurnFinder
-from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Batch, BatchSource
 from tailrace.proto.ids import Seq, SessionId, Tenant
@@ -19,6 +18,7 @@ from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import GetStats, Stats
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
+from tests.harness.open_store import open_store
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.readers import is_read, read, read_bytes, story_of
 from tests.harness.requests import get
@@ -213,12 +213,9 @@ async def test_no_turn_is_lost_while_the_log_is_unreachable(
         assert await outcome(before, writers[-1].key) == "running"
     deliveries = await AnsweredBefore.open(own_connection, PERSISTENCE)
     await own_server.stop(SIGKILL)
-    store = await Store.open(tmp_path / "tailrace.db", busy_timeout_s=1.0)
-    try:
+    async with open_store(tmp_path / "tailrace.db") as store:
         await LostTurnFinder(own_log, deliveries, store).check()
         assert sorted(await store.running_turns()) == sorted(writer.key for writer in writers)
-    finally:
-        await store.close()
 
 
 @pytest.mark.rule("F31")

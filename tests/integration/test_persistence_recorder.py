@@ -27,6 +27,7 @@ from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, Tu
 from tailrace.proto.nats.jetstream_log import Erased
 from tailrace.proto.subjects import CLAIMS_STREAM, PERSISTENCE, STREAM, TurnKey
 from tests.harness.generator_in_loop import shorten_lease
+from tests.harness.open_store import open_store
 from tests.harness.turn_writer import OURS, new_writer, write_turn
 from tests.harness.until import until, until_equal
 
@@ -92,16 +93,6 @@ async def running_recorder(
     finally:
         stop.set()
         await running
-
-
-@asynccontextmanager
-async def open_store(database: Path, kind: type[Store] = Store) -> AsyncIterator[Store]:
-    store = await kind.open(database, busy_timeout_s=0.05)
-    await store.migrate()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 async def record(log: TurnLog, deliveries: Deliveries, database: Path, batch_max: int = 100) -> list[TurnRow]:

@@ -14,12 +14,12 @@ from tailrace.deploy.cli.main import main
 from tailrace.persistence.__main__ import preflight
 from tailrace.persistence.database import display
 from tailrace.persistence.settings import Settings
-from tailrace.persistence.store import Store
 from tailrace.proto.errors import SettingsInvalid, StoreBusy, StoreUnwritable, TailraceError
 from tests.checker.invariants import OF_BATCHES, find_failed, judge
 from tests.checker.recorded_system import RecordedSystem
 from tests.checker.run import load
 from tests.checker.verdicts import Bounds
+from tests.harness.open_store import open_store
 from tests.harness.postgresql import IN_URL, PASSWORD, PostgreSQLServer
 
 # What this run does not do.
@@ -112,9 +112,8 @@ async def test_a_database_that_cannot_be_used_is_refused_before_it_is_changed(
     url = await postgresql.new_database(prepare if prepare.startswith("ENCODING") else "")
     if prepare and not prepare.startswith("ENCODING"):
         if "CREATE" not in prepare:
-            store = await Store.open(url, busy_timeout_s=1)
-            await store.migrate()
-            await store.close()
+            async with open_store(url):
+                pass
         async with postgresql.connected(url) as connection:
             await connection.execute(prepare)
     before = await tables(postgresql, url)
@@ -212,9 +211,8 @@ async def test_the_command_copies_a_history_and_shows_no_password(
     postgresql: PostgreSQLServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, url = tmp_path / "tailrace.db", await postgresql.new_database()
-    store = await Store.open(path, busy_timeout_s=1)
-    await store.migrate()
-    await store.close()
+    async with open_store(path):
+        pass
     assert await asyncio.to_thread(main, ["migrate-database", str(path), url]) == 0
     assert await asyncio.to_thread(main, ["migrate-database", str(tmp_path / "none.db"), url, "--json"]) == 2
     printed = capsys.readouterr()

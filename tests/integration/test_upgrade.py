@@ -14,7 +14,6 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.migrations import migrations
-from tailrace.persistence.store import Store
 from tailrace.proto import entries, subjects
 from tailrace.proto.entries import Event
 from tailrace.proto.fold import fold
@@ -24,6 +23,7 @@ from tailrace.proto.records import GetTurn, TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness import turn_builder
 from tests.harness.generator_in_loop import running_generator, wait_for_end, words
+from tests.harness.open_store import open_store
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import CHECKOUT, ForkedProcess
 from tests.harness.readers import read_bytes
@@ -132,15 +132,11 @@ async def test_a_database_of_every_schema_version_is_migrated_with_its_rows(tmp_
     recorded = recording.read(recording.names()[-1])
     path = recording.downgrade(version, recording.database(recorded.name, tmp_path / "tailrace.db"))
     unknown = {name for name, since in {"envelope": 3, "schema_valid": 4}.items() if version < since}
-    store = await Store.open(path, busy_timeout_s=0.05)
-    try:
-        await store.migrate()
+    async with open_store(path) as store:
         for was in recorded.received:
             found = await store.turn(TurnKey(OURS, TurnId(was.turn)))
             assert found is not None
             assert_same(builtins_of(found), was.record, *unknown)
-    finally:
-        await store.close()
     with closing(sqlite3.connect(path)) as migrated:
         assert migrated.execute("PRAGMA user_version").fetchone() == (len(migrations()),)
         assert migrated.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -75,6 +75,7 @@ from tailrace.proto.resources import (
 )
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
+from tests.harness.open_store import open_store
 from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.turn_builder import MODEL, NOON, Handwritten, completed_turn
 from tests.harness.until import until
@@ -130,22 +131,20 @@ def path(tmp_path: Path) -> Path:
 
 @pytest_asyncio.fixture
 async def file_store(path: Path) -> AsyncIterator[Store]:
-    store = await open_store(path)
-    yield store
-    await store.close()
+    async with open_store(path) as store:
+        yield store
 
 
 @pytest_asyncio.fixture
 async def store(either_database: Path | str) -> AsyncIterator[Store]:
-    store = await open_store(either_database)
-    yield store
-    await store.close()
+    async with open_store(either_database) as store:
+        yield store
 
 
-async def open_store(where: Path | str) -> Store:
-    store = await Store.open(where, busy_timeout_s=0.05)
-    await store.migrate()
-    return store
+@pytest_asyncio.fixture
+async def postgresql_store(postgresql: PostgreSQLServer) -> AsyncIterator[Store]:
+    async with open_store(await postgresql.new_database()) as store:
+        yield store
 
 
 def key(turn: str, tenant: Tenant = OURS) -> TurnKey:
@@ -262,20 +261,20 @@ async def test_a_batch_is_written_completely_or_not_at_all(store: Store, wrong: 
     assert await store.turn(key("turn-1")) is not None
 
 
-async def test_a_database_that_lacks_what_was_committed_is_not_written(either_database: Path | str) -> None:
+async def test_a_database_that_lacks_what_was_committed_is_not_written(
+    store: Store, either_database: Path | str
+) -> None:
     """As after a restore, or a failover without synchronous replication. The next start records the log again."""
-    store, administrator = await open_store(either_database), await open_store(either_database)
     for seq in (Seq(7), Seq(6)):
         await store.record([running_row("turn-1")], seq)
-    await administrator.reset_recorded_upto()
+    async with open_store(either_database) as administrator:
+        await administrator.reset_recorded_upto()
     with pytest.raises(StoreRolledBack, match="up to 0, and this process had recorded it up to 7"):
         await store.record([running_row("turn-2")], Seq(8))
     # No turn may be recorded for hours.
     with pytest.raises(StoreRolledBack):
         await store.fail_expired(Seq(1))
     assert (await store.turn(key("turn-2")), await store.read_recorded_upto()) == (None, 0)
-    for one in (store, administrator):
-        await one.close()
 
 
 MIGRATED = {
@@ -1115,35 +1114,36 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
             deleted = (OURS, made.asked_at, project, made.model, by, 2, 5, 3, 2, 1, 7)
             database.execute(f"INSERT INTO deleted_usage VALUES ({', '.join('?' * 11)})", deleted)
         database.commit()
-    store = await open_store(path)
-    expected = {
-        "model": [(made.model, 5)], "day": [("2026-01-01", 4), ("2026-01-02", 1)],
-        "session": [(None, 3), ("session-1", 1), ("session-2", 1)], "project": [(None, 3), ("rivers", 2)],
-        "key": [(None, 3), ("k", 2)], "user": [(None, 5)], "metadata.k": [("1", 1)],
-    }  # fmt: skip
-    for by, totals in expected.items():
-        found = await store.usage(OURS, by, NOON.date(), NOON.date() + timedelta(days=1), "", 9)
-        assert [(one.key, one.turns) for one in found] == totals
-        assert [(one.total_tokens, one.message_count) for one in found] == [(11 * n, 2 * n) for _, n in totals]
-    (total,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
-    assert round(total.cost_usd * 1e9) == 3 * 7 + made.cost_nusd
-    listed, _ = await store.turns(OURS, {"key": "k"}, None, NEWEST, 9)
-    assert [one.turn for one in listed] == ["turn-2"]
-    assert [(await store.numbered_sessions(OURS, project, 0, 9, NOON))[1] for project in (None, "rivers")] == [2, 1]
-    theirs = await store.usage(THEIRS, "model", NOON.date(), NOON.date(), "", 9)
-    assert [(one.key, one.turns) for one in theirs] == [("other", 1)]
-    # As many fields as `labels_of` takes, with the same limits.
-    labels = {"model": made.model, "metadata.k": "1", f"metadata.{'n' * 64}": "v" * 512}
-    labels |= {f"metadata.m{number}": "v" for number in range(11)}
-    rows = await store._database.read("SELECT name, value FROM labels WHERE tenant = 'ours' AND turn = 'turn-1'", {})
-    # Newer versions of SQLite do not cut a name at a NUL character.
-    assert {row["name"]: row["value"] for row in rows if "\0" not in row["name"]} == labels
-    assert await store.read_recorded_upto() == 99
-    monkeypatch.setattr("tailrace.persistence.store.UNSEARCHED_MAX", 1)
-    assert [await store.store_older_words() for _ in range(4)] == [1, 1, 1, 0]
-    listed, _ = await store.turns(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]).split())
-    assert [one.turn for one in listed] == ["turn-2", "turn-1"]
-    await store.close()
+    async with open_store(path) as store:
+        expected = {
+            "model": [(made.model, 5)], "day": [("2026-01-01", 4), ("2026-01-02", 1)],
+            "session": [(None, 3), ("session-1", 1), ("session-2", 1)], "project": [(None, 3), ("rivers", 2)],
+            "key": [(None, 3), ("k", 2)], "user": [(None, 5)], "metadata.k": [("1", 1)],
+        }  # fmt: skip
+        for by, totals in expected.items():
+            found = await store.usage(OURS, by, NOON.date(), NOON.date() + timedelta(days=1), "", 9)
+            assert [(one.key, one.turns) for one in found] == totals
+            assert [(one.total_tokens, one.message_count) for one in found] == [(11 * n, 2 * n) for _, n in totals]
+        (total,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
+        assert round(total.cost_usd * 1e9) == 3 * 7 + made.cost_nusd
+        listed, _ = await store.turns(OURS, {"key": "k"}, None, NEWEST, 9)
+        assert [one.turn for one in listed] == ["turn-2"]
+        assert [(await store.numbered_sessions(OURS, project, 0, 9, NOON))[1] for project in (None, "rivers")] == [2, 1]
+        theirs = await store.usage(THEIRS, "model", NOON.date(), NOON.date(), "", 9)
+        assert [(one.key, one.turns) for one in theirs] == [("other", 1)]
+        # As many fields as `labels_of` takes, with the same limits.
+        labels = {"model": made.model, "metadata.k": "1", f"metadata.{'n' * 64}": "v" * 512}
+        labels |= {f"metadata.m{number}": "v" for number in range(11)}
+        rows = await store._database.read(
+            "SELECT name, value FROM labels WHERE tenant = 'ours' AND turn = 'turn-1'", {}
+        )
+        # Newer versions of SQLite do not cut a name at a NUL character.
+        assert {row["name"]: row["value"] for row in rows if "\0" not in row["name"]} == labels
+        assert await store.read_recorded_upto() == 99
+        monkeypatch.setattr("tailrace.persistence.store.UNSEARCHED_MAX", 1)
+        assert [await store.store_older_words() for _ in range(4)] == [1, 1, 1, 0]
+        listed, _ = await store.turns(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]).split())
+        assert [one.turn for one in listed] == ["turn-2", "turn-1"]
 
 
 async def test_words_that_an_older_version_writes_during_an_upgrade_are_stored_again(store: Store) -> None:
@@ -1253,10 +1253,9 @@ VALUES = {
 }  # fmt: skip
 
 
-async def test_each_statement_uses_an_index_of_postgresql(postgresql: PostgreSQLServer) -> None:
+async def test_each_statement_uses_an_index_of_postgresql(postgresql_store: Store) -> None:
     """Each scan of a table has a condition on an index, with a column after the tenant unless it is `NUMBERED`."""
-    store = await open_store(await postgresql.new_database())
-    database = store._database
+    database = postgresql_store._database
     assert isinstance(database, PostgreSQL)
     wrong: list[object] = []
     async with database._pool.acquire() as connection:
@@ -1273,7 +1272,6 @@ async def test_each_statement_uses_an_index_of_postgresql(postgresql: PostgreSQL
             found = list(scans(msgspec.json.decode(plan)[0]["Plan"]))
             assert found or statement.startswith("INSERT"), name
             wrong += [(name, scan) for scan in found if not is_by_index(name, scan)]
-    await store.close()
     assert wrong == []
 
 
@@ -1304,9 +1302,8 @@ ENDLESS = {
 
 
 async def test_a_search_that_takes_long_is_ended_and_delays_no_other_query(
-    either_database: Path | str, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = await open_store(either_database)
     await store.record([build_row(key("turn-1"), completed_turn("Light").turn)])
     words = hash_words(OURS, ["light"]).split()
     statements = store._sql
@@ -1325,7 +1322,6 @@ async def test_a_search_that_takes_long_is_ended_and_delays_no_other_query(
     monkeypatch.setattr(store, "_sql", statements)
     found, _ = await store.turns(OURS, {}, None, NEWEST, 9, words)
     assert [one.turn for one in found] == ["turn-1"]
-    await store.close()
 
 
 async def test_a_search_that_is_cancelled_before_it_begins_is_interrupted(file_store: Store) -> None:
@@ -1399,10 +1395,9 @@ async def test_the_recorder_waits_for_one_write_of_a_tenant_at_most(store: Store
 
 
 async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
-    either_database: Path | str, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search also ends if it waits for too long."""
-    store = await open_store(either_database)
     statements = store._sql
     monkeypatch.setattr("tailrace.persistence.store.SEARCH_S_MAX", 0.5)
     monkeypatch.setattr("tailrace.persistence.store.SEARCH_WAIT_S_MAX", 0.75)
@@ -1422,15 +1417,13 @@ async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
     assert {type(one) for one in found} == {StoreBusy}
     monkeypatch.setattr(store, "_sql", statements)
     assert await search(OURS) == ([], None)
-    await store.close()
 
 
 async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
-    either_database: Path | str, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For words, labels and outcomes, rare and frequent. The pages together have all turns that match."""
     monkeypatch.setattr("tailrace.persistence.store.SCAN_MAX", 40)
-    store = await open_store(either_database)
     costs: list[list[int]] = []
     expected: dict[int, list[str]] = {number: [] for number in range(len(CONDITIONS))}
     made = 0
@@ -1466,7 +1459,6 @@ async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
     # The first page has them, because failed turns have an index.
     failed, end = await store.turns(OURS, {}, None, NEWEST, 9, (), "failed")
     assert ([one.turn for one in failed], end) == (["t170", "t5"], None)
-    await store.close()
     small, large = costs
     assert [(more, less) for more, less in zip(large, small, strict=True) if more > 2 * less] == []
 
@@ -1526,14 +1518,13 @@ def is_by_index(name: str, scan: dict[str, Any]) -> bool:
     return " AND " in condition or (bool(condition) and (name in NUMBERED or across_tenants))
 
 
-async def test_both_databases_have_the_same_tables(file_store: Store, postgresql: PostgreSQLServer) -> None:
+async def test_both_databases_have_the_same_tables(file_store: Store, postgresql_store: Store) -> None:
     """The columns in the same order, which of them may be NULL, the primary keys, and the indexes."""
-    store = await open_store(await postgresql.new_database())
     for table, primary_key in KEYS.items():
         columns = await file_store._database.read(f"SELECT * FROM pragma_table_info('{table}')", {})
         indexes = await file_store._database.read(f"SELECT * FROM pragma_index_list('{table}')", {})
         named = {row["name"]: row["partial"] for row in indexes if row["origin"] == "c"}
-        found = await store._database.read(
+        found = await postgresql_store._database.read(
             "SELECT column_name::text AS name, data_type::text AS type, is_nullable::text AS nullable"
             " FROM information_schema.columns WHERE table_name = :table ORDER BY ordinal_position",
             {"table": table},
@@ -1544,7 +1535,7 @@ async def test_both_databases_have_the_same_tables(file_store: Store, postgresql
         ]
         keys = [row["name"] for row in sorted(columns, key=lambda row: row["pk"]) if row["pk"]]
         assert keys in ([], list(primary_key))
-        theirs = await store._database.read(
+        theirs = await postgresql_store._database.read(
             "SELECT indexname::text AS name, indexdef AS made FROM pg_indexes WHERE tablename = :table",
             {"table": table},
         )
@@ -1555,40 +1546,35 @@ async def test_both_databases_have_the_same_tables(file_store: Store, postgresql
             info = await file_store._database.read(f"SELECT name FROM pragma_index_info('{name}')", {})
             expected = f"({', '.join(row['name'] for row in info)})"
             assert text.partition(" WHERE ")[0].replace('"', "") == expected
-    await store.close()
 
 
 @pytest.mark.rule("R93")
 async def test_two_processes_write_one_after_the_other_and_count_each_turn_once(postgresql: PostgreSQLServer) -> None:
     """They write the same totals: without the lock of writers, they would deadlock or lose counts."""
     url = await postgresql.new_database()
-    one, other = await open_store(url), await open_store(url)
-    rows = [build_row(key(turn), completed_turn("Light").turn) for turn in ("turn-1", "turn-2")]
-    async with one._database.transaction():
-        with pytest.raises(StoreBusy, match="lock timeout"):
-            await other.record(rows)
-    for store in (one, other):
-        await store.record(rows)
-    for by in ("day", "session", "model"):
-        (total,) = await one.usage(OURS, by, NOON.date(), NOON.date(), "", 9)
-        assert (by, total.turns) == (by, 2)
-    for store in (one, other):
-        await store.close()
+    async with open_store(url) as one, open_store(url) as other:
+        rows = [build_row(key(turn), completed_turn("Light").turn) for turn in ("turn-1", "turn-2")]
+        async with one._database.transaction():
+            with pytest.raises(StoreBusy, match="lock timeout"):
+                await other.record(rows)
+        for store in (one, other):
+            await store.record(rows)
+        for by in ("day", "session", "model"):
+            (total,) = await one.usage(OURS, by, NOON.date(), NOON.date(), "", 9)
+            assert (by, total.turns) == (by, 2)
 
 
 @pytest.mark.rule("R93")
 async def test_a_lock_is_held_by_one_process(postgresql: PostgreSQLServer) -> None:
     """Until its block ends, or its process. Others wait for it, for longer than for the lock of a transaction."""
     url = await postgresql.new_database()
-    one, other = await open_store(url), await open_store(url)
-    async with one.lock("a"), other.lock("b"):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1), other.lock("a"):
-                pass
-    async with other.lock("a"):
-        pass
-    for store in (one, other):
-        await store.close()
+    async with open_store(url) as one, open_store(url) as other:
+        async with one.lock("a"), other.lock("b"):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1), other.lock("a"):
+                    pass
+        async with other.lock("a"):
+            pass
 
 
 @asynccontextmanager
@@ -1615,21 +1601,20 @@ async def proxy_that_hides_ends(port: int) -> AsyncIterator[int]:
 async def test_a_server_without_transaction_numbers_loses_no_turn(postgresql: PostgreSQLServer) -> None:
     """It has the SQLSTATE of a row that is too large for an index. Only such a row is left out."""
     url = await postgresql.new_database()
-    store = await open_store(url)
-    long = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=6000))
-    with pytest.raises(StoreRefused):
-        await store.record([msgspec.structs.replace(running_row("turn-1"), user=long)])
-    async with postgresql.connected(url) as administrator:
-        await administrator.execute(
-            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION "
-            "'database is not accepting commands to avoid wraparound data loss' USING ERRCODE = '54000'; END $$; "
-            "CREATE TRIGGER refuse BEFORE INSERT ON turns FOR EACH ROW EXECUTE FUNCTION refuse()"
-        )
-        with pytest.raises(StoreUnwritable, match=r"to avoid wraparound data loss \(54000\)"):
-            await store.record([running_row("turn-1")])
-        await administrator.execute("DROP TRIGGER refuse ON turns")
-    await store.record([running_row("turn-1")])
-    await store.close()
+    async with open_store(url) as store:
+        long = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=6000))
+        with pytest.raises(StoreRefused):
+            await store.record([msgspec.structs.replace(running_row("turn-1"), user=long)])
+        async with postgresql.connected(url) as administrator:
+            await administrator.execute(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION "
+                "'database is not accepting commands to avoid wraparound data loss' USING ERRCODE = '54000'; END $$; "
+                "CREATE TRIGGER refuse BEFORE INSERT ON turns FOR EACH ROW EXECUTE FUNCTION refuse()"
+            )
+            with pytest.raises(StoreUnwritable, match=r"to avoid wraparound data loss \(54000\)"):
+                await store.record([running_row("turn-1")])
+            await administrator.execute("DROP TRIGGER refuse ON turns")
+        await store.record([running_row("turn-1")])
 
 
 async def test_a_database_that_accepts_no_connections_is_busy(postgresql: PostgreSQLServer) -> None:
@@ -1637,7 +1622,7 @@ async def test_a_database_that_accepts_no_connections_is_busy(postgresql: Postgr
     async with postgresql.connected("postgres") as administrator:
         await administrator.execute(f"ALTER DATABASE {url.rpartition('/')[2]} ALLOW_CONNECTIONS false")
     with pytest.raises(StoreBusy, match="is not currently accepting connections"):
-        await open_store(url)
+        await Store.open(url, busy_timeout_s=0.05)
 
 
 END_OTHERS = (
@@ -1648,8 +1633,11 @@ END_OTHERS = (
 async def test_a_connection_that_the_server_has_ended_is_replaced(postgresql: PostgreSQLServer) -> None:
     """The first use of it is StoreBusy, also if only the server's last message has arrived. The next one works."""
     url = await postgresql.new_database()
-    async with proxy_that_hides_ends(postgresql.port) as port, postgresql.connected(url) as administrator:
-        store = await open_store(url.replace(str(postgresql.port), str(port)))
+    async with (
+        proxy_that_hides_ends(postgresql.port) as port,
+        postgresql.connected(url) as administrator,
+        open_store(url.replace(str(postgresql.port), str(port))) as store,
+    ):
         await store.turn(key("turn-1"))
         await administrator.execute(END_OTHERS, url.rpartition("/")[2])
 
@@ -1663,7 +1651,6 @@ async def test_a_connection_that_the_server_has_ended_is_replaced(postgresql: Po
         # The message arrives at some time after the statement.
         await until(is_refused)
         assert await store.turn(key("turn-1")) is None
-        await store.close()
 
 
 async def test_the_error_of_a_transaction_that_the_server_has_ended_names_the_cause(
@@ -1671,20 +1658,19 @@ async def test_the_error_of_a_transaction_that_the_server_has_ended_names_the_ca
 ) -> None:
     """Not that its rollback found no connection."""
     url = await postgresql.new_database()
-    store = await open_store(url)
+    async with open_store(url) as store:
 
-    async def wait_in_transaction() -> None:
-        async with store._database.transaction() as transaction:
-            await transaction.read("SELECT pg_sleep(60)", {})
+        async def wait_in_transaction() -> None:
+            async with store._database.transaction() as transaction:
+                await transaction.read("SELECT pg_sleep(60)", {})
 
-    waiting = asyncio.create_task(wait_in_transaction())
-    async with postgresql.connected(url) as administrator:
-        is_waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = $1"
-        await until(lambda: administrator.fetchval(is_waiting, url.rpartition("/")[2]))
-        await administrator.execute(END_OTHERS, url.rpartition("/")[2])
-    with pytest.raises(StoreBusy, match="terminating connection due to administrator command"):
-        await waiting
-    await store.close()
+        waiting = asyncio.create_task(wait_in_transaction())
+        async with postgresql.connected(url) as administrator:
+            is_waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = $1"
+            await until(lambda: administrator.fetchval(is_waiting, url.rpartition("/")[2]))
+            await administrator.execute(END_OTHERS, url.rpartition("/")[2])
+        with pytest.raises(StoreBusy, match="terminating connection due to administrator command"):
+            await waiting
 
 
 async def test_a_host_that_does_not_answer_does_not_keep_the_next_one_waiting(
@@ -1694,29 +1680,27 @@ async def test_a_host_that_does_not_answer_does_not_keep_the_next_one_waiting(
     monkeypatch.setattr("tailrace.persistence.postgresql.CONNECT_TIMEOUT_S", 2.0)
     url, host = await postgresql.new_database(), f"127.0.0.1:{postgresql.port}"
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        store = await open_store(url.replace(host, f"127.0.0.1:{silent.getsockname()[1]},{host}"))
-        async with store.lock("a"):
+        both = url.replace(host, f"127.0.0.1:{silent.getsockname()[1]},{host}")
+        async with open_store(both) as store, store.lock("a"):
             assert await store.turn(key("turn-1")) is None
-        await store.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-async def test_a_connection_notices_that_the_machine_of_the_server_is_gone(postgresql: PostgreSQLServer) -> None:
+async def test_a_connection_notices_that_the_machine_of_the_server_is_gone(
+    postgresql: PostgreSQLServer, postgresql_store: Store
+) -> None:
     """By probes of the kernel: a query that waits for its answer sends nothing."""
-    store = await open_store(await postgresql.new_database())
     lines = [line.split() for line in (await asyncio.to_thread(Path("/proc/net/tcp").read_text)).splitlines()]
     ours = [line for line in lines if line[2] == f"0100007F:{postgresql.port:04X}" and line[3] == "01"]
     # The timer 02 is that of the probes. https://www.kernel.org/doc/html/latest/networking/proc_net_tcp.html
     assert {line[5][:2] for line in ours} == {"02"}
-    await store.close()
 
 
 @pytest.mark.rule("R93")
 async def test_tasks_of_a_process_that_wait_for_a_lock_have_no_connection(
-    postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
+    postgresql_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the deletions of one tenant would take all connections of the server."""
-    store = await open_store(await postgresql.new_database())
     opened: list[str] = []
 
     async def connect(url: str, **options: Any) -> asyncpg.Connection:
@@ -1724,28 +1708,25 @@ async def test_tasks_of_a_process_that_wait_for_a_lock_have_no_connection(
         return await real(url, **options)
 
     async def hold() -> None:
-        async with store.lock("a"):
+        async with postgresql_store.lock("a"):
             pass
 
     real = asyncpg.connect
     monkeypatch.setattr(asyncpg, "connect", connect)
-    async with store.lock("a"):
+    async with postgresql_store.lock("a"):
         waiting = [asyncio.create_task(hold()) for _ in range(5)]
         await asyncio.sleep(0)
         assert len(opened) == 1
     await asyncio.gather(*waiting)
     assert len(opened) == 6
-    await store.close()
 
 
-async def test_both_databases_answer_the_same_after_any_changes(
-    file_store: Store, postgresql: PostgreSQLServer
-) -> None:
+async def test_both_databases_answer_the_same_after_any_changes(file_store: Store, postgresql_store: Store) -> None:
     """Turns, sessions, projects, files and batches are written and deleted.
 
     Every query returns the same, in order. Only the turns of a session or project to be deleted have no order.
     """
-    stores = [file_store, await open_store(await postgresql.new_database())]
+    stores = [file_store, postgresql_store]
     chance, by_id = random.Random(25), attrgetter("turn")
     cursors = chance.sample(range(1000), 1000)
 
@@ -1859,13 +1840,10 @@ async def test_both_databases_answer_the_same_after_any_changes(
     empty = [query for query in queries if not await call_both(*query)]
     assert not empty, empty
     assert await call_both("session_turns", OURS, middle, NEWEST, 9, is_newest_first=True)
-    await stores[1].close()
 
 
 @pytest.mark.rule("R94")
-async def test_a_database_is_copied_to_postgresql_and_back(
-    path: Path, store: Store, postgresql: PostgreSQLServer
-) -> None:
+async def test_a_database_is_copied_to_postgresql_and_back(path: Path, store: Store, postgresql_store: Store) -> None:
     """Every text, NUL and its escape as well, in the same order; a second copy into the same database is refused."""
     strange = "a\0b\x01c\x010"
     rows = [
@@ -1874,19 +1852,17 @@ async def test_a_database_is_copied_to_postgresql_and_back(
     ]
     rows[7] = msgspec.structs.replace(rows[7], text=strange, stop_sequence="\0", user="Ä")
     await store.record(rows, Seq(9))
-    other = await open_store(await postgresql.new_database())
+    other = postgresql_store
     copied = await copy_database(store._database, other._database)
     assert {table.table: table.rows for table in copied}["turns"] == 600
-    back = await open_store(path.with_name("back.db"))
-    assert await copy_database(other._database, back._database) == copied
-    assert await content_of(back) == await content_of(store)
-    assert len({await one.read_id() for one in (store, other, back)}) == 3
-    found = await turn_of(back, key("turn-7"))
-    assert (found.text, found.stop_sequence) == (strange, "\0")
-    with pytest.raises(StoreRefused, match="has rows in sessions: name an empty one"):
-        await copy_database(store._database, back._database)
-    for one in (other, back):
-        await one.close()
+    async with open_store(path.with_name("back.db")) as back:
+        assert await copy_database(other._database, back._database) == copied
+        assert await content_of(back) == await content_of(store)
+        assert len({await one.read_id() for one in (store, other, back)}) == 3
+        found = await turn_of(back, key("turn-7"))
+        assert (found.text, found.stop_sequence) == (strange, "\0")
+        with pytest.raises(StoreRefused, match="has rows in sessions: name an empty one"):
+            await copy_database(store._database, back._database)
 
 
 @pytest.mark.rule("R94")
@@ -1896,7 +1872,7 @@ async def test_a_source_that_is_slow_to_read_is_copied_to_postgresql(
     """The server ends other transactions that are idle for as long."""
     monkeypatch.setattr("tailrace.persistence.postgresql.FROZEN_S_MAX", 1)
     await file_store.record([running_row("turn-1")])
-    target, read = await open_store(await postgresql.new_database()), file_store._database.read
+    read = file_store._database.read
     late_s = iter([1.2])
 
     async def read_late(*given: Any) -> Any:
@@ -1904,9 +1880,9 @@ async def test_a_source_that_is_slow_to_read_is_copied_to_postgresql(
         return await read(*given)
 
     monkeypatch.setattr(file_store._database, "read", read_late)
-    copied = await copy_database(file_store._database, target._database)
+    async with open_store(await postgresql.new_database()) as target:
+        copied = await copy_database(file_store._database, target._database)
     assert {table.table: table.rows for table in copied}["turns"] == 1
-    await target.close()
 
 
 @pytest.mark.rule("R94")
@@ -1915,7 +1891,7 @@ async def test_a_database_that_is_written_while_it_is_copied_is_refused(
 ) -> None:
     """The copy has no rows then."""
     await file_store.record([running_row("turn-1")])
-    target, add = await open_store(path.with_name("target.db")), Content.add
+    add = Content.add
 
     def read_and_change(self: Content, rows: list[dict[str, object]]) -> None:
         add(self, rows)
@@ -1924,24 +1900,23 @@ async def test_a_database_that_is_written_while_it_is_copied_is_refused(
             database.commit()
 
     monkeypatch.setattr(Content, "add", read_and_change)
-    with pytest.raises(StoreRefused, match="sessions has changed while it was copied: stop persistence first"):
-        await copy_database(file_store._database, target._database)
-    monkeypatch.undo()
-    assert await content_of(target) == []
-    await target.close()
+    async with open_store(path.with_name("target.db")) as target:
+        with pytest.raises(StoreRefused, match="sessions has changed while it was copied: stop persistence first"):
+            await copy_database(file_store._database, target._database)
+        monkeypatch.undo()
+        assert await content_of(target) == []
 
 
 async def test_a_new_database_is_migrated_once(path: Path) -> None:
     """A second start changes nothing; the version is that of the last migration."""
-    store = await Store.open(path, busy_timeout_s=0.05)
-    assert store.needs_replay
-    await store.migrate()
-    await store.migrate()
-    await store.close()
-    again = await Store.open(path, busy_timeout_s=0.05)
-    assert not again.needs_replay
-    await again.migrate()
-    await again.close()
+    for is_new in (True, False):
+        store = await Store.open(path, busy_timeout_s=0.05)
+        try:
+            assert store.needs_replay == is_new
+            await store.migrate()
+            await store.migrate()
+        finally:
+            await store.close()
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (migrations()[-1].number,)
 
@@ -1998,7 +1973,8 @@ async def test_a_directory_that_is_a_file_is_unwritable(tmp_path: Path) -> None:
 
 async def test_a_damaged_database_is_renamed_and_kept(path: Path) -> None:
     for _ in range(2):
-        await (await open_store(path)).close()
+        async with open_store(path):
+            pass
         write(Path(f"{path}-wal"), b"")
         move_aside(path)
     assert sorted(file.name for file in path.parent.iterdir()) == [

@@ -1,9 +1,11 @@
 """The notes of turns with `store: false`: the search for a deletion, and notes of turns that have left the log."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
+
+import pytest_asyncio
 
 from tailrace.persistence import unstored
 from tailrace.persistence.store import UNSTORED_MAX, Store
@@ -13,6 +15,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.resources import TurnToDelete
 from tailrace.proto.subjects import TurnKey
+from tests.harness.open_store import open_store
 from tests.harness.turn_builder import Handwritten
 from tests.harness.until import until
 
@@ -57,34 +60,32 @@ def unstored_turns(store: Store, kept: set[str]) -> UnstoredTurns:
     return UnstoredTurns(log, tombstones, store, grace_s=600)
 
 
-async def open_store(path: Path, turns: list[str]) -> Store:
-    """Opens a database with the notes of turns of one user."""
-    store = await Store.open(path, busy_timeout_s=1)
-    await store.migrate()
-    for turn in turns:
-        await store.put_unstored(TurnKey(TENANT, TurnId(turn)), "ann")
-    return store
+TURNS = [f"turn-{number:03}" for number in range(UNSTORED_MAX + 3)]
 
 
-async def test_the_turns_of_a_user_are_found_within_the_time_of_a_query(tmp_path: Path) -> None:
+@pytest_asyncio.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    """A database with the notes of TURNS, all of one user."""
+    async with open_store(tmp_path / "tailrace.db") as store:
+        for turn in TURNS:
+            await store.put_unstored(TurnKey(TENANT, TurnId(turn)), "ann")
+        yield store
+
+
+async def test_the_turns_of_a_user_are_found_within_the_time_of_a_query(store: Store) -> None:
     """Also behind a page of turns that have left the log, whose notes are removed."""
-    turns = [f"turn-{number:03}" for number in range(UNSTORED_MAX + 3)]
-    kept = turns[UNSTORED_MAX:]
-    store = await open_store(tmp_path / "tailrace.db", turns)
+    kept = TURNS[UNSTORED_MAX:]
     async with asyncio.timeout(ANSWER_S_MAX):
         found = await unstored_turns(store, set(kept)).list_of_user(TENANT, "ann")
     assert found == [TurnToDelete(TurnId(turn), is_running=True, is_unstored=True) for turn in kept]
     assert await store.list_unstored(TENANT, "ann") == kept
-    await store.close()
 
 
 async def test_the_note_of_a_turn_that_has_left_the_log_without_an_end_is_removed(
-    tmp_path: Path, monkeypatch: Any
+    store: Store, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(unstored, "INTERVAL_S", 0.01)
-    turns = [f"turn-{number:03}" for number in range(UNSTORED_MAX + 3)]
-    kept = [turns[0], turns[-1]]
-    store, stop = await open_store(tmp_path / "tailrace.db", turns), asyncio.Event()
+    kept, stop = [TURNS[0], TURNS[-1]], asyncio.Event()
     running = asyncio.create_task(unstored_turns(store, set(kept)).run(stop))
 
     async def are_removed() -> bool:
@@ -93,4 +94,3 @@ async def test_the_note_of_a_turn_that_has_left_the_log_without_an_end_is_remove
     await until(are_removed)
     stop.set()
     await running
-    await store.close()
