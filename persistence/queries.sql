@@ -396,17 +396,31 @@ ON CONFLICT (tenant, sha256, turn) DO NOTHING
 -- One file.
 SELECT {file_columns} FROM files WHERE tenant = :tenant AND file = :file AND coalesce(expires_at > :now, true)
 
--- name: files
--- A page of files, newest first: their ids grow with time.
-SELECT {file_columns} FROM files
-WHERE tenant = :tenant AND file < :after AND coalesce(expires_at > :now, true) AND coalesce(purpose = :purpose, true)
+-- fragment: of_page_of_files
+-- The files after a cursor that have not expired, newest first: their ids grow with time.
+file < :after AND coalesce(expires_at > :now, true)
 ORDER BY file DESC LIMIT :limit
+
+-- fragment: of_page_of_oldest_files
+-- The same, oldest first.
+file > :after AND coalesce(expires_at > :now, true)
+ORDER BY file LIMIT :limit
+
+-- name: files
+-- A page of files, newest first.
+SELECT {file_columns} FROM files WHERE tenant = :tenant AND {of_page_of_files}
 
 -- name: oldest_files
 -- The same, oldest first.
-SELECT {file_columns} FROM files
-WHERE tenant = :tenant AND file > :after AND coalesce(expires_at > :now, true) AND coalesce(purpose = :purpose, true)
-ORDER BY file LIMIT :limit
+SELECT {file_columns} FROM files WHERE tenant = :tenant AND {of_page_of_oldest_files}
+
+-- name: purpose_files
+-- A page of files with one purpose. A statement of its own, so that each has an index in the order of the page.
+SELECT {file_columns} FROM files WHERE tenant = :tenant AND purpose = :purpose AND {of_page_of_files}
+
+-- name: oldest_purpose_files
+-- The same, oldest first.
+SELECT {file_columns} FROM files WHERE tenant = :tenant AND purpose = :purpose AND {of_page_of_oldest_files}
 
 -- name: every_file
 -- The ids of all files of a tenant.
@@ -549,31 +563,45 @@ INDEXED BY turns_batches
 
 -- fragment: by_batch (postgresql)
 
--- fragment: of_api
--- Whether a batch was created through an API: `openai`, `anthropic`, or any if it is null.
-CASE :of
-    WHEN 'openai' THEN batch{as_json} -> 'file' ->> 'file' IS NOT NULL
-    WHEN 'anthropic' THEN batch{as_json} -> 'file' ->> 'endpoint' = '/v1/messages'
-    ELSE true
+-- fragment: batch_api (sqlite)
+-- The API through which a batch was created: `openai`, `anthropic`, or null for Tailrace's own.
+CASE
+    WHEN batch -> 'file' ->> 'file' IS NOT NULL THEN 'openai'
+    WHEN batch -> 'file' ->> 'endpoint' = '/v1/messages' THEN 'anthropic'
 END
+
+-- fragment: batch_api (postgresql)
+tailrace_batch_api(batch)
 
 -- name: batch
 -- A turn that is a batch.
 SELECT {batch_columns} FROM turns WHERE tenant = :tenant AND turn = :turn AND batch IS NOT NULL
 
--- name: batches
+-- fragment: of_page_of_batches
 -- The batches before a cursor, newest first.
-SELECT {batch_columns} FROM turns {by_batch}
-WHERE tenant = :tenant AND batch IS NOT NULL AND (asked_at, turn) < (:before_at, :before)
-    AND {of_api}
+batch IS NOT NULL AND (asked_at, turn) < (:before_at, :before)
 ORDER BY asked_at DESC, turn DESC LIMIT :limit
 
--- name: newer_batches
+-- fragment: of_page_of_newer_batches
 -- The batches after a cursor, oldest first.
-SELECT {batch_columns} FROM turns {by_batch}
-WHERE tenant = :tenant AND batch IS NOT NULL AND (asked_at, turn) > (:after_at, :after)
-    AND {of_api}
+batch IS NOT NULL AND (asked_at, turn) > (:after_at, :after)
 ORDER BY asked_at, turn LIMIT :limit
+
+-- name: batches
+-- A page of batches, newest first.
+SELECT {batch_columns} FROM turns {by_batch} WHERE tenant = :tenant AND {of_page_of_batches}
+
+-- name: newer_batches
+-- A page of batches, oldest first.
+SELECT {batch_columns} FROM turns {by_batch} WHERE tenant = :tenant AND {of_page_of_newer_batches}
+
+-- name: api_batches
+-- A page of the batches of one API. A statement of its own, so that each has an index in the order of the page.
+SELECT {batch_columns} FROM turns WHERE tenant = :tenant AND {batch_api} = :of AND {of_page_of_batches}
+
+-- name: newer_api_batches
+-- The same, oldest first.
+SELECT {batch_columns} FROM turns WHERE tenant = :tenant AND {batch_api} = :of AND {of_page_of_newer_batches}
 
 -- name: session_turns
 -- The turns of a session after a cursor, oldest first.

@@ -446,9 +446,9 @@ class Store:
 
     async def files(self, tenant: Tenant, ask: ListFiles, limit: int, now: datetime) -> list[FileRecord]:
         """Returns the files that `ask` selects and that have not expired, at most `limit`."""
-        statement, start = ("oldest_files", "") if ask.is_oldest_first else ("files", LAST_NAME)
+        order, start = ("oldest_", "") if ask.is_oldest_first else ("", LAST_NAME)
         rows = await self._read(
-            statement,
+            f"{order}files" if ask.purpose is None else f"{order}purpose_files",
             tenant=tenant,
             after=start if ask.after is None else ask.after,
             purpose=ask.purpose,
@@ -504,14 +504,16 @@ class Store:
     async def batches(self, tenant: Tenant, before: PageCursor, limit: int, of: Api | None = None) -> list[StoredBatch]:
         """Returns batches older than `before`, newest first; with `of` only those of one other API."""
         page = {"before_at": before.at, "before": before.name, "limit": limit, "of": of}
-        return [batch_record(row) for row in await self._read("batches", tenant=tenant, **page)]
+        statement = "batches" if of is None else "api_batches"
+        return [batch_record(row) for row in await self._read(statement, tenant=tenant, **page)]
 
     async def newer_batches(
         self, tenant: Tenant, after: PageCursor, limit: int, of: Api | None = None
     ) -> list[StoredBatch]:
         """Returns batches newer than `after`, oldest first; with `of` only those of one other API."""
         page = {"after_at": after.at, "after": after.name, "limit": limit, "of": of}
-        return [batch_record(row) for row in await self._read("newer_batches", tenant=tenant, **page)]
+        statement = "newer_batches" if of is None else "newer_api_batches"
+        return [batch_record(row) for row in await self._read(statement, tenant=tenant, **page)]
 
     async def session(self, tenant: Tenant, session: str, since: datetime) -> SessionRecord | None:
         """Returns the session, or None. It is active if it was used after `since`."""
