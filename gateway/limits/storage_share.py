@@ -91,22 +91,26 @@ class StorageShare:
             await self.flush()
 
     async def flush(self) -> None:
-        """Adds to the counters in NATS what was stored since the last time. Keeps it if NATS does not answer."""
+        """Adds to the counters in NATS what was stored since the last time, once: the answer of NATS may be lost."""
         period = self._period_at(self._now())
         if period != self._period:
             self._period = period
             self._stored.clear()
         for tenant, size in list(self._new.items()):
             subject = subjects.budget(tenant, TENANT, self._store.counter, str(period))
+            failure = ""
             try:
                 value = await self._counters.add(subject, size)
             except LogUnavailable as error:
-                logger.debug("stored bytes not counted yet", error=str(error))
-                return
+                # They may have been added. A repetition every second would count them many times.
+                value, failure = self._stored.get(tenant, 0) + size, str(error)
             self._stored[tenant] = value
             self._new[tenant] -= size
             if not self._new[tenant]:
                 del self._new[tenant]
+            if failure:
+                logger.debug("stored bytes may not be counted", tenant=tenant, why=failure)
+                return
 
     def _period_at(self, now: float) -> int:
         return int(now // self._store.kept_s)

@@ -4,7 +4,7 @@ import pytest
 
 from tailrace.gateway.limits import storage_share
 from tailrace.gateway.limits.storage_share import BLOBS, LOG, StorageShare, Store
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection, Counters, StreamSize
 from tests.harness.processes import Process
@@ -100,6 +100,32 @@ async def test_shares_are_counted_by_tenant_and_period_for_all_gateways(connecti
     clock[0] += store.kept_s
     await other.flush()
     other.check(loud, 5 * MIB)
+
+
+async def test_bytes_whose_acknowledgement_is_lost_are_counted_once(connection: Connection) -> None:
+    """Until the next flush, at least by the gateway that has added them."""
+
+    class Unacknowledged(Counters):
+        async def add(self, subject: str, amount: int) -> int:
+            await super().add(subject, amount)
+            raise LogUnavailable("the acknowledgement is lost")
+
+    one, other = [
+        StorageShare(LOG, counters, lambda: StreamSize(8 * MIB, 10 * MIB), 0.5)
+        for counters in (Unacknowledged(connection), Counters(connection))
+    ]
+    tenant = Tenant(new_id())
+    one.add(tenant, MIB)
+    for _ in range(2):
+        await one.flush()
+    with pytest.raises(Refused):
+        one.check(tenant, 5 * MIB)
+    one.check(tenant, 4 * MIB)
+    other.add(tenant, 1)
+    await other.flush()
+    other.check(tenant, 4 * MIB - 1)
+    with pytest.raises(Refused):
+        other.check(tenant, 4 * MIB)
 
 
 @pytest.mark.parametrize("size", [StreamSize(10**12, 0), StreamSize(6 * MIB, 10 * MIB)], ids=["no limit", "not full"])
