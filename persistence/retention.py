@@ -38,13 +38,12 @@ class Retention:
         await stop.wait()
 
     async def _delete_old(self) -> None:
-        before = await self._log.now() - timedelta(days=self._days)
-        count = 0
-        beginning = await self._log.beginning()
-        while sessions := await self._store.old_sessions(before, *beginning):
+        log, count = await self._log.stream(), 0
+        before = log.ts - timedelta(days=self._days)
+        while sessions := await self._store.old_sessions(before, log.state.first_seq, log.created):
             for tenant, session in sessions:
-                count += await self._delete(tenant, session, before, *beginning)
-            beginning = await self._log.beginning()
+                count += await self._delete(tenant, session, before, log.state.first_seq, log.created)
+            log = await self._log.stream()
         if count:
             logger.info("old sessions were deleted", sessions=count, days=self._days)
 

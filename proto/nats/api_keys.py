@@ -185,7 +185,7 @@ class ApiKeyStore:
     async def position(self) -> KeyPosition:
         """Returns the bucket's position, from its leader. Raises LogUnavailable."""
         info = await self._connection.stream_info(KEYS_STREAM)
-        return KeyPosition(info.created, Seq(info.state.last_seq), info.state.messages)
+        return KeyPosition(info.created, info.state.last_seq, info.state.messages)
 
     async def changes_after(self, seq: Seq) -> list[RecordChange]:
         """Returns what is stored after `seq`, oldest first; the latest may be missing. Raises LogUnavailable."""

@@ -267,7 +267,7 @@ class BlobStore:
     async def lifetime(self) -> timedelta:
         """Returns how long a blob is kept; timedelta.max if blobs never expire."""
         if self._lifetime is None:
-            config = (await self._connection.stream_info(BODIES)).config
+            max_age = (await self._connection.stream_info(BODIES)).config.max_age
             # Without max_age, blobs never expire.
-            self._lifetime = timedelta(seconds=config.max_age) if config.max_age else timedelta.max
+            self._lifetime = timedelta(microseconds=max_age // 1000) if max_age else timedelta.max
         return self._lifetime

@@ -14,6 +14,7 @@ from random import sample
 from typing import Self
 from urllib.parse import urlsplit
 
+import msgspec
 import nats
 import nats.errors
 import nats.js.errors
@@ -21,12 +22,13 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
-from nats.js.api import StreamInfo
 
 from tailrace.proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
 from tailrace.proto.ids import Seq
+from tailrace.proto.nats import stream_info
 from tailrace.proto.nats.client import Client, Message, TlsClient
 from tailrace.proto.nats.permissions import RIGHTS, inbox_prefix
+from tailrace.proto.nats.stream_info import StreamInfo
 from tailrace.proto.nats.tls import ssl_context
 
 logger = structlog.get_logger()
@@ -38,6 +40,7 @@ PINGS_MAX = 4
 RECONNECT_WAIT_S = 0.25
 CONNECT_TIMEOUT_S = 2
 CLOSE_TIMEOUT_S = 2
+INFO_TIMEOUT_S = 2.0
 # With unlimited reconnects, nats-py also tries the first connection without end.
 OPEN_TIMEOUT_S = 5
 # "NATS/1.0\r\n" and the blank line, and for each header ": " and "\r\n".
@@ -167,14 +170,18 @@ class Connection:
             # Clients receive this message, too.
             raise LogUnavailable(f"the log does not answer ({type(error).__name__}): retry") from error
 
-    async def stream_info(self, name: str) -> StreamInfo:
-        """Returns the configuration and the state of a stream, from its leader. Raises LogUnavailable."""
-        try:
-            return await self.jetstream.stream_info(name)
-        except nats.errors.Error as error:
-            raise LogUnavailable(f"the stream {name} does not answer ({type(error).__name__}): retry") from error
-        finally:
-            raise_if_cancelled()
+    async def stream_info(
+        self, name: str, *, subjects: str | None = None, offset: int = 0, timeout_s: float = INFO_TIMEOUT_S
+    ) -> StreamInfo:
+        """Returns the configuration and the state of a stream, from its leader. Raises LogUnavailable.
+
+        With `subjects`, which may have wildcards, the state has a page of them, in order, from number `offset` on.
+        """
+        query = b"" if subjects is None else msgspec.json.encode({"subjects_filter": subjects, "offset": offset})
+        reply = await self.request(f"$JS.API.STREAM.INFO.{name}", query, timeout_s=timeout_s)
+        if (error := stream_info.decode_error(reply.data).error) is not None:
+            raise LogUnavailable(f"the stream {name} does not answer ({error.description}): retry")
+        return stream_info.decode(reply.data)
 
     async def publish(self, subject: str, payload: bytes, *, reply: str = "") -> None:
         """Publishes without waiting for a reply. Raises LogUnavailable while disconnected."""

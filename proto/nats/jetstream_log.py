@@ -114,9 +114,7 @@ class JetStreamLog:
 
     async def count(self, key: TurnKey) -> Count:
         turn = subjects.entries(key)
-        query = msgspec.json.encode({"subjects_filter": turn})
-        reply = await self.connection.request(f"$JS.API.STREAM.INFO.{STREAM}", query, timeout_s=COUNT_TIMEOUT_S)
-        state = _info.decode(reply.data).state
+        state = (await self.connection.stream_info(STREAM, subjects=turn, timeout_s=COUNT_TIMEOUT_S)).state
         # The request is the oldest entry, so while it exists no entry of the turn has expired.
         is_whole = state.subjects.get(f"{turn[:-1]}request") == 1
         return Count(sum(state.subjects.values()) if is_whole else 0, state.last_seq)
@@ -219,11 +217,7 @@ class JetStreamLog:
 
     async def newest_seq(self) -> Seq:
         """Returns the sequence of the newest entry of all turns. Raises LogUnavailable."""
-        reply = await self.connection.request(f"$JS.API.STREAM.INFO.{STREAM}", b"", timeout_s=PUBLISH_TIMEOUT_S)
-        info = _info.decode(reply.data)
-        if info.error is not None:
-            raise LogUnavailable(f"the log's newest entry cannot be found: {info.error.description}")
-        return info.state.last_seq
+        return (await self.connection.stream_info(STREAM)).state.last_seq
 
     @asynccontextmanager
     async def new_turns(self, tenant: Tenant, call: Callable[[SessionId | None], None]) -> AsyncIterator[None]:
@@ -290,20 +284,6 @@ class _Session(msgspec.Struct):
 
 
 _session = msgspec.json.Decoder(_Session)
-
-
-class _Info(msgspec.Struct):
-    """The answer of `$JS.API.STREAM.INFO`. The server takes the state first, and then counts by subject."""
-
-    class State(msgspec.Struct, frozen=True):
-        last_seq: Seq = BEFORE_FIRST
-        subjects: dict[str, int] = {}
-
-    state: State = State()
-    error: pub_ack.Ack.Error | None = None
-
-
-_info = msgspec.json.Decoder(_Info)
 
 
 def _seq_of(message: Message) -> Seq:

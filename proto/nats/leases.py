@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol, Self
 
-import msgspec
 import nats.errors
 import nats.js.errors
 import structlog
@@ -19,6 +18,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, is_token
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.pull import Pull
+from tailrace.proto.nats.stream_info import StreamInfo
 from tailrace.proto.subjects import STREAM, WEBHOOKS, TurnKey
 
 logger = structlog.get_logger()
@@ -27,7 +27,6 @@ logger = structlog.get_logger()
 # the server sends to a process that has stopped is lost until the leases expire.
 PULL_S = 0.5
 AWAY_WAIT_S = 0.25
-INFO_S = 5.0
 # Renewals per `ack_wait`: two of them may be lost (PROTOCOL R18).
 RENEWALS = 3
 # Some leases are renewed with a request. One after the other, thousands of them would take longer than they live.
@@ -234,27 +233,18 @@ class Deliveries:
 
     async def first(self) -> Seq:
         """Returns the stream's first sequence, or the next one if it is empty. Raises LogUnavailable."""
-        return (await self.beginning())[0]
+        return (await self.stream()).state.first_seq
 
-    async def beginning(self) -> tuple[Seq, datetime]:
-        """Returns the stream's first sequence as `first` does, and when it was created. Raises LogUnavailable."""
-        info = await self._connection.stream_info(STREAM)
-        return Seq(info.state.first_seq), info.created or datetime.fromtimestamp(0, UTC)
-
-    async def now(self) -> datetime:
-        """Returns the time of nats-server's clock, which also dates the entries. Raises LogUnavailable."""
-        reply = await self._connection.request(f"$JS.API.STREAM.INFO.{STREAM}", b"", timeout_s=INFO_S)
-        try:
-            return msgspec.json.decode(reply.data, type=_StreamInfo).ts
-        except msgspec.DecodeError as error:
-            raise LogUnavailable(f"the stream {STREAM} does not answer: {error}") from error
+    async def stream(self) -> StreamInfo:
+        """Returns the state of the stream, from its leader. Raises LogUnavailable."""
+        return await self._connection.stream_info(STREAM)
 
     async def last(self) -> Seq:
         """Returns the stream's last sequence from its leader, so that no acknowledged entry is after it.
 
         Raises LogUnavailable.
         """
-        return Seq((await self._connection.stream_info(STREAM)).state.last_seq)
+        return (await self.stream()).state.last_seq
 
     async def reset(self) -> None:
         """Has all entries delivered again, from the oldest one in the log. Raises LogUnavailable.
@@ -270,12 +260,6 @@ class Deliveries:
         """Returns the next entry after `seq` from the stream's leader, or BEFORE_FIRST if there is none."""
         found = await Leader(self._connection, STREAM).first(subject, seq + 1)
         return BEFORE_FIRST if found is None else found.seq
-
-
-class _StreamInfo(msgspec.Struct):
-    """The field of a stream's info that nats-py does not read."""
-
-    ts: datetime
 
 
 class Backlog(NamedTuple):

@@ -198,7 +198,7 @@ class StreamSize(NamedTuple):
 async def stream_size(connection: Connection, stream: str) -> StreamSize:
     """Returns how full a stream is. Raises LogUnavailable."""
     info = await connection.stream_info(stream)
-    return StreamSize(info.state.bytes, max(0, info.config.max_bytes or 0))
+    return StreamSize(info.state.bytes, max(0, info.config.max_bytes))
 
 
 async def fullness(connection: Connection) -> float:
