@@ -9,7 +9,7 @@ import nats.errors
 
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.runtime.gather import gather_limited
@@ -19,6 +19,8 @@ from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_TOMBSTONE, EVERY_UNSTOR
 REMOVED = b"removed"
 REMOVED_LIFE = {"Nats-TTL": "1s"}
 LOOKED_UP_AT_ONCE = 16
+# A page takes the server a second.
+PAGE_TIMEOUT_S = 10.0
 
 
 class Unstored(NamedTuple):
@@ -46,11 +48,26 @@ class Tombstones:
         return await self._leader.last(subjects.tombstone(key)) is not None
 
     async def every(self) -> AsyncIterator[TurnKey]:
-        """Yields the turns that have a tombstone, one request to the stream's leader each. Raises LogUnavailable."""
-        found = await self._leader.first(EVERY_TOMBSTONE, BEFORE_FIRST + 1)
-        while found is not None:
-            yield _key(found.subject)
-            found = await self._leader.first(EVERY_TOMBSTONE, found.seq + 1)
+        """Yields the turns that have a tombstone, in order, from pages of the stream's leader. Raises LogUnavailable.
+
+        A page has up to 100,000 subjects (JSMaxSubjectDetails of nats-server).
+        """
+        last, offset = "", 0
+        while True:
+            info = await self._connection.stream_info(
+                CLAIMS_STREAM, subjects=EVERY_TOMBSTONE, offset=offset, timeout_s=PAGE_TIMEOUT_S
+            )
+            found = list(info.state.subjects)
+            if offset and (not found or found[0] > last):
+                # Some have expired since the last page, and the others have moved up.
+                offset = 0
+                continue
+            for subject in found:
+                if subject > last:
+                    yield _key(subject)
+            if offset + len(found) >= info.total:
+                return
+            last, offset = max(last, found[-1]), offset + len(found) - 1
 
     async def mark_deletion(self, key: TurnKey) -> None:
         """Marks a running turn before its deletion cancels it, or an input of a batch. Raises LogUnavailable."""

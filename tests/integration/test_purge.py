@@ -7,9 +7,10 @@ import pytest
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Claims, Connection, Tombstones, TurnLog
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.subjects import CLAIMS_STREAM, TurnKey, tombstone
 from tests.harness.own_system import OwnSystem
 from tests.harness.turn_writer import Writer
+from tests.harness.until import until_equal
 
 
 @pytest.mark.rule("R35")
@@ -78,3 +79,24 @@ async def test_a_thousand_tombstones_are_put_at_once(connection: Connection, ten
     tombstones = Tombstones(connection)
     await tombstones.put(turns)
     assert all([await tombstones.exists(turns[number]) for number in (0, 500, 999)])
+
+
+async def test_all_tombstones_are_read_with_a_few_requests(own_connection: Connection) -> None:
+    """A start after a restore reads them. More than one page; between two pages, those of the first have expired."""
+    turns = [TurnKey(Tenant(tenant), TurnId(f"{number:06}")) for tenant in "ab" for number in range(50_010)]
+    for turn in turns:
+        await own_connection.publish(tombstone(turn), b"")
+        if turn.turn.endswith("000"):
+            await own_connection.client.flush()
+    await until_equal(lambda: count_messages(own_connection), len(turns))
+    sent = own_connection.client.stats["out_msgs"]
+    reading = Tombstones(own_connection).every()
+    found = [await anext(reading)]
+    await own_connection.jetstream.purge_stream(CLAIMS_STREAM, subject="$KV.CLAIMS.deleted.a.>")
+    found += [turn async for turn in reading]
+    assert found == turns
+    assert own_connection.client.stats["out_msgs"] - sent < 10
+
+
+async def count_messages(connection: Connection) -> int:
+    return (await connection.stream_info(CLAIMS_STREAM)).state.messages
