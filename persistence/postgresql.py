@@ -62,7 +62,7 @@ ESCAPE = re.compile(r"\\(?:u000([01])|.)")
 # The names of integer values and columns; `to_positional` adds those with some endings. All others are texts.
 INTEGERS = {
     "attempts", "bytes", "cost_is_unknown", "cost_nusd", "cursor", "day", "depth_max", "first", "fits", "is_estimated",
-    "last", "limit", "messages", "now", "number", "offset", "seq", "sign", "since", "text_chars", "turns",
+    "known", "last", "limit", "messages", "now", "number", "offset", "seq", "sign", "since", "text_chars", "turns",
     "unused_since",
 }  # fmt: skip
 
@@ -106,7 +106,9 @@ class PostgreSQLTransaction:
 
     async def executemany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> None:
         text, names = to_positional(statement)
-        await self._connection.executemany(text, [[row[name] for name in names] for row in rows])
+        # asyncpg would send a request also without rows.
+        if values := [[row[name] for name in names] for row in rows]:
+            await self._connection.executemany(text, values)
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         return await _read(self._connection, statement, values)

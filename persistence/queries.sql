@@ -228,7 +228,7 @@ SELECT coalesce(
         WHERE number >= turns.asked_at * 1024 AND number < turns.asked_at * 1024 + 1024),
     turns.asked_at * 1024
 ), tenant, turn, :words
-FROM turns WHERE tenant = :tenant AND turn = :turn AND cursor = :cursor AND :words <> ''
+FROM turns WHERE tenant = :tenant AND turn = :turn AND cursor = :cursor
 ON CONFLICT (tenant, turn) DO UPDATE SET words = excluded.words WHERE searched.words <> excluded.words
 
 -- name: delete_words
@@ -279,8 +279,9 @@ ON CONFLICT (tenant, sha256, turn) DO NOTHING
 UPDATE turns SET outcome = 'failed', error = :error WHERE outcome = 'running' AND cursor < :first
 
 -- name: set_recorded_upto
--- Stores up to which sequence the log is recorded, in the transaction that records it.
-UPDATE reached SET seq = {greatest}(seq, :seq)
+-- Stores up to which sequence the log is recorded, in the transaction that records it. Changes nothing in a database that
+-- lacks what was recorded up to :known.
+UPDATE reached SET seq = {greatest}(seq, :seq) WHERE seq >= :known
 
 -- name: reset_recorded_upto
 -- Resets it before the log is replayed from its beginning.
@@ -830,7 +831,8 @@ SELECT turn FROM labels WHERE tenant = :tenant AND name = 'user' AND value = :na
 ORDER BY asked_at DESC, turn DESC LIMIT :limit
 
 -- name: user_turn_ids (sqlite)
--- The newest turns of a user and those that continue them, newest first: no turn before its follow-ups.
+-- The newest turns of a user and those that continue them, newest first: no turn before its follow-ups. UNION removes
+-- repeated turns: most turns of a user also continue another one of them.
 WITH RECURSIVE page (turn) AS ({newest_of_user}), branch (turn) AS (
     SELECT turn FROM page
     UNION

@@ -37,7 +37,7 @@ FOLDS_MAX = 8
 # batches become fewer, each with more turns: a transaction costs about as much for twenty turns as for one.
 WRITING_SHARE = 0.25
 PAUSE_S_MAX = 0.1
-# A database that does not answer is reported after this time. Its error may come a minute later.
+# A database that answers no statement is reported after this time. Its error may come a minute later.
 STALLED_S = 10.0
 # How long the entries of one turn are overwritten. Meanwhile nothing else is recorded.
 ERASING_S = 1.0
@@ -157,13 +157,21 @@ class Recorder:
 
     @contextmanager
     def _report_stall(self, report: Callable[[str], None]) -> Iterator[None]:
-        """Calls `report` after STALLED_S, while the block goes on."""
-        why = f"the database has not answered for {STALLED_S:.0f} s"
-        timer = asyncio.get_running_loop().call_later(STALLED_S, report, why)
+        """Calls `report` when the database has not answered for STALLED_S, while the block goes on."""
+
+        async def watch() -> None:
+            loop = asyncio.get_running_loop()
+            left_s = STALLED_S
+            while left_s > 0:
+                await asyncio.sleep(left_s)
+                left_s = self._store.answered_at + STALLED_S - loop.time()
+            report(f"the database has not answered for {STALLED_S:.0f} s")
+
+        watching = asyncio.create_task(watch())
         try:
             yield
         finally:
-            timer.cancel()
+            watching.cancel()
 
     async def _write(self, rows: Sequence[TurnRow], last: Seq) -> Sequence[TurnRow]:
         """Writes `rows`, read up to the entry at `last`; returns the stored rows.

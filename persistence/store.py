@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from copy import copy
 from datetime import date, datetime
@@ -127,6 +127,28 @@ class Scan(NamedTuple):
     end: PageCursor
 
 
+class _AnsweringTransaction:
+    """A transaction that calls `answered` after each statement."""
+
+    def __init__(self, transaction: Transaction, answered: Callable[[], None]) -> None:
+        self._transaction = transaction
+        self._answered = answered
+
+    async def execute(self, statement: str, values: Mapping[str, Any]) -> int:
+        written = await self._transaction.execute(statement, values)
+        self._answered()
+        return written
+
+    async def executemany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        await self._transaction.executemany(statement, rows)
+        self._answered()
+
+    async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        rows = await self._transaction.read(statement, values)
+        self._answered()
+        return rows
+
+
 class Store:
     """The turns, sessions, projects and usage of all tenants.
 
@@ -143,6 +165,8 @@ class Store:
         self._is_queued = True
         self._recorded_upto = BEFORE_FIRST
         self.system = database.system
+        self.answered_at = 0.0
+        """When the database has answered a statement of a transaction, by the event loop's clock."""
 
     @classmethod
     async def open(cls, where: Path | str, *, busy_timeout_s: float) -> Self:
@@ -208,16 +232,17 @@ class Store:
                 joining.setdefault((row["tenant"], row["session"]), row)
         turns = msgspec.json.encode([(one.tenant, one.session, one.turn) for one in rows]).decode()
         async with self._write() as writer:
-            await self._require_recorded(writer)
             await writer.executemany(self._sql["count_project"], joining.values())
             for statement in ("put_session", "put_project", "put_turn", "put_labels"):
                 await writer.executemany(self._sql[statement], columns)
             await writer.execute(self._sql["count_usage"], {"listed": turns, "sign": -1})
             await writer.executemany(self._sql["put_usage"], columns)
             await writer.execute(self._sql["count_usage"], {"listed": turns, "sign": 1})
-            await writer.executemany(self._sql["put_words"], columns)
-            await writer.executemany(self._sql["put_blob_uses"], columns)
-            await writer.execute(self._sql["set_recorded_upto"], {"seq": reached})
+            # A statement takes a round trip to the server, unless there are no rows for it.
+            await writer.executemany(self._sql["put_words"], [row for row in columns if row["words"]])
+            await writer.executemany(self._sql["put_blob_uses"], [row for row in columns if row["blobs"] != "[]"])
+            if not await writer.execute(self._sql["set_recorded_upto"], {"seq": reached, "known": self._recorded_upto}):
+                await self._require_recorded(writer)
         self._recorded_upto = max(self._recorded_upto, reached)
 
     async def _require_recorded(self, writer: Transaction) -> None:
@@ -741,11 +766,15 @@ class Store:
         slot = self._writes.reserve(tenant=tenant) if tenant and self._is_queued else nullcontext()
         try:
             async with slot, self._database.transaction() as writer:
-                yield writer
+                self._note_answer()
+                yield _AnsweringTransaction(writer, self._note_answer)
         except StoreRefused:
             # A newer schema may refuse what this version writes: a process of the newer version has to write it.
             await self._database.raise_if_too_new()
             raise
+
+    def _note_answer(self) -> None:
+        self.answered_at = asyncio.get_running_loop().time()
 
     async def _fetch(self, sql: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns the rows of a query. The tenants that wait take turns: one may have hundreds of slow queries."""

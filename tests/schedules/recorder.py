@@ -24,6 +24,7 @@ class SimulatedStore:
     """The product's Store for one turn. The row of an ended turn is never overwritten by that of a running one."""
 
     system = "sqlite"
+    answered_at = 0.0
 
     def __init__(self, process: Process) -> None:
         self.row: TurnRow | None = None
