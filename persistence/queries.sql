@@ -732,11 +732,11 @@ WHERE search MATCH :word AND search.rowid >= :from_number AND search.rowid <= :b
     AND searched.tenant = :tenant AND (:words = '' OR {contain_words})
 
 -- fragment: found (postgresql)
--- The same. The index of words has no order, so it cannot be limited to the range. At most :offset rows are read.
+-- The same in any range: the index of words has no order. At most :offset rows are read.
 SELECT number, turn FROM (
     SELECT number, turn, tenant FROM searched WHERE {contain_words} LIMIT :offset
 ) AS searched
-WHERE tenant = :tenant AND number >= :from_number AND number <= :before_number
+WHERE tenant = :tenant
 
 -- name: end_of_found_turns (sqlite)
 -- The same as `end_of_turns`, among the turns with the word :word.

@@ -33,6 +33,7 @@ OPTIONS = (
     "listen_addresses=127.0.0.1",
     "max_connections=200",
     "shared_buffers=64MB",
+    "timezone=Pacific/Auckland",
 )
 START_S_MAX = 60.0
 
@@ -60,8 +61,8 @@ def allow_other_users(folder: Path) -> None:
 class PostgreSQLServer:
     """`async with PostgreSQLServer() as server:` starts an empty server; leaving the context kills it.
 
-    Its locale sorts texts in another way than SQLite. With `primary`, it is a standby of another server, whose commits
-    from then on wait until both have them.
+    Its locale sorts texts in another way than SQLite, and its time zone is not UTC. With `primary`, it is a standby of
+    another server, whose commits from then on wait until both have them.
     """
 
     def __init__(self, *options: str, primary: Self | None = None) -> None:

@@ -1205,6 +1205,14 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
         assert [one.turn for one in listed] == ["turn-2", "turn-1"]
 
 
+async def test_a_search_finds_no_turn_by_the_words_of_another_tenant(store: Store) -> None:
+    """Both turns have the same id. The hashes of words differ by tenant, unless two are equal by chance."""
+    ours, theirs = running_row("turn-1"), msgspec.structs.replace(running_row("turn-1"), tenant=THEIRS)
+    await store.record([ours, msgspec.structs.replace(theirs, words=hash_text("rare"))])
+    found, _ = await store.turns(OURS, {}, None, NEWEST, 9, hash_text("rare").split())
+    assert found == []
+
+
 async def test_words_that_an_older_version_writes_during_an_upgrade_are_stored_again(store: Store) -> None:
     """Also those that it writes after the migration, over the words of this version."""
     made = build_row(key("turn-1"), completed_turn("Tailrace™").turn)
@@ -1325,13 +1333,29 @@ async def test_each_statement_uses_an_index_of_postgresql(postgresql_store: Stor
         for name, statement in database.statements.items():
             # An index of words gives only bitmaps.
             await connection.execute(f"SET enable_bitmapscan = {'on' if 'found' in name else 'off'}")
-            text, names = to_positional(statement)
-            values = [VALUES.get(one, 1 if f"${number}::bigint" in text else "") for number, one in enumerate(names, 1)]
-            plan = await connection.fetchval(f"EXPLAIN (FORMAT json) {text}", *values)
-            found = list(scans(msgspec.json.decode(plan)[0]["Plan"]))
+            found = await scans_of(connection, statement)
             assert found or statement.startswith("INSERT"), name
             wrong += [(name, scan) for scan in found if not is_by_index(name, scan)]
     assert wrong == []
+
+
+@pytest.mark.parametrize("name", ["user_turn_ids", "found_turns"])
+async def test_the_planner_of_postgresql_chooses_the_index_itself(postgresql_store: Store, name: str) -> None:
+    """For statements that limit its choice. Without that, it would read all turns."""
+    database = postgresql_store._database
+    assert isinstance(database, PostgreSQL)
+    async with database._pool.acquire() as connection:
+        await connection.execute(FILL)
+        found = await scans_of(connection, database.statements[name])
+    assert [scan for scan in found if not is_by_index(name, scan)] == []
+
+
+async def scans_of(connection: Any, statement: str) -> list[dict[str, Any]]:
+    """Returns the steps of a statement's plan that read a table."""
+    text, names = to_positional(statement)
+    values = [VALUES.get(one, 1 if f"${number}::bigint" in text else "") for number, one in enumerate(names, 1)]
+    plan = await connection.fetchval(f"EXPLAIN (FORMAT json) {text}", *values)
+    return list(scans(msgspec.json.decode(plan)[0]["Plan"]))
 
 
 CONDITIONS: tuple[tuple[dict[str, str], str, Outcome | None], ...] = (
@@ -1622,6 +1646,61 @@ async def test_two_processes_write_one_after_the_other_and_count_each_turn_once(
         for by in ("day", "session", "model"):
             (total,) = await one.usage(OURS, by, NOON.date(), NOON.date(), "", 9)
             assert (by, total.turns) == (by, 2)
+
+
+@pytest.mark.rule("R93")
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+async def test_a_transaction_that_has_waited_sees_the_one_before(postgresql: PostgreSQLServer, isolation: str) -> None:
+    """Whatever the default of the role or the database is: otherwise each wait would be an error."""
+    url = await postgresql.new_database()
+    async with postgresql.connected(url) as administrator:
+        name = url.rpartition("/")[2]
+        await administrator.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
+        async with open_store(url, busy_timeout_s=30) as one, open_store(url, busy_timeout_s=30) as other:
+            async with one._database.transaction() as transaction:
+                waiting = asyncio.create_task(other.record([running_row("turn-1")], Seq(7)))
+                is_waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = $1"
+                await until(lambda: administrator.fetchval(is_waiting, name))
+                await transaction.execute("UPDATE reached SET seq = 5", {})
+            await waiting
+            assert await one.read_recorded_upto() == 7
+
+
+async def test_two_processes_that_start_together_migrate_a_database_once(postgresql: PostgreSQLServer) -> None:
+    """Both have seen that it is empty."""
+    url = await postgresql.new_database()
+    stores = [await Store.open(url, busy_timeout_s=1) for _ in range(2)]
+    try:
+        for store in stores:
+            await store.migrate()
+        assert len({await store.read_id() for store in stores}) == 1
+    finally:
+        for store in stores:
+            await store.close()
+
+
+async def test_a_schema_has_a_history_of_its_own(postgresql: PostgreSQLServer) -> None:
+    """Also if its tables are in another schema of the search_path, and the schema has a table of another program."""
+    url = await postgresql.new_database()
+    async with postgresql.connected(url) as administrator:
+        await administrator.execute("CREATE SCHEMA second; CREATE TABLE second.notes ()")
+    async with open_store(url) as public, open_store(f"{url}?search_path=second%2Cpublic") as second:
+        await public.record([running_row("turn-1")])
+        assert await second.turn(key("turn-1")) is None
+    async with open_store(f"{url}?search_path=second%2Cpublic") as second:
+        assert not second.needs_replay
+
+
+@pytest.mark.parametrize(("default", "used"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")])
+async def test_a_commit_is_on_the_disk_and_any_other_default_stays(
+    postgresql: PostgreSQLServer, default: str, used: str
+) -> None:
+    url = await postgresql.new_database()
+    async with postgresql.connected(url) as administrator:
+        await administrator.execute(f"ALTER DATABASE {url.rpartition('/')[2]} SET synchronous_commit = '{default}'")
+    async with open_store(url) as store:
+        (found,) = await store._database.read("SELECT current_setting('synchronous_commit') AS value", {})
+    assert found["value"] == used
 
 
 @pytest.mark.rule("R93")
