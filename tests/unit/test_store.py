@@ -995,6 +995,20 @@ async def test_a_list_of_the_batches_of_one_api_or_of_the_files_with_one_purpose
     assert costs[1] < 2 * costs[0]
 
 
+async def test_a_session_and_a_project_have_their_own_totals_although_other_things_have_their_name(
+    store: Store,
+) -> None:
+    """A user, a model and metadata with the same name, and a session and project of another tenant."""
+    row = build_row(key("turn-1"), completed_turn("Light").turn)
+    labels = {"model": "same", "key": "same", "user": "same", "metadata.same": "same"}
+    names = dict.fromkeys(("session", "project", "user", "model", "asked_by"), "same")
+    row = msgspec.structs.replace(row, labels=msgspec.json.encode(labels).decode(), **names)
+    await store.record([row, msgspec.structs.replace(row, tenant=THEIRS)])
+    found = await store.project(OURS, "same", NOON)
+    assert found is not None
+    assert ((await session_of(store, "same")).turns, found.turns) == (1, 1)
+
+
 async def test_a_session_stays_in_its_first_project(store: Store) -> None:
     """Also when turns are written twice, or name another project."""
     rows = [running_row("turn-1"), running_row("turn-2", project="first"), running_row("turn-3", project="second")]
