@@ -21,8 +21,8 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from tailrace.persistence import metrics
-from tailrace.persistence.database import TABLES, display
-from tailrace.persistence.migrations import migrations, require_known_version
+from tailrace.persistence.database import display
+from tailrace.persistence.migrations import NEWEST, migrations, require_known_version
 from tailrace.persistence.sql import DatabaseKind, statements
 from tailrace.proto.errors import SettingsInvalid, StoreBusy, StoreError, StoreRefused, StoreUnwritable
 from tailrace.proto.runtime.tcp_options import keep_alive
@@ -57,6 +57,7 @@ INSERT INTO {VERSION_TABLE} VALUES ({{}});
 """  # noqa: S608  # a table of ours
 
 PARAMETER = re.compile(r"(?<!:):([a-z]\w*)(::json)?")
+CREATED_TABLE = re.compile(r"^CREATE TABLE (\w+)", re.MULTILINE)
 UNKNOWN_SETTING = re.compile(r'parameter "(\w+)"')
 ESCAPE = re.compile(r"\\(?:u000([01])|.)")
 # The names of integer values and columns; `to_positional` adds those with some endings. All others are texts.
@@ -398,10 +399,10 @@ async def _check(connection: PoolConnectionProxy, name: str) -> int:
     if facts["is_standby"]:
         raise StoreUnwritable(f"TAILRACE_DATABASE: {name} is a standby, which cannot be written: name its primary")
     found = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
-    ours = {row["tablename"] for row in found} & {*TABLES, VERSION_TABLE}
+    ours = {row["tablename"] for row in found} & _tables(NEWEST)
     version = await _version(connection)
     require_known_version(name, version)
-    missing = {*TABLES, VERSION_TABLE} - ours
+    missing = _tables(version or NEWEST) - ours
     if (ours and missing) or (ours and not version):
         what = f"has no table {min(missing)}" if missing else f"has no row in {VERSION_TABLE}"
         raise StoreUnwritable(
@@ -409,6 +410,12 @@ async def _check(connection: PoolConnectionProxy, name: str) -> int:
             "database or schema"
         )
     return version
+
+
+def _tables(version: int) -> set[str]:
+    """Returns the tables of a schema version."""
+    steps = (step for step in migrations("postgresql") if step.number <= version)
+    return {VERSION_TABLE, *(table for step in steps for table in CREATED_TABLE.findall(step.sql))}
 
 
 async def _version(connection: PoolConnectionProxy) -> int:

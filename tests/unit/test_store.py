@@ -29,7 +29,7 @@ from tailrace.persistence.copy_database import content_of as table_content
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
-from tailrace.persistence.postgresql import PostgreSQL, to_positional
+from tailrace.persistence.postgresql import SET_VERSION, PostgreSQL, to_positional
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros, moment, turn_record
@@ -995,6 +995,14 @@ async def test_a_list_of_the_batches_of_one_api_or_of_the_files_with_one_purpose
     assert costs[1] < 2 * costs[0]
 
 
+async def test_a_batch_of_an_api_that_is_unknown_here_is_only_in_the_list_of_all_batches(store: Store) -> None:
+    """A newer version may have recorded it."""
+    batch = '{"of":1,"parallel":1,"file":{"file":null,"endpoint":"/v1/newer"}}'
+    await store.record([msgspec.structs.replace(running_row("turn-1"), batch=batch)])
+    apis: tuple[Api | None, ...] = (None, "openai", "anthropic")
+    assert [len(await store.batches(OURS, NEWEST, 9, of)) for of in apis] == [1, 0, 0]
+
+
 async def test_a_session_and_a_project_have_their_own_totals_although_other_things_have_their_name(
     store: Store,
 ) -> None:
@@ -1217,6 +1225,28 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
         assert [await store.store_older_words() for _ in range(4)] == [1, 1, 1, 0]
         listed, _ = await store.turns(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]).split())
         assert [one.turn for one in listed] == ["turn-2", "turn-1"]
+
+
+async def test_an_older_schema_of_postgresql_is_migrated_and_its_turns_are_searchable(
+    postgresql: PostgreSQLServer,
+) -> None:
+    """The older schema has fewer tables."""
+    url, oldest = await postgresql.new_database(), migrations("postgresql")[0]
+    async with postgresql.connected(url) as administrator:
+        await administrator.execute(oldest.sql + SET_VERSION.format(oldest.number))
+        await administrator.execute(
+            "INSERT INTO sessions (tenant, session, created_at, updated_at) VALUES ('ours', 'session-1', 1, 1); "
+            "INSERT INTO turns (tenant, turn, session, model, outcome, input, content, text, attempts, metadata, "
+            "asked_at, cursor) VALUES ('ours', 'turn-1', 'session-1', 'm', 'completed', '[]', "
+            """'[{"type":"text","text":"Light"}]', 'Light', 1, '{}', 1, 1); """
+            "INSERT INTO usage (tenant, session, turn, input_tokens, output_tokens, cache_creation_input_tokens, "
+            "cache_read_input_tokens, is_estimated, cost_nusd) "
+            "SELECT tenant, session, turn, 0, 0, 0, 0, 0, 0 FROM turns"
+        )
+    async with open_store(url) as store:
+        assert [await store.store_older_words() for _ in range(2)] == [1, 0]
+        found, _ = await store.turns(OURS, {}, None, NEWEST, 9, hash_text("light").split())
+        assert [one.turn for one in found] == ["turn-1"]
 
 
 async def test_a_search_finds_no_turn_by_the_words_of_another_tenant(store: Store) -> None:
