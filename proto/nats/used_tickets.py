@@ -8,18 +8,32 @@ from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.subjects import CLAIMS
 
+# The oldest are dropped. A ticket must be used within a minute, so they are the ones that have expired.
+UNCONFIRMED_MAX = 10_000
+
 
 class UsedTickets:
     """Marks tickets as used, over all gateways."""
 
     def __init__(self, connection: Connection) -> None:
         self._bucket = Bucket(connection, CLAIMS, "the ticket")
+        self._unconfirmed: dict[str, bytes] = {}
+        """The marks that NATS has not acknowledged and may still store, by ticket: their readers were refused."""
 
     async def mark_used(self, ticket: str) -> bool:
-        """Returns whether this is the first use of `ticket`, over all gateways. Raises LogUnavailable."""
+        """Returns whether this is the first use of `ticket`, over all gateways.
+
+        Raises LogUnavailable. The ticket is then unused for a later call of this object, even if NATS stores the mark.
+        """
         # Random, so that a first use whose acknowledgement was lost is recognised when it is stored again. Names of
-        # claims have no dot.
-        mine, name = secrets.token_bytes(16), f"ticket.{ticket}"
+        # claims have no dot. Taken out of the dict: of two requests at once, only one may continue the earlier use.
+        mine, name = self._unconfirmed.pop(ticket, None) or secrets.token_bytes(16), f"ticket.{ticket}"
         with suppress(LogUnavailable):
             return await self._bucket.create(name, mine) == mine
-        return await self._bucket.create(name, mine) == mine
+        try:
+            return await self._bucket.create(name, mine) == mine
+        except LogUnavailable:
+            self._unconfirmed[ticket] = mine
+            if len(self._unconfirmed) > UNCONFIRMED_MAX:
+                del self._unconfirmed[next(iter(self._unconfirmed))]
+            raise

@@ -3,12 +3,14 @@
 import re
 import time
 from collections.abc import AsyncIterator
+from signal import SIGCONT
 from typing import Any, NamedTuple
 
 import httpx2
 import msgspec
 import pytest
 
+from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.signed_tokens import Ticket, TokenSigner
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, new_id
@@ -17,10 +19,12 @@ from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.subjects import TurnKey
+from tests.harness.freeze import freeze
 from tests.harness.refusals import problem_of
 from tests.harness.route_table import ROWS, path_parameters
 from tests.harness.sse_parser import without_retry
 from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 
 TEXTS = ("Danube ", "Elbe ", "Rhine")
@@ -253,3 +257,33 @@ async def test_a_ticket_whose_first_use_was_not_acknowledged_is_still_used_once(
     uses, ticket = UsedTickets(connection), new_id()
     assert await uses.mark_used(ticket)
     assert not await uses.mark_used(ticket)
+
+
+async def test_a_ticket_whose_first_use_got_503_opens_its_stream_later(
+    own_server: NatsServer, own_log: TurnLog, own_gateway: Gateway, key: TurnKey
+) -> None:
+    """A frozen nats-server stores the use when it continues, after the gateway has refused the reader.
+
+    Another reader keeps the turn in the gateway's memory. Otherwise the request fails before it uses the ticket.
+    """
+
+    async def reads_turn() -> bool:
+        return (await own_gateway.client.get(f"/v1/turns/{key.turn}")).status_code == 200
+
+    await Writer(own_log, key).open(*TEXTS)
+    earlier, ticket = await create(own_gateway, key.turn), await create(own_gateway, key.turn)
+    async with (
+        httpx2.AsyncClient(base_url=own_gateway.url, timeout=20, trust_env=False) as keyless,
+        keyless.stream("GET", earlier["events"]) as other,
+    ):
+        assert other.status_code == 200
+        freeze(own_server)
+        try:
+            refused = await keyless.get(ticket["events"])
+        finally:
+            own_server.signal(SIGCONT)
+        assert (refused.status_code, problem_of(refused.content).code) == (503, "log_unavailable")
+        await until(reads_turn)
+        async with keyless.stream("GET", ticket["events"]) as stream:
+            assert stream.status_code == 200
+        assert read_refusal(await keyless.get(ticket["events"]))
