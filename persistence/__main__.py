@@ -105,7 +105,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     caught_up = SharedCatchUp(deliveries, lambda: recorder.failure, settings.catch_up_timeout_s).wait
     queries = Queries(store, settings.session_idle_s)
     resources = ResourceQueries(store, queries)
-    blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up)
+    blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up, connection.now)
     commands = Commands(store, tombstones, unstored, blobs, queries, resources)
     handlers = {
         name: handler

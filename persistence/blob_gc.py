@@ -8,7 +8,8 @@ finished are rows in the database, so a process that is killed in between contin
 """
 
 import asyncio
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
+from datetime import datetime
 
 import structlog
 
@@ -31,11 +32,20 @@ CONCURRENCY = 16
 class BlobCollector:
     """Purges released blobs, for a deletion (`collect`) and in the background (`run`)."""
 
-    def __init__(self, store: Store, bodies: BlobStore, pins: BlobPins, catch_up: CatchUp) -> None:
+    def __init__(
+        self,
+        store: Store,
+        bodies: BlobStore,
+        pins: BlobPins,
+        catch_up: CatchUp,
+        now: Callable[[], Awaitable[datetime]],
+    ) -> None:
+        """`now` returns the time of the log's clock: a wrong clock of this machine would delete files too early."""
         self._store = store
         self._bodies = bodies
         self._pins = pins
         self._catch_up = catch_up
+        self._now = now
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deletes expired files, unreferenced blobs, and deleted rows in the journal, until `stop` is set."""
@@ -43,7 +53,7 @@ class BlobCollector:
 
     async def _collect_all(self) -> None:
         await self._store.erase_journal()
-        for tenant, files in (await self._store.expired_files(datetime.now(UTC))).items():
+        for tenant, files in (await self._store.expired_files(await self._now())).items():
             await self._store.delete_files(tenant, files)
         for tenant in await self._store.tenants_with_released_blobs():
             await self.collect(tenant)

@@ -2,7 +2,7 @@
 
 import asyncio
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 import structlog
@@ -115,8 +115,11 @@ class UnstoredTurns:
 
     async def _find_due(self) -> None:
         """Reads further notes, oldest first. After a restart it reads all of them."""
+        now: datetime | None = None
         while len(self._due) < DUE_MAX and (found := await self._tombstones.next_unstored(self._after)) is not None:
-            if found.noted_at + self._grace > datetime.now(UTC):
+            # By the log's clock: a wrong clock of this machine would erase turns that are still read.
+            now = now or await self._log.now()
+            if found.noted_at + self._grace > now:
                 break
             self._due[found.seq] = found
             self._after = found.seq

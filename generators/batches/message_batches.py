@@ -146,7 +146,7 @@ class MessageBatchSubmitter:
         Returns whether all of them are written. Raises LogError.
         """
         assert turn.asked_at is not None  # noqa: S101
-        left = turn.asked_at + LIFE - datetime.now(UTC)
+        left = turn.asked_at + LIFE - await self._log.now()
         # The id in the log comes first: another runner may have gone on with that message batch.
         name = (turn.progress.message_batch if turn.progress is not None else None) or tally.message_batch
         try:
@@ -180,7 +180,9 @@ class MessageBatchSubmitter:
         The owner of a message batch can only be seen once it has ended, so this waits until all candidates have.
         """
         assert turn.asked_at is not None  # noqa: S101
-        first, last = turn.asked_at - SKEW, datetime.now(UTC) + SETTLED
+        # The entries have times of the log's clock, and the list those of this machine's.
+        ahead = datetime.now(UTC) - await self._log.now()
+        first, last = turn.asked_at + ahead - SKEW, datetime.now(UTC) + SETTLED
         ours: set[str] = {batch.child_key(key, number).turn for number in range(count)}
         # Inputs that were deleted before its creation are not in it.
         fewest = count - len(await self._find_deleted(key, ours))

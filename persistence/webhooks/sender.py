@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import count
 
 import structlog
@@ -242,12 +242,22 @@ class WebhookSender:
                         _give_up(key, "gone", why)
                         return
             metrics.WEBHOOK_FAILURES.inc()
-            if payload.is_expired(ended_at, datetime.now(UTC), self._give_up_s):
+            if await self._is_expired(ended_at):
                 _give_up(key, "expired", why)
                 return
             wait_s = payload.wait_s(attempts, self._first_wait_s, retry_after_s, random.random())  # noqa: S311  # spreads load, hides nothing
             logger.info("webhook will be retried", turn=key.turn, attempts=attempts, why=why, wait_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
+
+    async def _is_expired(self, ended_at: datetime | None) -> bool:
+        """Returns whether the webhook of a turn that ended then is given up. False while the log does not answer.
+
+        By the log's clock: a wrong clock of this machine would give up every webhook.
+        """
+        try:
+            return payload.is_expired(ended_at, await self._log.now(), self._give_up_s)
+        except LogUnavailable:
+            return False
 
     async def _find_turn(self, key: TurnKey, seq: Seq) -> Turn | None:
         """Returns the turn, or None if it was deleted or is being deleted.

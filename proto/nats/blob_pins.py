@@ -8,7 +8,7 @@ every order (PROTOCOL R34, ADR 15).
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import msgspec
 import nats.errors
@@ -69,7 +69,7 @@ class BlobPins:
             found = await self._leader.first(subjects.blob_pins_of(tenant, sha256), seq)
             if found is None:
                 return False
-            if datetime.now(UTC) - found.time <= PIN_AGE_MAX:
+            if await self._connection.now() - found.time <= PIN_AGE_MAX:
                 return True
             seq = found.seq + 1
         return True

@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from random import sample
 from typing import Self
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ from tailrace.proto.nats.client import Client, Message, TlsClient
 from tailrace.proto.nats.permissions import RIGHTS, inbox_prefix
 from tailrace.proto.nats.stream_info import StreamInfo
 from tailrace.proto.nats.tls import ssl_context
+from tailrace.proto.subjects import STREAM
 
 logger = structlog.get_logger()
 
@@ -182,6 +184,13 @@ class Connection:
         if (error := stream_info.decode_error(reply.data).error) is not None:
             raise LogUnavailable(f"the stream {name} does not answer ({error.description}): retry")
         return stream_info.decode(reply.data)
+
+    async def now(self) -> datetime:
+        """Returns the time of nats-server's clock, which also dates the entries. Raises LogUnavailable.
+
+        For what cannot be undone. This machine's clock may be wrong by a day.
+        """
+        return (await self.stream_info(STREAM)).ts
 
     async def publish(self, subject: str, payload: bytes, *, reply: str = "") -> None:
         """Publishes without waiting for a reply. Raises LogUnavailable while disconnected."""

@@ -215,6 +215,10 @@ class JetStreamLog:
         async with self._listen(f"{subjects.live(key)[:-1]}{kind}", add, feed.reset):
             yield feed
 
+    async def now(self) -> datetime:
+        """Returns the time of the server's clock, which dates the entries. Raises LogUnavailable."""
+        return await self.connection.now()
+
     async def newest_seq(self) -> Seq:
         """Returns the sequence of the newest entry of all turns. Raises LogUnavailable."""
         return (await self.connection.stream_info(STREAM)).state.last_seq

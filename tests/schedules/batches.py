@@ -50,6 +50,10 @@ class BatchLog(GeneratorLog):
     def server_of(self, key: TurnKey) -> SimulatedServer:
         return self._schedule.server_of(key)
 
+    async def now(self) -> datetime:
+        self._process.require_alive()
+        return now(self._process.world)
+
     async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S) -> Chain:
         self._process.require_alive()
         self._schedule.appends += 1
@@ -168,9 +172,8 @@ class BatchSchedule:
         for generator in self.generators:
             generator.start()
         with ExitStack() as stack:
-            for module in ("runner", "message_batches"):
-                clock = type("Clock", (), {"now": lambda _: now(self.world)})
-                stack.enter_context(patch(f"tailrace.generators.batches.{module}.datetime", clock))
+            clock = type("Clock", (), {"now": lambda _: now(self.world)})
+            stack.enter_context(patch("tailrace.generators.batches.message_batches.datetime", clock))
             stack.enter_context(only_failures(self.world.failures))
             is_over = self.world.run_while(lambda: not self.is_acknowledged, HANDLES_MAX)
             for process in self.world.processes:
