@@ -52,6 +52,8 @@ ERRORS: dict[int, type[StoreError]] = {
     sqlite3.SQLITE_CORRUPT: StoreCorrupt,
     sqlite3.SQLITE_NOTADB: StoreCorrupt,
 }
+# The disk has no space: for the file, or, at a start, for the memory that its connections share.
+NO_SPACE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 # The message of SQLITE_ERROR for a `sum` that does not fit in 64 bits. https://sqlite.org/lang_aggfunc.html#sumunc
 SUM_TOO_LARGE = "integer overflow"
 PRIMARY_CODE = 0xFF
@@ -153,7 +155,7 @@ class SQLite:
 
     async def migrate(self) -> None:
         for step in migrations("sqlite", after=self.version):
-            with _map_errors():
+            with _map_errors(self._path):
                 try:
                     await self._writer.executescript(
                         f"BEGIN IMMEDIATE; {step.sql}; PRAGMA user_version = {step.number}; COMMIT;"
@@ -353,7 +355,8 @@ def _map_errors(path: Path | None = None) -> Iterator[None]:
         kind = StoreRefused if str(error) == SUM_TOO_LARGE else ERRORS.get(code & PRIMARY_CODE)
         if kind is None:
             raise
-        raise kind(f"{database}: {error} ({name})") from error
+        todo = ": make space on its disk" if code in NO_SPACE else ""
+        raise kind(f"{database}: {error} ({name}){todo}") from error
     except (OverflowError, UnicodeEncodeError) as error:
         # sqlite3 cannot bind the value. The message does not contain it: it may be a part of a conversation.
         raise StoreRefused(f"the database cannot hold a value ({type(error).__name__})") from error

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -81,6 +81,14 @@ def small_disk(there: Path, size: int) -> Iterator[None]:
         yield
     finally:
         _unmount(there)
+
+
+def fill(directory: Path, free_bytes: int = 0) -> None:
+    """Fills the disk of `directory` with the file `junk`, except for `free_bytes`."""
+    with (directory / "junk").open("wb", buffering=0) as junk, suppress(OSError):
+        while True:
+            junk.write(b"x" * 4096)
+    os.truncate(directory / "junk", (directory / "junk").stat().st_size - free_bytes)
 
 
 def _make(image: Path, size: int) -> None:

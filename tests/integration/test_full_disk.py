@@ -1,8 +1,6 @@
 """A full disk under `up`: it is reported, stored turns stay readable, and it recovers when there is space."""
 
-import os
 import re
-from contextlib import suppress
 from pathlib import Path
 from signal import SIGTERM
 
@@ -12,7 +10,7 @@ import pytest
 from tailrace.deploy.cli.status import fetch
 from tailrace.deploy.local.readiness import Response
 from tailrace.deploy.local.watch import is_stuck
-from tests.harness.disk import MIB, needs_mount, small_disk
+from tests.harness.disk import MIB, fill, needs_mount, small_disk
 from tests.harness.generator_in_loop import words
 from tests.harness.until import until
 from tests.harness.up import LEAN, START_S_MAX, STOP_S_MAX, running
@@ -29,13 +27,6 @@ def test_only_a_failed_write_needs_a_restart_of_the_server() -> None:
     assert not is_stuck(Response(503, "JetStream has not established contact with a meta leader"))
     assert not is_stuck(Response(200, "ok"))
     assert not is_stuck(Response(0, ""))
-
-
-def fill(directory: Path, free_bytes: int = 0) -> None:
-    with (directory / "junk").open("wb", buffering=0) as junk, suppress(OSError):
-        while True:
-            junk.write(b"x" * 4096)
-    os.truncate(directory / "junk", (directory / "junk").stat().st_size - free_bytes)
 
 
 async def store_answer(client: httpx2.AsyncClient) -> str:

@@ -3,7 +3,9 @@
 Each recording was made by a released version (`python -m tests.upgrade.record`) and is never changed.
 """
 
+import os
 import re
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -16,12 +18,14 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.migrations import migrations
 from tailrace.proto import entries, subjects
 from tailrace.proto.entries import Event
+from tailrace.proto.errors import StoreUnwritable
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness import turn_builder
+from tests.harness.disk import MIB, fill, needs_mount, small_disk
 from tests.harness.generator_in_loop import running_generator, wait_for_end, words
 from tests.harness.open_store import open_store
 from tests.harness.persistence_in_loop import Persistence
@@ -140,6 +144,33 @@ async def test_a_database_of_every_schema_version_is_migrated_with_its_rows(tmp_
     with closing(sqlite3.connect(path)) as migrated:
         assert migrated.execute("PRAGMA user_version").fetchone() == (len(migrations()),)
         assert migrated.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.rule("F17")
+@needs_mount
+async def test_a_migration_on_a_full_disk_is_completed_when_there_is_space(tmp_path: Path) -> None:
+    """The error says what to do, and no row is lost. Without any space, not even the older database can be opened."""
+    recorded, there = recording.read(recording.names()[-1]), tmp_path / "disk"
+    older = recording.downgrade(12, recording.database(recorded.name, tmp_path / "tailrace.db"))
+    there.mkdir()
+    with small_disk(there, 8 * MIB):
+        path = shutil.copy(older, there / "tailrace.db")
+        fill(there)
+        with pytest.raises(StoreUnwritable, match=r"tailrace.db: .*: make space on its disk"):
+            await Store.open(path, busy_timeout_s=0.05)
+        os.truncate(there / "junk", (there / "junk").stat().st_size - 128 * 1024)
+        store = await Store.open(path, busy_timeout_s=0.05)
+        with pytest.raises(StoreUnwritable, match=r"tailrace.db: .*: make space on its disk"):
+            await store.migrate()
+        await store.close()
+        (there / "junk").unlink()
+        store = await Store.open(path, busy_timeout_s=0.05)
+        await store.migrate()
+        for was in recorded.received:
+            found = await store.turn(TurnKey(OURS, TurnId(was.turn)))
+            assert found is not None
+            assert_same(builtins_of(found), was.record)
+        await store.close()
 
 
 @pytest.mark.rule("F29")
