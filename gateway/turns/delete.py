@@ -6,7 +6,7 @@ crash at any point the same request deletes the rest.
 
 import asyncio
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -241,7 +241,7 @@ class Deleter:
     async def _withdraw(self, tenant: Tenant, user: str) -> None:
         """Keeps the batches of other users from submitting the user's inputs, or storing their answers."""
         after: str | None = None
-        oldest = datetime.now(UTC) - BATCH_LIFE
+        oldest = await self._log.now() - BATCH_LIFE
         while True:
             page = await self._history.ask(tenant, ListBatches(after, BATCHES_PAGE))
             for one in page.batches:
@@ -298,7 +298,7 @@ class Deleter:
         if batch_turn is not None and is_child_id(key.turn, batch_turn):
             # The tombstone follows the purge. In between, a generator that takes the batch over would store it again.
             await self._tombstones.mark_deletion(key)
-        is_fresh = turn.ended_at is not None and datetime.now(UTC) - turn.ended_at < SETTLED_WITHIN
+        is_fresh = turn.ended_at is not None and await self._log.now() - turn.ended_at < SETTLED_WITHIN
         if is_fresh:
             await Settlement(self._counters, self._slots).settle(key, turn)
         if turn.request is None or turn.request.batch is None or turn.outcome == "completed":

@@ -3,20 +3,22 @@
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats import Connection, Counters, TurnLog
+from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests.chaos.clock import Clock
 from tests.harness.batch_client import post_batch, read_results
 from tests.harness.own_system import OwnSystem
-from tests.harness.processes import Process, as_user, generator_environ
+from tests.harness.processes import Process, as_user, generator_environ, persistence
 from tests.harness.turn_writer import write_turn
 from tests.harness.until import until
 from tests.harness.webhook_receiver import Receiver, answer_with
-from tests.integration.conftest import Gateway, NewGateway
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 
 AHEAD_S = 25 * 3600
 UNSTORED_S = 3.0
@@ -76,3 +78,30 @@ async def test_a_generator_with_a_wrong_clock_runs_a_batch(
         turn = await own.wait_for_end(TurnKey(tenant, batch["batch"]))
     assert turn.outcome == "completed"
     assert [line["text"] for line in await read_results(own_gateway, batch)] == ["w000000 w000001"]
+
+
+@pytest.mark.rule("F19")
+async def test_a_gateway_with_a_wrong_clock_settles_a_deleted_turn(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, tenant: Tenant, clock: Clock, tmp_path: Path
+) -> None:
+    """The turn has just ended, by the log's clock, and no generator can settle it."""
+    settings = {
+        "TAILRACE_NATS_URL": as_user(own_server.url, GATEWAY),
+        "TAILRACE_PORT": 0,
+        "TAILRACE_API_KEYS": api_keys(tenant),
+        "TAILRACE_LIMITS_KEY": "usd_day=5",
+    }
+    counters = Counters(own_connection)
+    async with (
+        persistence(tmp_path, own_server.url),
+        Process("gateway", tmp_path, **settings | clock.environ) as gateway,
+    ):
+        headers = {"authorization": f"Bearer {KEY}"}
+        async with httpx2.AsyncClient(base_url=gateway.url, headers=headers, timeout=20, trust_env=False) as client:
+            turn = (await client.post("/v1/turns", json={"message": "hello"})).json()["turn"]
+            request = (await own_log.read_turn(TurnKey(tenant, turn))).request
+            assert request is not None
+            (subject,) = (hold.subject for hold in request.holds or () if hold.unit == "nusd")
+            assert await counters.add(subject, 0) > 0
+            assert (await client.delete(f"/v1/turns/{turn}")).status_code == 200
+    assert await counters.add(subject, 0) == 0
