@@ -109,7 +109,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     commands = Commands(store, tombstones, unstored, blobs, queries, resources)
     handlers = {
         name: handler
-        for part in (queries, resources, BatchQueries(store), FileQueries(store, blobs), commands)
+        for part in (queries, resources, BatchQueries(store), FileQueries(store, blobs, connection.now), commands)
         for name, handler in part.handlers(caught_up).items()
     }
     endpoints = await services.serve(PERSISTENCE, VERSION, handlers)

@@ -1,7 +1,7 @@
 """Queries and commands about uploaded files."""
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.rpc import CatchUp, fit_in_message, handler
@@ -17,9 +17,11 @@ LIMIT_MAX = 1_000
 class FileQueries:
     """Answers for one tenant at a time; files of other tenants, and expired ones, do not exist for it."""
 
-    def __init__(self, store: Store, blobs: BlobCollector) -> None:
+    def __init__(self, store: Store, blobs: BlobCollector, now: Callable[[], Awaitable[datetime]]) -> None:
+        """`now` returns the time of the log's clock."""
         self._store = store
         self._blobs = blobs
+        self._now = now
 
     def handlers(self, catch_up: CatchUp) -> Mapping[str, Handler]:
         """Returns the NATS handler of each query, by the query's name."""
@@ -39,7 +41,7 @@ class FileQueries:
 
     async def file(self, tenant: Tenant, ask: GetFile) -> FileRecord:
         """Returns an uploaded file that has not expired. Raises Refused if the tenant has none with this id."""
-        found = await self._store.file(tenant, ask.file, datetime.now(UTC))
+        found = await self._store.file(tenant, ask.file, await self._now())
         if found is None:
             raise not_found("file")
         return found
@@ -47,7 +49,7 @@ class FileQueries:
     async def files(self, tenant: Tenant, ask: ListFiles) -> FilePage:
         """Returns a page of files, as many as fit in one message; files that have expired are left out."""
         limit = max(1, min(ask.limit, LIMIT_MAX))
-        found = await self._store.files(tenant, ask, limit + 1, datetime.now(UTC))
+        found = await self._store.files(tenant, ask, limit + 1, await self._now())
         page, following = await fit_in_message(found, limit)
         return FilePage(page, has_more=following is not None)
 

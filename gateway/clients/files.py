@@ -6,7 +6,7 @@ Sources: OpenAI's API reference, "Files"; Anthropic's docs, "Files API".
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -35,7 +35,7 @@ from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, Refused, not_found
 from tailrace.proto.files import CreateFile, DeleteFile, FileRecord, GetFile, ListFiles
 from tailrace.proto.ids import TurnId, is_token
-from tailrace.proto.nats import BlobStore, Claims
+from tailrace.proto.nats import BlobStore, Claims, TurnLog
 from tailrace.proto.subjects import TurnKey
 
 PURPOSES = ("assistants", "batch", "user_data", "vision")
@@ -60,6 +60,7 @@ async def post(
     log_fullness: LogFullness,
     history: HistoryClient,
     claims: Claims,
+    log: TurnLog,
 ) -> Response:
     """`POST /v1/files`: uploads a file, as `multipart/form-data` with the fields `file` and, for OpenAI, `purpose`.
 
@@ -70,7 +71,8 @@ async def post(
     life = await _life(form, blob_store)
     log_fullness.require_room()
     sha256, media_type = await hash_body(file.content), file.media_type or "application/octet-stream"
-    now = datetime.now(UTC)
+    # The clock by which persistence deletes files that have expired.
+    now = await log.now()
 
     async def create(name: str) -> FileRecord:
         record = FileRecord(
