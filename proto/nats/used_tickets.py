@@ -33,7 +33,8 @@ class UsedTickets:
         try:
             return await self._bucket.create(name, mine) == mine
         except LogUnavailable:
-            self._unconfirmed[ticket] = mine
+            # Of two requests at once, NATS stores the mark of the one that began, and so fails, first.
+            self._unconfirmed.setdefault(ticket, mine)
             if len(self._unconfirmed) > UNCONFIRMED_MAX:
                 del self._unconfirmed[next(iter(self._unconfirmed))]
             raise

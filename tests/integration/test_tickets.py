@@ -1,5 +1,6 @@
 """Tickets over HTTP: single-use and shared links to the events of one turn."""
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
@@ -257,6 +258,25 @@ async def test_a_ticket_whose_first_use_was_not_acknowledged_is_still_used_once(
     uses, ticket = UsedTickets(connection), new_id()
     assert await uses.mark_used(ticket)
     assert not await uses.mark_used(ticket)
+
+
+async def test_a_ticket_that_two_requests_have_tried_to_use_is_still_used_once(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client has repeated its request before the gateway has refused the first one."""
+    create, lost = Bucket.create, [True] * 4
+
+    async def lose_four(self: Bucket, key: str, data: bytes) -> bytes:
+        stored = await create(self, key, data)
+        if lost and lost.pop():
+            raise LogUnavailable("the acknowledgement is lost")
+        return stored
+
+    monkeypatch.setattr(Bucket, "create", lose_four)
+    uses, ticket = UsedTickets(connection), new_id()
+    both = await asyncio.gather(uses.mark_used(ticket), uses.mark_used(ticket), return_exceptions=True)
+    assert [type(one) for one in both] == [LogUnavailable] * 2
+    assert list(await asyncio.gather(uses.mark_used(ticket), uses.mark_used(ticket))) == [True, False]
 
 
 async def test_a_ticket_whose_first_use_got_503_opens_its_stream_later(
