@@ -8,11 +8,11 @@ log again, so a turn that was deleted meanwhile, or that the log keeps no longer
 import asyncio
 import random
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import count
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -82,10 +82,11 @@ class WebhookSender:
         """The number of the last delivery."""
         self._tasks: dict[Seq, asyncio.Task[None]] = {}
         self._last: dict[Session, asyncio.Task[None]] = {}
-        self._slots: defaultdict[Tenant, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(WAITING_TENANT_MAX))
+        # A tenant without a webhook needs no memory: each user of a login may be a tenant.
+        self._slots: WeakValueDictionary[Tenant, asyncio.Semaphore] = WeakValueDictionary()
         self._stuck: set[Tenant] = set()
         """Tenants of which no webhook has ended for SLOT_WAIT_S, while all their slots were in use."""
-        self._connections: defaultdict[Tenant, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(CONNECTIONS))
+        self._connections: WeakValueDictionary[Tenant, asyncio.Semaphore] = WeakValueDictionary()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Delivers until `stop` is set, and returns the undelivered entries to the log then."""
@@ -164,19 +165,19 @@ class WebhookSender:
                 return
             # A turn with `store: false` leaves nothing behind (R109), also not at the tenant's receiver.
             url = (request.webhook or self._urls.get(key.tenant)) if request is not None and request.store else None
+            slots = self._slots.setdefault(key.tenant, asyncio.Semaphore(WAITING_TENANT_MAX))
             if request is None or url is None:
                 await self._ack(delivery.seq)
-            elif not await self._reserve(key.tenant):
+            elif not await self._reserve(slots, key.tenant):
                 _give_up(key, "tenant_limit", f"{WAITING_TENANT_MAX} other webhooks of this tenant are waiting")
                 await self._ack(delivery.seq)
             else:
                 session = (key.tenant, request.session)
-                task = group.create_task(self._run(key, delivery.seq, url, session, self._last.get(session)))
+                task = group.create_task(self._run(key, delivery.seq, url, session, self._last.get(session), slots))
                 self._tasks[delivery.seq] = self._last[session] = task
 
-    async def _reserve(self, tenant: Tenant) -> bool:
+    async def _reserve(self, slots: asyncio.Semaphore, tenant: Tenant) -> bool:
         """Reserves a slot of the tenant. Returns False if none is free within SLOT_WAIT_S, or the tenant is stuck."""
-        slots = self._slots[tenant]
         if slots.locked() and tenant in self._stuck:
             return False
         try:
@@ -188,7 +189,13 @@ class WebhookSender:
         return True
 
     async def _run(
-        self, key: TurnKey, seq: Seq, url: str, session: Session, previous: asyncio.Task[None] | None
+        self,
+        key: TurnKey,
+        seq: Seq,
+        url: str,
+        session: Session,
+        previous: asyncio.Task[None] | None,
+        slots: asyncio.Semaphore,
     ) -> None:
         if previous is not None:
             await asyncio.wait({previous})
@@ -202,7 +209,7 @@ class WebhookSender:
         if self._last.get(session) is self._tasks.pop(seq):
             del self._last[session]
         self._stuck.discard(key.tenant)
-        self._slots[key.tenant].release()
+        slots.release()
 
     async def _deliver(self, key: TurnKey, seq: Seq, url: str) -> None:
         """Posts the webhook until it is delivered or given up."""
@@ -210,7 +217,7 @@ class WebhookSender:
         for attempts in count(1):
             ended_at, retry_after_s = None, None
             try:
-                async with self._connections[key.tenant]:
+                async with self._connections.setdefault(key.tenant, asyncio.Semaphore(CONNECTIONS)):
                     turn = await self._find_turn(key, seq)
                     if turn is None:
                         logger.debug("webhook dropped: its turn was deleted", turn=key.turn)

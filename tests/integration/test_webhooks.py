@@ -6,6 +6,7 @@ where it is killed.
 
 import asyncio
 import functools
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -685,3 +686,18 @@ async def test_an_invalid_webhook_url_is_refused(nats_server: NatsServer, new_ga
             error = answer.json().get("error")
             assert (answer.status_code, error and error["code"]) == (400, "request_invalid"), url
             assert word in error["message"], url
+
+
+async def test_a_tenant_without_waiting_webhooks_needs_no_memory(own: OwnSystem, receiver: Receiver) -> None:
+    """Each user of a login may be a tenant."""
+
+    async def semaphores_after(tenants: int) -> int:
+        for number in range(tenants):
+            await own.write(receiver.url, tenant=Tenant(f"tenant-{number}"))
+        await own.wait_until_drained()
+        gc.collect()
+        return sum(isinstance(one, asyncio.Semaphore) for one in gc.get_objects())
+
+    async with own.persistence():
+        first = await semaphores_after(1)
+        assert await semaphores_after(30) <= first + 5
