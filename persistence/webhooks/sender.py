@@ -254,6 +254,8 @@ class WebhookSender:
                 return
             wait_s = payload.wait_s(attempts, self._first_wait_s, retry_after_s, random.random())  # noqa: S311  # spreads load, hides nothing
             logger.info("webhook will be retried", turn=key.turn, attempts=attempts, why=why, wait_s=round(wait_s, 1))
+            # Thousands of webhooks may wait for an hour: their conversations need not stay in memory.
+            turn = None
             await asyncio.sleep(wait_s)
 
     async def _is_expired(self, ended_at: datetime | None) -> bool:

@@ -26,6 +26,7 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, child_id, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
 from tailrace.proto.records import TurnRecord, record_from_fold
@@ -701,3 +702,19 @@ async def test_a_tenant_without_waiting_webhooks_needs_no_memory(own: OwnSystem,
     async with own.persistence():
         first = await semaphores_after(1)
         assert await semaphores_after(30) <= first + 5
+
+
+async def test_waiting_webhooks_keep_no_turn_in_memory(own: OwnSystem, receiver: Receiver) -> None:
+    """Thousands of them wait for hours while a receiver is down, each for a whole conversation."""
+    receiver.answer = answer_with(500)
+
+    def turns_in_memory() -> int:
+        gc.collect()
+        return sum(isinstance(one, Turn) for one in gc.get_objects())
+
+    async with own.persistence(webhook_wait_s=60):
+        before = turns_in_memory()
+        for _ in range(20):
+            await own.write(receiver.url)
+        await until(lambda: len(receiver.turns) == 20)
+        await until(lambda: turns_in_memory() <= before + 3)
