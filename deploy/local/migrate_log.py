@@ -1,4 +1,4 @@
-"""Migration of the log between one nats-server and a cluster of three, and from a version without accounts.
+"""Migration of the log between one nats-server and a cluster of three.
 
 The log is copied while no other process uses it, and the old one is kept under another name. A single server and a
 cluster cannot read each other's stores. An incomplete copy lies in a staging directory, so an interrupted migration
@@ -30,14 +30,13 @@ from tailrace.deploy.cli import streams
 from tailrace.deploy.local import nats_cluster, nats_server
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.deploy.local.nats_server import GLOBAL_ACCOUNT, NatsServer, ServerSpec
+from tailrace.deploy.local.nats_server import NatsServer, ServerSpec
 from tailrace.deploy.local.options import Options
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection, stream_copy
 from tailrace.proto.nats.permissions import LOG
 
 STAGE = "moving"
-SINGLE_FIRST = "start `tailrace up` once without --cluster, which migrates the log, and then with --cluster"
 OLD = ".before"
 # For a log of gigabytes.
 MIGRATE_S_MAX = 1800.0
@@ -102,41 +101,10 @@ def store_of(options: Options, data_dir: Path) -> Path:
     return data_dir / (nats_cluster.DIRECTORY if options.cluster else nats_server.STORE)
 
 
-def existing_specs(options: Options, data_dir: Path) -> list[ServerSpec]:
-    """Like `server_specs` for an existing log, which a version without accounts may have written. Raises UpRefused."""
-    specs = server_specs(options, data_dir)
-    # If any store has one account, all servers are configured so: a server that lost its store gets it from the others.
-    is_old = [has_one_account(spec.store) for spec in specs]
-    return [msgspec.structs.replace(spec, has_one_account=any(is_old)) for spec in specs]
-
-
-def has_one_account(store: Path) -> bool:
-    """Returns whether all streams of a server are in the global account, as versions without accounts stored them.
-
-    Raises UpRefused if there are streams in the log's own account as well: an older version was started again, did not
-    find the log and made a new one. Only the operator knows which of them to keep.
-    """
-    old, new = (nats_server.account_dir(store, account) for account in (GLOBAL_ACCOUNT, LOG))
-    if old.exists() and new.exists():
-        raise UpRefused(
-            f"there are two logs: {old} of an older version, and {new} of this one. "
-            "Move the one that you do not want to keep to another directory"
-        )
-    return old.exists()
-
-
 async def migrate(options: Options, console: Console) -> None:
     """Converts an existing log to one server or a cluster, as `options` say. Raises UpRefused, LogUnavailable."""
-    _rename_account(options.data_dir, console)
-    other = _other_options(options)
+    other = Options(data_dir=options.data_dir, cluster=not options.cluster, sync=options.sync)
     old, new = store_of(other, options.data_dir), store_of(options, options.data_dir)
-    # `existing_specs` would create the directory.
-    if (
-        options.cluster
-        and new.exists()
-        and any(spec.has_one_account for spec in existing_specs(options, options.data_dir))
-    ):
-        raise UpRefused(f"{new} was written by an older version: {SINGLE_FIRST}")
     if not old.exists():
         return
     if not new.exists():
@@ -144,7 +112,7 @@ async def migrate(options: Options, console: Console) -> None:
         stage = options.data_dir / STAGE
         try:
             async with asyncio.timeout(MIGRATE_S_MAX):
-                await copy(existing_specs(other, options.data_dir), options, stage, console)
+                await copy(server_specs(other, options.data_dir), options, stage, console)
         except TimeoutError as error:
             raise UpRefused(
                 f"the log could not be copied within {MIGRATE_S_MAX:g} s; nothing was changed. Try again"
@@ -158,21 +126,6 @@ async def migrate(options: Options, console: Console) -> None:
     shutil.rmtree(kept, ignore_errors=True)
     old.rename(kept)
     console.log(f"the previous log is kept in {kept}; delete it when you no longer need it")
-
-
-def _rename_account(data_dir: Path, console: Console) -> None:
-    """Moves the streams of a single server from the global account to the log's account, by renaming a directory.
-
-    The Raft logs of a cluster contain the account's name, so a cluster has to be copied.
-    """
-    store = data_dir / nats_server.STORE
-    if has_one_account(store):
-        nats_server.account_dir(store, GLOBAL_ACCOUNT).rename(nats_server.account_dir(store, LOG))
-        console.log("the log was moved to a NATS account of its own")
-
-
-def _other_options(options: Options) -> Options:
-    return Options(data_dir=options.data_dir, cluster=not options.cluster, sync=options.sync)
 
 
 async def copy(old: Sequence[ServerSpec], options: Options, stage: Path, console: Console) -> None:
@@ -308,7 +261,7 @@ def are_equal(servers: Sequence[ServerState]) -> bool:
 
 def _read_state(spec: ServerSpec) -> ServerState:
     # The groups first: what is applied by then is in the streams that are read afterwards.
-    paths = ("/raftz", f"/raftz?acc={spec.account}")
+    paths = ("/raftz", f"/raftz?acc={LOG}")
     groups = {k: v for path in paths for k, v in parse_groups(_get(spec, path)).items()} if spec.member else None
     return ServerState(parse_streams(_get(spec, "/jsz?accounts=true&streams=true")), groups)
 

@@ -59,8 +59,6 @@ PAYLOAD_BYTES_MAX = streams.PAYLOAD_BYTES
 # second.
 RESPONSE_S_MAX = 30
 
-# nats-server's name for the account of servers that configure none.
-GLOBAL_ACCOUNT = "$G"
 # The user without limits of `NatsServer`.
 ROOT_USER = "everybody"
 
@@ -86,17 +84,10 @@ class ServerSpec(msgspec.Struct, frozen=True):
     # Identifies its copies of the log in a cluster, so it must not change.
     name: str = NAME
     member: ClusterMember | None = None
-    # As written by versions without accounts: all users share one account, which has the log.
-    has_one_account: bool = False
 
     @property
     def store(self) -> Path:
         return self.directory / STORE
-
-    @property
-    def account(self) -> str:
-        """The account that has the log."""
-        return GLOBAL_ACCOUNT if self.has_one_account else LOG
 
     def url(self, user: str) -> str:
         """Returns the URL with the user's password. Do not print it."""
@@ -126,11 +117,8 @@ def config(spec: ServerSpec) -> str:
             "sync_interval": SYNC_DEFAULT if spec.sync == "default" else spec.sync,
             "max_file_store": spec.file_bytes_max,
         },
+        "accounts": accounts(spec.passwords),
     }
-    if spec.has_one_account:
-        settings["authorization"] = {"user": ROOT_USER, "password": spec.passwords[ROOT_USER]}
-    else:
-        settings["accounts"] = accounts(spec.passwords)
     if spec.member is not None:
         settings |= cluster(spec, spec.member)
     return render(settings)
@@ -198,11 +186,6 @@ def cluster(spec: ServerSpec, member: ClusterMember) -> dict[str, Any]:
             "routes": [f"nats://{user}@127.0.0.1:{other}" for other in member.others],
         },
     }
-
-
-def account_dir(store: Path, name: str) -> Path:
-    """Returns the directory in which a server stores the streams of an account."""
-    return streams_dir(store) / name
 
 
 def streams_dir(store: Path) -> Path:

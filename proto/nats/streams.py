@@ -124,7 +124,7 @@ async def check(connection: Connection) -> None:
     except nats.js.errors.NotFoundError as error:
         raise LogMisconfigured(
             "NATS lacks a stream, bucket or consumer: run `tailrace streams`, or start `tailrace up`. "
-            "If the log is older than the NATS accounts, see docs/RUNBOOK.md, Users of NATS"
+            "If another account has the log, see docs/RUNBOOK.md, Move from one account to several"
         ) from error
     except nats.errors.Error as error:
         raise LogUnavailable(f"the streams cannot be checked: {explain(error)}") from error

@@ -4,13 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from tailrace.deploy.local import nats_cluster
 from tailrace.deploy.local.nats_server import (
     FILE_BYTES_MAX,
-    ROOT_USER,
     ServerSpec,
     config,
     go_runtime,
@@ -41,13 +39,6 @@ def test_the_server_listens_on_loopback_with_bounded_messages_and_store() -> Non
         "max_payload": 8 * 1024**2,
         "jetstream": {"store_dir": "/data/nats", "sync_interval": "always", "max_file_store": 1000},
     }
-
-
-def test_a_store_of_a_version_without_accounts_is_served_without_accounts() -> None:
-    """The migration reads it: its streams are in the global account."""
-    settings = json.loads(config(msgspec.structs.replace(SPEC, passwords={ROOT_USER: "w"}, has_one_account=True)))
-    assert settings["authorization"] == {"user": "everybody", "password": "w"}
-    assert "accounts" not in settings
 
 
 def test_the_servers_of_a_cluster_share_a_route_password() -> None:
