@@ -19,8 +19,6 @@ ADMIN_SCOPE: Scope = "admin"
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 TENANT_SCOPES: frozenset[Scope] = SCOPES - {"operate", ADMIN_SCOPE}
 """The scopes of a credential that names none: they are limited to its own tenant."""
-# Key records and tokens that were made before version 0.1.0 use the old name.
-OLD_SCOPES: dict[str, Scope] = {"ask": "write"}
 
 # Lets people and secret scanners recognise a key.
 PREFIX = "tr_"
@@ -89,7 +87,7 @@ def new_key(
 
 def scopes_of(names: Iterable[str]) -> frozenset[Scope]:
     """Returns the known scopes among `names`. An unknown name grants nothing."""
-    return SCOPES & {OLD_SCOPES.get(name, name) for name in names}
+    return SCOPES.intersection(names)
 
 
 def hash_key(key: bytes) -> str:

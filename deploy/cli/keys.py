@@ -17,7 +17,7 @@ from tailrace.deploy.cli.main import add_config
 from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
-from tailrace.proto.api_key import OLD_SCOPES, SCOPES, TENANT_SCOPES, ApiKey, NewKey, Scope
+from tailrace.proto.api_key import SCOPES, TENANT_SCOPES, ApiKey, NewKey, Scope
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.exit_status import EXIT_ERROR
 from tailrace.proto.ids import Tenant
@@ -214,7 +214,7 @@ def actor() -> Actor:
 def render(keys: Sequence[ApiKey]) -> str:
     rows = [
         (
-            *(key.id, key.tenant, ",".join(OLD_SCOPES.get(scope, scope) for scope in key.scopes)),
+            *(key.id, key.tenant, ",".join(key.scopes)),
             *(day(key.created_at), day(key.expires_at), day(key.revoked_at)),
             key.name,
         )

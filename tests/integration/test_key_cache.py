@@ -206,16 +206,12 @@ async def test_unreadable_records_are_ignored_and_each_is_logged_once(
     assert [line["entry"] for line in logged] == names
 
 
-@pytest.mark.parametrize(("stored", "granted"), [(["read", "fly"], {"read"}), (["ask"], {"write"})])
-async def test_unknown_scopes_are_ignored_and_ask_is_write(
-    keys: ApiKeyStore, stored: list[str], granted: set[str]
-) -> None:
-    """Older versions stored `write` as `ask`."""
+async def test_unknown_scopes_are_ignored(keys: ApiKeyStore) -> None:
     key = make_key()
-    await keys.create(msgspec.structs.replace(key.record, scopes=stored))
+    await keys.create(msgspec.structs.replace(key.record, scopes=["read", "fly"]))
     principal = await verify(await load_cache(keys), key)
     assert principal is not None
-    assert principal.scopes == granted
+    assert principal.scopes == {"read"}
 
 
 async def test_concurrent_revocations_store_one_time(keys: ApiKeyStore, own_connection: Connection) -> None:

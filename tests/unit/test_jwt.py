@@ -288,7 +288,6 @@ async def test_scopes_come_from_the_configured_claim() -> None:
     expected: list[tuple[object, set[str]]] = [
         ("read", {"read"}),
         ("openid read  write admin", {"read", "write"}),
-        (["ask"], {"write"}),
         (["read", "manage", 7, None], {"read", "manage"}),
         ("", set()),
         (None, set()),
