@@ -149,7 +149,7 @@ async def require_one_database(services: Rpc, store: Store, name: str) -> None:
     for report in await services.every_health(PERSISTENCE, wait_s=OTHERS_WAIT_S):
         other = msgspec.json.decode(report, type=PersistenceHealth)
         is_same = other.database_id == await store.read_id() if store.has_id else other.database == name
-        if other.database_id and not is_same:
+        if not is_same:
             raise StoreNotShared(
                 f"another persistence process uses {other.database}, and this one {name}: each would record a part of "
                 "the turns. Set TAILRACE_DATABASE to the same database, or stop the other process first"

@@ -9,9 +9,9 @@ class GeneratorHealth(msgspec.Struct, frozen=True):
     """`held`: turns that run or wait in the generator."""
 
     ok: bool
-    held: int = msgspec.field(name="running", default=0)
-    free: int = 1
-    """Free slots. Earlier versions do not report them."""
+    held: int = msgspec.field(name="running")
+    free: int
+    """Free slots."""
     waiting: dict[Tenant, int] = {}
     """Tenants that use their share of the slots, and how many of their turns wait. See generators/fair_share.py."""
     detail: str = ""

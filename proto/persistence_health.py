@@ -7,8 +7,8 @@ class PersistenceHealth(msgspec.Struct, frozen=True):
     """`ok`: whether turns can be recorded; if not, `detail` says why."""
 
     ok: bool
-    detail: str = ""
-    database: str = ""
-    """The name of the database, with its host, for messages. Empty in reports of older versions, as is the id."""
-    database_id: str = ""
+    detail: str
+    database: str
+    """The name of the database, with its host, for messages."""
+    database_id: str
     """The random id that is stored in the database."""

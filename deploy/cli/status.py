@@ -161,7 +161,7 @@ async def _nats(url: str) -> NatsStatus:
             records = backlog.waiting + backlog.leased
         reports = [msgspec.json.decode(report, type=GeneratorHealth) for report in generators]
         health = [msgspec.json.decode(report, type=PersistenceHealth) for report in persistence]
-        databases = {report.database_id: report.database for report in health if report.database_id}
+        databases = {report.database_id: report.database for report in health}
         # Each of them would record a part of the turns, and miss the others.
         names = ", ".join(sorted(databases.values()))
         conflict = f"its processes use different databases: {names}" if len(databases) > 1 else ""

@@ -341,7 +341,9 @@ async def test_status_names_the_databases_of_processes_that_do_not_share_one(
         shown = (await status.fetch(tmp_path, environ)).nats
         assert shown is not None
         assert (shown.persistence, shown.persistence_detail) == (True, "")
-        another = msgspec.json.encode(PersistenceHealth(ok=True, database="host:/another.db", database_id="another"))
+        another = msgspec.json.encode(
+            PersistenceHealth(ok=True, detail="", database="host:/another.db", database_id="another")
+        )
         await Rpc(connection).serve_health(PERSISTENCE, lambda: another)
 
         async def is_noticed() -> bool:
