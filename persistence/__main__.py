@@ -20,6 +20,7 @@ from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.retention import Retention
+from tailrace.persistence.rpc import handler
 from tailrace.persistence.run_every import run_every
 from tailrace.persistence.settings import Settings
 from tailrace.persistence.store import Store
@@ -106,12 +107,12 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     queries = Queries(store, settings.session_idle_s)
     resources = ResourceQueries(store, queries)
     blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up, connection.now)
-    commands = Commands(store, tombstones, unstored, blobs, queries, resources)
-    handlers = {
-        name: handler
+    commands = Commands(store, tombstones, unstored, blobs, queries, resources, caught_up)
+    handlers = dict(
+        handler(query, run, caught_up)
         for part in (queries, resources, BatchQueries(store), FileQueries(store, blobs, connection.now), commands)
-        for name, handler in part.handlers(caught_up).items()
-    }
+        for query, run in part.handlers()
+    )
     endpoints = await services.serve(PERSISTENCE, VERSION, handlers)
     await services.serve_health(PERSISTENCE, partial(recorder.report, name, await store.read_id()))
     service.mark_ready(database=display(settings.database))

@@ -1,10 +1,10 @@
 """Read queries about batches and their turns."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 from tailrace.persistence import paging
 from tailrace.persistence.rows import micros
-from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
+from tailrace.persistence.rpc import QueryHandler, fit_in_message, page_of
 from tailrace.persistence.store import Store
 from tailrace.proto.batch_records import (
     BatchPage,
@@ -17,7 +17,6 @@ from tailrace.proto.batch_records import (
 )
 from tailrace.proto.errors import not_found
 from tailrace.proto.ids import Tenant, TurnId, child_id
-from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.subjects import TurnKey
 
 
@@ -27,15 +26,13 @@ class BatchQueries:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def handlers(self, catch_up: CatchUp) -> Mapping[str, Handler]:
-        """Returns the NATS handler of each query, by the query's name."""
-        return dict(
-            [
-                handler(GetBatch, self.batch, catch_up),
-                handler(ListBatches, self.batches, catch_up),
-                handler(ListBatchTurns, self.turns, catch_up),
-            ]
-        )
+    def handlers(self) -> list[QueryHandler]:
+        """Returns each query with the method that answers it."""
+        return [
+            (GetBatch, self.batch),
+            (ListBatches, self.batches),
+            (ListBatchTurns, self.turns),
+        ]
 
     async def batch(self, tenant: Tenant, ask: GetBatch) -> StoredBatch:
         """Returns a batch. Raises Refused if the tenant has no such batch."""

@@ -1,21 +1,19 @@
 """Commands that change the database and are not entries of the log: sessions, projects, titles, deletion."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
-from functools import partial
 
 import structlog
 
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.resource_queries import ResourceQueries
-from tailrace.persistence.rpc import CatchUp, handler
+from tailrace.persistence.rpc import CatchUp, QueryHandler
 from tailrace.persistence.store import DELETE_TURNS_MAX, Store
 from tailrace.persistence.unstored import UnstoredTurns
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Tombstones, TurnLog
-from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.records import GetSession, GetTurn, SessionRecord
 from tailrace.proto.resources import (
     ChangeSession,
@@ -44,6 +42,7 @@ class Commands:
         blobs: BlobCollector,
         queries: Queries,
         resources: ResourceQueries,
+        catch_up: CatchUp,
     ) -> None:
         self._store = store
         self._tombstones = tombstones
@@ -51,17 +50,16 @@ class Commands:
         self._blobs = blobs
         self._queries = queries
         self._resources = resources
+        self._catch_up = catch_up
 
-    def handlers(self, catch_up: CatchUp) -> Mapping[str, Handler]:
-        """Returns the NATS handler of each command, by the command's name."""
-        return dict(
-            [
-                handler(CreateSession, self.new_session, catch_up),
-                handler(ChangeSession, self.change_session, catch_up),
-                handler(CreateProject, self.new_project, catch_up),
-                handler(DeleteResource, partial(self.delete, catch_up), catch_up),
-            ]
-        )
+    def handlers(self) -> list[QueryHandler]:
+        """Returns each command with the method that answers it."""
+        return [
+            (CreateSession, self.new_session),
+            (ChangeSession, self.change_session),
+            (CreateProject, self.new_project),
+            (DeleteResource, self.delete),
+        ]
 
     async def new_session(self, tenant: Tenant, new: CreateSession) -> SessionRecord:
         """Creates a session and returns it. Raises Refused if the name is in use."""
@@ -79,7 +77,7 @@ class Commands:
             raise Refused("project_exists", "`id`: a project with this id exists already: choose another id")
         return await self._resources.project(tenant, GetProject(new.project))
 
-    async def delete(self, catch_up: CatchUp, tenant: Tenant, what: DeleteResource) -> Remaining:
+    async def delete(self, tenant: Tenant, what: DeleteResource) -> Remaining:
         """Deletes the rows of the turns that the gateway has purged from the log; returns the turns that remain.
 
         The gateway purges those and repeats the command until none is left.
@@ -88,7 +86,7 @@ class Commands:
             # Tombstones come before the search for follow-ups: a follow-up that is stored before is found below, and
             # one that is stored later finds its parent's tombstone. Thus no process has to survive in between (ADR 15).
             await self._tombstones.put(TurnKey(tenant, turn) for turn in what.purged)
-            await catch_up()
+            await self._catch_up()
         else:
             # First the blobs that an earlier deletion left: "not found" must mean that its blobs are gone as well.
             await self._blobs.collect(tenant)

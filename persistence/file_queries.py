@@ -1,15 +1,14 @@
 """Queries and commands about uploaded files."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 from tailrace.persistence.blob_gc import BlobCollector
-from tailrace.persistence.rpc import CatchUp, fit_in_message, handler
+from tailrace.persistence.rpc import QueryHandler, fit_in_message
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import not_found
 from tailrace.proto.files import CreateFile, DeleteFile, FilePage, FileRecord, GetFile, ListFiles
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats.rpc import Handler
 
 LIMIT_MAX = 1_000
 
@@ -23,16 +22,14 @@ class FileQueries:
         self._blobs = blobs
         self._now = now
 
-    def handlers(self, catch_up: CatchUp) -> Mapping[str, Handler]:
-        """Returns the NATS handler of each query, by the query's name."""
-        return dict(
-            [
-                handler(CreateFile, self.create, catch_up),
-                handler(GetFile, self.file, catch_up),
-                handler(ListFiles, self.files, catch_up),
-                handler(DeleteFile, self.delete, catch_up),
-            ]
-        )
+    def handlers(self) -> list[QueryHandler]:
+        """Returns each query with the method that answers it."""
+        return [
+            (CreateFile, self.create),
+            (GetFile, self.file),
+            (ListFiles, self.files),
+            (DeleteFile, self.delete),
+        ]
 
     async def create(self, tenant: Tenant, new: CreateFile) -> FileRecord:
         """Stores the record of an uploaded file. Its content is stored already."""

@@ -1,19 +1,17 @@
 """Read queries about turns and sessions, and the context of a follow-up turn."""
 
-from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 
 from tailrace.persistence import paging
 from tailrace.persistence.paging import NEWEST, PageCursor
 from tailrace.persistence.rows import micros
-from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
+from tailrace.persistence.rpc import QueryHandler, fit_in_message, page_of
 from tailrace.persistence.store import BRANCH_TURNS_MAX, Store, convert_turns
 from tailrace.persistence.words import hash_words
 from tailrace.proto.conversation import read_history
 from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import SessionId, Tenant, TurnId
-from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.records import (
     Ancestry,
     Context,
@@ -50,22 +48,20 @@ class Queries:
         self._store = store
         self._idle = timedelta(seconds=session_idle_s)
 
-    def handlers(self, catch_up: CatchUp) -> Mapping[str, Handler]:
-        """Returns the NATS handler of each query, by the query's name."""
-        return dict(
-            [
-                handler(GetTurn, self.turn, catch_up),
-                handler(GetSession, self.session, catch_up),
-                handler(ListSessions, self.sessions, catch_up),
-                handler(ListSessionTurns, self.session_turns, catch_up),
-                handler(ListTurns, self.turns, catch_up),
-                handler(ListRunning, self.list_running, catch_up),
-                handler(ListTurnsSince, self.turns_since, catch_up),
-                handler(GetAncestry, self.ancestry, catch_up),
-                handler(GetContext, self.context, catch_up),
-                handler(GetLastTurn, self.last, catch_up),
-            ]
-        )
+    def handlers(self) -> list[QueryHandler]:
+        """Returns each query with the method that answers it."""
+        return [
+            (GetTurn, self.turn),
+            (GetSession, self.session),
+            (ListSessions, self.sessions),
+            (ListSessionTurns, self.session_turns),
+            (ListTurns, self.turns),
+            (ListRunning, self.list_running),
+            (ListTurnsSince, self.turns_since),
+            (GetAncestry, self.ancestry),
+            (GetContext, self.context),
+            (GetLastTurn, self.last),
+        ]
 
     @property
     def since(self) -> datetime:

@@ -1,15 +1,12 @@
 """Read queries about projects, branches, usage and statistics."""
 
-from collections.abc import Mapping
-
 from tailrace.persistence import paging
 from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.queries import Queries
-from tailrace.persistence.rpc import CatchUp, handler, page_of
+from tailrace.persistence.rpc import QueryHandler, page_of
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import not_found
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.records import GetSession
 from tailrace.proto.resources import (
     BranchPage,
@@ -32,17 +29,15 @@ class ResourceQueries:
         self._store = store
         self._queries = queries
 
-    def handlers(self, catch_up: CatchUp) -> Mapping[str, Handler]:
-        """Returns the NATS handler of each query, by the query's name."""
-        return dict(
-            [
-                handler(GetProject, self.project, catch_up),
-                handler(ListProjects, self.projects, catch_up),
-                handler(ListBranches, self.branches, catch_up),
-                handler(GetUsage, self.usage, catch_up),
-                handler(GetStats, self.stats, catch_up),
-            ]
-        )
+    def handlers(self) -> list[QueryHandler]:
+        """Returns each query with the method that answers it."""
+        return [
+            (GetProject, self.project),
+            (ListProjects, self.projects),
+            (ListBranches, self.branches),
+            (GetUsage, self.usage),
+            (GetStats, self.stats),
+        ]
 
     async def project(self, tenant: Tenant, ask: GetProject) -> ProjectRecord:
         """Returns a project with its totals. Raises Refused if the tenant has no such project."""

@@ -20,6 +20,8 @@ PAGE_BYTES_MAX = 512 * 1024
 A = TypeVar("A", bound=msgspec.Struct)
 T = TypeVar("T", bound=msgspec.Struct)
 CatchUp = Callable[[], Awaitable[None]]
+QueryHandler = tuple[type[Query[Any]], Callable[[Tenant, Any], Awaitable[Any]]]
+"""A query, and the method that answers it for a tenant."""
 
 
 def handler(
