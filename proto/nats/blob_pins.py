@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 
-import msgspec
 import nats.errors
 
 from tailrace.proto import subjects
@@ -20,7 +19,6 @@ from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.subjects import CLAIMS_STREAM
 
-TRY_TIMEOUT_S = 2.0
 # Longer than any request takes from pinning to appending: the holder of an older pin has died.
 PIN_AGE_MAX = timedelta(minutes=10)
 # At most so many expired pins of a blob are skipped. With more, it counts as pinned until the bucket drops them.
@@ -78,7 +76,6 @@ class BlobPins:
         if (tenant, holder) not in self._holders:
             return
         self._holders.discard((tenant, holder))
-        query = msgspec.json.encode({"filter": subjects.blob_pins_by(tenant, holder)})
         # The client has its response already: a pin that stays must not turn it into an error.
         with suppress(LogUnavailable):
-            await self._connection.request(f"$JS.API.STREAM.PURGE.{CLAIMS_STREAM}", query, timeout_s=TRY_TIMEOUT_S)
+            await self._leader.purge(subjects.blob_pins_by(tenant, holder))

@@ -14,9 +14,10 @@ appends of turns on the same connection.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -25,8 +26,8 @@ from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats import pub_ack
-from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
+from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
 from tailrace.proto.subjects import BODIES
 
@@ -56,23 +57,15 @@ class Size(msgspec.Struct, frozen=True, omit_defaults=True):
     is_deleted: bool = msgspec.field(default=False, name="is_doomed")
 
 
-class Mark(msgspec.Struct, frozen=True):
-    """A blob's last mark as the stream's leader returns it, or none."""
+class Mark(NamedTuple):
+    """A blob's last mark."""
 
-    class Message(msgspec.Struct, frozen=True):
-        seq: Seq
-        time: datetime
-        data: bytes
-
-        @property
-        def size(self) -> Size:
-            return _size.decode(self.data)
-
-    message: Message | None = None
+    seq: Seq
+    time: datetime
+    size: Size
 
 
 _size = msgspec.json.Decoder(Size)
-_mark = msgspec.json.Decoder(Mark)
 
 
 class BlobStore:
@@ -80,6 +73,7 @@ class BlobStore:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._leader = Leader(connection, BODIES)
         self._lifetime: timedelta | None = None
 
     async def put(self, tenant: Tenant, contents: Mapping[str, bytes], *, is_renewed: bool = False) -> None:
@@ -167,7 +161,7 @@ class BlobStore:
         if digest.hexdigest() != blob.sha256:
             raise LogUnavailable(f"the chunks of blob {blob.sha256} do not have its hash: retry")
 
-    async def _ends_soon(self, marked: Mark.Message) -> bool:
+    async def _ends_soon(self, marked: Mark) -> bool:
         if marked.size.is_deleted or not marked.size.bytes:
             return True
         return datetime.now(UTC) - marked.time > await self.lifetime() / 2
@@ -186,25 +180,23 @@ class BlobStore:
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> Seq:
         """Publishes until it is stored: storing twice is harmless. Returns 0 if the fence is refused."""
 
-        def read_ack(reply: Message) -> Seq | None:
+        async def publish() -> Seq:
+            reply = await self._connection.request(subject, payload, timeout_s=TRY_TIMEOUT_S, headers=headers)
             answer = pub_ack.decode(reply.data)
             if answer.error is None:
                 return answer.seq
             if answer.error.err_code in pub_ack.FULL_CODES:
                 raise LogFull(FULL)
-            return BEFORE_FIRST if headers is not None and answer.error.err_code in pub_ack.FENCE_CODES else None
+            if headers is not None and answer.error.err_code in pub_ack.FENCE_CODES:
+                return BEFORE_FIRST
+            raise LogUnavailable(answer.error.description)
 
-        return await self._ask(subject, payload, read_ack, headers)
+        return await self._retry(publish)
 
     async def _purge(self, subject: str, upto: Seq) -> None:
-        query = msgspec.json.encode({"filter": subject, "seq": upto + 1})
+        await self._retry(partial(self._leader.purge, subject, upto))
 
-        def read_success(reply: Message) -> bool | None:
-            return True if pub_ack.decode(reply.data).error is None else None
-
-        await self._ask(f"$JS.API.STREAM.PURGE.{BODIES}", query, read_success)
-
-    async def _require_mark(self, tenant: Tenant, sha256: str) -> Mark.Message:
+    async def _require_mark(self, tenant: Tenant, sha256: str) -> Mark:
         """Returns the blob's mark. Raises BlobUnknown after two reads without one."""
         for wait_s in (WOKEN_WAIT_S, 0.0):
             marked = await self._last(tenant, sha256)
@@ -213,27 +205,21 @@ class BlobStore:
             await asyncio.sleep(wait_s)
         raise BlobUnknown(UNKNOWN)
 
-    async def _last(self, tenant: Tenant, sha256: str) -> Mark.Message | None:
+    async def _last(self, tenant: Tenant, sha256: str) -> Mark | None:
         """Returns the blob's last mark from the stream's leader, which never lags behind its acknowledgements."""
-
-        def read_mark(reply: Message) -> Mark | None:
-            error = pub_ack.decode(reply.data).error
-            if error is None:
-                return _mark.decode(reply.data)
-            return Mark() if error.err_code == pub_ack.NOT_FOUND else None
-
-        query = msgspec.json.encode({"last_by_subj": subjects.blob(tenant, sha256)})
-        return (await self._ask(f"$JS.API.STREAM.MSG.GET.{BODIES}", query, read_mark)).message
+        found = await self._retry(partial(self._leader.last, subjects.blob(tenant, sha256)))
+        return None if found is None else Mark(found.seq, found.time, _size.decode(found.data))
 
     async def _chunk(self, tenant: Tenant, sha256: str, number: int) -> bytes:
         """Reads one chunk. Any follower may answer and lag behind the mark, so a missing chunk is read again."""
+        subject = f"$JS.API.DIRECT.GET.{BODIES}.{subjects.chunk(tenant, sha256, number)}"
 
-        def read_data(reply: Message) -> bytes:
-            return b"" if "Status" in (reply.headers or {}) else reply.data
+        async def read() -> bytes:
+            reply = await self._connection.request(subject, b"", timeout_s=TRY_TIMEOUT_S)
+            return b"" if "Status" in reply.headers else reply.data
 
         started = asyncio.get_running_loop().time()
-        subject = subjects.chunk(tenant, sha256, number)
-        while not (chunk := await self._ask(f"$JS.API.DIRECT.GET.{BODIES}.{subject}", b"", read_data)):
+        while not (chunk := await self._retry(read)):
             is_deleted = (await self._require_mark(tenant, sha256)).size.is_deleted
             waited_s = asyncio.get_running_loop().time() - started
             if is_deleted and waited_s >= BEHIND_MAX_S:
@@ -243,24 +229,15 @@ class BlobStore:
             await asyncio.sleep(TRY_AGAIN_S)
         return chunk
 
-    async def _ask(
-        self,
-        subject: str,
-        payload: bytes,
-        answer: Callable[[Message], T | None],
-        headers: dict[str, str] | None = None,
-    ) -> T:
-        """Repeats the request until `answer` accepts a reply, and returns its result."""
-        why = "it lags or has no leader"
+    async def _retry(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Repeats `work` until it does not raise LogUnavailable, for at most TIMEOUT_S."""
+        why = ""
         deadline = asyncio.get_running_loop().time() + TIMEOUT_S
         while asyncio.get_running_loop().time() < deadline:
             try:
-                reply = await self._connection.request(subject, payload, timeout_s=TRY_TIMEOUT_S, headers=headers)
+                return await work()
             except LogUnavailable as error:
                 why = str(error)
-            else:
-                if (answered := answer(reply)) is not None:
-                    return answered
             await asyncio.sleep(TRY_AGAIN_S)
         raise LogUnavailable(f"the storage for pictures and long texts does not answer: {why}")
 

@@ -125,10 +125,7 @@ class JetStreamLog:
 
     async def purge(self, key: TurnKey) -> None:
         """Removes the entries of a turn. Raises LogUnavailable."""
-        query = msgspec.json.encode({"filter": subjects.entries(key)})
-        reply = await self.connection.request(f"$JS.API.STREAM.PURGE.{STREAM}", query, timeout_s=PURGE_TIMEOUT_S)
-        if (error := pub_ack.decode(reply.data).error) is not None:
-            raise LogUnavailable(f"{key.turn} could not be purged: {error.description}")
+        await self._leader.purge(subjects.entries(key), timeout_s=PURGE_TIMEOUT_S)
 
     async def erase(self, key: TurnKey, deadline: float = math.inf, *, purges_rest: bool = False) -> Erased:
         """Overwrites the entries of a turn in nats-server's files, then removes them.

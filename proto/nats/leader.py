@@ -1,6 +1,6 @@
-"""Leader: reads and deletes single messages at the leader of a stream, which never lags behind its acknowledgements.
+"""Leader: reads and deletes messages at the leader of a stream, which never lags behind its acknowledgements.
 
-The requests are `$JS.API.STREAM.MSG.GET` and `.DELETE` of JetStream's API (docs.nats.io, "NATS API Reference").
+The requests are `$JS.API.STREAM.MSG.GET`, `.MSG.DELETE` and `.PURGE` (docs.nats.io, "NATS API Reference").
 """
 
 from datetime import datetime
@@ -61,18 +61,24 @@ class Leader:
         `erases`: the server also overwrites its bytes in the file.
         """
         timeout_s = ERASE_TIMEOUT_S if erases else TIMEOUT_S
-        error = (await self._ask("DELETE", {"seq": seq, "no_erase": not erases}, timeout_s)).error
+        error = (await self._ask("MSG.DELETE", {"seq": seq, "no_erase": not erases}, timeout_s)).error
         if error is not None and error.err_code not in NOT_DELETED:
             raise LogUnavailable(f"{self._stream} deletes nothing: {error.description}")
         return error is None
 
+    async def purge(self, subject: str, upto: Seq | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Removes the messages on `subject`, which may have wildcards; with `upto`, only those up to this sequence."""
+        query: dict[str, Any] = {"filter": subject} | ({} if upto is None else {"seq": upto + 1})
+        if (error := (await self._ask("PURGE", query, timeout_s)).error) is not None:
+            raise LogUnavailable(f"{self._stream} removes nothing: {error.description}")
+
     async def _get(self, query: dict[str, Any]) -> StoredMessage | None:
-        reply = await self._ask("GET", query)
+        reply = await self._ask("MSG.GET", query)
         if reply.error is not None and reply.error.err_code != pub_ack.NOT_FOUND:
             raise LogUnavailable(f"{self._stream} cannot be read: {reply.error.description}")
         return reply.message
 
     async def _ask(self, what: str, query: dict[str, Any], timeout_s: float = TIMEOUT_S) -> _Reply:
-        subject = f"$JS.API.STREAM.MSG.{what}.{self._stream}"
+        subject = f"$JS.API.STREAM.{what}.{self._stream}"
         reply = await self._connection.request(subject, msgspec.json.encode(query), timeout_s=timeout_s)
         return _reply.decode(reply.data)

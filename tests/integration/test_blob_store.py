@@ -151,7 +151,7 @@ async def test_a_blob_that_one_answer_denies_is_looked_up_again(
     """A leader that was frozen does not know what was stored meanwhile (R14)."""
     last, denials = BlobStore._last, [None]
 
-    async def deny_once(self: BlobStore, tenant: Tenant, sha256: str) -> blobs.Mark.Message | None:
+    async def deny_once(self: BlobStore, tenant: Tenant, sha256: str) -> blobs.Mark | None:
         return denials.pop() if denials else await last(self, tenant, sha256)
 
     monkeypatch.setattr(BlobStore, "_last", deny_once)
