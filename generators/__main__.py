@@ -107,7 +107,8 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
         endpoints = await services.serve(GENERATORS, VERSION, handlers)
         await services.serve_health(GENERATORS, worker.report_health)
         if races is not None:
-            await hedges.serve(HedgeTaker(worker, runner, log, orders))
+            taker = HedgeTaker(worker, runner, log, orders)
+            await hedges.serve(taker.has_free_slot, taker.start_hedge)
         for backend, code in product(backends, FAILOVER_CODES):
             metrics.FAILOVERS.labels(backend, code)
         metrics.TENANTS.update(parse_tenants(settings.metrics_tenants))

@@ -186,7 +186,7 @@ class HedgeTaker:
         return self._worker.free_slots > 1
 
     def start_hedge(self, hedge: Hedge) -> bool:
-        """See HedgeRunner.start_hedge."""
+        """See HedgeRpc.serve."""
         return self.has_free_slot() and self._worker.start_shared(
             hedge.key, hedge.lease, partial(run_hedge, self._runner, self._log, self._orders, hedge)
         )

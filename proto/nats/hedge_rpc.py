@@ -4,7 +4,7 @@ Two steps, so that exactly one other generator runs it: all generators with a fr
 offer gets the turn. Nothing is stored; the log decides which call wins.
 """
 
-from typing import Protocol
+from collections.abc import Callable
 
 import msgspec
 import structlog
@@ -40,19 +40,6 @@ class Hedge(msgspec.Struct, frozen=True):
         return TurnKey(self.tenant, self.turn)
 
 
-class HedgeRunner(Protocol):
-    """Runs hedges in this generator."""
-
-    def has_free_slot(self) -> bool: ...
-
-    def start_hedge(self, hedge: Hedge) -> bool:
-        """Starts the hedge. Returns False if no slot is free any more or the turn already runs here.
-
-        Raises LogUnavailable if `hedge.lease` is not a lease of the queue.
-        """
-        ...
-
-
 class HedgeRpc:
     """Requests and serves hedges over core NATS, for one process."""
 
@@ -76,16 +63,20 @@ class HedgeRpc:
             return False
         return taken.data == TAKEN
 
-    async def serve(self, runner: HedgeRunner) -> None:
-        """Serves requests of other generators with `runner`."""
+    async def serve(self, has_free_slot: Callable[[], bool], start_hedge: Callable[[Hedge], bool]) -> None:
+        """Serves requests of other generators.
+
+        `start_hedge` returns False if no slot is free any more or the turn already runs here. It raises LogUnavailable
+        if the hedge's lease is not a lease of the queue.
+        """
 
         async def on_request(message: Msg) -> None:
-            if message.data != self._generator.encode() and runner.has_free_slot():
+            if message.data != self._generator.encode() and has_free_slot():
                 await message.respond(self._generator.encode())
 
         async def on_hedge(message: Msg) -> None:
             try:
-                is_taken = runner.start_hedge(msgspec.json.decode(message.data, type=Hedge))
+                is_taken = start_hedge(msgspec.json.decode(message.data, type=Hedge))
             except (*DECODE_ERRORS, LogUnavailable) as error:
                 logger.warning("received an invalid hedge", error=str(error))
                 is_taken = False

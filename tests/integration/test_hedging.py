@@ -524,7 +524,7 @@ async def test_a_hedge_is_offered_to_one_other_generator_with_a_free_slot(own_se
             rpcs.append(HedgeRpc(connection))
             # The generators so far are the one that requests, and then one without a free slot.
             assert worker is two or not await rpcs[0].request(hedge)
-            await rpcs[-1].serve(worker)
+            await rpcs[-1].serve(worker.has_free_slot, worker.start_hedge)
             # A request does not overtake a subscription of the same connection.
             await connection.jetstream.stream_info(STREAM)
         for _ in range(5):
