@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -30,6 +30,7 @@ from tailrace.generators.backends.message_batches_api import (
 )
 from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.message_events import to_events
+from tailrace.generators.batches.tally import BatchTally
 from tailrace.generators.continuation import build_call
 from tailrace.generators.event_writer import append_when_not_full, as_stored
 from tailrace.generators.failover import BackendOrders
@@ -89,18 +90,6 @@ async def read_own(log: TurnLog, key: TurnKey, turn: Turn, attempt: int) -> Turn
     return turn
 
 
-class Tally(Protocol):
-    """The progress of a batch, as its runner keeps it."""
-
-    message_batch: str | None
-    is_unclear: bool
-    """Whether there may be a message batch whose id is not known."""
-
-    def set_message_batch(self, message_batch: str) -> None: ...
-
-    def add(self, end: End | None) -> None: ...
-
-
 class MessageBatchSubmitter:
     """Runs batches on the Message Batches API. `wait_until_not_full` returns once the log has space."""
 
@@ -121,7 +110,7 @@ class MessageBatchSubmitter:
         self._wait_until_not_full = wait_until_not_full
         self._checker = json_schema.SchemaChecker(wait_s=CHECK_WAIT_S)
 
-    async def run(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], tally: Tally) -> None:
+    async def run(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], tally: BatchTally) -> None:
         """Runs all inputs, `lines`. `turn` is the batch's fold before `attempt`, this runner's attempt.
 
         Raises BackendError if Anthropic refuses the message batch, FenceLost, LogError.
@@ -140,7 +129,7 @@ class MessageBatchSubmitter:
         made = await self._wait_until_ended(name)
         await self._write_all(key, turn, made, lines, tally, is_over=False)
 
-    async def stop(self, key: TurnKey, turn: Turn, lines: Sequence[bytes], tally: Tally) -> bool:
+    async def stop(self, key: TurnKey, turn: Turn, lines: Sequence[bytes], tally: BatchTally) -> bool:
         """Cancels the message batch of a batch that has ended, and writes the results so far, which are charged.
 
         Returns whether all of them are written. Raises LogError.
@@ -222,7 +211,9 @@ class MessageBatchSubmitter:
             # Deleted at Anthropic meanwhile, which this system never does: not this batch.
             return False
 
-    async def _create(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], tally: Tally) -> str | None:
+    async def _create(
+        self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], tally: BatchTally
+    ) -> str | None:
         """Creates the message batch, and returns its id; None if all inputs were deleted."""
         bodies, headers = await self._build_bodies(key, lines)
         for tries in itertools.count():
@@ -292,7 +283,7 @@ class MessageBatchSubmitter:
         raise AssertionError("the loop ends with a message batch")
 
     async def _write_all(
-        self, key: TurnKey, turn: Turn, made: MessageBatch, lines: Sequence[bytes], tally: Tally, *, is_over: bool
+        self, key: TurnKey, turn: Turn, made: MessageBatch, lines: Sequence[bytes], tally: BatchTally, *, is_over: bool
     ) -> bool:
         """Writes each result as a turn; returns whether all results of `made` could be read.
 

@@ -18,6 +18,7 @@ from tailrace.generators.attempt_runner import TurnEnded
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.message_batches import MessageBatchSubmitter, read_own
+from tailrace.generators.batches.tally import BatchTally
 from tailrace.generators.event_writer import append_when_not_full, as_stored
 from tailrace.generators.failover import BackendOrders
 from tailrace.generators.load_blobs import BlobLoader
@@ -25,7 +26,7 @@ from tailrace.proto import batch
 from tailrace.proto.blobs import Blob
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Attempt, Batch, End, Entry, Failure, Outcome, Progress
+from tailrace.proto.entries import Attempt, Batch, End, Entry, Failure, Outcome
 from tailrace.proto.errors import BackendError, BlobUnknown, EntryTooLarge, FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Tenant
@@ -104,11 +105,11 @@ class BatchRunner:
         name: str,
         concurrency: int,
         attempts_max: int,
-        message_batches: MessageBatchesApi | None = None,
-        blobs: BlobLoader | None = None,
-        orders: BackendOrders | None = None,
+        message_batches: MessageBatchesApi | None,
+        blobs: BlobLoader,
+        orders: BackendOrders,
     ) -> None:
-        """Without the last three, batches for Anthropic's Message Batches fail.
+        """Without `message_batches`, batches for Anthropic's Message Batches fail.
 
         A batch fails after an unexpected error, if it has had `attempts_max` attempts in a row without progress.
         """
@@ -118,7 +119,7 @@ class BatchRunner:
         self._counters = counters
         self._fullness = fullness
         self._submitter: MessageBatchSubmitter | None = None
-        if message_batches is not None and blobs is not None and orders is not None:
+        if message_batches is not None:
             self._submitter = MessageBatchSubmitter(
                 log, tombstones, blobs, message_batches, orders, self._wait_until_not_full
             )
@@ -177,7 +178,7 @@ class BatchRunner:
                 await self._submitter.cancel(name)
         await self._stop_all(key, [b""] * count, is_written=False)
 
-    async def _cancel_orphan(self, key: TurnKey, turn: Turn, tally: "BatchTally") -> None:
+    async def _cancel_orphan(self, key: TurnKey, turn: Turn, tally: BatchTally) -> None:
         """Cancels this runner's message batch if no runner will read it.
 
         Either the next runner of the batch uses another message batch, or the batch was deleted.
@@ -191,7 +192,7 @@ class BatchRunner:
                 await self._submitter.cancel(mine)
 
     async def _run_inputs(
-        self, key: TurnKey, turn: Turn, spec: Batch, inputs: Sequence[bytes], tally: "BatchTally"
+        self, key: TurnKey, turn: Turn, spec: Batch, inputs: Sequence[bytes], tally: BatchTally
     ) -> Turn:
         assert turn.asked_at is not None  # noqa: S101
         assert turn.request is not None  # noqa: S101
@@ -244,7 +245,7 @@ class BatchRunner:
         key: TurnKey,
         numbers: Iterator[int],
         inputs: Sequence[bytes],
-        tally: "BatchTally",
+        tally: BatchTally,
         traceparent: str | None,
     ) -> None:
         """Runs one input after the other; `parallel` of these loops share `numbers`."""
@@ -257,7 +258,7 @@ class BatchRunner:
                 tally.add(None if is_deleted else await self._run_input(key, child, inputs[number], traceparent))
 
     async def _submit_all(
-        self, key: TurnKey, turn: Turn, attempt: int, inputs: Sequence[bytes], tally: "BatchTally"
+        self, key: TurnKey, turn: Turn, attempt: int, inputs: Sequence[bytes], tally: BatchTally
     ) -> None:
         if self._submitter is None:
             raise BackendError("backend_refused_request", NO_MESSAGE_BATCHES)
@@ -312,7 +313,7 @@ class BatchRunner:
         if not await self._log.has_turn(child):
             raise TurnUnknown(f"the log has no turn {child.turn}")
 
-    async def _append_progress(self, key: TurnKey, chain: Chain, tally: "BatchTally") -> Chain:
+    async def _append_progress(self, key: TurnKey, chain: Chain, tally: BatchTally) -> Chain:
         """Appends the batch's progress until all turns have ended. Ends during an append are joined in the next one."""
         while not tally.is_complete:
             await tally.changed.wait()
@@ -321,7 +322,7 @@ class BatchRunner:
                 chain = await append_when_not_full(self._log.append, key, chain, progress)
         return chain
 
-    async def _append_last_progress(self, key: TurnKey, turn: Turn, attempt: int, tally: "BatchTally") -> Turn:
+    async def _append_last_progress(self, key: TurnKey, turn: Turn, attempt: int, tally: BatchTally) -> Turn:
         """Appends the progress that the log does not have, before the end of a batch that fails; returns its fold.
 
         Raises as `read_own` does.
@@ -379,57 +380,3 @@ class BatchRunner:
 def is_message_batch(turn: Turn) -> bool:
     """Returns whether Anthropic's Message Batches answer the batch."""
     return turn.request is not None and turn.request.via == "message_batches"
-
-
-class BatchTally:
-    """Counts a batch's ended turns, and keeps the id of its message batch. Each runner counts from zero.
-
-    Progress is only appended once it is more than what the log holds.
-    """
-
-    def __init__(self, stored: Progress | None, of: int, *, was_begun: bool = False) -> None:
-        """`was_begun`: whether the batch had a runner before."""
-        self.set_stored(stored)
-        self.message_batch = self._stored_id
-        self.is_unclear = was_begun and self.message_batch is None
-        """Whether there may be a message batch whose id is not known."""
-        self._of = of
-        self._done = self._failed = self._cost_nano_usd = 0
-        self.changed = asyncio.Event()
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all turns of the batch have ended, and the log has a progress entry that says so."""
-        return self._stored == self._of == self._done + self._failed
-
-    def add(self, end: End | None) -> None:
-        """Counts a turn's end; None for a turn that was deleted."""
-        is_done = end is not None and end.outcome == "completed"
-        self._done += is_done
-        self._failed += not is_done
-        self._cost_nano_usd += end.cost_nano_usd if end is not None else 0
-        self.changed.set()
-
-    def set_stored(self, stored: Progress | None) -> None:
-        """Notes the last progress in the log."""
-        self._stored = stored.done + stored.failed if stored else 0
-        self._stored_id = stored.message_batch if stored else None
-
-    def set_message_batch(self, message_batch: str) -> None:
-        self.message_batch, self.is_unclear = message_batch, False
-        self.changed.set()
-
-    def next_progress(self, chain: Chain) -> Progress | None:
-        """Returns the entry to append after `chain`; None if the log holds as much."""
-        if self._done + self._failed <= self._stored and self.message_batch == self._stored_id:
-            return None
-        self._stored, self._stored_id = self._done + self._failed, self.message_batch
-        return Progress(
-            prev=chain.last,
-            attempt=chain.attempt,
-            done=self._done,
-            failed=self._failed,
-            of=self._of,
-            cost_nano_usd=self._cost_nano_usd,
-            message_batch=self.message_batch,
-        )
