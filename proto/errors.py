@@ -23,9 +23,8 @@
      |   +- StoreTooNew            written by a newer version: do not touch it
      |   +- StoreNotShared         another persistence process uses another database: do not start
      |   +- StoreRolledBack        it lacks rows that were committed: restart, and record the log again
-     +- WebhookError               a webhook was not delivered
-     |   +- WebhookFailed          no connection or no answer this time: retry
-     |   +- WebhookRefused         the URL or its address is not allowed: never retry
+     +- WebhookFailed              no connection or no answer to a webhook this time: retry
+     +- WebhookRefused             the URL of a webhook or its address is not allowed: never retry
      +- BackendError               the model call failed: `code` gives the reason and whether to retry
 
 Each module that uses a foreign library catches its exceptions and raises one of these `from` the original.
@@ -186,16 +185,12 @@ class StoreRolledBack(StoreError):
     """The database lacks rows that this process has committed: it was restored, or a failover has lost them."""
 
 
-class WebhookError(TailraceError):
-    """A webhook was not delivered. Clients never receive this error."""
+class WebhookFailed(TailraceError):
+    """No connection, or no answer in time. A retry may succeed. Clients never receive this error."""
 
 
-class WebhookFailed(WebhookError):
-    """No connection, or no answer in time. A retry may succeed."""
-
-
-class WebhookRefused(WebhookError):
-    """The webhook's URL, or the address that it resolves to, is not allowed."""
+class WebhookRefused(TailraceError):
+    """The webhook's URL, or the address that it resolves to, is not allowed. Clients never receive this error."""
 
 
 # A backend's error message may echo the whole request. The log refuses an `end` entry of that size, and without an

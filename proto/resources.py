@@ -193,7 +193,6 @@ class CreateSession(Query[SessionRecord], frozen=True):
 class ChangeSession(Query[SessionRecord], frozen=True):
     """Changes a session, except what is unset; None removes a value. Refused: session_not_found."""
 
-    # Older gateways, which changed only the title, ask by this name.
     query: ClassVar[str] = "rename_session"
     session: str
     title: str | UnsetType | None = UNSET

@@ -169,7 +169,7 @@ class Deleter:
                 return True
             if deletion.is_over():
                 return False
-            # Rounds without a result must end: an older persistence deletes no rows for a part of a page.
+            # Rounds without a result must end.
             few = 0 if is_large and deletion.results() != results else few + 1
             results = deletion.results()
             purged = await self._purge(tenant, left.turns, deletion)

@@ -291,9 +291,7 @@ def _add(found: Timeline, stored: Stored) -> int:
 
 def _length(delta: events.Delta) -> int:
     match delta:
-        case events.TextDelta(text=added) | events.ThinkingDelta(thinking=added):
-            return len(added)
-        case events.InputJsonDelta(partial_json=added):
+        case events.TextDelta(added) | events.ThinkingDelta(added) | events.InputJsonDelta(added):
             return len(added)
         case _:
             return 0

@@ -7,6 +7,7 @@ A message with the header `Nats-Incr` adds to the counter of its subject, and th
 import msgspec
 
 from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 
 ADD_TIMEOUT_S = 2.0
@@ -16,8 +17,7 @@ MESSAGE_ID = "Nats-Msg-Id"
 
 class _AddResponse(msgspec.Struct):
     val: int | None = None
-    duplicate: bool = False
-    error: dict[str, object] | None = None
+    error: pub_ack.Ack.Error | None = None
 
 
 # The server sends the value as a string, because it may exceed JSON's numbers.
@@ -48,5 +48,5 @@ class Counters:
         reply = await self._connection.request(subject, b"", timeout_s=ADD_TIMEOUT_S, headers=headers)
         added = _decode(reply.data)
         if added.error is not None:
-            raise LogUnavailable(f"the counter cannot be incremented: {added.error.get('description')}")
+            raise LogUnavailable(f"the counter cannot be incremented: {added.error.description}")
         return added
