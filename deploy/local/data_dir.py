@@ -40,9 +40,8 @@ def find_holder(data_dir: Path) -> str:
 
 
 def _describe_holder(lock_file: IO[bytes]) -> str:
-    # Versions without `backup` in the file wrote the pid only.
     pid, _, command = lock_file.read().decode().strip().partition(" ")
-    return f"`tailrace {command or 'up'}` (pid {pid})"
+    return f"`tailrace {command}` (pid {pid})"
 
 
 @contextmanager

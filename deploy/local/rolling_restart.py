@@ -133,8 +133,6 @@ def restart(folder: Path, show: Callable[[str, float], None]) -> None:
     # The file stays after `up` was killed, and another process may have its pid by now.
     if status is None or not data_dir.find_holder(folder):
         raise UpRefused(status_file.explain_absence(folder))
-    if status.restart is None:
-        raise UpRefused(f"the `up` in {folder} has version {status.version}, which has no restart: stop and start it")
     if status.restart.now:
         raise UpRefused("a restart is running already: wait until it has ended")
     os.kill(status.pid, SIGNAL)
@@ -143,7 +141,7 @@ def restart(folder: Path, show: Callable[[str, float], None]) -> None:
     while True:
         status = status_file.read(folder)
         # A service manager may have started another one since.
-        if status is None or status.restart is None or status.pid != pid:
+        if status is None or status.pid != pid:
             raise UpRefused("`up` has ended: see its output")
         if status.restart.ended > before:
             break

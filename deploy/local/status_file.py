@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +34,9 @@ class UpStatus(msgspec.Struct, frozen=True):
     version: str
     pid: int
     url: str
-    started_at: datetime
     processes: list[ProcessEntry]
     problems: list[Problem]
-    restart: "Restart | None" = None
+    restart: "Restart"
 
 
 class Restart(msgspec.Struct, frozen=True):
@@ -56,7 +54,6 @@ class StatusFile:
         self._path = data_dir / FILE
         self._url = url
         self._supervisor = supervisor
-        self._started_at = datetime.now(UTC)
         self._written: UpStatus | None = None
         self.restart = Restart()
 
@@ -67,7 +64,6 @@ class StatusFile:
             version=VERSION,
             pid=os.getpid(),
             url=self._url,
-            started_at=self._started_at,
             processes=[
                 ProcessEntry(name, child.pid, child.spec.where, child.spec.readiness) for name, child in children
             ],

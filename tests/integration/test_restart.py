@@ -7,7 +7,6 @@ import re
 import sqlite3
 import sys
 from contextlib import closing, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGTERM
 
@@ -135,7 +134,7 @@ async def test_a_process_that_has_the_pid_of_an_earlier_up_is_not_signalled(tmp_
     """The status file of a killed `up` stays, and its pid may be reused. SIGUSR1 would end the process."""
     sleeping = await asyncio.create_subprocess_exec("sleep", "60")
     try:
-        status = UpStatus("0.1.0", sleeping.pid, "http://127.0.0.1:1", datetime.now(UTC), [], [], Restart())
+        status = UpStatus("0.1.0", sleeping.pid, "http://127.0.0.1:1", [], [], Restart())
         write_private(tmp_path / FILE, msgspec.json.encode(status).decode())
         with pytest.raises(UpRefused, match="no `up` runs in"):
             restart(tmp_path, print)

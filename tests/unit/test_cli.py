@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -267,7 +266,7 @@ def test_commands_find_the_running_up_of_this_user_from_any_folder(
     for folder in (first, second, ended):
         pid = os.getpid() if folder != ended else 2**22 + 1
         folder.mkdir()
-        up = UpStatus("0.1.0", pid, f"http://{folder.name}", datetime.now(UTC), [], [])
+        up = UpStatus("0.1.0", pid, f"http://{folder.name}", [], [], Restart())
         (folder / status_file.FILE).write_bytes(msgspec.json.encode(up))
         running.record(folder)
     found = parser().parse_args(["turns"]).data
@@ -299,7 +298,7 @@ def test_addresses_in_files_of_another_user_are_not_used(
     """A shared folder such as /tmp may contain them, and they would receive the user's key and question."""
     data = Path(".tailrace")
     data.mkdir()
-    up = UpStatus("0.1.0", os.getpid(), "http://other", datetime.now(UTC), [], [])
+    up = UpStatus("0.1.0", os.getpid(), "http://other", [], [], Restart())
     (data / status_file.FILE).write_bytes(msgspec.json.encode(up))
     (data / nats_server.URL_FILE).write_text("nats://other")
     assert (find_url(None, {}, running.find_data_dir()), nats_server.url(data, {})) == ("http://other", "nats://other")
@@ -654,9 +653,7 @@ def test_restart_says_what_it_waits_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = [Restart(), *[Restart(now="generator-1")] * 3, Restart(now="gateway-1"), Restart(ended=1)]
-    states = (
-        UpStatus(VERSION, os.getpid(), "http://127.0.0.1:1", datetime.now(UTC), [], [], restart) for restart in steps
-    )
+    states = (UpStatus(VERSION, os.getpid(), "http://127.0.0.1:1", [], [], restart) for restart in steps)
     signals = list[int]()
     monkeypatch.setattr(os, "kill", lambda _, number: signals.append(number))
     monkeypatch.setattr(data_dir, "find_holder", lambda _: "`tailrace up` (pid 1)")
@@ -679,7 +676,7 @@ def test_restart_ends_when_another_up_has_taken_the_place_of_the_first(
 ) -> None:
     """As when a service manager starts a killed `up` again: it ends no restart."""
     steps = [(os.getpid(), Restart()), (os.getpid(), Restart(now="generator-1")), *[(os.getpid() + 1, Restart())] * 3]
-    states = (UpStatus(VERSION, pid, "http://127.0.0.1:1", datetime.now(UTC), [], [], one) for pid, one in steps)
+    states = (UpStatus(VERSION, pid, "http://127.0.0.1:1", [], [], one) for pid, one in steps)
     monkeypatch.setattr(os, "kill", lambda *_: None)
     monkeypatch.setattr(data_dir, "find_holder", lambda _: "`tailrace up` (pid 1)")
     monkeypatch.setattr(status_file, "read", lambda folder: next(states) if folder == tmp_path else None)
@@ -701,7 +698,7 @@ def test_a_server_that_does_not_answer_is_not_restarted(
     data_dir.write_private(tmp_path / nats_server.URL_FILE, ",".join(["nats://admin:p@127.0.0.1:1"] * 3))
     (folder := tmp_path / "cluster" / "nats-1").mkdir(parents=True)
     (folder / nats_server.PID_FILE).write_text("1")
-    up = UpStatus(VERSION, os.getpid(), "http://127.0.0.1:1", datetime.now(UTC), [], [])
+    up = UpStatus(VERSION, os.getpid(), "http://127.0.0.1:1", [], [], Restart())
     monkeypatch.setattr(status_file, "read", lambda _: None if has_ended else up)
     monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 0.1)
     assert main(["restart-node", "nats-1", "--data", str(tmp_path)]) == EXIT_ERROR

@@ -15,10 +15,9 @@ from tailrace.deploy.cli.doctor import Finding, Level, examine, render
 from tailrace.deploy.local import running
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.options import Options
-from tailrace.deploy.local.status_file import FILE, UpStatus
+from tailrace.deploy.local.status_file import FILE, Restart, UpStatus
 from tailrace.persistence.database import open_database
 from tailrace.proto.version import VERSION
-from tests.harness.turn_builder import NOON
 
 
 async def findings(options: Options, **environ: str) -> dict[str, Finding]:
@@ -58,7 +57,9 @@ async def run_up(state_dir: Path, monkeypatch: pytest.MonkeyPatch, status: int) 
 
     async with await asyncio.start_server(answer, "127.0.0.1") as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        write_private(folder / FILE, msgspec.json.encode(UpStatus(VERSION, os.getpid(), url, NOON, [], [])).decode())
+        write_private(
+            folder / FILE, msgspec.json.encode(UpStatus(VERSION, os.getpid(), url, [], [], Restart())).decode()
+        )
         running.record(folder)
         yield url
 
