@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import structlog
@@ -17,7 +17,6 @@ from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.failover import BackendOrders
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import long_strings
-from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError, Refused
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import (
@@ -28,7 +27,7 @@ from tailrace.proto.model_records import (
     CountTokens,
     PromptFields,
 )
-from tailrace.proto.nats.rpc import Handler
+from tailrace.proto.nats.rpc import Handler, decode_query
 
 logger = structlog.get_logger()
 
@@ -36,8 +35,6 @@ logger = structlog.get_logger()
 CANCEL_WAITS_S = (0.5, 1.0, 2.0)
 # No try begins later. A gateway waits for 6 s, and a try is two calls.
 CANCEL_S = 4.0
-
-T = TypeVar("T")
 
 
 class ModelRpc:
@@ -97,14 +94,6 @@ class ModelRpc:
             if error.code != "backend_refused_request":
                 raise
             return False
-
-
-def decode_query(body: bytes, kind: type[T]) -> T:
-    """Decodes a query; raises Refused."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except DECODE_ERRORS as error:
-        raise Refused("request_invalid", f"the query is not a {kind.__name__}") from error
 
 
 @contextmanager

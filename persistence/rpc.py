@@ -8,10 +8,8 @@ import msgspec
 
 from tailrace.persistence import paging
 from tailrace.persistence.rows import micros
-from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats.rpc import Handler
+from tailrace.proto.nats.rpc import Handler, decode_query
 from tailrace.proto.records import Query
 
 # A response is one NATS message, which is 1 MiB at most by default. Pages of long turns are shortened to fit.
@@ -28,13 +26,9 @@ def handler(
     query: type[Query[A]], run: Callable[[Tenant, Any], Awaitable[A]], catch_up: CatchUp
 ) -> tuple[str, Handler]:
     """Returns the subject name of `query` and the NATS handler that answers it with `run`."""
-    decoder = msgspec.json.Decoder(query)
 
     async def answer(tenant: Tenant, body: bytes) -> bytes:
-        try:
-            decoded = decoder.decode(body)
-        except DECODE_ERRORS as error:
-            raise Refused("request_invalid", f"the query is not a {query.__name__}") from error
+        decoded = decode_query(body, query)
         await catch_up()
         return msgspec.json.encode(await run(tenant, decoded))
 

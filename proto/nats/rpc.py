@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from typing import TypeVar
 
+import msgspec
 import nats.errors
 import structlog
 from nats.aio.msg import Msg
@@ -12,6 +14,7 @@ from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, Service, ServiceConfig
 
 from tailrace.proto import subjects
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import CODES, LogUnavailable, Refused, TailraceError
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats.connection import Connection
@@ -23,6 +26,8 @@ logger = structlog.get_logger()
 
 Handler = Callable[[Tenant, bytes], Awaitable[bytes]]
 """Answers a query of a tenant."""
+
+T = TypeVar("T")
 
 # Slots for the queries that one process answers at once. A tenant may use as many slots as stay free: half of all if it
 # is alone, 1/(n + 1) of them if n tenants are busy. Further queries are refused, and may be retried.
@@ -72,6 +77,14 @@ class Endpoints:
                 if self._running:
                     await asyncio.wait(self._running, timeout=ANSWER_S_MAX)
                 await self._service.stop()
+
+
+def decode_query(query: bytes, kind: type[T]) -> T:
+    """Decodes the body of a query. Raises Refused."""
+    try:
+        return msgspec.json.decode(query, type=kind)
+    except DECODE_ERRORS as error:
+        raise Refused("request_invalid", f"the query is not a {kind.__name__}") from error
 
 
 class Rpc:
