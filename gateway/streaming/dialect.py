@@ -41,7 +41,8 @@ class Dialect(NamedTuple):
     render: Callable[[Any, Stored], tuple[Frame, Any]]
     """Returns the frame of an entry, and the state after it."""
     render_record: Callable[[TurnRecord, int], Frame]
-    """Returns the frame of a whole turn that has left the log. The number: how many of its events the reader has."""
+    """Returns the frame of a whole turn that has left the log, which is never `running`: one without an end has failed.
+    The number: how many of its events the reader has."""
     render_json: Callable[[TurnRecord], bytes] | None = None
     """Returns a completed turn as one JSON body, for a request without streaming; None where there is no such body."""
     media_type: str = sse.MEDIA_TYPE

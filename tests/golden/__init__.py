@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.history_client import close_record
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.proto import entries
 from tailrace.proto.entries import Stored
@@ -50,7 +51,7 @@ def golden_path(case: str, dialect: str) -> Path:
 def render_golden(case: str, dialect: Dialect) -> str:
     """Returns the content of a .txt file."""
     log = read_case(case)
-    record = record_from_fold(KEY, fold(log))
+    record = close_record(record_from_fold(KEY, fold(log)))
     parts = ["=== stream\n", *_stream(dialect, log), "=== from the database\n", _text(dialect.render_record(record, 0))]
     if dialect.render_json is not None and record.outcome == "completed":
         body: Any = msgspec.json.decode(dialect.render_json(record))

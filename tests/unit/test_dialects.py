@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.clients.tutorials.state_stream import GROWTH
+from tailrace.gateway.history_client import close_record
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.proto import entries, events
 from tailrace.proto.entries import Entry, Failure, Stored
@@ -174,7 +175,7 @@ def test_stateless_dialect_resumes_after_any_entry(log: Handwritten, made: st.Da
 
 
 def render_archived(log: Handwritten) -> TurnRecord:
-    return record_from_fold(KEY, log.turn)
+    return close_record(record_from_fold(KEY, log.turn))
 
 
 @given(answers().filter(lambda log: log.chain.is_ended))

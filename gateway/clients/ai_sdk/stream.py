@@ -80,9 +80,10 @@ def record_chunks(record: TurnRecord) -> list[Chunk]:
     content = [chunk for index, block in enumerate(record.content) for chunk in block_chunks(index, block)]
     if content and _is_input_cut(record):
         content.pop()
-    outcome = "failed" if record.outcome == "running" else record.outcome
-    end_metadata = _end_metadata(outcome, record.usage, record.cost_usd, usage_is_estimated=record.usage_is_estimated)
-    finish = _finish(outcome, record.stop_reason, record.error, end_metadata)
+    end_metadata = _end_metadata(
+        record.outcome, record.usage, record.cost_usd, usage_is_estimated=record.usage_is_estimated
+    )
+    finish = _finish(record.outcome, record.stop_reason, record.error, end_metadata)
     return [*_opening(record.turn, record.metadata, metadata), *content, *finish]
 
 

@@ -66,7 +66,7 @@ def render_record(record: TurnRecord, _: int) -> Frame:
     """Renders `reset`, the text and the end. Only the end has an `id:`; a request with that cursor is answered 204."""
     chars, sha256 = text_proof(record.text)
     end = _end(
-        outcome=record.outcome if record.outcome != "running" else "failed",
+        outcome=record.outcome,
         stop_reason=record.stop_reason,
         usage=record.usage,
         usage_is_estimated=record.usage_is_estimated,

@@ -88,8 +88,7 @@ def render_record(record: TurnRecord, seen: int) -> Frame:
     number keeps the end.
     """
     state, rendered = _render_blocks(StreamState(head_of_record(record)), map(_whole_block, record.content))
-    outcome = "failed" if record.outcome == "running" else record.outcome
-    _, ending = _render_ended(state, outcome, record, record.ended_at)
+    _, ending = _render_ended(state, record.outcome, record, record.ended_at)
     rendered += ending
     if seen:
         rendered = [event for event in rendered if event["type"].endswith(".done")] + rendered[-1:]

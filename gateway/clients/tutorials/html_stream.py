@@ -36,9 +36,8 @@ def render(state: None, stored: Stored) -> tuple[Frame, None]:
 
 def render_record(record: TurnRecord, _: int) -> Frame:
     """Renders a reset first: the reader may have a part of the text."""
-    outcome = "failed" if record.outcome == "running" else record.outcome
     text = sse.frame(_escape(record.text), event=b"delta") if record.text else ()
-    return Frame(sse.frame(NOTHING, event=b"reset") + text + _end(outcome, record.error, record.cursor))
+    return Frame(sse.frame(NOTHING, event=b"reset") + text + _end(record.outcome, record.error, record.cursor))
 
 
 def _end(outcome: str, failure: Failure | None, seq: int) -> sse.Events:

@@ -17,7 +17,7 @@ from tailrace.gateway.clients.tutorials import state_stream
 from tailrace.gateway.clients.tutorials.state_stream import JobState, end_fields
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Frame
-from tailrace.proto.entries import Attempt, End, Failure, Outcome, Request, Stored
+from tailrace.proto.entries import Attempt, End, Failure, Request, Stored
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
@@ -47,8 +47,7 @@ def _render_named(state: JobState, stored: Stored) -> Frame:
 
 def render_record(record: TurnRecord, seen: int) -> Frame:
     """Renders the last events only: they hold the whole answer."""
-    outcome: Outcome = "failed" if record.outcome == "running" else record.outcome
-    named = _end(record.turn, outcome, record.text, record.usage, record.error, record.cursor)
+    named = _end(record.turn, record.outcome, record.text, record.usage, record.error, record.cursor)
     return _join(named, state_stream.render_record(record, seen))
 
 
@@ -62,7 +61,7 @@ def _join(named: Frame, unnamed: Frame) -> Frame:
     return Frame((*(event._replace(seq=None) for event in unnamed.events), *named.events))
 
 
-def _end(job: TurnId, outcome: Outcome, text: str, usage: Usage, error: Failure | None, seq: int) -> Frame:
+def _end(job: TurnId, outcome: str, text: str, usage: Usage, error: Failure | None, seq: int) -> Frame:
     fields = end_fields(outcome, text, usage, error)
     if outcome == "failed":
         return _frame("failed", job, {name: fields[name] for name in ("error", "code")}, seq)

@@ -18,7 +18,7 @@ from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.gateway.clients.native.text_stream import text_of
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto.entries import Attempt, End, Failure, Outcome, Progress, Request, Stored
+from tailrace.proto.entries import Attempt, End, Failure, Progress, Request, Stored
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
@@ -82,11 +82,10 @@ def render(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
 def render_record(record: TurnRecord, _: int) -> Frame:
     """Renders the last event only: it holds the whole answer."""
     state = JobState(record.turn, GrowingText(record.text), len(record.text))
-    outcome: Outcome = "failed" if record.outcome == "running" else record.outcome
-    return _frame(state, end_fields(outcome, record.text, record.usage, record.error), record.cursor)
+    return _frame(state, end_fields(record.outcome, record.text, record.usage, record.error), record.cursor)
 
 
-def end_fields(outcome: Outcome, text: str, usage: Usage, error: Failure | None) -> dict[str, Any]:
+def end_fields(outcome: str, text: str, usage: Usage, error: Failure | None) -> dict[str, Any]:
     """Returns the fields that only the last event has, with its status."""
     if outcome == "failed":
         failure = error or LOST
