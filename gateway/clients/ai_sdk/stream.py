@@ -27,10 +27,9 @@ from tailrace.gateway.clients.stored_messages import resolve
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, End, Event, Failure, Message, Request, Stored
+from tailrace.proto.entries import Attempt, End, Event, Message, Request, Stored
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.usage import Usage
 
 # The key in a request's metadata for the id of the message that the answer continues.
 MESSAGE = "ui_message"
@@ -80,11 +79,7 @@ def record_chunks(record: TurnRecord) -> list[Chunk]:
     content = [chunk for index, block in enumerate(record.content) for chunk in block_chunks(index, block)]
     if content and _is_input_cut(record):
         content.pop()
-    end_metadata = _end_metadata(
-        record.outcome, record.usage, record.cost_usd, usage_is_estimated=record.usage_is_estimated
-    )
-    finish = _finish(record.outcome, record.stop_reason, record.error, end_metadata)
-    return [*_opening(record.turn, record.metadata, metadata), *content, *finish]
+    return [*_opening(record.turn, record.metadata, metadata), *content, *_finish(record)]
 
 
 def _is_input_cut(record: TurnRecord) -> bool:
@@ -127,10 +122,7 @@ def _entry_chunks(state: StreamState, stored: Stored) -> tuple[list[Chunk], Stre
             # tools by itself would continue an answer that its user or a limit has ended.
             parts = [part for part in state.open.values() if not (is_cut and is_call(part))]
             closing = [chunk for part in parts for chunk in close_part(part)]
-            end_metadata = _end_metadata(
-                end.outcome, end.usage, end.cost_usd, usage_is_estimated=end.usage_is_estimated
-            )
-            return [*closing, *_finish(end.outcome, end.stop_reason, end.error, end_metadata)], state
+            return [*closing, *_finish(end)], state
         case _:
             return [], state
 
@@ -204,18 +196,19 @@ def _last_question(messages: list[Message]) -> int:
     return max(indices, default=-1)
 
 
-def _end_metadata(outcome: str, usage: Usage, cost_usd: float | None, *, usage_is_estimated: bool) -> dict[str, Any]:
-    # Every count: a client merges this into the metadata of an earlier turn of the same message.
-    counts = asdict(usage)
-    return {"outcome": outcome, "usage": counts, "usage_is_estimated": usage_is_estimated, "cost_usd": cost_usd}
-
-
-def _finish(outcome: str, stop_reason: str | None, error: Failure | None, metadata: dict[str, Any]) -> list[Chunk]:
+def _finish(ended: End | TurnRecord) -> list[Chunk]:
     """Returns the last chunks. They end with `finish`, without which the workflow transport reconnects forever."""
+    metadata = {
+        "outcome": ended.outcome,
+        # Every count: a client merges this into the metadata of an earlier turn of the same message.
+        "usage": asdict(ended.usage),
+        "usage_is_estimated": ended.usage_is_estimated,
+        "cost_usd": ended.cost_usd,
+    }
     step: Chunk = {"type": "finish-step"}
-    match outcome:
+    match ended.outcome:
         case "completed":
-            reason = FINISH_REASONS.get(stop_reason or "", "other")
+            reason = FINISH_REASONS.get(ended.stop_reason or "", "other")
             return [step, {"type": "finish", "finishReason": reason, "messageMetadata": metadata}]
         case "cancelled":
             # Not `interrupted`: the workflow transport includes an older `ai`, which rejects that reason.
@@ -224,7 +217,7 @@ def _finish(outcome: str, stop_reason: str | None, error: Failure | None, metada
         case _:
             # `useChat` stops reading at `error`, so the metadata comes before it.
             end = {"type": "message-metadata", "messageMetadata": metadata}
-            failed = {"type": "error", "errorText": (error or LOST).message}
+            failed = {"type": "error", "errorText": (ended.error or LOST).message}
             return [step, end, failed, {"type": "finish", "finishReason": "error"}]
 
 

@@ -21,7 +21,6 @@ from tailrace.proto.fold import without_mark
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import Usage
 
 # A cancelled turn is no error, but the protocol has no other way to say that the answer is not complete.
 CANCELLED = Failure("interrupted", "the turn was cancelled")
@@ -49,13 +48,7 @@ def render_record(record: TurnRecord, _: int) -> Frame:
     for index, block in enumerate(record.content):
         for event in _block(index, block):
             rendered += _sse(event)
-    if record.outcome == "completed":
-        rendered += _render_completed(
-            record.stop_reason, record.stop_sequence, record.usage, record.envelope, record.cursor
-        )
-    else:
-        rendered += _render_error(failure_of(record, CANCELLED), record.cursor)
-    return Frame(rendered)
+    return Frame(rendered + _render_ended(record, record.cursor))
 
 
 def render_message(record: TurnRecord) -> bytes:
@@ -91,12 +84,8 @@ def _render(turn: TurnId, stored: Stored) -> Frame:
         case Attempt(mode="restart"):
             # With an id, so that a client that resumes continues after the break.
             return Frame(_sse(PING, stored.seq), is_break=True)
-        case End(outcome="completed") as end:
-            return Frame(
-                _render_completed(end.stop_reason, end.stop_sequence, end.usage, end.envelope or {}, stored.seq)
-            )
         case End() as end:
-            return Frame(_render_error(failure_of(end, CANCELLED), stored.seq))
+            return Frame(_render_ended(end, stored.seq))
         case _:
             return SILENT
 
@@ -127,12 +116,15 @@ def _start(turn: TurnId, raw: bytes) -> bytes:
     return _encode(start | {"message": msgspec.Raw(_encode(named))})
 
 
-def _render_completed(
-    stop_reason: str | None, stop_sequence: str | None, usage: Usage, envelope: dict[str, Any], seq: int
-) -> sse.Events:
-    delta = {"stop_reason": _stop_reason(stop_reason), "stop_sequence": stop_sequence, **envelope.get("delta", {})}
+def _render_ended(ended: End | TurnRecord, seq: int) -> sse.Events:
+    if ended.outcome != "completed":
+        failure = failure_of(ended, CANCELLED)
+        return _sse({"type": "error", "error": {"type": error_type(failure), "message": failure.message}}, seq)
+    envelope = ended.envelope or {}
+    stop = {"stop_reason": _stop_reason(ended.stop_reason), "stop_sequence": ended.stop_sequence}
+    delta = {**stop, **envelope.get("delta", {})}
     # Every count, also those that are 0: the SDKs treat a missing count as a protocol error.
-    counts = envelope.get("usage", {}) | asdict(usage)
+    counts = envelope.get("usage", {}) | asdict(ended.usage)
     message_delta = {"type": "message_delta", **envelope, "delta": delta, "usage": counts}
     return _sse(message_delta) + _sse({"type": "message_stop"}, seq)
 
@@ -140,10 +132,6 @@ def _render_completed(
 def _stop_reason(stop_reason: str | None) -> str | None:
     """Maps Tailrace's own `max_cost` to `max_tokens`, the protocol's word for an answer cut by a limit."""
     return "max_tokens" if stop_reason == "max_cost" else stop_reason
-
-
-def _render_error(failure: Failure, seq: int) -> sse.Events:
-    return _sse({"type": "error", "error": {"type": error_type(failure), "message": failure.message}}, seq)
 
 
 def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:

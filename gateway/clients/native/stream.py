@@ -20,11 +20,11 @@ from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, End, Event, Failure, Progress, Request, Stored
+from tailrace.proto.entries import Attempt, End, Event, Progress, Request, Stored
 from tailrace.proto.fold import text_proof
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NANO_USD_PER_USD, Usage
+from tailrace.proto.usage import NANO_USD_PER_USD
 
 PROMPT_COUNTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
@@ -46,17 +46,7 @@ def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
             cost_usd = cost_nano_usd / NANO_USD_PER_USD
             event = {"type": "progress", "done": done, "failed": failed, "of": of, "cost_usd": cost_usd}
         case End() as end:
-            event = _end(
-                outcome=end.outcome,
-                stop_reason=end.stop_reason,
-                usage=end.usage,
-                usage_is_estimated=end.usage_is_estimated,
-                cost_usd=end.cost_usd,
-                schema_valid=end.schema_valid,
-                error=end.error,
-                text_chars=end.text_chars,
-                text_sha256=end.text_sha256,
-            )
+            event = _end(end, end.text_chars, end.text_sha256)
     if event is None:
         return SILENT, key
     return Frame((sse.Event(_encode(event), stored.seq),)), key
@@ -64,18 +54,7 @@ def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
 
 def render_record(record: TurnRecord, _: int) -> Frame:
     """Renders `reset`, the text and the end. Only the end has an `id:`; a request with that cursor is answered 204."""
-    chars, sha256 = text_proof(record.text)
-    end = _end(
-        outcome=record.outcome,
-        stop_reason=record.stop_reason,
-        usage=record.usage,
-        usage_is_estimated=record.usage_is_estimated,
-        cost_usd=record.cost_usd,
-        schema_valid=record.schema_valid,
-        error=record.error,
-        text_chars=chars,
-        text_sha256=sha256,
-    )
+    end = _end(record, *text_proof(record.text))
     text = sse.frame(_encode({"type": "delta", "text": record.text})) if record.text else ()
     return Frame(sse.frame(_encode({"type": "reset"})) + text + sse.frame(_encode(end), seq=record.cursor))
 
@@ -103,36 +82,22 @@ def _delta_of(event: events.Event | events.UnknownEvent, *, is_hidden: bool) -> 
             return None
 
 
-def _end(
-    *,
-    outcome: str,
-    stop_reason: str | None,
-    usage: Usage,
-    usage_is_estimated: bool,
-    cost_usd: float | None,
-    schema_valid: bool | None,
-    error: Failure | None,
-    text_chars: int,
-    text_sha256: str,
-) -> dict[str, Any]:
+def _end(ended: End | TurnRecord, text_chars: int, text_sha256: str) -> dict[str, Any]:
     head: dict[str, Any]
-    if outcome == "failed":
-        failure = error or LOST
+    if ended.outcome == "failed":
+        failure = ended.error or LOST
         head = {"type": "error", "code": failure.code, "message": failure.message}
     else:
-        head = {"type": "done", "outcome": outcome, "stop_reason": stop_reason}
-    schema_result = {} if schema_valid is None else {"schema_valid": schema_valid}
-    return (
-        head
-        | schema_result
-        | {
-            "usage": usage,
-            "usage_is_estimated": usage_is_estimated,
-            "cost_usd": cost_usd,
-            "text_chars": text_chars,
-            "text_sha256": text_sha256,
-        }
-    )
+        head = {"type": "done", "outcome": ended.outcome, "stop_reason": ended.stop_reason}
+    return {
+        **head,
+        **({} if ended.schema_valid is None else {"schema_valid": ended.schema_valid}),
+        "usage": ended.usage,
+        "usage_is_estimated": ended.usage_is_estimated,
+        "cost_usd": ended.cost_usd,
+        "text_chars": text_chars,
+        "text_sha256": text_sha256,
+    }
 
 
 TAILRACE = Dialect(

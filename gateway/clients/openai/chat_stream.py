@@ -68,10 +68,8 @@ def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
         case Event(event=raw, is_hidden=False):
             delta, state = _delta(state, events.decode(raw))
             return (Frame(_render_chunk(state, delta, stored.seq)) if delta else SILENT), state
-        case End(outcome="completed") as end:
-            return Frame(_render_completed(state, end, stored.seq)), state
         case End() as end:
-            return Frame(_render_error(failure_of(end))), state
+            return Frame(_render_ended(state, end, stored.seq)), state
         case _:
             return SILENT, state
 
@@ -84,9 +82,7 @@ def render_record(record: TurnRecord, _: int, *, include_usage: bool) -> Frame:
     deltas += [{name: message[name]} for name in ("reasoning_content", "content") if message.get(name)]
     deltas += [{"tool_calls": calls}] if calls else []
     answer = tuple(event for delta in deltas for event in _render_chunk(state, delta))
-    if record.outcome == "completed":
-        return Frame(answer + _render_completed(state, record, record.cursor))
-    return Frame(answer + _render_error(failure_of(record)))
+    return Frame(answer + _render_ended(state, record, record.cursor))
 
 
 def _delta(state: StreamState, event: events.Event | events.UnknownEvent) -> tuple[Delta | None, StreamState]:
@@ -138,7 +134,9 @@ def _pending_arguments(state: StreamState) -> Delta:
     return _arguments(state, block, arguments.decode())
 
 
-def _render_completed(state: StreamState, ended: End | TurnRecord, seq: int) -> sse.Events:
+def _render_ended(state: StreamState, ended: End | TurnRecord, seq: int) -> sse.Events:
+    if ended.outcome != "completed":
+        return _render_error(failure_of(ended))
     finish = finish_reason(ended.stop_reason)
     # A call that was cut before its first argument has none.
     has_arguments = state.pending is not None and ended.stop_reason not in CUT

@@ -74,8 +74,8 @@ def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
             return _render_frame(*_render_in_progress(state))
         case Event(event=raw, is_hidden=False):
             return _render_frame(*_render_event(state, events.decode(raw)))
-        case End(outcome=outcome) as end:
-            return _render_frame(*_render_ended(state, outcome, end, stored.at))
+        case End() as end:
+            return _render_frame(*_render_ended(state, end, stored.at))
         case _:
             return SILENT, state
 
@@ -88,7 +88,7 @@ def render_record(record: TurnRecord, seen: int) -> Frame:
     number keeps the end.
     """
     state, rendered = _render_blocks(StreamState(head_of_record(record)), map(_whole_block, record.content))
-    _, ending = _render_ended(state, record.outcome, record, record.ended_at)
+    _, ending = _render_ended(state, record, record.ended_at)
     rendered += ending
     if seen:
         rendered = [event for event in rendered if event["type"].endswith(".done")] + rendered[-1:]
@@ -110,7 +110,7 @@ def render_snapshot(key: TurnKey, turn: Turn, number: int) -> sse.Events:
         return ()
     state, rendered = _render_blocks(state, turn.blocks) if turn.attempt else _render_queued(state)
     if turn.end is not None:
-        state, ending = _render_ended(state, turn.end.outcome, turn.end, turn.ended_at)
+        state, ending = _render_ended(state, turn.end, turn.ended_at)
         rendered += ending
     return _encode_events(rendered, count(number - len(rendered)))
 
@@ -201,11 +201,9 @@ def _close(state: StreamState, status: str) -> tuple[StreamState, Events]:
     return replace(state, open=None, items=items), closing
 
 
-def _render_ended(
-    state: StreamState, outcome: str, ended: End | TurnRecord, ended_at: datetime | None
-) -> tuple[StreamState, Events]:
+def _render_ended(state: StreamState, ended: End | TurnRecord, ended_at: datetime | None) -> tuple[StreamState, Events]:
     """Returns the last events: the open item is closed, and the whole response follows."""
-    stop_reason = ended.stop_reason
+    outcome, stop_reason = ended.outcome, ended.stop_reason
     status = status_of(outcome, stop_reason)
     state, opening = (state, []) if state.is_created else _render_queued(state)
     is_cut = outcome != "completed" or (stop_reason in CUT and state.open is not None and is_cut_by_limit(state.open))

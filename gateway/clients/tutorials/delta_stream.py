@@ -30,10 +30,8 @@ def render(state: None, stored: Stored) -> tuple[Frame, None]:
     match stored.entry:
         case Attempt(mode="restart"):
             return Frame(_frame(error_event(RESTARTED), stored.seq), is_break=True), state
-        case End(outcome="completed"):
-            return Frame(_frame({"type": "done"}, stored.seq)), state
         case End() as end:
-            return Frame(_frame(error_event(failure_of(end)), stored.seq)), state
+            return Frame(_end(end, stored.seq)), state
         case entry:
             text = text_of(entry)
             return (Frame(_frame({"type": "delta", "text": text}, stored.seq)) if text else SILENT), state
@@ -41,9 +39,11 @@ def render(state: None, stored: Stored) -> tuple[Frame, None]:
 
 def render_record(record: TurnRecord, _: int) -> Frame:
     text = _frame({"type": "delta", "text": record.text}) if record.text else ()
-    if record.outcome == "completed":
-        return Frame(text + _frame({"type": "done"}, record.cursor))
-    return Frame(text + _frame(error_event(failure_of(record)), record.cursor))
+    return Frame(text + _end(record, record.cursor))
+
+
+def _end(ended: End | TurnRecord, seq: int) -> sse.Events:
+    return _frame({"type": "done"} if ended.outcome == "completed" else error_event(failure_of(ended)), seq)
 
 
 def error_event(failure: Failure) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.clients.native.text_stream import text_of
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto.entries import Attempt, End, Failure, Stored
+from tailrace.proto.entries import Attempt, End, Stored
 from tailrace.proto.records import TurnRecord
 
 NOTHING = b"<!---->"
@@ -27,8 +27,8 @@ def render(state: None, stored: Stored) -> tuple[Frame, None]:
     match stored.entry:
         case Attempt(mode="restart"):
             return Frame(sse.frame(NOTHING, seq=stored.seq, event=b"reset")), state
-        case End(outcome=outcome, error=failure):
-            return Frame(_end(outcome, failure, stored.seq)), state
+        case End() as end:
+            return Frame(_end(end, stored.seq)), state
         case entry:
             text = text_of(entry)
             return (Frame(sse.frame(_escape(text), seq=stored.seq, event=b"delta")) if text else SILENT), state
@@ -37,12 +37,12 @@ def render(state: None, stored: Stored) -> tuple[Frame, None]:
 def render_record(record: TurnRecord, _: int) -> Frame:
     """Renders a reset first: the reader may have a part of the text."""
     text = sse.frame(_escape(record.text), event=b"delta") if record.text else ()
-    return Frame(sse.frame(NOTHING, event=b"reset") + text + _end(record.outcome, record.error, record.cursor))
+    return Frame(sse.frame(NOTHING, event=b"reset") + text + _end(record, record.cursor))
 
 
-def _end(outcome: str, failure: Failure | None, seq: int) -> sse.Events:
-    failed = sse.frame(_escape((failure or LOST).message), event=b"failed") if outcome == "failed" else ()
-    return failed + sse.frame(outcome.encode(), seq=seq, event=b"done")
+def _end(ended: End | TurnRecord, seq: int) -> sse.Events:
+    failed = sse.frame(_escape((ended.error or LOST).message), event=b"failed") if ended.outcome == "failed" else ()
+    return failed + sse.frame(ended.outcome.encode(), seq=seq, event=b"done")
 
 
 def _escape(text: str) -> bytes:

@@ -17,10 +17,9 @@ from tailrace.gateway.clients.tutorials import state_stream
 from tailrace.gateway.clients.tutorials.state_stream import JobState, end_fields
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Frame
-from tailrace.proto.entries import Attempt, End, Failure, Request, Stored
+from tailrace.proto.entries import Attempt, End, Request, Stored
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.usage import Usage
 
 _encode = msgspec.json.Encoder().encode
 
@@ -38,7 +37,7 @@ def _render_named(state: JobState, stored: Stored) -> Frame:
         case Attempt(mode="restart"):
             return _frame("reset", state.job, {}, stored.seq)
         case End() as end:
-            return _end(state.job, end.outcome, state.answer.text(), end.usage, end.error, stored.seq)
+            return _end(state.job, end, state.answer.text(), stored.seq)
         case entry:
             text = text_of(entry)
             fields = {"status": "running", "progress": state.progress, "text": text}
@@ -47,7 +46,7 @@ def _render_named(state: JobState, stored: Stored) -> Frame:
 
 def render_record(record: TurnRecord, seen: int) -> Frame:
     """Renders the last events only: they hold the whole answer."""
-    named = _end(record.turn, record.outcome, record.text, record.usage, record.error, record.cursor)
+    named = _end(record.turn, record, record.text, record.cursor)
     return _join(named, state_stream.render_record(record, seen))
 
 
@@ -61,9 +60,9 @@ def _join(named: Frame, unnamed: Frame) -> Frame:
     return Frame((*(event._replace(seq=None) for event in unnamed.events), *named.events))
 
 
-def _end(job: TurnId, outcome: str, text: str, usage: Usage, error: Failure | None, seq: int) -> Frame:
-    fields = end_fields(outcome, text, usage, error)
-    if outcome == "failed":
+def _end(job: TurnId, ended: End | TurnRecord, text: str, seq: int) -> Frame:
+    fields = end_fields(ended, text)
+    if ended.outcome == "failed":
         return _frame("failed", job, {name: fields[name] for name in ("error", "code")}, seq)
     return _frame("complete", job, fields, seq)
 

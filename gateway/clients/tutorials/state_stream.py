@@ -18,11 +18,10 @@ from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.gateway.clients.native.text_stream import text_of
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto.entries import Attempt, End, Failure, Progress, Request, Stored
+from tailrace.proto.entries import Attempt, End, Progress, Request, Stored
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import Usage
 
 INTERVAL = timedelta(seconds=0.25)
 # The share of the text that must be new: it bounds the sum of all events of a long answer.
@@ -69,8 +68,7 @@ def render(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
         case Progress(done=done, failed=failed, of=of):
             state = state._replace(inputs=100 * (done + failed) // max(of, 1))
         case End() as end:
-            fields = end_fields(end.outcome, state.answer.text(), end.usage, end.error)
-            return _frame(state, fields, stored.seq), state
+            return _frame(state, end_fields(end, state.answer.text()), stored.seq), state
         case entry:
             text = text_of(entry)
             if not text:
@@ -82,15 +80,15 @@ def render(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
 def render_record(record: TurnRecord, _: int) -> Frame:
     """Renders the last event only: it holds the whole answer."""
     state = JobState(record.turn, GrowingText(record.text), len(record.text))
-    return _frame(state, end_fields(record.outcome, record.text, record.usage, record.error), record.cursor)
+    return _frame(state, end_fields(record, record.text), record.cursor)
 
 
-def end_fields(outcome: str, text: str, usage: Usage, error: Failure | None) -> dict[str, Any]:
+def end_fields(ended: End | TurnRecord, text: str) -> dict[str, Any]:
     """Returns the fields that only the last event has, with its status."""
-    if outcome == "failed":
-        failure = error or LOST
-        return {"status": outcome, "error": failure.message, "code": failure.code}
-    return {"status": outcome, "result": text, "usage": usage}
+    if ended.outcome == "failed":
+        failure = ended.error or LOST
+        return {"status": ended.outcome, "error": failure.message, "code": failure.code}
+    return {"status": ended.outcome, "result": text, "usage": ended.usage}
 
 
 def _render_running(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
