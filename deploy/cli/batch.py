@@ -139,9 +139,7 @@ def body_of(file: Path, parallel: int, via: Via) -> tuple[bytes, list[int]]:
             numbers.append(number)
     if not requests:
         raise SettingsInvalid(f"{file} has no inputs: write a line of JSON for each, as `tailrace batch --help` shows")
-    # The default is left out, so that a file keeps the key that it had before `via` existed.
-    body = {"requests": requests, "parallel": parallel} | ({} if via == "messages" else {"via": via})
-    return msgspec.json.encode(body), numbers
+    return msgspec.json.encode({"requests": requests, "parallel": parallel, "via": via}), numbers
 
 
 def replace_references(message: str, file: Path, numbers: Sequence[int]) -> str:
