@@ -23,7 +23,7 @@ from tailrace.proto.exit_status import EXIT_ERROR
 from tailrace.proto.ids import Tenant
 from tailrace.proto.limits import NAMES, parse_limits_setting
 from tailrace.proto.nats import Connection, check
-from tailrace.proto.nats.administration import Administration, Revocation, without_hash
+from tailrace.proto.nats.administration import Administration, without_hash
 from tailrace.proto.nats.audit_log import Actor
 from tailrace.proto.nats.permissions import ADMIN
 
@@ -131,7 +131,8 @@ async def run_create(url: str, args: argparse.Namespace) -> int:
 
 
 async def run_list(url: str, args: argparse.Namespace) -> int:
-    keys = await list_all(url)
+    async with open_administration(url) as administration:
+        keys = await administration.list_keys()
     if args.json:
         print_json([without_hash(key) for key in keys])
     else:
@@ -164,7 +165,8 @@ def report_unknown_key(key_id: str) -> int:
 
 
 async def run_revoke(url: str, args: argparse.Namespace) -> int:
-    revoked = await revoke(url, args.id)
+    async with open_administration(url) as administration:
+        revoked = await administration.revoke_key(actor(), args.id, may_be_last=True)
     if revoked is None:
         return report_unknown_key(args.id)
     key, was_before, is_last = revoked
@@ -192,18 +194,6 @@ async def create(
     """
     async with open_administration(url) as administration:
         return await administration.create_key(actor(), tenant, name, scopes, limits, life_s)
-
-
-async def list_all(url: str) -> list[ApiKey]:
-    """Returns all keys, oldest first, including revoked ones."""
-    async with open_administration(url) as administration:
-        return await administration.list_keys()
-
-
-async def revoke(url: str, key_id: str) -> Revocation | None:
-    """Revokes a key, also the last one. None if no key has this id."""
-    async with open_administration(url) as administration:
-        return await administration.revoke_key(actor(), key_id, may_be_last=True)
 
 
 def actor() -> Actor:

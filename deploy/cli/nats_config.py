@@ -98,20 +98,13 @@ class Server(NamedTuple):
         return f"{self.host if self.is_loopback else EVERY_ADDRESS}:{port}"
 
 
-def parse_server(text: str) -> Server:
-    """Parses HOST or HOST:PORT. Raises ValueError."""
+def nats_address(text: str) -> Server:
+    """argparse type: HOST or HOST:PORT."""
     found = HOST.fullmatch(text)
     server = Server(found[1], int(found[3] or PORT)) if found else None
     if server is None or server.port > PORT_MAX:
-        raise ValueError(f"{text!r} is not HOST or HOST:PORT, with a port up to {PORT_MAX}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST or HOST:PORT, with a port up to {PORT_MAX}")
     return server
-
-
-def nats_address(text: str) -> Server:
-    try:
-        return parse_server(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def absolute_path(text: str) -> Path:
