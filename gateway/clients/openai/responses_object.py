@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from tailrace.gateway.clients.failure import error_type
+from tailrace.gateway.clients.failure import LOST, error_type
 from tailrace.gateway.clients.openai.annotations import Annotation, responses_annotations
 from tailrace.gateway.clients.openai.common import thinking_tokens
-from tailrace.proto.entries import Failure, Request
+from tailrace.proto.entries import End, Failure, Request
 from tailrace.proto.fold import CUT, PARTIAL
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
@@ -65,15 +65,12 @@ def build_response(
     head: Head,
     status: Status,
     output: list[Item],
-    *,
-    usage: Usage | None = None,
-    envelope: dict[str, Any] | None = None,
-    stop_reason: str | None = None,
-    failure: Failure | None = None,
+    ended: End | TurnRecord | None = None,
     ended_at: datetime | None = None,
 ) -> dict[str, Any]:
-    """Returns the response object. `usage` is set only after the turn's end."""
-    reason = INCOMPLETE.get(stop_reason or "") if status == "incomplete" else None
+    """Returns the response object. `ended` is None before the turn's end."""
+    reason = INCOMPLETE.get(ended.stop_reason or "") if ended is not None and status == "incomplete" else None
+    failure = None if ended is None else ended.error or (LOST if status == "failed" else None)
     return {
         "id": f"{PREFIX}{head.turn}",
         "object": "response",
@@ -91,7 +88,7 @@ def build_response(
         "conversation": {"id": head.session},
         "tool_choice": "auto",
         "tools": [],
-        "usage": None if usage is None else usage_object(usage, envelope),
+        "usage": None if ended is None else usage_object(ended.usage, ended.envelope),
     }
 
 
@@ -108,11 +105,8 @@ def response_of(record: TurnRecord) -> dict[str, Any]:
         head_of_record(record),
         status,
         [item for item in items if item is not None],
-        usage=record.usage if record.outcome != "running" else None,
-        envelope=record.envelope,
-        stop_reason=record.stop_reason,
-        failure=record.error,
-        ended_at=record.ended_at,
+        record if record.outcome != "running" else None,
+        record.ended_at,
     )
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.clients.openai.responses_object import (
     Head,
     Item,
@@ -208,16 +207,7 @@ def _render_ended(state: StreamState, ended: End | TurnRecord, ended_at: datetim
     state, opening = (state, []) if state.is_created else _render_queued(state)
     is_cut = outcome != "completed" or (stop_reason in CUT and state.open is not None and is_cut_by_limit(state.open))
     state, closing = _close(state, "incomplete" if is_cut else "completed")
-    response = build_response(
-        state.head,
-        status,
-        list(state.items),
-        usage=ended.usage,
-        envelope=ended.envelope,
-        stop_reason=stop_reason,
-        failure=ended.error or (LOST if outcome == "failed" else None),
-        ended_at=ended_at,
-    )
+    response = build_response(state.head, status, list(state.items), ended, ended_at)
     return state, [*opening, *closing, _lifecycle(ENDS.get(status, INCOMPLETE), response)]
 
 
