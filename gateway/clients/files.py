@@ -24,7 +24,7 @@ from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.resources.blobs import HEADERS, headers_of
 from tailrace.gateway.resources.create_once import create_once
-from tailrace.gateway.resources.paging import limit_of, list_page, require_one_cursor
+from tailrace.gateway.resources.paging import is_newest_first, limit_of, list_page, require_one_cursor
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.response import Interruptions
 from tailrace.gateway.streaming.stream_access import StreamAccess
@@ -109,15 +109,13 @@ async def list_files(request: ApiRequest, history: HistoryClient) -> Response:
     In the format of OpenAI's API, or of Anthropic's if the request has the header `anthropic-version`.
     """
     query, limit = request.query_params, limit_of(request, 200, LIST_MAX)
-    order = query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise Refused("request_invalid", "`order` must be `asc` or `desc`")
+    is_oldest_first = not is_newest_first(request, "desc")
     require_one_cursor(request, *CURSORS)
     after = next((query[name] for name in CURSORS if name in query), None)
     # Whether the file still exists does not matter: a client may delete each file that it has listed.
     if after is not None and FILE_ID.fullmatch(after) is None:
         raise Refused("cursor_invalid", "the cursor is not the id of a file: send the id of the last one of the page")
-    question = ListFiles(after, limit, query.get("purpose"), is_oldest_first=order == "asc")
+    question = ListFiles(after, limit, query.get("purpose"), is_oldest_first=is_oldest_first)
     found = await history.ask(request.tenant, question)
     data = [_render(one, is_anthropic=_is_anthropic(request)) for one in found.files]
     page = {"object": "list", **list_page(data, has_more=found.has_more)}

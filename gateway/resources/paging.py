@@ -130,6 +130,14 @@ def list_page(data: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, An
     return {"data": data, "first_id": first, "last_id": last, "has_more": has_more}
 
 
+def is_newest_first(request: Request, default: Literal["asc", "desc"]) -> bool:
+    """Returns whether `?order=` is `desc`; without it, whether `default` is. Raises Refused for another value."""
+    order = request.query_params.get("order", default)
+    if order not in ("asc", "desc"):
+        raise Refused("request_invalid", "`order` must be `asc` or `desc`")
+    return order == "desc"
+
+
 def limit_of(request: Request, default: int, most: int, name: str = "limit") -> int:
     """Returns `?limit=`, or `default` without it. Raises Refused unless it is from 1 to `most`."""
     limit = request.query_params.get(name, str(default))

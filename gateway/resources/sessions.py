@@ -16,7 +16,7 @@ from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.resources.create_once import create_once
 from tailrace.gateway.resources.deletion import delete_response
-from tailrace.gateway.resources.paging import NumberedPage, Page, number_of, page_of
+from tailrace.gateway.resources.paging import NumberedPage, Page, is_newest_first, number_of, page_of
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import (
@@ -199,10 +199,7 @@ async def turns(request: ApiRequest, history: HistoryClient, reader: TurnReader)
     With the turns of all branches.
     """
     tenant, (after, limit) = request.tenant, page_of(request)
-    order = request.query_params.get("order", "asc")
-    if order not in ("asc", "desc"):
-        raise Refused("request_invalid", f"`order` must be asc or desc, not {order!r}.")
-    question = ListSessionTurns(request.path_params["session"], after, limit, order == "desc")
+    question = ListSessionTurns(request.path_params["session"], after, limit, is_newest_first(request, "asc"))
     found = await history.ask(tenant, question)
     current = await asyncio.gather(*(reader.refresh(TurnKey(tenant, one.turn), one) for one in found.turns))
     return json_response(msgspec.structs.replace(found, turns=current))

@@ -27,7 +27,7 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response, large_json_response
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.models.catalogue import Catalogue
-from tailrace.gateway.resources.paging import limit_of, list_page
+from tailrace.gateway.resources.paging import is_newest_first, limit_of, list_page
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.streaming.response import StreamedResponse
@@ -159,15 +159,13 @@ async def get_input_items(
     In the format of OpenAI's API, newest first, in pages.
     """
     turn = await turns.read(request.turn("response", PREFIX))
-    query = request.query_params
-    limit, order, after = limit_of(request, 20, ITEMS_MAX), query.get("order", "desc"), query.get("after")
-    if order not in ("asc", "desc"):
-        raise Refused("request_invalid", "`order` must be `asc` or `desc`")
+    limit, after = limit_of(request, 20, ITEMS_MAX), request.query_params.get("after")
+    is_reversed = is_newest_first(request, "desc")
     texts = await read_texts(blob_store, request.tenant, turn.input, settings.body_bytes_max)
     if texts is None:
         raise Refused("body_too_large", TOO_LARGE.format(most=settings.body_bytes_max, turn=turn.turn))
     items = await asyncio.to_thread(lambda: items_of(turn.turn, resolve(turn.input, texts)))
-    if order == "desc":
+    if is_reversed:
         items.reverse()
     ids = [item["id"] for item in items]
     if after is not None and after not in ids:
