@@ -16,6 +16,7 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.migrations import migrations
+from tailrace.persistence.store import Store
 from tailrace.proto import entries, subjects
 from tailrace.proto.entries import Event
 from tailrace.proto.errors import StoreUnwritable
@@ -156,21 +157,19 @@ async def test_a_migration_on_a_full_disk_is_completed_when_there_is_space(tmp_p
     with small_disk(there, 8 * MIB):
         path = shutil.copy(older, there / "tailrace.db")
         fill(there)
-        with pytest.raises(StoreUnwritable, match=r"tailrace.db: .*: make space on its disk"):
+        full = pytest.raises(StoreUnwritable, match=r"tailrace.db: .*: make space on its disk")
+        with full:
             await Store.open(path, busy_timeout_s=0.05)
         os.truncate(there / "junk", (there / "junk").stat().st_size - 128 * 1024)
-        store = await Store.open(path, busy_timeout_s=0.05)
-        with pytest.raises(StoreUnwritable, match=r"tailrace.db: .*: make space on its disk"):
-            await store.migrate()
-        await store.close()
+        with full:
+            async with open_store(path):
+                pass
         (there / "junk").unlink()
-        store = await Store.open(path, busy_timeout_s=0.05)
-        await store.migrate()
-        for was in recorded.received:
-            found = await store.turn(TurnKey(OURS, TurnId(was.turn)))
-            assert found is not None
-            assert_same(builtins_of(found), was.record)
-        await store.close()
+        async with open_store(path) as store:
+            for was in recorded.received:
+                found = await store.turn(TurnKey(OURS, TurnId(was.turn)))
+                assert found is not None
+                assert_same(builtins_of(found), was.record)
 
 
 @pytest.mark.rule("F29")
