@@ -64,6 +64,9 @@ async def test_lists_have_pages_and_a_session_has_the_totals_of_its_turns(gatewa
     for limit in (1, 2, 50):
         found = await pages(gateway, f"{path}/turns", "turns", limit)
         assert [one for page in found for one in page] == records
+    newest = await pages(gateway, f"{path}/turns", "turns", 3, order="desc")
+    assert [one for page in newest for one in page] == records[::-1]
+    assert (await gateway.client.get(f"{path}/turns?order=up")).status_code == 400
     sessions = [session, (await post_until_ended(gateway))["session"], (await post_until_ended(gateway))["session"]]
     for limit in (1, 2, 200):
         found = await pages(gateway, "/v1/sessions", "sessions", limit)
