@@ -611,7 +611,7 @@ CODES: dict[str, Code] = {
         502,
         API,
         "No connection to the model provider.",
-        "Retry later. Operator: check the network and the provider's base URL.",
+        "Retry later. Operator: the log line of the generator has the `reason`; see BACKENDS.md for proxies.",
         is_retryable=True,
     ),
     "backend_failed": Code(
