@@ -39,7 +39,8 @@ const loaded = await shown();
 await page.fill("[name=message]", "#sim words=4000 rate=20");
 await page.click("text=Send");
 await page.waitForFunction(() => document.querySelector("p:nth-of-type(4) span")?.textContent.length > 80);
-await page.click("text=Stop");
+// By keyboard: the button moves with each line of the answer, and a click would miss it.
+await page.press("text=Stop", "Enter");
 await page.waitForFunction(() => document.querySelector("small").textContent === "ready");
 const outcome = await page.evaluate(async () => (await (await fetch("/api/chat/my-chat/messages")).json()).at(-1).metadata.outcome);
 console.log(JSON.stringify({ shown: whole, loaded, statuses, outcome }));
