@@ -21,6 +21,9 @@ REMOVED_LIFE = {"Nats-TTL": "1s"}
 LOOKED_UP_AT_ONCE = 16
 # A page takes the server a second.
 PAGE_TIMEOUT_S = 10.0
+# How far to go back if tombstones of earlier pages have expired. From the beginning, the end would never be reached if
+# one expires during each page.
+STEP_BACK = 10_000
 
 
 class Unstored(NamedTuple):
@@ -60,7 +63,7 @@ class Tombstones:
             found = list(info.state.subjects)
             if offset and (not found or found[0] > last):
                 # Some have expired since the last page, and the others have moved up.
-                offset = 0
+                offset = max(0, min(offset, info.total) - STEP_BACK)
                 continue
             for subject in found:
                 if subject > last:
