@@ -88,6 +88,25 @@ async def test_a_generator_calls_the_model_through_a_proxy(
     assert PASSWORD not in stderr
 
 
+async def test_the_reason_of_a_proxy_that_refuses_has_no_password(system: System) -> None:
+    """The URL of the proxy has one. Log lines of failed calls have the same reason."""
+
+    async def refuse(reader: StreamReader, writer: StreamWriter) -> None:
+        with closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+            await writer.drain()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        environ = {"TAILRACE_NATS_URL": system.nats_url, "ANTHROPIC_API_KEY": "sk-test"}
+        environ |= {"ANTHROPIC_BASE_URL": "https://localhost", "HTTPS_PROXY": f"http://{USER}:secret@127.0.0.1:{port}"}
+        status, _, stderr = await run_module("tailrace.generators", "--check", **environ)
+    assert status == 1
+    assert "no connection to the model (backend_unreachable: 407" in stderr
+    assert "secret" not in stderr
+
+
 @pytest.mark.parametrize("role", ["generators", "gateway", "persistence"])
 async def test_a_file_without_authorities_is_refused_at_start(system: System, tmp_path: Path, role: str) -> None:
     """Also by the command line. Each HTTP client reads the file."""
