@@ -166,7 +166,7 @@ class Store:
         self._recorded_upto = BEFORE_FIRST
         self.system = database.system
         self.answered_at = 0.0
-        """When the database has answered a statement of a transaction, by the event loop's clock."""
+        """When the database last answered a statement of a transaction, by the event loop's clock."""
 
     @classmethod
     async def open(cls, where: Path | str, *, busy_timeout_s: float) -> Self:
@@ -604,13 +604,13 @@ class Store:
         words: Sequence[str] = (),
         outcome: Outcome | None = None,
     ) -> tuple[list[TurnRecord], PageCursor | None]:
-        """Returns turns with all of `labels`, hashed `words` and `outcome`, from `start` on, newest first.
+        """Returns turns from `start` on and before `before`, newest first: those with all `labels` and hashed `words`.
 
-        They are those before `before`. Without `outcome`, turns of any outcome are returned. Also returns the position
-        of the last turn that was read, or None if there are no more turns. It reads at most `SCAN_MAX` turns, by the
-        index of the rarest label, word or outcome: the cost does not grow with the database. Searches for words run one
-        at a time, those of each tenant in turn. Raises StoreBusy for one that runs or waits for too long, and Refused
-        if SEARCHES_WAITING_MAX of the tenant's searches wait.
+        With `outcome` only those that have ended so. Also returns the position of the last turn that was read, or None
+        if there are no more turns. It reads at most `SCAN_MAX` turns, by the index of the rarest label, word or
+        outcome: the cost does not grow with the database. Searches for words run one at a time, those of each tenant in
+        turn. Raises StoreBusy for one that runs or waits for too long, and Refused if SEARCHES_WAITING_MAX of the
+        tenant's searches wait.
         """
         async with self._search_slot(tenant) if words else nullcontext():
             page: dict[str, Any] = {"tenant": tenant, "before_at": before.at, "before": before.name, "start": ""}
