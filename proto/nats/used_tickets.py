@@ -17,7 +17,7 @@ class UsedTickets:
 
     def __init__(self, connection: Connection) -> None:
         self._bucket = Bucket(connection, CLAIMS, "the ticket")
-        self._unconfirmed: dict[str, bytes] = {}
+        self._unconfirmed: dict[str, set[bytes]] = {}
         """The marks that NATS has not acknowledged and may still store, by ticket: their readers were refused."""
 
     async def mark_used(self, ticket: str) -> bool:
@@ -27,14 +27,15 @@ class UsedTickets:
         """
         # Random, so that a first use whose acknowledgement was lost is recognised when it is stored again. Names of
         # claims have no dot. Taken out of the dict: of two requests at once, only one may continue the earlier use.
-        mine, name = self._unconfirmed.pop(ticket, None) or secrets.token_bytes(16), f"ticket.{ticket}"
+        marks = self._unconfirmed.pop(ticket, None) or {secrets.token_bytes(16)}
+        mine, name = next(iter(marks)), f"ticket.{ticket}"
         with suppress(LogUnavailable):
-            return await self._bucket.create(name, mine) == mine
+            return await self._bucket.create(name, mine) in marks
         try:
-            return await self._bucket.create(name, mine) == mine
+            return await self._bucket.create(name, mine) in marks
         except LogUnavailable:
-            # Of two requests at once, NATS stores the mark of the one that began, and so fails, first.
-            self._unconfirmed.setdefault(ticket, mine)
+            # Of requests at once, NATS may store the mark of any.
+            self._unconfirmed.setdefault(ticket, set()).update(marks)
             if len(self._unconfirmed) > UNCONFIRMED_MAX:
                 del self._unconfirmed[next(iter(self._unconfirmed))]
             raise
