@@ -9,6 +9,9 @@ from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.running import find_data_dir
 from tailrace.proto.ids import Tenant, TurnId, is_session_name, is_token
 
+# The tenant of requests without a credential.
+LOCAL = Tenant("local")
+
 
 def add_data(
     parser: argparse.ArgumentParser, about: str = "data directory of a running `up`", *, finds_running: bool = True
@@ -25,8 +28,7 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 
 def add_tenant(parser: argparse.ArgumentParser) -> None:
-    default = Tenant("local")
-    parser.add_argument("--tenant", type=tenant, default=default, metavar="NAME", help="tenant (default: %(default)s)")
+    parser.add_argument("--tenant", type=tenant, default=LOCAL, metavar="NAME", help="tenant (default: %(default)s)")
 
 
 def add_number(

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import msgspec
 
-from tailrace.deploy.cli.arguments import add_connection, add_json, tenant
+from tailrace.deploy.cli.arguments import LOCAL, add_connection, add_json, tenant
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
@@ -30,7 +30,6 @@ With --url, or TAILRACE_URL and no TAILRACE_NATS_URL, it asks this gateway. Then
 `admin`. Otherwise it connects to the NATS of the `tailrace up` with this data directory (--data), or to
 TAILRACE_NATS_URL, and needs no key.
 """
-LOCAL = Tenant("local")
 DAYS = 30
 TIMEOUT_S = 10.0
 PAGE = 200
