@@ -129,7 +129,7 @@ def unique_name(settings: Settings) -> str:
 
 
 def require_sound(settings: Settings) -> None:
-    """Raises SettingsInvalid for a key or token that does not fit in a header, an invalid URL, and a SOCKS proxy."""
+    """Raises SettingsInvalid for a key or token that does not fit in a header, an unusable URL, and a SOCKS proxy."""
     secrets_by_name = {
         "ANTHROPIC_API_KEY": settings.anthropic_api_key,
         "CLAUDE_CODE_OAUTH_TOKEN": settings.claude_code_oauth_token,
@@ -144,6 +144,9 @@ def require_sound(settings: Settings) -> None:
         is_url = False
     if not is_url:
         raise SettingsInvalid(f"ANTHROPIC_BASE_URL: {settings.anthropic_base_url!r} is no URL: expected https://HOST")
+    if url.username is not None:
+        # The SDK sends a header for the key, and its HTTP client refuses a second one. The message has no password.
+        raise SettingsInvalid("ANTHROPIC_BASE_URL: a URL with a user cannot be called: expected https://HOST")
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all", "")
     if proxy.lower().startswith("socks") and not proxy_bypass(str(url.hostname)):

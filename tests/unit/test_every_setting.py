@@ -113,7 +113,9 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     ],
     "ANTHROPIC_API_KEY": [("", "give a key"), *each("a b", "ä", says="visible ASCII")],
     "CLAUDE_CODE_OAUTH_TOKEN": [("a b", "visible ASCII")],
-    "ANTHROPIC_BASE_URL": each("", "api.anthropic.com", "http://[::1", "http://h:x", says="https://HOST"),
+    "ANTHROPIC_BASE_URL": each(
+        *("", "api.anthropic.com", "http://[::1", "http://h:x", "https://ops:secret@h"), says="https://HOST"
+    ),
     "TAILRACE_CLAUDE_CODE_BINARY": [("/nowhere/claude", "/nowhere/claude is not an executable file")],
     "TAILRACE_CLAUDE_CODE_ROOT": [(__file__, "expected a folder")],
     "TAILRACE_DATABASE": each("", "/", says="a file"),
@@ -168,7 +170,7 @@ def test_every_setting_has_an_invalid_value_here() -> None:
 
 @pytest.mark.parametrize("wrong", rows(), ids=lambda row: f"{row.role}-{row.name}={row.text}")
 async def test_an_invalid_setting_is_refused_with_its_name_and_valid_values(wrong: Wrong, tmp_path: Path) -> None:
-    """One line, without internal paths."""
+    """One line, without internal paths and passwords."""
     environ = {"ANTHROPIC_API_KEY": "sk-test", "TAILRACE_DATABASE": str(tmp_path / "x.db")}
     with pytest.raises(SettingsInvalid) as refused:
         await check_settings(wrong.role, environ | BESIDES.get(wrong.name, {}) | {wrong.name: wrong.text})
@@ -177,6 +179,7 @@ async def test_an_invalid_setting_is_refused_with_its_name_and_valid_values(wron
     assert wrong.says in message
     assert "\n" not in message
     assert "$." not in message
+    assert "secret" not in message or "secret" not in wrong.text
 
 
 @pytest.mark.parametrize("kind", dict(SERVICES).values(), ids=dict(SERVICES))
