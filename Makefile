@@ -159,7 +159,7 @@ $(INSTALLED): requirements-dev.lock requirements.lock | .venv/bin/python
 	@touch $(RUNTIME) $@
 
 $(LAUNCHER): Makefile | .venv/bin/python
-	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -P -m tailrace "$$@"\n' '$(CURDIR)' '$(CURDIR)/$(PYTHON)' > $@
+	@$(PYTHON) -c 'import os, shlex, sys; here = os.getcwd(); sys.stdout.buffer.write(os.fsencode("#!/bin/sh\nPYTHONPATH=%s exec %s -P -m tailrace \"$$@\"\n" % (shlex.quote(here), shlex.quote(here + "/$(PYTHON)"))))' > $@
 	@chmod +x $@
 	@mkdir -p .venv/checkout && ln -sfn ../../tailrace .venv/checkout/tailrace
 	@$(PYTHON) -c 'import os, pathlib, sysconfig; folder = sysconfig.get_path("purelib"); pathlib.Path(folder, "checkout.pth").write_text(os.path.relpath(".venv/checkout", folder))'
