@@ -70,7 +70,8 @@ def is_simulated(environ: Mapping[str, str]) -> bool:
     # With a login, Claude Code alone needs no key.
     name = r"\bclaude" if environ.get("CLAUDE_CODE_OAUTH_TOKEN") else r"\bclaude(_code)?"
     calls_claude = re.search(rf"{name}\s*(,|;|:|$)", environ.get("TAILRACE_BACKENDS", "claude"))
-    return calls_claude is not None and not environ.get("ANTHROPIC_API_KEY")
+    # Generators remove white space around a key: a blank line of a file of settings is no key.
+    return calls_claude is not None and not environ.get("ANTHROPIC_API_KEY", "").strip()
 
 
 def without_proxy(environ: Mapping[str, str]) -> dict[str, str]:

@@ -92,7 +92,7 @@ def test_claude_is_simulated_only_for_backends_that_call_anthropic_without_a_key
     assert ("simulated-claude" in specs_of(environ)) is is_simulated
 
 
-@pytest.mark.parametrize("environ", [{}, {"ANTHROPIC_API_KEY": ""}])
+@pytest.mark.parametrize("environ", [{}, {"ANTHROPIC_API_KEY": ""}, {"ANTHROPIC_API_KEY": " \r\n"}])
 def test_without_an_api_key_generators_call_the_simulated_claude(environ: dict[str, str]) -> None:
     """It is only another base URL."""
     found = specs_of({**environ, "ANTHROPIC_AUTH_PASSWORD": KEY, "HTTPS_PROXY": "http://proxy.example"})
