@@ -145,8 +145,9 @@ clean: ## remove .venv and the caches; keep .tailrace
 
 # --no-deps: a lock file names every package. pip would look for the newest release of a package with extras
 # (pytest-cov needs coverage[toml]), and refuse it for want of a hash.
-# --no-user: pip refuses a venv if its configuration installs for the user.
-INSTALL := $(PYTHON) -m pip install --no-user --quiet --disable-pip-version-check --no-deps --require-hashes
+# --no-user, --target=: pip's configuration may name another folder for packages, the user's (which pip refuses in a
+# venv) or a `target`, from which .venv would not import.
+INSTALL := $(PYTHON) -m pip install --no-user --target= --quiet --disable-pip-version-check --no-deps --require-hashes
 
 $(RUNTIME): requirements.lock | .venv/bin/python
 	@echo "Installing what Tailrace needs to run into .venv (about 160 MB, once; 1 to 3 minutes)." >&2

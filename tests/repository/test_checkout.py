@@ -1,10 +1,12 @@
 """The files that `make setup` writes into the venv of a checkout."""
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,21 @@ def test_the_command_of_a_checkout_runs_whatever_its_folder_is_called(tmp_path: 
     command = [folder / ".venv" / "bin" / "tailrace", "a b", "$c"]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert shown == f"{folder}/tailrace/__main__.py ['a b', '$c']\n"
+
+
+@pytest.mark.parametrize("configuration", ["user = true", "target = {tmp_path}/target"])
+def test_packages_are_installed_into_the_venv_whatever_pip_is_configured_to(tmp_path: Path, configuration: str) -> None:
+    wheel = tmp_path / "demo-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("demo.py", "")
+        archive.writestr("demo-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: demo\nVersion: 1\n")
+        archive.writestr("demo-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("demo-1.dist-info/RECORD", "")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (tmp_path / "requirements.lock").write_text(f"demo @ {wheel.as_uri()} --hash=sha256:{digest}\n")
+    (tmp_path / "pip.conf").write_text(f"[global]\nno-index = true\n{configuration.format(tmp_path=tmp_path)}\n")
+    shutil.copy(CHECKOUT / "Makefile", tmp_path)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / ".venv"], check=True)
+    environ = os.environ | {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
+    subprocess.run(["make", ".venv/installed"], cwd=tmp_path, env=environ, check=True)
+    subprocess.run([tmp_path / ".venv" / "bin" / "python", "-c", "import demo"], cwd="/", check=True)
