@@ -36,6 +36,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data directory that only root may read."""
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(name, str(tmp_path))
+    # The other user may not read the certificates of this test session.
+    monkeypatch.delenv("SSL_CERT_FILE")
     (folder := tmp_path / "data").mkdir(mode=0o700)
     (folder / "tailrace.db").touch()
     (folder / "nats").mkdir()
