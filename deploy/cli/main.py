@@ -143,6 +143,14 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (default: tailrace.toml)")
 
 
+def set_missing_home() -> None:
+    """Sets HOME to /, as container runtimes do, if it is not set and this user has no entry in /etc/passwd."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit status: 0 done, 1 refused or failed, 2 invalid argument or setting."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -155,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The encoding of the locale may lack a character, such as the … of a title.
         sys.stdout.reconfigure(errors="backslashreplace")
+    set_missing_home()
     try:
         configured = configuration.load(config_path(argv), os.environ)
         commands = parser(configured.options)

@@ -15,6 +15,8 @@ from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.ports import listen
 
 OTHER_UID = 65534
+# Without an entry in /etc/passwd.
+UNKNOWN_UID = 12_345
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 # Imported before the change of the user: the other user has no permission to read the installation.
 assert backup
@@ -54,6 +56,21 @@ def shared(data: Path) -> Path:
     data.chmod(0o777)
     (data / "nats").chmod(0)
     return data
+
+
+def test_a_user_without_a_home_directory_gets_the_root_directory_as_home(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The user of `docker run --user`, or of a job, may have neither HOME nor an entry in /etc/passwd."""
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    os.setreuid(UNKNOWN_UID, -1)
+    try:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["up", "--help"])
+    finally:
+        os.setreuid(0, -1)
+    assert "(default: /.local/share/tailrace)" in capsys.readouterr().out
 
 
 def test_a_port_that_only_root_may_use_is_refused_with_the_option_for_another_port() -> None:
