@@ -137,6 +137,9 @@ def require_sound(settings: Settings) -> None:
     for name, secret in secrets_by_name.items():
         if secret and API_KEY.fullmatch(secret) is None:
             raise SettingsInvalid(f"{name}: a key is visible ASCII, without spaces")
+        if secret and secret[0] in "\"'":
+            # `docker run --env-file` passes the quotes of a file on.
+            raise SettingsInvalid(f"{name}: remove the quotes around the key")
     try:
         url = urlsplit(settings.anthropic_base_url)
         is_url = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
@@ -147,6 +150,8 @@ def require_sound(settings: Settings) -> None:
     if url.username is not None:
         # The SDK sends a header for the key, and its HTTP client refuses a second one. The message has no password.
         raise SettingsInvalid("ANTHROPIC_BASE_URL: a URL with a user cannot be called: expected https://HOST")
+    if url.path.rstrip("/").endswith("/v1"):
+        raise SettingsInvalid("ANTHROPIC_BASE_URL: remove /v1 from its end: each call adds /v1/messages")
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all", "")
     if proxy.lower().startswith("socks") and not proxy_bypass(str(url.hostname)):

@@ -111,11 +111,12 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
         ("claude; gpt = litellm", "MODEL = BACKEND"),
         ("claude; claude-opus-5-5 = bedrock; claude-opus-5-5-latest = vertex", "MODEL = BACKEND"),
     ],
-    "ANTHROPIC_API_KEY": [("", "give a key"), *each("a b", "ä", says="visible ASCII")],
-    "CLAUDE_CODE_OAUTH_TOKEN": [("a b", "visible ASCII")],
-    "ANTHROPIC_BASE_URL": each(
-        *("", "api.anthropic.com", "http://[::1", "http://h:x", "https://ops:secret@h"), says="https://HOST"
-    ),
+    "ANTHROPIC_API_KEY": [("", "give a key"), *each("a b", "ä", says="visible ASCII"), ("'a'", "quotes")],
+    "CLAUDE_CODE_OAUTH_TOKEN": [("a b", "visible ASCII"), ('"a"', "quotes")],
+    "ANTHROPIC_BASE_URL": [
+        *each("", "api.anthropic.com", "http://[::1", "http://h:x", "https://ops:secret@h", says="https://HOST"),
+        *each("https://h/v1", "https://h/anthropic/v1/", says="remove /v1"),
+    ],
     "TAILRACE_CLAUDE_CODE_BINARY": [("/nowhere/claude", "/nowhere/claude is not an executable file")],
     "TAILRACE_CLAUDE_CODE_ROOT": [(__file__, "expected a folder")],
     "TAILRACE_DATABASE": each("", "/", says="a file"),
