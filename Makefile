@@ -6,7 +6,8 @@ PYTHON := .venv/bin/python
 RUNTIME := .venv/installed
 # Written when the packages of requirements-dev.lock are installed as well: tests, linters, client libraries.
 INSTALLED := .venv/installed-dev
-# The `tailrace` command of this checkout, callable from any folder. -P: it imports nothing from that folder.
+# The `tailrace` command of this checkout, callable from any folder and through a link. It finds the checkout when it
+# runs, because a checkout may be moved. -P: it imports nothing from the current folder.
 # Beside it a folder with nothing but `tailrace`, from which .venv/bin/python imports: the checkout would add `proto`
 # and other names (docs/adr/0025-five-packages-under-one-import-name.md).
 LAUNCHER := .venv/bin/tailrace
@@ -160,7 +161,8 @@ $(INSTALLED): requirements-dev.lock requirements.lock | .venv/bin/python
 	@touch $(RUNTIME) $@
 
 $(LAUNCHER): Makefile | .venv/bin/python
-	@$(PYTHON) -c 'import os, shlex, sys; here = os.getcwd(); sys.stdout.buffer.write(os.fsencode("#!/bin/sh\nPYTHONPATH=%s exec %s -P -m tailrace \"$$@\"\n" % (shlex.quote(here), shlex.quote(here + "/$(PYTHON)"))))' > $@
+	@printf '%s\n' '#!/bin/sh' 'bin=$$(dirname "$$(readlink -f "$$0")")' \
+		'PYTHONPATH=$$(dirname "$$(dirname "$$bin")") exec "$$bin/python" -P -m tailrace "$$@"' > $@
 	@chmod +x $@
 	@mkdir -p .venv/checkout && ln -sfn ../../tailrace .venv/checkout/tailrace
 	@$(PYTHON) -c 'import os, pathlib, sysconfig; folder = sysconfig.get_path("purelib"); pathlib.Path(folder, "checkout.pth").write_text(os.path.relpath(".venv/checkout", folder))'

@@ -35,17 +35,21 @@ def test_python_finds_tailrace_in_a_folder_whose_name_the_locale_cannot_encode(t
 
 
 @pytest.mark.parametrize("name", ["o'brien & co", "a $HOME `b` \\"])
-def test_the_command_of_a_checkout_runs_whatever_its_folder_is_called(tmp_path: Path, name: str) -> None:
-    """`make` writes the folder into a shell script."""
-    folder = tmp_path / name
+def test_the_command_of_a_checkout_runs_after_a_move_and_whatever_its_folder_is_called(
+    tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "first"
     (folder / "tailrace").mkdir(parents=True)
     (folder / "tailrace" / "__main__.py").write_text("import sys\n\nprint(__file__, sys.argv[1:])\n")
     shutil.copy(CHECKOUT / "Makefile", folder)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / ".venv"], check=True)
-    subprocess.run(["make", ".venv/bin/tailrace"], cwd=folder, check=True)
-    command = [folder / ".venv" / "bin" / "tailrace", "a b", "$c"]
-    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert shown == f"{folder}/tailrace/__main__.py ['a b', '$c']\n"
+    moved = folder.rename(tmp_path / name)
+    subprocess.run(["make", ".venv/bin/tailrace"], cwd=moved, check=True)
+    moved = moved.rename(tmp_path / f"{name} 2")
+    (link := tmp_path / "link").symlink_to(moved / ".venv" / "bin" / "tailrace")
+    for command in (link.resolve(), link):
+        shown = subprocess.run([command, "a b", "$c"], cwd="/", capture_output=True, text=True, check=True).stdout
+        assert shown == f"{moved}/tailrace/__main__.py ['a b', '$c']\n"
 
 
 @pytest.mark.parametrize("configuration", ["user = true", "target = {tmp_path}/target"])
