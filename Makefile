@@ -137,6 +137,8 @@ clean: ## remove .venv and the caches; keep .tailrace
 
 # A venv with the newest Python that is found.
 .venv/bin/python:
+	@test -d tailrace/proto || { \
+		echo "tailrace/proto is no link to a folder: clone again on Linux or macOS, with git config core.symlinks true." >&2; exit 1; }
 	@for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 		$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found=$$python && break; \
 	done; \

@@ -68,3 +68,15 @@ def test_packages_are_installed_into_the_venv_whatever_pip_is_configured_to(tmp_
     environ = os.environ | {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
     subprocess.run(["make", ".venv/installed"], cwd=tmp_path, env=environ, check=True)
     subprocess.run([tmp_path / ".venv" / "bin" / "python", "-c", "import demo"], cwd="/", check=True)
+
+
+def test_a_checkout_without_symbolic_links_is_refused(tmp_path: Path) -> None:
+    """Git for Windows writes a link as a file that contains its target, and the folder can be opened in WSL."""
+    shutil.copy(CHECKOUT / "Makefile", tmp_path)
+    (tmp_path / "requirements.lock").touch()
+    (tmp_path / "tailrace").mkdir()
+    (tmp_path / "tailrace" / "proto").write_text("../proto")
+    made = subprocess.run(["make", "run"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert made.returncode == 2
+    assert "clone again" in made.stderr
+    assert not (tmp_path / ".venv").exists()
