@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-import subprocess
 from asyncio import StreamReader, StreamWriter
 from base64 import b64encode
 from collections.abc import AsyncIterator
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.harness.certificates import make_self_signed
 from tests.harness.forks import run_module
 from tests.harness.system import System
 
@@ -22,12 +22,7 @@ HEADER = b"proxy-authorization: basic " + b64encode(f"{USER}:{PASSWORD}".encode(
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A self-signed certificate of `localhost`, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    made = folder / "certificate.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=DNS:localhost", "-out", str(made[0]), "-keyout", str(made[1])]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    return made
+    return make_self_signed(tmp_path_factory.mktemp("tls"), "localhost")
 
 
 async def relay(reader: StreamReader, writer: StreamWriter, host: str, port: int) -> None:

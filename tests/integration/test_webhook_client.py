@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from aiohttp.web import Request, Response, StreamResponse
 from tailrace.persistence.webhooks import system_resolver
 from tailrace.persistence.webhooks.http import WebhookClient
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
+from tests.harness.certificates import make_self_signed
 from tests.harness.stop_server import stop
 from tests.harness.webhook_receiver import ReceivedWebhook, Receiver, answer_with
 from tests.unit.test_ssrf import NO_URL, NOT_HTTPS, NOT_PUBLIC
@@ -68,12 +68,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A self-signed certificate of `hooks.test`, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    made = folder / "certificate.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=hooks.test"
-    names = ["-addext", "subjectAltName=DNS:hooks.test", "-out", str(made[0]), "-keyout", str(made[1])]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    return made
+    return make_self_signed(tmp_path_factory.mktemp("tls"), "hooks.test")
 
 
 def tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
