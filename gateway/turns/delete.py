@@ -294,20 +294,26 @@ class Deleter:
             turn = await self._log.read_turn(key)
         except TurnUnknown:
             return None
-        batch_turn = turn.request.parent if turn.request is not None else None
-        if batch_turn is not None and is_child_id(key.turn, batch_turn):
+        if (request := turn.request) is None:
+            return None
+        if request.parent is not None and is_child_id(key.turn, request.parent):
             # The tombstone follows the purge. In between, a generator that takes the batch over would store it again.
             await self._tombstones.mark_deletion(key)
-        is_fresh = turn.ended_at is not None and await self._log.now() - turn.ended_at < SETTLED_WITHIN
+        # Most turns have nothing to settle: the log's time is requested for the others only.
+        is_fresh = (
+            turn.ended_at is not None
+            and (bool(request.holds) or request.batch is not None)
+            and await self._log.now() - turn.ended_at < SETTLED_WITHIN
+        )
         if is_fresh:
             await Settlement(self._counters, self._slots).settle(key, turn)
-        if turn.request is None or turn.request.batch is None or turn.outcome == "completed":
+        if request.batch is None or turn.outcome == "completed":
             return None
         if turn.progress is not None and turn.progress.message_batch is not None:
             # Anthropic bills what it has answered, and no result will say how much: the reservation stays.
             await self._stop_message_batch(key, turn.progress.message_batch)
             return None
-        return turn.request.batch if is_fresh else None
+        return request.batch if is_fresh else None
 
     async def _give_back(self, key: TurnKey, spec: Batch) -> None:
         """Refunds the reservations of a batch's inputs that were never submitted."""
