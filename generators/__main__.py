@@ -181,7 +181,7 @@ async def probe(settings: Settings) -> bool:
             if claude is not None:
                 await claude.models()
         except BackendError as error:
-            why = ": ".join(filter(None, (error.code, error.reason)))
+            why = ": ".join(error.log_fields.values())
             raise BackendError(error.code, f"{settings.anthropic_base_url}: {error.message} ({why})") from error
     return claude is not None
 

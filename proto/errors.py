@@ -214,7 +214,7 @@ class BackendError(TailraceError):
 
     @property
     def log_fields(self) -> dict[str, str]:
-        """What a log line says of it: `code`, and `reason` if there is one."""
+        """The fields of a log line about this error: `code`, and `reason` if there is one."""
         return {"code": self.code, **({"reason": self.reason} if self.reason else {})}
 
 

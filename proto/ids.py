@@ -17,6 +17,9 @@ Seq = NewType("Seq", int)
 
 BEFORE_FIRST = Seq(0)
 
+LOCAL = Tenant("local")
+"""The tenant of requests for which no credential is needed."""
+
 # A valid subject token. `*`, `>` and `.` would be wildcards or token separators (PROTOCOL R3).
 TOKEN = re.compile(r"[a-z0-9_-]{1,64}")
 # Names that clients give to sessions and projects: UUIDs, nanoids, `user:42.main`. Not `.` and `..`, which HTTP clients

@@ -7,10 +7,7 @@ from pathlib import Path
 
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.running import find_data_dir
-from tailrace.proto.ids import Tenant, TurnId, is_session_name, is_token
-
-# The tenant of requests without a credential.
-LOCAL = Tenant("local")
+from tailrace.proto.ids import LOCAL, Tenant, TurnId, is_session_name, is_token
 
 
 def add_data(

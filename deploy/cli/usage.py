@@ -7,13 +7,13 @@ from datetime import UTC, date, datetime, timedelta
 
 import msgspec
 
-from tailrace.deploy.cli.arguments import LOCAL, add_connection, add_json, tenant
+from tailrace.deploy.cli.arguments import add_connection, add_json, tenant
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import LOCAL, Tenant
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.resources import USAGE_BY, GetUsage, UsagePage, UsageRecord

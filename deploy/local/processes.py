@@ -59,6 +59,7 @@ class Service(msgspec.Struct, frozen=True):
     where: str = ""
 
 
+# This machine, in the form of NO_PROXY.
 LOOPBACK = "localhost,127.0.0.1,::1"
 # Variables of backends other than claude, including keys: they may be real while Claude is simulated.
 OTHER_BACKENDS = ("ANTHROPIC_BEDROCK_", "ANTHROPIC_VERTEX_", "AWS_", "GOOGLE_", "CLOUD_ML_")

@@ -19,15 +19,15 @@ from tailrace.gateway.auth.jwt import JwtVerifier
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.static_keys import StaticKeys
 from tailrace.gateway.settings import Settings
+from tailrace.proto import ids
 from tailrace.proto.api_key import ADMIN_SCOPE, SCOPES
 from tailrace.proto.errors import Refused, SettingsInvalid
-from tailrace.proto.ids import Tenant
 from tailrace.proto.ip_address import is_loopback
 from tailrace.proto.runtime.flag import Flag
 
 # The principal of every request where no credential is needed.
 # Without `admin`: the first key closes the gateway to clients without one, so only the command line creates it.
-LOCAL = Principal(Tenant("local"), scopes=SCOPES - {ADMIN_SCOPE})
+LOCAL = Principal(ids.LOCAL, scopes=SCOPES - {ADMIN_SCOPE})
 CROSS_ORIGIN_MESSAGE = (
     "A page of another origin may not send this request. Send `Content-Type: application/json`, or call from a server, "
     "or add the page's origin to TAILRACE_ORIGINS."
