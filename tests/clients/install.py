@@ -47,7 +47,10 @@ def main() -> None:
         return
     is_updated = update_package_lists()
     if missing and not (is_updated and install([PROGRAMS[program] for program in missing])):
-        print(f"{', '.join(missing)} cannot be installed here (it takes root and apt-get): their tests are skipped.")
+        print(
+            f"{', '.join(missing)}: not installed, so their tests are skipped. "
+            "It takes root and apt-get; if apt-get failed, its message stands above."
+        )
     elif is_updated:
         for program in optional:
             install([OPTIONAL[program]])
