@@ -362,10 +362,10 @@ async def test_in_webkit_an_answer_is_shown_once_over_a_reload_and_its_link_is_c
     open_gateway: Gateway, webkit: str
 ) -> None:
     """The field shows all three lines of the question."""
-    question = "Count.\nPlease.\n#sim words=80 rate=12"
+    question = "Count.\nPlease.\n#sim words=160 rate=12"
     (seen,) = await node.run("webkit-page.mjs", open_gateway.url, question, WEBKIT=webkit)
     assert seen.pop("pasted").startswith(f"{open_gateway.url}/#shared=")
-    assert seen == {"isWhole": True, "afterReload": "running", "answers": 1, "text": words(80)}
+    assert seen == {"isWhole": True, "afterReload": "running", "answers": 1, "text": words(160)}
 
 
 @pytest.mark.timeout(120)
