@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from tailrace.deploy.cli.arguments import add_data, add_json
 from tailrace.deploy.cli.result import print_result
-from tailrace.deploy.local import rolling_restart
+from tailrace.deploy.local import rolling_restart, running
 
 DESCRIPTION = "Restart the processes of a running `up` one after the other, on the version that is installed."
 EXAMPLES = """\
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    running.require_named(args.data)
     started, restarted = time.monotonic(), list[str]()
 
     def show(name: str, waited_s: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tailrace.deploy.cli.arguments import add_data, add_json
 from tailrace.deploy.cli.result import print_result
-from tailrace.deploy.local import nats_cluster, restart_node
+from tailrace.deploy.local import nats_cluster, restart_node, running
 
 DESCRIPTION = "Restart one nats-server of a running `up --cluster`, and wait until it has caught up."
 EXAMPLES = """\
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    running.require_named(args.data)
     asyncio.run(restart_node.restart(args.data, args.node))
     print_result(args, f"{args.node} runs again and has caught up", node=args.node)
     return 0

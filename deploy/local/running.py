@@ -3,6 +3,7 @@
 import sys
 from contextlib import suppress
 from pathlib import Path, PosixPath
+from shlex import quote
 from urllib.parse import urlsplit
 
 from platformdirs import user_state_path
@@ -11,6 +12,7 @@ from tailrace.deploy.local import status_file
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.options import default_data_dir
 from tailrace.deploy.local.status_file import UpStatus
+from tailrace.proto.errors import SettingsInvalid
 
 FILE = "running"
 
@@ -41,6 +43,13 @@ def say_which(data_dir: Path, option: str) -> None:
     """Prints the address if `find_data_dir` has chosen `data_dir` among several. `option` names another system."""
     if isinstance(data_dir, StartedLast) and (up := status_file.read(data_dir)):
         print(f"several systems run; this is {up.url}. Name another one with {option}.", file=sys.stderr)
+
+
+def require_named(data_dir: Path) -> None:
+    """Raises SettingsInvalid if `find_data_dir` has chosen `data_dir` among several: a change needs a named system."""
+    if isinstance(data_dir, StartedLast):
+        found = ", ".join(f"--data {quote(str(one))}" for one in _find_running())
+        raise SettingsInvalid(f"several systems run; name the one to change: {found}")
 
 
 def find_at(port: int) -> UpStatus | None:

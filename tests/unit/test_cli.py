@@ -290,6 +290,25 @@ def test_commands_find_the_running_up_of_this_user_from_any_folder(
     assert parser().parse_args(["up"]).data == Path(".tailrace")
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["keys create --tenant acme", "keys rotate key_1", "keys revoke key_1", "restart", "restart-node nats-1"],
+)
+def test_a_change_needs_data_if_several_systems_run(
+    command: str, empty_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first key of a system that was only guessed would lock out its clients."""
+    folders = [empty_home / "first", empty_home / "the second"]
+    for folder in folders:
+        folder.mkdir()
+        up = UpStatus("0.1.0", os.getpid(), f"http://{folder.name}", [], [], Restart())
+        (folder / status_file.FILE).write_bytes(msgspec.json.encode(up))
+        running.record(folder)
+    assert main(command.split()) == EXIT_USAGE
+    said = f"several systems run; name the one to change: --data {folders[0]}, --data '{folders[1]}'"
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("empty_home")
 @pytest.mark.parametrize("is_foreign", [stat.S_ISDIR, stat.S_ISREG], ids=["directory", "file"])
 def test_addresses_in_files_of_another_user_are_not_used(
