@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import pytest
 from nats.aio.msg import Msg
 
 from tailrace.proto import subjects
@@ -16,6 +17,12 @@ from tests.harness.until import until, until_equal
 from tests.integration.conftest import KEY, Gateway, NewGateway
 
 CANCEL = {"message": "#sim words=2000 rate=50", "on_disconnect": "cancel"}
+MESSAGES = {"messages": [{"role": "user", "content": CANCEL["message"]}], "stream": True, "on_disconnect": "cancel"}
+PROTOCOLS: dict[str, dict[str, object]] = {
+    "/v1/turns": {**CANCEL},
+    "/v1/messages": {"model": "claude-sonnet-5-5", "max_tokens": 4000, **MESSAGES},
+    "/v1/chat/completions": MESSAGES,
+}
 
 
 async def post(gateway: Gateway, **body: object) -> str:
@@ -55,9 +62,10 @@ async def test_cancel_applies_when_the_last_reader_of_all_gateways_disconnects(
     assert 50 <= await wait_for_outcome(gateway, turn, "cancelled") < 200
 
 
-async def test_the_stream_of_a_post_is_a_reader(gateway: Gateway) -> None:
+@pytest.mark.parametrize("path", PROTOCOLS)
+async def test_the_stream_of_a_post_is_a_reader(gateway: Gateway, path: str) -> None:
     headers = {"accept": "text/event-stream"}
-    async with gateway.client.stream("POST", "/v1/turns", json=CANCEL, headers=headers) as response:
+    async with gateway.client.stream("POST", path, json=PROTOCOLS[path], headers=headers) as response:
         turn = response.headers["tailrace-turn"]
         await anext(response.aiter_raw())
     await wait_for_outcome(gateway, turn, "cancelled")

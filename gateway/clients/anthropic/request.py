@@ -48,6 +48,8 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the response is a stream of events."""
     max_cost: float | None = None
     """A field of Tailrace: the most that the answer may cost, in dollars. It is not sent to the model."""
+    on_disconnect: str = "continue"
+    """A field of Tailrace: what happens when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
 
 
 def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Headers) -> NewTurn:
@@ -70,6 +72,7 @@ def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Header
         betas=beta_names(headers.getlist("anthropic-beta")) or None,
         api_version=headers.get("anthropic-version"),
         max_cost=request.max_cost,
+        on_disconnect=request.on_disconnect,
         user=_user(fields.get("metadata")),
         session=headers.get("x-session-id"),
         project=headers.get("x-project-id"),
