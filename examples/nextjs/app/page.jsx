@@ -9,7 +9,7 @@ const transport = new TailraceChatTransport({ api: "/api/chat" });
 export default function Page() {
   const [earlier, setEarlier] = useState(null);
   useEffect(() => {
-    fetch("/api/chat/my-chat/messages").then(async (response) => setEarlier(response.ok ? await response.json() : []));
+    readMessages().then(setEarlier);
   }, []);
   return (
     <>
@@ -20,6 +20,17 @@ export default function Page() {
       {earlier && <Chat earlier={earlier} />}
     </>
   );
+}
+
+/** Reads the chat until the server answers. useChat sends what the page shows: without them, the chat would be forgotten. */
+async function readMessages() {
+  for (;;) {
+    const response = await fetch("/api/chat/my-chat/messages").catch(() => null);
+    const messages = response?.ok && (await response.json().catch(() => null)); // the connection may break within the body
+    if (messages) return messages;
+    if (response && !response.ok && response.status < 500 && response.status !== 429) return []; // a new chat, or no login
+    await new Promise((wake) => setTimeout(wake, 1000));
+  }
 }
 
 function Chat({ earlier }) {

@@ -32,7 +32,9 @@ await note();
 const { request } = await browser.newContext();
 await request.post(new URL("/login", url).href, { form: { user: "eve" } });
 statuses.push((await request.get(new URL("/api/chat/my-chat/messages", url).href)).status());
-// The chat is loaded, though no answer runs.
+// The chat is loaded, though no answer runs, and the history cannot be read at first.
+let refusals = 1;
+await page.route("**/messages", (route) => (refusals-- > 0 ? route.fulfill({ status: 503 }) : route.continue()));
 await page.reload();
 await page.waitForSelector("p");
 const loaded = await shown();
