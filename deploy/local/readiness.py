@@ -77,7 +77,8 @@ async def wait_ready(checks: Mapping[str, HealthCheck], report: Callable[[str], 
         except TimeoutError as error:
             late = f"{', '.join(missing)} not ready after {timeout_s:g} s"
             if not all([is_starting(await ask(check)) for check in missing.values()]):
-                raise UpRefused(f"{late}: see the lines that `up` printed") from error
+                what = "if the lines above name no error, the machine may be too busy: start it again"
+                raise UpRefused(f"{late}: {what}") from error
             report(f"{late}: still starting")
 
 
