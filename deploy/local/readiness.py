@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import count
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -15,7 +16,9 @@ from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.ports import in_url
 
 READY_S_MAX = 30.0
-# A process does not answer while it imports. The start of a generator takes 1.3 s of CPU time, and `up` may start 64.
+# A process does not answer while it imports, which takes this long only if other programs keep the machine busy.
+SILENT_S_MAX = 120.0
+# The start of a generator takes 1.3 s of CPU time, and `up` may start 64.
 START_S_MAX = 2.0
 # All processes are ready by then. A gateway reads the state of the others every second.
 SERVING_S_MAX = 5.0
@@ -65,18 +68,22 @@ async def wait_ready(checks: Mapping[str, HealthCheck], report: Callable[[str], 
 
     Raises UpRefused after `READY_S_MAX`, or after `START_S_MAX` for each process if that is longer, with the names of
     the processes that are not ready. If all of these are still starting, for example because persistence migrates a
-    large database, calls `report` with a line instead, and goes on.
+    large database, or have not answered yet and `SILENT_S_MAX` is not over, calls `report` with a line instead, and
+    goes on.
     """
     missing, timeout_s = dict(checks), max(READY_S_MAX, START_S_MAX * len(checks))
-    while True:
+    for rounds in count(1):
+        waited_s = rounds * timeout_s
         try:
             async with asyncio.timeout(timeout_s):
                 while missing := {name: check for name, check in missing.items() if not await passes(check)}:  # noqa: ASYNC110  # other processes end it
                     await asyncio.sleep(POLL_S)
                 return
         except TimeoutError as error:
-            late = f"{', '.join(missing)} not ready after {timeout_s:g} s"
-            if not all([is_starting(await ask(check)) for check in missing.values()]):
+            late = f"{', '.join(missing)} not ready after {waited_s:g} s"
+            responses = [await ask(check) for check in missing.values()]
+            may_be_silent = waited_s < SILENT_S_MAX
+            if not all(is_starting(one) or (may_be_silent and not one.status) for one in responses):
                 what = "if the lines above name no error, the machine may be too busy: start it again"
                 raise UpRefused(f"{late}: {what}") from error
             report(f"{late}: still starting")

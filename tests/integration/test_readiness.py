@@ -49,9 +49,11 @@ async def test_up_waits_until_the_gateway_answers_200() -> None:
 
 
 async def test_the_timeout_message_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many processes have more time together."""
+    """Many processes have more time together, and so has one that does not answer yet."""
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
     monkeypatch.setattr("tailrace.deploy.local.readiness.START_S_MAX", 0.2)
+    monkeypatch.setattr("tailrace.deploy.local.readiness.SILENT_S_MAX", 0.5)
+    reported = list[str]()
     [unused] = find_free(1)
     start_again = "if the lines above name no error, the machine may be too busy: start it again"
     async with answering_server(http(200, "tailrace_ready 0.0\n")) as process:
@@ -60,10 +62,12 @@ async def test_the_timeout_message_says_what_is_missing(monkeypatch: pytest.Monk
             (wait_serving("127.0.0.1", unused), "0.3 s: the gateway does not answer; see its lines above"),
             (wait_ready({"generator-2": unready}, print), f"0.3 s: {start_again}"),
             (wait_ready(dict.fromkeys("abc", unready), print), f"0.6 s: {start_again}"),
+            (wait_ready({"silent": HealthCheck(unused, "/metrics")}, reported.append), f"0.6 s: {start_again}"),
         ):
             with pytest.raises(UpRefused) as refusal:
                 await waiting
             assert str(refusal.value).partition("not ready after ")[2] == message
+    assert reported == ["silent not ready after 0.3 s: still starting"]
 
 
 async def test_the_wait_for_the_gateway_returns_the_parts_that_are_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
