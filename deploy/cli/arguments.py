@@ -5,6 +5,7 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
+from tailrace.deploy.local.data_dir import Named
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.running import find_data_dir
 from tailrace.proto.ids import LOCAL, Tenant, TurnId, is_session_name, is_token
@@ -14,8 +15,8 @@ def add_data(
     parser: argparse.ArgumentParser, about: str = "data directory of a running `up`", *, finds_running: bool = True
 ) -> None:
     """Adds `--data`. Its default is the directory of this user's running `up`, or the one that `up` would use."""
-    default = find_data_dir() if finds_running else Options().data_dir
-    parser.add_argument("--data", type=folder, default=default, metavar="DIR", help=f"{about} (default: %(default)s)")
+    default, kind = (find_data_dir(), named_folder) if finds_running else (Options().data_dir, folder)
+    parser.add_argument("--data", type=kind, default=default, metavar="DIR", help=f"{about} (default: %(default)s)")
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +85,11 @@ def folder(text: str) -> Path:
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
             raise argparse.ArgumentTypeError(f"{text!r} is not a directory: {error.strerror}") from error
     return Path(text)
+
+
+def named_folder(text: str) -> Named:
+    """argparse type: the data directory of the system that a command is for."""
+    return Named(folder(text))
 
 
 def host(text: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tailrace.deploy.local import configuration
+from tailrace.deploy.local.data_dir import without_overridden
 from tailrace.deploy.local.terminal_text import make_printable, one_line
 from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.errors import SettingsInvalid, TailraceError
@@ -173,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = commands.parse_args(argv)
         configure_logging()
         require_certificates(configured.environ)
-        status: int = args.command(args, configured.environ)
+        status: int = args.command(args, without_overridden(configured.environ, getattr(args, "data", None)))
         print(end="", flush=True)
     except TailraceError as error:
         print(f"tailrace: {make_printable(str(error))}", file=sys.stderr)

@@ -3,15 +3,30 @@
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import IO
 
 from tailrace.deploy.local.errors import UpRefused
 
 TRUSTED_OWNERS = (0,)
 LOCK = "lock"
+# In a data directory: the URL with which commands connect to the NATS of its `up`.
+URL_FILE = "nats.url"
+
+
+class Named(PosixPath):
+    """A data directory that the option `--data` has named."""
+
+
+def without_overridden(environ: Mapping[str, str], data_dir: Path | None) -> Mapping[str, str]:
+    """Returns `environ` without the addresses of other systems, if `--data` has named `data_dir`."""
+    if not isinstance(data_dir, Named):
+        return environ
+    # The `up` of this directory may use the NATS at TAILRACE_NATS_URL instead of its own.
+    names = ("TAILRACE_URL", "TAILRACE_NATS_URL") if (data_dir / URL_FILE).exists() else ("TAILRACE_URL",)
+    return {name: value for name, value in environ.items() if name not in names}
 
 
 def exists(path: Path) -> bool:

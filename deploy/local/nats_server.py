@@ -16,7 +16,7 @@ from typing import Any, Self
 import msgspec
 
 from tailrace.deploy.local import ports, running
-from tailrace.deploy.local.data_dir import read_own, write_private
+from tailrace.deploy.local.data_dir import URL_FILE, read_own, write_private
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_log import FILE
 from tailrace.deploy.local.options import Sync
@@ -46,7 +46,6 @@ POLL_S = 0.01
 
 NAME = "nats-server"
 # `up` writes the administrator's URL to it, for commands with the same data directory.
-URL_FILE = "nats.url"
 PID_FILE = "nats.pid"
 STORE = "nats"
 # A planned stop: the server hands over its leaderships, then disconnects its clients one by one, and exits.

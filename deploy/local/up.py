@@ -207,7 +207,7 @@ async def start_nats(
     for server in servers:
         await wait_for_nats(server, supervisor)
     urls = {user: nats_cluster.url(servers, user) for user in RIGHTS}
-    write_private(options.data_dir / nats_server.URL_FILE, urls[ADMIN])
+    write_private(options.data_dir / data_dir.URL_FILE, urls[ADMIN])
     await streams.apply(urls[ADMIN], file_bytes_max=servers[0].file_bytes_max, replicas=len(servers), wait_s=NATS_S_MAX)
     if options.cluster:
         supervisor.console.log(f"{len(servers)} nats-servers have a copy of the log each; any one of them may fail")

@@ -10,7 +10,7 @@ from signal import SIGKILL, SIGSTOP, SIGTERM
 import httpx2
 import pytest
 
-from tailrace.deploy.local import nats_cluster, nats_server
+from tailrace.deploy.local import data_dir, nats_cluster, nats_server
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.ids import TurnId
 from tailrace.proto.nats import Connection, TurnLog
@@ -215,7 +215,7 @@ async def test_a_log_is_moved_to_three_servers(tmp_path: Path) -> None:
 
 async def test_without_a_cluster_there_is_no_server_to_restart(tmp_path: Path) -> None:
     """The message names the option."""
-    (tmp_path / nats_server.URL_FILE).write_text("nats://t@127.0.0.1:9")
+    (tmp_path / data_dir.URL_FILE).write_text("nats://t@127.0.0.1:9")
     done = await restart(tmp_path, "nats-1")
     assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
     assert "start it with --cluster" in done.err

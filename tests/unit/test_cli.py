@@ -255,9 +255,9 @@ def test_the_data_is_in_the_users_directory_unless_this_folder_has_a_data_direct
 
 
 def test_commands_find_the_running_up_of_this_user_from_any_folder(
-    empty_home: Path, capsys: pytest.CaptureFixture[str]
+    empty_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one of this folder, else the one that was started last. TAILRACE_URL and --url win over it.
+    """The one of this folder, else the one that was started last. --url, --data and TAILRACE_URL win over it.
 
     A command says on standard error which of several it has chosen, unless --data names it.
     """
@@ -273,7 +273,7 @@ def test_commands_find_the_running_up_of_this_user_from_any_folder(
     assert found == second
     assert find_url(None, {}, found) == "http://second"
     assert capsys.readouterr().err == "several systems run; this is http://second. Name another one with --url.\n"
-    (second / nats_server.URL_FILE).write_text("nats://second")
+    (second / data_dir.URL_FILE).write_text("nats://second")
     assert nats_server.find_url(found, {}) == "nats://second"
     assert capsys.readouterr().err == "several systems run; this is http://second. Name another one with --data.\n"
     assert nats_server.find_url(found, {"TAILRACE_NATS_URL": "nats://own"}) == "nats://own"
@@ -283,6 +283,12 @@ def test_commands_find_the_running_up_of_this_user_from_any_folder(
         find_url(None, {}, ended)
     assert find_url(None, {"TAILRACE_URL": "http://named"}, found) == "http://named"
     assert find_url("http://given", {"TAILRACE_URL": "http://named"}, found) == "http://given"
+    environ = {"TAILRACE_URL": "http://named", "TAILRACE_NATS_URL": "nats://own", "HOME": "/"}
+    assert data_dir.without_overridden(environ, found) == environ
+    assert data_dir.without_overridden(environ, named) == {"HOME": "/"}
+    monkeypatch.setenv("TAILRACE_URL", "http://named.invalid")
+    assert main(["turns", "--data", str(ended)]) == EXIT_USAGE
+    assert f"no `up` runs in {ended}: start one" in capsys.readouterr().err
     (empty_home / ".tailrace").symlink_to(first)
     assert parser().parse_args(["turns"]).data == Path(".tailrace")
     assert find_url(None, {}, Path(".tailrace")) == "http://first"
@@ -319,7 +325,7 @@ def test_addresses_in_files_of_another_user_are_not_used(
     data.mkdir()
     up = UpStatus("0.1.0", os.getpid(), "http://other", [], [], Restart())
     (data / status_file.FILE).write_bytes(msgspec.json.encode(up))
-    (data / nats_server.URL_FILE).write_text("nats://other")
+    (data / data_dir.URL_FILE).write_text("nats://other")
     assert (find_url(None, {}, running.find_data_dir()), nats_server.url(data, {})) == ("http://other", "nats://other")
     fstat = os.fstat
 
@@ -714,7 +720,7 @@ def test_a_server_that_does_not_answer_is_not_restarted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The error names no server to repair, also if its `up` has ended: the files stay."""
-    data_dir.write_private(tmp_path / nats_server.URL_FILE, ",".join(["nats://admin:p@127.0.0.1:1"] * 3))
+    data_dir.write_private(tmp_path / data_dir.URL_FILE, ",".join(["nats://admin:p@127.0.0.1:1"] * 3))
     (folder := tmp_path / "cluster" / "nats-1").mkdir(parents=True)
     (folder / nats_server.PID_FILE).write_text("1")
     up = UpStatus(VERSION, os.getpid(), "http://127.0.0.1:1", [], [], Restart())
