@@ -22,6 +22,8 @@ from tailrace.proto.records import TurnRecord
 VERSION = "2"
 WORDS_MAX = 10_000
 HASH_BYTES = 5
+# The cache has at most 20,000 words, which take about 6 MB. A longer word could have as many characters as a turn.
+CACHED_CHARS_MAX = 32
 # Chinese and Japanese are written without spaces: each of their characters is a word.
 WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]|[^\W\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+"
@@ -44,7 +46,7 @@ def hash_words(tenant: Tenant, texts: Iterable[str]) -> str:
         for word in WORD.findall(_normalize(text)):
             if len(hashed) == WORDS_MAX:
                 break
-            hashed[_hash(tenant, word)] = None
+            hashed[(_cached_hash if len(word) <= CACHED_CHARS_MAX else _hash)(tenant, word)] = None
     return " ".join(hashed)
 
 
@@ -64,7 +66,9 @@ def _normalize(text: str) -> str:
     return "".join(one for one in split if not unicodedata.combining(one))
 
 
-@lru_cache(maxsize=20_000)
 def _hash(tenant: Tenant, word: str) -> str:
     given = f"{tenant}\0{word}".encode(errors="surrogatepass")
     return base64.b32encode(hashlib.blake2b(given, digest_size=HASH_BYTES).digest()).decode().lower()
+
+
+_cached_hash = lru_cache(maxsize=20_000)(_hash)
