@@ -67,8 +67,6 @@ class Follower:
         self._receive = receive
         self._error: Exception | None = None
         """The error of `receive` for an entry that was passed to it as it arrived. `next` raises it."""
-        if receive is not None:
-            feed.accept = self._accept
 
     @property
     def is_ended(self) -> bool:
@@ -101,7 +99,8 @@ class Follower:
         Raises TurnUnknown when the turn was purged, CursorUnknown when entries returned earlier belong to a fork, and
         the error of `receive`.
         """
-        live = await self._feed.next(STALE_WAIT_S if self._must_read else REREAD_S)
+        accept = None if self._receive is None else self._accept
+        live = await self._feed.next(STALE_WAIT_S if self._must_read else REREAD_S, accept)
         if self._error is not None:
             raise self._error
         join, before = self._join, self._join.chain

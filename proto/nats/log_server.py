@@ -46,16 +46,15 @@ class LiveFeed:
     """The republished entries of one turn that have arrived and were not taken yet. A hint: it may miss entries."""
 
     def __init__(self) -> None:
-        self.accept: Callable[[Stored], bool] = _decline
-        """Is called with an entry that arrives while `next` waits. If it returns True, `next` does not return it."""
         self._entries: list[Stored] = []
         self._may_have_missed = False
         self._arrived = asyncio.Event()
-        self._is_waiting = False
+        self._accept: Callable[[Stored], bool] | None = None
+        """The `accept` of the call of `next` that waits."""
         self._silent_since = 0.0
 
     def add(self, stored: Stored) -> None:
-        if self._is_waiting and not self._arrived.is_set() and self.accept(stored):
+        if self._accept is not None and not self._arrived.is_set() and self._accept(stored):
             self._silent_since = asyncio.get_running_loop().time()
             return
         self._entries.append(stored)
@@ -72,21 +71,23 @@ class LiveFeed:
         self._may_have_missed = True
         self._arrived.set()
 
-    async def next(self, timeout_s: float) -> list[Stored]:
+    async def next(self, timeout_s: float, accept: Callable[[Stored], bool] | None = None) -> list[Stored]:
         """Returns the entries that have arrived; an empty list after `timeout_s` without any, and after `reset`.
 
         An empty list means "read the log". An end is left to the next call, so that the entries before it do not wait
-        until the log confirms it.
+        until the log confirms it. While this call waits, `accept` is called with each entry that arrives; an entry for
+        which it returns True is not returned.
         """
         if not self._arrived.is_set():
             loop = asyncio.get_running_loop()
             self._silent_since = loop.time()
             self._timer = loop.call_later(timeout_s, self._end_after_silence, timeout_s)
-            self._is_waiting = True
+            self._accept = accept
             try:
                 await self._arrived.wait()
             finally:
-                self._is_waiting = False
+                # It may lead to this feed. Such a cycle would keep the turn in memory until a garbage collection.
+                self._accept = None
                 self._timer.cancel()
         arrived: list[Stored] = []
         if self._may_have_missed:
@@ -108,10 +109,6 @@ class LiveFeed:
             self._arrived.set()
         else:
             self._timer = loop.call_at(ends_at, self._end_after_silence, timeout_s)
-
-
-def _decline(_: Stored) -> bool:
-    return False
 
 
 class LogServer(Protocol):

@@ -1,6 +1,8 @@
 """The turn log on a real nats-server: appends, replays, followers, forks, and a server that does not answer."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -59,6 +61,16 @@ class Follower:
         await until(self.task.done)
         self.task.result()
         return comparable(self.received)
+
+
+class Received:
+    """The entries that a follower has passed on."""
+
+    def __init__(self) -> None:
+        self.entries: list[Stored] = []
+
+    def add(self, entries: list[Stored]) -> None:
+        self.entries += entries
 
 
 @pytest.fixture
@@ -387,6 +399,29 @@ async def test_a_follower_that_was_disconnected_reads_from_the_log_what_its_feed
         assert connection.client.stats["reconnects"] == 1
         assert count_filled_gaps() > gaps
         await connection.close()
+
+
+async def test_a_turn_that_was_followed_to_its_end_is_freed_without_a_garbage_collection(
+    log: TurnLog, writer: Writer
+) -> None:
+    """Its entries are old objects by then: a collection of those may come only after 20,000 turns."""
+
+    async def follow_to_end() -> weakref.ref[Received]:
+        received = Received()
+        following = asyncio.create_task(log.follow_into(writer.key, BEFORE_FIRST, received.add))
+        await writer.store_request()
+        await until(lambda: received.entries)
+        await writer.begin("Hello")
+        await writer.end()
+        await following
+        return weakref.ref(received)
+
+    gc.disable()
+    try:
+        freed = await follow_to_end()
+        await until(lambda: freed() is None, deadline_s=1)
+    finally:
+        gc.enable()
 
 
 # Forks: NATS has stored an entry that the fence should have refused
