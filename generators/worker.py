@@ -6,6 +6,7 @@ A lease only decides which generator tries. The log decides, entry by entry, whi
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from traceback import clear_frames
 from typing import Any, Protocol
 
 import msgspec
@@ -267,6 +268,7 @@ class Worker:
             await self._on_ended(key, turn)
         except FenceLost as lost:
             logger.info("turn taken by another writer", turn=key.turn, why=str(lost))
+            _free_frames(lost)
             return await self._check_end(key, lost)
         except TurnUnknown:
             logger.warning("turn has left the log before it was answered", turn=key.turn)
@@ -317,3 +319,14 @@ class Worker:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+def _free_frames(error: BaseException | None) -> None:
+    """Clears the variables of all frames in the tracebacks of `error` and of its causes.
+
+    The error of a task group and the frame that raised it refer to each other. So they would keep the turn in memory
+    until a garbage collection.
+    """
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -4,6 +4,7 @@ It runs in the test's event loop as its process would, with short waits. The sim
 """
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
@@ -121,6 +122,26 @@ async def test_a_turn_that_another_writer_continues_counts_as_a_lost_fence(own: 
 
         await until(is_continued)
         await until(lambda: fences_lost() == lost + 1)
+
+
+async def test_a_cancelled_turn_is_freed_without_a_garbage_collection(own: OwnSystem) -> None:
+    """A turn that has run for a minute is an old object: a collection of those may come only after 20,000 turns."""
+
+    def is_kept() -> bool:
+        requests = [one.request for one in gc.get_objects() if isinstance(one, Turn)]
+        return any(request.session == "cancelled" for request in requests if request is not None)
+
+    gc.disable()
+    try:
+        async with own.running_generator():
+            key = await own.append_request("words=4000 rate=20", session="cancelled")
+            await own.wait_for_open_streams(1)
+            assert is_kept()
+            await cancel(own.log, key)
+            await own.wait_until_acknowledged()
+            await until(lambda: not is_kept(), deadline_s=2)
+    finally:
+        gc.enable()
 
 
 class Overtaken:
