@@ -12,10 +12,9 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.allowed_hosts import AllowedHosts, HostMiddleware
-from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.cors import cors_middleware, parse_origins
-from tailrace.gateway.auth.guard import Endpoint, guard
+from tailrace.gateway.auth.guard import Endpoint, GuardedEndpoint
 from tailrace.gateway.auth.login import Logins
 from tailrace.gateway.auth.tickets import Tickets
 from tailrace.gateway.clients.ai_sdk.routes import ROUTES as AI_SDK_ROUTES
@@ -35,10 +34,9 @@ from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.admission_queue import AdmissionQueue, refuse_connection
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
-from tailrace.gateway.http.query_parameters import require_known
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.http.refusal_events import RefusalEvents
-from tailrace.gateway.http.traced_route import trace_route
+from tailrace.gateway.http.traced_route import TracedApp
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.limits.turn_queue import TurnQueue
@@ -79,6 +77,7 @@ from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.nats import BlobStore, Claims, Rpc, TurnLog
 from tailrace.proto.nats.administration import Administration
+from tailrace.proto.runtime import tracing
 
 ROUTES: list[Route] = [
     *NATIVE_ROUTES,
@@ -152,8 +151,12 @@ def app(gateway: Gateway) -> Starlette:
     services = dict(zip(inspect.get_annotations(Gateway).values(), gateway, strict=True))
 
     def serve(route: Route) -> Route:
-        endpoint = with_known_query(route, bind(route.endpoint, services))
-        return trace_route(guard(route, endpoint, gateway.authenticator, gateway.bodies))
+        known = {method: query_parameters(method, route.path) for method in route.methods or ()}
+        endpoint = bind(route.endpoint, services)
+        serving: ASGIApp = GuardedEndpoint(route.path, endpoint, known, gateway.authenticator, gateway.bodies)
+        if tracing.is_on():
+            serving = TracedApp(serving, route.path)
+        return Route(route.path, serving, methods=sorted(known), name=route.name)
 
     starlette = Starlette(
         routes=[serve(route) for route in ROUTES],
@@ -188,17 +191,6 @@ def _build_outermost_middleware(gateway: Gateway) -> list[Middleware]:
         *demo_middleware(gateway.settings.demo),
         *cors_middleware(parse_origins(gateway.settings.origins)),
     ]
-
-
-def with_known_query(route: Route, endpoint: Endpoint) -> Endpoint:
-    """Returns `endpoint` behind a check of the query parameters, which raises Refused for an unknown one."""
-    known = {method: query_parameters(method, route.path) for method in route.methods or ()}
-
-    async def check_and_call(request: ApiRequest) -> ASGIApp:
-        require_known(request, known[request.method])
-        return await endpoint(request)
-
-    return check_and_call
 
 
 def bind(endpoint: Any, services: dict[type, Any]) -> Endpoint:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import cached_property
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -28,7 +29,6 @@ class ApiRequest(Request):
 
     def __init__(self, scope: Scope, receive: Receive, authenticator: Authenticator, bodies: BodyReader) -> None:
         super().__init__(scope, receive)
-        self._principal: Principal | None = None
         self._authenticator = authenticator
         self._bodies = bodies
         self.until_answered = AsyncExitStack()
@@ -36,16 +36,10 @@ class ApiRequest(Request):
         self.response_headers: list[HeaderSource] = []
         """Headers of the response, or of the error in its place. Each is called once, when the endpoint is done."""
 
-    @property
+    @cached_property
     def principal(self) -> Principal:
-        """Raises Refused on a public route, where no credential was checked."""
-        if self._principal is None:
-            raise credential_invalid()
-        return self._principal
-
-    @principal.setter
-    def principal(self, principal: Principal) -> None:
-        self._principal = principal
+        """Is set by the guard of the route. Raises Refused on a public route, where no credential was checked."""
+        raise credential_invalid()
 
     @property
     def tenant(self) -> Tenant:
@@ -78,8 +72,7 @@ class ApiRequest(Request):
         The tenant comes from the credential alone, so another tenant's turn cannot be addressed: it is not found.
         `prefix` is removed if it is there.
         """
-        tenant = self.tenant
         turn = self.path_params[parameter].removeprefix(prefix)
         if not is_token(turn):
             raise not_found("turn")
-        return TurnKey(tenant, TurnId(turn))
+        return TurnKey(self.principal.tenant, TurnId(turn))

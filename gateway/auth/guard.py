@@ -1,10 +1,9 @@
 """Authentication and authorization of every route that is not public."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from starlette.datastructures import MutableHeaders
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway import metrics
@@ -12,6 +11,7 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.scopes import need_of
 from tailrace.gateway.http import error_responses
+from tailrace.gateway.http.query_parameters import require_known
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.proto.errors import LogError, Refused, not_found
 from tailrace.proto.runtime import tracing
@@ -19,21 +19,26 @@ from tailrace.proto.runtime import tracing
 Endpoint = Callable[[ApiRequest], Awaitable[ASGIApp]]
 
 
-def guard(route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies: BodyReader) -> Route:
-    """Returns `route` with authentication before `endpoint`, which receives an ApiRequest."""
-    guarded = GuardedEndpoint(route, endpoint, authenticator, bodies)
-    return Route(route.path, guarded, methods=sorted(route.methods or ()), name=route.name)
-
-
 class GuardedEndpoint:
-    """The ASGI application of a route."""
+    """The ASGI application of the route at `path`: authentication before `endpoint`, which receives an ApiRequest.
+
+    `known` are the query parameters of each method of the route. Others are refused.
+    """
 
     # A class, because Starlette would wrap a function in a second request and error handler.
 
-    def __init__(self, route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies: BodyReader) -> None:
-        self._path = route.path
-        self._needs = {method: need_of(method, route.path) for method in route.methods or ()}
+    def __init__(
+        self,
+        path: str,
+        endpoint: Endpoint,
+        known: Mapping[str, Collection[str]],
+        authenticator: Authenticator,
+        bodies: BodyReader,
+    ) -> None:
+        self._path = path
+        self._needs = {method: need_of(method, path) for method in known}
         self._endpoint = endpoint
+        self._known = known
         self._authenticator = authenticator
         self._bodies = bodies
 
@@ -47,6 +52,8 @@ class GuardedEndpoint:
         await self._authenticate(request)
         try:
             async with request.until_answered:
+                if scope["query_string"]:
+                    require_known(request, self._known[request.method])
                 response = await self._endpoint(request)
         except (Refused, LogError) as error:
             response = error_responses.render_error(error, scope)

@@ -21,8 +21,6 @@ def require_known(request: Request, known: Collection[str]) -> None:
 
     To ignore an unknown parameter would hide a typing error. Of a repeated one, only one value would count.
     """
-    if not request.scope["query_string"]:
-        return
     names = Counter(name for name, _ in request.query_params.multi_items())
     for name, times in names.items():
         if not _is_known(name, known):

@@ -3,7 +3,6 @@
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from starlette.datastructures import Headers
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http.deferred_response import send_deferred
@@ -12,18 +11,11 @@ from tailrace.proto.runtime import tracing
 SERVER_ERROR = 500
 
 
-def trace_route(route: Route) -> Route:
-    """Returns `route` with a span around each request until its response is complete; unchanged if traces are off.
+class TracedApp:
+    """ASGI application that calls `app`, of the route at `path`, in a span until its response is complete.
 
     A `traceparent` that is malformed begins a new trace. `tracestate` and `baggage` are not read.
     """
-    if not tracing.is_on():
-        return route
-    return Route(route.path, TracedApp(route.app, route.path), methods=sorted(route.methods or ()), name=route.name)
-
-
-class TracedApp:
-    """ASGI application that calls `app`, of the route at `path`, in a span."""
 
     def __init__(self, app: ASGIApp, path: str) -> None:
         self._app = app

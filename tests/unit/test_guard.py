@@ -11,7 +11,7 @@ from starlette.routing import Route
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator, CredentialSource
-from tailrace.gateway.auth.guard import guard
+from tailrace.gateway.auth.guard import GuardedEndpoint
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.settings import Settings
@@ -35,8 +35,12 @@ def build(caller: Principal | None) -> Authenticator:
 
 
 async def status(path: str, url: str, caller: Principal | None, method: str = "GET") -> int:
-    route = guard(Route(path, answer, methods=["GET", "POST"]), answer, build(caller), cast("Any", None))
-    app = Starlette(routes=[route], exception_handlers={Refused: error_responses.handle_refusal})
+    known = {name: ["ticket"] for name in ("GET", "HEAD", "POST")}
+    guarded = GuardedEndpoint(path, answer, known, build(caller), cast("Any", None))
+    app = Starlette(
+        routes=[Route(path, guarded, methods=["GET", "POST"])],
+        exception_handlers={Refused: error_responses.handle_refusal},
+    )
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         return (await client.request(method, url, headers={"content-type": "application/json"})).status_code
 
