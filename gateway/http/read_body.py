@@ -4,8 +4,8 @@ A request is refused before its body is read where that is possible.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import TypeVar
 
 import msgspec
@@ -96,9 +96,11 @@ class BodyReader:
     async def decode(self, body: bytes, kind: type[B]) -> B:
         """Returns `body` as a `kind`; see `decode` below. Large bodies are decoded in steps, one after the other."""
         if len(body) <= SMALL_BYTES_MAX:
-            require_few_values(body)
+            # Each value takes a byte or more.
+            if len(body) > VALUES_MAX:
+                require_few_values(body)
             value = decode(body, kind)
-            await require_unique_keys(body)
+            require_unique_keys(body)
             return value
         async with self.large_bodies.decoding:
             try:
@@ -108,7 +110,7 @@ class BodyReader:
             # Searching 30 MB takes 60 ms.
             await asyncio.to_thread(require_few_values, rest)
             value = decode(rest, kind, strings)
-            await require_unique_keys(rest)
+            await asyncio.to_thread(require_unique_keys, rest)
             return value
 
     def _too_large(self) -> Refused:
@@ -158,46 +160,44 @@ def decode(body: bytes, kind: type[B], strings: Mapping[str, str] | None = None)
 
     `strings` are those that long_strings.py has cut out of the body.
     """
-    with _refuse_invalid(kind, None if strings or len(body) > SMALL_BYTES_MAX else body):
+    try:
         if not strings:
             return msgspec.json.decode(body, type=kind)
         return msgspec.convert(long_strings.put_back(msgspec.json.decode(body), strings), kind)
+    except DECODE_ERRORS as error:
+        raise _invalid(error, kind, None if strings or len(body) > SMALL_BYTES_MAX else body) from error
 
 
 def convert(value: object, kind: type[B]) -> B:
     """Like `decode`, for a body that is decoded already."""
-    with _refuse_invalid(kind):
-        return msgspec.convert(value, kind)
-
-
-@contextmanager
-def _refuse_invalid(kind: type, body: bytes | None = None) -> Iterator[None]:
     try:
-        yield
-    except msgspec.ValidationError as error:
-        # The message quotes the client's own field, which may be as long as the body.
-        problem, names = str(error), allowed_names(kind, str(error))
-        if body is not None:
-            problem = with_key(kind, problem, body)
-        param = wrong_field(problem)
-        hint = f"; there are {', '.join(names)}" if names else ""
-        if "unknown field" in problem[:QUOTED_CHARS_MAX] and param is not None:
-            field = param.rpartition(".")[2]
-            hint = (advise(field, names) or suggest(field, names)) + hint
-        # Fields are named as in all other errors: `messages[0]`, not `$.messages[0]`.
-        shown = problem[:QUOTED_CHARS_MAX].replace(" - at `$.", " - at `")
-        raise Refused("request_invalid", shown + hint, param=param) from error
+        return msgspec.convert(value, kind)
     except DECODE_ERRORS as error:
-        raise not_json(error, body) from error
+        raise _invalid(error, kind) from error
 
 
-async def require_unique_keys(body: bytes) -> None:
+def _invalid(error: Exception, kind: type, body: bytes | None = None) -> Refused:
+    """Returns the refusal of a body that is not a `kind`. `body`: if it is small."""
+    if not isinstance(error, msgspec.ValidationError):
+        return not_json(error, body)
+    # The message quotes the client's own field, which may be as long as the body.
+    problem, names = str(error), allowed_names(kind, str(error))
+    if body is not None:
+        problem = with_key(kind, problem, body)
+    param = wrong_field(problem)
+    hint = f"; there are {', '.join(names)}" if names else ""
+    if "unknown field" in problem[:QUOTED_CHARS_MAX] and param is not None:
+        field = param.rpartition(".")[2]
+        hint = (advise(field, names) or suggest(field, names)) + hint
+    # Fields are named as in all other errors: `messages[0]`, not `$.messages[0]`.
+    shown = problem[:QUOTED_CHARS_MAX].replace(" - at `$.", " - at `")
+    return Refused("request_invalid", shown + hint, param=param)
+
+
+def require_unique_keys(body: bytes) -> None:
     """Raises Refused if an object in `body`, which was decoded before, has a key twice."""
     try:
-        if len(body) <= SMALL_BYTES_MAX:
-            path = find_duplicate(body)
-        else:
-            path = await asyncio.to_thread(find_duplicate, body)
+        path = find_duplicate(body)
     except (ValueError, RecursionError) as error:
         raise not_json(error, None) from error
     if path is not None:

@@ -191,15 +191,15 @@ def test_the_error_names_the_field_and_lists_what_is_valid_there(
     ],
     ids=range(7),
 )
-async def test_a_key_that_occurs_twice_is_refused_with_its_path(raw: bytes, path: str | None, size: int) -> None:
+def test_a_key_that_occurs_twice_is_refused_with_its_path(raw: bytes, path: str | None, size: int) -> None:
     """msgspec takes the last one; another parser on the way may take the first one."""
     body = raw % (b"x" * size)
     read_body.decode(body, dict[str, Any])
     if path is None:
-        await read_body.require_unique_keys(body)
+        read_body.require_unique_keys(body)
         return
     with pytest.raises(Refused) as refused:
-        await read_body.require_unique_keys(body)
+        read_body.require_unique_keys(body)
     assert (refused.value.code, refused.value.param) == ("request_invalid", path)
 
 
