@@ -46,7 +46,7 @@ from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.store_blobs import RequestBlobs
-from tailrace.gateway.turns.store_trace import trace_feature
+from tailrace.gateway.turns.store_trace import trace_features
 from tailrace.gateway.turns.submission import SubmitFeatures
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.gateway.turns.unread_tokens import unread_tokens_feature
@@ -189,7 +189,7 @@ def build(
     features = SubmitFeatures(
         prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims)),
         admit=(check_queue, check_share, count_request, storage.uploaded_files.feature()),
-        amend=(add_position, schema_feature(schemas), reserve, storage.request_blobs.feature(), trace_feature()),
+        amend=(add_position, schema_feature(schemas), reserve, storage.request_blobs.feature(), *trace_features()),
         stored=(count_stored, parent, unread_tokens_feature(presence)),
     )
     submitter = TurnSubmitter(
@@ -259,7 +259,7 @@ def build_limiter(settings: Settings, connection: Connection, log: TurnLog, keys
         of_keys,
         tenant_defaults,
         is_hedged=settings.hedge_after_s > 0,
-        own_limits_of=keys.limits_of,
+        own_limits_of=keys.limits.get,
     )
 
 

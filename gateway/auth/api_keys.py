@@ -38,7 +38,8 @@ class ApiKeyCache:
         self._principals: dict[str, Principal] = {}
         self._watchers: dict[str | None, set[Flag]] = {}
         """By the key's id; None: requests without a credential, which end when the first key is created."""
-        self._limits: dict[Tenant, GivenLimits] = {}
+        self.limits: dict[Tenant, GivenLimits] = {}
+        """The limits that operators have given to tenants."""
         self.is_used = False
         """Whether the bucket has ever held a key, revoked or not: from then on every request needs a credential."""
 
@@ -53,10 +54,6 @@ class ApiKeyCache:
         if change is None or change.record is None or self.is_ended(key_id):
             return None
         return _principal(change.record)
-
-    def limits_of(self, tenant: Tenant) -> GivenLimits | None:
-        """Returns the limits that an operator has given to the tenant; None if there are none."""
-        return self._limits.get(tenant)
 
     def is_ended(self, key_id: str | None) -> bool:
         """Returns whether `key_id` has the form of an API key's id and the key is unknown, revoked or expired."""
@@ -140,9 +137,9 @@ class ApiKeyCache:
             )
         if change.tenant is not None:
             self._changes[change.id] = change
-            self._limits.pop(change.tenant, None)
+            self.limits.pop(change.tenant, None)
             if change.limits:
-                self._limits[change.tenant] = change.limits
+                self.limits[change.tenant] = change.limits
             return
         if known is not None and known.record is not None:
             self._principals.pop(known.record.sha256, None)

@@ -34,16 +34,10 @@ class LogFullness:
         self._connection = connection
         self._full_at = full_at
         self._directory = directory
-        self._shortage = ""
         self.log = StreamSize(0, 0)
         self.blobs = StreamSize(0, 0)
-
-    @property
-    def detail(self) -> str:
+        self.detail = ""
         """The reason for which new turns are refused; empty if they are accepted."""
-        return (
-            f"{self.log.ratio:.0%} of the log's bytes are used" if self.log.ratio >= self._full_at else self._shortage
-        )
 
     def require_room(self) -> None:
         """Raises LogFull if nothing new may be stored."""
@@ -53,13 +47,16 @@ class LogFullness:
     async def watch(self) -> None:
         """Measures the streams and the disk every `LOOK_EVERY_S` seconds, until it is cancelled."""
         while True:
-            self._shortage = disk_shortage(self._directory) if self._directory is not None else ""
             try:
                 self.log = await nats.stream_size(self._connection, STREAM)
                 metrics.FULLNESS.set(self.log.ratio)
                 self.blobs = await nats.stream_size(self._connection, BODIES)
             except LogUnavailable as error:
                 logger.debug("fullness unknown", error=str(error))
+            if self.log.ratio >= self._full_at:
+                self.detail = f"{self.log.ratio:.0%} of the log's bytes are used"
+            else:
+                self.detail = disk_shortage(self._directory) if self._directory is not None else ""
             await asyncio.sleep(LOOK_EVERY_S)
 
 

@@ -5,6 +5,7 @@ The gateway has no API key. If no generator has listed the models for an hour, a
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
 import msgspec
 import structlog
@@ -59,10 +60,10 @@ class Catalogue:
     async def _load(self, tenant: Tenant) -> None:
         found, now = await self._request_list(tenant), asyncio.get_running_loop().time()
         if found is not None:
-            self._offer = self._offer._replace(listed=index_by_id(found.data), is_simulated=found.is_simulated)
+            self._offer = replace(self._offer, listed=index_by_id(found.data), is_simulated=found.is_simulated)
             self._listed_at = now
         elif now - self._listed_at >= KEPT_S:
-            self._offer = self._offer._replace(listed=None, is_simulated=False)
+            self._offer = replace(self._offer, listed=None, is_simulated=False)
         self._is_loaded = True
         self._fresh_until = now + (RETRY_S if found is None else CACHED_S)
 

@@ -6,8 +6,8 @@ error messages use this rule.
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from tailrace.gateway.models.capabilities import update_supports
 from tailrace.proto.errors import Refused
@@ -19,17 +19,18 @@ Listed = Mapping[str, ListedModel]
 QUOTED_CHARS_MAX = 64
 
 
-class Offer(NamedTuple):
+@dataclass(frozen=True)
+class Offer:
     """The offered models. `listed`: None until Anthropic has answered. `aliases`: the operator's names for models.
 
     `is_simulated`: `listed` is from the simulated Claude, not from Anthropic.
     """
 
     listed: Listed | None = None
-    aliases: Mapping[str, str] = MappingProxyType({})
+    aliases: Mapping[str, str] = field(default_factory=dict)
     is_simulated: bool = False
 
-    @property
+    @cached_property
     def models(self) -> list[Model]:
         """The default model is first, models that only Anthropic lists are last."""
         table, listed = models(), self.listed or {}

@@ -5,12 +5,13 @@ the same sequence of keys to the same turn.
 """
 
 from collections.abc import Iterable
+from operator import attrgetter
 
 import msgspec
 
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.turns.request_body import NewTurn, check_turn
-from tailrace.gateway.turns.submission import Feature, TurnSubmission, has
+from tailrace.gateway.turns.submission import Feature, TurnSubmission
 from tailrace.gateway.turns.submit import hash_body
 from tailrace.proto import long_strings
 from tailrace.proto.errors import TurnUnknown
@@ -44,7 +45,7 @@ def auto_idempotency_feature(log: TurnLog, claims: Claims) -> Feature[TurnSubmis
                 new_turn = msgspec.structs.replace(new_turn, user=principal.user)
             submission.idempotency_key, submission.raw = await derive_key(log, claims, principal.tenant, new_turn)
 
-    return Feature(derive, has("idempotency_key"))
+    return Feature(derive, attrgetter("idempotency_key"))
 
 
 async def derive_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn) -> tuple[str | None, bytes]:

@@ -1,12 +1,14 @@
 """Limits as features of turn submission: rates and budgets, the queue, and the tenant's share of the log."""
 
+from operator import attrgetter
+
 import msgspec
 
 from tailrace.gateway.limits.limiter import Admission, Limiter
 from tailrace.gateway.limits.rate_headers import rate_headers
 from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.limits.turn_queue import TurnQueue
-from tailrace.gateway.turns.submission import Feature, Submission, TurnSubmission, has
+from tailrace.gateway.turns.submission import Feature, Submission, TurnSubmission
 
 Features = tuple[Feature[Submission], Feature[Submission]]
 
@@ -36,7 +38,7 @@ def limit_features(limiter: Limiter) -> Features:
     def has_limits(submission: Submission) -> bool:
         return limiter.has_limits(submission.principal)
 
-    return Feature(admit, has_limits), Feature(reserve, has("admission"))
+    return Feature(admit, has_limits), Feature(reserve, attrgetter("admission"))
 
 
 def queue_features(queue: TurnQueue) -> Features:

@@ -1,6 +1,8 @@
 """Checks the JSON Schema and the forced tool of a new turn, as a feature of turn submission."""
 
-from tailrace.gateway.turns.submission import Feature, Submission, has
+from operator import attrgetter
+
+from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto.forced_tools import require_offered
 from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.schema import require_small_schema, schema_of
@@ -15,4 +17,4 @@ def schema_feature(checker: SchemaChecker) -> Feature[Submission]:
             require_small_schema(schema)
             await checker.check_schema(schema, submission.principal.tenant)
 
-    return Feature(check, has("entry.options"))
+    return Feature(check, attrgetter("entry.options"))

@@ -1,8 +1,10 @@
 """Refuses and deletes a new turn whose parent was deleted during its submission (ADR 15)."""
 
+from operator import attrgetter
+
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.delete import Deleter
-from tailrace.gateway.turns.submission import Feature, Submission, has
+from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import GetTurn
@@ -26,7 +28,7 @@ def deleted_parent_feature(log: TurnLog, history: HistoryClient, deleter: Delete
                 raise
         raise Refused("parent_not_found", DELETED)
 
-    return Feature(check, has("entry.parent"))
+    return Feature(check, attrgetter("entry.parent"))
 
 
 async def is_deleted(log: TurnLog, history: HistoryClient, parent: TurnKey) -> bool:

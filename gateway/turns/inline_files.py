@@ -176,9 +176,9 @@ class FileReader:
 
 
 def _has_files(submission: Submission) -> bool:
-    return isinstance(submission, TurnSubmission) and has_files(
-        [message.content for message in submission.new_turn.messages or ()]
-    )
+    if not isinstance(submission, TurnSubmission) or submission.new_turn.messages is None:
+        return False
+    return has_files([message.content for message in submission.new_turn.messages])
 
 
 def has_files(contents: Sequence[object]) -> bool:

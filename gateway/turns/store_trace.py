@@ -9,13 +9,13 @@ from tailrace.proto.runtime import tracing
 from tailrace.proto.subjects import TurnKey
 
 
-def trace_feature() -> Feature[Submission]:
-    """Returns the step that stores the trace in the entry, so that generators and persistence continue it."""
+def trace_features() -> tuple[Feature[Submission], ...]:
+    """Returns the step that stores the trace in the entry, which other processes continue; none if traces are off."""
 
     async def store(submission: Submission) -> None:
         submission.entry = with_trace(submission.turn, submission.entry)
 
-    return Feature(store, lambda _: tracing.is_on())
+    return (Feature(store),) if tracing.is_on() else ()
 
 
 def with_trace(key: TurnKey, entry: Request) -> Request:

@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Generic, NamedTuple, TypeVar
 
 from tailrace.gateway.auth.api_request import HeaderSource
@@ -71,14 +70,8 @@ class Feature(NamedTuple, Generic[S_contra]):
 
     run: Callable[[S_contra], Awaitable[None]]
     """May raise Refused, LogError."""
-    needs: Callable[[S_contra], bool] | None = None
-    """Usually `has`: a submission without the feature costs one attribute test. None: every submission needs it."""
-
-
-def has(attribute: str) -> Callable[[Submission], bool]:
-    """Returns the `needs` of a feature that runs if the attribute, such as `entry.parent`, is not None."""
-    get = attrgetter(attribute)
-    return lambda submission: get(submission) is not None
+    needs: Callable[[S_contra], object] | None = None
+    """The step is skipped if this returns None or False: usually an `attrgetter`. None: every submission needs it."""
 
 
 class SubmitFeatures(NamedTuple):
@@ -97,5 +90,5 @@ class SubmitFeatures(NamedTuple):
 async def run_features(features: Iterable[Feature[S]], submission: S) -> None:
     """Runs those of `features` that `submission` needs, in order."""
     for feature in features:
-        if feature.needs is None or feature.needs(submission):
+        if feature.needs is None or feature.needs(submission) not in (None, False):
             await feature.run(submission)

@@ -30,9 +30,10 @@ def unread_tokens_feature(presence: ReaderPresence) -> Feature[Submission]:
     """Returns the step that begins to watch a stored turn. A batch has no answer of its own."""
 
     async def begin(submission: Submission) -> None:
-        presence.group.create_task(_watch(presence, submission.turn, submission.entry.model))
+        if submission.entry.batch is None:
+            presence.group.create_task(_watch(presence, submission.turn, submission.entry.model))
 
-    return Feature(begin, lambda submission: submission.entry.batch is None)
+    return Feature(begin)
 
 
 async def _watch(presence: ReaderPresence, key: TurnKey, model: str) -> None:

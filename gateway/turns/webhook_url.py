@@ -1,7 +1,9 @@
 """Checks the webhook URL of a turn. Sends nothing and resolves no host name."""
 
+from operator import attrgetter
+
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.turns.submission import Feature, TurnSubmission, has
+from tailrace.gateway.turns.submission import Feature, TurnSubmission
 from tailrace.proto.errors import Refused
 from tailrace.proto.ssrf import UrlNotAllowed, check_url, parse_private_hosts
 
@@ -12,7 +14,7 @@ def webhook_feature(settings: Settings) -> Feature[TurnSubmission]:
     async def check(submission: TurnSubmission) -> None:
         check_webhook(submission.new_turn.webhook, settings)
 
-    return Feature(check, has("new_turn.webhook"))
+    return Feature(check, attrgetter("new_turn.webhook"))
 
 
 def check_webhook(url: str | None, settings: Settings) -> None:

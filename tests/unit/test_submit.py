@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,13 +17,13 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeatures, TurnSubmission, has
+from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeatures, TurnSubmission
 from tailrace.gateway.turns.submit import UNCLEAR, StoredTurn, TurnSubmitter
 from tailrace.proto import entries
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.ids import Seq, Tenant
-from tailrace.proto.nats import Claim, StreamSize
+from tailrace.proto.nats import Claim
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
 
@@ -83,7 +84,7 @@ def submit_to(
         draining.set()
     service = cast("Any", memory)
     fullness = LogFullness(cast("Any", None), full_at=0.9)
-    fullness.log = StreamSize(int(is_full), 1)
+    fullness.detail = "nearly full" if is_full else ""
     conversations = Conversations(service, service)
     submitter = TurnSubmitter(
         service,
@@ -129,7 +130,7 @@ class Recorder:
             if moment == "admit":
                 submission.cleanup.callback(self.moments.append, "cleanup")
 
-        return Feature(run, has("new_turn.webhook"))
+        return Feature(run, attrgetter("new_turn.webhook"))
 
 
 async def test_features_run_at_their_moments() -> None:
