@@ -5,6 +5,7 @@ entry before it, and (except the request) `attempt`, the number of the attempt t
 turn from its entries.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal
 
@@ -263,8 +264,7 @@ _decoders: dict[str, msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(sh
 _unknown: msgspec.json.Decoder[Unknown] = msgspec.json.Decoder(Unknown)
 
 
-def encode(entry: Entry) -> bytes:
-    return _encoder.encode(entry)
+encode: Callable[[Entry], bytes] = _encoder.encode
 
 
 def decode(kind: str, payload: bytes) -> Entry:

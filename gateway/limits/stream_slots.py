@@ -6,6 +6,7 @@ NATS is unreachable streams are not counted: what they deliver is paid for. read
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import cached_property
 
 import structlog
 
@@ -49,7 +50,6 @@ class StreamPermit:
 
     def __init__(self, streams: StreamSlots, principal: Principal, address: str) -> None:
         self.principal = principal
-        self.holder = new_id()
         self._streams = streams
         self._address = address
         self._owners: list[Owner] = []
@@ -57,6 +57,11 @@ class StreamPermit:
         """By the name of the owner. An owner without one had none free, or NATS was unreachable."""
         self._counted: Groups | None = None
         self._is_acquired = False
+
+    @cached_property
+    def holder(self) -> str:
+        """The name under which the slots are held."""
+        return new_id()
 
     def enter(self) -> None:
         """Counts the reader in this gateway. Raises Refused above a limit."""

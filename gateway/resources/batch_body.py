@@ -29,7 +29,7 @@ from tailrace.gateway.turns.submit import hash_body
 from tailrace.proto import batch, entries
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import BatchSource, Via
-from tailrace.proto.errors import CODES, EntryTooLarge, Refused
+from tailrace.proto.errors import CODES, Refused
 from tailrace.proto.forced_tools import require_offered
 from tailrace.proto.ids import SessionId, new_id
 from tailrace.proto.nats import Connection
@@ -44,7 +44,7 @@ CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # Each check of a schema starts a subprocess.
 SCHEMAS_MAX = 32
 # The bytes that a parent's id and the fence add to a line (PROTOCOL R8).
-ADDED = {"added": " " * 1024}
+ADDED_BYTES = 1024
 
 # As many as OpenAI allows. Each page of the list contains them.
 MetadataName = Annotated[str, Meta(max_length=64)]
@@ -149,12 +149,11 @@ class BatchBuilder:
         referred: set[str] = set()
         for index, (request, holds) in enumerate(zip(inputs.requests, each, strict=True)):
             try:
-                line, _ = await self._blobs.lift(submission, msgspec.structs.replace(request, holds=holds or None))
-                self._connection.check_size(entries.encode(line), ADDED)
+                line, size = await self._blobs.lift(submission, msgspec.structs.replace(request, holds=holds or None))
             except Refused as refusal:
                 raise _locate(index, refusal) from refusal
-            except EntryTooLarge as error:
-                raise Refused("body_too_large", f"`requests[{index}]` is too long to be stored: shorten it") from error
+            if size + ADDED_BYTES > self._connection.client.max_payload:
+                raise Refused("body_too_large", f"`requests[{index}]` is too long to be stored: shorten it")
             lines.append(line)
             # Here, because the loop serves streams after each line: those of 10,000 lines take 0.1 s.
             referred.update(blobs_needed(line))

@@ -14,6 +14,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
+from tailrace.proto.errors import EntryTooLarge
+
 NO_RESPONDERS = b"NATS/1.0 503"
 LINE_END = b"\r\n"
 HEADERS_BEGIN = "NATS/1.0"
@@ -100,7 +102,7 @@ class Client(NatsClient):
     ) -> Message:
         """Sends a request and returns its reply, with a counter in the reply subject and one timer for all requests.
 
-        Raises nats-py's errors: TimeoutError, NoRespondersError, and those of a connection that is lost or closed.
+        Raises as `send` does, and nats-py's TimeoutError and NoRespondersError.
         """
         if not self._inbox:
             # Set first, so that concurrent requests share the subscription.
@@ -112,7 +114,7 @@ class Client(NatsClient):
                 raise
         self._requests += 1
         subject_of_reply, loop = f"{self._inbox}{self._requests}", asyncio.get_running_loop()
-        self._send(subject, subject_of_reply, payload, headers)
+        self.send(subject, subject_of_reply, payload, headers)
         reply: asyncio.Future[Message] = loop.create_future()
         self._replies[subject_of_reply] = _Reply(reply, loop.time() + timeout_s)
         if self._timeouts is None:
@@ -125,28 +127,30 @@ class Client(NatsClient):
             raise nats.errors.NoRespondersError
         return message
 
-    def _send(self, subject: str, reply: str, payload: bytes, headers: dict[str, str] | None) -> None:
-        """Publishes without nats-py's checks of each character. The caller has checked the size.
+    def send(self, subject: str, reply: str, payload: bytes, headers: dict[str, str] | None = None) -> None:
+        """Publishes without nats-py's checks of each character.
 
-        Raises BadSubjectError for white space in the subject, and BadHeaderError for a line break in a header.
+        Raises EntryTooLarge above the server's limit, and nats-py's errors: those of a connection that is lost or
+        closed, BadSubjectError for white space in the subject, and BadHeaderError for a line break in a header.
         """
-        if not self.is_connected:
-            raise nats.errors.ConnectionClosedError if self.is_closed else nats.errors.ConnectionReconnectingError
         if not subject or WHITE_SPACE.search(subject):
             raise nats.errors.BadSubjectError
+        block = b""
         if headers:
             # nats-py names headers by members of an Enum of strings. An f-string may write the member's own name;
             # `join` always uses its value.
-            block = "".join([HEADERS_BEGIN, *("".join(("\r\n", name, ": ", headers[name])) for name in headers)])
-            block += "\r\n\r\n"
-            if block.count("\n") != len(headers) + 2:
+            lines = [HEADERS_BEGIN, *("".join((name, ": ", headers[name])) for name in headers), "", ""]
+            block = "\r\n".join(lines).encode()
+            if block.count(b"\n") != len(headers) + 2:
                 raise nats.errors.BadHeaderError(str(headers))
-            encoded = block.encode()
-            line = f"HPUB {subject} {reply} {len(encoded)} {len(encoded) + len(payload)}\r\n".encode()
-            self._pending.append(b"".join((line, encoded, payload, LINE_END)))
-        else:
-            line = f"PUB {subject} {reply} {len(payload)}\r\n".encode()
-            self._pending.append(b"".join((line, payload, LINE_END)))
+        size = len(block) + len(payload)
+        # nats-py checks the payload alone, and the server closes the connection for good at one byte too many.
+        if size > self.max_payload:
+            raise EntryTooLarge(f"{size} bytes exceed the NATS server's limit of {self.max_payload}: send less")
+        if not self.is_connected:
+            raise nats.errors.ConnectionClosedError if self.is_closed else nats.errors.ConnectionReconnectingError
+        line = f"HPUB {subject} {reply} {len(block)} {size}\r\n" if headers else f"PUB {subject} {reply} {size}\r\n"
+        self._pending.append(b"".join((line.encode(), block, payload, LINE_END)))
         self._write_soon()
 
     def abort(self) -> None:

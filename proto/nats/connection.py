@@ -1,4 +1,4 @@
-"""The connection to NATS: settings, reconnects, errors and size checks on top of nats-py.
+"""The connection to NATS: settings, reconnects and errors on top of nats-py.
 
 nats-py's defaults notice a frozen server after minutes, give up after sixty reconnects, and buffer publishes that are
 then stored long after their writer gave up. This module changes all three.
@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
-from tailrace.proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
+from tailrace.proto.errors import LogUnavailable, SettingsInvalid
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import stream_info
 from tailrace.proto.nats.client import Client, Message, TlsClient
@@ -45,9 +45,6 @@ CLOSE_TIMEOUT_S = 2
 INFO_TIMEOUT_S = 2.0
 # With unlimited reconnects, nats-py also tries the first connection without end.
 OPEN_TIMEOUT_S = 5
-# "NATS/1.0\r\n" and the blank line, and for each header ": " and "\r\n".
-HEADERS_BYTES_FIXED = 12
-HEADER_BYTES_FIXED = 4
 AUTH_ERROR = "authorization violation"
 # The only error after which the server keeps the connection open.
 PERMISSION_ERROR = "permissions violation"
@@ -165,7 +162,6 @@ class Connection:
         self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None = None
     ) -> Message:
         """Sends a request and returns its reply. Raises LogUnavailable without a reply in time, EntryTooLarge."""
-        self.check_size(payload, headers)
         try:
             return await self.client.ask(subject, payload, timeout_s, headers)
         except nats.errors.Error as error:
@@ -193,10 +189,9 @@ class Connection:
         return (await self.stream_info(STREAM)).ts
 
     async def publish(self, subject: str, payload: bytes, *, reply: str = "") -> None:
-        """Publishes without waiting for a reply. Raises LogUnavailable while disconnected."""
-        self.check_size(payload, None)
+        """Publishes without waiting for a reply. Raises LogUnavailable while disconnected, EntryTooLarge."""
         try:
-            await self.client.publish(subject, payload, reply=reply)
+            self.client.send(subject, reply, payload)
         except nats.errors.Error as error:
             raise LogUnavailable(f"publishing to NATS failed ({type(error).__name__}): retry") from error
         raise_if_cancelled()
@@ -240,17 +235,6 @@ class Connection:
         except nats.errors.Error as error:
             raise LogUnavailable(f"NATS does not answer ({type(error).__name__}): retry") from error
         raise_if_cancelled()
-
-    def check_size(self, payload: bytes, headers: dict[str, str] | None) -> None:
-        """Raises EntryTooLarge if payload and headers exceed the server's limit.
-
-        nats-py checks the payload alone, and the server closes the connection for good at one byte too many.
-        """
-        size = len(payload)
-        if headers:
-            size += HEADERS_BYTES_FIXED + sum(len(k) + len(v) + HEADER_BYTES_FIXED for k, v in headers.items())
-        if size > self.client.max_payload:
-            raise EntryTooLarge(f"{size} bytes exceed the NATS server's limit of {self.client.max_payload}: send less")
 
     async def _on_error(self, error: Exception) -> None:
         self._has_unknown_name |= isinstance(error, socket.gaierror)

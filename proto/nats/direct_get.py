@@ -87,7 +87,8 @@ class DirectReader:
 
         A lagging follower may answer: an empty page does not prove that nothing is stored. Raises LogUnavailable.
         """
-        await self._open()
+        if self._subscription is None:
+            await self._open()
         query = msgspec.json.encode(
             {"seq": first, "next_by_subj": subject, "batch": limit, "max_bytes": PAGE_BYTES_MAX}
         )

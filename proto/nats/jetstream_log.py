@@ -245,10 +245,10 @@ class JetStreamLog:
         subject, below = message.header(b"Nats-Subject"), turn[:-1]
         if not subject.startswith(below):
             return None
-        payload = message.data
-        if is_encrypted(payload):
-            payload = self._keys.decrypt(turn, subject, payload)
-        entry = entries.decode(subject[len(below) :], payload)
+        kind = subject[len(below) :]
+        entry = entries.decode(kind, message.data)
+        if isinstance(entry, Unreadable) and is_encrypted(message.data):
+            entry = entries.decode(kind, self._keys.decrypt(turn, subject, message.data))
         if isinstance(entry, Request) and entry.encryption_key is not None:
             self._keys.add(turn, entry.encryption_key)
         seq = Seq(int(message.header(b"Nats-Sequence")))

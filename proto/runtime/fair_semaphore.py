@@ -26,20 +26,8 @@ class FairSemaphore:
 
         `is_urgent`: before all others that wait, for a caller that holds units which they may need.
         """
-        size = min(size, self._units)
-        await self._acquire(size, self._urgent if is_urgent else self._waiting.setdefault(tenant, deque()))
-        try:
-            yield
-        finally:
-            self._release(size)
-
-    def waiting(self, tenant: str) -> int:
-        """Returns how many of the tenant's requests wait."""
-        return sum(not waiter.done() for _, waiter in self._waiting.get(tenant, ()))
-
-    async def _acquire(self, size: int, queue: deque[tuple[int, asyncio.Future[None]]]) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        queue.append((size, waiter))
+        size, waiter = min(size, self._units), asyncio.get_running_loop().create_future()
+        (self._urgent if is_urgent else self._waiting.setdefault(tenant, deque())).append((size, waiter))
         self._admit()
         try:
             await waiter
@@ -49,6 +37,14 @@ class FairSemaphore:
             # A waiter behind a cancelled large one may fit now.
             self._admit()
             raise
+        try:
+            yield
+        finally:
+            self._release(size)
+
+    def waiting(self, tenant: str) -> int:
+        """Returns how many of the tenant's requests wait."""
+        return sum(not waiter.done() for _, waiter in self._waiting.get(tenant, ()))
 
     def _release(self, size: int) -> None:
         self.free += size

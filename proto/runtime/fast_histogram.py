@@ -47,7 +47,8 @@ class FastHistogram(Collector):
         self._bounds = tuple(buckets)
         self._series: dict[str, Series] = {}
         if not label:
-            self.get_series("")
+            self.observe = self.get_series("").observe
+            """Observes a value, in a histogram without a label."""
         registry.register(self)
 
     def get_series(self, value: str) -> Series:
@@ -56,10 +57,6 @@ class FastHistogram(Collector):
         if series is None:
             series = self._series[value] = Series(self._bounds)
         return series
-
-    def observe(self, value: float) -> None:
-        """Observes `value` in a histogram without a label."""
-        self._series[""].observe(value)
 
     def describe(self) -> list[HistogramMetricFamily]:
         return [HistogramMetricFamily(self.name, self.documentation, labels=self.labels)]

@@ -280,7 +280,7 @@ async def test_a_request_that_was_not_sent_before_a_disconnect_is_not_sent_after
     await other.subscribe_directly("later", lambda message: received.append(message.data))
     client = own_connection.client
     # Requests are written after the current iteration of the event loop, and the disconnect is noticed within it.
-    client._send("later", "", b"lost", None)
+    client.send("later", "", b"lost")
     await client._process_op_err(ConnectionResetError())
     await until(lambda: client.is_connected)
     await client.publish("later", b"sent")
