@@ -17,10 +17,14 @@ class FeedJoin:
 
     `chain` is the chain of all accepted entries. The log has been read up to the sequence `read_upto`, and is known to
     have entries up to `stored_upto`. `skipped` counts stored entries that are not valid.
+
+    `confirmed` is the part of the chain that is certainly valid. A read of the log has confirmed each of its entries;
+    or the entry came from the feed, and the stream has no entry between it and its predecessor, so no rival.
     """
 
-    def __init__(self, chain: Chain = START) -> None:
+    def __init__(self, chain: Chain = START, confirmed: Chain = START) -> None:
         self.chain = chain
+        self.confirmed = confirmed
         self.read_upto = chain.last
         self.stored_upto = BEFORE_FIRST
         self.skipped = 0
@@ -66,5 +70,7 @@ class FeedJoin:
         chain = link(self.chain, stored.seq, stored.entry) if stored.seq > self.read_upto else None
         if chain is None:
             return False
+        if self.confirmed.last == self.chain.last == stored.seq - 1:
+            self.confirmed = chain
         self.chain, self.read_upto = chain, stored.seq
         return True

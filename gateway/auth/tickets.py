@@ -94,8 +94,8 @@ class Tickets:
             counted_as=creator.counted_as if creator is not None else None,
         )
 
-    async def read_ticket(self, request: Request, key: TurnKey) -> Ticket | None:
-        """Returns the ticket of a request for the events of `key`; None if the request has none.
+    async def read_single_use(self, request: Request, key: TurnKey) -> Ticket | None:
+        """Returns the single-use ticket of a request for the events of `key`; None for a shared one, or without any.
 
         Raises Refused if the ticket is not valid, or is for another turn. This repeats what the guard of the route
         checks where a credential is needed.
@@ -110,17 +110,10 @@ class Tickets:
             raise not_found("turn")
         if ticket.once and request.headers.get("last-event-id") and not self._has_proof(tokens[0], request):
             raise credential_invalid()
-        return ticket
+        return ticket if ticket.once else None
 
-    def stream_terms(
-        self, ticket: Ticket | None, request: Request
-    ) -> tuple[bytes, Callable[[], Awaitable[None]] | None]:
-        """Returns the proof that precedes each SSE id, and what marks a single-use ticket as used before the 200.
-
-        Without a single-use ticket there is neither.
-        """
-        if ticket is None or not ticket.once:
-            return b"", None
+    def stream_terms(self, ticket: Ticket, request: Request) -> tuple[bytes, Callable[[], Awaitable[None]] | None]:
+        """Returns the proof that precedes each SSE id, and what marks a single-use ticket as used before the 200."""
         token = read_query(request)[0]
 
         async def use() -> None:
@@ -134,11 +127,6 @@ class Tickets:
         proof, dot, _ = request.headers.get("last-event-id", "").rpartition(".")
         actual, expected = proof.encode("latin-1", "replace"), self._signer.proof(token.decode("latin-1")).encode()
         return bool(dot) and hmac.compare_digest(actual, expected)
-
-
-def strip_proof(last_event_id: str, ticket: Ticket | None) -> str:
-    """Returns the cursor in a `Last-Event-ID` whose proof `read_ticket` has checked."""
-    return last_event_id.rpartition(".")[2] if ticket is not None and ticket.once else last_event_id
 
 
 def read_query(request: Request) -> list[bytes]:

@@ -6,7 +6,7 @@ interrupted body lacks its last chunk, which the client's HTTP library reports.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
@@ -200,11 +200,9 @@ class EventStream(StreamedResponse):
         await self._access.permit.acquire()
         if self._cursor:
             metrics.RESUMED.inc()
-        observers = [reader.note_write]
         if self._pace is None:
-            timings = StreamTimings(feed, self._dialect.name, self._cursor, self._access.requested_at)
-            observers.append(timings.note_write)
-        writer = self._writer(send, observers)
+            reader.timings = StreamTimings(feed, self._dialect.name, self._cursor, self._access.requested_at)
+        writer = self._writer(send, reader.note_write)
         with metrics.STREAMS.labels(self._dialect.name).track_inprogress():
             await self.begin(send, 200)
             life_s = self._streams.settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
@@ -248,14 +246,14 @@ class EventStream(StreamedResponse):
         """Returns the index of the first entry that may hold an event for this client."""
         return 0 if start.seen else feed.start_index(self._cursor, self._dialect)
 
-    def _writer(self, send: Send, observers: Sequence[WriteObserver] = ()) -> FrameWriter:
+    def _writer(self, send: Send, observe: WriteObserver = lambda _entries, _start, _end: None) -> FrameWriter:
         return FrameWriter(
             send,
             self._dialect,
             heartbeat_s=self._streams.settings.heartbeat_s,
             id_prefix=self._access.id_prefix,
             pace=self._pace,
-            observers=observers,
+            observe=observe,
         )
 
     async def _send_record(self, start: Start, send: Send) -> None:

@@ -46,7 +46,7 @@ class FrameWriter:
         heartbeat_s: float,
         id_prefix: bytes = b"",
         pace: Pace | None = None,
-        observers: Sequence[WriteObserver] = (),
+        observe: WriteObserver,
     ) -> None:
         self.is_within_frame = False
         """Whether only a part of a write was sent, so that the body would now end in the middle of a frame."""
@@ -55,7 +55,7 @@ class FrameWriter:
         self._heartbeat_s = heartbeat_s
         self._id_prefix = id_prefix
         self._pace = pace
-        self._observers = observers
+        self._observe = observe
         self._position = 0
         """The index of the turn's next entry."""
         self._unfinished: tuple[Awaitable[None], int] | None = None
@@ -74,7 +74,7 @@ class FrameWriter:
         if snapshot is not None:
             turn, count, self._position = await self._fold(feed)
             await self.write([Frame(snapshot(feed.key, turn, count))])
-            self._note_write(feed, 0)
+            self._observe(feed.entries, 0, self._position)
         elif position:
             await self._render(feed, position)
         most, now = FRAMES_MAX, asyncio.get_running_loop().time
@@ -88,7 +88,7 @@ class FrameWriter:
                 frames, to_skip = skip_events(frames, to_skip)
             if not await self.write(frames):
                 return False
-            self._note_write(feed, start)
+            self._observe(feed.entries, start, self._position)
             if self._position < len(feed.entries):
                 is_news = await self._wait_until_due(feed)
             elif feed.is_broken or feed.is_ended:
@@ -110,7 +110,7 @@ class FrameWriter:
             rest, start = self._unfinished
             await rest
             self._unfinished, self.is_within_frame = None, False
-            self._note_write(feed, start)
+            self._observe(feed.entries, start, self._position)
             return True
         return self._position < len(feed.entries) or feed.is_ended or feed.is_broken
 
@@ -128,12 +128,8 @@ class FrameWriter:
         if data and (rest := run_to_first_wait(self._send(body(data, more=True)))) is not None:
             self._unfinished, self.is_within_frame = (rest, start), True
             return False
-        self._note_write(feed, start)
+        self._observe(feed.entries, start, self._position)
         return True
-
-    def _note_write(self, feed: TurnFeed, start: int) -> None:
-        for observe in self._observers:
-            observe(feed.entries, start, self._position)
 
     async def write(self, frames: list[Frame]) -> bool:
         """Writes `frames` up to the first break. Returns False if there was one: the body must then be cut short."""

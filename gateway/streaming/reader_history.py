@@ -11,6 +11,7 @@ import structlog
 
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.response import Cause
+from tailrace.gateway.streaming.stream_timings import StreamTimings
 from tailrace.proto.entries import Stored
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
@@ -37,6 +38,8 @@ class Reader:
         self.closed_at: datetime | None = None
         self.ending: Ending = "open"
         self.started = time.monotonic()
+        self.timings: StreamTimings | None = None
+        """Measures the writes of a stream that is sent at once."""
         request = feed.request
         self.request = {} if request is None else {"session": request.session, "model": request.model}
 
@@ -46,7 +49,7 @@ class Reader:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self.closed_at = datetime.now(UTC)
+        self.closed_at, self.timings = datetime.now(UTC), None
         if self.ending == "open":
             self.ending = "failed"
         is_ended = self.ending == "ended"
@@ -63,8 +66,11 @@ class Reader:
 
     def note_write(self, entries: Sequence[Stored], start: int, end: int) -> None:
         """Notes a write of the entries from index `start` to `end`, the end not included."""
-        if start < end:
-            self.written = entries[end - 1].seq
+        if start == end:
+            return
+        self.written = entries[end - 1].seq
+        if self.timings is not None:
+            self.timings.note_write(entries, start, end)
 
     def close(self, cause: Cause, *, is_complete: bool = False) -> None:
         """Notes why the stream is closed."""

@@ -29,9 +29,7 @@ class StreamTimings:
             self._first_token = metrics.FIRST_TOKEN_S.labels(dialect)
 
     def note_write(self, entries: Sequence[Stored], start: int, end: int) -> None:
-        """Measures a write of the entries from index `start` to `end`, the end not included."""
-        if start == end:
-            return
+        """Measures a write of the entries from index `start` to `end`, the end not included; at least one."""
         now = time.monotonic()
         if self._resumed_at is not None:
             metrics.RESUME_S.observe(now - self._resumed_at, tracing.exemplar())

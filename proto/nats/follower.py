@@ -57,9 +57,6 @@ class Follower:
         self._after = after
         self._feed = feed
         self._join = FeedJoin()
-        # The part of the chain that is certainly valid. A read of the log has confirmed each of its entries; or the
-        # entry came from the feed and `prev` is `seq - 1`, so no rival can be stored between it and its predecessor.
-        self._confirmed: Chain = START
         # The number of skipped entries when the log last confirmed the chain.
         self._confirmed_skipped = 0
         # Whether the log must be read again soon, even if the feed delivers nothing.
@@ -89,7 +86,7 @@ class Follower:
         if may_be_fork and not await is_valid(self._server, self._key, self._after, START):
             raise CursorUnknown(CURSOR_SKIPPED)
         # The entries before a cursor were not read: the first confirmation has to start at the turn's beginning.
-        self._confirmed = START if self._after else join.chain
+        join.confirmed = START if self._after else join.chain
         self._confirmed_skipped = join.skipped
         return valid
 
@@ -104,11 +101,7 @@ class Follower:
         if self._error is not None:
             raise self._error
         join, before = self._join, self._join.chain
-        valid: list[Stored] = []
-        for stored in live:
-            if join.add_live(stored):
-                valid.append(stored)
-                self._confirm_neighbour(stored)
+        valid = [stored for stored in live if join.add_live(stored)]
         if self._must_read or join.has_gap or not live:
             missed = await self._read_page()
             GAPS.inc(bool(missed))
@@ -120,35 +113,28 @@ class Follower:
         # Three signs that entries from the feed may be a fork's: silence after them, a skipped entry, and an end, after
         # which no entry would show the fork.
         may_be_fork = not live or join.skipped > self._confirmed_skipped or join.chain.is_ended
-        if join.chain.last > self._confirmed.last and may_be_fork and not await self._confirm_or_wait():
+        if join.chain.last > join.confirmed.last and may_be_fork and not await self._confirm_or_wait():
             return await self._roll_back(before)
         return valid
 
     def _accept(self, stored: Stored) -> bool:
         """Passes an entry that continues the chain to `receive`, unless the log must be read or the chain confirmed."""
         join = self._join
-        is_doubtful = self._must_read or join.has_gap or join.skipped > self._confirmed_skipped
         if (
-            is_doubtful
+            self._must_read
+            or join.skipped > self._confirmed_skipped
             or self._error is not None
             or self._receive is None
             or isinstance(stored.entry, End)
             or not join.add_next(stored)
         ):
             return False
-        self._confirm_neighbour(stored)
         try:
             self._receive([stored])
         except Exception as error:  # noqa: BLE001  # nats-py would only report it, and the entry would be lost
             self._error = error
             self._feed.reset()
         return True
-
-    def _confirm_neighbour(self, stored: Stored) -> None:
-        """Marks the chain as confirmed if `stored`, its last entry, follows the last confirmed one without a gap."""
-        if stored.entry.prev == self._confirmed.last == stored.seq - 1:
-            # The stream has no entry between the two, so there is no rival.
-            self._confirmed = self._join.chain
 
     async def _confirm_or_wait(self) -> bool:
         """Like `_confirm`, but never raises LogUnavailable.
@@ -173,9 +159,9 @@ class Follower:
         Raises LogUnavailable.
         """
         join = self._join
-        if not await is_stored_chain(self._server, self._key, join.chain, self._confirmed):
+        if not await is_stored_chain(self._server, self._key, join.chain, join.confirmed):
             return False
-        self._confirmed, self._confirmed_skipped = join.chain, join.skipped
+        join.confirmed, self._confirmed_skipped = join.chain, join.skipped
         return True
 
     async def _roll_back(self, before: Chain) -> list[Stored]:
@@ -183,8 +169,9 @@ class Follower:
 
         The result is an empty list. Raises CursorUnknown when `before`, which the client has received, is a fork's too.
         """
-        self._join, self._confirmed_skipped, self._must_read = FeedJoin(before), 0, True
-        if before.last > self._confirmed.last:
+        self._join = FeedJoin(before, self._join.confirmed)
+        self._confirmed_skipped, self._must_read = 0, True
+        if before.last > self._join.confirmed.last:
             with suppress(LogUnavailable):
                 if not await self._confirm():
                     raise CursorUnknown(CURSOR_SKIPPED)

@@ -66,7 +66,7 @@ async def writing(
     feed: TurnFeed, client: Client, dialect: Dialect
 ) -> AsyncIterator[tuple[FrameWriter, asyncio.Task[bool]]]:
     """Writes the turn to the client in a task, and yields when it waits for entries."""
-    writer = FrameWriter(client.send, dialect, heartbeat_s=60.0, observers=[client.note])
+    writer = FrameWriter(client.send, dialect, heartbeat_s=60.0, observe=client.note)
     async with asyncio.timeout(10):
         task = asyncio.create_task(writer.write_turn(feed, 0))
         await until(lambda: feed._waiting)
@@ -85,7 +85,7 @@ def feed_of(stored: list[Stored], heartbeat_s: float = 60.0) -> TurnFeed:
 
 async def test_a_snapshot_counts_as_a_write_of_all_entries_in_it() -> None:
     feed, client = feed_of(TURN), Client()
-    writer = FrameWriter(client.send, TAILRACE, heartbeat_s=60.0, observers=[client.note])
+    writer = FrameWriter(client.send, TAILRACE, heartbeat_s=60.0, observe=client.note)
     assert await writer.write_turn(feed, 0, snapshot=lambda *_: ())
     assert client.notes == [(0, len(feed.entries))]
 

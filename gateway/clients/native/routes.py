@@ -6,8 +6,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.auth.signed_tokens import Ticket
-from tailrace.gateway.auth.tickets import Tickets, strip_proof
+from tailrace.gateway.auth.tickets import PARAMETER, Tickets
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.media_type import accepted
@@ -73,9 +72,13 @@ async def get_events(request: ApiRequest, streams: StreamContext, tickets: Ticke
     may read the same turn.
     """
     key, dialect = request.turn(), dialect_of(request)
-    ticket = await tickets.read_ticket(request, key)
-    access = StreamAccess(streams, request, *tickets.stream_terms(ticket, request))
-    return stream_of(access, request, key, cursor_of(request, ticket), dialect, pace=pace_of(request))
+    ticket = await tickets.read_single_use(request, key) if PARAMETER in request.query_params else None
+    if ticket is None:
+        access, cursor = StreamAccess(streams, request), cursor_of(request)
+    else:
+        access = StreamAccess(streams, request, *tickets.stream_terms(ticket, request))
+        cursor = cursor_of(request, has_proof=True)
+    return stream_of(access, request, key, cursor, dialect, pace=pace_of(request))
 
 
 async def get_turn(request: ApiRequest, turns: TurnReader) -> Response:
@@ -112,9 +115,14 @@ def stream_of(
     return EventStream(access, key, dialect, cursor, waits_for_log=waits_for_log, pace=pace)
 
 
-def cursor_of(request: ApiRequest, ticket: Ticket | None = None) -> Seq:
-    """Returns the cursor from `Last-Event-ID`, which an EventSource sends when it reconnects, or from `?after=`."""
-    last = strip_proof(request.headers.get("last-event-id", ""), ticket)
+def cursor_of(request: ApiRequest, *, has_proof: bool = False) -> Seq:
+    """Returns the cursor from `Last-Event-ID`, which an EventSource sends when it reconnects, or from `?after=`.
+
+    `has_proof`: in the header, the proof of a single-use ticket precedes it.
+    """
+    last = request.headers.get("last-event-id", "")
+    if has_proof:
+        last = last.rpartition(".")[2]
     return parse_cursor(last or request.query_params.get("after") or "0")
 
 
