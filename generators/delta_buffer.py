@@ -70,15 +70,16 @@ class DeltaBuffer:
     async def next(self, join_until: float = 0.0) -> ModelEvent | None:
         """Returns the next event, waiting for it; None after the last one.
 
-        A delta waits until `join_until`, in the loop's time, and further deltas are joined to it. The wait ends early
-        when an event that cannot be joined follows, or at `close`.
+        A delta waits until `join_until`, in the loop's time, and further deltas are joined to it; 0: it does not wait.
+        The wait ends early when an event that cannot be joined follows, or at `close`.
         """
         while not self._waiting or (self._hold_opening and not self.has_token.is_set()):
             if self._is_closed:
                 break
             self._changed.clear()
             await self._changed.wait()
-        await self._wait_for_more(join_until)
+        if join_until:
+            await self._wait_for_more(join_until)
         if not self._waiting or (self._drop_opening and not self.has_token.is_set()):
             return None
         self.has_returned = True

@@ -65,8 +65,8 @@ class EventWriter:
             # A delta after another event does not wait.
             join_until = 0.0
             if type(event.event) is events.BlockDelta:
-                join_s = JOIN_S if loop.time() - began >= SLOW_APPEND_S else 0.0
-                join_until = began + max(join_s, self._delta_interval_s)
+                join_s = max(JOIN_S if loop.time() - began >= SLOW_APPEND_S else 0.0, self._delta_interval_s)
+                join_until = began + join_s if join_s else 0.0
                 metrics.DELTA_STORED_S.observe(stored_at - put_at)
             folding.add(as_stored(chain, entry), event.event)
 

@@ -224,11 +224,6 @@ def parse(subject: str) -> tuple[TurnKey, str]:
     return TurnKey(Tenant(tenant), TurnId(turn)), kind
 
 
-def tenant_of(subject: str) -> str:
-    """Returns the tenant in `subject`; in a bucket's subject, the bucket."""
-    return subject.split(".", 2)[1]
-
-
 def _token(text: str) -> str:
     # The server accepts a wildcard in a publish, and in a read it matches everything.
     if TOKEN.fullmatch(text) is None:

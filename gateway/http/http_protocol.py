@@ -153,18 +153,15 @@ class ClientConnection(HttpToolsProtocol):
             # No request begins within a body: uvicorn's work for each piece of it is wasted.
             piece = data[start : start + max(PIECE_BYTES, self._body_left)]
             start += len(piece)
-            self._parse(piece)
-
-    def _parse(self, data: bytes) -> None:
-        self._bytes += len(data)
-        super().data_received(data)
-        while self._again is not None:
-            (head, ended_at), self._again = self._again, None
-            data = head + data[ended_at:]
-            super().data_received(data)
-        # Checked afterwards: body data may arrive together with the end of the headers.
-        if self._bytes > HEADERS_BYTES_MAX and not self.transport.is_closing():
-            self._refuse(*TOO_LARGE)
+            self._bytes += len(piece)
+            super().data_received(piece)
+            while self._again is not None:
+                (head, ended_at), self._again = self._again, None
+                piece = head + piece[ended_at:]
+                super().data_received(piece)
+            # Checked afterwards: body data may arrive together with the end of the headers.
+            if self._bytes > HEADERS_BYTES_MAX and not self.transport.is_closing():
+                self._refuse(*TOO_LARGE)
 
     def send_400_response(self, msg: str) -> None:
         """Replaces uvicorn's rejection of what the parser rejects."""

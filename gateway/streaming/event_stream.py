@@ -7,7 +7,7 @@ interrupted body lacks its last chunk, which the client's HTTP library reports.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import NamedTuple
 
 import msgspec
@@ -29,6 +29,7 @@ from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import End, Event, Failure
 from tailrace.proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId
+from tailrace.proto.runtime import tracing
 from tailrace.proto.subjects import TurnKey
 
 # The reconnect window after a stream was closed for its age: a client that does not resume within it has left.
@@ -88,8 +89,6 @@ class EventStream(StreamedResponse):
         self._streams = access.streams
         self._start = Start(start) if isinstance(start, TurnKey) else start
         self._dialect = dialect
-        if isinstance(self._start, Start):
-            self._apply(self._start)
         self._cursor = cursor
         self._snapshot = snapshot
         self._waits_for_answer = waits_for_answer
@@ -171,7 +170,8 @@ class EventStream(StreamedResponse):
                 if method == "HEAD":
                     await self._send_empty(send, 200)
                     return
-                async with stream_span(self._streams.log, feed, self._dialect.name, self._cursor):
+                traced = stream_span(self._streams.log, feed, self._dialect.name, self._cursor)
+                async with traced if tracing.is_on() else nullcontext():
                     with self._streams.readers.record_stream(feed, self._dialect.name, self._cursor) as reader:
                         reconnect_window_s = await self._serve(feed, start, reader, interruptions, send)
         except (TurnUnknown, CursorUnknown):
@@ -229,15 +229,10 @@ class EventStream(StreamedResponse):
         return 0.0 if cause == "expired" else None
 
     async def _find_start(self) -> Start:
-        if isinstance(self._start, Start):
-            return self._start
-        start = await self._start()
-        self._apply(start)
-        return start
-
-    def _apply(self, start: Start) -> None:
+        start = self._start if isinstance(self._start, Start) else await self._start()
         self._dialect = start.dialect or self._dialect
         self.add_headers({"tailrace-turn": start.key.turn, **start.headers}, are_for_errors=False)
+        return start
 
     def _subscribe(self, start: Start) -> AbstractAsyncContextManager[TurnFeed]:
         return self._streams.fan_out.subscribe(start.key, self._cursor, from_start=self._dialect.is_stateful)

@@ -6,7 +6,7 @@ on_disconnect policy. The responses themselves name none of them.
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.limits.stream_slots import StreamPermit
@@ -36,16 +36,15 @@ class StreamAccess:
         address = request.client.host if request.client is not None else ""
         self.permit = StreamPermit(streams.slots, request.principal, address)
 
-    def watch(self) -> AbstractContextManager[Flag]:
-        """Yields a flag that is set when the credential has expired or was revoked."""
-        return self.streams.authenticator.watch(self.permit.principal)
-
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Flag]:
-        """Counts the reader until the context is left. Yields the flag of `watch`. Raises Refused above a limit."""
+        """Counts the reader until the context is left. Raises Refused above a limit.
+
+        Yields a flag that is set when the credential has expired or was revoked.
+        """
         try:
             self.permit.enter()
-            with self.watch() as expired:
+            with self.streams.authenticator.watch(self.permit.principal) as expired:
                 yield expired
         finally:
             await self.permit.release()

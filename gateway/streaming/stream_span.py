@@ -12,10 +12,7 @@ from tailrace.proto.runtime import tracing
 
 @asynccontextmanager
 async def stream_span(log: TurnLog, feed: TurnFeed, dialect: str, cursor: Seq) -> AsyncIterator[None]:
-    """Runs the block, which sends the stream, in a span of the turn's trace. Does nothing while traces are off."""
-    if not tracing.is_on():
-        yield
-        return
+    """Runs the block, which sends the stream, in a span of the turn's trace."""
     with tracing.span(
         "resume stream" if cursor else "stream",
         traceparent=await _turn_traceparent(log, feed),

@@ -181,7 +181,7 @@ class JsonAnswer(StreamedResponse):
         """Returns the turn's record; None if the client has left. Raises Refused and LogError if it cannot wait on."""
         streams = self._access.streams
         async with streams.fan_out.subscribe(self._key, BEFORE_FIRST) as feed:
-            with self._access.watch() as expired:
+            with streams.authenticator.watch(self._access.permit.principal) as expired:
                 async with Interruptions(receive, streams.draining, expired) as interruptions:
                     cause = (await interruptions.run(_wait_until_ended(feed))).cause
             if feed.is_ended:

@@ -30,11 +30,13 @@ class SseDecoder:
                 self._data.append(line[6:] if line[5:6] == b" " else line[5:])
                 self._data_bytes += len(line)
             elif not line and self._data:
-                require_size(self._data_bytes)
+                if self._data_bytes > EVENT_BYTES_MAX:
+                    raise too_large()
                 events.append(b"\n".join(self._data))
                 self._data.clear()
                 self._data_bytes = 0
-        require_size(len(self._line) + self._data_bytes)
+        if len(self._line) + self._data_bytes > EVENT_BYTES_MAX:
+            raise too_large()
         return events
 
     def _lines(self, chunk: bytes) -> list[bytes]:
@@ -53,7 +55,6 @@ class SseDecoder:
         return lines
 
 
-def require_size(event_bytes: int) -> None:
-    """Raises BackendError for an event of more than EVENT_BYTES_MAX."""
-    if event_bytes > EVENT_BYTES_MAX:
-        raise BackendError("backend_event_too_large", f"the model sent an event of more than {EVENT_BYTES_MAX} bytes")
+def too_large() -> BackendError:
+    """Returns the error for an event of more than EVENT_BYTES_MAX."""
+    return BackendError("backend_event_too_large", f"the model sent an event of more than {EVENT_BYTES_MAX} bytes")

@@ -17,7 +17,7 @@ from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.log_server import PAGE_MAX
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
-from tailrace.proto.subjects import STREAM, tenant_of
+from tailrace.proto.subjects import STREAM
 
 # A frozen follower never answers, so the request is repeated soon; the servers distribute requests over the replicas,
 # so one of three goes to the frozen one. A busy server answers later. The timeout grows, so that such a server does not
@@ -48,13 +48,13 @@ class _Batch:
         self.messages: list[Message] = []
         self.last = 0
         self.has_gap = False
-        self.status: str | None = None
+        self.status: bytes | None = None
         self.pending = 0
         self._arrived = arrived
 
     @property
     def is_complete(self) -> bool:
-        return self.status in ("204", "404") and not self.has_gap
+        return self.status in (b"204", b"404") and not self.has_gap
 
     def add(self, message: Message) -> None:
         if sequence := message.header(b"Nats-Sequence"):
@@ -63,9 +63,9 @@ class _Batch:
             self.last = int(sequence)
             self.messages.append(message)
         else:
-            headers = message.headers
-            self.status = headers.get("Status", self.status)
-            self.pending = int(headers.get("Nats-Num-Pending", "0"))
+            # The first line is `NATS/1.0 204 EOB`.
+            self.status = message.header_block[9:12] or self.status
+            self.pending = int(message.header(b"Nats-Num-Pending") or 0)
         self._arrived.set()
 
 
@@ -93,9 +93,11 @@ class DirectReader:
             {"seq": first, "next_by_subj": subject, "batch": limit, "max_bytes": PAGE_BYTES_MAX}
         )
         async with AsyncExitStack() as held:
+            # In a bucket's subject, the name of the bucket stands in place of the tenant.
+            tenant = subject.split(".", 2)[1]
             try:
                 async with asyncio.timeout(SLOT_WAIT_S):
-                    await held.enter_async_context(self._slots.reserve(tenant=tenant_of(subject)))
+                    await held.enter_async_context(self._slots.reserve(tenant=tenant))
             except TimeoutError as error:
                 raise LogUnavailable(
                     "the log cannot be read, because too many other reads are waiting: retry"

@@ -82,7 +82,9 @@ class JetStreamLog:
         turn = subjects.entries(key)
         page = await self._reads.page(turn, Seq(after + 1), limit)
         found = self._decode_all(page.messages, turn)
-        if _lacks_key(found, page.messages):
+        if any(isinstance(stored.entry, Unreadable) for stored in found) and any(
+            is_encrypted(message.data) for message in page.messages
+        ):
             # The page does not begin with the request, which has the key.
             await self._read_key(key)
             found = self._decode_all(page.messages, turn)
@@ -289,10 +291,3 @@ _session = msgspec.json.Decoder(_Session)
 
 def _seq_of(message: Message) -> Seq:
     return Seq(int(message.header(b"Nats-Sequence")))
-
-
-def _lacks_key(found: Sequence[Stored], messages: Sequence[Message]) -> bool:
-    """Returns whether an entry could not be decrypted. `found` are the entries in `messages`."""
-    return any(isinstance(stored.entry, Unreadable) for stored in found) and any(
-        is_encrypted(message.data) for message in messages
-    )

@@ -39,7 +39,7 @@ async def read_turn_direct(server: LogServer, key: TurnKey, known: Turn = EMPTY_
     Raises TurnUnknown when the log has no such turn, LogUnavailable. Asks the leader only if no request is found.
     """
     turn = known
-    deadline = _now() + READ_TIMEOUT_S
+    deadline = asyncio.get_running_loop().time() + READ_TIMEOUT_S
     while True:
         page = await server.read(key, Seq(turn.tail))
         turn = fold(page.entries, turn)
@@ -48,7 +48,7 @@ async def read_turn_direct(server: LogServer, key: TurnKey, known: Turn = EMPTY_
         if turn.request is not None:
             return turn
         await _require_unread_request(server, key, Seq(turn.tail))
-        if _now() >= deadline:
+        if asyncio.get_running_loop().time() >= deadline:
             raise LogUnavailable(f"{key.turn} is stored but cannot be read yet: try again")
         await asyncio.sleep(STALE_WAIT_S)
 
@@ -90,9 +90,9 @@ async def read_turn(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -
 
 
 async def _read_on(server: LogServer, key: TurnKey, turn: Turn, seq: Seq) -> Turn:
-    deadline = _now() + STALE_MAX_S
+    deadline = asyncio.get_running_loop().time() + STALE_MAX_S
     while turn.tail < seq:
-        if _now() >= deadline:
+        if asyncio.get_running_loop().time() >= deadline:
             raise LogUnavailable(f"{key.turn} has an entry at {seq} that cannot be read yet: try again")
         await asyncio.sleep(STALE_WAIT_S)
         turn = await read_turn_direct(server, key, turn)
@@ -108,7 +108,7 @@ async def read_valid(
     has no such turn, or its request cannot be decoded. Raises LogUnavailable; `join` must then be discarded.
     """
     valid: list[Stored] = []
-    deadline = _now() + READ_TIMEOUT_S
+    deadline = asyncio.get_running_loop().time() + READ_TIMEOUT_S
     while True:
         page = page or await server.read(key, join.read_upto)
         valid += join.add_read(page.entries)
@@ -118,7 +118,7 @@ async def read_valid(
             return valid
         if page.is_last:
             # The entry is stored, and the server that answered is behind.
-            if _now() >= deadline:
+            if asyncio.get_running_loop().time() >= deadline:
                 raise LogUnavailable(f"{key.turn} has entries that cannot be read yet: try again")
             await asyncio.sleep(STALE_WAIT_S)
         page = None
@@ -162,7 +162,7 @@ async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain
     """
     if cursor == BEFORE_FIRST:
         return START, await server.read(key, cursor)
-    deadline = _now() + STALE_MAX_S
+    deadline = asyncio.get_running_loop().time() + STALE_MAX_S
     while True:
         found, is_last = await server.read(key, Seq(cursor - 1))
         if found and found[0].seq == cursor:
@@ -173,7 +173,7 @@ async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain
         # connection to the others is slow.
         if found or not await ask_twice(lambda: server.has_entry(key, cursor)):
             raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
-        if _now() >= deadline:
+        if asyncio.get_running_loop().time() >= deadline:
             raise LogUnavailable(f"{key.turn} has an entry at {cursor} that cannot be read yet: try again")
         await asyncio.sleep(STALE_WAIT_S)
 
@@ -222,7 +222,3 @@ async def ask_twice(ask: Callable[[], Awaitable[T]]) -> T:
         return found
     await asyncio.sleep(WOKEN_WAIT_S)
     return await ask()
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

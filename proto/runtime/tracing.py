@@ -117,7 +117,7 @@ def exemplar(traceparent: str | None = None) -> dict[str, str] | None:
 
     It is that of `traceparent`, or of the current span without one; None while traces are off, or not sampled.
     """
-    if not is_on():
+    if _stop is None:
         return None
     context = span_context(traceparent) or trace.get_current_span().get_span_context()
     return {"trace_id": f"{context.trace_id:032x}"} if context.is_valid and context.trace_flags.sampled else None
