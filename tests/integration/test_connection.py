@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import msgspec
 import nats.errors
+import nats.js.errors
 import pytest
 import structlog.testing
 import uvloop
@@ -19,7 +20,7 @@ from nats.aio.client import Client as NatsClient
 from nats.protocol.parser import Parser
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.proto.errors import LogUnavailable, SettingsInvalid
+from tailrace.proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
 from tailrace.proto.nats import Connection, Deliveries, check, fullness, streams
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.client import Message
@@ -287,6 +288,31 @@ async def test_a_request_that_was_not_sent_before_a_disconnect_is_not_sent_after
     await until(lambda: received)
     assert received == [b"sent"]
     await other.close()
+
+
+@pytest.mark.parametrize(
+    ("send", "more"),
+    [
+        (lambda connection, payload: connection.publish("unused.subject", payload), 1),
+        (lambda connection, payload: connection.request("unused.subject", payload, timeout_s=1), 1),
+        # "NATS/1.0", "a: b" and the blank line, each with its line end.
+        (lambda connection, payload: connection.client.request("unused.subject", payload, headers={"a": "b"}), -17),
+        (lambda connection, payload: connection.jetstream.publish("unused.subject", payload), 1),
+    ],
+    ids=["publish", "request", "headers", "jetstream"],
+)
+async def test_a_message_above_the_limit_of_the_server_is_refused_and_the_connection_stays(
+    own_connection: Connection, send: Callable[[Connection, bytes], Awaitable[object]], more: int
+) -> None:
+    """The server would close the connection for good."""
+    size = own_connection.client.max_payload + more
+    with pytest.raises(EntryTooLarge):
+        await send(own_connection, bytes(size))
+    # No process answers on this subject.
+    with suppress(LogUnavailable, nats.errors.NoRespondersError, nats.js.errors.NoStreamResponseError):
+        await send(own_connection, bytes(size - 1))
+    await own_connection.flush()
+    assert (own_connection.is_up, own_connection.disconnects) == (True, 0)
 
 
 async def test_a_subscription_that_was_begun_and_ended_while_disconnected_is_gone_after_the_reconnect(
