@@ -171,9 +171,7 @@ def build(
     readers = ReaderHistory(settings.log_streams)
     presence = ReaderPresence(log, rpc, fan_out, group, draining)
     on_disconnect = DisconnectPolicy(presence).handle_disconnect
-    streams = StreamContext(
-        settings, connection, log, history, fan_out, authenticator, slots, readers, draining, on_disconnect
-    )
+    streams = StreamContext(settings, log, history, fan_out, authenticator, slots, readers, draining, on_disconnect)
     storage = build_storage(settings, connection, history, limiter)
     deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s, draining)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))

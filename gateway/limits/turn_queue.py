@@ -81,6 +81,7 @@ class TurnQueue:
         self._rpc = rpc
         self._most = most
         self._state: QueueState | None = None
+        """None: no turn waits, or it is not known."""
         self._submitted: Counter[Tenant] = Counter()
         """Turns that this gateway has stored since the last refresh."""
         self._has_submission = asyncio.Event()
@@ -103,7 +104,7 @@ class TurnQueue:
     async def watch(self) -> None:
         """Refreshes the estimate until it is cancelled."""
         while True:
-            if self._state is None or self._state.is_empty:
+            if self._state is None:
                 await is_set_within(self._has_submission, REFRESH_IDLE_EVERY_S)
             self._has_submission.clear()
             await self._refresh()
@@ -124,7 +125,7 @@ class TurnQueue:
             return
         generators = [health for report in reports if (health := self._decode(report)) is not None]
         state = QueueState(generators, backlog.waiting, backlog.leased, age_s(oldest) if oldest is not None else 0.0)
-        self._state = state
+        self._state = None if state.is_empty else state
         self._submitted.clear()
         metrics.OLDEST_WAITING_S.set(state.oldest_waiting_s)
         # The turns of a generator whose report cannot be read look like orphaned ones.

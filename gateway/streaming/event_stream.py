@@ -149,7 +149,7 @@ class EventStream(StreamedResponse):
         """Returns when another try is worth it: the log serves the turn, or has answered with a final error."""
         while True:
             await asyncio.sleep(TRY_LOG_EVERY_S)
-            if not self._streams.connection.is_up:
+            if not self._streams.log.connection.is_up:
                 continue
             try:
                 async with self._subscribe(await self._find_start()):

@@ -10,7 +10,7 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.streaming.reader_history import ReaderHistory
 from tailrace.proto.errors import Refused
-from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
 
@@ -19,7 +19,6 @@ class StreamContext(NamedTuple):
     """Made once at startup."""
 
     settings: Settings
-    connection: Connection
     log: TurnLog
     history: HistoryClient
     fan_out: FanOut
