@@ -94,6 +94,8 @@ class Client:
 
     async def _post(self) -> TurnId:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        # The gateway accepts the connection a moment later.
+        await asyncio.sleep(QUIET_S)
         self._counter.start()
         writer.write(
             b"POST /v1/turns HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
