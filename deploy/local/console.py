@@ -1,6 +1,7 @@
 """Terminal output of `tailrace up`: each line of a process, prefixed with the process' name."""
 
 import asyncio
+import errno
 import io
 import os
 import re
@@ -24,6 +25,8 @@ PROBLEM = re.compile(
     r"|exited with status|was killed by|cannot be started|has not (answered|ended)|did not stop"
 )
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+# `tailrace up | head` closes the pipe, and a write to a closed terminal fails with EIO.
+OUTPUT_CLOSED = (errno.EPIPE, errno.EIO)
 PROBLEMS_KEPT = 10
 PROBLEM_CHARS_MAX = 300
 COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
@@ -66,9 +69,8 @@ class Console:
 
     def print(self, text: str) -> None:
         """Prints text without a name: the banner, and lines that scripts wait for."""
-        # The system continues, and can be stopped, without output: `tailrace up | head` closes the pipe, a write to a
-        # closed terminal fails (EIO), and a file may be on a full disk.
-        with suppress(OSError):
+        # The system continues, and can be stopped, without output. A file may be on a full disk for a while.
+        try:
             if not self._is_writable():
                 self._lost += 1
                 return
@@ -76,6 +78,14 @@ class Console:
                 print(f"{self._lost} lines were lost, because the output was blocked", file=self.out)
                 self._lost = 0
             print(text, file=self.out, flush=True)
+        except OSError as error:
+            if error.errno in OUTPUT_CLOSED:
+                self._discard_output()
+
+    def _discard_output(self) -> None:
+        """Discards what is printed from now on, and what the stream still holds: Python would write it at its exit."""
+        with suppress(io.UnsupportedOperation):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
 
     def _is_writable(self) -> bool:
         """Returns whether a write does not block: Ctrl-S stops a terminal, and the reader of a pipe may be stopped."""

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -97,3 +98,13 @@ def test_an_output_that_fails_does_not_stop_the_system(number: int) -> None:
             raise OSError(number, os.strerror(number))
 
     Console(Failing(), width=1, coloured=False).log("serving")
+
+
+@pytest.mark.parametrize("opened", [os.pipe, os.openpty], ids=["pipe", "terminal"])
+def test_what_a_closed_output_did_not_receive_is_not_written_at_the_exit(opened: Callable[[], tuple[int, int]]) -> None:
+    """Python writes the rest of its buffer when it exits: a traceback would go to a standard error that is a file."""
+    reader, writer = opened()
+    with os.fdopen(writer, "w") as out:
+        os.close(reader)
+        Console(out, width=1, coloured=False).log("serving")
+        out.flush()
