@@ -69,14 +69,14 @@ style:
 
 litellm: setup ## install LiteLLM for the backend `litellm` into its own venv, .venv-litellm
 	test -x .venv-litellm/bin/python || $(PYTHON) -m venv .venv-litellm
-	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-litellm.lock
+	$(call install,.venv-litellm) -r requirements-litellm.lock
 
 docs: .venv-docs/installed ## build the documentation as a site into dist/docs/site, and check its links; REPOSITORY=https://…/blob/main
 	.venv-docs/bin/python -m tools.docs_site --repository '$(REPOSITORY)'
 
 .venv-docs/installed: requirements-docs.lock | .venv/bin/python
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-docs.lock
+	$(call install,.venv-docs) -r requirements-docs.lock
 	@touch $@
 
 lock: setup ## write the lock files from pyproject.toml
@@ -148,18 +148,18 @@ clean: ## remove .venv and the caches; keep .tailrace
 
 # --no-deps: a lock file names every package. pip would look for the newest release of a package with extras
 # (pytest-cov needs coverage[toml]), and refuse it for want of a hash.
-# --no-user, --target=: pip's configuration may name another folder for packages, the user's (which pip refuses in a
-# venv) or a `target`, from which .venv would not import.
-INSTALL := $(PYTHON) -m pip install --no-user --target= --quiet --disable-pip-version-check --no-deps --require-hashes
+# --no-user, --target=, --prefix: pip's configuration may name another folder for packages, the user's (which pip refuses
+# in a venv) or one from which the venv would not import.
+install = $(1)/bin/python -m pip install --no-user --target= --prefix="$$PWD/$(1)" --quiet --disable-pip-version-check --no-deps --require-hashes
 
 $(RUNTIME): requirements.lock | .venv/bin/python
 	@echo "Installing what Tailrace needs to run into .venv (about 160 MB, once; 1 to 3 minutes)." >&2
-	@$(INSTALL) -r requirements.lock
+	@$(call install,.venv) -r requirements.lock
 	@touch $@
 
 $(INSTALLED): requirements-dev.lock requirements.lock | .venv/bin/python
 	@echo "Installing the development tools into .venv (about 700 MB, once)." >&2
-	@$(INSTALL) -r requirements-dev.lock
+	@$(call install,.venv) -r requirements-dev.lock
 	@touch $(RUNTIME) $@
 
 $(LAUNCHER): Makefile | .venv/bin/python

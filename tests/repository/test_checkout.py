@@ -52,8 +52,18 @@ def test_the_command_of_a_checkout_runs_after_a_move_and_whatever_its_folder_is_
         assert shown == f"{moved}/tailrace/__main__.py ['a b', '$c']\n"
 
 
-@pytest.mark.parametrize("configuration", ["user = true", "target = {tmp_path}/target"])
-def test_packages_are_installed_into_the_venv_whatever_pip_is_configured_to(tmp_path: Path, configuration: str) -> None:
+@pytest.mark.parametrize(
+    ("venv", "configuration"),
+    [
+        (".venv", "user = true"),
+        (".venv", "target = {tmp_path}/other"),
+        (".venv", "prefix = {tmp_path}/other"),
+        (".venv-docs", "prefix = {tmp_path}/other"),
+    ],
+)
+def test_packages_are_installed_into_the_venv_whatever_pip_is_configured_to(
+    tmp_path: Path, venv: str, configuration: str
+) -> None:
     wheel = tmp_path / "demo-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("demo.py", "")
@@ -61,13 +71,14 @@ def test_packages_are_installed_into_the_venv_whatever_pip_is_configured_to(tmp_
         archive.writestr("demo-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr("demo-1.dist-info/RECORD", "")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    (tmp_path / "requirements.lock").write_text(f"demo @ {wheel.as_uri()} --hash=sha256:{digest}\n")
+    for lock in ("requirements.lock", "requirements-docs.lock"):
+        (tmp_path / lock).write_text(f"demo @ {wheel.as_uri()} --hash=sha256:{digest}\n")
     (tmp_path / "pip.conf").write_text(f"[global]\nno-index = true\n{configuration.format(tmp_path=tmp_path)}\n")
     shutil.copy(CHECKOUT / "Makefile", tmp_path)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / ".venv"], check=True)
     environ = os.environ | {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
-    subprocess.run(["make", ".venv/installed"], cwd=tmp_path, env=environ, check=True)
-    subprocess.run([tmp_path / ".venv" / "bin" / "python", "-c", "import demo"], cwd="/", check=True)
+    subprocess.run(["make", f"{venv}/installed"], cwd=tmp_path, env=environ, check=True)
+    subprocess.run([tmp_path / venv / "bin" / "python", "-c", "import demo"], cwd="/", check=True)
 
 
 def test_a_checkout_without_symbolic_links_is_refused(tmp_path: Path) -> None:
