@@ -73,7 +73,7 @@ CHOICE = re.compile(r"invalid choice: '([^']*)'( \(choose from (.*)\))")
 # The program that reads the output has ended, as in `tailrace turns | head -1`, or the disk or a quota is full.
 OUTPUT_FAILED = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT)
 
-# Python puts surrogates in the place of bytes that are not UTF-8.
+# Python puts surrogates in the place of bytes that are not text in the encoding of the locale.
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -170,7 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = parser(configured.options)
         for argument in sys.argv[1:] if argv is None else argv:
             if SURROGATE.search(argument):
-                commands.error(f"the argument {argument!r} is not UTF-8")
+                encoding = sys.getfilesystemencoding().upper()
+                advice = "" if encoding == "UTF-8" else ", the encoding of the locale: set LC_ALL=C.UTF-8"
+                commands.error(f"the argument {argument!r} is not {encoding}{advice}")
         args = commands.parse_args(argv)
         configure_logging()
         require_certificates(configured.environ)

@@ -53,13 +53,12 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
     Raises SettingsInvalid, UpRefused, or LogError if the NATS streams belong to another version.
     """
     asyncio.run(check_environment.check(environ))
-    try:
-        # The files of nats-server and the settings of the processes contain it.
-        str(options.data_dir).encode()
-    except UnicodeEncodeError as error:
+    # nats-server reads it from a file in UTF-8, and would store the log in a directory of another name.
+    if str(options.data_dir).encode(errors="replace") != os.fsencode(options.data_dir):
         raise UpRefused(
-            f"the path of the data directory {options.data_dir} is not UTF-8: choose another with --data"
-        ) from error
+            f"the path of the data directory {options.data_dir} is not UTF-8, or the locale is not:"
+            " choose another with --data, or set LC_ALL=C.UTF-8"
+        )
     configure("up", "console", level="error")  # while starting, a process that is not up yet is no warning
     os.umask(0o077)  # all files in the data directory are private
     with data_dir.lock(options.data_dir, "up"), ports.listen(options.host, options.port) as listener:

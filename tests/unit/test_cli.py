@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -121,9 +122,44 @@ def test_a_database_in_a_loop_of_links_is_refused(
 def test_up_refuses_a_data_directory_whose_path_is_not_utf8(tmp_path: Path) -> None:
     """`.tailrace` in a working directory with such a name."""
     data = tmp_path / os.fsdecode(b"caf\xe9") / ".tailrace"
-    with pytest.raises(UpRefused, match="is not UTF-8: choose another with --data"):
+    with pytest.raises(UpRefused, match="is not UTF-8, or the locale is not: choose another with --data"):
         up.run(Options(port=0, data_dir=data), {})
     assert not data.exists()
+
+
+@pytest.mark.parametrize("name", [b"gr\xfc\xdfe", "gr\xfc\xdfe".encode()])
+def test_up_refuses_a_data_directory_that_a_locale_other_than_utf8_gives_another_name(
+    name: bytes, tmp_path: Path
+) -> None:
+    """nats-server would store the log in a directory with the same name in UTF-8."""
+    locale = "de_DE.ISO-8859-1"
+    made = [shutil.which("localedef") or "", "-i", "de_DE", "-f", "ISO-8859-1", str(tmp_path / locale)]
+    if not made[0] or subprocess.run(made, check=False, capture_output=True).returncode:
+        pytest.skip("the sources of the locales are not installed (Debian: apt install locales)")
+    ran = subprocess.run(
+        [sys.executable, "-m", "tailrace", "up", "--port", "0", "--data", bytes(tmp_path) + b"/" + name],
+        capture_output=True,
+        check=False,
+        timeout=60,
+        cwd=CHECKOUT,
+        env={"LOCPATH": str(tmp_path), "LC_ALL": locale},
+    )
+    assert (ran.returncode, ran.stderr.count(b"\n")) == (EXIT_ERROR, 1)
+    assert ran.stderr.endswith(b"the locale is not: choose another with --data, or set LC_ALL=C.UTF-8\n")
+    assert [path.name for path in tmp_path.iterdir()] == [locale]
+
+
+def test_an_argument_that_the_locale_cannot_decode_is_refused_with_its_encoding() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "tailrace", "ask", "Gr\xfc\xdfe"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=CHECKOUT,
+        env={"LC_ALL": "C", "PYTHONUTF8": "0"},
+    )
+    assert ran.returncode == EXIT_USAGE
+    assert "is not ASCII, the encoding of the locale: set LC_ALL=C.UTF-8; see" in ran.stderr
 
 
 def test_every_command_with_a_result_prints_it_as_json() -> None:
