@@ -14,7 +14,7 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from itertools import count, takewhile
 from math import inf
 from pathlib import Path
@@ -97,16 +97,18 @@ class SQLite:
         reader: aiosqlite.Connection,
         searcher: aiosqlite.Connection,
         version: int,
+        opened: AsyncExitStack,
     ) -> None:
         self._path = path
-        # A descriptor of the file, whose path may later lead to another file or none. It is closed last: closing any
-        # descriptor of a file releases all locks that the process has on it, also SQLite's.
+        # A descriptor of the file, whose path may later lead to another file or none.
         self._file = file
         self._writer = writer
         self._reader = reader
         # For queries that may take long.
         self._searcher = searcher
         self.version = version
+        # Closes the connections, then the file.
+        self._opened = opened
         self._writing = asyncio.Lock()
         self._damage: StoreCorrupt | None = None
         # Also after a start: the process may have been killed between a deletion and its checkpoint.
@@ -122,36 +124,32 @@ class SQLite:
         if path.is_dir():  # noqa: ASYNC240  # at the start
             raise SettingsInvalid(f"TAILRACE_DATABASE: {str(path)!r} is a directory; set it to a file")
         with _map_errors(path):
-            file = _create(path)
-            try:
+            async with AsyncExitStack() as opened:
+                file = _create(path)
+                # Closed last: closing any descriptor of a file releases all locks that the process has on it, also
+                # SQLite's.
+                opened.callback(os.close, file)
                 # Fails here for a file that cannot be opened: aiosqlite would leave a thread that calls a closed loop.
                 sqlite3.connect(path).close()
-                writer = await aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
-            except BaseException:
-                os.close(file)
-                raise
-            try:
+
+                async def connect() -> aiosqlite.Connection:
+                    connection = aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
+                    return await opened.enter_async_context(connection)
+
+                writer = await connect()
                 await writer.execute("PRAGMA journal_mode = WAL")
                 await writer.execute("PRAGMA synchronous = FULL")
                 await writer.execute("PRAGMA foreign_keys = ON")
                 await writer.execute("PRAGMA secure_delete = ON")
                 ((version,),) = await writer.execute_fetchall("PRAGMA user_version")
                 require_known_version(str(path), version)
-                reader = await aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
-                searcher = await aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
-            except BaseException:
-                await writer.close()
-                os.close(file)
-                raise
-            reader.row_factory = searcher.row_factory = sqlite3.Row
-        return cls(path, file, writer, reader, searcher, version)
+                reader, searcher = await connect(), await connect()
+                reader.row_factory = searcher.row_factory = sqlite3.Row
+                return cls(path, file, writer, reader, searcher, version, opened.pop_all())
 
     async def close(self) -> None:
         with _map_errors():
-            await self._searcher.close()
-            await self._reader.close()
-            await self._writer.close()
-        os.close(self._file)
+            await self._opened.aclose()
 
     async def migrate(self) -> None:
         for step in migrations("sqlite", after=self.version):

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import re
+import resource
 import socket
 import sqlite3
 import sys
@@ -2152,6 +2153,35 @@ async def test_a_directory_that_is_a_file_is_unwritable(tmp_path: Path) -> None:
     folder = write(tmp_path / "folder", b"a file")
     with pytest.raises(StoreUnwritable):
         await Store.open(folder / "tailrace.db", busy_timeout_s=0.05)
+
+
+async def test_a_database_that_cannot_be_opened_leaves_nothing_open(path: Path) -> None:
+    """Whichever of its connections is the first for which the process has no file descriptor."""
+    async with open_store(path):
+        pass
+    threads, descriptors = threading.active_count(), open_descriptors()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(free := os.dup(0))
+    failed = 0
+    for limit in range(free, free + 20):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            store = await Store.open(path, busy_timeout_s=0.05)
+        except StoreUnwritable:
+            failed += 1
+        else:
+            await store.close()
+            break
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await until(lambda: threading.active_count() <= threads)
+        assert open_descriptors() == descriptors
+    # Descriptors of the file, and those of three connections.
+    assert failed > 3
+
+
+def open_descriptors() -> set[str]:
+    return {one.name for one in Path("/dev/fd").iterdir() if one.exists()}
 
 
 async def test_a_damaged_database_is_renamed_and_kept(path: Path) -> None:
