@@ -126,3 +126,8 @@ def write_private(path: Path, text: str) -> None:
     path.touch(mode=0o600)
     path.chmod(0o600)
     path.write_text(text, encoding="utf-8")
+
+
+def is_private(path: Path) -> bool:
+    """Returns whether only its owner may read a file. A file system of Windows may ignore the mode of a file."""
+    return path.stat().st_mode & 0o077 == 0

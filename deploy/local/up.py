@@ -20,7 +20,7 @@ from tailrace.deploy.local import check_environment, data_dir, migrate_log, nats
 from tailrace.deploy.local.backup import DATABASE
 from tailrace.deploy.local.banner import model_banner, render_banner
 from tailrace.deploy.local.console import Console
-from tailrace.deploy.local.data_dir import write_private
+from tailrace.deploy.local.data_dir import is_private, write_private
 from tailrace.deploy.local.demo import Demo, serve_demo
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_log import FILE, NatsLogFile
@@ -206,7 +206,12 @@ async def start_nats(
     for server in servers:
         await wait_for_nats(server, supervisor)
     urls = {user: nats_cluster.url(servers, user) for user in RIGHTS}
-    write_private(options.data_dir / data_dir.URL_FILE, urls[ADMIN])
+    write_private(url_file := options.data_dir / data_dir.URL_FILE, urls[ADMIN])
+    if not is_private(url_file):
+        supervisor.console.log(
+            f"the file system of {options.data_dir} ignores permissions, and other users of this machine may read all "
+            "conversations and keys: choose another directory with --data"
+        )
     await streams.apply(urls[ADMIN], file_bytes_max=servers[0].file_bytes_max, replicas=len(servers), wait_s=NATS_S_MAX)
     if options.cluster:
         supervisor.console.log(f"{len(servers)} nats-servers have a copy of the log each; any one of them may fail")

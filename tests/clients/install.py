@@ -31,6 +31,8 @@ OPTIONAL = {
     # WebKit, the engine of Safari, and the display that its browser needs.
     "WebKitWebDriver": "webkit2gtk-driver",
     "Xvfb": "xvfb",
+    # A file system that ignores permissions.
+    "ntfs-3g": "ntfs-3g",
 }
 DAEMONS = ("prometheus", "prometheus-alertmanager", "nginx", "haproxy", "postgresql")
 

@@ -74,6 +74,20 @@ def mounted_disk(folder: Path, there: Path) -> Iterator[Disk]:
 
 
 @contextmanager
+def disk_without_permissions(folder: Path, there: Path) -> Iterator[None]:
+    """Mounts a file system of Windows at `there`, with its file in `folder`. All files on it have the mode 0777."""
+    image = folder / f"{there.name}.image"
+    with image.open("wb") as file:
+        file.truncate(64 * MIB)
+    _run("mkfs.ntfs", "--force", "--fast", str(image))
+    _run("ntfs-3g", str(image), str(there))
+    try:
+        yield
+    finally:
+        _unmount(there)
+
+
+@contextmanager
 def small_disk(there: Path, size: int) -> Iterator[None]:
     """Mounts a file system of `size` bytes in memory; further writes fail with ENOSPC."""
     _run("mount", "-t", "tmpfs", "-o", f"size={size}", "tailrace-test", str(there))
@@ -111,3 +125,7 @@ def _run(*command: str) -> None:
 
 
 needs_mount = pytest.mark.skipif(not can_mount(), reason="only root may mount a disk, and that is what is tried here")
+
+needs_ntfs = pytest.mark.skipif(
+    not can_mount() or shutil.which("ntfs-3g") is None, reason="ntfs-3g is not installed, or this user may not mount"
+)

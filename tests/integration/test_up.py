@@ -40,6 +40,7 @@ from tailrace.deploy.local.up import handle_signals, start_nats
 from tailrace.proto.nats.permissions import RIGHTS
 from tailrace.proto.version import VERSION
 from tests.harness import jwts, processes
+from tests.harness.disk import disk_without_permissions, needs_ntfs
 from tests.harness.forks import run_command
 from tests.harness.until import until
 from tests.harness.up import CHECKOUT, LEAN, START_S_MAX, STOP_S_MAX, Up, is_alive, run_refused_up, running
@@ -335,6 +336,23 @@ async def test_up_waits_for_a_nats_server_that_reads_a_large_log(
         finally:
             await supervisor.stop()
     assert ("nats-server still reads its log" in out.getvalue()) == is_started
+    assert "ignores permissions" not in out.getvalue()
+
+
+@needs_ntfs
+async def test_a_data_directory_that_other_users_can_read_is_reported(tmp_path: Path) -> None:
+    """Its file system ignores the modes of the files, as that of Windows does in WSL."""
+    out = io.StringIO()
+    (there := tmp_path / "data").mkdir()
+    with disk_without_permissions(tmp_path, there):
+        options = Options(data_dir=there)
+        async with TaskGroup() as tasks:
+            supervisor = Supervisor(tasks, Console(out, width=4, coloured=False))
+            try:
+                await start_nats(options, {}, server_specs(options, there), supervisor)
+            finally:
+                await supervisor.stop()
+    assert f"the file system of {there} ignores permissions" in out.getvalue()
 
 
 async def test_a_closed_terminal_does_not_stop_an_up_that_nohup_has_started() -> None:
