@@ -66,7 +66,8 @@ from tailrace.proto.runtime.listen_error import listen_error
 # How long the check of a schema, or the rendering of a prompt, waits for a free subprocess.
 CHECK_WAIT_S = 10.0
 # Thresholds of the garbage collector's three generations; Python's defaults are (700, 10, 10). A full collection takes
-# most of a second with 5,000 streams, in which none is served, and finds nothing: there are no reference cycles.
+# most of a second with 5,000 streams, in which none is served, and finds little: mostly errors, such as the timeout of
+# a request to NATS, which are in reference cycles.
 GARBAGE_AFTER = (10_000, 10, 20)
 
 

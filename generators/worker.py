@@ -270,15 +270,18 @@ class Worker:
             logger.info("turn taken by another writer", turn=key.turn, why=str(lost))
             _free_frames(lost)
             return await self._check_end(key, lost)
-        except TurnUnknown:
+        except TurnUnknown as error:
             logger.warning("turn has left the log before it was answered", turn=key.turn)
+            _free_frames(error)
             return True
         except LogError as error:
             logger.warning("turn interrupted", turn=key.turn, error=str(error))
+            _free_frames(error)
             return False
-        except Exception:
+        except Exception as error:
             # The log counts attempts: a turn that breaks every generator fails after the last attempt.
             logger.exception("turn broke its generator", turn=key.turn)
+            _free_frames(error)
             await self._release(key, RETRY_WAIT_S)
             return False
         logger.info("turn ended", **end_fields(key, turn))

@@ -6,8 +6,10 @@ It runs in the test's event loop as its process would, with short waits. The sim
 import asyncio
 import gc
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partialmethod
+from signal import SIGKILL
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -25,7 +27,7 @@ from tailrace.proto import events
 from tailrace.proto.entries import Attempt
 from tailrace.proto.errors import FenceLost
 from tailrace.proto.fold import Turn
-from tailrace.proto.nats import Deliveries, Delivery
+from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests.harness import turn_builder
 from tests.harness.generator_in_loop import failure_code, fences_lost, is_acknowledged, read_stats, words
@@ -124,24 +126,58 @@ async def test_a_turn_that_another_writer_continues_counts_as_a_lost_fence(own: 
         await until(lambda: fences_lost() == lost + 1)
 
 
-async def test_a_cancelled_turn_is_freed_without_a_garbage_collection(own: OwnSystem) -> None:
+def is_kept(session: str) -> bool:
+    """Returns whether a fold of a turn of `session` is in memory."""
+    requests = [one.request for one in gc.get_objects() if isinstance(one, Turn)]
+    return any(request.session == session for request in requests if request is not None)
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
     """A turn that has run for a minute is an old object: a collection of those may come only after 20,000 turns."""
-
-    def is_kept() -> bool:
-        requests = [one.request for one in gc.get_objects() if isinstance(one, Turn)]
-        return any(request.session == "cancelled" for request in requests if request is not None)
-
     gc.disable()
-    try:
-        async with own.running_generator():
-            key = await own.append_request("words=4000 rate=20", session="cancelled")
-            await own.wait_for_open_streams(1)
-            assert is_kept()
-            await cancel(own.log, key)
-            await own.wait_until_acknowledged()
-            await until(lambda: not is_kept(), deadline_s=2)
-    finally:
-        gc.enable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_a_cancelled_turn_is_freed_without_a_garbage_collection(own: OwnSystem) -> None:
+    async with own.running_generator():
+        key = await own.append_request("words=4000 rate=20", session="cancelled")
+        await own.wait_for_open_streams(1)
+        assert is_kept("cancelled")
+        await cancel(own.log, key)
+        await own.wait_until_acknowledged()
+        await until(lambda: not is_kept("cancelled"), deadline_s=2)
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_a_turn_that_an_outage_interrupts_is_freed_without_a_garbage_collection(
+    own: OwnSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TurnLog, "append", partialmethod(TurnLog.append, timeout_s=0.1))
+    async with own.running_generator():
+        await own.append_request("words=4000 rate=20", session="interrupted")
+        await own.wait_for_open_streams(1)
+        await own.server.stop(SIGKILL)
+        await own.wait_for_open_streams(0)
+        await until(lambda: not is_kept("interrupted"), deadline_s=2)
+
+
+async def break_off(_: AnthropicApi, call: Call) -> AsyncGenerator[ModelEvent, None]:
+    raise ZeroDivisionError(call.model)
+    yield ModelEvent(events.UnknownEvent(), msgspec.Raw())
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_a_turn_that_raises_in_its_generator_is_freed_without_a_garbage_collection(
+    own: OwnSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AnthropicApi, "answer", break_off)
+    async with own.running_generator(attempts_max=1):
+        await own.append_request("words=3", session="broken")
+        await own.wait_until_acknowledged()
+        await until(lambda: not is_kept("broken"), deadline_s=2)
 
 
 class Overtaken:
@@ -361,11 +397,6 @@ async def test_after_the_grace_period_another_generator_continues_at_once(own: O
 @pytest.mark.rule("F27")
 async def test_a_turn_that_raises_in_every_generator_ends(own: OwnSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts with an internal error count, so the turn fails after the last one; the generator continues."""
-
-    async def break_off(_: AnthropicApi, call: Call) -> AsyncGenerator[ModelEvent, None]:
-        raise ZeroDivisionError(call.model)
-        yield ModelEvent(events.UnknownEvent(), msgspec.Raw())
-
     with monkeypatch.context() as patched:
         patched.setattr(AnthropicApi, "answer", break_off)
         async with own.running_generator(attempts_max=2):
