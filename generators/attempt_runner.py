@@ -267,7 +267,6 @@ class AttemptRunner:
         if turn.chain.is_ended or not turn.fruitless:
             return
         entry = Event(prev=turn.chain.last, attempt=turn.attempt, event=events.HANDOVER, is_hidden=True)
-        # In a task of its own: nats-py checks in each call whether the current task was cancelled, as this one was.
         appending = await run_until(self._log.append(key, turn.chain, entry), timeout_s=CLEANUP_S_MAX)
         if not appending.cancelled() and (error := appending.exception()) is not None:
             # An append that was under way may have been stored, or another writer has the turn.

@@ -194,7 +194,6 @@ class Connection:
             self.client.send(subject, reply, payload)
         except nats.errors.Error as error:
             raise LogUnavailable(f"publishing to NATS failed ({type(error).__name__}): retry") from error
-        raise_if_cancelled()
 
     async def subscribe(self, subject: str, on_message: Callable[[Msg], Awaitable[None]]) -> Subscription:
         """Calls `on_message` for each message, in order, in a task. The subscription survives reconnects."""
@@ -206,15 +205,9 @@ class Connection:
 
     async def _await_subscription(self, subscribing: Awaitable[Subscription]) -> Subscription:
         try:
-            subscription = await subscribing
+            return await subscribing
         except nats.errors.Error as error:
             raise LogUnavailable(f"subscribing at NATS failed ({type(error).__name__}): retry") from error
-        try:
-            raise_if_cancelled()
-        except asyncio.CancelledError:
-            await self.unsubscribe(subscription)
-            raise
-        return subscription
 
     async def unsubscribe(self, subscription: Subscription) -> None:
         """Ends a subscription. Does nothing on a closed connection."""
@@ -234,7 +227,10 @@ class Connection:
             await self.client.flush(CONNECT_TIMEOUT_S)
         except nats.errors.Error as error:
             raise LogUnavailable(f"NATS does not answer ({type(error).__name__}): retry") from error
-        raise_if_cancelled()
+        # Python 3.11's `wait_for`, which nats-py's flush uses, loses a cancellation that meets the answer.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
 
     async def _on_error(self, error: Exception) -> None:
         self._has_unknown_name |= isinstance(error, socket.gaierror)
@@ -329,13 +325,3 @@ def explain(error: nats.errors.Error) -> str:
     if isinstance(error, nats.js.errors.ServiceUnavailableError) and error.code is None:
         return "this NATS server has no JetStream: add `jetstream { store_dir: … }` to its configuration"
     return str(error)
-
-
-def raise_if_cancelled() -> None:
-    """Raises the CancelledError that nats-py swallows when the task is cancelled during a flush.
-
-    Loops call it after each call of nats-py: otherwise a cancelled task would run for ever.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

@@ -15,7 +15,7 @@ from tailrace.proto.batch import part_of_batch
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, is_token
-from tailrace.proto.nats.connection import Connection, raise_if_cancelled
+from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.pull import Pull
 from tailrace.proto.nats.stream_info import StreamInfo
@@ -281,8 +281,6 @@ async def consumer_backlog(connection: Connection, durable: str) -> Backlog:
         info = await connection.jetstream.consumer_info(STREAM, durable)
     except nats.errors.Error as error:
         raise LogUnavailable(f"the consumer {durable!r} does not answer: {type(error).__name__}") from error
-    finally:
-        raise_if_cancelled()
     floor = info.ack_floor.stream_seq if info.ack_floor else 0
     delivered = info.delivered.stream_seq if info.delivered else 0
     return Backlog(info.num_pending or 0, info.num_ack_pending or 0, Seq(delivered), Seq(floor))

@@ -18,7 +18,7 @@ from prometheus_client import Gauge
 
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats.connection import Connection, explain, raise_if_cancelled
+from tailrace.proto.nats.connection import Connection, explain
 from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
 from tailrace.proto.subjects import STREAM
 
@@ -86,8 +86,6 @@ async def read_setup_state(connection: Connection) -> SetupState:
                 floors[durable] = Seq(floor.stream_seq if floor else BEFORE_FIRST)
     except nats.errors.Error as error:
         raise LogUnavailable(f"the streams do not answer: {explain(error)}") from error
-    finally:
-        raise_if_cancelled()
     return SetupState(found, last, is_replicated, origin, floors)
 
 

@@ -200,19 +200,12 @@ def fail_once(call: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[N
     return fail_first
 
 
-async def test_a_cancellation_that_nats_py_swallows_takes_effect_at_the_next_call(connection: Connection) -> None:
-    """nats-py loses a cancellation that arrives while it flushes."""
-
-    async def swallow() -> None:
-        with suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
-        await connection.publish("unused.subject", b"")
-
-    task = asyncio.create_task(swallow())
-    await asyncio.sleep(0)
-    task.cancel()
+async def test_a_flush_can_be_cancelled_when_its_answer_arrives(connection: Connection) -> None:
+    flushing = asyncio.create_task(connection.flush())
+    await until(lambda: connection.client._pongs, every_s=0)
+    connection.client._pongs[-1].add_done_callback(lambda _: flushing.cancel())
     with pytest.raises(asyncio.CancelledError):
-        await task
+        await flushing
 
 
 async def next_delivery(connection: Connection) -> object:
