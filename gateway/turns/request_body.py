@@ -113,6 +113,13 @@ class AppendedTurn(NewTurn, frozen=True, kw_only=True):
 
 def check_turn(new_turn: NewTurn) -> None:
     """Checks what the types of `NewTurn` do not. Raises Refused."""
+    _check_prompt(new_turn)
+    _check_call(new_turn)
+    _check_conversation(new_turn)
+
+
+def _check_prompt(new_turn: NewTurn) -> None:
+    """Checks the messages, and the values of any depth."""
     if new_turn.message is None and new_turn.messages is None:
         raise Refused("request_invalid", "`message`, a string, or `messages`, a list, is required: send one of them")
     if new_turn.message is not None and new_turn.messages is not None:
@@ -128,7 +135,12 @@ def check_turn(new_turn: NewTurn) -> None:
     if is_deeper([contents, new_turn.system, new_turn.tools, new_turn.options, new_turn.schema], BODY_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
     refuse_blob_references([contents, new_turn.system, new_turn.tools])
-    check_system("system", new_turn.system)
+    if new_turn.system is not None:
+        check_system("system", new_turn.system)
+
+
+def _check_call(new_turn: NewTurn) -> None:
+    """Checks the parameters of the model's call."""
     if taken := TOP_LEVEL_FIELDS.intersection(new_turn.options or ()):
         raise Refused("request_invalid", f"`{min(taken)}` is not an option: send it as a field of its own")
     if len(new_turn.betas or ()) > BETAS_MAX or not all(BETA.fullmatch(beta) for beta in new_turn.betas or ()):
@@ -138,10 +150,18 @@ def check_turn(new_turn: NewTurn) -> None:
         )
     if new_turn.api_version is not None and API_VERSION.fullmatch(new_turn.api_version) is None:
         raise Refused("request_invalid", "`api_version` is not a date such as 2026-10-21")
+    if new_turn.max_cost is not None and not 0 < new_turn.max_cost <= COST_USD_MAX:
+        raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:,.0f}")
+
+
+def _check_conversation(new_turn: NewTurn) -> None:
+    """Checks what the turn belongs to, and what happens while it runs."""
     if not new_turn.store:
         refuse_fields(new_turn, "session", "parent", "full_history", "project", "webhook")
-    check_name("project", new_turn.project)
-    check_user(new_turn.user)
+    if new_turn.project is not None:
+        check_name("project", new_turn.project)
+    if new_turn.user is not None:
+        check_user(new_turn.user)
     if new_turn.create_session:
         check_session("session", new_turn.session)
     if new_turn.on_busy == "queue" and (new_turn.full_history or new_turn.verbatim):
@@ -150,8 +170,6 @@ def check_turn(new_turn: NewTurn) -> None:
             "`on_busy: queue` continues the conversation of the session, so send only the new messages and no history",
             param="on_busy",
         )
-    if new_turn.max_cost is not None and not 0 < new_turn.max_cost <= COST_USD_MAX:
-        raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:,.0f}")
     if new_turn.on_disconnect != "continue" and grace_s(new_turn.on_disconnect) is None:
         why = "must be `continue`, `cancel` or `grace:SECONDS`, with at most 99999 whole seconds"
         raise Refused("request_invalid", f"`on_disconnect` {why}")
