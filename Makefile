@@ -43,6 +43,7 @@ test: check $(CLIENTS) ## run `check` and every test
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: tests of the backend litellm. To run them: make litellm."
 	@test "$$(id -u)" = 0 || echo "SKIPPED: tests of power cuts and full disks, because they need root to mount a disk."
 	@command -v ntfs-3g > /dev/null || echo "SKIPPED: the test of a file system without permissions, because ntfs-3g is not on the PATH."
+	@command -v curl > /dev/null || echo "SKIPPED: tests of examples/ask.sh, because curl is not on the PATH."
 	@command -v chromium > /dev/null || echo "SKIPPED: tests in a browser, because chromium is not on the PATH."
 	@command -v firefox-esr > /dev/null || echo "SKIPPED: tests in Firefox, because firefox-esr is not on the PATH."
 	@command -v WebKitWebDriver > /dev/null && command -v Xvfb > /dev/null || echo "SKIPPED: tests in WebKit, because WebKitWebDriver or Xvfb is not on the PATH."

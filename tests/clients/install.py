@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 WEB = ROOT / "web"
 # Each program with its package. `promtool` is part of `prometheus`, `amtool` of `prometheus-alertmanager`.
 PROGRAMS = {
+    # Of the script examples/ask.sh.
+    "curl": "curl",
     "chromium": "chromium",
     "prometheus": "prometheus",
     "prometheus-alertmanager": "prometheus-alertmanager",

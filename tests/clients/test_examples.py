@@ -33,6 +33,8 @@ EXAMPLES = CHECKOUT / "examples"
 OLDER_SDKS = str(CHECKOUT / ".venv-clients/bin/python")
 # The imports of a framework take seconds of CPU.
 WAIT_S_MAX = 90.0
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no `curl` here")
+ASK_SH = pytest.param("ask.sh", marks=needs_curl)
 # Within the body of a response to a POST, and of the record of a turn.
 IN_BODY = 600
 # Tailrace recognises an EventSource of Safari by these headers, which a backend has to pass on.
@@ -64,7 +66,7 @@ def text_of_events(lines: str) -> str:
     return "".join(event["text"] for event in events if event["type"] == "delta")
 
 
-@pytest.mark.parametrize("example", ["ask.py", "ask.sh"])
+@pytest.mark.parametrize("example", ["ask.py", ASK_SH])
 async def test_an_example_prints_the_answer_once_over_cut_connections(
     gateway: Gateway, tmp_path: Path, example: str
 ) -> None:
@@ -83,6 +85,7 @@ async def test_an_example_prints_the_answer_once_over_cut_connections(
     assert await count_turns(gateway) == 1
 
 
+@needs_curl
 async def test_the_script_ends_when_its_turn_is_refused_for_good(
     gateway: Gateway, system: System, new_gateway: NewGateway, tmp_path: Path
 ) -> None:
@@ -101,6 +104,7 @@ async def test_the_script_ends_when_its_turn_is_refused_for_good(
     assert (program.returncode, b"with status 401" in complained) == (1, True), complained
 
 
+@needs_curl
 async def test_the_script_writes_its_key_to_no_file_and_leaves_none_when_it_is_interrupted(tmp_path: Path) -> None:
     command = ("sh", str(EXAMPLES / "ask.sh"), '{"message": "Hi."}')
     program = await start("http://127.0.0.1:1", tmp_path, *command, TMPDIR=str(tmp_path))
@@ -111,7 +115,7 @@ async def test_the_script_writes_its_key_to_no_file_and_leaves_none_when_it_is_i
     assert read_files(tmp_path) == []
 
 
-@pytest.mark.parametrize("example", ["ask.py", "ask.sh", "agents/langgraph_agent.py"])
+@pytest.mark.parametrize("example", ["ask.py", ASK_SH, "agents/langgraph_agent.py"])
 async def test_a_program_whose_key_is_refused_ends_with_the_reason(
     gateway: Gateway, tmp_path: Path, example: str
 ) -> None:
