@@ -24,9 +24,11 @@ def without_overridden(environ: Mapping[str, str], data_dir: Path | None) -> Map
     """Returns `environ` without the addresses of other systems, if `--data` has named `data_dir`."""
     if not isinstance(data_dir, Named):
         return environ
+    found = {name: value for name, value in environ.items() if name != "TAILRACE_URL"}
     # The `up` of this directory may use the NATS at TAILRACE_NATS_URL instead of its own.
-    names = ("TAILRACE_URL", "TAILRACE_NATS_URL") if (data_dir / URL_FILE).exists() else ("TAILRACE_URL",)
-    return {name: value for name, value in environ.items() if name not in names}
+    if found.get("TAILRACE_NATS_URL") and (data_dir / URL_FILE).exists():
+        del found["TAILRACE_NATS_URL"]
+    return found
 
 
 def exists(path: Path) -> bool:

@@ -64,6 +64,8 @@ def test_a_user_without_a_home_directory_gets_the_root_directory_as_home(
     """The user of `docker run --user`, or of a job, may have neither HOME nor an entry in /etc/passwd."""
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
+    # A `.tailrace` in the current directory would be the default.
+    monkeypatch.chdir("/")
     os.setreuid(UNKNOWN_UID, -1)
     try:
         with pytest.raises(SystemExit, match=r"^0$"):
