@@ -135,8 +135,7 @@ def _check_prompt(new_turn: NewTurn) -> None:
     if is_deeper([contents, new_turn.system, new_turn.tools, new_turn.options, new_turn.schema], BODY_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
     refuse_blob_references([contents, new_turn.system, new_turn.tools])
-    if new_turn.system is not None:
-        check_system("system", new_turn.system)
+    check_system("system", new_turn.system)
 
 
 def _check_call(new_turn: NewTurn) -> None:
@@ -158,10 +157,8 @@ def _check_conversation(new_turn: NewTurn) -> None:
     """Checks what the turn belongs to, and what happens while it runs."""
     if not new_turn.store:
         refuse_fields(new_turn, "session", "parent", "full_history", "project", "webhook")
-    if new_turn.project is not None:
-        check_name("project", new_turn.project)
-    if new_turn.user is not None:
-        check_user(new_turn.user)
+    check_name("project", new_turn.project)
+    check_user(new_turn.user)
     if new_turn.create_session:
         check_session("session", new_turn.session)
     if new_turn.on_busy == "queue" and (new_turn.full_history or new_turn.verbatim):
