@@ -79,11 +79,13 @@ async def test_interruption_of_the_model_call_is_hidden(gateway: Gateway, claude
 @pytest.mark.proves("anthropic", "resumes after cuts", "Claude Code")
 async def test_repeated_request_after_a_cut_gets_the_same_turn(gateway: Gateway, claude: str, home: Path) -> None:
     before = await calls(claude)
-    async with Cutting(gateway.port, random_cuts(3, 2, bytes_max=6000, bytes_min=HELLO_BYTES_MAX)) as proxy:
-        run = await claude_p(proxy.url, home, LINE)
+    text = words(600)
+    # Each response has the whole text, so both cuts happen even if a busy generator joins all deltas.
+    async with Cutting(gateway.port, random_cuts(3, 2, bytes_max=len(text), bytes_min=HELLO_BYTES_MAX)) as proxy:
+        run = await claude_p(proxy.url, home, "#sim words=600 rate=600")
         assert proxy.left == []
-    assert (run.result, run.retries, set(run.turns)) == (TEXT, 2, set(run.turns[:1]))
-    assert await read_stored_text(gateway, run.turns[0]) == TEXT
+    assert (run.result, run.retries, set(run.turns)) == (text, 2, set(run.turns[:1]))
+    assert await read_stored_text(gateway, run.turns[0]) == text
     assert await calls(claude) - before == 1
 
 
