@@ -61,10 +61,14 @@ async def test_a_nats_server_without_jetstream_is_named(own_server: NatsServer) 
     ids=str,
 )
 async def test_a_process_with_the_user_of_another_role_does_not_start(
-    nats_url: str, command: tuple[str, ...], role: str
+    nats_url: str, command: tuple[str, ...], role: str, tmp_path: Path
 ) -> None:
     other = next(user for user in RIGHTS if user != role)
-    environ = os.environ | {"ANTHROPIC_API_KEY": "none", "TAILRACE_NATS_URL": as_user(nats_url, other)}
+    environ = os.environ | {
+        "ANTHROPIC_API_KEY": "none",
+        "TAILRACE_DATABASE": str(tmp_path / "tailrace.db"),
+        "TAILRACE_NATS_URL": as_user(nats_url, other),
+    }
     status, _, printed = await run_module(*command, **environ)
     assert status == 2
     assert f"has the user {other}, but this process needs nats://{role}:PASSWORD@" in printed
