@@ -77,6 +77,13 @@ async function ask(page, line) {
   await page.keyboard.press("Enter");
 }
 
+/** Returns the properties of animations without an end. Runs in the page. */
+const endlesslyAnimated = () =>
+  document.getAnimations().flatMap(({ effect }) => {
+    if (Number.isFinite(effect.getTiming().iterations)) return [];
+    return effect.getKeyframes().flatMap((frame) => Object.keys(frame).filter((name) => !/offset|easing|composite/i.test(name)));
+  });
+
 let chatOfStates = `${gateway}/`;
 
 /** Each state of the pages, and what brings it about. `locked`: a gateway that needs a key. */
@@ -876,11 +883,13 @@ const STEPS = {
     return { counts, directions, title: await page.locator("#title").textContent(), link, first: await page.locator(".said").first().textContent(), ...seen };
   },
 
-  /** Brings about each state; looks at it with axe, and takes a picture, in each look. */
+  /** Brings about each state; looks at it with axe, and takes a picture, in each look. Then collects which properties are
+   * animated for as long as the state lasts. */
   async states(locked, folder) {
     if (!existsSync(AXE)) return { isMissing: true };
     const axe = readFileSync(AXE, "utf8");
     const violations = [];
+    const animated = new Set();
     const login = async (page) => {
       await page.goto(locked);
       await page.waitForSelector("#login[open]");
@@ -897,9 +906,11 @@ const STEPS = {
         const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
         for (const { id, nodes } of found.violations) violations.push(`${state} ${colorScheme} ${size}: ${id}: ${nodes[0].target} ${nodes[0].failureSummary}`);
       }
+      await page.emulateMedia({ reducedMotion: "no-preference" });
+      for (const name of await page.evaluate(endlesslyAnimated)) animated.add(name);
       await context.close();
     }
-    return { violations };
+    return { violations, animated: [...animated].sort() };
   },
 
   /** Asks; reloads; is offline for `OFFLINE_MS`; sleeps while the gateway is replaced; waits for the end. */
