@@ -178,7 +178,7 @@ class EventStream(StreamedResponse):
             await self._send_record(start, send)
             return
         if reconnect_window_s is not None:
-            self._access.report_disconnect(start.key, reconnect_window_s)
+            self._streams.on_disconnect(start.key, reconnect_window_s)
         if interruptions.expired.is_set() and not self.is_begun:
             raise credential_invalid()
 

@@ -1,7 +1,7 @@
 """StreamAccess: the extension point at which optional features permit, count and end the response to one request.
 
-The features are the limits on readers and streams, credentials that expire or are revoked, tickets, and the
-on_disconnect policy. The responses themselves name none of them.
+The features are the limits on readers and streams, credentials that expire or are revoked, and tickets. The responses
+themselves name none of them.
 """
 
 import time
@@ -12,7 +12,6 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.limits.stream_slots import StreamPermit
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.proto.runtime.flag import Flag
-from tailrace.proto.subjects import TurnKey
 
 
 class StreamAccess:
@@ -48,7 +47,3 @@ class StreamAccess:
                 yield expired
         finally:
             await self.permit.release()
-
-    def report_disconnect(self, key: TurnKey, reconnect_window_s: float) -> None:
-        """Reports that the client of a running turn has disconnected, and has this many seconds to reconnect."""
-        self.streams.on_disconnect(key, reconnect_window_s)

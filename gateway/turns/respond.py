@@ -187,7 +187,7 @@ class JsonAnswer(StreamedResponse):
             if feed.is_ended:
                 return record_from_fold(self._key, fold(feed.entries))
         if cause != "draining":
-            self._access.report_disconnect(self._key, RECONNECT_WINDOW_S if cause == "done" else 0.0)
+            streams.on_disconnect(self._key, RECONNECT_WINDOW_S if cause == "done" else 0.0)
         match cause:
             case "expired":
                 raise credential_invalid()

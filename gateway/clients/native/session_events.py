@@ -120,7 +120,7 @@ class SessionStream(StreamedResponse):
                 await send(body(b"", more=False))
             for turn in running if cause != "draining" else ():
                 reconnect_window_s = RECONNECT_WINDOW_S if cause in ("timeout", "done") else 0.0
-                self._access.report_disconnect(TurnKey(self._tenant, turn), reconnect_window_s)
+                self._streams.on_disconnect(TurnKey(self._tenant, turn), reconnect_window_s)
 
     async def _read_cursor(self) -> None:
         """Finds the turns that the cursor lists. Without a cursor, the stream begins with the turns that run now."""
