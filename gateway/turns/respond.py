@@ -24,7 +24,6 @@ from tailrace.gateway.turns.submit import (
     TurnSubmitter,
     cursor_of_post,
     idempotency_key_of,
-    is_repeatable,
 )
 from tailrace.proto import entries
 from tailrace.proto.errors import LogUnavailable, Refused
@@ -47,26 +46,18 @@ class Responder:
         self._streams = streams
 
     async def submit(
-        self,
-        request: ApiRequest,
-        new_turn: NewTurn,
-        raw: bytes,
-        *,
-        idempotency_key: str | None = None,
-        is_followed: bool = False,
-        added_bytes: int = 0,
+        self, request: ApiRequest, new_turn: NewTurn, raw: bytes, *, is_followed: bool = False, added_bytes: int = 0
     ) -> StoredTurn:
         """Stores `new_turn` in the log, once for each Idempotency-Key. Returns the turn and its request entry.
 
-        `raw` is the body as it came, which a repeated POST must equal. `idempotency_key` is for clients that send none.
-        `is_followed`: the response follows the turn, which then need not be read from the log. `added_bytes` are those
-        of `new_turn` that are not in `raw`.
+        `raw` is the body as it came, which a repeated POST must equal. `is_followed`: the response follows the turn,
+        which then need not be read from the log. `added_bytes` are those of `new_turn` that are not in `raw`.
         A POST with a cursor starts no turn: the turn is the one of the cursor. Raises Refused, LogError.
         """
         submission = TurnSubmission(
             request.principal,
             raw,
-            idempotency_key_of(request) or idempotency_key,
+            idempotency_key_of(request),
             request.response_headers,
             new_turn=new_turn,
             is_followed=is_followed,
@@ -98,23 +89,31 @@ class Responder:
     ) -> StreamedResponse:
         """Submits `new_turn` and returns its stream, or its one JSON body. Raises Refused, LogError.
 
+        `idempotency_key` is for clients that send none. `added_bytes`: see `submit`.
         `waits_for_answer`: a turn that fails before the model begins to answer has an HTTP error, not a stream.
         The response names the turn and its session, so that a stream that was cut can be resumed at
         `/v1/turns/{turn}/events?dialect=…`.
         """
         pace = pace_of(request)
-        fails_again = is_chosen(idempotency_key_of(request) or idempotency_key)
-        may_repeat = is_repeatable(request, idempotency_key)
+        idempotency_key = idempotency_key_of(request) or idempotency_key
+        cursor = cursor_of_post(request)
+        fails_again, is_repeatable = is_chosen(idempotency_key), bool(idempotency_key or cursor)
+        submission = TurnSubmission(
+            request.principal,
+            raw,
+            idempotency_key,
+            request.response_headers,
+            new_turn=new_turn,
+            is_followed=True,
+            added_bytes=added_bytes,
+        )
         access = StreamAccess(self._streams, request)
         render = None if is_streamed else dialect.render_json
         async with access.permit.reserve() if render is None else nullcontext():
-            key, entry = await self.submit(
-                request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True, added_bytes=added_bytes
-            )
+            key, entry = await self._submitter.submit(submission, cursor)
         headers = {**names_of(key, entry), **(headers or {})}
         response: StreamedResponse
         if render is None:
-            cursor = cursor_of_post(request)
             response = EventStream(
                 access,
                 key,
@@ -124,10 +123,10 @@ class Responder:
                 waits_for_answer=waits_for_answer and cursor is None,
                 fails_again=fails_again,
                 pace=pace,
-                is_repeatable=may_repeat,
+                is_repeatable=is_repeatable,
             )
         else:
-            response = JsonAnswer(access, key, render, headers, fails_again=fails_again, is_repeatable=may_repeat)
+            response = JsonAnswer(access, key, render, headers, fails_again=fails_again, is_repeatable=is_repeatable)
         # An error that replaces the response, such as the turn's own, names the turn, too.
         response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn, "x-request-id": key.turn})
         return response

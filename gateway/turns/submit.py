@@ -287,12 +287,9 @@ def cursor_of_post(request: Request) -> Seq | None:
         raise cursor_mismatch(f"{text[:40]!r} is not an event id") from error
 
 
-def is_repeatable(request: Request, idempotency_key: str | None = None) -> bool:
-    """Returns whether a repeated POST gets the same turn.
-
-    `idempotency_key` is the key that the endpoint uses if the request has no such header.
-    """
-    return bool(idempotency_key or idempotency_key_of(request) or cursor_of_post(request))
+def is_repeatable(request: Request) -> bool:
+    """Returns whether a repeated POST gets the same turn."""
+    return bool(idempotency_key_of(request) or cursor_of_post(request))
 
 
 def idempotency_key_of(request: Request) -> str | None:
