@@ -4,7 +4,6 @@ A stream that is interrupted never looks like one that has ended. Where the dial
 interrupted body lacks its last chunk, which the client's HTTP library reports.
 """
 
-import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -27,15 +26,13 @@ from tailrace.gateway.streaming.stream_span import stream_span
 from tailrace.gateway.streaming.stream_timings import StreamTimings
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import End, Event, Failure
-from tailrace.proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown
+from tailrace.proto.errors import CODES, CursorUnknown, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId
 from tailrace.proto.runtime import tracing
 from tailrace.proto.subjects import TurnKey
 
 # The reconnect window after a stream was closed for its age: a client that does not resume within it has left.
 RECONNECT_WINDOW_S = 15.0
-# The pause between two tries of an unavailable log: well below the second after which clients reconnect.
-TRY_LOG_EVERY_S = 0.5
 # The event id of the failure of a turn that the log has lost: after every entry, and exact as a JavaScript number.
 AFTER_LOST = Seq(2**53 - 1)
 
@@ -66,7 +63,6 @@ class EventStream(StreamedResponse):
         snapshot: Snapshot | None = None,
         waits_for_answer: bool = False,
         fails_again: bool = False,
-        waits_for_log: bool = False,
         pace: Pace | None = None,
         is_repeatable: bool = True,
     ) -> None:
@@ -76,9 +72,6 @@ class EventStream(StreamedResponse):
         `snapshot`: renders the answer so far, which is sent at once; the stream continues after it.
         `waits_for_answer`: the status is sent when the model begins to answer, or after one heartbeat interval. If the
         turn fails earlier, the response is an HTTP error. `fails_again`: a repeated request would get that error, too.
-        `waits_for_log`: while the log is unavailable, the client receives heartbeats instead of a 503, because an
-        EventSource does not reconnect after any status but 200 (ADR 13). When the gateway drains, the body ends cleanly
-        and the client reconnects to another gateway.
         `pace`: stored entries are sent at this pace instead of at once. `is_repeatable`: see StreamedResponse.
         """
         super().__init__(
@@ -93,73 +86,22 @@ class EventStream(StreamedResponse):
         self._snapshot = snapshot
         self._waits_for_answer = waits_for_answer
         self._fails_again = fails_again
-        self._waits_for_log = waits_for_log
         self._pace = pace
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response to its end. With `waits_for_log`, sends heartbeats while the log is unavailable."""
         async with (
             self._access.open() as expired,
             Interruptions(receive, self._streams.draining, expired) as interruptions,
         ):
-            if self._waits_for_log:
-                await self._stream_when_available(interruptions, send)
-            else:
-                await self._stream(interruptions, send, scope["method"])
+            await self._stream(interruptions, send, scope["method"])
 
     async def begin(self, send: Send, status: int) -> None:
         if status == 200 and self._access.accept is not None and not self.is_begun:
             await self._access.accept()
         await super().begin(send, status)
 
-    async def _stream_when_available(self, interruptions: Interruptions, send: Send) -> None:
-        """Streams as soon as the log answers, and sends heartbeats until then.
-
-        An error that is not retryable is raised if nothing was sent yet. Otherwise it only ends the response: the
-        client repeats its request and receives the error as the answer.
-        """
-        while not interruptions.is_over:
-            try:
-                await self._stream(interruptions, send)
-            except (LogError, Refused) as error:
-                if not CODES[error.code].is_retryable:
-                    if not self.is_begun:
-                        raise
-                    break
-            else:
-                return
-            await self.begin(send, 200)
-            with metrics.HELD.track_inprogress():
-                if (await interruptions.run(self._wait_until_available(send))).cause == "disconnected":
-                    return
-        await self.begin(send, 200)
-        await send(body(self._dialect.heartbeat, more=not self._dialect.is_self_delimited))
-
-    async def _wait_until_available(self, send: Send) -> None:
-        """Sends heartbeats until `_wait_for_log` returns."""
-        available = asyncio.create_task(self._wait_for_log())
-        try:
-            while not available.done():
-                await send(body(self._dialect.heartbeat, more=True))
-                await asyncio.wait((available,), timeout=self._streams.settings.heartbeat_s)
-        finally:
-            available.cancel()
-
-    async def _wait_for_log(self) -> None:
-        """Returns when another try is worth it: the log serves the turn, or has answered with a final error."""
-        while True:
-            await asyncio.sleep(TRY_LOG_EVERY_S)
-            if not self._streams.log.connection.is_up:
-                continue
-            try:
-                async with self._subscribe(await self._find_start()):
-                    return
-            except LogUnavailable:
-                continue
-            except (LogError, Refused):
-                return
-
-    async def _stream(self, interruptions: Interruptions, send: Send, method: str = "GET") -> None:
+    async def _stream(self, interruptions: Interruptions, send: Send, method: str) -> None:
+        """Sends the response to its end. Raises Refused, LogError."""
         start = await self._find_start()
         try:
             async with self._subscribe(start) as feed:

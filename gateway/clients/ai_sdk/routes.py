@@ -30,6 +30,7 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.streaming.frame_writer import FRAMES_MAX
+from tailrace.gateway.streaming.held_stream import HeldStream
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext, refuse_when_draining
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -86,7 +87,7 @@ async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnRea
     if index is not None and index > 0 and request.method == "GET":
         # The workflow transport treats every status but 200 as final, so it waits inside the stream.
         find = partial(find_chunk, streams, blob_store, tenant, name, index, is_replay=is_replay)
-        return EventStream(StreamAccess(streams, request), find, UI, waits_for_log=True)
+        return HeldStream(StreamAccess(streams, request), find, UI)
     refuse_when_draining(streams.draining)
     if index is not None:
         start = await find_chunk(streams, blob_store, tenant, name, index, is_replay=is_replay)

@@ -12,6 +12,7 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.media_type import accepted
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import EventStream
+from tailrace.gateway.streaming.held_stream import HeldStream
 from tailrace.gateway.streaming.pacing import Pace, pace_of
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext, refuse_when_draining
@@ -109,10 +110,10 @@ def stream_of(
 ) -> EventStream:
     """Returns the stream after `cursor`. Raises Refused when this gateway drains and the client can retry by itself."""
     # An EventSource that reconnects treats 503 as final: it waits inside the stream instead.
-    waits_for_log = bool(cursor) and dialect.is_self_delimited and request.method == "GET"
-    if not waits_for_log:
-        refuse_when_draining(access.streams.draining)
-    return EventStream(access, key, dialect, cursor, waits_for_log=waits_for_log, pace=pace)
+    if cursor and dialect.is_self_delimited and request.method == "GET":
+        return HeldStream(access, key, dialect, cursor, pace=pace)
+    refuse_when_draining(access.streams.draining)
+    return EventStream(access, key, dialect, cursor, pace=pace)
 
 
 def cursor_of(request: ApiRequest, *, has_proof: bool = False) -> Seq:

@@ -30,6 +30,7 @@ from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import is_newest_first, limit_of, list_page
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.event_stream import EventStream, Start
+from tailrace.gateway.streaming.held_stream import HeldStream
 from tailrace.gateway.streaming.response import StreamedResponse
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext, refuse_when_draining
@@ -130,7 +131,8 @@ async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnR
     if flag(request, "snapshot"):
         raise Refused("request_invalid", "`snapshot` begins at the start: send it without `starting_after`")
     start = Start(key, seen=parse_cursor(after) + 1)
-    return EventStream(StreamAccess(streams, request), start, OPENAI_RESPONSES, waits_for_log=request.method == "GET")
+    stream = HeldStream if request.method == "GET" else EventStream
+    return stream(StreamAccess(streams, request), start, OPENAI_RESPONSES)
 
 
 async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:
