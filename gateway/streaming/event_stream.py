@@ -142,9 +142,9 @@ class EventStream(StreamedResponse):
         await self._access.permit.acquire()
         if self._cursor:
             metrics.RESUMED.inc()
-        if self._pace is None:
-            reader.timings = StreamTimings(feed, self._dialect.name, self._cursor, self._access.requested_at)
-        writer = self._writer(send, reader.note_write)
+        # A paced stream has no waiting times of its own.
+        timings = StreamTimings(reader, feed, self._access.requested_at) if self._pace is None else None
+        writer = self._writer(send, (timings or reader).note_write)
         with metrics.STREAMS.labels(self._dialect.name).track_inprogress():
             await self.begin(send, 200)
             life_s = self._streams.settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret

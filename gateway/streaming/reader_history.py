@@ -11,7 +11,6 @@ import structlog
 
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.response import Cause
-from tailrace.gateway.streaming.stream_timings import StreamTimings
 from tailrace.proto.entries import Stored
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
@@ -38,8 +37,6 @@ class Reader:
         self.closed_at: datetime | None = None
         self.ending: Ending = "open"
         self.started = time.monotonic()
-        self.timings: StreamTimings | None = None
-        """Measures the writes of a stream that is sent at once."""
         request = feed.request
         self.request = {} if request is None else {"session": request.session, "model": request.model}
 
@@ -49,7 +46,7 @@ class Reader:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self.closed_at, self.timings = datetime.now(UTC), None
+        self.closed_at = datetime.now(UTC)
         if self.ending == "open":
             self.ending = "failed"
         is_ended = self.ending == "ended"
@@ -66,11 +63,8 @@ class Reader:
 
     def note_write(self, entries: Sequence[Stored], start: int, end: int) -> None:
         """Notes a write of the entries from index `start` to `end`, the end not included."""
-        if start == end:
-            return
-        self.written = entries[end - 1].seq
-        if self.timings is not None:
-            self.timings.note_write(entries, start, end)
+        if start < end:
+            self.written = entries[end - 1].seq
 
     def close(self, cause: Cause, *, is_complete: bool = False) -> None:
         """Notes why the stream is closed."""

@@ -6,30 +6,35 @@ from collections.abc import Sequence
 
 from tailrace.gateway import metrics
 from tailrace.gateway.streaming.fanout import TurnFeed
+from tailrace.gateway.streaming.reader_history import Reader
 from tailrace.proto import events
 from tailrace.proto.entries import Event, Stored
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.clock import age_s
 
 
 class StreamTimings:
-    """One stream of `feed`, from `cursor` on. Entries that were stored before it began are not measured."""
+    """One stream of `feed` to `reader`. Entries that were stored before it began are not measured."""
 
-    def __init__(self, feed: TurnFeed, dialect: str, cursor: Seq, requested_at: float) -> None:
+    def __init__(self, reader: Reader, feed: TurnFeed, requested_at: float) -> None:
         """`requested_at` is when the stream's request came, in `time.monotonic()`."""
+        self._reader = reader
         self._live_from = len(feed.entries)
         self._resumed_at: float | None = None
         self._last_at: float | None = None
         self._first_token = None
-        if cursor != BEFORE_FIRST:
-            metrics.REPLAYED.observe(len(feed.seqs) - bisect_right(feed.seqs, cursor))
+        if reader.cursor != BEFORE_FIRST:
+            metrics.REPLAYED.observe(len(feed.seqs) - bisect_right(feed.seqs, reader.cursor))
             self._resumed_at = requested_at
         elif not any(map(is_delta, feed.entries)):
-            self._first_token = metrics.FIRST_TOKEN_S.labels(dialect)
+            self._first_token = metrics.FIRST_TOKEN_S.labels(reader.dialect)
 
     def note_write(self, entries: Sequence[Stored], start: int, end: int) -> None:
-        """Measures a write of the entries from index `start` to `end`, the end not included; at least one."""
+        """Notes a write, as `Reader.note_write` does, and measures it."""
+        self._reader.note_write(entries, start, end)
+        if start == end:
+            return
         now = time.monotonic()
         if self._resumed_at is not None:
             metrics.RESUME_S.observe(now - self._resumed_at, tracing.exemplar())
