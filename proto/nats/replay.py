@@ -167,8 +167,9 @@ async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain
         found, is_last = await server.read(key, Seq(cursor - 1))
         if found and found[0].seq == cursor:
             entry = found[0].entry
-            attempt = 0 if isinstance(entry, entries.Request) else getattr(entry, "attempt", 0)
-            return Chain(cursor, attempt, isinstance(entry, entries.End)), Page(found[1:], is_last)
+            # A request and an unreadable entry have no attempt.
+            chain = Chain(cursor, getattr(entry, "attempt", 0), isinstance(entry, entries.End))
+            return chain, Page(found[1:], is_last)
         # A server that has a later entry has all before it. One that has none may be behind, for as long as its
         # connection to the others is slow.
         if found or not await ask_twice(lambda: server.has_entry(key, cursor)):
