@@ -163,8 +163,7 @@ class JsonAnswer(StreamedResponse):
         is_repeatable: bool,
     ) -> None:
         """`fails_again`: a repeated request gets the same turn also if it has failed."""
-        headers = {"cache-control": "no-store", "tailrace-turn": key.turn, **headers}
-        super().__init__(headers, is_repeatable=is_repeatable)
+        super().__init__({"cache-control": "no-store", **headers}, is_repeatable=is_repeatable)
         self._fails_again = fails_again
         self._access = access
         self._key = key
