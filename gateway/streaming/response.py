@@ -111,11 +111,9 @@ class StreamedResponse:
         self._first_bytes = discard_partial_event(scope)
         try:
             await self.respond(scope, receive, send)
-        except TurnFailed:
-            raise
-        except Exception:
-            # Also a lack of memory: the SDKs repeat a POST after a 503.
-            if not self._is_repeatable:
+        except Exception as error:
+            # Also after a lack of memory: the SDKs repeat a POST after a 503.
+            if not (self._is_repeatable or isinstance(error, TurnFailed)):
                 self.add_headers(NO_RETRY)
             raise
 
