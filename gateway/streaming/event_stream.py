@@ -64,7 +64,6 @@ class EventStream(StreamedResponse):
         waits_for_answer: bool = False,
         fails_again: bool = False,
         pace: Pace | None = None,
-        is_repeatable: bool = True,
     ) -> None:
         """Streams the entries after `cursor`; or, if `start.seen` is set, the events after the first `seen` ones.
 
@@ -72,12 +71,9 @@ class EventStream(StreamedResponse):
         `snapshot`: renders the answer so far, which is sent at once; the stream continues after it.
         `waits_for_answer`: the status is sent when the model begins to answer, or after one heartbeat interval. If the
         turn fails earlier, the response is an HTTP error. `fails_again`: a repeated request would get that error, too.
-        `pace`: stored entries are sent at this pace instead of at once. `is_repeatable`: see StreamedResponse.
+        `pace`: stored entries are sent at this pace instead of at once.
         """
-        super().__init__(
-            {"content-type": dialect.media_type, **sse.HEADERS, **dialect.headers, **(headers or {})},
-            is_repeatable=is_repeatable,
-        )
+        super().__init__({"content-type": dialect.media_type, **sse.HEADERS, **dialect.headers, **(headers or {})})
         self._access = access
         self._streams = access.streams
         self._start = Start(start) if isinstance(start, TurnKey) else start

@@ -90,11 +90,11 @@ class TurnFailed(Refused):
 class StreamedResponse:
     """An ASGI response whose body is written in `respond`. Errors before its first byte have an HTTP status."""
 
-    def __init__(self, headers: Mapping[str, str], *, is_repeatable: bool = True) -> None:
-        """`is_repeatable`: a repeated request gets the same turn. If not, it starts another one while this one runs."""
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.is_repeatable = True
+        """Whether a repeated request gets the same turn. If not, it starts another one while this one runs."""
         self._headers = dict(headers)
         self._error_headers: dict[str, str] = {}
-        self._is_repeatable = is_repeatable
         self._first_bytes = b""
         self.is_begun = False
 
@@ -113,7 +113,7 @@ class StreamedResponse:
             await self.respond(scope, receive, send)
         except Exception as error:
             # Also after a lack of memory: the SDKs repeat a POST after a 503.
-            if not (self._is_repeatable or isinstance(error, TurnFailed)):
+            if not (self.is_repeatable or isinstance(error, TurnFailed)):
                 self.add_headers(NO_RETRY)
             raise
 

@@ -97,7 +97,7 @@ class Responder:
         pace = pace_of(request)
         idempotency_key = idempotency_key_of(request) or idempotency_key
         cursor = cursor_of_post(request)
-        fails_again, is_repeatable = is_chosen(idempotency_key), bool(idempotency_key or cursor)
+        fails_again = is_chosen(idempotency_key)
         submission = TurnSubmission(
             request.principal,
             raw,
@@ -123,12 +123,12 @@ class Responder:
                 waits_for_answer=waits_for_answer and cursor is None,
                 fails_again=fails_again,
                 pace=pace,
-                is_repeatable=is_repeatable,
             )
         else:
-            response = JsonAnswer(access, key, render, headers, fails_again=fails_again, is_repeatable=is_repeatable)
+            response = JsonAnswer(access, key, render, headers, fails_again=fails_again)
         # An error that replaces the response, such as the turn's own, names the turn, too.
         response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn, "x-request-id": key.turn})
+        response.is_repeatable = bool(idempotency_key or cursor)
         return response
 
 
@@ -160,10 +160,9 @@ class JsonAnswer(StreamedResponse):
         headers: Mapping[str, str],
         *,
         fails_again: bool,
-        is_repeatable: bool,
     ) -> None:
         """`fails_again`: a repeated request gets the same turn also if it has failed."""
-        super().__init__({"cache-control": "no-store", **headers}, is_repeatable=is_repeatable)
+        super().__init__({"cache-control": "no-store", **headers})
         self._fails_again = fails_again
         self._access = access
         self._key = key

@@ -51,10 +51,9 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
         if "text/event-stream" in accepted(request.headers):
             access, key = await responder.submit_for_stream(request, new_turn, raw)
             headers, cursor = {"location": f"/v1/turns/{key.turn}"}, cursor_of_post(request) or BEFORE_FIRST
-            response = EventStream(
-                access, key, dialect, cursor, headers=headers, pace=pace, is_repeatable=is_repeatable(request)
-            )
+            response = EventStream(access, key, dialect, cursor, headers=headers, pace=pace)
             response.add_headers({"tailrace-turn": key.turn})
+            response.is_repeatable = is_repeatable(request)
             return response
         key, entry = await responder.submit(request, new_turn, raw)
     except Refused as refused:

@@ -96,16 +96,17 @@ async def respond_in_background(
 ) -> ASGIApp:
     """Answers with the response as it is after it was stored, usually `queued`."""
     key, entry = await responder.submit(request, new_turn, raw, added_bytes=added_bytes)
-    response = _StoredResponse(turns, key, headers, is_repeatable=is_repeatable(request))
+    response = _StoredResponse(turns, key, headers)
     response.add_headers({"tailrace-turn": key.turn, **names_of(key, entry)})
+    response.is_repeatable = is_repeatable(request)
     return response
 
 
 class _StoredResponse(StreamedResponse):
     """The response object of a turn as far as it is stored."""
 
-    def __init__(self, turns: TurnReader, key: TurnKey, headers: Mapping[str, str], *, is_repeatable: bool) -> None:
-        super().__init__(headers, is_repeatable=is_repeatable)
+    def __init__(self, turns: TurnReader, key: TurnKey, headers: Mapping[str, str]) -> None:
+        super().__init__(headers)
         self._turns = turns
         self._key = key
 
