@@ -102,11 +102,10 @@ class TurnSubmitter:
     async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> StoredTurn:
         """Like `submit`, but stores the entry that `build` makes. Runs only the features of `admit` and `stored`."""
         refuse_when_draining(self._draining)
-        has_key = submission.idempotency_key is not None
         async with submission.cleanup:
             submission.body_sha256 = await hash_body(submission.raw)
             # Look for a repeat before `build`, which may interrupt a running turn: perhaps the turn of this very POST.
-            if has_key and (repeated := await self._find_repeat(submission)) is not None:
+            if (repeated := await self._find_repeat(submission)) is not None:
                 return repeated
             # Check this before blobs are stored: those of a refused turn would fill the disk, too.
             self._fullness.require_room()
@@ -116,10 +115,10 @@ class TurnSubmitter:
             except Refused:
                 # A refused request claims no key. But a concurrent POST with the same key may have stored its turn, and
                 # that turn may be the reason for this refusal: return it.
-                if has_key and (repeated := await self._find_repeat(submission)) is not None:
+                if (repeated := await self._find_repeat(submission)) is not None:
                     return repeated
                 raise
-            if has_key and (repeated := await self._claim(submission)) is not None:
+            if (repeated := await self._claim(submission)) is not None:
                 return repeated
             try:
                 async with self._expect(submission.turn) if submission.is_followed else nullcontext():
@@ -141,7 +140,7 @@ class TurnSubmitter:
 
         async def may_interrupt() -> bool:
             # A concurrent POST with the same key may have stored its turn, which would be the one to interrupt.
-            return submission.idempotency_key is None or await self._find_repeat(submission) is None
+            return await self._find_repeat(submission) is None
 
         position = await self._conversations.find_position(principal.tenant, new_turn, may_interrupt)
         models = await self._catalogue.offer(principal.tenant)
@@ -180,21 +179,23 @@ class TurnSubmitter:
         return stored
 
     async def _find_repeat(self, submission: Submission) -> StoredTurn | None:
-        """Returns the turn that was stored for the idempotency key, or None.
+        """Returns the turn that was stored for the idempotency key; None without one, or without a key.
 
         Raises Refused if the key was used with another body.
         """
-        assert submission.idempotency_key is not None  # noqa: S101
+        if submission.idempotency_key is None:
+            return None
         claim = await self._claims.find(submission.principal.tenant, submission.idempotency_key)
         return await self._adopt(submission, claim) if claim is not None else None
 
     async def _claim(self, submission: Submission) -> StoredTurn | None:
-        """Claims the idempotency key for the submission. Returns the turn that another POST has stored for it, or None.
+        """Claims the idempotency key, if there is one. Returns the turn that another POST has stored for it, or None.
 
         A claim whose turn was deleted is replaced.
         """
         (tenant, own_turn), idempotency_key = submission.own_turn, submission.idempotency_key
-        assert idempotency_key is not None  # noqa: S101
+        if idempotency_key is None:
+            return None
         own_claim = Claim(own_turn, submission.body_sha256)
         claim = await self._claims.claim(tenant, idempotency_key, own_claim)
         while claim != own_claim:
