@@ -5,13 +5,13 @@ see the start message of a success, and every message of an error. The body of a
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http import error_responses
-from tailrace.proto.errors import LogError, Refused
+from tailrace.proto.errors import Refused
 
 # The type of a message that no server knows. The layers pass it on: they only look at the types of ASGI.
 DEFERRED = "tailrace.response.deferred"
@@ -19,11 +19,11 @@ INTERRUPTED = "this gateway is shutting down, and the request may have had an ef
 
 
 async def defer(
-    response: ASGIApp, scope: Scope, receive: Receive, send: Send, error_headers: Mapping[str, str]
+    response: ASGIApp, scope: Scope, receive: Receive, send: Send, render_error: Callable[[Exception, Scope], ASGIApp]
 ) -> None:
     """Hands `response` over to the `send_deferred` around the layers, and returns before it is sent.
 
-    An error before its start message becomes an error response with `error_headers`. A later one is raised.
+    `render_error` returns the response for an error before its start message. A later error is raised.
     """
     # None as soon as a success has begun, so that the layers' `send` is released.
     through_layers: Send | None = send
@@ -46,11 +46,7 @@ async def defer(
         except Exception as error:
             if is_begun:
                 raise
-            if isinstance(error, Refused | LogError):
-                failure = error_responses.render_error(error, scope, error_headers)
-            else:
-                failure = error_responses.render_unexpected_error(error, error_headers)
-            await failure(scope, receive, send_either)
+            await render_error(error, scope)(scope, receive, send_either)
 
     await send({"type": DEFERRED, "respond": respond})
 

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from typing import Generic, Literal, NamedTuple, Self, TypeVar
 
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway.http.deferred_response import defer
-from tailrace.gateway.http.error_responses import NO_RETRY
+from tailrace.gateway.http.error_responses import NO_RETRY, render_error, render_unexpected_error
 from tailrace.gateway.http.partial_event import discard_partial_event
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.runtime.flag import Flag
 
 T = TypeVar("T")
@@ -105,20 +106,20 @@ class StreamedResponse:
             self._error_headers.update(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await defer(self._respond, scope, receive, send, self._error_headers)
-
-    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._first_bytes = discard_partial_event(scope)
-        try:
-            await self.respond(scope, receive, send)
-        except Exception as error:
-            # Also after a lack of memory: the SDKs repeat a POST after a 503.
-            if not (self.is_repeatable or isinstance(error, TurnFailed)):
-                self.add_headers(NO_RETRY)
-            raise
+        await defer(self.respond, scope, receive, send, self._render_error)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError
+
+    def _render_error(self, error: Exception, scope: Scope) -> Response:
+        """Returns the response for an error before the first byte."""
+        # Also after a lack of memory: the SDKs repeat a POST after a 503.
+        if not (self.is_repeatable or isinstance(error, TurnFailed)):
+            self._error_headers.update(NO_RETRY)
+        if isinstance(error, Refused | LogError):
+            return render_error(error, scope, self._error_headers)
+        return render_unexpected_error(error, self._error_headers)
 
     async def begin(self, send: Send, status: int) -> None:
         """Sends status and headers, once."""

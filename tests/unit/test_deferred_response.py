@@ -9,8 +9,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tailrace.gateway.http.deferred_response import defer, send_deferred
+from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.http.error_responses import response as error_response
+from tailrace.gateway.streaming.response import StreamedResponse
 from tailrace.proto.errors import Refused
 
 Respond = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -34,14 +35,24 @@ class Layer:
         self._seen.append("returned")
 
 
+class Deferred(StreamedResponse):
+    """A response that calls `respond`."""
+
+    def __init__(self, respond: Respond) -> None:
+        super().__init__({})
+        self._call = respond
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._call(scope, receive, send)
+
+
 def client(respond: Respond, seen: list[str]) -> TestClient:
     """Returns a client of an application whose only route defers `respond`."""
 
-    async def deferred(scope: Scope, receive: Receive, send: Send) -> None:
-        await defer(respond, scope, receive, send, {"x-turn": "t"})
-
     async def endpoint(_: object) -> ASGIApp:
-        return deferred
+        response = Deferred(respond)
+        response.add_headers({"x-turn": "t"})
+        return response
 
     app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(Layer, seen=seen)])
     return TestClient(send_deferred(app), raise_server_exceptions=False)
