@@ -22,7 +22,8 @@ Outcome = Literal["completed", "cancelled", "failed"]
 Via = Literal["messages", "message_batches"]
 """The Anthropic API that answers: Messages or Message Batches."""
 
-# The backend of attempts whose content is the same from every generator, derived from the message batch's id (R67).
+# The `backend` of an attempt whose answer is a result of a message batch. Every generator writes the same bytes for it,
+# because its `generator` is the id of the message batch (PROTOCOL R67).
 MESSAGE_BATCHES = "message_batches"
 
 
@@ -36,7 +37,11 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """A limit's counter that `amount` was added to for the turn; or a slot: then `amount` is its sequence."""
+    """What a limit has reserved for a turn: an amount of a counter, or a slot.
+
+    `subject` names the counter or the slot. `amount` was added to the counter; for a slot (`unit` is `slot`), it is the
+    sequence of the slot's message.
+    """
 
     subject: str
     unit: Literal["tokens", "nusd", "slot"]
@@ -44,16 +49,16 @@ class Reservation(msgspec.Struct, frozen=True):
 
 
 class BatchSource(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The requests of another API that a batch was created from: those of OpenAI's or of Anthropic's batches."""
+    """Where the inputs of a batch come from, if it was created through OpenAI's or Anthropic's batch API."""
 
     file: str | None
-    """The uploaded file that had them, which may have been deleted since. None: the body of the batch had them."""
+    """The id of the uploaded file with the requests, which may have been deleted since. None: they were in the body."""
     endpoint: str
-    """The path of the route that each of them is a request for."""
+    """The path of the route to which each request is addressed."""
     refused: int = 0
-    """How many of them were refused. The blob has a line for each of these after the inputs."""
+    """The number of refused requests. The blob of the batch has a line for each of them after the inputs."""
     is_invalid: bool = False
-    """Whether none runs, because some lines of the file are no requests: the refused lines are OpenAI's `errors`."""
+    """Whether the batch runs no input, because a line of the file is not a request. The refused lines say why."""
 
 
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -116,9 +121,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     traceparent: str | None = None
     """The span of the client's request (W3C Trace Context); None while traces are off."""
     body_sha256: str | None = None
-    """The SHA-256 of the body that a repeated POST must have to resume this turn. None: it cannot be resumed by one."""
+    """The SHA-256 of the body. A POST with the same body may resume the turn. None: no POST can resume it."""
     submission: TurnId | None = None
-    """A new id if the turn's id is that of another POST's claim, so that the entries of both POSTs differ."""
+    """An id that only this POST has, if another POST has claimed the turn's id: the entries of both then differ."""
     encryption_key: bytes | None = None
     """The key of the turn's other entries (PROTOCOL R113). None: they are not encrypted."""
 
@@ -134,7 +139,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     misfit: str | None = None
     """Why the previous, complete answer does not fit the schema. It is sent to the model with the repeated request."""
     is_hedge: bool = False
-    """A hedge: its call ran beside that of the previous attempt and had its first token earlier."""
+    """Whether the attempt is a hedge: its call ran beside that of the previous attempt, and had a token earlier."""
     traceparent: str | None = None
     """The attempt's span; None while traces are off."""
 
@@ -144,7 +149,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `is_hidden` marks an event that only counts for the usage, such as a continuation's `message_start`. It is not sent
     to readers.
-    `left_out` is how many bytes of text of the call, before this event, are not stored (PROTOCOL R70).
+    `left_out`: how many bytes of the call's text since the stored event before this one are not stored (PROTOCOL R70).
     """
 
     prev: Seq
@@ -155,7 +160,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The progress of a batch: `done` of its turns are completed, `failed` ended otherwise."""
+    """The progress of a batch with `of` turns: `done` of them are completed, and `failed` have ended otherwise."""
 
     prev: Seq
     attempt: int
@@ -206,10 +211,10 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Other fields of the model's `message_delta` and of its usage, unchanged."""
     usage: Usage = Usage()
     usage_is_estimated: bool = False
-    """A call broke off before the model reported its output tokens."""
+    """Whether a call broke off before the model had reported its output tokens."""
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
     cost_is_unknown: bool = False
-    """The model's price is unknown; `cost_nano_usd` is then 0."""
+    """Whether the model's price is unknown; `cost_nano_usd` is then 0."""
     schema_valid: bool | None = msgspec.field(default=None, name="fits")
     """Whether the answer is valid by the turn's JSON Schema; None: it has no schema, or it could not be checked."""
     error: Failure | None = None

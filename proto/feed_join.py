@@ -18,8 +18,8 @@ class FeedJoin:
     `chain` is the chain of all accepted entries. The log has been read up to the sequence `read_upto`, and is known to
     have entries up to `stored_upto`. `skipped` counts stored entries that are not valid.
 
-    `confirmed` is the part of the chain that is certainly valid. A read of the log has confirmed each of its entries;
-    or the entry came from the feed, and the stream has no entry between it and its predecessor, so no rival.
+    `confirmed` is the part of the chain that is certainly valid. Each of its entries was read from the log; or it came
+    from the feed, and its sequence is the next one of the stream after its predecessor, so that it has no rival.
     """
 
     def __init__(self, chain: Chain = START, confirmed: Chain = START) -> None:

@@ -51,11 +51,11 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     attempt_traceparent: str | None = None
     """The span of the last attempt, if it was traced."""
     fruitless: int = 0
-    """The last attempts, in a row, that stored nothing new. Hedges and attempts that were handed over do not count."""
+    """How many attempts in a row, up to the last one, stored nothing new, without hedges and handed-over attempts."""
     furthest: int = 0
-    """The most that was stored of an answer, in characters and closed blocks, also of one that was restarted later."""
-    message_calls: int = 0
-    """How many of `calls_before` came before the current answer: those of answers that were restarted."""
+    """The length of the longest answer so far, in characters and closed blocks. Restarted answers count, too."""
+    discarded_calls: int = 0
+    """How many of `calls_before`, from the first one on, did not write the current answer, but restarted ones."""
     message: events.MessageHead | None = None
     """The head of the message whose start readers have received; None before that, and after a restart."""
     blocks: tuple[Block, ...] = ()
@@ -63,7 +63,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     envelope: dict[str, Any] = {}
     """Further fields of the message: see tailrace.proto.events.envelope."""
     misfit: str | None = None
-    """Why an earlier answer was rejected: it did not match the schema. None if no answer was rejected."""
+    """Why an earlier, complete answer was rejected: how it does not fit its schema. None if none was rejected."""
     rejected: str = ""
     """The text of the rejected answer, or the arguments of the tool call that it consists of."""
     calls_before: tuple[CallUsage, ...] = ()
@@ -105,7 +105,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def generated_tokens(self) -> int:
         """The output tokens of all calls that wrote the current answer. A restart begins anew."""
-        return sum(call.output_tokens for call in self.calls[self.message_calls :])
+        return sum(call.output_tokens for call in self.calls[self.discarded_calls :])
 
     @property
     def is_usage_estimated(self) -> bool:
@@ -271,8 +271,9 @@ class Folding:
         self.was_estimated = turn.was_estimated
         self.fruitless = turn.fruitless
         self.furthest = turn.furthest
+        # The length of the current answer, as `furthest` counts it.
         self.reached = sum(len(block.text) + block.is_closed for block in turn.blocks)
-        self.message_calls = turn.message_calls
+        self.discarded_calls = turn.discarded_calls
         self.first_token_at = turn.first_token_at
         self.last_entry_at = turn.last_entry_at
         self.worked = turn.worked
@@ -315,7 +316,7 @@ class Folding:
                 self.close_call()
                 if mode != "continue":
                     self.blocks.clear()
-                    self.reached, self.message_calls = 0, len(self.calls_before)
+                    self.reached, self.discarded_calls = 0, len(self.calls_before)
                     self.envelope = {}
                     self.changes |= {"message": None, "stop": events.StopReason()}
             case Progress() as progress:
@@ -396,7 +397,7 @@ class Folding:
             was_estimated=self.was_estimated,
             fruitless=self.fruitless,
             furthest=self.furthest,
-            message_calls=self.message_calls,
+            discarded_calls=self.discarded_calls,
             first_token_at=self.first_token_at,
             last_entry_at=self.last_entry_at,
             worked=self.worked,

@@ -91,7 +91,7 @@ class Health:
 
 
 HEALTH = Health()
-# Both are public: they tell nothing else. The paths are those of the gateway.
+# Without authentication: the answers contain nothing but the status. The gateway has the same paths.
 HEALTH_CHECKS = {"/healthz": HEALTH.is_alive, "/readyz": lambda: HEALTH.is_ready}
 
 S = TypeVar("S", bound=ProcessSettings)
@@ -108,7 +108,7 @@ class Stop(asyncio.Event):
     def __init__(self) -> None:
         super().__init__()
         self.now = asyncio.Event()
-        """Whether to hand over what still runs, at once."""
+        """Set when this process must hand over at once what still runs."""
 
     def signal(self) -> None:
         """Handles SIGTERM or SIGINT: the first sets this event, the second also sets `now`."""

@@ -48,8 +48,9 @@ class Delivery:
         self.at = stored_at(message.reply)
         """When the entry was stored, by the server's clock."""
         self.times = int(message.metadata.num_delivered or 1)
+        """How many times the entry was delivered, this delivery included."""
         self.number = int(message.metadata.sequence.consumer)
-        """The consumer numbers all its deliveries, without gaps."""
+        """The number of this delivery among all deliveries of the consumer, which counts them from 1 without gaps."""
         part = part_of_batch(self.key.turn, message.data)
         self.is_batch = part == "batch"
         """Whether the entry is the request of a batch (PROTOCOL R63)."""
@@ -93,9 +94,10 @@ class Delivery:
 
 
 async def _discard_invalid(delivery: Delivery) -> bool:
-    """Acknowledges an entry for whose turn the log cannot be read. Returns whether it did.
+    """Acknowledges an entry whose subject names no valid turn. Returns whether it did.
 
-    A compromised process may store an entry under any token, `*` included (ADR 23). It would be delivered for ever.
+    A compromised process may store an entry under any token, `*` included (ADR 23). Such a turn cannot be read, so the
+    entry would be delivered again without end.
     """
     if is_token(delivery.key.tenant) and is_token(delivery.key.turn):
         return False
