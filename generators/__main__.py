@@ -71,7 +71,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
     deliveries = await Deliveries.open(connection, GENERATORS)
     retry = Retry(tries_max=settings.call_tries_max, wait_s=settings.call_wait_s, wait_max_s=settings.call_wait_max_s)
     blobs = BlobLoader(BlobStore(connection), FairSemaphore(settings.large_bytes_max))
-    services, hedges = Rpc(connection), HedgeRpc(connection)
+    rpc, hedges = Rpc(connection), HedgeRpc(connection)
     settlement = Settlement(Counters(connection), Slots(connection))
     races = None
     if settings.hedge_after_s:
@@ -104,8 +104,8 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             tenant_share=settings.tenant_share,
         )
         handlers = ModelRpc(claude, MessageBatchesApi(claude.client), blobs, orders).handlers if claude else {}
-        endpoints = await services.serve(GENERATORS, VERSION, handlers)
-        await services.serve_health(GENERATORS, worker.report_health)
+        endpoints = await rpc.serve(GENERATORS, VERSION, handlers)
+        await rpc.serve_health(GENERATORS, worker.report_health)
         if races is not None:
             taker = HedgeTaker(worker, runner, log, orders)
             await hedges.serve(taker.has_free_slot, taker.start_hedge)

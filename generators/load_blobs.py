@@ -23,8 +23,8 @@ EXPIRED = "a picture, document or long text of the request has expired: send it 
 class BlobLoader:
     """Loads blobs for calls. `semaphore` limits their bytes in memory; further calls wait, and tenants take turns."""
 
-    def __init__(self, bodies: BlobStore, semaphore: FairSemaphore) -> None:
-        self._bodies = bodies
+    def __init__(self, store: BlobStore, semaphore: FairSemaphore) -> None:
+        self._store = store
         self._semaphore = semaphore
 
     @asynccontextmanager
@@ -42,4 +42,4 @@ class BlobLoader:
             yield resolve(prompt, texts)
 
     async def _read(self, tenant: Tenant, blob: Blob) -> str:
-        return await long_strings.decode_text(await self._bodies.read(tenant, blob))
+        return await long_strings.decode_text(await self._store.read(tenant, blob))

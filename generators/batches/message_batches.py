@@ -50,20 +50,20 @@ from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
-# A request of a killed generator has reached Anthropic by then, or never will.
-SETTLED = timedelta(seconds=60)
+# A creation that a killed generator has requested reaches Anthropic within this time, or never.
+CREATION_DELAY_MAX = timedelta(seconds=60)
 # The clocks of this process and NATS may differ by this much.
-SKEW = timedelta(seconds=60)
-# The log keeps a batch for a day. Results of a batch that was stopped are not awaited longer than this.
-LIFE = timedelta(hours=23)
-# The wait between two polls; it doubles.
-LOOK_S = 0.5
-LOOK_MAX_S = 30.0
+SKEW_MAX = timedelta(seconds=60)
+# The results of a batch that was stopped are awaited until this long after its request: the log keeps it for a day.
+STOP_MAX = timedelta(hours=23)
+# The wait after the first poll, which doubles with each poll, and the longest one.
+POLL_WAIT_S = 0.5
+POLL_WAIT_MAX_S = 30.0
 # A server of Anthropic may not know a message batch for a minute, also some minutes after its creation, and answers 404
 # (anthropics/anthropic-sdk-python#1432). With the waits above, so many refusals in a row take five minutes.
 REFUSALS_MAX = 15
-# A cancelled creation is awaited for this long.
-ANSWER_WAIT_S = 10.0
+# When this process stops during a creation, it waits this long for the id of the message batch.
+CREATION_WAIT_S = 10.0
 WRITTEN_AT_ONCE = 16
 # The results are read at most this often, within a minute, while some are missing. Each result is paid for.
 RESULT_READS_MAX = 8
@@ -135,7 +135,7 @@ class MessageBatchSubmitter:
         Returns whether all of them are written. Raises LogError.
         """
         assert turn.asked_at is not None  # noqa: S101
-        left = turn.asked_at + LIFE - await self._log.now()
+        left = turn.asked_at + STOP_MAX - await self._log.now()
         # The id in the log comes first: another runner may have gone on with that message batch.
         name = (turn.progress.message_batch if turn.progress is not None else None) or tally.message_batch
         try:
@@ -161,7 +161,7 @@ class MessageBatchSubmitter:
             # The API's client ignores a refusal, which may come from a server that does not know the message batch yet.
             if (await self._call_with_retries(lambda: self._api.retrieve(name))).processing_status != "in_progress":
                 return
-            await asyncio.sleep(wait_s(tries))
+            await asyncio.sleep(poll_wait_s(tries))
 
     async def _find_created(self, key: TurnKey, turn: Turn, count: int) -> str | None:
         """Finds the message batch that an earlier runner created without storing its id; None if there is none.
@@ -171,7 +171,7 @@ class MessageBatchSubmitter:
         assert turn.asked_at is not None  # noqa: S101
         # The entries have times of the log's clock, and the list those of this machine's.
         ahead = datetime.now(UTC) - await self._log.now()
-        first, last = turn.asked_at + ahead - SKEW, datetime.now(UTC) + SETTLED
+        first, last = turn.asked_at + ahead - SKEW_MAX, datetime.now(UTC) + CREATION_DELAY_MAX
         ours: set[str] = {batch.child_key(key, number).turn for number in range(count)}
         # Inputs that were deleted before its creation are not in it.
         fewest = count - len(await self._find_deleted(key, ours))
@@ -180,7 +180,9 @@ class MessageBatchSubmitter:
         for tries in itertools.count():
             is_settled = datetime.now(UTC) >= last
             made = await self._call_with_retries(lambda: self._api.list_since(first))
-            candidates |= {one.id for one in made if fewest <= one.requests <= count and one.created_at <= last + SKEW}
+            candidates |= {
+                one.id for one in made if fewest <= one.requests <= count and one.created_at <= last + SKEW_MAX
+            }
             # Also those of earlier lists, because a later list may come from a server that is behind.
             for name in candidates - others:
                 is_ours = await self._is_of(name, ours)
@@ -190,7 +192,7 @@ class MessageBatchSubmitter:
                     others.add(name)
             if is_settled and candidates == others:
                 return None
-            await asyncio.sleep(wait_s(tries))
+            await asyncio.sleep(poll_wait_s(tries))
         raise AssertionError("the search ends with a result")
 
     async def _is_of(self, name: str, ours: set[str]) -> bool | None:
@@ -229,7 +231,7 @@ class MessageBatchSubmitter:
                 made = await asyncio.shield(creating)
             except asyncio.CancelledError:
                 # The message batch may be created nevertheless. `stop` needs its id.
-                await asyncio.wait({creating}, timeout=ANSWER_WAIT_S)
+                await asyncio.wait({creating}, timeout=CREATION_WAIT_S)
                 if creating.done() and creating.exception() is None:
                     tally.set_message_batch(creating.result().id)
                 creating.cancel()
@@ -244,7 +246,7 @@ class MessageBatchSubmitter:
                 tally.is_unclear = False
                 if error.code in REFUSED:
                     raise
-                await asyncio.sleep(max(wait_s(tries), min(error.retry_after_s or 0.0, LOOK_MAX_S)))
+                await asyncio.sleep(max(poll_wait_s(tries), min(error.retry_after_s or 0.0, POLL_WAIT_MAX_S)))
             else:
                 logger.info("message batch", turn=key.turn, message_batch=made.id, of=len(lines))
                 return made.id
@@ -279,13 +281,15 @@ class MessageBatchSubmitter:
         for tries in itertools.count():
             if (made := await self._call_with_retries(lambda: self._api.retrieve(name))).has_ended:
                 return made
-            await asyncio.sleep(wait_s(tries))
+            await asyncio.sleep(poll_wait_s(tries))
         raise AssertionError("the loop ends with a message batch")
 
     async def _write_all(
         self, key: TurnKey, turn: Turn, made: MessageBatch, lines: Sequence[bytes], tally: BatchTally, *, is_over: bool
     ) -> bool:
         """Writes each result as a turn; returns whether all results of `made` could be read.
+
+        Raises TurnUnknown if the batch was deleted, LogError.
 
         With `is_over` (the batch's log has an `end`), inputs without an answer get no turn.
         """
@@ -301,16 +305,14 @@ class MessageBatchSubmitter:
                 end = await self._write_turn(child, request, made.id, result, traceparent)
             except TurnUnknown:
                 # Deleted while it was written. If the batch was deleted, too, the other turns are not written.
-                if not await self._log.has_turn(key):
-                    raise
+                await self._log.require_turn(key)
                 end = None
             tally.add(end)
 
         async def write_some(some: dict[str, Result]) -> None:
             await self._wait_until_not_full()
             # Nothing is written for a batch that was deleted.
-            if not await self._log.has_turn(key):
-                raise TurnUnknown(f"the batch {key.turn} was deleted")
+            await self._log.require_turn(key)
             for failed in await asyncio.gather(*(write(*one) for one in some.items()), return_exceptions=True):
                 if isinstance(failed, BaseException):
                     raise failed
@@ -332,7 +334,7 @@ class MessageBatchSubmitter:
         is_complete = False
         for tries in range(RESULT_READS_MAX):
             if tries:
-                await asyncio.sleep(wait_s(tries - 1))
+                await asyncio.sleep(poll_wait_s(tries - 1))
             await self._call_with_retries(read)
             if is_complete := len(lines) - len(unread) >= made.requests:
                 break
@@ -446,7 +448,7 @@ class MessageBatchSubmitter:
                 if refusals == REFUSALS_MAX:
                     raise
                 logger.warning("Message Batches call failed", error=error.message, **error.log_fields)
-                await asyncio.sleep(max(wait_s(tries), min(error.retry_after_s or 0.0, LOOK_MAX_S)))
+                await asyncio.sleep(max(poll_wait_s(tries), min(error.retry_after_s or 0.0, POLL_WAIT_MAX_S)))
         raise AssertionError("the loop ends with a result or an error")
 
 
@@ -483,6 +485,6 @@ def mark_as_batch(message: dict[str, Any]) -> dict[str, Any]:
     return message | {"usage": usage | {"service_tier": "batch"}} if isinstance(usage, dict) else message
 
 
-def wait_s(tries: int) -> float:
+def poll_wait_s(tries: int) -> float:
     """Returns the wait after `tries` polls."""
-    return min(LOOK_S * 2.0 ** min(tries, 16), LOOK_MAX_S)
+    return min(POLL_WAIT_S * 2.0 ** min(tries, 16), POLL_WAIT_MAX_S)

@@ -43,13 +43,14 @@ INPUT_FILE_INVALID = "the input file has lines that are not requests of the batc
 EXPIRED = Failure("blob_expired", "the inputs of the batch have expired")
 LATE = Failure("deadline_exceeded", "the batch was not finished in time")
 BROKEN = Failure("internal", "the batch cannot be run: the logs of the generators have the traceback")
-# The log keeps a turn for a day: the last inputs need some hours of it to end and to be read.
-LIFE = timedelta(hours=20)
+# A batch fails this long after its request. The log keeps a turn for a day, so clients can read the results for some
+# hours after that.
+RUN_MAX = timedelta(hours=20)
 # A batch waits before the log is so full that gateways refuse interactive turns (TAILRACE_FULL_AT).
 FULL_AT = 0.8
 FULL_WAIT_S = 1.0
-# If the notice of an end is lost, the log is read after this time.
-LOOK_AGAIN_S = 5.0
+# If the live feed has lost the `end` of an input, the log is read after this time.
+REREAD_S = 5.0
 # The wait between two reads if the feed has shown an end that the read did not find.
 STALE_WAIT_S = 0.02
 STOPPED_AT_ONCE = 16
@@ -91,13 +92,12 @@ class BatchLane:
 
 
 class BatchRunner:
-    """Runs the batches of one process; `concurrency` is how many of their turns are in the queue at once, so that
-    other turns are not delayed."""
+    """Runs the batches of one process."""
 
     def __init__(
         self,
         log: TurnLog,
-        bodies: BlobStore,
+        blob_store: BlobStore,
         tombstones: Tombstones,
         counters: Counters,
         fullness: Callable[[], Awaitable[float]],
@@ -109,12 +109,13 @@ class BatchRunner:
         blobs: BlobLoader,
         orders: BackendOrders,
     ) -> None:
-        """Without `message_batches`, batches for Anthropic's Message Batches fail.
+        """At most `concurrency` turns of batches run or wait for a generator at once, so that other turns can start.
 
-        A batch fails after an unexpected error, if it has had `attempts_max` attempts in a row without progress.
+        Without `message_batches`, batches for Anthropic's Message Batches fail. A batch that has had `attempts_max`
+        attempts in a row without progress fails at the next unexpected error.
         """
         self._log = log
-        self._bodies = bodies
+        self._blob_store = blob_store
         self._tombstones = tombstones
         self._counters = counters
         self._fullness = fullness
@@ -137,7 +138,7 @@ class BatchRunner:
         spec = turn.request.batch
         assert spec is not None  # noqa: S101  # the delivery is a batch's
         try:
-            lines = batch.split_inputs(await self._bodies.read(key.tenant, Blob(spec.sha256, spec.bytes)))
+            lines = batch.split_inputs(await self._blob_store.read(key.tenant, Blob(spec.sha256, spec.bytes)))
         except BlobUnknown:
             if turn.end is None:
                 turn = await self._end(key, turn, "failed", EXPIRED)
@@ -204,7 +205,7 @@ class BatchRunner:
         logger.info("batch", turn=key.turn, of=len(inputs), attempt=attempt.attempt)
         numbers = iter(range(len(inputs)))
         # By the log's clock: a wrong clock of this machine would fail every batch.
-        left = turn.asked_at + LIFE - await self._log.now()
+        left = turn.asked_at + RUN_MAX - await self._log.now()
         try:
             async with asyncio.timeout(max(0.0, left.total_seconds())), asyncio.TaskGroup() as group:
                 watching = group.create_task(self._raise_when_ended(key))
@@ -286,8 +287,8 @@ class BatchRunner:
                 if waiting.done():
                     waiting.result()
                     await asyncio.sleep(STALE_WAIT_S)
-                elif not (await asyncio.wait({waiting}, timeout=LOOK_AGAIN_S))[0]:
-                    await self._require_known(child)
+                elif not (await asyncio.wait({waiting}, timeout=REREAD_S))[0]:
+                    await self._log.require_turn(child)
         except (TurnUnknown, EntryTooLarge) as error:
             logger.warning("a turn of a batch is gone", turn=child.turn, error=str(error))
             return None
@@ -308,10 +309,6 @@ class BatchRunner:
         except asyncio.CancelledError:
             await asyncio.wait({appending})
             raise
-
-    async def _require_known(self, child: TurnKey) -> None:
-        if not await self._log.has_turn(child):
-            raise TurnUnknown(f"the log has no turn {child.turn}")
 
     async def _append_progress(self, key: TurnKey, chain: Chain, tally: BatchTally) -> Chain:
         """Appends the batch's progress until all turns have ended. Ends during an append are joined in the next one."""

@@ -30,7 +30,8 @@ STALE_MAX_S = 5.0
 FIRST_ENTRIES = 6
 # A former leader that wakes up answers as if it still led; 11 ms were measured.
 WOKEN_WAIT_S = 0.1
-ASKED_AT_ONCE = 16
+# Concurrent requests to the leader of the stream.
+LOOKED_UP_AT_ONCE = 16
 
 
 async def read_turn_direct(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
@@ -208,7 +209,7 @@ async def find_stored(server: LogServer, keys: Iterable[TurnKey]) -> set[TurnKey
         if not left:
             break
         await asyncio.sleep(wait_s)
-        last = await gather_limited(lambda key: server.last_seq(key, "request"), left, ASKED_AT_ONCE)
+        last = await gather_limited(lambda key: server.last_seq(key, "request"), left, LOOKED_UP_AT_ONCE)
         found.update(key for key, seq in zip(left, last, strict=True) if seq != BEFORE_FIRST)
         left = [key for key in left if key not in found]
     return found

@@ -14,11 +14,10 @@ from tailrace.proto.nats import append, replay
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
 from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed
-from tailrace.proto.nats.replay import require_turn
 from tailrace.proto.subjects import TurnKey
 
-# After a failed read for an end. All turns of a process may wait for a leader at once.
-ASK_AGAIN_S = 1.0
+# The wait after a failed read for an end. All turns of a process may wait for a leader at once.
+REREAD_AFTER_ERROR_S = 1.0
 
 
 class TurnLog(JetStreamLog):
@@ -31,6 +30,7 @@ class TurnLog(JetStreamLog):
     read_turn_upto = replay.read_turn_upto
     read_ended_turn = replay.read_ended_turn
     find_stored = replay.find_stored
+    require_turn = replay.require_turn
 
     async def read_entries(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = PAGE_MAX) -> list[Stored]:
         """Returns the stored entries of a turn after `after`, at most `limit`, oldest first, valid or not (direct get).
@@ -81,7 +81,7 @@ class TurnLog(JetStreamLog):
     async def has_turn(self, key: TurnKey) -> bool:
         """Returns whether the turn's `request` is stored now. Raises LogUnavailable."""
         try:
-            await require_turn(self, key)
+            await self.require_turn(key)
         except TurnUnknown:
             return False
         return True
@@ -111,4 +111,4 @@ class TurnLog(JetStreamLog):
                     wait_s = REREAD_S
                 except LogError:
                     # Meanwhile the writer may pay for an answer that no reader gets.
-                    wait_s = ASK_AGAIN_S
+                    wait_s = REREAD_AFTER_ERROR_S

@@ -67,7 +67,7 @@ def run_until_killed(nats_url: str, claude_url: str, appends: int, *, is_batch: 
     TurnLog.append = killing_append  # type: ignore[assignment]
     # Each delta is an entry of its own: with joined deltas, the answer of a busy machine may have fewer appends.
     delta_buffer.JOINED_BYTES_MAX = 0
-    message_batches.LOOK_S = POLL_S
+    message_batches.POLL_WAIT_S = POLL_S
     asyncio.run(_serve_one(nats_url, claude_url, BatchRunner if is_batch else TurnRunner))
 
 

@@ -484,7 +484,7 @@ async def test_a_takeover_does_not_run_deleted_inputs(
 
 @pytest.mark.rule("R64")
 async def test_a_batch_above_its_time_limit_fails(own: VerifiedSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "LIFE", timedelta(seconds=1))
+    monkeypatch.setattr(batches, "RUN_MAX", timedelta(seconds=1))
     batch = await post_batch(own.gateway, build_inputs(5, SILENT), parallel=2)
     async with own.running_generator():
         turn = await own.batch_ended(batch)
@@ -498,7 +498,7 @@ async def test_a_batch_that_fails_counts_the_turns_that_ended_while_the_log_was_
     own: VerifiedSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log has space again when the time of the batch is over."""
-    monkeypatch.setattr(batches, "LIFE", timedelta(seconds=1))
+    monkeypatch.setattr(batches, "RUN_MAX", timedelta(seconds=1))
     monkeypatch.setattr("tailrace.generators.event_writer.FULL_WAIT_S", 0.1)
     batch = await post_batch(own.gateway, [build_inputs(2)[0], build_inputs(2, SILENT)[1]], parallel=2)
     append, ended_at = TurnLog.append, time.monotonic() + 2

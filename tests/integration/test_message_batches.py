@@ -97,9 +97,9 @@ async def own(own: OwnSystem, own_gateway: Gateway, tenant: Tenant) -> AsyncIter
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A generator that may have created a message batch looks for it for 0.2 seconds instead of a minute."""
-    monkeypatch.setattr(message_batches, "SETTLED", timedelta(seconds=0.2))
-    monkeypatch.setattr(message_batches, "LOOK_S", 0.02)
-    monkeypatch.setattr(message_batches, "LOOK_MAX_S", 0.1)
+    monkeypatch.setattr(message_batches, "CREATION_DELAY_MAX", timedelta(seconds=0.2))
+    monkeypatch.setattr(message_batches, "POLL_WAIT_S", 0.02)
+    monkeypatch.setattr(message_batches, "POLL_WAIT_MAX_S", 0.1)
 
 
 def inputs(count: int, line: str = "words=2 rate=0", tag: str = "b", **params: Any) -> list[dict[str, Any]]:
@@ -270,8 +270,8 @@ async def test_a_batch_fails_with_a_refused_api_key_and_without_anthropics_backe
 async def test_a_message_batch_that_was_deleted_at_anthropic_fails_the_batch(
     own: MessageBatchSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(message_batches, "LOOK_S", 0.5)
-    monkeypatch.setattr(message_batches, "LOOK_MAX_S", 0.5)
+    monkeypatch.setattr(message_batches, "POLL_WAIT_S", 0.5)
+    monkeypatch.setattr(message_batches, "POLL_WAIT_MAX_S", 0.5)
     monkeypatch.setattr(message_batches, "REFUSALS_MAX", 2)
     batch = await own.create(inputs(2, "words=2 wait=0.1"))
     async with own.running_generator():
@@ -285,7 +285,7 @@ async def test_a_message_batch_that_was_deleted_at_anthropic_fails_the_batch(
 async def test_a_batch_that_is_too_old_fails_and_keeps_its_answers(
     own: MessageBatchSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "LIFE", timedelta(seconds=2))
+    monkeypatch.setattr(batches, "RUN_MAX", timedelta(seconds=2))
     batch = await own.create(QUICK_AND_NEVER)
     async with own.running_generator():
         turn = await own.batch_ended(batch)
