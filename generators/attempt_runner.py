@@ -14,7 +14,7 @@ import structlog
 
 from tailrace.generators import metrics
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
-from tailrace.generators.continuation import Continuation, prepare_call
+from tailrace.generators.continuation import ContinuationMapper, prepare_call
 from tailrace.generators.delta_buffer import DeltaBuffer
 from tailrace.generators.event_writer import EventWriter
 from tailrace.generators.model_caller import Route
@@ -230,7 +230,7 @@ class AttemptRunner:
         opened: OpenAnswer,
         sink: Sink,
         buffer: DeltaBuffer,
-        continuation: Continuation | None,
+        continuation: ContinuationMapper | None,
     ) -> BackendError | None:
         """Puts the model's events into `sink`; returns the error that broke the answer off, if any."""
         meter = LeftOutMeter(sink)
@@ -253,7 +253,7 @@ class AttemptRunner:
             buffer.close()
         return None
 
-    def _wrap(self, turn: Turn, continuation: Continuation | None, sink: Sink) -> Sink:
+    def _wrap(self, turn: Turn, continuation: ContinuationMapper | None, sink: Sink) -> Sink:
         """Returns the sink of the model's events. The last of the features' sinks receives them first."""
         assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
         if continuation is not None:

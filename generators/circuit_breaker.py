@@ -46,13 +46,14 @@ class Breaker:
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
         self._clock = clock
-        self._turns: set[tuple[str, str]] = set()
-        """Tenant and id of turns whose calls have failed, TURNS_MIN at most."""
+        self._failed_turns: set[tuple[str, str]] = set()
+        """Tenant and id of turns whose calls have failed since the last answer, TURNS_MIN at most."""
         self._failing_since = 0.0
         self._probe_at: dict[str, float] = {}
         """For each tenant whose turns have failed, the time from which its next new turn is a probe."""
         self._is_open = False
-        self._code = ""
+        self._last_code = ""
+        """The code of the last failure."""
         metrics.BACKEND_DOWN.labels(name).set(0)
 
     def is_down(self, tenant: str) -> bool:
@@ -72,7 +73,7 @@ class Breaker:
             logger.info("backend answers again", backend=self._name)
             metrics.BACKEND_DOWN.labels(self._name).set(0)
         self._is_open = False
-        self._turns.clear()
+        self._failed_turns.clear()
         self._probe_at.clear()
 
     def note_failure(self, tenant: str, turn: str, error: BackendError) -> None:
@@ -81,16 +82,16 @@ class Breaker:
             self.note_answer()
             return
         now = self._clock()
-        if not self._turns:
+        if not self._failed_turns:
             self._failing_since = now
-        if len(self._turns) < TURNS_MIN:
-            self._turns.add((tenant, turn))
+        if len(self._failed_turns) < TURNS_MIN:
+            self._failed_turns.add((tenant, turn))
         is_known = tenant in self._probe_at
         # Turns that were begun before the breaker opened, and those of batches, do not postpone a probe.
         if (is_known and not self._is_open) or (not is_known and len(self._probe_at) < TENANTS_MAX):
             self._probe_at[tenant] = now + OPEN_S
-        self._code = error.code
-        if not self._is_open and len(self._turns) >= TURNS_MIN and now - self._failing_since >= FAILING_S:
+        self._last_code = error.code
+        if not self._is_open and len(self._failed_turns) >= TURNS_MIN and now - self._failing_since >= FAILING_S:
             logger.warning("backend is down", backend=self._name, **error.log_fields)
             metrics.BACKEND_DOWN.labels(self._name).set(1)
             self._is_open = True
@@ -98,8 +99,8 @@ class Breaker:
     def build_error(self, tenant: str) -> BackendError:
         """Returns the error of a turn that does not call the backend because it is down."""
         wait_s = math.ceil(max(1.0, self._probe_at[tenant] - self._clock()))
-        message = f"{self._name} is down: {CODES[self._code].meaning}"
-        return BackendError(self._code, message, retry_after_s=float(wait_s))
+        message = f"{self._name} is down: {CODES[self._last_code].meaning}"
+        return BackendError(self._last_code, message, retry_after_s=float(wait_s))
 
 
 class CircuitBreakers:
@@ -127,7 +128,7 @@ class CircuitBreakers:
             return turn
         if request.parent is not None and is_child_id(key.turn, request.parent):
             return turn
-        breakers = [self._breakers[source.backend] for source in self._orders.order_for(request.model).sources]
+        breakers = [self._breakers[one.backend] for one in self._orders.order_for(request.model).candidates]
         if all(breaker.is_down(key.tenant) for breaker in breakers):
             raise breakers[0].build_error(key.tenant)
         return turn
@@ -141,8 +142,8 @@ class CircuitBreakers:
         order = self._orders.order_for(model, last)
         if last:
             return order
-        down = [source for source in order.sources if self._breakers[source.backend].is_down(tenant)]
-        first, *others = [*(source for source in order.sources if source not in down), *down]
+        down = [one for one in order.candidates if self._breakers[one.backend].is_down(tenant)]
+        first, *others = [*(one for one in order.candidates if one not in down), *down]
         if self._breakers[first.backend].begin_probe(tenant):
             first = msgspec.structs.replace(first, is_single=bool(others))
         return BackendOrder((first, *others), order.untried)

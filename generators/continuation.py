@@ -39,7 +39,7 @@ CONTINUE_PROMPT = (
 TAIL_CHARS = 200
 # The API refuses a smaller thinking budget, and one that is not below `max_tokens`.
 THINKING_TOKENS_MIN = 1024
-# So much text that is left out is reported before the call ends.
+# After this many bytes of text that are left out, the log gets their number, although the call goes on.
 LEFT_OUT_BYTES_MAX = 4096
 
 
@@ -111,13 +111,13 @@ def prefill(text: str) -> str:
     return text.rstrip()
 
 
-def prepare_call(turn: Turn, mode: Mode) -> tuple[Call, "Continuation | None"]:
-    """Returns the call of an attempt, and the mapping of its events if it continues the stored message."""
+def prepare_call(turn: Turn, mode: Mode) -> tuple[Call, "ContinuationMapper | None"]:
+    """Returns the call of an attempt, and the mapper of its events if it continues the stored message."""
     assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
     request = turn.request
     if mode == "continue":
         call = limit_tokens(build_continuation_call(request, turn), tokens_left(turn))
-        return add_correction(call, turn), map_continuation(request, turn)
+        return add_correction(call, turn), build_mapper(request, turn)
     return add_correction(build_call(request), turn), None
 
 
@@ -133,7 +133,7 @@ def limit_tokens(call: Call, tokens: int) -> Call:
     return msgspec.structs.replace(call, max_tokens=tokens, options=options)
 
 
-class Continuation:
+class ContinuationMapper:
     """Maps the events of a continuing call onto the message that is stored so far."""
 
     def __init__(
@@ -148,7 +148,7 @@ class Continuation:
         """Characters of the stored text that the model repeated and that were left out."""
         self._open = len(blocks) - 1 if blocks and not blocks[-1].is_closed else None
         self._next = len(blocks)
-        # Until the first other block of the call.
+        # True until the call begins a block other than thinking.
         self._drops_thinking = bool(blocks)
         self._repetition = repetition
         # The new call's block whose text goes into the block that was open.
@@ -177,7 +177,7 @@ class Continuation:
         """Returns what an event of the new call becomes in the log: usually one event, sometimes none or two."""
         mapped = self._map(event)
         if not mapped and self._left_out >= LEFT_OUT_BYTES_MAX:
-            # So a process that dies, or a client that cancels, loses the count of little text.
+            # If the process dies, or a client cancels, the number of few bytes is lost.
             mapped, self._left_out = [report_left_out(self._left_out)], 0
         if mapped and self._left_out:
             mapped[0] = msgspec.structs.replace(mapped[0], left_out=self._left_out)
@@ -214,7 +214,7 @@ class Continuation:
     def _start(self, index: int, block: dict[str, Any]) -> list[ModelEvent]:
         kind = block.get("type")
         if kind in ("thinking", "redacted_thinking") and self._drops_thinking:
-            # Before it continues the model thinks again. Readers have seen the thoughts that led to the stored text.
+            # Before it continues, the model thinks again. Readers have the thinking that led to the stored text.
             self._targets[index] = None
             return []
         self._drops_thinking = False
@@ -282,11 +282,11 @@ class Continuation:
         return text
 
 
-def map_continuation(request: Request, turn: Turn) -> Continuation:
-    """Returns the mapping for the events of `build_continuation_call(request, turn)`."""
-    # Text of white space only is not sent; that call starts anew, and what it starts with is stored.
+def build_mapper(request: Request, turn: Turn) -> ContinuationMapper:
+    """Returns the mapper for the events of `build_continuation_call(request, turn)`."""
+    # If the stored text is only white space, the call does not contain it: nothing that the model writes repeats it.
     is_sent_whole = bool(turn.text.strip()) and not can_prefill(request)
     sent = turn.text if is_sent_whole else prefill(turn.text)
     open_text = turn.blocks[-1].text if turn.blocks and not turn.blocks[-1].is_closed else ""
     stop_sequences = StopSequenceFilter(open_text, (request.options or {}).get("stop_sequences"))
-    return Continuation(turn.blocks, RepetitionFilter(sent), turn.text[len(sent) :], stop_sequences)
+    return ContinuationMapper(turn.blocks, RepetitionFilter(sent), turn.text[len(sent) :], stop_sequences)

@@ -29,25 +29,25 @@ FAILOVER_CODES = frozenset(
 )
 
 
-class Source(msgspec.Struct, frozen=True):
-    """A backend, and its own name for the model if the operator configured one."""
+class Candidate(msgspec.Struct, frozen=True):
+    """A backend that may answer a turn, and its own name for the model if the operator configured one."""
 
     backend: str
     model_id: str | None = None
     is_single: bool = False
-    """Whether its call is not repeated before another backend is called."""
+    """Whether it is called once only, and then the next candidate."""
 
 
 class BackendOrder(msgspec.Struct, frozen=True):
     """The backends for one turn: the current one first, then those that follow. At least one."""
 
-    sources: tuple[Source, ...]
+    candidates: tuple[Candidate, ...]
     untried: int
-    """The number of `sources` that were not called for this turn yet. They come first."""
+    """The number of `candidates` that were not called for this turn yet. They come first."""
 
     @property
-    def current(self) -> Source:
-        return self.sources[0]
+    def current(self) -> Candidate:
+        return self.candidates[0]
 
     @property
     def is_repeat(self) -> bool:
@@ -57,12 +57,12 @@ class BackendOrder(msgspec.Struct, frozen=True):
     def after_failure(self, error: BackendError, *, has_begun: bool) -> "BackendOrder | None":
         """Returns the order after an attempt that failed with `error`; None if no backend could do better.
 
-        `has_begun`: readers have seen the beginning of an answer. If they have not, a refused request is taken as bad
-        for every backend, and a backend that failed is not called again: its attempt has repeated the call already.
+        `has_begun`: readers have seen the beginning of an answer. Otherwise, a request that one backend has refused is
+        not sent to another, and a failed backend is not called again: its attempt has repeated the call already.
         """
         if error.code not in FAILOVER_CODES or (error.code == "backend_refused_request" and not has_begun):
             return None
-        failed, *others = self.sources
+        failed, *others = self.candidates
         is_kept = has_begun and CODES[error.code].is_retryable
         left = (*others, failed) if is_kept else tuple(others)
         return BackendOrder(left, self.untried - 1) if left else None
@@ -71,32 +71,32 @@ class BackendOrder(msgspec.Struct, frozen=True):
 class BackendOrders(msgspec.Struct, frozen=True):
     """The parsed setting `backends`: a list for all models, and lists of single models."""
 
-    common: tuple[Source, ...]
-    by_model: Mapping[str, tuple[Source, ...]] = {}
+    common: tuple[Candidate, ...]
+    by_model: Mapping[str, tuple[Candidate, ...]] = {}
 
     @property
     def backends(self) -> list[str]:
         """All names of backends, in order, each once."""
         lists = (self.common, *self.by_model.values())
-        return list(dict.fromkeys(source.backend for sources in lists for source in sources))
+        return list(dict.fromkeys(candidate.backend for candidates in lists for candidate in candidates))
 
     def order_for(self, model: str, last: str = "") -> BackendOrder:
         """Returns the order for a turn with `model`, beginning with `last`, the backend of its last attempt."""
         known = find_model(model)
-        sources = self.by_model.get(known.id if known else model, self.common)
-        first = next((index for index, source in enumerate(sources) if source.backend == last), 0)
-        return BackendOrder((*sources[first:], *sources[:first]), len(sources))
+        candidates = self.by_model.get(known.id if known else model, self.common)
+        first = next((index for index, candidate in enumerate(candidates) if candidate.backend == last), 0)
+        return BackendOrder((*candidates[first:], *candidates[:first]), len(candidates))
 
     def claude_model_id(self, model: str, purpose: str) -> str:
         """Returns the name of `model` for the backend `claude`, the only one that can do what `purpose` names.
 
         Raises BackendError if the operator lets only other backends answer `model`.
         """
-        source = next((source for source in self.order_for(model).sources if source.backend == CLAUDE), None)
-        if source is None:
+        found = next((one for one in self.order_for(model).candidates if one.backend == CLAUDE), None)
+        if found is None:
             why = f"{purpose} need the backend `{CLAUDE}`, and {model} has others: TAILRACE_BACKENDS"
             raise BackendError("backend_refused_request", why)
-        return source.model_id or model
+        return found.model_id or model
 
 
 def parse_backends(text: str) -> BackendOrders:
@@ -105,7 +105,7 @@ def parse_backends(text: str) -> BackendOrders:
     Does not check whether the backends exist.
     """
     common, *rows = (part.strip() for part in text.split(";"))
-    by_model: dict[str, tuple[Source, ...]] = {}
+    by_model: dict[str, tuple[Candidate, ...]] = {}
     for row in filter(None, rows):
         name, _, listed = (part.strip() for part in row.partition("="))
         model = find_model(name)
@@ -115,14 +115,14 @@ def parse_backends(text: str) -> BackendOrders:
     return BackendOrders(_parse_list(common), by_model)
 
 
-def _parse_list(text: str) -> tuple[Source, ...]:
-    sources: list[Source] = []
+def _parse_list(text: str) -> tuple[Candidate, ...]:
+    candidates: list[Candidate] = []
     for part in text.split(","):
         name, _, model_id = (word.strip() for word in part.partition(":"))
-        if not name or "=" in name or name in (source.backend for source in sources):
+        if not name or "=" in name or name in (one.backend for one in candidates):
             raise _invalid(f"{text!r} is not a list of backends, each named once")
-        sources.append(Source(name, model_id or None))
-    return tuple(sources)
+        candidates.append(Candidate(name, model_id or None))
+    return tuple(candidates)
 
 
 def _invalid(message: str) -> SettingsInvalid:

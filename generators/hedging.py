@@ -64,14 +64,14 @@ class Hedging:
         self._name = name
         self._after_s = after_s
 
-    def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, lease: str) -> "Race | NoRace":
+    def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, lease: str) -> "RacedCall | NoRace":
         """See attempt_runner.Races."""
         if not action.is_second and not may_hedge(action.attempt, turn.backend):
             return NoRace()
-        return Race(self, key, turn, action, lease)
+        return RacedCall(self, key, turn, action, lease)
 
-    async def wait_until_late(self, has_token: asyncio.Event, key: TurnKey, turn: Turn, lease: str) -> bool:
-        """Waits for the first token; if it is late, asks for a second call. Returns whether one is made."""
+    async def request_if_late(self, has_token: asyncio.Event, key: TurnKey, turn: Turn, lease: str) -> bool:
+        """Waits for the first token; if it is late, requests a second call. Returns whether a generator makes one."""
         if await is_set_within(has_token, self._after_s):
             return False
         is_taken = await self._hedges.request(Hedge(key.tenant, key.turn, turn.chain.last, lease))
@@ -94,7 +94,7 @@ class Hedging:
             logger.debug("race not followed", turn=key.turn, error=str(error))
 
     async def account(self, key: TurnKey, request: Request, action: MakeAttempt, usage: CallUsage) -> None:
-        """Adds what a call is known to have used, and no entry holds, to the tenant's limits and the metrics, once."""
+        """Adds `usage`, which a call has reported and no entry contains, to the limits and the metrics. Idempotent."""
         if not any(usage.counts):
             return
         nano_usd = sum_costs(request.model, [usage]) or 0
@@ -105,10 +105,10 @@ class Hedging:
             logger.warning("usage of a lost call not counted", turn=key.turn, error=str(error))
 
 
-class Race:
-    """One of the two calls: the late one, or the hedge beside it. Implements attempt_runner.Race.
+class RacedCall:
+    """A call that may have a rival: the first call of a turn, or the hedge beside it. Implements attempt_runner.Race.
 
-    The opening of the message waits for the first token: stored without one it would win the turn with no answer.
+    The opening of the message is not stored before the first token: the call would win the race without an answer.
     """
 
     def __init__(self, hedging: Hedging, key: TurnKey, turn: Turn, action: MakeAttempt, lease: str) -> None:
@@ -132,7 +132,7 @@ class Race:
 
     async def watch(self) -> None:
         """Raises FenceLost when the other call was first. Both calls learn of it from the log alone."""
-        if not self._action.is_second and not await self._hedging.wait_until_late(
+        if not self._action.is_second and not await self._hedging.request_if_late(
             self.buffer.has_token, self._key, self._turn, self._lease
         ):
             return

@@ -9,7 +9,7 @@ import msgspec
 from tailrace.generators.attempt_span import attempt_span
 from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.circuit_breaker import CircuitBreakers
-from tailrace.generators.failover import BackendOrders, Source
+from tailrace.generators.failover import BackendOrders, Candidate
 from tailrace.generators.forced_tools import write_forced_call
 from tailrace.generators.hedging import HedgeTaker, Hedging
 from tailrace.generators.load_blobs import BlobLoader
@@ -37,7 +37,7 @@ DEFAULTS = Settings()
 CONCURRENCY = 2
 # One call an attempt; a further attempt follows at once.
 RETRY = Retry(tries_max=1, wait_s=0.01, wait_max_s=0.01)
-ORDERS = BackendOrders((Source("claude"), Source("bedrock")))
+ORDERS = BackendOrders((Candidate("claude"), Candidate("bedrock")))
 LOST_REQUESTS = 0.1
 RESTART_S = 0.05
 DRAIN_S = 3.0

@@ -216,7 +216,7 @@ def absence_second_read() -> Patches:
 
 def continuation_mapping() -> Patches:
     """The events of a continuing call are stored as they come."""
-    return [patch("tailrace.generators.continuation.map_continuation", lambda *_: None)]
+    return [patch("tailrace.generators.continuation.build_mapper", lambda *_: None)]
 
 
 def hedge_fence() -> Patches:

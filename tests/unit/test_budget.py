@@ -9,7 +9,7 @@ from hypothesis import given
 
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, from_event
 from tailrace.generators.budget import CostMeter, cut_at_cost, limit_cost
-from tailrace.generators.continuation import map_continuation
+from tailrace.generators.continuation import build_mapper
 from tailrace.generators.forced_tools import write_forced_call
 from tailrace.generators.plan import AppendEvents, Complete, MakeAttempt, closing_events, plan, plan_after_check
 from tailrace.generators.usage_meter import LeftOutMeter
@@ -184,7 +184,7 @@ def test_text_that_is_not_stored_counts_after_the_call(
         )
 
     meter = LeftOutMeter(store)
-    inner = (lambda sink: map_continuation(request, turn).wrap(sink)) if stored else (lambda sink: sink)
+    inner = (lambda sink: build_mapper(request, turn).wrap(sink)) if stored else (lambda sink: sink)
     sink = meter.wrap(lambda sink: limit_cost(write_forced_call(inner(sink), request, turn), request, turn))
     sent = 0
     answer: list[events.Event] = [START, begin, *[BlockDelta(0, delta)] * deltas]

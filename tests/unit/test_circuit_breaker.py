@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import ModelEvent, from_event
 from tailrace.generators.circuit_breaker import DOWN_CODES, FAILING_S, OPEN_S, TURNS_MIN, CircuitBreakers
-from tailrace.generators.failover import FAILOVER_CODES, BackendOrders, Source
+from tailrace.generators.failover import FAILOVER_CODES, BackendOrders, Candidate
 from tailrace.generators.retry import Retry
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
@@ -31,7 +31,7 @@ class Scripted:
     def __init__(self, *names: str) -> None:
         self.now = 0.0
         self.code: str | None = None
-        self.breakers = CircuitBreakers(BackendOrders(tuple(map(Source, names))), lambda: self.now)
+        self.breakers = CircuitBreakers(BackendOrders(tuple(map(Candidate, names))), lambda: self.now)
 
     def model_id(self, model: str) -> str:
         return model
@@ -63,7 +63,7 @@ class Scripted:
 
     def order_of(self, tenant: Tenant) -> list[str]:
         """The backends of a new turn; one that is called once only has a mark."""
-        return [source.backend + "?" * source.is_single for source in self.breakers.begin_call(tenant, MODEL).sources]
+        return [one.backend + "?" * one.is_single for one in self.breakers.begin_call(tenant, MODEL).candidates]
 
     async def refusal(self, turn: Handwritten, tenant: Tenant = TENANT, turn_id: str = "") -> BackendError | None:
         key = TurnKey(tenant, TurnId(turn_id or new_id()))
@@ -170,7 +170,7 @@ async def test_a_turn_that_was_begun_keeps_its_backend() -> None:
     two = Scripted("claude", "bedrock")
     await two.fail("claude")
     order = two.breakers.begin_call(TENANT, MODEL, "claude")
-    assert [source.backend for source in order.sources] == ["claude", "bedrock"]
+    assert [one.backend for one in order.candidates] == ["claude", "bedrock"]
 
 
 @pytest.mark.rule("R101")

@@ -14,7 +14,7 @@ from tailrace.deploy.simulated_claude.request import decode
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import ModelEvent, from_event, read_event
-from tailrace.generators.continuation import TAIL_CHARS, build_call, build_continuation_call, map_continuation
+from tailrace.generators.continuation import TAIL_CHARS, build_call, build_continuation_call, build_mapper
 from tailrace.generators.plan import can_continue
 from tailrace.proto import events
 from tailrace.proto.entries import Event, Message, Request
@@ -56,7 +56,7 @@ def continue_log(log: Handwritten, turn_request: Request, answer: list[events.Ev
 
     Raises BackendError if the events of both do not fit one answer.
     """
-    continuation = map_continuation(turn_request, log.turn)
+    continuation = build_mapper(turn_request, log.turn)
     answer = answer_to(build_continuation_call(turn_request, log.turn)) if answer is None else answer
     log.store_attempt("continue")
     for event in answer:
@@ -214,7 +214,7 @@ def unknown_delta(index: int) -> ModelEvent:
 def test_an_unknown_event_of_a_continuation_names_the_stored_block() -> None:
     """It is left out with its block, and unchanged if it names none."""
     log = log_with(request(), [opening(), *text_block(0, "one "), *text_block(1, "two ")[:-1]])
-    continuation = map_continuation(request(), log.turn)
+    continuation = build_mapper(request(), log.turn)
     newer = read_event(b'{"type":"newer"}')
     assert newer is not None
     for index, kind in enumerate(("thinking", "newer_block")):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tailrace.generators.failover import FAILOVER_CODES, BackendOrder, BackendOrders, Source, parse_backends
+from tailrace.generators.failover import FAILOVER_CODES, BackendOrder, BackendOrders, Candidate, parse_backends
 from tailrace.proto.errors import CODES, BackendError
 
-A, B, C = (Source(name) for name in ("a", "b", "c"))
+A, B, C = (Candidate(name) for name in ("a", "b", "c"))
 TWO = BackendOrders((A, B))
 # Errors after which the same backend may succeed.
 PASSING = [code for code in FAILOVER_CODES if CODES[code].is_retryable]
@@ -18,7 +18,7 @@ def backends_after(rota: BackendOrder, *codes: str, has_begun: bool) -> list[str
     for code in codes:
         assert left is not None, "no backend was left to fail"
         left = left.after_failure(BackendError(code, "x"), has_begun=has_begun)
-    return None if left is None else [source.backend for source in left.sources]
+    return None if left is None else [one.backend for one in left.candidates]
 
 
 def test_failover_codes_are_all_codes_of_backends_but_one() -> None:
@@ -80,35 +80,35 @@ def test_only_a_backend_that_failed_before_is_waited_for() -> None:
 @pytest.mark.rule("R50")
 def test_a_takeover_begins_with_the_last_backend() -> None:
     """The generator may have died, and not the backend. A backend that left the list is not called."""
-    rotas = BackendOrders((A, B, C))
-    assert [source.backend for source in rotas.order_for("m", "b").sources] == ["b", "c", "a"]
-    assert [source.backend for source in rotas.order_for("m", "gone").sources] == ["a", "b", "c"]
+    orders = BackendOrders((A, B, C))
+    assert [one.backend for one in orders.order_for("m", "b").candidates] == ["b", "c", "a"]
+    assert [one.backend for one in orders.order_for("m", "gone").candidates] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
-    ("text", "rotas"),
+    ("text", "orders"),
     [
-        ("claude", BackendOrders((Source("claude"),))),
-        (" claude , bedrock ;", BackendOrders((Source("claude"), Source("bedrock")))),
+        ("claude", BackendOrders((Candidate("claude"),))),
+        (" claude , bedrock ;", BackendOrders((Candidate("claude"), Candidate("bedrock")))),
         (
             "claude; claude-opus-5-5 = bedrock:us.anthropic.x:1, claude ; claude-haiku-5-5-latest=vertex",
             BackendOrders(
-                (Source("claude"),),
+                (Candidate("claude"),),
                 {
-                    "claude-opus-5-5": (Source("bedrock", "us.anthropic.x:1"), Source("claude")),
-                    "claude-haiku-5-5": (Source("vertex"),),
+                    "claude-opus-5-5": (Candidate("bedrock", "us.anthropic.x:1"), Candidate("claude")),
+                    "claude-haiku-5-5": (Candidate("vertex"),),
                 },
             ),
         ),
     ],
 )
-def test_lists_of_backends_are_parsed(text: str, rotas: BackendOrders) -> None:
-    assert parse_backends(text) == rotas
+def test_lists_of_backends_are_parsed(text: str, orders: BackendOrders) -> None:
+    assert parse_backends(text) == orders
 
 
 def test_a_model_has_its_own_list_or_the_common_one() -> None:
     """By any of its names. All backends of all lists are opened."""
-    rotas = parse_backends("claude; claude-opus-5-5 = bedrock, vertex")
-    assert [source.backend for source in rotas.order_for("claude-opus-5-5-latest").sources] == ["bedrock", "vertex"]
-    assert [source.backend for source in rotas.order_for("claude-sonnet-5-5").sources] == ["claude"]
-    assert rotas.backends == ["claude", "bedrock", "vertex"]
+    orders = parse_backends("claude; claude-opus-5-5 = bedrock, vertex")
+    assert [one.backend for one in orders.order_for("claude-opus-5-5-latest").candidates] == ["bedrock", "vertex"]
+    assert [one.backend for one in orders.order_for("claude-sonnet-5-5").candidates] == ["claude"]
+    assert orders.backends == ["claude", "bedrock", "vertex"]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.generators.backends import Call
-from tailrace.generators.continuation import Continuation, limit_tokens, prepare_call
+from tailrace.generators.continuation import ContinuationMapper, limit_tokens, prepare_call
 from tailrace.generators.hedging import plan_hedge
 from tailrace.generators.plan import (
     Acknowledge,
@@ -326,7 +326,7 @@ def check(turn: Turn, attempts_max: int) -> None:
     assert go.attempt == turn.attempt + 1
     assert turn.fruitless < attempts_max
     _, continuation = prepare_call(turn, go.mode)
-    assert isinstance(continuation, Continuation) == (go.mode == "continue")
+    assert isinstance(continuation, ContinuationMapper) == (go.mode == "continue")
     if go.mode == "continue":
         assert turn.message is not None
         assert can_continue(turn.blocks)
