@@ -14,7 +14,7 @@ from tailrace.persistence.batch_queries import BatchQueries
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.commands import Commands, delete_again
-from tailrace.persistence.database import display, global_name, open_database, set_aside
+from tailrace.persistence.database import display, global_name, move_aside, open_database
 from tailrace.persistence.file_queries import FileQueries
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
@@ -71,15 +71,15 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             await store.close()
     except StoreCorrupt as error:
         raise StoreCorrupt(
-            f"{error}; {set_aside(settings.database)}. The next start makes a new database from the log, which "
+            f"{error}; {move_aside(settings.database)}. The next start makes a new database from the log, which "
             "keeps recent turns only; restore older turns from a backup (docs/RUNBOOK.md)"
         ) from error
 
 
 async def _serve(settings: Settings, connection: Connection, store: Store, stop: asyncio.Event) -> None:
-    turns, services = TurnLog(connection), Rpc(connection)
+    log, rpc = TurnLog(connection), Rpc(connection)
     name = global_name(settings.database)
-    await require_one_database(services, store, name)
+    await require_one_database(rpc, store, name)
     deliveries = await Deliveries.open(connection, PERSISTENCE)
     if store.needs_replay:
         # Before the migration, which raises the version: a process that is killed in between restarts it again.
@@ -89,13 +89,13 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     tombstones = Tombstones(connection)
     if not await deliveries.can_continue_after(store.read_recorded_upto):
         # Before the reset: a process that is killed in between starts it again.
-        await delete_again(store, tombstones, turns)
+        await delete_again(store, tombstones, log)
         await deliveries.reset()
         await store.reset_recorded_upto()
         logger.info("replaying the log from its beginning", why="restored database")
-    unstored = UnstoredTurns(turns, tombstones, store, settings.unstored_s)
+    unstored = UnstoredTurns(log, tombstones, store, settings.unstored_s)
     recorder = Recorder(
-        turns,
+        log,
         tombstones,
         deliveries,
         store.without_queue(),
@@ -113,8 +113,8 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         for part in (queries, resources, BatchQueries(store), FileQueries(store, blobs, connection.now), commands)
         for query, run in part.handlers()
     )
-    endpoints = await services.serve(PERSISTENCE, VERSION, handlers)
-    await services.serve_health(PERSISTENCE, partial(recorder.report, name, await store.read_id()))
+    endpoints = await rpc.serve(PERSISTENCE, VERSION, handlers)
+    await rpc.serve_health(PERSISTENCE, partial(recorder.report_health, name, await store.read_id()))
     service.mark_ready(database=display(settings.database))
     answered = asyncio.Event()
 
@@ -130,7 +130,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     answering = asyncio.create_task(answer_until_stop())
     try:
         async with (
-            _send_webhooks(settings, connection, turns, store, stop),
+            _send_webhooks(settings, connection, log, store, stop),
             _run_beside(blobs.run, stop),
             _run_beside(unstored.run, stop),
             _run_beside(partial(_index_older, store), stop),
@@ -142,12 +142,12 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         await answering
 
 
-async def require_one_database(services: Rpc, store: Store, name: str) -> None:
+async def require_one_database(rpc: Rpc, store: Store, name: str) -> None:
     """Raises StoreNotShared if another persistence process answers that uses another database than `store`.
 
     `name` is that of the database. It decides if `store` has no id yet.
     """
-    for report in await services.every_health(PERSISTENCE, wait_s=OTHERS_WAIT_S):
+    for report in await rpc.every_health(PERSISTENCE, wait_s=OTHERS_WAIT_S):
         other = msgspec.json.decode(report, type=PersistenceHealth)
         is_same = other.database_id == await store.read_id() if store.has_id else other.database == name
         if not is_same:
@@ -159,7 +159,7 @@ async def require_one_database(services: Rpc, store: Store, name: str) -> None:
 
 @asynccontextmanager
 async def _send_webhooks(
-    settings: Settings, connection: Connection, turns: TurnLog, store: Store, stop: asyncio.Event
+    settings: Settings, connection: Connection, log: TurnLog, store: Store, stop: asyncio.Event
 ) -> AsyncIterator[None]:
     """Sends webhooks while the block runs, if a signing key is set. An unexpected error ends the process.
 
@@ -173,7 +173,7 @@ async def _send_webhooks(
     async with WebhookClient(private, timeout_s=settings.webhook_timeout_s) as client:
         build = partial(
             webhooks.WebhookSender,
-            turns,
+            log,
             Tombstones(connection),
             deliveries,
             client,

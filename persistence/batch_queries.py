@@ -34,35 +34,35 @@ class BatchQueries:
             (ListBatchTurns, self.turns),
         ]
 
-    async def batch(self, tenant: Tenant, ask: GetBatch) -> StoredBatch:
+    async def batch(self, tenant: Tenant, query: GetBatch) -> StoredBatch:
         """Returns a batch. Raises Refused if the tenant has no such batch."""
-        found = await self._store.batch(TurnKey(tenant, ask.batch))
+        found = await self._store.batch(TurnKey(tenant, query.batch))
         if found is None:
             raise not_found("batch")
         return found
 
-    async def batches(self, tenant: Tenant, ask: ListBatches) -> BatchPage:
+    async def batches(self, tenant: Tenant, query: ListBatches) -> BatchPage:
         """Returns a page of batches, newest first: after a cursor, or before or after a batch."""
-        limit = paging.clamp_limit(ask.limit)
-        if ask.before_batch is not None:
-            after = await self._position(tenant, ask.before_batch)
-            newer = await self._store.newer_batches(tenant, after, limit + 1, ask.of)
+        limit = paging.clamp_limit(query.limit)
+        if query.before_batch is not None:
+            after = await self._position(tenant, query.before_batch)
+            newer = await self._store.newer_batches(tenant, after, limit + 1, query.of)
             page, following = await page_of(newer, limit, lambda one: (one.asked_at, one.batch))
             return BatchPage(page[::-1], following)
-        before = paging.start(ask.after, paging.NEWEST)
-        if ask.after_batch is not None:
-            before = await self._position(tenant, ask.after_batch)
-        found = await self._store.batches(tenant, before, limit + 1, ask.of)
+        before = paging.start(query.after, paging.NEWEST)
+        if query.after_batch is not None:
+            before = await self._position(tenant, query.after_batch)
+        found = await self._store.batches(tenant, before, limit + 1, query.of)
         return BatchPage(*await page_of(found, limit, lambda one: (one.asked_at, one.batch)))
 
     async def _position(self, tenant: Tenant, batch: TurnId) -> paging.PageCursor:
         found = await self.batch(tenant, GetBatch(batch))
         return paging.PageCursor(micros(found.asked_at), found.batch)
 
-    async def turns(self, tenant: Tenant, ask: ListBatchTurns) -> BatchTurns:
+    async def turns(self, tenant: Tenant, query: ListBatchTurns) -> BatchTurns:
         """Returns the batch's turns from number `first` on, as many as fit in one message, and the next number."""
-        first, limit = max(0, ask.first), paging.clamp_limit(ask.limit)
-        page, following = await fit_in_message(self._existing(tenant, ask.batch, range(first, first + limit)), limit)
+        first, limit = max(0, query.first), paging.clamp_limit(query.limit)
+        page, following = await fit_in_message(self._existing(tenant, query.batch, range(first, first + limit)), limit)
         return BatchTurns(page, first + limit if following is None else following.index)
 
     async def _existing(self, tenant: Tenant, batch: TurnId, numbers: range) -> AsyncIterator[NumberedTurn]:

@@ -80,4 +80,4 @@ class SharedCatchUp:
             self._next = None
             if await self._deliveries.is_drained():
                 return DRAINED
-            return Progress(await self._deliveries.last(), (await self._deliveries.backlog()).floor)
+            return Progress(await self._deliveries.last_seq(), (await self._deliveries.backlog()).floor)

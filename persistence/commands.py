@@ -90,7 +90,7 @@ class Commands:
         else:
             # First the blobs that an earlier deletion left: "not found" must mean that its blobs are gone as well.
             await self._blobs.collect(tenant)
-            if what.kind == "turn" and (one := await self._unstored.to_delete(TurnKey(tenant, TurnId(what.name)))):
+            if what.kind == "turn" and (one := await self._unstored.find_to_delete(TurnKey(tenant, TurnId(what.name)))):
                 return Remaining([one])
             await self._require_exists(tenant, what)
         if unstored := await self._unstored_of(tenant, what):

@@ -118,7 +118,7 @@ async def open_database(where: Path | str, *, busy_timeout_s: float) -> Database
     return await sqlite.SQLite.open(Path(where), busy_timeout_s=busy_timeout_s)
 
 
-def set_aside(where: Path | str) -> str:
+def move_aside(where: Path | str) -> str:
     """Renames a closed file that is damaged; returns a clause that says where it is now."""
     aside = sqlite.move_aside(Path(where))
     return "the file does not exist any more" if aside is None else f"it was renamed to {aside}"

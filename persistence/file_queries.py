@@ -36,23 +36,23 @@ class FileQueries:
         await self._store.put_file(tenant, new.record)
         return new.record
 
-    async def file(self, tenant: Tenant, ask: GetFile) -> FileRecord:
+    async def file(self, tenant: Tenant, query: GetFile) -> FileRecord:
         """Returns an uploaded file that has not expired. Raises Refused if the tenant has none with this id."""
-        found = await self._store.file(tenant, ask.file, await self._now())
+        found = await self._store.file(tenant, query.file, await self._now())
         if found is None:
             raise not_found("file")
         return found
 
-    async def files(self, tenant: Tenant, ask: ListFiles) -> FilePage:
+    async def files(self, tenant: Tenant, query: ListFiles) -> FilePage:
         """Returns a page of files, as many as fit in one message; files that have expired are left out."""
-        limit = max(1, min(ask.limit, LIMIT_MAX))
-        found = await self._store.files(tenant, ask, limit + 1, await self._now())
+        limit = max(1, min(query.limit, LIMIT_MAX))
+        found = await self._store.files(tenant, query, limit + 1, await self._now())
         page, following = await fit_in_message(found, limit)
         return FilePage(page, has_more=following is not None)
 
-    async def delete(self, tenant: Tenant, ask: DeleteFile) -> FileRecord:
+    async def delete(self, tenant: Tenant, what: DeleteFile) -> FileRecord:
         """Deletes the file's record, and its content once no request has it. Raises Refused if it does not exist."""
-        found = await self.file(tenant, GetFile(ask.file))
-        await self._store.delete_files(tenant, [ask.file])
+        found = await self.file(tenant, GetFile(what.file))
+        await self._store.delete_files(tenant, [what.file])
         await self._blobs.collect(tenant)
         return found

@@ -48,7 +48,7 @@ class LostTurnFinder:
             return False
         self._next_check = now + INTERVAL_S
         try:
-            lost = await self._store.fail_expired(await self._deliveries.first()) + await self._fail_unknown()
+            lost = await self._store.fail_expired(await self._deliveries.first_seq()) + await self._fail_unknown()
         except LogUnavailable as error:
             logger.debug("lost turns could not be looked up", why=str(error))
             return False

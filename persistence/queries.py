@@ -68,107 +68,107 @@ class Queries:
         """Sessions and projects that were used after this time are active."""
         return datetime.now(UTC) - self._idle
 
-    async def turn(self, tenant: Tenant, ask: GetTurn) -> TurnRecord:
+    async def turn(self, tenant: Tenant, query: GetTurn) -> TurnRecord:
         """Returns a turn. Raises Refused if the tenant has no such turn."""
-        found = await self._store.turn(TurnKey(tenant, ask.turn))
+        found = await self._store.turn(TurnKey(tenant, query.turn))
         if found is None:
             raise not_found("turn")
         return found
 
-    async def session(self, tenant: Tenant, ask: GetSession) -> SessionRecord:
+    async def session(self, tenant: Tenant, query: GetSession) -> SessionRecord:
         """Returns a session with its totals. Raises Refused if the tenant has no such session."""
-        found = await self._store.session(tenant, ask.session, self.since)
+        found = await self._store.session(tenant, query.session, self.since)
         if found is None:
             raise no_session()
         return found
 
-    async def sessions(self, tenant: Tenant, ask: ListSessions) -> SessionPage:
+    async def sessions(self, tenant: Tenant, query: ListSessions) -> SessionPage:
         """Returns a page of sessions, last used first: a numbered page, with the total, if `offset` is set."""
-        limit, total = paging.clamp_limit(ask.limit), None
-        if ask.offset is not None:
-            offset = paging.clamp_offset(ask.offset)
+        limit, total = paging.clamp_limit(query.limit), None
+        if query.offset is not None:
+            offset = paging.clamp_offset(query.offset)
             found, total = await self._store.numbered_sessions(
-                tenant, ask.project, offset, limit + 1, self.since, ask.user
+                tenant, query.project, offset, limit + 1, self.since, query.user
             )
         else:
-            before = paging.start(ask.after, paging.NEWEST)
-            found = await self._store.sessions(tenant, ask.project, before, limit + 1, self.since, ask.user)
+            before = paging.start(query.after, paging.NEWEST)
+            found = await self._store.sessions(tenant, query.project, before, limit + 1, self.since, query.user)
         return SessionPage(*await page_of(found, limit, lambda one: (one.updated_at, one.session)), total)
 
-    async def session_turns(self, tenant: Tenant, ask: ListSessionTurns) -> TurnPage:
+    async def session_turns(self, tenant: Tenant, query: ListSessionTurns) -> TurnPage:
         """Returns a page of the turns of a session. Raises Refused if the session does not exist."""
-        limit = paging.clamp_limit(ask.limit)
-        after = paging.start(ask.after, paging.NEWEST if ask.is_newest_first else paging.OLDEST)
+        limit = paging.clamp_limit(query.limit)
+        after = paging.start(query.after, paging.NEWEST if query.is_newest_first else paging.OLDEST)
         found = await self._store.session_turns(
-            tenant, ask.session, after, limit + 1, is_newest_first=ask.is_newest_first
+            tenant, query.session, after, limit + 1, is_newest_first=query.is_newest_first
         )
         if not found:
-            await self.session(tenant, GetSession(ask.session))
+            await self.session(tenant, GetSession(query.session))
         return TurnPage(*await page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
-    async def turns(self, tenant: Tenant, ask: ListTurns) -> TurnPage:
+    async def turns(self, tenant: Tenant, query: ListTurns) -> TurnPage:
         """Returns a page of turns, newest first, which match all labels and words, and the outcome.
 
         The page may be short or empty although more pages follow. Raises Refused for a search text without words, or
         with more than WORDS_MAX different ones.
         """
-        limit = paging.clamp_limit(ask.limit)
-        latest = NEWEST if ask.last is None else PageCursor(micros(_midnight(ask.last) + timedelta(days=1)), "")
-        start = None if ask.first is None else _midnight(ask.first)
-        words = hash_words(tenant, [ask.text or ""]).split()
-        if ask.text is not None and not words:
+        limit = paging.clamp_limit(query.limit)
+        latest = NEWEST if query.last is None else PageCursor(micros(_midnight(query.last) + timedelta(days=1)), "")
+        start = None if query.first is None else _midnight(query.first)
+        words = hash_words(tenant, [query.text or ""]).split()
+        if query.text is not None and not words:
             raise Refused("request_invalid", "`q` contains no word: write one or more words to search for", param="q")
         if len(words) > WORDS_MAX:
             why = f"`q` has {len(words)} different words, and at most {WORDS_MAX} are allowed: search for fewer words"
             raise Refused("request_invalid", why, param="q")
-        before = min(paging.start(ask.after, NEWEST), latest)
-        found, end = await self._store.turns(tenant, ask.labels, start, before, limit + 1, words, ask.outcome)
+        before = min(paging.start(query.after, NEWEST), latest)
+        found, end = await self._store.turns(tenant, query.labels, start, before, limit + 1, words, query.outcome)
         page, following = await page_of(found, limit, lambda one: (one.asked_at, one.turn))
         return TurnPage(page, following or (end and paging.encode(end)))
 
-    async def list_running(self, tenant: Tenant, ask: ListRunning) -> TurnPage:
+    async def list_running(self, tenant: Tenant, query: ListRunning) -> TurnPage:
         """Returns a page of the running turns of the tenant or of one session, oldest first."""
-        limit = paging.clamp_limit(ask.limit)
-        after = paging.start(ask.after, paging.OLDEST)
-        found = await self._store.list_running(tenant, ask.session, after, limit + 1)
+        limit = paging.clamp_limit(query.limit)
+        after = paging.start(query.after, paging.OLDEST)
+        found = await self._store.list_running(tenant, query.session, after, limit + 1)
         return TurnPage(*await page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
-    async def turns_since(self, tenant: Tenant, ask: ListTurnsSince) -> TurnPositions:
-        return TurnPositions(await self._store.turns_since(tenant, ask.session, ask.since))
+    async def turns_since(self, tenant: Tenant, query: ListTurnsSince) -> TurnPositions:
+        return TurnPositions(await self._store.turns_since(tenant, query.session, query.since))
 
-    async def ancestry(self, tenant: Tenant, ask: GetAncestry) -> Ancestry:
+    async def ancestry(self, tenant: Tenant, query: GetAncestry) -> Ancestry:
         """Returns a turn and those before it, newest first, as many as fit into a message. Raises Refused."""
-        limit = paging.clamp_limit(ask.limit)
-        branch = await self._store.branch(TurnKey(tenant, ask.turn), limit)
+        limit = paging.clamp_limit(query.limit)
+        branch = await self._store.branch(TurnKey(tenant, query.turn), limit)
         if not branch:
             raise not_found("turn")
         page, older = await fit_in_message(branch[::-1], limit)
         return Ancestry(page, None if older is None else older.turn)
 
-    async def last(self, tenant: Tenant, ask: GetLastTurn) -> TurnRecord:
+    async def last(self, tenant: Tenant, query: GetLastTurn) -> TurnRecord:
         """Returns the newest turn of a session. Raises Refused if the session has no turn."""
-        last = await self._store.last_turn(tenant, ask.session)
+        last = await self._store.last_turn(tenant, query.session)
         if last is None:
             raise no_session()
         return await self.turn(tenant, GetTurn(last))
 
-    async def context(self, tenant: Tenant, ask: GetContext) -> Context:
+    async def context(self, tenant: Tenant, query: GetContext) -> Context:
         """Returns the conversation that a new turn continues: that of `parent`, or of the session's newest turn.
 
         Raises Refused if the parent or the session does not exist, unless `begin` allows a new session.
         """
-        if ask.parent is not None:
-            return await self._read_context_after(tenant, ask.session, TurnId(ask.parent))
-        if ask.session is None:
+        if query.parent is not None:
+            return await self._read_context_after(tenant, query.session, TurnId(query.parent))
+        if query.session is None:
             raise Refused("request_invalid", "`session` or `parent` is required: the conversation to continue")
-        last = await self._store.last_turn(tenant, ask.session)
+        last = await self._store.last_turn(tenant, query.session)
         if last is not None:
-            return await self._read_context_after(tenant, ask.session, last)
-        found = await self._store.session(tenant, ask.session, self.since)
+            return await self._read_context_after(tenant, query.session, last)
+        found = await self._store.session(tenant, query.session, self.since)
         if found is not None:
             return _context(found, None, [])
-        if ask.begin:
-            return Context(SessionId(ask.session), None, [])
+        if query.begin:
+            return Context(SessionId(query.session), None, [])
         raise no_session()
 
     async def _read_context_after(self, tenant: Tenant, session: str | None, parent: TurnId) -> Context:

@@ -100,7 +100,7 @@ class Recorder:
                 metrics.BACKLOG.set(backlog.waiting + backlog.leased)
             await is_set_within(stop, min(pause_s, PAUSE_S_MAX))
 
-    def report(self, database: str, database_id: str) -> bytes:
+    def report_health(self, database: str, database_id: str) -> bytes:
         """Returns this process' PersistenceHealth as JSON."""
         return msgspec.json.encode(PersistenceHealth(not self.failure, self.failure, database, database_id))
 

@@ -39,43 +39,43 @@ class ResourceQueries:
             (GetStats, self.stats),
         ]
 
-    async def project(self, tenant: Tenant, ask: GetProject) -> ProjectRecord:
+    async def project(self, tenant: Tenant, query: GetProject) -> ProjectRecord:
         """Returns a project with its totals. Raises Refused if the tenant has no such project."""
-        found = await self._store.project(tenant, ask.project, self._queries.since)
+        found = await self._store.project(tenant, query.project, self._queries.since)
         if found is None:
             raise not_found("project")
         return found
 
-    async def projects(self, tenant: Tenant, ask: ListProjects) -> ProjectPage:
+    async def projects(self, tenant: Tenant, query: ListProjects) -> ProjectPage:
         """Returns a page of projects: by number with `offset`, else by cursor, the newest first."""
-        limit, total = paging.clamp_limit(ask.limit), None
-        if ask.offset is not None:
-            offset = paging.clamp_offset(ask.offset)
+        limit, total = paging.clamp_limit(query.limit), None
+        if query.offset is not None:
+            offset = paging.clamp_offset(query.offset)
             found, total = await self._store.numbered_projects(tenant, offset, limit + 1, self._queries.since)
         else:
-            before = paging.start(ask.after, paging.NEWEST)
+            before = paging.start(query.after, paging.NEWEST)
             found = await self._store.projects(tenant, before, limit + 1, self._queries.since)
         return ProjectPage(*await page_of(found, limit, lambda one: (one.created_at, one.id)), total)
 
-    async def branches(self, tenant: Tenant, ask: ListBranches) -> BranchPage:
+    async def branches(self, tenant: Tenant, query: ListBranches) -> BranchPage:
         """Returns a page of branches, the newest first. Raises Refused if the session does not exist."""
-        limit = paging.clamp_limit(ask.limit)
-        before = paging.start(ask.after, paging.NEWEST)
-        found = await self._store.leaves(tenant, ask.session, before, limit + 1)
+        limit = paging.clamp_limit(query.limit)
+        before = paging.start(query.after, paging.NEWEST)
+        found = await self._store.leaves(tenant, query.session, before, limit + 1)
         if not found:
-            await self._queries.session(tenant, GetSession(ask.session))
+            await self._queries.session(tenant, GetSession(query.session))
         # Each branch may be 10,000 turns to read.
         branches = (await self._store.branch_to(tenant, leaf) for leaf in found)
         return BranchPage(*await page_of(branches, limit, lambda one: (one.asked_at, one.turn)))
 
-    async def usage(self, tenant: Tenant, ask: GetUsage) -> UsagePage:
-        """Returns a page of totals, one for each value of `ask.by`; with `ask.key`, the total of this value alone."""
-        limit = paging.clamp_limit(ask.limit)
+    async def usage(self, tenant: Tenant, query: GetUsage) -> UsagePage:
+        """Returns a page of totals, one for each value of `query.by`; with `query.key`, only that of this value."""
+        limit = paging.clamp_limit(query.limit)
         # The text with a NUL added is the next one after a text.
-        start = f"{paging.decode(ask.after).name}\0" if ask.after is not None else ask.key or ""
-        found = await self._store.usage(tenant, ask.by, ask.first, ask.last, start, limit + 1)
-        if ask.key is not None:
-            found = [record for record in found[:1] if record.key == ask.key]
+        start = f"{paging.decode(query.after).name}\0" if query.after is not None else query.key or ""
+        found = await self._store.usage(tenant, query.by, query.first, query.last, start, limit + 1)
+        if query.key is not None:
+            found = [record for record in found[:1] if record.key == query.key]
         more = len(found) > limit
         return UsagePage(found[:limit], paging.encode(PageCursor(0, found[limit - 1].key or "")) if more else None)
 

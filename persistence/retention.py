@@ -21,29 +21,29 @@ INTERVAL_S = 60.0
 
 
 class Retention:
-    """Deletes old sessions of all tenants.
+    """Deletes sessions of all tenants that were not used for `days`; none if `days` is 0.
 
     The ages are those of the log's clock: a wrong clock of this machine would delete the whole history.
     """
 
-    def __init__(self, store: Store, log: Deliveries, days: int) -> None:
+    def __init__(self, store: Store, deliveries: Deliveries, days: int) -> None:
         self._store = store
-        self._log = log
+        self._deliveries = deliveries
         self._days = days
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deletes old sessions until `stop` is set. If sessions have no maximum age, only waits for `stop`."""
+        """Deletes old sessions until `stop` is set."""
         if self._days:
             await run_every(INTERVAL_S, self._delete_old, "the deletion of old sessions", stop)
         await stop.wait()
 
     async def _delete_old(self) -> None:
-        log, count = await self._log.stream(), 0
+        log, count = await self._deliveries.stream_info(), 0
         before = log.ts - timedelta(days=self._days)
         while sessions := await self._store.old_sessions(before, log.state.first_seq, log.created):
             for tenant, session in sessions:
                 count += await self._delete(tenant, session, before, log.state.first_seq, log.created)
-            log = await self._log.stream()
+            log = await self._deliveries.stream_info()
         if count:
             logger.info("old sessions were deleted", sessions=count, days=self._days)
 

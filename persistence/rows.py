@@ -37,8 +37,9 @@ _metadata = msgspec.json.Decoder(dict[str, str])
 class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     """The columns of `turns`, `usage` and `sessions.project`: times in microseconds since 1970, structs as JSON.
 
-    `blobs` is a JSON list of the SHA-256 of the blobs that the turn refers to, one row each of `blob_uses`. `labels` is
-    a JSON object of what the turn is found by, one row each of `labels`; `words` are those of the full text search.
+    Three fields become rows of other tables. `blobs` is a JSON list of the SHA-256 of the blobs that the turn refers
+    to, each of which is a row of `blob_uses`. `labels` is the JSON object that `labels_of` returns, each field of which
+    is a row of `labels`. `words` are the hashed words for the full text search, together one row of `searched`.
     """
 
     tenant: str
@@ -114,7 +115,7 @@ def build_row(key: TurnKey, turn: Turn) -> TurnRow:
         cost_is_unknown=turn.end is not None and turn.end.cost_is_unknown,
         messages=len(found.input) + bool(found.content),
         asked_by=turn.request.by if turn.request else None,
-        blobs=blobs_of(turn),
+        blobs=_json(blobs_of(turn)),
         batch=_json(counts) if counts else None,
         user=found.user,
         labels=_json(labels_of(found, turn.request.by if turn.request else None)),
@@ -123,7 +124,7 @@ def build_row(key: TurnKey, turn: Turn) -> TurnRow:
 
 
 def labels_of(turn: TurnRecord, key: str | None) -> dict[str, str]:
-    """Returns what the turn is found by: model, key, user, and metadata that is short enough for an index."""
+    """Returns the labels by which the turn can be found: model, key, user, and metadata that is short enough."""
     labels = {"model": turn.model, "key": key, "user": turn.user}
     for name, value in list(turn.metadata.items())[:LABELS_MAX]:
         # SQLite's JSON functions cut text at a NUL character: different values would be counted as one.
@@ -133,9 +134,9 @@ def labels_of(turn: TurnRecord, key: str | None) -> dict[str, str]:
     return {name: value for name, value in sorted(labels.items()) if value is not None}
 
 
-def blobs_of(turn: Turn) -> str:
-    """Returns a JSON list of the SHA-256 of the blobs that the turn refers to."""
-    return _json(sorted(blobs_needed(turn.request)) if turn.request else [])
+def blobs_of(turn: Turn) -> list[str]:
+    """Returns the SHA-256 of the blobs that the turn refers to, in order."""
+    return sorted(blobs_needed(turn.request)) if turn.request else []
 
 
 def turn_record(row: Mapping[str, Any]) -> TurnRecord:

@@ -294,14 +294,14 @@ def move_aside(path: Path) -> Path | None:
     None if there was only a journal. No process may have it open. The new database is made from the log; older turns
     can be recovered by hand from the renamed file.
     """
-    aside = _aside(path, len(find_set_aside(path)) + 1)
+    aside = _aside(path, len(find_moved_aside(path)) + 1)
     for suffix in ("-wal", "-shm", ""):
         if (part := Path(f"{path}{suffix}")).exists():
             part.rename(f"{aside}{suffix}")
     return aside if aside.exists() else None
 
 
-def find_set_aside(path: Path) -> list[Path]:
+def find_moved_aside(path: Path) -> list[Path]:
     """Returns the files to which `move_aside` has renamed a database, oldest first."""
     return list(takewhile(Path.exists, (_aside(path, n) for n in count(1))))
 

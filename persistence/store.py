@@ -61,7 +61,8 @@ DELETE_FILES_MAX = 1_000
 UNSTORED_MAX = 200
 RELEASED_MAX = 200
 UNSEARCHED_MAX = 200
-# How many values of `searched.number` each microsecond has (see `put_words`), and the last microsecond that has some.
+# A row of `searched` has the number `microsecond * NUMBERS + n`, with an n below NUMBERS (see `put_words`). LAST_AT is
+# the last microsecond whose numbers are integers of the database.
 NUMBERS = 1024
 LAST_AT = END_OF_TIME // NUMBERS
 # The most turns that a search reads for one page. Each is compared with each word of the search.
@@ -70,8 +71,8 @@ SEARCH_S_MAX = 2.0
 # A search waits at most this long for those before it. In this time, more than one search can end. Wait and search
 # together are shorter than the time limit of the gateway, unless the recorder is far behind.
 SEARCH_WAIT_S_MAX = 3.0
-# At most so many searches of a tenant wait. Each takes one of the queries that the process answers at once, which all
-# tenants share.
+# The most searches of one tenant that wait. Each counts as one of the queries that the process answers at once, and all
+# tenants share those.
 SEARCHES_WAITING_MAX = 3
 BUSY_SESSIONS_MAX = 1_000
 # Greater than every id of a file.
@@ -96,7 +97,7 @@ DELETE_TURN = (
     ("delete_words", 0),
     ("delete_usage", 0),
 )
-# The same before them, if all data of a user is erased: the inputs of a batch have the text of its turns.
+# Run before DELETE_TURN if all data of a user is erased: the blob with the inputs of a batch has texts of the user.
 DELETE_INPUTS = (("release_batch_inputs", 0), ("delete_batch_input_uses", 0))
 # Statements that delete what has no turns left, in this order, each with the table that it deletes from. Those of a
 # project, user or tenant run when it has none.
@@ -380,10 +381,13 @@ class Store:
         self._database.note_deletion()
         return DeletedRows(gone["turns"], gone["sessions"], gone["projects"])
 
-    async def release_blobs(self, tenant: Tenant, blobs: str) -> None:
-        """Releases blobs whose turn has no row. `blobs` is a JSON list of SHA-256."""
+    async def release_blobs(self, tenant: Tenant, blobs: Sequence[str]) -> None:
+        """Releases blobs of a turn that has no row. `blobs` are their SHA-256."""
+        if not blobs:
+            return
+        named = {"tenant": tenant, "blobs": msgspec.json.encode(blobs).decode()}
         async with self._write(tenant) as writer:
-            await writer.execute(self._sql["release_named_blobs"], {"tenant": tenant, "blobs": blobs})
+            await writer.execute(self._sql["release_named_blobs"], named)
 
     async def released_blobs(self, tenant: Tenant, after: str = "") -> list[str]:
         """Returns the SHA-256 of released blobs greater than `after`, in order, at most `RELEASED_MAX`."""
@@ -469,14 +473,14 @@ class Store:
         rows = await self._read("file", tenant=tenant, file=file, now=micros(now))
         return file_record(rows[0]) if rows else None
 
-    async def files(self, tenant: Tenant, ask: ListFiles, limit: int, now: datetime) -> list[FileRecord]:
-        """Returns the files that `ask` selects and that have not expired, at most `limit`."""
-        order, start = ("oldest_", "") if ask.is_oldest_first else ("", LAST_NAME)
+    async def files(self, tenant: Tenant, query: ListFiles, limit: int, now: datetime) -> list[FileRecord]:
+        """Returns the files that `query` selects and that have not expired, at most `limit`."""
+        order, start = ("oldest_", "") if query.is_oldest_first else ("", LAST_NAME)
         rows = await self._read(
-            f"{order}files" if ask.purpose is None else f"{order}purpose_files",
+            f"{order}files" if query.purpose is None else f"{order}purpose_files",
             tenant=tenant,
-            after=start if ask.after is None else ask.after,
-            purpose=ask.purpose,
+            after=start if query.after is None else query.after,
+            purpose=query.purpose,
             now=micros(now),
             limit=limit,
         )
@@ -590,8 +594,9 @@ class Store:
         self, tenant: Tenant, session: str, after: PageCursor, limit: int, *, is_newest_first: bool = False
     ) -> list[TurnRecord]:
         """Returns turns of a session after `after`, oldest first; newest first, those before it."""
-        query = "session_turns_newest" if is_newest_first else "session_turns"
-        rows = await self._read(query, tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit)
+        statement = "session_turns_newest" if is_newest_first else "session_turns"
+        page = {"after_at": after.at, "after": after.name, "limit": limit}
+        rows = await self._read(statement, tenant=tenant, session=session, **page)
         return [turn_record(row) for row in rows]
 
     async def turns(
@@ -783,7 +788,7 @@ class Store:
 
 
 async def convert_turns(number: int, convert: Callable[[], T]) -> T:
-    """Returns `convert()`, which converts as many turns; in a thread if they would stop the event loop for long."""
+    """Returns `convert()`, which converts `number` turns; in a thread if that would stop the event loop for long."""
     return await asyncio.to_thread(convert) if number > CONVERT_IN_LOOP_MAX else convert()
 
 

@@ -55,11 +55,10 @@ class UnstoredTurns:
         self._next_look_up = 0.0
 
     async def divert(self, key: TurnKey, turn: Turn) -> bool:
-        """Counts a turn with `store: false`, and returns True: it must not be recorded. Returns False for other turns.
+        """Handles a turn with `store: false` and returns True: it must not be recorded. Returns False for other turns.
 
-        Notes the turn and its user. Adds an ended turn to the sums of usage, and notes that it is to be erased. It is
-        safe to repeat after a kill at any point. The turn is counted once: its row, without content, stays until its
-        tombstone is set. Raises LogUnavailable, StoreError.
+        Notes the turn and its user. If the turn has ended, adds its usage to the totals, and notes that it is to be
+        erased. May be repeated after a kill at any point: the turn is counted once. Raises LogUnavailable, StoreError.
         """
         if turn.request is None or turn.request.store:
             return False
@@ -67,6 +66,9 @@ class UnstoredTurns:
         await self._store.put_unstored(key, turn.request.user)
         if turn.end is None:
             return True
+        # A row without content adds the usage to the totals, and its deletion leaves them. The tombstone is set in
+        # between: without it, the row still exists, and recording it again changes nothing; with it, the turn is
+        # counted.
         if not await self._tombstones.exists(key):
             try:
                 await self._store.record([without_content(build_row(key, turn))])
@@ -78,7 +80,7 @@ class UnstoredTurns:
         await self._tombstones.note_unstored(key)
         return True
 
-    async def to_delete(self, key: TurnKey) -> TurnToDelete | None:
+    async def find_to_delete(self, key: TurnKey) -> TurnToDelete | None:
         """Returns the turn for a deletion, or None if the log has no such turn with `store: false`.
 
         It is reported as running until its usage is counted; after that, this releases its blobs. Raises
@@ -92,17 +94,17 @@ class UnstoredTurns:
             return None
         is_running = not await self._tombstones.exists(key)
         if not is_running:
-            await _release_blobs(self._store, key, turn)
+            await self._store.release_blobs(key.tenant, blobs_of(turn))
         return TurnToDelete(key.turn, is_running, is_unstored=True)
 
     async def list_of_user(self, tenant: Tenant, user: str | None) -> list[TurnToDelete]:
         """Returns some turns with `store: false` of a user, or of all users if `user` is None; an empty list if none.
 
-        They are reported as by `to_delete`.
+        Their fields are as `find_to_delete` sets them.
         """
         while noted := await self._store.list_unstored(tenant, user):
             keys = [TurnKey(tenant, turn) for turn in noted]
-            found = await gather_limited(self.to_delete, keys, LOOKED_UP_AT_ONCE)
+            found = await gather_limited(self.find_to_delete, keys, LOOKED_UP_AT_ONCE)
             if gone := [key for key, one in zip(keys, found, strict=True) if one is None]:
                 await self._store.forget_unstored(gone)
             if left := [one for one in found if one is not None]:
@@ -172,7 +174,8 @@ class UnstoredTurns:
         """
         # Blobs come first: after the erasure no entry names them. A turn that was deleted has none left.
         with suppress(TurnUnknown):
-            await _release_blobs(self._unqueued_store, note.key, await self._log.read_turn(note.key))
+            turn = await self._log.read_turn(note.key)
+            await self._unqueued_store.release_blobs(note.key.tenant, blobs_of(turn))
         # Also for an unknown turn: entries without a request would be found by nothing but the note.
         erased = await self._log.erase(note.key)
         if not erased.is_gone:
@@ -182,11 +185,6 @@ class UnstoredTurns:
         await self._unqueued_store.forget_unstored([note.key])
         await self._tombstones.remove_unstored(note.key)
         return True
-
-
-async def _release_blobs(store: Store, key: TurnKey, turn: Turn) -> None:
-    if (blobs := blobs_of(turn)) != "[]":
-        await store.release_blobs(key.tenant, blobs)
 
 
 def without_content(row: TurnRow) -> TurnRow:

@@ -31,7 +31,7 @@ from tailrace.deploy.local.terminal_text import table
 from tailrace.gateway.http import fd_limit
 from tailrace.gateway.http.log_fullness import disk_shortage
 from tailrace.persistence.database import display, is_url, open_database
-from tailrace.persistence.sqlite import find_set_aside
+from tailrace.persistence.sqlite import find_moved_aside
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.exit_status import EXIT_ERROR
 from tailrace.proto.nats import Connection, check
@@ -162,7 +162,7 @@ async def _database(data_dir: Path, environ: Mapping[str, str]) -> Finding:
         return _not_permitted("Database", error)
     except TailraceError as error:
         return Finding("Database", "error", str(error), "see docs/RUNBOOK.md, The database fails")
-    if not is_url(where) and (damaged := await asyncio.to_thread(find_set_aside, Path(where))):
+    if not is_url(where) and (damaged := await asyncio.to_thread(find_moved_aside, Path(where))):
         return Finding(
             "Database",
             "warning",

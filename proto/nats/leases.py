@@ -231,22 +231,22 @@ class Deliveries:
         floor = (await self.backlog()).floor
         seq = await read_recorded_upto()
         later = await asyncio.gather(*(self._next_after(seq, subject) for subject in self._filters))
-        return await self.last() >= seq and not any(BEFORE_FIRST < one <= floor for one in later)
+        return await self.last_seq() >= seq and not any(BEFORE_FIRST < one <= floor for one in later)
 
-    async def first(self) -> Seq:
+    async def first_seq(self) -> Seq:
         """Returns the stream's first sequence, or the next one if it is empty. Raises LogUnavailable."""
-        return (await self.stream()).state.first_seq
+        return (await self.stream_info()).state.first_seq
 
-    async def stream(self) -> StreamInfo:
+    async def stream_info(self) -> StreamInfo:
         """Returns the state of the stream, from its leader. Raises LogUnavailable."""
         return await self._connection.stream_info(STREAM)
 
-    async def last(self) -> Seq:
+    async def last_seq(self) -> Seq:
         """Returns the stream's last sequence from its leader, so that no acknowledged entry is after it.
 
         Raises LogUnavailable.
         """
-        return (await self.stream()).state.last_seq
+        return (await self.stream_info()).state.last_seq
 
     async def reset(self) -> None:
         """Has all entries delivered again, from the oldest one in the log. Raises LogUnavailable.

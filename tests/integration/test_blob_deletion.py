@@ -272,7 +272,7 @@ async def test_a_blob_whose_last_turn_is_deleted_during_a_collection_is_deleted(
 
     await BlobStore(connection).put(tenant, {name(picture): picture.encode()})
     await store.record([msgspec.structs.replace(turn, blobs=f'["{name(picture)}"]')])
-    await store.release_blobs(tenant, f'["{name(picture)}"]')
+    await store.release_blobs(tenant, [name(picture)])
     with monkeypatch.context() as patched:
         patched.setattr(Store, "referenced_blobs", find_and_delete)
         await collector(store, connection).collect(tenant)
@@ -385,7 +385,7 @@ async def test_one_wrong_denial_of_a_pin_or_a_blob_is_not_believed(
     """A leader that was frozen answers with its old state (R14): a pinned blob stays, any other is deleted."""
     blobs, holder = BlobStore(connection), BlobPins(connection)
     await blobs.put(tenant, {name(picture): picture.encode()})
-    await store.release_blobs(tenant, f'["{name(picture)}"]')
+    await store.release_blobs(tenant, [name(picture)])
     original, wrong = getattr(*step), [answer]
 
     async def deny_once(self: Any, *given: Any) -> Any:

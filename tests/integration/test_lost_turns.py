@@ -203,7 +203,7 @@ async def test_no_turn_is_lost_while_the_log_is_unreachable(
     """The server disappears between two answers: that of its consumer, and those about the turns."""
 
     class AnsweredBefore(Deliveries):
-        async def first(self) -> Seq:
+        async def first_seq(self) -> Seq:
             return Seq(1)
 
     writers = [new_writer(own_log, tenant) for _ in range(3)]

@@ -168,7 +168,7 @@ class SimulatedDeliveries(Deliveries):
         message = next(one for one in self._consumer.messages if (one.key, str(one.stored.seq)) == (key, lease))
         return SimulatedDelivery(self._consumer, message, self._process)
 
-    async def first(self) -> Seq:
+    async def first_seq(self) -> Seq:
         return Seq(1)
 
     async def backlog(self) -> Backlog:

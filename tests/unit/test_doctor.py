@@ -130,7 +130,7 @@ async def test_the_key_of_another_backend_is_not_checked(
     assert "Clock" not in found
 
 
-async def test_a_database_that_was_set_aside_is_a_warning(tmp_path: Path) -> None:
+async def test_a_database_that_was_moved_aside_is_a_warning(tmp_path: Path) -> None:
     """The history then lacks older turns, and nothing else says so later."""
     await (await open_database(tmp_path / "tailrace.db", busy_timeout_s=1)).close()
     (tmp_path / "tailrace.db.damaged-1").write_bytes(b"damaged")

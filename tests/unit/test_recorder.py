@@ -61,7 +61,7 @@ class Deliveries:
     async def backlog(self) -> Backlog:
         return Backlog(0, 0, Seq(0), Seq(0))
 
-    async def first(self) -> Seq:
+    async def first_seq(self) -> Seq:
         return Seq(1)
 
 

@@ -594,8 +594,8 @@ async def test_an_old_session_that_is_used_again_is_not_deleted(store: Store) ->
 async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(store: Store) -> None:
     """Blobs of two tenants are different blobs; a blob that is released twice is one row."""
     shared, own = ("a" * 64, "b" * 64)
-    both = msgspec.json.encode([shared, own]).decode()
-    first = msgspec.structs.replace(running_row("turn-1"), blobs=both)
+    both = [shared, own]
+    first = msgspec.structs.replace(running_row("turn-1"), blobs=msgspec.json.encode(both).decode())
     theirs = msgspec.structs.replace(first, tenant=THEIRS)
     second = msgspec.structs.replace(running_row("turn-2"), blobs=f'["{shared}"]')
     await store.record([first, theirs, second, first])
@@ -1470,7 +1470,7 @@ async def test_a_search_that_is_cancelled_before_it_begins_is_interrupted(file_s
 WORK: dict[str, tuple[Callable[[Store, Tenant], Awaitable[object]], int]] = {
     "session": (lambda store, tenant: store.session(tenant, "s1", NOON), 20),
     "new_session": (lambda store, tenant: store.new_session(tenant, CreateSession(new_id()), NOON), 7),
-    "release_blobs": (lambda store, tenant: store.release_blobs(tenant, '["a"]'), 7),
+    "release_blobs": (lambda store, tenant: store.release_blobs(tenant, ["a"]), 7),
     "forget_released": (lambda store, tenant: store.forget_released(tenant, ["a"]), 7),
     "keep_referenced": (lambda store, tenant: store.keep_referenced(tenant, ["a"]), 7),
     "forget_unstored": (lambda store, tenant: store.forget_unstored([key("turn-2", tenant)]), 7),
@@ -1510,7 +1510,7 @@ async def test_the_recorder_waits_for_one_write_of_a_tenant_at_most(store: Store
         await recorder.put_unstored(key(turn), None)
         await recorder.record([running_row(turn)])
         await recorder.delete(OURS, DeleteResource("session", "1", (TurnId(turn),)))
-        await recorder.release_blobs(OURS, '["a"]')
+        await recorder.release_blobs(OURS, ["a"])
         await recorder.forget_unstored([key(turn)])
         order.append("recorder")
 
