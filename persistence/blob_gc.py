@@ -35,14 +35,14 @@ class BlobCollector:
     def __init__(
         self,
         store: Store,
-        bodies: BlobStore,
+        blob_store: BlobStore,
         pins: BlobPins,
         catch_up: CatchUp,
         now: Callable[[], Awaitable[datetime]],
     ) -> None:
         """`now` returns the time of the log's clock: a wrong clock of this machine would delete files too early."""
         self._store = store
-        self._bodies = bodies
+        self._blob_store = blob_store
         self._pins = pins
         self._catch_up = catch_up
         self._now = now
@@ -85,7 +85,7 @@ class BlobCollector:
 
         async def purge(sha256: str) -> None:
             if (seq := marks[sha256]) is not None:
-                await self._bodies.purge(tenant, sha256, seq)
+                await self._blob_store.purge(tenant, sha256, seq)
 
         await gather_limited(purge, unused, CONCURRENCY)
         await self._store.forget_released(tenant, unused)
@@ -99,7 +99,7 @@ class BlobCollector:
         """
 
         async def mark(sha256: str) -> bool:
-            marks[sha256] = await self._bodies.mark_deleted(tenant, sha256)
+            marks[sha256] = await self._blob_store.mark_deleted(tenant, sha256)
             return not await self._pins.is_pinned(tenant, sha256)
 
         is_free = await gather_limited(mark, blobs, CONCURRENCY)

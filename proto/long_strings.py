@@ -22,8 +22,8 @@ PIECE_BYTES = 256 * 1024
 CHARACTERS = re.compile(
     rb'[^"\\]*+(?:\\(?:[^u]|u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|u(?![dD][89abAB])[0-9a-fA-F]{4})[^"\\]*+)*+'
 )
-# Strings found between two turns of the loop, and in all: the rest stays in the JSON.
-FOUND_PER_TURN = 2000
+# Strings that are looked at before the event loop runs other tasks, and in all: the rest stays in the JSON.
+FOUND_PER_PIECE = 2000
 FOUND_MAX = 400_000
 
 _encode = msgspec.json.Encoder().encode
@@ -38,7 +38,7 @@ async def replace_long_strings(raw: bytes) -> tuple[bytes, dict[str, str]]:
     """
     token, strings = secrets.token_hex(16), dict[str, str]()
     kept: list[bytes] = []
-    after = found = turn_ended = 0
+    after = found = paused_at = 0
     start = raw.find(b'"')
     while start >= 0 and found < FOUND_MAX:
         end = _end_of_piece(raw, start + 1)
@@ -52,8 +52,8 @@ async def replace_long_strings(raw: bytes) -> tuple[bytes, dict[str, str]]:
             after = end
             strings[name] = text
         found += 1
-        if found % FOUND_PER_TURN == 0 or end - turn_ended > PIECE_BYTES:
-            turn_ended = end
+        if found % FOUND_PER_PIECE == 0 or end - paused_at > PIECE_BYTES:
+            paused_at = end
             await asyncio.sleep(0)
         start = raw.find(b'"', end + 1)
     if not strings:

@@ -51,16 +51,16 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 async def apply(url: str, *, file_bytes_max: int | None, replicas: int | None = None, wait_s: float = 0.0) -> int:
     """Creates what is missing, for servers that may store `file_bytes_max` each; returns how many it has created.
 
-    None: the sizes and copies of the existing streams. Retries for `wait_s` seconds, because the servers of a cluster
-    answer before they have elected a leader. Raises LogMisconfigured if an existing one differs, LogUnavailable if no
-    server answers.
+    Without `file_bytes_max` or `replicas`, the size or the replicas of the existing streams are used. Retries for
+    `wait_s` seconds, because the servers of a cluster answer before they have elected a leader. Raises LogMisconfigured
+    if an existing stream or consumer differs, LogUnavailable if no server answers.
     """
     connection = await Connection.open(url, "tailrace-streams", ADMIN)
     deadline = time.monotonic() + wait_s
     try:
         while True:
             try:
-                existing = await streams.existing_sizes(connection)
+                existing = await streams.read_existing(connection)
                 bytes_max = existing.bytes_max if file_bytes_max is None else log_bytes_max(file_bytes_max)
                 return await streams.apply(
                     connection,

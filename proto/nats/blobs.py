@@ -49,11 +49,11 @@ FULL = "the storage for pictures, documents and long texts is full: wait until s
 T = TypeVar("T")
 
 
-class Size(msgspec.Struct, frozen=True, omit_defaults=True):
+class MarkContent(msgspec.Struct, frozen=True, omit_defaults=True):
     """A mark's content. A blob marked as deleted may be read; a new request stores it again."""
 
     bytes: int
-    """0 while the blob is stored for the first time, and while it is purged: it does not exist."""
+    """The length of the blob; 0 while it does not exist, because it is being stored for the first time, or purged."""
     is_deleted: bool = msgspec.field(default=False, name="is_doomed")
 
 
@@ -62,10 +62,10 @@ class Mark(NamedTuple):
 
     seq: Seq
     time: datetime
-    size: Size
+    content: MarkContent
 
 
-_size = msgspec.json.Decoder(Size)
+_decode_content = msgspec.json.Decoder(MarkContent).decode
 
 
 class BlobStore:
@@ -87,8 +87,8 @@ class BlobStore:
                 if marked is not None and not is_renewed and not await self._ends_soon(marked):
                     break
                 # Sequence 0 is not a safe fence: it is valid again after others have stored and purged the blob.
-                seen = marked.seq if marked else await self._mark(tenant, sha256, Size(0), BEFORE_FIRST)
-                if seen is not None and await self._store(tenant, sha256, content, seen):
+                seen = marked.seq if marked else await self._store_mark(tenant, sha256, MarkContent(0), BEFORE_FIRST)
+                if seen is not None and await self._store_blob(tenant, sha256, content, seen):
                     break
             else:
                 raise LogUnavailable(CONTENDED)
@@ -111,13 +111,13 @@ class BlobStore:
             marked = await self._last(tenant, sha256)
             if marked is None:
                 return None
-            if marked.size.is_deleted:
+            if marked.content.is_deleted:
                 return marked.seq
-            if not marked.size.bytes:
+            if not marked.content.bytes:
                 return None
-            deleted = Size(marked.size.bytes, is_deleted=True)
+            deleted = MarkContent(marked.content.bytes, is_deleted=True)
             try:
-                seq = await self._mark(tenant, sha256, deleted, marked.seq)
+                seq = await self._store_mark(tenant, sha256, deleted, marked.seq)
             except LogFull:
                 # The new mark is longer than the old one, and the stream is full to the byte. Purging goes on, because
                 # it frees space; a request of this moment does not see the mark and fails with `blob_expired`.
@@ -129,10 +129,11 @@ class BlobStore:
     async def purge(self, tenant: Tenant, sha256: str, marked_at: Seq) -> None:
         """Removes the chunks and the mark up to `marked_at`, and nothing that was stored after it."""
         await self._purge(subjects.chunks(tenant, sha256), marked_at)
-        # After a SIGKILL, nats-server has the mark again that the purged one had replaced: a removal by
-        # `max_msgs_per_subject` leaves no trace in its file. So both say that the blob does not exist.
+        # After a SIGKILL, nats-server has the mark again that the purged mark had replaced: a removal by
+        # `max_msgs_per_subject` leaves no trace in its file. Therefore two marks are stored, which both say that the
+        # blob does not exist.
         for _ in range(2):
-            seq = await self._mark(tenant, sha256, Size(0, is_deleted=True), marked_at)
+            seq = await self._store_mark(tenant, sha256, MarkContent(0, is_deleted=True), marked_at)
             if seq is None:
                 return
             marked_at = seq
@@ -140,7 +141,7 @@ class BlobStore:
 
     async def size(self, tenant: Tenant, sha256: str) -> int:
         """Returns the blob's length in bytes. Raises BlobUnknown."""
-        return (await self._require_mark(tenant, sha256)).size.bytes
+        return (await self._require_mark(tenant, sha256)).content.bytes
 
     async def read(self, tenant: Tenant, blob: Blob) -> bytes:
         """Returns the whole blob. Raises BlobUnknown."""
@@ -162,19 +163,19 @@ class BlobStore:
             raise LogUnavailable(f"the chunks of blob {blob.sha256} do not have its hash: retry")
 
     async def _ends_soon(self, marked: Mark) -> bool:
-        if marked.size.is_deleted or not marked.size.bytes:
+        if marked.content.is_deleted or not marked.content.bytes:
             return True
         return datetime.now(UTC) - marked.time > await self.lifetime() / 2
 
-    async def _store(self, tenant: Tenant, sha256: str, content: bytes, seen: Seq) -> bool:
+    async def _store_blob(self, tenant: Tenant, sha256: str, content: bytes, seen: Seq) -> bool:
         """Stores a blob whose last mark was `seen`. Returns False if there is a newer mark: it may be incomplete."""
         for number, start in enumerate(range(0, len(content), CHUNK_BYTES)):
             await self._publish(subjects.chunk(tenant, sha256, number), content[start : start + CHUNK_BYTES])
-        return await self._mark(tenant, sha256, Size(len(content)), seen) is not None
+        return await self._store_mark(tenant, sha256, MarkContent(len(content)), seen) is not None
 
-    async def _mark(self, tenant: Tenant, sha256: str, size: Size, seen: Seq) -> Seq | None:
+    async def _store_mark(self, tenant: Tenant, sha256: str, content: MarkContent, seen: Seq) -> Seq | None:
         """Stores a mark. Returns its sequence, or None if `seen` is not the last mark; that may be this very one."""
-        payload = msgspec.json.encode(size)
+        payload = msgspec.json.encode(content)
         return await self._publish(subjects.blob(tenant, sha256), payload, {pub_ack.FENCE: str(seen)}) or None
 
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> Seq:
@@ -200,7 +201,7 @@ class BlobStore:
         """Returns the blob's mark. Raises BlobUnknown after two reads without one."""
         for wait_s in (WOKEN_WAIT_S, 0.0):
             marked = await self._last(tenant, sha256)
-            if marked is not None and marked.size.bytes:
+            if marked is not None and marked.content.bytes:
                 return marked
             await asyncio.sleep(wait_s)
         raise BlobUnknown(UNKNOWN)
@@ -208,7 +209,7 @@ class BlobStore:
     async def _last(self, tenant: Tenant, sha256: str) -> Mark | None:
         """Returns the blob's last mark from the stream's leader, which never lags behind its acknowledgements."""
         found = await self._retry(partial(self._leader.last, subjects.blob(tenant, sha256)))
-        return None if found is None else Mark(found.seq, found.time, _size.decode(found.data))
+        return None if found is None else Mark(found.seq, found.time, _decode_content(found.data))
 
     async def _chunk(self, tenant: Tenant, sha256: str, number: int) -> bytes:
         """Reads one chunk. Any follower may answer and lag behind the mark, so a missing chunk is read again."""
@@ -220,7 +221,7 @@ class BlobStore:
 
         started = asyncio.get_running_loop().time()
         while not (chunk := await self._retry(read)):
-            is_deleted = (await self._require_mark(tenant, sha256)).size.is_deleted
+            is_deleted = (await self._require_mark(tenant, sha256)).content.is_deleted
             waited_s = asyncio.get_running_loop().time() - started
             if is_deleted and waited_s >= BEHIND_MAX_S:
                 raise BlobUnknown(UNKNOWN)

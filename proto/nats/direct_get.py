@@ -34,7 +34,7 @@ READS_MAX = 4
 SLOT_WAIT_S = 30.0
 
 
-class Page(NamedTuple):
+class MessagePage(NamedTuple):
     """Consecutive stored messages of a subject filter. `is_last`: no message followed when they were read."""
 
     messages: list[Message]
@@ -82,7 +82,7 @@ class DirectReader:
         self._opening = asyncio.Lock()
         self._slots = FairSemaphore(READS_MAX)
 
-    async def page(self, subject: str, first: Seq, limit: int = PAGE_MAX) -> Page:
+    async def page(self, subject: str, first: Seq, limit: int = PAGE_MAX) -> MessagePage:
         """Returns up to `limit` messages on `subject` from sequence `first` on, or fewer if they are long.
 
         A lagging follower may answer: an empty page does not prove that nothing is stored. Raises LogUnavailable.
@@ -103,7 +103,7 @@ class DirectReader:
                     "the log cannot be read, because too many other reads are waiting: retry"
                 ) from error
             batch = await self._request(query)
-            return Page(batch.messages, is_last=batch.pending == 0)
+            return MessagePage(batch.messages, is_last=batch.pending == 0)
 
     async def _request(self, query: bytes) -> _Batch:
         """Returns the first complete reply to any of the requests, so that a late server's reply still counts."""

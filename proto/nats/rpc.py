@@ -243,7 +243,7 @@ def _run_concurrently(endpoint: Endpoint, role: str, running: dict[asyncio.Task[
 
     async def handle(request: Request) -> None:
         tenant = _tenant(request)
-        # This limit keeps room for the next tenant.
+        # With this limit, slots stay free for the next tenant.
         if sum(each == tenant for each in running.values()) >= QUERIES_MAX - len(running):
             await _refuse(request, Refused(*UNAVAILABLE[role], retry_after_s=RETRY_WAIT_S))
             return

@@ -145,15 +145,17 @@ def _check_payload(bytes_max: int) -> None:
     )
 
 
-class StreamSizes(NamedTuple):
-    """The most copies of any stream, and the byte limit that the log has, or had beside its blobs; 0: unknown."""
+class ExistingStreams(NamedTuple):
+    """The replicas and the size of the streams that exist; 0 where it is unknown."""
 
     replicas: int
+    """The highest number of replicas of a stream."""
     bytes_max: int
+    """The byte limit of the log. If the log was deleted, it is computed from the limit of the blobs."""
 
 
-async def existing_sizes(connection: Connection) -> StreamSizes:
-    """Returns the sizes of the streams that exist. Raises LogUnavailable."""
+async def read_existing(connection: Connection) -> ExistingStreams:
+    """Returns the replicas and the size of the streams that exist. Raises LogUnavailable."""
     replicas, limits = 0, {}
     for name in EVERY_STREAM:
         try:
@@ -164,7 +166,7 @@ async def existing_sizes(connection: Connection) -> StreamSizes:
             raise LogUnavailable(f"the streams cannot be set up: {explain(error)}") from error
         replicas = max(replicas, config.num_replicas or 1)
         limits[name] = max(0, config.max_bytes or 0)
-    return StreamSizes(replicas, limits.get(STREAM) or int(limits.get(BODIES, 0) / BODIES_SHARE))
+    return ExistingStreams(replicas, limits.get(STREAM) or int(limits.get(BODIES, 0) / BODIES_SHARE))
 
 
 async def lagging_servers(connection: Connection) -> set[str]:

@@ -279,7 +279,7 @@ async def test_a_writer_that_never_stores_its_mark_gives_up(
     async def refuse(*_: object) -> None:
         return None
 
-    monkeypatch.setattr(BlobStore, "_mark", refuse)
+    monkeypatch.setattr(BlobStore, "_store_mark", refuse)
     with pytest.raises(LogUnavailable, match="is being stored and deleted at the same time"):
         await BlobStore(connection).put(tenant, CONTENTS)
 

@@ -10,7 +10,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.nats.direct_get import DirectReader, Page
+from tailrace.proto.nats.direct_get import DirectReader, MessagePage
 from tailrace.proto.nats.jetstream_log import Erased
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.subjects import STREAM, TurnKey
@@ -192,8 +192,8 @@ async def test_a_request_that_a_replica_does_not_have_yet_is_overwritten(
     """A purge alone would leave the key in the file."""
     await writer.begin("a", " secret")
 
-    async def read_nothing(*_: object) -> Page:
-        return Page([], is_last=True)
+    async def read_nothing(*_: object) -> MessagePage:
+        return MessagePage([], is_last=True)
 
     monkeypatch.setattr(DirectReader, "page", read_nothing)
     assert (await other_log.erase(writer.key)).is_gone

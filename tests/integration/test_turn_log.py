@@ -23,7 +23,7 @@ from tailrace.proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFu
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log, streams
-from tailrace.proto.nats.direct_get import DirectReader, Page
+from tailrace.proto.nats.direct_get import DirectReader, MessagePage
 from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT, Erased
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed
@@ -261,7 +261,7 @@ async def test_an_erasure_overwrites_entries_that_the_replica_it_reads_does_not_
     await writer.end()
     entries, page = await own_log.read_entries(key), DirectReader.page
 
-    async def read_behind(self: DirectReader, *given: Any) -> Page:
+    async def read_behind(self: DirectReader, *given: Any) -> MessagePage:
         found = await page(self, *given)
         return found._replace(messages=[one for one in found.messages if one.header(b"Nats-Sequence") != last])
 
