@@ -32,7 +32,7 @@ from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
-# For each step of a cancelled attempt: the supervisor kills a process some seconds after its grace period.
+# The time limit of each step of a cancelled attempt: a supervisor kills a process some seconds after its grace period.
 CLEANUP_S_MAX = 1.0
 LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
 
@@ -194,15 +194,7 @@ class AttemptRunner:
                 for task in watchers:
                     task.cancel()
         except asyncio.CancelledError as stopped:
-            has_stored = folding.chain != turn.chain
-            # An entry would take the fence from the other call.
-            is_shared = race.has_rival and not has_stored
-            if folding.chain.attempt == action.attempt and not is_shared:
-                await self._hand_over(key, folding.build())
-            finishing = race.finish(has_stored=has_stored, error=stopped)
-            await run_until(finishing, timeout_s=CLEANUP_S_MAX)
-            if is_shared:
-                raise LeaseShared from stopped
+            await self._give_back(planned, race, folding, stopped)
             raise
         except ExceptionGroup as several:
             # The first failure has cancelled the other tasks: FenceLost when another writer has the turn, but also
@@ -254,7 +246,7 @@ class AttemptRunner:
         return None
 
     def _wrap(self, turn: Turn, continuation: ContinuationMapper | None, sink: Sink) -> Sink:
-        """Returns the sink of the model's events. The last of the features' sinks receives them first."""
+        """Returns the sink of the model's events: `sink` as the continuation and the features wrap it."""
         assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
         if continuation is not None:
             sink = continuation.wrap(sink)
@@ -262,8 +254,24 @@ class AttemptRunner:
             sink = wrap(sink, turn.request, turn)
         return sink
 
+    async def _give_back(
+        self, planned: PlannedAttempt, race: Race, folding: Folding, stopped: asyncio.CancelledError
+    ) -> None:
+        """Ends an attempt that a drain has stopped. Raises LeaseShared if the turn stays with the other call."""
+        has_stored = folding.chain != planned.turn.chain
+        is_shared = race.has_rival and not has_stored
+        # An entry of this call would take the fence from the other one.
+        if folding.chain.attempt == planned.action.attempt and not is_shared:
+            await self._hand_over(planned.key, folding.build())
+        await run_until(race.finish(has_stored=has_stored, error=stopped), timeout_s=CLEANUP_S_MAX)
+        if is_shared:
+            raise LeaseShared from stopped
+
     async def _hand_over(self, key: TurnKey, turn: Turn) -> None:
-        """Stores that this process gives the turn back, so that an attempt without any event yet does not count."""
+        """Stores a hidden event which says that this process gives the turn back (R73).
+
+        An attempt without any other event then does not count.
+        """
         if turn.chain.is_ended or not turn.fruitless:
             return
         entry = Event(prev=turn.chain.last, attempt=turn.attempt, event=events.HANDOVER, is_hidden=True)

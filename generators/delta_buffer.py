@@ -32,14 +32,14 @@ class DeltaBuffer:
         self._waiting: deque[ModelEvent] = deque()
         self._put_at: deque[float] = deque()
         self.put_at = 0.0
-        """When the event that `next` has returned was put, the first one of joined deltas; in `time.monotonic()`."""
+        """When the event that `next` has returned was put (`time.monotonic()`); of joined deltas, the first one."""
         self._last_bytes = 0
         self._changed = asyncio.Event()
         self._hold_opening = hold_opening
         self._drop_opening = drop_opening
         self._is_closed = False
         self.has_token = asyncio.Event()
-        """With `hold_opening`: set once an event was put that is neither of the opening nor hidden."""
+        """With `hold_opening`: set when the first event is put that is neither hidden nor part of the opening."""
         self.has_returned = False
         """Whether `next` has returned an event, which may be stored since then."""
 

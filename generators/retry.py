@@ -22,8 +22,8 @@ from tailrace.proto.errors import CODES, BackendError
 
 logger = structlog.get_logger()
 
-# Receives how each call begins: with its first event (None), or with an error.
 NoteBegin = Callable[[Call, BackendError | None], None]
+"""Is called once for each call: with None at its first event, or with the error of a call that fails before."""
 
 # Repeated calls are counted and logged here, with their codes.
 stamina.instrumentation.set_on_retry_hooks([])
@@ -41,7 +41,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     ) -> tuple[ModelEvent, AsyncGenerator[ModelEvent, None]]:
         """Calls until an answer begins; returns its first event and the rest. Raises the last BackendError.
 
-        Calls `note` for each call: with None at its first event, or with the error if it fails before.
+        `note` is called as NoteBegin says.
         """
         tries = itertools.count(1)
 

@@ -76,7 +76,10 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     ] = 0.0
     large_bytes_max: Annotated[
         int,
-        Meta(ge=1, description="memory for pictures, documents and long texts until their answers begin; further wait"),
+        Meta(
+            ge=1,
+            description="memory for pictures, documents and long texts until their answers begin; other calls wait",
+        ),
     ] = 512 * 1024 * 1024
     delta_interval_s: Annotated[
         float,
@@ -98,7 +101,7 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         ),
     ] = ""
     deadline_s: Annotated[
-        float, Meta(gt=0, description="time that generators work on a turn, together, before it fails")
+        float, Meta(gt=0, description="working time, of all generators together, after which a turn fails")
     ] = 900.0
     grace_s: Annotated[
         float,
@@ -106,8 +109,8 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
             ge=0,
             le=GRACE_S_MAX,
             description="time that running turns may continue after SIGTERM before others get them, up to an hour; a "
-            "second SIGTERM ends it. At least TAILRACE_DEADLINE_S: a restart costs no model call. Under `tailrace up` "
-            "the default is an hour for `tailrace restart`, and 5 s when `up` stops",
+            "second SIGTERM ends it. With TAILRACE_DEADLINE_S or more, a restart repeats no model call. Under "
+            "`tailrace up` the default is an hour for `tailrace restart`, and 5 s when `up` stops",
         ),
     ] = 5.0
 

@@ -37,8 +37,8 @@ DESCRIBED = frozenset(
     | {"minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "format", "examples"}
 )
 LEFT_OUT = frozenset({"$schema", "$id", "$comment", "deprecated", "readOnly", "writeOnly"})
-# Schemas that apply to the same value as the one that they are in.
-APPLIED_TO_THE_SAME = ("$ref", "anyOf", "allOf")
+# "In-place applicators" of JSON Schema: their schemas apply to the same value as the schema that they are in.
+IN_PLACE_APPLICATORS = ("$ref", "anyOf", "allOf")
 FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"})
 
 
@@ -142,10 +142,13 @@ def _convert(schema: Any) -> Schema | None:
 
 
 def _close(native: Schema, described: Schema) -> Schema | None:
-    """Allows only the named properties, which is narrower than `schema` and fits it; adds what is described."""
+    """Returns `native` without unnamed properties, and with the rules `described` in its description.
+
+    None if the subset cannot express the schema, or if answers that fit the schema need unnamed properties.
+    """
     kind = native.get("type")
     is_object = kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in native
-    if (is_object or "required" in native) + sum(name in native for name in APPLIED_TO_THE_SAME) > 1:
+    if (is_object or "required" in native) + sum(name in native for name in IN_PLACE_APPLICATORS) > 1:
         # Several schemas apply to one object: each would forbid the properties of the others.
         return None
     if is_object:

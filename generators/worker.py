@@ -35,7 +35,7 @@ SHARE_WAIT_S_MAX = 8.0
 # The most turns that are fetched to start together, without a round trip for each. nats-server divides a burst evenly
 # among the generators that wait, whatever number each has requested. The running turns wait while these start.
 STARTED_AT_ONCE = 16
-# While no fetched turn can start here, up to this many are fetched at once, to reach turns behind them that can.
+# The most turns that are fetched at once while none of the fetched ones can start here.
 FETCHED_MAX = 64
 # The delay before the next delivery of a turn that cannot run yet. Either another process is storing its answer, which
 # takes milliseconds, or the turn is queued behind its parent, which may take minutes. So the delay begins short, and
@@ -123,15 +123,16 @@ class Worker:
 
     async def _fetch_until(self, stop: asyncio.Event) -> None:
         """Fetches and starts turns until `stop` is set."""
-        reach = 1
+        least = 1
         while not stop.is_set():
             if self._slots.free <= 0:
                 await run_until(stop.wait(), *self._turns)
                 continue
             # Fetch only what can start: another generator may have a free slot for the rest.
-            count = max(reach, min(self._slots.free, STARTED_AT_ONCE))
+            count = max(least, min(self._slots.free, STARTED_AT_ONCE))
             started = [await self._start_or_release(one, stop) for one in await self._deliveries.next(count)]
-            reach = 1 if any(started) or not started else min(2 * count, FETCHED_MAX)
+            # If none of the fetched turns could start, fetch more than there are slots, to reach those behind them.
+            least = min(2 * count, FETCHED_MAX) if started and not any(started) else 1
 
     def report_health(self) -> bytes | None:
         """Returns the health report as JSON. While this process drains: None, and no report is sent."""
@@ -168,7 +169,7 @@ class Worker:
         return True
 
     async def _start_or_release(self, delivery: Delivery, stop: asyncio.Event) -> bool:
-        """Returns False if the delivery was released."""
+        """Like `_start`, but a delivery for which that is False, or that came after `stop`, is released."""
         if stop.is_set():
             await delivery.release()
             return False

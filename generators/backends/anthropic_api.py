@@ -39,12 +39,11 @@ _decode_token_count = msgspec.json.Decoder(TokenCount).decode
 
 
 class MessagesApi:
-    """The Messages API behind any client of the SDK (Anthropic, Bedrock, Vertex). Share one in a process: it pools
-    connections."""
+    """The Messages API through a client of the SDK (Anthropic, Bedrock, Vertex), which pools connections."""
 
     client: anthropic.AsyncAnthropic | anthropic.AsyncAnthropicBedrockMantle | anthropic.AsyncAnthropicVertex
     pings_timeout_s: float = PINGS_TIMEOUT_S
-    """The longest time in which the model sends only pings or comments: they are no progress of its answer."""
+    """How long the model may send only pings or comments, which are not a part of its answer."""
 
     async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         """See Backend.answer."""

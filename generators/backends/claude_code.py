@@ -45,6 +45,8 @@ CONTINUE_PROMPT = "Your last message above was interrupted. Write only what come
 
 
 class ClaudeCode:
+    """The backend `claude_code`."""
+
     def __init__(self, binary: Path, settings: Settings) -> None:
         self._binary = binary
         self._settings = settings

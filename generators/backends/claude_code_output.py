@@ -1,10 +1,10 @@
 """Turns the output of Claude Code into one message in Anthropic's events. Pure.
 
-For one answer Claude Code calls its model several times. It prints the events of each call (`stream_event`), and at the
-end a `result`. Here the first call's start is the message's start, text, thinking and tool calls of all calls are its
-blocks, numbered on, and its end is that of the last call. Hidden events have the usage of each other call, which has a
-price of its own and is paid for, also if the answer breaks off. A tool call becomes a `server_tool_use` with
-`executed_by`: Claude Code executes it, and its result is left out.
+For one answer, Claude Code calls its model several times. It prints the events of each call (`stream_event`), and at
+the end a `result`. The calls become one message: it begins with the start of the first call and ends with the end of
+the last one. Text, thinking and tool calls of all calls are its blocks, numbered without a gap. Each call has a price
+of its own, also if the answer breaks off later, so hidden events report the usage of the other calls. A tool call
+becomes a `server_tool_use` with `executed_by`: Claude Code executes it, and its result is left out.
 """
 
 import msgspec

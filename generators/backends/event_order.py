@@ -105,8 +105,10 @@ def require_empty(raw: msgspec.Raw) -> None:
 
 
 def read_fields(raw: msgspec.Raw) -> dict[str, Any]:
-    """Returns an event with all its fields, also those that no Struct declares. Raises BackendError if a reader could
-    not decode it, or if it nests too deep for readers: its entry adds one level (PROTOCOL R7)."""
+    """Returns an event with all its fields, also those that no Struct declares.
+
+    Raises BackendError if a reader could not decode it. Its entry adds one level to its depth (PROTOCOL R7).
+    """
     try:
         fields: dict[str, Any] = msgspec.json.decode(raw)
         is_readable = not is_deeper(fields, LEVELS_MAX - 1)

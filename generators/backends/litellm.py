@@ -42,6 +42,8 @@ logging.getLogger("LiteLLM").disabled = True
 
 
 class LiteLLM:
+    """The backend `litellm`."""
+
     def __init__(self, stall_timeout_s: float) -> None:
         self._stall_timeout_s = stall_timeout_s
 

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class MessageBatch(msgspec.Struct, frozen=True):
-    """The fields that are used. The single counts are final when it has ended; their sum is the number of requests."""
+    """A message batch, with the fields that are used. Its single counts are final when it has ended."""
 
     id: str
     created_at: datetime
@@ -42,7 +42,7 @@ class MessageBatch(msgspec.Struct, frozen=True):
     request_counts: dict[str, int]
 
     @property
-    def requests(self) -> int:
+    def request_count(self) -> int:
         """The number of requests in the batch, in any state."""
         return sum(self.request_counts.values())
 

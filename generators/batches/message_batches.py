@@ -181,7 +181,7 @@ class MessageBatchSubmitter:
             is_settled = datetime.now(UTC) >= last
             made = await self._call_with_retries(lambda: self._api.list_since(first))
             candidates |= {
-                one.id for one in made if fewest <= one.requests <= count and one.created_at <= last + SKEW_MAX
+                one.id for one in made if fewest <= one.request_count <= count and one.created_at <= last + SKEW_MAX
             }
             # Also those of earlier lists, because a later list may come from a server that is behind.
             for name in candidates - others:
@@ -336,10 +336,10 @@ class MessageBatchSubmitter:
             if tries:
                 await asyncio.sleep(poll_wait_s(tries - 1))
             await self._call_with_retries(read)
-            if is_complete := len(lines) - len(unread) >= made.requests:
+            if is_complete := len(lines) - len(unread) >= made.request_count:
                 break
             # The response may end early without an error, and a line may be damaged.
-            logger.warning("results are missing", message_batch=made.id, missing=len(unread), of=made.requests)
+            logger.warning("results are missing", message_batch=made.id, missing=len(unread), of=made.request_count)
         if not is_over:
             for custom_id in tuple(left):
                 await write(custom_id, NO_RESULT)
