@@ -5,16 +5,20 @@ from typing import NamedTuple
 
 from tailrace.proto.ids import TOKEN, Tenant, TurnId
 
+# The streams: the log, blobs, counters of rates, counters of budgets, slots, the audit log.
 STREAM = "TURNS"
 BODIES = "BODIES"
-CLAIMS = "CLAIMS"
-KEYS = "KEYS"
 LIMITS = "LIMITS"
 BUDGETS = "BUDGETS"
 SLOTS = "SLOTS"
+AUDIT = "AUDIT"
+# The KV buckets: claims, pins, tombstones and used tickets; API keys and tenants' limits; the secret that signs tokens;
+# logins.
+CLAIMS = "CLAIMS"
+KEYS = "KEYS"
 SECRETS = "SECRETS"
 LOGINS = "LOGINS"
-AUDIT = "AUDIT"
+# The durable consumers of the log. The first two are also the roles of the processes that use them.
 GENERATORS = "generators"
 PERSISTENCE = "persistence"
 WEBHOOKS = "webhooks"
@@ -30,7 +34,7 @@ CLAIMS_STREAM = "KV_CLAIMS"
 EVERY_KEY = "$KV.KEYS.>"
 # Where the server republishes stored API keys.
 EVERY_LIVE_KEY = "keys.>"
-# Begins the names of tenants' limits in the bucket KEYS.
+# The beginning of the names of tenants' limits in the bucket KEYS.
 LIMITS_PREFIX = "tenant."
 EVERY_LIMIT = "limits.>"
 EVERY_BUDGET = "budgets.>"
@@ -38,7 +42,7 @@ EVERY_SLOT = "slots.>"
 EVERY_AUDIT = "audit.*"
 EVERY_UNSTORED = "$KV.CLAIMS.unstored.>"
 EVERY_TOMBSTONE = "$KV.CLAIMS.deleted.>"
-# The write probes of all processes (PROTOCOL R68). Names of claims are hexadecimal.
+# The write probes of all processes (PROTOCOL R68). No idempotency key has this name: theirs are hexadecimal.
 CLAIMS_PROBE = "$KV.CLAIMS.probe"
 
 
@@ -50,6 +54,7 @@ class TurnKey(NamedTuple):
 
 
 def entry(key: TurnKey, kind: str) -> str:
+    """Returns the subject of the turn's entries of one kind."""
     return f"turns.{_token(key.tenant)}.{_token(key.turn)}.{_token(kind)}"
 
 
@@ -65,7 +70,7 @@ def entries_of_tenant(tenant: Tenant) -> str:
 
 
 def requests(turn: TurnId) -> str:
-    """Returns the filter of the `request` with this turn id, of any tenant."""
+    """Returns the filter of the `request` of the turn with this id, of any tenant."""
     return f"turns.*.{_token(turn)}.request"
 
 
@@ -90,6 +95,7 @@ def blob(tenant: Tenant, sha256: str) -> str:
 
 
 def chunk(tenant: Tenant, sha256: str, number: int) -> str:
+    """Returns the subject of a blob's chunk; `number` begins at 0."""
     return f"{blob(tenant, sha256)}.{number}"
 
 
@@ -99,12 +105,12 @@ def chunks(tenant: Tenant, sha256: str) -> str:
 
 
 def limit(tenant: Tenant, owner: str, what: str, window: str) -> str:
-    """Returns the subject of the counter of `what` in a window; `owner` is the tenant or one of its keys (R37)."""
+    """Returns the subject of a counter; `owner` is the tenant or one of its keys, `what` what is counted (R37)."""
     return f"limits.{_token(tenant)}.{_token(owner)}.{_token(what)}.{_token(window)}"
 
 
 def budget(tenant: Tenant, owner: str, what: str, period: str) -> str:
-    """Returns the subject of the counter of `what` in a day or month."""
+    """Like `limit`, for a counter of a day or month."""
     return f"budgets.{_token(tenant)}.{_token(owner)}.{_token(what)}.{_token(period)}"
 
 
@@ -134,15 +140,15 @@ def tenant_of_limits(name: str) -> Tenant | None:
 
 
 def tombstone(key: TurnKey) -> str:
-    """Returns the subject of a deleted turn's tombstone, in the bucket CLAIMS. Names of claims have no dot."""
+    """Returns the subject of a deleted turn's tombstone, in the bucket CLAIMS, whose idempotency keys have no dot."""
     return f"$KV.{CLAIMS}.deleted.{_token(key.tenant)}.{_token(key.turn)}"
 
 
 def deletion_mark(key: TurnKey) -> str:
     """Returns the subject of the mark of a turn that is being deleted, in the bucket CLAIMS (PROTOCOL R35).
 
-    It is one token, as the names of claims are, so that a gateway with the NATS permissions of an older Tailrace may
-    write it. Names of claims are hexadecimal.
+    It is one token, as those of idempotency keys, so that a gateway with the NATS permissions of an older Tailrace may
+    write it. No idempotency key has this name: theirs are hexadecimal.
     """
     return f"$KV.{CLAIMS}.deleting={_token(key.tenant)}={_token(key.turn)}"
 
@@ -168,6 +174,7 @@ def blob_pins_of(tenant: Tenant, sha256: str) -> str:
 
 
 def query(tenant: Tenant, name: str) -> str:
+    """Returns the subject on which the query `name` of a tenant is sent."""
     return f"queries.{_token(tenant)}.{_token(name)}"
 
 
@@ -177,6 +184,7 @@ def every_query(name: str) -> str:
 
 
 def health(role: str) -> str:
+    """Returns the subject on which all processes of a role are asked for their health."""
     return f"health.{_token(role)}"
 
 

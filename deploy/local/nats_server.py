@@ -45,7 +45,7 @@ STOP_S_MAX = 10.0
 POLL_S = 0.01
 
 NAME = "nats-server"
-# `up` writes the administrator's URL to it, for commands with the same data directory.
+# A server of a cluster writes its process id to it, for `tailrace restart-node`.
 PID_FILE = "nats.pid"
 STORE = "nats"
 # A planned stop: the server hands over its leaderships, then disconnects its clients one by one, and exits.

@@ -16,8 +16,8 @@ from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.ports import in_url
 
 READY_S_MAX = 30.0
-# A process does not answer while it imports, which takes this long only if other programs keep the machine busy.
-SILENT_S_MAX = 120.0
+# A process does not answer while it imports its modules. That takes longer than READY_S_MAX only on a busy machine.
+IMPORT_S_MAX = 120.0
 # The start of a generator takes 1.3 s of CPU time, and `up` may start 64.
 START_S_MAX = 2.0
 # All processes are ready by then. A gateway reads the state of the others every second.
@@ -66,10 +66,10 @@ async def http_get(host: str, port: int, path: str = "/readyz") -> Response:
 async def wait_ready(checks: Mapping[str, HealthCheck], report: Callable[[str], None]) -> None:
     """Returns when each of `checks` has passed.
 
-    Raises UpRefused after `READY_S_MAX`, or after `START_S_MAX` for each process if that is longer, with the names of
-    the processes that are not ready. If all of these are still starting, for example because persistence migrates a
-    large database, or have not answered yet and `SILENT_S_MAX` is not over, calls `report` with a line instead, and
-    goes on.
+    The time limit is `READY_S_MAX`, or `START_S_MAX` for each process if that is longer. A process may need more time
+    if its event loop runs, for example while persistence migrates a large database, or if it has not answered yet and
+    `IMPORT_S_MAX` is not over. If all late processes may need more time, calls `report` with a line and waits for the
+    time limit again. Otherwise raises UpRefused with their names.
     """
     missing, timeout_s = dict(checks), max(READY_S_MAX, START_S_MAX * len(checks))
     for rounds in count(1):
@@ -82,7 +82,7 @@ async def wait_ready(checks: Mapping[str, HealthCheck], report: Callable[[str], 
         except TimeoutError as error:
             late = f"{', '.join(missing)} not ready after {waited_s:g} s"
             responses = [await ask(check) for check in missing.values()]
-            may_be_silent = waited_s < SILENT_S_MAX
+            may_be_silent = waited_s < IMPORT_S_MAX
             if not all(is_starting(one) or (may_be_silent and not one.status) for one in responses):
                 what = "if the lines above name no error, the machine may be too busy: start it again"
                 raise UpRefused(f"{late}: {what}") from error

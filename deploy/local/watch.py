@@ -100,9 +100,9 @@ async def has_started(spec: ServerSpec) -> bool:
 
 
 class Liveness:
-    """The last time at which each process answered; from its first answer on, because a start may take long.
+    """The time of the last answer of each process that has answered. A start may take long, so no other is judged.
 
-    `checks`: those of processes whose spec has none.
+    `checks` are the health checks of processes whose spec has none.
     """
 
     def __init__(self, checks: Mapping[str, HealthCheck], supervisor: Supervisor) -> None:

@@ -13,14 +13,14 @@ Severity = Literal["page", "ticket"]
 """page: a person acts now. ticket: a person acts on the next working day."""
 
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
-# Pairs of windows, and how many times too fast the error budget is used: of a month's budget 2 % in an hour, 5 % in
-# 6 hours; 10 % in a day, 10 % in 3 days.
+# A long window, a short window, and the burn rate: how many times faster than allowed the error budget is used. These
+# rates use 2 % of a month's budget in an hour, 5 % in 6 hours, 10 % in a day, and 10 % in 3 days.
 BURN_RATES: dict[Severity, tuple[tuple[str, str, float], ...]] = {
     "page": (("1h", "5m", 14.4), ("6h", "30m", 6)),
     "ticket": (("1d", "2h", 3), ("3d", "6h", 1)),
 }
-# Bad events in the (long) window without which a share does not count: in a system with few users, one event is a large
-# share of all events. Tickets of a service level have no minimum, because their budgets are for days.
+# An alert about a share of events needs at least this many bad events in its (long) window: in a system with few users,
+# one event is a large share. Tickets of a service level have no minimum, because their budgets are for days.
 EVENTS_MIN = 5
 
 

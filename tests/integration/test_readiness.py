@@ -52,7 +52,7 @@ async def test_the_timeout_message_says_what_is_missing(monkeypatch: pytest.Monk
     """Many processes have more time together, and so has one that does not answer yet."""
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
     monkeypatch.setattr("tailrace.deploy.local.readiness.START_S_MAX", 0.2)
-    monkeypatch.setattr("tailrace.deploy.local.readiness.SILENT_S_MAX", 0.5)
+    monkeypatch.setattr("tailrace.deploy.local.readiness.IMPORT_S_MAX", 0.5)
     reported = list[str]()
     [unused] = find_free(1)
     start_again = "if the lines above name no error, the machine may be too busy: start it again"
