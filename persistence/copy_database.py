@@ -47,33 +47,33 @@ async def copy_database(source: Database, target: Database) -> list[TableDigest]
         await writer.execute("DELETE FROM reached", {})
         copied: list[TableDigest] = []
         for table in TABLES:
-            content = Content(table)
+            hasher = TableHasher(table)
             async for page in _pages(source.read, table):
-                content.add(page)
+                hasher.add(page)
                 if table != DERIVED:
                     await writer.executemany(_insert(table, page[0]), page)
-            copied.append(content.summary())
+            copied.append(hasher.digest())
         for expected in copied:
-            stored = await content_of(writer.read, expected.table)
+            stored = await read_digest(writer.read, expected.table)
             if stored != expected:
                 raise StoreRefused(
                     f"the copy of {expected.table} differs: {expected.rows} rows were read, {stored.rows} are stored"
                 )
-            if await content_of(source.read, expected.table) != expected:
+            if await read_digest(source.read, expected.table) != expected:
                 raise StoreRefused(f"{expected.table} has changed while it was copied: stop persistence first")
     return copied
 
 
-async def content_of(read: Read, table: str) -> TableDigest:
-    """Reads a whole table. Returns its digest."""
-    content = Content(table)
+async def read_digest(read: Read, table: str) -> TableDigest:
+    """Reads a whole table and returns its digest."""
+    hasher = TableHasher(table)
     async for page in _pages(read, table):
-        content.add(page)
-    return content.summary()
+        hasher.add(page)
+    return hasher.digest()
 
 
-class Content:
-    """The number and the digest of the rows of a table that were read."""
+class TableHasher:
+    """Computes the TableDigest of a table whose rows are added in order."""
 
     def __init__(self, table: str) -> None:
         self._table = table
@@ -85,8 +85,8 @@ class Content:
         for row in rows:
             self._digest.update(msgspec.json.encode(sorted(row.items())) + b"\n")
 
-    def summary(self) -> TableDigest:
-        """Returns the number of the rows and their hash, to compare a copy with its source."""
+    def digest(self) -> TableDigest:
+        """Returns the digest of the rows that were added."""
         return TableDigest(self._table, self._rows, self._digest.hexdigest())
 
 

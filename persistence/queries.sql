@@ -51,8 +51,8 @@ json_each
 json_each_text
 
 -- name: put_session
--- Upserts the session of a turn: created with its first turn, updated with its latest, and of the project and the user
--- that were named first.
+-- Upserts the session of a turn. Its times are those of its first and its latest turn; its project and its user are the
+-- first ones that a turn named.
 INSERT INTO sessions (tenant, session, project, "user", created_at, updated_at)
 VALUES (:tenant, :session, :project, :user, :asked_at, coalesce(:ended_at, :asked_at))
 ON CONFLICT (tenant, session) DO UPDATE SET
@@ -119,7 +119,7 @@ ON CONFLICT (tenant, session, turn) DO UPDATE SET
     asked_by = excluded.asked_by
 
 -- name: put_labels
--- Stores what a turn is found by. A turn's request never changes, and neither does this.
+-- Stores the labels of a turn. They follow from its request and never change.
 INSERT INTO labels (tenant, turn, name, value, asked_at)
 SELECT :tenant, :turn, key, value, :asked_at FROM {fields}(:labels{as_json}) WHERE true
 ON CONFLICT (tenant, turn, name) DO NOTHING
@@ -270,7 +270,7 @@ SELECT tenant, turn FROM unstored WHERE (tenant, turn) > (:tenant, :turn) ORDER 
 DELETE FROM unstored WHERE tenant = :tenant AND turn = :turn
 
 -- name: put_blob_uses
--- Stores which blobs a turn refers to. A turn's request never changes, and neither does this.
+-- Stores which blobs a turn refers to. They follow from its request and never change.
 INSERT INTO blob_uses (tenant, sha256, turn) SELECT :tenant, value, :turn FROM {texts}(:blobs{as_json}) WHERE true
 ON CONFLICT (tenant, sha256, turn) DO NOTHING
 
@@ -284,15 +284,15 @@ UPDATE turns SET outcome = 'failed', error = :error WHERE outcome = 'running' AN
 UPDATE reached SET seq = {greatest}(seq, :seq) WHERE seq >= :known
 
 -- name: reset_recorded_upto
--- Resets it before the log is replayed from its beginning.
+-- Resets the sequence of `set_recorded_upto`, before the log is replayed from its beginning.
 UPDATE reached SET seq = 0
 
 -- name: recorded_upto
--- Reads it.
+-- Returns the sequence of `set_recorded_upto`.
 SELECT seq FROM reached
 
 -- name: database_id
--- Reads the id of the database.
+-- Returns the id of the database.
 SELECT id FROM identity
 
 -- name: fail_turn

@@ -81,8 +81,8 @@ class CallUsage(Usage, frozen=True, omit_defaults=True):
         return bool(self.speed == "fast")
 
 
-# Anthropic's glossary: "a token approximately represents 3.5 English characters". In whole numbers, 2 tokens for 7. Of
-# other languages, a character is more tokens, and more bytes of UTF-8: three for one of Chinese.
+# Anthropic's glossary: "a token approximately represents 3.5 English characters". In whole numbers, 2 tokens for 7. In
+# other languages, a character is more tokens, but it also has more bytes of UTF-8: a Chinese one has three.
 ESTIMATE_TOKENS, ESTIMATE_BYTES = 2, 7
 PIECE_CHARS = 256 * 1024
 

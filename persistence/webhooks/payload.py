@@ -31,7 +31,7 @@ def classify(status: int) -> Verdict:
     return "gone" if status == 410 else "retry"
 
 
-def wait_s(attempts: int, first_s: float, retry_after_s: float | None, chance: float) -> float:
+def next_wait_s(attempts: int, first_s: float, retry_after_s: float | None, chance: float) -> float:
     """Returns the seconds to wait after `attempts` failed attempts; `chance` from 0 to 1 chooses the jitter."""
     doubled = min(first_s * 2.0 ** min(attempts - 1, 32), WAIT_S_MAX) * (1 - JITTER + 2 * JITTER * chance)
     return max(doubled, min(retry_after_s or 0.0, WAIT_S_MAX))

@@ -252,7 +252,7 @@ class WebhookSender:
             if await self._is_expired(ended_at):
                 _give_up(key, "expired", why)
                 return
-            wait_s = payload.wait_s(attempts, self._first_wait_s, retry_after_s, random.random())  # noqa: S311  # spreads load, hides nothing
+            wait_s = payload.next_wait_s(attempts, self._first_wait_s, retry_after_s, random.random())  # noqa: S311  # spreads load, hides nothing
             logger.info("webhook will be retried", turn=key.turn, attempts=attempts, why=why, wait_s=round(wait_s, 1))
             # Thousands of webhooks may wait for an hour: their conversations need not stay in memory.
             turn = None

@@ -55,21 +55,21 @@ class SetupState(NamedTuple):
     is_replicated: bool = True
     """Whether more than one server stores the log, or may store it."""
     origin: str = ""
-    """When the log's stream was created, and the server that leads it. Another one may not have the same entries."""
+    """The creation time of the log's stream, and its leader. If one of them has changed, its entries may be others."""
     floors: Mapping[str, Seq] = {}
     """For each consumer: all entries up to this one are acknowledged."""
 
 
 async def read_setup_state(connection: Connection) -> SetupState:
-    """Looks at every stream, bucket and consumer, and sets their metrics. Raises LogUnavailable."""
+    """Reads the state of every stream, bucket and consumer, and sets their metrics. Raises LogUnavailable."""
     jetstream = connection.jetstream
-    found, last, is_replicated, origin, floors = [], BEFORE_FIRST, True, "", {}
+    missing, last, is_replicated, origin, floors = [], BEFORE_FIRST, True, "", {}
     try:
         for stream in EVERY_STREAM:
             try:
                 info = await jetstream.stream_info(stream)
             except nats.js.errors.NotFoundError:
-                found.append(f"the bucket {stream[3:]}" if stream.startswith("KV_") else f"the stream {stream}")
+                missing.append(f"the bucket {stream[3:]}" if stream.startswith("KV_") else f"the stream {stream}")
             else:
                 observe_stream(info)
                 if stream == STREAM:
@@ -79,14 +79,14 @@ async def read_setup_state(connection: Connection) -> SetupState:
             try:
                 consumer = await jetstream.consumer_info(STREAM, durable)
             except nats.js.errors.NotFoundError:
-                found.append(f"the consumer {durable}")
+                missing.append(f"the consumer {durable}")
             else:
                 observe_consumer(consumer)
                 floor = consumer.ack_floor
                 floors[durable] = Seq(floor.stream_seq if floor else BEFORE_FIRST)
     except nats.errors.Error as error:
         raise LogUnavailable(f"the streams do not answer: {explain(error)}") from error
-    return SetupState(found, last, is_replicated, origin, floors)
+    return SetupState(missing, last, is_replicated, origin, floors)
 
 
 def has_replicas(info: StreamInfo) -> bool:
@@ -129,10 +129,9 @@ async def watch(connection: Connection) -> None:
         elif connection.forkless_after is None or state.origin != origin:
             connection.forkless_after = state.last
         origin = state.origin
-        found = state.missing
-        if found and found != connection.missing:
-            logger.error("NATS lacks what Tailrace needs: run `tailrace streams`", missing=", ".join(found))
-        elif connection.missing and not found:
+        if state.missing and state.missing != connection.missing:
+            logger.error("NATS lacks what Tailrace needs: run `tailrace streams`", missing=", ".join(state.missing))
+        elif connection.missing and not state.missing:
             logger.info("NATS has again what Tailrace needs")
-        connection.missing = found
-        MISSING.set(len(found))
+        connection.missing = state.missing
+        MISSING.set(len(state.missing))

@@ -25,8 +25,7 @@ import pytest_asyncio
 from prometheus_client import REGISTRY
 
 from tailrace.persistence.batch_queries import BatchQueries
-from tailrace.persistence.copy_database import Content, copy_database
-from tailrace.persistence.copy_database import content_of as table_content
+from tailrace.persistence.copy_database import TableHasher, copy_database, read_digest
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
@@ -1979,7 +1978,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
     await call_both("record", [row(number) for number in range(50, 100)], Seq(999))
     await call_both("fail_expired", Seq(300))
     for table in KEYS:
-        contents = [await table_content(store._database.read, table) for store in stores]
+        contents = [await read_digest(store._database.read, table) for store in stores]
         assert contents[0] == contents[1]
         assert contents[0].rows or table == "unsearched"
     for by in ("day", "session", "project", "model", "key", "user", "metadata.team"):
@@ -2075,15 +2074,15 @@ async def test_a_database_that_is_written_while_it_is_copied_is_refused(
 ) -> None:
     """The copy has no rows then."""
     await file_store.record([running_row("turn-1")])
-    add = Content.add
+    add = TableHasher.add
 
-    def read_and_change(self: Content, rows: list[dict[str, object]]) -> None:
+    def read_and_change(self: TableHasher, rows: list[dict[str, object]]) -> None:
         add(self, rows)
         with closing(sqlite3.connect(path)) as database:
             database.execute("UPDATE sessions SET title = coalesce(title, '') || 'x'")
             database.commit()
 
-    monkeypatch.setattr(Content, "add", read_and_change)
+    monkeypatch.setattr(TableHasher, "add", read_and_change)
     async with open_store(path.with_name("target.db")) as target:
         with pytest.raises(StoreRefused, match="sessions has changed while it was copied: stop persistence first"):
             await copy_database(file_store._database, target._database)

@@ -52,15 +52,15 @@ def test_only_2xx_is_delivered_and_only_410_is_gone(status: int, verdict: str) -
 @given(st.integers(1, 10**6), st.floats(0, 1), st.none() | st.floats(0, 1e12))
 def test_a_wait_is_never_longer_than_its_maximum(tries: int, chance: float, asked_s: float | None) -> None:
     """Neither doubling nor Retry-After exceeds an hour plus jitter."""
-    assert 0 < payload.wait_s(tries, 5.0, asked_s, chance) <= payload.WAIT_S_MAX * (1 + payload.JITTER)
+    assert 0 < payload.next_wait_s(tries, 5.0, asked_s, chance) <= payload.WAIT_S_MAX * (1 + payload.JITTER)
 
 
 def test_waits_double_and_respect_retry_after() -> None:
     """A Retry-After that is shorter than the wait is ignored."""
-    assert [payload.wait_s(tries, 5.0, None, 0.5) for tries in (1, 2, 3, 4)] == [5, 10, 20, 40]
-    assert payload.wait_s(1, 5.0, 60.0, 0.5) == 60
-    assert payload.wait_s(4, 5.0, 1.0, 0.5) == 40
-    assert payload.wait_s(1, 5.0, None, 0.0) < 5 < payload.wait_s(1, 5.0, None, 1.0)
+    assert [payload.next_wait_s(tries, 5.0, None, 0.5) for tries in (1, 2, 3, 4)] == [5, 10, 20, 40]
+    assert payload.next_wait_s(1, 5.0, 60.0, 0.5) == 60
+    assert payload.next_wait_s(4, 5.0, 1.0, 0.5) == 40
+    assert payload.next_wait_s(1, 5.0, None, 0.0) < 5 < payload.next_wait_s(1, 5.0, None, 1.0)
 
 
 def test_a_webhook_expires_with_the_age_of_its_end() -> None:
