@@ -16,7 +16,7 @@ from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.exit_status import EXIT_ERROR
 
-# A request erases for so long. A client would take a longer silence for a lost connection.
+# How long one request erases. After a longer silence, a client would expect that the connection is lost.
 PART_S = 10
 # A part also waits for an entry and for the database.
 SILENCE_S = 120.0

@@ -34,7 +34,7 @@ It shows the processes and the queue of the running `up` of this user. With --ur
 only turns.
 """
 EVERY_S = 2.0
-# Reads at most so many running turns.
+# The most running turns that are read for a sample.
 TURNS_READ_MAX = 1000
 TURNS_SHOWN = 15
 

@@ -94,16 +94,16 @@ async def fetch(url: str, tenant: Tenant, by: str, first: date, last: date) -> l
     """Returns the usage from the first to the last day, ordered by key. Raises Refused, LogUnavailable."""
     connection = await Connection.open(url, "tailrace-usage", ADMIN)
     try:
-        services = Rpc(connection)
+        rpc = Rpc(connection)
         found: list[UsageRecord] = []
-        question = GetUsage(by, first, last, limit=PAGE)
+        query = GetUsage(by, first, last, limit=PAGE)
         while True:
-            answer = await services.request(tenant, GetUsage.query, msgspec.json.encode(question), timeout_s=TIMEOUT_S)
+            answer = await rpc.request(tenant, GetUsage.query, msgspec.json.encode(query), timeout_s=TIMEOUT_S)
             page = msgspec.json.decode(answer, type=UsagePage)
             found += page.usage
             if page.next is None:
                 return found
-            question = msgspec.structs.replace(question, after=page.next)
+            query = msgspec.structs.replace(query, after=page.next)
     finally:
         await connection.close()
 

@@ -17,7 +17,7 @@ import msgspec
 
 # A longer line is printed in pieces, so that a process that never ends its line does not fill the memory.
 LINE_BYTES_MAX = 65_536
-# A line waits so long for a reader that is slow. While the output is blocked, further lines do not wait.
+# How long a line waits for a slow reader. After that the output counts as blocked, and further lines do not wait.
 BLOCKED_S_MAX = 0.05
 # Lines that report an error of a process, or that it ended.
 PROBLEM = re.compile(

@@ -4,12 +4,12 @@ The log is copied while no other process uses it, and the old one is kept under 
 cluster cannot read each other's stores. An incomplete copy lies in a staging directory, so an interrupted migration
 starts again and loses nothing.
 
-Servers of a cluster that have just started answer with less than they store: each truncates its store to the last
-snapshot and applies the rest of Raft's log again once there is a leader, and the leader of a stream announces itself
-before it has done so. So they are read only when they have applied everything that was committed, on all servers. A
-copy is complete when each server by itself has the same messages as all others. A copy that was interrupted may never
-become complete, so it is deleted with its servers. A server of the old log may have lost a deletion, and never become
-equal: then nothing is copied, and the message says how to repair it.
+Servers of a cluster that have just started answer with less than they store. Each truncates its store to the last
+snapshot, waits for a leader, and then applies the rest of Raft's log again. The leader of a stream answers before it
+has done this. Therefore the log is read only when all servers have applied everything that was committed. A copy is
+complete when each server has the same messages as all others. A copy that was interrupted may never become complete, so
+it is deleted with its servers. If a server of the old log has lost a deletion, it never has the same messages as the
+others. Then nothing is copied, and the error message says how to repair the server.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ RESPONSE_S_MAX = 5.0
 
 
 class StreamState(NamedTuple):
-    """First and last sequence of a stream on one server; `first` is 0 for an empty stream."""
+    """A stream as one server stores it: its number of messages, its first sequence (0 if it is empty) and last one."""
 
     messages: int
     first: int
@@ -136,7 +136,7 @@ async def copy(old: Sequence[ServerSpec], options: Options, stage: Path, console
     async with AsyncExitStack() as stack:
         source, servers = await _start(old, stack)
         try:
-            await _wait_until_equal(console, old, unchanged_s_max=MIGRATE_S_MAX)
+            await _wait_until_equal(console, old, timeout_s=MIGRATE_S_MAX)
         except Diverged as error:
             broken = nats_server.streams_dir(error.spec.store)
             raise UpRefused(
@@ -195,30 +195,29 @@ async def _stop(servers: Sequence[NatsServer], connection: Connection) -> None:
         await asyncio.gather(*(server.stop(SIGTERM) for server in servers))
 
 
-async def _wait_until_equal(
-    console: Console, *ends: Sequence[ServerSpec], unchanged_s_max: float = UNCHANGED_S_MAX
-) -> None:
-    """Returns when the servers of each end are settled, and all servers store the same.
+async def _wait_until_equal(console: Console, *logs: Sequence[ServerSpec], timeout_s: float = UNCHANGED_S_MAX) -> None:
+    """Returns when the servers of each log are settled, and all servers store the same.
 
-    Raises Diverged if a server has diverged, and LogUnavailable when nothing has changed for `unchanged_s_max`.
+    Raises LogUnavailable when nothing has changed for `timeout_s`, and Diverged when nothing has changed for
+    UNCHANGED_S_MAX and a server has diverged.
     """
-    names = " and ".join(f"{len(specs)} in {specs[0].directory.parent}" for specs in ends)
+    names = " and ".join(f"{len(specs)} in {specs[0].directory.parent}" for specs in logs)
     last: list[list[ServerState]] = []
     changed = logged = time.monotonic()
     while True:
         states: list[list[ServerState]] = []
         with suppress(httpx2.HTTPError):  # a server does not answer yet
-            states = [[await asyncio.to_thread(_read_state, spec) for spec in specs] for specs in ends]
+            states = [[await asyncio.to_thread(_read_state, spec) for spec in specs] for specs in logs]
         if states and all(map(are_settled, states)) and are_equal(list(chain(*states))):
             return
         now = time.monotonic()
         if states != last:
             last, changed = states, now
         if now - changed >= UNCHANGED_S_MAX:
-            for specs, servers in zip(ends, states, strict=False):  # no states while a server does not answer
+            for specs, servers in zip(logs, states, strict=False):  # no states while a server does not answer
                 if (odd := find_diverged(servers)) is not None:
                     raise Diverged(specs[odd])
-        if now - changed >= unchanged_s_max:
+        if now - changed >= timeout_s:
             raise LogUnavailable(f"the servers do not reach the same state: {names}")
         if now - logged >= MESSAGE_EVERY_S:
             console.log(f"waiting until the servers have the same state: {names}")

@@ -95,6 +95,8 @@ class DirectiveInvalid(ValueError):
 
 
 class Directive(msgspec.Struct, frozen=True, kw_only=True):
+    """How the simulated Claude answers a question."""
+
     words: int | None = None  # None: readable Markdown
     count: int | None = None  # the text is the numbers from 1 to this one
     tag: str = "w"

@@ -60,7 +60,7 @@ STOP_MAX = timedelta(hours=23)
 POLL_WAIT_S = 0.5
 POLL_WAIT_MAX_S = 30.0
 # A server of Anthropic may not know a message batch for a minute, also some minutes after its creation, and answers 404
-# (anthropics/anthropic-sdk-python#1432). With the waits above, so many refusals in a row take five minutes.
+# (anthropics/anthropic-sdk-python#1432). With the waits above, this many refusals in a row take five minutes.
 REFUSALS_MAX = 15
 # When this process stops during a creation, it waits this long for the id of the message batch.
 CREATION_WAIT_S = 10.0

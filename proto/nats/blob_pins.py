@@ -21,7 +21,7 @@ from tailrace.proto.subjects import CLAIMS_STREAM
 
 # Longer than any request takes from pinning to appending: the holder of an older pin has died.
 PIN_AGE_MAX = timedelta(minutes=10)
-# At most so many expired pins of a blob are skipped. With more, it counts as pinned until the bucket drops them.
+# The most expired pins of a blob that are skipped. With more, it counts as pinned until the bucket drops them.
 EXPIRED_MAX = 100
 
 

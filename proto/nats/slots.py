@@ -18,7 +18,7 @@ from tailrace.proto.nats.leader import Leader
 from tailrace.proto.subjects import SLOTS
 
 TIMEOUT_S = 2.0
-# A process that loses a race tries another random slot. So many lost races in a row do not happen.
+# A process that loses a race for a slot tries another random one. No process loses this many races in a row.
 TRIES = 200
 LIFE = "Nats-TTL"
 
@@ -68,7 +68,7 @@ class Slots:
     ) -> Slot | None:
         """Acquires one of `most` slots for `holder`. Returns None if all are held. Raises LogUnavailable.
 
-        With `life_s`, the server releases the slot after so many seconds unless it is renewed.
+        With `life_s`, the server releases the slot after this number of seconds unless it is renewed.
         """
         for _ in range(TRIES):
             held = await self.list_held(tenant, owner, what)
