@@ -17,9 +17,9 @@ from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
 from tailrace.generators.continuation import ContinuationMapper, prepare_call
 from tailrace.generators.delta_buffer import DeltaBuffer
 from tailrace.generators.event_writer import EventWriter
+from tailrace.generators.left_out_meter import LeftOutMeter
 from tailrace.generators.model_caller import Route
 from tailrace.generators.plan import MakeAttempt
-from tailrace.generators.usage_meter import LeftOutMeter
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Event, Request
 from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost

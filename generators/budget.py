@@ -4,10 +4,10 @@ The text so far is kept. To a reader it is an answer that was cut by a limit (PR
 """
 
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
-from tailrace.generators.usage_meter import UsageMeter
 from tailrace.proto.entries import Request
 from tailrace.proto.fold import Turn
 from tailrace.proto.models import sum_costs
+from tailrace.proto.usage_meter import UsageMeter
 
 STOP_REASON = "max_cost"
 
@@ -45,7 +45,7 @@ def limit_cost(sink: Sink, request: Request, turn: Turn) -> Sink:
 
     def limit_event(event: ModelEvent) -> None:
         sink(event)
-        meter.add(event)
+        meter.add(event.event, event.left_out)
         if meter.is_exceeded:
             raise CloseCall
 

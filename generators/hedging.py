@@ -18,7 +18,6 @@ from tailrace.generators.delta_buffer import DeltaBuffer
 from tailrace.generators.failover import BackendOrders
 from tailrace.generators.plan import MakeAttempt
 from tailrace.generators.turn_runner import TurnRunner
-from tailrace.generators.usage_meter import UsageMeter
 from tailrace.generators.worker import Worker
 from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import CursorUnknown, FenceLost, LogUnavailable
@@ -29,6 +28,7 @@ from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, CallUsage
+from tailrace.proto.usage_meter import UsageMeter
 
 logger = structlog.get_logger()
 
@@ -126,7 +126,7 @@ class RacedCall:
 
         def meter_event(event: ModelEvent) -> None:
             sink(event)
-            self._meter.add(event)
+            self._meter.add(event.event, event.left_out)
 
         return meter_event
 

@@ -16,7 +16,8 @@ from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import Attempt, Block, End, Event, Failure, Mode, Outcome, Progress, Request, Stored
-from tailrace.proto.usage import CallUsage, Usage, estimate_usage, utf8_bytes
+from tailrace.proto.usage import CallUsage, Usage, estimate_usage
+from tailrace.proto.usage_meter import UsageMeter
 
 # A tool's input is nested in five levels of the next turn's request: entry, messages, message, content, block (R7).
 INPUT_LEVELS_MAX = LEVELS_MAX - 5
@@ -264,11 +265,8 @@ class Folding:
         self.skipped = turn.skipped
         self.changes: dict[str, Any] = {}
         self.blocks = [_OpenBlock(block) for block in turn.blocks]
-        self.calls_before = turn.calls_before
-        self.usage_call = turn.usage_call
-        self.unreported_bytes = turn.unreported_bytes
+        self.meter = UsageMeter(turn.calls_before, turn.usage_call, turn.unreported_bytes)
         self.envelope = turn.envelope
-        self.was_estimated = turn.was_estimated
         self.fruitless = turn.fruitless
         self.furthest = turn.furthest
         # The length of the current answer, as `furthest` counts it.
@@ -292,7 +290,7 @@ class Folding:
         match stored.entry:
             case Event(event=raw, is_hidden=is_hidden, left_out=left_out):
                 event = event or events.decode(raw)
-                self.unreported_bytes += left_out
+                self.meter.unreported_bytes += left_out
                 if isinstance(event, events.MessageStart) and not is_hidden:
                     self.changes["message"] = event.message
                 if isinstance(event, events.MessageStart | events.MessageDelta):
@@ -313,10 +311,10 @@ class Folding:
                     self.changes |= {"misfit": misfit, "rejected": self.text() or self.text("tool_use")}
                     # The corrected answer is another one, and may be shorter.
                     self.furthest = 0
-                self.close_call()
+                self.meter.close_call()
                 if mode != "continue":
                     self.blocks.clear()
-                    self.reached, self.discarded_calls = 0, len(self.calls_before)
+                    self.reached, self.discarded_calls = 0, len(self.meter.ended)
                     self.envelope = {}
                     self.changes |= {"message": None, "stop": events.StopReason()}
             case Progress() as progress:
@@ -330,28 +328,24 @@ class Folding:
     def add_event(self, event: events.Event | events.UnknownEvent) -> None:
         """Applies an event to the blocks, the stop reason and the usage. Ignores deltas of a wrong type."""
         match event:
-            case events.MessageStart(message):
-                if self.usage_call != CallUsage() or self.unreported_bytes:
-                    # A further call of the same attempt: each has a price of its own (PROTOCOL R23).
-                    self.close_call()
-                self.usage_call, self.unreported_bytes = message.usage, 0
+            case events.MessageStart():
+                self.meter.add(event)
             case events.BlockStart(_, block):
                 text = str(block.get("text", ""))
                 self.blocks.append(_OpenBlock(Block(str(block.get("type", "")), block, text)))
-                self.unreported_bytes += utf8_bytes(text)
                 self.reached += len(text)
+                self.meter.add(event)
             case events.BlockDelta(index, delta) if 0 <= index < len(self.blocks):
                 if events.fits_block(delta, self.blocks[index].block.type):
                     self.add_delta(self.blocks[index], delta)
+                    self.meter.add(event)
             case events.BlockStop(index) if 0 <= index < len(self.blocks):
                 self.reached += not self.blocks[index].is_closed
                 self.blocks[index].is_closed = True
-            case events.MessageDelta(stop, usage):
+            case events.MessageDelta(stop):
                 if stop.stop_reason is not None:
                     self.changes["stop"] = stop
-                self.usage_call = usage.merge_into(self.usage_call)
-                if usage.output_tokens is not None:
-                    self.unreported_bytes = 0
+                self.meter.add(event)
             case _:
                 pass
 
@@ -364,18 +358,11 @@ class Folding:
         """Returns the joined text of all blocks of one type."""
         return "".join(piece for open_ in self.blocks if open_.block.type == block_type for piece in open_.pieces)
 
-    def close_call(self) -> None:
-        """Moves the usage of the current call, complete or not, to `calls_before`, with unreported output estimated."""
-        self.calls_before += (estimate_usage(self.usage_call, self.unreported_bytes),)
-        self.was_estimated |= self.unreported_bytes > 0
-        self.usage_call, self.unreported_bytes = CallUsage(), 0
-
     def add_delta(self, block: _OpenBlock, delta: events.Delta) -> None:
-        """Adds a delta to a block, and its bytes to those whose usage the model has not reported yet."""
+        """Adds a delta to a block."""
         match delta:
             case events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece):
                 block.pieces.append(piece)
-                self.unreported_bytes += utf8_bytes(piece)
                 self.reached += len(piece)
             case events.SignatureDelta(signature):
                 block.signature.append(signature)
@@ -390,11 +377,11 @@ class Folding:
             tail=self.tail,
             skipped=self.skipped,
             blocks=tuple(block.build() for block in self.blocks),
-            calls_before=self.calls_before,
-            usage_call=self.usage_call,
-            unreported_bytes=self.unreported_bytes,
+            calls_before=tuple(self.meter.ended),
+            usage_call=self.meter.reported,
+            unreported_bytes=self.meter.unreported_bytes,
+            was_estimated=self.before.was_estimated or self.meter.has_estimated,
             envelope=self.envelope,
-            was_estimated=self.was_estimated,
             fruitless=self.fruitless,
             furthest=self.furthest,
             discarded_calls=self.discarded_calls,

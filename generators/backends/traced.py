@@ -11,9 +11,9 @@ from opentelemetry.trace import Span, SpanKind
 
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.backends.observed import ObservedBackend, error_type_of
-from tailrace.generators.usage_meter import UsageMeter
 from tailrace.proto import events
 from tailrace.proto.runtime import tracing
+from tailrace.proto.usage_meter import UsageMeter
 
 
 class TracedBackend(ObservedBackend):
@@ -39,7 +39,7 @@ class TracedBackend(ObservedBackend):
                     if not has_token and isinstance(event.event, events.BlockDelta):
                         has_token = True
                         span.set_attribute("gen_ai.response.time_to_first_chunk", time.monotonic() - begun_at)
-                    meter.add(event)
+                    meter.add(event.event, event.left_out)
                     describe(span, event, meter)
                     yield event
         except BaseException as error:

@@ -11,8 +11,8 @@ from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
 from tailrace.generators.budget import CostMeter, cut_at_cost, limit_cost
 from tailrace.generators.continuation import build_mapper
 from tailrace.generators.forced_tools import write_forced_call
+from tailrace.generators.left_out_meter import LeftOutMeter
 from tailrace.generators.plan import AppendEvents, Complete, MakeAttempt, closing_events, plan, plan_after_check
-from tailrace.generators.usage_meter import LeftOutMeter
 from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Event
@@ -50,7 +50,7 @@ def test_the_meter_never_counts_less_than_the_fold(log: MadeUp) -> None:
             case Attempt() if turn.request is not None:
                 meter = CostMeter(msgspec.structs.replace(turn.request, max_cost_nano_usd=DOLLAR), turn)
             case Event(event=raw) if meter is not None:
-                meter.add(ModelEvent(events.decode(raw), raw))
+                meter.add(events.decode(raw))
             case _:
                 continue
         assert meter is not None
@@ -86,7 +86,7 @@ def test_the_meter_equals_the_fold_after_each_event() -> None:
         ]
         for event in answer:
             log.store_events(event)
-            meter.add(from_event(event))
+            meter.add(event)
             assert meter.cost_nano_usd == build_end(log.turn, "completed").cost_nano_usd > 0
             assert meter.calls == [*log.turn.calls[-len(meter.calls) :]]
         assert len(meter.calls) == 3
@@ -223,7 +223,7 @@ def test_text_that_is_left_out_is_counted() -> None:
     assert log.turn.request is not None
     meter = CostMeter(log.turn.request, log.turn)
     piece = BlockDelta(0, TextDelta("1234567"))
-    meter.add(msgspec.structs.replace(from_event(piece), left_out=70))
+    meter.add(piece, left_out=70)
     log.store(Event(prev=log.chain.last, attempt=1, event=events.encode(piece), left_out=70))
     assert meter.usage.output_tokens == log.turn.calls[-1].output_tokens == 22
 

@@ -1,0 +1,66 @@
+"""UsageMeter: counts the usage of model calls from their events (PROTOCOL R23). Pure."""
+
+from collections.abc import Iterable
+
+from tailrace.proto import events
+from tailrace.proto.usage import CallUsage, estimate_usage, utf8_bytes
+
+NO_USAGE = CallUsage()
+
+
+class UsageMeter:
+    """Counts the usage of the calls of an answer. A backend that executes tools makes several calls for one attempt.
+
+    `ended` is the usage of each ended call. `reported` is the usage of the current call, as far as the model has
+    reported it, and `unreported_bytes` is the number of bytes of text that the call has produced since then.
+    """
+
+    def __init__(
+        self, ended: Iterable[CallUsage] = (), reported: CallUsage = NO_USAGE, unreported_bytes: int = 0
+    ) -> None:
+        self.ended = list(ended)
+        self.reported = reported
+        self.unreported_bytes = unreported_bytes
+        self.has_estimated = False
+        """Whether a call has ended before the model had reported all of its output."""
+
+    @property
+    def usage(self) -> CallUsage:
+        """The usage of the current call: what the model has reported, plus an estimate for the text since then."""
+        return estimate_usage(self.reported, self.unreported_bytes)
+
+    @property
+    def calls(self) -> list[CallUsage]:
+        """The usage of each call, including the current one."""
+        return [*self.ended, self.usage]
+
+    def add(self, event: events.Event | events.UnknownEvent, left_out: int = 0) -> None:
+        """Counts an event: the usage that it reports, or the bytes of its text.
+
+        `left_out` is the number of bytes of text that the call has sent before the event and that are not stored.
+        """
+        self.unreported_bytes += left_out
+        match event:
+            case events.BlockDelta(
+                _, events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece)
+            ):
+                self.unreported_bytes += utf8_bytes(piece)
+            case events.MessageStart(message):
+                if self.reported != NO_USAGE or self.unreported_bytes:
+                    # A further call of the same attempt: each has a price of its own.
+                    self.close_call()
+                self.reported, self.unreported_bytes = message.usage, 0
+            case events.BlockStart(_, block):
+                self.unreported_bytes += utf8_bytes(str(block.get("text", "")))
+            case events.MessageDelta(_, usage):
+                self.reported = usage.merge_into(self.reported)
+                if usage.output_tokens is not None:
+                    self.unreported_bytes = 0
+            case _:
+                pass
+
+    def close_call(self) -> None:
+        """Moves the usage of the current call, complete or not, to `ended`, with unreported output estimated."""
+        self.ended.append(self.usage)
+        self.has_estimated |= self.unreported_bytes > 0
+        self.reported, self.unreported_bytes = NO_USAGE, 0
