@@ -20,17 +20,23 @@ _held = deque[int]()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a listening socket, which all gateways inherit. Raises UpRefused if the address cannot be bound."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    """Returns a listening socket, which all gateways inherit. Raises UpRefused if the address cannot be bound.
+
+    Of a name with IPv4 and IPv6 addresses, such as `localhost` usually has, it binds the first one of IPv4.
+    """
+    listener = None
     try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+        listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        listener.bind(address)
         listener.listen(BACKLOG)
-    except TypeError as error:
-        listener.close()
+    except ValueError as error:
         raise UpRefused(f"{host!r} is not a host name: choose another address with --host") from error
     except OSError as error:
-        listener.close()
+        if listener is not None:
+            listener.close()
         if error.errno == errno.EADDRINUSE:
             raise UpRefused(
                 f"port {port} on {host} is in use: stop the program that uses it, or choose another with --port"
@@ -60,7 +66,10 @@ def find_free(count: int) -> list[int]:
 
     Ports of the kernel's range for outgoing connections (Linux: ip_local_port_range, from 32768 on by default) are not
     used: while a server restarts, an outgoing connection could get its port and keep it for hours.
+
+    Raises UpRefused if no program can connect to loopback.
     """
+    _require_loopback()
     ports: list[int] = []
     bound: list[int] = []
     while len(ports) < count:
@@ -78,6 +87,19 @@ def find_free(count: int) -> list[int]:
     while len(_held) > (HELD_MAX if sys.platform == "linux" else 0):
         os.close(_held.popleft())
     return ports
+
+
+def _require_loopback() -> None:
+    """Raises UpRefused if no program can connect to 127.0.0.1. A server could still listen there."""
+    with socket.socket(type=socket.SOCK_DGRAM) as one:
+        try:
+            # The connect of a datagram socket looks for a route and sends nothing. Any port serves.
+            one.connect(("127.0.0.1", 9))
+        except OSError as error:
+            raise UpRefused(
+                f"this machine cannot reach its own address 127.0.0.1 ({error.strerror}): bring its loopback interface"
+                " up, on Linux with `ip link set lo up`"
+            ) from error
 
 
 def find_consecutive(first: int, count: int) -> list[int]:

@@ -1,0 +1,87 @@
+"""`tailrace up` on a machine that lacks something that it needs: one sentence says what, before a process starts."""
+
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from tests.harness.up import CHECKOUT, LEAN, START_S_MAX
+
+# User, network and mounts of their own, also for another user than root.
+ISOLATED = ("unshare", "--map-root-user", "--net", "--mount")
+
+
+@cache
+def can_isolate() -> bool:
+    """Whether this user may make namespaces in which the loopback interface can be used."""
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        return False
+    probe = [*ISOLATED, "ip", "link", "set", "lo", "up"]
+    return subprocess.run(probe, capture_output=True, check=False, timeout=20).returncode == 0
+
+
+needs_namespaces = pytest.mark.skipif(
+    not can_isolate(), reason="NO NAMESPACES: networks without loopback or IPv4 names are not tested on this machine"
+)
+
+
+def run_python(
+    *arguments: str, prefix: Sequence[str] = (), limits: Mapping[int, int] = MappingProxyType({})
+) -> tuple[str, str]:
+    """Runs Python in the checkout until it ends; returns its output and its errors. `limits` are soft."""
+
+    def set_limits() -> None:
+        for which, limit in limits.items():
+            resource.setrlimit(which, (limit, resource.getrlimit(which)[1]))
+
+    done = subprocess.run(
+        [*prefix, sys.executable, *arguments],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=START_S_MAX,
+        preexec_fn=set_limits,
+    )
+    return done.stdout, done.stderr
+
+
+def isolated(script: str, *arguments: object) -> list[str]:
+    """Returns the beginning of a command that runs a script of sh in new namespaces, and then a program in them."""
+    return [*ISOLATED, "sh", "-euc", f'{script}; shift {len(arguments)}; exec "$@"', "sh", *map(str, arguments)]
+
+
+@needs_namespaces
+@pytest.mark.parametrize(
+    ("script", "host"), [(":", "127.0.0.1"), ("ip link set lo up; ip address del 127.0.0.1/8 dev lo", "::1")]
+)
+def test_up_is_refused_without_a_loopback_network(tmp_path: Path, script: str, host: str) -> None:
+    """Servers can listen on 127.0.0.1 while the interface is down, but no client reaches them."""
+    up = ("-m", "tailrace", "up", *LEAN, "--host", host, "--data", str(tmp_path / "data"))
+    out, err = run_python(*up, prefix=isolated(script))
+    assert not out
+    assert err == (
+        "tailrace: this machine cannot reach its own address 127.0.0.1 (Network is unreachable): bring its loopback"
+        " interface up, on Linux with `ip link set lo up`\n"
+    )
+
+
+@needs_namespaces
+@pytest.mark.parametrize(
+    ("hosts", "address"), [("::1 localhost", "::1"), ("::1 localhost\n127.0.0.1 localhost", "127.0.0.1")]
+)
+def test_a_host_name_means_its_ipv4_address_or_else_its_ipv6_address(tmp_path: Path, hosts: str, address: str) -> None:
+    """Clients that are given the name connect to the addresses that /etc/hosts has for it."""
+    (tmp_path / "hosts").write_text(f"{hosts}\n")
+    program = (
+        "from tailrace.deploy.local.ports import listen\n"
+        "with listen('localhost', 0) as listener: print(listener.getsockname()[0])"
+    )
+    prefix = isolated('ip link set lo up; mount --bind "$1" /etc/hosts', tmp_path / "hosts")
+    assert run_python("-c", program, prefix=prefix) == (f"{address}\n", "")
