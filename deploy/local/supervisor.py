@@ -55,6 +55,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
     is_spare: bool = False  # not started again when it ends
     is_shown: Callable[[str], bool] = show_all  # called with each line of its output: whether to print it
     readiness: HealthCheck | None = None  # None: `up` checks it in another way
+    usage_error: str = "reports an invalid setting"  # what EXIT_USAGE means at its start
 
 
 def next_delay_s(delay_s: float, lived_s: float) -> float:
@@ -94,11 +95,11 @@ class Child:
             if self.stopping.is_set() or self.spec.is_spare:
                 self.console.log(f"{name} stopped" if status in STOPPED else f"{name} stopped, but {how}")
                 return
-            # Later, the same settings were valid: a Go program also ends with this status, after a panic.
+            # Later, the same settings were valid.
             if status == EXIT_USAGE and not self.supervisor.has_started:
                 self.console.log(f"{name} {how}")
                 if not self.supervisor.fatal_config.done():
-                    self.supervisor.fatal_config.set_result(name)
+                    self.supervisor.fatal_config.set_result(f"{name} {self.spec.usage_error}")
                 return
             delay_s = next_delay_s(delay_s, time.monotonic() - started_s)
             self.console.log(f"{name} {how}; next start in {delay_s:g} s")
@@ -148,7 +149,8 @@ class Child:
 class Supervisor:
     """All processes, each run by a task of `tasks`.
 
-    `fatal_config` gets the name of the first process that reported an invalid setting, which no restart can repair.
+    `fatal_config` gets the name and the `usage_error` of the first process that reported an invalid setting, which no
+    restart can repair.
     `has_started` is set when all processes have been ready.
     """
 

@@ -7,6 +7,7 @@ its dependencies. The stop uses the reverse order.
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -44,6 +45,12 @@ from tailrace.proto.runtime.race import run_until
 from tailrace.proto.service import ProcessSettings
 
 NATS_S_MAX = 30.0
+# `up` itself has 25 files open when three services run, and each further one adds a pipe and a port. A gateway reserves
+# 48 for itself.
+FILES_MIN, FILES_PER_SERVICE = 64, 2
+# The kernel counts threads. All processes together have 39 without load when three services run, of which each has at
+# most 7, and `up` waits for it in another one.
+THREADS_MIN, THREADS_PER_SERVICE = 32, 8
 NAME_WIDTH = len("simulated-claude")
 
 
@@ -59,6 +66,7 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
             f"the path of the data directory {options.data_dir} is not UTF-8, or the locale is not:"
             " choose another with --data, or set LC_ALL=C.UTF-8"
         )
+    require_limits(options)
     configure("up", "console", level="error")  # while starting, a process that is not up yet is no warning
     os.umask(0o077)  # all files in the data directory are private
     with data_dir.lock(options.data_dir, "up"), ports.listen(options.host, options.port) as listener:
@@ -73,6 +81,22 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
                 f"cannot write {error.filename or options.data_dir} ({error.strerror}): "
                 "make room or correct its permissions, or choose another directory with --data"
             ) from error
+
+
+def require_limits(options: Options) -> None:
+    """Raises UpRefused if a limit of this user is too low for all processes, which would fail one after the other.
+
+    They need more for many clients: the gateway warns about that.
+    """
+    services = options.generators + options.gateways
+    for which, what, option, needed in (
+        (resource.RLIMIT_NOFILE, "open files", "-n", FILES_MIN + FILES_PER_SERVICE * services),
+        (resource.RLIMIT_NPROC, "processes", "-u", THREADS_MIN + THREADS_PER_SERVICE * services),
+    ):
+        limit, _ = resource.getrlimit(which)
+        # It is -1 without a limit, or on macOS the largest number.
+        if 0 <= limit < needed:
+            raise UpRefused(f"the limit of {what} is {limit}: raise it with `ulimit {option}` to {needed} or more")
 
 
 def refuse_newer_database(database: Path) -> None:
@@ -103,7 +127,7 @@ async def up(options: Options, environ: Mapping[str, str], listener: socket.sock
     if not stop_requested.cancelled():
         return 0
     if supervisor.fatal_config.done():
-        raise UpRefused(f"{supervisor.fatal_config.result()} reports an invalid setting: see its lines above")
+        raise UpRefused(f"{supervisor.fatal_config.result()}: see its lines above")
     watching.result()  # raises: it never returns
     return 1
 
@@ -201,6 +225,8 @@ async def start_nats(
                 is_shown=NatsLogFile(server.directory).write,
                 environ=nats_server.go_runtime(environ, len(servers)),
                 where=(f"127.0.0.1:{server.port}", f"monitoring http://127.0.0.1:{server.monitor_port}"),
+                # A Go program ends with the same status when it has no memory. An invalid setting would be status 1.
+                usage_error="crashed; the limit of memory (`ulimit -v`) or of processes (`ulimit -u`) may be too low",
             )
         )
     for server in servers:

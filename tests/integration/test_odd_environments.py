@@ -85,3 +85,29 @@ def test_a_host_name_means_its_ipv4_address_or_else_its_ipv6_address(tmp_path: P
     )
     prefix = isolated('ip link set lo up; mount --bind "$1" /etc/hosts', tmp_path / "hosts")
     assert run_python("-c", program, prefix=prefix) == (f"{address}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({resource.RLIMIT_NOFILE: 24}, "the limit of open files is 24: raise it with `ulimit -n` to 68 or more"),
+        ({resource.RLIMIT_NPROC: 24}, "the limit of processes is 24: raise it with `ulimit -u` to 48 or more"),
+    ],
+)
+def test_up_is_refused_with_a_limit_that_is_too_low_for_its_processes(
+    tmp_path: Path, limits: Mapping[int, int], message: str
+) -> None:
+    """They would be restarted again and again. The number depends on the options."""
+    up = ("-m", "tailrace", "up", *LEAN, "--data", str(tmp_path / "data"))
+    assert run_python(*up, limits=limits) == ("", f"tailrace: {message}\n")
+
+
+def test_a_crash_of_nats_server_is_no_invalid_setting(tmp_path: Path) -> None:
+    """A Go program that gets no memory ends with the status that a Python process has for an invalid setting."""
+    up = ("-m", "tailrace", "up", *LEAN, "--data", str(tmp_path / "data"))
+    out, err = run_python(*up, limits={resource.RLIMIT_AS: 400 * 1024**2})
+    assert "fatal error: " in out
+    assert err == (
+        "tailrace: nats-server crashed; the limit of memory (`ulimit -v`) or of processes (`ulimit -u`) may be too low:"
+        " see its lines above\n"
+    )
