@@ -15,7 +15,7 @@ import msgspec
 from tailrace.deploy.cli.arguments import add_data, add_json, tenant
 from tailrace.deploy.cli.main import add_config
 from tailrace.deploy.cli.result import print_json
-from tailrace.deploy.local import nats_server, running
+from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
 from tailrace.proto.api_key import SCOPES, TENANT_SCOPES, ApiKey, NewKey, Scope
 from tailrace.proto.errors import SettingsInvalid
@@ -113,9 +113,7 @@ def key_name(text: str) -> str:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    if args.action != run_list and not environ.get("TAILRACE_NATS_URL"):
-        running.require_named(args.data)
-    url = nats_server.find_url(args.data, environ)
+    url = nats_server.find_url(args.data, environ, is_change=args.action != run_list)
     status: int = asyncio.run(args.action(url, args))
     return status
 

@@ -214,9 +214,11 @@ def url(data_dir: Path, environ: Mapping[str, str]) -> str:
         ) from error
 
 
-def find_url(data_dir: Path, environ: Mapping[str, str]) -> str:
-    """Returns `url`, and says which of several systems it is. Raises SettingsInvalid."""
+def find_url(data_dir: Path, environ: Mapping[str, str], *, is_change: bool = False) -> str:
+    """Returns `url`, and says which of several systems it is. A change needs a named one. Raises SettingsInvalid."""
     if not environ.get("TAILRACE_NATS_URL"):
+        if is_change:
+            running.require_named(data_dir)
         running.say_which(data_dir, "--data")
     return url(data_dir, environ)
 
