@@ -21,10 +21,14 @@ class StartedLast(PosixPath):
     """The data directory of the `up` that was started last. No option has named it, although several run."""
 
 
-def record(data_dir: Path) -> None:
-    """Adds a directory to the user's list, and removes directories without a running `up`."""
+def record(data_dir: Path) -> bool:
+    """Adds a directory to the user's list, and removes directories without a running `up`.
+
+    Returns whether other commands find it.
+    """
     others = [one for one in _find_running() if one != data_dir]
     write_state(FILE, "".join(f"{one}\n" for one in [*others, data_dir]))
+    return str(data_dir) in read_state(FILE).splitlines() or data_dir == default_data_dir().resolve()
 
 
 def find_data_dir() -> Path:

@@ -8,6 +8,7 @@ its dependencies. The stop uses the reverse order.
 import asyncio
 import os
 import resource
+import shlex
 import signal
 import socket
 import sys
@@ -200,7 +201,11 @@ async def start_and_watch(
     asyncio.get_running_loop().add_signal_handler(SIGNAL, restart.requested.set)
     with suppress(OSError):  # `watch` reports it and tries again
         status.write()
-    running.record(options.data_dir)
+    if not running.record(options.data_dir):
+        console.log(
+            "other commands do not find this system, because this user has no home directory that can be written: "
+            f"add --data {shlex.quote(str(options.data_dir))} to them, or set XDG_STATE_HOME for `up` and for them"
+        )
     async with TaskGroup() as tasks:
         tasks.create_task(watch(servers, nats_urls[ADMIN], supervisor, status))
         tasks.create_task(restart.run())

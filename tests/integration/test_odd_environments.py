@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import pytest
 
-from tests.harness.up import CHECKOUT, LEAN, START_S_MAX
+from tests.harness.up import CHECKOUT, LEAN, START_S_MAX, running
 
 # User, network and mounts of their own, also for another user than root.
 ISOLATED = ("unshare", "--map-root-user", "--net", "--mount")
@@ -111,3 +111,12 @@ def test_a_crash_of_nats_server_is_no_invalid_setting(tmp_path: Path) -> None:
         "tailrace: nats-server crashed; the limit of memory (`ulimit -v`) or of processes (`ulimit -u`) may be too low:"
         " see its lines above\n"
     )
+
+
+async def test_up_says_that_other_commands_do_not_find_it_without_a_home_directory(tmp_path: Path) -> None:
+    """They would use the gateway on port 8000, which may be another system."""
+    (tmp_path / "file").touch()
+    with running(tmp_path, *LEAN, XDG_STATE_HOME=str(tmp_path / "file")) as up:
+        await up.ready()
+        [line] = [line for line in up.lines if "other commands do not find this system" in line]
+    assert f"add --data {up.folder} to them" in line
