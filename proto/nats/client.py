@@ -123,6 +123,9 @@ class Client(NatsClient):
             message = await reply
         finally:
             del self._replies[subject_of_reply]
+            # The future of a request that has timed out keeps its error, whose traceback keeps this frame. So they
+            # would stay in memory until a garbage collection.
+            del reply
         if message.header_block.startswith(NO_RESPONDERS):
             raise nats.errors.NoRespondersError
         return message
@@ -196,6 +199,15 @@ class Client(NatsClient):
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
         """Parses headers. nats-py also checks the names for white space, and takes three times as long."""
         return parse_header_lines(raw.decode(errors="replace"))
+
+    async def _process_pong(self) -> None:
+        """Takes no notice of the answer to a flush that has timed out or was cancelled.
+
+        nats-py raises for it, and the loop that reads ends.
+        """
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
     async def _flush_pending(self, force_flush: bool = False) -> None:  # noqa: ARG002  # nats-py's parameter
         """Writes what is pending after this iteration of the event loop, without nats-py's task."""

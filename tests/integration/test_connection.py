@@ -1,12 +1,14 @@
 """The connection to NATS: wrong users and URLs, cancellation, frozen servers, and a blocked event loop."""
 
 import asyncio
+import gc
 import os
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGCONT, SIGKILL
 from typing import Any
 
 import httpx2
@@ -210,6 +212,35 @@ async def test_a_flush_can_be_cancelled_when_its_answer_arrives(connection: Conn
     connection.client._pongs[-1].add_done_callback(lambda _: flushing.cancel())
     with pytest.raises(asyncio.CancelledError):
         await flushing
+
+
+async def test_a_connection_is_read_after_a_flush_that_was_cancelled_before_its_answer(
+    own_server: NatsServer, own_connection: Connection
+) -> None:
+    freeze(own_server)
+    flushing = asyncio.create_task(own_connection.flush())
+    await until(lambda: own_connection.client._pongs, every_s=0)
+    flushing.cancel()
+    await asyncio.wait((flushing,))
+    own_server.signal(SIGCONT)
+    await own_connection.now()
+    await until(lambda: not own_connection.client._pongs)
+    await own_connection.now()
+    assert own_connection.disconnects == 0
+
+
+async def test_a_request_that_times_out_is_freed_without_a_garbage_collection(connection: Connection) -> None:
+    subscription = await connection.subscribe_directly("silent.subject", lambda _: None)
+    gc.disable()
+    try:
+        try:
+            await connection.request("silent.subject", b"", timeout_s=0.01)
+        except LogUnavailable as error:
+            timed_out = weakref.ref(error.__cause__ or error)
+        await until(lambda: timed_out() is None, deadline_s=2)
+    finally:
+        gc.enable()
+        await connection.unsubscribe(subscription)
 
 
 async def next_delivery(connection: Connection) -> object:
