@@ -16,6 +16,7 @@ from tailrace.generators import metrics
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
 from tailrace.generators.continuation import ContinuationMapper, prepare_call
 from tailrace.generators.delta_buffer import DeltaBuffer
+from tailrace.generators.error_frames import free_frames
 from tailrace.generators.event_writer import EventWriter
 from tailrace.generators.left_out_meter import LeftOutMeter
 from tailrace.generators.model_caller import Route
@@ -205,6 +206,7 @@ class AttemptRunner:
             await race.finish(has_stored=folding.chain != turn.chain, error=cause)
             if not isinstance(cause, EntryTooLarge):
                 raise cause from several
+            free_frames(several)
             # Another call would be paid for, and would bring the same event.
             return folding.build(), BackendError("entry_too_large", f"an event of the answer cannot be stored: {cause}")
         await race.finish(has_stored=folding.chain != turn.chain, error=None)
@@ -239,6 +241,7 @@ class AttemptRunner:
         except TimeoutError:
             return LATE
         except BackendError as error:
+            free_frames(error)
             return error
         finally:
             meter.report()

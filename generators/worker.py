@@ -6,7 +6,6 @@ A lease only decides which generator tries. The log decides, entry by entry, whi
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from traceback import clear_frames
 from typing import Any, Protocol
 
 import msgspec
@@ -14,6 +13,7 @@ import structlog
 
 from tailrace.generators import metrics
 from tailrace.generators.attempt_runner import LeaseShared, RaceLost
+from tailrace.generators.error_frames import free_frames
 from tailrace.generators.fair_share import FairShare
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.proto.end_entry import end_fields
@@ -269,20 +269,20 @@ class Worker:
             await self._on_ended(key, turn)
         except FenceLost as lost:
             logger.info("turn taken by another writer", turn=key.turn, why=str(lost))
-            _free_frames(lost)
+            free_frames(lost)
             return await self._check_end(key, lost)
         except TurnUnknown as error:
             logger.warning("turn has left the log before it was answered", turn=key.turn)
-            _free_frames(error)
+            free_frames(error)
             return True
         except LogError as error:
             logger.warning("turn interrupted", turn=key.turn, error=str(error))
-            _free_frames(error)
+            free_frames(error)
             return False
         except Exception as error:
             # The log counts attempts: a turn that breaks every generator fails after the last attempt.
             logger.exception("turn broke its generator", turn=key.turn)
-            _free_frames(error)
+            free_frames(error)
             await self._release(key, RETRY_WAIT_S)
             return False
         logger.info("turn ended", **end_fields(key, turn))
@@ -323,14 +323,3 @@ class Worker:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-
-
-def _free_frames(error: BaseException | None) -> None:
-    """Clears the variables of all frames in the tracebacks of `error` and of its causes.
-
-    The error of a task group and the frame that raised it refer to each other. So they would keep the turn in memory
-    until a garbage collection.
-    """
-    while error is not None:
-        clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__

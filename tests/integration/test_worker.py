@@ -21,11 +21,12 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.event_writer import EventWriter
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt
-from tailrace.proto.errors import FenceLost
+from tailrace.proto.errors import EntryTooLarge, FenceLost
 from tailrace.proto.fold import Turn
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
@@ -178,6 +179,30 @@ async def test_a_turn_that_raises_in_its_generator_is_freed_without_a_garbage_co
         await own.append_request("words=3", session="broken")
         await own.wait_until_acknowledged()
         await until(lambda: not is_kept("broken"), deadline_s=2)
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_a_turn_whose_calls_fail_is_freed_without_a_garbage_collection(own: OwnSystem) -> None:
+    async with own.running_generator(attempts_max=1):
+        await own.append_request("fault=500", session="refused")
+        await own.wait_until_acknowledged()
+        await until(lambda: not is_kept("refused"), deadline_s=2)
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_a_turn_with_an_event_that_cannot_be_stored_is_freed_without_a_garbage_collection(
+    own: OwnSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        await own.wait_for_open_streams(1)
+        raise EntryTooLarge("9 bytes exceed the limit")
+
+    monkeypatch.setattr(EventWriter, "write", refuse)
+    async with own.running_generator():
+        key = await own.append_request("words=4000 rate=20", session="large")
+        await own.wait_until_acknowledged()
+        assert failure_code(await own.log.read_turn(key)) == "entry_too_large"
+        await until(lambda: not is_kept("large"), deadline_s=2)
 
 
 class Overtaken:
