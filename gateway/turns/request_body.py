@@ -42,12 +42,16 @@ class Filled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The values of the template's variables."""
 
 
+class MessageParam(Message, frozen=True, forbid_unknown_fields=True):
+    """A message of a request. Further fields would be lost on the way to the model, so they are refused."""
+
+
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The fields of a turn without those of its conversation: all fields that an input of a batch may have."""
 
     message: str | None = None
     """The new user message. A turn has either `message` or `messages`."""
-    messages: list[Message] | None = None
+    messages: list[MessageParam] | None = None
     """The new messages, oldest first."""
     model: str | None = None
     """The model that answers; that of the session, or the operator's default, if it is left out."""
@@ -221,8 +225,13 @@ def refuse_blob_references(body: object) -> None:
 
 
 def new_messages(new_turn: NewTurn) -> list[Message]:
-    """Returns the messages of `new_turn`, which are one user message if it has `message` instead."""
-    return new_turn.messages if new_turn.messages is not None else [Message("user", new_turn.message or "")]
+    """Returns the messages of `new_turn`, which are one user message if it has `message` instead.
+
+    They have the type of stored messages, with which they are compared: msgspec's objects of two types are never equal.
+    """
+    if new_turn.messages is None:
+        return [Message("user", new_turn.message or "")]
+    return [Message(one.role, one.content) for one in new_turn.messages]
 
 
 def build_entry(

@@ -75,6 +75,8 @@ def input_of(custom_id: str, given: dict[str, object]) -> dict[str, object]:
     return {"requests": [{"custom_id": custom_id, "params": HI | given}]}
 
 
+# The model would not get the name.
+NAMED = {"messages": [{"role": "user", "content": "hi", "name": "Ann"}]}
 UI = {"messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}]}
 PREFILLED_UI = {"role": "assistant", "parts": [{"type": "text", "text": "hi"}]}
 # The blank message is left out, unless it is the last one.
@@ -92,6 +94,7 @@ SAID = [{"role": "system", "content": "s"}, {"role": "user", "content": " "}]
         ("turns", "max_tokens", HI | {"max_tokens": 0}),
         ("turns", "max_tokens", HI | {"max_tokens": "5"}),
         ("turns", "messages[0].content", {"messages": [{"role": "user", "content": []}]}),
+        ("turns", "messages[0].name", NAMED),
         ("turns", "prompt", HI | {"prompt": {"name": "unknown"}}),
         ("turns", "model", HI | {"model": "unknown"}),
         *(("turns", "max_cost", HI | {"max_cost": cost}) for cost in (0, -1, 1e9, "1", True)),
@@ -100,6 +103,7 @@ SAID = [{"role": "system", "content": "s"}, {"role": "user", "content": " "}]
         ("turns", None, []),
         ("turn-batches", "requests[0].params.max_tokens", input_of("a", {"max_tokens": 0})),
         ("turn-batches", "requests[0].params.max_tokens", input_of("a", {"max_tokens": "5"})),
+        ("turn-batches", "requests[0].params.messages[0].name", {"requests": [{"custom_id": "a", "params": NAMED}]}),
         ("turn-batches", "requests[0].custom_id", input_of("a b", {})),
         ("chat/completions", "n", ASKED | {"n": 2}),
         ("chat/completions", "max_completion_tokens", ASKED | {"max_tokens": None, "max_completion_tokens": 0}),

@@ -18,8 +18,7 @@ from tailrace.gateway.clients.openai.responses_input import items_of, messages_o
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest
 from tailrace.gateway.clients.openai.unsupported import Unsupported
 from tailrace.gateway.http import read_body
-from tailrace.gateway.turns.request_body import check_turn
-from tailrace.proto.entries import Message
+from tailrace.gateway.turns.request_body import MessageParam, check_turn
 from tailrace.proto.errors import Refused
 from tests.golden.requests import HI, build_turn
 from tests.harness.strategies import JSON, TEXTS
@@ -113,7 +112,7 @@ def test_any_body_becomes_a_turn_or_is_refused(api: Api, data: st.DataObject) ->
 def test_document_of_blocks_is_listed_as_json(content: object) -> None:
     """OpenAI has no part for it, which another protocol has stored."""
     document = {"type": "document", "source": {"type": "content", "content": content}}
-    (item,) = items_of("turn-1", [Message("user", [document])])
+    (item,) = items_of("turn-1", [MessageParam("user", [document])])
     (part,) = item["content"]
     assert (part["type"], json.loads(part["text"])) == ("input_text", document)
 
@@ -129,10 +128,10 @@ def test_listed_input_items_equal_the_input() -> None:
     call = {"type": "tool_use", "id": "c1", "name": "n", "input": {}}
     seen = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "seen"}]}
     messages = [
-        Message("user", [{"type": "text", "text": "hi"}]),
-        Message("assistant", [{"type": "text", "text": "ok"}, call]),
-        Message("user", [seen]),
-        Message(
+        MessageParam("user", [{"type": "text", "text": "hi"}]),
+        MessageParam("assistant", [{"type": "text", "text": "ok"}, call]),
+        MessageParam("user", [seen]),
+        MessageParam(
             "user",
             [
                 {"type": "image", "source": image},
@@ -141,7 +140,7 @@ def test_listed_input_items_equal_the_input() -> None:
             ],
         ),
     ]
-    items = items_of("turn-1", [Message("user", "hi"), *messages[1:]])
+    items = items_of("turn-1", [MessageParam("user", "hi"), *messages[1:]])
     kinds = ["message", "message", "function_call", "function_call_output", "message"]
     assert [item["type"] for item in items] == kinds
     assert len({item["id"] for item in items}) == len(items)

@@ -16,11 +16,10 @@ from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.turns.conversation import Conversations
-from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.request_body import MessageParam, NewTurn
 from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeatures, TurnSubmission
 from tailrace.gateway.turns.submit import UNCLEAR, StoredTurn, TurnSubmitter
 from tailrace.proto import entries
-from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Claim
@@ -147,7 +146,7 @@ async def test_features_run_at_their_moments() -> None:
 @pytest.mark.parametrize(("raw_bytes", "added_bytes"), [(SMALL_BYTES_MAX + 1, 0), (2, SMALL_BYTES_MAX)])
 async def test_other_tasks_run_while_many_messages_are_checked(raw_bytes: int, added_bytes: int) -> None:
     """Also if the body is small, and names messages that the gateway inserts."""
-    new_turn, raw = NewTurn(messages=[Message("user", "hello")] * 20_000), b"x" * raw_bytes
+    new_turn, raw = NewTurn(messages=[MessageParam("user", "hello")] * 20_000), b"x" * raw_bytes
     submit = submit_to(Memory(), is_draining=True)
     checking, runs = asyncio.create_task(submit(LOCAL, new_turn, raw, added_bytes=added_bytes)), 0
     while not checking.done():

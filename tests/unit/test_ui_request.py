@@ -8,7 +8,7 @@ from hypothesis import given
 
 from tailrace.gateway.clients.ai_sdk import tool_result
 from tailrace.gateway.clients.ai_sdk.request import unknown_fields
-from tailrace.proto.entries import Message
+from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.errors import Refused
 from tailrace.proto.long_strings import PIECE_BYTES
 from tests.golden.requests import build_turn
@@ -37,7 +37,9 @@ def test_an_empty_file_is_left_out(url: str) -> None:
     """The history has none either. Otherwise the next message would begin a new branch."""
     media_type = url.removeprefix("data:").partition(";")[0].rstrip(",")
     parts = [{"type": "file", "mediaType": media_type, "url": url}, {"type": "text", "text": "Why?"}]
-    assert build_turn("ui", {"messages": [{"role": "user", "parts": parts}]}).turn.messages == [Message("user", "Why?")]
+    assert build_turn("ui", {"messages": [{"role": "user", "parts": parts}]}).turn.messages == [
+        MessageParam("user", "Why?")
+    ]
 
 
 @given(JSON)

@@ -25,11 +25,11 @@ from msgspec import Meta
 from tailrace.gateway.clients.ai_sdk.stream import MESSAGE
 from tailrace.gateway.clients.ai_sdk.tool_result import encode_output
 from tailrace.gateway.clients.openai.unsupported import plain_names
-from tailrace.gateway.turns.request_body import NewTurn, OnBusy, refuse_fields
+from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy, refuse_fields
 from tailrace.gateway.turns.submit import IDEMPOTENCY_KEY
 from tailrace.proto.conversation import without_trailing_thinking
 from tailrace.proto.depth import is_deeper
-from tailrace.proto.entries import Message, OnInterrupt
+from tailrace.proto.entries import OnInterrupt
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import INPUT_LEVELS_MAX
 from tailrace.proto.long_strings import PIECE_BYTES, decode_base64
@@ -192,7 +192,7 @@ def system_of(chat: UIChatRequest) -> str | list[Block] | None:
     return "\n\n".join([*texts, *([chat.system] if chat.system else [])])
 
 
-def messages_of(chat: UIChatRequest) -> list[Message]:
+def messages_of(chat: UIChatRequest) -> list[MessageParam]:
     """Returns the messages for the model without those of `system_of`. Raises Refused.
 
     An empty message before the last one is left out: it was refused, and the page sends it again with the next one.
@@ -212,21 +212,21 @@ def _text(message: UIMessageParam) -> str:
     return "\n\n".join(part.text for part in message.parts if part.type == "text")
 
 
-def convert_message(message: UIMessageParam, number: int) -> list[Message]:
+def convert_message(message: UIMessageParam, number: int) -> list[MessageParam]:
     """Returns a UI message as messages for the model, several if it has tool results. Raises Refused."""
     match message.role:
         case "assistant":
             return _assistant_messages(message.parts)
         case "user":
             blocks = [block for part in message.parts for block in _user_blocks(part, number)]
-            return [Message("user", _simplify(blocks))]
+            return [MessageParam("user", _simplify(blocks))]
         case _:
-            return [Message("system", _text(message).strip())]
+            return [MessageParam("system", _text(message).strip())]
 
 
-def _assistant_messages(parts: list[UIPart]) -> list[Message]:
+def _assistant_messages(parts: list[UIPart]) -> list[MessageParam]:
     """Returns the assistant's messages with the tool results between them, as user messages."""
-    found: list[Message] = []
+    found: list[MessageParam] = []
     blocks: list[Block] = []
     results: list[Block] = []
     for part in [*parts, UIPart(type="step-start")]:
@@ -236,11 +236,11 @@ def _assistant_messages(parts: list[UIPart]) -> list[Message]:
             results.append(call[1])
             continue
         if results:
-            found += [Message("assistant", blocks), Message("user", results)]
+            found += [MessageParam("assistant", blocks), MessageParam("user", results)]
             blocks, results = [], []
         blocks += _assistant_blocks(part)
     blocks = without_trailing_thinking(blocks)
-    return [*found, Message("assistant", _simplify(blocks))] if blocks else found
+    return [*found, MessageParam("assistant", _simplify(blocks))] if blocks else found
 
 
 def _user_blocks(part: UIPart, number: int) -> list[Block]:

@@ -10,7 +10,6 @@ from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.clients.anthropic.request import MessageParam
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
@@ -18,7 +17,7 @@ from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.inline_files import UploadedFiles, has_files
-from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, refuse_blob_references
+from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, MessageParam, refuse_blob_references
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper

@@ -10,9 +10,8 @@ from typing import Any
 import msgspec
 from starlette.datastructures import Headers
 
-from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.request_body import MessageParam, NewTurn
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 
 NO_THREADS = "`thread` is not supported: send the whole conversation in `messages`, and no `thread`"
@@ -25,10 +24,6 @@ CLIENT_NAMES = {
     "api_version": "anthropic-version",
     "betas": "anthropic-beta",
 }
-
-
-class MessageParam(Message, frozen=True, forbid_unknown_fields=True):
-    """A message. Further fields would be lost on the way to the model, so they are refused."""
 
 
 class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +60,7 @@ def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Header
     return NewTurn(
         model=request.model,
         max_tokens=request.max_tokens,
-        messages=[Message(message.role, message.content) for message in request.messages],
+        messages=request.messages,
         system=request.system,
         tools=request.tools,
         options={name: value for name, value in fields.items() if name not in request.__struct_fields__} or None,

@@ -12,7 +12,7 @@ import msgspec
 
 from tailrace.gateway.clients.openai import common
 from tailrace.gateway.clients.openai.unsupported import plain_names
-from tailrace.proto.entries import Message
+from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.errors import Refused
 
 Block = dict[str, Any]
@@ -144,17 +144,17 @@ def system_of(messages: Iterable[ChatMessage]) -> str | list[Block] | None:
     return common.system_prompt([block for content in contents for block in _blocks(content, "a system message")])
 
 
-def conversation_of(messages: Sequence[ChatMessage]) -> list[Message]:
+def conversation_of(messages: Sequence[ChatMessage]) -> list[MessageParam]:
     """Returns the other messages. Consecutive tool messages become one message. Raises Refused.
 
     An empty message of the assistant is left out: it is how an answer without text is sent back.
     """
     spoken = [(n, one) for n, one in enumerate(messages) if not isinstance(one, SystemMessage | DeveloperMessage)]
-    converted: list[Message] = []
+    converted: list[MessageParam] = []
     for is_tools, run in groupby(spoken, lambda pair: isinstance(pair[1], ToolMessage)):
         if is_tools:
             results = [_result(one, f"messages[{n}]") for n, one in run if isinstance(one, ToolMessage)]
-            converted.append(Message("user", results))
+            converted.append(MessageParam("user", results))
         else:
             each = (_message(one, f"messages[{n}]") for n, one in run)
             converted += [one for one in each if one.content or one.role == "user"]
@@ -189,15 +189,15 @@ def _find_unknown(fields: dict[str, Any], kind: type[msgspec.Struct], path: str)
                     yield from _find_unknown(one, next(kinds, INNER[inner][0]), inner)
 
 
-def _message(message: ChatMessage, where: str) -> Message:
+def _message(message: ChatMessage, where: str) -> MessageParam:
     match message:
         case UserMessage(content=content):
             # With the index in the client's list, from which the system messages are removed later.
             if not (blocks := _blocks(content, where)):
                 raise Refused("request_invalid", f"`{where}.content` is empty")
-            return Message("user", content if isinstance(content, str) else blocks)
+            return MessageParam("user", content if isinstance(content, str) else blocks)
         case AssistantMessage():
-            return Message("assistant", _assistant_blocks(message, where))
+            return MessageParam("assistant", _assistant_blocks(message, where))
         case _:
             raise AssertionError(message)
 

@@ -13,6 +13,7 @@ import msgspec
 
 from tailrace.gateway.clients.openai import common
 from tailrace.gateway.clients.openai.responses_object import REDACTED, Item, output_item
+from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 
@@ -75,10 +76,10 @@ def system_of(items: str | Sequence[InputItem], instructions: str | None) -> str
     return common.system_prompt(blocks)
 
 
-def messages_of(items: str | Sequence[InputItem]) -> list[Message]:
+def messages_of(items: str | Sequence[InputItem]) -> list[MessageParam]:
     """Returns the other items as messages. Raises Refused."""
     if isinstance(items, str):
-        return [Message("user", items)]
+        return [MessageParam("user", items)]
     with_roles = [(_role(one, index), index, one) for index, one in enumerate(items)]
     others = [one for one in with_roles if one[0] != "system"]
     messages = []
@@ -86,7 +87,7 @@ def messages_of(items: str | Sequence[InputItem]) -> list[Message]:
         group = list(run)
         blocks = [block for _, index, one in group for block in _item_blocks(one, f"input[{index}]")]
         if blocks:
-            messages.append(Message(role, _plain_text(group[0][2]) or blocks))
+            messages.append(MessageParam(role, _plain_text(group[0][2]) or blocks))
     return messages
 
 

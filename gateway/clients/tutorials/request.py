@@ -4,8 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.proto.entries import Message
+from tailrace.gateway.turns.request_body import MessageParam, NewTurn
 from tailrace.proto.errors import Refused
 
 
@@ -77,7 +76,7 @@ def ai_chat_turn(body: AIChatRequest) -> NewTurn:
         if message.role != "system" and (not message.content or message.content.isspace()):
             raise Refused("request_invalid", f"`messages[{index}].content` is empty")
     system = "\n\n".join(message.content for message in body.messages if message.role == "system")
-    messages = [Message(message.role, message.content) for message in body.messages if message.role != "system"]
+    messages = [MessageParam(message.role, message.content) for message in body.messages if message.role != "system"]
     return NewTurn(messages=messages, system=system or None, model=body.model)
 
 
