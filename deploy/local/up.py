@@ -48,7 +48,7 @@ from tailrace.proto.service import ProcessSettings
 NATS_S_MAX = 30.0
 # `up` itself has 25 files open when three services run, and each further one adds a pipe and a port. A gateway reserves
 # 48 for itself.
-FILES_MIN, FILES_PER_SERVICE = 64, 2
+FILES_MIN, FILES_PER_SERVICE = 48, 2
 # The kernel counts threads. All processes together have 39 without load when three services run, of which each has at
 # most 7, and `up` waits for it in another one.
 THREADS_MIN, THREADS_PER_SERVICE = 32, 8

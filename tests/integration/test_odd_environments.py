@@ -90,7 +90,7 @@ def test_a_host_name_means_its_ipv4_address_or_else_its_ipv6_address(tmp_path: P
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({resource.RLIMIT_NOFILE: 24}, "the limit of open files is 24: raise it with `ulimit -n` to 68 or more"),
+        ({resource.RLIMIT_NOFILE: 24}, "the limit of open files is 24: raise it with `ulimit -n` to 52 or more"),
         ({resource.RLIMIT_NPROC: 24}, "the limit of processes is 24: raise it with `ulimit -u` to 48 or more"),
     ],
 )
