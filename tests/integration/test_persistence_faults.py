@@ -10,8 +10,8 @@ import re
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, NamedTuple
@@ -146,17 +146,24 @@ async def own(
         yield OwnSystem(own_server.url, own_log, gateway.client, deliveries, tenant)
 
 
-@contextmanager
-def locked_database(database: Path) -> Iterator[None]:
+@asynccontextmanager
+async def locked_database(database: Path) -> AsyncGenerator[None]:
     """Another program holds a lock, as a backup may."""
-    with closing(sqlite3.connect(database, isolation_level=None)) as other:
-        other.execute("BEGIN EXCLUSIVE")
+    # Without a timeout: persistence runs in this event loop, and while the loop waits, it cannot end a transaction.
+    with closing(sqlite3.connect(database, timeout=0, isolation_level=None)) as other:
+
+        async def is_locked() -> bool:
+            with suppress(sqlite3.OperationalError):
+                other.execute("BEGIN EXCLUSIVE")
+            return other.in_transaction
+
+        await until(is_locked)
         yield
         other.execute("ROLLBACK")
 
 
-@contextmanager
-def full_disk(database: Path) -> Iterator[None]:
+@asynccontextmanager
+async def full_disk(database: Path) -> AsyncGenerator[None]:
     filler = database.with_name("filler")
     with filler.open("wb", buffering=0) as filling, suppress(OSError):
         while True:
@@ -220,7 +227,7 @@ async def test_while_the_database_cannot_be_written_turns_are_answered_and_not_a
         keys = [await own.answer("before")]
         await own.wait_until_drained()
         floor = await own.floor()
-        with fault(database):
+        async with fault(database):
             keys += await own.answer_three()
 
             async def is_reported() -> bool:

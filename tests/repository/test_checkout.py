@@ -52,33 +52,36 @@ def test_the_command_of_a_checkout_runs_after_a_move_and_whatever_its_folder_is_
         assert shown == f"{moved}/tailrace/__main__.py ['a b', '$c']\n"
 
 
-@pytest.mark.parametrize(
-    ("venv", "configuration"),
-    [
-        (".venv", "user = true"),
-        (".venv", "target = {tmp_path}/other"),
-        (".venv", "prefix = {tmp_path}/other"),
-        (".venv-docs", "prefix = {tmp_path}/other"),
-    ],
-)
-def test_packages_are_installed_into_the_venv_whatever_pip_is_configured_to(
-    tmp_path: Path, venv: str, configuration: str
-) -> None:
+def test_packages_are_installed_into_the_venv_whatever_pip_is_configured_to(tmp_path: Path) -> None:
     wheel = tmp_path / "demo-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("demo.py", "")
         archive.writestr("demo-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: demo\nVersion: 1\n")
         archive.writestr("demo-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr("demo-1.dist-info/RECORD", "")
+        archive.writestr("demo-1.dist-info/RECORD", "demo.py,,\n")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     for lock in ("requirements.lock", "requirements-docs.lock"):
         (tmp_path / lock).write_text(f"demo @ {wheel.as_uri()} --hash=sha256:{digest}\n")
-    (tmp_path / "pip.conf").write_text(f"[global]\nno-index = true\n{configuration.format(tmp_path=tmp_path)}\n")
     shutil.copy(CHECKOUT / "Makefile", tmp_path)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / ".venv"], check=True)
-    environ = os.environ | {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
-    subprocess.run(["make", f"{venv}/installed"], cwd=tmp_path, env=environ, check=True)
-    subprocess.run([tmp_path / venv / "bin" / "python", "-c", "import demo"], cwd="/", check=True)
+    configuration = tmp_path / "pip.conf"
+    environ = os.environ | {"PIP_CONFIG_FILE": str(configuration)}
+    for venv, option in (
+        (".venv", "user = true"),
+        (".venv", f"target = {tmp_path}/other"),
+        (".venv", f"prefix = {tmp_path}/other"),
+        (".venv-docs", f"prefix = {tmp_path}/other"),
+    ):
+        configuration.write_text(f"[global]\nno-index = true\n{option}\n")
+        subprocess.run(["make", f"{venv}/installed"], cwd=tmp_path, env=environ, check=True)
+        python = tmp_path / venv / "bin" / "python"
+        where = subprocess.run(
+            [python, "-c", "import demo; print(demo.__file__)"], cwd="/", capture_output=True, check=True
+        )
+        # The next option starts as this one did.
+        Path(where.stdout.decode().strip()).unlink()
+        shutil.rmtree(next((tmp_path / venv).rglob("demo-1.dist-info")))
+        (tmp_path / venv / "installed").unlink()
 
 
 def test_a_checkout_without_symbolic_links_is_refused(tmp_path: Path) -> None:
