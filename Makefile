@@ -18,7 +18,7 @@ CLIENTS := tests/clients/js/node_modules/installed
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: roll docs audit types style schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
+.PHONY: roll docs audit types style tests-compiled schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -37,8 +37,9 @@ release: setup ## build wheel, source archive, image context and lists of packag
 
 clients: $(CLIENTS) ## install the clients that the dialects are tested with; `test` does it too
 
-# Tests wait for most of their time, so each core has three workers. A worker costs 10 s of CPU before its first test.
-test: check $(CLIENTS) ## run `check` and every test
+# Tests wait for most of their time, so each core has three workers.
+test: setup $(CLIENTS) ## run `check` and every test
+	@$(MAKE) --no-print-directory --jobs 2 types style tests-compiled
 	$(PYTHON) -m tests.run --numprocesses 6 --dist worksteal --durations 25
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: tests of the backend litellm. To run them: make litellm."
 	@test "$$(id -u)" = 0 || echo "SKIPPED: tests of power cuts and full disks, because they need root to mount a disk."
@@ -68,6 +69,11 @@ style:
 	.venv/bin/codespell
 	$(PYTHON) -m tools.check_prose
 	$(PYTHON) -m tests.rules > /dev/null
+
+# Once, while the types are checked: otherwise each worker compiles every test, which takes 10 s. `tests.run` reports what
+# fails here.
+tests-compiled:
+	@-env -u PYTHONDONTWRITEBYTECODE $(PYTHON) -m pytest --collect-only tests > /dev/null 2>&1
 
 litellm: setup ## install LiteLLM for the backend `litellm` into its own venv, .venv-litellm
 	test -x .venv-litellm/bin/python || $(PYTHON) -m venv .venv-litellm
