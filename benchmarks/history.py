@@ -93,10 +93,12 @@ async def measure(path: Path) -> None:
             for by in ("day", "model", "key", "user", "session", "project", "metadata.team")
         },
         "usage by user, a year": lambda: store.usage(OURS, "user", TODAY - timedelta(days=365), TODAY, "", 51),
-        "turns": lambda: store.turns(OURS, {}, None, NEWEST, 51),
-        "turns of a user": lambda: store.turns(OURS, user, None, NEWEST, 51),
-        "turns of a user and a model": lambda: store.turns(OURS, user | {"model": "model-1"}, None, NEWEST, 51),
-        "turns by metadata": lambda: store.turns(OURS, {"metadata.team": "team-3"}, None, NEWEST, 51),
+        "turns": lambda: store.turn_list.read_page(OURS, {}, None, NEWEST, 51),
+        "turns of a user": lambda: store.turn_list.read_page(OURS, user, None, NEWEST, 51),
+        "turns of a user and a model": lambda: store.turn_list.read_page(
+            OURS, user | {"model": "model-1"}, None, NEWEST, 51
+        ),
+        "turns by metadata": lambda: store.turn_list.read_page(OURS, {"metadata.team": "team-3"}, None, NEWEST, 51),
         "turns of a session": lambda: store.session_turns(OURS, "session-00000001", OLDEST, 51),
         "sessions, page 1": lambda: store.numbered_sessions(OURS, None, 0, 51, NOW),
         "sessions of a project": lambda: store.sessions(OURS, "project-3", NEWEST, 51, NOW),

@@ -122,7 +122,9 @@ class Queries:
             why = f"`q` has {len(words)} different words, and at most {WORDS_MAX} are allowed: search for fewer words"
             raise Refused("request_invalid", why, param="q")
         before = min(paging.start(query.after, NEWEST), latest)
-        found, end = await self._store.turns(tenant, query.labels, start, before, limit + 1, words, query.outcome)
+        found, end = await self._store.turn_list.read_page(
+            tenant, query.labels, start, before, limit + 1, words, query.outcome
+        )
         page, following = await page_of(found, limit, lambda one: (one.asked_at, one.turn))
         return TurnPage(page, following or (end and paging.encode(end)))
 

@@ -35,7 +35,8 @@ from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros, moment, turn_record
 from tailrace.persistence.sql import load
 from tailrace.persistence.sqlite import STATEMENTS, SQLite, move_aside
-from tailrace.persistence.store import SEARCHES_WAITING_MAX, Store
+from tailrace.persistence.store import Store
+from tailrace.persistence.turn_list import SEARCHES_WAITING_MAX
 from tailrace.persistence.words import hash_words
 from tailrace.proto.batch_records import Api, ListBatches, ListBatchTurns
 from tailrace.proto.end_entry import LOST_FAILURE
@@ -377,7 +378,7 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many have the same time. Another tenant has turns with the same ids."""
-    monkeypatch.setattr("tailrace.persistence.store.SCAN_MAX", 12)
+    monkeypatch.setattr("tailrace.persistence.turn_list.SCAN_MAX", 12)
     rows = await record_history(store)
     queries, batches = Queries(store, 60), BatchQueries(store)
     resources = ResourceQueries(store, queries)
@@ -1207,7 +1208,7 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
             assert [(one.total_tokens, one.message_count) for one in found] == [(11 * n, 2 * n) for _, n in totals]
         (total,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
         assert round(total.cost_usd * 1e9) == 3 * 7 + made.cost_nusd
-        listed, _ = await store.turns(OURS, {"key": "k"}, None, NEWEST, 9)
+        listed, _ = await store.turn_list.read_page(OURS, {"key": "k"}, None, NEWEST, 9)
         assert [one.turn for one in listed] == ["turn-2"]
         assert [(await store.numbered_sessions(OURS, project, 0, 9, NOON))[1] for project in (None, "rivers")] == [2, 1]
         theirs = await store.usage(THEIRS, "model", NOON.date(), NOON.date(), "", 9)
@@ -1223,7 +1224,7 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
         assert await store.read_recorded_upto() == 99
         monkeypatch.setattr("tailrace.persistence.store.UNSEARCHED_MAX", 1)
         assert [await store.store_older_words() for _ in range(4)] == [1, 1, 1, 0]
-        listed, _ = await store.turns(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]).split())
+        listed, _ = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]).split())
         assert [one.turn for one in listed] == ["turn-2", "turn-1"]
 
 
@@ -1245,7 +1246,7 @@ async def test_an_older_schema_of_postgresql_is_migrated_and_its_turns_are_searc
         )
     async with open_store(url) as store:
         assert [await store.store_older_words() for _ in range(2)] == [1, 0]
-        found, _ = await store.turns(OURS, {}, None, NEWEST, 9, hash_text("light").split())
+        found, _ = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, hash_text("light").split())
         assert [one.turn for one in found] == ["turn-1"]
 
 
@@ -1253,7 +1254,7 @@ async def test_a_search_finds_no_turn_by_the_words_of_another_tenant(store: Stor
     """Both turns have the same id. The hashes of words differ by tenant, unless two are equal by chance."""
     ours, theirs = running_row("turn-1"), msgspec.structs.replace(running_row("turn-1"), tenant=THEIRS)
     await store.record([ours, msgspec.structs.replace(theirs, words=hash_text("rare"))])
-    found, _ = await store.turns(OURS, {}, None, NEWEST, 9, hash_text("rare").split())
+    found, _ = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, hash_text("rare").split())
     assert found == []
 
 
@@ -1263,9 +1264,9 @@ async def test_words_that_an_older_version_writes_during_an_upgrade_are_stored_a
     words = hash_words(OURS, ["tailracetm"]).split()
     for row in (made, msgspec.structs.replace(made, words=hash_words(OURS, ["older"]))):
         await store.record([row])
-    assert await store.turns(OURS, {}, None, NEWEST, 9, words) == ([], None)
+    assert await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, words) == ([], None)
     assert [await store.store_older_words() for _ in range(2)] == [1, 0]
-    found, _ = await store.turns(OURS, {}, None, NEWEST, 9, words)
+    found, _ = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, words)
     assert [one.turn for one in found] == ["turn-1"]
 
 
@@ -1434,20 +1435,20 @@ async def test_a_search_that_takes_long_is_ended_and_delays_no_other_query(
     await store.record([build_row(key("turn-1"), completed_turn("Light").turn)])
     words = hash_words(OURS, ["light"]).split()
     statements = store._sql
-    monkeypatch.setattr("tailrace.persistence.store.SEARCH_S_MAX", 60.0)
-    monkeypatch.setattr(store, "_sql", {**statements, "found_turns": ENDLESS[store.system]})
-    searching = asyncio.create_task(store.turns(OURS, {}, None, NEWEST, 9, words))
+    monkeypatch.setattr("tailrace.persistence.turn_list.SEARCH_S_MAX", 60.0)
+    monkeypatch.setattr(store.turn_list, "_sql", {**statements, "found_turns": ENDLESS[store.system]})
+    searching = asyncio.create_task(store.turn_list.read_page(OURS, {}, None, NEWEST, 9, words))
     async with asyncio.timeout(30):
         await asyncio.sleep(0.1)
         assert await store.turn(key("turn-1")) is not None
         assert not searching.done()
         searching.cancel()
         await asyncio.wait({searching})
-        monkeypatch.setattr("tailrace.persistence.store.SEARCH_S_MAX", 0.1)
+        monkeypatch.setattr("tailrace.persistence.turn_list.SEARCH_S_MAX", 0.1)
         with pytest.raises(StoreBusy, match="search for fewer"):
-            await store.turns(OURS, {}, None, NEWEST, 9, words)
-    monkeypatch.setattr(store, "_sql", statements)
-    found, _ = await store.turns(OURS, {}, None, NEWEST, 9, words)
+            await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, words)
+    monkeypatch.setattr(store.turn_list, "_sql", statements)
+    found, _ = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, words)
     assert [one.turn for one in found] == ["turn-1"]
 
 
@@ -1526,15 +1527,17 @@ async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
 ) -> None:
     """A search also ends if it waits for too long."""
     statements = store._sql
-    monkeypatch.setattr("tailrace.persistence.store.SEARCH_S_MAX", 0.5)
-    monkeypatch.setattr("tailrace.persistence.store.SEARCH_WAIT_S_MAX", 0.75)
-    monkeypatch.setattr(store, "_sql", {**statements, "found_turns": ENDLESS[store.system]})
+    monkeypatch.setattr("tailrace.persistence.turn_list.SEARCH_S_MAX", 0.5)
+    monkeypatch.setattr("tailrace.persistence.turn_list.SEARCH_WAIT_S_MAX", 0.75)
+    monkeypatch.setattr(store.turn_list, "_sql", {**statements, "found_turns": ENDLESS[store.system]})
 
     def search(tenant: Tenant) -> asyncio.Task[Any]:
-        return asyncio.create_task(store.turns(tenant, {}, None, NEWEST, 9, hash_words(tenant, ["light"]).split()))
+        return asyncio.create_task(
+            store.turn_list.read_page(tenant, {}, None, NEWEST, 9, hash_words(tenant, ["light"]).split())
+        )
 
     searches = [search(OURS) for _ in range(SEARCHES_WAITING_MAX + 1)]
-    await until(lambda: store._searches.waiting(OURS) == SEARCHES_WAITING_MAX)
+    await until(lambda: store.turn_list._searches.waiting(OURS) == SEARCHES_WAITING_MAX)
     with pytest.raises(Refused, match="other searches of this tenant are waiting") as refused:
         await search(OURS)
     assert (refused.value.code, refused.value.retry_after_s) == ("rate_limited", 0.5)
@@ -1542,7 +1545,7 @@ async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
     async with asyncio.timeout(10):
         found = await asyncio.gather(*searches, theirs, return_exceptions=True)
     assert {type(one) for one in found} == {StoreBusy}
-    monkeypatch.setattr(store, "_sql", statements)
+    monkeypatch.setattr(store.turn_list, "_sql", statements)
     assert await search(OURS) == ([], None)
 
 
@@ -1550,7 +1553,7 @@ async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For words, labels and outcomes, rare and frequent. The pages together have all turns that match."""
-    monkeypatch.setattr("tailrace.persistence.store.SCAN_MAX", 40)
+    monkeypatch.setattr("tailrace.persistence.turn_list.SCAN_MAX", 40)
     costs: list[list[int]] = []
     expected: dict[int, list[str]] = {number: [] for number in range(len(CONDITIONS))}
     made = 0
@@ -1573,18 +1576,20 @@ async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
         costs.append([])
         for named, text, outcome in CONDITIONS:
             async with counting_reads(store) as read:
-                await store.turns(OURS, named, None, NEWEST, 20, hash_text(text).split(), outcome)
+                await store.turn_list.read_page(OURS, named, None, NEWEST, 20, hash_text(text).split(), outcome)
             costs[-1].append(sum(read))
     for number, (named, text, outcome) in enumerate(CONDITIONS):
         found: list[str] = []
         before: PageCursor | None = NEWEST
         while before is not None:
-            page, end = await store.turns(OURS, named, None, before, 200, hash_text(text).split(), outcome)
+            page, end = await store.turn_list.read_page(
+                OURS, named, None, before, 200, hash_text(text).split(), outcome
+            )
             found += [one.turn for one in page]
             before = PageCursor(micros(page[-1].asked_at), TurnId(page[-1].turn)) if len(page) == 200 else end
         assert found == expected[number], (named, text, outcome)
     # The first page has them, because failed turns have an index.
-    failed, end = await store.turns(OURS, {}, None, NEWEST, 9, (), "failed")
+    failed, end = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, (), "failed")
     assert ([one.turn for one in failed], end) == (["t170", "t5"], None)
     small, large = costs
     assert [(more, less) for more, less in zip(large, small, strict=True) if more > 2 * less] == []
@@ -1915,7 +1920,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
 
     async def call_both(method: str, *given: object, **named: object) -> Any:
         """Returns what both stores answer."""
-        answers = [await getattr(store, method)(*given, **named) for store in stores]
+        answers = [await attrgetter(method)(store)(*given, **named) for store in stores]
         assert answers[0] == answers[1], (method, given)
         return answers[0]
 
@@ -1997,11 +2002,11 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
         ("numbered_sessions", OURS, project, 0, 5, NOON, "user1"),
         ("projects", OURS, NEWEST, 5, NOON),
         ("numbered_projects", OURS, 1, 5, NOON),
-        ("turns", OURS, {}, None, before, 9),
-        ("turns", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9),
-        ("turns", OURS, {}, None, NEWEST, 9, (), "failed"),
-        ("turns", OURS, {}, None, before, 9, hash_words(OURS, ["b"]).split()),
-        ("turns", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9, hash_words(OURS, ["B", "c"]).split()),
+        ("turn_list.read_page", OURS, {}, None, before, 9),
+        ("turn_list.read_page", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9),
+        ("turn_list.read_page", OURS, {}, None, NEWEST, 9, (), "failed"),
+        ("turn_list.read_page", OURS, {}, None, before, 9, hash_words(OURS, ["b"]).split()),
+        ("turn_list.read_page", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9, hash_words(OURS, ["B", "c"]).split()),
         ("list_unstored", OURS, None),
         ("every_unstored", key("turn-118")),
         ("session_turns", OURS, middle, OLDEST, 9),
