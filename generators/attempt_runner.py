@@ -241,7 +241,6 @@ class AttemptRunner:
         except TimeoutError:
             return LATE
         except BackendError as error:
-            free_frames(error)
             return error
         finally:
             meter.report()

@@ -4,12 +4,11 @@ from traceback import clear_frames
 
 
 def free_frames(error: BaseException | None) -> None:
-    """Clears the variables of all frames in the tracebacks of `error` and of its causes, and these tracebacks.
+    """Clears the variables of all frames in the tracebacks of `error` and of its causes.
 
-    The error of a task group and the frame that raised it refer to each other, and stamina's objects of a failed call
-    refer to each other and to its error. So they would keep the turn in memory until a garbage collection.
+    The error of a task group and the frame that raised it refer to each other. So they would keep the turn in memory
+    until a garbage collection.
     """
     while error is not None:
         clear_frames(error.__traceback__)
-        error.__traceback__ = None
         error = error.__cause__ or error.__context__

@@ -12,7 +12,6 @@ import random
 from collections.abc import AsyncGenerator, Callable
 
 import msgspec
-import stamina
 import structlog
 
 from tailrace.generators import metrics
@@ -24,9 +23,6 @@ logger = structlog.get_logger()
 
 NoteBegin = Callable[[Call, BackendError | None], None]
 """Is called once for each call: with None at its first event, or with the error of a call that fails before."""
-
-# Repeated calls are counted and logged here, with their codes.
-stamina.instrumentation.set_on_retry_hooks([])
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,28 +39,22 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
         `note` is called as NoteBegin says.
         """
-        tries = itertools.count(1)
-
-        def next_delay(error: Exception) -> bool | float:
-            delay_s = self.next_delay_s(error, next(tries), random.random())  # noqa: S311  # spreads load
-            if delay_s is None or not isinstance(error, BackendError):
-                return False
-            logger.info("call failed and is repeated", **error.log_fields, delay_s=round(delay_s, 3))
-            metrics.CALLS_REPEATED.labels(error.code).inc()
-            return delay_s
-
-        # stamina runs the loop and sleeps; number and length of the waits are decided above.
-        async for one in stamina.retry_context(on=next_delay, attempts=None, timeout=None):
-            with one:
-                # An async generator that raises has ended, so its connection is closed.
-                answer = backend.answer(call)
-                try:
-                    first = await anext(answer)
-                except BackendError as error:
-                    note(call, error)
+        for tries in itertools.count(1):
+            # An async generator that raises has ended, so its connection is closed.
+            answer = backend.answer(call)
+            try:
+                first = await anext(answer)
+            except BackendError as error:
+                note(call, error)
+                delay_s = self.next_delay_s(error, tries, random.random())  # noqa: S311  # spreads load
+                if delay_s is None:
                     raise
+                logger.info("call failed and is repeated", **error.log_fields, delay_s=round(delay_s, 3))
+                metrics.CALLS_REPEATED.labels(error.code).inc()
+            else:
                 note(call, None)
                 return first, answer
+            await asyncio.sleep(delay_s)
         raise AssertionError("the last try returns or raises")
 
     async def pause(self, failures: int, error: BackendError) -> None:
@@ -72,9 +62,9 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         retry_after_s = min(error.retry_after_s or 0.0, self.wait_max_s)
         await asyncio.sleep(self.back_off_s(failures, retry_after_s, random.random()))  # noqa: S311  # spreads load
 
-    def next_delay_s(self, error: Exception, tries: int, chance: float) -> float | None:
+    def next_delay_s(self, error: BackendError, tries: int, chance: float) -> float | None:
         """Returns the seconds until the next call after `tries` calls failed, the last with `error`; None: no call."""
-        if not isinstance(error, BackendError) or not CODES[error.code].is_retryable or tries >= self.tries_max:
+        if not CODES[error.code].is_retryable or tries >= self.tries_max:
             return None
         retry_after_s = error.retry_after_s or 0.0
         # With a longer Retry-After the turn fails with it, so that the client can decide; waiting would be silence.
