@@ -31,6 +31,7 @@ from tailrace.proto.nats.client import Client, Message, TlsClient
 from tailrace.proto.nats.permissions import RIGHTS, inbox_prefix
 from tailrace.proto.nats.stream_info import StreamInfo
 from tailrace.proto.nats.tls import ssl_context
+from tailrace.proto.runtime.race import raise_if_cancelled
 from tailrace.proto.subjects import STREAM
 
 logger = structlog.get_logger()
@@ -68,6 +69,7 @@ class Connection:
         self.client = client
         self.closed = asyncio.Event()
         self._reconnected: set[Callable[[], None]] = set()
+        self._is_opened = False
         self._is_closing = False
         self.is_refused = False
         """The server has rejected the user or the password."""
@@ -127,6 +129,7 @@ class Connection:
             why = str(connection.client.last_error)
             await connection.close()
             raise LogUnavailable(_explain_failure(url, why, is_unknown=connection._has_unknown_name)) from error
+        connection._is_opened = True
         # One of several servers may have refused the user before another accepted it.
         connection.is_refused = False
         return connection
@@ -227,12 +230,12 @@ class Connection:
             await self.client.flush(CONNECT_TIMEOUT_S)
         except nats.errors.Error as error:
             raise LogUnavailable(f"NATS does not answer ({type(error).__name__}): retry") from error
-        # Python 3.11's `wait_for`, which nats-py's flush uses, loses a cancellation that meets the answer.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
+        raise_if_cancelled()
 
     async def _on_error(self, error: Exception) -> None:
+        if not self._is_opened:
+            # nats-py tries to connect until it is cancelled.
+            raise_if_cancelled()
         self._has_unknown_name |= isinstance(error, socket.gaierror)
         text = str(error).lower()
         if AUTH_ERROR in text:

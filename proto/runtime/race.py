@@ -1,4 +1,4 @@
-"""Waits that end early: run_until for a coroutine, is_set_within for an event."""
+"""Waits that end early: run_until for a coroutine, is_set_within for an event; and a cancellation that was lost."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -34,3 +34,13 @@ async def is_set_within(event: asyncio.Event | Flag, timeout_s: float) -> bool:
             return await event.wait()
     except TimeoutError:
         return False
+
+
+def raise_if_cancelled() -> None:
+    """Raises CancelledError if this task was cancelled and went on.
+
+    Python 3.11's `asyncio.wait_for`, which nats-py uses, loses a cancellation that meets its result.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

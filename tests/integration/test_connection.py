@@ -139,6 +139,23 @@ async def test_the_error_of_a_url_names_the_servers_and_no_secret(
     assert not [secret for secret in ("stale-token", "a-token", "pass@word", "name:") if secret in str(raised.value)]
 
 
+async def test_opening_ends_in_time_although_a_try_loses_the_cancellation(
+    monkeypatch: pytest.MonkeyPatch, nats_url: str
+) -> None:
+    """As in Python 3.11, if the server closes the connection at that moment. nats-py would try for ever."""
+
+    async def lose_the_cancellation(_: NatsClient) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise ConnectionResetError from None
+
+    monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(NatsClient, "_process_connect_init", lose_the_cancellation)
+    with pytest.raises(LogUnavailable):
+        await Connection.open(nats_url, "test")
+
+
 def test_a_write_to_a_connection_that_is_being_replaced_fails_as_without_a_server(nats_url: str) -> None:
     """The recorder would leave out a turn after an error that it does not know."""
     unknown: list[dict[str, Any]] = []
