@@ -52,6 +52,7 @@ def test_the_command_of_a_checkout_runs_after_a_move_and_whatever_its_folder_is_
         assert shown == f"{moved}/tailrace/__main__.py ['a b', '$c']\n"
 
 
+@pytest.mark.timeout(240)
 def test_packages_are_installed_into_the_venv_whatever_pip_is_configured_to(tmp_path: Path) -> None:
     wheel = tmp_path / "demo-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
