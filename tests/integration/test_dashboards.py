@@ -55,7 +55,7 @@ CLOSE = 0.25
 # A killed process takes growth with it that Prometheus had scraped, and the history had not yet: rare events differ.
 DIFFERENT_MAX = 4
 # The history must go on for so long after its first minute: one sample of a value that changes says little.
-COMPARED_S = 25.0
+COMPARED_S = 45.0
 # The slow gateway refuses more streams than that.
 STREAMS_MAX = 8
 SETTINGS: Settings = {
