@@ -39,7 +39,7 @@ clients: $(CLIENTS) ## install the clients that the dialects are tested with; `t
 
 # Tests wait for most of their time, so each core has three workers.
 test: setup $(CLIENTS) ## run `check` and every test
-	@$(MAKE) --no-print-directory --jobs 2 types style tests-compiled
+	@$(MAKE) --no-print-directory --jobs 2 $(CHECKS) tests-compiled
 	$(PYTHON) -m tests.run --numprocesses 6 --dist worksteal --durations 25
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: tests of the backend litellm. To run them: make litellm."
 	@test "$$(id -u)" = 0 || echo "SKIPPED: tests of power cuts and full disks, because they need root to mount a disk."
@@ -56,8 +56,9 @@ coverage: setup $(CLIENTS) ## run every test with coverage and list uncovered li
 	$(PYTHON) -m pytest --numprocesses 3 --cov --cov-report term-missing:skip-covered
 
 # The types take as long as all else together: they are checked beside it.
+CHECKS := types style
 check: setup ## format, lint, types, imports, spelling and prose
-	@$(MAKE) --no-print-directory --jobs 2 types style
+	@$(MAKE) --no-print-directory --jobs 2 $(CHECKS)
 
 types:
 	$(PYTHON) -m mypy
