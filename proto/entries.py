@@ -37,7 +37,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """What a limit has reserved for a turn: an amount of a counter, or a slot.
+    """A limit has reserved this amount of a counter, or this slot, for a turn.
 
     `subject` names the counter or the slot. `amount` was added to the counter; for a slot (`unit` is `slot`), it is the
     sequence of the slot's message.
