@@ -40,7 +40,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """The line of models that this one belongs to."""
     lifecycle: Literal["active", "deprecated"]
     """Whether the provider has announced the end of the model."""
-    deprecated_at: None = None
+    deprecated_at: datetime | None = None
     """When the end was announced; always null."""
     retires_at: datetime | None
     """When the provider retires the model."""
@@ -91,7 +91,7 @@ class LongPromptPrices(UsdPrices, frozen=True, kw_only=True):
     """The number of prompt tokens above which these prices apply."""
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ModelLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     context_tokens: int | None = None
     """The most tokens that prompt and answer may have together."""
     output_tokens: int | None = None
@@ -115,7 +115,7 @@ class ModelSheet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether the model is active, deprecated or retired."""
     retires: date | None = None
     """The day on which the provider retires the model."""
-    limits: Limits
+    limits: ModelLimits
     """The most tokens of prompt and answer."""
     usd_per_million_tokens: UsdPrices | None = None
     """Prices in dollars per million tokens."""
@@ -163,7 +163,7 @@ def build_sheet(model: Model, listed: Listed | None) -> ModelSheet:
         replaces=model.replaces,
         lifecycle=model.lifecycle,
         retires=model.retires,
-        limits=Limits(
+        limits=ModelLimits(
             context_tokens=info.max_input_tokens or model.input_tokens_max,
             output_tokens=info.max_tokens or model.output_tokens_max,
         ),

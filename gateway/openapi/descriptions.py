@@ -30,9 +30,8 @@ UNSUPPORTED: dict[type, Iterable[Unsupported]] = {
 
 def describe(components: Json, kinds: Collection[Any]) -> None:
     """Adds descriptions and examples to the properties of `components`, the schemas of `kinds` and of their fields."""
-    for struct in _structs(types.multi_type_info(kinds)):
-        # Two Structs of one name have their modules in the names of their schemas.
-        name = struct.__name__ if struct.__name__ in components else f"{struct.__module__}.{struct.__name__}"
+    for struct in structs_in(kinds):
+        name = struct.__name__
         meanings, whole = _meanings(struct), WHOLE.get(struct.__name__, {})
         if whole:
             components[name]["examples"] = [whole]
@@ -111,10 +110,10 @@ def _docstrings(struct: type) -> Iterator[tuple[str, str]]:
                 yield name, inspect.cleandoc(text).replace("\n", " ")
 
 
-def _structs(kinds: Iterable[Any]) -> list[type]:
+def structs_in(kinds: Iterable[Any]) -> list[type[msgspec.Struct]]:
     """Returns the Structs of the given types and of all fields below them."""
-    seen: dict[type, None] = {}
-    waiting = list(kinds)
+    seen: dict[type[msgspec.Struct], None] = {}
+    waiting = list(types.multi_type_info(kinds))
     while waiting:
         match waiting.pop():
             case types.StructType(cls=struct, fields=fields) if struct not in seen:

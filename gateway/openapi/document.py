@@ -5,7 +5,6 @@ Source: OpenAPI Specification 3.1.1. `make schema` writes the document beside th
 
 import re
 from collections.abc import Sequence
-from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -16,9 +15,10 @@ from tailrace.gateway.auth.scopes import NEEDS, Need
 from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
 from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.http.form import Form
-from tailrace.gateway.openapi.descriptions import describe, example_of
+from tailrace.gateway.openapi.descriptions import describe, example_of, structs_in
 from tailrace.gateway.openapi.examples import BODIES, EVENT, EVENTS, IN_PATH, RESPONSES, STREAMS
-from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS, Operation
+from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS, SPELLINGS, Operation
+from tailrace.gateway.openapi.portable_schemas import always_written, rewrite
 from tailrace.proto.errors import CODES
 from tailrace.proto.records import WebhookPayload
 
@@ -30,6 +30,7 @@ ABOUT = (
     "any gateway. Every error has the same body in all protocols."
 )
 
+LICENSE = {"name": "Apache License 2.0", "identifier": "Apache-2.0"}
 WEBHOOK_HEADERS = {
     "webhook-id": "The turn's id, the same for every delivery.",
     "webhook-timestamp": "The time of the delivery, in Unix seconds.",
@@ -38,6 +39,8 @@ WEBHOOK_HEADERS = {
 
 Json = dict[str, Any]
 
+# An object of another protocol, or one without a Struct.
+ANY_OBJECT: Json = {"type": "object", "additionalProperties": True}
 FORM_WITH_FILE: Json = {
     "multipart/form-data": {
         "schema": {
@@ -45,6 +48,7 @@ FORM_WITH_FILE: Json = {
             "properties": {
                 "file": {
                     "type": "string",
+                    "format": "binary",
                     "contentMediaType": "application/octet-stream",
                     "description": "The content of the file.",
                 },
@@ -77,8 +81,13 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
     named = sorted(kinds, key=lambda kind: (kind.__module__, kind.__name__))
     schemas, components = msgspec.json.schema_components(named, ref_template=REF)
     describe(components, kinds)
-    # `Any` is an object of another protocol, or one without a Struct.
-    schema_of = {Any: {"type": "object"}, list: {"type": "array"}} | dict(zip(named, schemas, strict=True))
+    read = {struct.__name__ for struct in structs_in(row.body for row in OPERATIONS.values() if row.body is not Form)}
+    for struct in structs_in(kinds):
+        if struct.__name__ not in read and "properties" in components[struct.__name__]:
+            components[struct.__name__]["required"] = always_written(struct)
+    for name, schema in components.items():
+        rewrite(schema, is_read=name in read)
+    schema_of = {Any: ANY_OBJECT, list: {"type": "array", "items": ANY_OBJECT}} | dict(zip(named, schemas, strict=True))
     paths: dict[str, Json] = {}
     for route in routes:
         for method in sorted((route.methods or set()) - {"HEAD"}):
@@ -86,7 +95,7 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
             paths.setdefault(route.path, {})[method.lower()] = _operation(route, method, row, schema_of, components)
     return {
         "openapi": OPENAPI_VERSION,
-        "info": {"title": "Tailrace", "version": version, "description": ABOUT, "license": {"name": "Apache-2.0"}},
+        "info": {"title": "Tailrace", "version": version, "description": ABOUT, "license": LICENSE},
         "paths": paths,
         "webhooks": {"turn": {"post": _webhook(schema_of[WebhookPayload])}},
         "components": {
@@ -115,7 +124,9 @@ def _operation(route: Route, method: str, row: Operation, schema_of: dict[Any, J
     if more.strip():
         operation["description"] = re.sub(r"\n +", "\n", more.strip())
     names = re.findall(r"{(\w+)}", route.path)
-    parameters = [_path_parameter(name) for name in names] + [PARAMETERS[name] for name in row.parameters]
+    parameters = [_path_parameter(name) for name in names] + [
+        PARAMETERS[name] for name in row.parameters if name not in SPELLINGS
+    ]
     if parameters:
         operation["parameters"] = parameters
     if row.body is not None:
@@ -157,7 +168,8 @@ def _security(need: Need, row: Operation) -> list[Json]:
 def _webhook(schema: Json) -> Json:
     return {
         "operationId": "webhook_turn",
-        "tags": ["turns"],
+        # Not `turns`: openapi-generator would write two files of one name, and the second one has only the webhook.
+        "tags": ["webhooks"],
         "summary": "The request to a turn's webhook after the turn has ended.",
         "description": "Signed according to Standard Webhooks and repeated until accepted; in order within a session.",
         "parameters": [
@@ -187,9 +199,7 @@ def _responses(row: Operation, schema_of: dict[Any, Json]) -> Json:
     if row.streams:
         content[row.streams] = _stream_content(row.streams)
     responses: Json = {str(row.status): {"description": "Success.", **({"content": content} if content else {})}}
-    for status, description in row.statuses.items():
-        streamed = {"content": {EVENT_STREAM: {"example": EVENT}}} if status == HTTPStatus.OK else {}
-        responses[str(status)] = {"description": description, **streamed}
+    responses |= {str(status): {"description": description} for status, description in row.statuses.items()}
     return responses | {str(status): {"$ref": f"#/components/responses/{status}"} for status in _error_statuses()}
 
 
@@ -201,7 +211,10 @@ def _error(status: int, schema_of: dict[Any, Json], more: Json | None = None) ->
 
 def _stream_content(media_type: str) -> Json:
     # The events have schemas in docs/asyncapi.json.
-    return {} if media_type == EVENT_STREAM else {"schema": {"type": "string"}}
+    if media_type == EVENT_STREAM:
+        return {}
+    # OpenAPI 3.1 needs no `binary`, but client generators do: they read only text as a string.
+    return {"schema": {"type": "string"} | ({} if media_type.startswith("text/") else {"format": "binary"})}
 
 
 def _error_statuses() -> list[int]:

@@ -34,8 +34,8 @@ from tailrace.gateway.prompts.templates import Prompt as PromptTemplate
 from tailrace.gateway.resources.admin import (
     AuditList,
     CreatedKey,
-    KeyBody,
     KeyList,
+    KeyRecord,
     LimitsBody,
     NewKeyBody,
     RotateBody,
@@ -48,7 +48,7 @@ from tailrace.gateway.resources.deletion import DeletedObject
 from tailrace.gateway.resources.erasure import SECONDS_MAX, Erased
 from tailrace.gateway.resources.health import Health
 from tailrace.gateway.resources.login import LoggedIn
-from tailrace.gateway.resources.projects import NewProjectBody, ProjectBody, ProjectList
+from tailrace.gateway.resources.projects import NewProjectBody, Project, ProjectList
 from tailrace.gateway.resources.prompts import PromptList
 from tailrace.gateway.resources.running import CancelledSession, TurnList
 from tailrace.gateway.resources.sessions import BranchList, ChangeBody, NewSessionBody, SessionList, SessionStats
@@ -99,11 +99,11 @@ class Operation(NamedTuple):
 
 
 def _query(name: str, description: str, **schema: Any) -> Json:
-    return {"name": name, "in": "query", "description": description, "schema": schema or {"type": "string"}}
+    return {"name": name, "in": "query", "description": description, "schema": {"type": "string"} | schema}
 
 
 def _header(name: str, description: str, **schema: Any) -> Json:
-    return {"name": name, "in": "header", "description": description, "schema": schema or {"type": "string"}}
+    return {"name": name, "in": "header", "description": description, "schema": {"type": "string"} | schema}
 
 
 PACE_PATTERN = f"^({PACE.pattern})$"
@@ -171,8 +171,14 @@ PARAMETERS: dict[str, Json] = {
     "of_model": _query("model", "Only turns of this model."),
     "of_key": _query("key", "Only turns of the API key with this id."),
     "of_metadata": {
-        **_query("metadata", "Only turns with these fields: `metadata[team]=search`.", type="object"),
+        **_query(
+            "metadata",
+            "Only turns with these fields: `metadata[team]=search`.",
+            type="object",
+            additionalProperties={"type": "string"},
+        ),
         "style": "deepObject",
+        "explode": True,
     },
     "by": _query("by", "The unit to sum by.", type="string", pattern=f"^({'|'.join(USAGE_BY)}|metadata\\..+)$"),
     "erased_user": {**_query("user", "The user whose data is erased."), "required": True},
@@ -219,6 +225,8 @@ PARAMETERS: dict[str, Json] = {
     "start_index": _query("startIndex", "The index of the first chunk; negative: from the end.", type="integer"),
     "replay": _query("replay", "`true`: `startIndex` counts as in a stream that began without it."),
 }
+# Second spellings of a parameter, which the document leaves out: generated clients would make one name of both.
+SPELLINGS = frozenset({"include_list"})
 OF_LABEL = ("of_user", "of_model", "of_key", "of_metadata")
 PAGE = ("after", "limit", "page")
 NUMBERED = ("after", "limit", "page_number", "per_page")
@@ -231,11 +239,15 @@ RESUMING = ("last", "cursor")
 READING = ("last_proven", "cursor", "dialect", "pace")
 NAMED = ("key", "session", "project", "pace")
 GONE = {204: "The cursor is at the end: there are no more events."}
-STREAMED = {200: "The stream, with `Accept: text/event-stream`."}
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/turns"): Operation(
-        "turns", NewTurn, AcceptedTurn, 202, parameters=("key", "dialect", "pace", *RESUMING), statuses=STREAMED
+        # Not 200, the stream: hey-api and openapi-fetch would lose the type of the other response.
+        "turns",
+        NewTurn,
+        AcceptedTurn,
+        202,
+        parameters=("key", "dialect", "pace", *RESUMING),
     ),
     ("GET", "/v1/turns"): Operation(
         "turns", response=TurnList, parameters=("status", "of_session", "q", *OF_LABEL, "from", "to", *PAGE)
@@ -353,8 +365,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("GET", "/v1/sessions/{session}/branches"): Operation("sessions", response=BranchList, parameters=PAGE),
     ("GET", "/v1/projects"): Operation("projects", response=ProjectList, parameters=NUMBERED),
-    ("POST", "/v1/projects"): Operation("projects", NewProjectBody, ProjectBody, parameters=("create_key",)),
-    ("GET", "/v1/projects/{project}"): Operation("projects", response=ProjectBody),
+    ("POST", "/v1/projects"): Operation("projects", NewProjectBody, Project, parameters=("create_key",)),
+    ("GET", "/v1/projects/{project}"): Operation("projects", response=Project),
     ("DELETE", "/v1/projects/{project}"): Operation("projects", response=DeletedObject),
     ("GET", "/v1/usage"): Operation(
         "projects", response=UsageList, parameters=("by", "usage_key", "from", "to", *PAGE)
@@ -363,7 +375,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("DELETE", "/v1/tenant"): Operation("projects", response=Erased, parameters=("confirm", "max_seconds")),
     ("GET", "/v1/admin/keys"): Operation("admin", response=KeyList, parameters=("of_tenant", *PAGE)),
     ("POST", "/v1/admin/keys"): Operation("admin", NewKeyBody, CreatedKey, 201),
-    ("DELETE", "/v1/admin/keys/{key_id}"): Operation("admin", response=KeyBody),
+    ("DELETE", "/v1/admin/keys/{key_id}"): Operation("admin", response=KeyRecord),
     ("POST", "/v1/admin/keys/{key_id}/rotate"): Operation("admin", RotateBody, CreatedKey, 201),
     ("GET", "/v1/admin/tenants"): Operation("admin", response=TenantList, parameters=PAGE),
     ("GET", "/v1/admin/tenants/{tenant}/limits"): Operation("admin", response=TenantBody),

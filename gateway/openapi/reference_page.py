@@ -129,7 +129,7 @@ def _type(schema: Json) -> str:
         case {"$ref": str(ref)}:
             name = escape(ref.rpartition("/")[2])
             return f'<a href="#shape-{name}"><code>{name}</code></a>'
-        case {"anyOf": list(kinds)}:
+        case {"anyOf": list(kinds)} | {"oneOf": list(kinds)}:
             return " or ".join(_type(kind) for kind in kinds)
         case {"type": "array", "items": dict(items)}:
             return f"list of {_type(items)}"

@@ -62,7 +62,7 @@ class LimitsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The tenant's own limits as they were read: if they have changed, the request is refused. Null: not checked."""
 
 
-class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
+class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A key, without its secret. Times are Unix seconds."""
 
     id: str
@@ -87,14 +87,14 @@ class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
     """The id of the key that a rotation has made for this one; null: none has."""
 
 
-class CreatedKey(KeyBody, frozen=True, kw_only=True):
+class CreatedKey(KeyRecord, frozen=True, kw_only=True):
     """A new key. This response is the only one that contains its secret."""
 
     key: str
     """The key itself."""
 
 
-class KeyList(Page[KeyBody], frozen=True, kw_only=True):
+class KeyList(Page[KeyRecord], frozen=True, kw_only=True):
     """Keys, oldest first, including revoked ones."""
 
 
@@ -247,8 +247,8 @@ def _tenant_body(tenant: Tenant, own: GivenLimits, limiter: Limiter) -> TenantBo
     return TenantBody(tenant=tenant, limits=own, effective=effective_limits(own, limiter.tenant_defaults))
 
 
-def _key(record: ApiKey) -> KeyBody:
-    return msgspec.convert(without_hash(record), KeyBody)
+def _key(record: ApiKey) -> KeyRecord:
+    return msgspec.convert(without_hash(record), KeyRecord)
 
 
 def _render_created(record: ApiKey, secret: str) -> Response:

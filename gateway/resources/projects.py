@@ -36,20 +36,20 @@ class NewProjectBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Refused: the folder of a project follows from its id."""
 
 
-class ProjectBody(ProjectRecord, frozen=True, kw_only=True):
+class Project(ProjectRecord, frozen=True, kw_only=True):
     """A project. `path`: its folder, below the one of all projects, if Claude Code answers its turns."""
 
     path: str
     """The folder of the project, if Claude Code answers its turns."""
 
 
-class ProjectList(NumberedPage[ProjectBody], frozen=True, kw_only=True):
+class ProjectList(NumberedPage[Project], frozen=True, kw_only=True):
     """Newest first."""
 
 
-def with_path(tenant: Tenant, record: ProjectRecord) -> ProjectBody:
+def with_path(tenant: Tenant, record: ProjectRecord) -> Project:
     path = f"{folder_name(tenant)}/{folder_name(record.id)}"
-    return ProjectBody(**msgspec.structs.asdict(record), path=path)
+    return Project(**msgspec.structs.asdict(record), path=path)
 
 
 async def projects(request: ApiRequest, history: HistoryClient) -> Response:

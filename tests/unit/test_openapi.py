@@ -43,6 +43,22 @@ def references(part: object) -> list[str]:
             return []
 
 
+def schemas_in(part: Any) -> list[dict[str, Any]]:
+    """Returns the schemas of `part`: the components, the parameters and the bodies."""
+    match part:
+        case {"properties": dict(properties), **others}:
+            return [part, *schemas_in(list(properties.values())), *schemas_in(list(others.values()))]
+        case dict():
+            found = [
+                one for name, value in part.items() if name not in ("example", "examples") for one in schemas_in(value)
+            ]
+            return [part, *found] if {"type", "enum", "anyOf"} & set(part) else found
+        case list():
+            return [one for value in part for one in schemas_in(value)]
+        case _:
+            return []
+
+
 def test_document_has_exactly_the_routes() -> None:
     assert set(OPERATIONS) == set(METHODS)
     documented = {(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods}
@@ -54,6 +70,69 @@ def test_operation_ids_are_unique() -> None:
     names = [one["operationId"] for methods in DOCUMENT["paths"].values() for one in methods.values()]
     assert len(names) == len(set(names))
     assert all(re.fullmatch("[a-z0-9_]+", name) for name in names)
+
+
+def test_generated_clients_get_distinct_names() -> None:
+    """Generators derive them from names in the document."""
+    names = list(DOCUMENT["components"]["schemas"])
+    assert [name for name in names if not name.isalnum()] == []
+    # In Go, openapi-generator makes a function NewKey of a schema Key.
+    assert set(names) & {f"New{name}" for name in names} == set()
+    for methods in DOCUMENT["paths"].values():
+        for one in methods.values():
+            parameters = [(part["in"], re.sub(r"\W", "", part["name"])) for part in one.get("parameters", ())]
+            assert len(parameters) == len(set(parameters)), one["operationId"]
+    # A file for each tag: a second one would replace it.
+    tags = {one["tags"][0] for methods in DOCUMENT["paths"].values() for one in methods.values()}
+    assert DOCUMENT["webhooks"]["turn"]["post"]["tags"][0] not in tags
+
+
+def test_schemas_have_the_keywords_that_generators_need() -> None:
+    """The reasons are in portable_schemas.py. openapi-generator refuses a license without an identifier."""
+    found = schemas_in(DOCUMENT)
+    assert len(found) > 1000
+    assert [one for one in found if "default" in one] == []
+    assert [one for one in found if "enum" in one and one.get("type") != "string"] == []
+    assert [one for one in found if one.get("type") == "null" and "description" in one] == []
+    assert [
+        one for one in found if one.get("type") == "object" and not {"properties", "additionalProperties"} & set(one)
+    ] == []
+    assert [one for one in found if one.get("type") == "array" and not {"items", "prefixItems"} & set(one)] == []
+    integers = [one for one in schemas_in(DOCUMENT["components"]) if one.get("type") == "integer"]
+    assert [one for one in integers if one.get("format") != "int64"] == []
+    assert DOCUMENT["info"]["license"]["identifier"] == "Apache-2.0"
+
+
+def test_generated_clients_get_one_type_of_response() -> None:
+    """hey-api reads each response as an event stream if one status is documented as such."""
+    contents = {
+        f"{method} {path}": [one.get("content", {}) for status, one in operation["responses"].items() if status < "300"]
+        for path, methods in DOCUMENT["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert [name for name, found in contents.items() if len([one for one in found if one]) > 1] == []
+    # Only text is read as a string.
+    media = {
+        (kind, one["schema"].get("format"))
+        for found in contents.values()
+        for content in found
+        for kind, one in content.items()
+        if one.get("schema", {}).get("type") == "string"
+    }
+    assert {kind for kind, form in media if form == "binary"} == {"application/octet-stream", "application/x-ndjson"}
+    assert all(kind.startswith("text/") for kind, form in media if form != "binary")
+
+
+def test_fields_of_a_response_are_required_unless_they_can_be_left_out() -> None:
+    record = DOCUMENT["components"]["schemas"]["TurnRecord"]
+    assert set(record["required"]) == set(record["properties"])
+    # Counts of 0 are left out.
+    assert DOCUMENT["components"]["schemas"]["Usage"]["required"] == []
+    # Bodies of requests keep their optional fields.
+    assert DOCUMENT["components"]["schemas"]["NewTurn"]["required"] == []
+    assert (
+        "By default `reject`." in DOCUMENT["components"]["schemas"]["NewTurn"]["properties"]["on_busy"]["description"]
+    )
 
 
 def test_everything_has_a_description() -> None:

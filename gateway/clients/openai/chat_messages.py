@@ -69,7 +69,7 @@ class AnsweredRefusal(RefusalPart, frozen=True, forbid_unknown_fields=False, tag
     """A refusal of the assistant."""
 
 
-class Function(msgspec.Struct, frozen=True):
+class CalledFunction(msgspec.Struct, frozen=True):
     name: str
     """The name of the called function."""
     arguments: str = ""
@@ -81,7 +81,7 @@ class Function(msgspec.Struct, frozen=True):
 class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
     id: str
     """The id of the call, which the tool's message repeats."""
-    function: Function
+    function: CalledFunction
     """The called function."""
     index: int | None = None
     """A field of stream chunks; some clients send it back in the assembled call."""
@@ -170,7 +170,7 @@ def unknown_fields(messages: Sequence[ChatMessage], sent: Sequence[Block]) -> li
 INNER: dict[str, tuple[type[msgspec.Struct], ...]] = {
     "messages.content": (AnsweredText, AnsweredRefusal),
     "messages.tool_calls": (ToolCall,),
-    "messages.tool_calls.function": (Function,),
+    "messages.tool_calls.function": (CalledFunction,),
 }
 """The types of an object inside of a message, by its path. Only where there are several, its `type` is required."""
 

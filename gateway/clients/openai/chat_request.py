@@ -33,7 +33,7 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """It has no effect: deltas are not padded."""
 
 
-class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ChatFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     """The name of the function."""
     description: str | None = None
@@ -44,8 +44,8 @@ class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the arguments always fit the schema."""
 
 
-class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
-    function: Function
+class ChatTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
+    function: ChatFunction
     """The function that the model may call."""
     cache_control: dict[str, Any] | None = None
     """Anthropic's field: caches the prompt up to this tool."""
@@ -56,7 +56,7 @@ class FunctionName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The name of the function."""
 
 
-class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
+class NamedChatTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
     function: FunctionName
     """The function that the model must call."""
 
@@ -102,9 +102,9 @@ class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unkno
     """The most tokens that the answer may have."""
     stop: str | list[str] | None = None
     """Texts at which the answer ends."""
-    tools: list[Tool] | None = None
+    tools: list[ChatTool] | None = None
     """The functions that the model may call."""
-    tool_choice: Choice | NamedTool | None = None
+    tool_choice: Choice | NamedChatTool | None = None
     """Whether the model may call a function, must, or which one."""
     response_format: PlainText | AnyJson | JsonSchema | None = None
     """Whether the answer is text, JSON, or JSON that fits a schema."""
@@ -176,7 +176,7 @@ def _max_tokens(new: int | None, old: int | None) -> int | None:
     return old if new is None else new
 
 
-def _tool(tool: Tool) -> Options:
+def _tool(tool: ChatTool) -> Options:
     function = tool.function
     return common.tool_definition(
         function.name,
@@ -204,7 +204,7 @@ def _options(chat: ChatCompletionRequest, model: Model) -> Options:
 def _tool_choice(chat: ChatCompletionRequest) -> Options | None:
     if not chat.tools and chat.tool_choice in (None, "auto", "none"):
         return None
-    if isinstance(chat.tool_choice, NamedTool):
+    if isinstance(chat.tool_choice, NamedChatTool):
         return common.tool_choice(None, chat.tool_choice.function.name, parallel=chat.parallel_tool_calls)
     return common.tool_choice(chat.tool_choice, None, parallel=chat.parallel_tool_calls)
 

@@ -20,7 +20,7 @@ from tailrace.proto.ids import is_token
 from tailrace.proto.models import Model
 
 
-class Tool(msgspec.Struct, frozen=True):
+class ResponseTool(msgspec.Struct, frozen=True):
     """A function. OpenAI's built-in tools have other types and are refused."""
 
     type: str
@@ -48,7 +48,7 @@ class Tool(msgspec.Struct, frozen=True):
 IGNORED_TOOL_FIELDS = ("allowed_callers", "cache_control", "defer_loading", "output_schema")
 
 
-class NamedTool(msgspec.Struct, frozen=True):
+class NamedResponseTool(msgspec.Struct, frozen=True):
     type: str
     """`function`."""
     name: str | None = None
@@ -102,9 +102,9 @@ class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fie
     """The session that this response continues."""
     max_output_tokens: int | None = None
     """The most tokens that the answer may have."""
-    tools: list[Tool] | None = None
+    tools: list[ResponseTool] | None = None
     """The functions that the model may call."""
-    tool_choice: Choice | NamedTool | None = None
+    tool_choice: Choice | NamedResponseTool | None = None
     """Whether the model may call a function, must, or which one."""
     reasoning: Reasoning | None = None
     """How much the model thinks, and what is shown of it."""
@@ -205,7 +205,7 @@ def parent_of(body: ResponseRequest) -> str | None:
     return turn
 
 
-def _tool(tool: Tool, index: int) -> Fields:
+def _tool(tool: ResponseTool, index: int) -> Fields:
     if tool.type == "function" and not tool.name:
         raise Refused(
             "request_invalid", f"`tools[{index}]` needs a `name`, beside its `type` and not in a field `function`"
@@ -236,9 +236,9 @@ def _tool_choice(body: ResponseRequest) -> Fields | None:
     if not body.tools and body.tool_choice in (None, "auto", "none"):
         return None
     match body.tool_choice:
-        case NamedTool(type="function", name=str(name)):
+        case NamedResponseTool(type="function", name=str(name)):
             return common.tool_choice(None, name, parallel=body.parallel_tool_calls)
-        case NamedTool(type=kind):
+        case NamedResponseTool(type=kind):
             raise Refused("request_invalid", f"`tool_choice`: `{kind[:64]}` is not supported: name a function")
         case choice:
             return common.tool_choice(choice, None, parallel=body.parallel_tool_calls)
