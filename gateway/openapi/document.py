@@ -30,6 +30,7 @@ ABOUT = (
     "any gateway. Every error has the same body in all protocols."
 )
 
+BEARER = "An API key, or a token. A key may be sent in `x-api-key` instead; a request with both headers is refused."
 LICENSE = {"name": "Apache License 2.0", "identifier": "Apache-2.0"}
 WEBHOOK_HEADERS = {
     "webhook-id": "The turn's id, the same for every delivery.",
@@ -102,8 +103,8 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
             "schemas": components,
             "responses": {str(status): _error(status, schema_of) for status in _error_statuses()},
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer"},
-                "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                # Not `x-api-key`, too: hey-api would send both headers, which the gateway refuses.
+                "bearer": {"type": "http", "scheme": "bearer", "description": BEARER},
                 "login": {"type": "apiKey", "in": "cookie", "name": COOKIE},
             },
         },
@@ -162,7 +163,7 @@ def _security(need: Need, row: Operation) -> list[Json]:
     """Returns the credentials and scopes that the route's guard requires. OpenAPI 3.1.1, 4.8.30: roles."""
     if need == "public":
         return []
-    return [{"login": [need]}] if row.uses_cookie else [{"bearer": [need]}, {"key": [need]}]
+    return [{"login" if row.uses_cookie else "bearer": [need]}]
 
 
 def _webhook(schema: Json) -> Json:

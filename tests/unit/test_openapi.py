@@ -205,6 +205,12 @@ def test_examples_are_read_by_the_parsers_of_the_product() -> None:
     assert model.retires is None
 
 
+def test_an_operation_has_one_credential() -> None:
+    """hey-api sends all that an operation lists, and a request with two credentials is refused."""
+    operations = [one for methods in DOCUMENT["paths"].values() for one in methods.values()]
+    assert {len(one["security"]) for one in operations} == {0, 1}
+
+
 def test_operation_and_page_name_the_scope_of_the_route() -> None:
     page = render_page(DOCUMENT)
     for (method, path), need in NEEDS.items():
