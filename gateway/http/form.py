@@ -18,8 +18,8 @@ logging.getLogger("python_multipart").setLevel(logging.ERROR)
 PIECE_BYTES = 256 * 1024
 FIELDS_MAX = 16
 FIELD_BYTES_MAX = 4 * 1024
-# RFC 2046, section 5.1.1.
-BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+# The characters of RFC 2046, section 5.1.1, which allows 70 of them. Anthropic's SDK for PHP (0.43.0) sends 80.
+BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,127}[0-9A-Za-z'()+_,./:=?-]")
 
 
 class FormFile(NamedTuple):

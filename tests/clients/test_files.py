@@ -136,7 +136,18 @@ async def test_the_charset_of_a_form_is_not_looked_up(gateway: Gateway) -> None:
 
 
 @on_shared_loop
-@pytest.mark.parametrize("boundary", ["", "b" * 71, "b;", "\u00e4"])
+async def test_a_boundary_may_be_longer_than_rfc_2046_allows(shared_gateway: Gateway) -> None:
+    """Anthropic's SDK for PHP sends 80 characters."""
+    boundary = "b" * 80
+    part = 'Content-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\ntext'
+    body = f"--{boundary}\r\n{part}\r\n--{boundary}--\r\n"
+    headers = {"content-type": f"multipart/form-data; boundary={boundary}", "anthropic-version": "2023-06-01"}
+    answer = await shared_gateway.client.post("/v1/files", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["filename"]) == (200, "a.txt")
+
+
+@on_shared_loop
+@pytest.mark.parametrize("boundary", ["", "b" * 129, "b;", "\u00e4"])
 async def test_an_invalid_boundary_is_refused(shared_gateway: Gateway, boundary: str) -> None:
     headers = {b"content-type": f'multipart/form-data; boundary="{boundary}"'.encode("latin-1")}
     answer = await shared_gateway.client.post("/v1/files", content=b"x", headers=headers)
