@@ -34,10 +34,18 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
             "max_input_tokens": self.max_input_tokens,
             "max_tokens": self.max_tokens,
             "capabilities": {
+                "batch": support(is_there=True),
                 "image_input": support(is_there=True),
                 "pdf_input": support(is_there=True),
                 "citations": support(is_there=True),
                 "structured_outputs": support(is_there=True),
+                "code_execution": support(is_there=False),
+                "context_management": support(is_there=True),
+                "server_tools": {
+                    "supported": False,
+                    "code_execution": support(is_there=False),
+                    "web_search": support(is_there=False),
+                },
                 "thinking": {
                     "supported": True,
                     "types": {
