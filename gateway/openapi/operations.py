@@ -290,20 +290,20 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/responses"): Operation(
         "openai", ResponseRequest, Any, streams=SSE, parameters=NAMED + BETA, reference=OPENAI_RESPONSES
     ),
-    ("GET", "/v1/responses/{response}"): Operation(
+    ("GET", "/v1/responses/{response_id}"): Operation(
         "openai",
         response=Any,
         streams=SSE,
         parameters=("stream", "starting_after", "snapshot", *INCLUDE, "include_obfuscation", *BETA),
         reference=OPENAI_RESPONSES,
     ),
-    ("DELETE", "/v1/responses/{response}"): Operation(
+    ("DELETE", "/v1/responses/{response_id}"): Operation(
         "openai", response=Any, parameters=BETA, reference=OPENAI_RESPONSES
     ),
-    ("POST", "/v1/responses/{response}/cancel"): Operation(
+    ("POST", "/v1/responses/{response_id}/cancel"): Operation(
         "openai", response=Any, parameters=BETA, reference=OPENAI_RESPONSES
     ),
-    ("GET", "/v1/responses/{response}/input_items"): Operation(
+    ("GET", "/v1/responses/{response_id}/input_items"): Operation(
         "openai",
         response=Any,
         parameters=("after_item", "items_limit", "order", *INCLUDE, *BETA),

@@ -59,7 +59,7 @@ async def test_a_route_without_a_row_in_the_scope_table_is_refused(caller: Princ
         ("/v1/turns/{turn}/events", "/v1/turns/other/events", 404),
         ("/v1/turns/{turn}", "/v1/turns/other", 404),
         ("/v1/sessions", "/v1/sessions", 404),
-        ("/v1/responses/{response}", "/v1/responses/mine", 404),
+        ("/v1/responses/{response_id}", "/v1/responses/mine", 404),
         ("/api/stream/{job_id}", "/api/stream/mine", 404),
         ("/v1/models/{model}", "/v1/models/mine", 404),
     ],

@@ -116,11 +116,11 @@ class _StoredResponse(StreamedResponse):
 
 
 async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnReader) -> ASGIApp:
-    """`GET /v1/responses/{response}`: returns the response as far as it is stored; with `?stream=true`, its events.
+    """`GET /v1/responses/{response_id}`: returns the response as far as it is stored; with `?stream=true`, its events.
 
     `starting_after` resumes after an event, and waits while the log is unavailable.
     """
-    key = request.turn("response", PREFIX)
+    key = request.turn("response_id", PREFIX)
     if not flag(request, "stream"):
         return json_response(response_of(await turns.read(key)))
     # The SDK repeats a request that got 503.
@@ -137,19 +137,19 @@ async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnR
 
 
 async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:
-    """`POST /v1/responses/{response}/cancel`: ends a running response and returns it, also if it had ended.
+    """`POST /v1/responses/{response_id}/cancel`: ends a running response and returns it, also if it had ended.
 
     The text so far is kept.
     """
-    return json_response(response_of(await turns.cancel(request.turn("response", PREFIX))))
+    return json_response(response_of(await turns.cancel(request.turn("response_id", PREFIX))))
 
 
 async def delete_response(request: ApiRequest, deleter: Deleter) -> Response:
-    """`DELETE /v1/responses/{response}`: deletes the response and those that continue it.
+    """`DELETE /v1/responses/{response_id}`: deletes the response and those that continue it.
 
     The text is erased from the log and the database. Sums of usage keep the tokens and the cost.
     """
-    key = request.turn("response", PREFIX)
+    key = request.turn("response_id", PREFIX)
     await deleter.delete(key.tenant, "turn", key.turn)
     return json_response({"id": f"{PREFIX}{key.turn}", "object": "response", "deleted": True})
 
@@ -157,11 +157,11 @@ async def delete_response(request: ApiRequest, deleter: Deleter) -> Response:
 async def get_input_items(
     request: ApiRequest, turns: TurnReader, blob_store: BlobStore, settings: Settings
 ) -> Response:
-    """`GET /v1/responses/{response}/input_items`: lists the input that this response added to its conversation.
+    """`GET /v1/responses/{response_id}/input_items`: lists the input that this response added to its conversation.
 
     In the format of OpenAI's API, newest first, in pages.
     """
-    turn = await turns.read(request.turn("response", PREFIX))
+    turn = await turns.read(request.turn("response_id", PREFIX))
     limit, after = limit_of(request, 20, ITEMS_MAX), request.query_params.get("after")
     is_reversed = is_newest_first(request, "desc")
     texts = await read_texts(blob_store, request.tenant, turn.input, settings.body_bytes_max)
@@ -189,8 +189,8 @@ def flag(request: ApiRequest, name: str) -> bool:
 
 ROUTES = [
     Route("/v1/responses", post_response, methods=["POST"]),
-    Route("/v1/responses/{response}", get_response, methods=["GET"]),
-    Route("/v1/responses/{response}", delete_response, methods=["DELETE"]),
-    Route("/v1/responses/{response}/cancel", post_cancel, methods=["POST"]),
-    Route("/v1/responses/{response}/input_items", get_input_items, methods=["GET"]),
+    Route("/v1/responses/{response_id}", get_response, methods=["GET"]),
+    Route("/v1/responses/{response_id}", delete_response, methods=["DELETE"]),
+    Route("/v1/responses/{response_id}/cancel", post_cancel, methods=["POST"]),
+    Route("/v1/responses/{response_id}/input_items", get_input_items, methods=["GET"]),
 ]
