@@ -56,6 +56,16 @@ def test_the_wheel_installs_one_import_name(wheel: Path) -> None:
         assert f"tailrace/{packaged}" in names
 
 
+def test_a_type_checker_reads_the_types_of_an_installed_client(installed: dict[str, str], tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text('from tailrace import Client\n\ntext: int = Client().ask("Hi.").done().text\n')
+    command = [sys.executable, "-m", "mypy", "--no-incremental", "--follow-imports", "silent", str(program)]
+    found = subprocess.run(
+        command, cwd=tmp_path, env=installed, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert 'expression has type "str", variable has type "int"' in found.stdout
+
+
 def test_an_installed_tailrace_answers_a_turn_and_keeps_its_data_in_the_users_directory(
     installed: dict[str, str], tmp_path: Path
 ) -> None:
