@@ -3,11 +3,13 @@
 import json
 import re
 import tomllib
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 
 CHECKOUT = Path(__file__).parents[2]
+SPDX = re.compile(r"\b(?:MIT|[A-Z]+-\d-Clause|[A-Z][A-Za-z]*-\d\.\d)\b")
 
 
 def required_packages(extra: str | None = None) -> set[str]:
@@ -25,14 +27,30 @@ def locked_packages(lock: str) -> set[str]:
     return set(pinned)
 
 
-def test_every_dependency_is_documented() -> None:
-    """The tables of packages in docs/DEPENDENCIES.md have a row for each package, and no other."""
+def documented_licences() -> dict[str, set[str]]:
+    """The licences of each package in the tables of docs/DEPENDENCIES.md, as SPDX identifiers."""
     page = (CHECKOUT / "docs/DEPENDENCIES.md").read_text()
     tables = re.findall(r"^\| package \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", page, re.MULTILINE)
-    rows = re.findall(r"^\| ([^|]*) \|", "".join(tables), re.MULTILINE)
+    rows = re.findall(r"^\| ([^|]*) \| ([^|]*) \|", "".join(tables), re.MULTILINE)
+    return {
+        name: set(SPDX.findall(re.sub(r"\(.*\)", "", licences)))
+        for names, licences in rows
+        for name in re.sub(r"\(.*\)", "", names).replace(",", "").split()
+    }
+
+
+def test_every_dependency_is_documented() -> None:
+    """The tables of packages in docs/DEPENDENCIES.md have a row for each package, and no other."""
     bundled = set(json.loads((CHECKOUT / "web/package.json").read_text())["devDependencies"])
-    documented = {name for row in rows for name in re.sub(r"\(.*\)", "", row).replace(",", "").split()}
-    assert documented == required_packages("dev") | bundled
+    assert set(documented_licences()) == required_packages("dev") | bundled
+
+
+def test_documented_licences_are_those_of_the_packages() -> None:
+    """Of the packages whose metadata name their licence by its SPDX identifier."""
+    for name in required_packages("dev"):
+        about = metadata(name).json
+        named = SPDX.findall(str(about.get("license_expression") or about.get("license") or ""))
+        assert set(named) - documented_licences()[name] == set(), name
 
 
 @pytest.mark.rule("S17")
