@@ -28,7 +28,7 @@ USERS = ("ADMIN", "GATEWAY", "GENERATORS", "PERSISTENCE")
 VARIABLES = {f"TAILRACE_{user}_PASSWORD": f"p{user.lower()}" for user in (*USERS, "DATABASE")}
 START_S_MAX = 40.0
 # Programs of images that are not ours, as Debian and PyPI have them.
-PROGRAMS = {"nats": ["nats-server"], "nginx": ["nginx", "-g", "daemon off;"]}
+PROGRAMS = {"nats": ["nats-server"], "nginx": ["prlimit", "--nofile=256:", "nginx", "-g", "daemon off;"]}
 # Copies that have an address of their own in Docker's network.
 HOSTS = {"gateway-1": "127.0.0.2", "gateway-2": "127.0.0.3"}
 MODULES = {"gateway-1": "gateway", "gateway-2": "gateway", "generators": "generators", "persistence": "persistence"}
@@ -221,6 +221,9 @@ async def test_the_image_answers_a_turn_behind_nginx_read_only_and_as_another_us
         await answers("http://127.0.0.1:8080/readyz", '"ok":true')
         refused = "try: u.urlopen('http://127.0.0.1:8080/metrics')\nexcept u.HTTPError as error: print(error.code)"
         assert running.client(refused) == "404\n"
+        # nginx raises its soft limit of files: Docker's is 1024, and that of this test 256.
+        idle = "import socket\nidle = [socket.create_connection(('127.0.0.1', 8080)) for _ in range(300)]\n"
+        assert running.client(f"{idle}print(u.urlopen('http://127.0.0.1:8080/readyz', timeout=10).status)") == "200\n"
         ask = (
             "print(u.urlopen(u.Request('http://127.0.0.1:8080/v1/turns', b'{\"message\": \"Hi.\\\\n#sim words=3\"}',"
             " {'content-type': 'application/json', 'accept': 'text/event-stream'})).read().decode())"

@@ -32,6 +32,8 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)
 START_S_MAX = 30.0
 BODY_BYTES_MAX = 32 * 1024 * 1024
 STREAMS_ADDRESS_MAX = 6
+# Docker and systemd start programs with a soft limit of 1024 files, and a much higher hard limit.
+FILES = 256
 CADDY = Path(sys.executable).with_name("caddy")
 CERTIFICATE = (
     "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
@@ -101,6 +103,7 @@ def proxy_of(program: str, system: System, folder: Path) -> tuple[Proxy, subproc
         (r"gateway-2:8000", second),
         (r"chat\.example\.com", "localhost"),
         (r"\b443\b", str(port)),
+        (r"worker_processes auto", "worker_processes 1"),
         (r"(listen |http_port |bind :)80\b", rf"\g<1>{plain_port}"),
     ):
         text = re.sub(pattern, value, text)
@@ -112,7 +115,7 @@ def proxy_of(program: str, system: System, folder: Path) -> tuple[Proxy, subproc
     output = folder / "output"
     with output.open("ab") as log:
         process = subprocess.Popen(
-            kind.run(path),
+            ["sh", "-c", f'ulimit -Sn {FILES}; exec "$@"', "sh", *kind.run(path)],
             stdout=log,
             stderr=log,
             cwd=folder,
@@ -232,6 +235,17 @@ def require_large_body_refused(port: int, context: ssl.SSLContext) -> None:
         with suppress(ConnectionError, ssl.SSLEOFError):
             connection.sendall(b" " * (BODY_BYTES_MAX + 1))
             assert b"HTTP/1.1 2" not in response.read()
+
+
+async def test_proxy_raises_its_soft_limit_of_files(proxied_client: tuple[Proxy, System]) -> None:
+    proxy, _ = proxied_client
+    idle = [await asyncio.open_connection("localhost", proxy.plain_port) for _ in range(FILES)]
+    try:
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            assert (await client.get(f"http://localhost:{proxy.plain_port}/v1/turns")).status_code == 308
+    finally:
+        for _, writer in idle:
+            writer.close()
 
 
 # Hundreds of streams over TLS, and a body of 32 MB.
