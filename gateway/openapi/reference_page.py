@@ -8,10 +8,10 @@ from typing import Any
 Json = dict[str, Any]
 
 STYLE = """
-:root { color-scheme: light dark; }
+:root { color-scheme: light dark; background: Canvas; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 code, pre { font: 14px/1.45 ui-monospace, monospace; }
-pre { overflow-x: auto; padding: .75rem; border: 1px solid #8884; border-radius: 6px; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .75rem; border: 1px solid #8884; border-radius: 6px; }
 details { border-top: 1px solid #8884; padding: .5rem 0; }
 summary { cursor: pointer; }
 summary code { font-weight: 600; }
@@ -40,11 +40,12 @@ def render_page(document: Json) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="/page/icon.svg">'
-        f"<title>{escape(info['title'])} API</title><style>{STYLE}</style></head><body>"
+        f"<title>{escape(info['title'])} API</title><style>{STYLE}</style></head><body><main>"
         f"<h1>{escape(info['title'])} API {escape(info['version'])}</h1><p>{_text(info['description'])}</p>"
         "<p>Send a key in <code>Authorization: Bearer</code> or <code>x-api-key</code>. "
         'Programs can read <a href="/openapi.json">the OpenAPI document</a>.</p>'
-        f"{''.join(parts)}<section><h2>Errors</h2><table>{errors}</table></section><section><h2>Schemas</h2>{shapes}</section></body></html>"
+        f"{''.join(parts)}<section><h2>Errors</h2><table>{errors}</table></section><section><h2>Schemas</h2>{shapes}</section>"
+        "</main></body></html>"
     )
 
 
@@ -79,7 +80,7 @@ def _content(title: str, holder: Json) -> str:
         f"<li><code>{escape(media)}</code> {_type(content.get('schema', {'type': 'events'}))}{_example(content)}</li>"
         for media, content in holder.get("content", {}).items()
     ]
-    return f"<h4>{_text(title)}</h4><ul>{''.join(kinds)}</ul>" if kinds or "description" in holder else ""
+    return f"<h3>{_text(title)}</h3><ul>{''.join(kinds)}</ul>" if kinds or "description" in holder else ""
 
 
 def _schema(name: str, schema: Json) -> str:

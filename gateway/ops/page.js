@@ -85,7 +85,7 @@ class Panel {
     this.none = element("span", { className: "none", textContent: "No values in this period" });
     this.rows = element("tbody");
     this.heading = element("th", { scope: "col" });
-    const head = element("thead", {}, element("tr", {}, element("th"), this.heading, element("th", { scope: "col", textContent: "max" })));
+    const head = element("thead", {}, element("tr", {}, element("td"), this.heading, element("th", { scope: "col", textContent: "max" })));
     this.table = element("table", {}, head, this.rows);
     this.more = element("button", { type: "button", className: "more" });
     this.foot = element("p", { className: "foot" });

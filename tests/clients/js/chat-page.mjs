@@ -118,6 +118,14 @@ const STATES = {
     await page.evaluate(() => document.querySelector("#demo-open").click());
     await page.waitForSelector("#demo:visible");
   },
+  async reference(page) {
+    await page.goto(`${gateway}/docs`);
+    await page.locator("summary").first().click();
+  },
+  async ops(page) {
+    await page.goto(`${gateway}/ops`);
+    await page.waitForSelector("tbody tr");
+  },
   async running(page) {
     await page.goto(`${gateway}/`);
     await ask(page, "Count.\n#sim words=2000 rate=20");

@@ -32,7 +32,7 @@ for (const [colorScheme, size] of [["light", "desktop"], ["dark", "phone"]]) {
   const first = page.locator("article").first();
   await first.locator("svg").focus();
   await page.keyboard.press("ArrowLeft");
-  const earlier = await first.locator("thead th").nth(1).textContent();
+  const earlier = await first.locator("thead th").first().textContent();
   const shown = await page.evaluate(() => ({
     panels: Object.fromEntries([...document.querySelectorAll("article")].map((one) => [one.querySelector(".about").textContent, one.querySelector(".now").textContent])),
     notices: [...document.querySelectorAll(".notice:not(noscript *)")].map((one) => one.textContent),
