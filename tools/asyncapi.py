@@ -53,6 +53,7 @@ def build_document(version: str) -> Json:
             f"read_{name}".replace("-", "_"): {
                 "action": "receive" if name == "log" else "send",
                 "channel": {"$ref": f"#/channels/{name}"},
+                **({} if name == "log" else {"bindings": {"http": _request(name)}}),
             }
             for name in channels
         },
@@ -71,11 +72,17 @@ def _channel(dialect: Dialect) -> Json:
         if len(message["examples"]) < EXAMPLES_MAX:
             message["examples"].append({"payload": payload})
     return {
-        "address": f"/v1/turns/{{turn}}/events?dialect={dialect.name}",
+        "address": "/v1/turns/{turn}/events",
         "parameters": {"turn": {"description": "The turn's id."}},
         "servers": [{"$ref": "#/servers/gateway"}],
         "messages": messages,
     }
+
+
+def _request(dialect: str) -> Json:
+    """Returns the binding of the request: an address has no query (AsyncAPI 3.0, Channel Object)."""
+    query = {"type": "object", "properties": {"dialect": {"const": dialect}}, "required": ["dialect"]}
+    return {"method": "GET", "query": query, "bindingVersion": "0.3.0"}
 
 
 def _log() -> Json:

@@ -19,6 +19,14 @@ def test_every_dialect_and_the_log_are_channels() -> None:
     assert read == set(DOCUMENT["channels"])
 
 
+def test_dialect_is_in_the_binding_of_the_request() -> None:
+    """The address of a channel has no query: AsyncAPI 3.0, Channel Object."""
+    assert [one["address"] for one in DOCUMENT["channels"].values() if "?" in one["address"]] == []
+    for name in DIALECTS:
+        bindings = DOCUMENT["operations"][f"read_{name}".replace("-", "_")]["bindings"]
+        assert bindings["http"]["query"]["properties"]["dialect"]["const"] == name
+
+
 def test_example_is_a_complete_turn() -> None:
     turn = fold(asyncapi.example_turn())
     assert (turn.skipped, turn.outcome, turn.text) == (0, "completed", "Hello, world.")
