@@ -32,19 +32,23 @@ BETAS = re.compile(r"[\x20-\x7e]{0,2000}")
 TOO_LONG = "the prompt is too long to be counted, even without its images, files and long texts: count it in parts"
 
 
-class CountTokensRequest(msgspec.Struct, frozen=True):
+class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A Messages request. Of a small one the gateway reads only the model; Anthropic's API validates the rest."""
 
     model: str | None = None
     """The model whose tokens are counted."""
-
-
-class LongFields(msgspec.Struct, frozen=True):
-    """The fields of a prompt that may be too long for one NATS message."""
-
     messages: list[MessageParam]
+    """The conversation, oldest message first."""
     system: str | list[dict[str, Any]] | None = None
+    """The system prompt, as a string or as text blocks."""
     tools: list[dict[str, Any]] | None = None
+    """The tools that the model may call."""
+
+
+class ModelField(msgspec.Struct, frozen=True):
+    """The field of a CountTokensRequest that the gateway reads of each."""
+
+    model: str | None = None
 
 
 async def post_count_tokens(
@@ -64,7 +68,7 @@ async def post_count_tokens(
     # Not the key of a turn: an id that pins the blobs until they are counted.
     key = TurnKey(tenant, TurnId(new_id()))
     fields, raw = await request.read(dict[str, Any])
-    body = read_body.convert(fields, CountTokensRequest)
+    body = read_body.convert(fields, ModelField)
     # The name that Anthropic's API knows, instead of an alias.
     fields["model"] = (await catalogue.offer(tenant)).model(body.model).id
     betas, is_large = betas_of(request), len(raw) > SMALL_BYTES_MAX
@@ -93,7 +97,7 @@ async def store_long_strings(
 
     Their bytes count against the same limits as the blobs of a turn. Raises Refused, LogFull, LogUnavailable.
     """
-    prompt = read_body.convert(fields, LongFields)
+    prompt = read_body.convert(fields, CountTokensRequest)
     content = [[message.content for message in prompt.messages], prompt.system, prompt.tools]
     if is_deeper(content, BODY_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
