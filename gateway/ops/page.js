@@ -124,9 +124,8 @@ class Panel {
     this.chart = chart;
     const { state, value } = stateOf(chart);
     this.root.className = state;
-    this.now.textContent = format(value, chart.unit);
-    const words = { warning: "warning", critical: "critical" }[state];
-    this.now.setAttribute("aria-label", `${this.now.textContent}${words ? `, ${words}` : ""}`);
+    const crossed = state === "warning" || state === "critical" ? element("span", { className: "unseen", textContent: `, ${state}` }) : "";
+    this.now.replaceChildren(format(value, chart.unit), crossed);
     const order = [...chart.lines].sort((one, other) => maximum(other) - maximum(one));
     for (const line of chart.lines) {
       if (!this.colours.has(line.name)) this.colours.set(line.name, this.colours.size % COLOURS);
