@@ -34,14 +34,16 @@ from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
 from tailrace.generators.queued_turns import prepare_queued
 from tailrace.generators.retry import Retry
-from tailrace.generators.rpc import ModelRpc
+from tailrace.generators.rpc import ModelRpc, cancel_turn
 from tailrace.generators.settings import Settings, parse_tenants, unique_name
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto import nats, service
 from tailrace.proto.errors import BackendError
+from tailrace.proto.model_records import CANCEL_TURN
 from tailrace.proto.models import extend_models
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, HedgeRpc, Rpc, Slots, Tombstones, TurnLog
+from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
@@ -103,7 +105,9 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             grace_s=settings.grace_s,
             tenant_share=settings.tenant_share,
         )
-        handlers = ModelRpc(claude, MessageBatchesApi(claude.client), blobs, orders).handlers if claude else {}
+        handlers: dict[str, Handler] = {CANCEL_TURN: partial(cancel_turn, log)}
+        if claude is not None:
+            handlers |= ModelRpc(claude, MessageBatchesApi(claude.client), blobs, orders).handlers
         endpoints = await rpc.serve(GENERATORS, VERSION, handlers)
         await rpc.serve_health(GENERATORS, worker.report_health)
         if races is not None:

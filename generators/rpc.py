@@ -1,4 +1,4 @@
-"""RPC handlers for what needs the model's API key: list models, count tokens, cancel a message batch.
+"""RPC handlers: cancel a turn, and what needs the model's API key: list models, count tokens, cancel a message batch.
 
 Nothing that fails is retried here: the client that called the gateway may try again.
 """
@@ -17,17 +17,22 @@ from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.failover import BackendOrders
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import long_strings
-from tailrace.proto.errors import BackendError, Refused
+from tailrace.proto.errors import BackendError, LogUnavailable, Refused
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import (
     CANCEL_MESSAGE_BATCH,
     COUNT_TOKENS,
     MODELS,
     CancelMessageBatch,
+    CancelTurn,
     CountTokens,
     PromptFields,
+    TurnCancelled,
 )
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats.cancellation import append_cancellation
 from tailrace.proto.nats.rpc import Handler, decode_query
+from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
@@ -35,6 +40,23 @@ logger = structlog.get_logger()
 CANCEL_WAITS_S = (0.5, 1.0, 2.0)
 # No try begins later. A gateway waits for 6 s, and a try is two calls.
 CANCEL_S = 4.0
+# A gateway waits for 2 s.
+CANCEL_TURN_S = 2.0
+
+
+async def cancel_turn(log: TurnLog, tenant: Tenant, body: bytes) -> bytes:
+    """The handler that cancels a turn for a gateway far from NATS (PROTOCOL R22)."""
+
+    async def keep_trying() -> bool:
+        return False
+
+    key = TurnKey(tenant, decode_query(body, CancelTurn).turn)
+    try:
+        async with asyncio.timeout(CANCEL_TURN_S):
+            _, was_running = await append_cancellation(log, key, keep_trying, timeout_s=CANCEL_TURN_S)
+    except TimeoutError as error:
+        raise LogUnavailable(f"{key.turn} could not be cancelled in time") from error
+    return msgspec.json.encode(TurnCancelled(was_running))
 
 
 class ModelRpc:

@@ -1,4 +1,4 @@
-"""Queries that generators answer: models, token counts, cancelling of message batches. Data types only."""
+"""Queries that generators answer: models, token counts, cancelling of turns and message batches. Data types only."""
 
 from datetime import datetime
 from typing import Any
@@ -6,11 +6,13 @@ from typing import Any
 import msgspec
 
 from tailrace.proto.entries import Message
+from tailrace.proto.ids import TurnId
 
 # The names of the queries (PROTOCOL R36).
 MODELS = "models"
 COUNT_TOKENS = "count_tokens"
 CANCEL_MESSAGE_BATCH = "cancel_message_batch"
+CANCEL_TURN = "cancel_turn"
 
 
 class ListedModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -51,6 +53,18 @@ class CancelMessageBatch(msgspec.Struct, frozen=True):
     """Cancels one of Anthropic's Message Batches, because its batch is being deleted. The reply is empty."""
 
     message_batch: str
+
+
+class CancelTurn(msgspec.Struct, frozen=True):
+    """Cancels a turn, for a gateway that loses the fence to the turn's generator."""
+
+    turn: TurnId
+
+
+class TurnCancelled(msgspec.Struct, frozen=True):
+    """The reply to `cancel_turn`: the turn has ended. `was_running` is False if another process has ended it."""
+
+    was_running: bool
 
 
 class PromptFields(msgspec.Struct, frozen=True, omit_defaults=True):

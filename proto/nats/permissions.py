@@ -16,7 +16,7 @@ import msgspec
 from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns
 from tailrace.proto.files import CreateFile, DeleteFile, GetFile, ListFiles
 from tailrace.proto.ids import is_token
-from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, COUNT_TOKENS, MODELS
+from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CANCEL_TURN, COUNT_TOKENS, MODELS
 from tailrace.proto.records import (
     GetAncestry,
     GetContext,
@@ -88,7 +88,7 @@ READ_BLOBS = (f"{API}.DIRECT.GET.{BODIES}.>", f"{API}.STREAM.MSG.GET.{BODIES}")
 READ_CLAIMS = f"{API}.STREAM.MSG.GET.{CLAIMS_STREAM}"
 PURGE_TURNS = f"{API}.STREAM.PURGE.{STREAM}"
 COUNT = (EVERY_LIMIT, EVERY_BUDGET, f"{API}.STREAM.MSG.DELETE.{SLOTS}")
-GENERATOR_QUERIES = tuple(map(every_query, (MODELS, COUNT_TOKENS, CANCEL_MESSAGE_BATCH)))
+GENERATOR_QUERIES = tuple(map(every_query, (MODELS, COUNT_TOKENS, CANCEL_MESSAGE_BATCH, CANCEL_TURN)))
 PERSISTENCE_QUERIES = tuple(
     every_query(question.query)
     for question in (

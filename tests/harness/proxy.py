@@ -11,7 +11,6 @@ from typing import Literal, Self, cast
 from tests.harness.stop_server import stop
 
 PIECE_BYTES = 65536
-DELAY_S = 0.5
 THROTTLED_BYTES_PER_S = 10_000
 SLICE_BYTES = 250
 # SO_LINGER on with 0 seconds: closing the socket drops unsent data and sends RST.
@@ -19,7 +18,7 @@ LINGER_0 = struct.pack("ii", 1, 0)
 
 Failure = Literal["cut", "blackhole", "deaf", "delay", "throttle"]
 """`cut`: RST, and new connections are reset. `blackhole`: nothing arrives in either direction. `deaf`: what the server
-sends is lost. `delay`: all data is half a second late. `throttle`: 10 kB a second."""
+sends is lost. `delay`: all data is `delay_s` late, or up to twice as much. `throttle`: 10 kB a second."""
 
 
 class Proxy:
@@ -29,6 +28,7 @@ class Proxy:
         self.name = name
         self.affected: Counter[Failure] = Counter()
         """Bytes by failure; connections of `cut`."""
+        self.delay_s = 0.5
         self.held_back = 0
         """New connections during a `blackhole`."""
         self._to = to
@@ -133,7 +133,7 @@ class Proxy:
                 if to in self._incomplete:
                     continue
                 if failure == "delay":
-                    await asyncio.sleep(DELAY_S)
+                    await asyncio.sleep(self.delay_s)
                 for _ in range(0, len(piece), SLICE_BYTES):
                     if self._failure == "throttle":
                         await asyncio.sleep(SLICE_BYTES / THROTTLED_BYTES_PER_S)

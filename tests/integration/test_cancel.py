@@ -277,6 +277,27 @@ async def test_a_cancel_between_attempt_and_call_closes_the_call(own: CancelSyst
         await until(lambda: all(reader.at_eof() for reader in calls))
 
 
+@pytest.mark.rule("R22")
+@pytest.mark.rule("F28")
+async def test_a_gateway_far_from_nats_cancels_an_answer_whose_deltas_are_closer_together(
+    own: CancelSystem, new_gateway: NewGateway
+) -> None:
+    """The answer has further entries in each round trip of the gateway, so the fence that it knows is always old."""
+    async with Proxy.in_front_of(own.server.url) as proxy, own.running_generator():
+        far = await new_gateway(proxy.url_of(own.server.url))
+        key = await own.begin("words=9000 rate=40 tag=far")
+        reader = own.read(key)
+        await until(lambda: own.has_three_words(key))
+        proxy.delay_s = 0.1
+        proxy.fail("delay")
+        answer = await far.client.post(f"/v1/turns/{key.turn}/cancel")
+        proxy.mend()
+        await own.all_settled()
+        turn = await own.assert_one_end(key, await reader, [answer])
+    assert turn.outcome == "cancelled"
+    assert [call.closed is not None for call in await own.calls_of("far")] == [True]
+
+
 # nats-py leaves a socket that was accepted and then reset to the garbage collector.
 @pytest.mark.rule("R22")
 @pytest.mark.rule("F28")

@@ -12,7 +12,8 @@ from typing import Any
 from tailrace.proto.entries import Attempt, End, Entry, Event, Request, Stored
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.log_server import PAGE_MAX, Count, LiveFeed, Page, PublishUnclear
 from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import NOON
@@ -262,8 +263,19 @@ class _Subscription:
 KINDS: dict[str, Any] = {"request": Request, "attempt": Attempt, "event": Event, "end": End}
 
 
+class Unanswered(Connection):
+    """A connection on which no process answers a query."""
+
+    def __init__(self) -> None: ...
+
+    async def request(self, *_: Any, **__: Any) -> Message:
+        raise LogUnavailable("no process answers")
+
+
 class SimulatedLog(TurnLog):
     """The product's TurnLog over a SimulatedServer, as one process uses it. There is one turn."""
+
+    connection = Unanswered()
 
     def __init__(self, server: SimulatedServer, process: Process) -> None:
         self._server = server

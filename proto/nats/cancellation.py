@@ -1,0 +1,30 @@
+"""append_cancellation: ends a turn as cancelled, behind the fence (PROTOCOL R22)."""
+
+from collections.abc import Awaitable, Callable
+
+from tailrace.proto.end_entry import build_end
+from tailrace.proto.errors import FenceLost
+from tailrace.proto.fold import Turn
+from tailrace.proto.nats.turn_log import TurnLog
+from tailrace.proto.subjects import TurnKey
+
+
+async def append_cancellation(
+    log: TurnLog, key: TurnKey, on_refused: Callable[[], Awaitable[bool]], *, timeout_s: float
+) -> tuple[Turn, bool]:
+    """Ends the turn as cancelled unless it has ended; returns it with its end, and whether this call has ended it.
+
+    `on_refused` is called after each append that has lost the fence, and returns whether it has ended the turn. Raises
+    TurnUnknown, LogUnavailable, LogFull.
+    """
+    turn, was_running = await log.read_turn_direct(key), False
+    while turn.end is None:
+        try:
+            await log.append(key, turn.chain, build_end(turn, "cancelled"), timeout_s=timeout_s)
+            was_running = True
+        except FenceLost:
+            # Another writer has meanwhile appended more of the answer, or its end.
+            was_running = await on_refused()
+        # The end is read from the log and not built here, so that every answer has the same end time.
+        turn = await log.read_turn_direct(key, turn)
+    return turn, was_running
