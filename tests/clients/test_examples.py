@@ -7,12 +7,14 @@ import asyncio
 import os
 import secrets
 import shutil
+import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from signal import SIGINT, SIGKILL
+from typing import cast
 
 import httpx2
 import msgspec
@@ -22,6 +24,7 @@ from tailrace.deploy.local.ports import find_free
 from tests.clients import node
 from tests.clients.conftest import count_turns
 from tests.harness.cutting_proxy import Cut, Cutting, random_cuts
+from tests.harness.dropped_packets import drop_packets
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
 from tests.harness.system import System
@@ -102,6 +105,53 @@ async def test_the_script_ends_when_its_turn_is_refused_for_good(
             with suppress(ProcessLookupError):
                 os.killpg(program.pid, SIGKILL)
     assert (program.returncode, b"with status 401" in complained) == (1, True), complained
+
+
+@needs_curl
+async def test_the_script_reconnects_when_a_router_has_forgotten_its_connection(tmp_path: Path) -> None:
+    """There is no FIN and no RST. The probes are sent each second instead of each 15 s."""
+    (tmp_path / "curl").write_text(
+        f"""#!/bin/sh
+for argument; do
+    [ "$argument" != 15 ] || argument=1
+    set -- "$@" "$argument"
+    shift
+done
+exec {shutil.which("curl")} "$@"
+"""
+    )
+    (tmp_path / "curl").chmod(0o755)
+    asked: list[bytes] = []
+    forgotten: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        if len(asked) == 1:
+            writer.write(b'Content-Length: 12\r\n\r\n{"turn":"t"}')
+        elif len(asked) == 2:
+            writer.write(b'\r\ndata: {"type":"delta","text":"Hi"}\nid: 7\n\n')
+            await writer.drain()
+            drop_packets(cast("socket.socket", writer.get_extra_info("socket")))
+            forgotten.append(writer)
+            return
+        else:
+            writer.write(b'\r\ndata: {"type":"done"}\nid: 8\n\n')
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        program = await start(url, tmp_path, "sh", str(EXAMPLES / "ask.sh"), '{"message": "Hi."}', PATH=path)
+        try:
+            printed, _ = await asyncio.wait_for(program.communicate(), WAIT_S_MAX)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, SIGKILL)
+            for writer in forgotten:
+                writer.transport.abort()
+    assert printed == b'{"type":"delta","text":"Hi"}\n{"type":"done"}\n'
+    assert b"Last-Event-ID: 7" in asked[2]
 
 
 @needs_curl

@@ -1,7 +1,6 @@
 """Connections that do not read, have vanished, or send more behind a stream: each has a bounded cost for a gateway."""
 
 import asyncio
-import ctypes
 import socket
 from pathlib import Path
 
@@ -13,13 +12,13 @@ from tailrace.gateway.http import http_protocol, server
 from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
+from tests.harness.dropped_packets import drop_packets
 from tests.harness.readers import is_read, read, story_of
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until, until_equal
 from tests.integration.conftest import KEY, Gateway, NewGateway
 
 MB = 2**20
-SO_ATTACH_FILTER = 26
 
 
 def request(path: str) -> bytes:
@@ -33,20 +32,6 @@ def open_stalled(port: int, path: str) -> socket.socket:
     client.connect(("127.0.0.1", port))
     client.sendall(request(path))
     return client
-
-
-def drop_packets(client: socket.socket) -> None:
-    """Makes the kernel drop all packets of a connection: no acknowledgement, no FIN, no reset."""
-
-    class Instruction(ctypes.Structure):
-        _fields_ = (("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte), ("k", ctypes.c_uint32))
-
-    class Program(ctypes.Structure):
-        _fields_ = (("count", ctypes.c_ushort), ("instructions", ctypes.POINTER(Instruction)))
-
-    # "Return 0": keep no byte of any packet.
-    program = Program(1, ctypes.pointer(Instruction(0x06, 0, 0, 0)))
-    client.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(program))
 
 
 @pytest.mark.rule("F24")
