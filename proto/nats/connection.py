@@ -161,6 +161,12 @@ class Connection:
                 await self.client.close()
         self.client.abort()
 
+    def leave_server(self) -> None:
+        """Reconnects, to the next one of several servers. Does nothing with one server, or while disconnected."""
+        if self.is_up and len(self.client.servers) > 1:
+            logger.warning("nats-server left, because the log does not answer there")
+            self.client.abort()
+
     async def request(
         self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None = None
     ) -> Message:

@@ -25,6 +25,9 @@ from tailrace.proto.subjects import STREAM
 logger = structlog.get_logger()
 
 CHECK_EVERY_S = 5.0
+# After so many failed checks in a row, and again after twice as many, the process connects to another nats-server. A
+# server that has lost the others still answers pings. If all have, each reconnect only interrupts reads.
+FAILURES_MAX = 2
 MISSING = Gauge(
     "tailrace_nats_missing", "Streams, buckets and consumers that Tailrace needs and that NATS does not have"
 )
@@ -113,9 +116,9 @@ def observe_consumer(info: ConsumerInfo) -> None:
 async def watch(connection: Connection) -> None:
     """Checks every `CHECK_EVERY_S` seconds, forever; logs changes and sets the metrics.
 
-    Sets `connection.missing` and `connection.forkless_after`.
+    Sets `connection.missing` and `connection.forkless_after`. Leaves a nats-server on which the checks fail.
     """
-    origin = ""
+    origin, failures, failures_max = "", 0, FAILURES_MAX
     while True:
         await asyncio.sleep(CHECK_EVERY_S)
         disconnects = connection.disconnects
@@ -123,7 +126,12 @@ async def watch(connection: Connection) -> None:
             state = await read_setup_state(connection)
         except LogUnavailable as error:
             logger.debug("NATS setup unknown", error=str(error))
+            failures += 1
+            if failures == failures_max:
+                failures_max *= 2
+                connection.leave_server()
             continue
+        failures, failures_max = 0, FAILURES_MAX
         if state.is_replicated or connection.disconnects != disconnects:
             connection.forkless_after = None
         elif connection.forkless_after is None or state.origin != origin:

@@ -3,18 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from signal import SIGKILL
 
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.chain import START
+from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, setup_state
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.conftest import apply_streams
 from tests.harness.turn_builder import request
 from tests.harness.until import until
+from tests.harness.without_jetstream import without_jetstream
 
 
 @asynccontextmanager
@@ -51,3 +54,23 @@ async def test_turns_that_one_server_has_stored_since_the_first_check_have_no_fo
         await own_server.start()
         await until(lambda: own_connection.forkless_after == second)
         assert not log.is_forkless(after, second)
+
+
+@pytest.mark.rule("F9")
+async def test_a_process_leaves_a_server_that_answers_pings_but_has_lost_the_log(
+    own_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has no JetStream, as one that is cut off from the other two has no leader of any stream."""
+    monkeypatch.setattr(setup_state, "CHECK_EVERY_S", 0.1)
+    monkeypatch.setattr("tailrace.proto.nats.connection.sample", lambda addresses, _: addresses)
+    (tmp_path / "isolated").mkdir()
+    async with NatsServer(tmp_path / "isolated") as isolated, without_jetstream(isolated):
+        connection = await Connection.open(f"{isolated.url},{own_server.url}", "test")
+        try:
+            with pytest.raises(LogUnavailable):
+                await connection.stream_info(STREAM)
+            async with watch(connection):
+                await until(lambda: connection.disconnects == 1 and connection.is_up)
+                await connection.stream_info(STREAM)
+        finally:
+            await connection.close()
