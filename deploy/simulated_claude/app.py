@@ -38,10 +38,11 @@ PAGE = "<!doctype html><title>Captive portal</title><p>Please log in to this net
 request_numbers = itertools.count(1)
 
 
-def app(*, shows_calls: bool = False) -> Starlette:
+def app(host: str, *, shows_calls: bool = False) -> Starlette:
     """Returns the ASGI app; GET /_sim/stats returns its `state.stats`.
 
-    `shows_calls`: it records the calls with their questions, and shows them at /_sim/calls and /_sim/last.
+    `host` is the address that it listens on, which requests may name. `shows_calls`: it records the calls with their
+    questions, and shows them at /_sim/calls and /_sim/last.
     """
     recorded = [Route("/_sim/calls", show_calls), Route("/_sim/last", show_last)] if shows_calls else []
     simulated = Starlette(
@@ -64,7 +65,9 @@ def app(*, shows_calls: bool = False) -> Starlette:
         exception_handlers={Refusal: handle_refusal, HTTPException: handle_not_found},
         # A page in a browser on this machine must not reach it under a host name of its own (DNS rebinding).
         # The third is its name in deploy/container/compose.yaml, which no page's host can have.
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "simulated-claude"])],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "simulated-claude", host])
+        ],
     )
     simulated.state.stats = Stats()
     simulated.state.account = Account(calls=deque(maxlen=CALLS_MAX if shows_calls else 1))

@@ -18,7 +18,7 @@ class Server(uvicorn.Server):
         # Connections inherit it. asyncio does not set it for sockets without a protocol number, such as this one.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
-            app(shows_calls=shows_calls),
+            app(host, shows_calls=shows_calls),
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -232,6 +232,15 @@ async def test_a_request_for_another_host_is_refused(host: str) -> None:
         assert (await client.get("/_sim/stats")).status_code == 200
 
 
+async def test_a_request_for_the_address_that_it_listens_on_is_answered() -> None:
+    async with (
+        run_embedded(EmbeddedServer("127.0.0.2", 0)) as url,
+        httpx2.AsyncClient(base_url=url, trust_env=False) as client,
+    ):
+        assert url.startswith("http://127.0.0.2:")
+        assert (await client.get("/_sim/stats")).status_code == 200
+
+
 async def test_calls_are_recorded_and_shown_only_if_asked_for() -> None:
     """They contain the last line of each question."""
     async with (
