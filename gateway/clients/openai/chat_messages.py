@@ -87,7 +87,9 @@ class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
     """A field of stream chunks; some clients send it back in the assembled call."""
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="role"):
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="role"):
+    """A message. Its unknown fields are ignored, as OpenAI does: clients send back what they or servers have added."""
+
     name: str | None = None
     """The name of the author. It is ignored."""
 
@@ -107,9 +109,7 @@ class UserMessage(_Message, frozen=True, tag="user"):
     """The text of the user, or parts with text, images and files."""
 
 
-class AssistantMessage(_Message, frozen=True, forbid_unknown_fields=False, tag="assistant"):
-    """A message of the assistant. Its unknown fields are ignored: clients send back what servers have sent."""
-
+class AssistantMessage(_Message, frozen=True, tag="assistant"):
     content: str | list[AnsweredText | AnsweredRefusal] | None = None
     """The earlier answer."""
     refusal: str | None = None
@@ -162,31 +162,31 @@ def conversation_of(messages: Sequence[ChatMessage]) -> list[MessageParam]:
 
 
 def unknown_fields(messages: Sequence[ChatMessage], sent: Sequence[Block]) -> list[str]:
-    """Returns the unknown fields of the assistant's messages, as they were sent, for example `messages.content.id`."""
-    answers = (fields for one, fields in zip(messages, sent, strict=True) if isinstance(one, AssistantMessage))
-    return plain_names(name for answer in answers for name in _find_unknown(answer, AssistantMessage, "messages"))
+    """Returns the unknown fields of the messages, as they were sent, for example `messages.content.id`."""
+    both = zip(messages, sent, strict=True)
+    return plain_names(name for one, fields in both for name in _find_unknown(fields, type(one), "messages"))
 
 
-INNER: dict[str, tuple[type[msgspec.Struct], ...]] = {
-    "messages.content": (AnsweredText, AnsweredRefusal),
-    "messages.tool_calls": (ToolCall,),
-    "messages.tool_calls.function": (CalledFunction,),
+INNER: dict[tuple[type[msgspec.Struct], str], tuple[type[msgspec.Struct], ...]] = {
+    (AssistantMessage, "content"): (AnsweredText, AnsweredRefusal),
+    (AssistantMessage, "tool_calls"): (ToolCall,),
+    (ToolCall, "function"): (CalledFunction,),
 }
-"""The types of an object inside of a message, by its path. Only where there are several, its `type` is required."""
+"""The types of the objects in a field that may have unknown fields. If there are several, `type` is required."""
 
 
-def _find_unknown(fields: dict[str, Any], kind: type[msgspec.Struct], path: str) -> Iterator[str]:
+def _find_unknown(fields: Block, kind: type[msgspec.Struct], path: str) -> Iterator[str]:
     """Yields the paths of the fields that `kind` does not have, also in the objects inside."""
     known = {*kind.__struct_fields__, kind.__struct_config__.tag_field}
     for name, value in fields.items():
         inner = f"{path}.{name}"
         if name not in known:
             yield inner
-        elif inner in INNER:
+        elif kinds := INNER.get((kind, name)):
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, dict):
-                    kinds = (kind for kind in INNER[inner] if kind.__struct_config__.tag == one.get("type"))
-                    yield from _find_unknown(one, next(kinds, INNER[inner][0]), inner)
+                    same = (each for each in kinds if each.__struct_config__.tag == one.get("type"))
+                    yield from _find_unknown(one, next(same, kinds[0]), inner)
 
 
 def _message(message: ChatMessage, where: str) -> MessageParam:
