@@ -24,6 +24,7 @@ from msgspec import Meta
 
 from tailrace.gateway.clients.ai_sdk.stream import MESSAGE
 from tailrace.gateway.clients.ai_sdk.tool_result import encode_output
+from tailrace.gateway.clients.openai.common import tool_definition
 from tailrace.gateway.clients.openai.unsupported import plain_names
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy, refuse_fields
 from tailrace.gateway.turns.submit import IDEMPOTENCY_KEY
@@ -89,6 +90,15 @@ class UIMessageParam(msgspec.Struct, frozen=True):
     """The text of a message of AI SDK 3 and 4, which cannot read a UI message stream."""
 
 
+class UITool(msgspec.Struct, frozen=True):
+    """A tool as assistant-ui's `AssistantChatTransport` describes it. Its unknown fields are ignored."""
+
+    parameters: Block
+    """The JSON Schema of the tool's input."""
+    description: str | None = None
+    """What the tool does; the model reads it."""
+
+
 class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of `POST /api/chat`: the fields of `useChat`, and those that an app may add with its option `body`.
 
@@ -113,8 +123,8 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The system prompt."""
     max_tokens: int | None = None
     """The most tokens that the answer may have."""
-    tools: list[Block] | None = None
-    """The tools that the model may call, in Anthropic's format."""
+    tools: list[Block] | dict[str, UITool] | None = None
+    """The tools that the model may call, in Anthropic's format, or by their names as assistant-ui sends them."""
     options: dict[str, Any] | None = None
     """Further fields of Anthropic's Messages API."""
     metadata: dict[str, str] | None = None
@@ -155,7 +165,7 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
         model=chat.model,
         system=system_of(chat),
         max_tokens=chat.max_tokens,
-        tools=chat.tools,
+        tools=tools_of(chat.tools),
         options=chat.options,
         session=session,
         create_session=session is not None,
@@ -179,6 +189,14 @@ def unknown_fields(fields: Iterable[str]) -> list[str]:
     """Returns the names of unknown fields, which are ignored: an app may send its own."""
     known = {field.encode_name for field in msgspec.structs.fields(UIChatRequest)}
     return plain_names(name for name in fields if name not in known)
+
+
+def tools_of(tools: list[Block] | dict[str, UITool] | None) -> list[Block] | None:
+    """Returns the tools in Anthropic's format."""
+    if not isinstance(tools, dict):
+        return tools
+    named = [(name, tool.description, tool.parameters) for name, tool in tools.items()]
+    return [tool_definition(name, description, schema, strict=None) for name, description, schema in named] or None
 
 
 def system_of(chat: UIChatRequest) -> str | list[Block] | None:
