@@ -177,6 +177,42 @@ echo $text;
 ```
 """
 
+INTERFACES = """
+## Chat interfaces
+
+Run by hand, unmodified, against the simulated Claude; they are not part of `make test`. With each
+one: several questions, shown while they are streamed, and, except with Hashbrown and NiceGUI, the
+generators and the gateway killed during the answer. With some of them also: the stop button and a
+regenerated answer (Open WebUI, assistant-ui, `@ai-sdk/vue`), an image (Open WebUI, deep-chat), and
+tools (Open WebUI, assistant-ui). `URL` is `http://localhost:8000`.
+
+| interface | setting |
+|---|---|
+| Open WebUI 0.12.4 | `OPENAI_API_BASE_URL=URL/v1`, `OPENAI_API_KEY` |
+| Gradio 6.31.0 | `gr.load_chat("URL/v1", model=…, token=KEY)` |
+| Chainlit 2.12.0, Streamlit 1.67.0, Panel 1.9.4, NiceGUI 3.18.0 | `openai` with `base_url="URL/v1"` and `api_key` |
+| assistant-ui 0.15.22 | `useChatRuntime()`, and a [proxy route](AI_SDK.md#connect-a-page) |
+| @ai-sdk/vue 3.0.323 | `new Chat({})`, and the same route |
+| TanStack AI 0.58.0 | on your server: `openaiCompatible({ baseURL: "URL/v1", apiKey, models })`, with either `api` |
+| Hashbrown 0.3.0 | on your server: `HashbrownOpenAI.stream.text({ baseURL: "URL/v1", apiKey, request })` |
+| deep-chat 2.4.2 | `directConnection`, with `connect: { url, stream: true }`, and `TAILRACE_ORIGINS` |
+
+- **After a killed generator**, they show the whole text once. After a killed gateway, they
+  keep the text so far and do not repeat the request; all except Chainlit, which only logs it, show
+  an error. The turn goes on and is paid for once.
+- **The stop button** closes the connection, so the turn goes on and is paid for
+  ([OPENAI.md](OPENAI.md), [AI_SDK.md](AI_SDK.md#stop-an-answer)).
+- **Open WebUI** sends three more requests for a title, tags and follow-up questions, which are turns
+  of their own, in other sessions. `ENABLE_TITLE_GENERATION=false`,
+  `ENABLE_TAGS_GENERATION=false` and `ENABLE_FOLLOW_UP_GENERATION=false` turn them off. It reads an
+  answer on in its server, so a reloaded page shows all of it.
+- **Gradio**: with `system_message`, `load_chat` fails before it sends a request.
+- **deep-chat**: the page has the key. `directConnection` is `openAI: { key, chat: { model } }` for
+  `/v1/responses`, `claude: { key, model }` for `/v1/messages`, or `openWebUI: { key, model }` for
+  `/v1/chat/completions`. `openAI: { completions: { model } }` sends `gpt-4o` instead of the model.
+- **NLUX** 2.17.1: its adapter for OpenAI has no setting for the base URL.
+"""
+
 
 class Proof(NamedTuple):
     """A feature of a dialect that is tested with a client."""
@@ -227,7 +263,9 @@ def page() -> str:
         parts += [f"\n## {dialect}\n\n", "| feature | clients |\n|---|---|\n"]
         for feature, proved in groupby(rows, lambda proof: proof.feature):
             parts.append(f"| {feature} | {', '.join(sorted({proof.client for proof in proved}))} |\n")
-    return "".join([*parts, NOTES, LANGUAGES, "\n## Versions from npm\n\n", *(f"- {line}\n" for line in versions())])
+    return "".join(
+        [*parts, NOTES, INTERFACES, LANGUAGES, "\n## Versions from npm\n\n", *(f"- {line}\n" for line in versions())]
+    )
 
 
 def versions() -> list[str]:
