@@ -114,7 +114,7 @@ EXAMPLES: Json = {
     "max_tool_calls": 4, "modalities": ["text"], "moderation": None, "n": 1, "presence_penalty": 0,
     "frequency_penalty": 0, "prediction": None, "prompt_cache_key": "support", "prompt_cache_options": {},
     "prompt_cache_retention": "24h", "access_programs": {}, "seed": 7, "service_tier": "auto", "store": True,
-    "background_options": {"completion_window": "soonest"},
+    "background_options": {"completion_window": "soonest"}, "client_metadata": {"session_id": "rivers"},
     "top_logprobs": 0, "truncation": "disabled", "web_search_options": None, "output_expires_after": None,
     "ResponseRequest.prompt": None, "ResponseRequest.stream_options": {"include_obfuscation": False},
     "ModelSheet.lifecycle": "active", "ImagePart.image_url": {"url": IMAGE}, "deprecated_at": None,

@@ -26,6 +26,7 @@ UNSUPPORTED = (
     ),
     Unsupported("max_tool_calls", (), IGNORED, "it limits OpenAI's built-in tools, which do not exist here"),
     Unsupported("stream_options", ({}, {"include_obfuscation": False}), IGNORED, "deltas are not padded"),
+    Unsupported("client_metadata", ({},), IGNORED, "it is Codex's, for OpenAI's statistics of its sessions"),
     Unsupported("image", (), IGNORED, "images are passed on unchanged"),
     Unsupported("prompt_cache_key", (), IGNORED, CACHING),
     Unsupported("prompt_cache_options", (), IGNORED, CACHING),

@@ -121,6 +121,7 @@ class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fie
     include: Any = None
     max_tool_calls: Any = None
     stream_options: Any = None
+    client_metadata: Any = None
     image: Any = None
 
 
