@@ -92,6 +92,8 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="role"):
 
     name: str | None = None
     """The name of the author. It is ignored."""
+    cache_control: dict[str, Any] | None = None
+    """Anthropic's field, which other servers of this protocol accept, too: that of the message's last part."""
 
 
 class SystemMessage(_Message, frozen=True, tag="system"):
@@ -140,8 +142,9 @@ ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage 
 
 def system_of(messages: Iterable[ChatMessage]) -> str | list[Block] | None:
     """Returns the system and developer messages in their order, as a text if possible; None if there are none."""
-    contents = [one.content for one in messages if isinstance(one, SystemMessage | DeveloperMessage)]
-    return common.system_prompt([block for content in contents for block in _blocks(content, "a system message")])
+    systems = [one for one in messages if isinstance(one, SystemMessage | DeveloperMessage)]
+    blocks = [_cached(_blocks(one.content, "a system message"), one) for one in systems]
+    return common.system_prompt([block for each in blocks for block in each])
 
 
 def conversation_of(messages: Sequence[ChatMessage]) -> list[MessageParam]:
@@ -193,11 +196,11 @@ def _message(message: ChatMessage, where: str) -> MessageParam:
     match message:
         case UserMessage(content=content):
             # With the index in the client's list, from which the system messages are removed later.
-            if not (blocks := _blocks(content, where)):
+            if not (blocks := _cached(_blocks(content, where), message)):
                 raise Refused("request_invalid", f"`{where}.content` is empty")
-            return MessageParam("user", content if isinstance(content, str) else blocks)
+            return MessageParam("user", content if isinstance(content, str) and not message.cache_control else blocks)
         case AssistantMessage():
-            return MessageParam("assistant", _assistant_blocks(message, where))
+            return MessageParam("assistant", _cached(_assistant_blocks(message, where), message))
         case _:
             raise AssertionError(message)
 
@@ -215,7 +218,15 @@ def _tool_use(call: ToolCall, where: str) -> Block:
 
 def _result(message: ToolMessage, where: str) -> Block:
     content = message.content if isinstance(message.content, str) else _blocks(message.content, where)
-    return {"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content}
+    [block] = _cached([{"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content}], message)
+    return block
+
+
+def _cached(blocks: list[Block], message: ChatMessage) -> list[Block]:
+    """Returns the blocks of a message, the last of them with the message's `cache_control`."""
+    if message.cache_control is None or not blocks:
+        return blocks
+    return [*blocks[:-1], {**blocks[-1], "cache_control": message.cache_control}]
 
 
 def _blocks(content: str | Sequence[TextPart | ImagePart | FilePart | RefusalPart], where: str) -> list[Block]:
