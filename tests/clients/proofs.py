@@ -28,7 +28,8 @@ in `requirements-dev.lock`, those of instructor, LlamaIndex, LangGraph and OpenA
 NOTES = """
 ## Limitations of the clients
 
-Observed with the versions above; tests verify each of them.
+Observed with the versions above; tests verify each of them. Programs, chat interfaces and SDKs of
+other languages were run by hand: [PROGRAMS.md](PROGRAMS.md).
 
 - **EventSource** cannot send a key: let it read from your own backend, with your cookie
   ([API.md](API.md), "Architecture of an app"). It reconnects after a clean end, so close it at
@@ -58,159 +59,7 @@ Observed with the versions above; tests verify each of them.
   `node_modules/@anthropic-ai/claude-code-linux-x64/claude`.
 - **@openai/agents** does not continue a stream that was cut: it raises. The turn goes on, and the
   text that was shown has no word twice.
-- **aider** 0.86.2 pins all its packages, which conflict with the other clients, so it is not in the
-  tests. Run by hand: its text is whole without cuts. After a cut it repeats the request and prints
-  the answer again from its start, and each repeat is a turn that is paid for. With the header
-  `Idempotency-Key: auto` (`extra_headers` in `.aider.model.settings.yml`) it is one turn.
 - **npm** with Node before 22 installs old versions of these clients without a warning.
-"""
-
-LANGUAGES = """
-## Other languages
-
-Run by hand against the simulated Claude, with the sources of these versions; they are not part of
-`make test`. With each SDK: answers as JSON and as a stream, other scripts and emoji, thinking,
-tools, citations, models, files, batches and errors; except in PHP, also structured output. With
-each one except OpenAI's for Java, the gateway and the generators were killed during the answer.
-
-| language | Anthropic's SDK | OpenAI's API | libraries that resume with `Last-Event-ID` |
-|---|---|---|---|
-| Go 1.27 | anthropic-sdk-go 1.60.0 | openai-go 3.52.0 | tmaxmax/go-sse 0.11.0, r3labs/sse 2.10.0 |
-| Ruby 3.1 | anthropic 1.65.0 | openai 0.80.0 | ld-eventsource 2.6.0 |
-| PHP 8.2 | anthropic-ai/sdk 0.43.0 | openai-php/client 0.20.1 | |
-| Java 17 | anthropic-java-core 2.57.0 | openai-java-core 4.52.0 | |
-
-The two SDKs for Ruby require 3.2 and 3.3: here `Data.define` of Ruby 3.2 was replaced. The SDKs for
-Java ran on the JDK's HTTP client, not on OkHttp. C# was not tested.
-
-- **Idempotency-Key**: none of them sends one. All except `openai-php` repeat a POST twice by
-  themselves if its response was lost. Without a key, this starts a second turn, which is paid for
-  ([API.md](API.md#repeat-a-request-safely)). The examples below send a key; in Java, add
-  `.putAdditionalHeader("Idempotency-Key", …)` to the parameters. `openai-php` has headers only for
-  a whole client: `withHttpHeader('Idempotency-Key', 'auto')`.
-- **PHP** with Guzzle: a stream that was cut ends without an error, like a complete one, and
-  Anthropic's SDK shows the text only in parts of 8 kB. Use Symfony's HTTP client, as below; for
-  `openai-php`: `withHttpClient(new Psr18Client(…))`.
-- **PHP**, Anthropic's SDK: for the second page of a list, it sends the parameters of the first page
-  twice, as `limit[]`, which Tailrace refuses. `/v1/models` without `limit` has one page.
-- **Go**, OpenAI's SDK: `Responses.GetStreaming` sends `stream` in the body instead of the URL, and
-  then returns no event and no error. Add `option.WithQuery("stream", "true")`.
-- **Java**, OpenAI's SDK: with `responseValidation(true)`, the end of a streamed tool call is an
-  error (`name` is not set), also with OpenAI's own API. The default is `false`.
-
-Each example repeats the POST after a cut. The same turn is then streamed from its start, and is
-paid for once. In Go:
-
-```go
-client := anthropic.NewClient(option.WithBaseURL("http://localhost:8000"), option.WithAPIKey("my-secret-key"))
-once := option.WithHeader("Idempotency-Key", rand.Text()) // crypto/rand
-question := anthropic.MessageNewParams{
-    Model:     "claude-sonnet-5-5",
-    MaxTokens: 1000,
-    Messages:  []anthropic.MessageParam{anthropic.NewUserMessage(anthropic.NewTextBlock("Name a river."))},
-}
-for range 5 {
-    text := ""
-    stream := client.Messages.NewStreaming(context.Background(), question, once)
-    for stream.Next() {
-        text += stream.Current().Delta.Text
-    }
-    var refused *anthropic.Error
-    if err := stream.Err(); err == nil || errors.As(err, &refused) {
-        fmt.Println(text, err)
-        break
-    } // cut: once more, from the beginning
-}
-```
-
-In Ruby:
-
-```ruby
-require "anthropic"
-require "securerandom"
-
-client = Anthropic::Client.new(base_url: "http://localhost:8000", api_key: "my-secret-key")
-question = {role: "user", content: "Name a river."}
-once = {extra_headers: {"Idempotency-Key" => SecureRandom.uuid}}
-tries = 0
-begin
-  stream = client.messages.stream(
-    model: "claude-sonnet-5-5", max_tokens: 1000, messages: [question], request_options: once
-  )
-  puts stream.text.to_a.join
-rescue Anthropic::Errors::APIConnectionError
-  retry if (tries += 1) < 5 # cut: once more, from the beginning
-  raise
-end
-```
-
-In PHP:
-
-```php
-use Anthropic\\{Client, RequestOptions};
-use Anthropic\\Core\\Exceptions\\APIConnectionException;
-use Symfony\\Component\\HttpClient\\{HttpClient, Psr18Client};
-
-$streaming = new Psr18Client(HttpClient::create(['timeout' => 60]));
-$client = new Client(
-    apiKey: 'my-secret-key',
-    baseUrl: 'http://localhost:8000',
-    requestOptions: RequestOptions::with(streamingTransporter: $streaming),
-);
-$question = ['role' => 'user', 'content' => 'Name a river.'];
-$once = ['extraHeaders' => ['Idempotency-Key' => bin2hex(random_bytes(16))]];
-for ($tries = 1, $isComplete = false; !$isComplete; $tries++) {
-    $text = '';
-    try {
-        $events = $client->messages->createStream(
-            model: 'claude-sonnet-5-5', maxTokens: 1000, messages: [$question], requestOptions: $once,
-        );
-        foreach ($events as $event) {
-            if ($event->type === 'content_block_delta') $text .= $event->delta->text ?? '';
-            $isComplete = $event->type === 'message_stop';
-        }
-    } catch (RuntimeException|APIConnectionException $cut) { // once more, from the beginning
-        if ($tries === 5) throw $cut;
-    }
-}
-echo $text;
-```
-"""
-
-INTERFACES = """
-## Chat interfaces
-
-Run by hand, unmodified, against the simulated Claude; they are not part of `make test`. With each
-one: several questions, shown while they are streamed, and, except with Hashbrown and NiceGUI, the
-generators and the gateway killed during the answer. With some of them also: the stop button and a
-regenerated answer (Open WebUI, assistant-ui, `@ai-sdk/vue`), an image (Open WebUI, deep-chat), and
-tools (Open WebUI, assistant-ui). `URL` is `http://localhost:8000`.
-
-| interface | setting |
-|---|---|
-| Open WebUI 0.12.4 | `OPENAI_API_BASE_URL=URL/v1`, `OPENAI_API_KEY` |
-| Gradio 6.31.0 | `gr.load_chat("URL/v1", model=…, token=KEY)` |
-| Chainlit 2.12.0, Streamlit 1.67.0, Panel 1.9.4, NiceGUI 3.18.0 | `openai` with `base_url="URL/v1"` and `api_key` |
-| assistant-ui 0.15.22 | `useChatRuntime()`, and a [proxy route](AI_SDK.md#connect-a-page) |
-| @ai-sdk/vue 3.0.323 | `new Chat({})`, and the same route |
-| TanStack AI 0.58.0 | on your server: `openaiCompatible({ baseURL: "URL/v1", apiKey, models })`, with either `api` |
-| Hashbrown 0.3.0 | on your server: `HashbrownOpenAI.stream.text({ baseURL: "URL/v1", apiKey, request })` |
-| deep-chat 2.4.2 | `directConnection`, with `connect: { url, stream: true }`, and `TAILRACE_ORIGINS` |
-
-- **After a killed generator**, they show the whole text once. After a killed gateway, they
-  keep the text so far and do not repeat the request; all except Chainlit, which only logs it, show
-  an error. The turn goes on and is paid for once.
-- **The stop button** closes the connection, so the turn goes on and is paid for
-  ([OPENAI.md](OPENAI.md), [AI_SDK.md](AI_SDK.md#stop-an-answer)).
-- **Open WebUI** sends three more requests for a title, tags and follow-up questions, which are turns
-  of their own, in other sessions. `ENABLE_TITLE_GENERATION=false`,
-  `ENABLE_TAGS_GENERATION=false` and `ENABLE_FOLLOW_UP_GENERATION=false` turn them off. It reads an
-  answer on in its server, so a reloaded page shows all of it.
-- **Gradio**: with `system_message`, `load_chat` fails before it sends a request.
-- **deep-chat**: the page has the key. `directConnection` is `openAI: { key, chat: { model } }` for
-  `/v1/responses`, `claude: { key, model }` for `/v1/messages`, or `openWebUI: { key, model }` for
-  `/v1/chat/completions`. `openAI: { completions: { model } }` sends `gpt-4o` instead of the model.
-- **NLUX** 2.17.1: its adapter for OpenAI has no setting for the base URL.
 """
 
 
@@ -263,9 +112,7 @@ def page() -> str:
         parts += [f"\n## {dialect}\n\n", "| feature | clients |\n|---|---|\n"]
         for feature, proved in groupby(rows, lambda proof: proof.feature):
             parts.append(f"| {feature} | {', '.join(sorted({proof.client for proof in proved}))} |\n")
-    return "".join(
-        [*parts, NOTES, INTERFACES, LANGUAGES, "\n## Versions from npm\n\n", *(f"- {line}\n" for line in versions())]
-    )
+    return "".join([*parts, NOTES, "\n## Versions from npm\n\n", *(f"- {line}\n" for line in versions())])
 
 
 def versions() -> list[str]:
