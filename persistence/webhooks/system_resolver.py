@@ -3,9 +3,11 @@
 import asyncio
 import concurrent.futures
 import socket
-import threading
+from collections.abc import Sequence
 
 from aiohttp.abc import AbstractResolver, ResolveResult
+
+from tailrace.proto.runtime.name_lookup import AddressInfo, look_up
 
 # Names that are looked up at once, for all tenants together. A look-up outlasts the attempt that began it. So a tenant
 # whose names no server answers has up to 8 * (1 + look-up time / TAILRACE_WEBHOOK_TIMEOUT_S) of them: 24 with look-ups
@@ -18,14 +20,13 @@ NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 class SystemResolver(AbstractResolver):
     """Looks up names as all programs of the machine do: /etc/hosts, DNS, mDNS.
 
-    aiohttp's own resolver uses uvloop's threads, of which two may look up names. A DNS server may never answer, and no
-    look-up can be stopped. So two names of one tenant would delay the webhooks of all others.
+    aiohttp's own resolver uses uvloop's threads: two names of one tenant would delay the webhooks of all others.
 
     aiodns needs no threads, but aiohttp then also uses it for the model, and it does not know names of mDNS.
     """
 
     def __init__(self) -> None:
-        self._lookups: set[concurrent.futures.Future[list[ResolveResult]]] = set()
+        self._lookups: set[concurrent.futures.Future[Sequence[AddressInfo]]] = set()
         """Those that run, also after their caller was cancelled."""
 
     async def resolve(
@@ -34,34 +35,13 @@ class SystemResolver(AbstractResolver):
         """Returns the addresses of `host`. Raises OSError, also if LOOKUPS_MAX names are being looked up."""
         if len(self._lookups) >= LOOKUPS_MAX:
             raise OSError(f"{LOOKUPS_MAX} names are being looked up")
-        lookup: concurrent.futures.Future[list[ResolveResult]] = concurrent.futures.Future()
-        # From now on it cannot be cancelled, so that the thread can set its result.
-        lookup.set_running_or_notify_cancel()
+        lookup = look_up(host, port, family)
         self._lookups.add(lookup)
         lookup.add_done_callback(self._lookups.discard)
-        # A daemon, unlike the threads of an executor: the process does not wait for it at its exit.
-        try:
-            threading.Thread(target=_look_up, args=(lookup, host, port, family), daemon=True).start()
-        except RuntimeError as error:
-            # The machine allows no more threads. The webhook is sent again later.
-            lookup.set_exception(OSError(str(error)))
-        return await asyncio.wrap_future(lookup)
+        return [
+            ResolveResult(hostname=host, host=str(address[0]), port=port, family=kind, proto=proto, flags=NUMERIC)
+            for kind, _, proto, _, address in await asyncio.wrap_future(lookup)
+        ]
 
     async def close(self) -> None:
         """Does nothing: the threads end by themselves."""
-
-
-def _look_up(
-    lookup: concurrent.futures.Future[list[ResolveResult]], host: str, port: int, family: socket.AddressFamily
-) -> None:
-    try:
-        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
-    except BaseException as error:  # noqa: BLE001  # every look-up must end, otherwise it counts for ever
-        lookup.set_exception(error)
-        return
-    lookup.set_result(
-        [
-            ResolveResult(hostname=host, host=str(address[0]), port=port, family=kind, proto=proto, flags=NUMERIC)
-            for kind, _, proto, _, address in found
-        ]
-    )

@@ -1,11 +1,16 @@
 """nats-py's client with the behaviour for which nats-py has no hook. All use of its private methods is here."""
 
 import asyncio
+import dataclasses
 import re
+import socket
 import ssl
+import time
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
+from urllib.parse import ParseResult
 
 import nats.errors
 from nats.aio.client import Client as NatsClient
@@ -15,6 +20,7 @@ from nats.aio.subscription import Subscription
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from tailrace.proto.errors import EntryTooLarge
+from tailrace.proto.runtime.name_lookup import look_up
 
 NO_RESPONDERS = b"NATS/1.0 503"
 LINE_END = b"\r\n"
@@ -73,6 +79,8 @@ class Client(NatsClient):
         self._replies: dict[str, _Reply] = {}
         self._timeouts: asyncio.TimerHandle | None = None
         self._will_write = False
+        self._tries: Counter[str] = Counter()
+        """Tries to connect, by the host in the URL."""
 
     async def subscribe_directly(self, subject: str, receive: Callable[[Message], None]) -> Subscription:
         """Calls `receive` with each message as it is read, without a queue and a task. It must return at once."""
@@ -237,7 +245,35 @@ class Client(NatsClient):
     async def _connect_to_server(self, s: Srv) -> None:
         # A connection that the server refused is still open, and each of four attempts a second would add one.
         self.abort()
-        await super()._connect_to_server(s)
+        s.last_attempt = time.monotonic()
+        addresses = await self._look_up(s.uri)
+        for number, address in enumerate(addresses, 1):
+            uri = s.uri._replace(netloc=f"[{address}]:{s.uri.port}" if ":" in address else f"{address}:{s.uri.port}")
+            try:
+                # Only a copy has the address: TLS checks the name.
+                await super()._connect_to_server(dataclasses.replace(s, uri=uri))
+                break
+            except TimeoutError:
+                raise
+            except OSError:
+                if number == len(addresses):
+                    raise
+
+    async def _look_up(self, uri: ParseResult) -> list[str]:
+        """Returns the addresses of a server's name. Each try begins with the next one of them.
+
+        asyncio begins with the same one each time. If that does not answer, it would use the time of every try.
+        """
+        host = uri.hostname or ""
+        try:
+            async with asyncio.timeout(self.options["connect_timeout"]):
+                found = await asyncio.wrap_future(look_up(host, uri.port or 0))
+        except TimeoutError as error:
+            raise socket.gaierror(socket.EAI_AGAIN, "the DNS does not answer") from error
+        addresses = deque(dict.fromkeys(str(address[0]) for *_, address in found))
+        addresses.rotate(-self._tries[host])
+        self._tries[host] += 1
+        return list(addresses)
 
     async def _ping_interval(self) -> None:
         """Sends pings, and goes on after a MemoryError.

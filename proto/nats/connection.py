@@ -74,7 +74,7 @@ class Connection:
         self.is_refused = False
         """The server has rejected the user or the password."""
         self._has_unknown_name = False
-        """The DNS has no address for one of the servers."""
+        """The DNS has no address for one of the servers, or does not answer."""
         self._is_tls_failing = False
         """TLS has failed since the connection was lost."""
         self.disconnects = 0
@@ -323,7 +323,7 @@ def _explain_failure(url: str, why: str, *, is_unknown: bool) -> str:
     if "TLS" in why or "SSL" in why:
         return f"TLS to NATS at {where} failed ({why}): set ?ca=, &cert= and &key= in TAILRACE_NATS_URL"
     if is_unknown:
-        return f"no NATS server answers at {where}: a host name has no address; correct it, or add it to the DNS"
+        return f"no NATS server answers at {where}: a host name has no address, or the DNS does not answer"
     return f"no NATS server answers at {where}: start one, or set TAILRACE_NATS_URL; `tailrace up` starts everything"
 
 

@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import os
+import socket
+import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from signal import SIGCONT, SIGKILL
 from typing import Any
@@ -137,6 +139,49 @@ async def test_the_error_of_a_url_names_the_servers_and_no_secret(
         await Connection.open(url.format(port=nats_server.spec.port), "test")
     assert message in str(raised.value)
     assert not [secret for secret in ("stale-token", "a-token", "pass@word", "name:") if secret in str(raised.value)]
+
+
+@asynccontextmanager
+async def silent_address(address: str, port: int) -> AsyncIterator[None]:
+    """Makes the kernel drop new connections to the address: its queue is full."""
+    with socket.socket() as listening, socket.socket() as first:
+        listening.bind((address, port))
+        listening.listen(0)
+        first.connect((address, port))
+        yield
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_a_name_with_an_address_that_does_not_answer_is_connected_and_reconnected(
+    monkeypatch: pytest.MonkeyPatch, own_server: NatsServer, order: int
+) -> None:
+    """The DNS names both addresses in the same order each time."""
+    monkeypatch.setattr("tailrace.proto.nats.connection.CONNECT_TIMEOUT_S", 0.3)
+    port = own_server.spec.port
+    both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.2", "127.0.0.1")][::order]
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *a, **o: both if host == "n.test" else look_up(host, *a, **o)
+    )
+    async with silent_address("127.0.0.2", port):
+        connection = await Connection.open(own_server.url.replace("127.0.0.1", "n.test"), "test")
+        await own_server.stop(SIGKILL)
+        await until(lambda: not connection.is_up)
+        await own_server.start()
+        await until(lambda: connection.is_up)
+        await connection.close()
+
+
+async def test_a_dns_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailrace.proto.nats.connection.CONNECT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 0.5)
+    is_over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: is_over.wait(10) and [])
+    try:
+        with pytest.raises(LogUnavailable, match=r"a host name has no address, or the DNS does not answer$"):
+            await Connection.open("nats://a-token@n.test:4222", "test")
+    finally:
+        is_over.set()
 
 
 async def test_opening_ends_in_time_although_a_try_loses_the_cancellation(
