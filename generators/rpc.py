@@ -1,6 +1,6 @@
 """RPC handlers: cancel a turn, and what needs the model's API key: list models, count tokens, cancel a message batch.
 
-Nothing that fails is retried here: the client that called the gateway may try again.
+No failure of the model's API is retried here: the client that called the gateway may try again.
 """
 
 import asyncio
@@ -46,14 +46,10 @@ CANCEL_TURN_S = 2.0
 
 async def cancel_turn(log: TurnLog, tenant: Tenant, body: bytes) -> bytes:
     """The handler that cancels a turn for a gateway far from NATS (PROTOCOL R22)."""
-
-    async def keep_trying() -> bool:
-        return False
-
     key = TurnKey(tenant, decode_query(body, CancelTurn).turn)
     try:
         async with asyncio.timeout(CANCEL_TURN_S):
-            _, was_running = await append_cancellation(log, key, keep_trying, timeout_s=CANCEL_TURN_S)
+            _, was_running = await append_cancellation(log, key, timeout_s=CANCEL_TURN_S)
     except TimeoutError as error:
         raise LogUnavailable(f"{key.turn} could not be cancelled in time") from error
     return msgspec.json.encode(TurnCancelled(was_running))

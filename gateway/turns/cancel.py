@@ -17,9 +17,9 @@ from tailrace.proto.subjects import GENERATORS, TurnKey
 logger = structlog.get_logger()
 
 CANCEL_TIMEOUT_S = 10.0
-# So many appends of this gateway may lose the fence before a generator is asked to cancel the turn. An append wins if
-# the turn's generator appends nothing during one round trip between gateway and NATS. Next to NATS that is soon; a
-# gateway that is further away than the interval of the deltas would lose until the answer ends.
+# After this number of appends that lost the fence, the gateway asks a generator to cancel the turn. An append succeeds
+# if the turn's generator appends nothing during one round trip between gateway and NATS. If the round trip is longer
+# than the time between two deltas, each append would lose the fence until the answer ends.
 LOSSES_MAX = 2
 ASK_TIMEOUT_S = 2.0
 
@@ -29,16 +29,13 @@ async def cancel(log: TurnLog, key: TurnKey) -> Turn:
 
     Raises TurnUnknown, LogUnavailable, LogFull.
     """
-    losses = 0
 
-    async def ask_after_losses() -> bool:
-        nonlocal losses
-        losses += 1
+    async def on_fence_lost(losses: int) -> bool:
         return losses >= LOSSES_MAX and await _ask_generator(log, key)
 
     try:
         async with asyncio.timeout(CANCEL_TIMEOUT_S):
-            turn, was_running = await append_cancellation(log, key, ask_after_losses, timeout_s=CANCEL_TIMEOUT_S)
+            turn, was_running = await append_cancellation(log, key, on_fence_lost, timeout_s=CANCEL_TIMEOUT_S)
     except TimeoutError as error:
         raise LogUnavailable(f"{key.turn} could not be cancelled in {CANCEL_TIMEOUT_S:.0f} s: try again") from error
     if was_running:
@@ -48,7 +45,7 @@ async def cancel(log: TurnLog, key: TurnKey) -> Turn:
 
 
 async def _ask_generator(log: TurnLog, key: TurnKey) -> bool:
-    """Returns whether a generator, which is next to NATS, has cancelled the turn."""
+    """Asks a generator, which is close to NATS, to cancel the turn. Returns whether it has ended the turn."""
     query = msgspec.json.encode(CancelTurn(key.turn))
     try:
         reply = await Rpc(log.connection).request(

@@ -10,21 +10,23 @@ from tailrace.proto.subjects import TurnKey
 
 
 async def append_cancellation(
-    log: TurnLog, key: TurnKey, on_refused: Callable[[], Awaitable[bool]], *, timeout_s: float
+    log: TurnLog, key: TurnKey, on_fence_lost: Callable[[int], Awaitable[bool]] | None = None, *, timeout_s: float
 ) -> tuple[Turn, bool]:
     """Ends the turn as cancelled unless it has ended; returns it with its end, and whether this call has ended it.
 
-    `on_refused` is called after each append that has lost the fence, and returns whether it has ended the turn. Raises
-    TurnUnknown, LogUnavailable, LogFull.
+    `on_fence_lost` is called after each append that has lost the fence, with their number, and returns whether it has
+    ended the turn. Raises TurnUnknown, LogUnavailable, LogFull.
     """
-    turn, was_running = await log.read_turn_direct(key), False
+    turn, was_running, losses = await log.read_turn_direct(key), False, 0
     while turn.end is None:
         try:
             await log.append(key, turn.chain, build_end(turn, "cancelled"), timeout_s=timeout_s)
             was_running = True
         except FenceLost:
             # Another writer has meanwhile appended more of the answer, or its end.
-            was_running = await on_refused()
+            losses += 1
+            if on_fence_lost is not None and await on_fence_lost(losses):
+                was_running = True
         # The end is read from the log and not built here, so that every answer has the same end time.
         turn = await log.read_turn_direct(key, turn)
     return turn, was_running
