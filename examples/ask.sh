@@ -16,8 +16,8 @@ trap 'rm -rf "$state"' EXIT
 trap 'exit 130' INT
 
 request() {
-    # curl reads the key, because other users of the machine see its arguments. A connection that a router has forgotten
-    # brings no error: keep-alive probes detect it within 150 s.
+    # curl reads the key from its input, because other users of the machine see its arguments. A connection that a
+    # router has forgotten reports no error: keep-alive probes detect it within 150 s.
     printf 'Authorization: Bearer %s\n' "${TAILRACE_KEY:-none}" |
         curl --silent --show-error --no-buffer --connect-timeout 10 --keepalive-time 15 --header @- "$@"
 }

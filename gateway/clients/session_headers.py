@@ -12,14 +12,14 @@ B = TypeVar("B", bound=msgspec.Struct)
 # The names that OpenAI-compatible servers of Claude use.
 HEADERS = {"session_id": "x-session-id", "project_id": "x-project-id"}
 # opencode sends its own session's id in both headers, to every server and with every request, for routing to a cache.
-# That session is not a conversation: the request for a title is in it, too, at the same time as the first question.
+# That session is not a conversation: it also contains the request for a title, sent with the first question.
 AFFINITY = "x-session-affinity"
 
 
 def apply_session_headers(body: B, headers: Mapping[str, str]) -> B:
     """Returns `body` with the ids that are in `headers`. Raises Refused when a header contradicts the body.
 
-    X-Session-ID is ignored if it only repeats X-Session-Affinity.
+    X-Session-ID is ignored if X-Session-Affinity has the same value.
     """
     ids: dict[str, str] = {}
     for field, header in HEADERS.items():

@@ -103,7 +103,7 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
             "schemas": components,
             "responses": {str(status): _error(status, schema_of) for status in _error_statuses()},
             "securitySchemes": {
-                # Not `x-api-key`, too: hey-api would send both headers, which the gateway refuses.
+                # `x-api-key` is left out: clients of hey-api would send both headers, which the gateway refuses.
                 "bearer": {"type": "http", "scheme": "bearer", "description": BEARER},
                 "login": {"type": "apiKey", "in": "cookie", "name": COOKIE},
             },
@@ -169,7 +169,7 @@ def _security(need: Need, row: Operation) -> list[Json]:
 def _webhook(schema: Json) -> Json:
     return {
         "operationId": "webhook_turn",
-        # Not `turns`: openapi-generator would write two files of one name, and the second one has only the webhook.
+        # A tag of its own: openapi-generator would overwrite the file of the tag `turns` with the webhook alone.
         "tags": ["webhooks"],
         "summary": "The request to a turn's webhook after the turn has ended.",
         "description": "Signed according to Standard Webhooks and repeated until accepted; in order within a session.",

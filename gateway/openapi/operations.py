@@ -225,7 +225,7 @@ PARAMETERS: dict[str, Json] = {
     "start_index": _query("startIndex", "The index of the first chunk; negative: from the end.", type="integer"),
     "replay": _query("replay", "`true`: `startIndex` counts as in a stream that began without it."),
 }
-# Second spellings of a parameter, which the document leaves out: generated clients would make one name of both.
+# Second spellings of parameters. The document leaves them out: generated clients would give both the same name.
 SPELLINGS = frozenset({"include_list"})
 OF_LABEL = ("of_user", "of_model", "of_key", "of_metadata")
 PAGE = ("after", "limit", "page")
@@ -242,7 +242,7 @@ GONE = {204: "The cursor is at the end: there are no more events."}
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/turns"): Operation(
-        # Not 200, the stream: hey-api and openapi-fetch would lose the type of the other response.
+        # The response 200, a stream, is left out: hey-api and openapi-fetch would lose the type of the response 202.
         "turns",
         NewTurn,
         AcceptedTurn,

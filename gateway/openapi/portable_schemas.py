@@ -1,8 +1,8 @@
 """Rewrites msgspec's JSON Schemas to equal ones that client generators understand.
 
-openapi-typescript makes a field with a `default` mandatory in requests, and an object without `additionalProperties`
-an empty one. openapi-generator reads an integer without `format` as 32 bits in Go, and an enumeration without `type` as
-an object.
+Without it, openapi-typescript requires a field with a `default` in requests, and allows no field in an object without
+`additionalProperties`. openapi-generator reads an integer without `format` as 32 bits in Go, and an enumeration without
+`type` as an object.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def rewrite(schema: Json, *, is_read: bool) -> None:
 
 
 def _merge(schema: Json) -> None:
-    """Makes one enumeration of several, leaves `integer` out beside `number`, and says if only one schema can fit."""
+    """Joins enumerations, removes `integer` beside `number`, and writes `oneOf` if only one schema can match."""
     kinds = schema.pop("anyOf")
     if {"type": "number"} in kinds:
         kinds = [kind for kind in kinds if kind != {"type": "integer"}]

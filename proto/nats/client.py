@@ -250,19 +250,20 @@ class Client(NatsClient):
         for number, address in enumerate(addresses, 1):
             uri = s.uri._replace(netloc=f"[{address}]:{s.uri.port}" if ":" in address else f"{address}:{s.uri.port}")
             try:
-                # Only a copy has the address: TLS checks the name.
+                # `s` keeps the name, which TLS checks.
                 await super()._connect_to_server(dataclasses.replace(s, uri=uri))
                 break
             except TimeoutError:
+                # The next try begins with the next address.
                 raise
             except OSError:
                 if number == len(addresses):
                     raise
 
     async def _look_up(self, uri: ParseResult) -> list[str]:
-        """Returns the addresses of a server's name. Each try begins with the next one of them.
+        """Returns the addresses of a server's name, beginning with another one at each try.
 
-        asyncio begins with the same one each time. If that does not answer, it would use the time of every try.
+        asyncio always begins with the same address. If this one does not answer, every try would time out.
         """
         host = uri.hostname or ""
         try:

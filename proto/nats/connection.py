@@ -162,7 +162,7 @@ class Connection:
         self.client.abort()
 
     def leave_server(self) -> None:
-        """Reconnects, to the next one of several servers. Does nothing with one server, or while disconnected."""
+        """Reconnects to the next server. Does nothing if there is only one server, or while disconnected."""
         if self.is_up and len(self.client.servers) > 1:
             logger.warning("nats-server left, because the log does not answer there")
             self.client.abort()

@@ -25,8 +25,9 @@ from tailrace.proto.subjects import STREAM
 logger = structlog.get_logger()
 
 CHECK_EVERY_S = 5.0
-# After so many failed checks in a row, and again after twice as many, the process connects to another nats-server. A
-# server that has lost the others still answers pings. If all have, each reconnect only interrupts reads.
+# After this number of failed checks in a row, the process connects to another nats-server: one that has lost the others
+# still answers pings. The number doubles each time: if all servers have lost each other, a reconnect only interrupts
+# reads.
 FAILURES_MAX = 2
 MISSING = Gauge(
     "tailrace_nats_missing", "Streams, buckets and consumers that Tailrace needs and that NATS does not have"

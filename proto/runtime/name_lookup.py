@@ -1,7 +1,7 @@
 """look_up: the system's look-up of a host name, in a thread of its own.
 
-uvloop uses at most two threads for them. A DNS server may never answer, and no look-up can be stopped. So two names
-would delay the look-ups of all others, and the process would wait for them at its exit.
+uvloop uses at most two threads for look-ups. A DNS server may never answer, and no look-up can be stopped. So two names
+could delay all other look-ups, and the process would wait for them at its exit.
 """
 
 import concurrent.futures
@@ -14,7 +14,7 @@ AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any
 
 
 def look_up(host: str, port: int, family: int = 0) -> concurrent.futures.Future[Sequence[AddressInfo]]:
-    """Begins a look-up as all programs of the machine make it: /etc/hosts, DNS, mDNS.
+    """Begins to look up `host` as all programs of the machine do: /etc/hosts, DNS, mDNS.
 
     The future will have what `socket.getaddrinfo` returns, or an OSError. It cannot be cancelled.
     """

@@ -124,7 +124,7 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     """The most tokens that the answer may have."""
     tools: list[Block] | dict[str, UITool] | None = None
-    """The tools that the model may call, in Anthropic's format, or by their names as assistant-ui sends them."""
+    """The tools that the model may call, in Anthropic's format, or assistant-ui's tools by their names."""
     options: dict[str, Any] | None = None
     """Further fields of Anthropic's Messages API."""
     metadata: dict[str, str] | None = None
@@ -195,8 +195,8 @@ def tools_of(tools: list[Block] | dict[str, UITool] | None) -> list[Block] | Non
     """Returns the tools in Anthropic's format."""
     if not isinstance(tools, dict):
         return tools
-    named = [(name, tool.description, tool.parameters) for name, tool in tools.items()]
-    return [tool_definition(name, description, schema, strict=None) for name, description, schema in named] or None
+    named = tools.items()
+    return [tool_definition(name, one.description, one.parameters, strict=None) for name, one in named] or None
 
 
 def system_of(chat: UIChatRequest) -> str | list[Block] | None:

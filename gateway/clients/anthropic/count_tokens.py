@@ -33,7 +33,7 @@ TOO_LONG = "the prompt is too long to be counted, even without its images, files
 
 
 class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A Messages request. Of a small one the gateway reads only the model; Anthropic's API validates the rest."""
+    """The prompt of a Messages request. The gateway reads it only if it is large or has files."""
 
     model: str | None = None
     """The model whose tokens are counted."""
@@ -46,7 +46,7 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelField(msgspec.Struct, frozen=True):
-    """The field of a CountTokensRequest that the gateway reads of each."""
+    """The only field that the gateway reads of a small CountTokensRequest."""
 
     model: str | None = None
 

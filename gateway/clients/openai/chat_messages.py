@@ -88,12 +88,12 @@ class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="role"):
-    """A message. Its unknown fields are ignored, as OpenAI does: clients send back what they or servers have added."""
+    """A message. Its unknown fields are ignored, as by OpenAI: clients and servers add fields, which are sent back."""
 
     name: str | None = None
     """The name of the author. It is ignored."""
     cache_control: dict[str, Any] | None = None
-    """Anthropic's field, which other servers of this protocol accept, too: that of the message's last part."""
+    """Anthropic's field: caches the prompt up to the last part of this message."""
 
 
 class SystemMessage(_Message, frozen=True, tag="system"):
@@ -143,7 +143,7 @@ ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage 
 def system_of(messages: Iterable[ChatMessage]) -> str | list[Block] | None:
     """Returns the system and developer messages in their order, as a text if possible; None if there are none."""
     systems = [one for one in messages if isinstance(one, SystemMessage | DeveloperMessage)]
-    blocks = [_cached(_blocks(one.content, "a system message"), one) for one in systems]
+    blocks = [_with_cache_control(_blocks(one.content, "a system message"), one) for one in systems]
     return common.system_prompt([block for each in blocks for block in each])
 
 
@@ -175,7 +175,7 @@ INNER: dict[tuple[type[msgspec.Struct], str], tuple[type[msgspec.Struct], ...]] 
     (AssistantMessage, "tool_calls"): (ToolCall,),
     (ToolCall, "function"): (CalledFunction,),
 }
-"""The types of the objects in a field that may have unknown fields. If there are several, `type` is required."""
+"""The types of the objects in a field of a Struct. An object has the `type` of one of them, or is of the first."""
 
 
 def _find_unknown(fields: Block, kind: type[msgspec.Struct], path: str) -> Iterator[str]:
@@ -196,11 +196,11 @@ def _message(message: ChatMessage, where: str) -> MessageParam:
     match message:
         case UserMessage(content=content):
             # With the index in the client's list, from which the system messages are removed later.
-            if not (blocks := _cached(_blocks(content, where), message)):
+            if not (blocks := _with_cache_control(_blocks(content, where), message)):
                 raise Refused("request_invalid", f"`{where}.content` is empty")
             return MessageParam("user", content if isinstance(content, str) and not message.cache_control else blocks)
         case AssistantMessage():
-            return MessageParam("assistant", _cached(_assistant_blocks(message, where), message))
+            return MessageParam("assistant", _with_cache_control(_assistant_blocks(message, where), message))
         case _:
             raise AssertionError(message)
 
@@ -218,12 +218,12 @@ def _tool_use(call: ToolCall, where: str) -> Block:
 
 def _result(message: ToolMessage, where: str) -> Block:
     content = message.content if isinstance(message.content, str) else _blocks(message.content, where)
-    [block] = _cached([{"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content}], message)
-    return block
+    block = {"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content}
+    return _with_cache_control([block], message)[0]
 
 
-def _cached(blocks: list[Block], message: ChatMessage) -> list[Block]:
-    """Returns the blocks of a message, the last of them with the message's `cache_control`."""
+def _with_cache_control(blocks: list[Block], message: ChatMessage) -> list[Block]:
+    """Returns the blocks of a message; the last one gets the message's `cache_control`."""
     if message.cache_control is None or not blocks:
         return blocks
     return [*blocks[:-1], {**blocks[-1], "cache_control": message.cache_control}]
