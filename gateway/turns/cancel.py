@@ -17,10 +17,11 @@ from tailrace.proto.subjects import GENERATORS, TurnKey
 logger = structlog.get_logger()
 
 CANCEL_TIMEOUT_S = 10.0
-# After this number of appends that lost the fence, the gateway asks a generator to cancel the turn. An append succeeds
+# After so many appends that lost the fence, the gateway asks a generator to cancel the turn. An append succeeds
 # if the turn's generator appends nothing during one round trip between gateway and NATS. If the round trip is longer
-# than the time between two deltas, each append would lose the fence until the answer ends.
-LOSSES_MAX = 2
+# than the time between two deltas, each append would lose the fence until the answer ends. If it is about as long, an
+# append succeeds sooner or later, and a query that no generator answers costs it time: so there are only a few.
+ASK_AFTER = frozenset({2, 16, 128})
 ASK_TIMEOUT_S = 2.0
 
 
@@ -31,7 +32,7 @@ async def cancel(log: TurnLog, key: TurnKey) -> Turn:
     """
 
     async def on_fence_lost(losses: int) -> bool:
-        return losses >= LOSSES_MAX and await _ask_generator(log, key)
+        return losses in ASK_AFTER and await _ask_generator(log, key)
 
     try:
         async with asyncio.timeout(CANCEL_TIMEOUT_S):

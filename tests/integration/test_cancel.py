@@ -19,7 +19,7 @@ import pytest
 from tailrace.deploy.simulated_claude.account import Call
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import End, Entry, Request
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import FenceLost, Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
@@ -296,6 +296,25 @@ async def test_a_gateway_far_from_nats_cancels_an_answer_whose_deltas_are_closer
         turn = await own.assert_one_end(key, await reader, [answer])
     assert turn.outcome == "cancelled"
     assert [call.closed is not None for call in await own.calls_of("far")] == [True]
+
+
+@pytest.mark.rule("R22")
+@pytest.mark.rule("F28")
+async def test_a_gateway_cancels_in_time_although_no_generator_answers_the_query(
+    own: CancelSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loses the fence sixty times, as when its round trip is as long as the time between two deltas."""
+    append, losses = TurnLog.append, iter(range(60))
+
+    async def losing_append(self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = 10) -> Chain:
+        if isinstance(entry, End) and next(losses, None) is not None:
+            raise FenceLost("the generator has appended a delta")
+        return await append(self, key, chain, entry, timeout_s=timeout_s)
+
+    key = await own.begin("words=2 tag=lost")
+    monkeypatch.setattr(TurnLog, "append", losing_append)
+    answer = await own.cancel(key)
+    assert (answer.status_code, answer.json()["outcome"]) == (200, "cancelled")
 
 
 # nats-py leaves a socket that was accepted and then reset to the garbage collector.
