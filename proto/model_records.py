@@ -62,7 +62,7 @@ class CancelTurn(msgspec.Struct, frozen=True):
 
 
 class TurnCancelled(msgspec.Struct, frozen=True):
-    """The reply to `cancel_turn`: the turn has ended. `was_running` is False if another process has ended it."""
+    """The reply to `cancel_turn`: the turn has ended. `was_running`: whether it was running before."""
 
     was_running: bool
 

@@ -24,7 +24,7 @@ def apply_session_headers(body: B, headers: Mapping[str, str]) -> B:
     ids: dict[str, str] = {}
     for field, header in HEADERS.items():
         value = headers.get(header)
-        if header == "x-session-id" and value == headers.get(AFFINITY):
+        if field == "session_id" and value == headers.get(AFFINITY):
             continue
         if value is not None and getattr(body, field) not in (None, value):
             raise Refused("request_invalid", f"`{field}` and the header {header} differ: send one of them")

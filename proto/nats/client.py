@@ -245,6 +245,7 @@ class Client(NatsClient):
     async def _connect_to_server(self, s: Srv) -> None:
         # A connection that the server refused is still open, and each of four attempts a second would add one.
         self.abort()
+        # nats-py sets it in the copy below.
         s.last_attempt = time.monotonic()
         addresses = await self._look_up(s.uri)
         for number, address in enumerate(addresses, 1):

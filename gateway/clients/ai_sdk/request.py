@@ -96,7 +96,7 @@ class UITool(msgspec.Struct, frozen=True):
     parameters: Block
     """The JSON Schema of the tool's input."""
     description: str | None = None
-    """What the tool does; the model reads it."""
+    """The description of the tool, which the model receives."""
 
 
 class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):

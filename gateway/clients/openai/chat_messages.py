@@ -142,9 +142,14 @@ ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage 
 
 def system_of(messages: Iterable[ChatMessage]) -> str | list[Block] | None:
     """Returns the system and developer messages in their order, as a text if possible; None if there are none."""
-    systems = [one for one in messages if isinstance(one, SystemMessage | DeveloperMessage)]
-    blocks = [_with_cache_control(_blocks(one.content, "a system message"), one) for one in systems]
-    return common.system_prompt([block for each in blocks for block in each])
+    return common.system_prompt(
+        [
+            block
+            for one in messages
+            if isinstance(one, SystemMessage | DeveloperMessage)
+            for block in _with_cache_control(_blocks(one.content, "a system message"), one)
+        ]
+    )
 
 
 def conversation_of(messages: Sequence[ChatMessage]) -> list[MessageParam]:

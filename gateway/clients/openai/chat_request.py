@@ -37,7 +37,7 @@ class ChatFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     """The name of the function."""
     description: str | None = None
-    """What the function does; the model reads it."""
+    """The description of the function, which the model receives."""
     parameters: dict[str, Any] | None = None
     """The JSON Schema of the function's arguments."""
     strict: bool | None = None

@@ -28,7 +28,7 @@ class ResponseTool(msgspec.Struct, frozen=True):
     name: str = ""
     """The name of the function."""
     description: str | None = None
-    """What the function does; the model reads it."""
+    """The description of the function, which the model receives."""
     parameters: Fields | None = None
     """The JSON Schema of the function's arguments."""
     strict: bool | None = None
