@@ -113,23 +113,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Moves the files of long tests forward, in equal distances: none is the last, and few run at once."""
+    """Moves the files of long tests forward, in equal distances: few run at once. Those of the longest come first.
+
+    A long test that is one of the last runs while the other workers have nothing left to do.
+    """
     limit_s = float(config.getini("timeout"))
 
-    def is_long(item: pytest.Item) -> bool:
+    def seconds(item: pytest.Item) -> float:
         marker = item.get_closest_marker("timeout")
-        return marker is not None and float(marker.args[0]) > limit_s
+        return float(marker.args[0]) if marker is not None else limit_s
 
     long: dict[Path, list[pytest.Item]] = {}
-    for item in filter(is_long, items):
+    for item in sorted((item for item in items if seconds(item) > limit_s), key=seconds, reverse=True):
         long.setdefault(item.path, []).append(item)
-    short = [item for item in items if not is_long(item)]
+    files = iter(long.values())
     ordered = list[pytest.Item]()
-    for number, item in enumerate(short):
-        if long and number % SHORT_BETWEEN == 0:
-            ordered += long.pop(next(iter(long)))
+    for number, item in enumerate(item for item in items if seconds(item) <= limit_s):
+        if number % SHORT_BETWEEN == 0:
+            ordered += next(files, [])
         ordered.append(item)
-    items[:] = ordered + [item for together in long.values() for item in together]
+    items[:] = ordered + [item for together in files for item in together]
 
 
 def pytest_collection_finish() -> None:
