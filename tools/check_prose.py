@@ -1,7 +1,7 @@
-"""Prose check: finds the words and phrases that the style guide bans.
+"""Prose check: finds the words and phrases that the style guide bans, and lines of pages that are too long.
 
 It reads Markdown pages (without code), the docstrings, comments and messages of Python files, and whole scripts in
-JavaScript. Exit status 1 if it finds one.
+JavaScript and shell. Exit status 1 if it finds one.
 """
 
 import argparse
@@ -47,8 +47,12 @@ SKIPPED = (
     "deploy/simulated_claude/prose.py",
     "gateway/page/libraries.js",
 )
-SCRIPTS = (".js", ".jsx", ".mjs", ".ts", ".tsx")
+SCRIPTS = (".js", ".jsx", ".mjs", ".ts", ".tsx", ".sh", ".ci/run")
 CHECKED = (".md", ".py", *SCRIPTS)
+COLUMNS_MAX = 100
+# What a line of a page is not broken in: a word, a code span, a picture. A link may be broken in its text.
+UNBREAKABLE = re.compile(r"!\[[^]]*\]\([^)]*\)|(?:`[^`]*`|\S)+")
+LIST_MARK = re.compile(r"^ *(?:[-*]|\d+\.) +")
 CODE = re.compile(r"^( *)```.*?^\1```$|^ {4}[^\n]*$|`[^`\n]*`|\]\([^)]*\)", re.MULTILINE | re.DOTALL)
 
 
@@ -73,7 +77,7 @@ def main() -> int:
     found = [hit for name in names or tracked_files() for hit in hits(name)]
     for hit in found:
         write_line(f'{hit.path}:{hit.line}: "{hit.phrase}": {hit.advice}')
-    write_line(f"prose: {len(found)} banned phrases")
+    write_line(f"prose: {len(found)} banned phrases and long lines")
     return 1 if found else 0
 
 
@@ -93,16 +97,31 @@ def tracked_files() -> list[str]:
 def hits(name: str) -> Iterator[Hit]:
     """Yields the banned phrases of a file in the repository."""
     text = (ROOT / name).read_text()
+    if name.endswith(".md"):
+        yield from (Hit(name, line, part, f"wrap at {COLUMNS_MAX} columns") for line, part in long_lines(text))
     for line, prose in pieces(name, text):
         for pattern, advice in PATTERNS.items():
             for found in pattern.finditer(prose):
                 yield Hit(name, line + prose.count("\n", 0, found.start()), found[0], advice)
 
 
+def long_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yields the number, and the part that is too much, of each line that is too long and can be broken.
+
+    Tables and code blocks are skipped, and lines of a single link or code span.
+    """
+    in_code = False
+    for number, line in enumerate(text.splitlines(), start=1):
+        in_code ^= line.lstrip().startswith("```")
+        is_prose = not (in_code or line.startswith("    ") or line.lstrip().startswith("|"))
+        if is_prose and len(line) > COLUMNS_MAX and len(UNBREAKABLE.findall(LIST_MARK.sub("", line))) > 1:
+            yield number, line[COLUMNS_MAX:]
+
+
 def pieces(name: str, text: str) -> Iterator[tuple[int, str]]:
     """Yields what is checked of the file `name`, and the line where it begins."""
     if name.endswith(SCRIPTS):
-        # Its names, too: a parser for comments and strings of JavaScript would be larger than this check.
+        # Its names, too: a parser for comments and strings of these languages would be larger than this check.
         yield 1, text
     else:
         yield from (pieces_of_page if name.endswith(".md") else pieces_of_module)(text)

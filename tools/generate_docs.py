@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def generated() -> dict[str, str]:
 
 
 def settings_page() -> str:
-    parts = [f"# Settings\n\n{WRITTEN_BY} `python -m tailrace.NAME --env` prints the settings of one process.\n"]
+    parts = [f"# Settings\n\n{WRITTEN_BY} `python -m tailrace.NAME --env` prints the settings of one\nprocess.\n"]
     for name, kind in SERVICES:
         rows = [
             f"| `{variable}` | {type_} | `{default}` | {why} |"
@@ -97,8 +98,8 @@ def settings_page() -> str:
 
 def metrics_page() -> str:
     head = (
-        f"# Metrics\n\n{WRITTEN_BY} [RUNBOOK.md](RUNBOOK.md#metrics) explains how to scrape them\n"
-        "and what to alert on. Each process also exports the standard metrics of prometheus-client\n"
+        f"# Metrics\n\n{WRITTEN_BY} [RUNBOOK.md](RUNBOOK.md#metrics) explains how to scrape\n"
+        "them and what to alert on. Each process also exports the standard metrics of prometheus-client\n"
         "(`process_…`, `python_…`).\n"
     )
     parts = [head]
@@ -148,12 +149,13 @@ def simulated_page() -> str:
     return "\n".join(
         [
             "# The simulated Claude\n",
-            f"{WRITTEN_BY} It answers when `ANTHROPIC_API_KEY` is not set, and costs nothing.\n",
+            f"{WRITTEN_BY} It answers when `ANTHROPIC_API_KEY` is not set, and costs\nnothing.\n",
             BY_HAND,
             f"{about}\n",
             *("| word | meaning |", "|---|---|", *table_rows(HELP_WORD.findall(listed))),
             *("\n| KIND | what happens |", "|---|---|", *table_rows(HELP_KIND.findall(listed))),
-            f"\n{notes}",
+            *(f"\n{textwrap.fill(paragraph, 100, break_on_hyphens=False)}" for paragraph in notes.split("\n\n")),
+            "",
         ]
     )
 

@@ -166,9 +166,9 @@ def alerts_page(written_by: str) -> str:
     return "\n".join(
         [
             "# Alerts\n",
-            f"{written_by} [rules.yml](../deploy/monitoring/rules.yml) holds these alerts for Prometheus;",
-            "[RUNBOOK.md](RUNBOOK.md#alerts) explains how to install it. A `page` needs a person now, a `ticket`",
-            "on the next working day.\n",
+            f"{written_by} [rules.yml](../deploy/monitoring/rules.yml) holds these",
+            "alerts for Prometheus; [RUNBOOK.md](RUNBOOK.md#alerts) explains how to install it. A `page` needs a",
+            "person now, a `ticket` on the next working day.\n",
             "## Service levels\n",
             "Each service level has a `page` (its error budget is used 14.4 times too fast over an hour, or 6",
             "times over 6 hours, with at least five bad events in that time) and a `ticket` (3 times over a day,",

@@ -1,8 +1,10 @@
-"""The prose check finds banned phrases in pages, docstrings, comments and messages, and not in code."""
+"""The prose check finds banned phrases in prose and not in code, and lines of pages that are too long."""
 
 from collections.abc import Iterable
 
-from tools.check_prose import BANNED, PATTERNS, pieces
+import pytest
+
+from tools.check_prose import BANNED, PATTERNS, long_lines, pieces
 
 PAGE = """Nobody reads this.
 
@@ -53,3 +55,23 @@ def test_script_is_checked_as_a_whole() -> None:
 def test_every_banned_phrase_has_advice() -> None:
     """A failure says what to write instead."""
     assert all(BANNED.values())
+
+
+@pytest.mark.parametrize(
+    ("line", "is_found"),
+    [
+        pytest.param("words " * 16 + "word", False, id="100-columns"),
+        pytest.param("words " * 16 + "words", True, id="101-columns"),
+        pytest.param("- " + "words " * 17, True, id="list-item"),
+        pytest.param("see `" + "code " * 20 + "`", True, id="word-before-code"),
+        pytest.param("`" + "code " * 20 + "`", False, id="one-code-span"),
+        pytest.param("1. [name](https://" + "x" * 100 + ")", False, id="one-link"),
+        pytest.param("![" + "words " * 20 + "](picture.svg)", False, id="one-picture"),
+        pytest.param("| " + "words " * 20 + "|", False, id="table"),
+        pytest.param("    " + "words " * 20, False, id="indented-code"),
+        pytest.param("```\n" + "words " * 20 + "\n```", False, id="code-block"),
+    ],
+)
+def test_line_over_100_columns_is_found_if_it_can_be_broken(line: str, is_found: bool) -> None:
+    """Tables, code, and single links, pictures and code spans may be longer."""
+    assert [number for number, _ in long_lines(f"# Page\n\n{line}\n")] == ([3] if is_found else [])
