@@ -18,7 +18,7 @@ CLIENTS := tests/clients/js/node_modules/installed
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: roll docs audit types style tests-compiled schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
+.PHONY: frames roll docs audit types style tests-compiled schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -126,7 +126,11 @@ rules: setup ## list the rules of the protocol, the faults and the attacks with 
 
 mutation: setup ## change the pure core line by line, and count the changes that its unit tests find; takes 10 minutes
 	@.venv/bin/mutmut run --max-children 2 > mutants.log 2>&1 || { tail -20 mutants.log; exit 1; }
-	@tr '\r' '\n' < mutants.log | tail -1
+	@.venv/bin/mutmut export-cicd-stats > /dev/null
+	@$(PYTHON) -m tools.mutation_score
+
+frames: setup ## count the functions that a POST, a delta and a resume run through
+	@exec $(PYTHON) -m tools.count_frames $(ARGS)
 
 fuzz: setup ## send generated requests to every route, more than `test` does; CASES=500, SEED=
 	SCHEMATHESIS_CASES=$(or $(CASES),150) FUZZ_VALUES=$(or $(CASES),150) FUZZ_BYTES=$(or $(CASES),150)0 FUZZ_REQUESTS=10000 FUZZ_SEED=$(or $(SEED),7) \
@@ -167,7 +171,7 @@ $(RUNTIME): requirements.lock | .venv/bin/python
 	@touch $@
 
 $(INSTALLED): requirements-dev.lock requirements.lock | .venv/bin/python
-	@echo "Installing the development tools into .venv (about 700 MB, once)." >&2
+	@echo "Installing the development tools into .venv (about 1,100 MB, once)." >&2
 	@$(call install,.venv) -r requirements-dev.lock
 	@touch $(RUNTIME) $@
 

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.request
 from pathlib import Path
+
+import httpx2
 
 from tailrace.proto.version import VERSION
 
@@ -91,13 +92,14 @@ def check(folder: Path) -> None:
         url = next((line.split()[-1] for line in up.stdout or () if line.strip().startswith("ready http")), None)
         if url is None:
             raise SystemExit("tailrace up did not start")
-        request = urllib.request.Request(  # noqa: S310  # the address that `up` has printed
+        answer = httpx2.post(
             f"{url}/v1/turns",
-            b'{"message": "Hi.\\n#sim words=3"}',
-            {"content-type": "application/json", "accept": "text/event-stream"},
+            json={"message": "Hi.\n#sim words=3"},
+            headers={"Accept": "text/event-stream"},
+            timeout=START_S_MAX,
+            trust_env=False,  # no proxy for this machine
         )
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        if b"w000002" not in opener.open(request, timeout=START_S_MAX).read():
+        if "w000002" not in answer.text:
             raise SystemExit("tailrace up did not answer")
     finally:
         up.terminate()

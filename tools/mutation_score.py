@@ -1,0 +1,53 @@
+"""Prints the share of mutants that the unit tests find, after a run of mutmut. Exit status 1 if it is below the floor.
+
+`make mutation` runs it. It reads the counts that `mutmut export-cicd-stats` has written.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import msgspec
+
+STATS = Path(__file__).parent.parent / "mutants/mutmut-cicd-stats.json"
+# Below the last measured score (CONTRIBUTING.md), because a slow machine moves a few mutants between the counts.
+FLOOR_PERCENT = 90.0
+
+
+class Stats(msgspec.Struct):
+    """How many mutants ended how; mutmut writes more counts than these."""
+
+    killed: int
+    timeout: int
+    skipped: int
+    total: int
+
+    @property
+    def found(self) -> int:
+        """The mutants with which a test fails or does not end, which mutmut's own badge counts as well."""
+        return self.killed + self.timeout
+
+    @property
+    def tested(self) -> int:
+        """All mutants that were not skipped."""
+        return self.total - self.skipped
+
+    def is_enough(self) -> bool:
+        """Returns whether the share of found mutants reaches FLOOR_PERCENT. Without any mutant it does not."""
+        return self.tested > 0 and 100 * self.found >= FLOOR_PERCENT * self.tested
+
+    def __str__(self) -> str:
+        percent = 100 * self.found / max(self.tested, 1)
+        return f"{self.found} of {self.tested} mutants found: {percent:.1f} % (at least {FLOOR_PERCENT:.0f} %)"
+
+
+def main() -> int:
+    """Prints the score and returns the exit status. Raises FileNotFoundError before the first run of mutmut."""
+    argparse.ArgumentParser(prog="python -m tools.mutation_score", description=__doc__).parse_args()
+    stats = msgspec.json.decode(STATS.read_bytes(), type=Stats)
+    sys.stdout.write(f"mutation: {stats}\n")
+    return 0 if stats.is_enough() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
