@@ -40,6 +40,8 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
 
 
 class BlockingHttp:
+    """An `Http` over `httpx2.Client`. Its coroutines block and never suspend, so `drive` can run them."""
+
     def __init__(self, client: httpx2.Client) -> None:
         self.client = client
 
@@ -66,6 +68,8 @@ class BlockingHttp:
 
 
 class AsyncHttp:
+    """An `Http` over `httpx2.AsyncClient`, for a program with an event loop."""
+
     def __init__(self, client: httpx2.AsyncClient) -> None:
         self.client = client
 

@@ -51,12 +51,24 @@ class Http(Protocol):
 
     @property
     def client(self) -> httpx2.Client | httpx2.AsyncClient: ...
-    async def send(self, request: httpx2.Request) -> httpx2.Response: ...
-    async def read(self, response: httpx2.Response) -> bytes: ...
-    def stream(self, response: httpx2.Response) -> Any: ...
-    def body(self, response: httpx2.Response) -> Any: ...
-    async def receive(self, stream: Any) -> Any: ...
-    async def close(self, response: httpx2.Response) -> None: ...
+    async def send(self, request: httpx2.Request) -> httpx2.Response:
+        """Sends a request and returns its response, whose body is unread. Raises httpx2.HTTPError."""
+
+    async def read(self, response: httpx2.Response) -> bytes:
+        """Returns the rest of the body. Raises httpx2.HTTPError."""
+
+    def stream(self, response: httpx2.Response) -> Any:
+        """Returns an iterator of the server-sent events, each of at most EVENT_BYTES_MAX."""
+
+    def body(self, response: httpx2.Response) -> Any:
+        """Returns an iterator of the body, in the pieces that arrive."""
+
+    async def receive(self, stream: Any) -> Any:
+        """Returns the next item of `stream` or `body`, or None at the end. Raises httpx2.HTTPError."""
+
+    async def close(self, response: httpx2.Response) -> None:
+        """Closes the response, and its connection if the body is unread."""
+
     async def sleep(self, seconds: float) -> None: ...
 
 
@@ -289,6 +301,7 @@ class Core:
         )
 
     async def cancel(self, turn: str) -> dict[str, Any]:
+        """Ends a turn and returns the gateway's response, with `turn` and `outcome`. Raises TailraceError."""
         cancelled: dict[str, Any] = await self.request("POST", f"/v1/turns/{path_segment(turn)}/cancel")
         return cancelled
 

@@ -6,11 +6,15 @@ import msgspec
 
 
 class Event(msgspec.Struct, kw_only=True):
+    """An event of an answer. `cursor` is empty if the event has no id."""
+
     cursor: str = ""
     """`resume(turn, after=cursor)` reads what comes after this event."""
 
 
 class Usage(msgspec.Struct, kw_only=True):
+    """Tokens of a turn, counted as Anthropic counts them: `input_tokens` contains none of the cache."""
+
     input_tokens: int = 0
     output_tokens: int = 0
     cache_creation_input_tokens: int = 0
@@ -29,6 +33,8 @@ class Ending(Event, kw_only=True):
 
 
 class Start(Event, kw_only=True):
+    """The turn exists. `queue_position` is an estimate, from 1; None if a generator was free."""
+
     type: Literal["start"] = "start"
     turn: str
     session: str
@@ -46,11 +52,15 @@ class CacheUsage(Event, kw_only=True):
 
 
 class Delta(Event, kw_only=True):
+    """More text of the answer."""
+
     type: Literal["delta"] = "delta"
     text: str
 
 
 class Thinking(Event, kw_only=True):
+    """More text of the model's thinking, which is not part of the answer."""
+
     type: Literal["thinking"] = "thinking"
     text: str
 
@@ -82,6 +92,8 @@ class Reset(Event, kw_only=True):
 
 
 class Done(Ending, kw_only=True):
+    """The end of a completed or cancelled turn. Its text so far remains."""
+
     type: Literal["done"] = "done"
     outcome: Literal["completed", "cancelled"]
     stop_reason: str | None = None

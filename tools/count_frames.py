@@ -81,6 +81,7 @@ class Client:
         self.paths: dict[str, list[Functions]] = {"POST": [], "delta": [], "resume": []}
 
     async def run(self) -> None:
+        """Fills `paths`: ROUNDS times a POST, a delta and a resume."""
         connection = await Connection.open(self._nats_url, "count-frames")
         try:
             log = TurnLog(connection)
@@ -154,6 +155,7 @@ class Model:
         self.deltas: list[Functions] = []
 
     async def run(self, on_url: Callable[[str], object]) -> None:
+        """Fills `deltas`. Calls `on_url` with the address of the simulated Claude before the first turn."""
         async with run_simulated_claude() as url:
             on_url(url)
             connection = await Connection.open(self._nats_url, "count-frames-model")
@@ -243,6 +245,7 @@ def _until_append(functions: Functions) -> Functions:
 
 
 def main() -> None:
+    """Prints how many functions each path runs through, and in how many files."""
     parser = argparse.ArgumentParser(prog="python -m tools.count_frames", description=__doc__.partition("\n")[0])
     parser.add_argument("--list", action="store_true", help="print the functions, in order of their first call")
     arguments = parser.parse_args()

@@ -96,6 +96,7 @@ def write_pages(folder: Path, repository: str) -> None:
 
 
 def main() -> int:
+    """Builds the site; returns the exit status of MkDocs, which is 1 for a broken link."""
     parser = argparse.ArgumentParser(prog="python -m tools.docs_site", description=__doc__)
     parser.add_argument("--repository", default="", help="URL of the source files, such as https://…/blob/main")
     given = parser.parse_args()

@@ -209,6 +209,7 @@ def without_indents(document: Any) -> Any:
 
 
 def main() -> int:
+    """Writes all generated files, and prints their paths."""
     argparse.ArgumentParser(prog="python -m tools.generate_docs", description=__doc__).parse_args()
     for path, content in generated().items():
         (ROOT / path).write_text(content)

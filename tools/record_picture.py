@@ -48,11 +48,15 @@ SEQUENCE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b\][^\x07]*\x07|\x1b[^\[\]
 
 
 class Style(NamedTuple):
+    """How a character looks: its colour in CSS, and whether it is bold."""
+
     colour: str = INK
     is_bold: bool = False
 
 
 class Cell(NamedTuple):
+    """One character of a screen."""
+
     char: str = " "
     style: Style = Style()
 
@@ -66,6 +70,7 @@ class Screen:
         self._rest = ""
 
     def write(self, text: str) -> None:
+        """Prints text and obeys its control sequences. A sequence may be split between two calls."""
         text, at = self._rest + text, 0
         # A sequence may be cut in two.
         cut = text.rfind("\x1b")
@@ -140,6 +145,7 @@ class Film:
         return time.monotonic() - self._start
 
     def take(self, *, is_forced: bool = False) -> None:
+        """Records the lines that have changed, at most FRAMES_PER_S times a second unless `is_forced`."""
         now = self.now
         if not is_forced and now - self._last < 1 / FRAMES_PER_S:
             return
@@ -158,6 +164,7 @@ class Film:
         screen.write("\r\n")
 
     def svg(self) -> str:
+        """Returns the film as an animated SVG, which shows its last picture for another STILL_S seconds."""
         length_s = self.now + STILL_S
         gap = HEIGHT * 2
         width = COLUMNS * WIDTH + 2 * MARGIN
@@ -218,6 +225,7 @@ class Command:
         self._film, self._environ, self._replaced = film, environ, replaced
 
     async def run(self, *arguments: str, given: bytes = b"") -> None:
+        """Starts `tailrace` with `arguments` and the standard input `given`."""
         terminal, its = os.openpty()
         size = {"COLUMNS": str(COLUMNS), "LINES": str(ROWS), "TERM": "xterm-256color"}
         self.process = await asyncio.create_subprocess_exec(
@@ -245,12 +253,14 @@ class Command:
             self._film.take()
 
     async def wait_for_end(self) -> None:
+        """Returns when the command has ended and its output is shown. Raises TimeoutError after DEADLINE_S."""
         await asyncio.wait_for(self.process.wait(), DEADLINE_S)
         await self._reading
         self._film.take(is_forced=True)
 
 
 async def kill(film: Film, pid: int, what: str) -> None:
+    """Shows a `kill -9` of the process in the lower terminal, and runs it."""
     film.below.clear()
     await film.type(film.below, f"kill -9 {pid}          # {what}")
     film.take(is_forced=True)
@@ -258,6 +268,11 @@ async def kill(film: Film, pid: int, what: str) -> None:
 
 
 async def record(url: str, environ: dict[str, str], data: Path) -> Film:
+    """Asks a question, kills the gateway and the generator, interrupts the command, and resumes the answer.
+
+    Raises SystemExit if the answer is not complete in the end, TimeoutError.
+    """
+
     def pid_of(name: str) -> int:
         processes = json.loads((data / "status.json").read_text())["processes"]
         return int(next(one["pid"] for one in processes if one["name"].startswith(name)))
@@ -312,12 +327,14 @@ async def wait_for_words(client: AsyncClient, turn: str, words: int) -> None:
 
 
 async def output(environ: dict[str, str], *arguments: str) -> str:
+    """Returns what a `tailrace` command prints."""
     command = (sys.executable, "-P", "-m", "tailrace", *arguments)
     process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=PIPE)
     return (await process.communicate())[0].decode()
 
 
 async def main() -> None:
+    """Starts a system, records the film, and writes the picture."""
     argparse.ArgumentParser(prog="python -m tools.record_picture", description=__doc__).parse_args()
     (port,) = find_free(1)
     url = f"http://127.0.0.1:{port}"

@@ -32,6 +32,7 @@ START_S_MAX = 60
 
 
 def main() -> int:
+    """Builds and checks all files of a release, and prints their SHA-256. Raises SystemExit, CalledProcessError."""
     argparse.ArgumentParser(prog="python -m tools.release", description=__doc__).parse_args()
     shutil.rmtree(DIST, ignore_errors=True)
     run(BIN / "uv", "build", "--quiet", "--out-dir", DIST, ROOT)
@@ -107,6 +108,7 @@ def check(folder: Path) -> None:
 
 
 def run(*command: str | Path) -> None:
+    """Runs a command; raises CalledProcessError if it fails."""
     subprocess.run([str(part) for part in command], check=True)
 
 

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Prints the last `args.last` changes, newest first. Raises SettingsInvalid, GatewayFailed."""
     with connect(args, environ) as client:
         newest = client.items("/v1/admin/audit", {"limit": str(min(args.last, PAGE))})
         found = list(islice(newest, args.last))

@@ -28,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Writes the backup and prints its size and what it left out.
+
+    Raises UpRefused if `up` runs on the directory, if it has no state, or if the history is in PostgreSQL.
+    """
     if is_url(environ.get("TAILRACE_DATABASE", "")):
         raise UpRefused("TAILRACE_DATABASE names a PostgreSQL server: back it up with pg_dump (docs/BACKUP.md)")
     backup.require_state(args.data)

@@ -160,6 +160,7 @@ class Bar:
         self._line = ""
 
     def show(self, event: TurnEvent) -> None:
+        """Draws the progress or the end of the batch; ignores other events."""
         match event:
             case Progress():
                 self._line = line_of(event)
@@ -174,6 +175,7 @@ class Bar:
             self._output.flush()
 
     def close(self) -> None:
+        """Ends the line of the bar, or prints the only line of an output without a cursor."""
         self._output.write("\n" if has_cursor(self._output) else f"{self._line}\n")
 
 

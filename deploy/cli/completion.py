@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    """Prints the script for the shell `args.shell`."""
     print(script(parser_of_all(), args.shell))
     return 0
 

@@ -14,11 +14,20 @@ AGAIN = "The answer starts again:"
 class Display(Protocol):
     """Receives the text of an answer and the state of its connection."""
 
-    def add(self, text: str) -> None: ...
-    def reset(self) -> None: ...
-    def state(self, state: State) -> None: ...
-    def retry(self, error: TailraceError, tries: int) -> None: ...
-    def close(self) -> None: ...
+    def add(self, text: str) -> None:
+        """Shows more text of the answer."""
+
+    def reset(self) -> None:
+        """Says that the answer starts again: the text so far is not part of it."""
+
+    def state(self, state: State) -> None:
+        """Shows a change of the connection's state."""
+
+    def retry(self, error: TailraceError, tries: int) -> None:
+        """Says why the client tries again. `tries` is the number of tries in a row without success."""
+
+    def close(self) -> None:
+        """Shows the rest of the text, and ends the last line."""
 
 
 class PlainDisplay:

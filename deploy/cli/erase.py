@@ -46,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Asks for confirmation, erases in parts, and prints the sum of all parts.
+
+    Also prints what was erased before an error. Returns EXIT_ERROR without confirmation. Raises SettingsInvalid,
+    GatewayFailed.
+    """
     what = f"user {args.user}" if args.user is not None else f"tenant {args.tenant}"
     if not (args.yes or is_confirmed(f"Erase all data of the {make_printable(what)}? It cannot be undone. [y/N] ")):
         print("nothing was erased", file=sys.stderr)

@@ -51,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Writes one conversation, or without an id all data of the user or the tenant.
+
+    Raises SettingsInvalid if the output exists or cannot be written, GatewayFailed.
+    """
     with connect(args, environ) as client:
         if args.id is None:
             write(args.output, export_lines(client, args.user))

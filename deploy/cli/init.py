@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    """Writes a new file that only its owner can read. Returns EXIT_ERROR if it exists or cannot be written."""
     try:
         args.file.parent.mkdir(parents=True, exist_ok=True)
         with args.file.open("x", encoding="utf-8") as file:

@@ -113,12 +113,14 @@ def key_name(text: str) -> str:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Runs the subcommand. Raises SettingsInvalid if several systems run and a change names none of them, LogError."""
     url = nats_server.find_url(args.data, environ, is_change=args.action != run_list)
     status: int = asyncio.run(args.action(url, args))
     return status
 
 
 async def run_create(url: str, args: argparse.Namespace) -> int:
+    """Prints a new key to standard output, and what it means to standard error. Raises LogError."""
     scopes = args.scope or TENANT_SCOPES
     made, is_first = await create(url, args.tenant, args.name, scopes, args.limits, args.expires)
     print(f"{made.record.id} of {made.record.tenant} was created; the key is shown only once:", file=sys.stderr)
@@ -131,6 +133,7 @@ async def run_create(url: str, args: argparse.Namespace) -> int:
 
 
 async def run_list(url: str, args: argparse.Namespace) -> int:
+    """Prints all keys of all tenants without their hashes. Raises LogError."""
     async with open_administration(url) as administration:
         keys = await administration.list_keys()
     if args.json:
@@ -141,6 +144,10 @@ async def run_list(url: str, args: argparse.Namespace) -> int:
 
 
 async def run_rotate(url: str, args: argparse.Namespace) -> int:
+    """Prints a key that replaces `args.id`. The old one is valid for another `args.grace` seconds.
+
+    Returns EXIT_ERROR for an unknown key. Raises LogError.
+    """
     async with open_administration(url) as administration:
         made = await administration.rotate_key(actor(), args.id, args.grace)
     if made is None:
@@ -160,11 +167,13 @@ def show(made: NewKey, args: argparse.Namespace) -> None:
 
 
 def report_unknown_key(key_id: str) -> int:
+    """Prints that no valid key has this id; returns EXIT_ERROR."""
     print(f"tailrace: no key has the id {key_id!r}, or it has ended: see `tailrace keys list`", file=sys.stderr)
     return EXIT_ERROR
 
 
 async def run_revoke(url: str, args: argparse.Namespace) -> int:
+    """Revokes a key; twice is not an error. Returns EXIT_ERROR for an unknown key. Raises LogError."""
     async with open_administration(url) as administration:
         revoked = await administration.revoke_key(actor(), args.id, may_be_last=True)
     if revoked is None:

@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Shows the limits of one tenant or of all, after the change that the arguments name.
+
+    A change fails with `409 limits_changed` if another operator changed the same tenant meanwhile.
+    Raises SettingsInvalid, GatewayFailed.
+    """
     is_change = args.set is not None or args.remove is not None or args.clear
     if is_change and args.tenant is None:
         raise SettingsInvalid("--set, --remove and --clear need a TENANT: add the name of the tenant to change")

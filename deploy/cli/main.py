@@ -78,6 +78,8 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Parser(argparse.ArgumentParser):
+    """A parser that reports an error in one sentence, without control characters."""
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         # Python 3.15 would add a suggestion of its own, and print the whole list beside it.

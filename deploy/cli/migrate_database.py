@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    """Copies all tables and prints their rows and digests, which both databases have.
+
+    Raises SettingsInvalid for a source that is not a database, UpRefused if `up` uses the directory of one of them,
+    StoreError.
+    """
     source = Path(args.source)
     if not is_url(args.source) and not (data_dir.exists(source) and source.is_file()):
         raise SettingsInvalid(f"{args.source!r} is not a file: name the database to copy")

@@ -46,6 +46,10 @@ def url(text: str) -> str:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Writes the files into a new folder and prints their paths.
+
+    Returns EXIT_ERROR if the folder exists or cannot be written. Raises SettingsInvalid without the runbook's address.
+    """
     runbook = args.runbook
     if runbook is None:
         if not (configured := environ.get("TAILRACE_RUNBOOK_URL")):

@@ -63,6 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    """Writes the files into a new folder and prints their paths.
+
+    Returns EXIT_USAGE unless one server or three different ones are named, EXIT_ERROR if the folder cannot be written.
+    """
     if len(args.server) not in (1, 3) or len(set(args.server)) < len(args.server):
         print("tailrace: name one server, or three different ones", file=sys.stderr)
         return EXIT_USAGE

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    """Restarts all processes and prints each one as it happens. Raises SettingsInvalid, UpRefused."""
     running.require_named(args.data)
     started, restarted = time.monotonic(), list[str]()
 

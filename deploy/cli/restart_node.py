@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    """Restarts one nats-server and waits until it has caught up. Raises SettingsInvalid, UpRefused, LogUnavailable."""
     running.require_named(args.data)
     asyncio.run(restart_node.restart(args.data, args.node))
     print_result(args, f"{args.node} runs again and has caught up", node=args.node)

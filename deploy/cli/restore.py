@@ -27,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    """Checks the backup and restores it; with `--check` only checks it.
+
+    Raises UpRefused if a file of the backup is damaged, or if the directory is not empty.
+    """
     manifest = backup.check(args.file)
     if not args.check:
         backup.restore(args.file, args.data, manifest)

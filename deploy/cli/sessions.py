@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Prints at most `args.limit` sessions, newest first. Raises SettingsInvalid, GatewayFailed."""
     with connect(args, environ) as client:
         found = list(islice(client.sessions(), args.limit))
     if args.json:

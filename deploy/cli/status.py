@@ -52,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Prints the status once, or with `--watch` every WATCH_EVERY_S seconds.
+
+    Returns EXIT_ERROR if a part is not ready. Raises SettingsInvalid without a system to look at.
+    """
     while True:
         found = asyncio.run(fetch(args.data, environ))
         if args.json:
@@ -66,6 +70,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 class ProcessStatus(msgspec.Struct, frozen=True):
+    """A process of the local `up`. `pid` is None while it is not running; `where` are its addresses."""
+
     name: str
     pid: int | None
     is_ready: bool

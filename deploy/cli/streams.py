@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Creates what is missing and prints how much. Raises LogUnavailable after START_S_MAX, LogError."""
     url = environ.get("TAILRACE_NATS_URL", "nats://127.0.0.1:4222")
     file_bytes_max = args.gib * GIB if args.gib is not None else None
     created = asyncio.run(apply(url, file_bytes_max=file_bytes_max, replicas=args.replicas, wait_s=START_S_MAX))

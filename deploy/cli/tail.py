@@ -25,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Shows the answer from its start, or after the cursor `--after`, until its end.
+
+    Returns 1 if the turn did not complete. Raises SettingsInvalid, GatewayFailed.
+    """
     screen = display.new_display(is_json=args.json)
     with connect(args, environ, on_retry=screen.retry) as client:
         is_simulated = warn_if_simulated(client)

@@ -45,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class RunningTurn(msgspec.Struct, frozen=True):
+    """A row of the screen. `first_token_s` is None before the first token."""
+
     turn: str
     age_s: float
     first_token_s: float | None

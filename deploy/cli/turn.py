@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Prints the timeline of a turn. Raises SettingsInvalid, TurnUnknown, Refused, LogUnavailable."""
     found = asyncio.run(fetch(nats_server.find_url(args.data, environ), args.id, args.tenant))
     if args.json:
         print_json(found)

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Prints at most `args.limit` turns. Raises SettingsInvalid, GatewayFailed."""
     with connect(args, environ) as client:
         found = list(islice(find_turns(client, args), args.limit))
     if args.json:

@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Runs the system until a signal; returns 0. Raises SettingsInvalid, UpRefused, LogError."""
     options = Options(
         host=args.host,
         port=args.port,

@@ -67,6 +67,11 @@ def day(text: str) -> date:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Prints the usage of the days from `--from` to `--to`, in UTC; by default of the last DAYS days.
+
+    Reads it over HTTP if a gateway is named, else over NATS. Raises SettingsInvalid, GatewayFailed, Refused,
+    LogUnavailable.
+    """
     first = args.first or args.last - timedelta(days=DAYS - 1)
     if first > args.last:
         raise SettingsInvalid(f"--from {first} is after --to {args.last}: exchange them")

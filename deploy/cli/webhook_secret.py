@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Prints the secret `whsec_…` of the tenant. Raises SettingsInvalid without TAILRACE_WEBHOOK_KEY."""
     signing = signature.parse_keys(environ.get("TAILRACE_WEBHOOK_KEY", ""))
     if not signing:
         raise SettingsInvalid("TAILRACE_WEBHOOK_KEY is not set: set it to the key that persistence uses")

@@ -82,6 +82,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
+        """The pid while the process runs, otherwise None."""
         return self.process.pid if self.process and self.process.returncode is None else None
 
     async def run(self) -> None:
@@ -141,6 +142,7 @@ class Child:
         return await ended
 
     def kill(self) -> None:
+        """Ends the process and all below it with SIGKILL, and does not start it again."""
         self.stopping.set()
         if self.process and self.pid:
             signal_group(self.process, SIGKILL)
@@ -210,5 +212,6 @@ class Supervisor:
             process.send_signal(number)
 
     def kill(self) -> None:
+        """Ends all processes with SIGKILL."""
         for child in self.children.values():
             child.kill()

@@ -17,6 +17,7 @@ EXPECTED = ("ASGI callable returned without completing", "Cancel %s running task
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the server until a signal. Exits with EXIT_ERROR if its address cannot be bound."""
     parser = argparse.ArgumentParser(
         prog="python -m tailrace.deploy.simulated_claude",
         description="An HTTP server that speaks Anthropic's wire protocol, free of charge.",
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def is_unexpected(record: logging.LogRecord) -> bool:
+    """Returns whether uvicorn's log record is about something else than a simulated fault or a shutdown."""
     cause = record.exc_info[1] if record.exc_info else None
     return not (str(record.msg).startswith(EXPECTED) or isinstance(cause, asyncio.CancelledError))
 

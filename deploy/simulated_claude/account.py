@@ -49,6 +49,7 @@ class Account(msgspec.Struct):
         return self.begun - len(self.calls)
 
     def begin(self, key: str, question: str, start: int) -> Call:
+        """Records a call with the last line of its question, and returns it. May drop the oldest call."""
         self.begun += 1
         last_line = question.strip().rpartition("\n")[2][:200]
         self.calls.append(Call(self.begun, key, last_line, start, monotonic_ns()))

@@ -78,6 +78,10 @@ def app(host: str, *, shows_calls: bool = False) -> Starlette:
 
 
 async def create_message(http: HttpRequest) -> Response:
+    """Answers `POST /v1/messages` as a stream or as one message, or with the response of a fault.
+
+    Raises Refusal for a request that Anthropic's API refuses.
+    """
     request = await read(http)
     require_max_tokens(request)
     parsed = parse_message(request)
@@ -108,10 +112,12 @@ def response_instead(parsed: ParsedRequest, breaks: Break) -> Response | None:
 
 
 async def count_tokens(http: HttpRequest) -> Response:
+    """Answers with the number of words. Raises Refusal."""
     return json({"input_tokens": (await read(http)).input_tokens})
 
 
 async def create_batch(http: HttpRequest) -> Response:
+    """Answers with a new message batch; sends nothing if its fault drops the response. Raises Refusal."""
     require_key(http.headers)
     require_short(http, BATCH_BYTES_MAX)
     body = await http.body()
@@ -123,6 +129,7 @@ async def create_batch(http: HttpRequest) -> Response:
 
 
 async def list_batches(http: HttpRequest) -> Response:
+    """Answers with a page of at most `limit` message batches, newest first. Raises Refusal."""
     require_key(http.headers)
     query = http.query_params
     limit = query.get("limit", str(LIMIT))
@@ -139,18 +146,21 @@ async def show_batch(http: HttpRequest) -> Response:
 
 
 async def cancel_batch(http: HttpRequest) -> Response:
+    """Answers with the batch, which ends a moment later. Raises Refusal for one that has ended."""
     batch = batch_of(http, "cancel")
     batch.cancel()
     return json(batch.describe(str(http.base_url)))
 
 
 async def delete_batch(http: HttpRequest) -> Response:
+    """Answers that the batch is deleted. Raises Refusal while it is in progress."""
     batch = batch_of(http)
     http.app.state.batches.delete(batch.id)
     return json({"id": batch.id, "type": "message_batch_deleted"})
 
 
 async def batch_results(http: HttpRequest) -> Response:
+    """Streams the results as JSON lines, in any order. Raises Refusal before the batch has ended."""
     batch = batch_of(http, "results")
     if batch.ended_at is None:
         raise Refusal("not_found_error", f"Batch {batch.id} has no results yet")
@@ -162,6 +172,7 @@ async def batch_results(http: HttpRequest) -> Response:
 
 
 def batch_of(http: HttpRequest, operation: str | None = None) -> MessageBatch:
+    """Returns the batch in the path; `operation` is counted for its faults. Raises Refusal."""
     require_key(http.headers)
     found: MessageBatch = http.app.state.batches.get(http.path_params["id"], operation)
     return found
@@ -178,10 +189,12 @@ async def send_nothing(_: Send) -> None:
 
 
 async def send_broken(body: bytes, is_dropped: bool, send: Send) -> None:
+    """Sends a part of a body; with `is_dropped` the response then ends without its last chunk."""
     await send({"type": "http.response.body", "body": body, "more_body": is_dropped})
 
 
 async def list_models(http: HttpRequest) -> Response:
+    """Answers with the cards of all models, in one page. Raises Refusal."""
     require_key(http.headers)
     cards = [model.card() for model in MODELS]
     ids = {"first_id": MODELS[0].id, "last_id": MODELS[-1].id}
@@ -190,6 +203,7 @@ async def list_models(http: HttpRequest) -> Response:
 
 
 async def show_model(http: HttpRequest) -> Response:
+    """Answers with the card of a model. Raises Refusal for an unknown one."""
     require_key(http.headers)
     return json(find_model(http.path_params["id"]).card())
 
@@ -215,6 +229,7 @@ async def reset_stats(http: HttpRequest) -> Response:
 
 
 async def read(http: HttpRequest) -> Request:
+    """Returns the checked request and remembers it for /_sim/last. Raises Refusal."""
     require_key(http.headers)
     require_short(http, BODY_BYTES_MAX)
     body = await http.body()
@@ -229,6 +244,7 @@ def remember(http: HttpRequest, body: bytes) -> None:
 
 
 def require_short(http: HttpRequest, most: int) -> None:
+    """Raises Refusal if the body is announced with more than `most` bytes."""
     if int(http.headers.get("content-length", "0")) > most:
         raise Refusal("request_too_large", "Request exceeds the maximum size")
 
@@ -252,6 +268,7 @@ async def handle_not_found(_: HttpRequest, missing: Exception) -> Response:
 
 
 def error(refusal: Refusal) -> Response:
+    """Returns the response of a refusal. A 429 says that no limit has anything left."""
     sent = headers("application/json") | refusal.headers
     if refusal.status == 429:
         sent |= {f"anthropic-ratelimit-{name}-remaining": "0" for name in LIMITS}

@@ -25,6 +25,8 @@ class Cached(msgspec.Struct, frozen=True):
 
 
 class Cache:
+    """The simulated prompt cache: the digests of at most KEPT_MAX prefixes, the least recently used first."""
+
     def __init__(self) -> None:
         self._kept: dict[str, None] = {}
 

@@ -21,6 +21,8 @@ MISFIT = "Your answer does not fit the JSON Schema"
 
 
 class Conversation(msgspec.Struct, frozen=True, dict=True):
+    """The messages of a request, without the tail that asks for a continuation."""
+
     messages: tuple[Message, ...]  # without the continuation's tail
     partial: str  # the text of the partial answer; empty for a new answer
 

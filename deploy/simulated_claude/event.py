@@ -39,6 +39,7 @@ def frames(reply: Reply) -> Iterator[Frame]:
 
 
 def apply_break(blocks: Iterator[Frame], breaks: Break) -> Iterator[Frame]:
+    """Yields the first `breaks.after` deltas of `blocks`, and then the error or garbage of the fault, if it has one."""
     left = breaks.after
     while left:
         frame = next(blocks)
@@ -128,6 +129,7 @@ def content_block(block: Block) -> dict[str, object]:
 def shell(
     reply: Reply, content: list[dict[str, object]], *, stop_reason: str | None, output_tokens: int
 ) -> dict[str, object]:
+    """Returns Anthropic's message object around `content`."""
     return {
         "id": reply.message_id,
         "type": "message",

@@ -31,6 +31,8 @@ ERROR_TYPES = {
 
 
 class Fault(msgspec.Struct, frozen=True):
+    """A fault of the directive, as `KIND@NxM` or `KIND@N+` names it. `after` counts deltas."""
+
     kind: FaultKind
     after: int = 0
     calls: int | None = None  # None: every call

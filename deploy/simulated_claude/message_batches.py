@@ -100,6 +100,7 @@ class MessageBatch:
 
     @property
     def submitted(self) -> list[Submitted]:
+        """Its requests with how they ended; `open` while the batch runs."""
         over = {result.custom_id: result.kind for result in self.results}
         return [
             Submitted(one.custom_id, self.id, self.created_ns, over.get(one.custom_id, "open"))
@@ -194,6 +195,7 @@ class MessageBatches:
         del self._batches[name]
 
     def expire(self) -> None:
+        """Ends all batches as if a day had passed."""
         for batch in self._batches.values():
             batch.expire()
 

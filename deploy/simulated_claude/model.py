@@ -11,6 +11,8 @@ BUDGET = ("enabled", "disabled")
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A model and what it accepts. `alias` is its id without a date, and empty if the id has none."""
+
     id: str
     alias: str = ""
     display_name: str

@@ -28,6 +28,8 @@ class ParsedRequest(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """The reply to one call. `part` is what it sends of the whole answer."""
+
     message_id: str
     model: str
     input_tokens: int

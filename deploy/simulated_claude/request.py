@@ -52,10 +52,14 @@ class Format(msgspec.Struct, frozen=True, tag_field="type", tag="json_schema"):
 
 
 class OutputConfig(msgspec.Struct, frozen=True):
+    """`output_config` of a request; other fields of it are ignored."""
+
     format: Format | None = None
 
 
 class ToolChoice(msgspec.Struct, frozen=True):
+    """`tool_choice` of a request: `auto`, `any`, `tool` with a name, or `none`."""
+
     type: str
     name: str = ""
 
@@ -69,10 +73,14 @@ class Tool(msgspec.Struct, frozen=True):
 
 
 class Thinking(msgspec.Struct, frozen=True):
+    """`thinking` of a request: its kind, such as `adaptive`. Empty if the request has none."""
+
     type: str = ""
 
 
 class Message(msgspec.Struct, frozen=True):
+    """A message of a conversation."""
+
     role: Role
     content: str | list[Block]
 
@@ -101,6 +109,8 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of a Messages request. What the simulated Claude does not use is ignored."""
+
     messages: list[Message]
     model: str = ""
     max_tokens: int = 0  # not required by count_tokens
@@ -153,12 +163,14 @@ def decode(body: bytes) -> Request:
 
 
 def find_model(name: str) -> Model:
+    """Returns the model with this id or alias. Raises Refusal."""
     if name not in BY_NAME:
         raise Refusal("not_found_error", f"model: {name}")
     return BY_NAME[name]
 
 
 def require_max_tokens(request: Request) -> None:
+    """Raises Refusal for `max_tokens` below 1 or without `max_tokens`."""
     if request.max_tokens <= 0:
         raise Refusal(INVALID, "max_tokens: must be greater than or equal to 1")
 

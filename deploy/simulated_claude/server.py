@@ -12,6 +12,8 @@ from tailrace.deploy.simulated_claude.app import app
 
 
 class Server(uvicorn.Server):
+    """A server that is bound to its address when it is created."""
+
     def __init__(self, host: str, port: int, *, shows_calls: bool = False) -> None:
         """Raises UpRefused if the address cannot be bound."""
         self.socket = ports.listen(host, port)
@@ -28,6 +30,7 @@ class Server(uvicorn.Server):
 
     @property
     def url(self) -> str:
+        """The address with the port that was bound, also if port 0 was requested."""
         host, port = self.socket.getsockname()[:2]
         return f"http://{host}:{port}"
 

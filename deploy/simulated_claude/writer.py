@@ -74,6 +74,7 @@ class StreamWriter:
             self.stats.streams_open -= 1
 
     async def write_events(self, send: Send) -> None:
+        """Sends the events up to the fault. Deltas come at the directed rate, or as fast as the client reads."""
         now = asyncio.get_running_loop().time
         due = now() + self.wait_s
         unsent = bytearray()
@@ -121,6 +122,7 @@ class MessageWriter:
 
 
 async def finish(reply: Reply, stats: Stats, call: Call, send: Send) -> None:
+    """Ends the response or performs the fault: `cut` leaves out the last chunk, `stall` and `pings` never return."""
     if reply.breaks:
         stats.by_fault[reply.breaks.kind] += 1
         call.over = reply.breaks.kind
