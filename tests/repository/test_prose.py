@@ -47,9 +47,10 @@ def test_module_is_checked_in_docstrings_comments_and_messages() -> None:
     assert lines(pieces("module.py", MODULE)) == {1, 4}
 
 
-def test_script_is_checked_as_a_whole() -> None:
-    """Scripts in JavaScript are not parsed."""
-    assert lines(pieces("page.mjs", SCRIPT)) == {1, 2}
+@pytest.mark.parametrize("name", ["page.mjs", "ask.sh", ".ci/run"])
+def test_script_is_checked_as_a_whole(name: str) -> None:
+    """Scripts in JavaScript and shell are not parsed."""
+    assert lines(pieces(name, SCRIPT)) == {1, 2}
 
 
 def test_every_banned_phrase_has_advice() -> None:
