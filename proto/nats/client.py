@@ -1,4 +1,7 @@
-"""nats-py's client with the behaviour for which nats-py has no hook. All use of its private methods is here."""
+"""nats-py's client with the behaviour for which nats-py has no hook. All use of its private parts is here.
+
+ADR 26 has a table of these parts, with the reason and the upstream issue of each.
+"""
 
 import asyncio
 import dataclasses
@@ -17,6 +20,7 @@ from nats.aio.client import Client as NatsClient
 from nats.aio.client import Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.micro.service import Service
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from tailrace.proto.errors import EntryTooLarge
@@ -203,11 +207,6 @@ class Client(NatsClient):
             # nats-py sends no UNSUB then. But a SUB of this outage is queued, and would be sent after the reconnect.
             self._pending.append(b"UNSUB %d\r\n" % sid)
 
-    @staticmethod
-    def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        """Parses headers. nats-py also checks the names for white space, and takes three times as long."""
-        return parse_header_lines(raw.decode(errors="replace"))
-
     async def _process_pong(self) -> None:
         """Takes no notice of the answer to a flush that has timed out or was cancelled.
 
@@ -218,9 +217,11 @@ class Client(NatsClient):
         await super()._process_pong()
 
     async def _flush_pending(self, force_flush: bool = False) -> None:  # noqa: ARG002  # nats-py's parameter
-        """Writes what is pending after this iteration of the event loop, without nats-py's task."""
-        if self.is_connected:
-            self._write_soon()
+        """Writes what is pending after this iteration of the event loop, without nats-py's task.
+
+        nats-py raises uvloop's RuntimeError to a caller that subscribes when the socket has just closed.
+        """
+        self._write_soon()
 
     def _write_soon(self) -> None:
         if not self._will_write:
@@ -344,6 +345,16 @@ class _Reply(NamedTuple):
 
     reply: asyncio.Future[Message]
     deadline: float
+
+
+async def drain_endpoints(service: Service) -> None:
+    """Ends the subscriptions of a service's endpoints. Returns when each message that has arrived was passed on.
+
+    nats-py's `Service.stop` drops these messages, and has no public way to drain an endpoint. Raises nats-py's errors.
+    """
+    for endpoint in service._endpoints:  # noqa: SLF001
+        await endpoint._subscription.drain()  # noqa: SLF001
+    service._endpoints.clear()  # noqa: SLF001
 
 
 def parse_header_lines(lines: str) -> dict[str, str]:

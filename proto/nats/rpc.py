@@ -17,6 +17,7 @@ from tailrace.proto import subjects
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import CODES, LogUnavailable, Refused, TailraceError
 from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats.client import drain_endpoints
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.runtime.logged_causes import LoggedCauses
 from tailrace.proto.runtime.race import is_set_within
@@ -70,10 +71,7 @@ class Endpoints:
         # The connection is closed next, and with it all subscriptions end.
         with suppress(TimeoutError, nats.errors.Error):
             async with asyncio.timeout(STOP_S_MAX):
-                # nats-py drops what has arrived, and has no public way to drain an endpoint.
-                for endpoint in self._service._endpoints:  # noqa: SLF001
-                    await endpoint._subscription.drain()  # noqa: SLF001
-                self._service._endpoints.clear()  # noqa: SLF001
+                await drain_endpoints(self._service)
                 if self._running:
                     await asyncio.wait(self._running, timeout=ANSWER_S_MAX)
                 await self._service.stop()

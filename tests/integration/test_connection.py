@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from signal import SIGCONT, SIGKILL
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
@@ -210,6 +211,9 @@ def test_a_write_to_a_connection_that_is_being_replaced_fails_as_without_a_serve
         connection = await Connection.open(nats_url, "test")
         for _ in range(8):
             connection.client.abort()
+            for _ in range(5):
+                await connection.unsubscribe(await connection.subscribe_directly("unused.subject", print))
+                await asyncio.sleep(0)
             for _ in range(20):
                 with suppress(LogUnavailable):
                     await connection.publish("unused.subject", b"")
@@ -303,6 +307,19 @@ async def test_a_request_that_times_out_is_freed_without_a_garbage_collection(co
     finally:
         gc.enable()
         await connection.unsubscribe(subscription)
+
+
+async def test_the_function_of_an_ended_subscription_is_freed(connection: Connection) -> None:
+    """A gateway subscribes to each turn that is read, and each function holds the entries of a turn."""
+
+    def receive(_: Message) -> None: ...
+
+    function = weakref.ref(receive)
+    subscription = await connection.subscribe_directly("unused.subject", receive)
+    del receive
+    await connection.unsubscribe(subscription)
+    gc.collect()
+    assert function() is None
 
 
 async def next_delivery(connection: Connection) -> object:
@@ -410,7 +427,8 @@ async def test_a_subscription_that_was_begun_and_ended_while_disconnected_is_gon
 ) -> None:
     received = list[Message]()
     await own_server.stop(SIGKILL)
-    await until(lambda: own_connection.client.is_reconnecting)
+    # Then the client has dropped what was pending, and queues new commands.
+    await until(lambda: own_connection.disconnects)
     kept = await own_connection.subscribe_directly("kept", received.append)
     await own_connection.unsubscribe(await own_connection.subscribe_directly("ended", received.append))
     await own_server.start()
@@ -422,6 +440,60 @@ async def test_a_subscription_that_was_begun_and_ended_while_disconnected_is_gon
     # nats-py counts messages that no function receives directly.
     assert own_connection.client.stats["in_msgs"] == before
     await own_connection.unsubscribe(kept)
+
+
+async def test_an_error_of_a_function_that_receives_messages_leaves_the_connection_open(
+    own_connection: Connection,
+) -> None:
+    received: list[bytes] = []
+
+    def fail_at_first(message: Message) -> None:
+        received.append(message.data)
+        if len(received) == 1:
+            raise ValueError
+
+    await own_connection.subscribe_directly("a.subject", fail_at_first)
+    with structlog.testing.capture_logs() as lines:
+        for data in (b"1", b"2"):
+            await own_connection.publish("a.subject", data)
+        await until(lambda: len(received) == 2)
+    assert own_connection.disconnects == 0
+    assert [line["error"] for line in lines] == ["ValueError"]
+
+
+async def test_white_space_in_a_subject_does_not_hide_a_message_from_its_subscription(
+    own_server: NatsServer, own_connection: Connection
+) -> None:
+    """nats-server accepts it. nats-py's parser would take what follows for the number of a subscription."""
+    received: list[str] = []
+    await own_connection.subscribe_directly("odd.*", lambda message: received.append(message.subject))
+    await own_connection.flush()
+    url = urlsplit(own_server.url)
+    login = msgspec.json.encode({"user": url.username, "pass": url.password, "verbose": False})
+    with socket.create_connection((url.hostname, url.port)) as sender:
+        sender.sendall(b"CONNECT %b\r\nPUB odd.a\x0b9 0\r\n\r\nPUB odd.b 0\r\n\r\n" % login)
+        await until(lambda: "odd.b" in received)
+    assert received == ["odd.a\x0b9", "odd.b"]
+
+
+async def test_a_server_that_closes_each_connection_is_not_tried_without_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tailrace.proto.nats.connection.RECONNECT_WAIT_S", 0.1)
+    opened: list[float] = []
+
+    async def close_after_the_first_ping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(time.monotonic())
+        writer.write(b'INFO {"max_payload": 1024, "headers": true}\r\n')
+        await reader.readuntil(b"PING\r\n")
+        writer.write(b"PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(close_after_the_first_ping, "127.0.0.1", 0) as server:
+        connection = await Connection.open(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}", "test")
+        await until(lambda: len(opened) == 6)
+        await connection.close()
+    assert opened[-1] - opened[0] > 0.4
 
 
 async def test_a_connection_to_a_frozen_server_closes_in_bounded_time(own_server: NatsServer) -> None:

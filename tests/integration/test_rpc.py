@@ -18,6 +18,7 @@ from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.rpc import QUERIES_MAX, Handler
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests.harness.freeze import freeze
+from tests.harness.proxy import Proxy
 from tests.harness.until import until
 
 TIMEOUT_S = 5
@@ -173,6 +174,23 @@ async def test_a_process_stops_although_nats_server_does_not_answer(
     freeze(own_server)
     async with asyncio.timeout(TIMEOUT_S):
         await endpoints.stop()
+
+
+async def test_a_process_that_stops_answers_the_queries_that_are_under_way_to_it(
+    nats_server: NatsServer, services: Rpc, connection: Connection, tenant: Tenant, name: str
+) -> None:
+    port = nats_server.spec.port
+    async with Proxy("stopping > nats", port) as proxy:
+        stopping = await Connection.open(nats_server.url.replace(f":{port}", f":{proxy.port}"), "stopping")
+        endpoints = await Rpc(stopping).serve(name, "1.0.0", {name: answer_with(lambda _, question: question)})
+        proxy.fail("delay")
+        query = asyncio.create_task(services.request(tenant, name, b"late", timeout_s=TIMEOUT_S))
+        await asyncio.sleep(0)
+        # nats-server has passed the query on.
+        await connection.flush()
+        await endpoints.stop()
+        assert await query == b"late"
+        await stopping.close()
 
 
 @pytest.mark.rule("R29")
