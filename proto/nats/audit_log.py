@@ -10,7 +10,6 @@ from tailrace.proto import subjects
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, Tenant
-from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.subjects import AUDIT, EVERY_AUDIT
@@ -61,9 +60,9 @@ class AuditLog:
     async def append(self, entry: AuditEntry) -> None:
         """Stores an entry. If this raises LogUnavailable, the change must not be made."""
         subject = subjects.audit(entry.action.replace(".", "_"))
-        reply = await self._connection.request(subject, msgspec.json.encode(entry), timeout_s=TIMEOUT_S)
-        if (error := pub_ack.decode(reply.data).error) is not None:
-            raise LogUnavailable(f"the audit log stores nothing: {error.description}")
+        stored = await self._connection.store(subject, msgspec.json.encode(entry), timeout_s=TIMEOUT_S)
+        if stored.error is not None:
+            raise LogUnavailable(f"the audit log stores nothing: {stored.error.description}")
 
     async def page(self, before: Seq | None, limit: int) -> tuple[list[AuditEntry], Seq | None]:
         """Returns up to `limit` entries before the sequence `before`, newest first, and the `before` of the next page.

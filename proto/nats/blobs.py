@@ -25,7 +25,6 @@ from tailrace.proto import subjects
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
-from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
@@ -176,21 +175,20 @@ class BlobStore:
     async def _store_mark(self, tenant: Tenant, sha256: str, content: MarkContent, seen: Seq) -> Seq | None:
         """Stores a mark. Returns its sequence, or None if `seen` is not the last mark; that may be this very one."""
         payload = msgspec.json.encode(content)
-        return await self._publish(subjects.blob(tenant, sha256), payload, {pub_ack.FENCE: str(seen)}) or None
+        return await self._publish(subjects.blob(tenant, sha256), payload, seen) or None
 
-    async def _publish(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> Seq:
+    async def _publish(self, subject: str, payload: bytes, fence: Seq | None = None) -> Seq:
         """Publishes until it is stored: storing twice is harmless. Returns 0 if the fence is refused."""
 
         async def publish() -> Seq:
-            reply = await self._connection.request(subject, payload, timeout_s=TRY_TIMEOUT_S, headers=headers)
-            answer = pub_ack.decode(reply.data)
-            if answer.error is None:
-                return answer.seq
-            if answer.error.err_code in pub_ack.FULL_CODES:
+            stored = await self._connection.store(subject, payload, timeout_s=TRY_TIMEOUT_S, fence=fence)
+            if stored.error is None:
+                return stored.seq
+            if stored.is_full:
                 raise LogFull(FULL)
-            if headers is not None and answer.error.err_code in pub_ack.FENCE_CODES:
+            if fence is not None and stored.is_fence_lost:
                 return BEFORE_FIRST
-            raise LogUnavailable(answer.error.description)
+            raise LogUnavailable(stored.error.description)
 
         return await self._retry(publish)
 

@@ -26,9 +26,10 @@ from nats.js import JetStreamContext
 
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid
 from tailrace.proto.ids import Seq
-from tailrace.proto.nats import stream_info
+from tailrace.proto.nats import pub_ack, stream_info
 from tailrace.proto.nats.client import Client, Message, TlsClient
 from tailrace.proto.nats.permissions import RIGHTS, inbox_prefix
+from tailrace.proto.nats.pub_ack import Ack
 from tailrace.proto.nats.stream_info import StreamInfo
 from tailrace.proto.nats.tls import ssl_context
 from tailrace.proto.runtime.race import raise_if_cancelled
@@ -176,6 +177,25 @@ class Connection:
         except nats.errors.Error as error:
             # Clients receive this message, too.
             raise LogUnavailable(f"the log does not answer ({type(error).__name__}): retry") from error
+
+    async def store(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        timeout_s: float,
+        fence: Seq | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Ack:
+        """Publishes to a stream and returns the server's answer: the sequence of the message, or why it is not stored.
+
+        With `fence`, the server stores the message only if this is the sequence of the last one on `subject`, or on the
+        subjects of the header `Nats-Expected-Last-Subject-Sequence-Subject`. Raises LogUnavailable without an answer in
+        time: the message may be stored then. Raises EntryTooLarge.
+        """
+        if fence is not None:
+            headers = {pub_ack.FENCE: str(fence), **(headers or {})}
+        return pub_ack.decode((await self.request(subject, payload, timeout_s=timeout_s, headers=headers)).data)
 
     async def stream_info(
         self, name: str, *, subjects: str | None = None, offset: int = 0, timeout_s: float = INFO_TIMEOUT_S

@@ -19,7 +19,6 @@ from tailrace.proto.entries import Entry, Request, Stored, Unreadable
 from tailrace.proto.entry_encryption import is_encrypted
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
-from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
@@ -61,22 +60,18 @@ class JetStreamLog:
         if encryption_key is not None:
             payload = entry_encryption.encrypt(encryption_key, subject, payload)
         try:
-            reply = await self.connection.request(
-                subject,
-                payload,
-                timeout_s=PUBLISH_TIMEOUT_S,
-                headers={pub_ack.FENCE: str(fence), FENCE_SUBJECT: turn},
+            stored = await self.connection.store(
+                subject, payload, timeout_s=PUBLISH_TIMEOUT_S, fence=fence, headers={FENCE_SUBJECT: turn}
             )
         except LogUnavailable as error:
             raise PublishUnclear(str(error), is_answered=False) from error
-        ack = pub_ack.decode(reply.data)
-        if ack.error is None:
-            return ack.seq
-        if ack.error.err_code in pub_ack.FULL_CODES:
+        if stored.error is None:
+            return stored.seq
+        if stored.is_full:
             raise LogFull("the log is full: wait until old turns are removed, or give the stream TURNS more bytes")
         # 10071: the fence did not match, perhaps because this entry is already stored. 10164: an earlier write is not
         # settled. Other codes come from a server without a leader. All are as unclear as no answer.
-        raise PublishUnclear(f"{ack.error.err_code} {ack.error.description}")
+        raise PublishUnclear(f"{stored.error.err_code} {stored.error.description}")
 
     async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> Page:
         turn = subjects.entries(key)

@@ -24,5 +24,15 @@ class Ack(msgspec.Struct):
     seq: Seq = BEFORE_FIRST
     error: Error | None = None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the server refused the message because the stream, or its store, is full."""
+        return self.error is not None and self.error.err_code in FULL_CODES
+
+    @property
+    def is_fence_lost(self) -> bool:
+        """Whether the server refused the message because of its fence; an earlier publish may have stored it."""
+        return self.error is not None and self.error.err_code in FENCE_CODES
+
 
 decode = msgspec.json.Decoder(Ack).decode

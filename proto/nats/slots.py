@@ -11,7 +11,6 @@ from typing import NamedTuple
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
-from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.leader import Leader
@@ -97,11 +96,12 @@ class Slots:
         await self._leader.delete(seq)
 
     async def _put(self, subject: str, holder: str, expected: Seq, life_s: int | None) -> Seq | None:
-        headers = {pub_ack.FENCE: str(expected), **({LIFE: f"{life_s}s"} if life_s is not None else {})}
-        reply = await self._connection.request(subject, holder.encode(), timeout_s=TIMEOUT_S, headers=headers)
-        stored = pub_ack.decode(reply.data)
+        headers = {LIFE: f"{life_s}s"} if life_s is not None else None
+        stored = await self._connection.store(
+            subject, holder.encode(), timeout_s=TIMEOUT_S, fence=expected, headers=headers
+        )
         if stored.error is None:
             return stored.seq
-        if stored.error.err_code in pub_ack.FENCE_CODES:
+        if stored.is_fence_lost:
             return None
         raise LogUnavailable(f"the slot cannot be acquired: {stored.error.description}")

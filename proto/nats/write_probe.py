@@ -7,7 +7,6 @@ server with a full disk answers every read and stores nothing.
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, TurnId, new_id
-from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.subjects import STREAM
@@ -31,12 +30,11 @@ class WriteProbe:
     async def _store(self, subject: str, where: str) -> Seq | None:
         """Returns the sequence of a new message, or None if there is no space. Raises LogUnavailable."""
         try:
-            reply = await self._connection.request(subject, b"{}", timeout_s=TIMEOUT_S)
+            stored = await self._connection.store(subject, b"{}", timeout_s=TIMEOUT_S)
         except LogUnavailable as error:
             raise LogUnavailable(f"{where} does not answer") from error
-        stored = pub_ack.decode(reply.data)
         if stored.error is None:
             return stored.seq
-        if stored.error.err_code not in pub_ack.FULL_CODES:
+        if not stored.is_full:
             raise LogUnavailable(f"{where} stores nothing: {stored.error.description}")
         return None
