@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 from tailrace.persistence.blob_gc import BlobCollector
+from tailrace.persistence.paging import clamp_limit
 from tailrace.persistence.rpc import QueryHandler, fit_in_message
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import not_found
@@ -45,7 +46,7 @@ class FileQueries:
 
     async def files(self, tenant: Tenant, query: ListFiles) -> FilePage:
         """Returns a page of files, as many as fit in one message; files that have expired are left out."""
-        limit = max(1, min(query.limit, LIMIT_MAX))
+        limit = clamp_limit(query.limit, LIMIT_MAX)
         found = await self._store.files(tenant, query, limit + 1, await self._now())
         page, following = await fit_in_message(found, limit)
         return FilePage(page, has_more=following is not None)

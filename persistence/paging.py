@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from tailrace.proto import base64url
 from tailrace.proto.errors import cursor_invalid
+from tailrace.proto.records import PAGE_ITEMS_MAX
 
-LIMIT_MAX = 200
 # SQLite's greatest integer, later than every stored time.
 END_OF_TIME = 2**63 - 1
 
@@ -48,6 +48,6 @@ def clamp_offset(offset: int) -> int:
     return max(0, min(offset, END_OF_TIME))
 
 
-def clamp_limit(limit: int) -> int:
-    """Returns `limit` as a number from 1 to LIMIT_MAX."""
-    return max(1, min(limit, LIMIT_MAX))
+def clamp_limit(limit: int, most: int = PAGE_ITEMS_MAX) -> int:
+    """Returns the number from 1 to `most` that is closest to `limit`."""
+    return max(1, min(limit, most))

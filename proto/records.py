@@ -18,6 +18,10 @@ from tailrace.proto.usage import Usage
 
 A = TypeVar("A", bound=msgspec.Struct)
 
+# The most items of a page. The gateway refuses a larger limit. Persistence reduces it, and so bounds each answer by
+# itself.
+PAGE_ITEMS_MAX = 200
+
 
 class Query(msgspec.Struct, Generic[A], frozen=True):
     """A query to persistence with the name `query`, answered by an `A`. The tenant is part of the NATS subject."""

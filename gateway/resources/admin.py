@@ -1,6 +1,6 @@
 """Routes for operators: keys, limits and usage of all tenants, and the audit log. They need the scope `admin`."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -12,7 +12,7 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.limits.limiter import Admission, Limiter
 from tailrace.gateway.limits.quotas import Owner, effective_limits, owner_name
-from tailrace.gateway.resources.paging import Page, page_of
+from tailrace.gateway.resources.paging import Page, page_in_memory, page_of
 from tailrace.gateway.resources.usage import usage_response
 from tailrace.proto.api_key import TENANT_SCOPES, ApiKey, Scope
 from tailrace.proto.errors import Refused, cursor_invalid
@@ -125,7 +125,8 @@ async def list_keys(request: ApiRequest, limiter: Limiter, administration: Admin
     await _admit(request, limiter)
     tenant = request.query_params.get("tenant")
     keys = [_key(key) for key in await administration.list_keys() if tenant in (None, key.tenant)]
-    return json_response(KeyList(**_page(request, keys, "id")))
+    page, following = page_in_memory(request, keys, lambda key: key.id)
+    return json_response(KeyList(data=page, next=following))
 
 
 async def create_key(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
@@ -177,7 +178,8 @@ async def list_tenants(request: ApiRequest, limiter: Limiter, administration: Ad
     limits = await administration.tenant_limits()
     names = sorted({key.tenant for key in await administration.list_keys()} | set(limits))
     tenants = [_tenant_body(name, limits.get(name, {}), limiter) for name in names]
-    return json_response(TenantList(**_page(request, tenants, "tenant")))
+    page, following = page_in_memory(request, tenants, lambda one: one.tenant)
+    return json_response(TenantList(data=page, next=following))
 
 
 async def get_limits(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
@@ -222,7 +224,7 @@ async def get_audit(request: ApiRequest, limiter: Limiter, administration: Admin
     if after is not None and CURSOR.fullmatch(after) is None:
         raise cursor_invalid()
     found, older = await administration.audit.page(None if after is None else Seq(int(after)), limit)
-    return json_response(AuditList(data=found, has_more=older is not None, next=None if older is None else str(older)))
+    return json_response(AuditList(data=found, next=None if older is None else str(older)))
 
 
 async def _admit(request: ApiRequest, limiter: Limiter) -> Actor:
@@ -254,18 +256,6 @@ def _key(record: ApiKey) -> KeyRecord:
 def _render_created(record: ApiKey, secret: str) -> Response:
     created = CreatedKey(**msgspec.structs.asdict(_key(record)), key=secret)
     return json_response(created, status=201, headers={"location": f"/v1/admin/keys/{record.id}"})
-
-
-def _page(request: ApiRequest, items: list[Any], name: str) -> dict[str, Any]:
-    """Returns the fields of the requested page of `items`. The field `name` of an item is its cursor."""
-    after, limit = page_of(request)
-    if after is not None:
-        names = [getattr(item, name) for item in items]
-        if after not in names:
-            raise cursor_invalid()
-        items = items[names.index(after) + 1 :]
-    more = items[limit:]
-    return {"data": items[:limit], "has_more": bool(more), "next": getattr(items[limit - 1], name) if more else None}
 
 
 ROUTES = [

@@ -152,9 +152,7 @@ async def batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> 
     after, limit = page_of(request)
     found = await history.ask(tenant, ListBatches(after, limit))
     current = await refresh_all(log, tenant, found.batches)
-    return json_response(
-        BatchList(data=[batch_record(one) for one in current], has_more=bool(found.next), next=found.next)
-    )
+    return json_response(BatchList(data=[batch_record(one) for one in current], next=found.next))
 
 
 async def get(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:

@@ -1,15 +1,15 @@
 """Paging of lists: the query parameters `after` and `limit`, or `page` and `per_page`, and the response body."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 from starlette.requests import Request
 
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import Refused, cursor_invalid
+from tailrace.proto.records import PAGE_ITEMS_MAX
 
-LIMIT_MAX = 200
 LIMIT = re.compile(r"[0-9]{1,4}")
 PAGE = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -23,10 +23,14 @@ class Page(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     """The type of this object in OpenAI's API."""
     data: list[R]
     """The items of this page."""
-    has_more: bool
+    # Follows from `next`. A factory, because the OpenAPI document shows defaults.
+    has_more: bool = msgspec.field(default_factory=bool)
     """Whether there is a next page."""
     next: str | None
     """The `after` of the next page; null on the last."""
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "has_more", self.next is not None)
 
 
 class Pagination(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +108,7 @@ def number_of(request: Request) -> PageNumber:
     number = query.get("page", "1")
     if PAGE.fullmatch(number) is None:
         raise Refused("request_invalid", "`page` must be a number from 1.")
-    limit = limit_of(request, 50, LIMIT_MAX, "per_page" if "per_page" in query else "limit")
+    limit = limit_of(request, 50, PAGE_ITEMS_MAX, "per_page" if "per_page" in query else "limit")
     return PageNumber(query.get("after"), limit, int(number), "page" in query)
 
 
@@ -117,11 +121,27 @@ def require_one_cursor(request: Request, *names: str) -> None:
 
 def page_of(request: Request) -> tuple[str | None, int]:
     """Returns `?after=`, which is the `next` of the previous page, and `?limit=`. Raises Refused."""
-    limit = limit_of(request, 50, LIMIT_MAX)
+    limit = limit_of(request, 50, PAGE_ITEMS_MAX)
     if request.query_params.get("page", "1") != "1":
         # A client that counts pages would get the first page again and again.
         raise Refused("request_invalid", "`page` is not supported here; send the previous `next` as `after`.")
     return request.query_params.get("after"), limit
+
+
+def page_in_memory(request: Request, items: Sequence[R], cursor_of: Callable[[R], str]) -> tuple[list[R], str | None]:
+    """Returns the page of `items` that `?after=` and `?limit=` name, and its `next`. Raises Refused.
+
+    `cursor_of(item)` is the `after` of the page that begins after the item.
+    """
+    after, limit = page_of(request)
+    begin = 0
+    if after is not None:
+        cursors = list(map(cursor_of, items))
+        if after not in cursors:
+            raise cursor_invalid()
+        begin = cursors.index(after) + 1
+    page = list(items[begin : begin + limit])
+    return page, cursor_of(page[-1]) if begin + limit < len(items) else None
 
 
 def list_page(data: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:

@@ -62,7 +62,6 @@ async def projects(request: ApiRequest, history: HistoryClient) -> Response:
     return json_response(
         ProjectList(
             data=[with_path(tenant, record) for record in found.projects],
-            has_more=found.next is not None,
             next=found.next,
             pagination=page.pagination(found.total, len(found.projects), has_more=found.next is not None),
         )

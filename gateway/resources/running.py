@@ -11,7 +11,7 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.query_parameters import METADATA
-from tailrace.gateway.resources.paging import LIMIT_MAX, Page, page_of
+from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.resources.usage import day_of
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -19,7 +19,7 @@ from tailrace.proto.entries import Outcome
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.records import GetSession, ListRunning, ListTurns, TurnRecord
+from tailrace.proto.records import PAGE_ITEMS_MAX, GetSession, ListRunning, ListTurns, TurnRecord
 from tailrace.proto.subjects import TurnKey
 
 TEXT_CHARS_MAX = 1000
@@ -52,7 +52,7 @@ async def get_turns(request: ApiRequest, history: HistoryClient, reader: TurnRea
     found = await history.ask(tenant, question)
     turns = await asyncio.gather(*(reader.refresh(TurnKey(tenant, one.turn), one) for one in found.turns))
     shown = [one for one in turns if one.outcome == "running" or isinstance(question, ListTurns)]
-    return json_response(TurnList(data=shown, has_more=found.next is not None, next=found.next))
+    return json_response(TurnList(data=shown, next=found.next))
 
 
 def _question(request: ApiRequest, after: str | None, limit: int) -> ListRunning | ListTurns:
@@ -93,7 +93,7 @@ async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient)
     cancelled: list[TurnId] = []
     after: str | None = None
     while True:
-        page = await history.ask(tenant, ListRunning(session, after, LIMIT_MAX))
+        page = await history.ask(tenant, ListRunning(session, after, PAGE_ITEMS_MAX))
         ended = await asyncio.gather(*(_cancel(log, tenant, one.turn) for one in page.turns))
         cancelled += [one.turn for one, is_cancelled in zip(page.turns, ended, strict=True) if is_cancelled]
         if (after := page.next) is None:

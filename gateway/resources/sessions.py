@@ -131,7 +131,6 @@ async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
         SessionList(
             data=found.sessions,
             sessions=found.sessions,
-            has_more=found.next is not None,
             next=found.next,
             pagination=page.pagination(found.total, len(found.sessions), has_more=found.next is not None),
         )
@@ -213,7 +212,7 @@ async def branches(request: ApiRequest, history: HistoryClient) -> Response:
     tenant, (after, limit) = request.tenant, page_of(request)
     question = ListBranches(request.path_params["session"], after, limit)
     found = await history.ask(tenant, question)
-    return json_response(BranchList(data=found.branches, has_more=found.next is not None, next=found.next))
+    return json_response(BranchList(data=found.branches, next=found.next))
 
 
 async def stats(request: ApiRequest, history: HistoryClient) -> Response:

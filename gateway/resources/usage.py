@@ -44,11 +44,7 @@ async def usage_response(request: Request, history: HistoryClient, tenant: Tenan
     first, last = days_of(request, datetime.now(UTC).date())
     question = GetUsage(_parse_by(request), first, last, after, limit, request.query_params.get("key"))
     found = await history.ask(tenant, question)
-    return json_response(
-        UsageList(
-            data=found.usage, has_more=found.next is not None, next=found.next, by=question.by, first=first, last=last
-        )
-    )
+    return json_response(UsageList(data=found.usage, next=found.next, by=question.by, first=first, last=last))
 
 
 def days_of(request: Request, today: date) -> tuple[date, date]:
