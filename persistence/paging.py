@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from tailrace.proto import base64url
 from tailrace.proto.errors import cursor_invalid
 from tailrace.proto.records import PAGE_ITEMS_MAX
+from tailrace.proto.runtime import base64url
 
 # SQLite's greatest integer, later than every stored time.
 END_OF_TIME = 2**63 - 1

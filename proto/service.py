@@ -19,12 +19,12 @@ from msgspec import Meta
 
 from tailrace.proto import nats
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TailraceError
-from tailrace.proto.exit_status import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.nats import Connection, setup_state
 from tailrace.proto.runtime import logging_setup as logging
 from tailrace.proto.runtime import metrics_server, tracing
 from tailrace.proto.runtime import settings as environment
 from tailrace.proto.runtime.certificates import require_certificates
+from tailrace.proto.runtime.exit_status import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.runtime.malloc import collect_less_often, return_large_memory
 
 logger = structlog.get_logger()

@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.ip_address import is_ip_address
+from tailrace.proto.runtime.ip_address import is_ip_address
 
 URL_CHARS_MAX = 2048
 # Stricter than RFC 3986, so that two parsers cannot read a URL differently: no userinfo, no fragment, no backslash, no

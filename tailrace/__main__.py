@@ -4,7 +4,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from tailrace.proto.exit_status import EXIT_INTERRUPTED
+from tailrace.proto.runtime.exit_status import EXIT_INTERRUPTED
 
 
 class Terminated(SystemExit):

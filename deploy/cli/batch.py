@@ -26,7 +26,7 @@ from tailrace.proto import errors
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Via
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.exit_status import EXIT_ERROR
+from tailrace.proto.runtime.exit_status import EXIT_ERROR
 
 DESCRIPTION = "Run all inputs of a file (one line of JSON each) as a batch; write a line for each answer."
 EXAMPLES = """\

@@ -33,10 +33,10 @@ from tailrace.gateway.http.log_fullness import disk_shortage
 from tailrace.persistence.database import display, is_url, open_database
 from tailrace.persistence.sqlite import find_moved_aside
 from tailrace.proto.errors import SettingsInvalid, TailraceError
-from tailrace.proto.exit_status import EXIT_ERROR
 from tailrace.proto.nats import Connection, check
 from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.runtime import settings
+from tailrace.proto.runtime.exit_status import EXIT_ERROR
 
 DESCRIPTION = "Check what `tailrace up` needs, and say what to do about each problem."
 EXAMPLES = """\

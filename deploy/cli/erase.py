@@ -14,7 +14,7 @@ from tailrace.deploy.cli.connection import GatewayFailed, connect
 from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.exit_status import EXIT_ERROR
+from tailrace.proto.runtime.exit_status import EXIT_ERROR
 
 # How long one request erases. After a longer silence, a client would expect that the connection is lost.
 PART_S = 10

@@ -19,13 +19,13 @@ from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
 from tailrace.proto.api_key import SCOPES, TENANT_SCOPES, ApiKey, NewKey, Scope
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.exit_status import EXIT_ERROR
 from tailrace.proto.ids import Tenant
 from tailrace.proto.limits import NAMES, parse_limits_setting
 from tailrace.proto.nats import Connection, check
 from tailrace.proto.nats.administration import Administration, without_hash
 from tailrace.proto.nats.audit_log import Actor
 from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.runtime.exit_status import EXIT_ERROR
 
 DESCRIPTION = "Create, list, rotate and revoke API keys. Changes take effect within a second."
 EXAMPLES = """\

@@ -19,10 +19,10 @@ from typing import Any, NoReturn
 from tailrace.deploy.local import configuration
 from tailrace.deploy.local.data_dir import without_overridden
 from tailrace.deploy.local.terminal_text import make_printable, one_line
-from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.errors import SettingsInvalid, TailraceError
-from tailrace.proto.exit_status import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE
 from tailrace.proto.runtime.certificates import require_certificates
+from tailrace.proto.runtime.did_you_mean import suggest
+from tailrace.proto.runtime.exit_status import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE
 from tailrace.proto.version import VERSION
 
 # The commands in groups, with their lines in `tailrace --help`. The module of `restart-node` is `restart_node`.

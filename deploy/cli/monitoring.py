@@ -12,7 +12,7 @@ from tailrace.deploy.cli.arguments import add_json
 from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.monitoring import RUNBOOK_URL
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.exit_status import EXIT_ERROR
+from tailrace.proto.runtime.exit_status import EXIT_ERROR
 
 DESCRIPTION = "Write the files of monitoring, whose panels and alerts link to your copy of docs/RUNBOOK.md."
 EXAMPLES = """\

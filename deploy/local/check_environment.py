@@ -10,10 +10,10 @@ from tailrace.gateway import startup_checks
 from tailrace.generators.backends.registry import require_known
 from tailrace.generators.failover import parse_backends
 from tailrace.persistence.webhooks import sender
-from tailrace.proto.did_you_mean import find_closest, suggest
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import extend_models
 from tailrace.proto.runtime import settings
+from tailrace.proto.runtime.did_you_mean import find_closest, suggest
 from tailrace.proto.service import ProcessSettings
 
 SERVICES: tuple[tuple[str, type[ProcessSettings]], ...] = (

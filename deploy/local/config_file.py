@@ -20,9 +20,9 @@ from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.local.configuration import ADDRESS, DOTENV, NAME, Configuration
 from tailrace.deploy.local.options import Options
 from tailrace.gateway.settings import Settings as GatewaySettings
-from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.runtime import settings
+from tailrace.proto.runtime.did_you_mean import suggest
 from tailrace.proto.service import ModelSettings, ProcessSettings
 
 UP = "up"

@@ -19,7 +19,7 @@ import msgspec
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.readiness import HealthCheck
 from tailrace.deploy.local.spawn import describe, signal_group, spawn
-from tailrace.proto.exit_status import EXIT_USAGE
+from tailrace.proto.runtime.exit_status import EXIT_USAGE
 from tailrace.proto.runtime.race import is_set_within, run_until
 
 DELAY_S_MIN = 0.1

@@ -38,9 +38,9 @@ from tailrace.deploy.local.watch import watch
 from tailrace.gateway.__main__ import load_authenticator
 from tailrace.persistence.sqlite import require_known_schema
 from tailrace.proto.errors import StoreError, StoreTooNew
-from tailrace.proto.ip_address import is_loopback
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.runtime import settings
+from tailrace.proto.runtime.ip_address import is_loopback
 from tailrace.proto.runtime.logging_setup import configure, is_coloured
 from tailrace.proto.runtime.race import run_until
 from tailrace.proto.service import ProcessSettings

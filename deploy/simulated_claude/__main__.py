@@ -9,7 +9,7 @@ from tailrace.deploy.cli.arguments import number
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.simulated_claude.directive import HELP
 from tailrace.deploy.simulated_claude.server import Server
-from tailrace.proto.exit_status import EXIT_ERROR
+from tailrace.proto.runtime.exit_status import EXIT_ERROR
 from tailrace.proto.runtime.malloc import return_large_memory
 
 # uvicorn logs these as errors; here they are simulated faults, or streams that a shutdown closes.

@@ -15,7 +15,7 @@ from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.ip_address import is_ip_address
+from tailrace.proto.runtime.ip_address import is_ip_address
 
 ANY = "*"
 LOOPBACK_NAMES = frozenset({"localhost"})

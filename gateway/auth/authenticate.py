@@ -22,8 +22,8 @@ from tailrace.gateway.settings import Settings
 from tailrace.proto import ids
 from tailrace.proto.api_key import ADMIN_SCOPE, SCOPES
 from tailrace.proto.errors import Refused, SettingsInvalid
-from tailrace.proto.ip_address import is_loopback
 from tailrace.proto.runtime.flag import Flag
+from tailrace.proto.runtime.ip_address import is_loopback
 
 # The principal of every request where no credential is needed.
 # Without `admin`: the first key closes the gateway to clients without one, so only the command line creates it.

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 import msgspec
 
-from tailrace.proto import base64url
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.runtime import base64url
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 from starlette.requests import Request
 
-from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.errors import Refused
+from tailrace.proto.runtime.did_you_mean import suggest
 
 NAME_CHARS_MAX = 64
 # Parameters that may be repeated, besides those whose names end with `[]`.

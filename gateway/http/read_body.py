@@ -20,9 +20,9 @@ from tailrace.gateway.http.media_type import JSON, media_type
 from tailrace.gateway.http.validation_hints import advise, allowed_names, with_key, wrong_field
 from tailrace.proto import long_strings
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
+from tailrace.proto.runtime.did_you_mean import suggest
 
 B = TypeVar("B")
 

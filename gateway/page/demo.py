@@ -19,8 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.json_response import json_response
-from tailrace.proto import ip_address
 from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.runtime import ip_address
 
 PATH = "/demo/processes"
 TOKEN = "tailrace-demo"  # noqa: S105  # the header that carries it

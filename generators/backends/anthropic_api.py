@@ -26,7 +26,7 @@ from tailrace.proto import long_strings
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.model_records import ListedModels, TokenCount
-from tailrace.proto.retry_after import parse_retry_after
+from tailrace.proto.runtime.retry_after import parse_retry_after
 
 # The response ends shortly after its last event. Reading that end makes the connection reusable.
 DRAIN_S = 0.2

@@ -20,7 +20,7 @@ from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import BackendError
-from tailrace.proto.retry_after import parse_retry_after
+from tailrace.proto.runtime.retry_after import parse_retry_after
 
 # The options that LiteLLM translates, or that are only hints. It ignores any other option silently.
 TRANSLATED = frozenset(

@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver
 
 from tailrace.persistence.webhooks.system_resolver import SystemResolver
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
-from tailrace.proto.retry_after import parse_retry_after
+from tailrace.proto.runtime.retry_after import parse_retry_after
 from tailrace.proto.ssrf import UrlNotAllowed, check_url, is_public
 from tailrace.proto.version import VERSION
 

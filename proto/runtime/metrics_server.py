@@ -13,7 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import make_wsgi_app
 
-from tailrace.proto.ip_address import is_ip_address, is_loopback
+from tailrace.proto.runtime.ip_address import is_ip_address, is_loopback
 from tailrace.proto.runtime.listen_error import listen_error
 
 # Each connection has a thread, so a client that sends nothing is disconnected.

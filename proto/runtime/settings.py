@@ -11,8 +11,8 @@ from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from tailrace.proto.did_you_mean import find_closest
 from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.runtime.did_you_mean import find_closest
 
 PREFIX = "TAILRACE_"
 # Variables that other programs use under the same name.

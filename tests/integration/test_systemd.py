@@ -12,8 +12,8 @@ import pytest
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.gateway.http.server import GRACE_S
 from tailrace.generators.settings import Settings as GeneratorSettings
-from tailrace.proto.exit_status import EXIT_USAGE
 from tailrace.proto.runtime import settings
+from tailrace.proto.runtime.exit_status import EXIT_USAGE
 from tests.harness.processes import CHECKOUT
 
 HERE = CHECKOUT / "deploy/systemd"

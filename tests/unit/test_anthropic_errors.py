@@ -19,7 +19,7 @@ from tailrace.generators.backends.api_errors import (
 )
 from tailrace.generators.backends.model_event import read_event
 from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, CODES, BackendError
-from tailrace.proto.retry_after import parse_retry_after
+from tailrace.proto.runtime.retry_after import parse_retry_after
 
 NOW = 1_800_000_000.0
 REQUEST = httpx2.Request("POST", "http://127.0.0.1/v1/messages")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.proto import base64url
+from tailrace.proto.runtime import base64url
 
 
 @given(st.binary())

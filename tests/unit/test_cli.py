@@ -34,8 +34,8 @@ from tailrace.deploy.local.ports import find_free
 from tailrace.deploy.local.status_file import Restart, UpStatus
 from tailrace.persistence.webhooks import signature
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.exit_status import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.ids import Tenant, new_id
+from tailrace.proto.runtime.exit_status import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.version import VERSION
 from tests.harness.processes import CHECKOUT
 

@@ -35,9 +35,9 @@ from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.submit import idempotency_key_of
-from tailrace.proto import base64url
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId
+from tailrace.proto.runtime import base64url
 
 # The length of 16 random bytes in base64; a UUID is longer.
 FIRST_KEY_CHARS_MIN = 22
