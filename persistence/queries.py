@@ -7,8 +7,8 @@ from tailrace.persistence import paging
 from tailrace.persistence.paging import NEWEST, PageCursor
 from tailrace.persistence.rows import micros
 from tailrace.persistence.rpc import QueryHandler, fit_in_message, page_of
+from tailrace.persistence.search_words import hash_words
 from tailrace.persistence.store import BRANCH_TURNS_MAX, Store, convert_turns
-from tailrace.persistence.words import hash_words
 from tailrace.proto.conversation import read_history
 from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import SessionId, Tenant, TurnId

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.persistence.words import words_of
+from tailrace.persistence.search_words import words_of
 from tailrace.proto.batch_records import BatchCounts, StoredBatch, counts_of
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import Failure, Message

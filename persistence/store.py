@@ -29,8 +29,8 @@ from tailrace.persistence.rows import (
     turn_record,
     usage_record,
 )
+from tailrace.persistence.search_words import words_of
 from tailrace.persistence.turn_list import TurnList
-from tailrace.persistence.words import words_of
 from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreRefused, StoreRolledBack

@@ -1,4 +1,4 @@
--- Turns whose words another version of words.py has made: their first word is not `2`. Persistence empties it after its
+-- Turns whose words another version of search_words.py has made: their first word is not `2`. Persistence empties it after its
 -- start. See `words.VERSION`.
 CREATE INDEX searched_older ON searched (tenant, turn) WHERE substr(words, 1, 2) <> '2 ';
 

@@ -33,11 +33,11 @@ from tailrace.persistence.postgresql import SET_VERSION, PostgreSQL, to_position
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros, moment, turn_record
+from tailrace.persistence.search_words import hash_words
 from tailrace.persistence.sql import load
 from tailrace.persistence.sqlite import STATEMENTS, SQLite, move_aside
 from tailrace.persistence.store import Store
 from tailrace.persistence.turn_list import SEARCHES_WAITING_MAX
-from tailrace.persistence.words import hash_words
 from tailrace.proto.batch_records import Api, ListBatches, ListBatchTurns
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Outcome

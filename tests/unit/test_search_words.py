@@ -2,7 +2,7 @@
 
 import tracemalloc
 
-from tailrace.persistence.words import hash_words
+from tailrace.persistence.search_words import hash_words
 from tailrace.proto.ids import Tenant
 
 TENANT = Tenant("ours")
