@@ -16,7 +16,7 @@ from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats.connection import Connection
-from tailrace.proto.nats.leader import Leader
+from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import CLAIMS_STREAM
 
 # Longer than any request takes from pinning to appending: the holder of an older pin has died.

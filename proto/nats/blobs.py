@@ -26,8 +26,8 @@ from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats.connection import Connection
-from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
+from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import BODIES
 
 CHUNK_BYTES = 512 * 1024

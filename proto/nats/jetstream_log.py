@@ -23,9 +23,9 @@ from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.encryption_keys import EncryptionKeys
-from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.log_server import PAGE_MAX, Count, LiveFeed, Page, PublishUnclear
 from tailrace.proto.nats.replay import ask_twice
+from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import STREAM, TurnKey
 
 FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"

@@ -17,8 +17,8 @@ from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, is_token
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.consumer_pull import Pull
-from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.stream_info import StreamInfo
+from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import STREAM, WEBHOOKS, TurnKey
 
 logger = structlog.get_logger()

@@ -13,7 +13,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
-from tailrace.proto.nats.leader import Leader
+from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import SLOTS
 
 TIMEOUT_S = 2.0

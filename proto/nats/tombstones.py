@@ -11,7 +11,7 @@ from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats.connection import Connection
-from tailrace.proto.nats.leader import Leader
+from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_TOMBSTONE, EVERY_UNSTORED, TurnKey
 

@@ -8,7 +8,7 @@ from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, TurnId, new_id
 from tailrace.proto.nats.connection import Connection
-from tailrace.proto.nats.leader import Leader
+from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import STREAM
 
 TIMEOUT_S = 2.0

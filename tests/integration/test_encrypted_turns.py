@@ -12,7 +12,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.direct_get import DirectReader, MessagePage
 from tailrace.proto.nats.jetstream_log import Erased
-from tailrace.proto.nats.leader import Leader
+from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.harness import readers
 from tests.harness.generator_in_loop import words

@@ -18,7 +18,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.proto.ids import Seq, Tenant, child_id
 from tailrace.proto.nats import Connection, Counters, TurnLog
-from tailrace.proto.nats.leader import Leader
+from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests.harness.batch_client import post_batch, read_results
 from tests.harness.own_system import OwnSystem

@@ -25,9 +25,9 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log, streams
 from tailrace.proto.nats.direct_get import DirectReader, MessagePage
 from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT, Erased
-from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed
 from tailrace.proto.nats.pub_ack import FENCE
+from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.harness.freeze import freeze
 from tests.harness.proxy import Proxy
