@@ -157,7 +157,7 @@ class Queries:
     async def context(self, tenant: Tenant, query: GetContext) -> Context:
         """Returns the conversation that a new turn continues: that of `parent`, or of the session's newest turn.
 
-        Raises Refused if the parent or the session does not exist, unless `begin` allows a new session.
+        Raises Refused if the parent or the session does not exist, unless `create_session` allows a new session.
         """
         if query.parent is not None:
             return await self._read_context_after(tenant, query.session, TurnId(query.parent))
@@ -169,7 +169,7 @@ class Queries:
         found = await self._store.session(tenant, query.session, self.since)
         if found is not None:
             return _context(found, None, [])
-        if query.begin:
+        if query.create_session:
             return Context(SessionId(query.session), None, [])
         raise no_session()
 

@@ -240,8 +240,8 @@ DELETE FROM searched WHERE tenant = :tenant AND turn = :turn
 SELECT tenant, turn FROM unsearched LIMIT :limit
 
 -- name: outdated_words
--- Some turns whose words another version of search_words.py has made, of all tenants. The order makes the planner use the
--- partial index. Without it, the planner expects many such turns, and reads the whole table.
+-- Some turns whose words another version of search_words.py has made, of all tenants. The order makes the planner use
+-- the partial index. Without it, the planner expects many such turns, and reads the whole table.
 SELECT tenant, turn FROM searched WHERE substr(words, 1, 2) <> '2 ' ORDER BY tenant, turn LIMIT :limit
 
 -- name: forget_unsearched

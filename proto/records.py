@@ -303,14 +303,15 @@ class GetContext(Query[Context], frozen=True):
     """The conversation that a new turn continues. Refused: session_not_found, parent_not_found, session_busy.
 
     Without `parent`, the new turn continues the session's last turn; without `session`, the parent's session.
-    session_busy: the turn to continue still runs, so it has no answer yet. With `begin`, an unknown session is returned
-    as an empty one of that name.
+    session_busy: the turn to continue still runs, so it has no answer yet. With `create_session`, an unknown session is
+    returned as an empty one of that name.
     """
 
     query: ClassVar[str] = "context"
     session: str | None = None
     parent: str | None = None
-    begin: bool = False
+    # Gateways and persistence of two releases ask and answer each other during an upgrade (PROTOCOL R28).
+    create_session: bool = msgspec.field(default=False, name="begin")
 
 
 class GetLastTurn(Query[TurnRecord], frozen=True):

@@ -229,9 +229,9 @@ async def test_the_context_of_a_follow_up_is_its_branch(persistence: Persistence
     async def context(*given: Any, **named: Any) -> Context:
         return await persistence.ask(OURS, "context", GetContext(*given, **named), Context)
 
-    assert await context(SESSION, begin=True) == Context(SESSION, None, [])
+    assert await context(SESSION, create_session=True) == Context(SESSION, None, [])
     root = await write_turn(own_log, "Light.", messages=message("Why?"), session=SESSION)
-    assert (await context(SESSION, begin=True)).parent == root.turn
+    assert (await context(SESSION, create_session=True)).parent == root.turn
     start = [*message("Why?"), Message("assistant", "Light.")]
     left = await write_turn(
         own_log, "Left.", messages=[*start, *message("How?")], history=2, session=SESSION, parent=root.turn
