@@ -56,7 +56,7 @@ from tailrace.proto.models import parse_aliases
 from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Counters, Rpc, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.administration import Administration
 from tailrace.proto.nats.api_keys import ApiKeyStore
-from tailrace.proto.nats.logins import Logins as StoredLogins
+from tailrace.proto.nats.logins import LoginStore
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.runtime.flag import Flag
@@ -243,7 +243,7 @@ def add_signed_tokens(
 ) -> tuple[Tickets, Logins]:
     """Makes `authenticator` accept tickets and access tokens."""
     tickets = Tickets(signer, UsedTickets(connection), authenticator.find_key)
-    logins = Logins(signer, StoredLogins(connection), authenticator.find_key)
+    logins = Logins(signer, LoginStore(connection), authenticator.find_key)
     authenticator.add_verifier(logins)
     authenticator.sources += [tickets.source, logins.source]
     return tickets, logins

@@ -17,14 +17,14 @@ from tailrace.proto.nats import Deliveries
 POLL_S = 0.01
 
 
-class Progress(NamedTuple):
+class RecordingProgress(NamedTuple):
     """How far the log is recorded. `last`: its last entry. `floor`: all entries up to this one are recorded."""
 
     last: Seq
     floor: Seq
 
 
-DRAINED = Progress(last=BEFORE_FIRST, floor=Seq(2**63 - 1))
+DRAINED = RecordingProgress(last=BEFORE_FIRST, floor=Seq(2**63 - 1))
 """The whole log is recorded."""
 
 
@@ -40,7 +40,7 @@ class SharedCatchUp:
         self._failure = failure
         self._timeout_s = timeout_s
         self._reading = asyncio.Lock()
-        self._next: asyncio.Task[Progress] | None = None
+        self._next: asyncio.Task[RecordingProgress] | None = None
         """A read that has not begun."""
 
     async def wait(self) -> None:
@@ -65,7 +65,7 @@ class SharedCatchUp:
                 retry_after_s=2,
             ) from error
 
-    async def _read_next(self) -> Progress:
+    async def _read_next(self) -> RecordingProgress:
         """Returns the progress as it is after this call. One read runs at a time; the calls before it share it."""
         if self._next is None:
             self._next = asyncio.create_task(self._read())
@@ -74,10 +74,10 @@ class SharedCatchUp:
         # A waiter may be cancelled; the read goes on for the others.
         return await asyncio.shield(self._next)
 
-    async def _read(self) -> Progress:
+    async def _read(self) -> RecordingProgress:
         async with self._reading:
             # Later calls must not share this read: it may miss what was stored right before them.
             self._next = None
             if await self._deliveries.is_drained():
                 return DRAINED
-            return Progress(await self._deliveries.last_seq(), (await self._deliveries.backlog()).floor)
+            return RecordingProgress(await self._deliveries.last_seq(), (await self._deliveries.backlog()).floor)

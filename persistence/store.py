@@ -30,7 +30,7 @@ from tailrace.persistence.rows import (
     usage_record,
 )
 from tailrace.persistence.search_words import words_of
-from tailrace.persistence.turn_list import TurnList
+from tailrace.persistence.turn_list import TurnListReader
 from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreRefused, StoreRolledBack
@@ -135,7 +135,7 @@ class Store:
         self._is_queued = True
         self._recorded_upto = BEFORE_FIRST
         self.system = database.system
-        self.turn_list = TurnList(database, self._fetch)
+        self.turn_list = TurnListReader(database, self._fetch)
         self.answered_at = 0.0
         """When the database last answered a statement of a transaction, by the event loop's clock."""
 

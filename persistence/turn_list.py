@@ -1,4 +1,4 @@
-"""TurnList: pages of a tenant's turns, by labels, words and outcome. The cost does not grow with the database."""
+"""Reads pages of a tenant's turns, by labels, words and outcome. The cost does not grow with the database."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -50,7 +50,7 @@ class Scan(NamedTuple):
     end: PageCursor
 
 
-class TurnList:
+class TurnListReader:
     """Reads pages of turns. Searches for words run one at a time."""
 
     def __init__(self, database: Database, read: Read) -> None:

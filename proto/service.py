@@ -78,7 +78,7 @@ class ModelSettings(ProcessSettings, frozen=True, kw_only=True):
     ] = ""
 
 
-class Health:
+class ProcessHealth:
     """The health of this process, as the port of its metrics reports it. Set by the event loop, read by a thread."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Health:
         return time.monotonic() - self.beat_at < BEAT_LATE_S
 
 
-HEALTH = Health()
+HEALTH = ProcessHealth()
 # Without authentication: the answers contain nothing but the status. The gateway has the same paths.
 HEALTH_CHECKS = {"/healthz": HEALTH.is_alive, "/readyz": lambda: HEALTH.is_ready}
 

@@ -44,7 +44,7 @@ class Tokens(NamedTuple):
 class Logins:
     """Creates, refreshes and ends logins, and verifies access tokens. All gateways accept each other's tokens."""
 
-    def __init__(self, signer: TokenSigner, store: logins.Logins, find_key: KeyLookup) -> None:
+    def __init__(self, signer: TokenSigner, store: logins.LoginStore, find_key: KeyLookup) -> None:
         self._signer = signer
         self._store = store
         self._find_key = find_key

@@ -23,7 +23,7 @@ from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.encryption_keys import EncryptionKeys
-from tailrace.proto.nats.log_server import PAGE_MAX, Count, LiveFeed, Page, PublishUnclear
+from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, PublishUnclear
 from tailrace.proto.nats.replay import ask_twice
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import STREAM, TurnKey
@@ -36,7 +36,7 @@ PURGE_TIMEOUT_S = 10.0
 COUNT_TIMEOUT_S = 0.25
 
 
-class Erased(NamedTuple):
+class ErasedEntries(NamedTuple):
     """The result of `erase`: how many entries can never be read again, and whether the turn has none left."""
 
     entries: int
@@ -73,7 +73,7 @@ class JetStreamLog:
         # settled. Other codes come from a server without a leader. All are as unclear as no answer.
         raise PublishUnclear(f"{stored.error.err_code} {stored.error.description}")
 
-    async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> Page:
+    async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
         turn = subjects.entries(key)
         page = await self._reads.page(turn, Seq(after + 1), limit)
         found = self._decode_all(page.messages, turn)
@@ -83,7 +83,7 @@ class JetStreamLog:
             # The page does not begin with the request, which has the key.
             await self._read_key(key)
             found = self._decode_all(page.messages, turn)
-        return Page(found, page.is_last)
+        return EntryPage(found, page.is_last)
 
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
         found = await self._leader.last(subjects.entry(key, kind) if kind else subjects.entries(key))
@@ -124,7 +124,7 @@ class JetStreamLog:
         """Removes the entries of a turn. Raises LogUnavailable."""
         await self._leader.purge(subjects.entries(key), timeout_s=PURGE_TIMEOUT_S)
 
-    async def erase(self, key: TurnKey, deadline: float = math.inf, *, purges_rest: bool = False) -> Erased:
+    async def erase(self, key: TurnKey, deadline: float = math.inf, *, purges_rest: bool = False) -> ErasedEntries:
         """Overwrites the entries of a turn in nats-server's files, then removes them.
 
         Encrypted entries are only removed: their key is overwritten with the request. Stops at `deadline`, a time of
@@ -140,7 +140,7 @@ class JetStreamLog:
             for seq in reversed(seqs):
                 if erased and asyncio.get_running_loop().time() >= deadline:
                     if not purges_rest:
-                        return Erased(erased, is_gone=False)
+                        return ErasedEntries(erased, is_gone=False)
                     break
                 await self._erase_entry(key, seq)
                 erased += 1
@@ -160,8 +160,8 @@ class JetStreamLog:
         except LogUnavailable:
             if not erased:
                 raise
-            return Erased(erased, is_gone=False)
-        return Erased(erased + encrypted, is_gone=True)
+            return ErasedEntries(erased, is_gone=False)
+        return ErasedEntries(erased + encrypted, is_gone=True)
 
     async def _find_erasable(self, key: TurnKey) -> tuple[list[Seq], int]:
         """Returns the entries of a turn that are to be overwritten besides its request, and how many are encrypted."""

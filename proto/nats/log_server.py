@@ -28,7 +28,7 @@ class PublishUnclear(Exception):
         self.is_answered = is_answered
 
 
-class Page(NamedTuple):
+class EntryPage(NamedTuple):
     """The entries of one read, oldest first, valid or not; `is_last`: none followed at the time of the read."""
 
     entries: list[Stored]
@@ -122,7 +122,7 @@ class LogServer(Protocol):
         """
         ...
 
-    async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> Page:
+    async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
         """Returns the entries after `after`, at most `limit`, decrypted. The server that answers may be behind (R14).
 
         Raises LogUnavailable.

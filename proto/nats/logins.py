@@ -20,7 +20,7 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
 _decoder = msgspec.json.Decoder(Login)
 
 
-class Logins:
+class LoginStore:
     """All logins. Reads go to the bucket's leader; writes expect the revision that was read. Raises LogUnavailable."""
 
     def __init__(self, connection: Connection) -> None:

@@ -16,7 +16,7 @@ from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_first_and_end
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats.log_server import LogServer, Page
+from tailrace.proto.nats.log_server import EntryPage, LogServer
 from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import TurnKey
 
@@ -101,7 +101,7 @@ async def _read_on(server: LogServer, key: TurnKey, turn: Turn, seq: Seq) -> Tur
 
 
 async def read_valid(
-    server: LogServer, key: TurnKey, join: FeedJoin, page: Page | None = None, *, is_first: bool = False
+    server: LogServer, key: TurnKey, join: FeedJoin, page: EntryPage | None = None, *, is_first: bool = False
 ) -> list[Stored]:
     """Reads the log until `join` has no gap; returns the valid entries that `join` did not have.
 
@@ -156,7 +156,7 @@ async def is_valid(server: LogServer, key: TurnKey, seq: Seq, start: Chain) -> b
     return any(stored.seq == seq for stored in await read_valid(server, key, join))
 
 
-async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain, Page]:
+async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain, EntryPage]:
     """Returns the chain whose last entry is the one at `cursor`, valid or not, and the first page of entries after it.
 
     Raises CursorUnknown when the turn has no such entry, LogUnavailable.
@@ -170,7 +170,7 @@ async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain
             entry = found[0].entry
             # A request and an unreadable entry have no attempt.
             chain = Chain(cursor, getattr(entry, "attempt", 0), isinstance(entry, entries.End))
-            return chain, Page(found[1:], is_last)
+            return chain, EntryPage(found[1:], is_last)
         # A server that has a later entry has all before it. One that has none may be behind, for as long as its
         # connection to the others is slow.
         if found or not await ask_twice(lambda: server.has_entry(key, cursor)):

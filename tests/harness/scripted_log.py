@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 from tailrace.proto.entries import Entry, Stored
 from tailrace.proto.ids import Seq, Tenant, TurnId
-from tailrace.proto.nats.log_server import PAGE_MAX, Count, LiveFeed, Page
+from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed
 from tailrace.proto.subjects import TurnKey
 
 KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
-NOTHING = Page([], is_last=True)
+NOTHING = EntryPage([], is_last=True)
 
 
-def page(*stored: Stored, is_last: bool = True) -> Page:
-    return Page(list(stored), is_last=is_last)
+def page(*stored: Stored, is_last: bool = True) -> EntryPage:
+    return EntryPage(list(stored), is_last=is_last)
 
 
 class Request(NamedTuple):
@@ -48,8 +48,8 @@ class ScriptedServer:
         seq: Seq = self._answer("publish", key, entry, fence)
         return seq
 
-    async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> Page:
-        answer: Page = self._answer("read", key, after, limit)
+    async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
+        answer: EntryPage = self._answer("read", key, after, limit)
         return answer
 
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:

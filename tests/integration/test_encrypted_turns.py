@@ -11,7 +11,7 @@ from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.direct_get import DirectReader, MessagePage
-from tailrace.proto.nats.jetstream_log import Erased
+from tailrace.proto.nats.jetstream_log import ErasedEntries
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.harness import readers
@@ -170,9 +170,9 @@ async def test_an_erasure_overwrites_the_request_and_what_an_older_version_has_n
 
     with monkeypatch.context() as patch:
         patch.setattr(TurnLog, "purge", fail)
-        assert await other_log.erase(writer.key) == Erased(2, is_gone=False)
+        assert await other_log.erase(writer.key) == ErasedEntries(2, is_gone=False)
     assert deleted_one_by_one == [stored.seq, writer.chain.first]
-    assert await TurnLog(own_connection).erase(writer.key) == Erased(count - 2, is_gone=True)
+    assert await TurnLog(own_connection).erase(writer.key) == ErasedEntries(count - 2, is_gone=True)
     assert (await own_connection.jetstream.stream_info(STREAM)).state.messages == 0
 
 
@@ -182,7 +182,7 @@ async def test_an_erasure_whose_deadline_is_over_after_the_request_removes_the_w
     """Otherwise it would be found by no later call, and not be counted."""
     await writer.begin("a", " secret")
     count = len(await other_log.read_entries(writer.key))
-    assert await other_log.erase(writer.key, asyncio.get_running_loop().time()) == Erased(count, is_gone=True)
+    assert await other_log.erase(writer.key, asyncio.get_running_loop().time()) == ErasedEntries(count, is_gone=True)
     assert (await own_connection.jetstream.stream_info(STREAM)).state.messages == 0
 
 

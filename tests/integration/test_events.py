@@ -23,7 +23,7 @@ from tailrace.proto.entries import Entry, Failure, Stored
 from tailrace.proto.errors import LogFull
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats import TurnLog, jetstream_log
-from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed, Page
+from tailrace.proto.nats.log_server import PAGE_MAX, EntryPage, LiveFeed
 from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import words
 from tests.harness.readers import build_reader, decode_data, is_read, read, read_history, story_of
@@ -360,7 +360,7 @@ async def test_the_stream_of_a_new_turn_reads_nothing_from_the_log(
     monkeypatch.setattr(jetstream_log, "COUNT_TIMEOUT_S", 10)
     reads = list[TurnKey]()
 
-    async def read(self: TurnLog, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> Page:
+    async def read(self: TurnLog, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
         reads.append(key)
         return await original(self, key, after, limit)
 

@@ -14,7 +14,7 @@ from tailrace.gateway.auth.login import COOKIE
 from tailrace.gateway.auth.signed_tokens import Access, Refresh, TokenSigner
 from tailrace.proto.errors import LogMisconfigured
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.logins import Login, Logins
+from tailrace.proto.nats.logins import Login, LoginStore
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.subjects import SECRETS
 from tests.integration.conftest import KEY, Gateway, NewGateway
@@ -121,7 +121,7 @@ async def test_concurrent_refreshes_get_the_same_next_token(
 
 async def test_a_login_is_stored_only_over_the_revision_that_was_read(connection: Connection) -> None:
     """A slow refresh neither reverts a login nor restores one that has ended."""
-    logins, name = Logins(connection), secrets.token_hex(16)
+    logins, name = LoginStore(connection), secrets.token_hex(16)
     login = Login(key="key_1", until=int(time.time()) + 60, refreshed_at=time.time())
     assert await logins.put(name, login)
     assert not await logins.put(name, login)
@@ -199,7 +199,7 @@ async def test_tokens_and_logins_expire(page: httpx2.AsyncClient, connection: Co
     assert payload is not None
     for changed in ({"until": now - 1}, {"login": "0" * 32}):
         assert is_refused(await refresh(page, signer.sign(msgspec.structs.replace(payload, **changed))))
-    logins = Logins(connection)
+    logins = LoginStore(connection)
     found = await logins.get(payload.login)
     assert found is not None
     await logins.put(payload.login, msgspec.structs.replace(found[0], until=now - 1), found[1])

@@ -24,7 +24,7 @@ from tailrace.proto.errors import LogUnavailable, StoreRefused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog
-from tailrace.proto.nats.jetstream_log import Erased
+from tailrace.proto.nats.jetstream_log import ErasedEntries
 from tailrace.proto.subjects import CLAIMS_STREAM, PERSISTENCE, STREAM, TurnKey
 from tests.harness.generator_in_loop import shorten_lease
 from tests.harness.open_store import open_store
@@ -327,9 +327,9 @@ async def test_a_turn_with_store_false_is_counted_once_and_erased_although_anoth
     class StuckLog(TurnLog):
         stuck: TurnKey | None = None
 
-        async def erase(self, key: TurnKey, deadline: float = math.inf, *, purges_rest: bool = False) -> Erased:
+        async def erase(self, key: TurnKey, deadline: float = math.inf, *, purges_rest: bool = False) -> ErasedEntries:
             if key == self.stuck and is_begun:
-                return Erased(1, is_gone=False)
+                return ErasedEntries(1, is_gone=False)
             if key == self.stuck:
                 raise LogUnavailable("stuck")
             return await super().erase(key, deadline, purges_rest=purges_rest)

@@ -24,7 +24,7 @@ from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log, streams
 from tailrace.proto.nats.direct_get import DirectReader, MessagePage
-from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT, Erased
+from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT, ErasedEntries
 from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed
 from tailrace.proto.nats.pub_ack import FENCE
 from tailrace.proto.nats.stream_leader import Leader
@@ -267,7 +267,7 @@ async def test_an_erasure_overwrites_entries_that_the_replica_it_reads_does_not_
 
     last = str(entries[-1].seq)
     monkeypatch.setattr(DirectReader, "page", read_behind)
-    assert await own_log.erase(key) == Erased(len(entries), is_gone=True)
+    assert await own_log.erase(key) == ErasedEntries(len(entries), is_gone=True)
 
 
 def lose_leader_after(patch: pytest.MonkeyPatch, deletions: int) -> None:
@@ -296,16 +296,16 @@ async def test_an_interrupted_erasure_counts_each_entry_once_and_is_completed_by
     await writer.open("a", " secret")
     await writer.end()
     entries, now = await own_log.read_entries(key), asyncio.get_running_loop().time()
-    assert await own_log.erase(key, now) == Erased(1, is_gone=False)
+    assert await own_log.erase(key, now) == ErasedEntries(1, is_gone=False)
     with monkeypatch.context() as patch:
         lose_leader_after(patch, len(entries) - 2)
-        assert await own_log.erase(key, now + 60) == Erased(len(entries) - 2, is_gone=False)
+        assert await own_log.erase(key, now + 60) == ErasedEntries(len(entries) - 2, is_gone=False)
         with pytest.raises(LogUnavailable, match="no leader"):
             await own_log.erase(key, now + 60)
     assert await own_log.read_entries(key) == entries[:1]
     assert (await own_log.read_turn(key)).request is not None
-    assert await own_log.erase(key) == Erased(1, is_gone=True)
-    assert await own_log.erase(key) == Erased(0, is_gone=True)
+    assert await own_log.erase(key) == ErasedEntries(1, is_gone=True)
+    assert await own_log.erase(key) == ErasedEntries(0, is_gone=True)
     assert not await own_log.has_turn(key)
     assert (await own_connection.jetstream.stream_info(STREAM)).state.messages == 0
 

@@ -21,7 +21,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.append import TIMEOUT_S
 from tailrace.proto.nats.follower import Follower
-from tailrace.proto.nats.log_server import LogServer, Page
+from tailrace.proto.nats.log_server import EntryPage, LogServer
 from tailrace.proto.nats.replay import FIRST_ENTRIES, read_turn_direct
 from tailrace.proto.subjects import TurnKey
 from tests.schedules.generator import GeneratorLog
@@ -142,13 +142,13 @@ def reader_reread() -> Patches:
 def cursor_retry() -> Patches:
     """A cursor that three reads do not find is refused."""
 
-    async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain, Page]:
+    async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain, EntryPage]:
         for _ in range(3 if cursor else 0):
             found, is_last = await server.read(key, Seq(cursor - 1))
             if found and found[0].seq == cursor:
                 entry = found[0].entry
                 chain = Chain(cursor, getattr(entry, "attempt", 0), isinstance(entry, End))
-                return chain, Page(found[1:], is_last)
+                return chain, EntryPage(found[1:], is_last)
         if cursor:
             raise CursorUnknown("the cursor was not found")
         return START, await server.read(key, cursor)

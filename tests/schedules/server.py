@@ -14,7 +14,7 @@ from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.client import Message
-from tailrace.proto.nats.log_server import PAGE_MAX, Count, LiveFeed, Page, PublishUnclear
+from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, PublishUnclear
 from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import NOON
 from tests.schedules.faults import FAULTLESS_AFTER_PUBLISHES, FAULTLESS_AFTER_S, Faults
@@ -223,9 +223,9 @@ class SimulatedServer:
     def _is_changing(self) -> bool:
         return self.world.time() < self._changing_until_s and not self.is_faultless
 
-    def _page(self, after: Seq, limit: int, seen_s: float) -> Page:
+    def _page(self, after: Seq, limit: int, seen_s: float) -> EntryPage:
         first, last = bisect_right(self._seqs, after), bisect_right(self._times, seen_s)
-        return Page(self.stored[first : min(first + limit, last)], last - first <= limit)
+        return EntryPage(self.stored[first : min(first + limit, last)], last - first <= limit)
 
     def _reaches_former_leader(self) -> bool:
         return self.world.time() < self._woken_until_s and not self.is_faultless and self.world.chance() < 0.5
@@ -291,9 +291,9 @@ class SimulatedLog(TurnLog):
         seq: Seq = await self._answer("publishes", (fence, entry), answer)
         return seq
 
-    async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> Page:
+    async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
         self._process.require_alive()
-        page: Page = await self._answer("reads after", after, self.server_of(key).read(after, limit))
+        page: EntryPage = await self._answer("reads after", after, self.server_of(key).read(after, limit))
         return page
 
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
@@ -342,7 +342,7 @@ class SimulatedLog(TurnLog):
 def describe(what: object) -> str:
     """Describes an argument, an answer or an entry in one line of the trace."""
     match what:
-        case Page(stored, is_last):
+        case EntryPage(stored, is_last):
             return f"[{' '.join(str(one.seq) for one in stored)}]{'' if is_last else ' and more'}"
         case (fence, entry):
             return f"behind {fence}: {describe(entry)}"

@@ -48,7 +48,7 @@ RESET: sse.Events = sse.frame(b'{"type":"reset"}')
 HEADERS = {"content-type": sse.MEDIA_TYPE, **sse.HEADERS}
 
 
-class Position(msgspec.Struct):
+class TurnPosition(msgspec.Struct):
     """The position in one turn: its request, and the last entry that was sent."""
 
     request: Seq
@@ -84,7 +84,7 @@ class SessionStream(StreamedResponse):
         self._session = session
         self._cursor = cursor
         self._since = BEFORE_FIRST
-        self._positions: dict[TurnId, Position] = {}
+        self._positions: dict[TurnId, TurnPosition] = {}
         self._following: dict[TurnId, asyncio.Task[None]] = {}
         self._finished: set[TurnId] = set()
         self._readers: set[Reader] = set()
@@ -133,7 +133,7 @@ class SessionStream(StreamedResponse):
             key = await self._streams.log.find_turn_at(self._tenant, Seq(int(request)))
             # None: the turn was deleted and has no more events, or it has left the log and `_follow_new` finds it.
             if key is not None:
-                self._positions[key.turn] = Position(Seq(int(request)), Seq(int(last)))
+                self._positions[key.turn] = TurnPosition(Seq(int(request)), Seq(int(last)))
 
     async def _serve(self, send: Send, news: asyncio.Event) -> None:
         """Follows turns until one cannot be followed any further. The stream then ends, and the client resumes."""
@@ -214,7 +214,7 @@ class SessionStream(StreamedResponse):
                 if refused.code != "turn_not_found":
                     raise
             else:
-                position = Position(BEFORE_FIRST, record.cursor, is_ended=True)
+                position = TurnPosition(BEFORE_FIRST, record.cursor, is_ended=True)
                 await self._write(send, key, [(TAILRACE.render_record(record, 0), position)])
         self._finished.add(turn)
         if turn in self._positions:
@@ -230,7 +230,7 @@ class SessionStream(StreamedResponse):
                     frames = feed.frames(TAILRACE, index, FRAMES_MAX, PIECE_BYTES_MAX)
                     begin, index = index, index + len(frames)
                     seqs = feed.seqs[begin:index]
-                    positions = [Position(request, seq) for seq in seqs]
+                    positions = [TurnPosition(request, seq) for seq in seqs]
                     await self._write(send, key, list(zip(frames, positions, strict=True)))
                     reader.note_write(feed.entries, begin, index)
                     if index == len(feed.entries) and feed.is_ended:
@@ -254,7 +254,7 @@ class SessionStream(StreamedResponse):
             finally:
                 self._readers.discard(reader)
 
-    async def _write(self, send: Send, key: TurnKey, frames: Sequence[tuple[Frame, Position]]) -> None:
+    async def _write(self, send: Send, key: TurnKey, frames: Sequence[tuple[Frame, TurnPosition]]) -> None:
         async with self._writing:
             data = b""
             for frame, position in frames:
