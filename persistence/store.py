@@ -127,7 +127,8 @@ class Store:
     """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
+        """Runs statements that have no method here."""
         self._sql = database.statements
         self._reads = FairSemaphore(database.reads_max)
         self._writes = FairSemaphore(1)
@@ -151,11 +152,11 @@ class Store:
         return unqueued
 
     async def close(self) -> None:
-        await self._database.close()
+        await self.database.close()
 
     async def migrate(self) -> None:
         """Runs the missing migrations."""
-        await self._database.migrate()
+        await self.database.migrate()
 
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:
@@ -163,31 +164,31 @@ class Store:
         # On PostgreSQL each holder has a connection of its own. A task that waits for another one of this process has
         # none: otherwise the deletions of one tenant would take all connections of the server.
         held = self._locks.setdefault(name, asyncio.Lock())
-        async with held, self._database.lock(name):
+        async with held, self.database.lock(name):
             yield
 
     async def erase_journal(self) -> None:
         """Removes what was deleted from the database's journal, as far as that is possible now."""
-        await self._database.erase_journal()
+        await self.database.erase_journal()
 
     def raise_if_damaged(self) -> None:
         """Raises StoreCorrupt if the database is not whole."""
-        self._database.raise_if_damaged()
+        self.database.raise_if_damaged()
 
     @property
     def needs_replay(self) -> bool:
         """Whether the log must be read from its beginning: for a new database, or one whose version recorded less."""
-        return self._database.version < REPLAY_BELOW_VERSION
+        return self.database.version < REPLAY_BELOW_VERSION
 
     @property
     def has_id(self) -> bool:
         """Whether the database had an id when it was opened: not if it was new or had an older schema."""
-        return self._database.version >= ID_FROM_VERSION
+        return self.database.version >= ID_FROM_VERSION
 
     @property
     def is_new(self) -> bool:
         """Whether there was no database, or an empty one, when it was opened."""
-        return self._database.version == 0
+        return self.database.version == 0
 
     async def record(self, rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:
         """Writes `rows`, and that the log is recorded up to `reached`, in one transaction.
@@ -348,7 +349,7 @@ class Store:
             names = {"tenant": tenant, "dimension": dimension, "name": first, "last_name": last}
             await writer.execute(self._sql["count_nameless"], names)
             await writer.execute(self._sql["delete_totals"], names)
-        self._database.note_deletion()
+        self.database.note_deletion()
         return DeletedRows(gone["turns"], gone["sessions"], gone["projects"])
 
     async def release_blobs(self, tenant: Tenant, blobs: Sequence[str]) -> None:
@@ -429,7 +430,7 @@ class Store:
         async with self._write(turns[0].tenant) as writer:
             rows = [{"tenant": key.tenant, "turn": key.turn} for key in turns]
             await writer.executemany(self._sql["forget_unstored"], rows)
-            self._database.note_deletion()
+            self.database.note_deletion()
 
     async def put_file(self, tenant: Tenant, record: FileRecord) -> None:
         """Inserts a file, and its reference to its blob."""
@@ -467,7 +468,7 @@ class Store:
             async with self._write(tenant) as writer:
                 for statement in ("release_blobs", "delete_blob_uses", "delete_file"):
                     await writer.executemany(self._sql[statement], rows)
-                self._database.note_deletion()
+                self.database.note_deletion()
 
     async def expired_files(self, now: datetime) -> dict[Tenant, list[str]]:
         """Returns expired files by their tenant, at most `RELEASED_MAX`."""
@@ -656,12 +657,12 @@ class Store:
         """
         slot = self._writes.reserve(tenant=tenant) if tenant and self._is_queued else nullcontext()
         try:
-            async with slot, self._database.transaction() as writer:
+            async with slot, self.database.transaction() as writer:
                 self._note_answer()
                 yield _AnsweringTransaction(writer, self._note_answer)
         except StoreRefused:
             # A newer schema may refuse what this version writes: a process of the newer version has to write it.
-            await self._database.raise_if_too_new()
+            await self.database.raise_if_too_new()
             raise
 
     def _note_answer(self) -> None:
@@ -670,7 +671,7 @@ class Store:
     async def _fetch(self, sql: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns the rows of a query. The tenants that wait take turns: one may have hundreds of slow queries."""
         async with self._reads.reserve(tenant=values.get("tenant", "")):
-            return await self._database.read(sql, values)
+            return await self.database.read(sql, values)
 
 
 async def convert_turns(number: int, convert: Callable[[], T]) -> T:

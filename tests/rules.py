@@ -29,7 +29,7 @@ def marked_tests() -> dict[str, set[str]]:
     """
     found: dict[str, set[str]] = defaultdict(set)
     for folder in TESTS.iterdir():
-        for path in folder.glob("test_*.py"):
+        for path in (*folder.glob("test_*.py"), *folder.glob("*/test_*.py")):
             body = ast.parse(path.read_text()).body
             of_all = [node.value for node in body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)]
             for node in body:

@@ -75,7 +75,7 @@ async def test_expired_files_are_deleted(gateway: Gateway, sdk: AsyncOpenAI, sys
     file = await sdk.files.create(file=("a.txt", b"old"), purpose="user_data", expires_after=life)  # type: ignore[arg-type]
     assert file.expires_at == file.created_at + 3600
     async with open_store(system.database, busy_timeout_s=5) as store:
-        async with store._database.transaction() as writer:
+        async with store.database.transaction() as writer:
             await writer.execute("UPDATE files SET expires_at = 1 WHERE tenant = :tenant", {"tenant": tenant})
         with pytest.raises(openai.NotFoundError):
             await sdk.files.retrieve(file.id)

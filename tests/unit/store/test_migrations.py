@@ -1,0 +1,181 @@
+"""The schema: migrations from older versions, and the same tables in both databases."""
+
+import sqlite3
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tailrace.persistence.database import TABLES as KEYS
+from tailrace.persistence.migrations import migrations
+from tailrace.persistence.paging import NEWEST
+from tailrace.persistence.postgresql import SET_VERSION
+from tailrace.persistence.rows import build_row
+from tailrace.persistence.search_words import hash_words
+from tailrace.persistence.store import Store
+from tailrace.proto.errors import StoreTooNew
+from tests.harness.open_store import open_store
+from tests.harness.postgresql import PostgreSQLServer
+from tests.harness.stored_turns import OURS, THEIRS, hash_text, key
+from tests.harness.turn_builder import NOON, completed_turn
+
+# As the first version wrote them.
+SESSION_1 = "INSERT INTO sessions VALUES (:tenant, :session, :asked_at, :ended_at)"
+TURN_1 = """
+INSERT INTO turns VALUES (
+    :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :error,
+    :attempts, :metadata, :asked_at, :ended_at, :cursor, :text_chars, :text_sha256
+)
+"""
+USAGE_1 = """
+INSERT INTO usage VALUES (
+    :tenant, :session, :turn, :input_tokens, :output_tokens, :cache_creation_input_tokens, :cache_read_input_tokens,
+    :is_estimated, :cost_nusd
+)
+"""
+
+
+async def test_a_database_of_the_first_version_has_totals_and_is_searchable_after_the_migration(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir()
+    ended = completed_turn("Light").turn
+    # SQLite cuts both names of the metadata at NUL, to the same label.
+    long = {"n" * 64: "v" * 512, "n" * 65: "v", "value": "v" * 513}
+    metadata = {"k": "1", "k\0x": "2"} | long | {f"m{number}": "v" for number in range(20)}
+    made = msgspec.structs.replace(build_row(key("turn-1"), ended), metadata=msgspec.json.encode(metadata).decode())
+    day_after = {"turn": "turn-2", "asked_at": made.asked_at + 24 * 3600 * 10**6, "metadata": "{}", "cursor": 99}
+    later = msgspec.structs.replace(made, **day_after, session="session-2")
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(f"{migrations()[0].sql}; PRAGMA user_version = 1;")
+        for row in (made, later, msgspec.structs.replace(made, tenant=THEIRS, model="other")):
+            for statement in (SESSION_1, TURN_1, USAGE_1):
+                database.execute(statement, msgspec.structs.asdict(row))
+        database.commit()
+        # Versions in between have recorded projects, API keys and deleted turns.
+        for step in migrations(after=1)[: 13 - 1]:
+            database.executescript(f"{step.sql}; PRAGMA user_version = {step.number};")
+        database.execute("UPDATE sessions SET project = 'rivers' WHERE session = 'session-2'")
+        database.execute("UPDATE usage SET asked_by = 'k' WHERE turn = 'turn-2'")
+        for project, by in ((None, None), (None, None), ("rivers", "k")):
+            deleted = (OURS, made.asked_at, project, made.model, by, 2, 5, 3, 2, 1, 7)
+            database.execute(f"INSERT INTO deleted_usage VALUES ({', '.join('?' * 11)})", deleted)
+        database.commit()
+    async with open_store(path) as store:
+        expected = {
+            "model": [(made.model, 5)], "day": [("2026-01-01", 4), ("2026-01-02", 1)],
+            "session": [(None, 3), ("session-1", 1), ("session-2", 1)], "project": [(None, 3), ("rivers", 2)],
+            "key": [(None, 3), ("k", 2)], "user": [(None, 5)], "metadata.k": [("1", 1)],
+        }  # fmt: skip
+        for by, totals in expected.items():
+            found = await store.usage(OURS, by, NOON.date(), NOON.date() + timedelta(days=1), "", 9)
+            assert [(one.key, one.turns) for one in found] == totals
+            assert [(one.total_tokens, one.message_count) for one in found] == [(11 * n, 2 * n) for _, n in totals]
+        (total,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
+        assert round(total.cost_usd * 1e9) == 3 * 7 + made.cost_nusd
+        listed, _ = await store.turn_list.read_page(OURS, {"key": "k"}, None, NEWEST, 9)
+        assert [one.turn for one in listed] == ["turn-2"]
+        assert [(await store.numbered_sessions(OURS, project, 0, 9, NOON))[1] for project in (None, "rivers")] == [2, 1]
+        theirs = await store.usage(THEIRS, "model", NOON.date(), NOON.date(), "", 9)
+        assert [(one.key, one.turns) for one in theirs] == [("other", 1)]
+        # As many fields as `labels_of` takes, with the same limits.
+        labels = {"model": made.model, "metadata.k": "1", f"metadata.{'n' * 64}": "v" * 512}
+        labels |= {f"metadata.m{number}": "v" for number in range(11)}
+        rows = await store.database.read("SELECT name, value FROM labels WHERE tenant = 'ours' AND turn = 'turn-1'", {})
+        # Newer versions of SQLite do not cut a name at a NUL character.
+        assert {row["name"]: row["value"] for row in rows if "\0" not in row["name"]} == labels
+        assert await store.read_recorded_upto() == 99
+        monkeypatch.setattr("tailrace.persistence.store.UNSEARCHED_MAX", 1)
+        assert [await store.store_older_words() for _ in range(4)] == [1, 1, 1, 0]
+        listed, _ = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]).split())
+        assert [one.turn for one in listed] == ["turn-2", "turn-1"]
+
+
+async def test_an_older_schema_of_postgresql_is_migrated_and_its_turns_are_searchable(
+    postgresql: PostgreSQLServer,
+) -> None:
+    """The older schema has fewer tables."""
+    url, oldest = await postgresql.new_database(), migrations("postgresql")[0]
+    async with postgresql.connected(url) as administrator:
+        await administrator.execute(oldest.sql + SET_VERSION.format(oldest.number))
+        await administrator.execute(
+            "INSERT INTO sessions (tenant, session, created_at, updated_at) VALUES ('ours', 'session-1', 1, 1); "
+            "INSERT INTO turns (tenant, turn, session, model, outcome, input, content, text, attempts, metadata, "
+            "asked_at, cursor) VALUES ('ours', 'turn-1', 'session-1', 'm', 'completed', '[]', "
+            """'[{"type":"text","text":"Light"}]', 'Light', 1, '{}', 1, 1); """
+            "INSERT INTO usage (tenant, session, turn, input_tokens, output_tokens, cache_creation_input_tokens, "
+            "cache_read_input_tokens, is_estimated, cost_nusd) "
+            "SELECT tenant, session, turn, 0, 0, 0, 0, 0, 0 FROM turns"
+        )
+    async with open_store(url) as store:
+        assert [await store.store_older_words() for _ in range(2)] == [1, 0]
+        found, _ = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, hash_text("light").split())
+        assert [one.turn for one in found] == ["turn-1"]
+
+
+async def test_both_databases_have_the_same_tables(file_store: Store, postgresql_store: Store) -> None:
+    """The columns in the same order, which of them may be NULL, the primary keys, and the indexes."""
+    for table, primary_key in KEYS.items():
+        columns = await file_store.database.read(f"SELECT * FROM pragma_table_info('{table}')", {})
+        indexes = await file_store.database.read(f"SELECT * FROM pragma_index_list('{table}')", {})
+        named = {row["name"]: row["partial"] for row in indexes if row["origin"] == "c"}
+        found = await postgresql_store.database.read(
+            "SELECT column_name::text AS name, data_type::text AS type, is_nullable::text AS nullable"
+            " FROM information_schema.columns WHERE table_name = :table ORDER BY ordinal_position",
+            {"table": table},
+        )
+        types = {"INTEGER": "bigint", "TEXT": "text"}
+        assert [(row["name"], row["type"], row["nullable"]) for row in found] == [
+            (row["name"], types[row["type"]], "NO" if row["notnull"] else "YES") for row in columns
+        ]
+        keys = [row["name"] for row in sorted(columns, key=lambda row: row["pk"]) if row["pk"]]
+        assert keys in ([], list(primary_key))
+        theirs = await postgresql_store.database.read(
+            "SELECT indexname::text AS name, indexdef AS made FROM pg_indexes WHERE tablename = :table",
+            {"table": table},
+        )
+        made = {row["name"]: row["made"].partition("USING btree ")[2] for row in theirs if "gin" not in row["made"]}
+        assert made.pop(f"{table}_pkey", "").replace('"', "") == (f"({', '.join(keys)})" if keys else "")
+        assert {name: int(" WHERE " in text) for name, text in made.items()} == named
+        for name, text in made.items():
+            info = await file_store.database.read(f"SELECT name FROM pragma_index_info('{name}')", {})
+            # SQLite has no name for an expression, of which there is one.
+            expected = f"({', '.join(row['name'] or 'tailrace_batch_api(batch)' for row in info)})"
+            assert text.partition(" WHERE ")[0].replace('"', "") == expected
+
+
+async def test_two_processes_that_start_together_migrate_a_database_once(postgresql: PostgreSQLServer) -> None:
+    """Both have seen that it is empty."""
+    url = await postgresql.new_database()
+    stores = [await Store.open(url, busy_timeout_s=1) for _ in range(2)]
+    try:
+        for store in stores:
+            await store.migrate()
+        assert len({await store.read_id() for store in stores}) == 1
+    finally:
+        for store in stores:
+            await store.close()
+
+
+async def test_a_new_database_is_migrated_once(path: Path) -> None:
+    """A second start changes nothing; the version is that of the last migration."""
+    for is_new in (True, False):
+        store = await Store.open(path, busy_timeout_s=0.05)
+        try:
+            assert store.needs_replay == is_new
+            await store.migrate()
+            await store.migrate()
+        finally:
+            await store.close()
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (migrations()[-1].number,)
+
+
+async def test_a_database_of_a_newer_version_is_refused(path: Path, file_store: Store) -> None:
+    """The message says what to do, and the file does not change."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 999")
+    with pytest.raises(StoreTooNew, match=r"has schema version 999.*start the newer version again"):
+        await Store.open(path, busy_timeout_s=0.05)
