@@ -69,6 +69,11 @@ class TurnFeed:
         self._caught_up.set()
         self._wake()
 
+    @property
+    def waiting_readers(self) -> int:
+        """The number of readers that wait for a change."""
+        return len(self._waiting)
+
     def fail(self, error: LogError) -> None:
         """Marks the feed as broken: the turn cannot be followed further.
 
@@ -216,6 +221,11 @@ class FanOut:
             if key not in self._feeds:
                 feed = self._create_feed(key, BEFORE_FIRST, _keep(stack.pop_all(), live))
                 self._drop_later(feed, self._linger_s)
+
+    @property
+    def feed_count(self) -> int:
+        """The number of feeds that this process keeps."""
+        return len({*self._feeds.values(), *self._following, *self._dropping})
 
     def has_readers(self, key: TurnKey) -> bool:
         """Returns whether the turn has readers in this process."""

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from prometheus_client import REGISTRY
 
 from tailrace.deploy.local import ports
-from tailrace.gateway import metrics
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.http import retry_later
 from tailrace.proto.ids import TurnId, new_id
@@ -53,7 +53,7 @@ async def competing_reader(gateway: Gateway, path: str) -> AsyncIterator[None]:
 
 
 def refusals() -> float:
-    return float(metrics.REFUSED.labels("server_busy")._value.get())
+    return REGISTRY.get_sample_value("tailrace_gateway_refused_total", {"code": "server_busy"}) or 0.0
 
 
 async def one_refusal_after(count: float) -> None:
@@ -67,7 +67,9 @@ async def test_refused_event_source_reconnects(small: Gateway, writer: Writer, b
     path = f"/v1/turns/{writer.key.turn}/events"
     async with Cutting(small.port, [Cut(after_bytes=2900)]) as proxy:
         showing = asyncio.create_task(node.run("browser.mjs", "EventSource", proxy.url + path, CHROMIUM=browser))
-        await until(metrics.STREAMS.labels("tailrace")._value.get, node.DEADLINE_S)
+        await until(
+            lambda: REGISTRY.get_sample_value("tailrace_gateway_streams_open", {"dialect": "tailrace"}), node.DEADLINE_S
+        )
         # It cannot reconnect before the other reader has its slot.
         (proxy.to,) = ports.find_free(1)
         before = refusals()

@@ -104,7 +104,7 @@ async def test_an_answer_is_shown_once_over_a_reload_a_lost_connection_a_sleep_a
 
         await until(is_asleep, 120)
         proxy.fail("cut")
-        proxy._to = other.port
+        proxy.to = other.port
         await open_gateway.stop()
         proxy.mend()
         await other.client.post("/v1/sessions", json={"id": "awake"})

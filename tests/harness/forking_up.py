@@ -57,7 +57,7 @@ def _run_and_exit(module: str, arguments: Sequence[str], environ: Mapping[str, s
     """Runs the module and exits. It never returns, so no object of `up` is freed and then closes a descriptor."""
     status = 1
     try:
-        asyncio._set_running_loop(None)
+        asyncio._set_running_loop(None)  # noqa: SLF001  # documented for event loops
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)

@@ -16,10 +16,10 @@ from tailrace.generators.batches import message_batches
 from tailrace.generators.batches.runner import BatchRunner
 from tailrace.generators.settings import Settings
 from tailrace.generators.turn_runner import TurnRunner
-from tailrace.generators.worker import Job, Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.leases import Delivery
 from tailrace.proto.service import Stop
 from tailrace.proto.subjects import GENERATORS, TurnKey
 from tests.harness.forks import FORKS
@@ -100,7 +100,7 @@ async def _serve_one(nats_url: str, claude_url: str, runner: Any) -> None:
 
 def run_until_called(word: str, nats_url: str, claude_url: str) -> None:
     ended: list[TurnKey] = []
-    answer, run_to_end = MessagesApi.answer, Worker._run_to_end
+    answer, ack = MessagesApi.answer, Delivery.ack
 
     async def killing_answer(self: MessagesApi, call: Call) -> AsyncGenerator[ModelEvent, None]:
         if word in str(call.messages):
@@ -109,14 +109,12 @@ def run_until_called(word: str, nats_url: str, claude_url: str) -> None:
         async for raw in answer(self, call):
             yield raw
 
-    async def recorded_run(self: Worker, key: TurnKey, job: Job) -> bool:
-        is_ended = await run_to_end(self, key, job)
-        if is_ended:
-            ended.append(key)
-        return is_ended
+    async def recorded_ack(self: Delivery) -> None:
+        ended.append(self.key)
+        await ack(self)
 
     MessagesApi.answer = killing_answer  # type: ignore[method-assign]
-    Worker._run_to_end = recorded_run  # type: ignore[method-assign]
+    Delivery.ack = recorded_ack  # type: ignore[method-assign]
     asyncio.run(_work(nats_url, claude_url))
 
 

@@ -36,7 +36,7 @@ class Process:
     def __init__(self, module: str, folder: Path, *arguments: str, **environ: object) -> None:
         self.printed = folder / f"{module}-{os.urandom(4).hex()}.txt"
         self._module = module if module.startswith("tests.") else f"tailrace.{module}"
-        self._command = [sys.executable, "-m", self._module, *arguments]
+        self.command = [sys.executable, "-m", self._module, *arguments]
         self._environ = inherited_environ() | {
             "PYTHONPATH": str(CHECKOUT),
             "PYTHONUNBUFFERED": "1",
@@ -64,7 +64,7 @@ class Process:
 
     async def _launch(self) -> asyncio.subprocess.Process | Fork:
         with self.printed.open("ab") as printed:
-            return await spawn(self._command, self._environ, printed.fileno())
+            return await spawn(self.command, self._environ, printed.fileno())
 
     async def stop(self, number: Signals = SIGTERM) -> int:
         """Sends the signal; returns the exit status when it has ended. 0 if it was never started."""
@@ -119,7 +119,7 @@ class ForkedProcess(Process):
     """
 
     async def _launch(self) -> Fork:
-        return await fork(self._module, self._command[3:], self._environ, self.printed)
+        return await fork(self._module, self.command[3:], self._environ, self.printed)
 
 
 def inherited_environ() -> dict[str, str]:

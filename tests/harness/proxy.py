@@ -31,7 +31,8 @@ class Proxy:
         self.delay_s = 0.5
         self.held_back = 0
         """New connections during a `blackhole`."""
-        self._to = to
+        self.to = to
+        """The port of the server."""
         self._failure: Failure | None = None
         self._can_pass = asyncio.Event()
         self._can_pass.set()
@@ -100,7 +101,7 @@ class Proxy:
         """Forwards one connection until one side closes it, or both are reset."""
         try:
             await self._can_pass.wait()
-            back, server = await asyncio.open_connection("127.0.0.1", self._to)
+            back, server = await asyncio.open_connection("127.0.0.1", self.to)
         except OSError:
             reset(client)
             return

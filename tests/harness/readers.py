@@ -157,9 +157,9 @@ async def read_history(
 
 async def is_read(log: TurnLog, key: TurnKey) -> bool:
     """Whether a gateway reports a reader of the turn."""
-    server = log.connection.client._current_server
-    assert server is not None
-    another = await Connection.open(as_user(server.uri.geturl(), GATEWAY), "test-gateway")
+    url = log.connection.client.connected_url
+    assert url is not None
+    another = await Connection.open(as_user(url.geturl(), GATEWAY), "test-gateway")
     try:
         return await Rpc(another).has_readers(key, timeout_s=0.1)
     finally:

@@ -5,6 +5,10 @@ of one simulated process (`postpone`), and it iterates sets of tasks in the same
 """
 
 import asyncio
+
+# Their names are private, and documented for event loops. https://docs.python.org/3/library/asyncio-extending.html
+from asyncio import _get_running_loop as get_running_loop
+from asyncio import _set_running_loop as set_running_loop
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
@@ -71,15 +75,15 @@ class VirtualLoop(_Loop):
 
         Returns False when no callback is left, or after `handles_max` callbacks.
         """
-        before = asyncio._get_running_loop()
-        asyncio._set_running_loop(self)
+        before = get_running_loop()
+        set_running_loop(self)
         try:
             while is_running():
                 if self.handled >= handles_max or not self._run_once():
                     return False
             return True
         finally:
-            asyncio._set_running_loop(before)
+            set_running_loop(before)
 
     def _run_once(self) -> bool:
         """Moves time to the next timer and runs all callbacks that are ready then; False when there are none."""
@@ -137,7 +141,7 @@ class VirtualLoop(_Loop):
         return False
 
     def is_running(self) -> bool:
-        return asyncio._get_running_loop() is self
+        return get_running_loop() is self
 
     def is_closed(self) -> bool:
         return False

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
+from typing import Any
 
 import nats.js.errors
 import pytest
@@ -18,6 +19,8 @@ from tailrace.proto.errors import BlobUnknown, LogFull, LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, new_id
 from tailrace.proto.nats import BlobStore, Connection, blobs, stream_configs, streams
 from tailrace.proto.nats.blobs import CHUNK_BYTES
+from tailrace.proto.nats.client import Message
+from tailrace.proto.nats.leader import Leader, StoredMessage
 from tailrace.proto.subjects import BODIES
 from tests.harness.until import until
 
@@ -149,12 +152,12 @@ async def test_a_blob_that_one_answer_denies_is_looked_up_again(
     store: BlobStore, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A leader that was frozen does not know what was stored meanwhile (R14)."""
-    last, denials = BlobStore._last, [None]
+    last, denials = Leader.last, [None]
 
-    async def deny_once(self: BlobStore, tenant: Tenant, sha256: str) -> blobs.Mark | None:
-        return denials.pop() if denials else await last(self, tenant, sha256)
+    async def deny_once(self: Leader, subject: str) -> StoredMessage | None:
+        return denials.pop() if denials else await last(self, subject)
 
-    monkeypatch.setattr(BlobStore, "_last", deny_once)
+    monkeypatch.setattr(Leader, "last", deny_once)
     assert await store.read(tenant, BLOB) == CONTENT
     assert not denials
 
@@ -257,17 +260,17 @@ async def test_a_writer_whose_chunks_are_purged_meanwhile_stores_them_again(
     connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After its first chunk another writer stores the blob, marks it as deleted and purges it."""
-    store, publish, is_due = BlobStore(connection), BlobStore._publish, [True]
+    store, request, is_due = BlobStore(connection), connection.request, [True]
+    first_chunk = subjects.chunk(tenant, BLOB.sha256, 0)
 
-    async def interrupted(self: BlobStore, subject: str, *given: object) -> int:
-        seq = await publish(self, subject, *given)  # type: ignore[arg-type]
-        # A mark is published with one more argument than a chunk.
-        if is_due and len(given) == 1 and is_due.pop():
+    async def interrupted(subject: str, *given: Any, **named: Any) -> Message:
+        reply = await request(subject, *given, **named)
+        if subject == first_chunk and is_due and is_due.pop():
             await store.put(tenant, CONTENTS)
             await store.purge(tenant, BLOB.sha256, await mark_deleted(store, tenant))
-        return seq
+        return reply
 
-    monkeypatch.setattr(BlobStore, "_publish", interrupted)
+    monkeypatch.setattr(connection, "request", interrupted)
     await store.put(tenant, CONTENTS)
     assert await store.read(tenant, BLOB) == CONTENT
     assert not is_due

@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -109,6 +110,19 @@ async def test_missing_processes_are_named_without_a_key(lone_gateway: Gateway, 
     assert [answer.headers.get("retry-after") for answer in answers] == [None, "2", "2", None]
 
 
+class CountingRpc(Rpc):
+    """Counts how often the reports of all processes were requested."""
+
+    collected = 0
+
+    def has_collected(self, times: int) -> bool:
+        return self.collected >= times
+
+    async def every_health(self, role: str, *, wait_s: float) -> list[bytes]:
+        self.collected += 1
+        return await super().every_health(role, wait_s=wait_s)
+
+
 async def test_a_health_report_that_cannot_be_read_does_not_end_the_gateway(
     nats_url: str, lone_gateway: Gateway, tenant: Tenant
 ) -> None:
@@ -121,12 +135,14 @@ async def test_a_health_report_that_cannot_be_read_does_not_end_the_gateway(
         return "cannot be read" in (await ready(lone_gateway))[1][GENERATORS]["detail"]
 
     await until(is_named)
-    queue = TurnQueue(connection, Rpc(connection), most=1)
+    rpc = CountingRpc(connection)
+    queue = TurnQueue(connection, rpc, most=1)
     with capture_logs() as logged:
         watching = asyncio.create_task(queue.watch())
-        for _ in range(2):
+        # The queue has read the reports of a refresh before the next one.
+        for number in range(1, 4):
             queue.join(tenant)
-            await until(lambda: not queue._submitted)
+            await until(partial(rpc.has_collected, number))
     assert not watching.done()
     watching.cancel()
     assert [line["event"] for line in logged] == ["a generator's health report cannot be read"]

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tailrace.proto.ids import Tenant, TurnId, new_id
-from tailrace.proto.nats import Claim, Claims, Connection, idempotency
+from tailrace.proto.nats import Claim, Claims, Connection
 from tailrace.proto.nats.kv import Bucket, Value
 
 BODY = "0" * 64
@@ -45,13 +45,19 @@ async def test_a_replacement_that_reads_a_lagging_server_returns_the_newer_claim
     claims: Claims, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deleted, newer = await claims.claim(tenant, "key", new_claim()), new_claim()
-    current_get = Bucket.get
-    stale = [await claims._bucket.get(idempotency._name(tenant, "key"))]
-    assert await claims.replace(tenant, "key", deleted, newer) == newer
+    current_get, stale = Bucket.get, list[Value | None]()
+
+    async def record(self: Bucket, key: str) -> Value | None:
+        stale.append(await current_get(self, key))
+        return stale[-1]
 
     async def get(self: Bucket, key: str) -> Value | None:
         return stale.pop() if stale else await current_get(self, key)
 
+    monkeypatch.setattr(Bucket, "get", record)
+    assert await claims.find(tenant, "key") == deleted
+    monkeypatch.undo()
+    assert await claims.replace(tenant, "key", deleted, newer) == newer
     monkeypatch.setattr(Bucket, "get", get)
     assert await claims.replace(tenant, "key", deleted, new_claim()) == newer
     assert not stale

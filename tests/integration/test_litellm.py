@@ -53,7 +53,7 @@ def generator(folder: Path, nats_url: str, provider: str, **environ: object) -> 
     claude_url = str(environ.pop("claude_url", "http://127.0.0.1:9"))
     given = processes.generator_environ(nats_url, claude_url) | processes.QUICK_RETRY | settings | environ
     process = processes.Process("generators", folder, **given)
-    process._command[0] = str(PYTHON)
+    process.command[0] = str(PYTHON)
     return process
 
 

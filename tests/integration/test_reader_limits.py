@@ -169,7 +169,7 @@ async def test_connections_beyond_the_limit_get_503(monkeypatch: pytest.MonkeyPa
 async def test_every_connection_is_answered_at_the_limit_of_file_descriptors(system: System, tmp_path: Path) -> None:
     """With 200 or 503. Without descriptors of their own, those above it would be closed or never accepted."""
     process = Process("gateway", tmp_path, TAILRACE_NATS_URL=as_user(system.nats_url, GATEWAY), TAILRACE_PORT=0)
-    process._command[:0] = ["/bin/sh", "-c", 'ulimit -n 160; exec "$@"', "sh"]
+    process.command[:0] = ["/bin/sh", "-c", 'ulimit -n 160; exec "$@"', "sh"]
     connecting = asyncio.Semaphore(10)
 
     async with process:

@@ -44,6 +44,7 @@ connection, _ = server.accept()
 connection.recv(1000)
 connection.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
 connection.close()
+print("answered", flush=True)
 time.sleep(60)
 """
 
@@ -204,7 +205,7 @@ async def test_a_process_that_stops_answering_is_killed_and_started_again(
 
         first = await until(lambda: supervisor.children["a"].pid)
         assert first is not None
-        await until(lambda: is_seen(watched))
+        await until(lambda: has_answered(watched, out))
         if is_stopped:
             os.kill(first, SIGSTOP)
         await until(is_replaced, 20)
@@ -219,10 +220,10 @@ async def test_a_spare_that_stops_answering_is_killed(monkeypatch: pytest.Monkey
     [port] = ports.find_free(1)
     command = (sys.executable, "-c", ANSWERS_ONCE, str(port))
     async with TaskGroup() as tasks:
-        supervisor = Supervisor(tasks, Console(io.StringIO(), width=4, coloured=False))
+        supervisor = Supervisor(tasks, Console(out := io.StringIO(), width=4, coloured=False))
         watched = Liveness({}, supervisor)
         supervisor.start(ProcessSpec("a", "a", command, {}, readiness=HealthCheck(port, "/"), is_spare=True))
-        await until(lambda: is_seen(watched))
+        await until(lambda: has_answered(watched, out))
         os.kill(supervisor.children["a"].pid or 0, SIGSTOP)
         retiring = asyncio.create_task(supervisor.retire("a", 60))
 
@@ -249,9 +250,9 @@ async def test_a_process_that_hangs_does_not_delay_the_check_of_others(monkeypat
         await supervisor.stop()
 
 
-async def is_seen(watched: Liveness) -> bool:
+async def has_answered(watched: Liveness, out: io.StringIO) -> bool:
     await watched.restart_hanging()
-    return bool(watched._seen)
+    return "answered\n" in out.getvalue()
 
 
 def test_a_service_works_if_its_event_loop_ran_shortly_before() -> None:

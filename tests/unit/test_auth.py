@@ -1,6 +1,7 @@
 """Authentication: API keys from settings, anonymous access, and the checks at startup."""
 
 import hashlib
+from typing import cast
 
 import msgspec
 import pytest
@@ -13,7 +14,7 @@ from tailrace.gateway.settings import Settings
 from tailrace.proto.api_key import SCOPES, new_key
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Seq, Tenant
-from tailrace.proto.nats.api_keys import RecordChange
+from tailrace.proto.nats.api_keys import ApiKeyStore, KeyPosition, RecordChange
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 OTHER_HASH = hashlib.sha256(b"other").hexdigest()
@@ -36,14 +37,14 @@ async def test_a_configured_key_gives_its_tenant() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.1", "::", "", "box.example", "127.0.0.1.example"])
-def test_beyond_loopback_a_credential_or_allow_anonymous_is_needed(host: str) -> None:
+async def test_beyond_loopback_a_credential_or_allow_anonymous_is_needed(host: str) -> None:
     """A host that is not known to be loopback counts as beyond it."""
     with pytest.raises(SettingsInvalid, match="TAILRACE_HOST"):
         build(host=host).require_credentials()
     for closed in (
         build(host=host, api_keys=f"alice:{HASH}"),
         build(host=host, jwt_secret="s" * 32, jwt_issuer="me", jwt_audience="you"),
-        with_revoked_key(build(host=host)),
+        await with_revoked_key(build(host=host)),
     ):
         closed.require_credentials()
         assert not closed.is_open
@@ -56,7 +57,7 @@ def test_beyond_loopback_a_credential_or_allow_anonymous_is_needed(host: str) ->
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 @pytest.mark.parametrize("allow_anonymous", [False, True])
-def test_loopback_is_open_until_a_credential_exists(host: str, allow_anonymous: bool) -> None:
+async def test_loopback_is_open_until_a_credential_exists(host: str, allow_anonymous: bool) -> None:
     """A credential of any kind closes it, also with allow_anonymous."""
     open_to_all = build(host=host, allow_anonymous=allow_anonymous)
     open_to_all.require_credentials()
@@ -64,15 +65,21 @@ def test_loopback_is_open_until_a_credential_exists(host: str, allow_anonymous: 
     assert not build(host=host, allow_anonymous=allow_anonymous, api_keys=f"alice:{HASH}").is_open
     tokens = {"jwt_secret": "s" * 32, "jwt_issuer": "me", "jwt_audience": "you"}
     assert not build(host=host, allow_anonymous=allow_anonymous, **tokens).is_open
-    assert not with_revoked_key(open_to_all).is_open
+    assert not (await with_revoked_key(open_to_all)).is_open
 
 
-def with_revoked_key(a_door: Authenticator) -> Authenticator:
-    """A key was created and revoked again."""
-    key = new_key(Tenant("alice"), now=1, scopes=SCOPES).record
-    revoked = msgspec.structs.replace(key, revoked_at=2)
-    a_door.api_keys._put(RecordChange(Seq(1), key.id, revoked))
-    return a_door
+class RevokedKey:
+    """The stored keys of a server on which one was created and revoked again."""
+
+    async def snapshot(self) -> tuple[KeyPosition, list[RecordChange]]:
+        key = new_key(Tenant("alice"), now=1, scopes=SCOPES).record
+        change = RecordChange(Seq(1), key.id, msgspec.structs.replace(key, revoked_at=2))
+        return KeyPosition(None, Seq(1), 1), [change]
+
+
+async def with_revoked_key(authenticator: Authenticator) -> Authenticator:
+    await authenticator.api_keys.load(cast("ApiKeyStore", RevokedKey()))
+    return authenticator
 
 
 class Exchanged:

@@ -1,6 +1,5 @@
 """Arguments and messages of the `tailrace` command."""
 
-import argparse
 import io
 import json
 import os
@@ -167,8 +166,7 @@ def test_every_command_with_a_result_prints_it_as_json() -> None:
     without = {
         one.prog.removeprefix("tailrace ")
         for one in all_parsers(parser_of_all())
-        if "--json" not in one._option_string_actions
-        and not any(isinstance(action, argparse._SubParsersAction) for action in one._actions)
+        if "--json" not in one.format_help() and "COMMAND" not in one.format_usage()
     }
     assert without == {"up", "completion"}
 

@@ -1,10 +1,8 @@
 """How the command line shows an answer on a terminal, and a conversation as Markdown."""
 
-from io import StringIO
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from tailrace.deploy.cli.conversations import excerpt
 from tailrace.deploy.cli.export import markdown
@@ -32,30 +30,37 @@ def test_a_block_is_finished_by_a_blank_line_outside_of_code(text: str, finished
     assert split_blocks(text) == (finished, text[len(finished) :])
 
 
-def test_the_terminal_shows_each_word_once_and_obeys_no_control_character() -> None:
+@pytest.fixture
+def display(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> MarkdownDisplay:
+    """A display whose output `capsys` has, with as few columns as a rule needs."""
+    monkeypatch.setenv("COLUMNS", "50")
+    return MarkdownDisplay()
+
+
+def test_the_terminal_shows_each_word_once_and_obeys_no_control_character(
+    display: MarkdownDisplay, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also in a link, whose address is shown."""
-    display = MarkdownDisplay()
-    display._console = Console(file=StringIO(), force_terminal=False, width=100)
     for text in ("# Title\n", "\nOne ", f"{HOSTILE}\n\n- two\n", "\n[bank](https://evil.example)"):
         display.add(text)
     display.state("reconnecting")
     display.close()
-    shown = display._console.file.getvalue()  # type: ignore[attr-defined]
+    shown = capsys.readouterr().out
     harmless = "a[31mred]0;title]52;c;aGk=2Jb"
     assert shown.split() == ["Title", "One", harmless, "•", "two", "bank", "(https://evil.example)"]
     assert not set(shown) & set(HOSTILE) - set(harmless)
     assert excerpt(f"One\n{HOSTILE}") == f"One {harmless}"
 
 
-def test_one_blank_line_is_between_the_blocks_of_an_answer() -> None:
-    display = MarkdownDisplay()
-    display._console = Console(file=StringIO(), force_terminal=False, width=20)
+def test_one_blank_line_is_between_the_blocks_of_an_answer(
+    display: MarkdownDisplay, capsys: pytest.CaptureFixture[str]
+) -> None:
     for text in ("# One\n\nTwo\n\n- a\n- b\n\n", f"## Three\n\n> c\n\n{CODE}\n\n---\n\nend"):
         display.add(text)
     display.close()
-    lines = [line.strip() for line in display._console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     code = ["x = 1", "", "y = 2"]
-    assert lines == ["One", "", "Two", "", "• a", "• b", "", "Three", "", "▌ c", "", *code, "", "-" * 20, "", "end"]
+    assert lines == ["One", "", "Two", "", "• a", "• b", "", "Three", "", "▌ c", "", *code, "", "-" * 50, "", "end"]
 
 
 def test_the_newest_branch_of_a_conversation_is_exported() -> None:

@@ -81,11 +81,6 @@ async def fanned_out(
         fan_out.close()
 
 
-def is_forgotten(fan_out: FanOut) -> bool:
-    """Returns whether nothing is left of any turn: no following, no entries, no timer."""
-    return not (fan_out._feeds or fan_out._following or fan_out._dropping)
-
-
 async def subscribe(fan_out: FanOut, cursor: Seq = BEFORE_FIRST, *, from_start: bool = False) -> tuple[TurnFeed, int]:
     """Subscribes once. Returns the feed, and how many entries it had then."""
     async with fan_out.subscribe(KEY, cursor, from_start=from_start) as feed:
@@ -215,7 +210,7 @@ async def test_an_error_before_the_first_entry_is_raised_to_the_subscriber_and_l
     async with fanned_out(error) as (_, _, fan_out):
         with pytest.raises(type(error)):
             await subscribe(fan_out)
-        await until(lambda: is_forgotten(fan_out))
+        await until(lambda: fan_out.feed_count == 0)
 
 
 async def test_readers_of_one_turn_share_one_follower() -> None:
@@ -259,7 +254,7 @@ async def test_a_wrong_cursor_fails_only_its_own_reader() -> None:
 async def test_a_turn_is_dropped_after_its_last_reader_and_the_linger() -> None:
     async with fanned_out(STORED, linger_s=0.01) as (_, _, fan_out):
         await subscribe(fan_out)
-        await until(lambda: is_forgotten(fan_out))
+        await until(lambda: fan_out.feed_count == 0)
 
 
 async def test_a_reader_that_returns_within_the_linger_keeps_the_feed() -> None:
@@ -279,7 +274,7 @@ async def test_a_feed_that_broke_does_not_linger() -> None:
         async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
             await log.send(LogUnavailable("?"))
             await until(lambda: feed.is_broken)
-        await until(lambda: is_forgotten(fan_out))
+        await until(lambda: fan_out.feed_count == 0)
 
 
 async def test_a_deleted_turn_is_not_sent_to_new_readers() -> None:
@@ -303,26 +298,27 @@ async def test_an_ended_turn_is_sent_while_the_log_is_unavailable() -> None:
 
 
 async def test_a_reader_that_leaves_while_the_log_is_asked_is_not_counted() -> None:
-    async with fanned_out(STORED, None) as (log, group, fan_out):
-        feed, _ = await subscribe(fan_out)
-        await until(lambda: feed.is_ended)
-        log.is_silent = True
-        leaving = group.create_task(subscribe(fan_out))
-        await until(lambda: fan_out.has_readers(KEY))
-        leaving.cancel()
-        await asyncio.wait((leaving,))
+    async with fanned_out(STORED, None, linger_s=0) as (log, group, fan_out):
+        async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
+            await until(lambda: feed.is_ended)
+            log.is_silent = True
+            leaving = group.create_task(subscribe(fan_out))
+            await until(lambda: feed.readers == 2)
+            leaving.cancel()
+            await asyncio.wait((leaving,))
+            assert feed.readers == 1
         assert not fan_out.has_readers(KEY)
-        assert feed in fan_out._dropping
+        await until(lambda: fan_out.feed_count == 0)
 
 
 async def test_a_reader_from_the_start_waits_for_its_cursor() -> None:
     """Dialects that render the answer from its beginning read the shared feed, also if it is behind the client."""
-    async with fanned_out(STORED[:4]) as (log, group, fan_out):
+    async with fanned_out(STORED[:4], linger_s=0) as (log, group, fan_out):
         connecting = group.create_task(subscribe(fan_out, STORED[4].seq, from_start=True))
         # The log is asked whether the cursor exists; its answer alone does not bring the feed forward.
         await until(lambda: len(log.followers) == 2)
         await log.send(STORED[5:])
-        await until(lambda: len(fan_out._dropping) == 1)
+        await until(lambda: fan_out.feed_count == 1)
         assert not connecting.done()
         await log.send(STORED[4:], number=0)
         feed, count = await connecting

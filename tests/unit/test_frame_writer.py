@@ -25,6 +25,7 @@ class Client:
     def __init__(self, *, is_slow: bool = False) -> None:
         self.bodies: list[bytes] = []
         self.notes: list[tuple[int, int]] = []
+        self.failure: OSError | None = None
         self._may_send = asyncio.Event()
         self.read()
         if is_slow:
@@ -40,6 +41,8 @@ class Client:
         # As uvicorn does: it waits first, and then writes.
         if not self._may_send.is_set():
             await self._may_send.wait()
+        if self.failure is not None:
+            raise self.failure
         self.bodies.append(message["body"])
 
     def note(self, _: Sequence[Stored], start: int, end: int) -> None:
@@ -69,7 +72,7 @@ async def writing(
     writer = FrameWriter(client.send, dialect, heartbeat_s=60.0, observe=client.note)
     async with asyncio.timeout(10):
         task = asyncio.create_task(writer.write_turn(feed, 0))
-        await until(lambda: feed._waiting)
+        await until(lambda: feed.waiting_readers)
         try:
             yield writer, task
         finally:
@@ -138,12 +141,8 @@ async def test_a_write_that_is_cancelled_while_the_client_is_slow_is_within_a_fr
 
 async def test_a_write_that_fails_ends_its_own_stream_only() -> None:
     feed, failing, other = feed_of(TURN[:1]), Client(), Client()
-    async with writing(feed, failing, numbered()) as (writer, task), writing(feed, other, numbered()):
-
-        async def fail(_: Message) -> None:
-            raise OSError("gone")
-
-        writer._send = fail
+    async with writing(feed, failing, numbered()) as (_, task), writing(feed, other, numbered()):
+        failing.failure = OSError("gone")
         feed.add(TURN[1:2])
         with pytest.raises(OSError, match="gone"):
             await task
@@ -156,7 +155,7 @@ async def test_a_break_and_a_large_frame_are_left_to_the_task() -> None:
     async with writing(feed, client, numbered(TURN[3].seq, TURN[2].seq)) as (_, task):
         for stored in TURN[1:4]:
             feed.add([stored])
-            await until(lambda: feed._waiting or task.done())
+            await until(lambda: feed.waiting_readers or task.done())
         feed.add(TURN[4:5])
         assert not await task
     assert list(map(len, client.bodies)) == [2, 2, PIECE_BYTES_MAX, 1, 2]
@@ -168,4 +167,4 @@ async def test_a_silence_after_entries_brings_a_heartbeat_and_a_feed_keeps_nothi
     async with writing(feed, client, numbered()):
         feed.add(TURN[1:2])
         await until(lambda: text_of(TURN[1:2]) in client.bodies and client.bodies[-1] == b": ")
-    assert not feed._waiting
+    assert not feed.waiting_readers

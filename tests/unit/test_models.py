@@ -1,13 +1,12 @@
 """Claude's models: names, aliases and prices."""
 
 import json
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tailrace.proto import models as table
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import (
     cost_nano_usd,
@@ -127,12 +126,13 @@ def test_half_of_an_odd_price_is_rounded_up() -> None:
 
 
 @pytest.fixture
-def own_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table that a test may extend."""
-    rows = dict(models())
-    monkeypatch.setattr(table, "models", lambda: rows)
-    for cached in (table._by_name, table._by_replaced_name):
-        monkeypatch.setattr(table, cached.__name__, cache(cached.__wrapped__))
+def own_table(tmp_path: Path) -> Iterator[None]:
+    """Restores the table, which the test extends."""
+    before = dict(models())
+    yield
+    models().clear()
+    models().update(before)
+    extend_models(file(tmp_path, "[]"))
 
 
 def file(tmp_path: Path, text: str) -> str:
@@ -149,7 +149,7 @@ def test_the_operators_file_adds_and_replaces_models(tmp_path: Path) -> None:
     gpt = {"id": "gpt-4o", "owned_by": "openai", "aliases": ["gpt-4o-2024-08-06"], "prices": prices}
     rows = [gpt, {"id": "claude-sonnet-5-5"}, {"id": "claude-opus-6"}]
     extend_models(file(tmp_path, json.dumps(rows)))
-    assert [*table.models()][:1] + [*table.models()][-2:] == ["claude-sonnet-5-5", "gpt-4o", "claude-opus-6"]
+    assert [*models()][:1] + [*models()][-2:] == ["claude-sonnet-5-5", "gpt-4o", "claude-opus-6"]
     found = find_model("gpt-4o-2024-08-06")
     assert found is not None
     assert (found.owned_by, sum_costs("gpt-4o", [CallUsage(2, 1)])) == ("openai", 15_000)

@@ -5,19 +5,20 @@ import pytest
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits, owner_of
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
+from tests.harness.sizes import sizes_of
 
 ALICE, BOB = Tenant("alice"), Tenant("bob")
 
 
-def refusal(crowd: ReaderCounts, tenant: Tenant, address: str) -> tuple[str, bool]:
+def refusal(counts: ReaderCounts, tenant: Tenant, address: str) -> tuple[str, bool]:
     """Returns the error code, and whether the error has a Retry-After."""
     with pytest.raises(Refused) as refused:
-        crowd.add(tenant, address)
+        counts.add(tenant, address)
     return refused.value.code, (refused.value.retry_after_s or 0) >= 1
 
 
 @pytest.mark.parametrize(
-    ("room", "tenant", "address", "code"),
+    ("limits", "tenant", "address", "code"),
     [
         (ReaderLimits(2, 9, 9), BOB, "10.0.0.9", "server_busy"),
         (ReaderLimits(9, 2, 9), ALICE, "10.0.0.9", "too_many_streams"),
@@ -26,21 +27,22 @@ def refusal(crowd: ReaderCounts, tenant: Tenant, address: str) -> tuple[str, boo
     ids=["all", "tenant", "address"],
 )
 def test_a_reader_above_a_limit_is_refused_until_another_leaves(
-    room: ReaderLimits, tenant: Tenant, address: str, code: str
+    limits: ReaderLimits, tenant: Tenant, address: str, code: str
 ) -> None:
     """Readers of other tenants and addresses are not affected, except by the total."""
-    crowd = ReaderCounts(room)
-    first = crowd.add(ALICE, "10.0.0.1")
-    others = [crowd.add(ALICE, "10.0.0.1")]
-    assert refusal(crowd, tenant, address) == (code, True)
+    counts = ReaderCounts(limits)
+    first = counts.add(ALICE, "10.0.0.1")
+    others = [counts.add(ALICE, "10.0.0.1")]
+    assert refusal(counts, tenant, address) == (code, True)
     if code == "too_many_streams":
-        others.append(crowd.add(BOB, "10.0.0.2"))
-    crowd.remove(first)
-    others.append(crowd.add(tenant, address))
-    assert refusal(crowd, tenant, address) == (code, True)
+        others.append(counts.add(BOB, "10.0.0.2"))
+    counts.remove(first)
+    others.append(counts.add(tenant, address))
+    assert refusal(counts, tenant, address) == (code, True)
     for one in others:
-        crowd.remove(one)
-    assert (crowd._by, crowd._total) == ({}, 0)
+        counts.remove(one)
+    unused = ReaderCounts(limits)
+    assert (vars(counts), sizes_of(counts)) == (vars(unused), sizes_of(unused))
 
 
 def test_a_reader_with_a_credential_counts_for_its_tenant_only() -> None:

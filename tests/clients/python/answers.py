@@ -24,7 +24,7 @@ def instructor_openai(url: str, key: str, mode: str, question: str) -> str:
     import openai
 
     sdk = openai.OpenAI(base_url=f"{url}/v1", api_key=key)
-    sdk._idempotency_header = "Idempotency-Key"
+    sdk._idempotency_header = "Idempotency-Key"  # noqa: SLF001  # the SDK has no option for it
     client = instructor.from_openai(sdk, mode=instructor.Mode[mode])
     river = client.chat.completions.create(
         model=MODEL, response_model=River, messages=[{"role": "user", "content": question}]
