@@ -157,10 +157,10 @@ class ScalingRun:
 
     async def _keep_asking(self, number: int) -> None:
         await asyncio.sleep(random.uniform(0, self._over_s))
-        for asked in itertools.count():
+        for question in itertools.count():
             if self._is_over:
                 return
-            self._running[number] = asyncio.create_task(self._ask(f"{number}-{asked}"))
+            self._running[number] = asyncio.create_task(self._ask(f"{number}-{question}"))
             await self._running[number]
 
     async def _ask(self, name: str) -> None:

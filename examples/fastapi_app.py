@@ -67,14 +67,14 @@ async def ask(question: Question, user: User, idempotency_key: Annotated[str, He
 
 
 @app.get("/v1/turns/{turn}/events")
-async def read(turn: UUID, user: User, asked: Request) -> Response:
+async def read(turn: UUID, user: User, incoming: Request) -> Response:
     """Passes the stream of a turn on, only to the user of the turn."""
     record = await tailrace.get(f"/v1/turns/{turn}")
     if is_temporary(record):
         return come_back(record)
     if record.is_error or record.json().get("user") != user:
         raise HTTPException(404)
-    headers = {name: value for name in PASSED_ON if (value := asked.headers.get(name))}
+    headers = {name: value for name in PASSED_ON if (value := incoming.headers.get(name))}
     request = tailrace.build_request("GET", f"/v1/turns/{turn}/events", headers=headers)
     response = await tailrace.send(request, stream=True)
     if is_temporary(response):

@@ -1,7 +1,7 @@
 """Prose check: finds the words and phrases that the style guide bans, and lines of pages that are too long.
 
-It reads Markdown pages (without code), the docstrings, comments and messages of Python files, and whole scripts in
-JavaScript and shell. Exit status 1 if it finds one.
+It reads Markdown pages (without code), the docstrings, comments, messages and names of Python files, and whole scripts
+in JavaScript and shell. Exit status 1 if it finds one.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +37,31 @@ BANNED: dict[str, str] = {
     r"is no (?:\w+ )?(?:JSON|HTTP|checkout|reason|failure|answer)": "is not …",
 }
 PATTERNS = {re.compile(rf"\b(?:{pattern})", re.IGNORECASE): advice for pattern, advice in BANNED.items()}
+# The same for words of the names that a module defines. The names of tests are sentences: BANNED holds for them.
+BANNED_NAMES: dict[str, str] = {
+    "told": "reported, rendered, or the noun: story, headers",
+    "said": "the noun: message, text",
+    "asked": "the noun: question, request, body",
+    "rota": "order",
+    "crowd": "queue, readers",
+    "door": "authenticator, route, module",
+    "house": "project",
+    "seam": "the noun of the class: filter, interface",
+    "doomed": "deleted",
+    "condemned": "deleted",
+    "leash": "reaper",
+    "mend": "repair, restore, correct",
+    "mended": "repaired, restored, corrected",
+    "looker": "reader, poller",
+    "stranger": "client, other",
+    "nobody": "None, invalid, or the thing that is missing",
+    "somebody": "the actor: client, generator",
+    "whoever": "the actor: client, generator",
+}
+# Names of stored columns and fields.
+ALLOWED_NAMES = ("asked_at", "asked_by")
+# `HTTPServer`, `server_url2`: the words of a name.
+NAME_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # Files whose words are data: they quote the banned words, or record what older versions said.
 SKIPPED = (
     "tools/check_prose.py",
@@ -103,6 +128,9 @@ def hits(name: str) -> Iterator[Hit]:
         for pattern, advice in PATTERNS.items():
             for found in pattern.finditer(prose):
                 yield Hit(name, line + prose.count("\n", 0, found.start()), found[0], advice)
+    if name.endswith(".py"):
+        for line, defined, advice in banned_names(text):
+            yield Hit(name, line, defined, advice)
 
 
 def long_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -141,8 +169,37 @@ def pieces_of_module(text: str) -> Iterator[tuple[int, str]]:
             if token.type == tokenize.COMMENT:
                 yield token.start[0], token.string
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+        if is_test(node):
+            yield node.lineno, node.name.replace("_", " ")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
             yield node.lineno, re.sub(r"`[^`\n]*`", "", node.value)
+
+
+def banned_names(text: str) -> Iterator[tuple[int, str, str]]:
+    """Yields the line, the name and the advice of each name that the module defines and that has a banned word."""
+    nodes: Iterator[Any] = ast.walk(ast.parse(text))
+    for node in nodes:
+        name = None if is_test(node) else defined_name(node)
+        if name is not None and name not in ALLOWED_NAMES:
+            banned = [word.lower() for word in NAME_WORD.findall(name) if word.lower() in BANNED_NAMES]
+            if banned:
+                yield node.lineno, name, BANNED_NAMES[banned[0]]
+
+
+def is_test(node: ast.AST) -> TypeGuard[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+
+
+def defined_name(node: Any) -> str | None:
+    """Returns the name of the function, class, argument, variable, attribute or import that the node defines."""
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return str(name)
+        case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+            return str(name)
+        case ast.alias(asname=name) | ast.ExceptHandler(name=name) | ast.MatchAs(name=name) | ast.MatchStar(name=name):
+            return None if name is None else str(name)
+    return None
 
 
 if __name__ == "__main__":

@@ -217,10 +217,10 @@ async def _model(environ: Mapping[str, str]) -> Sequence[Finding]:
         # The SDK takes 1 s to load, so it is imported only when it is needed.
         from tailrace.generators.__main__ import probe  # noqa: PLC0415
 
-        is_asked = await probe(chosen)
+        is_checked = await probe(chosen)
     except TailraceError as error:
         return [Finding("Model key", "error", str(error), "check ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL")]
-    if not is_asked:
+    if not is_checked:
         return [Finding("Model key", "ok", f"not checked: {chosen.backends} has no request that is free of charge")]
     key = Finding("Model key", "ok", f"{chosen.anthropic_base_url} accepts it")
     return [key, await _clock(chosen.anthropic_base_url)]

@@ -112,8 +112,8 @@ def cut_at_stop_sequence(part: Part, sequences: Sequence[str]) -> Part:
         if block.kind == "text" and found:
             at, sequence = min(found)
             done, _ = split_after(block.deltas, at)
-            said = (*block.deltas[:done], block.deltas[done][: at - length(block, done)])
-            blocks = (*part.blocks[:number], *([Block("text", tuple(filter(None, said)))] if at else []))
+            deltas = (*block.deltas[:done], block.deltas[done][: at - length(block, done)])
+            blocks = (*part.blocks[:number], *([Block("text", tuple(filter(None, deltas)))] if at else []))
             return Part(blocks, part.start, stop_sequence=sequence)
     return part
 

@@ -73,7 +73,7 @@ class MessageBatch:
         self._requests = requests
         self._process = process
         self._faults = faults
-        self._asked = Counter[str]()
+        self._requested = Counter[str]()
         loop = asyncio.get_running_loop()
         self._began = loop.time()
         self._times_s = [time_of(request) for request in requests]
@@ -81,11 +81,11 @@ class MessageBatch:
 
     def is_hidden(self, kind: FaultKind, operation: str) -> bool:
         """Counts a request for `operation`. Returns whether a fault of this kind hides the batch from it."""
-        self._asked[operation] += 1
-        asked = self._asked[operation]
+        self._requested[operation] += 1
+        count = self._requested[operation]
         return any(
             fault.kind == kind
-            and fault.after < asked <= fault.after + (math.inf if fault.calls is None else fault.calls)
+            and fault.after < count <= fault.after + (math.inf if fault.calls is None else fault.calls)
             for fault in self._faults
         )
 

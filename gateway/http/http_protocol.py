@@ -278,8 +278,10 @@ class ClientConnection(HttpToolsProtocol):
         self._stop_waiting()
         # The same for a response that is expected: the error would be read as its first byte.
         cycle = self.cycle
-        is_asked = cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body)
-        if is_asked or self.pipeline:
+        is_expected = (
+            cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body)
+        )
+        if is_expected or self.pipeline:
             self.transport.abort()
             return
         refusal = error_responses.response(code, message, retry_after_s=retry_after_s, headers={"connection": "close"})

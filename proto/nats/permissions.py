@@ -292,5 +292,5 @@ def imports_of(user: str) -> list[Import]:
 def has_many_replies(subject: str) -> bool:
     """Returns whether a request on `subject` may have more than one reply message."""
     is_read = subject.startswith(f"{API}.DIRECT.GET.") and not subject.endswith(".>")
-    is_asked_of_all = subject in (DISCOVERY, health(GENERATORS), health(PERSISTENCE))
-    return is_read or is_asked_of_all or subject.startswith(f"{API}.CONSUMER.MSG.NEXT.")
+    is_of_all = subject in (DISCOVERY, health(GENERATORS), health(PERSISTENCE))
+    return is_read or is_of_all or subject.startswith(f"{API}.CONSUMER.MSG.NEXT.")

@@ -212,7 +212,7 @@ async def fail_connection(target: Target, failure: Failure, context: Context) ->
         affected = await context.wait(lambda: count() - before)
     finally:
         for connection in failing:
-            connection.proxy.mend()
+            connection.proxy.restore()
     if target in ("nats-server", "route"):
         await context.system.wait_until_healed(HEALED_S_MAX)
     may_interrupt = target == "route" or one.source.startswith("generator-")

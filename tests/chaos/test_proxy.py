@@ -59,7 +59,7 @@ async def test_cut_resets_open_and_new_connections(proxy: Proxy) -> None:
         await again.read(1)
     writer.close()
     assert proxy.affected == {"cut": 2}
-    proxy.mend()
+    proxy.restore()
     _, writer = await connect(proxy)
     writer.close()
     await until(lambda: not proxy.open_connections)
@@ -73,18 +73,18 @@ async def test_delay_and_throttle_lose_no_byte(proxy: Proxy, failure: Failure) -
     assert await receive_echo(peer, b"") == b""
     assert await peer[0].readexactly(300) == b"x" * 300
     assert proxy.affected == {failure: 600}
-    proxy.mend()
+    proxy.restore()
     assert await receive_echo(peer, b"again") == b"again"
     peer[1].close()
 
 
-async def test_blackhole_delivers_its_bytes_after_it_is_mended(proxy: Proxy) -> None:
+async def test_blackhole_delivers_its_bytes_after_it_is_restored(proxy: Proxy) -> None:
     peer = await connect(proxy)
     proxy.fail("blackhole")
     assert await receive_echo(peer, b"there?", SILENCE_S) == b""
     newcomer = await asyncio.open_connection("127.0.0.1", proxy.port)
     assert await receive_echo(newcomer, b"me too", SILENCE_S) == b""
-    proxy.mend()
+    proxy.restore()
     assert await peer[0].readexactly(6) == b"there?"
     assert await newcomer[0].readexactly(6) == b"me too"
     assert (proxy.affected, proxy.held_back) == ({"blackhole": 6}, 1)
@@ -92,12 +92,12 @@ async def test_blackhole_delivers_its_bytes_after_it_is_mended(proxy: Proxy) -> 
         writer.close()
 
 
-async def test_deaf_resets_the_connections_that_lost_bytes_when_it_is_mended(proxy: Proxy) -> None:
+async def test_deaf_resets_the_connections_that_lost_bytes_when_it_is_restored(proxy: Proxy) -> None:
     peer, quiet = await connect(proxy), await connect(proxy)
     proxy.fail("deaf")
     assert await receive_echo(peer, b"there?", SILENCE_S) == b""
     assert proxy.affected == {"deaf": 6}
-    proxy.mend()
+    proxy.restore()
     with pytest.raises(ConnectionResetError):
         await peer[0].read(1)
     assert await receive_echo(quiet, b"here") == b"here"

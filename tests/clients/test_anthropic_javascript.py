@@ -25,14 +25,14 @@ async def test_the_sdk_for_javascript_reads_answers_pings_and_errors(
 ) -> None:
     """In one process: a stream that adds up to the JSON body, raw events with pings, and both kinds of failures."""
     beating = await new_gateway(system.nats_url, heartbeat_s=0.1)
-    asked = (
+    requests = (
         *("stream", LINE),
         *("whole", LINE),
         *("raw", "#sim words=3 rate=4 wait=0.5"),
         *("whole", "#sim fault=529"),
         *("stream", "#sim words=99 rate=0 fault=500@4+"),
     )
-    stream, whole, raw, before, later = await node.run("anthropic.mjs", beating.url, KEY, *asked)
+    stream, whole, raw, before, later = await node.run("anthropic.mjs", beating.url, KEY, *requests)
     message = Message.model_validate(stream["message"])
     assert stream["text"] == TEXT == await read_stored_text(gateway, message.id.removeprefix("msg_"))
     assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]

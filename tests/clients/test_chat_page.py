@@ -106,7 +106,7 @@ async def test_an_answer_is_shown_once_over_a_reload_a_lost_connection_a_sleep_a
         proxy.fail("cut")
         proxy.to = other.port
         await open_gateway.stop()
-        proxy.mend()
+        proxy.restore()
         await other.client.post("/v1/sessions", json={"id": "awake"})
         (seen,) = await showing
     assert seen == {

@@ -121,15 +121,15 @@ exec {shutil.which("curl")} "$@"
 """
     )
     (tmp_path / "curl").chmod(0o755)
-    asked: list[bytes] = []
+    requests: list[bytes] = []
     forgotten: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write(b"HTTP/1.1 200 OK\r\n")
-        if len(asked) == 1:
+        if len(requests) == 1:
             writer.write(b'Content-Length: 12\r\n\r\n{"turn":"t"}')
-        elif len(asked) == 2:
+        elif len(requests) == 2:
             writer.write(b'\r\ndata: {"type":"delta","text":"Hi"}\nid: 7\n\n')
             await writer.drain()
             drop_packets(cast("socket.socket", writer.get_extra_info("socket")))
@@ -151,7 +151,7 @@ exec {shutil.which("curl")} "$@"
             for writer in forgotten:
                 writer.transport.abort()
     assert printed == b'{"type":"delta","text":"Hi"}\n{"type":"done"}\n'
-    assert b"Last-Event-ID: 7" in asked[2]
+    assert b"Last-Event-ID: 7" in requests[2]
 
 
 @needs_curl
@@ -359,8 +359,8 @@ async def test_a_backend_that_is_killed_in_mid_answer_goes_on_with_it(
             # Both users choose a key. The name of one and its key read like those of the other.
             for user, key in ((("ada", "lovelace"), "1-2"), (("ada-1", "moneypenny"), "2")):
                 headers = {"Idempotency-Key": key}
-                asked = await client.post("/v1/turns", auth=user, json={"message": "Hi."}, headers=headers)
-                assert asked.status_code == 202, asked.text
+                posted = await client.post("/v1/turns", auth=user, json={"message": "Hi."}, headers=headers)
+                assert posted.status_code == 202, posted.text
         client.auth = ("ada", "lovelace")
         assert (await client.get(events)).text == "retry: 1000\n\n"
         refused = await client.post("/v1/turns", json={"message": "Hi."}, headers={"Idempotency-Key": "again"})

@@ -21,7 +21,7 @@ FEATURE = "`file_id` in a message"
 PDF = b"%PDF-1.7 not much of it"
 PNG = b"\x89PNG\r\n\x1a\n"
 MODEL = "claude-haiku-5-5"
-ASKED = "#sim words=1 rate=0"
+QUESTION = "#sim words=1 rate=0"
 
 
 def encode(content: bytes) -> str:
@@ -45,13 +45,13 @@ async def test_openai_file_ids(gateway: Gateway, persistence: Process, generator
     async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as sdk:
         pdf = await sdk.files.create(file=("a.pdf", PDF), purpose="user_data")
         png = await sdk.files.create(file=("a.png", PNG), purpose="vision")
-        text: Any = {"type": "text", "text": ASKED}
+        text: Any = {"type": "text", "text": QUESTION}
         chat = await sdk.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": [text, {"type": "file", "file": {"file_id": pdf.id}}]}],
         )
         parts: Any = [
-            {"type": "input_text", "text": ASKED},
+            {"type": "input_text", "text": QUESTION},
             {"type": "input_image", "file_id": png.id, "detail": "auto"},
             {"type": "input_file", "file_id": pdf.id},
         ]
@@ -76,17 +76,17 @@ async def test_anthropic_file_ids(gateway: Gateway, persistence: Process, genera
     async with AsyncAnthropic(base_url=gateway.url, api_key=KEY) as sdk:
         made = await sdk.beta.files.upload(file=("a.txt", "größe".encode(), "text/plain"))
         block: Any = {"type": "document", "source": {"type": "file", "file_id": made.id}, "title": "of mine"}
-        messages: Any = [{"role": "user", "content": [{"type": "text", "text": ASKED}, block]}]
+        messages: Any = [{"role": "user", "content": [{"type": "text", "text": QUESTION}, block]}]
         answer = await sdk.beta.messages.create(model=MODEL, max_tokens=9, messages=messages)
         counted = await sdk.beta.messages.count_tokens(model=MODEL, messages=messages)
-        inline: Any = [{"role": "user", "content": [{"type": "text", "text": ASKED}, {**TEXT, "title": "of mine"}]}]
+        inline: Any = [{"role": "user", "content": [{"type": "text", "text": QUESTION}, {**TEXT, "title": "of mine"}]}]
         assert counted == await sdk.beta.messages.count_tokens(model=MODEL, messages=inline)
         result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [block]}
         call = {"type": "tool_use", "id": "toolu_1", "name": "read", "input": {}}
         history: Any = [
             *messages,
             {"role": "assistant", "content": [call]},
-            {"role": "user", "content": [result, {"type": "text", "text": ASKED}]},
+            {"role": "user", "content": [result, {"type": "text", "text": QUESTION}]},
         ]
         later = await sdk.beta.messages.create(model=MODEL, max_tokens=9, messages=history)
         params: Any = {"model": MODEL, "max_tokens": 9, "messages": messages}

@@ -102,17 +102,17 @@ async def test_a_takeover_restarts_a_forced_tool_call(takeover: Takeover) -> Non
 @pytest.mark.proves("openai-chat", "JSON mode", "openai (Python)")
 async def test_json_mode_returns_an_object(sdk: AsyncOpenAI) -> None:
     """An answer that is no object is requested once more. A stream then ends with an error: its text is not valid."""
-    good, mended = (f"#sim rate=0 {line} json={JSON}" for line in ("", "wrong=[1]"))
+    good, corrected = (f"#sim rate=0 {line} json={JSON}" for line in ("", "wrong=[1]"))
     given: Any = {"model": MODEL, "response_format": {"type": "json_object"}}
-    for question in (good, mended):
+    for question in (good, corrected):
         made = await sdk.chat.completions.create(**given, messages=user_message(question))
         assert made.choices[0].message.content == JSON
     text: Any = {"format": {"type": "json_object"}}
-    assert (await sdk.responses.create(model=MODEL, input=mended, text=text)).output_text == JSON
+    assert (await sdk.responses.create(model=MODEL, input=corrected, text=text)).output_text == JSON
     shown: list[str] = []
 
     async def read() -> None:
-        async for chunk in await sdk.chat.completions.create(**given, messages=user_message(mended), stream=True):
+        async for chunk in await sdk.chat.completions.create(**given, messages=user_message(corrected), stream=True):
             shown.append(chunk.choices[0].delta.content or "")  # noqa: PERF401  # `extend` keeps nothing of a broken stream
 
     with pytest.raises(openai.APIError, match="the answer starts again; discard its text"):

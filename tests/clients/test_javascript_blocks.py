@@ -18,7 +18,7 @@ BLOCKS = [(page.name, code) for page in PAGES for code in BLOCK.findall(page.rea
 PROGRAMS = [(page, code) for page, code in BLOCKS if "process.stdout.write" in code or "console.log" in code]
 FRAGMENTS = [block for block in BLOCKS if block not in PROGRAMS]
 GATEWAY = re.compile(r"http://(localhost|127\.0\.0\.1):8000")
-ASKED = re.compile(r'"(Why is the sky blue\?|What is a tailrace\?)"')
+QUESTIONS = re.compile(r'"(Why is the sky blue\?|What is a tailrace\?)"')
 # The names that fragments use: those of the modules in web/, and those of the reader's app.
 GLOBALS = """
 declare const ask: typeof import("./tailrace.js").ask;
@@ -59,9 +59,9 @@ async def test_each_program_prints_the_whole_answer(open_gateway: Gateway, tmp_p
     folder, answer = folder_of_an_app(tmp_path), await text_of(open_gateway)
     assert len(PROGRAMS) == 4
     for page, code in PROGRAMS:
-        asked = ASKED.sub(f'"{QUESTION}"', GATEWAY.sub(open_gateway.url, code))
-        assert QUESTION in asked, page
-        (folder / "program.js").write_text(asked)
+        program = QUESTIONS.sub(f'"{QUESTION}"', GATEWAY.sub(open_gateway.url, code))
+        assert QUESTION in program, page
+        (folder / "program.js").write_text(program)
         printed = await node.command([str(node.NODE), "program.js"], {}, folder)
         assert printed.startswith(answer), page
 

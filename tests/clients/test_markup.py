@@ -12,7 +12,7 @@ from tests.clients import node
 from tests.harness.route_table import ROWS, path_parameters
 from tests.integration.conftest import Gateway
 
-TOLD = {
+SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none';"
     " form-action 'none'",
     "x-content-type-options": "nosniff",
@@ -80,10 +80,12 @@ async def test_markup_is_shown_as_text(
         "/": own + trusted + nowhere,
         "/ops": own + nowhere,
         f"/turns/{turn}": own + trusted + nowhere,
-        "/docs": TOLD["content-security-policy"] + "; img-src 'self'",
+        "/docs": SECURITY_HEADERS["content-security-policy"] + "; img-src 'self'",
     }
-    assert {path: policy for path, policy in policies.items() if policy != TOLD["content-security-policy"]} == of_pages
-    others = {name: value for name, value in TOLD.items() if name != "content-security-policy"}
+    assert {
+        path: policy for path, policy in policies.items() if policy != SECURITY_HEADERS["content-security-policy"]
+    } == of_pages
+    others = {name: value for name, value in SECURITY_HEADERS.items() if name != "content-security-policy"}
     assert [one["path"] for one in pages if not others.items() <= one["headers"].items()] == []
     assert {one["headers"]["content-type"] for one in pages if "html" in one["headers"].get("content-type", "")} == {
         "text/html; charset=utf-8"

@@ -178,12 +178,12 @@ async def test_session_adds_the_stored_history(gateway: Gateway, claude: str, sd
     answer, second = ({"role": "assistant", "content": words(n)} for n in (1, 2))
     named = {"extra_body": {"session_id": "s1", "project_id": "p1"}}
     first_turn, _ = await say(one, **named)
-    next_turn, asked_next = await say(two, extra_headers={"X-Session-ID": "s1"})
-    last_turn, asked_last = await say(one, answer, two, second, three, **named)
-    branch, asked_branch = await say(one, answer, three, **named)
-    assert asked_next == [one, answer, two]
-    assert asked_last == [one, answer, two, second, three]
-    assert asked_branch == [one, answer, three]
+    next_turn, sent_next = await say(two, extra_headers={"X-Session-ID": "s1"})
+    last_turn, sent_last = await say(one, answer, two, second, three, **named)
+    branch, sent_branch = await say(one, answer, three, **named)
+    assert sent_next == [one, answer, two]
+    assert sent_last == [one, answer, two, second, three]
+    assert sent_branch == [one, answer, three]
     page = (await gateway.client.get("/v1/sessions/s1/turns")).json()["turns"]
     parents = [(first_turn, None), (next_turn, first_turn), (last_turn, next_turn), (branch, first_turn)]
     assert [(turn["turn"], turn["parent"]) for turn in page] == parents

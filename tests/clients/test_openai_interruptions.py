@@ -189,9 +189,9 @@ async def test_the_sdk_does_not_wait_for_the_same_failure_again(
     sdk: AsyncOpenAI, headers: dict[str, str], posts: int, *, stream: bool
 ) -> None:
     """The same key gets the same turn. Without one, or with `auto`, a repeated POST starts another turn."""
-    asked = user_message("#sim words=9 fault=429 retry_after=0")
+    messages = user_message("#sim words=9 fault=429 retry_after=0")
     with pytest.raises(openai.RateLimitError) as raised:
-        await sdk.chat.completions.create(model=MODEL, messages=asked, stream=stream, extra_headers=headers)
+        await sdk.chat.completions.create(model=MODEL, messages=messages, stream=stream, extra_headers=headers)
     assert raised.value.response.request.headers["x-stainless-retry-count"] == str(posts - 1)
 
 

@@ -111,8 +111,8 @@ async def test_tool_call_and_result(claude: str, sdk: AsyncOpenAI) -> None:
         everything: list[Any] = [{"role": "user", "content": line}, *items, output]
         resent = await sdk.responses.create(model=MODEL, input=everything, tools=[LOOK])
         assert resent.output_text == words(2)
-        told_again = (await read_last_request(claude))["body"]["messages"]
-        assert told_again == known
+        repeated = (await read_last_request(claude))["body"]["messages"]
+        assert repeated == known
     assert [block["type"] for block in known[1]["content"]] == ["thinking", "text", "tool_use"]
     assert known[1]["content"][0]["signature"].startswith("sim")
 
@@ -295,8 +295,8 @@ async def test_listed_input_items_have_their_long_texts_and_images(sdk: AsyncOpe
     made = await sdk.responses.create(
         model=MODEL, input=[{"role": "user", "content": "hi"}, *calls, {"role": "user", "content": given}]
     )
-    asked, answered, called, _ = [item.model_dump() async for item in sdk.responses.input_items.list(made.id)]
-    parts = [part.get("text") or part.get("image_url") for part in asked["content"]]
+    question, answered, called, _ = [item.model_dump() async for item in sdk.responses.input_items.list(made.id)]
+    parts = [part.get("text") or part.get("image_url") for part in question["content"]]
     assert (parts, answered["output"], json.loads(called["arguments"])) == ([text, image], text, {"q": text})
 
 
@@ -338,8 +338,8 @@ async def test_the_beta_resource_of_the_sdk_uses_the_same_routes(sdk: AsyncOpenA
     ids=lambda given: given[:40],
 )
 async def test_invalid_query_is_refused(shared_gateway: Gateway, query: str, message: str) -> None:
-    asked = {"model": MODEL, "input": "#sim words=1 rate=0"}
-    made = (await shared_gateway.client.post("/v1/responses", json=asked)).json()
+    body = {"model": MODEL, "input": "#sim words=1 rate=0"}
+    made = (await shared_gateway.client.post("/v1/responses", json=body)).json()
     answer = await shared_gateway.client.get(f"/v1/responses/{made['id']}{query}")
     assert (answer.status_code, message in answer.json()["error"]["message"]) == (400, True), answer.text
 

@@ -57,7 +57,7 @@ async def test_turns_and_sessions_are_shown_once_after_a_reload_and_in_two_tabs(
     assert (of_hidden["second"], of_hidden["state"], of_hidden["streams"]) == ([words(3), words(20)], "live", 1)
 
 
-async def test_a_refused_request_is_an_error_of_what_was_asked(open_gateway: Gateway, browser: str) -> None:
+async def test_a_refused_request_is_an_error_of_the_question(open_gateway: Gateway, browser: str) -> None:
     """A cancel, two questions on their way, a question of a session that was left, and a page of earlier turns."""
     short = {"message": "#sim words=1", "session": "failed-page", "create_session": True}
     for _ in range(2):

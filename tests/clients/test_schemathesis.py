@@ -26,7 +26,7 @@ CASES = int(os.environ.get("SCHEMATHESIS_CASES", "3"))
 ALWAYS_VALID = {"GET /page/{file}", "GET /turns/{turn}"}
 PATHS: dict[str, dict[str, dict[str, Any]]] = msgspec.json.decode(DOCUMENT.read_bytes())["paths"]
 # An operation without parameters, credential and body has no invalid requests.
-ASKED = [
+OPERATIONS = [
     pytest.param(f"{method.upper()} {path}", mode, id=f"{method.upper()} {path} {mode}")
     for path, operations in PATHS.items()
     for method, operation in operations.items()
@@ -60,10 +60,10 @@ def operations() -> dict[str, Any]:
 
 
 def test_every_operation_is_asked(operations: dict[str, Any]) -> None:
-    assert {label for one in ASKED for label in one.values[:1]} == set(operations)
+    assert {label for one in OPERATIONS for label in one.values[:1]} == set(operations)
 
 
-@pytest.mark.parametrize(("label", "mode"), ASKED)
+@pytest.mark.parametrize(("label", "mode"), OPERATIONS)
 def test_no_request_is_a_server_error(fuzzed_gateway: str, operations: dict[str, Any], label: str, mode: str) -> None:
     """With bodies that fit the document and bodies that do not."""
     from schemathesis.checks import not_a_server_error

@@ -75,7 +75,7 @@ class Proxy:
             self.affected["cut"] += self.open_connections
             self._reset_all()
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         self._failure = None
         self._can_pass.set()
         for writer in self._incomplete:

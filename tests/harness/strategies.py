@@ -54,7 +54,7 @@ FILE: dict[str, Any] = {
     "end_page_number": 2,
     "file_id": "file_1",
 }
-PLACE: dict[str, Any] = {
+TEXT_CITATION: dict[str, Any] = {
     "type": "char_location",
     "cited_text": "Water runs.",
     "document_index": 0,
@@ -63,7 +63,7 @@ PLACE: dict[str, Any] = {
     "end_char_index": 11,
     "file_id": None,
 }
-CITATIONS = [PAGE, RESULT, FILE, PLACE, RESULT | {"source": "shelf 7"}]
+CITATIONS = [PAGE, RESULT, FILE, TEXT_CITATION, RESULT | {"source": "shelf 7"}]
 
 
 class MadeUp(msgspec.Struct, frozen=True):

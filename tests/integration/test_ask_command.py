@@ -197,8 +197,8 @@ async def test_a_conversation_is_asked_listed_and_exported(commands: Commands, t
     assert chatted == f"{words(2)}\n{words(3)}\n"
     [session] = msgspec.json.decode((await commands.run("sessions", "--json")).out)
     name = session["session"]
-    asked = await commands.run_with_input("#sim words=4", "ask", "-", "--session", name, "--json")
-    end = msgspec.json.decode(asked)
+    output = await commands.run_with_input("#sim words=4", "ask", "-", "--session", name, "--json")
+    end = msgspec.json.decode(output)
     assert (end["text"], end["session"], end["outcome"]) == (words(4), name, "completed")
     assert (await commands.run("ask", "--continue", "#sim words=5")).out == f"{words(5)}\n"
     again = await commands.run_with_input("#sim words=6\n#sim words=7\n", "chat", "--session", name, "--json")

@@ -291,7 +291,7 @@ async def test_a_gateway_far_from_nats_cancels_an_answer_whose_deltas_are_closer
         proxy.delay_s = 0.1
         proxy.fail("delay")
         answer = await far.client.post(f"/v1/turns/{key.turn}/cancel")
-        proxy.mend()
+        proxy.restore()
         await own.all_settled()
         turn = await own.assert_one_end(key, await reader, [answer])
     assert turn.outcome == "cancelled"
@@ -331,7 +331,7 @@ async def test_a_generator_that_was_disconnected_during_a_cancel_closes_the_call
         await until(lambda: own.has_three_words(key))
         proxy.fail("cut")
         answer = await own.cancel(key)
-        proxy.mend()
+        proxy.restore()
         await own.all_settled()
         turn = await own.assert_one_end(key, await reader, [answer])
     assert (turn.outcome, turn.text) == ("cancelled", words(3, "silent"))

@@ -18,7 +18,7 @@ from tests.harness import processes
 from tests.harness.system import System
 from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
-ASKED = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "one two three"}]}
+COUNT_REQUEST = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "one two three"}]}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ async def test_prompt_is_counted_for_the_resolved_model(
 ) -> None:
     """The API knows neither of these names; it gets the model's own."""
     named = await new_gateway(system.nats_url, model_aliases="gpt-4o=claude-sonnet-4-5-20250929")
-    answer = await named.client.post("/v1/messages/count_tokens", json={**ASKED, "model": model})
+    answer = await named.client.post("/v1/messages/count_tokens", json={**COUNT_REQUEST, "model": model})
     assert (answer.status_code, answer.json()) == (200, {"input_tokens": 3})
 
 
@@ -75,7 +75,7 @@ async def test_invalid_body_is_refused(shared_gateway: Gateway, body: bytes, cod
 
 async def test_without_a_generator_counting_is_unavailable(lone_gateway: Gateway) -> None:
     """503 at once, with Retry-After."""
-    answer = await lone_gateway.client.post("/v1/messages/count_tokens", json=ASKED)
+    answer = await lone_gateway.client.post("/v1/messages/count_tokens", json=COUNT_REQUEST)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "generators_unavailable")
     assert answer.headers["retry-after"] == "2"
 
@@ -86,7 +86,7 @@ async def test_prompt_of_30_mb_is_counted(gateway: Gateway, tenant: Tenant, syst
     text = "six " * 20_000
     source = {"type": "base64", "media_type": "image/png", "data": data}
     content = [{"type": "image", "source": source}, {"type": "text", "text": text}]
-    body = {**ASKED, "messages": [{"role": "user", "content": content}], "thinking": {"type": "adaptive"}}
+    body = {**COUNT_REQUEST, "messages": [{"role": "user", "content": content}], "thinking": {"type": "adaptive"}}
     answer = await gateway.client.post("/v1/messages/count_tokens", json=body)
     assert (answer.status_code, answer.json()["input_tokens"] >= 20_000) == (200, True), answer.text
     async with httpx2.AsyncClient(trust_env=False) as asking:
@@ -98,11 +98,11 @@ async def test_prompt_of_30_mb_is_counted(gateway: Gateway, tenant: Tenant, syst
 async def test_prompt_with_many_short_texts_is_refused(gateway: Gateway) -> None:
     """413, and the connection to NATS stays open, although the server closes it for oversized messages."""
     pieces = [{"type": "text", "text": "x" * 60_000}] * 160
-    long = {**ASKED, "messages": [{"role": "user", "content": pieces}]}
+    long = {**COUNT_REQUEST, "messages": [{"role": "user", "content": pieces}]}
     answer = await gateway.client.post("/v1/messages/count_tokens", json=long)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
     assert answer.json()["error"]["message"].endswith("count it in parts")
-    assert (await gateway.client.post("/v1/messages/count_tokens", json=ASKED)).status_code == 200
+    assert (await gateway.client.post("/v1/messages/count_tokens", json=COUNT_REQUEST)).status_code == 200
 
 
 @on_shared_loop
@@ -119,7 +119,7 @@ async def test_long_prompt_with_invalid_content_is_refused(
 ) -> None:
     """A client cannot read a blob by counting a reference to it."""
     messages = [{"role": "user", "content": content}, {"role": "user", "content": "x" * 9_000_000}]
-    answer = await shared_gateway.client.post("/v1/messages/count_tokens", json={**ASKED, "messages": messages})
+    answer = await shared_gateway.client.post("/v1/messages/count_tokens", json={**COUNT_REQUEST, "messages": messages})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
     assert named in answer.json()["error"]["message"]
 
@@ -127,7 +127,7 @@ async def test_long_prompt_with_invalid_content_is_refused(
 async def test_reference_in_a_short_prompt_is_passed_on(gateway: Gateway) -> None:
     """It is not replaced, and the API validates it."""
     content = [{"type": "text", "text": {"tailrace:blob": "a" * 64, "bytes": 70_000}}]
-    body = {**ASKED, "messages": [{"role": "user", "content": content}]}
+    body = {**COUNT_REQUEST, "messages": [{"role": "user", "content": content}]}
     answer = await gateway.client.post("/v1/messages/count_tokens", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "backend_refused_request")
 
@@ -138,7 +138,7 @@ async def test_rejected_api_key_is_not_a_client_error(
     """502: the operator's key is wrong, not the client's."""
     gateway = await new_gateway(own_server.url)
     async with processes.generator(tmp_path, own_server.url, claude, ANTHROPIC_API_KEY="bad-key"):
-        answer = await gateway.client.post("/v1/messages/count_tokens", json=ASKED)
+        answer = await gateway.client.post("/v1/messages/count_tokens", json=COUNT_REQUEST)
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "backend_refused_key")
 
 
@@ -150,10 +150,15 @@ async def test_backends_of_the_model_decide_who_counts(
     gateway = await new_gateway(own_server.url)
     settings = {"TAILRACE_BACKENDS": backends, "AWS_REGION": "eu-central-1"}
     async with processes.generator(tmp_path, own_server.url, own_claude, **settings):
-        counted = await gateway.client.post("/v1/messages/count_tokens", json=ASKED)
-        refused = await gateway.client.post("/v1/messages/count_tokens", json={**ASKED, "model": "claude-opus-5-5"})
+        counted = await gateway.client.post("/v1/messages/count_tokens", json=COUNT_REQUEST)
+        refused = await gateway.client.post(
+            "/v1/messages/count_tokens", json={**COUNT_REQUEST, "model": "claude-opus-5-5"}
+        )
     async with httpx2.AsyncClient(trust_env=False) as asking:
-        assert (await asking.get(f"{own_claude}/_sim/last")).json()["body"] == {**ASKED, "model": "claude-sonnet-5"}
+        assert (await asking.get(f"{own_claude}/_sim/last")).json()["body"] == {
+            **COUNT_REQUEST,
+            "model": "claude-sonnet-5",
+        }
     assert (counted.status_code, refused.status_code) == (200, 400), counted.text
     error = refused.json()["error"]
     assert (error["code"], "claude-opus-5-5 has others" in error["message"]) == ("backend_refused_request", True)

@@ -54,7 +54,7 @@ async def test_an_answer_to_an_earlier_try_is_accepted(own_server: NatsServer, k
         page = await reads.page(subject, Seq(1))
         assert (len(page.messages), page.is_last) == (3, True)
         assert sizes_of(reads) == before
-        link.mend()
+        link.restore()
 
 
 @pytest.mark.rule("R14")

@@ -185,15 +185,15 @@ async def test_a_request_that_is_not_answered_before_the_stop_gets_a_503(
     """For example while persistence does not answer. A POST without a key may have had an effect."""
     for name in ("GRACE_S", "UNANSWERED_S_MAX"):
         monkeypatch.setattr(server, name, 0.1)
-    gateway, asked = await new_gateway(nats_url), asyncio.Event()
+    gateway, queried = await new_gateway(nats_url), asyncio.Event()
     query = DeleteResource.query if is_repeatable else CreateProject.query
     silent = await Connection.open(processes.as_user(nats_url, PERSISTENCE), "test-silent")
-    await silent.subscribe_directly(subjects.query(tenant, query), lambda _: asked.set())
+    await silent.subscribe_directly(subjects.query(tenant, query), lambda _: queried.set())
     await silent.flush()
     client = gateway.client
     request = client.delete("/v1/sessions/a") if is_repeatable else client.post("/v1/projects", json={"name": "a"})
     sending = asyncio.create_task(request)
-    await asked.wait()
+    await queried.wait()
     gateway.stopping.set()
     refused = await sending
     await silent.close()

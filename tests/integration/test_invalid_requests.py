@@ -43,7 +43,7 @@ async def test_a_number_that_is_too_large_is_refused_in_an_unknown_field(shared_
     assert error_of(answer)[:2] == (400, "request_invalid")
 
 
-ASKED: dict[str, object] = {
+VALID_BODY: dict[str, object] = {
     "model": "claude-sonnet-5-5",
     "max_tokens": 9,
     "messages": [{"role": "user", "content": "hi"}],
@@ -57,8 +57,8 @@ NOPE = {"message": "hi", "options": {"tool_choice": {"type": "tool", "name": "no
     ("path", "body"),
     [
         ("/v1/turns", NOPE),
-        ("/v1/messages", {**ASKED, "tool_choice": {"type": "any"}}),
-        ("/v1/chat/completions", {**ASKED, "tool_choice": "required"}),
+        ("/v1/messages", {**VALID_BODY, "tool_choice": {"type": "any"}}),
+        ("/v1/chat/completions", {**VALID_BODY, "tool_choice": "required"}),
         ("/v1/responses", {"input": "hi", "tool_choice": {"type": "function", "name": "nope"}}),
         ("/v1/turn-batches", {"requests": [{"custom_id": "a", "params": NOPE}]}),
     ],
@@ -84,7 +84,7 @@ BLANK_UI = [
     {"role": "system", "parts": [{"type": "text", "text": "s"}]},
     {"role": "user", "parts": [{"type": "text", "text": " "}]},
 ]
-SAID = [{"role": "system", "content": "s"}, {"role": "user", "content": " "}]
+BLANK_MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": " "}]
 
 
 @on_shared_loop
@@ -105,13 +105,13 @@ SAID = [{"role": "system", "content": "s"}, {"role": "user", "content": " "}]
         ("turn-batches", "requests[0].params.max_tokens", input_of("a", {"max_tokens": "5"})),
         ("turn-batches", "requests[0].params.messages[0].name", {"requests": [{"custom_id": "a", "params": NAMED}]}),
         ("turn-batches", "requests[0].custom_id", input_of("a b", {})),
-        ("chat/completions", "n", ASKED | {"n": 2}),
-        ("chat/completions", "max_completion_tokens", ASKED | {"max_tokens": None, "max_completion_tokens": 0}),
-        ("chat/completions", "max_tokens", ASKED | {"max_tokens": 0}),
-        ("chat/completions", "session_id", ASKED | {"session_id": "a b"}),
-        ("chat/completions", "project_id", ASKED | {"project_id": "a b"}),
-        ("chat/completions", "safety_identifier", ASKED | {"safety_identifier": "s" * 513}),
-        ("chat/completions", "messages[1].content", ASKED | {"messages": SAID}),
+        ("chat/completions", "n", VALID_BODY | {"n": 2}),
+        ("chat/completions", "max_completion_tokens", VALID_BODY | {"max_tokens": None, "max_completion_tokens": 0}),
+        ("chat/completions", "max_tokens", VALID_BODY | {"max_tokens": 0}),
+        ("chat/completions", "session_id", VALID_BODY | {"session_id": "a b"}),
+        ("chat/completions", "project_id", VALID_BODY | {"project_id": "a b"}),
+        ("chat/completions", "safety_identifier", VALID_BODY | {"safety_identifier": "s" * 513}),
+        ("chat/completions", "messages[1].content", VALID_BODY | {"messages": BLANK_MESSAGES}),
         ("responses", "max_output_tokens", {"input": "hi", "max_output_tokens": 0}),
         ("responses", "max_output_tokens", {"input": "hi", "max_output_tokens": 0, "background": True}),
         ("responses", "session_id", {"input": "hi", "session_id": "a b"}),
@@ -133,7 +133,7 @@ SAID = [{"role": "system", "content": "s"}, {"role": "user", "content": " "}]
         ("/chat", "message", {"message": 5}),
         ("/ai/chat", "messages", {"messages": []}),
         ("/ai/chat", "messages[0].role", {"messages": [{"role": "tool", "content": "x"}]}),
-        ("/ai/chat", "messages[1].content", {"messages": SAID}),
+        ("/ai/chat", "messages[1].content", {"messages": BLANK_MESSAGES}),
         ("/api/chat", "messages", {}),
         ("/api/chat", "messages", {"messages": []}),
         ("/api/chat", "messages", {"messages": [PREFILLED_UI]}),

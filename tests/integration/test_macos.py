@@ -58,8 +58,8 @@ async def test_up_answers_without_what_only_linux_has(tmp_path: Path) -> None:
     with running(tmp_path, *LEAN, is_real=True, PYTHONPATH=str(tmp_path)) as up:
         try:
             url = await up.ready()
-            asked = await run_command("ask", "--url", url, "Count to three.")
-            assert "1, 2, 3" in asked.out
+            answer = await run_command("ask", "--url", url, "Count to three.")
+            assert "1, 2, 3" in answer.out
             limit = min(TRIED[-1], resource.getrlimit(resource.RLIMIT_NOFILE)[1])
             warning = f"too few file descriptors: raise `ulimit -Hn` limit={limit} "
             assert [line for line in up.lines if warning in line]

@@ -44,20 +44,20 @@ async def proxied_model(claude: str, certificate: tuple[Path, Path]) -> AsyncIte
     address = urlsplit(claude)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
-    asked: list[bytes] = []
+    requests: list[bytes] = []
 
     async def serve_model(reader: StreamReader, writer: StreamWriter) -> None:
         await relay(reader, writer, str(address.hostname), address.port or 80)
 
     async def serve_proxy(reader: StreamReader, writer: StreamWriter) -> None:
-        asked.append((await reader.readuntil(b"\r\n\r\n")).lower())
+        requests.append((await reader.readuntil(b"\r\n\r\n")).lower())
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         await relay(reader, writer, *model.sockets[0].getsockname()[:2])
 
     model = await asyncio.start_server(serve_model, "127.0.0.1", 0, ssl=context)
     proxy = await asyncio.start_server(serve_proxy, "127.0.0.1", 0)
     async with model, proxy:
-        yield f"http://{USER}:{PASSWORD.replace('@', '%40')}@127.0.0.1:{proxy.sockets[0].getsockname()[1]}", asked
+        yield f"http://{USER}:{PASSWORD.replace('@', '%40')}@127.0.0.1:{proxy.sockets[0].getsockname()[1]}", requests
 
 
 @pytest.mark.parametrize("trust", ["the company's authority", "other authorities"])
@@ -67,13 +67,13 @@ async def test_a_generator_calls_the_model_through_a_proxy(
     """`SSL_CERT_FILE` names the authority. Without it, the error says that the certificate is the reason."""
     environ = {"TAILRACE_NATS_URL": system.nats_url, "ANTHROPIC_API_KEY": "sk-test"}
     environ |= {"ANTHROPIC_BASE_URL": "https://localhost"}
-    async with proxied_model(claude, certificate) as (proxy, asked):
+    async with proxied_model(claude, certificate) as (proxy, requests):
         environ["HTTPS_PROXY"] = proxy
         if trust == "the company's authority":
             environ["SSL_CERT_FILE"] = str(certificate[0])
         status, stdout, stderr = await run_module("tailrace.generators", "--check", **environ)
-    assert asked[0].startswith(b"connect localhost:443 ")
-    assert HEADER in asked[0]
+    assert requests[0].startswith(b"connect localhost:443 ")
+    assert HEADER in requests[0]
     if trust == "the company's authority":
         assert (status, stdout, stderr) == (0, "generators: settings and connections are valid\n", "")
         return

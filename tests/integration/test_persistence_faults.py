@@ -73,7 +73,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(mounted)], check=True)
 
 
-class OwnSystem(NamedTuple):
+class PersistenceSystem(NamedTuple):
     """A gateway, a generator and the log of a nats-server of the test's own."""
 
     url: str
@@ -139,11 +139,11 @@ async def own(
     own_claude: str,
     new_gateway: NewGateway,
     tenant: Tenant,
-) -> AsyncIterator[OwnSystem]:
+) -> AsyncIterator[PersistenceSystem]:
     gateway = await new_gateway(own_server.url)
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
     async with running_generator(own_server.url, own_claude):
-        yield OwnSystem(own_server.url, own_log, gateway.client, deliveries, tenant)
+        yield PersistenceSystem(own_server.url, own_log, gateway.client, deliveries, tenant)
 
 
 @asynccontextmanager
@@ -218,7 +218,7 @@ def delete_folder(database: Path) -> None:
     ("fault", "why"), [(locked_database, "SQLITE_BUSY"), (full_disk, "SQLITE_FULL")], ids=["locked", "full"]
 )
 async def test_while_the_database_cannot_be_written_turns_are_answered_and_not_acknowledged(
-    own: OwnSystem, request: pytest.FixtureRequest, tmp_path: Path, fault: Fault, why: str
+    own: PersistenceSystem, request: pytest.FixtureRequest, tmp_path: Path, fault: Fault, why: str
 ) -> None:
     """/readyz reports the reason; when it is over, every turn is recorded (fault F17)."""
     folder: Path = request.getfixturevalue("disk") if fault is full_disk else tmp_path
@@ -245,7 +245,7 @@ async def test_while_the_database_cannot_be_written_turns_are_answered_and_not_a
 @pytest.mark.rule("F17")
 @pytest.mark.parametrize("was_killed", [False, True])
 async def test_a_start_on_a_read_only_disk_is_repeated_until_it_succeeds(
-    own: OwnSystem, disk: Path, *, was_killed: bool
+    own: PersistenceSystem, disk: Path, *, was_killed: bool
 ) -> None:
     """File systems become read-only after an error. The database is neither moved nor rebuilt.
 
@@ -281,7 +281,7 @@ async def test_a_start_on_a_read_only_disk_is_repeated_until_it_succeeds(
 @pytest.mark.rule("F17")
 @pytest.mark.parametrize("fault", [damage_all, damage_rows, replace, delete_folder])
 async def test_a_damaged_or_deleted_database_is_rebuilt_from_the_log(
-    own: OwnSystem, database: Path, fault: Fault
+    own: PersistenceSystem, database: Path, fault: Fault
 ) -> None:
     """While turns are answered; the damaged file is kept under another name (F17).
 
@@ -311,7 +311,7 @@ async def test_a_damaged_or_deleted_database_is_rebuilt_from_the_log(
 
 
 @pytest.mark.rule("F17")
-async def test_damage_that_only_a_query_finds_is_repaired(own: OwnSystem, database: Path) -> None:
+async def test_damage_that_only_a_query_finds_is_repaired(own: PersistenceSystem, database: Path) -> None:
     """No write reads the damaged page: a client that requests the history gets a 503, and later the history."""
     async with own.persistence(database):
         await own.answer("before")

@@ -218,8 +218,8 @@ async def test_openais_routes_use_the_model_of_their_session(gateway: Gateway) -
 
     async def ask(path: str, headers: dict[str, str] | None = None, **body: object) -> tuple[str, str]:
         text = "#sim words=1 rate=0"
-        asked = {"input": text} if path == "/v1/responses" else {"messages": [{"role": "user", "content": text}]}
-        answer = (await gateway.client.post(path, json=asked | body, headers=headers or {})).json()
+        question = {"input": text} if path == "/v1/responses" else {"messages": [{"role": "user", "content": text}]}
+        answer = (await gateway.client.post(path, json=question | body, headers=headers or {})).json()
         return answer["model"], answer["id"]
 
     chat, responses = "/v1/chat/completions", "/v1/responses"

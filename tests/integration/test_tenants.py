@@ -24,7 +24,7 @@ from tests.integration.conftest import Gateway, NewGateway, api_keys
 OTHER_KEY = "the-key-of-another-tenant"
 UNKNOWN = (new_id(), new_id(), new_id())
 LINE = "#sim words=3 rate=0"
-ASKED = {"messages": [{"role": "user", "content": LINE}]}
+CHAT_BODY = {"messages": [{"role": "user", "content": LINE}]}
 UI_MESSAGE = {"id": "u1", "role": "user", "parts": [{"type": "text", "text": LINE}]}
 
 
@@ -68,8 +68,8 @@ async def create(gateway: Gateway) -> dict[str, str]:
     [
         ("/v1/turns", {"message": LINE}),
         ("/chat/stream", {"message": LINE}),
-        ("/ai/chat", ASKED),
-        ("/v1/messages", ASKED | {"model": "claude-haiku-5-5", "max_tokens": 9, "stream": True}),
+        ("/ai/chat", CHAT_BODY),
+        ("/v1/messages", CHAT_BODY | {"model": "claude-haiku-5-5", "max_tokens": 9, "stream": True}),
         ("/api/chat", {"id": "chat", "messages": [UI_MESSAGE]}),
     ],
 )

@@ -392,7 +392,7 @@ async def test_a_follower_that_was_disconnected_reads_from_the_log_what_its_feed
         proxy.fail("cut")
         await own_writer.store_texts(" sky")
         await until(lambda: not connection.is_up)
-        proxy.mend()
+        proxy.restore()
         await until(lambda: follower.text == "The sky")
         await own_writer.end()
         assert await follower.finish() == await read_log(own_writer.log, own_writer.key)

@@ -169,10 +169,10 @@ async def test_a_run_that_has_left_the_log_is_sent_again_after_a_reset(
     gateway: Gateway, tenant: Tenant, system_log: TurnLog
 ) -> None:
     """The database has joined its deltas, so its reader may have more chunks than it has there."""
-    asked = await ask(gateway, user("#sim words=40 rate=40"))
-    run, seen = asked.headers["x-workflow-run-id"], asked.content.count(b"data: ") - 2
+    sent = await ask(gateway, user("#sim words=40 rate=40"))
+    run, seen = sent.headers["x-workflow-run-id"], sent.content.count(b"data: ") - 2
     # Persistence answers after it has recorded the turn's end.
-    (recorded,) = (await gateway.client.get(f"/v1/sessions/{asked.headers['x-session-id']}/turns")).json()["turns"]
+    (recorded,) = (await gateway.client.get(f"/v1/sessions/{sent.headers['x-session-id']}/turns")).json()["turns"]
     assert recorded["outcome"] == "completed"
     await system_log.purge(TurnKey(tenant, TurnId(run)))
     rest = await gateway.client.get(f"/api/chat/{run}/stream?startIndex={seen}")

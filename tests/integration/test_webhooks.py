@@ -54,7 +54,7 @@ SETTINGS: dict[str, object] = {
 }
 
 
-class OwnSystem(NamedTuple):
+class WebhookSystem(NamedTuple):
     """The log of a nats-server of the test's own, and the consumer of the webhooks."""
 
     server: NatsServer
@@ -100,8 +100,8 @@ class OwnSystem(NamedTuple):
 
 
 @pytest.fixture
-async def own(own_server: NatsServer, own_connection: Connection, own_log: TurnLog, tmp_path: Path) -> OwnSystem:
-    return OwnSystem(own_server, own_connection, own_log, await Deliveries.open(own_connection, WEBHOOKS), tmp_path)
+async def own(own_server: NatsServer, own_connection: Connection, own_log: TurnLog, tmp_path: Path) -> WebhookSystem:
+    return WebhookSystem(own_server, own_connection, own_log, await Deliveries.open(own_connection, WEBHOOKS), tmp_path)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def turns(keys: list[TurnKey]) -> list[str]:
 
 
 @pytest.mark.rule("R45")
-async def test_an_ended_turn_is_posted_once_with_signature_and_record(own: OwnSystem, receiver: Receiver) -> None:
+async def test_an_ended_turn_is_posted_once_with_signature_and_record(own: WebhookSystem, receiver: Receiver) -> None:
     """To the turn's webhook, else to the default webhook of its tenant, else nowhere.
 
     A library of Standard Webhooks accepts the signature of the tenant; the data is the record of GET.
@@ -145,7 +145,7 @@ async def test_an_ended_turn_is_posted_once_with_signature_and_record(own: OwnSy
 
 
 async def test_without_a_key_ends_wait_in_the_log_and_a_first_key_delivers_them(
-    own: OwnSystem, receiver: Receiver
+    own: WebhookSystem, receiver: Receiver
 ) -> None:
     """No alert counts them, and they leave the log as any other entry."""
     before = REGISTRY.get_sample_value("tailrace_persistence_webhooks_waiting")
@@ -161,7 +161,7 @@ async def test_without_a_key_ends_wait_in_the_log_and_a_first_key_delivers_them(
     assert receiver.turns == turns([kept])
 
 
-async def has_backlog(own: OwnSystem, waiting: int, leased: int) -> bool:
+async def has_backlog(own: WebhookSystem, waiting: int, leased: int) -> bool:
     """Returns whether the consumer has so many undelivered ends, and so many delivered ones."""
     backlog = await own.ends.backlog()
     return (backlog.waiting, backlog.leased) == (waiting, leased)
@@ -169,7 +169,7 @@ async def has_backlog(own: OwnSystem, waiting: int, leased: int) -> bool:
 
 @pytest.mark.rule("R45")
 @pytest.mark.rule("S10")
-async def test_a_failed_delivery_is_retried_with_the_same_id_and_body(own: OwnSystem, receiver: Receiver) -> None:
+async def test_a_failed_delivery_is_retried_with_the_same_id_and_body(own: WebhookSystem, receiver: Receiver) -> None:
     """After errors, silence and redirects, which are not followed, until a 2xx."""
     connections: list[object] = []
     private = await asyncio.start_server(lambda reader, _: connections.append(reader), "127.0.0.1", 0)
@@ -190,7 +190,9 @@ async def test_a_failed_delivery_is_retried_with_the_same_id_and_body(own: OwnSy
     assert connections == []
 
 
-async def test_retry_after_is_respected_if_it_is_longer_than_the_back_off(own: OwnSystem, receiver: Receiver) -> None:
+async def test_retry_after_is_respected_if_it_is_longer_than_the_back_off(
+    own: WebhookSystem, receiver: Receiver
+) -> None:
     receiver.answer = answer_with(429, **{"retry-after": "120"})
     with capture_logs() as lines:
         async with own.persistence():
@@ -202,7 +204,7 @@ async def test_retry_after_is_respected_if_it_is_longer_than_the_back_off(own: O
 @pytest.mark.rule("R45")
 @pytest.mark.parametrize("reason", ["gone", "expired", "refused", "error"])
 async def test_a_webhook_is_given_up_and_its_session_continues(
-    own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, reason: str
+    own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     """At 410, after webhook_give_up_s seconds, for an address that is not allowed any more, at an internal error."""
     render, before = payload.render, count_given_up(reason)
@@ -229,7 +231,7 @@ async def test_a_webhook_is_given_up_and_its_session_continues(
 
 @pytest.mark.rule("R45")
 async def test_webhooks_of_a_session_are_in_order_and_delay_no_other_session(
-    own: OwnSystem, receiver: Receiver
+    own: WebhookSystem, receiver: Receiver
 ) -> None:
     """The second one waits while the first one is retried."""
     may_succeed = asyncio.Event()
@@ -252,7 +254,7 @@ async def test_webhooks_of_a_session_are_in_order_and_delay_no_other_session(
 
 
 async def test_a_tenant_whose_receiver_is_down_leaves_capacity_to_others(
-    own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Webhooks beyond its share are given up; the waiting ones are delivered when its receiver is back."""
     monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 2)
@@ -275,7 +277,7 @@ async def test_a_tenant_whose_receiver_is_down_leaves_capacity_to_others(
 
 
 async def test_a_long_backlog_is_delivered_to_a_receiver_that_works(
-    own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example after persistence was away: it reads turns from the log faster than the receiver accepts them."""
     monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 10)
@@ -287,7 +289,7 @@ async def test_a_long_backlog_is_delivered_to_a_receiver_that_works(
 
 
 async def test_a_sender_with_a_long_backlog_stops_at_once(
-    own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It returns to the log what it has not begun. In all, the webhooks of this test take a minute."""
     monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 1)
@@ -304,7 +306,7 @@ async def test_a_sender_with_a_long_backlog_stops_at_once(
 
 
 async def test_at_the_limit_of_waiting_webhooks_others_stay_in_the_log(
-    own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are delivered when earlier ones are done."""
     monkeypatch.setattr(sender, "WAITING_MAX", 2)
@@ -318,7 +320,7 @@ async def test_at_the_limit_of_waiting_webhooks_others_stay_in_the_log(
     assert set(receiver.turns) == set(turns(keys))
 
 
-async def test_a_slow_receiver_delays_only_its_own_tenant(own: OwnSystem, receiver: Receiver) -> None:
+async def test_a_slow_receiver_delays_only_its_own_tenant(own: WebhookSystem, receiver: Receiver) -> None:
     """The number of connections is limited per tenant."""
     receiver.answer = hang
     async with Receiver() as other, own.persistence(webhook_timeout_s=60.0):
@@ -331,7 +333,7 @@ async def test_a_slow_receiver_delays_only_its_own_tenant(own: OwnSystem, receiv
 
 
 @pytest.mark.rule("R45")
-async def test_a_deleted_turn_is_not_posted(own: OwnSystem, receiver: Receiver) -> None:
+async def test_a_deleted_turn_is_not_posted(own: WebhookSystem, receiver: Receiver) -> None:
     """Neither at the first attempt nor at a retry; the session's other turns are.
 
     A nats-server that lags behind may still have the turn after its deletion.
@@ -355,7 +357,7 @@ async def test_a_deleted_turn_is_not_posted(own: OwnSystem, receiver: Receiver) 
 
 @pytest.mark.rule("R35")
 async def test_a_running_turn_that_is_deleted_is_not_posted(
-    own: OwnSystem, receiver: Receiver, new_gateway: NewGateway
+    own: WebhookSystem, receiver: Receiver, new_gateway: NewGateway
 ) -> None:
     """The deletion cancels it first, which is an end like any other. A turn that is only cancelled is posted."""
     async with own.persistence():
@@ -373,7 +375,9 @@ async def test_a_running_turn_that_is_deleted_is_not_posted(
 
 
 @pytest.mark.rule("R35")
-async def test_the_turns_of_a_running_batch_that_is_deleted_are_not_posted(own: OwnSystem, receiver: Receiver) -> None:
+async def test_the_turns_of_a_running_batch_that_is_deleted_are_not_posted(
+    own: WebhookSystem, receiver: Receiver
+) -> None:
     """The batch is their parent. The generator cancels them when the batch is cancelled."""
     batch, other = (TurnKey(OURS, TurnId(new_id())) for _ in range(2))
     await Tombstones(own.connection).mark_deletion(batch)
@@ -395,7 +399,7 @@ async def test_the_turns_of_a_running_batch_that_is_deleted_are_not_posted(own: 
 
 @pytest.mark.rule("R45")
 async def test_a_webhook_whose_turn_leaves_the_log_is_given_up_unless_it_is_being_deleted(
-    own: OwnSystem, receiver: Receiver
+    own: WebhookSystem, receiver: Receiver
 ) -> None:
     """A gateway removes the entries of a deleted turn, and persistence sets its tombstone seconds later.
 
@@ -422,7 +426,7 @@ async def test_a_webhook_whose_turn_leaves_the_log_is_given_up_unless_it_is_bein
 
 
 @pytest.mark.rule("R45")
-async def test_the_end_of_a_fork_is_not_posted(own: OwnSystem, receiver: Receiver) -> None:
+async def test_the_end_of_a_fork_is_not_posted(own: WebhookSystem, receiver: Receiver) -> None:
     """PROTOCOL R11: it is skipped, and the turn's valid end is posted once."""
     writer = new_writer(own.log)
     async with own.persistence():
@@ -442,7 +446,7 @@ async def test_the_end_of_a_fork_is_not_posted(own: OwnSystem, receiver: Receive
 # Leases, kills and stops
 
 
-async def test_a_stopped_process_returns_its_entries_at_once_in_order(own: OwnSystem, receiver: Receiver) -> None:
+async def test_a_stopped_process_returns_its_entries_at_once_in_order(own: WebhookSystem, receiver: Receiver) -> None:
     """The next process does not wait for leases to expire."""
     receiver.answer = hang
     async with own.persistence():
@@ -456,7 +460,7 @@ async def test_a_stopped_process_returns_its_entries_at_once_in_order(own: OwnSy
     assert [delivery.key for delivery in returned] == keys
 
 
-async def test_the_leases_of_waiting_webhooks_are_renewed(own: OwnSystem, receiver: Receiver) -> None:
+async def test_the_leases_of_waiting_webhooks_are_renewed(own: WebhookSystem, receiver: Receiver) -> None:
     await own.shorten_lease()
     receiver.answer = hang
     async with own.persistence():
@@ -468,7 +472,9 @@ async def test_the_leases_of_waiting_webhooks_are_renewed(own: OwnSystem, receiv
 
 
 @pytest.mark.rule("R45")
-async def test_killed_and_stopped_processes_deliver_each_session_in_order(own: OwnSystem, receiver: Receiver) -> None:
+async def test_killed_and_stopped_processes_deliver_each_session_in_order(
+    own: WebhookSystem, receiver: Receiver
+) -> None:
     """Each time one webhook is being delivered, others of its session wait, and more are written while it is down.
 
     A webhook that the receiver has acknowledged is not sent again; the interrupted one is.
@@ -498,7 +504,9 @@ async def test_killed_and_stopped_processes_deliver_each_session_in_order(own: O
 
 
 @pytest.mark.rule("R45")
-async def test_an_end_that_is_lost_on_its_way_is_posted_before_later_ones(own: OwnSystem, receiver: Receiver) -> None:
+async def test_an_end_that_is_lost_on_its_way_is_posted_before_later_ones(
+    own: WebhookSystem, receiver: Receiver
+) -> None:
     """The connection to NATS is cut right after the server has delivered it. Its lease is not known here."""
     await own.shorten_lease()
     async with (
@@ -515,7 +523,7 @@ async def test_an_end_that_is_lost_on_its_way_is_posted_before_later_ones(own: O
 
 @pytest.mark.rule("R45")
 async def test_of_two_processes_with_one_database_only_one_sends(
-    own: OwnSystem, receiver: Receiver, postgresql: PostgreSQLServer
+    own: WebhookSystem, receiver: Receiver, postgresql: PostgreSQLServer
 ) -> None:
     """When the sender loses its lock, the next holder sends the other webhooks, in order."""
     url = await postgresql.new_database()
@@ -553,7 +561,7 @@ async def test_of_two_processes_with_one_database_only_one_sends(
 
 
 async def test_turns_that_cannot_be_read_are_posted_later_in_order(
-    own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log delivers an end and then does not answer. What is returned to the queue meanwhile does not arrive."""
     monkeypatch.setattr(sender, "LOG_WAIT_S", 0.01)
@@ -580,7 +588,7 @@ async def test_turns_that_cannot_be_read_are_posted_later_in_order(
 
 
 async def test_a_webhook_whose_lease_expired_is_not_posted_twice_at_once(
-    own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its renewals are lost: the same end is delivered again during the POST and during the acknowledgement."""
     await own.shorten_lease()
@@ -615,7 +623,7 @@ async def test_a_webhook_whose_lease_expired_is_not_posted_twice_at_once(
 
 @pytest.mark.rule("R45")
 async def test_an_end_that_is_delivered_twice_while_the_sender_starts_is_posted_once(
-    own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its renewals are lost. Meanwhile the sender waits for an end that is leased to the previous process."""
     await own.shorten_lease()
@@ -644,7 +652,7 @@ async def test_an_end_that_is_delivered_twice_while_the_sender_starts_is_posted_
     assert receiver.turns == turns([keys[0], keys[2]])
 
 
-async def test_urls_of_receivers_are_not_logged(own: OwnSystem, receiver: Receiver) -> None:
+async def test_urls_of_receivers_are_not_logged(own: WebhookSystem, receiver: Receiver) -> None:
     canary, text = "canary-of-a-url", "canary of a text"
     receiver.answers = [answer_with(500), answer_with(204), answer_with(410)]
     urls = [f"{receiver.url}?token={canary}"] * 2 + [f"http://127.0.0.2/{canary}", f"http://127.0.0.1:1/{canary}"]
@@ -689,7 +697,7 @@ async def test_an_invalid_webhook_url_is_refused(nats_server: NatsServer, new_ga
             assert word in error["message"], url
 
 
-async def test_a_tenant_without_waiting_webhooks_needs_no_memory(own: OwnSystem, receiver: Receiver) -> None:
+async def test_a_tenant_without_waiting_webhooks_needs_no_memory(own: WebhookSystem, receiver: Receiver) -> None:
     """Each user of a login may be a tenant."""
 
     async def semaphores_after(tenants: int) -> int:
@@ -704,7 +712,7 @@ async def test_a_tenant_without_waiting_webhooks_needs_no_memory(own: OwnSystem,
         assert await semaphores_after(30) <= first + 5
 
 
-async def test_waiting_webhooks_keep_no_turn_in_memory(own: OwnSystem, receiver: Receiver) -> None:
+async def test_waiting_webhooks_keep_no_turn_in_memory(own: WebhookSystem, receiver: Receiver) -> None:
     """Thousands of them wait for hours while a receiver is down, each for a whole conversation."""
     receiver.answer = answer_with(500)
 

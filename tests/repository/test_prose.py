@@ -1,10 +1,10 @@
-"""The prose check finds banned phrases in prose and not in code, and lines of pages that are too long."""
+"""The prose check finds banned phrases in prose, banned words in names, and lines of pages that are too long."""
 
 from collections.abc import Iterable
 
 import pytest
 
-from tools.check_prose import BANNED, PATTERNS, long_lines, pieces
+from tools.check_prose import BANNED, BANNED_NAMES, PATTERNS, banned_names, long_lines, pieces
 
 PAGE = """Nobody reads this.
 
@@ -53,9 +53,50 @@ def test_script_is_checked_as_a_whole(name: str) -> None:
     assert lines(pieces(name, SCRIPT)) == {1, 2}
 
 
-def test_every_banned_phrase_has_advice() -> None:
+def test_the_name_of_a_test_is_checked_as_a_sentence() -> None:
+    """It may have words that a shorter name may not have."""
+    text = "def test_a_log_is_asked(): ...\nasync def test_nobody_reads(): ...\n"
+    assert lines(pieces("module.py", text)) == {2}
+    assert [*banned_names(text)] == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def told(): ...",
+        "async def is_asked(): ...",
+        "class ToldStory: ...",
+        "class HTTPDoor: ...",
+        "SAID = 1",
+        "crowd: int = 1",
+        "for _rota2 in (): ...",
+        "self.mended = 1",
+        "def read(*, asked): ...",
+        "lambda seam: 1",
+        "import os as house",
+        "(doomed := 1)",
+        "[nobody for nobody in ()]",
+        "try: ...\nexcept OSError as leash: ...",
+        "match 1:\n    case asked: ...",
+    ],
+)
+def test_a_banned_word_is_found_in_each_kind_of_name(code: str) -> None:
+    """Whole words, split at underscores and capital letters."""
+    ((line, name, advice),) = banned_names(code)
+    assert (line, name in code, advice in BANNED_NAMES.values()) == (code.count("\n") + 1, True, True)
+
+
+@pytest.mark.parametrize(
+    "code", ["told", "asked()", "one.said", "asked_at = asked_by = 1", "amend = crowded = indoor = 1", "read(asked=1)"]
+)
+def test_uses_of_names_stored_names_and_parts_of_words_are_allowed(code: str) -> None:
+    """A library may have defined the name."""
+    assert [*banned_names(code)] == []
+
+
+def test_every_banned_phrase_and_word_has_advice() -> None:
     """A failure says what to write instead."""
-    assert all(BANNED.values())
+    assert all([*BANNED.values(), *BANNED_NAMES.values()])
 
 
 @pytest.mark.parametrize(

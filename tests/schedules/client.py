@@ -69,7 +69,7 @@ class Canceller:
                 return
 
 
-class Looker:
+class TurnPoller:
     """A client that reads the stream, and gets the turn besides."""
 
     def __init__(self, server: SimulatedServer, key: TurnKey, name: str, reader: Reader) -> None:
@@ -82,12 +82,12 @@ class Looker:
         self._reader = reader
         self._seen = BEFORE_FIRST
 
-    def look(self) -> None:
+    def poll(self) -> None:
         if not self.process.is_busy:
-            self._server.happened.append("look")
-            self.process.start(self._look())
+            self._server.happened.append("poll")
+            self.process.start(self._poll())
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         seen = max([self._seen, *(stored.seq for stored in self._reader.received)])
         try:
             last = (await self._log.read_turn(self._key)).chain.last

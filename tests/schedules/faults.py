@@ -50,7 +50,7 @@ class Faults:
         self.strays = self._moments(world, 0.1)
         self.doubts = self._moments(world, 0.2)
         self.cuts = [1 + world.below(10) for _ in range(2)] if chance() < 0.5 else []
-        self.is_asked_twice = chance() < 0.2
+        self.is_sent_twice = chance() < 0.2
         # Whether a first token may be late, and generators hedge. Drawn apart, so that seeds keep their other faults.
         self.is_hedged = Random(f"races {world.seed}").random() < 0.25
         # When a server falls behind.
@@ -69,8 +69,8 @@ class Faults:
         # When a generator is stopped in order: it gives its turns back.
         self.drains = [wearing.randint(1, 14) for _ in range(wearing.randint(1, 4))] if wearing.random() < 0.15 else []
         # When a client gets the turn.
-        looking = Random(f"looks {world.seed}")
-        self.looks = [looking.randint(2, 14) for _ in range(3)] if looking.random() < 0.2 else []
+        polling = Random(f"looks {world.seed}")
+        self.polls = [polling.randint(2, 14) for _ in range(3)] if polling.random() < 0.2 else []
 
     def _moments(self, world: World, rate: float) -> list[int]:
         found: list[int] = []

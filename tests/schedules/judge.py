@@ -155,4 +155,4 @@ def _check_visibility(schedule: Schedule) -> Verdict:
     if schedule.faults.may_fork or schedule.faults.wakings:
         # Entries of a fork may disappear. A former leader that wakes up answers from its past for a moment.
         return KEPT
-    return Verdict(False, schedule.looker.shrunk[0]) if schedule.looker.shrunk else KEPT
+    return Verdict(False, schedule.poller.shrunk[0]) if schedule.poller.shrunk else KEPT

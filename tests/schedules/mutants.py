@@ -198,7 +198,7 @@ def planner_second_read() -> Patches:
 
 def get_second_read() -> Patches:
     """A client that gets the turn receives what a single read returns."""
-    return [patch.object(TurnLog, "read_turn", _read_once_in("looker"))]
+    return [patch.object(TurnLog, "read_turn", _read_once_in("poller"))]
 
 
 def absence_second_read() -> Patches:

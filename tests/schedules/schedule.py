@@ -14,7 +14,7 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.subjects import TurnKey
 from tests.schedules import model
-from tests.schedules.client import Canceller, Looker, Poster
+from tests.schedules.client import Canceller, Poster, TurnPoller
 from tests.schedules.consumer import SimulatedConsumer
 from tests.schedules.faults import Faults
 from tests.schedules.generator import Generator
@@ -48,7 +48,7 @@ class Schedule:
         self.script = model.SCRIPTS[world.below(len(model.SCRIPTS))]
         policy = POLICIES[world.below(len(POLICIES))]
         request = model.question(self.script, policy)
-        self.posters = [Poster(server, KEY, f"poster-{n}", request) for n in range(1 + faults.is_asked_twice)]
+        self.posters = [Poster(server, KEY, f"poster-{n}", request) for n in range(1 + faults.is_sent_twice)]
         self.requests = SimulatedConsumer(server, KEY, lambda one: isinstance(one.entry, Request), self._acknowledged)
         self.generators = [Generator(server, self.requests, self.script, f"generator-{n}") for n in range(2)]
         for generator in self.generators:
@@ -61,7 +61,7 @@ class Schedule:
         self.ends = SimulatedConsumer(server, KEY, lambda one: isinstance(one.entry, Request | End), lambda _: None)
         self.recorder = SimulatedRecorder(server, self.ends)
         self.cancellers = [Canceller(server, KEY, f"canceller-{n}") for n, _ in enumerate(faults.cancels)]
-        self.looker = Looker(server, KEY, "looker", self.readers[0])
+        self.poller = TurnPoller(server, KEY, "poller", self.readers[0])
         self.too_early: list[str] = []
         """Acknowledgements of the request while the log had no end."""
         self.is_over = False
@@ -85,7 +85,7 @@ class Schedule:
         self._at(faults.lags, self.server.fall_behind)
         self._at(faults.strays, self._store_stray)
         self._at(faults.doubts, self.readers[-1].reset_feed)
-        self._at(faults.looks, self.looker.look)
+        self._at(faults.polls, self.poller.poll)
         for canceller, moment in zip(self.cancellers, faults.cancels, strict=True):
             self._at([moment], partial(canceller.cancel_after, SOON_S))
         # The jitter of the product's retries comes from here.
@@ -137,5 +137,5 @@ class Schedule:
             return True
         if not all(reader.is_over for reader in self.readers):
             return True
-        clients: list[Poster | Canceller | Looker] = [*self.posters, *self.cancellers, self.looker]
+        clients: list[Poster | Canceller | TurnPoller] = [*self.posters, *self.cancellers, self.poller]
         return any(client.process.is_busy for client in clients)

@@ -43,7 +43,7 @@ SEEDS_FOR_A_MUTANT = 8_000
 HAPPENINGS = {
     *("lost request", "lost acknowledgement", "late write", "unsettled", "full", "fork", "change"),
     *("stale read", "unreadable", "short read", "old leader", "dropped hint", "repeated hint", "cut"),
-    *("look", "broken generator", "drain"),
+    *("poll", "broken generator", "drain"),
     *("completed", "cancelled", "failed", "fresh", "continue", "restart", "several takeovers", "misfit"),
     *("hedge", "hedge that was first", "interrupted", "attempts_exhausted", "backend_refused_request"),
 }

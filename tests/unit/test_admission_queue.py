@@ -36,8 +36,8 @@ async def test_waiting_requests_begin_in_order_with_streams_between_them() -> No
             happened.append("delta")
             await asyncio.sleep(0)
 
-    crowd = AdmissionQueue(app, frozenset())
-    await asyncio.gather(stream(), *(crowd(build_request(str(n)), receive, send) for n in range(100)))
+    queue = AdmissionQueue(app, frozenset())
+    await asyncio.gather(stream(), *(queue(build_request(str(n)), receive, send) for n in range(100)))
     assert [one for one in happened if one != "delta"] == list(range(100))
     runs = "".join("d" if one == "delta" else "r" for one in happened).strip("d").split("d")
     assert max(map(len, runs)) <= STARTED_PER_TURN
@@ -49,14 +49,14 @@ async def test_a_single_request_does_not_wait() -> None:
     async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
         begun.append(scope["path"])
 
-    crowd = AdmissionQueue(app, frozenset())
-    waiting = [asyncio.ensure_future(crowd(build_request(f"/{n}"), receive, send)) for n in range(20)]
+    queue = AdmissionQueue(app, frozenset())
+    waiting = [asyncio.ensure_future(queue(build_request(f"/{n}"), receive, send)) for n in range(20)]
     await asyncio.sleep(0)
     waiting[15].cancel()
     await asyncio.wait(waiting)
     assert len(begun) == 19
     async with asyncio.timeout(1):
-        await crowd(build_request("/alone"), receive, send)
+        await queue(build_request("/alone"), receive, send)
     assert begun[-1] == "/alone"
 
 
@@ -74,12 +74,12 @@ async def test_a_request_that_would_wait_too_long_is_refused_but_a_health_check_
     async def note(message: Message) -> None:
         sent.append(message)
 
-    crowd = AdmissionQueue(app, frozenset({"/healthz"}))
-    first = asyncio.ensure_future(crowd(build_request("/first"), receive, send))
+    queue = AdmissionQueue(app, frozenset({"/healthz"}))
+    first = asyncio.ensure_future(queue(build_request("/first"), receive, send))
     await asyncio.sleep(0)
     for _ in range(50):
-        await crowd(build_request("/late"), receive, note)
-    await crowd(build_request("/healthz"), receive, note)
+        await queue(build_request("/late"), receive, note)
+    await queue(build_request("/healthz"), receive, note)
     await first
     assert begun == ["/healthz", "/first"]
     starts, bodies = sent[::2], sent[1::2]

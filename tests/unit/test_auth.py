@@ -48,9 +48,9 @@ async def test_beyond_loopback_a_credential_or_allow_anonymous_is_needed(host: s
     ):
         closed.require_credentials()
         assert not closed.is_open
-    asked_for = build(host=host, allow_anonymous=True)
-    asked_for.require_credentials()
-    assert asked_for.is_open
+    allowed = build(host=host, allow_anonymous=True)
+    allowed.require_credentials()
+    assert allowed.is_open
     # Neither allowed nor with a key: it stays closed.
     assert not build(host=host).is_open
 

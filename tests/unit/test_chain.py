@@ -12,9 +12,9 @@ from tailrace.proto.ids import Seq
 from tests.harness.strategies import MadeUp, logs
 from tests.harness.turn_builder import raw, request
 
-ASKED = Chain(Seq(10))
-TAKEN = Chain(Seq(20), attempt=2)
-ENDED = Chain(Seq(30), attempt=2, is_ended=True)
+AFTER_REQUEST = Chain(Seq(10))
+AFTER_ATTEMPT = Chain(Seq(20), attempt=2)
+AFTER_END = Chain(Seq(30), attempt=2, is_ended=True)
 KEY = b"0123456789abcdef"
 ENCRYPTED = Chain(Seq(40), attempt=2, encryption_key=KEY)
 
@@ -41,15 +41,15 @@ def progress(prev: int, attempt: int) -> Progress:
 
 VALID: dict[str, tuple[Chain, Entry, Chain]] = {
     "a request comes first": (START, request(), Chain(Seq(99), length=1, first=Seq(99))),
-    "an attempt takes the turn": (ASKED, an_attempt(10, 1), Chain(Seq(99), 1)),
-    "a later attempt takes it over": (TAKEN, an_attempt(20, 3), Chain(Seq(99), 3)),
-    "an attempt may leave numbers out": (TAKEN, an_attempt(20, 7), Chain(Seq(99), 7)),
-    "the attempt that holds the turn goes on": (TAKEN, an_event(20, 2), Chain(Seq(99), 2)),
-    "the progress of a batch is a link": (TAKEN, progress(20, 2), Chain(Seq(99), 2)),
-    "it ends the turn": (TAKEN, an_end(20, 2), Chain(Seq(99), 2, is_ended=True)),
-    "a turn may end before anybody took it": (ASKED, an_end(10, 0), Chain(Seq(99), 0, is_ended=True)),
-    "a newer kind is a link": (TAKEN, unknown(20, 2), Chain(Seq(99), 2)),
-    "a newer attempt than the last is the current one": (TAKEN, an_event(20, 3), Chain(Seq(99), 3)),
+    "an attempt takes the turn": (AFTER_REQUEST, an_attempt(10, 1), Chain(Seq(99), 1)),
+    "a later attempt takes it over": (AFTER_ATTEMPT, an_attempt(20, 3), Chain(Seq(99), 3)),
+    "an attempt may leave numbers out": (AFTER_ATTEMPT, an_attempt(20, 7), Chain(Seq(99), 7)),
+    "the attempt that holds the turn goes on": (AFTER_ATTEMPT, an_event(20, 2), Chain(Seq(99), 2)),
+    "the progress of a batch is a link": (AFTER_ATTEMPT, progress(20, 2), Chain(Seq(99), 2)),
+    "it ends the turn": (AFTER_ATTEMPT, an_end(20, 2), Chain(Seq(99), 2, is_ended=True)),
+    "a turn may end before anybody took it": (AFTER_REQUEST, an_end(10, 0), Chain(Seq(99), 0, is_ended=True)),
+    "a newer kind is a link": (AFTER_ATTEMPT, unknown(20, 2), Chain(Seq(99), 2)),
+    "a newer attempt than the last is the current one": (AFTER_ATTEMPT, an_event(20, 3), Chain(Seq(99), 3)),
     "a request has the key of its turn": (
         START,
         request(encryption_key=KEY),
@@ -64,21 +64,21 @@ INVALID: dict[str, tuple[Chain, Entry]] = {
     "an attempt first": (START, an_attempt(0, 1)),
     "an end first": (START, an_end(0, 0)),
     "a newer kind first": (START, unknown(0, 0)),
-    "a second request": (ASKED, request()),
-    "a request with a predecessor": (ASKED, msgspec.structs.replace(request(), prev=Seq(10))),
-    "an earlier predecessor": (TAKEN, an_event(10, 2)),
-    "a later predecessor": (TAKEN, an_event(21, 2)),
-    "an event of an older attempt": (TAKEN, an_event(20, 1)),
-    "an end of an older attempt": (TAKEN, an_end(20, 1)),
-    "the progress of an older attempt": (TAKEN, progress(20, 1)),
-    "a newer kind of an older attempt": (TAKEN, unknown(20, 1)),
-    "the same attempt again": (TAKEN, an_attempt(20, 2)),
-    "an older attempt": (TAKEN, an_attempt(20, 1)),
-    "what cannot be read": (TAKEN, Unreadable()),
-    "what cannot be read, with the right predecessor": (TAKEN, Unreadable(Seq(20))),
-    "an event after the end": (ENDED, an_event(30, 2)),
-    "a second end": (ENDED, an_end(30, 2)),
-    "an attempt after the end": (ENDED, an_attempt(30, 3)),
+    "a second request": (AFTER_REQUEST, request()),
+    "a request with a predecessor": (AFTER_REQUEST, msgspec.structs.replace(request(), prev=Seq(10))),
+    "an earlier predecessor": (AFTER_ATTEMPT, an_event(10, 2)),
+    "a later predecessor": (AFTER_ATTEMPT, an_event(21, 2)),
+    "an event of an older attempt": (AFTER_ATTEMPT, an_event(20, 1)),
+    "an end of an older attempt": (AFTER_ATTEMPT, an_end(20, 1)),
+    "the progress of an older attempt": (AFTER_ATTEMPT, progress(20, 1)),
+    "a newer kind of an older attempt": (AFTER_ATTEMPT, unknown(20, 1)),
+    "the same attempt again": (AFTER_ATTEMPT, an_attempt(20, 2)),
+    "an older attempt": (AFTER_ATTEMPT, an_attempt(20, 1)),
+    "what cannot be read": (AFTER_ATTEMPT, Unreadable()),
+    "what cannot be read, with the right predecessor": (AFTER_ATTEMPT, Unreadable(Seq(20))),
+    "an event after the end": (AFTER_END, an_event(30, 2)),
+    "a second end": (AFTER_END, an_end(30, 2)),
+    "an attempt after the end": (AFTER_END, an_attempt(30, 3)),
 }
 
 

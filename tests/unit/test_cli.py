@@ -345,8 +345,8 @@ def test_a_change_needs_data_if_several_systems_run(
         (folder / status_file.FILE).write_bytes(msgspec.json.encode(up))
         running.record(folder)
     assert main(command.split()) == EXIT_USAGE
-    said = f"several systems run; name the one to change: --data {folders[0]}, --data '{folders[1]}'"
-    assert said in capsys.readouterr().err
+    message = f"several systems run; name the one to change: --data {folders[0]}, --data '{folders[1]}'"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("empty_home")

@@ -107,15 +107,15 @@ async def test_a_failed_check_names_the_problem_and_an_action(
 
 
 @pytest.mark.parametrize(
-    ("environ", "said"),
+    ("environ", "detail"),
     [({}, "a simulated Claude answers"), ({"TAILRACE_NATS_URL": "nats://127.0.0.1:1"}, "not checked")],
 )
 async def test_a_missing_key_means_a_simulated_claude_only_for_up(
-    tmp_path: Path, environ: dict[str, str], said: str
+    tmp_path: Path, environ: dict[str, str], detail: str
 ) -> None:
     """With your own NATS, generators run elsewhere, and their key is not known."""
     found = (await findings(Options(port=0, data_dir=tmp_path), **environ))["Model key"]
-    assert (found.level, said in found.detail, "simulated" in found.detail) == ("ok", True, not environ)
+    assert (found.level, detail in found.detail, "simulated" in found.detail) == ("ok", True, not environ)
 
 
 @pytest.mark.parametrize("key", [{}, {"ANTHROPIC_API_KEY": "k"}], ids=["no key", "a key"])

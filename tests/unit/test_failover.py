@@ -12,9 +12,9 @@ PASSING = [code for code in FAILOVER_CODES if CODES[code].is_retryable]
 BAD_REQUEST = "backend_refused_request"
 
 
-def backends_after(rota: BackendOrder, *codes: str, has_begun: bool) -> list[str] | None:
+def backends_after(order: BackendOrder, *codes: str, has_begun: bool) -> list[str] | None:
     """Returns the backends that are left after those failures, the next one first; None if none is left."""
-    left: BackendOrder | None = rota
+    left: BackendOrder | None = order
     for code in codes:
         assert left is not None, "no backend was left to fail"
         left = left.after_failure(BackendError(code, "x"), has_begun=has_begun)
@@ -29,9 +29,9 @@ def test_failover_codes_are_all_codes_of_backends_but_one() -> None:
 @pytest.mark.parametrize("code", sorted(FAILOVER_CODES - {BAD_REQUEST}))
 def test_before_an_answer_each_backend_gets_one_attempt(code: str) -> None:
     """All calls of an attempt have failed: the backend is not called again, and the last failure is final."""
-    rota = TWO.order_for("claude-sonnet-5-5")
-    assert backends_after(rota, code, has_begun=False) == ["b"]
-    assert backends_after(rota, code, code, has_begun=False) is None
+    order = TWO.order_for("claude-sonnet-5-5")
+    assert backends_after(order, code, has_begun=False) == ["b"]
+    assert backends_after(order, code, code, has_begun=False) is None
 
 
 OF_THE_TURN = ["backend_event_too_large", "deadline_exceeded", "blob_expired", "attempts_exhausted", "interrupted"]
@@ -49,28 +49,28 @@ def test_errors_of_the_turn_and_a_refused_request_before_an_answer_are_not_faile
 
 @pytest.mark.parametrize("code", sorted(PASSING))
 def test_within_an_answer_backends_alternate(code: str) -> None:
-    rota = TWO.order_for("m")
-    assert backends_after(rota, code, has_begun=True) == ["b", "a"]
-    assert backends_after(rota, code, code, has_begun=True) == ["a", "b"]
+    order = TWO.order_for("m")
+    assert backends_after(order, code, has_begun=True) == ["b", "a"]
+    assert backends_after(order, code, code, has_begun=True) == ["a", "b"]
 
 
 @pytest.mark.parametrize("code", ["backend_refused_key", BAD_REQUEST])
 def test_a_second_backend_with_a_wrong_key_takes_no_attempt_from_the_first(code: str) -> None:
-    rota = TWO.order_for("m")
-    assert backends_after(rota, "backend_broken", code, has_begun=True) == ["a"]
-    assert backends_after(rota, "backend_broken", code, "backend_broken", has_begun=True) == ["a"]
-    assert backends_after(rota, "backend_broken", code, code, has_begun=True) is None
+    order = TWO.order_for("m")
+    assert backends_after(order, "backend_broken", code, has_begun=True) == ["a"]
+    assert backends_after(order, "backend_broken", code, "backend_broken", has_begun=True) == ["a"]
+    assert backends_after(order, "backend_broken", code, code, has_begun=True) is None
 
 
 def test_only_a_backend_that_failed_before_is_waited_for() -> None:
     """A backend that was not called yet is called at once."""
-    rota: BackendOrder | None = TWO.order_for("m")
+    order: BackendOrder | None = TWO.order_for("m")
     waits = []
     for _ in range(4):
-        assert rota is not None
-        rota = rota.after_failure(BackendError("backend_overloaded", "x"), has_begun=True)
-        assert rota is not None
-        waits.append(rota.is_repeat)
+        assert order is not None
+        order = order.after_failure(BackendError("backend_overloaded", "x"), has_begun=True)
+        assert order is not None
+        waits.append(order.is_repeat)
     assert waits == [False, True, True, True]
     alone = BackendOrders((A,)).order_for("m").after_failure(BackendError("backend_overloaded", "x"), has_begun=True)
     assert alone is not None

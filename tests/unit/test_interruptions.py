@@ -56,7 +56,7 @@ async def test_a_disconnect_is_the_cause_even_if_the_gateway_drains_as_well() ->
         assert (await interruptions.run(asyncio.sleep(30))).cause == "disconnected"
 
 
-async def test_the_result_the_time_limit_and_the_errors_of_the_work_are_told_apart() -> None:
+async def test_the_result_the_time_limit_and_the_errors_of_the_work_are_distinguished() -> None:
     """Also a TimeoutError of the work itself, which is not the time limit of the response."""
 
     async def fail() -> None:

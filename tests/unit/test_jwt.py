@@ -247,16 +247,16 @@ async def test_the_tenant_comes_from_the_configured_claim() -> None:
     """It may be a number. A token without the claim is refused."""
     for org in ("acme", 42):
         assert (await accepted(token(org=org), jwt_tenant_claim="org")).tenant == str(org)
-    for nobody in (None, "", True, ["acme"], {"id": "acme"}, 1.5):
-        assert await caller(token(org=nobody), jwt_tenant_claim="org") is None
+    for invalid in (None, "", True, ["acme"], {"id": "acme"}, 1.5):
+        assert await caller(token(org=invalid), jwt_tenant_claim="org") is None
 
 
 async def test_a_token_whose_claim_names_no_user_is_refused() -> None:
     """Otherwise a body could name another user. A token without the claim leaves that to the body."""
     for user, expected in (("ann", "ann"), (42, "42"), (None, None)):
         assert (await accepted(token(email=user), jwt_user_claim="email")).user == expected
-    for nobody in ("", "a\0", "x" * 10_000, True, ["ann"], 1.5):
-        assert await caller(token(email=nobody), jwt_user_claim="email") is None
+    for invalid in ("", "a\0", "x" * 10_000, True, ["ann"], 1.5):
+        assert await caller(token(email=invalid), jwt_user_claim="email") is None
 
 
 async def test_two_users_of_a_tenant_have_two_key_ids() -> None:

@@ -11,7 +11,7 @@ BEGIN = "[27164] 2026/11/20 22:27:10.638206 "
 
 
 @pytest.mark.parametrize(
-    ("line", "is_told"),
+    ("line", "is_shown"),
     [
         (f"{BEGIN}[INF] Starting nats-server", False),
         (f"{BEGIN}[INF]", False),
@@ -27,9 +27,9 @@ BEGIN = "[27164] 2026/11/20 22:27:10.638206 "
         ("nats-server: /x/nats.conf:3:1: unknown field", True),
     ],
 )
-def test_unexpected_warnings_are_shown_and_normal_ones_are_not(line: str, *, is_told: bool) -> None:
+def test_unexpected_warnings_are_shown_and_normal_ones_are_not(line: str, *, is_shown: bool) -> None:
     """The servers of a cluster report errors until they have found each other."""
-    assert nats_log.is_shown(line) == is_told
+    assert nats_log.is_shown(line) == is_shown
 
 
 def test_the_log_file_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

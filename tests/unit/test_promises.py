@@ -32,7 +32,7 @@ KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
 LOG = completed_turn("The", " sky", " is", " blue.", step=10)
 # Frames of the entries that a reader sees: not the request (10), not the attempt (20).
 WHOLE = tuple(Frame(stored.seq, f"id: {stored.seq}\n\n".encode()) for stored in LOG.stored[2:])
-TOLD = Story("The sky is blue.", Usage(input_tokens=10, output_tokens=4), "completed")
+STORY = Story("The sky is blue.", Usage(input_tokens=10, output_tokens=4), "completed")
 
 Break = Callable[[History], History]
 
@@ -41,7 +41,7 @@ def good_history() -> History:
     """One turn; one reader that was cut after 50 and came back, one that came late with a cursor and left early."""
     cut = Connected(Seq(0), WHOLE[:3], "cut")
     back = Connected(Seq(50), WHOLE[3:], "ended")
-    patient = Reader(name="patient", key=KEY, dialect="tailrace", connections=(cut, back), received=TOLD)
+    patient = Reader(name="patient", key=KEY, dialect="tailrace", connections=(cut, back), received=STORY)
     hasty = Reader(name="hasty", key=KEY, dialect="tailrace", connections=(Connected(Seq(40), WHOLE[2:4], "left"),))
     return History(
         posted={KEY: True, TurnKey(Tenant("t"), TurnId("turn-2")): False},
@@ -119,8 +119,8 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
     "a row with another text": (one_story, False, with_row(text="The sky is green.")),
     "a row with another cost": (one_story, False, with_row(cost_usd=1.0)),
     "a row that was not read": (one_story, None, without_entries(records=None)),
-    "a reader with another text": (one_story, False, with_reader(received=Story("The sky.", TOLD.usage, "completed"))),
-    "a reader with another outcome": (one_story, False, with_reader(received=Story(TOLD.text, None, "failed"))),
+    "a reader with another text": (one_story, False, with_reader(received=Story("The sky.", STORY.usage, "completed"))),
+    "a reader with another outcome": (one_story, False, with_reader(received=Story(STORY.text, None, "failed"))),
     "a reader without a text": (one_story, None, with_reader(received=None)),
     "other bytes for the same entry": (
         one_story,

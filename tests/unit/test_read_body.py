@@ -33,7 +33,7 @@ class Shape(msgspec.Struct, forbid_unknown_fields=True):
     named: dict[str, Inner] | None = None
 
 
-class Told(msgspec.Struct):
+class TextBody(msgspec.Struct):
     text: str
 
 
@@ -138,7 +138,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("raw", "mistake"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_in_the_json_is_named_with_its_position(raw: bytes, mistake: str) -> None:
     with pytest.raises(Refused) as refused:
-        read_body.decode(raw, Told)
+        read_body.decode(raw, TextBody)
     assert refused.value.code == "json_invalid"
     assert str(refused.value) == f"the body is not valid JSON (RFC 8259): {mistake}"
 
@@ -162,8 +162,8 @@ ENUM = "Invalid enum value 'g' - at `several[0].colour`; there are blue, red"
         (b'{"named": {"a": {}, "b": 1}}', Shape, "named.b", "Expected `object`, got `int` - at `named.b`"),
         (b'{"several": [{"colour": "g"}]}', Shape, "several[0].colour", ENUM),
         (b'{"several": 1}', Shape, "several", "Expected `array | null`, got `int` - at `several`"),
-        (b"{}", Told, "text", "Object missing required field `text`"),
-        (b"[]", Told, None, "Expected `object`, got `array`"),
+        (b"{}", TextBody, "text", "Object missing required field `text`"),
+        (b"[]", TextBody, None, "Expected `object`, got `array`"),
     ],
     ids=range(12),
 )
@@ -284,7 +284,7 @@ async def test_too_many_values_are_refused_before_they_are_decoded(raw: bytes) -
 )
 async def test_a_long_text_may_have_any_marks(text: str) -> None:
     """Code and JSON in a string are one value."""
-    assert await body_reader().decode(msgspec.json.encode({"text": text}), Told) == Told(text)
+    assert await body_reader().decode(msgspec.json.encode({"text": text}), TextBody) == TextBody(text)
 
 
 @pytest.mark.parametrize("text", ["," * 15_000, "\n" * 7_500], ids=["marks", "escapes"])

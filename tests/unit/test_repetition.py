@@ -14,15 +14,15 @@ VERSE = "Never let anybody tell you that the sea is calm today."
 
 def filter_text(stored: str, *pieces: str) -> tuple[str, int]:
     """Returns the filtered text, and the number of characters that were left out."""
-    seam, text, left_out = RepetitionFilter(stored), "", 0
+    repetition, text, left_out = RepetitionFilter(stored), "", 0
     for piece in pieces:
-        more, repeated = seam.filter(piece)
+        more, repeated = repetition.filter(piece)
         text, left_out = text + more, left_out + len(repeated)
-    return text + seam.flush(), left_out
+    return text + repetition.flush(), left_out
 
 
 def cut(text: str, size: int) -> Sequence[str]:
-    return [text[place : place + size] for place in range(0, len(text), size)]
+    return [text[start : start + size] for start in range(0, len(text), size)]
 
 
 @pytest.mark.rule("R70")
@@ -65,9 +65,9 @@ def test_uncertain_repetitions_are_kept(stored: str, text: str, size: int) -> No
 
 
 def test_text_is_held_only_while_it_may_be_a_repetition() -> None:
-    seam = RepetitionFilter(STORED)
-    assert seam.filter("Waves") == ("Waves", "")
-    assert seam.filter(" are") == (" are", "")
+    repetition = RepetitionFilter(STORED)
+    assert repetition.filter("Waves") == ("Waves", "")
+    assert repetition.filter(" are") == (" are", "")
     held = RepetitionFilter(STORED)
     assert held.filter("waves are") == ("", "")
     assert held.filter(" small") == ("waves are small", "")

@@ -50,9 +50,9 @@ def test_only_2xx_is_delivered_and_only_410_is_gone(status: int, verdict: str) -
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1), st.none() | st.floats(0, 1e12))
-def test_a_wait_is_never_longer_than_its_maximum(tries: int, chance: float, asked_s: float | None) -> None:
+def test_a_wait_is_never_longer_than_its_maximum(tries: int, chance: float, retry_after_s: float | None) -> None:
     """Neither doubling nor Retry-After exceeds an hour plus jitter."""
-    assert 0 < payload.next_wait_s(tries, 5.0, asked_s, chance) <= payload.WAIT_S_MAX * (1 + payload.JITTER)
+    assert 0 < payload.next_wait_s(tries, 5.0, retry_after_s, chance) <= payload.WAIT_S_MAX * (1 + payload.JITTER)
 
 
 def test_waits_double_and_respect_retry_after() -> None:

@@ -24,7 +24,7 @@ from tests.upgrade.recording import FOLDER, Entry, Received, write
 
 TOOLS = [{"name": "look", "description": "Looks.", "input_schema": {"type": "object"}}]
 # What a turn of each kind is asked with. How it is cut, cancelled and taken over says `Recorder`.
-ASKED: dict[str, dict[str, Any]] = {
+BODY: dict[str, dict[str, Any]] = {
     "text": {"message": "#sim words=6 rate=0", "system": "Be brief.", "metadata": {"of": "a client"}},
     "thinking": {"message": "#sim thinking=3 words=4 rate=0"},
     "tool": {"message": '#sim words=2 tool=look json={"at":"the sky"} rate=0', "tools": TOOLS},
@@ -77,7 +77,7 @@ class Recorder:
             client = httpx2.AsyncClient(base_url=gateway.url, timeout=60, trust_env=False)
             await stack.enter_async_context(client)
             session = None
-            for name, body in ASKED.items():
+            for name, body in BODY.items():
                 if name == "taken_over":
                     await stack.enter_async_context(self.generator())
                 turn = await post_turn(client, body | {"session": session})

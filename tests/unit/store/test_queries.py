@@ -156,10 +156,10 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
                 and outcome in (None, row.outcome)
                 and (day is None or day <= moment(row.asked_at).date() <= last)
             )  # fmt: skip
-            asked = ListTurns(labels, text, day, last if day else None, outcome=outcome)
+            listing = ListTurns(labels, text, day, last if day else None, outcome=outcome)
             # A long page ends with what one scan reads.
             for limit in (1, 50):
-                assert await all_pages(queries.turns, asked, "turns", "turn", limit) == expected, (asked, limit)
+                assert await all_pages(queries.turns, listing, "turns", "turn", limit) == expected, (listing, limit)
     for of, source in SOURCES.items():
         listed = latest_first(row for row in rows if row.batch and (of is None or source in row.batch))
         assert await all_pages(batches.batches, ListBatches(of=of), "batches", "batch") == listed
