@@ -7,14 +7,12 @@ import msgspec
 
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.batches.runner import BatchRunner
-from tailrace.generators.failover import parse_backends
-from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, child_id
 from tailrace.proto.nats import BlobStore, Counters, Tombstones, fullness
-from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import TurnKey
 from tests.harness.own_system import OwnSystem
+from tests.harness.service_builders import build_batch_runner
 from tests.integration.conftest import Gateway
 
 
@@ -68,17 +66,12 @@ class BatchSystem(OwnSystem):
 
     def runner(self, api: MessageBatchesApi | None = None, backends: str = "claude") -> BatchRunner:
         """Returns a runner of batches, one turn at a time."""
-        bodies = BlobStore(self.connection)
-        return BatchRunner(
+        return build_batch_runner(
             self.log,
-            bodies,
+            BlobStore(self.connection),
             Tombstones(self.connection),
-            Counters(self.connection),
             lambda: fullness(self.connection),
-            name="runner",
-            concurrency=1,
-            attempts_max=3,
+            counters=Counters(self.connection),
             message_batches=api,
-            blobs=BlobLoader(bodies, FairSemaphore(1)),
-            orders=parse_backends(backends),
+            backends=backends,
         )

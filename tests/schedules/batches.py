@@ -7,9 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from tailrace.generators.backends.message_batches_api import Line, MessageBatch, MessageBatchesApi, SucceededResult
-from tailrace.generators.batches.runner import BatchLane, BatchRunner
-from tailrace.generators.failover import parse_backends
-from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.batches.runner import BatchLane
 from tailrace.proto.batch import child_key, encode_inputs
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Batch, Entry, Progress, Request, Via
@@ -18,11 +16,12 @@ from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats.append import TIMEOUT_S
 from tailrace.proto.subjects import TurnKey
+from tests.harness.service_builders import build_batch_runner
 from tests.harness.turn_builder import MODEL, NOON, request
 from tests.schedules.client import Poster
 from tests.schedules.consumer import SimulatedConsumer
 from tests.schedules.faults import Faults
-from tests.schedules.generator import UNUSED, Generator, GeneratorLog
+from tests.schedules.generator import Generator, GeneratorLog
 from tests.schedules.model import SCRIPTS
 from tests.schedules.process import Process
 from tests.schedules.quiet import only_failures
@@ -128,18 +127,8 @@ class BatchGenerator(Generator):
     def new_lanes(self, log: GeneratorLog, process: Process) -> list[BatchLane]:
         services: Any = self._schedule
         api = SimulatedMessageBatches(process, self._schedule.made)
-        runner = BatchRunner(
-            log,
-            services,
-            services,
-            UNUSED,
-            services.fullness,
-            name=process.name,
-            concurrency=2,
-            attempts_max=3,
-            message_batches=api,
-            blobs=BlobLoader(services, UNUSED),
-            orders=parse_backends("claude"),
+        runner = build_batch_runner(
+            log, services, services, services.fullness, name=process.name, concurrency=2, message_batches=api
         )
         return [BatchLane(runner)]
 

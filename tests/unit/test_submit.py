@@ -4,27 +4,23 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from operator import attrgetter
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
-from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.models.offer import Offer
-from tailrace.gateway.settings import Settings
-from tailrace.gateway.streaming.fanout import FanOut
-from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn
 from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeatures, TurnSubmission
-from tailrace.gateway.turns.submit import UNCLEAR, StoredTurn, TurnSubmitter
+from tailrace.gateway.turns.submit import UNCLEAR, StoredTurn
 from tailrace.proto import entries
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Claim
-from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
+from tests.harness.service_builders import build_turn_submitter
 
 HELLO = NewTurn(message="hello")
 
@@ -78,25 +74,7 @@ class Memory:
 def submit_to(
     memory: Memory, features: SubmitFeatures | None = None, *, is_full: bool = False, is_draining: bool = False
 ) -> Callable[..., Coroutine[Any, Any, StoredTurn]]:
-    draining = Flag()
-    if is_draining:
-        draining.set()
-    service = cast("Any", memory)
-    fullness = LogFullness(cast("Any", None), full_at=0.9)
-    fullness.detail = "nearly full" if is_full else ""
-    conversations = Conversations(service, service)
-    submitter = TurnSubmitter(
-        service,
-        service,
-        service,
-        conversations,
-        service,
-        Settings(),
-        fullness,
-        draining,
-        features or SubmitFeatures(),
-        FanOut(service, cast("Any", None), linger_s=1, heartbeat_s=1).expect,
-    )
+    submitter = build_turn_submitter(memory, features=features, is_full=is_full, is_draining=is_draining)
 
     async def submit(
         who: Principal,

@@ -1,0 +1,70 @@
+"""Builders of services that need many others, with defaults for those that a test does not need."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tailrace.gateway.http.log_fullness import LogFullness
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.turns.conversation import Conversations
+from tailrace.gateway.turns.submission import SubmitFeatures
+from tailrace.gateway.turns.submit import TurnSubmitter
+from tailrace.generators.backends.message_batches_api import MessageBatchesApi
+from tailrace.generators.batches.runner import BatchRunner
+from tailrace.generators.failover import parse_backends
+from tailrace.generators.load_blobs import BlobLoader
+from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
+from tailrace.proto.runtime.flag import Flag
+
+UNUSED: Any = None
+
+
+def build_turn_submitter(
+    service: Any, *, features: SubmitFeatures | None = None, is_full: bool = False, is_draining: bool = False
+) -> TurnSubmitter:
+    """Returns a submitter whose log, claims, tombstones, history and catalogue are `service`."""
+    fullness, draining = LogFullness(UNUSED, full_at=0.9), Flag()
+    fullness.detail = "nearly full" if is_full else ""
+    if is_draining:
+        draining.set()
+    return TurnSubmitter(
+        log=service,
+        claims=service,
+        tombstones=service,
+        conversations=Conversations(service, service),
+        catalogue=service,
+        settings=Settings(),
+        fullness=fullness,
+        draining=draining,
+        features=features or SubmitFeatures(),
+        expect=FanOut(service, UNUSED, linger_s=1, heartbeat_s=1).expect,
+    )
+
+
+def build_batch_runner(
+    log: TurnLog,
+    blob_store: BlobStore,
+    tombstones: Tombstones,
+    fullness: Callable[[], Awaitable[float]],
+    *,
+    counters: Counters = UNUSED,
+    name: str = "runner",
+    concurrency: int = 1,
+    message_batches: MessageBatchesApi | None = None,
+    backends: str = "claude",
+) -> BatchRunner:
+    """Returns a runner of batches, which runs one turn at a time unless `concurrency` is greater."""
+    return BatchRunner(
+        log,
+        blob_store,
+        tombstones,
+        counters,
+        fullness,
+        name=name,
+        concurrency=concurrency,
+        attempts_max=3,
+        message_batches=message_batches,
+        blobs=BlobLoader(blob_store, FairSemaphore(1)),
+        orders=parse_backends(backends),
+    )
