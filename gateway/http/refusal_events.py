@@ -6,16 +6,15 @@ no event stream (fetch-event-source) or has no status 200 (sse.js), and would ta
 """
 
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
 
-import msgspec
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tailrace.gateway.http import error_responses, sse
+from tailrace.gateway.http import sse
+from tailrace.gateway.http.error_responses import REFUSAL, ErrorResponse
 from tailrace.gateway.http.media_type import JSON, accepted
 
-RenderRefusal = Callable[[str, str, float | None], bytes]
+RenderRefusal = Callable[[str, str, int | None], bytes]
 """Returns the events for an error's code, its message, and the delay in seconds after which a retry may help."""
 
 
@@ -31,24 +30,18 @@ class RefusalEvents:
         if render is None or scope["method"] != "POST" or _wants_envelope(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
-        refusal: Message | None = None
+        body: bytes | None = None
 
         async def send_events(message: Message) -> None:
-            nonlocal refusal
-            if message["type"] == "http.response.start" and message["status"] >= HTTPStatus.BAD_REQUEST:
-                # Sent with the body, whose length it has.
-                refusal = message
-            elif refusal is None:
-                await send(message)
-            else:
-                headers = MutableHeaders(scope=refusal)
-                # `error_responses` sends the envelope in one message.
-                problem = msgspec.json.decode(message["body"], type=error_responses.Envelope).error
-                after_s = headers.get("retry-after")
-                body = render(problem.code, problem.message, None if after_s is None else float(after_s))
-                headers.update({"content-type": sse.MEDIA_TYPE, "content-length": str(len(body))})
-                await send(refusal)
-                await send({**message, "body": body})
+            nonlocal body
+            refusal: ErrorResponse | None = message.pop(REFUSAL, None)
+            if refusal is not None:
+                body = render(refusal.problem.code, refusal.problem.message, refusal.retry_after_s)
+                headers = {"content-type": sse.MEDIA_TYPE, "content-length": str(len(body))}
+                MutableHeaders(scope=message).update(headers)
+            elif body is not None:
+                message["body"] = body
+            await send(message)
 
         await self._app(scope, receive, send_events)
 
