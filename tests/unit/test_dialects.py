@@ -9,15 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tailrace.gateway.clients.native.stream import TAILRACE
+from tailrace.gateway.clients.native.stream import OF_SESSION, TAILRACE
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.clients.tutorials.state_stream import GROWTH
 from tailrace.gateway.history_client import close_record
-from tailrace.gateway.streaming.dialect import Frame
+from tailrace.gateway.http import sse
+from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.proto import entries, events
 from tailrace.proto.entries import Entry, Failure, Stored
+from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq
 from tailrace.proto.records import TurnRecord, record_from_fold
+from tests.golden import CASES, read_case
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import decode_data, render_frames, story_of
 from tests.harness.sse_parser import parse
@@ -41,6 +44,27 @@ def frame(dialect: str, entry: Entry) -> Frame:
 
 def an_event(raw_event: bytes) -> entries.Event:
     return entries.Event(prev=Seq(1), attempt=1, event=msgspec.Raw(raw_event))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_event_of_a_session_stream_has_its_turn_before_its_other_fields(case: str) -> None:
+    of_turn, of_session = events_of(TAILRACE, case), events_of(OF_SESSION, case)
+    assert [event.data for event in of_session] == [name_turn(event.data) for event in of_turn]
+    assert [event.seq for event in of_session] == [event.seq for event in of_turn]
+
+
+def events_of(dialect: Dialect, case: str) -> list[sse.Event]:
+    """Returns the events of a turn that a reader follows, and those of the turn from the database."""
+    log, state, made = read_case(case), dialect.start(KEY), list[sse.Event]()
+    for stored in log:
+        rendered, state = dialect.render(state, stored)
+        made += rendered.events
+    return [*made, *dialect.render_record(close_record(record_from_fold(KEY, fold(log))), 0).events]
+
+
+def name_turn(data: bytes) -> bytes:
+    fields = msgspec.json.decode(data)
+    return data if fields["type"] == "start" else msgspec.json.encode({"turn": KEY.turn} | fields)
 
 
 @pytest.mark.rule("S5")

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.native.stream import TAILRACE
+from tailrace.gateway.clients.native.stream import OF_SESSION, reset_of
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.gateway.streaming.event_stream import RECONNECT_WINDOW_S
@@ -44,7 +44,6 @@ FOLLOWED_MAX = 64
 LISTED_MAX = 128
 # 18 digits: a sequence must fit into SQLite's integers of 8 bytes.
 CURSOR_TEXT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18}-[0-9]{1,18}){0,256}")
-RESET: sse.Events = sse.frame(b'{"type":"reset"}')
 HEADERS = {"content-type": sse.MEDIA_TYPE, **sse.HEADERS}
 
 
@@ -204,7 +203,7 @@ class SessionStream(StreamedResponse):
             await self._write_turn(send, key, BEFORE_FIRST if start is None else start.last)
         except CursorUnknown:
             async with self._writing:
-                await self._send(send, self._encode_all(turn, RESET))
+                await self._send(send, self._encode_all(reset_of(turn)))
             await self._write_turn(send, key, BEFORE_FIRST)
         except TurnUnknown:
             try:
@@ -215,19 +214,19 @@ class SessionStream(StreamedResponse):
                     raise
             else:
                 position = TurnPosition(BEFORE_FIRST, record.cursor, is_ended=True)
-                await self._write(send, key, [(TAILRACE.render_record(record, 0), position)])
+                await self._write(send, key, [(OF_SESSION.render_record(record, 0), position)])
         self._finished.add(turn)
         if turn in self._positions:
             self._positions[turn].is_ended = True
 
     async def _write_turn(self, send: Send, key: TurnKey, cursor: Seq) -> None:
         async with self._streams.fan_out.subscribe(key, cursor) as feed:
-            index = feed.start_index(cursor, TAILRACE)
+            index = feed.start_index(cursor, OF_SESSION)
             known = self._positions.get(key.turn)
             request = known.request if known is not None else feed.seqs[0]
             with self._record_stream(feed, cursor) as reader:
                 while True:
-                    frames = feed.frames(TAILRACE, index, FRAMES_MAX, PIECE_BYTES_MAX)
+                    frames = feed.frames(OF_SESSION, index, FRAMES_MAX, PIECE_BYTES_MAX)
                     begin, index = index, index + len(frames)
                     seqs = feed.seqs[begin:index]
                     positions = [TurnPosition(request, seq) for seq in seqs]
@@ -247,7 +246,7 @@ class SessionStream(StreamedResponse):
     @contextmanager
     def _record_stream(self, feed: TurnFeed, cursor: Seq) -> Iterator[Reader]:
         """Records the stream of one turn. `respond` notes why it is closed, unless its turn ends first."""
-        with self._streams.readers.record_stream(feed, "session", cursor) as reader:
+        with self._streams.readers.record_stream(feed, OF_SESSION.name, cursor) as reader:
             self._readers.add(reader)
             try:
                 yield reader
@@ -260,7 +259,7 @@ class SessionStream(StreamedResponse):
             for frame, position in frames:
                 # Set before the events are encoded, because their id contains this position.
                 self._positions[key.turn] = position
-                data += self._encode_all(key.turn, frame.events)
+                data += self._encode_all(frame.events)
             if data:
                 await self._send(send, data)
 
@@ -269,8 +268,8 @@ class SessionStream(StreamedResponse):
         metrics.SENT_BYTES.inc(len(data))
         await send(body(data, more=True))
 
-    def _encode_all(self, turn: TurnId, events: Sequence[sse.Event]) -> bytes:
-        return b"".join(self._encode(_with_turn(turn, one.data), with_id=one.seq is not None) for one in events)
+    def _encode_all(self, events: Sequence[sse.Event]) -> bytes:
+        return b"".join(self._encode(one.data, with_id=one.seq is not None) for one in events)
 
     def _encode(self, data: bytes, *, with_id: bool) -> bytes:
         if not with_id:
@@ -282,11 +281,6 @@ class SessionStream(StreamedResponse):
         for task in self._following.values():
             task.cancel()
         await asyncio.gather(*self._following.values(), return_exceptions=True)
-
-
-def _with_turn(turn: TurnId, data: bytes) -> bytes:
-    """Adds the field `turn` to an event of the dialect `tailrace`. `start` already has it."""
-    return data if data.startswith(b'{"type":"start"') else b'{"turn":"%b",%b' % (turn.encode(), data[1:])
 
 
 ROUTES = [Route("/v1/sessions/{session}/events", get_events, methods=["GET"])]

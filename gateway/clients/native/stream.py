@@ -12,7 +12,7 @@
 {"type":"error","code":…,"message":…}                  the end of a failed turn, with the same fields
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -22,41 +22,59 @@ from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, Progress, Request, Stored
 from tailrace.proto.fold import text_proof
+from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 PROMPT_COUNTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
+RESET: dict[str, Any] = {"type": "reset"}
+
 _encode = msgspec.json.Encoder().encode
 
 
-def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
+class TailraceState(NamedTuple):
+    """The state of the dialect: it does not change within a stream."""
+
+    key: TurnKey
+    is_of_session: bool = False
+    """Whether the stream has the turns of a session, so that each event names its turn."""
+
+
+def render(state: TailraceState, stored: Stored) -> tuple[Frame, TailraceState]:
     event: dict[str, Any] | None = None
     match stored.entry:
         case Event(event=raw, is_hidden=is_hidden):
             event = _delta_of(events.decode(raw), is_hidden=is_hidden)
         case Request() as request:
-            event = {"type": "start", "turn": key.turn, "session": request.session, "model": request.model}
+            event = {"type": "start", "turn": state.key.turn, "session": request.session, "model": request.model}
             if request.queue_position is not None:
                 event["queue_position"] = request.queue_position
         case Attempt(mode="restart"):
-            event = {"type": "reset"}
+            event = RESET
         case Progress(done=done, failed=failed, of=of, cost_nano_usd=cost_nano_usd):
             cost_usd = cost_nano_usd / NANO_USD_PER_USD
             event = {"type": "progress", "done": done, "failed": failed, "of": of, "cost_usd": cost_usd}
         case End() as end:
             event = _end(end, end.text_chars, end.text_sha256)
     if event is None:
-        return SILENT, key
-    return Frame((sse.Event(_encode(event), stored.seq),)), key
+        return SILENT, state
+    if state.is_of_session and event["type"] != "start":
+        event = {"turn": state.key.turn} | event
+    return Frame((sse.Event(_encode(event), stored.seq),)), state
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
     """Renders `reset`, the text and the end. Only the end has an `id:`; a request with that cursor is answered 204."""
+    return _render_record(record, {})
+
+
+def _render_record(record: TurnRecord, names: dict[str, Any]) -> Frame:
+    """See `render_record`; `names` are the first fields of each event."""
     end = _end(record, *text_proof(record.text))
-    text = sse.frame(_encode({"type": "delta", "text": record.text})) if record.text else ()
-    return Frame(sse.frame(_encode({"type": "reset"})) + text + sse.frame(_encode(end), seq=record.cursor))
+    text = sse.frame(_encode(names | {"type": "delta", "text": record.text})) if record.text else ()
+    return Frame(sse.frame(_encode(names | RESET)) + text + sse.frame(_encode(names | end), seq=record.cursor))
 
 
 def _delta_of(event: events.Event | events.UnknownEvent, *, is_hidden: bool) -> dict[str, Any] | None:
@@ -102,10 +120,21 @@ def _end(ended: End | TurnRecord, text_chars: int, text_sha256: str) -> dict[str
 
 TAILRACE = Dialect(
     name="tailrace",
-    start=lambda key: key,
+    start=TailraceState,
     render=render,
     render_record=render_record,
     is_self_delimited=True,
     can_reset=True,
     sends_retry=True,
 )
+OF_SESSION = TAILRACE._replace(
+    name="session",
+    start=lambda key: TailraceState(key, is_of_session=True),
+    render_record=lambda record, _: _render_record(record, {"turn": record.turn}),
+)
+"""The same for the stream of a session: each event has its turn in the field `turn`."""
+
+
+def reset_of(turn: TurnId) -> sse.Events:
+    """Returns the event that makes the reader of a session discard the text of `turn`."""
+    return sse.frame(_encode({"turn": turn} | RESET))
