@@ -35,7 +35,7 @@ from tailrace.gateway.streaming.new_turns import NewTurns
 from tailrace.gateway.streaming.reader_history import ReaderHistory
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.auto_idempotency import auto_idempotency_feature
-from tailrace.gateway.turns.check_limits import limit_features, log_share_features, queue_features
+from tailrace.gateway.turns.check_limits import Admissions, log_share_features, queue_features
 from tailrace.gateway.turns.check_schema import schema_feature
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.delete import Deleter
@@ -173,14 +173,15 @@ def build(
     presence = ReaderPresence(log, rpc, fan_out, group, draining)
     on_disconnect = DisconnectPolicy(presence).handle_disconnect
     streams = StreamContext(settings, log, history, fan_out, authenticator, slots, readers, draining, on_disconnect)
-    storage = build_storage(settings, connection, history, limiter)
+    admissions = Admissions(limiter)
+    storage = build_storage(settings, connection, history, limiter, admissions)
     deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s, draining)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     prompts = prompts or Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
     schemas = SchemaChecker(wait_s=CHECK_WAIT_S)
     queue = TurnQueue(connection, rpc, settings.queue_max)
     health = LogHealth(connection)
-    count_request, reserve = limit_features(limiter)
+    count_request, reserve = admissions.features()
     check_share, count_stored = log_share_features(storage.log_share)
     check_queue, add_position = queue_features(queue)
     parent = deleted_parent_feature(log, history, deleter)
@@ -230,7 +231,7 @@ def build(
         deleter=deleter,
         uploaded_files=storage.uploaded_files,
         batch_builder=BatchBuilder(
-            connection, catalogue, prompts, schemas, limiter, storage.request_blobs, storage.uploaded_files, settings
+            connection, catalogue, prompts, schemas, admissions, storage.request_blobs, storage.uploaded_files, settings
         ),
         health_checks=HealthChecks(connection, rpc, health, storage.fullness, draining),
         ops=Ops(settings),
@@ -268,13 +269,15 @@ def reader_limits(settings: Settings) -> ReaderLimits:
     return ReaderLimits(total, of_tenant=settings.streams_tenant_max, of_address=settings.streams_address_max)
 
 
-def build_storage(settings: Settings, connection: Connection, history: HistoryClient, limiter: Limiter) -> Storage:
+def build_storage(
+    settings: Settings, connection: Connection, history: HistoryClient, limiter: Limiter, admissions: Admissions
+) -> Storage:
     bytes_max = settings.body_bytes_max
     fullness = LogFullness(connection, settings.full_at, Path(settings.disk) if settings.disk else None)
     log_share = StorageShare(LOG, limiter.counters, lambda: fullness.log, settings.tenant_log_share)
     blob_share = StorageShare(BLOBS, limiter.counters, lambda: fullness.blobs, settings.tenant_log_share)
     blobs = BlobStore(connection)
-    request_blobs = RequestBlobs(blobs, BlobPins(connection), blob_share, bytes_max)
+    request_blobs = RequestBlobs(blobs, BlobPins(connection), blob_share, bytes_max, admissions.of)
     large_bodies = LargeBodies(bytes_max=settings.large_bytes_max, timeout_s=settings.large_timeout_s)
     files = UploadedFiles(history, blobs, large_bodies, bytes_max)
     bodies = BodyReader(

@@ -14,11 +14,12 @@ from msgspec import Meta
 
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.cost_estimate import Estimate
-from tailrace.gateway.limits.limiter import Admission, Limiter
+from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.settings import Settings
+from tailrace.gateway.turns.check_limits import Admissions
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.inline_files import FileReader, UploadedFiles
 from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, check_turn, new_messages
@@ -89,7 +90,7 @@ class BatchBuilder:
         catalogue: Catalogue,
         prompts: Prompts,
         schema_checker: SchemaChecker,
-        limiter: Limiter,
+        admissions: Admissions,
         blobs: RequestBlobs,
         files: UploadedFiles,
         settings: Settings,
@@ -98,7 +99,7 @@ class BatchBuilder:
         self._catalogue = catalogue
         self._prompts = prompts
         self._schema_checker = schema_checker
-        self._limiter = limiter
+        self._admissions = admissions
         self._blobs = blobs
         self._files = files
         self._settings = settings
@@ -125,8 +126,7 @@ class BatchBuilder:
 
     async def checker(self, submission: Submission, via: Via) -> "InputChecker":
         """Returns the checker of a new batch's inputs."""
-        # Without limits the admission reserves nothing.
-        admission = submission.admission or self._limiter.admission(submission.principal)
+        admission = self._admissions.of_batch(submission)
         offer = await self._catalogue.offer(submission.principal.tenant)
         files = self._files.reader(submission.principal.tenant, submission.cleanup, submission.body_bytes)
         return InputChecker(submission.principal, admission, offer, self._schema_checker, files, self._settings, via)
@@ -159,7 +159,7 @@ class BatchBuilder:
             referred.update(blobs_needed(line))
         content = batch.encode_inputs(lines) + b"".join(line + b"\n" for line in refused)
         sha256 = await hash_body(content)
-        await self._blobs.put(submission.own_turn, {sha256: content}, {sha256}, submission.admission)
+        await self._blobs.put(submission.own_turn, {sha256: content}, {sha256}, self._admissions.of(submission))
         entry = entries.Request(
             model=inputs.model,
             max_tokens=lines[0].max_tokens if lines else 1,

@@ -1,7 +1,5 @@
 """Limits as features of turn submission: rates and budgets, the queue, and the tenant's share of the log."""
 
-from operator import attrgetter
-
 import msgspec
 
 from tailrace.gateway.limits.limiter import Admission, Limiter
@@ -9,36 +7,54 @@ from tailrace.gateway.limits.rate_headers import rate_headers
 from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.limits.turn_queue import TurnQueue
 from tailrace.gateway.turns.submission import Feature, Submission, TurnSubmission
+from tailrace.proto.subjects import TurnKey
 
 Features = tuple[Feature[Submission], Feature[Submission]]
 
 
-def limit_features(limiter: Limiter) -> Features:
-    """Returns the steps of rates and budgets: `admit` counts the request, `amend` reserves what the turn may use.
+class Admissions:
+    """The admissions of the submissions that are under way, by rates and budgets."""
 
-    They are skipped for keys and tenants without limits. A submission that stores no turn gives back what it has
-    counted and reserved.
-    """
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._by_turn: dict[TurnKey, Admission] = {}
 
-    async def admit(submission: Submission) -> None:
-        admission = limiter.admission(submission.principal)
-        submission.admission = admission
-        submission.response_headers.append(lambda path: rate_headers(path, admission.standings.values(), limiter.now()))
-        submission.cleanup.push_async_callback(release, submission, admission)
+    def of(self, submission: Submission) -> Admission | None:
+        """Returns what the submission has counted and reserved; None where no limit applies."""
+        return self._by_turn.get(submission.own_turn)
+
+    def of_batch(self, submission: Submission) -> Admission:
+        """Like `of`; where no limit applies, returns an admission that reserves nothing."""
+        return self.of(submission) or self._limiter.admission(submission.principal)
+
+    def features(self) -> Features:
+        """Returns the steps: `admit` counts the request, `amend` reserves what the turn may use.
+
+        They are skipped for keys and tenants without limits. A submission that stores no turn gives back what it has
+        counted and reserved.
+        """
+        return Feature(self._admit, self._has_limits), Feature(self._reserve, self.of)
+
+    def _has_limits(self, submission: Submission) -> bool:
+        return self._limiter.has_limits(submission.principal)
+
+    async def _admit(self, submission: Submission) -> None:
+        admission = self._limiter.admission(submission.principal)
+        self._by_turn[submission.own_turn] = admission
+        submission.response_headers.append(
+            lambda path: rate_headers(path, admission.standings.values(), self._limiter.now())
+        )
+        submission.cleanup.push_async_callback(self._release, submission)
         await admission.count_request()
 
-    async def release(submission: Submission, admission: Admission) -> None:
+    async def _release(self, submission: Submission) -> None:
+        admission = self._by_turn.pop(submission.own_turn)
         if not submission.may_be_stored:
             await admission.release()
 
-    async def reserve(submission: Submission) -> None:
-        if submission.admission is not None:
-            submission.entry = await submission.admission.reserve_turn(submission.turn.turn, submission.entry)
-
-    def has_limits(submission: Submission) -> bool:
-        return limiter.has_limits(submission.principal)
-
-    return Feature(admit, has_limits), Feature(reserve, attrgetter("admission"))
+    async def _reserve(self, submission: Submission) -> None:
+        admission = self._by_turn[submission.own_turn]
+        submission.entry = await admission.reserve_turn(submission.turn.turn, submission.entry)
 
 
 def queue_features(queue: TurnQueue) -> Features:

@@ -1,7 +1,7 @@
 """Stores the strings of a request that are too long for the log as blobs, before the request that refers to them."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 
@@ -30,11 +30,20 @@ TOO_MANY = (
 class RequestBlobs:
     """Stores the long strings of request entries; all those of an entry together may have `bytes_max` bytes."""
 
-    def __init__(self, store: BlobStore, pins: BlobPins, share: StorageShare, bytes_max: int) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        pins: BlobPins,
+        share: StorageShare,
+        bytes_max: int,
+        admission_of: Callable[[Submission], Admission | None],
+    ) -> None:
+        """`admission_of` returns the counts of a submission; None where no limit applies."""
         self._store = store
         self._pins = pins
         self._share = share
         self._bytes_max = bytes_max
+        self._admission_of = admission_of
 
     def feature(self) -> Feature[Submission]:
         """Returns the step that replaces the long strings of a turn's entry by references."""
@@ -46,8 +55,8 @@ class RequestBlobs:
         is_short = not entry.history and submission.body_bytes <= blobs.INLINE_BYTES_MAX
         if is_short and blobs.has_no_blobs(encoded := entries.encode(entry)):
             submission.entry_bytes = len(encoded)
-            if submission.admission is not None:
-                await submission.admission.count_stored_bytes(len(encoded))
+            if (admission := self._admission_of(submission)) is not None:
+                await admission.count_stored_bytes(len(encoded))
         else:
             await self.pin_until_over(submission)
             submission.entry, submission.entry_bytes = await self.lift(submission, entry, is_counted=True)
@@ -74,7 +83,7 @@ class RequestBlobs:
         if sum(blob.bytes for blob in found) > self._bytes_max:
             raise Refused("body_too_large", TOO_LARGE.format(most=self._bytes_max))
         pinned, more = {blob.sha256 for blob in found}, size if is_counted else 0
-        await self.put(submission.own_turn, lifted, pinned, submission.admission, more_bytes=more)
+        await self.put(submission.own_turn, lifted, pinned, self._admission_of(submission), more_bytes=more)
         try:
             await self._store.renew(submission.turn.tenant, {blob for blob in found if blob.sha256 not in lifted})
         except BlobUnknown as error:

@@ -7,7 +7,6 @@ from typing import Generic, NamedTuple, TypeVar
 
 from tailrace.gateway.auth.api_request import HeaderSource
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import entries
 from tailrace.proto.ids import TurnId, new_id
@@ -36,8 +35,6 @@ class Submission:
     """The size of `entry`, with the conversation before it and without its blobs; 0 before it is known."""
     added_bytes: int = 0
     """The bytes that were added to the request, such as the contents of uploaded files."""
-    admission: Admission | None = None
-    """The counts and reservations of the submission; None where no limit applies."""
     may_be_stored: bool = False
     """Whether the entry is stored or may be stored. If so, its reservations stay until the turn ends."""
     is_followed: bool = False
