@@ -33,6 +33,7 @@ from tailrace.gateway.startup_checks import check, check_address, common_limits,
 from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.streaming.new_turns import NewTurns
 from tailrace.gateway.streaming.reader_history import ReaderHistory
+from tailrace.gateway.streaming.stream_access import TurnAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.auto_idempotency import auto_idempotency_feature
 from tailrace.gateway.turns.check_limits import Admissions, log_share_features, queue_features
@@ -224,6 +225,7 @@ def build(
         catalogue=catalogue,
         prompts=prompts,
         streams=streams,
+        turn_access=TurnAccess(streams, tickets),
         new_turns=NewTurns(log),
         turns=TurnReader(log, history),
         submitter=submitter,

@@ -67,6 +67,7 @@ from tailrace.gateway.resources import (
 from tailrace.gateway.resources.batch_body import BatchBuilder
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.new_turns import NewTurns
+from tailrace.gateway.streaming.stream_access import TurnAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.inline_files import UploadedFiles
@@ -134,6 +135,7 @@ class Gateway(NamedTuple):
     catalogue: Catalogue
     prompts: Prompts
     streams: StreamContext
+    turn_access: TurnAccess
     new_turns: NewTurns
     turns: TurnReader
     submitter: TurnSubmitter

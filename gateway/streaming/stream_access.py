@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.auth.tickets import PARAMETER, Tickets
 from tailrace.gateway.limits.stream_slots import StreamPermit
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.proto.runtime.flag import Flag
+from tailrace.proto.subjects import TurnKey
 
 
 class StreamAccess:
@@ -47,3 +49,18 @@ class StreamAccess:
                 yield expired
         finally:
             await self.permit.release()
+
+
+class TurnAccess:
+    """Permits requests for the events of one turn, with a credential or with a ticket in the URL."""
+
+    def __init__(self, streams: StreamContext, tickets: Tickets) -> None:
+        self._streams = streams
+        self._tickets = tickets
+
+    async def permit(self, request: ApiRequest, key: TurnKey) -> StreamAccess:
+        """Returns the access of `request` to the turn. Raises Refused if its ticket is not valid or was used."""
+        ticket = await self._tickets.read_single_use(request, key) if PARAMETER in request.query_params else None
+        if ticket is None:
+            return StreamAccess(self._streams, request)
+        return StreamAccess(self._streams, request, *self._tickets.stream_terms(ticket, request))

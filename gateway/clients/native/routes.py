@@ -6,7 +6,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.auth.tickets import PARAMETER, Tickets
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.media_type import accepted
@@ -14,8 +13,8 @@ from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.held_stream import HeldStream
 from tailrace.gateway.streaming.pacing import Pace, pace_of
-from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_context import StreamContext, refuse_when_draining
+from tailrace.gateway.streaming.stream_access import StreamAccess, TurnAccess
+from tailrace.gateway.streaming.stream_context import refuse_when_draining
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder
@@ -65,20 +64,15 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
     return json_response(body, status=202, headers={"location": path, "tailrace-turn": key.turn})
 
 
-async def get_events(request: ApiRequest, streams: StreamContext, tickets: Tickets) -> ASGIApp:
+async def get_events(request: ApiRequest, turn_access: TurnAccess) -> ASGIApp:
     """`GET /v1/turns/{turn}/events`: streams the turn from the cursor on.
 
     Send the `id:` of the last received event as `Last-Event-ID` to continue without a gap. Any number of clients
     may read the same turn.
     """
     key, dialect = request.turn(), dialect_of(request)
-    ticket = await tickets.read_single_use(request, key) if PARAMETER in request.query_params else None
-    if ticket is None:
-        access, cursor = StreamAccess(streams, request), cursor_of(request)
-    else:
-        access = StreamAccess(streams, request, *tickets.stream_terms(ticket, request))
-        cursor = cursor_of(request, has_proof=True)
-    return stream_of(access, request, key, cursor, dialect, pace=pace_of(request))
+    access = await turn_access.permit(request, key)
+    return stream_of(access, request, key, cursor_of(request, access.id_prefix), dialect, pace=pace_of(request))
 
 
 async def get_turn(request: ApiRequest, turns: TurnReader) -> Response:
@@ -115,14 +109,12 @@ def stream_of(
     return EventStream(access, key, dialect, cursor, pace=pace)
 
 
-def cursor_of(request: ApiRequest, *, has_proof: bool = False) -> Seq:
+def cursor_of(request: ApiRequest, id_prefix: bytes = b"") -> Seq:
     """Returns the cursor from `Last-Event-ID`, which an EventSource sends when it reconnects, or from `?after=`.
 
-    `has_proof`: in the header, the proof of a single-use ticket precedes it.
+    `id_prefix` precedes the SSE ids of this stream, so it is removed from the header.
     """
-    last = request.headers.get("last-event-id", "")
-    if has_proof:
-        last = last.rpartition(".")[2]
+    last = request.headers.get("last-event-id", "").removeprefix(id_prefix.decode())
     return parse_cursor(last or request.query_params.get("after") or "0")
 
 
