@@ -27,15 +27,17 @@ from tailrace.generators.batches.runner import BatchLane, BatchRunner
 from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.circuit_breaker import CircuitBreakers
 from tailrace.generators.failover import FAILOVER_CODES, BackendOrders, parse_backends
-from tailrace.generators.forced_tools import write_forced_call
+from tailrace.generators.forced_tools import request_forced_call, write_forced_call
 from tailrace.generators.hedging import HedgeTaker, Hedging
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
+from tailrace.generators.prompt_cache import cache_prompt
 from tailrace.generators.queued_turns import prepare_queued
 from tailrace.generators.retry import Retry
 from tailrace.generators.rpc import ModelRpc, cancel_turn
 from tailrace.generators.settings import Settings, parse_tenants, unique_name
+from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto import nats, service
@@ -55,6 +57,9 @@ gc.enable()
 
 logger = structlog.get_logger()
 
+# They run in this order. The marks for the prompt cache come after the schema, which may be in the system prompt, and
+# before the correction, which the turn's first call does not have.
+CALL_FILTERS = (request_forced_call, request_schema, cache_prompt, add_correction)
 KEY_REFUSED = "the model's API refused the key when this generator started: check ANTHROPIC_API_KEY, and restart"
 
 
@@ -88,6 +93,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             caller,
             planner,
             name=name,
+            filters=CALL_FILTERS,
             sinks=[write_forced_call, limit_cost],
             prepare=[partial(prepare_queued, log), breakers.prepare],
             observe=attempt_span,
@@ -169,6 +175,7 @@ def build_batch_runner(
         concurrency=max(1, settings.concurrency // 2),
         attempts_max=settings.attempts_max,
         message_batches=MessageBatchesApi(claude.client) if claude is not None else None,
+        filters=CALL_FILTERS,
         blobs=blobs,
         orders=orders,
     )

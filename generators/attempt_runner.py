@@ -1,6 +1,6 @@
 """AttemptRunner: makes one attempt at a turn. It calls the model and appends its events.
 
-Optional features plug in: the sinks inspect events, the races run a second call.
+Optional features plug in: the filters change the call, the sinks inspect events, the races run a second call.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import structlog
 
 from tailrace.generators import metrics
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
-from tailrace.generators.continuation import ContinuationMapper, prepare_call
+from tailrace.generators.continuation import ContinuationMapper, FilterCall, prepare_call
 from tailrace.generators.delta_buffer import DeltaBuffer
 from tailrace.generators.error_frames import free_frames
 from tailrace.generators.event_writer import EventWriter
@@ -128,16 +128,19 @@ class AttemptRunner:
         writer: EventWriter,
         *,
         name: str,
+        filters: Sequence[FilterCall],
         sinks: Sequence[WrapSink],
         races: Races | None,
     ) -> None:
         """`name` identifies this process in the log. Without `races` each attempt makes the only call.
 
-        The last of `sinks` receives the model's events first, and each passes them on to the one before it.
+        `filters` change each call, in this order. The last of `sinks` receives the model's events first, and each
+        passes them on to the one before it.
         """
         self._log = log
         self._writer = writer
         self._name = name
+        self._filters = filters
         self._sinks = sinks
         self._races = races
 
@@ -183,7 +186,7 @@ class AttemptRunner:
         """
         key, turn, action, route, _, lease = planned
         race = self._races.race(key, turn, action, lease) if self._races else NoRace()
-        call, continuation = prepare_call(turn, action.mode)
+        call, continuation = prepare_call(turn, action.mode, self._filters)
         try:
             async with asyncio.TaskGroup() as group:
                 watchers = [group.create_task(self._raise_when_ended(key, ends)), group.create_task(race.watch())]

@@ -4,6 +4,7 @@ Readers do not notice a continuation. The new call's `message_start` is hidden, 
 open, and its further blocks are numbered on from there.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -18,15 +19,11 @@ from tailrace.generators.backends.model_event import (
     stop_message,
 )
 from tailrace.generators.continuation_filters import RepetitionFilter, StopSequenceFilter
-from tailrace.generators.forced_tools import request_forced_call
 from tailrace.generators.plan import tokens_left
-from tailrace.generators.prompt_cache import add_cache_marks
-from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.proto import events
 from tailrace.proto.conversation import without_trailing_thinking
 from tailrace.proto.entries import Block, Message, Mode, Request
-from tailrace.proto.fold import Turn, content, is_executed_tool
-from tailrace.proto.forced_tools import forced_functions
+from tailrace.proto.fold import EMPTY_TURN, Turn, content, is_executed_tool
 from tailrace.proto.models import find_model
 from tailrace.proto.usage import utf8_bytes
 
@@ -43,8 +40,12 @@ THINKING_TOKENS_MIN = 1024
 LEFT_OUT_BYTES_MAX = 4096
 
 
-def build_call(request: Request) -> Call:
-    """Returns the call that answers `request` from the beginning."""
+FilterCall = Callable[[Call, Request, Turn], Call]
+"""Returns a call as an optional feature changes it. The turn is the fold before the call."""
+
+
+def build_call(request: Request, filters: Sequence[FilterCall] = (), turn: Turn = EMPTY_TURN) -> Call:
+    """Returns the call that answers `request` from the beginning, as `filters` change it one after the other."""
     call = Call(
         model=request.model,
         max_tokens=request.max_tokens,
@@ -56,13 +57,14 @@ def build_call(request: Request) -> Call:
         api_version=request.api_version,
         project=request.project,
     )
-    call = request_schema(request_forced_call(call, forced_functions(request)))
-    return add_cache_marks(call, request.cache, request.history)
+    for change in filters:
+        call = change(call, request, turn)
+    return call
 
 
-def build_continuation_call(request: Request, turn: Turn) -> Call:
+def build_continuation_call(request: Request, turn: Turn, filters: Sequence[FilterCall] = ()) -> Call:
     """Returns the call that continues the partial answer in `turn`."""
-    call = build_call(request)
+    call = build_call(request, filters, turn)
     if not turn.text.strip():
         return call
     if can_prefill(request):
@@ -111,14 +113,16 @@ def prefill(text: str) -> str:
     return text.rstrip()
 
 
-def prepare_call(turn: Turn, mode: Mode) -> tuple[Call, "ContinuationMapper | None"]:
+def prepare_call(
+    turn: Turn, mode: Mode, filters: Sequence[FilterCall] = ()
+) -> tuple[Call, "ContinuationMapper | None"]:
     """Returns the call of an attempt, and the mapper of its events if it continues the stored message."""
     assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
     request = turn.request
     if mode == "continue":
-        call = limit_tokens(build_continuation_call(request, turn), tokens_left(turn))
-        return add_correction(call, turn), build_mapper(request, turn)
-    return add_correction(build_call(request), turn), None
+        call = limit_tokens(build_continuation_call(request, turn, filters), tokens_left(turn))
+        return call, build_mapper(request, turn)
+    return build_call(request, filters, turn), None
 
 
 def limit_tokens(call: Call, tokens: int) -> Call:

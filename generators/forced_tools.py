@@ -33,8 +33,9 @@ class _NamedCall(msgspec.Struct, frozen=True):
     arguments: msgspec.Raw
 
 
-def request_forced_call(call: Call, functions: Functions) -> Call:
-    """Returns `call` with the schema of a call of one of `functions` instead of a forced tool choice."""
+def request_forced_call(call: Call, request: Request, _turn: Turn) -> Call:
+    """Returns `call` with the schema of a tool call instead of a forced tool choice that the model refuses."""
+    functions = forced_functions(request)
     if not functions:
         return call
     options = {name: value for name, value in (call.options or {}).items() if name != "output_format"}

@@ -11,7 +11,8 @@ import msgspec
 
 from tailrace.generators.backends import Call
 from tailrace.proto.blobs import references
-from tailrace.proto.entries import CacheFor, Message
+from tailrace.proto.entries import CacheFor, Message, Request
+from tailrace.proto.fold import Turn
 from tailrace.proto.usage import estimate_tokens
 
 # No model caches less. Most need two to four times as much, and ignore the marks below that.
@@ -19,6 +20,11 @@ TOKENS_MIN = 1024
 UNMARKED = ("thinking", "redacted_thinking")
 
 Block = dict[str, Any]
+
+
+def cache_prompt(call: Call, request: Request, _turn: Turn) -> Call:
+    """Returns `call` with the marks that `request` wants."""
+    return add_cache_marks(call, request.cache, request.history)
 
 
 def add_cache_marks(call: Call, cache: CacheFor | None, history: int) -> Call:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.backends import Call
-from tailrace.proto.entries import Message
+from tailrace.proto.entries import Message, Request
 from tailrace.proto.fold import Turn
 from tailrace.proto.models import find_model
 from tailrace.proto.schema import schema_of
@@ -42,7 +42,7 @@ IN_PLACE_APPLICATORS = ("$ref", "anyOf", "allOf")
 FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"})
 
 
-def request_schema(call: Call) -> Call:
+def request_schema(call: Call, _request: Request, _turn: Turn) -> Call:
     """Returns `call` with the schema in its options changed into what its model supports."""
     schema = schema_of(call.options)
     if schema is None or not isinstance(call.options, dict) or "output_format" in call.options:
@@ -83,7 +83,7 @@ def append_to_system(system: str | list[dict[str, Any]] | None, text: str) -> st
             return [*system, {"type": "text", "text": text}]
 
 
-def add_correction(call: Call, turn: Turn) -> Call:
+def add_correction(call: Call, _request: Request, turn: Turn) -> Call:
     """Returns `call`; if the turn's answer did not fit its schema, with that answer and the reason as messages."""
     if turn.misfit is None:
         return call

@@ -14,6 +14,7 @@ from structlog.contextvars import bound_contextvars
 
 from tailrace.generators import metrics
 from tailrace.generators.attempt_runner import LATE, AttemptRunner, PlannedAttempt, Races, WrapSink
+from tailrace.generators.continuation import FilterCall
 from tailrace.generators.delta_buffer import buffer_of
 from tailrace.generators.event_writer import EventWriter, append_when_not_full, as_stored
 from tailrace.generators.model_caller import ModelCaller
@@ -46,6 +47,7 @@ class TurnRunner:
         planner: Planner,
         *,
         name: str,
+        filters: Sequence[FilterCall] = (),
         sinks: Sequence[WrapSink] = (),
         prepare: Sequence[PrepareTurn] = (),
         observe: ObserveAttempt,
@@ -65,7 +67,7 @@ class TurnRunner:
         self._observe = observe
         self._deadline_s = deadline_s
         self._writer = EventWriter(log, delta_interval_s)
-        self._attempts = AttemptRunner(log, self._writer, name=name, sinks=sinks, races=races)
+        self._attempts = AttemptRunner(log, self._writer, name=name, filters=filters, sinks=sinks, races=races)
 
     async def run(self, key: TurnKey, lease: str, known: Turn = EMPTY_TURN) -> Turn:
         """Runs a turn until its log holds an `end`; returns the fold.

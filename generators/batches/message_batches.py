@@ -31,7 +31,7 @@ from tailrace.generators.backends.message_batches_api import (
 from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.message_events import to_events
 from tailrace.generators.batches.tally import BatchTally
-from tailrace.generators.continuation import build_call
+from tailrace.generators.continuation import FilterCall, build_call
 from tailrace.generators.event_writer import append_when_not_full, as_stored
 from tailrace.generators.failover import BackendOrders
 from tailrace.generators.forced_tools import map_forced_call
@@ -97,6 +97,7 @@ class MessageBatchSubmitter:
         self,
         log: TurnLog,
         tombstones: Tombstones,
+        filters: Sequence[FilterCall],
         blobs: BlobLoader,
         api: MessageBatchesApi,
         orders: BackendOrders,
@@ -104,6 +105,7 @@ class MessageBatchSubmitter:
     ) -> None:
         self._log = log
         self._tombstones = tombstones
+        self._filters = filters
         self._blobs = blobs
         self._api = api
         self._orders = orders
@@ -262,7 +264,7 @@ class MessageBatchSubmitter:
         for number, line in enumerate(lines):
             request = batch.decode_input(line)
             model = self._orders.claude_model_id(request.model, "message batches")
-            async with self._blobs.load(key.tenant, build_call(request)) as call:
+            async with self._blobs.load(key.tenant, build_call(request, self._filters)) as call:
                 bodies[batch.child_key(key, number).turn] = b"".join(await encode_body(call, model=model))
             if request.betas:
                 headers["anthropic-beta"] = ",".join(request.betas)

@@ -10,13 +10,15 @@ from tailrace.generators.attempt_span import attempt_span
 from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.circuit_breaker import CircuitBreakers
 from tailrace.generators.failover import BackendOrders, Candidate
-from tailrace.generators.forced_tools import write_forced_call
+from tailrace.generators.forced_tools import request_forced_call, write_forced_call
 from tailrace.generators.hedging import HedgeTaker, Hedging
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
+from tailrace.generators.prompt_cache import cache_prompt
 from tailrace.generators.retry import Retry
 from tailrace.generators.settings import Settings
+from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Lane, Worker
 from tailrace.proto.chain import Chain
@@ -107,6 +109,7 @@ class Generator:
             caller,
             Planner(DEFAULTS.attempts_max, [cut_at_cost]),
             name=self.name,
+            filters=[request_forced_call, request_schema, cache_prompt, add_correction],
             sinks=[write_forced_call, limit_cost],
             observe=attempt_span,
             races=hedging if self._server.faults.is_hedged else None,

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tailrace.deploy.simulated_claude.request import decode
 from tailrace.generators.backends.model_event import ModelEvent, from_event
 from tailrace.generators.continuation import build_call, prepare_call
-from tailrace.generators.forced_tools import CallMapper, map_forced_call
+from tailrace.generators.forced_tools import CallMapper, map_forced_call, request_forced_call
 from tailrace.generators.plan import CheckSchema, Complete, MakeAttempt, plan, plan_after_check, schema_check
+from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.proto import events
 from tailrace.proto.errors import Refused
 from tailrace.proto.forced_tools import answer_schema, call_schema, forced_functions, require_offered
@@ -21,6 +22,7 @@ from tailrace.proto.schema import with_schema
 from tests.golden.requests import build_turn, read_cases
 from tests.harness.turn_builder import Handwritten, attempt, raw, request
 
+FILTERS = [request_forced_call, request_schema, add_correction]
 DAY = {"type": "object", "properties": {"day": {"$ref": "#/$defs/Day"}}, "$defs": {"Day": {"enum": ["Mo", "Tu"]}}}
 LOOK = {"name": "look", "description": "Looks.", "input_schema": DAY}
 # The same name for another definition, and a reference to the whole.
@@ -88,7 +90,7 @@ def test_a_choice_of_an_absent_tool_is_refused(given_fields: dict[str, Any], *, 
 def test_a_forced_call_is_requested_as_structured_output() -> None:
     """The API accepts it. The tools stay, and so do the other options."""
     options = with_schema({"tool_choice": ONE, "output_config": {"effort": "low"}, "stop_sequences": ["x"]}, {})
-    call = build_call(request(tools=TOOLS, options=options, system="Be brief."))
+    call = build_call(request(tools=TOOLS, options=options, system="Be brief."), FILTERS)
     schema = {**DAY, "description": "Looks.", "additionalProperties": False}
     assert call.options == {
         "tool_choice": {"type": "none"},
@@ -103,7 +105,7 @@ def test_a_forced_call_is_requested_as_structured_output() -> None:
 
 
 def test_a_schema_beyond_structured_outputs_goes_into_the_prompt() -> None:
-    call = build_call(request(tools=TOOLS, options={"tool_choice": {"type": "tool", "name": "grow"}}))
+    call = build_call(request(tools=TOOLS, options={"tool_choice": {"type": "tool", "name": "grow"}}), FILTERS)
     assert call.options == {"tool_choice": {"type": "none"}}
     assert "JSON Schema" in str(call.system)
 
@@ -230,7 +232,7 @@ def is_valid(check: CheckSchema) -> bool:
 def test_a_rejected_call_is_shown_to_the_model() -> None:
     log = log_of(ONE, model_answer(['{"day": 1}']))
     log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="wrong day"))
-    call, _ = prepare_call(log.turn, "restart")
+    call, _ = prepare_call(log.turn, "restart", FILTERS)
     assert [message.content for message in call.messages[1:2]] == ['{"day": 1}']
     assert "wrong day" in str(call.messages[2].content)
 

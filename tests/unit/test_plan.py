@@ -23,6 +23,7 @@ from tailrace.generators.plan import (
     plan_after_check,
     tokens_left,
 )
+from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Event, Failure, Mode, OnInterrupt
@@ -300,7 +301,7 @@ def test_every_attempt_after_a_misfit_gets_the_correction_prompt(mode: Mode) -> 
     log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="no"))
     log.store_events(START)
     assert log.turn.request is not None
-    call, _ = prepare_call(log.turn, mode)
+    call, _ = prepare_call(log.turn, mode, [request_schema, add_correction])
     question, answer, why = call.messages
     assert (question.role, answer.role, answer.content, why.role) == ("user", "assistant", "some", "user")
     assert "no" in str(why.content)

@@ -7,7 +7,7 @@ import pytest
 
 from tailrace.generators.backends import Call
 from tailrace.generators.continuation import build_call, prepare_call
-from tailrace.generators.prompt_cache import add_cache_marks
+from tailrace.generators.prompt_cache import add_cache_marks, cache_prompt
 from tailrace.proto.entries import CacheFor, Message, Mode
 from tests.harness.turn_builder import request, started_turn
 
@@ -86,8 +86,8 @@ def test_marks_of_the_client_are_kept(given: dict[str, Any]) -> None:
 
 def test_without_cache_no_mark_is_set() -> None:
     """Writing the cache costs extra."""
-    assert build_call(request(system=LONG)) == build_call(request(system=LONG, cache=None))
-    assert "cache_control" not in msgspec.json.encode(build_call(request(system=LONG))).decode()
+    assert build_call(request(system=LONG), [cache_prompt]) == build_call(request(system=LONG, cache=None))
+    assert "cache_control" not in msgspec.json.encode(build_call(request(system=LONG), [cache_prompt])).decode()
 
 
 def test_auto_marks_only_long_prompts() -> None:
@@ -106,8 +106,8 @@ def test_a_continuation_has_the_marks_of_the_first_call(model: str, mode: Mode) 
     """Otherwise the second call would write the cache again."""
     log = started_turn("half", model=model, messages=TURNS, history=2, system="S", cache="5m")
     assert log.turn.request is not None
-    first = build_call(log.turn.request)
-    second, _ = prepare_call(log.turn, mode)
+    first = build_call(log.turn.request, [cache_prompt])
+    second, _ = prepare_call(log.turn, mode, [cache_prompt])
     assert second.messages[: len(TURNS)] == first.messages
     assert (second.system, second.tools) == (first.system, first.tools)
     assert msgspec.json.encode(second.messages).count(b"cache_control") == 2

@@ -6,7 +6,7 @@ import pytest
 
 from tailrace.deploy.simulated_claude.request import refuse_schema
 from tailrace.generators.continuation import build_call
-from tailrace.generators.structured_output import move_schema_to_prompt, to_native
+from tailrace.generators.structured_output import move_schema_to_prompt, request_schema, to_native
 from tailrace.proto.errors import Refused
 from tailrace.proto.schema import SCHEMA_BYTES_MAX, require_small_schema, schema_of, with_schema
 from tests.harness.turn_builder import request
@@ -82,7 +82,7 @@ def test_a_schema_with_many_references_is_visited_once() -> None:
 
 def test_a_model_with_structured_outputs_gets_the_schema_as_an_option() -> None:
     options = with_schema({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, OPEN)
-    call = build_call(request(options=options, system="Be brief."))
+    call = build_call(request(options=options, system="Be brief."), [request_schema])
     assert call.options == {
         "thinking": {"type": "adaptive"},
         "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": CLOSED}},
@@ -94,7 +94,7 @@ def test_a_model_with_structured_outputs_gets_the_schema_as_an_option() -> None:
 def test_another_model_gets_the_schema_in_its_prompt(system: Any) -> None:
     """Its system prompt and other options stay."""
     options = with_schema({"output_config": {"effort": "low"}}, OPEN)
-    call = build_call(request(model="claude-fable-5-2", options=options, system=system))
+    call = build_call(request(model="claude-fable-5-2", options=options, system=system), [request_schema])
     assert call.options == {"output_config": {"effort": "low"}}
     prompt = str(call.system)
     assert "JSON Schema" in prompt
@@ -106,7 +106,7 @@ def test_the_beta_output_format_is_passed_on_unchanged() -> None:
     """Its schema is found for the check."""
     options = {"output_format": {"type": "json_schema", "schema": CLOSED}}
     assert schema_of(options) == CLOSED
-    assert build_call(request(options=options)).options == options
+    assert build_call(request(options=options), [request_schema]).options == options
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_the_beta_output_format_is_passed_on_unchanged() -> None:
 )
 def test_move_schema_to_prompt_moves_it_for_any_model(options: dict[str, Any]) -> None:
     """The schema leaves either option; the other options and the system prompt stay."""
-    call = move_schema_to_prompt(build_call(request(options=options, system="Be brief.")))
+    call = move_schema_to_prompt(build_call(request(options=options, system="Be brief."), [request_schema]))
     assert schema_of(call.options) is None
     config = {"output_config": {"effort": "low"}} if "output_config" in options else {}
     assert call.options == {"thinking": {"type": "adaptive"}} | config
