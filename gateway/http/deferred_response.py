@@ -1,54 +1,22 @@
 """Deferred responses: a stream is sent when the middleware, the router and the endpoint around it have returned.
 
 An open stream would otherwise hold their frames, and each of its writes would pass their wrappers of `send`. The layers
-see the start message of a success, and every message of an error. The body of a success goes directly to the server.
+see the start message of a success, and every message of an error. The body of a success goes directly to the server
+(StreamedResponse in streaming/response.py).
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http import error_responses
 from tailrace.proto.errors import Refused
 
-# The type of a message that no server knows. The layers pass it on: they only look at the types of ASGI.
+# The type of a message that no server knows, whose `respond` sends the response. The layers pass it on: they only look
+# at the types of ASGI.
 DEFERRED = "tailrace.response.deferred"
 INTERRUPTED = "this gateway is shutting down, and the request may have had an effect: check it, or repeat the request"
-
-
-async def defer(
-    response: ASGIApp, scope: Scope, receive: Receive, send: Send, render_error: Callable[[Exception, Scope], ASGIApp]
-) -> None:
-    """Hands `response` over to the `send_deferred` around the layers, and returns before it is sent.
-
-    `render_error` returns the response for an error before its start message. A later error is raised.
-    """
-    # None as soon as a success has begun, so that the layers' `send` is released.
-    through_layers: Send | None = send
-    is_begun = False
-
-    async def respond(send_directly: Send) -> None:
-        async def send_either(message: Message) -> None:
-            nonlocal through_layers, is_begun
-            if through_layers is None:
-                await send_directly(message)
-                return
-            await through_layers(message)
-            if message["type"] == "http.response.start":
-                is_begun = True
-                if message["status"] < HTTPStatus.BAD_REQUEST:
-                    through_layers = None
-
-        try:
-            await response(scope, receive, send_either)
-        except Exception as error:
-            if is_begun:
-                raise
-            await render_error(error, scope)(scope, receive, send_either)
-
-    await send({"type": DEFERRED, "respond": respond})
 
 
 def send_deferred(app: ASGIApp, on_start: Callable[[Message], None] = lambda _: None) -> ASGIApp:

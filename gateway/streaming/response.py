@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Mapping
+from functools import partial
 from typing import Generic, Literal, NamedTuple, Self, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from tailrace.gateway.http.deferred_response import defer
+from tailrace.gateway.http.deferred_response import DEFERRED
 from tailrace.gateway.http.error_responses import NO_RETRY, render_error, render_unexpected_error
+from tailrace.gateway.http.media_type import JSON
 from tailrace.gateway.http.partial_event import discard_partial_event
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.runtime.flag import Flag
@@ -94,10 +96,13 @@ class StreamedResponse:
     def __init__(self, headers: Mapping[str, str]) -> None:
         self.is_repeatable = True
         """Whether a repeated request gets the same turn. If not, it starts another one while this one runs."""
+        self.is_begun = False
         self._headers = dict(headers)
         self._error_headers: dict[str, str] = {}
         self._first_bytes = b""
-        self.is_begun = False
+        self._send_through_layers: Send | None = None
+        """Sends through the middleware, which sees status, headers and errors. None after the beginning, so that the
+        open stream does not hold the middleware's functions."""
 
     def add_headers(self, headers: Mapping[str, str], *, are_for_errors: bool = True) -> None:
         """Adds headers; `are_for_errors`: an error that replaces this response has them, too."""
@@ -106,10 +111,20 @@ class StreamedResponse:
             self._error_headers.update(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send_through_layers = send
         self._first_bytes = discard_partial_event(scope)
-        await defer(self.respond, scope, receive, send, self._render_error)
+        await send({"type": DEFERRED, "respond": partial(self._respond_or_refuse, scope, receive)})
+
+    async def _respond_or_refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.respond(scope, receive, send)
+        except Exception as error:
+            if self._send_through_layers is None:
+                raise
+            await self._render_error(error, scope)(scope, receive, self._send_through_layers)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the response: first `begin`, then its body with `send`, which goes directly to the server."""
         raise NotImplementedError
 
     def _render_error(self, error: Exception, scope: Scope) -> Response:
@@ -123,12 +138,19 @@ class StreamedResponse:
 
     async def begin(self, send: Send, status: int) -> None:
         """Sends status and headers, once."""
-        if not self.is_begun:
+        if self._send_through_layers is not None:
             raw = [(name.encode(), value.encode()) for name, value in self._headers.items()]
-            await send({"type": "http.response.start", "status": status, "headers": raw})
+            await self._send_through_layers({"type": "http.response.start", "status": status, "headers": raw})
+            self._send_through_layers = None
             self.is_begun = True
             if status == 200 and self._first_bytes:
                 await send(body(self._first_bytes, more=True))
+
+    async def send_json(self, send: Send, content: bytes) -> None:
+        """Sends the whole response with status 200, whose body is the JSON `content`."""
+        self._headers |= {"content-length": str(len(content)), "content-type": JSON}
+        await self.begin(send, 200)
+        await send(body(content, more=False))
 
 
 def body(data: bytes, *, more: bool) -> Message:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -168,11 +167,11 @@ class JsonAnswer(StreamedResponse):
         self._key = key
         self._render = render
 
-    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def respond(self, _scope: Scope, receive: Receive, send: Send) -> None:
         record = await self._wait(receive)
         if record is not None:
             require_completed(record, fails_again=self._fails_again)
-            await Response(self._render(record), 200, self._headers, "application/json")(scope, receive, send)
+            await self.send_json(send, self._render(record))
 
     async def _wait(self, receive: Receive) -> TurnRecord | None:
         """Returns the turn's record; None if the client has left. Raises Refused and LogError if it cannot wait on."""

@@ -14,7 +14,7 @@ from tailrace.gateway.http.error_responses import response as error_response
 from tailrace.gateway.streaming.response import StreamedResponse
 from tailrace.proto.errors import Refused
 
-Respond = Callable[[Scope, Receive, Send], Awaitable[None]]
+Respond = Callable[[StreamedResponse, Send], Awaitable[None]]
 
 
 class Layer:
@@ -42,8 +42,8 @@ class Deferred(StreamedResponse):
         super().__init__({})
         self._call = respond
 
-    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._call(scope, receive, send)
+    async def respond(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        await self._call(self, send)
 
 
 def client(respond: Respond, seen: list[str]) -> TestClient:
@@ -61,9 +61,9 @@ def client(respond: Respond, seen: list[str]) -> TestClient:
 def test_the_layers_return_first_and_see_only_how_a_success_begins() -> None:
     seen: list[str] = []
 
-    async def respond(_scope: Scope, _receive: Receive, send: Send) -> None:
+    async def respond(response: StreamedResponse, send: Send) -> None:
         seen.append("sending")
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await response.begin(send, 200)
         await send({"type": "http.response.body", "body": b"a", "more_body": True})
         await send({"type": "http.response.body", "body": b"b"})
 
@@ -72,10 +72,26 @@ def test_the_layers_return_first_and_see_only_how_a_success_begins() -> None:
     assert seen == ["tailrace.response.deferred", "returned", "sending", "start"]
 
 
+def test_a_whole_response_of_json_has_its_length_and_passes_the_layers_only_with_its_start() -> None:
+    seen: list[str] = []
+
+    async def respond(response: StreamedResponse, send: Send) -> None:
+        await response.send_json(send, b'{"a":1}')
+
+    answer = client(respond, seen).get("/")
+    assert (answer.status_code, answer.json(), answer.headers["x-turn"]) == (200, {"a": 1}, "t")
+    assert (answer.headers["content-type"], answer.headers["content-length"]) == ("application/json", "7")
+    assert seen == ["tailrace.response.deferred", "returned", "start"]
+
+
 def test_the_layers_see_an_error_whole() -> None:
     """A layer may replace the body of an error."""
     seen: list[str] = []
-    answer = client(error_response("turn_not_found", "no such turn"), seen).get("/")
+
+    async def respond(_response: StreamedResponse, _send: Send) -> None:
+        raise Refused("turn_not_found", "no such turn")
+
+    answer = client(respond, seen).get("/")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "turn_not_found")
     assert seen == ["tailrace.response.deferred", "returned", "start", "body"]
 
@@ -88,7 +104,7 @@ def test_the_layers_see_an_error_whole() -> None:
 def test_an_error_before_the_beginning_has_its_status_and_the_headers_of_the_response(
     error: Exception, status: int, code: str
 ) -> None:
-    async def respond(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    async def respond(_response: StreamedResponse, _send: Send) -> None:
         raise error
 
     answer = client(respond, []).get("/")
@@ -96,13 +112,13 @@ def test_an_error_before_the_beginning_has_its_status_and_the_headers_of_the_res
     assert (answer.headers["x-layer"], answer.headers["x-turn"]) == ("1", "t")
 
 
-@pytest.mark.parametrize("status", [200, 404])
+@pytest.mark.parametrize("status", [200, 204])
 def test_an_error_after_the_beginning_cuts_the_body_and_begins_no_second_response(status: int) -> None:
     """The server logs it."""
     seen: list[str] = []
 
-    async def respond(_scope: Scope, _receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": status, "headers": []})
+    async def respond(response: StreamedResponse, send: Send) -> None:
+        await response.begin(send, status)
         raise KeyError("x")
 
     with pytest.raises(KeyError):

@@ -5,7 +5,6 @@ resumed at `GET /v1/responses/{id}?stream=true&starting_after=N`.
 """
 
 import asyncio
-from collections.abc import Mapping
 
 import msgspec
 from starlette.responses import Response
@@ -24,7 +23,7 @@ from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
 from tailrace.gateway.clients.stored_messages import read_texts, resolve
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.gateway.http.json_response import json_response, large_json_response
+from tailrace.gateway.http.json_response import NO_STORE, json_response, large_json_response
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import is_newest_first, limit_of, list_page
@@ -105,14 +104,14 @@ async def respond_in_background(
 class _StoredResponse(StreamedResponse):
     """The response object of a turn as far as it is stored."""
 
-    def __init__(self, turns: TurnReader, key: TurnKey, headers: Mapping[str, str]) -> None:
-        super().__init__(headers)
+    def __init__(self, turns: TurnReader, key: TurnKey, headers: dict[str, str]) -> None:
+        super().__init__(NO_STORE | headers)
         self._turns = turns
         self._key = key
 
-    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def respond(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         record = await self._turns.read(self._key)
-        await json_response(response_of(record), headers=self._headers)(scope, receive, send)
+        await self.send_json(send, msgspec.json.encode(response_of(record)))
 
 
 async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnReader) -> ASGIApp:
