@@ -4,7 +4,6 @@ A stream that is interrupted never looks like one that has ended. Where the dial
 interrupted body lacks its last chunk, which the client's HTTP library reports.
 """
 
-import random
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import NamedTuple
@@ -22,8 +21,8 @@ from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.reader_history import Reader
 from tailrace.gateway.streaming.response import Cause, Interruptions, StreamedResponse, TurnFailed, body
 from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_span import stream_span
-from tailrace.gateway.streaming.stream_timings import StreamTimings
+from tailrace.gateway.streaming.stream_context import random_life_s
+from tailrace.gateway.streaming.stream_measurement import StreamTimings, stream_span
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import End, Event, Failure
 from tailrace.proto.errors import CODES, CursorUnknown, TurnUnknown
@@ -143,10 +142,9 @@ class EventStream(StreamedResponse):
         writer = self._writer(send, (timings or reader).note_write)
         with metrics.STREAMS.labels(self._dialect.name).track_inprogress():
             await self.begin(send, 200)
-            life_s = self._streams.settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
             position = self._start_index(feed, start)
             writing = writer.write_turn(feed, position, to_skip=start.seen or 0, snapshot=self._snapshot)
-            cause, result = await interruptions.run(writing, life_s)
+            cause, result = await interruptions.run(writing, random_life_s(self._streams.settings))
         is_complete = bool(result)
         metrics.STREAM_ENDS.labels(_stream_end(cause, feed, is_complete=is_complete)).inc()
         reader.close(cause, is_complete=is_complete)

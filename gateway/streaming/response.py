@@ -5,17 +5,20 @@ from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import Generic, Literal, NamedTuple, Self, TypeVar
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway.http.deferred_response import DEFERRED
 from tailrace.gateway.http.error_responses import NO_RETRY, render_error, render_unexpected_error
 from tailrace.gateway.http.media_type import JSON
-from tailrace.gateway.http.partial_event import discard_partial_event
+from tailrace.gateway.http.retry_later import is_resuming_reader
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.runtime.flag import Flag
 
 T = TypeVar("T")
+# The comment ends a partial line. The blank line ends the event, under a name to which no page listens.
+DISCARD = b":\nevent: discard\nid: %s\n\n"
 Cause = Literal["done", "disconnected", "draining", "expired", "timeout"]
 
 
@@ -112,7 +115,7 @@ class StreamedResponse:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send_through_layers = send
-        self._first_bytes = discard_partial_event(scope)
+        self._first_bytes = _discard_partial_event(scope)
         await send({"type": DEFERRED, "respond": partial(self._respond_or_refuse, scope, receive)})
 
     async def _respond_or_refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,6 +159,22 @@ class StreamedResponse:
 def body(data: bytes, *, more: bool) -> Message:
     """Returns a part of a response's body; the last one unless there is `more`."""
     return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+def _discard_partial_event(scope: Scope) -> bytes:
+    """Returns what makes WebKit's EventSource (Safari) discard a part of an event; nothing for another client.
+
+    At the end of a connection, an EventSource discards an event that is not complete (WHATWG HTML, section 9.2.6). That
+    of WebKit does so only at a clean end (`EventSource::didFail` in its EventSource.cpp). After a cut, it joins the
+    part with the first event of the next connection. The page cannot parse the data of both, and loses this event.
+
+    The cursor stays the same. Some clients dispatch an empty event at a blank line, such as fetch-event-source, which
+    sends no Cache-Control.
+    """
+    headers = Headers(scope=scope)
+    agent = headers.get("user-agent", "")
+    is_webkit = "AppleWebKit" in agent and "Chrome" not in agent and headers.get("cache-control") == "no-cache"
+    return DISCARD % headers["last-event-id"].encode("latin-1") if is_webkit and is_resuming_reader(scope) else b""
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -1,5 +1,6 @@
 """The services that all streamed responses of a gateway use."""
 
+import random
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,6 +29,11 @@ class StreamContext(NamedTuple):
     draining: Flag
     on_disconnect: Callable[[TurnKey, float], None]
     """Called when the client of a running turn has disconnected, with the seconds that it has to reconnect."""
+
+
+def random_life_s(settings: Settings) -> float:
+    """Returns the maximum age of one stream. Streams that began together do not all end at the same moment."""
+    return settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
 
 
 def refuse_when_draining(draining: Flag) -> None:

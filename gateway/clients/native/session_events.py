@@ -32,7 +32,7 @@ from tailrace.gateway.streaming.new_turns import NewTurns
 from tailrace.gateway.streaming.reader_history import Reader
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
 from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.stream_context import StreamContext, random_life_s
 from tailrace.proto.errors import CursorUnknown, LogError, Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId
 from tailrace.proto.records import GetSession, ListTurnsSince
@@ -106,9 +106,8 @@ class SessionStream(StreamedResponse):
             if scope["method"] == "HEAD":
                 await send(body(b"", more=False))
                 return
-            life_s = self._streams.settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
             try:
-                cause, _ = await interruptions.run(self._serve(send, news), life_s)
+                cause, _ = await interruptions.run(self._serve(send, news), random_life_s(self._streams.settings))
                 for reader in self._readers:
                     reader.close(cause)
             finally:

@@ -1,21 +1,27 @@
-"""StreamTimings: measures the waiting times of one stream's reader: first token, time between tokens, resuming."""
+"""Measurements of one stream: its span in the turn's trace, and its reader's waiting times."""
 
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from tailrace.gateway import metrics
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.reader_history import Reader
 from tailrace.proto import events
 from tailrace.proto.entries import Event, Stored
-from tailrace.proto.ids import BEFORE_FIRST
+from tailrace.proto.errors import LogError
+from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.clock import age_s
 
 
 class StreamTimings:
-    """One stream of `feed` to `reader`. Entries that were stored before it began are not measured."""
+    """The waiting times of `reader`: for the first token, between tokens, and when it resumes.
+
+    Entries that were stored before it began are not measured.
+    """
 
     def __init__(self, reader: Reader, feed: TurnFeed, requested_at: float) -> None:
         """`requested_at` is when the stream's request came, in `time.monotonic()`."""
@@ -32,14 +38,14 @@ class StreamTimings:
 
     def note_write(self, entries: Sequence[Stored], start: int, end: int) -> None:
         """Notes a write, as `Reader.note_write` does, and measures it."""
-        self._reader.note_write(entries, start, end)
         if start == end:
             return
+        last = entries[end - 1]
+        self._reader.written = last.seq
         now = time.monotonic()
         if self._resumed_at is not None:
             metrics.RESUME_S.observe(now - self._resumed_at, tracing.exemplar())
             self._resumed_at = None
-        last = entries[end - 1]
         if end <= self._live_from or not isinstance(last.entry, Event):
             return
         metrics.DELTA_DELAY_S.observe(age_s(last.at))
@@ -54,3 +60,29 @@ class StreamTimings:
 def is_delta(stored: Stored) -> bool:
     """Returns whether an entry is a delta of the answer."""
     return isinstance(stored.entry, Event) and isinstance(events.decode(stored.entry.event), events.BlockDelta)
+
+
+@asynccontextmanager
+async def stream_span(log: TurnLog, feed: TurnFeed, dialect: str, cursor: Seq) -> AsyncIterator[None]:
+    """Runs the block, which sends the stream, in a span of the turn's trace, linked to the span of its own request."""
+    with tracing.span(
+        "resume stream" if cursor else "stream",
+        traceparent=await _turn_traceparent(log, feed),
+        linked=tracing.traceparent(),
+        attributes={"tailrace.turn": feed.key.turn, "tailrace.dialect": dialect, "tailrace.cursor": cursor},
+    ):
+        yield
+
+
+async def _turn_traceparent(log: TurnLog, feed: TurnFeed) -> str | None:
+    """Returns the `traceparent` of the turn's request; None if it has none, or if the log does not answer.
+
+    A feed that begins at a cursor does not hold the request, which is then read from the log.
+    """
+    if feed.request is not None:
+        return feed.request.traceparent
+    try:
+        request = (await log.read_turn(feed.key)).request
+    except LogError:
+        return None
+    return request.traceparent if request is not None else None
