@@ -16,9 +16,9 @@ from tailrace.generators import metrics
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
 from tailrace.generators.continuation import ContinuationMapper, FilterCall, prepare_call
 from tailrace.generators.delta_buffer import DeltaBuffer
+from tailrace.generators.dropped_text import DroppedTextMeter
 from tailrace.generators.error_frames import free_frames
 from tailrace.generators.event_writer import EventWriter
-from tailrace.generators.left_out_meter import LeftOutMeter
 from tailrace.generators.model_caller import Route
 from tailrace.generators.plan import MakeAttempt
 from tailrace.proto import events
@@ -230,7 +230,7 @@ class AttemptRunner:
         continuation: ContinuationMapper | None,
     ) -> BackendError | None:
         """Puts the model's events into `sink`; returns the error that broke the answer off, if any."""
-        meter = LeftOutMeter(sink)
+        meter = DroppedTextMeter(sink)
         try:
             sink = meter.wrap(partial(self._wrap, planned.turn, continuation))
             # The deadline limits the model's call and never interrupts an append: a writer that does not know whether

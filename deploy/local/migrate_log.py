@@ -49,7 +49,7 @@ UNCHANGED_S_MAX = 30.0
 RESPONSE_S_MAX = 5.0
 
 
-class StreamState(NamedTuple):
+class StoredStream(NamedTuple):
     """A stream as one server stores it: its number of messages, its first sequence (0 if it is empty) and last one."""
 
     messages: int
@@ -83,7 +83,7 @@ class Diverged(LogUnavailable):
 class ServerState(NamedTuple):
     """The state that one server reports of itself; `groups` is None for a single server."""
 
-    streams: Mapping[str, StreamState]
+    streams: Mapping[str, StoredStream]
     groups: Mapping[str, RaftGroup] | None
 
 
@@ -265,14 +265,14 @@ def _read_state(spec: ServerSpec) -> ServerState:
     return ServerState(parse_streams(_get(spec, "/jsz?accounts=true&streams=true")), groups)
 
 
-def parse_streams(jsz: dict[str, Any]) -> dict[str, StreamState]:
+def parse_streams(jsz: dict[str, Any]) -> dict[str, StoredStream]:
     """Returns the streams of all accounts in a server's `/jsz` response."""
     streams = {}
     for account in jsz.get("account_details") or []:
         for stream in account.get("stream_detail") or []:
             state = stream["state"]
             first = state["first_seq"] if state["messages"] else 0
-            streams[stream["name"]] = StreamState(state["messages"], first, state["last_seq"], state["consumer_count"])
+            streams[stream["name"]] = StoredStream(state["messages"], first, state["last_seq"], state["consumer_count"])
     return streams
 
 

@@ -39,7 +39,7 @@ UNITS = {"requests": "request", "tokens": "token", "bytes_day": "byte"}
 PERIOD = {"usd_day": "day", "usd_month": "month"}
 
 
-class Standing(NamedTuple):
+class QuotaRest(NamedTuple):
     """The rest of a quota, for the rate-limit headers."""
 
     quota: Quota
@@ -132,7 +132,7 @@ class Admission:
         self._taken: list[tuple[Quota, int]] = []
         self._slots: list[Seq] = []
         self._counter = PageCounter()
-        self.standings: dict[str, Standing] = {}
+        self.quota_rests: dict[str, QuotaRest] = {}
         """What remained of each counter when it was last read."""
 
     async def release(self) -> None:
@@ -257,7 +257,7 @@ class Admission:
         return added
 
     def _record(self, quota: Quota, counted: int) -> None:
-        self.standings[quota.subject] = Standing(quota, max(0, quota.most - counted))
+        self.quota_rests[quota.subject] = QuotaRest(quota, max(0, quota.most - counted))
 
     async def _take_running_slot(self, turn: TurnId) -> list[Reservation]:
         """Takes one slot of each owner with a limit `running`. Raises Refused, and takes none, if one has none free."""

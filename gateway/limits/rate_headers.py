@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from tailrace.gateway.limits.limiter import Standing
+from tailrace.gateway.limits.limiter import QuotaRest
 
 ANTHROPIC = ("/v1/messages",)
 OPENAI = ("/v1/chat/completions", "/v1/responses")
@@ -18,19 +18,19 @@ SHOWN = ("requests", "tokens")
 Headers = dict[str, str]
 
 
-def rate_headers(path: str, standings: Iterable[Standing], now: float) -> Headers:
+def rate_headers(path: str, rests: Iterable[QuotaRest], now: float) -> Headers:
     """Returns the headers for the limit with the least remaining, of key and tenant, for each kind."""
-    least: dict[str, Standing] = {}
-    for standing in standings:
-        what = standing.quota.what
-        if what in SHOWN and (what not in least or standing.remaining < least[what].remaining):
-            least[what] = standing
+    least: dict[str, QuotaRest] = {}
+    for rest in rests:
+        what = rest.quota.what
+        if what in SHOWN and (what not in least or rest.remaining < least[what].remaining):
+            least[what] = rest
     if path.startswith(ANTHROPIC):
         return _anthropic(least)
     return _openai(least, now) if path.startswith(OPENAI) else _ietf(least, now)
 
 
-def _anthropic(least: dict[str, Standing]) -> Headers:
+def _anthropic(least: dict[str, QuotaRest]) -> Headers:
     result: Headers = {}
     for what, (quota, remaining) in least.items():
         name = f"anthropic-ratelimit-{what}"
@@ -44,7 +44,7 @@ def _anthropic(least: dict[str, Standing]) -> Headers:
     return result
 
 
-def _openai(least: dict[str, Standing], now: float) -> Headers:
+def _openai(least: dict[str, QuotaRest], now: float) -> Headers:
     result: Headers = {}
     for what, (quota, remaining) in least.items():
         result |= {
@@ -55,7 +55,7 @@ def _openai(least: dict[str, Standing], now: float) -> Headers:
     return result
 
 
-def _ietf(least: dict[str, Standing], now: float) -> Headers:
+def _ietf(least: dict[str, QuotaRest], now: float) -> Headers:
     if not least:
         return {}
     policies = (f'"{what}";q={quota.most};w={math.ceil(quota.window_s)}' for what, (quota, _) in least.items())

@@ -84,7 +84,7 @@ class UsdPrices(msgspec.Struct, frozen=True, kw_only=True):
     """Input tokens that are read from the cache."""
 
 
-class LongPromptPrices(UsdPrices, frozen=True, kw_only=True):
+class LongPromptUsdPrices(UsdPrices, frozen=True, kw_only=True):
     """The prices of a model call whose prompt has more than `over_tokens` tokens."""
 
     over_tokens: int
@@ -119,7 +119,7 @@ class ModelSheet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The most tokens of prompt and answer."""
     usd_per_million_tokens: UsdPrices | None = None
     """Prices in dollars per million tokens."""
-    usd_per_million_tokens_of_a_long_prompt: LongPromptPrices | None = None
+    usd_per_million_tokens_of_a_long_prompt: LongPromptUsdPrices | None = None
     """Prices of calls with a long prompt."""
     supports: Supports
     """The features that the model supports."""
@@ -169,7 +169,7 @@ def build_sheet(model: Model, listed: Listed | None) -> ModelSheet:
         ),
         usd_per_million_tokens=UsdPrices(**usd_prices(model.prices)) if model.prices is not None else None,
         usd_per_million_tokens_of_a_long_prompt=(
-            LongPromptPrices(over_tokens=long.over_tokens, **usd_prices(long.prices)) if long is not None else None
+            LongPromptUsdPrices(over_tokens=long.over_tokens, **usd_prices(long.prices)) if long is not None else None
         ),
         supports=update_supports(model.supports, bytes(info.capabilities)),
     )

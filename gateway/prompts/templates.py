@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, Filled, Params
+from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, Params, PromptUse
 from tailrace.gateway.turns.submission import Feature, TurnSubmission
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused, SandboxBusy, SandboxFailed, SettingsInvalid
@@ -120,7 +120,7 @@ class Prompts:
         """
         bytes_left = bytes_max
         results: list[P | Refused] = list(params)
-        wanted: list[tuple[int, Filled]] = []
+        wanted: list[tuple[int, PromptUse]] = []
         for number, one in enumerate(params):
             if one.prompt is not None:
                 try:
@@ -157,7 +157,7 @@ class Prompts:
                 parts.insert(0, rest)
         return results
 
-    def _check(self, params: Params, wanted: Filled) -> None:
+    def _check(self, params: Params, wanted: PromptUse) -> None:
         """Raises Refused for an unknown variable and for a field that both the client and the template set."""
         prompt, _ = self._find(wanted.name)
         if unknown := wanted.variables.keys() - set(prompt.variables):
@@ -182,7 +182,7 @@ class Prompts:
                 param="system",
             )
 
-    async def _texts(self, wanted: Sequence[Filled], tenant: Tenant) -> list["RenderedTemplate | Refused"]:
+    async def _texts(self, wanted: Sequence[PromptUse], tenant: Tenant) -> list["RenderedTemplate | Refused"]:
         """Renders templates in one subprocess; returns fewer texts than `wanted` if they are long.
 
         Raises Refused if no subprocess was free in time, SandboxFailed.
@@ -221,7 +221,7 @@ def apply(params: P, text: RenderedTemplate) -> P:
     return msgspec.structs.replace(params, prompt=None, **fields)
 
 
-def render_error(wanted: Filled, reason: object) -> Refused:
+def render_error(wanted: PromptUse, reason: object) -> Refused:
     """Returns the error for a template that cannot be rendered with these variables."""
     return Refused("prompt_invalid", f"The prompt `{wanted.name}` cannot be rendered: {reason}", param="prompt")
 

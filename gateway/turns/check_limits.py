@@ -42,7 +42,7 @@ class Admissions:
         admission = self._limiter.admission(submission.principal)
         self._by_turn[submission.own_turn] = admission
         submission.response_headers.append(
-            lambda path: rate_headers(path, admission.standings.values(), self._limiter.now())
+            lambda path: rate_headers(path, admission.quota_rests.values(), self._limiter.now())
         )
         submission.cleanup.push_async_callback(self._release, submission)
         await admission.count_request()

@@ -33,7 +33,7 @@ BETAS_MAX = 64
 BETA = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,64}")
 
 
-class Filled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PromptUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A prompt template of the operator, with the values of its variables."""
 
     name: str
@@ -65,7 +65,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Further fields of Anthropic's Messages API, for example `temperature` or `thinking`."""
     schema: dict[str, Any] | None = None
     """The JSON Schema of the answer."""
-    prompt: Filled | None = None
+    prompt: PromptUse | None = None
     """A prompt template, which is rendered into `message`, `system` or both."""
     betas: list[str] | None = None
     """The features that the header `anthropic-beta` turns on."""

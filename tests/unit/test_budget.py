@@ -10,8 +10,8 @@ from hypothesis import given
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, from_event
 from tailrace.generators.budget import CostMeter, cut_at_cost, limit_cost
 from tailrace.generators.continuation import build_mapper
+from tailrace.generators.dropped_text import DroppedTextMeter
 from tailrace.generators.forced_tools import write_forced_call
-from tailrace.generators.left_out_meter import LeftOutMeter
 from tailrace.generators.plan import AppendEvents, Complete, MakeAttempt, closing_events, plan, plan_after_check
 from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
@@ -183,7 +183,7 @@ def test_text_that_is_not_stored_counts_after_the_call(
             Event(prev=prev, attempt=attempt, event=event.raw, is_hidden=event.is_hidden, left_out=event.left_out)
         )
 
-    meter = LeftOutMeter(store)
+    meter = DroppedTextMeter(store)
     inner = (lambda sink: build_mapper(request, turn).wrap(sink)) if stored else (lambda sink: sink)
     sink = meter.wrap(lambda sink: limit_cost(write_forced_call(inner(sink), request, turn), request, turn))
     sent = 0
@@ -201,7 +201,7 @@ def test_text_that_is_not_stored_counts_after_the_call(
 def test_text_that_is_stored_is_not_reported_as_left_out() -> None:
     """It would be charged twice."""
     stored: list[ModelEvent] = []
-    meter = LeftOutMeter(stored.append)
+    meter = DroppedTextMeter(stored.append)
 
     def wrap(sink: Sink) -> Sink:
         def send(event: ModelEvent) -> None:

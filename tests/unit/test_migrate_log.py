@@ -8,7 +8,7 @@ import pytest
 from tailrace.deploy.local import migrate_log
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.deploy.local.migrate_log import RaftGroup, ServerState, StreamState
+from tailrace.deploy.local.migrate_log import RaftGroup, ServerState, StoredStream
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.options import Options
 
@@ -45,7 +45,7 @@ async def test_without_a_log_of_the_other_kind_nothing_is_migrated(tmp_path: Pat
 
 
 DONE = RaftGroup("x", 4, 4, 4)
-WHOLE = ServerState({"TURNS": StreamState(3, 2, 9, 1)}, {"_meta_": DONE, "S-1": DONE, "C-1": DONE})
+WHOLE = ServerState({"TURNS": StoredStream(3, 2, 9, 1)}, {"_meta_": DONE, "S-1": DONE, "C-1": DONE})
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_servers_are_settled_when_all_raft_groups_are_applied(one: ServerState, 
 
 def test_servers_with_different_states_are_not_settled_and_a_single_one_is() -> None:
     """The last commit may have reached only two of them."""
-    assert not migrate_log.are_settled([WHOLE, WHOLE, ServerState({"TURNS": StreamState(2, 2, 8, 1)}, WHOLE.groups)])
+    assert not migrate_log.are_settled([WHOLE, WHOLE, ServerState({"TURNS": StoredStream(2, 2, 8, 1)}, WHOLE.groups)])
     behind = RaftGroup("x", 3, 3, 3)
     assert not migrate_log.are_settled(
         [WHOLE, WHOLE, WHOLE._replace(groups={"_meta_": DONE, "S-1": behind, "C-1": DONE})]
@@ -78,7 +78,7 @@ def test_servers_with_different_states_are_not_settled_and_a_single_one_is() -> 
 
 
 # One message that the others have deleted.
-DIVERGED = WHOLE._replace(streams={"TURNS": StreamState(4, 2, 9, 1)})
+DIVERGED = WHOLE._replace(streams={"TURNS": StoredStream(4, 2, 9, 1)})
 
 
 @pytest.mark.parametrize(

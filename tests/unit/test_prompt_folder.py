@@ -7,7 +7,7 @@ import pytest
 
 from tailrace.gateway.prompts import templates
 from tailrace.gateway.prompts.templates import DIVIDED_MAX, RENDERED_AT_ONCE, SOURCE_CHARS_MAX, Prompts
-from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, Filled, NewTurn, Params
+from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, NewTurn, Params, PromptUse
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Tenant
@@ -32,11 +32,11 @@ async def load(folder: Path, **sources: str) -> Prompts:
 
 
 async def render(found: Prompts, name: str, variables: dict[str, Any], **given: Any) -> NewTurn:
-    return await found.render(NewTurn(**given, prompt=Filled(name=name, variables=variables)), Tenant("acme"))
+    return await found.render(NewTurn(**given, prompt=PromptUse(name=name, variables=variables)), Tenant("acme"))
 
 
 def ask(name: str, **variables: Any) -> Params:
-    return Params(prompt=Filled(name=name, variables=variables))
+    return Params(prompt=PromptUse(name=name, variables=variables))
 
 
 async def test_load_reads_description_variables_and_fields_of_each_template(tmp_path: Path) -> None:

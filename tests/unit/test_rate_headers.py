@@ -2,22 +2,22 @@
 
 import pytest
 
-from tailrace.gateway.limits.limiter import Standing
+from tailrace.gateway.limits.limiter import QuotaRest
 from tailrace.gateway.limits.quotas import Quota, What
 from tailrace.gateway.limits.rate_headers import duration, rate_headers
 
 NOW = 1_765_000_000.0
 
 
-def build_standing(what: What, most: int, remaining: int, renews_in_s: float) -> Standing:
-    return Standing(Quota(what, "key", "a.b", most, 60.0, NOW + renews_in_s), remaining)
+def build_rest(what: What, most: int, remaining: int, renews_in_s: float) -> QuotaRest:
+    return QuotaRest(Quota(what, "key", "a.b", most, 60.0, NOW + renews_in_s), remaining)
 
 
 STANDINGS = [
-    build_standing("requests", 60, 50, 12.5),
-    build_standing("requests", 100, 9, 30.25),
-    build_standing("tokens", 1000, 0, 0.0115),
-    build_standing("usd_day", 5, 1, 9999),
+    build_rest("requests", 60, 50, 12.5),
+    build_rest("requests", 100, 9, 30.25),
+    build_rest("tokens", 1000, 0, 0.0115),
+    build_rest("usd_day", 5, 1, 9999),
 ]
 
 
@@ -56,7 +56,7 @@ def test_other_routes_have_the_ietf_headers() -> None:
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/v1/turns"])
 def test_without_a_limit_there_are_no_headers(path: str) -> None:
     """Nor for budgets, which no client reads."""
-    assert rate_headers(path, [build_standing("usd_month", 5, 1, 9999)], NOW) == {}
+    assert rate_headers(path, [build_rest("usd_month", 5, 1, 9999)], NOW) == {}
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ OPENING_CHUNKS = 3
 _encode = msgspec.json.Encoder().encode
 
 
-class StreamState(msgspec.Struct, frozen=True):
+class UiState(msgspec.Struct, frozen=True):
     """The parts without their last chunk, by the index of their block."""
 
     turn: TurnId
@@ -60,7 +60,7 @@ class StreamState(msgspec.Struct, frozen=True):
     """The texts of the blobs in the earlier steps of the message; None: the reader has these steps."""
 
 
-def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
+def render(state: UiState, stored: Stored) -> tuple[Frame, UiState]:
     chunks, state = _entry_chunks(state, stored)
     is_end = isinstance(stored.entry, End)
     return (_frame(chunks, stored.seq, is_end=is_end) if chunks else SILENT), state
@@ -102,7 +102,7 @@ def message_id(turn: TurnId, metadata: Mapping[str, str]) -> str:
     return metadata.get(MESSAGE, f"msg_{turn}")
 
 
-def _entry_chunks(state: StreamState, stored: Stored) -> tuple[list[Chunk], StreamState]:
+def _entry_chunks(state: UiState, stored: Stored) -> tuple[list[Chunk], UiState]:
     match stored.entry:
         case Request() as request:
             metadata = {"turn": state.turn, "session": request.session, "model": request.model, "asked_at": stored.at}
@@ -111,9 +111,9 @@ def _entry_chunks(state: StreamState, stored: Stored) -> tuple[list[Chunk], Stre
                 start = {**opening[0], "messageId": message_id(state.turn, request.metadata or {})}
                 earlier = resolve(earlier_messages(request.messages), state.earlier_texts)
                 opening = [start, *_earlier_steps(earlier), *opening[1:]]
-            return opening, StreamState(state.turn)
+            return opening, UiState(state.turn)
         case Attempt(mode="restart"):
-            return [RESET], StreamState(state.turn)
+            return [RESET], UiState(state.turn)
         case Event(event=raw, is_hidden=False):
             return _event_chunks(state, events.decode(raw))
         case End() as end:
@@ -127,22 +127,22 @@ def _entry_chunks(state: StreamState, stored: Stored) -> tuple[list[Chunk], Stre
             return [], state
 
 
-def _event_chunks(state: StreamState, event: events.Event | events.UnknownEvent) -> tuple[list[Chunk], StreamState]:
+def _event_chunks(state: UiState, event: events.Event | events.UnknownEvent) -> tuple[list[Chunk], UiState]:
     match event:
         case events.BlockStart(index, block):
             chunks, part = open_part(index, block)
             waiting = [chunk for earlier in state.open.values() if earlier.is_stopped for chunk in close_part(earlier)]
             rest = {number: earlier for number, earlier in state.open.items() if not earlier.is_stopped}
-            return waiting + chunks, StreamState(state.turn, {**rest, index: part})
+            return waiting + chunks, UiState(state.turn, {**rest, index: part})
         case events.BlockDelta(index, delta) if index in state.open:
             chunks, part = add_delta(state.open[index], delta)
-            return chunks, StreamState(state.turn, {**state.open, index: part})
+            return chunks, UiState(state.turn, {**state.open, index: part})
         case events.BlockStop(index) if index in state.open and may_be_cut(state.open[index]):
             stopped = replace(state.open[index], is_stopped=True)
-            return [], StreamState(state.turn, {**state.open, index: stopped})
+            return [], UiState(state.turn, {**state.open, index: stopped})
         case events.BlockStop(index) if index in state.open:
             rest = {number: part for number, part in state.open.items() if number != index}
-            return close_part(state.open[index]), StreamState(state.turn, rest)
+            return close_part(state.open[index]), UiState(state.turn, rest)
         case _:
             return [], state
 
@@ -230,7 +230,7 @@ def _frame(chunks: list[Chunk], seq: int, *, is_end: bool) -> Frame:
 UI = Dialect(
     name="ui",
     can_reset=True,
-    start=lambda key: StreamState(key.turn),
+    start=lambda key: UiState(key.turn),
     render=render,
     render_record=render_record,
     is_stateful=True,
@@ -240,4 +240,4 @@ UI = Dialect(
 
 def replay_dialect(earlier_texts: dict[str, str]) -> Dialect:
     """Returns the dialect that also renders the earlier steps of the message, whose blobs have `earlier_texts`."""
-    return UI._replace(name="ui-replay", start=lambda key: StreamState(key.turn, earlier_texts=earlier_texts))
+    return UI._replace(name="ui-replay", start=lambda key: UiState(key.turn, earlier_texts=earlier_texts))

@@ -31,7 +31,7 @@ _encode = msgspec.json.Encoder().encode
 Delta = dict[str, Any]
 
 
-class StreamState(msgspec.Struct, frozen=True):
+class ChatState(msgspec.Struct, frozen=True):
     """The part of the answer that the client has received."""
 
     head: Head
@@ -53,18 +53,18 @@ class StreamState(msgspec.Struct, frozen=True):
     annotations: tuple[Annotation, ...] = ()
 
 
-def start(key: TurnKey, *, include_usage: bool) -> StreamState:
-    return StreamState(Head(key.turn), include_usage)
+def start(key: TurnKey, *, include_usage: bool) -> ChatState:
+    return ChatState(Head(key.turn), include_usage)
 
 
-def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
+def render(state: ChatState, stored: Stored) -> tuple[Frame, ChatState]:
     match stored.entry:
         case Request(model=model):
             return SILENT, msgspec.structs.replace(state, head=Head(state.head.turn, model, stored.at))
         case Attempt(mode="restart"):
             dialect = NAME_WITH_USAGE if state.include_usage else NAME
             failure = Failure("backend_broken", RESTARTED.format(turn=state.head.turn, dialect=dialect))
-            return Frame(_render_error(failure), is_break=True), StreamState(state.head, state.include_usage)
+            return Frame(_render_error(failure), is_break=True), ChatState(state.head, state.include_usage)
         case Event(event=raw, is_hidden=False):
             delta, state = _delta(state, events.decode(raw))
             return (Frame(_render_chunk(state, delta, stored.seq)) if delta else SILENT), state
@@ -76,7 +76,7 @@ def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
 
 def render_record(record: TurnRecord, _: int, *, include_usage: bool) -> Frame:
     message = chat_object.message_of(record)
-    state = StreamState(chat_object.head_of(record), include_usage, annotations=tuple(message.get("annotations", ())))
+    state = ChatState(chat_object.head_of(record), include_usage, annotations=tuple(message.get("annotations", ())))
     calls = [{"index": number, **call} for number, call in enumerate(message.pop("tool_calls", ()))]
     deltas: list[Delta] = [{"role": "assistant", "content": ""}]
     deltas += [{name: message[name]} for name in ("reasoning_content", "content") if message.get(name)]
@@ -85,7 +85,7 @@ def render_record(record: TurnRecord, _: int, *, include_usage: bool) -> Frame:
     return Frame(answer + _render_ended(state, record, record.cursor))
 
 
-def _delta(state: StreamState, event: events.Event | events.UnknownEvent) -> tuple[Delta | None, StreamState]:
+def _delta(state: ChatState, event: events.Event | events.UnknownEvent) -> tuple[Delta | None, ChatState]:
     """Returns the delta of an event, None if it has none, and the state after it."""
     if isinstance(event, events.BlockStart):
         event = events.BlockStart(event.index, as_tool_use(event.content_block))
@@ -120,21 +120,21 @@ def _delta(state: StreamState, event: events.Event | events.UnknownEvent) -> tup
             return None, state
 
 
-def _text(state: StreamState, text: str) -> tuple[Delta | None, StreamState]:
+def _text(state: ChatState, text: str) -> tuple[Delta | None, ChatState]:
     return ({"content": text} if text else None), msgspec.structs.replace(state, chars=state.chars + len(text))
 
 
-def _arguments(state: StreamState, block: int, arguments: str) -> Delta:
+def _arguments(state: ChatState, block: int, arguments: str) -> Delta:
     return {"tool_calls": [{"index": state.tools.index(block), "function": {"arguments": arguments}}]}
 
 
-def _pending_arguments(state: StreamState) -> Delta:
+def _pending_arguments(state: ChatState) -> Delta:
     assert state.pending is not None  # noqa: S101  # the callers have checked it
     block, arguments = state.pending
     return _arguments(state, block, arguments.decode())
 
 
-def _render_ended(state: StreamState, ended: End | TurnRecord, seq: int) -> sse.Events:
+def _render_ended(state: ChatState, ended: End | TurnRecord, seq: int) -> sse.Events:
     if ended.outcome != "completed":
         return _render_error(failure_of(ended))
     finish = finish_reason(ended.stop_reason)
@@ -151,7 +151,7 @@ def _render_ended(state: StreamState, ended: End | TurnRecord, seq: int) -> sse.
     return last + _render_chunk(state, {}, None, finish) + sse.frame(_encode(usage_chunk)) + DONE
 
 
-def _render_chunk(state: StreamState, delta: Delta, seq: int | None = None, finish: str | None = None) -> sse.Events:
+def _render_chunk(state: ChatState, delta: Delta, seq: int | None = None, finish: str | None = None) -> sse.Events:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
     chunk = {**state.head.fields("chat.completion.chunk"), "choices": [choice]}
     if state.include_usage:

@@ -46,7 +46,7 @@ INCOMPLETE = "response.incomplete"
 _encode = msgspec.json.Encoder().encode
 
 
-class StreamState(msgspec.Struct, frozen=True):
+class ResponsesState(msgspec.Struct, frozen=True):
     """The events that a reader has received since the last restart. `number`: the number of the next event."""
 
     head: Head
@@ -57,17 +57,17 @@ class StreamState(msgspec.Struct, frozen=True):
     open: OpenItem | None = None
 
 
-def start(key: TurnKey) -> StreamState:
-    return StreamState(Head(key.turn))
+def start(key: TurnKey) -> ResponsesState:
+    return ResponsesState(Head(key.turn))
 
 
-def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
+def render(state: ResponsesState, stored: Stored) -> tuple[Frame, ResponsesState]:
     match stored.entry:
         case Request() as request:
             return _render_frame(*_render_queued(replace(state, head=head_of(state.head.turn, request, stored.at))))
         case Attempt(mode="restart"):
             error = {"type": "error", "code": "server_error", "message": RESTARTED, "param": None}
-            frame, restarted = _render_frame(StreamState(state.head, state.number), [error])
+            frame, restarted = _render_frame(ResponsesState(state.head, state.number), [error])
             return Frame(frame.events, is_break=True), restarted
         case Attempt():
             return _render_frame(*_render_in_progress(state))
@@ -86,7 +86,7 @@ def render_record(record: TurnRecord, seen: int) -> Frame:
     by its length in characters: the numbers are then never lower than in the log, and a client that drops events by
     number keeps the end.
     """
-    state, rendered = _render_blocks(StreamState(head_of_record(record)), map(_whole_block, record.content))
+    state, rendered = _render_blocks(ResponsesState(head_of_record(record)), map(_whole_block, record.content))
     _, ending = _render_ended(state, record, record.ended_at)
     rendered += ending
     if seen:
@@ -114,7 +114,7 @@ def render_snapshot(key: TurnKey, turn: Turn, number: int) -> sse.Events:
     return _encode_events(rendered, count(number - len(rendered)))
 
 
-def _render_event(state: StreamState, event: events.Event | events.UnknownEvent) -> tuple[StreamState, Events]:
+def _render_event(state: ResponsesState, event: events.Event | events.UnknownEvent) -> tuple[ResponsesState, Events]:
     """Renders one event of the model, after the events that must precede it."""
     if isinstance(event, events.UnknownEvent | events.MessageDelta):
         return state, []
@@ -132,7 +132,7 @@ def _render_event(state: StreamState, event: events.Event | events.UnknownEvent)
             return state, opening
 
 
-def _render_blocks(state: StreamState, blocks: Iterable[Block]) -> tuple[StreamState, Events]:
+def _render_blocks(state: ResponsesState, blocks: Iterable[Block]) -> tuple[ResponsesState, Events]:
     """Renders an answer, or what there is of it, with one delta for each block."""
     state, rendered = _render_in_progress(state)
     for index, block in enumerate(blocks):
@@ -177,12 +177,12 @@ def _whole_block(content: dict[str, Any]) -> Block:
             return Block(kind, content, is_closed=True)
 
 
-def _render_queued(state: StreamState) -> tuple[StreamState, Events]:
+def _render_queued(state: ResponsesState) -> tuple[ResponsesState, Events]:
     queued = build_response(state.head, "queued", [])
     return replace(state, is_created=True), [_lifecycle("response.created", queued)]
 
 
-def _render_in_progress(state: StreamState) -> tuple[StreamState, Events]:
+def _render_in_progress(state: ResponsesState) -> tuple[ResponsesState, Events]:
     """Returns the events before the first item, if they were not rendered yet."""
     if state.is_in_progress:
         return state, []
@@ -192,7 +192,7 @@ def _render_in_progress(state: StreamState) -> tuple[StreamState, Events]:
     return state, [*created, _lifecycle("response.in_progress", running)]
 
 
-def _close(state: StreamState, status: str) -> tuple[StreamState, Events]:
+def _close(state: ResponsesState, status: str) -> tuple[ResponsesState, Events]:
     if state.open is None:
         return state, []
     item, closing = close_item(state.open, status)
@@ -200,7 +200,9 @@ def _close(state: StreamState, status: str) -> tuple[StreamState, Events]:
     return replace(state, open=None, items=items), closing
 
 
-def _render_ended(state: StreamState, ended: End | TurnRecord, ended_at: datetime | None) -> tuple[StreamState, Events]:
+def _render_ended(
+    state: ResponsesState, ended: End | TurnRecord, ended_at: datetime | None
+) -> tuple[ResponsesState, Events]:
     """Returns the last events: the open item is closed, and the whole response follows."""
     outcome, stop_reason = ended.outcome, ended.stop_reason
     status = status_of(outcome, stop_reason)
@@ -215,7 +217,7 @@ def _lifecycle(kind: str, response: dict[str, Any]) -> dict[str, Any]:
     return {"type": kind, "response": response}
 
 
-def _render_frame(state: StreamState, rendered: Events) -> tuple[Frame, StreamState]:
+def _render_frame(state: ResponsesState, rendered: Events) -> tuple[Frame, ResponsesState]:
     frame = Frame(_encode_events(rendered, count(state.number))) if rendered else SILENT
     return frame, replace(state, number=state.number + len(rendered))
 

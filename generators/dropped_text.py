@@ -1,4 +1,4 @@
-"""LeftOutMeter: counts the text of a model call that is not stored (PROTOCOL R70). Pure."""
+"""DroppedTextMeter: counts the text of a model call that is not stored (PROTOCOL R70). Pure."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from tailrace.generators.backends.model_event import ModelEvent, Sink, report_le
 from tailrace.proto.usage_meter import UsageMeter
 
 
-class LeftOutMeter:
+class DroppedTextMeter:
     """Counts the bytes of text of a call that the sinks around `sink` do not pass on to it.
 
     They hold text back while it may be left out: of what they still hold when the call ends, nothing is stored.
