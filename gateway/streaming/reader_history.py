@@ -2,9 +2,10 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Literal, Self
+from typing import Literal
 
 import msgspec
 import structlog
@@ -24,42 +25,16 @@ READERS_MAX = 1000
 
 
 class Reader:
-    """One stream of a turn: a context manager, which logs when the stream opens and when it ends."""
+    """One stream of a turn."""
 
-    def __init__(self, feed: TurnFeed, dialect: str, cursor: Seq, log: Callable[..., None]) -> None:
-        """`log` writes a log line, such as `logger.info`."""
-        self._log = log
-        self.key = feed.key
+    def __init__(self, key: TurnKey, dialect: str, cursor: Seq) -> None:
+        self.key = key
         self.dialect = dialect
         self.cursor = cursor
         self.written = cursor
         self.opened_at = datetime.now(UTC)
         self.closed_at: datetime | None = None
         self.ending: Ending = "open"
-        self.started = time.monotonic()
-        request = feed.request
-        self.request = {} if request is None else {"session": request.session, "model": request.model}
-
-    def __enter__(self) -> Self:
-        resumed = self.cursor != BEFORE_FIRST
-        self._write_line("stream resumed" if resumed else "stream opened", cursor=self.cursor if resumed else None)
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.closed_at = datetime.now(UTC)
-        if self.ending == "open":
-            self.ending = "failed"
-        is_ended = self.ending == "ended"
-        self._write_line(
-            "stream ended" if is_ended else "stream cut",
-            cause=None if is_ended else self.ending,
-            cursor=self.written,
-            duration_s=round(time.monotonic() - self.started, 3),
-        )
-
-    def _write_line(self, event: str, **fields: object) -> None:
-        names = {"turn": self.key.turn, "tenant": self.key.tenant, **self.request, "dialect": self.dialect}
-        self._log(event, **names, **fields)
 
     def note_write(self, entries: Sequence[Stored], start: int, end: int) -> None:
         """Notes a write of the entries from index `start` to `end`, the end not included."""
@@ -93,11 +68,30 @@ class ReaderHistory:
         self._readers: deque[Reader] = deque(maxlen=STREAMS_KEPT)
         self._started_at = datetime.now(UTC)
 
-    def record_stream(self, feed: TurnFeed, dialect: str, cursor: Seq) -> Reader:
-        """Adds a stream, and returns it. It is open until its context is left."""
-        reader = Reader(feed, dialect, cursor, self._log)
+    @contextmanager
+    def record_stream(self, feed: TurnFeed, dialect: str, cursor: Seq) -> Iterator[Reader]:
+        """Adds a stream, which is open until the block is left. Writes a log line when it opens, and when it ends."""
+        reader, began_at = Reader(feed.key, dialect, cursor), time.monotonic()
         self._readers.append(reader)
-        return reader
+        request = feed.request
+        of_request = {} if request is None else {"session": request.session, "model": request.model}
+        names = {"turn": feed.key.turn, "tenant": feed.key.tenant, **of_request, "dialect": dialect}
+        has_resumed = cursor != BEFORE_FIRST
+        self._log("stream resumed" if has_resumed else "stream opened", **names, cursor=cursor if has_resumed else None)
+        try:
+            yield reader
+        finally:
+            reader.closed_at = datetime.now(UTC)
+            if reader.ending == "open":
+                reader.ending = "failed"
+            is_ended = reader.ending == "ended"
+            self._log(
+                "stream ended" if is_ended else "stream cut",
+                **names,
+                cause=None if is_ended else reader.ending,
+                cursor=reader.written,
+                duration_s=round(time.monotonic() - began_at, 3),
+            )
 
     def encode_readers(self, key: TurnKey) -> bytes:
         """Returns the last `READERS_MAX` streams of a turn, as the JSON of GatewayReaders."""

@@ -58,7 +58,7 @@ class TurnAccess:
         self._streams = streams
         self._tickets = tickets
 
-    async def permit(self, request: ApiRequest, key: TurnKey) -> StreamAccess:
+    async def of(self, request: ApiRequest, key: TurnKey) -> StreamAccess:
         """Returns the access of `request` to the turn. Raises Refused if its ticket is not valid or was used."""
         ticket = await self._tickets.read_single_use(request, key) if PARAMETER in request.query_params else None
         if ticket is None:

@@ -71,7 +71,7 @@ async def get_events(request: ApiRequest, turn_access: TurnAccess) -> ASGIApp:
     may read the same turn.
     """
     key, dialect = request.turn(), dialect_of(request)
-    access = await turn_access.permit(request, key)
+    access = await turn_access.of(request, key)
     return stream_of(access, request, key, cursor_of(request, access.id_prefix), dialect, pace=pace_of(request))
 
 
