@@ -143,6 +143,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     traceparent: str | None = None
     """The attempt's span; None while traces are off."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes may write it, each with the same bytes: from a message batch (PROTOCOL R67)."""
+        return self.backend == MESSAGE_BATCHES
+
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event of Anthropic's streaming vocabulary, as received or joined from several deltas.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tailrace.proto import entries
 from tailrace.proto.chain import START, Chain, link
-from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, Entry
+from tailrace.proto.entries import Attempt, Entry
 from tailrace.proto.errors import FenceLost, LogFull, LogUnavailable
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats.log_server import LogServer, PublishUnclear
@@ -101,7 +101,7 @@ async def read_tail(
         is_next = link(chain, stored.seq, stored.entry) is not None
         if is_next and entries.encode(stored.entry) == entries.encode(entry):
             is_followed = number < len(page.entries) or not page.is_last
-            if isinstance(entry, Attempt) and entry.backend != MESSAGE_BATCHES and is_followed:
+            if isinstance(entry, Attempt) and not entry.is_shared and is_followed:
                 # A generator appends events of an attempt only after it knows that the attempt is stored. So this
                 # process has stored the same attempt earlier, and has planned it again from a read that was behind.
                 raise FenceLost(f"{key.turn} already has this attempt, at {stored.seq}")

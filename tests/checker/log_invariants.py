@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from tailrace.deploy.simulated_claude.answer import Part
 from tailrace.proto import subjects
 from tailrace.proto.chain import START, link
-from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, Request
+from tailrace.proto.entries import Attempt, Request
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Seq
 from tailrace.proto.subjects import TurnKey
@@ -90,7 +90,7 @@ def _attempt_problems(run: Run) -> Iterator[Verdict]:
                 if of != number + 1:
                     yield violation(f"{key.turn}: attempt {of} at {stored.seq} follows attempt {number}", stored)
                 # Every process writes the same bytes from the result of a message batch (PROTOCOL R67).
-                number, begun_by = of, append if stored.entry.backend != MESSAGE_BATCHES else None
+                number, begun_by = of, append if not stored.entry.is_shared else None
             elif of != number:
                 yield violation(f"{key.turn}: {stored.seq} is of attempt {of}, during attempt {number}", stored)
             elif append and begun_by and append.process != begun_by.process and append.kind != "end":
