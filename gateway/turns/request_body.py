@@ -257,9 +257,11 @@ def build_entry(
         raise Refused("request_invalid", f"`max_tokens` must be from 1 to {most} for {model.id}")
     if new_turn.max_cost is not None and model.prices is None:
         raise Refused("price_unknown", f"`max_cost`: the price of {model.id} is unknown")
-    system = new_turn.system if new_turn.system is not None else position.system
-    # A session's system prompt may have been stored before `POST /v1/sessions` checked it.
-    refuse_blob_references(system)
+    system = new_turn.system
+    if system is None:
+        system = position.system
+        # That of a session may have been stored before `POST /v1/sessions` checked it.
+        refuse_blob_references(system)
     options = new_turn.options if new_turn.schema is None else with_schema(new_turn.options, new_turn.schema)
     if position.new[-1].role == "assistant":
         require_prefill(model, options)
