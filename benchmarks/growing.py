@@ -203,7 +203,7 @@ class ScalingRun:
 
             async def record(key: TurnKey = key) -> TurnRecord | None:
                 with suppress(Refused):
-                    return await client.ask(key.tenant, GetTurn(key.turn))
+                    return await client.query(key.tenant, GetTurn(key.turn))
                 return None
 
             found = await until(record, RECORDED_S_MAX)

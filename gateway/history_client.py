@@ -21,15 +21,15 @@ class HistoryClient:
         self._services = services
         self._timeout_s = timeout_s
 
-    async def ask(self, tenant: Tenant, question: Query[A]) -> A:
+    async def query(self, tenant: Tenant, query: Query[A]) -> A:
         """Sends a query and returns its answer."""
-        body = msgspec.json.encode(question)
-        reply = await self._services.request(tenant, question.query, body, timeout_s=self._timeout_s)
-        return msgspec.json.decode(reply, type=answer_type(type(question)))
+        body = msgspec.json.encode(query)
+        reply = await self._services.request(tenant, query.query, body, timeout_s=self._timeout_s)
+        return msgspec.json.decode(reply, type=answer_type(type(query)))
 
     async def read_past_turn(self, key: TurnKey) -> TurnRecord:
         """Returns a turn that has left the log."""
-        return close_record(await self.ask(key.tenant, GetTurn(key.turn)))
+        return close_record(await self.query(key.tenant, GetTurn(key.turn)))
 
 
 def close_record(record: R) -> R:

@@ -91,11 +91,11 @@ async def post(
             async with limiter.open_admission(request.principal) as admission:
                 await admission.count_request()
                 await request_blobs.put(key, {sha256: file.content}, {sha256}, admission, is_renewed=True)
-            await history.ask(request.tenant, CreateFile(record))
+            await history.query(request.tenant, CreateFile(record))
         return record
 
     async def find(name: str) -> FileRecord:
-        return await history.ask(request.tenant, GetFile(name))
+        return await history.query(request.tenant, GetFile(name))
 
     # These fields and not the body, because a repeated form has another boundary.
     given = msgspec.json.encode([sha256, file.filename, media_type, purpose])
@@ -108,15 +108,15 @@ async def list_files(request: ApiRequest, history: HistoryClient) -> Response:
 
     In the format of OpenAI's API, or of Anthropic's if the request has the header `anthropic-version`.
     """
-    query, limit = request.query_params, limit_of(request, 200, LIST_MAX)
+    parameters, limit = request.query_params, limit_of(request, 200, LIST_MAX)
     is_oldest_first = not is_newest_first(request, "desc")
     require_one_cursor(request, *CURSORS)
-    after = next((query[name] for name in CURSORS if name in query), None)
+    after = next((parameters[name] for name in CURSORS if name in parameters), None)
     # Whether the file still exists does not matter: a client may delete each file that it has listed.
     if after is not None and FILE_ID.fullmatch(after) is None:
         raise Refused("cursor_invalid", "the cursor is not the id of a file: send the id of the last one of the page")
-    question = ListFiles(after, limit, query.get("purpose"), is_oldest_first=is_oldest_first)
-    found = await history.ask(request.tenant, question)
+    query = ListFiles(after, limit, parameters.get("purpose"), is_oldest_first=is_oldest_first)
+    found = await history.query(request.tenant, query)
     data = [_render(one, is_anthropic=_is_anthropic(request)) for one in found.files]
     page = {"object": "list", **list_page(data, has_more=found.has_more)}
     return json_response({**page, "next_page": page["last_id"] if found.has_more else None})
@@ -190,7 +190,7 @@ async def delete(request: ApiRequest, history: HistoryClient) -> Response:
     """
     if RESULT_FILE.fullmatch(request.path_params["file_id"]) is not None:
         raise Refused("request_invalid", "the results of a batch are deleted with its turn: DELETE /v1/turns/{turn}")
-    file = (await history.ask(request.tenant, DeleteFile(_id_of(request)))).file
+    file = (await history.query(request.tenant, DeleteFile(_id_of(request)))).file
     if _is_anthropic(request):
         return json_response({"id": file, "type": "file_deleted"})
     return json_response({"id": file, "object": "file", "deleted": True})
@@ -240,7 +240,7 @@ async def _life(form: Form, blob_store: BlobStore) -> timedelta | None:
 
 
 async def _file_of(request: ApiRequest, history: HistoryClient) -> FileRecord:
-    return await history.ask(request.tenant, GetFile(_id_of(request)))
+    return await history.query(request.tenant, GetFile(_id_of(request)))
 
 
 def _id_of(request: ApiRequest) -> str:

@@ -150,7 +150,7 @@ async def batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> 
     """
     tenant = request.tenant
     after, limit = page_of(request)
-    found = await history.ask(tenant, ListBatches(after, limit))
+    found = await history.query(tenant, ListBatches(after, limit))
     current = await refresh_all(log, tenant, found.batches)
     return json_response(BatchList(data=[batch_record(one) for one in current], next=found.next))
 
@@ -222,7 +222,7 @@ async def _stored_inputs(
     first = numbers.start
     while first < numbers.stop:
         limit = min(READ_AT_ONCE, numbers.stop - first)
-        page = await history.ask(key.tenant, ListBatchTurns(key.turn, first, limit))
+        page = await history.query(key.tenant, ListBatchTurns(key.turn, first, limit))
         turns = {one.index: one.turn for one in page.turns}
         some = range(first, min(page.next, numbers.stop))
         yield [
@@ -359,7 +359,7 @@ async def find_batch(key: TurnKey, log: TurnLog, history: HistoryClient) -> tupl
     try:
         turn = await log.read_turn(key)
     except TurnUnknown:
-        return key, close_record(await history.ask(key.tenant, GetBatch(key.turn))), None
+        return key, close_record(await history.query(key.tenant, GetBatch(key.turn))), None
     try:
         return key, stored_batch(key, turn), turn
     except TurnUnknown as error:

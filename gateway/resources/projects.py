@@ -58,7 +58,7 @@ async def projects(request: ApiRequest, history: HistoryClient) -> Response:
     Each project has the totals of its sessions. A page is requested by `after`, or by its number.
     """
     tenant, page = request.tenant, number_of(request)
-    found = await history.ask(tenant, ListProjects(page.after, page.limit, page.offset))
+    found = await history.query(tenant, ListProjects(page.after, page.limit, page.offset))
     return json_response(
         ProjectList(
             data=[with_path(tenant, record) for record in found.projects],
@@ -83,10 +83,10 @@ async def post(request: ApiRequest, limiter: Limiter, history: HistoryClient, cl
 
     async def create(name: str) -> ProjectRecord:
         async with limiter.count(request.principal, len(raw)):
-            return await history.ask(tenant, CreateProject(name, new.name, new.description))
+            return await history.query(tenant, CreateProject(name, new.name, new.description))
 
     async def find(name: str) -> ProjectRecord:
-        return await history.ask(tenant, GetProject(name))
+        return await history.query(tenant, GetProject(name))
 
     made = await create_once(request, raw, claims, "project", new.id, create, find)
     return json_response(with_path(tenant, made), headers={"location": f"/v1/projects/{made.id}"})
@@ -95,8 +95,8 @@ async def post(request: ApiRequest, limiter: Limiter, history: HistoryClient, cl
 async def project(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/projects/{project}`: one project, with the totals of its sessions."""
     tenant = request.tenant
-    question = GetProject(request.path_params["project"])
-    return json_response(with_path(tenant, await history.ask(tenant, question)))
+    query = GetProject(request.path_params["project"])
+    return json_response(with_path(tenant, await history.query(tenant, query)))
 
 
 async def delete(request: ApiRequest, deleter: Deleter) -> Response:

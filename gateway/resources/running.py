@@ -48,39 +48,41 @@ async def get_turns(request: ApiRequest, history: HistoryClient, reader: TurnRea
     finds turns whose message and answer contain all of its words.
     """
     tenant, (after, limit) = request.tenant, page_of(request)
-    question = _question(request, after, limit)
-    found = await history.ask(tenant, question)
+    query = _query_of(request, after, limit)
+    found = await history.query(tenant, query)
     turns = await asyncio.gather(*(reader.refresh(TurnKey(tenant, one.turn), one) for one in found.turns))
-    shown = [one for one in turns if one.outcome == "running" or isinstance(question, ListTurns)]
+    shown = [one for one in turns if one.outcome == "running" or isinstance(query, ListTurns)]
     return json_response(TurnList(data=shown, next=found.next))
 
 
-def _question(request: ApiRequest, after: str | None, limit: int) -> ListRunning | ListTurns:
-    """Returns what the query parameters ask for. Raises Refused."""
-    query = request.query_params
-    labels = {name: query[name] for name in LABELS if name in query}
-    labels |= {f"metadata.{found[1]}": value for name, value in query.items() if (found := METADATA.fullmatch(name))}
+def _query_of(request: ApiRequest, after: str | None, limit: int) -> ListRunning | ListTurns:
+    """Returns the query for the parameters of `request`. Raises Refused."""
+    parameters = request.query_params
+    labels = {name: parameters[name] for name in LABELS if name in parameters}
+    labels |= {
+        f"metadata.{found[1]}": value for name, value in parameters.items() if (found := METADATA.fullmatch(name))
+    }
     first, last = day_of(request, "from"), day_of(request, "to")
-    status = query.get("status")
+    status = parameters.get("status")
     if status not in (None, "running", *ENDED):
         why = f"`status` must be one of running, {', '.join(ENDED)}; leave it out for all turns"
         raise Refused("request_invalid", why, param="status")
     if status != "running":
-        if "session" in query:
+        if "session" in parameters:
             why = (
                 "`session` can be combined with `status=running` only: "
                 "all turns of a session are listed at /v1/sessions/{session}/turns"
             )
             raise Refused("request_invalid", why, param="session")
-        if len(text := query.get("q", "")) > TEXT_CHARS_MAX:
+        if len(text := parameters.get("q", "")) > TEXT_CHARS_MAX:
             why = (
                 f"`q` has {len(text):,} characters, and at most {TEXT_CHARS_MAX:,} are allowed: search for fewer words"
             )
             raise Refused("request_invalid", why, param="q")
-        return ListTurns(labels, query.get("q"), first, last, after, limit, cast("Outcome | None", status))
-    if labels or first or last or "q" in query:
+        return ListTurns(labels, parameters.get("q"), first, last, after, limit, cast("Outcome | None", status))
+    if labels or first or last or "q" in parameters:
         raise Refused("request_invalid", "`status=running` can be combined with `session` only: leave the others out")
-    return ListRunning(query.get("session"), after, limit)
+    return ListRunning(parameters.get("session"), after, limit)
 
 
 async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
@@ -89,11 +91,11 @@ async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient)
     The response names the turns that this request has ended.
     """
     tenant = request.tenant
-    session = (await history.ask(tenant, GetSession(request.path_params["session"]))).session
+    session = (await history.query(tenant, GetSession(request.path_params["session"]))).session
     cancelled: list[TurnId] = []
     after: str | None = None
     while True:
-        page = await history.ask(tenant, ListRunning(session, after, PAGE_ITEMS_MAX))
+        page = await history.query(tenant, ListRunning(session, after, PAGE_ITEMS_MAX))
         ended = await asyncio.gather(*(_cancel(log, tenant, one.turn) for one in page.turns))
         cancelled += [one.turn for one, is_cancelled in zip(page.turns, ended, strict=True) if is_cancelled]
         if (after := page.next) is None:

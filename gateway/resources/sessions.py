@@ -123,10 +123,10 @@ async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
     Each session has the totals of its turns. A page is requested by `after`, or by its number.
     """
     tenant, page = request.tenant, number_of(request)
-    query = request.query_params
-    check_name("project_id", query.get("project_id"))
-    question = ListSessions(page.after, page.limit, query.get("project_id"), page.offset, query.get("user"))
-    found = await history.ask(tenant, question)
+    parameters = request.query_params
+    check_name("project_id", parameters.get("project_id"))
+    query = ListSessions(page.after, page.limit, parameters.get("project_id"), page.offset, parameters.get("user"))
+    found = await history.query(tenant, query)
     return json_response(
         SessionList(
             data=found.sessions,
@@ -155,10 +155,10 @@ async def post(
     async def create(name: str) -> SessionRecord:
         session = CreateSession(name, new.title, new.model, new.system_prompt, new.project_id, user)
         async with limiter.count(request.principal, len(raw)):
-            return await history.ask(tenant, session)
+            return await history.query(tenant, session)
 
     async def find(name: str) -> SessionRecord:
-        return await history.ask(tenant, GetSession(name))
+        return await history.query(tenant, GetSession(name))
 
     made = await create_once(request, raw, claims, "session", new.id, create, find)
     return json_response(made, headers={"location": f"/v1/sessions/{made.session}"})
@@ -167,8 +167,8 @@ async def post(
 async def session(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/sessions/{session}`: one session, with the totals of all its branches."""
     tenant = request.tenant
-    question = GetSession(request.path_params["session"])
-    return json_response(await history.ask(tenant, question))
+    query = GetSession(request.path_params["session"])
+    return json_response(await history.query(tenant, query))
 
 
 async def patch(request: ApiRequest, history: HistoryClient, catalogue: Catalogue) -> Response:
@@ -179,8 +179,8 @@ async def patch(request: ApiRequest, history: HistoryClient, catalogue: Catalogu
     tenant = request.tenant
     new, _ = await request.read(ChangeBody)
     _check(new, await catalogue.offer(tenant))
-    question = ChangeSession(request.path_params["session"], new.title, new.model, new.system_prompt)
-    return json_response(await history.ask(tenant, question))
+    query = ChangeSession(request.path_params["session"], new.title, new.model, new.system_prompt)
+    return json_response(await history.query(tenant, query))
 
 
 async def delete(request: ApiRequest, deleter: Deleter) -> Response:
@@ -198,8 +198,8 @@ async def turns(request: ApiRequest, history: HistoryClient, reader: TurnReader)
     With the turns of all branches.
     """
     tenant, (after, limit) = request.tenant, page_of(request)
-    question = ListSessionTurns(request.path_params["session"], after, limit, is_newest_first(request, "asc"))
-    found = await history.ask(tenant, question)
+    query = ListSessionTurns(request.path_params["session"], after, limit, is_newest_first(request, "asc"))
+    found = await history.query(tenant, query)
     current = await asyncio.gather(*(reader.refresh(TurnKey(tenant, one.turn), one) for one in found.turns))
     return json_response(msgspec.structs.replace(found, turns=current))
 
@@ -210,8 +210,8 @@ async def branches(request: ApiRequest, history: HistoryClient) -> Response:
     Each of them is one way to read the conversation.
     """
     tenant, (after, limit) = request.tenant, page_of(request)
-    question = ListBranches(request.path_params["session"], after, limit)
-    found = await history.ask(tenant, question)
+    query = ListBranches(request.path_params["session"], after, limit)
+    found = await history.query(tenant, query)
     return json_response(BranchList(data=found.branches, next=found.next))
 
 
@@ -222,7 +222,7 @@ async def stats(request: ApiRequest, history: HistoryClient) -> Response:
     since the start of the UTC day on which that time began. `claude_sessions` are those with a running turn.
     """
     tenant = request.tenant
-    found = await history.ask(tenant, GetStats())
+    found = await history.query(tenant, GetStats())
     active = ActiveSessions(
         active_sessions=found.active_sessions,
         turns=sum(model.turns for model in found.by_model),

@@ -42,9 +42,9 @@ async def usage_response(request: Request, history: HistoryClient, tenant: Tenan
     """Returns the usage of a tenant for the query of `request`. Raises Refused."""
     after, limit = page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
-    question = GetUsage(_parse_by(request), first, last, after, limit, request.query_params.get("key"))
-    found = await history.ask(tenant, question)
-    return json_response(UsageList(data=found.usage, next=found.next, by=question.by, first=first, last=last))
+    query = GetUsage(_parse_by(request), first, last, after, limit, request.query_params.get("key"))
+    found = await history.query(tenant, query)
+    return json_response(UsageList(data=found.usage, next=found.next, by=query.by, first=first, last=last))
 
 
 def days_of(request: Request, today: date) -> tuple[date, date]:

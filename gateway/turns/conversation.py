@@ -46,8 +46,8 @@ class Conversations:
             case str(session), None:
                 return position_after(await self._beginning(tenant, session, may_create=new_turn.create_session), new)
             case session, parent:
-                question = GetContext(session, None if parent is msgspec.UNSET else parent, new_turn.create_session)
-                context = await self._context(tenant, question, new_turn, may_interrupt)
+                query = GetContext(session, None if parent is msgspec.UNSET else parent, new_turn.create_session)
+                context = await self._context(tenant, query, new_turn, may_interrupt)
                 if isinstance(context, TurnRecord):
                     return await self._build_queued_position(tenant, context, new)
                 if isinstance(new_turn, AppendedTurn):
@@ -61,7 +61,7 @@ class Conversations:
     async def _beginning(self, tenant: Tenant, session: str, *, may_create: bool) -> Context:
         """Returns an empty branch of a session. Raises Refused if it does not exist, unless `may_create`."""
         try:
-            found = await self._history.ask(tenant, GetSession(session))
+            found = await self._history.query(tenant, GetSession(session))
         except Refused as refused:
             if refused.code == "session_not_found" and may_create:
                 return Context(SessionId(session), None, [])
@@ -74,16 +74,16 @@ class Conversations:
         return msgspec.structs.replace(position_after(beginning, new), parent=running.turn, is_queued=True)
 
     async def _context(
-        self, tenant: Tenant, question: GetContext, new_turn: NewTurn, may_interrupt: Callable[[], Awaitable[bool]]
+        self, tenant: Tenant, query: GetContext, new_turn: NewTurn, may_interrupt: Callable[[], Awaitable[bool]]
     ) -> Context | TurnRecord:
         """Returns the branch to continue. While its last turn runs, applies `on_busy`; `queue` returns that turn."""
         while True:
             try:
-                return await self._history.ask(tenant, question)
+                return await self._history.query(tenant, query)
             except Refused as refused:
                 if refused.code != "session_busy" or new_turn.on_busy == "reject":
                     raise
-                newest, running = await self._find_running(tenant, question)
+                newest, running = await self._find_running(tenant, query)
                 # After the running turn is known: its POST has claimed its key before.
                 if new_turn.on_busy == "interrupt" and not await may_interrupt():
                     raise
@@ -94,7 +94,7 @@ class Conversations:
             elif running.parent is None:
                 return await self._beginning(tenant, running.session, may_create=False)
             else:
-                question = GetContext(question.session, running.parent)
+                query = GetContext(query.session, running.parent)
 
     async def _cancel(self, key: TurnKey) -> None:
         try:
@@ -105,17 +105,17 @@ class Conversations:
             why = "the turn to continue from has no end: continue from another turn, or begin a new session"
             raise Refused("session_busy", why) from error
 
-    async def _find_running(self, tenant: Tenant, question: GetContext) -> tuple[TurnRecord, TurnRecord]:
+    async def _find_running(self, tenant: Tenant, query: GetContext) -> tuple[TurnRecord, TurnRecord]:
         """Returns the turn that the new one would continue, and the running turn of its branch.
 
         They differ if a queued turn was cancelled while the turn before it still runs.
         """
-        if question.parent is not None:
-            newest = await self._history.ask(tenant, GetTurn(TurnId(question.parent)))
+        if query.parent is not None:
+            newest = await self._history.query(tenant, GetTurn(TurnId(query.parent)))
         else:
-            assert question.session is not None  # noqa: S101  # without session and parent there is no context to query
-            newest = await self._history.ask(tenant, GetLastTurn(question.session))
+            assert query.session is not None  # noqa: S101  # without session and parent there is no context to query
+            newest = await self._history.query(tenant, GetLastTurn(query.session))
         running = newest
         while running.outcome != "running" and running.parent is not None:
-            running = await self._history.ask(tenant, GetTurn(running.parent))
+            running = await self._history.query(tenant, GetTurn(running.parent))
         return newest, running if running.outcome == "running" else newest

@@ -161,7 +161,7 @@ class Deleter:
         purged = Purged()
         few, is_large, results = -1, False, deletion.results()
         while few < ROUNDS_MAX:
-            left = await self._history.ask(tenant, DeleteResource(kind, name, purged.turns))
+            left = await self._history.query(tenant, DeleteResource(kind, name, purged.turns))
             deletion.rows += left.rows
             # A turn whose row is left is returned again.
             deletion.turns |= set(purged.turns) - {turn.turn for turn in left.turns}
@@ -243,7 +243,7 @@ class Deleter:
         after: str | None = None
         oldest = await self._log.now() - BATCH_LIFE
         while True:
-            page = await self._history.ask(tenant, ListBatches(after, BATCHES_PAGE))
+            page = await self._history.query(tenant, ListBatches(after, BATCHES_PAGE))
             for one in page.batches:
                 if _may_store(one.outcome, one.counts.via):
                     await self._withdraw_from(TurnKey(tenant, one.batch), user)

@@ -39,7 +39,7 @@ async def is_deleted(log: TurnLog, history: HistoryClient, parent: TurnKey) -> b
     """
     try:
         if not await log.has_end(parent):
-            await history.ask(parent.tenant, GetTurn(parent.turn))
+            await history.query(parent.tenant, GetTurn(parent.turn))
     except LogUnavailable:
         return False
     except Refused as refused:

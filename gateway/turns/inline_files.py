@@ -141,7 +141,7 @@ class FileReader:
         if not is_token(file):
             raise _unknown(file)
         try:
-            return await self._files.history.ask(self._tenant, GetFile(file))
+            return await self._files.history.query(self._tenant, GetFile(file))
         except Refused as error:
             raise (_unknown(file) if error.code == "file_not_found" else error) from error
 

@@ -223,7 +223,7 @@ async def read(
         stored += page
     record, recorded = None, None
     try:
-        record = await history.ask(key.tenant, GetTurn(key.turn))
+        record = await history.query(key.tenant, GetTurn(key.turn))
         recorded = record.ended_at is not None
     except Refused as refused:
         is_unknown = refused.code == "turn_not_found"

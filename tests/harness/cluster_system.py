@@ -145,7 +145,7 @@ class ClusterSystem(System):
         async def record() -> TurnRecord | None:
             # Persistence answers "try again" while its consumer has no leader or is behind.
             with suppress(Refused):
-                return await history_client.ask(listener.key.tenant, GetTurn(listener.key.turn))
+                return await history_client.query(listener.key.tenant, GetTurn(listener.key.turn))
             return None
 
         found = await until(record, HEALED_S_MAX)

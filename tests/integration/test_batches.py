@@ -458,14 +458,14 @@ async def test_a_takeover_does_not_run_deleted_inputs(
     own: VerifiedSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_cut: bool
 ) -> None:
     """The fence of a purged request is that of a new turn, also if the deletion has not set the tombstone yet."""
-    ask = HistoryClient.ask
+    query = HistoryClient.query
 
-    async def ask_until_purged(self: HistoryClient, tenant: Tenant, question: Any) -> Any:
-        if is_cut and isinstance(question, DeleteResource) and question.purged:
+    async def query_until_purged(self: HistoryClient, tenant: Tenant, given: Any) -> Any:
+        if is_cut and isinstance(given, DeleteResource) and given.purged:
             raise Refused("persistence_unavailable", "it was killed")
-        return await ask(self, tenant, question)
+        return await query(self, tenant, given)
 
-    monkeypatch.setattr(HistoryClient, "ask", ask_until_purged)
+    monkeypatch.setattr(HistoryClient, "query", query_until_purged)
     await own.shorten_lease(LEASE_S)
     batch = await post_batch(own.gateway, build_inputs(4), parallel=1)
     first = own.turns(batch)[0]

@@ -377,7 +377,7 @@ async def test_an_idempotency_key_creates_one_session_or_project(gateway: Gatewa
     assert (await create("one")).json()["id"] == first["id"]
 
 
-@pytest.mark.parametrize(("read_by", "name"), [(Claims, "find"), (HistoryClient, "ask")], ids=["claim", "session"])
+@pytest.mark.parametrize(("read_by", "name"), [(Claims, "find"), (HistoryClient, "query")], ids=["claim", "session"])
 async def test_a_repetition_that_is_overtaken_by_its_first_request_returns_the_same_session(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, read_by: type, name: str
 ) -> None:

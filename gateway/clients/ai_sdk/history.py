@@ -27,7 +27,7 @@ async def newest_branch(
     found: list[TurnRecord] = []
     size, next_turn = 0, await last_turn(history, tenant, chat)
     while next_turn is not None:
-        page = await history.ask(tenant, GetAncestry(next_turn, PAGE_TURNS))
+        page = await history.query(tenant, GetAncestry(next_turn, PAGE_TURNS))
         # About the size of the response; also limits how many turns are read.
         size += len(msgspec.json.encode(page.turns))
         if size > bytes_max:
@@ -46,9 +46,9 @@ async def newest_branch(
 async def last_turn(history: HistoryClient, tenant: Tenant, chat: str) -> TurnId | None:
     """Returns the chat's newest turn, None if it has none yet. Raises Refused for an unknown chat."""
     try:
-        return (await history.ask(tenant, GetLastTurn(chat))).turn
+        return (await history.query(tenant, GetLastTurn(chat))).turn
     except Refused as refused:
         if refused.code != "session_not_found":
             raise
-        await history.ask(tenant, GetSession(chat))
+        await history.query(tenant, GetSession(chat))
         return None

@@ -154,11 +154,11 @@ async def find_turn_or_chat(log: TurnLog, history: HistoryClient, tenant: Tenant
     if is_token(name) and await is_logged(log, turn):
         return turn
     try:
-        return TurnKey(tenant, (await history.ask(tenant, GetLastTurn(name))).turn)
+        return TurnKey(tenant, (await history.query(tenant, GetLastTurn(name))).turn)
     except Refused as refused:
         if refused.code != "session_not_found":
             raise
-        return TurnKey(tenant, (await history.ask(tenant, GetTurn(TurnId(name)))).turn)
+        return TurnKey(tenant, (await history.query(tenant, GetTurn(TurnId(name)))).turn)
 
 
 async def find_resumable(streams: StreamContext, turns: TurnReader, tenant: Tenant, name: str) -> TurnKey | None:

@@ -149,8 +149,8 @@ async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient
         for parameter in ("after_id", "before_id")
     )
     limit = limit_of(request, 20, LIMIT_MAX)
-    question = ListBatches(limit=limit, of="anthropic", after_batch=after, before_batch=before)
-    found = await history.ask(tenant, question)
+    query = ListBatches(limit=limit, of="anthropic", after_batch=after, before_batch=before)
+    found = await history.query(tenant, query)
     current = await refresh_all(log, tenant, found.batches)
     return json_response(list_page(list(map(_render, current)), has_more=found.next is not None))
 

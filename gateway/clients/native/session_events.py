@@ -66,8 +66,8 @@ async def get_events(request: ApiRequest, streams: StreamContext, new_turns: New
         raise Refused(
             "cursor_invalid", f"{text[:40]!r} is not an `id:` of this stream: send the last `id:` that you received"
         )
-    question = GetSession(request.path_params["session"])
-    session = (await streams.history.ask(request.tenant, question)).session
+    query = GetSession(request.path_params["session"])
+    session = (await streams.history.query(request.tenant, query)).session
     return SessionStream(StreamAccess(streams, request), new_turns, session, text)
 
 
@@ -173,8 +173,8 @@ class SessionStream(StreamedResponse):
         """
         with suppress(LogError, Refused):
             # If persistence does not answer, the followed turns go on, and the next call finds the others.
-            question = ListTurnsSince(self._session, self._since)
-            found = (await self._streams.history.ask(self._tenant, question)).turns
+            query = ListTurnsSince(self._session, self._since)
+            found = (await self._streams.history.query(self._tenant, query)).turns
             # Turns with the oldest last entry come first, so that SINCE can move past them and the cursor stays short.
             for turn in (*self._positions, *(one.turn for one in found)):
                 if turn in self._following or turn in self._finished:

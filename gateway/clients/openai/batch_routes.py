@@ -114,7 +114,7 @@ async def _input_file(tenant: Tenant, history: HistoryClient, file: str) -> File
     """Returns the record of the input file. Raises Refused."""
     if not is_token(file):
         raise not_found("file")
-    record = await history.ask(tenant, GetFile(file))
+    record = await history.query(tenant, GetFile(file))
     if record.purpose != "batch":
         message = f"`{file}` was uploaded for {record.purpose}: upload it with the purpose `batch`"
         raise Refused("request_invalid", message, param="input_file_id")
@@ -159,8 +159,8 @@ async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient
     """
     tenant, after = request.tenant, request.query_params.get("after")
     after_batch = None if after is None else TurnId(after.removeprefix(PREFIX))
-    question = ListBatches(limit=limit_of(request, 20, LIMIT_MAX), of="openai", after_batch=after_batch)
-    found = await history.ask(tenant, question)
+    query = ListBatches(limit=limit_of(request, 20, LIMIT_MAX), of="openai", after_batch=after_batch)
+    found = await history.query(tenant, query)
     current = await refresh_all(log, tenant, found.batches)
     data = [await _render(one, blob_store, TurnKey(tenant, one.batch)) for one in current]
     return json_response({"object": "list", **list_page(data, has_more=found.next is not None)})

@@ -15,8 +15,8 @@ async def read_session_model(
     """
     try:
         if session is None and parent is not None:
-            session = (await history.ask(tenant, GetTurn(TurnId(parent)))).session
-        return None if session is None else (await history.ask(tenant, GetSession(session))).model
+            session = (await history.query(tenant, GetTurn(TurnId(parent)))).session
+        return None if session is None else (await history.query(tenant, GetSession(session))).model
     except Refused as refused:
         if refused.code not in ("session_not_found", "turn_not_found"):
             raise
