@@ -12,8 +12,8 @@ import pytest
 
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.rows import TurnRow, build_row, micros
+from tailrace.persistence.search_words import hash_words
 from tailrace.persistence.store import Store
-from tailrace.persistence.words import hash_words
 from tailrace.proto.batch_records import Api
 from tailrace.proto.files import FileRecord
 from tailrace.proto.ids import SessionId, Tenant, TurnId

@@ -20,7 +20,7 @@ from tailrace.proto.ids import Seq, Tenant, new_id
 from tailrace.proto.nats import BlobStore, Connection, blobs, stream_configs, streams
 from tailrace.proto.nats.blobs import CHUNK_BYTES
 from tailrace.proto.nats.client import Message
-from tailrace.proto.nats.leader import Leader, StoredMessage
+from tailrace.proto.nats.stream_leader import Leader, StoredMessage
 from tailrace.proto.subjects import BODIES
 from tests.harness.until import until
 
