@@ -218,7 +218,7 @@ class LargeFiles:
 
     content = b"x" * (SMALL_BYTES_MAX + 1)
 
-    async def ask(self, _: Tenant, query: GetFile) -> FileRecord:
+    async def query(self, _: Tenant, query: GetFile) -> FileRecord:
         await asyncio.sleep(0)
         return FileRecord(
             file=query.file,

@@ -131,7 +131,7 @@ class LeftTurn:
     async def read_entries(self, *_: object) -> list[Stored]:
         return []
 
-    async def ask(self, *_: object) -> TurnRecord:
+    async def query(self, *_: object) -> TurnRecord:
         return record_from_fold(KEY, fold(completed_turn("a").stored))
 
 
