@@ -4,6 +4,7 @@ The key is in the turn's request. Overwriting this one entry makes all others un
 """
 
 import os
+from collections import OrderedDict
 from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
@@ -14,6 +15,8 @@ MARK = b"\x01"
 NONCE_BYTES = 12
 KEY_BITS = 128
 CIPHERS_MAX = 1024
+# The keys that a process remembers. Another turn's key is read again from its request when it is needed.
+KEYS_MAX = 10_000
 
 
 def new_key() -> bytes:
@@ -45,3 +48,22 @@ def decrypt(key: bytes, subject: str, payload: bytes) -> bytes | None:
 @lru_cache(CIPHERS_MAX)
 def _cipher(key: bytes) -> AESGCM:
     return AESGCM(key)
+
+
+class EncryptionKeys:
+    """The keys of the turns whose requests this process has read last, by turn."""
+
+    def __init__(self) -> None:
+        self._keys: OrderedDict[str, tuple[bytes, ...]] = OrderedDict()
+
+    def add(self, turn: str, key: bytes) -> None:
+        """Remembers a key of the turn with the filter `turn`. A turn with a fork may have several."""
+        known = self._keys.pop(turn, ())
+        self._keys[turn] = known if key in known else (*known, key)
+        if len(self._keys) > KEYS_MAX:
+            self._keys.popitem(last=False)
+
+    def decrypt(self, turn: str, subject: str, payload: bytes) -> bytes:
+        """Returns what was encrypted with any known key of the turn; nothing if that is not possible."""
+        tried = (decrypt(key, subject, payload) for key in self._keys.get(turn, ()))
+        return next((content for content in tried if content is not None), b"")

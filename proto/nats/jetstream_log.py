@@ -16,13 +16,12 @@ import msgspec
 from tailrace.proto import entries, entry_encryption, subjects
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Entry, Request, Stored, Unreadable
-from tailrace.proto.entry_encryption import is_encrypted
+from tailrace.proto.entry_encryption import EncryptionKeys, is_encrypted
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
-from tailrace.proto.nats.encryption_keys import EncryptionKeys
 from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, PublishUnclear
 from tailrace.proto.nats.replay import ask_twice
 from tailrace.proto.nats.stream_leader import Leader

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tailrace.proto.entry_encryption import MARK, decrypt, encrypt, is_encrypted, new_key
-from tailrace.proto.nats.encryption_keys import TURNS_MAX, EncryptionKeys
+from tailrace.proto.entry_encryption import KEYS_MAX, MARK, EncryptionKeys, decrypt, encrypt, is_encrypted, new_key
 
 SUBJECT = "turns.tenant.turn.event"
 PAYLOAD = b'{"prev":1,"attempt":1}'
@@ -42,7 +41,7 @@ def test_the_keys_of_the_turns_that_were_added_last_are_kept() -> None:
     keys.add("old", first)
     keys.add("forked", first)
     keys.add("forked", second)
-    for number in range(TURNS_MAX - 1):
+    for number in range(KEYS_MAX - 1):
         keys.add(f"turn {number}", first)
         # It is still in use.
         keys.add("forked", second)
