@@ -47,10 +47,12 @@ def split_inputs(inputs: bytes) -> list[bytes]:
 
 
 def child_key(batch: TurnKey, index: int) -> TurnKey:
+    """Returns the turn of the input with the number `index`, from 0 on."""
     return TurnKey(batch.tenant, child_id(batch.turn, index))
 
 
 def decode_input(line: bytes) -> Request:
+    """Returns the request in a line of the inputs. Raises msgspec.DecodeError."""
     return _request.decode(line)
 
 

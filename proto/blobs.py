@@ -32,11 +32,16 @@ class Prompt(Protocol):
     """The fields that may contain blobs: of a request entry, and of a call to a model."""
 
     @property
-    def messages(self) -> list[Message]: ...
+    def messages(self) -> list[Message]:
+        """The messages of the conversation."""
+
     @property
-    def system(self) -> Content | None: ...
+    def system(self) -> Content | None:
+        """The system prompt."""
+
     @property
-    def tools(self) -> list[dict[str, Any]] | None: ...
+    def tools(self) -> list[dict[str, Any]] | None:
+        """The definitions of the tools."""
 
 
 P = TypeVar("P", bound=Prompt)

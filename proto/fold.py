@@ -81,6 +81,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def attempt(self) -> int:
+        """The number of the attempt that owns the turn; 0 before the first."""
         return self.chain.attempt
 
     @property
@@ -115,10 +116,12 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def outcome(self) -> Outcome | Literal["running"]:
+        """How the turn ended, or `running`."""
         return "running" if self.end is None else self.end.outcome
 
     @property
     def error(self) -> Failure | None:
+        """Why the turn failed; None if it did not fail, or runs."""
         return self.end.error if self.end is not None else None
 
 

@@ -39,7 +39,7 @@ class Administration:
         self.audit = AuditLog(connection)
 
     async def list_keys(self) -> list[ApiKey]:
-        """Returns all keys, oldest first, including revoked ones."""
+        """Returns all keys, oldest first, including revoked ones. Raises LogUnavailable."""
         return sorted(await self._keys.list_keys(), key=lambda key: (key.created_at, key.id))
 
     async def create_key(
@@ -137,7 +137,7 @@ class Administration:
         return NewKey(made.secret, record)
 
     async def tenant_limits(self) -> dict[Tenant, GivenLimits]:
-        """Returns the tenants' own limits, by tenant."""
+        """Returns the tenants' own limits, by tenant. Raises LogUnavailable."""
         return await self._keys.list_limits()
 
     async def set_tenant_limits(

@@ -198,7 +198,7 @@ class ApiKeyStore:
         return changes
 
     async def watch(self, on_change: Callable[[RecordChange], Awaitable[None]]) -> Subscription:
-        """Calls `on_change` after each change. A live feed: it may miss changes."""
+        """Calls `on_change` after each change. A live feed: it may miss changes. Raises LogUnavailable."""
 
         async def on_message(message: Msg) -> None:
             # Not a message whose reply subject a client has set to a subject of the feed: it was not stored.

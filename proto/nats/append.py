@@ -37,7 +37,7 @@ async def append(server: LogServer, key: TurnKey, chain: Chain, entry: Entry, *,
 
     `entry.prev` must be `chain.last`. Raises FenceLost when another writer has continued the turn, TurnUnknown when the
     turn was purged, LogFull, EntryTooLarge, and LogUnavailable when the outcome is still unclear after `timeout_s`
-    seconds (the entry may then be stored).
+    seconds (the entry may then be stored). Raises AssertionError for an entry that does not continue the chain.
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
     if link(chain, Seq(chain.last + 1), entry) is None:

@@ -34,7 +34,10 @@ class BlobPins:
         self._holders: set[tuple[Tenant, str]] = set()
 
     async def pin(self, tenant: Tenant, holder: str, blobs: Iterable[str]) -> None:
-        """Pins blobs, given by SHA-256, for `holder`, such as a new turn. Must run inside `release_after`."""
+        """Pins blobs, given by SHA-256, for `holder`, such as a new turn. Must run inside `release_after`.
+
+        Raises LogUnavailable.
+        """
         names = [subjects.blob_pin(tenant, holder, sha256) for sha256 in blobs]
         if not names:
             return
@@ -61,7 +64,10 @@ class BlobPins:
         await self._drop(tenant, holder)
 
     async def is_pinned(self, tenant: Tenant, sha256: str) -> bool:
-        """Returns whether the blob is pinned, read from the bucket's leader, which never lags."""
+        """Returns whether the blob is pinned, read from the bucket's leader, which never lags.
+
+        Raises LogUnavailable.
+        """
         seq = 1
         for _ in range(EXPIRED_MAX):
             found = await self._leader.first(subjects.blob_pins_of(tenant, sha256), seq)

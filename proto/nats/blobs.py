@@ -78,7 +78,7 @@ class BlobStore:
     async def put(self, tenant: Tenant, contents: Mapping[str, bytes], *, is_renewed: bool = False) -> None:
         """Stores the blobs that do not exist or are past half of their lifetime; all if `is_renewed`. Raises LogFull.
 
-        `contents` has them by their SHA-256. A renewed blob has its whole lifetime before it.
+        `contents` has them by their SHA-256. A renewed blob has its whole lifetime before it. Raises LogUnavailable.
         """
         for sha256, content in contents.items():
             for _ in range(TRIES_MAX):
@@ -104,7 +104,7 @@ class BlobStore:
     async def mark_deleted(self, tenant: Tenant, sha256: str) -> Seq | None:
         """Marks the blob as deleted: later requests store it again. Returns the sequence for `purge`.
 
-        Returns None if the blob does not exist.
+        Returns None if the blob does not exist. Raises LogUnavailable.
         """
         for _ in range(TRIES_MAX):
             marked = await self._last(tenant, sha256)
@@ -126,7 +126,10 @@ class BlobStore:
         raise LogUnavailable(CONTENDED)
 
     async def purge(self, tenant: Tenant, sha256: str, marked_at: Seq) -> None:
-        """Removes the chunks and the mark up to `marked_at`, and nothing that was stored after it."""
+        """Removes the chunks and the mark up to `marked_at`, and nothing that was stored after it.
+
+        Raises LogUnavailable.
+        """
         await self._purge(subjects.chunks(tenant, sha256), marked_at)
         # After a SIGKILL, nats-server has the mark again that the purged mark had replaced: a removal by
         # `max_msgs_per_subject` leaves no trace in its file. Therefore two marks are stored, which both say that the
@@ -241,7 +244,7 @@ class BlobStore:
         raise LogUnavailable(f"the storage for pictures and long texts does not answer: {why}")
 
     async def lifetime(self) -> timedelta:
-        """Returns how long a blob is kept; timedelta.max if blobs never expire."""
+        """Returns how long a blob is kept; timedelta.max if blobs never expire. Raises LogUnavailable."""
         if self._lifetime is None:
             max_age = (await self._connection.stream_info(BODIES)).config.max_age
             # Without max_age, blobs never expire.

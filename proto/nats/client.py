@@ -87,7 +87,10 @@ class Client(NatsClient):
         """Tries to connect, by the host in the URL."""
 
     async def subscribe_directly(self, subject: str, receive: Callable[[Message], None]) -> Subscription:
-        """Calls `receive` with each message as it is read, without a queue and a task. It must return at once."""
+        """Calls `receive` with each message as it is read, without a queue and a task. It must return at once.
+
+        Raises nats-py's errors.
+        """
         sid = self._sid + 1
         self._receivers[sid] = receive
         try:
@@ -105,7 +108,7 @@ class Client(NatsClient):
         old_style: bool = False,  # noqa: ARG002  # nats-py's parameter
         headers: dict[str, Any] | None = None,
     ) -> Msg:
-        """Like nats-py's request. nats-py calls it for JetStream's API."""
+        """Like nats-py's request. nats-py calls it for JetStream's API. Raises as `ask` does."""
         message = await self.ask(subject, payload, timeout, headers)
         return Msg(self, message.subject, "", message.data, message.headers or None)
 

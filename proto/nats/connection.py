@@ -225,11 +225,17 @@ class Connection:
             raise LogUnavailable(f"publishing to NATS failed ({type(error).__name__}): retry") from error
 
     async def subscribe(self, subject: str, on_message: Callable[[Msg], Awaitable[None]]) -> Subscription:
-        """Calls `on_message` for each message, in order, in a task. The subscription survives reconnects."""
+        """Calls `on_message` for each message, in order, in a task. The subscription survives reconnects.
+
+        Raises LogUnavailable.
+        """
         return await self._await_subscription(self.client.subscribe(subject, cb=on_message))
 
     async def subscribe_directly(self, subject: str, receive: Callable[[Message], None]) -> Subscription:
-        """Like `subscribe`, for a function that returns at once: it is called as each message is read."""
+        """Like `subscribe`, for a function that returns at once: it is called as each message is read.
+
+        Raises LogUnavailable.
+        """
         return await self._await_subscription(self.client.subscribe_directly(subject, receive))
 
     async def _await_subscription(self, subscribing: Awaitable[Subscription]) -> Subscription:

@@ -53,7 +53,7 @@ class JetStreamLog:
         self._erasing = asyncio.Lock()
 
     async def publish(self, key: TurnKey, entry: Entry, fence: Seq, encryption_key: bytes | None = None) -> Seq:
-        """See LogServer.publish."""
+        """See LogServer.publish. Raises PublishUnclear, LogFull, EntryTooLarge."""
         turn = subjects.entries(key)
         subject, payload = f"{turn[:-1]}{entries.KINDS[type(entry)]}", entries.encode(entry)
         if encryption_key is not None:
@@ -73,6 +73,7 @@ class JetStreamLog:
         raise PublishUnclear(f"{stored.error.err_code} {stored.error.description}")
 
     async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
+        """See LogServer.read. Raises LogUnavailable."""
         turn = subjects.entries(key)
         page = await self._reads.page(turn, Seq(after + 1), limit)
         found = self._decode_all(page.messages, turn)
@@ -85,10 +86,12 @@ class JetStreamLog:
         return EntryPage(found, page.is_last)
 
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
+        """See LogServer.last_seq. Raises LogUnavailable."""
         found = await self._leader.last(subjects.entry(key, kind) if kind else subjects.entries(key))
         return BEFORE_FIRST if found is None else found.seq
 
     async def has_entry(self, key: TurnKey, seq: Seq) -> bool:
+        """See LogServer.has_entry. Raises LogUnavailable."""
         found = await self._leader.first(subjects.entries(key), seq)
         return found is not None and found.seq == seq
 
@@ -109,6 +112,7 @@ class JetStreamLog:
         return subjects.parse(found.subject)[0] if found is not None else None
 
     async def count(self, key: TurnKey) -> Count:
+        """See LogServer.count. Raises LogUnavailable."""
         turn = subjects.entries(key)
         state = (await self.connection.stream_info(STREAM, subjects=turn, timeout_s=COUNT_TIMEOUT_S)).state
         # The request is the oldest entry, so while it exists no entry of the turn has expired.
@@ -116,6 +120,7 @@ class JetStreamLog:
         return Count(sum(state.subjects.values()) if is_whole else 0, state.last_seq)
 
     def is_forkless(self, key: TurnKey, request: Seq) -> bool:  # noqa: ARG002  # all turns are in one stream
+        """See LogServer.is_forkless."""
         after = self.connection.forkless_after
         return after is not None and request > after
 
@@ -193,7 +198,10 @@ class JetStreamLog:
 
     @asynccontextmanager
     async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:
-        """Yields the live feed of a turn, for all kinds of entries or one. A lost connection resets the feed."""
+        """Yields the live feed of a turn, for all kinds of entries or one. A lost connection resets the feed.
+
+        Raises LogUnavailable on entry.
+        """
         feed, turn = LiveFeed(), subjects.entries(key)
 
         def add(message: Message) -> None:

@@ -39,7 +39,8 @@ class Bucket:
     async def create(self, key: str, data: bytes) -> bytes:
         """Stores `data` unless `key` exists. Returns the value of `key` after that: `data`, or an earlier one.
 
-        If the acknowledgement was lost, the same call again returns the value that the first one has stored.
+        If the acknowledgement was lost, the same call again returns the value that the first one has stored. Raises
+        LogUnavailable.
         """
         for _ in range(CREATE_TRIES):
             with self._map_errors():
@@ -57,7 +58,10 @@ class Bucket:
         raise LogUnavailable(f"{self._content} exists, but no server can read it yet: retry")
 
     async def get(self, key: str) -> Value | None:
-        """Returns the value of `key`; None if there is none or `key` is not a valid name. May be a moment old."""
+        """Returns the value of `key`; None if there is none or `key` is not a valid name. May be a moment old.
+
+        Raises LogUnavailable.
+        """
         with self._map_errors():
             try:
                 found = await (await self._open()).get(key)
@@ -66,7 +70,10 @@ class Bucket:
             return Value(found.value or b"", found.revision or 0)
 
     async def update(self, key: str, data: bytes, revision: int) -> bool:
-        """Replaces the value that was read at `revision` (0: no value). Returns False if it has changed since."""
+        """Replaces the value that was read at `revision` (0: no value). Returns False if it has changed since.
+
+        Raises LogUnavailable.
+        """
         with self._map_errors():
             try:
                 await (await self._open()).update(key, data, last=revision)
@@ -75,7 +82,7 @@ class Bucket:
             return True
 
     async def delete(self, key: str) -> None:
-        """Deletes `key`, if it exists."""
+        """Deletes `key`, if it exists. Raises LogUnavailable."""
         with self._map_errors():
             await (await self._open()).delete(key)
 

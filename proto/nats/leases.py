@@ -79,14 +79,20 @@ class Delivery:
             logger.debug("lease not renewed", turn=self.key.turn, error=type(error).__name__)
 
     async def ack(self) -> None:
-        """Acknowledges the entry. Only after the turn's `end` was stored or read (PROTOCOL R17)."""
+        """Acknowledges the entry. Only after the turn's `end` was stored or read (PROTOCOL R17).
+
+        A failure is only logged: the entry is then delivered again.
+        """
         try:
             await self._message.ack()
         except nats.errors.Error as error:
             logger.debug("not acknowledged, will be delivered again", turn=self.key.turn, error=type(error).__name__)
 
     async def release(self, delay_s: float = 0.0) -> None:
-        """Gives up the lease: the entry is delivered again after `delay_s`."""
+        """Gives up the lease: the entry is delivered again after `delay_s`.
+
+        A failure is only logged: the lease then expires.
+        """
         try:
             await self._message.nak(delay=delay_s or None)
         except nats.errors.Error as error:
@@ -178,7 +184,8 @@ class Deliveries:
     async def next(self, most: int = 1) -> list[Delivery]:
         """Returns the deliveries that there are, at most `most`; without any, waits at most `PULL_S` for the first one.
 
-        Callers fetch only what they can start at once, because leases also expire while entries wait in the process.
+        Callers fetch only what they can start at once, because leases also expire while entries wait in the process. An
+        empty list also means that the log is unavailable: call again.
         """
         try:
             messages = await self._pull.fetch(most, PULL_S)

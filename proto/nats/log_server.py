@@ -54,6 +54,7 @@ class LiveFeed:
         self._silent_since = 0.0
 
     def add(self, stored: Stored) -> None:
+        """Adds an entry that has arrived: to `accept` of the waiting call of `next`, or else to its result."""
         if self._accept is not None and not self._arrived.is_set() and self._accept(stored):
             self._silent_since = asyncio.get_running_loop().time()
             return

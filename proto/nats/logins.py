@@ -27,14 +27,17 @@ class LoginStore:
         self._bucket = Bucket(connection, LOGINS, "the login")
 
     async def put(self, name: str, login: Login, revision: int = 0) -> bool:
-        """Replaces the login that was read at `revision` (0: none). Returns False if it has changed since."""
+        """Replaces the login that was read at `revision` (0: none). Returns False if it has changed since.
+
+        Raises LogUnavailable.
+        """
         return await self._bucket.update(name, msgspec.json.encode(login), revision)
 
     async def get(self, name: str) -> tuple[Login, int] | None:
-        """Returns the login and its revision, or None if it does not exist or was deleted."""
+        """Returns the login and its revision, or None if it does not exist or was deleted. Raises LogUnavailable."""
         found = await self._bucket.get(name)
         return (_decoder.decode(found.data), found.revision) if found is not None else None
 
     async def delete(self, name: str) -> None:
-        """Deletes the login: none of its refresh tokens is valid any more."""
+        """Deletes the login: none of its refresh tokens is valid any more. Raises LogUnavailable."""
         await self._bucket.delete(name)

@@ -133,7 +133,7 @@ class Rpc:
         return Endpoints(service, running)
 
     async def serve_health(self, role: str, report: Callable[[], bytes | None]) -> None:
-        """Serves health requests with `report()`. None sends no reply."""
+        """Serves health requests with `report()`. None sends no reply. Raises LogUnavailable."""
 
         async def on_request(message: Msg) -> None:
             if (health := report()) is not None:
@@ -175,7 +175,10 @@ class Rpc:
         return reports
 
     async def serve_presence(self, has_readers: Callable[[TurnKey], bool], readers: Callable[[TurnKey], bytes]) -> None:
-        """Answers gateways that ask whether a turn has readers, if it has some here, or that ask for its readers."""
+        """Answers gateways that ask whether a turn has readers, if it has some here, or that ask for its readers.
+
+        Raises LogUnavailable.
+        """
 
         async def on_request(message: Msg) -> None:
             key = _key_of(message)
@@ -199,7 +202,10 @@ class Rpc:
         return await self._collect(subjects.presence(key), wait_s, REPORTS)
 
     async def serve_reader_queries(self, readers: Callable[[TurnKey], bytes]) -> None:
-        """Answers `collect_readers_as_admin` with `readers(turn)`, on a subject that only its account receives."""
+        """Answers `collect_readers_as_admin` with `readers(turn)`, on a subject that only its account receives.
+
+        Raises LogUnavailable.
+        """
 
         async def on_query(message: Msg) -> None:
             key = _key_of(message)

@@ -48,17 +48,20 @@ class Leader:
         self._stream = stream
 
     async def last(self, subject: str) -> StoredMessage | None:
-        """Returns the last message on `subject`, which may have wildcards; None without any."""
+        """Returns the last message on `subject`, which may have wildcards; None without any. Raises LogUnavailable."""
         return await self._get({"last_by_subj": subject})
 
     async def first(self, subject: str, seq: int) -> StoredMessage | None:
-        """Returns the first message on `subject`, which may have wildcards, at `seq` or later; None without any."""
+        """Returns the first message on `subject`, which may have wildcards, at `seq` or later; None without any.
+
+        Raises LogUnavailable.
+        """
         return await self._get({"seq": seq, "next_by_subj": subject})
 
     async def delete(self, seq: Seq, *, erases: bool = False) -> bool:
         """Deletes the message at `seq`. Returns False if it did not exist or could not be deleted.
 
-        `erases`: the server also overwrites its bytes in the file.
+        `erases`: the server also overwrites its bytes in the file. Raises LogUnavailable.
         """
         timeout_s = ERASE_TIMEOUT_S if erases else TIMEOUT_S
         error = (await self._ask("MSG.DELETE", {"seq": seq, "no_erase": not erases}, timeout_s)).error
@@ -67,7 +70,10 @@ class Leader:
         return error is None
 
     async def purge(self, subject: str, upto: Seq | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
-        """Removes the messages on `subject`, which may have wildcards; with `upto`, only those up to this sequence."""
+        """Removes the messages on `subject`, which may have wildcards; with `upto`, only those up to this sequence.
+
+        Raises LogUnavailable.
+        """
         query: dict[str, Any] = {"filter": subject} | ({} if upto is None else {"seq": upto + 1})
         if (error := (await self._ask("PURGE", query, timeout_s)).error) is not None:
             raise LogUnavailable(f"{self._stream} removes nothing: {error.description}")

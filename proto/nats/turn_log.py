@@ -67,7 +67,7 @@ class TurnLog(JetStreamLog):
         """Like `follow`, but calls `receive` with the entries, most of them as they arrive; returns at the turn's end.
 
         The first call has the entries already stored, maybe none. `receive` must return at once. A `subscription` that
-        is older than the turn saves the first read of the log.
+        is older than the turn saves the first read of the log. Raises as `follow` does.
         """
         async with subscription or self.subscribe(key) as feed:
             follower = Follower(self, key, after, feed, receive)
@@ -98,7 +98,8 @@ class TurnLog(JetStreamLog):
 
         For a writer that must stop although it appends nothing. The log is read at the start, whenever the feed may
         have missed an entry, and every REREAD_S seconds, or sooner after a read that failed. With `ends`, a feed of the
-        turn's ends that is subscribed already, the log is not read at the start.
+        turn's ends that is subscribed already, the log is not read at the start. Raises LogUnavailable at the start;
+        later, it waits until the log is available again.
         """
         wait_s = 0.0 if ends is None else REREAD_S
         async with self.subscribe(key, "end") if ends is None else nullcontext(ends) as feed:

@@ -24,6 +24,7 @@ class Series:
         self.total = 0.0
 
     def observe(self, value: float) -> None:
+        """Counts a value."""
         self.counts[bisect_left(self._bounds, value)] += 1
         self.total += value
 
@@ -59,9 +60,11 @@ class FastHistogram(Collector):
         return series
 
     def describe(self) -> list[HistogramMetricFamily]:
+        """Returns the name and the labels; prometheus_client calls it at the registration."""
         return [HistogramMetricFamily(self.name, self.documentation, labels=self.labels)]
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Yields the histogram with all series; prometheus_client calls it for each scrape, in a thread."""
         (family,) = self.describe()
         for value, series in list(self._series.items()):
             counts, total = tuple(series.counts), series.total

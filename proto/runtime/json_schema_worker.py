@@ -78,11 +78,13 @@ def describe(error: jsonschema_rs.ValidationError) -> str:
 
 
 def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, at most ERROR_CHARS_MAX characters."""
     return str(error).partition("\n")[0][:ERROR_CHARS_MAX]
 
 
 def reject_constant(word: str) -> None:
     # Python's json accepts NaN and Infinity, which are not JSON (RFC 8259).
+    """Raises ValueError for NaN and Infinity."""
     raise ValueError(f"{word} is not a JSON value")
 
 

@@ -81,7 +81,10 @@ def convert(kind: type[S], given: Mapping[str, str]) -> S:
 
 
 def from_text(kind: type, text: object) -> object:
-    """msgspec's decoding hook: converts a text to a Path."""
+    """msgspec's decoding hook: converts a text to a Path.
+
+    Raises TypeError for another value, and NotImplementedError for another type of a setting.
+    """
     if kind is Path:
         if not isinstance(text, str):
             # Like msgspec's own errors. Those of `Path` differ between versions of Python.
@@ -119,6 +122,7 @@ def default_text(default: object) -> str:
 
 
 def meaning(hint: object) -> str:
+    """Returns the description in the annotation of a setting; an empty text without one."""
     for extra in getattr(hint, "__metadata__", ()):
         if isinstance(extra, msgspec.Meta) and extra.description:
             return extra.description

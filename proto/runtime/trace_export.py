@@ -40,6 +40,7 @@ class CountedExporter(SpanExporter):
             logging.getLogger(name).addFilter(self._is_first_line)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Exports spans, in OpenTelemetry's thread. Returns FAILURE, and logs it once, while the collector is away."""
         result = self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:
             EXPORTED.inc(len(spans))
@@ -49,6 +50,7 @@ class CountedExporter(SpanExporter):
         return result
 
     def shutdown(self) -> None:
+        """Closes the connection to the collector."""
         self._exporter.shutdown()
         for name in EXPORTER_LOGGERS:
             logging.getLogger(name).removeFilter(self._is_first_line)
