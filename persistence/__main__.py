@@ -62,7 +62,10 @@ async def probe(settings: Settings) -> None:
 
 
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
-    """Runs until `stop` is set. A damaged database is moved aside; the next start makes a new one from the log."""
+    """Runs until `stop` is set. A damaged database is moved aside; the next start makes a new one from the log.
+
+    Raises StoreError, and StoreCorrupt with the new name of the damaged database.
+    """
     try:
         store = await Store.open(settings.database, busy_timeout_s=settings.busy_timeout_s)
         try:

@@ -21,7 +21,10 @@ from tailrace.proto.subjects import TurnKey
 
 
 class BatchQueries:
-    """Runs the queries of one tenant at a time; records of other tenants do not exist for it."""
+    """Runs the queries of one tenant at a time; records of other tenants do not exist for it.
+
+    Each query raises StoreError.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -42,7 +45,10 @@ class BatchQueries:
         return found
 
     async def batches(self, tenant: Tenant, query: ListBatches) -> BatchPage:
-        """Returns a page of batches, newest first: after a cursor, or before or after a batch."""
+        """Returns a page of batches, newest first: after a cursor, or before or after a batch.
+
+        Raises Refused for an invalid cursor or an unknown batch.
+        """
         limit = paging.clamp_limit(query.limit)
         if query.before_batch is not None:
             after = await self._position(tenant, query.before_batch)

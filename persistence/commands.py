@@ -32,7 +32,10 @@ logger = structlog.get_logger()
 
 
 class Commands:
-    """Runs the commands of one tenant at a time; records of other tenants do not exist for it."""
+    """Runs the commands of one tenant at a time; records of other tenants do not exist for it.
+
+    Each command raises StoreError, and `delete` LogUnavailable, too.
+    """
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Commands:
         return await self._queries.session(tenant, GetSession(new.session))
 
     async def change_session(self, tenant: Tenant, new: ChangeSession) -> SessionRecord:
+        """Changes a session, except what is unset, and returns it. Raises Refused if the session does not exist."""
         await self._store.change_session(tenant, new)
         return await self._queries.session(tenant, GetSession(new.session))
 
@@ -80,7 +84,8 @@ class Commands:
     async def delete(self, tenant: Tenant, what: DeleteResource) -> Remaining:
         """Deletes the rows of the turns that the gateway has purged from the log; returns the turns that remain.
 
-        The gateway purges those and repeats the command until none is left.
+        The gateway purges those and repeats the command until none is left. Raises Refused if the resource does not
+        exist.
         """
         if what.purged:
             # Tombstones come before the search for follow-ups: a follow-up that is stored before is found below, and

@@ -65,7 +65,7 @@ async def copy_database(source: Database, target: Database) -> list[TableDigest]
 
 
 async def read_digest(read: Read, table: str) -> TableDigest:
-    """Reads a whole table and returns its digest."""
+    """Reads a whole table and returns its digest. Raises StoreError."""
     hasher = TableHasher(table)
     async for page in _pages(read, table):
         hasher.add(page)
@@ -81,6 +81,7 @@ class TableHasher:
         self._digest = hashlib.sha256()
 
     def add(self, rows: list[dict[str, Any]]) -> None:
+        """Adds the next rows of the table, in the order of its primary key."""
         self._rows += len(rows)
         for row in rows:
             self._digest.update(msgspec.json.encode(sorted(row.items())) + b"\n")

@@ -41,13 +41,13 @@ class Transaction(Protocol):
     """A transaction that writes. All methods raise StoreError."""
 
     async def execute(self, statement: str, values: Mapping[str, Any]) -> int:
-        """Runs a statement, and returns the number of rows that it wrote."""
+        """Runs a statement, and returns the number of rows that it wrote. Raises StoreError."""
 
     async def executemany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Runs a statement with the values of each row."""
+        """Runs a statement with the values of each row. Raises StoreError."""
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Returns the rows of a query, which sees what the transaction has written."""
+        """Returns the rows of a query, which sees what the transaction has written. Raises StoreError."""
 
 
 class Database(Protocol):
@@ -61,24 +61,25 @@ class Database(Protocol):
     reads_max: int
     """How many calls of `read` it runs at once. Further ones wait in the order in which they came."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Closes the database. Raises StoreError."""
 
     async def migrate(self) -> None:
-        """Runs the missing migrations, each in a transaction of its own."""
+        """Runs the missing migrations, each in a transaction of its own. Raises StoreError."""
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Runs the block in a transaction, committed to the disk at its end or rolled back on an error.
 
-        One at a time, over all processes: what a transaction has read does not change until its end.
+        One at a time, over all processes: what a transaction has read does not change until its end. Raises StoreError.
         """
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Returns the rows of a query."""
+        """Returns the rows of a query. Raises StoreError."""
 
     async def search(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Like `read`, for a query that may take long: `read` does not wait for it, and a cancellation ends it.
 
-        Callers run one at a time.
+        Callers run one at a time. Raises StoreError.
         """
 
     def lock(self, name: str) -> AbstractAsyncContextManager[None]:
@@ -89,7 +90,7 @@ class Database(Protocol):
         """
 
     async def erase_journal(self) -> None:
-        """Removes what was deleted from the database's journal, as far as that is possible now."""
+        """Removes what was deleted from the database's journal, as far as that is possible now. Raises StoreError."""
 
     def note_deletion(self) -> None:
         """Notes that the transaction deletes what users wrote: `erase_journal` then has work."""

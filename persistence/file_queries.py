@@ -15,7 +15,10 @@ LIMIT_MAX = 1_000
 
 
 class FileQueries:
-    """Answers for one tenant at a time; files of other tenants, and expired ones, do not exist for it."""
+    """Answers for one tenant at a time; files of other tenants, and expired ones, do not exist for it.
+
+    Each query raises StoreError.
+    """
 
     def __init__(self, store: Store, blobs: BlobCollector, now: Callable[[], Awaitable[datetime]]) -> None:
         """`now` returns the time of the log's clock."""

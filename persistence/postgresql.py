@@ -106,12 +106,14 @@ class PostgreSQLTransaction:
         return int(status.rpartition(" ")[2])
 
     async def executemany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """See Transaction.executemany."""
         text, names = to_positional(statement)
         # asyncpg would send a request also without rows.
         if values := [[row[name] for name in names] for row in rows]:
             await self._connection.executemany(text, values)
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """See Transaction.read."""
         return await _read(self._connection, statement, values)
 
 
@@ -212,12 +214,14 @@ class PostgreSQL:
         return cls(pool, url, options, version)
 
     async def close(self) -> None:
+        """Closes the connections; after CONNECT_TIMEOUT_S, without waiting for the server. Raises nothing."""
         try:
             await asyncio.wait_for(self._pool.close(), CONNECT_TIMEOUT_S)
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             self._pool.terminate()
 
     async def migrate(self) -> None:
+        """See Database.migrate. Raises StoreError."""
         for step in migrations("postgresql", after=self.version):
             async with self._transaction() as connection:
                 # Another process may have run it while this one waited for the lock.
@@ -229,6 +233,7 @@ class PostgreSQL:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[PostgreSQLTransaction]:
+        """See Database.transaction. Raises StoreError."""
         async with self._transaction() as connection:
             yield PostgreSQLTransaction(connection)
 
@@ -246,6 +251,7 @@ class PostgreSQL:
                     metrics.TRANSACTION_S.observe(time.monotonic() - begun_at)
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """See Database.read. Raises StoreError."""
         with _map_errors(self._url):
             return await _read(self._pool, statement, values)
 
@@ -310,6 +316,7 @@ class PostgreSQL:
         """Does nothing, see `erase_journal`."""
 
     async def raise_if_too_new(self) -> None:
+        """See Database.raise_if_too_new."""
         with _map_errors(self._url):
             async with self._pool.acquire() as connection:
                 require_known_version(display(self._url), await _version(connection))

@@ -42,7 +42,10 @@ TOO_MANY = (
 
 
 class Queries:
-    """Runs the queries of one tenant at a time; records of other tenants do not exist for it."""
+    """Runs the queries of one tenant at a time; records of other tenants do not exist for it.
+
+    Each query raises StoreError.
+    """
 
     def __init__(self, store: Store, session_idle_s: float) -> None:
         self._store = store
@@ -83,7 +86,10 @@ class Queries:
         return found
 
     async def sessions(self, tenant: Tenant, query: ListSessions) -> SessionPage:
-        """Returns a page of sessions, last used first: a numbered page, with the total, if `offset` is set."""
+        """Returns a page of sessions, last used first: a numbered page, with the total, if `offset` is set.
+
+        Raises Refused for an invalid cursor.
+        """
         limit, total = paging.clamp_limit(query.limit), None
         if query.offset is not None:
             offset = paging.clamp_offset(query.offset)
@@ -96,7 +102,10 @@ class Queries:
         return SessionPage(*await page_of(found, limit, lambda one: (one.updated_at, one.session)), total)
 
     async def session_turns(self, tenant: Tenant, query: ListSessionTurns) -> TurnPage:
-        """Returns a page of the turns of a session. Raises Refused if the session does not exist."""
+        """Returns a page of the turns of a session.
+
+        Raises Refused if the session does not exist, or for an invalid cursor.
+        """
         limit = paging.clamp_limit(query.limit)
         after = paging.start(query.after, paging.NEWEST if query.is_newest_first else paging.OLDEST)
         found = await self._store.session_turns(
@@ -110,7 +119,7 @@ class Queries:
         """Returns a page of turns, newest first, which match all labels and words, and the outcome.
 
         The page may be short or empty although more pages follow. Raises Refused for a search text without words, or
-        with more than WORDS_MAX different ones.
+        with more than WORDS_MAX different ones, and for an invalid cursor.
         """
         limit = paging.clamp_limit(query.limit)
         latest = NEWEST if query.last is None else PageCursor(micros(_midnight(query.last) + timedelta(days=1)), "")
@@ -129,13 +138,17 @@ class Queries:
         return TurnPage(page, following or (end and paging.encode(end)))
 
     async def list_running(self, tenant: Tenant, query: ListRunning) -> TurnPage:
-        """Returns a page of the running turns of the tenant or of one session, oldest first."""
+        """Returns a page of the running turns of the tenant or of one session, oldest first.
+
+        Raises Refused for an invalid cursor.
+        """
         limit = paging.clamp_limit(query.limit)
         after = paging.start(query.after, paging.OLDEST)
         found = await self._store.list_running(tenant, query.session, after, limit + 1)
         return TurnPage(*await page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns_since(self, tenant: Tenant, query: ListTurnsSince) -> TurnPositions:
+        """Returns the turns of a session that run, or whose last entry is after `query.since`, by that entry."""
         return TurnPositions(await self._store.turns_since(tenant, query.session, query.since))
 
     async def ancestry(self, tenant: Tenant, query: GetAncestry) -> Ancestry:
@@ -198,6 +211,7 @@ def _midnight(day: date) -> datetime:
 
 
 def no_session() -> Refused:
+    """Returns the error for a session that does not exist."""
     return Refused(
         "session_not_found",
         "no session or chat has this id; a turn with `create_session`, or the first of a chat, starts one",

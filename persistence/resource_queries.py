@@ -23,7 +23,10 @@ from tailrace.proto.resources import (
 
 
 class ResourceQueries:
-    """Runs the queries of one tenant at a time; records of other tenants do not exist for it."""
+    """Runs the queries of one tenant at a time; records of other tenants do not exist for it.
+
+    Each query raises StoreError.
+    """
 
     def __init__(self, store: Store, queries: Queries) -> None:
         self._store = store
@@ -47,7 +50,10 @@ class ResourceQueries:
         return found
 
     async def projects(self, tenant: Tenant, query: ListProjects) -> ProjectPage:
-        """Returns a page of projects: by number with `offset`, else by cursor, the newest first."""
+        """Returns a page of projects: by number with `offset`, else by cursor, the newest first.
+
+        Raises Refused for an invalid cursor.
+        """
         limit, total = paging.clamp_limit(query.limit), None
         if query.offset is not None:
             offset = paging.clamp_offset(query.offset)
@@ -58,7 +64,10 @@ class ResourceQueries:
         return ProjectPage(*await page_of(found, limit, lambda one: (one.created_at, one.id)), total)
 
     async def branches(self, tenant: Tenant, query: ListBranches) -> BranchPage:
-        """Returns a page of branches, the newest first. Raises Refused if the session does not exist."""
+        """Returns a page of branches, the newest first.
+
+        Raises Refused if the session does not exist, or for an invalid cursor.
+        """
         limit = paging.clamp_limit(query.limit)
         before = paging.start(query.after, paging.NEWEST)
         found = await self._store.leaves(tenant, query.session, before, limit + 1)
@@ -69,7 +78,10 @@ class ResourceQueries:
         return BranchPage(*await page_of(branches, limit, lambda one: (one.asked_at, one.turn)))
 
     async def usage(self, tenant: Tenant, query: GetUsage) -> UsagePage:
-        """Returns a page of totals, one for each value of `query.by`; with `query.key`, only that of this value."""
+        """Returns a page of totals, one for each value of `query.by`; with `query.key`, only that of this value.
+
+        Raises Refused for an invalid cursor.
+        """
         limit = paging.clamp_limit(query.limit)
         # The text with a NUL added is the next one after a text.
         start = f"{paging.decode(query.after).name}\0" if query.after is not None else query.key or ""

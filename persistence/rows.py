@@ -170,6 +170,7 @@ def turn_record(row: Mapping[str, Any]) -> TurnRecord:
 
 
 def batch_record(row: Mapping[str, Any]) -> StoredBatch:
+    """Returns the batch in a row of `turns`, whose times are in microseconds since 1970."""
     return StoredBatch(
         batch=row["turn"],
         session=row["session"],
@@ -214,17 +215,20 @@ def project_record(row: Mapping[str, Any], since: datetime) -> ProjectRecord:
 
 
 def file_columns(record: FileRecord) -> dict[str, Any]:
+    """Returns the columns of a row of `files`, with times in microseconds since 1970."""
     expires_at = None if record.expires_at is None else micros(record.expires_at)
     times = {"created_at": micros(record.created_at), "expires_at": expires_at}
     return msgspec.structs.asdict(record) | times
 
 
 def file_record(row: Mapping[str, Any]) -> FileRecord:
+    """Returns the file in a row of `files`."""
     expires_at = None if row["expires_at"] is None else moment(row["expires_at"])
     return FileRecord(**{**row, "created_at": moment(row["created_at"]), "expires_at": expires_at})
 
 
 def usage_record(row: Mapping[str, Any]) -> UsageRecord:
+    """Returns the usage in a row of sums. Its key is null for turns without a value."""
     return UsageRecord(key=row["key"] or None, last_used=moment(row["last_used_at"]), **_totals(row))
 
 

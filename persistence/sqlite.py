@@ -71,12 +71,15 @@ class SQLiteTransaction:
         self._writer = writer
 
     async def execute(self, statement: str, values: Mapping[str, Any]) -> int:
+        """See Transaction.execute."""
         return (await self._writer.execute(statement, values)).rowcount
 
     async def executemany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """See Transaction.executemany."""
         await self._writer.executemany(statement, rows)
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """See Transaction.read."""
         cursor = await self._writer.execute(statement, values)
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
@@ -148,10 +151,12 @@ class SQLite:
                 return cls(path, file, writer, reader, searcher, version, opened.pop_all())
 
     async def close(self) -> None:
+        """Closes the connections and the file. Raises StoreError."""
         with _map_errors():
             await self._opened.aclose()
 
     async def migrate(self) -> None:
+        """See Database.migrate. Raises StoreError."""
         for step in migrations("sqlite", after=self.version):
             with _map_errors(self._path):
                 try:
@@ -186,7 +191,8 @@ class SQLite:
     async def erase_journal(self) -> None:
         """Empties the journal (the WAL file) if something was deleted since the last time.
 
-        Does nothing while another program, such as a backup, or another query reads the database: call it again.
+        Does nothing while another program, such as a backup, or another query reads the database: call it again. Raises
+        StoreError.
         """
         if not self._has_deleted:
             return
@@ -202,6 +208,7 @@ class SQLite:
                 self._has_deleted = bool(is_busy)
 
     def note_deletion(self) -> None:
+        """See Database.note_deletion."""
         self._has_deleted = True
 
     @asynccontextmanager
@@ -221,7 +228,7 @@ class SQLite:
     async def search(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns the rows of a long query, on its own connection; a cancellation interrupts it.
 
-        One runs at a time: an interruption ends all queries of the connection.
+        One runs at a time: an interruption ends all queries of the connection. Raises StoreError.
         """
         searching = asyncio.ensure_future(self._searcher.execute_fetchall(statement, values))
         try:
@@ -237,6 +244,7 @@ class SQLite:
             return [dict(row) for row in await searching]
 
     async def raise_if_too_new(self) -> None:
+        """See Database.raise_if_too_new."""
         ((version,),) = (row.values() for row in await self.read("PRAGMA user_version", {}))
         require_known_version(str(self._path), version)
 

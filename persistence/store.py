@@ -123,7 +123,8 @@ class _AnsweringTransaction:
 class Store:
     """The turns, sessions, projects and usage of all tenants.
 
-    Methods with `since`: sessions and projects that were used after this time are active.
+    Methods with `since`: sessions and projects that were used after this time are active. Every method that reads or
+    writes raises StoreError.
     """
 
     def __init__(self, database: Database) -> None:
@@ -142,7 +143,10 @@ class Store:
 
     @classmethod
     async def open(cls, where: Path | str, *, busy_timeout_s: float) -> Self:
-        """Opens the SQLite file, or the PostgreSQL database of a URL. Call `migrate` before any other method."""
+        """Opens the SQLite file, or the PostgreSQL database of a URL. Call `migrate` before any other method.
+
+        Raises as `open_database` does.
+        """
         return cls(await open_database(where, busy_timeout_s=busy_timeout_s))
 
     def without_queue(self) -> Self:
@@ -152,6 +156,7 @@ class Store:
         return unqueued
 
     async def close(self) -> None:
+        """Closes the database."""
         await self.database.close()
 
     async def migrate(self) -> None:
@@ -498,6 +503,7 @@ class Store:
         return turn_record(rows[0]) if rows else None
 
     async def batch(self, key: TurnKey) -> StoredBatch | None:
+        """Returns the batch, or None if the turn is none or has no row."""
         rows = await self._read("batch", tenant=key.tenant, turn=key.turn)
         return batch_record(rows[0]) if rows else None
 
@@ -585,6 +591,7 @@ class Store:
         return [TurnPosition(row["turn"], row["cursor"], is_running=bool(row["is_running"])) for row in rows]
 
     async def last_turn(self, tenant: Tenant, session: str) -> TurnId | None:
+        """Returns the newest turn of a session, or None without any."""
         rows = await self._read("last_turn", tenant=tenant, session=session)
         return rows[0]["turn"] if rows else None
 
@@ -600,10 +607,12 @@ class Store:
         )
 
     async def branch_to(self, tenant: Tenant, leaf: dict[str, Any]) -> Branch:
+        """Returns the branch that ends with the row `leaf` of `leaves`: at most BRANCH_TURNS_MAX of its turns."""
         chain = await self._read("branch_ids", tenant=tenant, turn=leaf["turn"], depth_max=BRANCH_TURNS_MAX)
         return branch_of(leaf, [row["turn"] for row in chain])
 
     async def project(self, tenant: Tenant, project: str, since: datetime) -> ProjectRecord | None:
+        """Returns the project, or None. It is active if it was used after `since`."""
         rows = await self._read("project", tenant=tenant, project=project)
         return project_record(rows[0], since) if rows else None
 
@@ -630,6 +639,7 @@ class Store:
         return [usage_record(row) for row in rows]
 
     async def active_sessions(self, tenant: Tenant, since: datetime) -> int:
+        """Returns the number of sessions that were used after `since`."""
         rows = await self._read("active_sessions", tenant=tenant, since=micros(since))
         return int(rows[0]["sessions"])
 

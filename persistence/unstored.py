@@ -100,7 +100,7 @@ class UnstoredTurns:
     async def list_of_user(self, tenant: Tenant, user: str | None) -> list[TurnToDelete]:
         """Returns some turns with `store: false` of a user, or of all users if `user` is None; an empty list if none.
 
-        Their fields are as `find_to_delete` sets them.
+        Their fields are as `find_to_delete` sets them. Raises LogUnavailable, StoreError.
         """
         while noted := await self._store.list_unstored(tenant, user):
             keys = [TurnKey(tenant, turn) for turn in noted]
