@@ -32,7 +32,7 @@ def totals(record: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_usage_is_grouped_by_day_model_and_project(gateway: Gateway) -> None:
-    """Turns without a project have the key null. Pages are in the order of the keys."""
+    """Turns without a project have the key null."""
     turns = {
         "rivers": await post_until_ended(gateway, project="rivers", model="claude-haiku-5-5"),
         None: await post_until_ended(gateway, model="claude-sonnet-5-5"),
@@ -54,11 +54,6 @@ async def test_usage_is_grouped_by_day_model_and_project(gateway: Gateway) -> No
     by_project = await lines(gateway, "?by=project")
     assert [(one["key"], totals(one)) for one in by_project] == [(None, expected[None]), ("rivers", expected["rivers"])]
     assert await lines(gateway, f"?from={today - day}&to={today - day}") == []
-    for project in ("c", "a"):
-        await post_until_ended(gateway, project=project)
-    for limit in (1, 3, 4):
-        found = await pages(gateway, "/v1/usage", "data", limit, by="project")
-        assert [one["key"] for page in found for one in page] == [None, "a", "c", "rivers"]
 
 
 @pytest.mark.timeout(60)

@@ -247,14 +247,6 @@ async def test_an_erasure_in_rounds_reads_a_part_of_the_turns_and_deletes_follow
     assert [turn for turn, parent in bobs_parents.items() if deleted.index(TurnId(parent)) < deleted.index(turn)] == []
 
 
-async def test_an_erasure_lists_the_turns_of_a_conversation_once(store: Store) -> None:
-    """Each is a turn of the user, and continues others of the user."""
-    rows = [running_row(f"turn-{n}", step=n, user="ann", parent=f"turn-{n - 1}" if n else None) for n in range(5)]
-    await store.record(rows)
-    listed = await store.turns_to_delete(OURS, DeleteResource("user", "ann"))
-    assert [one.turn for one in listed] == [f"turn-{n}" for n in range(4, -1, -1)]
-
-
 async def test_many_files_are_deleted_in_few_transactions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tailrace.persistence.store.DELETE_FILES_MAX", 4)
     files = [f"file-{number}" for number in range(10)]
