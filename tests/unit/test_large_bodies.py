@@ -238,7 +238,7 @@ class LargeFiles:
 async def test_the_memory_of_all_files_of_a_request_is_reserved_at_once() -> None:
     """Otherwise two requests could wait for each other, each with its first file."""
     services, size = cast("Any", LargeFiles()), len(LargeFiles.content)
-    memory = LargeBodies(bytes_max=2 * large_bodies.COPIES * 2 * size, timeout_s=5)
+    memory = LargeBodies(bytes_max=2 * large_bodies.COPIES * 2 * size, timeout_s=30)
     files = UploadedFiles(services, services, memory, bytes_max=3 * size)
     content = [{"type": "document", "source": {"type": "file", "file_id": f"file-{number}"}} for number in "12"]
 
