@@ -42,7 +42,7 @@ def refuses(capsys: pytest.CaptureFixture[str]) -> Refuses:
 
 
 @pytest.fixture
-async def saved(tmp_path: Path) -> Path:
+async def backup_path(tmp_path: Path) -> Path:
     """A backup of a data directory with a database and two files of NATS."""
     folder = tmp_path / "data"
     async with open_store(folder / "tailrace.db"):
@@ -95,24 +95,24 @@ def with_manifest(**given: object) -> Callable[[str, bytes], tuple[str, bytes]]:
     ],
 )
 def test_a_damaged_or_newer_backup_is_refused_before_anything_changes(
-    saved: Path, tmp_path: Path, refuses: Refuses, change: Callable[..., object], sentence: str
+    backup_path: Path, tmp_path: Path, refuses: Refuses, change: Callable[..., object], sentence: str
 ) -> None:
-    rewrite(saved, change)  # type: ignore[arg-type]
-    refuses(sentence, "restore", saved, "--data", tmp_path / "new" / "data")
+    rewrite(backup_path, change)  # type: ignore[arg-type]
+    refuses(sentence, "restore", backup_path, "--data", tmp_path / "new" / "data")
     assert not (tmp_path / "new").exists()
 
 
-def test_a_backup_that_is_cut_short_anywhere_is_refused(saved: Path, tmp_path: Path) -> None:
-    whole = saved.read_bytes()
-    assert backup.check(saved).files
+def test_a_backup_that_is_cut_short_anywhere_is_refused(backup_path: Path, tmp_path: Path) -> None:
+    whole = backup_path.read_bytes()
+    assert backup.check(backup_path).files
     for share in range(1, 20):
-        saved.write_bytes(whole[: len(whole) * share // 20])
+        backup_path.write_bytes(whole[: len(whole) * share // 20])
         with pytest.raises(UpRefused, match=r"cut short|not a whole backup"):
-            backup.check(saved)
+            backup.check(backup_path)
 
 
 def test_a_running_up_and_a_used_directory_are_refused(
-    saved: Path, tmp_path: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
+    backup_path: Path, tmp_path: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No file is overwritten, and no half of a backup is left. A path such as `.` has no name."""
     folder, other = tmp_path / "data", tmp_path / "other.tar"
@@ -120,10 +120,10 @@ def test_a_running_up_and_a_used_directory_are_refused(
         with data_dir.lock(folder, command):
             used = f"in use by `tailrace {command}` (pid {os.getpid()}): stop it"
             refuses(used, "backup", other, "--data", folder)
-            refuses(used, "restore", saved, "--data", folder)
-    refuses("is not empty", "restore", saved, "--data", folder)
-    refuses("/ is not empty", "restore", saved, "--data", "/")
-    refuses("exists already", "backup", saved, "--data", folder)
+            refuses(used, "restore", backup_path, "--data", folder)
+    refuses("is not empty", "restore", backup_path, "--data", folder)
+    refuses("/ is not empty", "restore", backup_path, "--data", "/")
+    refuses("exists already", "backup", backup_path, "--data", folder)
     refuses("no-folder", "backup", tmp_path / "no-folder" / "b.tar", "--data", folder)
     refuses("wrong.tar cannot be read: No such file or directory", "restore", "--check", tmp_path / "wrong.tar")
     refuses("has no tailrace.db", "backup", other, "--data", tmp_path / "empty")
@@ -131,25 +131,25 @@ def test_a_running_up_and_a_used_directory_are_refused(
     (tmp_path / "new").mkdir()
     monkeypatch.chdir(tmp_path / "new")
     refuses("exists already", "backup", ".", "--data", folder)
-    assert main(["restore", str(saved), "--data", "."]) == 0
+    assert main(["restore", str(backup_path), "--data", "."]) == 0
     assert (tmp_path / "new" / "tailrace.db").is_file()
 
 
 def test_a_backup_names_its_directory_and_leaves_other_files(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    backup_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "b.tar.database"
     other.write_text("another file")
     for status in (0, 1):
-        assert main(["backup", str(tmp_path / "b.tar"), "--data", str(saved.parent / "data")]) == status
-    assert capsys.readouterr().out.endswith(f" bytes, of {saved.parent / 'data'}\n")
+        assert main(["backup", str(tmp_path / "b.tar"), "--data", str(backup_path.parent / "data")]) == status
+    assert capsys.readouterr().out.endswith(f" bytes, of {backup_path.parent / 'data'}\n")
     assert other.read_text() == "another file"
 
 
 @pytest.fixture
-def projects(saved: Path) -> Path:
+def projects(backup_path: Path) -> Path:
     """The folder of a project, in the data directory that `saved` was made of."""
-    folder = saved.parent / "data" / "projects" / "acme" / "shop"
+    folder = backup_path.parent / "data" / "projects" / "acme" / "shop"
     folder.mkdir(parents=True)
     return folder
 
@@ -259,7 +259,7 @@ def test_a_file_of_a_project_that_cannot_be_read_is_left_out(
     refuses("Permission denied", "backup", tmp_path / "other.tar", "--data", tmp_path / "data")
 
 
-def test_a_link_in_the_log_is_refused(saved: Path, tmp_path: Path, refuses: Refuses) -> None:
+def test_a_link_in_the_log_is_refused(backup_path: Path, tmp_path: Path, refuses: Refuses) -> None:
     """The log itself is not a place for links: a backup with the link would not have the log."""
     (tmp_path / "data" / "nats" / "elsewhere").symlink_to(tmp_path)
     refuses("elsewhere is a link", "backup", tmp_path / "other.tar", "--data", tmp_path / "data")
@@ -328,17 +328,17 @@ def test_a_restore_writes_nothing_through_a_link_or_outside_its_directory(
     assert not list(outside.iterdir())
 
 
-def test_a_restore_that_fails_leaves_nothing(saved: Path, tmp_path: Path) -> None:
+def test_a_restore_that_fails_leaves_nothing(backup_path: Path, tmp_path: Path) -> None:
     """A full disk would stay full."""
-    manifest = msgspec.structs.replace(backup.check(saved), files=[])
+    manifest = msgspec.structs.replace(backup.check(backup_path), files=[])
     with pytest.raises(UpRefused, match="cannot be restored"):
-        backup.restore(saved, tmp_path / "new", manifest)
+        backup.restore(backup_path, tmp_path / "new", manifest)
     assert names(tmp_path) == ["data", "saved.tar"]
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGHUP])
-async def test_a_backup_that_is_terminated_leaves_nothing(saved: Path, tmp_path: Path, number: Signals) -> None:
-    folder, target = saved.with_name("data"), tmp_path / "other.tar"
+async def test_a_backup_that_is_terminated_leaves_nothing(backup_path: Path, tmp_path: Path, number: Signals) -> None:
+    folder, target = backup_path.with_name("data"), tmp_path / "other.tar"
     (folder / "projects").mkdir()
     with (folder / "projects" / "large").open("wb") as large:
         large.truncate(1024**3)
@@ -358,7 +358,7 @@ def test_a_backup_of_an_older_version_is_restored(tmp_path: Path) -> None:
 
 
 def test_a_backup_with_too_long_a_manifest_is_not_written(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
+    backup_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
 ) -> None:
     """It could not be restored."""
     monkeypatch.setattr(backup, "MANIFEST_BYTES_MAX", 100)
@@ -398,7 +398,7 @@ async def test_a_restored_up_has_its_turns_keys_and_log(tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize("files", [("data/tailrace.db", "new.db"), ("new.db", "data/tailrace.db")])
 def test_a_migration_of_a_database_in_use_is_refused(
-    saved: Path, tmp_path: Path, files: tuple[str, str], refuses: Refuses
+    backup_path: Path, tmp_path: Path, files: tuple[str, str], refuses: Refuses
 ) -> None:
     """Like a backup: persistence would record into the old database, or a copy would write beside persistence."""
     (tmp_path / "new.db").touch()
@@ -409,7 +409,7 @@ def test_a_migration_of_a_database_in_use_is_refused(
 
 
 def test_no_up_starts_with_a_database_that_is_migrated(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backup_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lock is held for the whole copy, once for a source and a target in the same data directory."""
     with data_dir.lock(tmp_path / "data", "up"):

@@ -83,7 +83,7 @@ def own(own: OwnSystem, own_gateway: Gateway, tenant: Tenant) -> VerifiedSystem:
 
 
 @pytest.fixture
-async def limited(own: VerifiedSystem, new_gateway: NewGateway) -> VerifiedSystem:
+async def limited_system(own: VerifiedSystem, new_gateway: NewGateway) -> VerifiedSystem:
     """The system with a budget, and two running turns at a time."""
     own.gateway = await new_gateway(own.server.url, limits_key="usd_day=5, running=2")
     return own
@@ -233,71 +233,71 @@ async def test_a_batch_that_is_cancelled_without_a_generator_leaves_nothing_runn
 
 
 @pytest.mark.rule("R65")
-async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(limited: VerifiedSystem) -> None:
+async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(limited_system: VerifiedSystem) -> None:
     """The limit of running turns bounds `parallel`; the reservations of inputs that never ran are returned."""
-    batch = await post_batch(limited.gateway, build_inputs(3, SILENT))
-    stored = (await limited.turn(batch)).request
+    batch = await post_batch(limited_system.gateway, build_inputs(3, SILENT))
+    stored = (await limited_system.turn(batch)).request
     assert stored is not None
     assert stored.batch is not None
     assert (stored.batch.parallel, [hold.unit for hold in stored.holds or ()]) == (2, ["slot", "slot"])
     another = {"message": "one more"}
-    refused = await limited.gateway.client.post("/v1/turns", json=another)
+    refused = await limited_system.gateway.client.post("/v1/turns", json=another)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_turns")
-    counters = Counters(limited.connection)
-    async with limited.running_generator():
-        await limited.wait_for_open_streams(2)
-        held = await limited.money(limited.turns(batch)[0])
+    counters = Counters(limited_system.connection)
+    async with limited_system.running_generator():
+        await limited_system.wait_for_open_streams(2)
+        held = await limited_system.money(limited_system.turns(batch)[0])
         assert await counters.add(held.subject, 0) == 3 * held.amount > 0
-        await limited.gateway.client.post(batch["links"]["cancel"])
-        await limited.wait_until_acknowledged()
-    ends = [(await limited.log.read_turn(key)).end for key in limited.turns(batch)[:2]]
+        await limited_system.gateway.client.post(batch["links"]["cancel"])
+        await limited_system.wait_until_acknowledged()
+    ends = [(await limited_system.log.read_turn(key)).end for key in limited_system.turns(batch)[:2]]
     used = sum(end.cost_nano_usd for end in ends if end is not None)
     assert await counters.add(held.subject, 0) == used < held.amount
-    assert (await limited.gateway.client.post("/v1/turns", json=another)).status_code == 202
+    assert (await limited_system.gateway.client.post("/v1/turns", json=another)).status_code == 202
 
 
 @pytest.mark.rule("R65")
 async def test_a_deleted_batch_returns_its_reservations_without_a_generator(
-    limited: VerifiedSystem, tmp_path: Path
+    limited_system: VerifiedSystem, tmp_path: Path
 ) -> None:
-    batch = await post_batch(limited.gateway, build_inputs(4), parallel=1)
-    first = limited.turns(batch)[0]
+    batch = await post_batch(limited_system.gateway, build_inputs(4), parallel=1)
+    first = limited_system.turns(batch)[0]
     # The first turn has ended by then, and is not settled.
-    await limited.batch_killed_after(11)
-    end = (await limited.log.read_turn(first)).end
+    await limited_system.batch_killed_after(11)
+    end = (await limited_system.log.read_turn(first)).end
     assert end is not None
-    subject, counters = (await limited.money(first)).subject, Counters(limited.connection)
+    subject, counters = (await limited_system.money(first)).subject, Counters(limited_system.connection)
     assert await counters.add(subject, 0) > end.cost_nano_usd > 0
-    async with processes.persistence(tmp_path, limited.server.url):
-        gone = await limited.gateway.client.delete(f"/v1/turns/{batch['batch']}")
+    async with processes.persistence(tmp_path, limited_system.server.url):
+        gone = await limited_system.gateway.client.delete(f"/v1/turns/{batch['batch']}")
     assert gone.status_code == 200, gone.text
-    assert not await limited.log.has_turn(first)
+    assert not await limited_system.log.has_turn(first)
     assert await counters.add(subject, 0) == end.cost_nano_usd
     # Both of its slots are free.
-    stored = (await limited.turn(await post_batch(limited.gateway, build_inputs(2), parallel=2))).request
+    stored = (await limited_system.turn(await post_batch(limited_system.gateway, build_inputs(2), parallel=2))).request
     assert stored is not None
     assert [hold.unit for hold in stored.holds or ()] == ["slot", "slot"]
 
 
 @pytest.mark.rule("R65")
-async def test_a_reservation_is_returned_or_settled_once(limited: VerifiedSystem, tmp_path: Path) -> None:
+async def test_a_reservation_is_returned_or_settled_once(limited_system: VerifiedSystem, tmp_path: Path) -> None:
     """The batch is deleted while it runs: the gateway and the generator both return reservations."""
-    batch = await post_batch(limited.gateway, build_inputs(30, "words=2 rate=0 wait=0.2"), parallel=2)
-    first = limited.turns(batch)[0]
-    async with processes.persistence(tmp_path, limited.server.url), limited.running_generator():
-        await until(lambda: limited.log.has_turn(first))
-        turn = await limited.wait_for_end(first)
-        subject = (await limited.money(first)).subject
-        gone = await limited.gateway.client.delete(f"/v1/turns/{batch['batch']}")
+    batch = await post_batch(limited_system.gateway, build_inputs(30, "words=2 rate=0 wait=0.2"), parallel=2)
+    first = limited_system.turns(batch)[0]
+    async with processes.persistence(tmp_path, limited_system.server.url), limited_system.running_generator():
+        await until(lambda: limited_system.log.has_turn(first))
+        turn = await limited_system.wait_for_end(first)
+        subject = (await limited_system.money(first)).subject
+        gone = await limited_system.gateway.client.delete(f"/v1/turns/{batch['batch']}")
         assert gone.status_code == 200, gone.text
-        await limited.wait_until_acknowledged()
-    counted = await Counters(limited.connection).add(subject, 0)
+        await limited_system.wait_until_acknowledged()
+    counted = await Counters(limited_system.connection).add(subject, 0)
     # The most that a call costs: it was cut after its text, before the model reported the output.
     assert turn.request is not None
     cut = estimate_usage(turn.usage_call, utf8_bytes(turn.text))
     most = sum_costs(turn.request.model, [cut])
     assert most is not None
-    assert 0 < counted <= await limited.calls() * most
+    assert 0 < counted <= await limited_system.calls() * most
 
 
 def one_input(**params: object) -> list[dict[str, Any]]:

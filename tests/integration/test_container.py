@@ -124,7 +124,7 @@ def context(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def installed() -> dict[str, str]:
+def pip_environ() -> dict[str, str]:
     """Variables with which pip finds the locked packages in this venv, so that the test needs no network.
 
     With CONTAINER_FROM_INDEX=1, pip installs them from the index, as Docker does: `make release`.
@@ -195,15 +195,15 @@ class Running:
 @require_program("nginx")
 @pytest.mark.timeout(400)
 async def test_the_image_answers_a_turn_behind_nginx_read_only_and_as_another_user(
-    host: Host, context: Path, installed: dict[str, str], tmp_path: Path
+    host: Host, context: Path, pip_environ: dict[str, str], tmp_path: Path
 ) -> None:
     """Each step of the Dockerfile runs, then the services of the Compose file, with their own settings."""
-    image = host.build((HERE / "Dockerfile").read_text(), context, installed)
+    image = host.build((HERE / "Dockerfile").read_text(), context, pip_environ)
     names = ["nats", "generators", "persistence", "simulated-claude"]
     hosts = "".join(f"{HOSTS.get(name, '127.0.0.1')} {name}\n" for name in (*names, *HOSTS))
     (tmp_path / "hosts").write_text(f"127.0.0.1 localhost\n{hosts}")
     host.sh('cp "$1" "$2"', tmp_path / "hosts", image.root / "etc/hosts")
-    running = Running(host, image, tmp_path, {"PYTHONPATH": installed.get("PYTHONPATH", "")})
+    running = Running(host, image, tmp_path, {"PYTHONPATH": pip_environ.get("PYTHONPATH", "")})
 
     async def answers(url: str, text: str = "") -> None:
         await until(lambda: text in running.client(f"print(u.urlopen({url!r}).read().decode())"), START_S_MAX, 0.2)

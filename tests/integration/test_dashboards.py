@@ -74,7 +74,7 @@ SETTINGS: Settings = {
 }
 
 
-class Loaded:
+class LoadedSystem:
     """A system under load, its Prometheus, and the values of all panels while nothing was wrong."""
 
     def __init__(self, system: System, prometheus: Prometheus) -> None:
@@ -150,7 +150,7 @@ class Loaded:
         return now < before if panel.threshold.is_minimum else now > before
 
 
-Cause = Callable[[Loaded], AbstractAsyncContextManager[None]]
+Cause = Callable[[LoadedSystem], AbstractAsyncContextManager[None]]
 
 
 class Fault(NamedTuple):
@@ -162,7 +162,7 @@ class Fault(NamedTuple):
 
 
 @asynccontextmanager
-async def broken_answers(loaded: Loaded) -> AsyncGenerator[None]:
+async def broken_answers(loaded: LoadedSystem) -> AsyncGenerator[None]:
     """The model repeats itself in continuations, gives errors, and some answers never continue."""
     async with (
         loaded.again(0.6, lambda: loaded.answer("words=40 rate=0 repeat=5 fault=cut@17x2")),
@@ -173,7 +173,7 @@ async def broken_answers(loaded: Loaded) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def webhooks_answered(loaded: Loaded, code: int, every_s: float) -> AsyncGenerator[None]:
+async def webhooks_answered(loaded: LoadedSystem, code: int, every_s: float) -> AsyncGenerator[None]:
     """Posts a turn with a webhook every so often. The receiver answers with this status."""
     async with Receiver() as receiver:
         receiver.answer = answer_with(code)
@@ -181,12 +181,12 @@ async def webhooks_answered(loaded: Loaded, code: int, every_s: float) -> AsyncG
             yield
 
 
-def refused_webhooks(loaded: Loaded) -> AbstractAsyncContextManager[None]:
+def refused_webhooks(loaded: LoadedSystem) -> AbstractAsyncContextManager[None]:
     return webhooks_answered(loaded, 410, every_s=1)
 
 
 @asynccontextmanager
-async def busy_gateway(loaded: Loaded) -> AsyncGenerator[None]:
+async def busy_gateway(loaded: LoadedSystem) -> AsyncGenerator[None]:
     """More readers than the second gateway accepts."""
     key, second = await loaded.post("words=2000 rate=20"), loaded.system.clients[1]
     async with AsyncExitStack() as open_streams, loaded.again(0.3, lambda: second.get(f"/v1/turns/{key.turn}/events")):
@@ -197,7 +197,7 @@ async def busy_gateway(loaded: Loaded) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def full_log(loaded: Loaded) -> AsyncGenerator[None]:
+async def full_log(loaded: LoadedSystem) -> AsyncGenerator[None]:
     """The log has less space: 85 % are used."""
     jetstream = loaded.system.connection.jetstream
     info = await jetstream.stream_info(STREAM)
@@ -210,7 +210,7 @@ async def full_log(loaded: Loaded) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def deleted_consumer(loaded: Loaded) -> AsyncGenerator[None]:
+async def deleted_consumer(loaded: LoadedSystem) -> AsyncGenerator[None]:
     await loaded.system.connection.jetstream.delete_consumer(STREAM, WEBHOOKS)
     try:
         yield
@@ -219,7 +219,7 @@ async def deleted_consumer(loaded: Loaded) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def forks(loaded: Loaded) -> AsyncGenerator[None]:
+async def forks(loaded: LoadedSystem) -> AsyncGenerator[None]:
     """Another program writes into the log."""
 
     async def disturb() -> None:
@@ -234,13 +234,13 @@ async def forks(loaded: Loaded) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def late_tokens(loaded: Loaded) -> AsyncGenerator[None]:
+async def late_tokens(loaded: LoadedSystem) -> AsyncGenerator[None]:
     async with loaded.again(0.6, lambda: loaded.answer("words=5 wait=6")):
         yield
 
 
 @asynccontextmanager
-async def dead_generator(loaded: Loaded) -> AsyncGenerator[None]:
+async def dead_generator(loaded: LoadedSystem) -> AsyncGenerator[None]:
     """A generator dies with running turns. The other one has no partner for its hedges."""
     turns = [await loaded.post("words=400 rate=20") for _ in range(6)]
     for key in turns:
@@ -252,14 +252,14 @@ async def dead_generator(loaded: Loaded) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def silent_calls(loaded: Loaded) -> AsyncGenerator[None]:
+async def silent_calls(loaded: LoadedSystem) -> AsyncGenerator[None]:
     """The first call of each turn never answers, its hedge does."""
     async with loaded.again(0.3, lambda: loaded.answer("words=5 fault=stall@0x1")):
         yield
 
 
 @asynccontextmanager
-async def no_generator(loaded: Loaded) -> AsyncGenerator[None]:
+async def no_generator(loaded: LoadedSystem) -> AsyncGenerator[None]:
     """Turns wait, and one has begun. Beside it, a turn is stored whose text does not match its hash."""
     await loaded.read(await loaded.post("words=400 rate=20"), most=3)
     for generator in loaded.system.generators:
@@ -276,7 +276,7 @@ async def no_generator(loaded: Loaded) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def blocked_start(loaded: Loaded) -> AsyncGenerator[None]:
+async def blocked_start(loaded: LoadedSystem) -> AsyncGenerator[None]:
     """A process waits for a lock of its database when it starts. It has the metrics port of a dead generator."""
     database = loaded.system.folder / "blocked" / "tailrace.db"
     database.parent.mkdir()
@@ -303,13 +303,13 @@ async def blocked_start(loaded: Loaded) -> AsyncGenerator[None]:
         await asyncio.gather(starting, return_exceptions=True)
 
 
-def silent_receiver(loaded: Loaded) -> AbstractAsyncContextManager[None]:
+def silent_receiver(loaded: LoadedSystem) -> AbstractAsyncContextManager[None]:
     """The receiver of webhooks is unavailable."""
     return webhooks_answered(loaded, 503, every_s=1)
 
 
 @asynccontextmanager
-async def unread_streams(loaded: Loaded) -> AsyncGenerator[None]:
+async def unread_streams(loaded: LoadedSystem) -> AsyncGenerator[None]:
     """Clients request a long answer and do not read it."""
     key = await loaded.post("words=60000 rate=0", max_tokens=100_000)
     request = f"GET /v1/turns/{key.turn}/events HTTP/1.1\r\nhost: localhost\r\n\r\n"
@@ -330,7 +330,7 @@ async def unread_streams(loaded: Loaded) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def locked_database(loaded: Loaded) -> AsyncGenerator[None]:
+async def locked_database(loaded: LoadedSystem) -> AsyncGenerator[None]:
     with closing(sqlite3.connect(loaded.system.database, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         async with loaded.again(0.2, lambda: loaded.post("words=2 rate=0")):
@@ -339,7 +339,7 @@ async def locked_database(loaded: Loaded) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def frozen_log(loaded: Loaded) -> AsyncGenerator[None]:
+async def frozen_log(loaded: LoadedSystem) -> AsyncGenerator[None]:
     freeze(loaded.system.servers[0])
     try:
         yield
@@ -348,7 +348,7 @@ async def frozen_log(loaded: Loaded) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def slow_log(loaded: Loaded) -> AsyncGenerator[None]:
+async def slow_log(loaded: LoadedSystem) -> AsyncGenerator[None]:
     """nats-server is frozen for most of the time, while turns are written and readers resume."""
     key = await loaded.post("words=50 rate=0")
     cursor = await loaded.read(key, most=2)
@@ -437,7 +437,7 @@ async def test_every_panel_has_values_and_every_alert_fires_for_its_fault(tmp_pa
         await stack.enter_async_context(system)
         await start(system, targets)
         prometheus = await stack.enter_async_context(Prometheus(tmp_path, targets))
-        loaded = Loaded(system, prometheus)
+        loaded = LoadedSystem(system, prometheus)
         await system.new_gateway(TAILRACE_PROMETHEUS_URL=prometheus.url)
         await system.gateways[-1].start()
         problems = await use_everything(loaded, tmp_path)
@@ -458,7 +458,7 @@ async def test_every_panel_has_values_and_every_alert_fires_for_its_fault(tmp_pa
         assert problems + await find_differences(system.clients[0], system.clients[-1]) == []
 
 
-async def run(loaded: Loaded, together: Sequence[Fault]) -> list[str]:
+async def run(loaded: LoadedSystem, together: Sequence[Fault]) -> list[str]:
     """Causes faults at once; returns what they should have changed, and have not."""
     begun_at = time.monotonic()
     async with AsyncExitStack() as causes:
@@ -523,7 +523,7 @@ async def start(system: System, targets: dict[str, list[int]]) -> None:
             group.create_task(part.start())
 
 
-async def use_everything(loaded: Loaded, folder: Path) -> list[str]:
+async def use_everything(loaded: LoadedSystem, folder: Path) -> list[str]:
     """Turns in several client protocols, a reader that resumes, a cancelled turn: then no alert fires.
 
     Returns the panels that have a value in Prometheus, and none in a browser at `/ops`.
@@ -574,11 +574,11 @@ async def has_sampled_since(client: httpx2.AsyncClient, at: float) -> bool:
     return len(times) > 1 and bool(times[-1] > at)
 
 
-async def all_have_values(loaded: Loaded, titles: set[str]) -> bool:
+async def all_have_values(loaded: LoadedSystem, titles: set[str]) -> bool:
     return all([await loaded.values(panel) for panel in panels() if panel.title in titles])
 
 
-async def find_unseen(loaded: Loaded, fault: Fault, within_s: float = FIRES_S_MAX) -> list[str]:
+async def find_unseen(loaded: LoadedSystem, fault: Fault, within_s: float = FIRES_S_MAX) -> list[str]:
     """Waits until the alerts of a fault have fired and its panels have moved; returns those that have not."""
     alerts, titles = set(fault.alerts), set(fault.panels)
 

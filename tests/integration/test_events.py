@@ -214,7 +214,7 @@ async def test_a_failed_turn_breaks_plain_text_off_after_the_client_could_read_t
     assert time.monotonic() - received_at > DISPATCH_S / 2
 
 
-def unchunked(body: bytes) -> bytes:
+def decode_chunked(body: bytes) -> bytes:
     """Returns the content of a chunked body; fails when the last chunk is missing."""
     content = b""
     while True:
@@ -249,7 +249,7 @@ async def test_a_reader_that_reads_nothing_does_not_delay_others_and_gets_everyt
         body = (await slow_reader.read()).partition(b"\r\n\r\n")[2]
     finally:
         slow_writer.close()
-    assert unchunked(body) == ("a" + text).encode()
+    assert decode_chunked(body) == ("a" + text).encode()
 
 
 @pytest.mark.rule("F32")

@@ -497,7 +497,7 @@ async def test_a_backend_that_works_in_a_folder_is_not_hedged(own: HedgingSystem
     assert await late_turn.is_unchanged()
 
 
-class Slotted:
+class SlottedWorker:
     """A worker with a number of free slots that records the hedges it starts."""
 
     def __init__(self, free: int) -> None:
@@ -515,7 +515,7 @@ class Slotted:
 @pytest.mark.rule("R51")
 async def test_a_hedge_is_offered_to_one_other_generator_with_a_free_slot(own_server: NatsServer, key: TurnKey) -> None:
     hedge = Hedge(key.tenant, key.turn, Seq(3), "a-lease")
-    requesting, full, one, two = workers = [Slotted(free) for free in (9, 0, 9, 9)]
+    requesting, full, one, two = workers = [SlottedWorker(free) for free in (9, 0, 9, 9)]
     async with AsyncExitStack() as stack:
         rpcs = []
         for worker in workers:

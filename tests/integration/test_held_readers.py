@@ -54,7 +54,7 @@ def resuming_request(gateway: Gateway, turn: str, cursor: int) -> AbstractAsyncC
     return held_response(gateway, f"/v1/turns/{turn}/events", {"last-event-id": str(cursor)})
 
 
-class Counted(NamedTuple):
+class CountingProtocol(NamedTuple):
     """A protocol whose cursor is a number of events: the URL of the whole stream, and of the rest."""
 
     whole: str
@@ -64,10 +64,10 @@ class Counted(NamedTuple):
         return self.after.format(turn=turn, seen=seen, last=seen - 1)
 
 
-RESPONSE = Counted(
+RESPONSE = CountingProtocol(
     "/v1/responses/resp_{turn}?stream=true", "/v1/responses/resp_{turn}?stream=true&starting_after={last}"
 )
-RUN = Counted("/api/chat/{turn}/stream?startIndex=0", "/api/chat/{turn}/stream?startIndex={seen}")
+RUN = CountingProtocol("/api/chat/{turn}/stream?startIndex=0", "/api/chat/{turn}/stream?startIndex={seen}")
 each_protocol = pytest.mark.parametrize("counted", [RESPONSE, RUN], ids=["responses", "ai_sdk"])
 
 
@@ -156,7 +156,7 @@ async def test_a_held_reader_gets_its_rest_in_the_same_response(
 
 @each_protocol
 async def test_a_held_reader_that_counts_events_gets_its_rest(
-    own_server: NatsServer, fragile: Gateway, new_gateway: NewGateway, writer: Writer, counted: Counted
+    own_server: NatsServer, fragile: Gateway, new_gateway: NewGateway, writer: Writer, counted: CountingProtocol
 ) -> None:
     turn = writer.key.turn
     elsewhere = await new_gateway(own_server.url)

@@ -70,7 +70,7 @@ async def raw(plain_gateway: Gateway) -> AsyncIterator[RawConnection]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def crowded(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
+async def four_connections(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
     """A gateway that keeps four connections open."""
     monkeypatch.setattr(fd_limit, "connections_max", lambda: 4)
     async with running_gateway(nats_server) as gateway:
@@ -235,13 +235,13 @@ async def test_an_idle_connection_stays_open_longer_than_a_refused_one(
 
 
 async def test_the_connection_that_is_idle_for_longest_is_closed_when_no_place_is_left(
-    crowded: Gateway,
+    four_connections: Gateway,
 ) -> None:
     """Otherwise a client that leaves its connections idle would keep all others out."""
     async with AsyncExitStack() as stack:
         opened = []
         for _ in range(8):
-            opened.append(await stack.enter_async_context(RawConnection.open(crowded.port)))
+            opened.append(await stack.enter_async_context(RawConnection.open(four_connections.port)))
             await opened[-1].send(post(TURN))
             assert (await opened[-1].answer()).status_code == 202
         for raw in opened[:4]:
@@ -252,15 +252,15 @@ async def test_the_connection_that_is_idle_for_longest_is_closed_when_no_place_i
 
 
 async def test_a_connection_that_still_sends_a_refused_body_is_not_closed_for_another(
-    crowded: Gateway,
+    four_connections: Gateway,
 ) -> None:
     """It would be reset, and the client might lose the answer."""
     async with AsyncExitStack() as stack:
-        sending = await stack.enter_async_context(RawConnection.open(crowded.port))
+        sending = await stack.enter_async_context(RawConnection.open(four_connections.port))
         await sending.send(POST.replace(KEY, "invalid"), f"content-length: {len(TURN)}\r\n\r\n")
         assert (await sending.answer()).status_code == 401
         for _ in range(4):
-            other = await stack.enter_async_context(RawConnection.open(crowded.port))
+            other = await stack.enter_async_context(RawConnection.open(four_connections.port))
             await other.send(post(TURN))
             assert (await other.answer()).status_code == 202
         await sending.send(TURN, post(TURN))

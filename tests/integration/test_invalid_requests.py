@@ -11,7 +11,7 @@ from tests.integration.conftest import KEY, Gateway, on_shared_loop
 JSON = {"content-type": "application/json"}
 
 
-def nested(levels: int) -> bytes:
+def nested_list(levels: int) -> bytes:
     return b"[" * levels + b"]" * levels
 
 
@@ -21,7 +21,7 @@ BODIES = {
     "long integer inside": (b'{"message": "hi", "system": [{"a": %b}]}' % DIGITS, "request_invalid"),
     "long exponent": (b'{"message": "hi", "system": [{"a": 1e%b}]}' % DIGITS, "request_invalid"),
     "many betas": (json.dumps({"message": "hi", "betas": ["a"] * 65}).encode(), "request_invalid"),
-    "deep inside": (b'{"message": "hi", "system": [{"a": %b}]}' % nested(90_000), "json_invalid"),
+    "deep inside": (b'{"message": "hi", "system": [{"a": %b}]}' % nested_list(90_000), "json_invalid"),
 }
 
 
@@ -250,7 +250,7 @@ REQUESTS: dict[str, tuple[object, str]] = {
     ),
     "system is an image": (HI | {"system": [{"type": "image"}]}, "`system[0]` is not a text block"),
     "no user message": ({"messages": [{"role": "assistant", "content": "a"}]}, "messages"),
-    "deep tool": (HI | {"tools": [{"a": json.loads(nested(60))}]}, "levels deep"),
+    "deep tool": (HI | {"tools": [{"a": json.loads(nested_list(60))}]}, "levels deep"),
 }
 
 

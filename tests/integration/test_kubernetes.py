@@ -79,7 +79,7 @@ def commands(overlay: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
-def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+def manifests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp(request.param) / "kubernetes"
     shutil.copytree(HERE, folder)
     overlay = folder / "overlays" / request.param
@@ -235,9 +235,9 @@ CHECKS: tuple[Callable[[list[Document], Path], None], ...] = (
 )
 
 
-def test_every_overlay_fits_kubernetes_and_the_product(rendered: str, tmp_path: Path) -> None:
+def test_every_overlay_fits_kubernetes_and_the_product(manifests: str, tmp_path: Path) -> None:
     for check in CHECKS:
-        check(documents(rendered), tmp_path)
+        check(documents(manifests), tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on the PATH")

@@ -41,7 +41,9 @@ async def persistence_in_loop(
 
 
 @pytest.fixture
-async def lost(own_gateway: Gateway, own_log: TurnLog, tenant: Tenant, persistence_in_loop: Persistence) -> TurnKey:
+async def lost_turn(
+    own_gateway: Gateway, own_log: TurnLog, tenant: Tenant, persistence_in_loop: Persistence
+) -> TurnKey:
     """A turn with a text that has left the log before its end."""
     writer = new_writer(own_log, tenant)
     await writer.store_request(session=SESSION)
@@ -65,22 +67,24 @@ async def until_recorded(gateway: Gateway) -> None:
 
 
 @pytest.mark.rule("F32")
-async def test_a_lost_turn_has_failed_on_every_route_and_in_every_dialect(own_gateway: Gateway, lost: TurnKey) -> None:
+async def test_a_lost_turn_has_failed_on_every_route_and_in_every_dialect(
+    own_gateway: Gateway, lost_turn: TurnKey
+) -> None:
     """Whether the database has the failure or not. Plain text has no word for it and only breaks off."""
     client = own_gateway.client
-    turn = await get(own_gateway, f"/v1/turns/{lost.turn}")
+    turn = await get(own_gateway, f"/v1/turns/{lost_turn.turn}")
     assert (turn["outcome"], turn["error"]["code"], turn["error"]["message"]) == ("failed", *LOST.values())
-    response = await get(own_gateway, f"/v1/responses/resp_{lost.turn}")
+    response = await get(own_gateway, f"/v1/responses/resp_{lost_turn.turn}")
     assert (response["status"], response["error"]["message"]) == ("failed", LOST_FAILURE.message)
     assert response["usage"] is not None
-    cancelled = await client.post(f"/v1/responses/resp_{lost.turn}/cancel")
+    cancelled = await client.post(f"/v1/responses/resp_{lost_turn.turn}/cancel")
     assert (cancelled.status_code, cancelled.json()["status"]) == (200, "failed")
-    for path in (f"/v1/turns/{lost.turn}/cancel", f"/api/chat/{lost.turn}/stop"):
+    for path in (f"/v1/turns/{lost_turn.turn}/cancel", f"/api/chat/{lost_turn.turn}/stop"):
         assert (await client.post(path)).json()["outcome"] == "failed"
     # AI SDK would show the old error each time its page loads.
     assert (await client.get(f"/api/chat/{SESSION}/stream")).status_code == 204
     for dialect in sorted(set(DIALECTS) - {"text"}):
-        received = await read_bytes(client, f"/v1/turns/{lost.turn}/events?dialect={dialect}")
+        received = await read_bytes(client, f"/v1/turns/{lost_turn.turn}/events?dialect={dialect}")
         assert LOST_FAILURE.message in received.decode(), dialect
 
 
@@ -100,21 +104,21 @@ async def test_a_reader_that_has_only_the_request_of_a_lost_turn_learns_of_its_f
 
 @pytest.mark.rule("R27")
 async def test_the_database_records_a_lost_turn_as_the_gateway_has_reported_it(
-    own_gateway: Gateway, lost: TurnKey
+    own_gateway: Gateway, lost_turn: TurnKey
 ) -> None:
     """Afterwards the session is free."""
-    before = await get(own_gateway, f"/v1/turns/{lost.turn}")
+    before = await get(own_gateway, f"/v1/turns/{lost_turn.turn}")
     for _ in range(2):
         turns = (await get(own_gateway, f"/v1/sessions/{SESSION}/turns"))["turns"]
         assert turns == [before]
         await until_recorded(own_gateway)
-    assert await get(own_gateway, f"/v1/turns/{lost.turn}") == before
+    assert await get(own_gateway, f"/v1/turns/{lost_turn.turn}") == before
     assert (before["outcome"], before["error"]) == ("failed", LOST)
     assert (await get(own_gateway, "/v1/sessions/stats"))["claude_sessions"] == []
     answer = await own_gateway.client.post("/v1/turns", json={"message": "And now?", "session": SESSION})
     assert (answer.status_code, answer.json()["session"]) == (202, SESSION)
     following = await get(own_gateway, f"/v1/turns/{answer.json()['turn']}")
-    assert (following["parent"], following["outcome"]) == (lost.turn, "running")
+    assert (following["parent"], following["outcome"]) == (lost_turn.turn, "running")
 
 
 async def test_a_lost_batch_is_over_on_the_routes_of_openai_and_anthropic(

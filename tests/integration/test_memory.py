@@ -78,7 +78,7 @@ async def post(port: int, key: str, pieces: Iterator[bytes], *framing: str) -> b
     return status
 
 
-def chunked(piece: bytes, count: int) -> Iterator[bytes]:
+def chunked_body(piece: bytes, count: int) -> Iterator[bytes]:
     for _ in range(count):
         yield b"%x\r\n%s\r\n" % (len(piece), piece)
     yield b"0\r\n\r\n"
@@ -94,20 +94,20 @@ DEEP = b'{"message": "x", "metadata": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"
 CHUNKS = "transfer-encoding: chunked"
 
 
-def sized(body: bytes, count: int = 1) -> tuple[Iterator[bytes], str]:
+def sized_body(body: bytes, count: int = 1) -> tuple[Iterator[bytes], str]:
     return iter([body] * count), f"content-length: {count * len(body)}"
 
 
 # API key, body and framing, status of the response, and how far the memory may grow meanwhile.
 Attack = tuple[str, Callable[[], tuple[Any, ...]], bytes, int]
 ATTACKS: dict[str, Attack] = {
-    "100 MB by length": (KEY, lambda: sized(b"a" * MB, 100), b"413", GROWS_MAX),
-    "100 MB by length, unknown key": (UNKNOWN_KEY, lambda: sized(b"a" * MB, 100), b"401", GROWS_MAX),
-    "100 MB in chunks, unknown key": (UNKNOWN_KEY, lambda: (chunked(b"a" * MB, 100), CHUNKS), b"401", GROWS_MAX),
-    "a bomb": (KEY, lambda: (*sized(bomb()), "content-encoding: gzip"), b"415", GROWS_MAX),
-    "deep JSON": (KEY, lambda: sized(DEEP), b"400", GROWS_MAX),
+    "100 MB by length": (KEY, lambda: sized_body(b"a" * MB, 100), b"413", GROWS_MAX),
+    "100 MB by length, unknown key": (UNKNOWN_KEY, lambda: sized_body(b"a" * MB, 100), b"401", GROWS_MAX),
+    "100 MB in chunks, unknown key": (UNKNOWN_KEY, lambda: (chunked_body(b"a" * MB, 100), CHUNKS), b"401", GROWS_MAX),
+    "a bomb": (KEY, lambda: (*sized_body(bomb()), "content-encoding: gzip"), b"415", GROWS_MAX),
+    "deep JSON": (KEY, lambda: sized_body(DEEP), b"400", GROWS_MAX),
     # The gateway holds it until it is too large.
-    "100 MB in chunks": (KEY, lambda: (chunked(b"a" * MB, 100), CHUNKS), b"413", BODY_BYTES_MAX + GROWS_MAX),
+    "100 MB in chunks": (KEY, lambda: (chunked_body(b"a" * MB, 100), CHUNKS), b"413", BODY_BYTES_MAX + GROWS_MAX),
 }
 
 
@@ -115,7 +115,7 @@ ATTACKS: dict[str, Attack] = {
 async def test_pipelined_requests_do_not_fill_the_memory(process: processes.Process) -> None:
     """Behind a running stream: each request of 26 bytes would take a kilobyte, ten thousand of them 10 MB."""
     port = int(process.url.rpartition(":")[2])
-    await post(port, KEY, *sized(b'{"message": ""}'))
+    await post(port, KEY, *sized_body(b'{"message": ""}'))
     before = resident(process.pid)
     body = b'{"message": "hi"}'
     head = f"POST /v1/turns HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-type: application/json\r\n"
@@ -129,7 +129,7 @@ async def test_pipelined_requests_do_not_fill_the_memory(process: processes.Proc
         writers.append(writer)
     for _ in range(3):
         # After these responses the gateway has received everything that was sent before.
-        assert b"400" in await post(port, KEY, *sized(b"{"))
+        assert b"400" in await post(port, KEY, *sized_body(b"{"))
     grown = peak(process.pid) - before
     for writer in writers:
         writer.transport.abort()
@@ -141,7 +141,7 @@ async def test_pipelined_requests_do_not_fill_the_memory(process: processes.Proc
 async def test_large_and_deep_bodies_do_not_fill_the_memory(process: processes.Process) -> None:
     """100 MB, a compression bomb and deeply nested JSON are refused, and their memory is released."""
     port = int(process.url.rpartition(":")[2])
-    await post(port, KEY, *sized(b'{"message": ""}'))
+    await post(port, KEY, *sized_body(b'{"message": ""}'))
     before = resident(process.pid)
     for name, (key, body, expected, grows_max) in ATTACKS.items():
         grown_by = []

@@ -112,7 +112,7 @@ def inputs(count: int, line: str = "words=2 rate=0", tag: str = "b", **params: A
     ]
 
 
-def numbered(*requests: dict[str, Any]) -> list[dict[str, Any]]:
+def numbered_requests(*requests: dict[str, Any]) -> list[dict[str, Any]]:
     return [one | {"custom_id": f"c{number}"} for number, one in enumerate(requests)]
 
 
@@ -120,7 +120,7 @@ UNKNOWN = "words=2 rate=0 fault=unknownx1"
 """A first input whose message batch is not found at the first request of each sort."""
 NEVER = "words=2 wait=3600"
 """An input that is not answered within the test."""
-QUICK_AND_NEVER = numbered(*inputs(1), *inputs(1, NEVER))
+QUICK_AND_NEVER = numbered_requests(*inputs(1), *inputs(1, NEVER))
 FOREIGN: Any = {
     "model": MODEL,
     "max_tokens": 9,
@@ -173,7 +173,7 @@ async def test_a_batch_costs_half_the_price(own: MessageBatchSystem) -> None:
 @pytest.mark.rule("R67")
 async def test_a_cancelled_batch_keeps_the_answers_it_has(own: MessageBatchSystem) -> None:
     """They are paid for. An input that was not answered has no turn."""
-    batch = await own.create(numbered(*inputs(2), *inputs(3, NEVER, tag="late")))
+    batch = await own.create(numbered_requests(*inputs(2), *inputs(3, NEVER, tag="late")))
     async with own.running_generator():
         name = await own.submitted(batch)
         record = (await own.gateway.client.post(batch["links"]["cancel"])).json()
@@ -205,7 +205,7 @@ async def test_a_batch_cancelled_while_its_generator_is_dead_does_not_run_on(
 @pytest.mark.rule("R67")
 async def test_each_result_is_the_end_of_its_turn(own: MessageBatchSystem) -> None:
     """Answered, failed, refused, expired, or cancelled in Anthropic's console: each with its error code."""
-    requests = numbered(*inputs(1), *inputs(1, "words=2 fault=500"), *inputs(1, "bad"), *inputs(1, NEVER))
+    requests = numbered_requests(*inputs(1), *inputs(1, "words=2 fault=500"), *inputs(1, "bad"), *inputs(1, NEVER))
     late, stopped = await own.create(requests), await own.create(requests)
     async with own.running_generator():
         await own.api.messages.batches.cancel(await own.submitted(stopped))
@@ -323,7 +323,7 @@ async def test_inputs_that_a_message_batch_cannot_answer_are_refused(
     lone_gateway: Gateway, wrong: dict[str, Any]
 ) -> None:
     """The message names the input; an unknown `via` is refused too."""
-    body = {"requests": numbered(*inputs(1), *inputs(1, **wrong)), "via": "message_batches"}
+    body = {"requests": numbered_requests(*inputs(1), *inputs(1, **wrong)), "via": "message_batches"}
     answer = await lone_gateway.client.post("/v1/turn-batches", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
     assert "requests[1]" in answer.json()["error"]["message"]
@@ -336,7 +336,7 @@ async def test_each_input_is_sent_as_a_turn_would_be(own: MessageBatchSystem) ->
     schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3}}, "required": ["n"]}
     params = {"model": MODEL, "system": long, "cache": "5m", "betas": ["a-beta"]}
     batch = await own.create(
-        numbered(
+        numbered_requests(
             {"params": {**params, "message": "#sim words=1 rate=0"}},
             *({"params": {**params, "message": f'#sim json={{"n":{n}}}', "schema": schema}} for n in (1, 5)),
         )
@@ -503,7 +503,7 @@ async def test_a_message_batch_that_anthropic_does_not_know_for_a_moment_is_not_
     batch = await own.create(inputs(2, UNKNOWN))
     await own.run(batch, "completed")
     await assert_answered_once(own, batch)
-    batch = await own.create(numbered(*inputs(1, UNKNOWN), *inputs(1, NEVER)))
+    batch = await own.create(numbered_requests(*inputs(1, UNKNOWN), *inputs(1, NEVER)))
     running = asyncio.create_task(own.run(batch, "cancelled"))
     await own.submitted(batch)
     await own.gateway.client.post(batch["links"]["cancel"])
@@ -566,7 +566,7 @@ async def test_deleting_a_batch_does_not_release_its_reserved_cost(
     monkeypatch.setattr(message_batches.MessageBatchSubmitter, "stop", stop_when_deleted)
     gateway = await new_gateway(own.server.url, limits_key="usd_day=5")
     limited = replace(own, gateway=gateway)
-    batch = await limited.create(numbered(*inputs(2), *inputs(1, NEVER)))
+    batch = await limited.create(numbered_requests(*inputs(2), *inputs(1, NEVER)))
     request = (await own.turn(batch)).request
     assert request is not None
     assert request.batch is not None
@@ -701,7 +701,9 @@ async def test_a_cancelled_message_batch_stores_no_answers_to_an_erased_user(
 ) -> None:
     """Its results come after the end of its batch, which is another user's. The other answers are stored."""
     users = ["ada", "bob", "ada"]
-    batch = await own.create(numbered(*(inputs(1, user=user)[0] for user in users), *inputs(1, NEVER, user="bob")))
+    batch = await own.create(
+        numbered_requests(*(inputs(1, user=user)[0] for user in users), *inputs(1, NEVER, user="bob"))
+    )
     async with Persistence(own.server.url, tmp_path / "tailrace.db"):
         await own.batch_killed_after(2)
         await own.submitted(batch)
@@ -761,7 +763,7 @@ async def test_a_turn_that_is_deleted_while_it_is_written_does_not_stop_its_batc
 ) -> None:
     """Its answer is being checked against its schema. The other results are written, and the batch ends."""
     schema = {"type": "object"}
-    batch = await own.create(numbered(*inputs(1, 'json={"n":1}', schema=schema), *inputs(1)))
+    batch = await own.create(numbered_requests(*inputs(1, 'json={"n":1}', schema=schema), *inputs(1)))
     checked, other = own.turns(batch)
     find_mismatch = SchemaChecker.find_mismatch
 

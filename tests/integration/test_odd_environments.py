@@ -52,7 +52,7 @@ def run_python(
     return done.stdout, done.stderr
 
 
-def isolated(script: str, *arguments: object) -> list[str]:
+def isolated_command(script: str, *arguments: object) -> list[str]:
     """Returns the beginning of a command that runs a script of sh in new namespaces, and then a program in them."""
     return [*ISOLATED, "sh", "-euc", f'{script}; shift {len(arguments)}; exec "$@"', "sh", *map(str, arguments)]
 
@@ -64,7 +64,7 @@ def isolated(script: str, *arguments: object) -> list[str]:
 def test_up_is_refused_without_a_loopback_network(tmp_path: Path, script: str, host: str) -> None:
     """Servers can listen on 127.0.0.1 while the interface is down, but no client reaches them."""
     up = ("-m", "tailrace", "up", *LEAN, "--host", host, "--data", str(tmp_path / "data"))
-    out, err = run_python(*up, prefix=isolated(script))
+    out, err = run_python(*up, prefix=isolated_command(script))
     assert not out
     assert err == (
         "tailrace: this machine cannot reach its own address 127.0.0.1 (Network is unreachable): bring its loopback"
@@ -83,7 +83,7 @@ def test_a_host_name_means_its_ipv4_address_or_else_its_ipv6_address(tmp_path: P
         "from tailrace.deploy.local.ports import listen\n"
         "with listen('localhost', 0) as listener: print(listener.getsockname()[0])"
     )
-    prefix = isolated('ip link set lo up; mount --bind "$1" /etc/hosts', tmp_path / "hosts")
+    prefix = isolated_command('ip link set lo up; mount --bind "$1" /etc/hosts', tmp_path / "hosts")
     assert run_python("-c", program, prefix=prefix) == (f"{address}\n", "")
 
 

@@ -51,7 +51,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def shared(data: Path) -> Path:
+def shared_data(data: Path) -> Path:
     """A data directory in which only the store of nats-server cannot be read."""
     data.chmod(0o777)
     (data / "nats").chmod(0)
@@ -108,7 +108,7 @@ async def test_doctor_reports_a_data_directory_that_this_user_may_not_read(data:
         assert "user" in found[name].action
 
 
-async def test_doctor_reports_a_store_of_nats_that_this_user_may_not_read(shared: Path) -> None:
+async def test_doctor_reports_a_store_of_nats_that_this_user_may_not_read(shared_data: Path) -> None:
     with other_user():
-        disk = next(one for one in await examine(Options(port=0, data_dir=shared), {}) if one.name == "Disk")
-    assert (disk.level, disk.detail) == ("error", f"{shared}/nats: Permission denied")
+        disk = next(one for one in await examine(Options(port=0, data_dir=shared_data), {}) if one.name == "Disk")
+    assert (disk.level, disk.detail) == ("error", f"{shared_data}/nats: Permission denied")

@@ -140,7 +140,7 @@ async def test_queries_that_wait_together_share_the_requests_to_the_server(
     """Otherwise hundreds of them would slow the recorder, for which they wait."""
     running = most = 0
 
-    class Counted(Deliveries):
+    class CountingDeliveries(Deliveries):
         async def is_drained(self) -> bool:
             nonlocal running, most
             running += 1
@@ -151,7 +151,7 @@ async def test_queries_that_wait_together_share_the_requests_to_the_server(
                 running -= 1
 
     await ask(own_log)
-    wait = SharedCatchUp(await Counted.open(own_connection, PERSISTENCE), lambda: "", 0.5).wait
+    wait = SharedCatchUp(await CountingDeliveries.open(own_connection, PERSISTENCE), lambda: "", 0.5).wait
     refused = await asyncio.gather(*(wait() for _ in range(100)), return_exceptions=True)
     assert {type(each) for each in refused} == {Refused}
     assert most == 1

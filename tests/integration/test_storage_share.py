@@ -105,14 +105,14 @@ async def test_shares_are_counted_by_tenant_and_period_for_all_gateways(connecti
 async def test_bytes_whose_acknowledgement_is_lost_are_counted_once(connection: Connection) -> None:
     """Until the next flush, at least by the gateway that has added them."""
 
-    class Unacknowledged(Counters):
+    class UnacknowledgedCounters(Counters):
         async def add(self, subject: str, amount: int) -> int:
             await super().add(subject, amount)
             raise LogUnavailable("the acknowledgement is lost")
 
     one, other = [
         StorageShare(LOG, counters, lambda: StreamSize(8 * MIB, 10 * MIB), 0.5)
-        for counters in (Unacknowledged(connection), Counters(connection))
+        for counters in (UnacknowledgedCounters(connection), Counters(connection))
     ]
     tenant = Tenant(new_id())
     one.add(tenant, MIB)

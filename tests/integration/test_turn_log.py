@@ -63,7 +63,7 @@ class Follower:
         return comparable(self.received)
 
 
-class Received:
+class ReceivedEntries:
     """The entries that a follower has passed on."""
 
     def __init__(self) -> None:
@@ -406,8 +406,8 @@ async def test_a_turn_that_was_followed_to_its_end_is_freed_without_a_garbage_co
 ) -> None:
     """Its entries are old objects by then: a collection of those may come only after 20,000 turns."""
 
-    async def follow_to_end() -> weakref.ref[Received]:
-        received = Received()
+    async def follow_to_end() -> weakref.ref[ReceivedEntries]:
+        received = ReceivedEntries()
         following = asyncio.create_task(log.follow_into(writer.key, BEFORE_FIRST, received.add))
         await writer.store_request()
         await until(lambda: received.entries)

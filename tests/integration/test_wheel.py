@@ -23,7 +23,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def installed(wheel: Path, tmp_path: Path) -> dict[str, str]:
+def installed_environ(wheel: Path, tmp_path: Path) -> dict[str, str]:
     """An environment in which `tailrace` comes from the wheel, its dependencies from this venv."""
     target = tmp_path / "site"
     command = [str(UV), "pip", "install", "--quiet", "--offline", "--no-deps", "--python", sys.executable]
@@ -50,18 +50,20 @@ def test_the_wheel_has_the_files_of_the_packages_under_one_import_name(wheel: Pa
     assert {name for name in names if name.startswith("tailrace/")} == expected
 
 
-def test_a_type_checker_reads_the_types_of_an_installed_client(installed: dict[str, str], tmp_path: Path) -> None:
+def test_a_type_checker_reads_the_types_of_an_installed_client(
+    installed_environ: dict[str, str], tmp_path: Path
+) -> None:
     program = tmp_path / "program.py"
     program.write_text('from tailrace import Client\n\ntext: int = Client().ask("Hi.").done().text\n')
     command = [sys.executable, "-m", "mypy", "--no-incremental", "--follow-imports", "silent", str(program)]
     found = subprocess.run(
-        command, cwd=tmp_path, env=installed, capture_output=True, text=True, check=False, timeout=60
+        command, cwd=tmp_path, env=installed_environ, capture_output=True, text=True, check=False, timeout=60
     )
     assert 'expression has type "str", variable has type "int"' in found.stdout
 
 
 def test_an_installed_tailrace_answers_a_turn_and_keeps_its_data_in_the_users_directory(
-    installed: dict[str, str], tmp_path: Path
+    installed_environ: dict[str, str], tmp_path: Path
 ) -> None:
     """From a folder with a configuration file and a `.env`, without a checkout.
 
@@ -73,10 +75,17 @@ def test_an_installed_tailrace_answers_a_turn_and_keeps_its_data_in_the_users_di
     (folder / "tailrace.toml").write_text("port = 1\n[up]\ngenerators = 1\n")
     (folder / ".env").write_text("TAILRACE_PORT=0\n")
     tailrace = [sys.executable, "-m", "tailrace"]
-    version = subprocess.check_output([*tailrace, "--version"], cwd=folder, env=installed, text=True, timeout=20)
+    version = subprocess.check_output(
+        [*tailrace, "--version"], cwd=folder, env=installed_environ, text=True, timeout=20
+    )
     assert version == "tailrace 0.1.0\n"
     up = subprocess.Popen(
-        [*tailrace, "up"], cwd=folder, env=installed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*tailrace, "up"],
+        cwd=folder,
+        env=installed_environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         assert up.stdout is not None
@@ -84,12 +93,12 @@ def test_an_installed_tailrace_answers_a_turn_and_keeps_its_data_in_the_users_di
         program = "import sys; from tailrace import Client; print(Client(sys.argv[1]).ask(sys.argv[2]).done().text)"
         asking = [sys.executable, "-c", program, url, "Hi.\n#sim words=3"]
         answered = subprocess.run(
-            asking, cwd=tmp_path, env=installed, capture_output=True, text=True, check=False, timeout=20
+            asking, cwd=tmp_path, env=installed_environ, capture_output=True, text=True, check=False, timeout=20
         )
         assert answered.stdout == f"{words(3)}\n", answered.stderr
         assert (tmp_path / "data/tailrace/tailrace.db").exists()
         shown = subprocess.check_output(
-            [*tailrace, "status", "--json"], cwd=folder, env=installed, text=True, timeout=20
+            [*tailrace, "status", "--json"], cwd=folder, env=installed_environ, text=True, timeout=20
         )
         assert ("generator-1" in shown, "generator-2" in shown) == (True, False)
         assert {path.name for path in folder.iterdir()} == {"tailrace", "tailrace.toml", ".env"}

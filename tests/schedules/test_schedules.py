@@ -119,22 +119,22 @@ def test_a_seed_is_one_schedule_in_every_process() -> None:
     assert traces[0] == traces[1]
 
 
-class Published(NamedTuple):
+class PublishedEntry(NamedTuple):
     """A stored entry, and when its append began, in the simulated time."""
 
     at: float
     stored: Stored
 
 
-def long_answer(append_s: float) -> list[Published]:
+def long_answer(append_s: float) -> list[PublishedEntry]:
     """Returns the entries of a schedule without faults in which each append takes `append_s`."""
     schedule = next(one for one in map(Schedule, range(100)) if one.script.blocks[0].pieces == LONG)
-    server, published = schedule.server, list[Published]()
+    server, published = schedule.server, list[PublishedEntry]()
     server.is_faultless, schedule.faults.slow_s = True, 0.02
 
     def publish(entry: Entry, fence: Seq) -> Answer:
         answer = server.apply(entry, fence, append_s)
-        published.append(Published(asyncio.get_running_loop().time(), server.stored[-1]))
+        published.append(PublishedEntry(asyncio.get_running_loop().time(), server.stored[-1]))
         return answer
 
     with patch.object(Schedule, "_at"), patch.object(server, "publish", publish):

@@ -82,7 +82,7 @@ async def with_revoked_key(authenticator: Authenticator) -> Authenticator:
     return authenticator
 
 
-class Exchanged:
+class AcceptingVerifier:
     """A verifier that accepts everything."""
 
     def __init__(self, caller: Principal) -> None:
@@ -106,7 +106,7 @@ class Exchanged:
 async def test_an_exchanged_credential_ends_with_its_key_or_at_its_time(caller: Principal, is_good: bool) -> None:
     """The check is the same for every verifier."""
     keys = build(api_keys=f"bob:{OTHER_HASH}")
-    keys.add_verifier(Exchanged(caller))
+    keys.add_verifier(AcceptingVerifier(caller))
     api_request = build_request((b"authorization", b"Bearer whatever"))
     if is_good:
         assert await keys.authenticate(api_request) == caller

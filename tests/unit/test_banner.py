@@ -38,14 +38,16 @@ def test_the_banner_lists_processes_addresses_and_a_command_to_try() -> None:
 def test_the_banner_has_a_warning_and_a_placeholder_when_a_key_is_needed() -> None:
     """Of a refused model key, for example. `up` knows only the hashes of keys."""
 
-    def shown(warning: str = "", *, needs_key: bool = False) -> str:
+    def banner_text(warning: str = "", *, needs_key: bool = False) -> str:
         page = "http://x/#demo"
         return render_banner(ROWS, "http://x", "/data", page=page, model="Claude", needs_key=needs_key, warning=warning)
 
-    assert "  Stop:            Ctrl-C\n  Warning:         the key is refused\n\n  Try it:" in shown(
+    assert "  Stop:            Ctrl-C\n  Warning:         the key is refused\n\n  Try it:" in banner_text(
         "the key is refused"
     )
-    assert shown(needs_key=True) == shown().replace("/v1/turns ", "/v1/turns -H 'Authorization: Bearer YOUR-KEY' ")
+    assert banner_text(needs_key=True) == banner_text().replace(
+        "/v1/turns ", "/v1/turns -H 'Authorization: Bearer YOUR-KEY' "
+    )
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_unfinished_blocks_are_left_out(
     assert messages([turn_record(outcome, *content)]) == [QUESTION, Message("assistant", stays)]
 
 
-def failed(code: str, question: Message = QUESTION) -> TurnRecord:
+def failed_turn(code: str, question: Message = QUESTION) -> TurnRecord:
     return msgspec.structs.replace(turn_record("failed", question=question), error=Failure(code, "it failed"))
 
 
@@ -75,7 +75,7 @@ def failed(code: str, question: Message = QUESTION) -> TurnRecord:
         *(turn_record(outcome, question=NEVER_MIND) for outcome in ("completed", "cancelled", "failed")),
         *(turn_record("completed", block, question=NEVER_MIND) for block in (EMPTY, UNSIGNED)),
         turn_record("cancelled", THINKING, question=NEVER_MIND),
-        *(failed(code, NEVER_MIND) for code in ("backend_overloaded", "deadline_exceeded", "code_of_2030")),
+        *(failed_turn(code, NEVER_MIND) for code in ("backend_overloaded", "deadline_exceeded", "code_of_2030")),
     ],
     ids=["completed", "cancelled", "failed", "empty", "unsigned", "thinking", "overloaded", "deadline", "newer code"],
 )
@@ -85,8 +85,8 @@ def test_the_question_of_a_turn_without_an_answer_stays(unanswered: TurnRecord) 
 
 
 REFUSED = {
-    "by the API": failed("backend_refused_request", NEVER_MIND),
-    "a picture has expired": failed("blob_expired", NEVER_MIND),
+    "by the API": failed_turn("backend_refused_request", NEVER_MIND),
+    "a picture has expired": failed_turn("blob_expired", NEVER_MIND),
     "by the model": msgspec.structs.replace(turn_record("completed", question=NEVER_MIND), stop_reason="refusal"),
 }
 
@@ -106,7 +106,7 @@ def test_the_question_of_a_refused_turn_is_left_out(case: str) -> None:
 def test_a_second_refusal_also_leaves_out_the_unanswered_questions_before() -> None:
     """A question that no model has answered may be the reason of both refusals, such as a picture that is invalid."""
     untested = turn_record("cancelled", question=Message("user", "untested"))
-    refused = failed("backend_refused_request", NEVER_MIND)
+    refused = failed_turn("backend_refused_request", NEVER_MIND)
     answered = turn_record("completed", TEXT)
     before = [QUESTION, TEXT_ONLY]
     assert messages([answered, untested, refused]) == [*before, *untested.input]

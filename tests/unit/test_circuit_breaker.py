@@ -25,7 +25,7 @@ ONE_TRY = Retry(tries_max=1, wait_s=0, wait_max_s=0)
 SECRET = "internal error near: my prompt"
 
 
-class Scripted:
+class ScriptedBackends:
     """Backends under breakers, whose calls fail with `code`, or answer if there is none."""
 
     def __init__(self, *names: str) -> None:
@@ -82,7 +82,7 @@ def new_turn(**given: object) -> Handwritten:
 
 @pytest.mark.rule("R101")
 async def test_new_turns_avoid_a_backend_that_is_down_but_for_one_probe_at_a_time() -> None:
-    two = Scripted("claude", "bedrock")
+    two = ScriptedBackends("claude", "bedrock")
     await two.fail("claude")
     assert two.order == ["bedrock", "claude"]
     two.now += OPEN_S
@@ -99,7 +99,7 @@ async def test_the_metric_is_1_while_a_backend_is_down_and_the_log_says_it_once(
     def gauge() -> float | None:
         return REGISTRY.get_sample_value("tailrace_generator_backend_down", {"backend": "claude"})
 
-    one = Scripted("claude")
+    one = ScriptedBackends("claude")
     with structlog.testing.capture_logs() as logged:
         seen = [gauge()]
         await one.fail("claude", 2 * TURNS_MIN, 2 * FAILING_S)
@@ -126,14 +126,14 @@ async def test_the_metric_is_1_while_a_backend_is_down_and_the_log_says_it_once(
 async def test_few_or_short_failures_those_of_one_turn_and_refusals_open_no_breaker(
     turns: int, over_s: float, code: str, turn: str
 ) -> None:
-    two = Scripted("claude", "bedrock")
+    two = ScriptedBackends("claude", "bedrock")
     await two.fail("claude", turns, over_s, code, turn)
     assert two.order == ["claude", "bedrock"]
 
 
 @pytest.mark.parametrize("code", [None, "backend_rate_limited", "backend_refused_request"])
 async def test_an_answer_between_failures_opens_no_breaker(code: str | None) -> None:
-    two = Scripted("claude", "bedrock")
+    two = ScriptedBackends("claude", "bedrock")
     await two.fail("claude", TURNS_MIN - 1)
     for turns, over_s in ((TURNS_MIN - 1, FAILING_S), (TURNS_MIN, FAILING_S - 0.1)):
         await two.call("claude", code)
@@ -147,7 +147,7 @@ async def test_a_new_turn_fails_at_once_if_all_its_backends_are_down() -> None:
 
     A turn that was begun or cancelled, and one of a batch, go on.
     """
-    one = Scripted("claude")
+    one = ScriptedBackends("claude")
     await one.fail("claude")
     refused = await one.refusal(new_turn())
     assert refused is not None
@@ -167,7 +167,7 @@ async def test_a_new_turn_fails_at_once_if_all_its_backends_are_down() -> None:
 
 async def test_a_turn_that_was_begun_keeps_its_backend() -> None:
     """A hedge must call the same backend, and a takeover has an answer to rescue."""
-    two = Scripted("claude", "bedrock")
+    two = ScriptedBackends("claude", "bedrock")
     await two.fail("claude")
     order = two.breakers.begin_call(TENANT, MODEL, "claude")
     assert [one.backend for one in order.candidates] == ["claude", "bedrock"]
@@ -176,7 +176,7 @@ async def test_a_turn_that_was_begun_keeps_its_backend() -> None:
 @pytest.mark.rule("R101")
 async def test_a_tenant_is_affected_only_by_failures_of_its_own_turns() -> None:
     """Its first turn is called as if nothing had failed. Each tenant has probes of its own."""
-    one, two = Scripted("claude"), Scripted("claude", "bedrock")
+    one, two = ScriptedBackends("claude"), ScriptedBackends("claude", "bedrock")
     for some in (one, two):
         await some.fail("claude")
     assert await one.refusal(new_turn(), OTHER) is None
@@ -195,7 +195,7 @@ async def test_a_tenant_is_affected_only_by_failures_of_its_own_turns() -> None:
 
 async def test_a_turn_that_is_sent_to_a_backend_that_is_down_postpones_no_probe() -> None:
     """A batch's child is sent to it. Its calls are repeated."""
-    one = Scripted("claude")
+    one = ScriptedBackends("claude")
     await one.fail("claude")
     one.now += OPEN_S - 1
     assert one.order == ["claude"]
@@ -208,7 +208,7 @@ async def test_a_turn_that_is_sent_to_a_backend_that_is_down_postpones_no_probe(
 async def test_the_tenants_whose_turns_have_failed_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The turns of further tenants call the backend."""
     monkeypatch.setattr("tailrace.generators.circuit_breaker.TENANTS_MAX", 1)
-    one = Scripted("claude")
+    one = ScriptedBackends("claude")
     await one.fail("claude")
     await one.call("claude", "backend_unreachable", OTHER)
     assert [await one.refusal(new_turn(), tenant) is None for tenant in (TENANT, OTHER)] == [False, True]

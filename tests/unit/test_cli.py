@@ -791,7 +791,7 @@ def test_erase_asks_on_a_terminal_and_needs_yes_elsewhere(
         assert main(erase) == status
         question, _, printed = capsys.readouterr().err.partition("[y/N] ")
         assert (question, printed) == ("Erase all data of the user ann? It cannot be undone. ", "nothing was erased\n")
-    monkeypatch.setattr("tailrace.deploy.cli.erase.connect", Erased)
+    monkeypatch.setattr("tailrace.deploy.cli.erase.connect", ErasingClient)
     monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
     assert main(erase) == 0
     assert main([*erase, "--yes"]) == 0
@@ -807,7 +807,7 @@ def test_erase_reports_the_sum_of_its_parts_and_repeats_no_lost_request(
     lost = TailraceError("no answer", is_temporary=True)
     replies: list[dict[str, Any] | TailraceError] = []
 
-    class Replying(Erased):
+    class Replying(ErasingClient):
         def request(self, *_: object, **__: object) -> Any:
             reply = replies.pop(0)
             if isinstance(reply, TailraceError):
@@ -835,7 +835,7 @@ def test_erase_reports_the_sum_of_its_parts_and_repeats_no_lost_request(
     assert replies == [part]
 
 
-class Erased:
+class ErasingClient:
     """A client of a gateway that erases one turn."""
 
     url = "http://127.0.0.1:1"

@@ -32,8 +32,8 @@ REST: list[dict[str, Any]] = [
 ]
 
 
-def nested(levels: int) -> Any:
-    return [nested(levels - 1)] if levels else 0
+def nested_list(levels: int) -> Any:
+    return [nested_list(levels - 1)] if levels else 0
 
 
 def check(order: EventOrder, *answer: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ def test_an_event_that_does_not_fit_the_answer_breaks_it(event: dict[str, Any]) 
     [
         {"type": "message_start"},
         {"type": "content_block_start", "index": 2},
-        {"type": "content_block_start", "index": 2, "content_block": {"type": "text", "deep": nested(61)}},
+        {"type": "content_block_start", "index": 2, "content_block": {"type": "text", "deep": nested_list(61)}},
         {"type": "content_block_start", "index": 2, "content_block": {"type": "text", "text": None}},
         {"type": "content_block_start", "index": 2, "content_block": {"type": "thinking", "thinking": "early"}},
         *(
@@ -128,7 +128,7 @@ def test_an_event_that_does_not_fit_the_answer_breaks_it(event: dict[str, Any]) 
         {"type": "content_block_delta", "index": 1},
         {"type": "content_block_stop"},
         {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 10**16}},
-        {"type": "newer", "deep": nested(63)},
+        {"type": "newer", "deep": nested_list(63)},
         {"kind": "newer"},
     ],
 )

@@ -50,7 +50,7 @@ class Client:
             self.notes.append((start, end))
 
 
-def numbered(break_at: int = -1, large_at: int = -1) -> Dialect:
+def numbered_dialect(break_at: int = -1, large_at: int = -1) -> Dialect:
     """A dialect that renders each entry as its sequence, with a break at one entry and a long text at another."""
 
     def render(state: None, stored: Stored) -> tuple[Frame, None]:
@@ -96,7 +96,7 @@ async def test_a_snapshot_counts_as_a_write_of_all_entries_in_it() -> None:
 async def test_an_entry_is_written_when_it_is_added() -> None:
     """Without a switch to the reader's task: the test does not wait between the two."""
     feed, client = feed_of(TURN[:2]), Client()
-    async with writing(feed, client, numbered()) as (_, task):
+    async with writing(feed, client, numbered_dialect()) as (_, task):
         for number, stored in enumerate(TURN[2:-1], 3):
             feed.add([stored])
             assert b"".join(client.bodies) == text_of(TURN[:number])
@@ -109,7 +109,7 @@ async def test_an_entry_is_written_when_it_is_added() -> None:
 async def test_a_slow_client_is_waited_for_alone() -> None:
     """It receives each entry once and in order, and what it has not received is not noted as written."""
     feed, slow, fast = feed_of(TURN[:1]), Client(), Client()
-    async with writing(feed, slow, numbered()) as (writer, task), writing(feed, fast, numbered()):
+    async with writing(feed, slow, numbered_dialect()) as (writer, task), writing(feed, fast, numbered_dialect()):
         slow.stop_reading()
         for stored in TURN[1:-1]:
             feed.add([stored])
@@ -128,7 +128,7 @@ async def test_a_slow_client_is_waited_for_alone() -> None:
 
 async def test_a_write_that_is_cancelled_while_the_client_is_slow_is_within_a_frame() -> None:
     feed, client = feed_of(TURN[:1]), Client()
-    async with writing(feed, client, numbered()) as (writer, task):
+    async with writing(feed, client, numbered_dialect()) as (writer, task):
         client.stop_reading()
         feed.add(TURN[1:2])
         await asyncio.sleep(0)
@@ -141,7 +141,7 @@ async def test_a_write_that_is_cancelled_while_the_client_is_slow_is_within_a_fr
 
 async def test_a_write_that_fails_ends_its_own_stream_only() -> None:
     feed, failing, other = feed_of(TURN[:1]), Client(), Client()
-    async with writing(feed, failing, numbered()) as (_, task), writing(feed, other, numbered()):
+    async with writing(feed, failing, numbered_dialect()) as (_, task), writing(feed, other, numbered_dialect()):
         failing.failure = OSError("gone")
         feed.add(TURN[1:2])
         with pytest.raises(OSError, match="gone"):
@@ -152,7 +152,7 @@ async def test_a_write_that_fails_ends_its_own_stream_only() -> None:
 async def test_a_break_and_a_large_frame_are_left_to_the_task() -> None:
     """A large frame is written in pieces. After a break nothing is written, though the turn goes on."""
     feed, client = feed_of(TURN[:1]), Client()
-    async with writing(feed, client, numbered(TURN[3].seq, TURN[2].seq)) as (_, task):
+    async with writing(feed, client, numbered_dialect(TURN[3].seq, TURN[2].seq)) as (_, task):
         for stored in TURN[1:4]:
             feed.add([stored])
             await until(lambda: feed.waiting_readers or task.done())
@@ -164,7 +164,7 @@ async def test_a_break_and_a_large_frame_are_left_to_the_task() -> None:
 async def test_a_silence_after_entries_brings_a_heartbeat_and_a_feed_keeps_nothing_of_a_reader_that_has_left() -> None:
     """Many readers may come and go while the turn is silent."""
     feed, client = feed_of(TURN[:1], heartbeat_s=0.01), Client()
-    async with writing(feed, client, numbered()):
+    async with writing(feed, client, numbered_dialect()):
         feed.add(TURN[1:2])
         await until(lambda: text_of(TURN[1:2]) in client.bodies and client.bodies[-1] == b": ")
     assert not feed.waiting_readers

@@ -17,7 +17,7 @@ from tailrace.gateway.http import error_responses
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
-from tests.unit.test_auth import Exchanged
+from tests.unit.test_auth import AcceptingVerifier
 
 
 async def answer(request: ApiRequest) -> PlainTextResponse:
@@ -29,7 +29,9 @@ def build(caller: Principal | None) -> Authenticator:
     made = Authenticator(Settings(api_keys="" if caller is None else f"alice:{'0' * 64}"), ApiKeyCache())
     if caller is not None:
         made.sources.append(
-            CredentialSource(lambda request: [b"x"] if "ticket" in request.query_params else [], [Exchanged(caller)])
+            CredentialSource(
+                lambda request: [b"x"] if "ticket" in request.query_params else [], [AcceptingVerifier(caller)]
+            )
         )
     return made
 

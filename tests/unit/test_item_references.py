@@ -21,7 +21,7 @@ REFERENCE = InputItem(type="item_reference", id=f"msg_{KEY.turn}_0")
 ANSWER = "a" * 10_000
 
 
-class Answered:
+class EndedTurnReader:
     """The reader of one turn, which has ended."""
 
     async def read(self, key: TurnKey) -> TurnRecord:
@@ -30,7 +30,7 @@ class Answered:
 
 
 async def insert(items: Any, bytes_max: int) -> tuple[list[InputItem], int]:
-    replaced, inserted_bytes = await insert_items(items, Tenant("t"), cast("TurnReader", Answered()), bytes_max)
+    replaced, inserted_bytes = await insert_items(items, Tenant("t"), cast("TurnReader", EndedTurnReader()), bytes_max)
     return cast("list[InputItem]", replaced), inserted_bytes
 
 
@@ -53,7 +53,7 @@ async def test_inserted_items_are_limited_together() -> None:
     assert len((await insert([REFERENCE] * 4, 45_000))[0]) == 4
 
 
-class Slow(Answered):
+class Slow(EndedTurnReader):
     """The reader of turns that have left the log, of which each takes a while."""
 
     def __init__(self) -> None:

@@ -36,7 +36,7 @@ async def caller(text: bytes, **given: object) -> Principal | None:
     return await verifier(**given).verify(text, ASKING)
 
 
-async def accepted(text: bytes, **given: object) -> Principal:
+async def authenticate(text: bytes, **given: object) -> Principal:
     """Returns the principal of a token, which must be valid."""
     found = await caller(text, **given)
     assert found is not None
@@ -53,7 +53,7 @@ def keys_file(tmp_path: Path) -> str:
 async def test_a_supabase_token_gives_its_user_as_tenant() -> None:
     """HS256 by the secret of the project, audience `authenticated`, a UUID as `sub`."""
     expires = int(time.time()) + 100
-    found = await accepted(token(exp=expires))
+    found = await authenticate(token(exp=expires))
     assert (found.tenant, found.scopes, found.until, found.turn) == (SUBJECT, TENANT_SCOPES, expires + LEEWAY_S, None)
     assert found.key is not None
     assert is_token(found.key)
@@ -214,7 +214,7 @@ async def test_a_forged_token_is_refused(keys_file: str, secret: str) -> None:
 @pytest.mark.rule("F19")
 async def test_clocks_may_differ_by_30_seconds() -> None:
     now = int(time.time())
-    found = await accepted(token(exp=now - LEEWAY_S + 15, nbf=now + LEEWAY_S - 5, iat=now + LEEWAY_S - 5))
+    found = await authenticate(token(exp=now - LEEWAY_S + 15, nbf=now + LEEWAY_S - 5, iat=now + LEEWAY_S - 5))
     assert found.until is not None
     assert now < found.until < now + LEEWAY_S
 
@@ -222,7 +222,7 @@ async def test_clocks_may_differ_by_30_seconds() -> None:
 async def test_a_huge_expiry_is_valid() -> None:
     """No number that an issuer could sign raises an error."""
     for exp in (10**12, 10**30, 10**308):
-        assert (await accepted(token(exp=exp))).until is not None
+        assert (await authenticate(token(exp=exp))).until is not None
 
 
 @pytest.mark.rule("S13")
@@ -246,7 +246,7 @@ async def test_two_tokens_with_the_same_beginning_are_two_identities() -> None:
 async def test_the_tenant_comes_from_the_configured_claim() -> None:
     """It may be a number. A token without the claim is refused."""
     for org in ("acme", 42):
-        assert (await accepted(token(org=org), jwt_tenant_claim="org")).tenant == str(org)
+        assert (await authenticate(token(org=org), jwt_tenant_claim="org")).tenant == str(org)
     for invalid in (None, "", True, ["acme"], {"id": "acme"}, 1.5):
         assert await caller(token(org=invalid), jwt_tenant_claim="org") is None
 
@@ -254,7 +254,7 @@ async def test_the_tenant_comes_from_the_configured_claim() -> None:
 async def test_a_token_whose_claim_names_no_user_is_refused() -> None:
     """Otherwise a body could name another user. A token without the claim leaves that to the body."""
     for user, expected in (("ann", "ann"), (42, "42"), (None, None)):
-        assert (await accepted(token(email=user), jwt_user_claim="email")).user == expected
+        assert (await authenticate(token(email=user), jwt_user_claim="email")).user == expected
     for invalid in ("", "a\0", "x" * 10_000, True, ["ann"], 1.5):
         assert await caller(token(email=invalid), jwt_user_claim="email") is None
 
@@ -262,7 +262,7 @@ async def test_a_token_whose_claim_names_no_user_is_refused() -> None:
 async def test_two_users_of_a_tenant_have_two_key_ids() -> None:
     """The ids reveal nothing of the users."""
     alice, bob, again = [
-        await accepted(token(org="acme", sub=sub), jwt_tenant_claim="org") for sub in ("alice", "bob", "alice")
+        await authenticate(token(org="acme", sub=sub), jwt_tenant_claim="org") for sub in ("alice", "bob", "alice")
     ]
     assert alice.key == again.key != bob.key
 
@@ -295,7 +295,7 @@ async def test_scopes_come_from_the_configured_claim() -> None:
         (7, set()),
     ]
     for claim, scopes in expected:
-        assert (await accepted(token(scope=claim), jwt_scopes_claim="scope")).scopes == scopes
+        assert (await authenticate(token(scope=claim), jwt_scopes_claim="scope")).scopes == scopes
     assert scopes_in("read write") == scopes_in(["write", "read"])
 
 

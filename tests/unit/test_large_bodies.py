@@ -85,14 +85,14 @@ async def count_loop_turns(work: Awaitable[object]) -> int:
     return turns
 
 
-class Unclaimed:
+class NoClaims:
     async def find(self, *_: object) -> None: ...
 
 
 async def test_the_loop_runs_while_a_key_auto_is_derived_and_a_large_response_is_encoded() -> None:
     pieces = 4
     text = "x" * pieces * long_strings.PIECE_BYTES
-    deriving = derive_key(cast("Any", None), cast("Any", Unclaimed()), Tenant("a"), NewTurn(message=text))
+    deriving = derive_key(cast("Any", None), cast("Any", NoClaims()), Tenant("a"), NewTurn(message=text))
     assert await count_loop_turns(deriving) >= pieces
     assert await count_loop_turns(large_json_response(Shape(text))) >= pieces
     large, plain = await large_json_response(Shape(text)), json_response(Shape(text))
@@ -107,10 +107,10 @@ async def test_a_large_body_that_is_not_json_is_refused() -> None:
     with pytest.raises(Refused, match="`text` occurs twice"):
         await body_reader().decode(raw.replace(b"{", b'{"text":"a",'), Shape)
     with pytest.raises(Refused, match="unknown field `other`"):
-        await body_reader().decode(raw.replace(b"text", b"other"), Known)
+        await body_reader().decode(raw.replace(b"text", b"other"), StrictShape)
 
 
-class Known(Shape, forbid_unknown_fields=True):
+class StrictShape(Shape, forbid_unknown_fields=True):
     pass
 
 

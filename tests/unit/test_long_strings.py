@@ -57,7 +57,7 @@ async def test_decoding_in_steps_equals_msgspecs(value: object, is_ascii: bool, 
 def test_base64_in_pieces_equals_that_of_the_standard_library(content: bytes, where: int, mutation: str) -> None:
     """Also of text that is not valid."""
 
-    def decoded(decode: Callable[[str], bytes], text: str) -> bytes | None:
+    def decode_or_none(decode: Callable[[str], bytes], text: str) -> bytes | None:
         try:
             return decode(text)
         except ValueError:
@@ -67,8 +67,8 @@ def test_base64_in_pieces_equals_that_of_the_standard_library(content: bytes, wh
     text = text[: where % 80] + mutation + text[where % 80 :]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(long_strings, "PIECE_BYTES", 24)
-        in_pieces = decoded(long_strings.decode_base64, text)
-    assert in_pieces == decoded(partial(base64.b64decode, validate=True), text)
+        in_pieces = decode_or_none(long_strings.decode_base64, text)
+    assert in_pieces == decode_or_none(partial(base64.b64decode, validate=True), text)
 
 
 @given(VALUES, TEXT)

@@ -29,7 +29,7 @@ STREAM = b"".join(
 )
 
 
-class Received:
+class RecordingClient:
     """A client that notes what its parser calls."""
 
     def __init__(self, parser: type[Parser]) -> None:
@@ -54,20 +54,20 @@ class Received:
 def test_messages_are_those_of_nats_py(cuts: set[int]) -> None:
     bounds = [0, *sorted(cuts), len(STREAM)]
     pieces = [STREAM[start:end] for start, end in itertools.pairwise(bounds)]
-    calls = asyncio.run(Received(MessageParser).parse(pieces))
-    assert calls == asyncio.run(Received(Parser).parse([STREAM]))
+    calls = asyncio.run(RecordingClient(MessageParser).parse(pieces))
+    assert calls == asyncio.run(RecordingClient(Parser).parse([STREAM]))
     assert len(calls) == 8
 
 
 @pytest.mark.parametrize("line", [b"MSG a 1 x\r\n", b"HMSG a one 12 12\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n", b"MSG\r\n"])
 def test_a_malformed_message_breaks_the_connection(line: bytes) -> None:
     with pytest.raises(nats.errors.ProtocolError):
-        asyncio.run(Received(MessageParser).parse([line]))
+        asyncio.run(RecordingClient(MessageParser).parse([line]))
 
 
 def test_white_space_in_a_subject_does_not_choose_the_subscription() -> None:
     """nats-server accepts it. A publisher would otherwise send to any subscription of the connection."""
-    (call,) = asyncio.run(Received(MessageParser).parse([b"MSG live.t.a.x\x0b2 1 2\r\nhi\r\n"]))
+    (call,) = asyncio.run(RecordingClient(MessageParser).parse([b"MSG live.t.a.x\x0b2 1 2\r\nhi\r\n"]))
     assert call[:3] == ("_process_msg", 1, b"live.t.a.x\x0b2")
 
 

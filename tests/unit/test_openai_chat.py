@@ -58,7 +58,7 @@ def value(arguments: str) -> object:
         return arguments
 
 
-def normalized(message: dict[str, Any]) -> dict[str, Any]:
+def normalize(message: dict[str, Any]) -> dict[str, Any]:
     calls = [{**one, "function": value(one["function"]["arguments"])} for one in message.get("tool_calls", ())]
     return {"content": message.get("content") or "", "thoughts": message.get("reasoning_content"), "calls": calls}
 
@@ -74,7 +74,7 @@ def test_stream_database_and_completion_have_the_same_message(log: Handwritten) 
     archived: dict[str, Any] = reduce(merge_delta, (one["choices"][0]["delta"] for one in kept if "id" in one), {})
     completion = json.loads(render_completion(record))
     message = completion["choices"][0]["message"]
-    assert normalized(streamed) == normalized(archived) == normalized(message)
+    assert normalize(streamed) == normalize(archived) == normalize(message)
     if log.chain.is_ended:
         assert streamed.get("annotations") == archived.get("annotations") == message.get("annotations")
     heads = {(one["id"], one["created"], one["model"]) for one in (*chunks(log), *kept, completion) if "id" in one}

@@ -22,7 +22,7 @@ TURN = completed_turn("done").turn
 UNUSED: Any = None
 
 
-class Ended(NamedTuple):
+class EndDelivery(NamedTuple):
     """The delivery of a turn's end, whose entry is read from the log."""
 
     key: TurnKey
@@ -46,14 +46,16 @@ class Deliveries:
         self.taken = 0
         self.all_taken = asyncio.Event()
 
-    async def next(self, most: int) -> list[Ended]:
+    async def next(self, most: int) -> list[EndDelivery]:
         now = asyncio.get_running_loop().time
         await asyncio.sleep((self.taken + 1) * self._every_s - now())
         ended = min(round(now() / self._every_s), TURNS) - self.taken
         first, self.taken = self.taken, self.taken + min(ended, most)
         if self.taken == TURNS:
             self.all_taken.set()
-        return [Ended(TurnKey(Tenant("t"), TurnId(f"turn-{n}")), Seq(TURN.tail)) for n in range(first, self.taken)]
+        return [
+            EndDelivery(TurnKey(Tenant("t"), TurnId(f"turn-{n}")), Seq(TURN.tail)) for n in range(first, self.taken)
+        ]
 
     async def keep_renewed(self, _: object) -> None:
         await asyncio.Event().wait()
@@ -189,7 +191,7 @@ def test_a_database_that_is_away_is_reported_while_no_turn_is_delivered() -> Non
     """It is looked at every 10 s. The last of these looks has its answer after 12 s."""
 
     class NoDeliveries(Deliveries):
-        async def next(self, _: int) -> list[Ended]:
+        async def next(self, _: int) -> list[EndDelivery]:
             await asyncio.sleep(1)
             return []
 

@@ -22,7 +22,7 @@ AT_ONCE = Retry(tries_max=4, wait_s=0.0, wait_max_s=5.0)
 OVERLOADED = BackendError("backend_overloaded", "Overloaded")
 
 
-class Scripted:
+class ScriptedBackend:
     """A backend with scripted calls: events, or an error to raise. Counts the calls begun and closed."""
 
     def model_id(self, model: str) -> str:
@@ -86,7 +86,7 @@ def ignore_begin(_: Call, __: Exception | None) -> None: ...
 
 async def test_a_call_is_repeated_until_its_first_event() -> None:
     """Each failed call has been closed."""
-    backend = Scripted([OVERLOADED], [OVERLOADED], [FIRST, SECOND])
+    backend = ScriptedBackend([OVERLOADED], [OVERLOADED], [FIRST, SECOND])
     noted: list[Exception | None] = []
     first, rest = await AT_ONCE.begin(backend, CALL, lambda _, error: noted.append(error))
     async with aclosing(rest):
@@ -98,7 +98,7 @@ async def test_a_call_is_repeated_until_its_first_event() -> None:
 
 async def test_a_failure_after_the_first_event_is_not_repeated() -> None:
     """What readers have seen is continued by the next attempt, from the log."""
-    backend = Scripted([FIRST, OVERLOADED], [FIRST])
+    backend = ScriptedBackend([FIRST, OVERLOADED], [FIRST])
     first, rest = await AT_ONCE.begin(backend, CALL, ignore_begin)
     assert first == FIRST
     with pytest.raises(BackendError):
@@ -111,7 +111,7 @@ async def test_a_failure_after_the_first_event_is_not_repeated() -> None:
 )
 async def test_the_last_error_is_raised(error: Exception, calls: int) -> None:
     """After the last try, or at once if another call cannot help."""
-    backend = Scripted([error], [error], [error], [error])
+    backend = ScriptedBackend([error], [error], [error], [error])
     with pytest.raises(type(error)) as raised:
         await AT_ONCE.begin(backend, CALL, ignore_begin)
     assert (raised.value, backend.begun) == (error, calls)
@@ -122,7 +122,7 @@ async def test_the_last_error_is_raised(error: Exception, calls: int) -> None:
 )
 async def test_a_cancelled_wait_ends_at_once(retry: Retry, calls: list[list[ModelEvent | Exception]]) -> None:
     """A cancelled turn makes no further call, whether it waits for the model or for its next try."""
-    backend = Scripted(*calls)
+    backend = ScriptedBackend(*calls)
     waiting = asyncio.create_task(retry.begin(backend, CALL, ignore_begin))
     async with asyncio.timeout(1):
         await backend.is_called.wait()

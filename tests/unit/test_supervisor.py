@@ -7,7 +7,7 @@ from typing import Any
 from tailrace.deploy.local.supervisor import Child, ProcessSpec, next_delay_s
 
 
-class Ended:
+class EndedProcess:
     """A process that has ended, but whose end is not reported yet."""
 
     def terminate(self) -> None:
@@ -26,7 +26,7 @@ def test_the_restart_delay_doubles_up_to_its_maximum() -> None:
 
 async def test_a_process_that_ends_while_it_is_stopped_has_its_status() -> None:
     supervisor: Any = type("Supervisor", (), {"console": None})
-    process: Any = Ended()
+    process: Any = EndedProcess()
     child = Child(ProcessSpec("a", "a", ("a",), {}), supervisor)
     child.stopping.set()
     assert await child.wait_or_stop(process) == -9

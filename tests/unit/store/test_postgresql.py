@@ -30,7 +30,7 @@ async def test_a_turn_is_recorded_with_few_requests_to_postgresql(
     """Each takes a round trip to the server. None is sent for blobs and joined projects if there are none."""
     sent: list[str] = []
 
-    def counted(method: str) -> Callable[..., Any]:
+    def count_calls(method: str) -> Callable[..., Any]:
         real = getattr(asyncpg.Connection, method)
 
         async def call(self: asyncpg.Connection, text: str, *given: Any, **named: Any) -> Any:
@@ -40,7 +40,7 @@ async def test_a_turn_is_recorded_with_few_requests_to_postgresql(
         return call
 
     for method in ("execute", "executemany", "fetch"):
-        monkeypatch.setattr(asyncpg.Connection, method, counted(method))
+        monkeypatch.setattr(asyncpg.Connection, method, count_calls(method))
     await postgresql_store.record([running_row("turn-1")], Seq(1))
     assert len(sent) == 12, sent
 

@@ -215,11 +215,11 @@ async def test_a_page_of_branches_reads_only_those_that_fit_in_a_message(
     queries, read = ResourceQueries(store, Queries(store, 60)), list[int]()
     branch_to = store.branch_to
 
-    async def counted(tenant: Tenant, leaf: dict[str, Any]) -> Branch:
+    async def read_and_count(tenant: Tenant, leaf: dict[str, Any]) -> Branch:
         read.append(1)
         return await branch_to(tenant, leaf)
 
-    monkeypatch.setattr(store, "branch_to", counted)
+    monkeypatch.setattr(store, "branch_to", read_and_count)
     found, after = list[Branch](), None
     while not found or after:
         page = await queries.branches(OURS, ListBranches("session-1", after, 50))
@@ -238,11 +238,11 @@ async def test_a_page_of_the_turns_of_a_batch_reads_only_those_that_fit_in_a_mes
     await store.record([running_row(child_id(batch, number)) for number in numbers])
     queries, read, find = BatchQueries(store), list[int](), store.turn
 
-    async def counted(key: TurnKey) -> TurnRecord | None:
+    async def read_and_count(key: TurnKey) -> TurnRecord | None:
         read.append(1)
         return await find(key)
 
-    monkeypatch.setattr(store, "turn", counted)
+    monkeypatch.setattr(store, "turn", read_and_count)
     found, first = list[int](), 0
     while first < 20:
         page = await queries.turns(OURS, ListBatchTurns(batch, first, 20 - first))

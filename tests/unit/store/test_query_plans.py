@@ -108,7 +108,7 @@ VALUES = {
 
 
 @pytest_asyncio.fixture
-async def filled(postgresql: PostgreSQLServer) -> AsyncIterator[asyncpg.Connection]:
+async def filled_connection(postgresql: PostgreSQLServer) -> AsyncIterator[asyncpg.Connection]:
     """A connection to a database with many rows."""
     url = await postgresql.new_database()
     async with open_store(url), postgresql.connected(url) as connection:
@@ -116,25 +116,27 @@ async def filled(postgresql: PostgreSQLServer) -> AsyncIterator[asyncpg.Connecti
         yield connection
 
 
-async def test_each_statement_uses_an_index_of_postgresql(filled: asyncpg.Connection) -> None:
+async def test_each_statement_uses_an_index_of_postgresql(filled_connection: asyncpg.Connection) -> None:
     """Each scan of a table has a condition on an index, with a column after the tenant unless it is `NUMBERED`."""
     wrong: list[object] = []
     # With these, it reads all of a table that is as small as here.
     for kind in ("seqscan", "bitmapscan", "hashjoin", "mergejoin"):
-        await filled.execute(f"SET enable_{kind} = off")
+        await filled_connection.execute(f"SET enable_{kind} = off")
     for name, statement in statements("postgresql").items():
         # An index of words gives only bitmaps.
-        await filled.execute(f"SET enable_bitmapscan = {'on' if 'found' in name else 'off'}")
-        found = await scans_of(filled, statement)
+        await filled_connection.execute(f"SET enable_bitmapscan = {'on' if 'found' in name else 'off'}")
+        found = await scans_of(filled_connection, statement)
         assert found or statement.startswith("INSERT"), name
         wrong += [(name, scan) for scan in found if not is_by_index(name, scan)]
     assert wrong == []
 
 
 @pytest.mark.parametrize("name", ["user_turn_ids", "found_turns"])
-async def test_the_planner_of_postgresql_chooses_the_index_itself(filled: asyncpg.Connection, name: str) -> None:
+async def test_the_planner_of_postgresql_chooses_the_index_itself(
+    filled_connection: asyncpg.Connection, name: str
+) -> None:
     """For statements that limit its choice. Without that, it would read all turns."""
-    found = await scans_of(filled, statements("postgresql")[name])
+    found = await scans_of(filled_connection, statements("postgresql")[name])
     assert [scan for scan in found if not is_by_index(name, scan)] == []
 
 
