@@ -65,7 +65,7 @@ def extract_text(message: Message) -> str:
     if isinstance(message.content, str):
         return message.content
     texts = (block.text for block in message.content if block.type == "text")
-    return "".join(text for text in texts if REMINDER.fullmatch(text) is None)
+    return "\n".join(text for text in texts if REMINDER.fullmatch(text) is None)
 
 
 def read(messages: Sequence[Message]) -> Conversation:

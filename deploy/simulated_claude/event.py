@@ -27,7 +27,7 @@ def frames(reply: Reply) -> Iterator[Frame]:
     """Yields the events in order, up to the fault if there is one. The writer performs a `cut` or `stall`."""
     yield message_start(reply), False
     yield PING, False
-    blocks = chain.from_iterable(block_frames(i, block) for i, block in enumerate(reply.part.blocks))
+    blocks = chain.from_iterable(block_frames(i, block, reply.turn) for i, block in enumerate(reply.part.blocks))
     if reply.breaks is None:
         yield from blocks
     else:
@@ -52,8 +52,8 @@ def apply_break(blocks: Iterator[Frame], breaks: Break) -> Iterator[Frame]:
         yield sse("error", error_body(ERROR_TYPES[breaks.kind], error_message(breaks.kind))), False
 
 
-def block_frames(index: int, block: Block) -> Iterator[Frame]:
-    yield content_block_start(index, block), False
+def block_frames(index: int, block: Block, turn: str) -> Iterator[Frame]:
+    yield content_block_start(index, block, turn), False
     if block.kind == "tool_use":  # the API opens a tool's input with an empty piece
         yield delta(index, {"type": "input_json_delta", "partial_json": ""}), False
     head = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":' % (
@@ -75,7 +75,7 @@ def message_start(reply: Reply) -> bytes:
     return event({"type": "message_start", "message": shell(reply, [], stop_reason=None, output_tokens=1)})
 
 
-def content_block_start(index: int, block: Block) -> bytes:
+def content_block_start(index: int, block: Block, turn: str) -> bytes:
     empty: dict[str, object]
     match block.kind:
         case "thinking":
@@ -83,7 +83,7 @@ def content_block_start(index: int, block: Block) -> bytes:
         case "text":
             empty = {"type": "text", "text": ""}
         case "tool_use":
-            empty = {"type": "tool_use", "id": tool_id(block), "name": block.tool, "input": {}}
+            empty = {"type": "tool_use", "id": tool_id(block, turn), "name": block.tool, "input": {}}
     return event({"type": "content_block_start", "index": index, "content_block": empty})
 
 
@@ -109,12 +109,12 @@ def context_management(reply: Reply) -> dict[str, object]:
 
 def message(reply: Reply) -> bytes:
     """Returns the body of a response without streaming."""
-    content = [content_block(block) for block in reply.part.blocks]
+    content = [content_block(block, reply.turn) for block in reply.part.blocks]
     whole = shell(reply, content, stop_reason=reply.stop_reason, output_tokens=reply.part.deltas)
     return msgspec.json.encode({**whole, "stop_sequence": reply.part.stop_sequence, **context_management(reply)})
 
 
-def content_block(block: Block) -> dict[str, object]:
+def content_block(block: Block, turn: str) -> dict[str, object]:
     match block.kind:
         case "thinking":
             return {"type": "thinking", "thinking": block.content, "signature": signature(block)}
@@ -123,7 +123,7 @@ def content_block(block: Block) -> dict[str, object]:
             return {"type": "text", "text": block.content, **cited}
         case "tool_use":
             tool_input = msgspec.Raw(block.content.encode())
-            return {"type": "tool_use", "id": tool_id(block), "name": block.tool, "input": tool_input}
+            return {"type": "tool_use", "id": tool_id(block, turn), "name": block.tool, "input": tool_input}
 
 
 def shell(
@@ -194,5 +194,6 @@ def signature(block: Block) -> str:
     return "sim" + hashlib.sha256(block.content.encode()).hexdigest()
 
 
-def tool_id(block: Block) -> str:
-    return "toolu_sim" + hashlib.sha256(f"{block.tool}{block.content}".encode()).hexdigest()[:20]
+def tool_id(block: Block, turn: str) -> str:
+    """Returns an id that differs between the turns of a conversation: OpenAI's Agents SDK drops a repeated one."""
+    return "toolu_sim" + hashlib.sha256(f"{turn}{block.tool}{block.content}".encode()).hexdigest()[:20]

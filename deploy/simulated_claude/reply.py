@@ -30,6 +30,8 @@ class ParsedRequest(msgspec.Struct, frozen=True):
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """The reply to one call. `part` is what it sends of the whole answer."""
 
+    turn: str
+    """Conversation.key: the same for every call of one turn."""
     message_id: str
     model: str
     input_tokens: int
@@ -63,6 +65,7 @@ def reply(parsed: ParsedRequest, call: int, cached: Cached = NOTHING) -> Reply:
         remainder = answer.with_repeated(remainder, talk.partial, directed.repeat)
     part = answer.limit_tokens(all_of_it if remainder is None else remainder, request.max_tokens)
     return Reply(
+        turn=talk.key,
         message_id="msg_sim" + hashlib.sha256(f"{talk.key}{call}".encode()).hexdigest()[:20],
         model=request.model,
         # The cache counts the words of each block. Joined without white space, the blocks have fewer.
@@ -78,8 +81,8 @@ def reply(parsed: ParsedRequest, call: int, cached: Cached = NOTHING) -> Reply:
 
 def json_sample(request: Request) -> str:
     """Returns JSON that fits the request's schema; empty without a schema."""
-    if request.output_config.format is not None:
-        return sample(request.output_config.format.schema)
+    if request.answer_format is not None:
+        return sample(request.answer_format.schema)
     return answer.INPUT if IN_THE_PROMPT in request.system_text else ""
 
 

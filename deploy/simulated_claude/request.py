@@ -119,6 +119,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     stop_sequences: list[str] = []
     context_management: Any = None
     output_config: OutputConfig = OutputConfig()
+    output_format: Format | None = None  # the name of `output_config.format` in the beta
     tools: list[Tool] = []
     tool_choice: ToolChoice = ToolChoice("auto")
     thinking: Thinking = Thinking()
@@ -129,6 +130,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def system_text(self) -> str:
         return self.system if isinstance(self.system, str) else " ".join(b.text for b in self.system)
+
+    @property
+    def answer_format(self) -> Format | None:
+        return self.output_config.format or self.output_format
 
     @property
     def forced_tool(self) -> Tool | None:
@@ -156,8 +161,8 @@ def decode(body: bytes) -> Request:
         raise Refusal(INVALID, str(error)) from error
     refuse_messages(request.messages)
     refuse_tool_messages(request.messages)
-    if request.output_config.format is not None:
-        refuse_schema(request.output_config.format.schema)
+    if request.answer_format is not None:
+        refuse_schema(request.answer_format.schema)
     refuse_model(request, find_model(request.model))
     return request
 

@@ -119,6 +119,12 @@ def test_a_question_about_reminders_is_a_question() -> None:
     assert conversation(("user", [{"type": "text", "text": question}])).question == question
 
 
+def test_a_line_ends_with_its_text_block() -> None:
+    """A `#sim` line ends with it: pydantic-ai and Google's ADK send more text in a block of its own."""
+    blocks = [{"type": "text", "text": "#sim words=3"}, {"type": "text", "text": "rate=x"}]
+    assert read_directive(conversation(("user", blocks)).question).words == 3
+
+
 PARTIAL = [{"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "text", "text": "w0000"}]
 
 

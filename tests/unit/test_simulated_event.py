@@ -6,11 +6,11 @@ import msgspec
 
 from tailrace.deploy.simulated_claude.event import frames
 from tailrace.deploy.simulated_claude.reply import parse_message, reply
-from tailrace.deploy.simulated_claude.request import Message, Request
+from tailrace.deploy.simulated_claude.request import Message, Request, decode
 
 
-def events_for(line: str) -> list[tuple[str, Any]]:
-    request = Request(model="claude-sonnet-5-5", max_tokens=100, messages=[Message("user", line)])
+def events_for(line: str, *before: Message) -> list[tuple[str, Any]]:
+    request = Request(model="claude-sonnet-5-5", max_tokens=100, messages=[*before, Message("user", line)])
     sent = b"".join(frame for frame, _ in frames(reply(parse_message(request), 1)))
     events = [event.split("\n") for event in sent.decode().removesuffix("\n\n").split("\n\n")]
     return [(name.removeprefix("event: "), decode_loosely(data.removeprefix("data: "))) for name, data in events]
@@ -33,3 +33,21 @@ def test_garbage_is_one_line_that_is_not_json_and_the_rest_follows() -> None:
 def test_a_continuation_of_a_complete_answer_has_no_blocks() -> None:
     names = [name for name, _ in events_for("#sim words=0")]
     assert names == ["message_start", "ping", "message_delta", "message_stop"]
+
+
+def test_the_calls_of_two_turns_have_different_ids() -> None:
+    """Programs find a call by its id; OpenAI's Agents SDK keeps one of two items with the same id."""
+    line = "#sim words=0 tool=look"
+    alone = events_for(line)
+    later = events_for(line, Message("user", line), Message("assistant", "Seen."))
+    assert events_for(line) == alone
+    ids = [data["content_block"]["id"] for name, data in alone + later if name == "content_block_start"]
+    assert len(set(ids)) == len(ids) == 2
+
+
+def test_the_betas_output_format_requests_json() -> None:
+    """CrewAI sends it with the beta `structured-outputs-2025-11-13`."""
+    given = {"type": "json_schema", "schema": {"type": "object", "additionalProperties": False}}
+    body = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "x"}], "output_format": given}
+    request = decode(msgspec.json.encode(body | {"max_tokens": 100}))
+    assert [block.content for block in reply(parse_message(request), 1).part.blocks] == ["{}"]
