@@ -1,4 +1,4 @@
-"""Advice for routes of OpenAI's and Anthropic's APIs that do not exist here, for the message of their 404. Pure."""
+"""Advice for routes of OpenAI, Anthropic and AI SDK that do not exist here, for the message of their 404. Pure."""
 
 OPENAI_BASE = "the base URL of OpenAI's clients ends with /v1"
 ANTHROPIC_BASE = "the base URL of Anthropic's clients has no /v1: they add it"
@@ -41,6 +41,9 @@ ADVICE = {
     "/responses": OPENAI_BASE,
     "/models": OPENAI_BASE,
     "/embeddings": OPENAI_BASE,
+    # Anthropic's own SDKs add /v1.
+    "/messages": "the base URL of AI SDK's provider for Anthropic ends with /v1",
+    "/api/completion": "there is no route for `useCompletion`: use `useChat` with POST /api/chat",
     "/v1/v1": ANTHROPIC_BASE,
 }
 

@@ -23,6 +23,8 @@ from tailrace.gateway.http.absent_routes import advice_for
         ("/v1/chat/completions", None),
         ("/v1/v1/messages", "has no /v1"),
         ("/chat/completions", "ends with /v1"),
+        ("/messages", "ends with /v1"),
+        ("/api/completion", "`useChat`"),
         ("/v1/filesystem", None),
         ("/v1", None),
         ("/", None),
