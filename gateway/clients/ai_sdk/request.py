@@ -42,6 +42,10 @@ TOO_OLD = (
     "`messages` have a `content`, as AI SDK 3 and 4 send it: this route is for AI SDK 5 or newer. "
     "Update `ai` and `@ai-sdk/react`, whose messages have `parts`"
 )
+MODEL_MESSAGES = (
+    "`messages` have a list as `content`, as assistant-ui's `useDataStreamRuntime` sends it: this route needs the "
+    "`parts` of UI messages. Use `useChatRuntime` of `@assistant-ui/react-ai-sdk`, which sends them"
+)
 IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 PDF = "application/pdf"
 
@@ -87,7 +91,7 @@ class UIMessageParam(msgspec.Struct, frozen=True):
     id: str = ""
     """The id of the message in the page."""
     content: Any = None
-    """The text of a message of AI SDK 3 and 4, which cannot read a UI message stream."""
+    """The text of a message of AI SDK 3 and 4, or the list of parts of assistant-ui's `useDataStreamRuntime`."""
 
 
 class UITool(msgspec.Struct, frozen=True):
@@ -148,7 +152,8 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
     """Returns the turn for `chat`. Raises Refused."""
     # AI SDK 5 and newer send `trigger`, and may send messages that an app has stored with an older version.
     if chat.trigger is None and any(one.content is not None or one.role == "data" for one in chat.messages):
-        raise Refused("request_invalid", TOO_OLD)
+        is_list = any(isinstance(one.content, list) for one in chat.messages)
+        raise Refused("request_invalid", MODEL_MESSAGES if is_list else TOO_OLD)
     if chat.id is not None and chat.session_id not in (None, chat.id):
         raise Refused("request_invalid", "`id` and `session_id` differ: send one of them")
     session = chat.id if chat.id is not None else chat.session_id
