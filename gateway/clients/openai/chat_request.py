@@ -81,7 +81,8 @@ class PlainText(_Format, frozen=True, tag="text"):
 
 
 class AnyJson(_Format, frozen=True, tag="json_object"):
-    pass
+    schema: dict[str, Any] | None = None
+    """The JSON Schema of the answer, which other OpenAI-compatible servers accept here."""
 
 
 class JsonSchema(_Format, frozen=True, tag="json_schema"):
@@ -211,9 +212,9 @@ def _tool_choice(chat: ChatCompletionRequest) -> Options | None:
 
 def _format(chat: ChatCompletionRequest) -> Options:
     match chat.response_format:
-        case AnyJson():
+        case AnyJson(schema=None):
             return {"format": common.ANY_OBJECT}
-        case JsonSchema(json_schema=Schema(schema=schema)):
+        case AnyJson(schema=schema) | JsonSchema(json_schema=Schema(schema=schema)):
             return {"format": {"type": "json_schema", "schema": schema}}
         case _:
             return {}

@@ -247,7 +247,7 @@ def _tool_choice(body: ResponseRequest) -> Fields | None:
 
 def _format(body: ResponseRequest) -> Fields | None:
     match body.text and body.text.format:
-        case Format(type="json_schema", schema=dict(schema)):
+        case Format(type="json_schema" | "json_object", schema=dict(schema)):
             return {"type": "json_schema", "schema": schema}
         case Format(type="json_object"):
             return common.ANY_OBJECT
