@@ -11,7 +11,7 @@ import msgspec
 
 from tailrace.generators.backends import Call
 from tailrace.proto.blobs import references
-from tailrace.proto.entries import CacheFor, Message, Request
+from tailrace.proto.entries import CacheFor, Request
 from tailrace.proto.fold import Turn
 from tailrace.proto.usage import estimate_tokens
 
@@ -42,7 +42,7 @@ def add_cache_marks(call: Call, cache: CacheFor | None, history: int) -> Call:
         tools=[*call.tools[:-1], call.tools[-1] | {"cache_control": mark}] if call.tools else call.tools,
         system=_mark_last(call.system, mark) if call.system else call.system,
         messages=[
-            Message(message.role, _mark_last(message.content, mark)) if number in ends else message
+            msgspec.structs.replace(message, content=_mark_last(message.content, mark)) if number in ends else message
             for number, message in enumerate(call.messages)
         ],
     )

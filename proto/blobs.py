@@ -139,7 +139,10 @@ def _map_prompt(prompt: P, leaf: Callable[[str], object], refer: Callable[[Blob]
     """Returns `prompt` with `leaf` applied to each string and `refer` to each reference."""
     changed: P = msgspec.structs.replace(  # type: ignore[type-var]  # a protocol cannot say that it is a Struct
         prompt,
-        messages=[Message(message.role, _map(_blocks(message.content), leaf, refer)) for message in prompt.messages],
+        messages=[
+            msgspec.structs.replace(message, content=_map(_blocks(message.content), leaf, refer))
+            for message in prompt.messages
+        ],
         system=_map(_blocks(prompt.system), leaf, refer),
         tools=_map(prompt.tools, leaf, refer),
     )

@@ -142,8 +142,10 @@ def _by_turn(branch: Iterable[TurnRecord]) -> list[tuple[TurnRecord, list[Messag
     refused = kept_from = 0
     for turn in branch:
         answer = _answer(turn)
+        # Without `output_config`: a later turn may be sent without the beta that allows it.
+        questions = [Message(one.role, one.content) for one in turn.input]
         if answer is not None:
-            found.append((turn, [*turn.input, answer]))
+            found.append((turn, [*questions, answer]))
             refused, kept_from = 0, len(found)
         elif _is_refused(turn):
             found.append((turn, []))
@@ -153,7 +155,7 @@ def _by_turn(branch: Iterable[TurnRecord]) -> list[tuple[TurnRecord, list[Messag
                 found[kept_from:] = [(one, []) for one, _ in found[kept_from:]]
                 kept_from = len(found)
         else:
-            found.append((turn, turn.input))
+            found.append((turn, questions))
     return found
 
 

@@ -34,6 +34,8 @@ class Message(msgspec.Struct, frozen=True):
     """Who wrote the message."""
     content: str | list[dict[str, Any]]
     """The text of the message, or content blocks in Anthropic's format."""
+    output_config: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    """Anthropic's field of a message, with the beta `per-turn-control`: for example the effort."""
 
 
 class Reservation(msgspec.Struct, frozen=True):

@@ -73,6 +73,7 @@ EXAMPLES: Json = {
     "PromptUse.name": "summary", "Project.name": "Support", "NewProjectBody.name": "Support", "next": "MTc5NTM0NjQwMA",
     "of": 10, "on_disconnect": "grace:30", "opened_at": TIME,
     "options": {"thinking": {"type": "adaptive"}}, "outcome": "completed",
+    "output_config": {"effort": "medium"},
     "output": "12 °C", "UsdPrices.output": 10.0, "LongPromptUsdPrices.output": 22.5, "output_tokens": 10,
     "over_tokens": 200000, "owned_by": "anthropic", "page": 1, "parallel": 8, "param": "messages",
     "details": {"error_code": "thread_unsupported_request"}, "allowed_callers": ["direct"], "defer_loading": False,

@@ -87,7 +87,7 @@ class FileReader:
     async def inline_messages(self, messages: Sequence[Message]) -> list[Message]:
         """Returns the messages with their files inlined. Raises Refused, LogUnavailable."""
         await self._look_up(dict.fromkeys(filter(None, _find_files([message.content for message in messages]))))
-        return [Message(one.role, await self._inline_content(one.content)) for one in messages]
+        return [msgspec.structs.replace(one, content=await self._inline_content(one.content)) for one in messages]
 
     async def _look_up(self, files: Iterable[str]) -> None:
         """Looks up files, and reserves the memory of all of them at once. Raises Refused."""

@@ -231,7 +231,7 @@ def new_messages(new_turn: NewTurn) -> list[Message]:
     """
     if new_turn.messages is None:
         return [Message("user", new_turn.message or "")]
-    return [Message(one.role, one.content) for one in new_turn.messages]
+    return [Message(one.role, one.content, one.output_config) for one in new_turn.messages]
 
 
 def build_entry(

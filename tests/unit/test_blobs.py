@@ -45,7 +45,7 @@ BLOCKS = st.lists(st.dictionaries(NAMES, JSON, max_size=3), max_size=3)
 CONTENTS = st.one_of(TEXTS, BLOCKS)
 REQUESTS = st.builds(
     lambda contents, system, tools: request(
-        messages=[Message("user", content) for content in contents], system=system, tools=tools
+        messages=[Message("user", content, {"effort": "low"}) for content in contents], system=system, tools=tools
     ),
     st.lists(CONTENTS, min_size=1, max_size=3),
     st.one_of(st.none(), CONTENTS),
@@ -60,7 +60,7 @@ def in_blocks(turn_request: Request) -> Request:
         is_long = isinstance(content, str) and len(content.encode()) > INLINE_BYTES_MAX
         return [{"type": "text", "text": content}] if is_long else content
 
-    messages = [Message(message.role, block(message.content)) for message in turn_request.messages]
+    messages = [msgspec.structs.replace(message, content=block(message.content)) for message in turn_request.messages]
     return msgspec.structs.replace(turn_request, messages=messages, system=block(turn_request.system))
 
 

@@ -27,6 +27,13 @@ def turn_record(outcome: Outcome, *content: dict[str, Any], question: Message = 
     return msgspec.structs.replace(RECORD, outcome=outcome, input=[question], content=list(content))
 
 
+@pytest.mark.parametrize("outcome", ["completed", "failed"])
+def test_output_config_of_a_message_is_left_out(outcome: Outcome) -> None:
+    """It needs a beta that the follow-up turn may not send."""
+    question = Message("user", "Why is the sky blue?", {"effort": "low"})
+    assert messages([turn_record(outcome, TEXT, question=question)])[0] == QUESTION
+
+
 @pytest.mark.rule("R33")
 def test_a_reference_that_a_model_wrote_is_marked_as_text() -> None:
     """At any depth: otherwise a client could have the model write one, and receive another tenant's blob."""

@@ -235,6 +235,16 @@ class LargeFiles:
         return self.content
 
 
+async def test_a_message_with_a_file_keeps_its_other_field() -> None:
+    services, memory = cast("Any", LargeFiles()), LargeBodies(bytes_max=2**30, timeout_s=5)
+    files = UploadedFiles(services, services, memory, bytes_max=2**30)
+    content = [{"type": "document", "source": {"type": "file", "file_id": "file-1"}}]
+    async with AsyncExitStack() as holder:
+        reader = files.reader(Tenant("a"), holder, body_bytes=2)
+        (inlined,) = await reader.inline_messages([PromptMessage("user", content, {"effort": "low"})])
+    assert (inlined.role, inlined.output_config) == ("user", {"effort": "low"})
+
+
 async def test_the_memory_of_all_files_of_a_request_is_reserved_at_once() -> None:
     """Otherwise two requests could wait for each other, each with its first file."""
     services, size = cast("Any", LargeFiles()), len(LargeFiles.content)

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.gateway.clients.anthropic.request import beta_names
-from tailrace.gateway.turns.request_body import TOP_LEVEL_FIELDS
+from tailrace.gateway.turns.request_body import TOP_LEVEL_FIELDS, new_messages
+from tailrace.proto.entries import Message
 from tests.golden.requests import build_turn
 from tests.harness.strategies import JSON
 
@@ -17,6 +18,13 @@ def test_every_other_field_becomes_an_option(fields: dict[str, object]) -> None:
     """Also one that this version does not know, with any value."""
     plain = build_turn("messages", {}).turn
     assert build_turn("messages", fields).turn == msgspec.structs.replace(plain, options=fields or None)
+
+
+def test_output_config_of_a_message_reaches_the_request_entry() -> None:
+    """Claude Code 2.1.332 sends it. If it is refused, Claude Code sends each first request again without it."""
+    message = {"role": "system", "content": "Be brief.", "output_config": {"effort": "low"}}
+    turn = build_turn("messages", {"messages": [{"role": "user", "content": "hi"}, message]}).turn
+    assert new_messages(turn)[1] == Message("system", "Be brief.", {"effort": "low"})
 
 
 def test_beta_names_of_several_headers_are_deduplicated() -> None:

@@ -40,6 +40,12 @@ def test_marks_are_set_after_the_stable_parts(cache: CacheFor, mark: dict[str, A
     ]
 
 
+def test_a_marked_message_keeps_its_other_field() -> None:
+    effort = {"effort": "low"}
+    made = add_cache_marks(call(messages=[Message("user", "a", effort)]), "5m", history=0)
+    assert made.messages == [Message("user", [text("a", **FIVE)], effort)]
+
+
 def test_absent_parts_get_no_mark() -> None:
     """A first message without a system prompt has one mark."""
     made = add_cache_marks(call(messages=TURNS[:1], system="", tools=[]), "5m", history=0)

@@ -76,7 +76,7 @@ async def post_count_tokens(
     if isinstance(messages, list) and has_files([one.get("content") for one in messages if isinstance(one, dict)]):
         reader, is_large = uploaded_files.reader(tenant, request.until_answered, len(raw)), True
         inlined = await reader.inline_messages(read_body.convert(messages, list[MessageParam]))
-        fields["messages"] = [{"role": one.role, "content": one.content} for one in inlined]
+        fields["messages"] = msgspec.to_builtins(inlined)
     async with request_blobs.hold_pins(key):
         if is_large:
             fields |= await store_long_strings(request_blobs, key, fields, limiter, request.principal)
