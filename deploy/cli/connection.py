@@ -77,7 +77,8 @@ def require_gateway() -> None:
 
 def describe(error: client.TailraceError, url: str) -> str:
     """Returns what went wrong, at which gateway, and what to do."""
-    text = str(error) if url in str(error) else f"{error} (the gateway at {url})"
+    message = str(error).removesuffix(".")
+    text = message if url in message else f"{message} (the gateway at {url})"
     if error.status == HTTPStatus.UNAUTHORIZED:
         return f"{text}; set the key in TAILRACE_KEY"
     return f"{text}: {START}" if error.is_unreachable else text

@@ -103,9 +103,10 @@ function writeBars() {
 function readerBar({ report, sent }) {
   const till = report.closed_at ? since(report.closed_at) : length();
   const isCut = !["ended", "open"].includes(report.ending);
-  const how = report.ending === "lost" ? "began at a gateway that has ended" : report.cursor ? `resumed after ${report.cursor}` : "from the start";
-  const sentCount = timeline.entries ? `: ${count(sent)} entries` : "";
-  return bar(`reader-of ${isCut ? "cut" : ""}`, since(report.opened_at), till, `${how}, ${report.ending}${sentCount}`);
+  const start = report.cursor ? `resumed after ${report.cursor}` : "from the start";
+  const how = report.ending === "lost" ? "lost with its gateway" : `${start}, ${report.ending}`;
+  const sentCount = timeline.entries ? `: ${count(sent)} entries sent` : "";
+  return bar(`reader-of ${isCut ? "cut" : ""}`, since(report.opened_at), till, `${how}${sentCount}`);
 }
 
 function drawSteps() {
