@@ -16,7 +16,7 @@ from tailrace.proto.errors import LogError, StoreError, StoreRefused, TurnUnknow
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats import Tombstones, TurnLog
-from tailrace.proto.nats.tombstones import Unstored
+from tailrace.proto.nats.tombstones import ErasureNote
 from tailrace.proto.resources import DeleteResource, TurnToDelete
 from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import TurnKey
@@ -49,7 +49,7 @@ class UnstoredTurns:
         does not delay the erasures of other tenants."""
         self._grace = timedelta(seconds=grace_s)
         self._after = Seq(0)
-        self._due: dict[Seq, Unstored] = {}
+        self._due: dict[Seq, ErasureNote] = {}
         self._looked_up = FIRST_TURN
         """The last turn whose note `_forget_lost` has checked."""
         self._next_look_up = 0.0
@@ -77,7 +77,7 @@ class UnstoredTurns:
             await self._tombstones.put([key])
         session = DeleteResource("session", turn.request.session, (TurnId(key.turn),))
         await self._unqueued_store.delete(key.tenant, session)
-        await self._tombstones.note_unstored(key)
+        await self._tombstones.note_erasure(key)
         return True
 
     async def find_to_delete(self, key: TurnKey) -> TurnToDelete | None:
@@ -118,7 +118,7 @@ class UnstoredTurns:
     async def _find_due(self) -> None:
         """Reads further notes, oldest first. After a restart it reads all of them."""
         now: datetime | None = None
-        while len(self._due) < DUE_MAX and (found := await self._tombstones.next_unstored(self._after)) is not None:
+        while len(self._due) < DUE_MAX and (found := await self._tombstones.next_erasure_note(self._after)) is not None:
             # By the log's clock: a wrong clock of this machine would erase turns that are still read.
             now = now or await self._log.now()
             if found.noted_at + self._grace > now:
@@ -135,7 +135,7 @@ class UnstoredTurns:
         await self._find_due()
         failed: list[str] = []
 
-        async def erase(note: Unstored) -> None:
+        async def erase(note: ErasureNote) -> None:
             try:
                 if not await self._erase(note):
                     return
@@ -167,7 +167,7 @@ class UnstoredTurns:
         else:
             self._looked_up, self._next_look_up = FIRST_TURN, now + LOST_INTERVAL_S
 
-    async def _erase(self, note: Unstored) -> bool:
+    async def _erase(self, note: ErasureNote) -> bool:
         """Erases a turn, then forgets it, then removes its note: after a kill, the next pass finds the note again.
 
         Returns False if some entries are left for the next pass.
@@ -183,7 +183,7 @@ class UnstoredTurns:
         if erased.entries:
             logger.info("turn erased", turn=note.key.turn)
         await self._unqueued_store.forget_unstored([note.key])
-        await self._tombstones.remove_unstored(note.key)
+        await self._tombstones.remove_erasure_note(note.key)
         return True
 
 

@@ -40,7 +40,7 @@ EVERY_LIMIT = "limits.>"
 EVERY_BUDGET = "budgets.>"
 EVERY_SLOT = "slots.>"
 EVERY_AUDIT = "audit.*"
-EVERY_UNSTORED = "$KV.CLAIMS.unstored.>"
+EVERY_ERASURE_NOTE = "$KV.CLAIMS.unstored.>"
 EVERY_TOMBSTONE = "$KV.CLAIMS.deleted.>"
 # The write probes of all processes (PROTOCOL R68). No idempotency key has this name: theirs are hexadecimal.
 CLAIMS_PROBE = "$KV.CLAIMS.probe"
@@ -153,7 +153,7 @@ def deletion_mark(key: TurnKey) -> str:
     return f"$KV.{CLAIMS}.deleting={_token(key.tenant)}={_token(key.turn)}"
 
 
-def unstored(key: TurnKey) -> str:
+def erasure_note(key: TurnKey) -> str:
     """Returns the subject of the note that a turn is to be erased, in the bucket CLAIMS (PROTOCOL R109)."""
     return f"$KV.{CLAIMS}.unstored.{_token(key.tenant)}.{_token(key.turn)}"
 

@@ -13,7 +13,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.runtime.gather import gather_limited
-from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_TOMBSTONE, EVERY_UNSTORED, TurnKey
+from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_ERASURE_NOTE, EVERY_TOMBSTONE, TurnKey
 
 # The text of a removed note. The bucket allows no deletion of single messages: one with a TTL replaces the note.
 REMOVED = b"removed"
@@ -26,7 +26,7 @@ PAGE_TIMEOUT_S = 10.0
 STEP_BACK = 10_000
 
 
-class Unstored(NamedTuple):
+class ErasureNote(NamedTuple):
     """The note that a turn is to be erased, and when it was stored."""
 
     seq: Seq
@@ -90,25 +90,27 @@ class Tombstones:
         deleted = await gather_limited(self.is_deleted, keys, LOOKED_UP_AT_ONCE)
         return {key for key, is_deleted in zip(keys, deleted, strict=True) if is_deleted}
 
-    async def note_unstored(self, key: TurnKey) -> None:
+    async def note_erasure(self, key: TurnKey) -> None:
         """Notes that a turn with `store: false` has ended. Raises LogUnavailable."""
-        await self._publish(subjects.unstored(key), "the erasure cannot be noted")
+        await self._publish(subjects.erasure_note(key), "the erasure cannot be noted")
 
-    async def remove_unstored(self, key: TurnKey) -> None:
+    async def remove_erasure_note(self, key: TurnKey) -> None:
         """Removes the note of a turn that is erased: the last step of its erasure. Raises LogUnavailable.
 
-        The note stays readable as REMOVED for a second, so `next_unstored` skips it.
+        The note stays readable as REMOVED for a second, so `next_erasure_note` skips it.
         """
-        await self._publish(subjects.unstored(key), "the note of an erasure cannot be removed", REMOVED, REMOVED_LIFE)
+        await self._publish(
+            subjects.erasure_note(key), "the note of an erasure cannot be removed", REMOVED, REMOVED_LIFE
+        )
 
-    async def next_unstored(self, after: Seq) -> Unstored | None:
+    async def next_erasure_note(self, after: Seq) -> ErasureNote | None:
         """Returns the first note after a sequence, read from the leader, or None. Raises LogUnavailable."""
-        found = await self._leader.first(EVERY_UNSTORED, after + 1)
+        found = await self._leader.first(EVERY_ERASURE_NOTE, after + 1)
         while found is not None and found.data:
-            found = await self._leader.first(EVERY_UNSTORED, found.seq + 1)
+            found = await self._leader.first(EVERY_ERASURE_NOTE, found.seq + 1)
         if found is None:
             return None
-        return Unstored(found.seq, _key(found.subject), found.time)
+        return ErasureNote(found.seq, _key(found.subject), found.time)
 
     async def _publish(
         self, subject: str, failure: str, data: bytes = b"", headers: dict[str, str] | None = None

@@ -296,7 +296,7 @@ async def test_the_note_of_a_turn_with_store_false_is_removed_as_the_last_step_o
     await own_connection.jetstream.delete_msg(STREAM, request.seq)
     keys = {written, requestless, new_writer(own_log).key}
     for key in keys:
-        await tombstones.note_unstored(key)
+        await tombstones.note_erasure(key)
 
     async def count_notes() -> int:
         return (await own_connection.jetstream.stream_info(CLAIMS_STREAM)).state.messages
@@ -307,7 +307,7 @@ async def test_the_note_of_a_turn_with_store_false_is_removed_as_the_last_step_o
         assert await count_notes() == len(keys)
         is_failing = False
         async with running_erasure(UnstoredTurns(own_log, tombstones, store, grace_s=0)):
-            await until_equal(lambda: tombstones.next_unstored(BEFORE_FIRST), None)
+            await until_equal(lambda: tombstones.next_erasure_note(BEFORE_FIRST), None)
             await until(lambda: read_due_metric() == 0)
         for key in keys:
             assert await own_log.read_entries(key) == []

@@ -50,7 +50,7 @@ class Tombstones:
     async def exists(self, _: TurnKey) -> bool:
         return False
 
-    async def next_unstored(self, _: Seq) -> None:
+    async def next_erasure_note(self, _: Seq) -> None:
         return None
 
 
