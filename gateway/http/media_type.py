@@ -12,6 +12,6 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def accepted(headers: Headers) -> str:
+def accept_header(headers: Headers) -> str:
     """Returns the `Accept` header in lower case, because media types are compared so (RFC 9110, section 8.3.1)."""
     return headers.get("accept", "").lower()

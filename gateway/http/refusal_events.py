@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.error_responses import REFUSAL, ErrorResponse
-from tailrace.gateway.http.media_type import JSON, accepted
+from tailrace.gateway.http.media_type import JSON, accept_header
 
 RenderRefusal = Callable[[str, str, int | None], bytes]
 """Returns the events for an error's code, its message, and the delay in seconds after which a retry may help."""
@@ -47,5 +47,5 @@ class RefusalEvents:
 
 
 def _wants_envelope(headers: Headers) -> bool:
-    accept = accepted(headers)
+    accept = accept_header(headers)
     return "last-event-id" in headers or (JSON in accept and sse.MEDIA_TYPE not in accept)

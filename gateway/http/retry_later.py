@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway.http import sse
-from tailrace.gateway.http.media_type import accepted
+from tailrace.gateway.http.media_type import accept_header
 
 RETRY_S_MIN, RETRY_S_MAX = 1, 10
 # Clients that were rejected in the same second return spread over one second.
@@ -27,7 +27,7 @@ def retry_delay_s() -> float:
 def is_resuming_reader(scope: Scope) -> bool:
     """Returns whether the request is that of an EventSource that resumes after the last id that it has received."""
     headers = Headers(scope=scope)
-    is_reader = scope["method"] == "GET" and sse.MEDIA_TYPE in accepted(headers)
+    is_reader = scope["method"] == "GET" and sse.MEDIA_TYPE in accept_header(headers)
     return is_reader and bool(headers.get("last-event-id"))
 
 

@@ -54,10 +54,10 @@ class QueueState(NamedTuple):
         if not self.generators and not self.undelivered:
             return None
         own = sum(one.waiting.get(tenant, 0) for one in self.generators)
-        return own + (self.orphaned if own else 0) + self.undelivered
+        return own + (self.orphan_count if own else 0) + self.undelivered
 
     @property
-    def orphaned(self) -> int:
+    def orphan_count(self) -> int:
         """Turns that were leased and that no generator holds now."""
         return max(0, self.leased - sum(one.held for one in self.generators))
 
@@ -130,7 +130,7 @@ class TurnQueue:
         metrics.OLDEST_WAITING_S.set(state.oldest_waiting_s)
         # The turns of a generator whose report cannot be read look like orphaned ones.
         if len(generators) == len(reports):
-            metrics.ORPHANED.set(state.orphaned)
+            metrics.ORPHANED.set(state.orphan_count)
 
     def _decode(self, report: bytes) -> GeneratorHealth | None:
         """Returns None for a report that this release cannot read. It must not end the gateway."""

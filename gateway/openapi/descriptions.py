@@ -18,11 +18,11 @@ from msgspec import inspect as types
 from tailrace.gateway.clients.openai import chat_parameters, responses_parameters
 from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest
-from tailrace.gateway.clients.openai.unsupported import Unsupported
+from tailrace.gateway.clients.openai.unsupported import UnsupportedParameter
 from tailrace.gateway.openapi.examples import EXAMPLES, WHOLE
 
 Json = dict[str, Any]
-UNSUPPORTED: dict[type, Iterable[Unsupported]] = {
+UNSUPPORTED: dict[type, Iterable[UnsupportedParameter]] = {
     ChatCompletionRequest: chat_parameters.UNSUPPORTED,
     ResponseRequest: responses_parameters.UNSUPPORTED,
 }

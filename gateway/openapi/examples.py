@@ -59,7 +59,7 @@ EXAMPLES: Json = {
     "health": "/health", "id": SESSION, "ModelCard.id": MODEL, "ModelSheet.id": MODEL,
     "ToolCall.id": "call_1", "Project.id": "support", "NewProjectBody.id": "support", "DeletedObject.id": TURN,
     "UIMessageParam.id": "msg-1", "InputItem.id": f"msg_{TURN}_0",
-    "Erased.id": "user-7", "idempotency_key": "order-7", "image_url": IMAGE,
+    "ErasureReport.id": "user-7", "idempotency_key": "order-7", "image_url": IMAGE,
     "include": [], "index": 0, "input": QUESTION, "UIPart.input": {"city": "Oslo"}, "UsdPrices.input": 2.0,
     "LongPromptUsdPrices.input": 6.0, "input_file_id": FILE, "input_tokens": 12,
     "instructions": "Answer in one sentence.", "job_id": TURN,

@@ -45,7 +45,7 @@ from tailrace.gateway.resources.admin import (
 from tailrace.gateway.resources.batch_body import NewBatch
 from tailrace.gateway.resources.batches import AcceptedBatch, BatchList, BatchRecord
 from tailrace.gateway.resources.deletion import DeletedObject
-from tailrace.gateway.resources.erasure import SECONDS_MAX, Erased
+from tailrace.gateway.resources.erasure import SECONDS_MAX, ErasureReport
 from tailrace.gateway.resources.health import Health
 from tailrace.gateway.resources.login import LoggedIn
 from tailrace.gateway.resources.projects import NewProjectBody, Project, ProjectList
@@ -371,8 +371,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/usage"): Operation(
         "projects", response=UsageList, parameters=("by", "usage_key", "from", "to", *PAGE)
     ),
-    ("DELETE", "/v1/users"): Operation("projects", response=Erased, parameters=("erased_user", "max_seconds")),
-    ("DELETE", "/v1/tenant"): Operation("projects", response=Erased, parameters=("confirm", "max_seconds")),
+    ("DELETE", "/v1/users"): Operation("projects", response=ErasureReport, parameters=("erased_user", "max_seconds")),
+    ("DELETE", "/v1/tenant"): Operation("projects", response=ErasureReport, parameters=("confirm", "max_seconds")),
     ("GET", "/v1/admin/keys"): Operation("admin", response=KeyList, parameters=("of_tenant", *PAGE)),
     ("POST", "/v1/admin/keys"): Operation("admin", NewKeyBody, CreatedKey, 201),
     ("DELETE", "/v1/admin/keys/{key_id}"): Operation("admin", response=KeyRecord),

@@ -60,7 +60,7 @@ class Expression(ABC):
         return Arithmetic("/", self, other)
 
     def __rmul__(self, factor: float) -> "Expression":
-        return Scaled(factor, self)
+        return ScaledExpression(factor, self)
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Arithmetic(Expression):
 
 
 @dataclass(frozen=True)
-class Scaled(Expression):
+class ScaledExpression(Expression):
     """A query multiplied by a number."""
 
     factor: float

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from tailrace.gateway.http.chat_cookie import cookie_of, format_cookie, new_cookie
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.http.media_type import accepted
+from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.http.page_file import NO_STORE, kept_file, page_file
 from tailrace.proto.version import VERSION
 
@@ -49,7 +49,7 @@ async def index(request: Request) -> Response:
 
     Sets the cookie of the chat page.
     """
-    types = accepted(request.headers)
+    types = accept_header(request.headers)
     headers = VARY if cookie_of(request) else VARY | {"set-cookie": format_cookie(new_cookie(), request)}
     if "text/html" in types:
         return page_file("tailrace.gateway.page", "page.html", headers)

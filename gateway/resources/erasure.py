@@ -21,7 +21,7 @@ SECONDS_MAX = 600
 KEPT = "the sums of usage by day, model and key, without names"
 
 
-class Erased(msgspec.Struct, frozen=True, kw_only=True):
+class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
     """The report of an erasure: counts of what was erased in the log and in the database; 0 if there was nothing."""
 
     object: Literal["user.erased", "tenant.erased"]
@@ -74,7 +74,7 @@ async def _erase(deleter: Deleter, request: ApiRequest, kind: Literal["user", "t
     logger.info("erased", kind=kind, turns=done.turns, complete=done.is_complete)
     object_: Literal["user.erased", "tenant.erased"] = "user.erased" if kind == "user" else "tenant.erased"
     return json_response(
-        Erased(
+        ErasureReport(
             object=object_,
             id=name,
             turns=done.turns,

@@ -55,7 +55,7 @@ class Deletion(NamedTuple):
     """False: some are left, because its time was over, its gateway stops, or NATS or persistence became unavailable."""
 
 
-class Purged(NamedTuple):
+class PurgeRound(NamedTuple):
     """The turns that one round has removed from the log."""
 
     turns: tuple[TurnId, ...] = ()
@@ -158,7 +158,7 @@ class Deleter:
 
     async def _delete(self, tenant: Tenant, kind: Kind, name: str, deletion: "_Running") -> bool:
         """Deletes in rounds, and adds to `deletion` what it has deleted. Returns False if its time was over before."""
-        purged = Purged()
+        purged = PurgeRound()
         few, is_large, results = -1, False, deletion.results()
         while few < ROUNDS_MAX:
             left = await self._history.query(tenant, DeleteResource(kind, name, purged.turns))
@@ -176,7 +176,7 @@ class Deleter:
             is_large = len(purged.turns) >= MANY_TURNS or purged.is_cut
         raise Refused("session_busy", "turns were submitted during the deletion: repeat it when no client submits more")
 
-    async def _purge(self, tenant: Tenant, turns: list[TurnToDelete], deletion: "_Running") -> Purged:
+    async def _purge(self, tenant: Tenant, turns: list[TurnToDelete], deletion: "_Running") -> PurgeRound:
         """Removes turns from the log, and returns them.
 
         Purges none, but cancels those that run, if one was running: persistence must record its end first.
@@ -185,7 +185,7 @@ class Deleter:
         for turn in turns:
             was_running |= turn.is_running and await self._try_cancel(TurnKey(tenant, turn.turn))
         if was_running:
-            return Purged()
+            return PurgeRound()
         some = turns[:ERASED_TURNS] if deletion.erases else turns
         # Before the purge, because settling reads the log. Only turns that the log has are read: to learn that it lacks
         # a turn takes 100 ms, here together for all of them.
@@ -207,7 +207,7 @@ class Deleter:
             if turn.is_unstored:
                 # Nothing returns it again.
                 deletion.turns.add(turn.turn)
-        return Purged(tuple(purged), is_cut=len(purged) < len(turns))
+        return PurgeRound(tuple(purged), is_cut=len(purged) < len(turns))
 
     async def _erase(self, key: TurnKey, deletion: "_Running", deadline: float) -> bool:
         """Overwrites entries of a turn until `deadline`, but one at least. Returns whether none is left."""

@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
-from tailrace.gateway.http.media_type import accepted
+from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import RECONNECT_WINDOW_S, EventStream, refusal_of
 from tailrace.gateway.streaming.fanout import TurnFeed
@@ -116,7 +116,7 @@ class Responder:
             response = EventStream(
                 access,
                 key,
-                select_variant(dialect, accepted(request.headers)),
+                select_variant(dialect, accept_header(request.headers)),
                 cursor or BEFORE_FIRST,
                 headers=headers,
                 waits_for_answer=waits_for_answer and cursor is None,

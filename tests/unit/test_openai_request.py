@@ -16,7 +16,7 @@ from tailrace.gateway.clients.openai import chat_parameters, responses_parameter
 from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
 from tailrace.gateway.clients.openai.responses_input import items_of, messages_of
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest
-from tailrace.gateway.clients.openai.unsupported import Unsupported
+from tailrace.gateway.clients.openai.unsupported import UnsupportedParameter
 from tailrace.gateway.http import read_body
 from tailrace.gateway.turns.request_body import MessageParam, check_turn
 from tailrace.proto.errors import Refused
@@ -29,7 +29,7 @@ PAGE = Path(__file__).parents[2] / "docs/OPENAI.md"
 class Api(NamedTuple):
     name: str
     path: str
-    table: tuple[Unsupported, ...]
+    table: tuple[UnsupportedParameter, ...]
     supported: set[str]
     of_sdk: set[str]
 
@@ -54,7 +54,7 @@ ROWS = [(api.name, row) for api in APIS for row in api.table]
 
 
 @pytest.mark.parametrize(("api", "row"), ROWS, ids=[f"{api}: {row.name}" for api, row in ROWS])
-def test_unsupported_parameter_is_ignored_or_refused(api: str, row: Unsupported) -> None:
+def test_unsupported_parameter_is_ignored_or_refused(api: str, row: UnsupportedParameter) -> None:
     """According to the table; values that ask for nothing special are accepted."""
     for idle in (None, *row.allowed):
         assert build_turn(api, {row.name: idle}).ignored == []

@@ -36,5 +36,5 @@ def test_turns_ahead_of_a_tenants_next_turn(queue: QueueState, ahead: int | None
 def test_the_oldest_waiting_turn_and_the_orphaned_ones_of_all_generators() -> None:
     held = [GeneratorHealth(ok=True, held=3, free=1, oldest_waiting_s=4.0), GeneratorHealth(ok=True, held=2, free=1)]
     queue = QueueState(held, undelivered=2, leased=9, undelivered_s=1.5)
-    assert (queue.oldest_waiting_s, queue.orphaned) == (4.0, 4)
-    assert (state().oldest_waiting_s, state((3, 1, {})).orphaned) == (0.0, 0)
+    assert (queue.oldest_waiting_s, queue.orphan_count) == (4.0, 4)
+    assert (state().oldest_waiting_s, state((3, 1, {})).orphan_count) == (0.0, 0)

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.http.media_type import accepted
+from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.held_stream import HeldStream
@@ -47,7 +47,7 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
     dialect, pace = dialect_of(request), pace_of(request)
     new_turn, raw = await request.read(NewTurn)
     try:
-        if "text/event-stream" in accepted(request.headers):
+        if "text/event-stream" in accept_header(request.headers):
             access, key = await responder.submit_for_stream(request, new_turn, raw)
             headers, cursor = {"location": f"/v1/turns/{key.turn}"}, cursor_of_post(request) or BEFORE_FIRST
             response = EventStream(access, key, dialect, cursor, headers=headers, pace=pace)
@@ -123,7 +123,7 @@ def dialect_of(request: ApiRequest) -> Dialect:
     name = request.query_params.get("dialect", "tailrace")
     if name not in DIALECTS:
         raise Refused("dialect_unknown", f"`dialect` must be one of {', '.join(DIALECTS)}")
-    return select_variant(DIALECTS[name], accepted(request.headers))
+    return select_variant(DIALECTS[name], accept_header(request.headers))
 
 
 ROUTES = [

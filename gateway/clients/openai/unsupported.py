@@ -18,7 +18,7 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 NAMES_MAX = 20
 
 
-class Unsupported(NamedTuple):
+class UnsupportedParameter(NamedTuple):
     """A parameter. `allowed`: the values besides null that ask for nothing special."""
 
     name: str
@@ -37,7 +37,7 @@ class BuiltTurn(NamedTuple):
     """The names in the request of the turn's fields that have another name there."""
 
 
-def ignored_parameters(body: Any, table: Iterable[Unsupported]) -> Iterator[str]:
+def ignored_parameters(body: Any, table: Iterable[UnsupportedParameter]) -> Iterator[str]:
     """Yields the names of parameters that are ignored. Raises Refused for the others.
 
     `body` is a Struct that has a field for each row of the table.
