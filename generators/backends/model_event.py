@@ -34,7 +34,7 @@ class CloseCall(Exception):
     """Raised by a sink to close the model call. Not an error of the turn."""
 
 
-class _Typed(msgspec.Struct, frozen=True):
+class _AnyEvent(msgspec.Struct, frozen=True):
     """The fields are Any: an event of an unknown type may have other values in fields of these names."""
 
     type: str
@@ -42,7 +42,7 @@ class _Typed(msgspec.Struct, frozen=True):
     delta: Any = None
 
 
-_decode_type = msgspec.json.Decoder(_Typed).decode
+_decode_type = msgspec.json.Decoder(_AnyEvent).decode
 _decode_error = msgspec.json.Decoder(ErrorEvent).decode
 KINDS: dict[type, str] = {
     events.MessageStart: "message_start",
