@@ -7,7 +7,7 @@ from typing import NoReturn
 from tailrace.proto.runtime.exit_status import EXIT_INTERRUPTED
 
 
-class Terminated(SystemExit):
+class TerminationSignal(SystemExit):
     """SIGTERM or SIGHUP, which end a command. As an exception, so that it removes its unfinished files before."""
 
     def __init__(self, number: int) -> None:
@@ -27,7 +27,7 @@ def main() -> int:
             signal.signal(number, terminate)
     try:
         return run()
-    except Terminated as by:
+    except TerminationSignal as by:
         # systemd takes the end by the signal itself for a success, and no exit status.
         signal.raise_signal(by.number)
         raise
@@ -36,7 +36,7 @@ def main() -> int:
 def terminate(number: int, _: object) -> NoReturn:
     """Handles a signal: the second one ends the process at once."""
     signal.signal(number, signal.SIG_DFL)
-    raise Terminated(number)
+    raise TerminationSignal(number)
 
 
 if __name__ == "__main__":

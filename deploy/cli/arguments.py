@@ -5,7 +5,7 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
-from tailrace.deploy.local.data_dir import Named
+from tailrace.deploy.local.data_dir import NamedDataDir
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.running import find_data_dir
 from tailrace.proto.ids import LOCAL, Tenant, TurnId, is_session_name, is_token
@@ -87,9 +87,9 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
-def named_folder(text: str) -> Named:
+def named_folder(text: str) -> NamedDataDir:
     """argparse type: the data directory of the system that a command is for."""
-    return Named(folder(text))
+    return NamedDataDir(folder(text))
 
 
 def host(text: str) -> str:

@@ -16,13 +16,13 @@ LOCK = "lock"
 URL_FILE = "nats.url"
 
 
-class Named(PosixPath):
+class NamedDataDir(PosixPath):
     """A data directory that the option `--data` has named."""
 
 
 def without_overridden(environ: Mapping[str, str], data_dir: Path | None) -> Mapping[str, str]:
     """Returns `environ` without the addresses of other systems, if `--data` has named `data_dir`."""
-    if not isinstance(data_dir, Named):
+    if not isinstance(data_dir, NamedDataDir):
         return environ
     found = {name: value for name, value in environ.items() if name != "TAILRACE_URL"}
     # The `up` of this directory may use the NATS at TAILRACE_NATS_URL instead of its own.

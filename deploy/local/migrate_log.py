@@ -72,7 +72,7 @@ class RaftGroup(NamedTuple):
         return self.leader != "" and self.last == self.committed == self.applied
 
 
-class Diverged(LogUnavailable):
+class ServerDiverged(LogUnavailable):
     """One server has applied the same Raft log as the others, and does not store the same."""
 
     def __init__(self, spec: ServerSpec) -> None:
@@ -137,7 +137,7 @@ async def copy(old: Sequence[ServerSpec], options: Options, stage: Path, console
         source, servers = await _start(old, stack)
         try:
             await _wait_until_equal(console, old, timeout_s=MIGRATE_S_MAX)
-        except Diverged as error:
+        except ServerDiverged as error:
             broken = nats_server.streams_dir(error.spec.store)
             raise UpRefused(
                 f"{error}; nothing was changed. Delete {broken}, start `tailrace up --cluster` until it is ready, "
@@ -198,7 +198,7 @@ async def _stop(servers: Sequence[NatsServer], connection: Connection) -> None:
 async def _wait_until_equal(console: Console, *logs: Sequence[ServerSpec], timeout_s: float = UNCHANGED_S_MAX) -> None:
     """Returns when the servers of each log are settled, and all servers store the same.
 
-    Raises LogUnavailable when nothing has changed for `timeout_s`, and Diverged when nothing has changed for
+    Raises LogUnavailable when nothing has changed for `timeout_s`, and ServerDiverged when nothing has changed for
     UNCHANGED_S_MAX and a server has diverged.
     """
     names = " and ".join(f"{len(specs)} in {specs[0].directory.parent}" for specs in logs)
@@ -216,7 +216,7 @@ async def _wait_until_equal(console: Console, *logs: Sequence[ServerSpec], timeo
         if now - changed >= UNCHANGED_S_MAX:
             for specs, servers in zip(logs, states, strict=False):  # no states while a server does not answer
                 if (odd := find_diverged(servers)) is not None:
-                    raise Diverged(specs[odd])
+                    raise ServerDiverged(specs[odd])
         if now - changed >= timeout_s:
             raise LogUnavailable(f"the servers do not reach the same state: {names}")
         if now - logged >= MESSAGE_EVERY_S:

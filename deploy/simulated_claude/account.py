@@ -56,7 +56,7 @@ class Account(msgspec.Struct):
         return self.calls[-1]
 
 
-class Submitted(msgspec.Struct, frozen=True):
+class SubmittedRequest(msgspec.Struct, frozen=True):
     """One request of a message batch. An answer is paid for."""
 
     custom_id: str
@@ -72,4 +72,4 @@ class AccountReport(msgspec.Struct, frozen=True):
 
     calls: list[Call]
     forgotten: int
-    submitted: list[Submitted] = []
+    submitted: list[SubmittedRequest] = []

@@ -214,7 +214,7 @@ async def show_stats(http: HttpRequest) -> Response:
 
 async def show_calls(http: HttpRequest) -> Response:
     account: Account = http.app.state.account
-    return json(AccountReport(list(account.calls), account.forgotten, http.app.state.batches.submitted))
+    return json(AccountReport(list(account.calls), account.forgotten, http.app.state.batches.submitted_requests))
 
 
 async def show_last(http: HttpRequest) -> Response:

@@ -15,7 +15,7 @@ MARK = b'"cache_control"'
 KEPT_MAX = 10_000
 
 
-class Cached(msgspec.Struct, frozen=True):
+class CachedTokens(msgspec.Struct, frozen=True):
     """Counts in tokens; a word counts as a token."""
 
     read: int = 0
@@ -30,10 +30,10 @@ class Cache:
     def __init__(self) -> None:
         self._kept: dict[str, None] = {}
 
-    def take(self, body: bytes) -> Cached:
+    def take(self, body: bytes) -> CachedTokens:
         """Looks up the prefixes of `body`, and caches those that it marks."""
         if MARK not in body:
-            return Cached()
+            return CachedTokens()
         digest, tokens = hashlib.sha256(), 0
         beginnings: list[tuple[str, int, str | None]] = []
         for block in blocks_of(msgspec.json.decode(body)):
@@ -54,7 +54,7 @@ class Cache:
         written, written_1h = (
             max((tokens - read for _, tokens, ttl in kept if ttl in of), default=0) for of in (("5m", "1h"), ("1h",))
         )
-        return Cached(read, max(0, written), max(0, written_1h))
+        return CachedTokens(read, max(0, written), max(0, written_1h))
 
 
 def blocks_of(request: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from tailrace.deploy.simulated_claude import event
-from tailrace.deploy.simulated_claude.account import Submitted
+from tailrace.deploy.simulated_claude.account import SubmittedRequest
 from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Fault, FaultKind
 from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
 from tailrace.deploy.simulated_claude.reply import ParsedRequest, Reply, parse_message, reply
@@ -99,11 +99,11 @@ class MessageBatch:
             self._timer = asyncio.get_running_loop().call_later(CANCELLING_S, self._end, "canceled")
 
     @property
-    def submitted(self) -> list[Submitted]:
+    def submitted_requests(self) -> list[SubmittedRequest]:
         """Its requests with how they ended; `open` while the batch runs."""
         over = {result.custom_id: result.kind for result in self.results}
         return [
-            Submitted(one.custom_id, self.id, self.created_ns, over.get(one.custom_id, "open"))
+            SubmittedRequest(one.custom_id, self.id, self.created_ns, over.get(one.custom_id, "open"))
             for one in self._requests
         ]
 
@@ -184,9 +184,9 @@ class MessageBatches:
         return broken[self._stats.by_fault["broken"] % len(broken)]
 
     @property
-    def submitted(self) -> list[Submitted]:
+    def submitted_requests(self) -> list[SubmittedRequest]:
         """The requests of all batches, oldest first."""
-        return [one for batch in self._batches.values() for one in batch.submitted]
+        return [one for batch in self._batches.values() for one in batch.submitted_requests]
 
     def delete(self, name: str) -> None:
         """Raises Refusal."""

@@ -6,7 +6,7 @@ import msgspec
 
 from tailrace.deploy.simulated_claude import answer, conversation, directive
 from tailrace.deploy.simulated_claude.answer import Part
-from tailrace.deploy.simulated_claude.cache import Cached
+from tailrace.deploy.simulated_claude.cache import CachedTokens
 from tailrace.deploy.simulated_claude.conversation import Conversation
 from tailrace.deploy.simulated_claude.directive import Directive, DirectiveInvalid
 from tailrace.deploy.simulated_claude.fault import Break, first_break
@@ -14,7 +14,7 @@ from tailrace.deploy.simulated_claude.refusal import Refusal
 from tailrace.deploy.simulated_claude.request import Request
 from tailrace.deploy.simulated_claude.sample import sample
 
-NOTHING = Cached()
+NOTHING = CachedTokens()
 # In the prompt of clients whose model has no structured outputs.
 IN_THE_PROMPT = "fits this JSON Schema"
 
@@ -35,7 +35,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     message_id: str
     model: str
     input_tokens: int
-    cached: Cached = NOTHING
+    cached: CachedTokens = NOTHING
     part: Part
     stop_reason: str
     breaks: Break | None
@@ -53,7 +53,7 @@ def parse_message(request: Request) -> ParsedRequest:
         raise Refusal("invalid_request_error", str(error)) from error
 
 
-def reply(parsed: ParsedRequest, call: int, cached: Cached = NOTHING) -> Reply:
+def reply(parsed: ParsedRequest, call: int, cached: CachedTokens = NOTHING) -> Reply:
     """Returns the reply to call number `call` (from 1) of this turn; `cached` are the tokens of the prompt cache."""
     request, talk, directed = parsed.request, parsed.conversation, parsed.directed
     all_of_it = answer.cut_at_stop_sequence(

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.deploy.simulated_claude.account import AccountReport, Call, Submitted
+from tailrace.deploy.simulated_claude.account import AccountReport, Call, SubmittedRequest
 from tailrace.proto import entries, subjects
 from tailrace.proto.batch import CUSTOM_ID, child_key
 from tailrace.proto.entries import Attempt, Message, Progress, Stored
@@ -156,9 +156,9 @@ def _final_state(log: list[LogMessage]) -> FinalState:
     )
 
 
-def submit(message_batch: str, at_s: float) -> list[Submitted]:
+def submit(message_batch: str, at_s: float) -> list[SubmittedRequest]:
     """Returns the requests of a message batch with the inputs, which answers all."""
-    return [Submitted(child.turn, message_batch, ns(at_s), "succeeded") for child in CHILDREN]
+    return [SubmittedRequest(child.turn, message_batch, ns(at_s), "succeeded") for child in CHILDREN]
 
 
 def call_key(key: TurnKey) -> str:
