@@ -23,7 +23,7 @@ POST_S_MAX = 30.0
 AGAIN_S = 0.2
 
 
-class Measured(msgspec.Struct, frozen=True):
+class FaultMeasurement(msgspec.Struct, frozen=True):
     """One fault, once."""
 
     silence_s: float
@@ -51,7 +51,7 @@ async def measure_acceptance(system: ClusterSystem) -> tuple[float, float]:
     return POST_S_MAX, slowest_s
 
 
-async def measured(system: ClusterSystem, fault: Fault) -> Measured:
+async def measure_fault(system: ClusterSystem, fault: Fault) -> FaultMeasurement:
     await system.wait_until_healed()
     attempts, calls = await system.attempts(), await system.calls()
     async with system.streaming(TURNS, **WORDS) as listeners:
@@ -71,7 +71,7 @@ async def measured(system: ClusterSystem, fault: Fault) -> Measured:
     attempts, calls = await system.attempts() - attempts, await system.calls() - calls
     if calls > attempts:
         broken = f"{calls} calls in {attempts} attempts"
-    return Measured(silence_s, accepted_s, slowest_s, attempts, calls, broken)
+    return FaultMeasurement(silence_s, accepted_s, slowest_s, attempts, calls, broken)
 
 
 async def main(times: int, names: list[str]) -> int:
@@ -85,7 +85,7 @@ async def main(times: int, names: list[str]) -> int:
             continue
         with tempfile.TemporaryDirectory() as folder:
             async with running_cluster(Path(folder)) as system:
-                seen = [await measured(system, fault) for _ in range(times)]
+                seen = [await measure_fault(system, fault) for _ in range(times)]
         silences, posts = [one.silence_s for one in seen], [one.accepted_s for one in seen]
         attempts, calls = sum(one.attempts for one in seen), sum(one.calls for one in seen)
         print(

@@ -88,7 +88,7 @@ class ScalingRun:
         return sum(phase.posts for phase in self.phases)
 
     @property
-    def refused(self) -> list[str]:
+    def refusals(self) -> list[str]:
         return [why for phase in self.phases for why in phase.refused]
 
     async def extra_calls(self) -> int:
@@ -251,9 +251,9 @@ async def main() -> int:
             extra = await growing.extra_calls()
     print(TABLE, *map(describe, growing.phases), sep="\n")
     print(*growing.broken, sep="\n")
-    print(*(f"{times} times: {why}" for why, times in Counter(growing.refused).items()), sep="\n")
+    print(*(f"{times} times: {why}" for why, times in Counter(growing.refusals).items()), sep="\n")
     print(
-        f"{growing.posts} POSTs, {len(growing.refused)} refused; model calls beyond one for each turn: {extra}; "
+        f"{growing.posts} POSTs, {len(growing.refusals)} refused; model calls beyond one for each turn: {extra}; "
         f"promises broken: {len(growing.broken)}"
     )
     return 1 if growing.broken else 0

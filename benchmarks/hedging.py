@@ -39,7 +39,7 @@ async def first_text(log: TurnLog, key: TurnKey) -> None:
                         return
 
 
-async def measured(folder: Path, hedge_after_s: float, pairs: int) -> None:
+async def measure_hedging(folder: Path, hedge_after_s: float, pairs: int) -> None:
     async with running_log(folder) as (server, connection), run_simulated_claude() as claude:
         given = {"hedge_after_s": hedge_after_s, "stall_timeout_s": STALL_TIMEOUT_S}
         log = TurnLog(connection)
@@ -64,7 +64,7 @@ async def measured(folder: Path, hedge_after_s: float, pairs: int) -> None:
 async def main(pairs: int) -> None:
     for hedge_after_s in (0.0, HEDGE_AFTER_S):
         with tempfile.TemporaryDirectory() as folder:
-            await measured(Path(folder), hedge_after_s, pairs)
+            await measure_hedging(Path(folder), hedge_after_s, pairs)
 
 
 if __name__ == "__main__":

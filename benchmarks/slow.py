@@ -71,7 +71,7 @@ class Beside(msgspec.Struct, kw_only=True, frozen=True):
         return self.silent + self.dripping + self.trickling + self.streams + self.reading
 
 
-class Seen(msgspec.Struct, kw_only=True):
+class SlowClientMeasurements(msgspec.Struct, kw_only=True):
     """The delays of the twenty readers beside slow clients, and the cost of those: a figure for each round."""
 
     late: list[list[float]] = []
@@ -128,7 +128,9 @@ class Trickling:
             self.closed += 1
 
 
-async def measured(folder: Path, kinds: Sequence[Beside], entries: int, rounds: int = 1) -> list[Seen]:
+async def measure_rounds(
+    folder: Path, kinds: Sequence[Beside], entries: int, rounds: int = 1
+) -> list[SlowClientMeasurements]:
     """All of it in `folder`; in each round the twenty are measured at so many entries beside each of `kinds`."""
     most = max(beside.count for beside in kinds) + 10 * OTHERS
     async with AsyncExitStack() as stack:
@@ -140,8 +142,8 @@ async def measured(folder: Path, kinds: Sequence[Beside], entries: int, rounds: 
         others = Others(log, port, LONG)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         watching = group.create_task(others.watch())
-        await until(lambda: others.received > OTHERS * len(LONG), 60)
-        seen = [Seen() for _ in kinds]
+        await until(lambda: others.received_count > OTHERS * len(LONG), 60)
+        seen = [SlowClientMeasurements() for _ in kinds]
         for _ in range(rounds):
             for beside, one in zip(kinds, seen, strict=True):
                 await measure(one, beside, entries, gateway, log, others)
@@ -150,7 +152,7 @@ async def measured(folder: Path, kinds: Sequence[Beside], entries: int, rounds: 
 
 
 async def measure(
-    seen: Seen, beside: Beside, entries: int, gateway: processes.Process, log: TurnLog, others: Others
+    seen: SlowClientMeasurements, beside: Beside, entries: int, gateway: processes.Process, log: TurnLog, others: Others
 ) -> None:
     """One round: the readers connect, so many entries are stored beside them, and the readers disconnect."""
     port = int(gateway.url.rpartition(":")[2])
@@ -166,9 +168,9 @@ async def measure(
         tasks += [group.create_task(take(dripping, 1)), group.create_task(take(reading, 2**16))]
         await until(lambda: trickling.open >= 0.9 * beside.trickling, 60)
         await until(lambda: all(has_come(client) > MUCH for client in silent), 60)
-        known, before_s = others.received, cpu_s(gateway.pid)
-        await until(lambda: others.received >= known + entries * OTHERS, 120)
-        seen.entry_cpu_s.append((cpu_s(gateway.pid) - before_s) * OTHERS / (others.received - known))
+        known, before_s = others.received_count, cpu_s(gateway.pid)
+        await until(lambda: others.received_count >= known + entries * OTHERS, 120)
+        seen.entry_cpu_s.append((cpu_s(gateway.pid) - before_s) * OTHERS / (others.received_count - known))
         # A reader may have received the last entry before its writer got the acknowledgement.
         await until(lambda: len(others.late(known)) >= entries * OTHERS)
         seen.late.append(others.late(known))
@@ -258,7 +260,7 @@ async def main() -> None:
     if readers := options["silent"] + options["dripping"]:
         kinds[f"beside {readers} fast readers"] = Beside(reading=readers)
     with tempfile.TemporaryDirectory() as folder:
-        seen = dict(zip(kinds, await measured(Path(folder), list(kinds.values()), entries, rounds), strict=True))
+        seen = dict(zip(kinds, await measure_rounds(Path(folder), list(kinds.values()), entries, rounds), strict=True))
     for name, one in seen.items():
         print(f"{name}: {one.describe()}")
     alone, them, *reading = seen.values()

@@ -44,7 +44,7 @@ OTHERS = 20
 WRITTEN_EVERY_S = 0.02
 
 
-class Seen(msgspec.Struct, kw_only=True):
+class StormMeasurements(msgspec.Struct, kw_only=True):
     """The measurements of a storm. Times are in seconds."""
 
     caught_up: list[float] = []
@@ -112,9 +112,9 @@ class Reader(asyncio.Protocol):
             self.done.set_result(is_caught_up)
 
 
-async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ: object) -> Seen:
+async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ: object) -> StormMeasurements:
     """Everything in `folder`, and `readers` that come back within `over_s` seconds. It ends all that it has started."""
-    seen, chance = Seen(), random.Random(seed)
+    seen, chance = StormMeasurements(), random.Random(seed)
     async with AsyncExitStack() as stack:
         server, connection = await stack.enter_async_context(running_log(folder))
         log = TurnLog(connection)
@@ -129,8 +129,8 @@ async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ:
         group = await stack.enter_async_context(asyncio.TaskGroup())
         others = Others(log, port)
         watching = group.create_task(others.watch())
-        await until(lambda: others.received > 100 * OTHERS, 60)
-        calm = others.received
+        await until(lambda: others.received_count > 100 * OTHERS, 60)
+        calm = others.received_count
         seen.calm = others.late(calm // 2)
         seen.bytes_before, before_s = resident_bytes(gateway.pid), cpu_s(gateway.pid)
         began = time.perf_counter()
@@ -152,7 +152,7 @@ async def come_back(
     turn: "Running",
     chance: random.Random,
     over_s: float,
-    seen: Seen,
+    seen: StormMeasurements,
     open_: list[Reader],
 ) -> None:
     """One reader: comes at some moment, and again until it is let in and has caught up."""
@@ -246,7 +246,7 @@ class Others:
         return self._writer.chain.last
 
     @property
-    def received(self) -> int:
+    def received_count(self) -> int:
         """The number of entries that all readers together have received."""
         return len(self._arrived)
 

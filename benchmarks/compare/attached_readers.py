@@ -69,8 +69,8 @@ class IdleStreams(msgspec.Struct):
     """The time in which all are opened."""
 
 
-class Attached(asyncio.Protocol):
-    """One reader of a running turn. `reached(n)` waits for its first n words.
+class AttachedReader(asyncio.Protocol):
+    """One reader of a running turn. `wait_for_words(n)` waits for its first n words.
 
     Not tailrace.AsyncClient, for the reason in readers.Reader.
     """
@@ -103,7 +103,7 @@ class Attached(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         self._fail(RuntimeError(f"the stream ended after {len(self.delays)} words: {self.head[:200]!r}"))
 
-    async def reached(self, words: int) -> None:
+    async def wait_for_words(self, words: int) -> None:
         self._wanted = words
         if len(self.delays) < words:
             await self._reached
@@ -122,7 +122,7 @@ class Readers:
 
     def __init__(self, arm: Arm) -> None:
         self._arm = arm
-        self._open: list[Attached] = []
+        self._open: list[AttachedReader] = []
         self._connecting = asyncio.Semaphore(CONNECTING_MAX)
 
     async def begin(self, words: int, rate: int, wait_s: int = 0) -> str:
@@ -136,7 +136,7 @@ class Readers:
             return names["stream-path"]
         return f"{self._arm.path}/{names['tailrace-turn']}/events"
 
-    async def attach(self, path: str) -> Attached:
+    async def attach(self, path: str) -> AttachedReader:
         """Attaches a reader. Connects again, as clients do, when the server closes the connection without a byte.
 
         `resumable-stream` does so on a busy machine: its subscription waits one second.
@@ -153,15 +153,15 @@ class Readers:
     async def catch_up(self, path: str, words: int = TURN_WORDS) -> None:
         """Reads the first `words` words of a turn, and leaves."""
         reader = await self.attach(path)
-        await reader.reached(words)
+        await reader.wait_for_words(words)
         reader.transport.close()
 
-    async def _connect(self, method: str, path: str, body: bytes = b"") -> Attached:
+    async def _connect(self, method: str, path: str, body: bytes = b"") -> AttachedReader:
         length = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
         accept = "Accept: application/json" if method == "POST" else "Accept: text/event-stream"
         request = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{accept}\r\n{length}\r\n".encode() + body
         loop = asyncio.get_running_loop()
-        _, reader = await loop.create_connection(lambda: Attached(request), "127.0.0.1", self._arm.port)
+        _, reader = await loop.create_connection(lambda: AttachedReader(request), "127.0.0.1", self._arm.port)
         self._open.append(reader)
         return reader
 

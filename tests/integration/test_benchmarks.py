@@ -117,9 +117,9 @@ async def test_a_reader_of_a_running_turn_fails_at_a_repeated_word() -> None:
         port = server.sockets[0].getsockname()[1]
         async with readers_of(Arm("one", port, "/", {})) as readers:
             reader = await readers.attach("/")
-            await reader.reached(2)
+            await reader.wait_for_words(2)
             with pytest.raises(RuntimeError, match="word 1 came instead of word 2"):
-                await (await readers.attach("/")).reached(3)
+                await (await readers.attach("/")).wait_for_words(3)
 
 
 def test_the_table_of_streams_has_medians() -> None:

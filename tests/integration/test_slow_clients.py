@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.slow import Beside, measured
+from benchmarks.slow import Beside, measure_rounds
 from benchmarks.storm import OTHERS, storm
 
 MB = 2**20
@@ -26,7 +26,7 @@ async def test_readers_that_all_reconnect_at_once_catch_up(tmp_path: Path) -> No
 async def test_slow_clients_do_not_delay_other_readers(tmp_path: Path) -> None:
     """One byte a second of headers or of reading, no reading at all, and many streams of one tenant (S14, F24)."""
     beside = Beside(silent=10, dripping=10, trickling=50, streams=300)
-    (seen,) = await measured(tmp_path, [beside], ENTRIES)
+    (seen,) = await measure_rounds(tmp_path, [beside], ENTRIES)
     assert len(seen.late[0]) >= ENTRIES * OTHERS
     assert seen.each_bytes[0] < MB
     # A full garbage collection would stop all readers; with 5,000 streams it takes most of a second.

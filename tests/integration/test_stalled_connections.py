@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.slow import Beside, measured
+from benchmarks.slow import Beside, measure_rounds
 from tailrace.gateway import metrics
 from tailrace.gateway.http import http_protocol, server
 from tailrace.proto.ids import TurnId, new_id
@@ -90,7 +90,7 @@ async def test_a_connection_that_has_vanished_is_closed(
 @pytest.mark.timeout(120)
 async def test_a_connection_that_does_not_read_costs_less_than_a_megabyte_and_no_cpu(tmp_path: Path) -> None:
     """200 readers of an answer of 8 MB. Entries of other turns cause no work for them (fault F24)."""
-    silent, reading = await measured(tmp_path, [Beside(silent=200), Beside(reading=200)], entries=50)
+    silent, reading = await measure_rounds(tmp_path, [Beside(silent=200), Beside(reading=200)], entries=50)
     assert silent.each_bytes[0] < MB
     # The expected ratio is a fifth, because twenty readers read beside both.
     assert silent.entry_cpu_s[0] < reading.entry_cpu_s[0] / 3
