@@ -25,7 +25,7 @@ TEMPO = DataSourceRef("tempo", "tailrace-tempo")
 WIDTH, HEIGHT = 12, 8
 
 
-def generated(written_by: str) -> dict[str, str]:
+def generate_files(written_by: str) -> dict[str, str]:
     """Returns the content of each generated file by its path in the repository."""
     pages = {one.uid: metrics_dashboard(one) for one in DASHBOARDS} | {"tailrace-turn": turn_dashboard()}
     return {

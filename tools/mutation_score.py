@@ -23,22 +23,24 @@ class Stats(msgspec.Struct):
     total: int
 
     @property
-    def found(self) -> int:
+    def found_count(self) -> int:
         """The mutants with which a test fails or does not end, which mutmut's own badge counts as well."""
         return self.killed + self.timeout
 
     @property
-    def tested(self) -> int:
+    def tested_count(self) -> int:
         """All mutants that were not skipped."""
         return self.total - self.skipped
 
     def is_enough(self) -> bool:
         """Returns whether the share of found mutants reaches FLOOR_PERCENT. Without any mutant it does not."""
-        return self.tested > 0 and 100 * self.found >= FLOOR_PERCENT * self.tested
+        return self.tested_count > 0 and 100 * self.found_count >= FLOOR_PERCENT * self.tested_count
 
     def __str__(self) -> str:
-        percent = 100 * self.found / max(self.tested, 1)
-        return f"{self.found} of {self.tested} mutants found: {percent:.1f} % (at least {FLOOR_PERCENT:.0f} %)"
+        percent = 100 * self.found_count / max(self.tested_count, 1)
+        return (
+            f"{self.found_count} of {self.tested_count} mutants found: {percent:.1f} % (at least {FLOOR_PERCENT:.0f} %)"
+        )
 
 
 def main() -> int:

@@ -104,7 +104,7 @@ class Screen:
                 self.rows[self._row][first:] = [Cell()] * (COLUMNS - first)
             case "m":
                 for code in given.split(";"):
-                    self._style = styled(self._style, int(code or 0))
+                    self._style = apply_style_code(self._style, int(code or 0))
             case _:
                 pass
 
@@ -113,7 +113,7 @@ class Screen:
         self._row = self._column = 0
 
 
-def styled(style: Style, code: int) -> Style:
+def apply_style_code(style: Style, code: int) -> Style:
     match code:
         case 0:
             return Style()
@@ -183,11 +183,11 @@ class Film:
             ends = [begin for begin, _ in line[1:]] + [length_s]
             for (begin, cells), end in zip(line, ends, strict=True):
                 if shown := runs(cells, y):
-                    parts.append(f"<g{animated(begin, end, length_s)}{shown}</g>")
+                    parts.append(f"<g{render_animation(begin, end, length_s)}{shown}</g>")
         return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def animated(begin: float, end: float, length_s: float) -> str:
+def render_animation(begin: float, end: float, length_s: float) -> str:
     """Returns the rest of a tag, with the times at which it is visible. What stays to the end needs no animation."""
     values, times = ["hidden", "visible", "hidden"], [0.0, begin / length_s, end / length_s]
     is_last = end >= length_s

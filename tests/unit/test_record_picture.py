@@ -2,7 +2,7 @@
 
 import re
 
-from tools.record_picture import PICTURE, Film, Screen, animated
+from tools.record_picture import PICTURE, Film, Screen, render_animation
 
 
 def lines(screen: Screen) -> list[str]:
@@ -19,9 +19,9 @@ def test_a_screen_shows_what_a_terminal_would() -> None:
 
 
 def test_a_line_is_visible_from_its_begin_to_its_end_and_the_last_one_without_animation() -> None:
-    assert ' visibility="hidden"><animate' in animated(1.0, 2.0, 4.0)
-    assert 'values="hidden;visible;hidden" keyTimes="0.0000;0.2500;0.5000"' in animated(1.0, 2.0, 4.0)
-    assert animated(1.0, 4.0, 4.0).startswith("><animate")
+    assert ' visibility="hidden"><animate' in render_animation(1.0, 2.0, 4.0)
+    assert 'values="hidden;visible;hidden" keyTimes="0.0000;0.2500;0.5000"' in render_animation(1.0, 2.0, 4.0)
+    assert render_animation(1.0, 4.0, 4.0).startswith("><animate")
 
 
 def test_the_picture_uses_no_outside_address() -> None:
