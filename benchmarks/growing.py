@@ -33,7 +33,7 @@ from tests.harness.processes import Process
 from tests.harness.readers import build_reader, read_history
 from tests.harness.system import Settings, System
 from tests.harness.until import until
-from tests.promises import Connected, judge
+from tests.promises import ReaderConnection, judge
 
 # A generator may drain for longer than a turn takes, so no model call is repeated. One generator can run all turns.
 SETTINGS: Settings = {
@@ -78,7 +78,7 @@ class ScalingRun:
         self._source = EventSource(lambda: [system.clients[number] for number in self._rotation])
         self._rotation: list[int] = []
         """The gateways to which the proxy sends new connections."""
-        self._read: list[tuple[TurnKey, tuple[Connected, ...]]] = []
+        self._read: list[tuple[TurnKey, tuple[ReaderConnection, ...]]] = []
         self._running: dict[int, asyncio.Task[None]] = {}
         self._is_over = False
         self._began = 0.0

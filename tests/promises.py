@@ -39,7 +39,7 @@ class Frame(NamedTuple):
     sent: bytes
 
 
-class Connected(msgspec.Struct, frozen=True):
+class ReaderConnection(msgspec.Struct, frozen=True):
     """One connection of a reader: the cursor that it sent, the frames that it received, and why it was over.
 
     `ended`: the turn's end was received. `left`: the reader closed the connection. `cut`: anything else.
@@ -65,7 +65,7 @@ class Reader(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     key: TurnKey
     dialect: str
-    connections: tuple[Connected, ...]
+    connections: tuple[ReaderConnection, ...]
     received: Story | None = None
     """The content that its client has decoded from the frames; None when it was not recorded."""
 
@@ -110,17 +110,17 @@ def no_repeat(history: History) -> Verdict:
 
 def one_end(history: History) -> Verdict:
     """An acknowledged turn ends exactly once, and no entry follows, neither in the log nor to a reader."""
-    return worst([_ends(history, key) for key in _acknowledged(history)])
+    return worst([_ends(history, key) for key in _acknowledged_turns(history)])
 
 
 def one_story(history: History) -> Verdict:
     """Every reader, every dialect, the fold and SQLite have the same text, usage and outcome."""
-    return worst([_stories(history, key) for key in _acknowledged(history)])
+    return worst([_stories(history, key) for key in _acknowledged_turns(history)])
 
 
 def nothing_forgotten(history: History) -> Verdict:
     """An acknowledged turn has an end, and an ended turn is in SQLite."""
-    return worst([_forgotten(history, key) for key in _acknowledged(history)])
+    return worst([_check_recorded(history, key) for key in _acknowledged_turns(history)])
 
 
 PROMISES: tuple[Promise, ...] = (no_gap, no_repeat, one_end, one_story, nothing_forgotten)
@@ -240,7 +240,7 @@ def compare_reader(history: History, reader: Reader, turn: Turn) -> Verdict:
     return KEPT
 
 
-def _forgotten(history: History, key: TurnKey) -> Verdict:
+def _check_recorded(history: History, key: TurnKey) -> Verdict:
     turn = history.fold(key)
     if turn.request is None:
         return Verdict(False, f"{key.turn} was acknowledged and is not in the log")
@@ -254,5 +254,5 @@ def _forgotten(history: History, key: TurnKey) -> Verdict:
     return KEPT
 
 
-def _acknowledged(history: History) -> list[TurnKey]:
+def _acknowledged_turns(history: History) -> list[TurnKey]:
     return [key for key, is_acknowledged in history.posted.items() if is_acknowledged]

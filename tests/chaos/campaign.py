@@ -41,7 +41,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
         return [name for name in self.faults if KINDS[name].group == group]
 
 
-class Observed(msgspec.Struct, kw_only=True):
+class Observations(msgspec.Struct, kw_only=True):
     """Observations of a run that its history does not contain."""
 
     counts: dict[str, Count] = msgspec.field(default_factory=dict)
@@ -59,7 +59,7 @@ class Observed(msgspec.Struct, kw_only=True):
     """By process, at the beginning and at the end."""
 
 
-async def run_campaign(campaign: Campaign, folder: Path) -> Observed:
+async def run_campaign(campaign: Campaign, folder: Path) -> Observations:
     """Runs and records everything in `folder`."""
     size = campaign.size
     async with ChaosSystem(folder, size) as system:
@@ -94,7 +94,7 @@ async def run_campaign(campaign: Campaign, folder: Path) -> Observed:
             for task in (reporting, *loading):
                 task.cancel()
             await asyncio.wait([reporting, *loading])
-        observed = Observed(counts=dict(injector.counts), problems=injector.problems)
+        observed = Observations(counts=dict(injector.counts), problems=injector.problems)
         observed.posted, observed.ended = sum(load.posted for load in loads), sum(load.ended for load in loads)
         observed.took_s = monotonic() - began
         await settle(system, observed, before)
@@ -102,7 +102,7 @@ async def run_campaign(campaign: Campaign, folder: Path) -> Observed:
     return observed
 
 
-async def settle(system: ChaosSystem, observed: Observed, before: Counts) -> None:
+async def settle(system: ChaosSystem, observed: Observations, before: Counts) -> None:
     """Waits until the system is idle and healthy, counts its resources, and collects the run."""
     try:
         await system.wait_until_settled(ENDED_S_MAX)

@@ -51,14 +51,14 @@ class Injector:
         loop = asyncio.get_running_loop()
         end = loop.time() + s
         async with asyncio.TaskGroup() as group:
-            while self._kinds and ((left := self._untried()) or self.active or loop.time() < end):
+            while self._kinds and ((left := self._untried_kinds()) or self.active or loop.time() < end):
                 name = self._next(left if loop.time() >= end else set(self._kinds))
                 if name is not None:
                     self.active[KINDS[name].group] = name
                     group.create_task(self._inject(name, Random(self._random.random())))
                 await asyncio.sleep(self._random.uniform(*self._pace.between))
 
-    def _untried(self) -> set[str]:
+    def _untried_kinds(self) -> set[str]:
         """Returns the kinds without an effect so far that were injected less than TRIES_MAX times."""
         return {
             kind for kind in self._kinds if not self.counts[kind].effective and self.counts[kind].injected < TRIES_MAX

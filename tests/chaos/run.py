@@ -27,7 +27,7 @@ from typing import get_args
 from tailrace.proto.entries import Attempt
 from tailrace.proto.subjects import TurnKey
 from tests.chaos import pauses
-from tests.chaos.campaign import Campaign, Observed, run_campaign
+from tests.chaos.campaign import Campaign, Observations, run_campaign
 from tests.chaos.faults import KINDS, why_impossible
 from tests.chaos.system import LOG_BYTES, LOG_BYTES_A_MINUTE, Size
 from tests.checker import expected_answer, invariants
@@ -126,7 +126,7 @@ def select_possible(wanted: list[str], size: Size) -> list[str]:
     return kept
 
 
-def judge(campaign: Campaign, observed: Observed, run: Run) -> dict[str, Verdict]:
+def judge(campaign: Campaign, observed: Observations, run: Run) -> dict[str, Verdict]:
     """Returns the verdicts on the five promises for all turns, on the invariants, and on what was observed."""
     verdicts = judge_promises(run)
     verdicts |= invariants.judge(run, Bounds(end_s=0, hedges=campaign.size.hedges))
@@ -144,10 +144,12 @@ def judge(campaign: Campaign, observed: Observed, run: Run) -> dict[str, Verdict
 
 def judge_promises(run: Run) -> dict[str, Verdict]:
     """Returns the worst verdict on each promise."""
-    return {promise.__name__: worst([promise(run.history(key)) for key in run.acknowledged]) for promise in PROMISES}
+    return {
+        promise.__name__: worst([promise(run.history(key)) for key in run.acknowledged_turns]) for promise in PROMISES
+    }
 
 
-def counts(campaign: Campaign, observed: Observed, run: Run) -> Iterator[tuple[str, int, int, int]]:
+def counts(campaign: Campaign, observed: Observations, run: Run) -> Iterator[tuple[str, int, int, int]]:
     """Yields kind, how often it was injected, how often it had an effect, and the effect."""
     account = run.final.account
     failed_calls = Counter(call.over for call in account.calls) if account else Counter()
@@ -160,7 +162,7 @@ def counts(campaign: Campaign, observed: Observed, run: Run) -> Iterator[tuple[s
             yield (name, counted.injected, counted.effective, counted.effect) if counted else (name, 0, 0, 0)
 
 
-def report(campaign: Campaign, observed: Observed, run: Run) -> Iterator[str]:
+def report(campaign: Campaign, observed: Observations, run: Run) -> Iterator[str]:
     yield f"{'fault':20} {'done':>5} {'felt':>5}  effect"
     for name, injected, effective, effect in counts(campaign, observed, run):
         yield f"{name:20} {injected:5} {effective:5}  {effect} {KINDS[name].effect}"

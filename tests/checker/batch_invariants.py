@@ -26,20 +26,20 @@ def inputs(run: Run, _: Bounds) -> Verdict:
 
     An input of a batch that was cancelled may be no turn.
     """
-    kept = _kept(run)
+    kept = _kept_batches(run)
     problems = chain(_turn_problems(run, kept), _line_problems(run, kept))
     return combine(sum(len(post.inputs) for post in kept.values()), "inputs", problems)
 
 
-def _kept(run: Run) -> dict[TurnKey, Post]:
-    return {key: post for key, post in run.batches.items() if key not in run.deleted}
+def _kept_batches(run: Run) -> dict[TurnKey, Post]:
+    return {key: post for key, post in run.batches.items() if key not in run.deleted_turns}
 
 
 def _turn_problems(run: Run, kept: dict[TurnKey, Post]) -> Iterator[Verdict]:
     for key, post in kept.items():
         for (name, question), child in zip(post.inputs.items(), run.inputs_of(key), strict=True):
             request = run.folds.get(child, Turn()).request
-            if child in run.deleted:
+            if child in run.deleted_turns:
                 continue
             if request is None:
                 if run.folds.get(key, Turn()).outcome == "completed":
@@ -72,7 +72,7 @@ def _line_problems(run: Run, kept: dict[TurnKey, Post]) -> Iterator[Verdict]:
         for line in one.lines:
             turn = run.folds.get(turns[line.custom_id], Turn())
             # The answers of a cancelled message batch are stored after its end.
-            if turns[line.custom_id] in run.deleted or not (is_completed or line.outcome == "completed"):
+            if turns[line.custom_id] in run.deleted_turns or not (is_completed or line.outcome == "completed"):
                 continue
             if (line.outcome, line.text) != (turn.outcome, turn.text):
                 yield violation(f"{one.process} received {line}, and its turn is {turn.outcome}: {turn.text!r}", one)
@@ -93,7 +93,10 @@ def _payment_problems(run: Run) -> Iterator[Verdict]:
     account = run.final.account
     assert account is not None
     kept: dict[str, TurnKey] = {
-        child.turn: child for key in _kept(run) for child in run.inputs_of(key) if child not in run.deleted
+        child.turn: child
+        for key in _kept_batches(run)
+        for child in run.inputs_of(key)
+        if child not in run.deleted_turns
     }
     first = {one.custom_id: one for one in reversed(account.submitted)}
     for one in account.submitted:
@@ -120,7 +123,7 @@ def counts(run: Run, _: Bounds) -> Verdict:
 
     They never decrease, and do not change after the end. Each progress entry has more ended turns (PROTOCOL R64).
     """
-    kept = _kept(run)
+    kept = _kept_batches(run)
     requests = [one for one in run.of(GetBatch) if one.outcome == "ok" and one.key in kept]
     return combine(len(requests), "GETs of batches", _count_problems(run, kept, requests))
 
@@ -133,7 +136,7 @@ def _count_problems(run: Run, kept: dict[TurnKey, Post], requests: Sequence[GetB
             continue
         done, failed = (of_batch.progress.done, of_batch.progress.failed) if of_batch.progress else (0, 0)
         completed = sum(run.folds.get(child, Turn()).outcome == "completed" for child in children)
-        deleted = sum(child in run.deleted for child in children)
+        deleted = sum(child in run.deleted_turns for child in children)
         name = f"{key.turn} ({of_batch.outcome}; {done} done, {failed} failed, {completed} completed turns)"
         if of_batch.outcome == "completed":
             if done + failed != len(children) or not completed <= done <= completed + deleted:
@@ -152,13 +155,13 @@ def _count_problems(run: Run, kept: dict[TurnKey, Post], requests: Sequence[GetB
             if one.ended is not None and shown != (of_batch.outcome, done, failed):
                 yield violation(f"{one.process} received {shown} of {name}", one)
             before = max(
-                (other for other in of_key if (other.returned or inf) <= one.invoked), key=_reached, default=one
+                (other for other in of_key if (other.returned or inf) <= one.invoked), key=_progress_of, default=one
             )
-            if _reached(one) < _reached(before):
+            if _progress_of(one) < _progress_of(before):
                 yield violation(f"{one.process} received {shown} of {name}, after a later state", before, one)
 
 
-def _reached(one: GetBatch) -> tuple[bool, int]:
+def _progress_of(one: GetBatch) -> tuple[bool, int]:
     return one.ended is not None, one.done + one.failed
 
 

@@ -26,7 +26,7 @@ KEY_REUSED = 422
 
 def readers(run: Run, _: Bounds) -> Verdict:
     """I6: a reader receives the valid entries after its cursor, in order, with their bytes, once (promises 1, 2, 4)."""
-    every = [(key, reader) for key, some in run.readers.items() if key not in run.deleted for reader in some]
+    every = [(key, reader) for key, some in run.readers.items() if key not in run.deleted_turns for reader in some]
     return combine(len(every), "readers", (bad for key, reader in every for bad in _reader_problems(run, key, reader)))
 
 
@@ -101,7 +101,9 @@ def _key_problems(posts: Sequence[Post]) -> Iterator[Verdict]:
 
 def visibility(run: Run, _: Bounds) -> Verdict:
     """I11: what a client has seen of a turn stays visible to it at every gateway, and that it exists to all clients."""
-    requests = [one for one in run.operations if isinstance(one, Request) and one.key and one.key not in run.deleted]
+    requests = [
+        one for one in run.operations if isinstance(one, Request) and one.key and one.key not in run.deleted_turns
+    ]
     sessions: dict[tuple[str, TurnKey], list[Request]] = defaultdict(list)
     for request in requests:
         if request.key is not None:

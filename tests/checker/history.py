@@ -34,7 +34,9 @@ HISTORY = "history.jsonl"
 Outcome = Literal["ok", "fail", "info"]
 
 
-class Recorded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="operation", tag=str.lower):
+class RecordedOperation(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="operation", tag=str.lower
+):
     """Fields of all operations. The recorder sets the first six."""
 
     process: str = ""
@@ -53,7 +55,7 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
         return TurnKey(self.tenant, self.turn) if self.tenant is not None and self.turn is not None else None
 
 
-class Post(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class Post(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """A POST of a turn, or of a batch. `question` is the text of its last message; a batch has none."""
 
     question: str = ""
@@ -65,7 +67,7 @@ class Post(Recorded, frozen=True, kw_only=True, omit_defaults=True):
     status: int | None = None
 
 
-class Read(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class Read(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """One connection of a reader.
 
     `frames` have an SSE id, and `arrived` has the time of each. In a dialect without ids there is only `text`.
@@ -80,7 +82,7 @@ class Read(Recorded, frozen=True, kw_only=True, omit_defaults=True):
     status: int | None = None
 
 
-class Get(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class Get(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """A GET of the turn: the cursor and the text of the response."""
 
     cursor: Seq = BEFORE_FIRST
@@ -88,17 +90,17 @@ class Get(Recorded, frozen=True, kw_only=True, omit_defaults=True):
     status: int | None = None
 
 
-class Cancel(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class Cancel(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     status: int | None = None
 
 
-class Delete(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class Delete(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """A DELETE of the turn. Afterwards it is only promised that it is gone, if the deletion was acknowledged."""
 
     status: int | None = None
 
 
-class GetBatch(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class GetBatch(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """A GET of a batch: its counts, and how it ended."""
 
     ended: str | None = None
@@ -115,7 +117,7 @@ class Line(msgspec.Struct, frozen=True):
     text: str
 
 
-class Results(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class Results(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """One connection that reads the results of a batch, beginning after line number `after`."""
 
     after: int = -1
@@ -124,7 +126,7 @@ class Results(Recorded, frozen=True, kw_only=True, omit_defaults=True):
     status: int | None = None
 
 
-class Append(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class Append(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """An append by a worker; with the outcome `ok`, it was acknowledged as stored at `seq`."""
 
     kind: str = ""
@@ -133,20 +135,20 @@ class Append(Recorded, frozen=True, kw_only=True, omit_defaults=True):
     seq: Seq = BEFORE_FIRST
 
 
-class Commit(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class Commit(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """A transaction of persistence: the cursor of each row, by `tenant turn`."""
 
     rows: dict[str, Seq] = {}
 
 
-class Ack(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class Ack(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """A worker's acknowledgement of the entry at `seq`, which `consumer` had delivered."""
 
     consumer: str = ""
     seq: Seq = BEFORE_FIRST
 
 
-class Fault(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class Fault(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """A fault, from its injection at `invoked` until it was healed at `returned`.
 
     `target` is what failed; a generator has its name in the log, which explains its lost attempts. `interrupts` is the
@@ -161,11 +163,11 @@ class Fault(Recorded, frozen=True, kw_only=True, omit_defaults=True):
     calls: int = 0
 
 
-class Overload(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class Overload(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """`tenant` posts more turns than its limits or its share allow. No other tenant may be affected."""
 
 
-class ResourceCount(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class ResourceCount(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """The resources of a process: `fds`, `rss_bytes`, `consumers`. A restart changes its `pid`."""
 
     subject: str = ""
@@ -173,7 +175,7 @@ class ResourceCount(Recorded, frozen=True, kw_only=True, omit_defaults=True):
     counts: dict[str, int] = {}
 
 
-class ClockReading(Recorded, frozen=True, kw_only=True, omit_defaults=True):
+class ClockReading(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """The wall clock at `invoked`. It translates the log's times into CLOCK_MONOTONIC."""
 
     wall: int = 0
@@ -195,7 +197,7 @@ Operation = (
     | ResourceCount
     | ClockReading
 )
-T = TypeVar("T", bound=Recorded)
+T = TypeVar("T", bound=RecordedOperation)
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Operation] = msgspec.json.Decoder(Operation)
@@ -252,7 +254,7 @@ class Recorder:
     def close(self) -> None:
         os.close(self._file)
 
-    def _write(self, operation: Recorded) -> None:
+    def _write(self, operation: RecordedOperation) -> None:
         line = _encoder.encode(operation) + b"\n"
         written = os.write(self._file, line)
         assert written == len(line), "the disk is full: the history is incomplete"

@@ -35,13 +35,13 @@ def _order_problems(run: Run) -> Iterator[Verdict]:
             if linked is None and run.final.servers == 1:
                 yield violation(f"{name} is not valid after {chain.last}; one server stores no forks", message)
             chain, tail = linked or chain, message.seq
-        if turn.valid[:1] != turn.stored[:1] and key not in run.deleted:
+        if turn.valid[:1] != turn.stored[:1] and key not in run.deleted_turns:
             yield violation(f"the log of {key.turn} does not begin with a request", *turn.messages[:2])
 
 
 def one_end(run: Run, bounds: Bounds) -> Verdict:
     """I2: each turn in the log and each acknowledged turn has one end, and nothing after it (promise 3)."""
-    expected = (run.acknowledged | set(run.turns)) - run.deleted
+    expected = (run.acknowledged_turns | set(run.turns)) - run.deleted_turns
     return combine(len(expected), "turns", _end_problems(run, bounds, expected))
 
 
@@ -127,7 +127,7 @@ def _text_problems(run: Run, expected: dict[TurnKey, Part]) -> Iterator[Verdict]
             yield promises.compare_end(key, turn, turn.end)
     responses: list[Get | Read] = [*run.of(Get), *run.of(Read)]
     for one in responses:
-        if one.key not in expected or one.key in run.deleted or one.text is None:
+        if one.key not in expected or one.key in run.deleted_turns or one.text is None:
             continue
         is_whole = isinstance(one, Get) or one.over == "ended"
         wanted = run.folds[one.key].text if is_whole else _content(expected[one.key], "text")

@@ -16,7 +16,7 @@ from tests.promises import Verdict
 
 def cancellation(run: Run, _: Bounds) -> Verdict:
     """I8: a turn whose cancellation succeeded has an end. I9 judges its calls."""
-    cancels = [cancel for cancel in run.of(Cancel) if cancel.outcome == "ok" and cancel.key not in run.deleted]
+    cancels = [cancel for cancel in run.of(Cancel) if cancel.outcome == "ok" and cancel.key not in run.deleted_turns]
     endless = (one for one in cancels if one.key not in run.folds or run.folds[one.key].end is None)
     return combine(
         len(cancels), "cancellations", (violation(f"{one.turn} was cancelled and has no end", one) for one in endless)

@@ -15,7 +15,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
 from tests.checker.history import HISTORY, Cancel, Delete, Get, GetBatch, Line, Post, Read, Recorder, Results, digest
 from tests.harness import readers
-from tests.harness.sse_parser import EventStream, Sent
+from tests.harness.sse_parser import EventStream, SseEvent
 from tests.promises import Frame
 
 C = TypeVar("C", Cancel, Delete)
@@ -80,7 +80,7 @@ class Client:
         with self._recorder.recording(Read(tenant=key.tenant, turn=key.turn, cursor=cursor)) as begun:
             frames: list[Frame] = []
             arrived: list[int] = []
-            rest: list[Sent] = []
+            rest: list[SseEvent] = []
             over, status = "cut", None
             headers = {"last-event-id": str(cursor)} if cursor else {}
             url = f"/v1/turns/{key.turn}/events"

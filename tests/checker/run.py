@@ -22,9 +22,9 @@ from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tests.checker import history
-from tests.checker.history import ClockReading, Delete, Fault, Operation, Post, Read, Recorded, digest
+from tests.checker.history import ClockReading, Delete, Fault, Operation, Post, Read, RecordedOperation, digest
 from tests.harness import readers
-from tests.promises import Connected, Frame, History, Reader, Story
+from tests.promises import Frame, History, Reader, ReaderConnection, Story
 
 LOG = "log.jsonl"
 ROWS = "rows.jsonl"
@@ -33,7 +33,7 @@ FINAL = "final.json"
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NS_PER_S = 10**9
-T = TypeVar("T", bound=Recorded)
+T = TypeVar("T", bound=RecordedOperation)
 
 
 class LogMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -149,7 +149,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return {key: fold(turn.valid) for key, turn in self.turns.items()}
 
     @cached_property
-    def deleted(self) -> set[TurnKey]:
+    def deleted_turns(self) -> set[TurnKey]:
         """Turns of which a client requested the deletion, whatever the outcome; of a batch also those of its inputs."""
         keys = {operation.key for operation in self.of(Delete) if operation.key is not None}
         return keys.union(*map(self.inputs_of, keys))
@@ -167,17 +167,19 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def deleted_questions(self) -> set[str]:
-        """The questions of the turns in `deleted`, which the log may not have any more."""
-        found = {post.question for post in self.of(Post) if post.key in self.deleted}
+        """The questions of the turns in `deleted_turns`, which the log may not have any more."""
+        found = {post.question for post in self.of(Post) if post.key in self.deleted_turns}
         for key, post in self.batches.items():
             questions = zip(self.inputs_of(key), post.inputs.values(), strict=True)
-            found |= {question for child, question in questions if child in self.deleted}
+            found |= {question for child, question in questions if child in self.deleted_turns}
         return found
 
     @cached_property
-    def acknowledged(self) -> set[TurnKey]:
-        """Turns whose POST was answered with their id, and that are not in `deleted`."""
-        return {post.key for post in self.of(Post) if post.outcome == "ok" and post.key is not None} - self.deleted
+    def acknowledged_turns(self) -> set[TurnKey]:
+        """Turns whose POST was answered with their id, and that are not in `deleted_turns`."""
+        return {
+            post.key for post in self.of(Post) if post.outcome == "ok" and post.key is not None
+        } - self.deleted_turns
 
     @cached_property
     def records(self) -> dict[TurnKey, TurnRecord] | None:
@@ -194,25 +196,25 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 found.setdefault((read.process, read.key, read.dialect), []).append(read)
         readers: dict[TurnKey, list[Reader]] = {}
         for (process, key, dialect), reads in found.items():
-            connections = tuple(Connected(read.cursor, read.frames, read.over) for read in reads)
+            connections = tuple(ReaderConnection(read.cursor, read.frames, read.over) for read in reads)
             sent = [frame.sent for connected in connections for frame in connected.frames]
             # A reader that starts at a cursor has received the entries before it elsewhere.
-            before = [frame.sent for frame in self.rendered(key, dialect) if frame.seq <= connections[0].cursor]
+            before = [frame.sent for frame in self.render(key, dialect) if frame.seq <= connections[0].cursor]
             frames = _decode([*before, *sent]) if dialect == "tailrace" else None
             reader = Reader(name=process, key=key, dialect=dialect, connections=connections, received=frames)
             readers.setdefault(key, []).append(reader)
         return readers
 
-    def rendered(self, key: TurnKey, dialect: str) -> tuple[Frame, ...]:
+    def render(self, key: TurnKey, dialect: str) -> tuple[Frame, ...]:
         """Returns the frames of a reader that is never disconnected."""
-        known = self._rendered
+        known = self._rendered_frames
         if (key, dialect) not in known:
             stored = self.turns[key].stored if key in self.turns else []
             known[key, dialect] = readers.render_frames(key, stored, dialect)
         return known[key, dialect]
 
     @cached_property
-    def _rendered(self) -> dict[tuple[TurnKey, str], tuple[Frame, ...]]:
+    def _rendered_frames(self) -> dict[tuple[TurnKey, str], tuple[Frame, ...]]:
         return {}
 
     def history(self, key: TurnKey) -> History:
@@ -224,7 +226,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             posted={key: True},
             readers=readers,
             log={key: stored},
-            rendered={(key, one.dialect): self.rendered(key, one.dialect) for one in readers},
+            rendered={(key, one.dialect): self.render(key, one.dialect) for one in readers},
             records=self.records,
         )
 

@@ -29,7 +29,7 @@ from tests.checker.history import (
     Overload,
     Post,
     Read,
-    Recorded,
+    RecordedOperation,
     ResourceCount,
     Results,
     digest,
@@ -249,7 +249,7 @@ def _of(key: TurnKey, operation: Any) -> Any:
 
 
 def _operation(process: str, invoked_s: float, returned_s: float, operation: Any, outcome: Outcome = "ok") -> Any:
-    assert isinstance(operation, Recorded)
+    assert isinstance(operation, RecordedOperation)
     return msgspec.structs.replace(
         operation, process=process, invoked=ns(invoked_s), returned=ns(returned_s), outcome=outcome
     )

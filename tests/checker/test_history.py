@@ -10,14 +10,14 @@ import pytest
 
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tests.checker import run, sample_run
-from tests.checker.history import HISTORY, ClockReading, Fault, Get, Post, Read, Recorded, Recorder, read
+from tests.checker.history import HISTORY, ClockReading, Fault, Get, Post, Read, RecordedOperation, Recorder, read
 from tests.checker.invariants import judge
 from tests.promises import Frame
 
 GET = Get(tenant=Tenant("t"), turn=TurnId("turn"))
 
 
-def summary(operation: Recorded) -> tuple[object, ...]:
+def summary(operation: RecordedOperation) -> tuple[object, ...]:
     return operation.process, operation.number, operation.outcome, operation.returned is not None
 
 

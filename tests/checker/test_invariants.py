@@ -32,7 +32,7 @@ from tests.checker.history import (
     Overload,
     Post,
     Read,
-    Recorded,
+    RecordedOperation,
     ResourceCount,
     Results,
 )
@@ -70,7 +70,9 @@ def apply_all(*changes: Change) -> Change:
 # Changes of operations.
 
 
-def change_each(kind: type[Recorded], change: Callable[[Any], Recorded | None], when: Callable[[Any], Any]) -> Change:
+def change_each(
+    kind: type[RecordedOperation], change: Callable[[Any], RecordedOperation | None], when: Callable[[Any], Any]
+) -> Change:
     def apply(run: Run) -> Run:
         changed = [change(one) if isinstance(one, kind) and when(one) else one for one in run.operations]
         return copy(run, operations=[one for one in changed if one is not None])
@@ -78,11 +80,11 @@ def change_each(kind: type[Recorded], change: Callable[[Any], Recorded | None], 
     return apply
 
 
-def edit(kind: type[Recorded], when: Callable[[Any], Any] = bool, **given: Any) -> Change:
+def edit(kind: type[RecordedOperation], when: Callable[[Any], Any] = bool, **given: Any) -> Change:
     return change_each(kind, lambda one: replace(one, **given), when)
 
 
-def drop(kind: type[Recorded], when: Callable[[Any], Any] = bool) -> Change:
+def drop(kind: type[RecordedOperation], when: Callable[[Any], Any] = bool) -> Change:
     return change_each(kind, lambda _: None, when)
 
 

@@ -87,11 +87,11 @@ async def test_a_run_without_faults_holds_every_invariant(tmp_path: Path) -> Non
         await system.count_again(before)
         await system.collect()
     run = load(tmp_path)
-    kept = [append for append in run.of(Append) if append.key not in run.deleted]
+    kept = [append for append in run.of(Append) if append.key not in run.deleted_turns]
     assert {append.seq for append in kept if append.outcome == "ok"} == set(run.positions)
     assert {ack.consumer for ack in run.of(Ack)} == {GENERATORS, PERSISTENCE}
     committed = {name for commit in run.of(Commit) for name in commit.rows}
-    assert committed == {f"{key.tenant} {key.turn}" for key in run.deleted.union(run.turns)}
+    assert committed == {f"{key.tenant} {key.turn}" for key in run.deleted_turns.union(run.turns)}
     assert {post.status for post in run.of(Post) if post.tenant == OVERLOADER} >= {202, 429}
     assert find_failed(judge(run, Bounds(end_s=0))) == {}
 

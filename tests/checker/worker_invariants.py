@@ -18,8 +18,8 @@ from tests.promises import Verdict
 
 def no_loss(run: Run, _: Bounds) -> Verdict:
     """I4: an acknowledged append is in the log with its bytes, a failed one is not, an unclear one at most once."""
-    appends = [append for append in run.of(Append) if append.key not in run.deleted]
-    posts = [post for post in run.of(Post) if post.outcome == "ok" and post.key not in run.deleted]
+    appends = [append for append in run.of(Append) if append.key not in run.deleted_turns]
+    posts = [post for post in run.of(Post) if post.outcome == "ok" and post.key not in run.deleted_turns]
     return combine(len(appends) + len(posts), "appends and POSTs", _loss_problems(run, appends, posts))
 
 
@@ -78,7 +78,7 @@ def _row_problems(run: Run) -> Iterator[Verdict]:
         if count > 1:
             yield violation(f"{key.turn} has {count} rows")
     for key, turn in run.folds.items():
-        if key in run.deleted or turn.request is None:
+        if key in run.deleted_turns or turn.request is None:
             continue
         history = run.history(key)
         verdicts = [promises.nothing_forgotten(history), promises.compare_row(history, key, turn)]
@@ -86,7 +86,7 @@ def _row_problems(run: Run) -> Iterator[Verdict]:
             yield from (verdict for verdict in verdicts if verdict.holds is not True)
     for row in run.rows:
         key = TurnKey(row.tenant, row.record.turn)
-        if key not in run.turns and key not in run.deleted:
+        if key not in run.turns and key not in run.deleted_turns:
             yield violation(f"{key.turn} has a row and is not in the log", row)
     yield from _uncommitted_acks(run)
     if run.final.backlogs is None:
@@ -106,7 +106,7 @@ def _uncommitted_acks(run: Run) -> Iterator[Verdict]:
             for name, cursor in commit.rows.items():
                 committed[name].append((cursor, commit.returned))
     for ack in run.of(Ack):
-        if ack.consumer != PERSISTENCE or ack.key is None or ack.key not in run.turns or ack.key in run.deleted:
+        if ack.consumer != PERSISTENCE or ack.key is None or ack.key not in run.turns or ack.key in run.deleted_turns:
             continue
         name = f"{ack.tenant} {ack.turn}"
         if not any(cursor >= ack.seq and at <= ack.invoked for cursor, at in committed[name]):
@@ -116,7 +116,9 @@ def _uncommitted_acks(run: Run) -> Iterator[Verdict]:
 def leases(run: Run, bounds: Bounds) -> Verdict:
     """I14: a generator acknowledges a request after its turn's end (PROTOCOL R17)."""
     acks = [
-        ack for ack in run.of(Ack) if ack.consumer == GENERATORS and ack.key in run.turns and ack.key not in run.deleted
+        ack
+        for ack in run.of(Ack)
+        if ack.consumer == GENERATORS and ack.key in run.turns and ack.key not in run.deleted_turns
     ]
     return combine(len(acks), "acknowledgements by generators", _lease_problems(run, bounds, acks))
 

@@ -50,7 +50,7 @@ def turn_of(message: Message) -> str:
     return message.id.removeprefix("msg_")
 
 
-class Broken(NamedTuple):
+class BrokenStream(NamedTuple):
     """The text that the SDK showed before it raised, and the error."""
 
     text: str
@@ -58,14 +58,14 @@ class Broken(NamedTuple):
     error: Exception
 
 
-async def read_broken_stream(sdk: AsyncAnthropic, line: str) -> Broken:
+async def read_broken_stream(sdk: AsyncAnthropic, line: str) -> BrokenStream:
     shown = ""
     async with sdk.messages.stream(**question(line)) as stream:
         try:
             async for text in stream.text_stream:
                 shown += text
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
-            return Broken(shown, turn_of(stream.current_message_snapshot), error)
+            return BrokenStream(shown, turn_of(stream.current_message_snapshot), error)
     raise AssertionError(f"it did not break: {shown}")
 
 

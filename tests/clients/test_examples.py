@@ -282,7 +282,7 @@ class Page:
         assert self._process.stdout is not None
         assert await asyncio.wait_for(self._process.stdout.readline(), WAIT_S_MAX), await read_printed(self._process)
 
-    async def displayed(self) -> tuple[str, str]:
+    async def read_result(self) -> tuple[str, str]:
         """Returns the text and the outcome at the end."""
         text, outcome = msgspec.json.decode(await read_printed(self._process))
         return text, outcome
@@ -295,7 +295,7 @@ async def test_the_page_with_eventsource(open_gateway: Gateway, browser: str) ->
         line = "#sim words=200 rate=120"
         page = Page(f"{proxy.url}/eventsource.html", line, browser, str(EXAMPLES / "eventsource.html"))
         await page.ask()
-        assert await page.displayed() == (words(200), "completed")
+        assert await page.read_result() == (words(200), "completed")
         assert proxy.left == []
 
 
@@ -313,7 +313,7 @@ async def test_the_page_with_use_turn_on_vites_server(gateway: Gateway, browser:
     ):
         page = Page(f"http://127.0.0.1:{port}/", "#sim words=200 rate=120", browser)
         await page.ask()
-        assert await page.displayed() == (words(200), "completed")
+        assert await page.read_result() == (words(200), "completed")
         assert proxy.left == []
     assert await count_turns(gateway) == 1
 
@@ -336,7 +336,7 @@ async def test_a_backend_that_is_killed_in_mid_answer_goes_on_with_it(
         # The record of the turn is cut in its body.
         async with Cutting(gateway.port, [Cut(IN_BODY)]) as proxy:
             await stack.enter_async_context(running_server(port, proxy.url, folder, *command))
-            assert await page.displayed() == (words(300), "completed")
+            assert await page.read_result() == (words(300), "completed")
             [session] = (await gateway.client.get("/v1/sessions")).json()["data"]
             [turn] = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
             client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url))

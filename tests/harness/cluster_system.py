@@ -23,10 +23,10 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness import readers
 from tests.harness.generator_in_loop import read_stats, words
 from tests.harness.nats_cluster import Cluster
-from tests.harness.sse_parser import Sent
+from tests.harness.sse_parser import SseEvent
 from tests.harness.system import HEALED_S_MAX, System
 from tests.harness.until import until
-from tests.promises import Connected, Verdict, judge
+from tests.promises import ReaderConnection, Verdict, judge
 
 EVERY_ATTEMPT = "turns.*.*.attempt"
 QUERY_TIMEOUT_S = 10.0
@@ -35,7 +35,7 @@ HEARTBEAT_S = 1.0
 RESPONSE_S_MAX = 12.0
 
 
-class Posted(NamedTuple):
+class PostResult(NamedTuple):
     """The response to a POST, and how long it took."""
 
     status: int
@@ -52,13 +52,13 @@ class Listener:
         self.text = text
         self.deltas_at: list[float] = []
         self.data_at: list[float] = []
-        self.connected: Connected | None = None
+        self.connected: ReaderConnection | None = None
 
     async def listen(self, client: httpx2.AsyncClient) -> None:
         async with client.stream("GET", f"/v1/turns/{self.key.turn}/events") as response:
             self.connected = await readers.receive(response, on_data=self._note_times)
 
-    def _note_times(self, events: list[Sent]) -> None:
+    def _note_times(self, events: list[SseEvent]) -> None:
         self.data_at.append(monotonic())
         self.deltas_at += [monotonic() for sent in events if sent.data.startswith('{"type":"delta"')]
 
@@ -88,14 +88,14 @@ class ClusterSystem(System):
             client_timeout_s=RESPONSE_S_MAX,
         )
 
-    async def post(self, line: str, client: int = 0, **headers: str) -> tuple[Posted, TurnKey | None]:
+    async def post(self, line: str, client: int = 0, **headers: str) -> tuple[PostResult, TurnKey | None]:
         began = monotonic()
         response = await self.clients[client].post("/v1/turns", json={"message": f"#sim {line}"}, headers=headers)
         took_s, body = monotonic() - began, response.json()
         if response.status_code == 202:
-            return Posted(202, took_s, "", None), TurnKey(LOCAL.tenant, TurnId(body["turn"]))
+            return PostResult(202, took_s, "", None), TurnKey(LOCAL.tenant, TurnId(body["turn"]))
         retry_after = response.headers.get("retry-after")
-        return Posted(response.status_code, took_s, body["error"]["code"], retry_after), None
+        return PostResult(response.status_code, took_s, body["error"]["code"], retry_after), None
 
     @asynccontextmanager
     async def streaming(self, count: int, *, number: int, rate: int) -> AsyncIterator[list[Listener]]:

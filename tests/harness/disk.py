@@ -48,16 +48,16 @@ class Disk:
 
     def copy(self) -> None:
         """Copies the file as a power cut would leave it now."""
-        _run("cp", "--sparse=always", str(self.image), str(self._copied))
+        _run("cp", "--sparse=always", str(self.image), str(self._copy_path))
 
     def cut(self) -> None:
         """Replaces the file by its copy. All processes with files on it must have ended."""
         _unmount(self.there)
-        self._copied.replace(self.image)
+        self._copy_path.replace(self.image)
         _run("mount", "-o", "loop", str(self.image), str(self.there))
 
     @property
-    def _copied(self) -> Path:
+    def _copy_path(self) -> Path:
         return self.image.with_suffix(".copy")
 
 

@@ -10,8 +10,8 @@ import httpx2
 
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId
 from tests.harness.readers import ENDS, frames
-from tests.harness.sse_parser import EventStream, Sent
-from tests.promises import Connected
+from tests.harness.sse_parser import EventStream, SseEvent
+from tests.promises import ReaderConnection
 
 RETRY_MS = 500
 
@@ -46,22 +46,22 @@ class EventSource:
 
     async def read(
         self, turn: TurnId, on_entry: Callable[[], Any] = ignore, on_cut: Callable[[], Any] = ignore
-    ) -> tuple[Connected, ...]:
+    ) -> tuple[ReaderConnection, ...]:
         """Returns the connections, of which the last has the turn's end. Waits between them as `retry:` says."""
-        connections: list[Connected] = []
+        connections: list[ReaderConnection] = []
         while True:
             cursor = next((one.frames[-1].seq for one in reversed(connections) if one.frames), BEFORE_FIRST)
             events, is_ended = await self._connect(turn, cursor, on_entry)
-            connections.append(Connected(cursor, tuple(frames(events)), "ended" if is_ended else "cut"))
+            connections.append(ReaderConnection(cursor, tuple(frames(events)), "ended" if is_ended else "cut"))
             if is_ended:
                 return tuple(connections)
             on_cut()
             retry_ms = next((event.retry_ms for event in events if event.retry_ms is not None), RETRY_MS)
             await asyncio.sleep(retry_ms / 1000)
 
-    async def _connect(self, turn: TurnId, cursor: Seq, on_entry: Callable[[], Any]) -> tuple[list[Sent], bool]:
+    async def _connect(self, turn: TurnId, cursor: Seq, on_entry: Callable[[], Any]) -> tuple[list[SseEvent], bool]:
         """Reads one connection to its end; returns its events, and whether they have the turn's end."""
-        events: list[Sent] = []
+        events: list[SseEvent] = []
         headers = {"last-event-id": str(cursor)} if cursor else {}
         with suppress(httpx2.HTTPError):
             async with random.choice(self._gateways()).stream(

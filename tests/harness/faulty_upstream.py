@@ -19,14 +19,14 @@ HOP_BY_HOP = ("host", "content-length", "connection", "transfer-encoding", "acce
 
 
 @dataclass
-class Broken:
+class BrokenAnswer:
     """The bytes to send instead of an answer, and whether the connection is reset after them."""
 
     sent: bytes
     is_reset: bool = False
 
 
-Break = Callable[[list[bytes]], Broken]
+Break = Callable[[list[bytes]], BrokenAnswer]
 """Takes the answer's events, each as bytes with its empty line; returns what is sent instead."""
 
 
@@ -54,7 +54,7 @@ async def faulty_claude(claude_url: str, spoil: Break, times: int = 1) -> AsyncI
                 kept = {name: value for name, value in headers.items() if name not in HOP_BY_HOP}
                 answer = await client.request(method, path, content=body, headers=kept)
             frames = [event + b"\n\n" for event in answer.content.split(b"\n\n") if event]
-            broken = spoil(frames) if is_spoiled else Broken(HEAD + answer.content)
+            broken = spoil(frames) if is_spoiled else BrokenAnswer(HEAD + answer.content)
             if broken.is_reset:
                 connection = writer.get_extra_info("socket")
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)

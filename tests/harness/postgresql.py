@@ -84,7 +84,7 @@ class PostgreSQLServer:
             else:
                 self._copy(self._primary)
                 await self.start()
-                async with self._primary.connected("postgres") as connection:
+                async with self._primary.connect("postgres") as connection:
                     await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
                     await connection.execute("SELECT pg_reload_conf()")
             stack.pop_all()
@@ -101,7 +101,7 @@ class PostgreSQLServer:
 
     async def promote(self) -> None:
         """Makes a standby the primary. The other server must not run any more."""
-        async with self.connected("postgres") as connection:
+        async with self.connect("postgres") as connection:
             assert await connection.fetchval("SELECT pg_promote()")
 
     def _initialise(self) -> None:
@@ -161,13 +161,13 @@ class PostgreSQLServer:
     async def new_database(self, options: str = "") -> str:
         """Creates an empty database; returns its URL."""
         name = f"test_{next(self._numbers)}"
-        async with self.connected("postgres") as connection:
+        async with self.connect("postgres") as connection:
             await connection.execute(f"CREATE DATABASE {name} {options}")
         return self.url(name)
 
     @asynccontextmanager
-    async def connected(self, database: str) -> AsyncIterator[Any]:
-        """A connection to a database: its name or its URL."""
+    async def connect(self, database: str) -> AsyncIterator[Any]:
+        """Opens a connection to a database: its name or its URL."""
         connection = await asyncpg.connect(database if "://" in database else self.url(database))
         try:
             yield connection

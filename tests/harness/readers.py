@@ -17,8 +17,8 @@ from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 from tests.harness.processes import as_user
-from tests.harness.sse_parser import EventStream, Sent
-from tests.promises import Connected, Frame, History, Reader, Story
+from tests.harness.sse_parser import EventStream, SseEvent
+from tests.promises import Frame, History, Reader, ReaderConnection, Story
 
 ENDS = ('{"type":"done"', '{"type":"error"', '{"type":"message_stop"')
 
@@ -30,7 +30,7 @@ async def read(
     *,
     dialect: str = "tailrace",
     most: int | None = None,
-) -> Connected:
+) -> ReaderConnection:
     """Reads the stream of `turn` over one connection, and disconnects after `most` frames."""
     headers = {"last-event-id": str(cursor)} if cursor else {}
     url = f"/v1/turns/{turn}/events?dialect={dialect}"
@@ -54,28 +54,28 @@ async def receive(
     cursor: Seq = BEFORE_FIRST,
     *,
     most: int | None = None,
-    on_data: Callable[[list[Sent]], None] = lambda _: None,
-) -> Connected:
+    on_data: Callable[[list[SseEvent]], None] = lambda _: None,
+) -> ReaderConnection:
     """Reads one connection. Calls `on_data` with the events of each piece of data, which may be none."""
     if response.status_code == 204:
-        return Connected(cursor, (), "ended")
+        return ReaderConnection(cursor, (), "ended")
     assert response.status_code == 200, await response.aread()
     stream = EventStream()
-    events: list[Sent] = []
+    events: list[SseEvent] = []
     try:
         async for received in response.aiter_raw():
             events += (new := stream.feed(received))
             on_data(new)
             if most is not None and len(frames(events)) >= most:
-                return Connected(cursor, tuple(frames(events)[:most]), "left")
+                return ReaderConnection(cursor, tuple(frames(events)[:most]), "left")
     except httpx2.RemoteProtocolError:
-        return Connected(cursor, tuple(frames(events)), "cut")
+        return ReaderConnection(cursor, tuple(frames(events)), "cut")
     assert stream.rest == b"", f"the stream ends within an event: {stream.rest!r}"
     is_ended = bool(events) and events[-1].data.startswith(ENDS)
-    return Connected(cursor, tuple(frames(events)), "ended" if is_ended else "cut")
+    return ReaderConnection(cursor, tuple(frames(events)), "ended" if is_ended else "cut")
 
 
-def frames(events: Iterable[Sent]) -> list[Frame]:
+def frames(events: Iterable[SseEvent]) -> list[Frame]:
     """Groups events by entry: of several events of one entry the last has the id."""
     found: list[Frame] = []
     raw = b""
@@ -132,7 +132,7 @@ def decode_data(sent: bytes) -> dict[str, Any]:
     return found
 
 
-def build_reader(name: str, key: TurnKey, *connections: Connected, dialect: str = "tailrace") -> Reader:
+def build_reader(name: str, key: TurnKey, *connections: ReaderConnection, dialect: str = "tailrace") -> Reader:
     sent = [frame.sent for connected in connections for frame in connected.frames]
     story = story_of(sent) if dialect == "tailrace" else None
     return Reader(name=name, key=key, dialect=dialect, connections=connections, received=story)

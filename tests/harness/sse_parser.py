@@ -14,7 +14,7 @@ FIELDS = {"retry": re.compile("[0-9]+"), "event": re.compile("[a-z_.]+"), "id": 
 RETRY = re.compile(rb"^retry: [0-9]+\n", re.MULTILINE)
 
 
-class Sent(NamedTuple):
+class SseEvent(NamedTuple):
     """One event and its bytes, without the `retry` field, which belongs to the connection."""
 
     raw: bytes
@@ -32,14 +32,14 @@ class EventStream:
         self.rest = b""
         """The bytes of an incomplete event; empty at the end of a correct stream."""
 
-    def feed(self, received: bytes) -> list[Sent]:
+    def feed(self, received: bytes) -> list[SseEvent]:
         self.rest += received
-        events: list[Sent] = []
+        events: list[SseEvent] = []
         while (event := self._event()) is not None:
             events.append(event)
         return events
 
-    def _event(self) -> Sent | None:
+    def _event(self) -> SseEvent | None:
         while self.rest.startswith(b":") and b"\n" in self.rest:
             # A heartbeat is a comment between two events.
             comment, _, self.rest = self.rest.partition(b"\n")
@@ -51,7 +51,7 @@ class EventStream:
         return _parse_frame(lines + found)
 
 
-def parse(body: bytes) -> list[Sent]:
+def parse(body: bytes) -> list[SseEvent]:
     """Returns the events of a whole body; fails if it ends within an event."""
     stream = EventStream()
     events = stream.feed(body)
@@ -64,7 +64,7 @@ def without_retry(body: bytes) -> bytes:
     return RETRY.sub(b"", body)
 
 
-def _parse_frame(raw: bytes) -> Sent:
+def _parse_frame(raw: bytes) -> SseEvent:
     fields: dict[str, str] = {}
     for line in raw.removesuffix(b"\n\n").split(b"\n"):
         found = LINE.fullmatch(line)
@@ -76,7 +76,7 @@ def _parse_frame(raw: bytes) -> Sent:
         assert "\r" not in value, f"a carriage return ends a line: {line!r}"
         fields[name] = value
     assert "data" in fields, f"an event without data: {raw!r}"
-    return Sent(
+    return SseEvent(
         without_retry(raw),
         fields["data"],
         int(fields["id"]) if "id" in fields else None,

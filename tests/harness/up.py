@@ -93,7 +93,7 @@ class Up:
         rows = re.findall(r"^  ([a-z][a-z0-9-]*) +([0-9]+)  ", "\n".join(self.lines), re.MULTILINE)
         return {name: int(pid) for name, pid in rows}
 
-    def spawned(self) -> list[tuple[str, list[str], dict[str, str]]]:
+    def read_spawned(self) -> list[tuple[str, list[str], dict[str, str]]]:
         """Returns module, command and environment of each Python process that it has started, without `is_real`."""
         lines = (self.printed.parent / "spawned.jsonl").read_bytes().splitlines()
         return [msgspec.json.decode(line, type=tuple[str, list[str], dict[str, str]]) for line in lines]

@@ -18,7 +18,7 @@ class ReceivedWebhook(NamedTuple):
     body: bytes
 
     @property
-    def decoded(self) -> dict[str, Any]:
+    def payload(self) -> dict[str, Any]:
         decoded: dict[str, Any] = msgspec.json.decode(self.body)
         return decoded
 

@@ -14,7 +14,7 @@ from tailrace.proto.ids import new_id
 from tests.harness import jwts
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import read
-from tests.harness.sse_parser import EventStream, Sent, without_retry
+from tests.harness.sse_parser import EventStream, SseEvent, without_retry
 from tests.harness.system import System
 from tests.integration.conftest import Gateway, NewGateway
 
@@ -144,7 +144,7 @@ async def test_a_paced_stream_sends_heartbeats_until_the_next_entry_is_due(
     gateway = await new_gateway(system.nats_url, heartbeat_s=0.1)
     turn = await slow_turn(gateway)
     stream = EventStream()
-    events: list[Sent] = []
+    events: list[SseEvent] = []
     async with gateway.client.stream("GET", f"/v1/turns/{turn}/events?pace=0.001") as response:
         async for received in response.aiter_raw():
             events += stream.feed(received)

@@ -33,16 +33,16 @@ class Command:
     async def start(self, until_printed: str = "batch") -> None:
         self._output.touch()
         self.process = await fork("tailrace", self._arguments, self._environ, self._output)
-        await until(lambda: until_printed in self.printed or self.process.returncode is not None, 20)
+        await until(lambda: until_printed in self.output_text or self.process.returncode is not None, 20)
 
     @property
-    def printed(self) -> str:
+    def output_text(self) -> str:
         return self._output.read_text()
 
     async def status(self) -> int | None:
         return await asyncio.to_thread(self.process.wait, 40)
 
-    async def interrupted(self) -> int | None:
+    async def interrupt(self) -> int | None:
         os.kill(self.process.pid, SIGINT)
         return await self.status()
 
@@ -58,7 +58,7 @@ def command(gateway: Gateway, tmp_path: Path) -> RunCommand:
 async def run(command: Command) -> tuple[int | None, str]:
     """Returns the exit status and what the command printed."""
     await command.start()
-    return await command.status(), command.printed
+    return await command.status(), command.output_text
 
 
 def write(file: Path, count: int, line: str = "words=2 rate=0") -> Path:
@@ -83,7 +83,7 @@ async def test_results_are_written_in_the_order_of_the_file(command: RunCommand,
     assert not output.exists()
     status, printed = await run(command(file, "--output", output))
     assert status == 0, printed
-    assert first.printed.split(":")[0] == printed.split(":")[0]
+    assert first.output_text.split(":")[0] == printed.split(":")[0]
     assert "40/40, 0 failed" in printed
     assert [line["custom_id"] for line in lines(output)] == [f"c{number}" for number in range(40)]
     assert [line["text"] for line in lines(output)] == [words(2, f"cli{number}x") for number in range(40)]
@@ -109,8 +109,8 @@ async def test_a_response_that_breaks_off_is_requested_again(
 async def test_ctrl_c_ends_it_without_a_traceback(command: RunCommand, tmp_path: Path) -> None:
     run = command(write(tmp_path / "in.jsonl", 1, "words=900 rate=5"))
     await run.start()
-    assert await run.interrupted() == 128 + SIGINT
-    assert "Traceback" not in run.printed
+    assert await run.interrupt() == 128 + SIGINT
+    assert "Traceback" not in run.output_text
 
 
 async def test_failed_inputs_are_exit_status_1(command: RunCommand, tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ async def test_results_are_read_when_a_stream_is_free(
     async with gateway.client.stream("GET", other.json()["links"]["events"]):
         await command.start()
         assert (await gateway.client.get(other.json()["links"]["events"])).status_code == 429
-    assert await command.status() == 0, command.printed
-    assert "1/1, 0 failed" in command.printed
+    assert await command.status() == 0, command.output_text
+    assert "1/1, 0 failed" in command.output_text
 
 
 async def test_a_full_disk_ends_the_command(command: RunCommand, tmp_path: Path) -> None:

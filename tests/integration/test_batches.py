@@ -371,10 +371,10 @@ async def test_batches_are_listed_newest_first(gateway: Gateway, system_log: Tur
     silent = {"custom_id": "late", "params": {"message": f"#sim {SILENT}"}}
     slow = await post_batch(gateway, [*build_inputs(1, tag="l3b"), silent])
 
-    async def done() -> int:
+    async def count_done() -> int:
         return int((await gateway.client.get(slow["links"]["self"])).json()["done"])
 
-    await until_equal(done, 1)
+    await until_equal(count_done, 1)
     first, *rest = await list_batches(gateway, limit=2)
     assert (first["batch"], first["outcome"], first["done"]) == (slow["batch"], "running", 1)
     assert [one["metadata"] for one in rest] == [{"n": "2"}, {"n": "1"}, {"n": "0"}]

@@ -112,12 +112,12 @@ def call_before(step: Step, call: Callable[[], Awaitable[object]], patched: pyte
     """Makes the next call of a method run `call` first."""
     original, due = getattr(*step), [call]
 
-    async def interrupted(self: Any, *given: Any, **named: Any) -> Any:
+    async def call_due_first(self: Any, *given: Any, **named: Any) -> Any:
         if due:
             await due.pop()()
         return await original(self, *given, **named)
 
-    patched.setattr(*step, interrupted)
+    patched.setattr(*step, call_due_first)
 
 
 @dataclass

@@ -263,14 +263,14 @@ async def test_a_writer_whose_chunks_are_purged_meanwhile_stores_them_again(
     store, request, is_due = BlobStore(connection), connection.request, [True]
     first_chunk = subjects.chunk(tenant, BLOB.sha256, 0)
 
-    async def interrupted(subject: str, *given: Any, **named: Any) -> Message:
+    async def request_before_purge(subject: str, *given: Any, **named: Any) -> Message:
         reply = await request(subject, *given, **named)
         if subject == first_chunk and is_due and is_due.pop():
             await store.put(tenant, CONTENTS)
             await store.purge(tenant, BLOB.sha256, await mark_deleted(store, tenant))
         return reply
 
-    monkeypatch.setattr(connection, "request", interrupted)
+    monkeypatch.setattr(connection, "request", request_before_purge)
     await store.put(tenant, CONTENTS)
     assert await store.read(tenant, BLOB) == CONTENT
     assert not is_due

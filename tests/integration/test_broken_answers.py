@@ -16,7 +16,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.streams import PAYLOAD_BYTES_MIN
 from tests.conftest import apply_streams
-from tests.harness.faulty_upstream import HEAD, Break, Broken, faulty_claude
+from tests.harness.faulty_upstream import HEAD, Break, BrokenAnswer, faulty_claude
 from tests.harness.generator_in_loop import append_request, failure_code, running_generator, wait_for_end, words
 
 WORDS = 12
@@ -32,15 +32,15 @@ def first_half(events: list[bytes]) -> list[bytes]:
     return events[: len(events) // 2]
 
 
-def broken_answer(events: list[bytes], *, is_reset: bool = False) -> Broken:
-    return Broken(HEAD + b"".join(events), is_reset)
+def broken_answer(events: list[bytes], *, is_reset: bool = False) -> BrokenAnswer:
+    return BrokenAnswer(HEAD + b"".join(events), is_reset)
 
 
 def remove_events(events: list[bytes], left_out: str) -> list[bytes]:
     return [event for event in events if kind(event) != left_out]
 
 
-def spoil_delta(events: list[bytes]) -> Broken:
+def spoil_delta(events: list[bytes]) -> BrokenAnswer:
     """Changes the delta in the middle of an answer into one that cannot be read."""
     deltas = [number for number, event in enumerate(events) if kind(event) == "content_block_delta"]
     middle = deltas[len(deltas) // 2]
@@ -56,7 +56,7 @@ INCOMPLETE: dict[str, Break] = {
     "end within an event": lambda events: broken_answer([*first_half(events), events[len(events) // 2][:30]]),
     "unreadable delta": spoil_delta,
     "message_stop without message_delta": lambda events: broken_answer(remove_events(events, "message_delta")),
-    "empty": lambda _: Broken(HEAD),
+    "empty": lambda _: BrokenAnswer(HEAD),
     "no message_start": lambda events: broken_answer(events[1:]),
 }
 COMPLETE: dict[str, Break] = {

@@ -34,7 +34,7 @@ from tests.harness.stop_server import stop
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
 from tests.kills.cell import KINDS, TOGETHER, entries_of, entry_names
-from tests.promises import Connected, judge
+from tests.promises import ReaderConnection, judge
 
 ENTRIES = entries_of(TOGETHER)
 # A call that stalls after its last delta is still open when the turn is cancelled there.
@@ -58,7 +58,7 @@ class CancelSystem(OwnSystem):
         """Appends the request of a turn of the gateways' tenant."""
         return await self.append_request(line, self.tenant)
 
-    def read(self, key: TurnKey) -> asyncio.Task[Connected]:
+    def read(self, key: TurnKey) -> asyncio.Task[ReaderConnection]:
         """Reads the turn at the first gateway, to its end."""
         return asyncio.create_task(readers.read(self.gateways[0].client, key.turn))
 
@@ -97,7 +97,9 @@ class CancelSystem(OwnSystem):
             return await self.persistence.ask(key.tenant, "turn", GetTurn(key.turn), TurnRecord)
         return None
 
-    async def assert_one_end(self, key: TurnKey, connected: Connected, answers: Sequence[httpx2.Response]) -> Turn:
+    async def assert_one_end(
+        self, key: TurnKey, connected: ReaderConnection, answers: Sequence[httpx2.Response]
+    ) -> Turn:
         """Returns the turn. The log, its reader, SQLite and every answer to a cancel agree on one end."""
         stored = await readers.read_all_entries(self.log, key)
         assert [one.seq for one in stored if isinstance(one.entry, End)] == [stored[-1].seq]
@@ -221,7 +223,7 @@ async def test_a_cancel_that_races_with_the_natural_end_has_one_of_two_outcomes(
     """Many turns, each cancelled at a random moment around its end: either end may be first, and all agree on it."""
     chance = random.Random(7)  # the same races each time, as far as a machine allows
 
-    async def race(number: int) -> tuple[TurnKey, Connected, list[httpx2.Response]]:
+    async def race(number: int) -> tuple[TurnKey, ReaderConnection, list[httpx2.Response]]:
         # On a fast machine, the fast ones race with their cancel; on a busy one, the slow ones.
         key = await own.begin(f"words=4 rate={(2, 20, 200)[number % 3]} tag=r{number}")
         reader = own.read(key)

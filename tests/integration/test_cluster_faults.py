@@ -20,7 +20,14 @@ from tailrace.proto.nats import Connection, stream_configs, streams
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests.harness import readers
 from tests.harness.cluster_faults import FAULTS, Fault, freeze_the_gateways, kill_leader, kill_the_generators
-from tests.harness.cluster_system import HEARTBEAT_S, RESPONSE_S_MAX, ClusterSystem, Listener, Posted, running_cluster
+from tests.harness.cluster_system import (
+    HEARTBEAT_S,
+    RESPONSE_S_MAX,
+    ClusterSystem,
+    Listener,
+    PostResult,
+    running_cluster,
+)
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import wait_for_open_streams, words
 from tests.harness.until import until
@@ -54,9 +61,9 @@ async def system(shared_cluster: ClusterSystem) -> AsyncIterator[ClusterSystem]:
     await shared_cluster.wait_until_healed()
 
 
-async def post_until(system: ClusterSystem, deadline: float) -> tuple[list[Posted], TurnKey]:
+async def post_until(system: ClusterSystem, deadline: float) -> tuple[list[PostResult], TurnKey]:
     """Posts until a turn is accepted, as a client does after a 503."""
-    posts: list[Posted] = []
+    posts: list[PostResult] = []
     while True:
         posted, key = await system.post("words=3 rate=0")
         posts.append(posted)

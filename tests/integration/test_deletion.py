@@ -338,12 +338,12 @@ async def test_persistence_deletes_a_turn_that_a_killed_gateway_stored_after_its
     """The gateway died between the request entry and its check of the parent."""
     first = await post_until_ended(gateway)
 
-    async def killed(*_: object) -> bool:
+    async def fail(*_: object) -> bool:
         raise RuntimeError
 
     with monkeypatch.context() as patched:
         patched.setattr(Conversations, "find_position", delete_after_position(gateway, first["links"]["self"]))
-        patched.setattr("tailrace.gateway.turns.deleted_parent.is_deleted", killed)
+        patched.setattr("tailrace.gateway.turns.deleted_parent.is_deleted", fail)
         body = {"message": "And then?", "session": first["session"]}
         assert (await gateway.client.post("/v1/turns", json=body)).status_code == 500
     await until(lambda: has_left_log(system_log.connection, tenant=tenant))

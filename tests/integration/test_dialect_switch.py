@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tailrace.gateway.clients.registry import DIALECTS
 from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import words
-from tests.harness.sse_parser import EventStream, Sent
+from tests.harness.sse_parser import EventStream, SseEvent
 from tests.integration.conftest import Gateway
 
 TEXT = words(40)
@@ -24,7 +24,7 @@ class Beginning(NamedTuple):
     cursor: int
 
 
-def cursor_of(event: Sent) -> int | None:
+def cursor_of(event: SseEvent) -> int | None:
     """Returns the id of the event, or the cursor in its data where the protocol has no ids."""
     if event.id is not None or not event.data.startswith("{"):
         return event.id
@@ -34,7 +34,7 @@ def cursor_of(event: Sent) -> int | None:
 
 async def begin(gateway: Gateway, turn: str, dialect: str, cursors: int) -> Beginning:
     """Reads until that many cursors have arrived."""
-    stream, seen = EventStream(), list[Sent]()
+    stream, seen = EventStream(), list[SseEvent]()
     async with gateway.client.stream("GET", f"/v1/turns/{turn}/events?dialect={dialect}") as response:
         async for received in response.aiter_raw():
             seen += stream.feed(received)

@@ -30,7 +30,7 @@ from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
-from tests.promises import Connected, judge, no_gap, no_repeat, one_end
+from tests.promises import ReaderConnection, judge, no_gap, no_repeat, one_end
 
 
 @pytest.mark.rule("F5")
@@ -47,7 +47,7 @@ async def test_readers_continue_at_another_gateway_after_sigterm(
     ):
         begun = set[int]()
 
-        async def read_and_tell(number: int) -> Connected:
+        async def read_and_tell(number: int) -> ReaderConnection:
             async with client.stream("GET", f"/v1/turns/{key.turn}/events") as response:
                 return await receive(response, on_data=lambda _: begun.add(number))
 

@@ -122,13 +122,13 @@ async def test_a_follow_up_posted_during_an_erasure_leaves_no_text_of_the_erased
     # Of a block without any turn, nats-server removes the file.
     kept = await post_answered_turn(gateway, "bob")
 
-    async def killed(*_: object) -> bool:
+    async def fail(*_: object) -> bool:
         raise RuntimeError
 
     with monkeypatch.context() as patched:
         patched.setattr(Conversations, "find_position", delete_after_position(gateway, f"/v1/users?user={MARK}"))
         if is_killed:
-            patched.setattr("tailrace.gateway.turns.deleted_parent.is_deleted", killed)
+            patched.setattr("tailrace.gateway.turns.deleted_parent.is_deleted", fail)
             # Persistence has little time. It then overwrites the request, which repeats the erased turn.
             monkeypatch.setattr("tailrace.persistence.recorder.ERASING_S", 0.0)
         body = {"message": "And then?", "session": first["session"]}

@@ -32,7 +32,7 @@ from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway, forget, on_shared_loop
-from tests.promises import Connected, Story, judge, no_gap, no_repeat, one_end
+from tests.promises import ReaderConnection, Story, judge, no_gap, no_repeat, one_end
 
 
 def url_of(key: TurnKey, dialect: str = "tailrace") -> str:
@@ -45,7 +45,7 @@ async def post(gateway: Gateway, tenant: Tenant, line: str) -> TurnKey:
     return TurnKey(tenant, TurnId(answer.json()["turn"]))
 
 
-def text_of(connected: Connected) -> str:
+def text_of(connected: ReaderConnection) -> str:
     return story_of(frame.sent for frame in connected.frames).text
 
 
@@ -270,7 +270,7 @@ async def test_a_turn_that_has_left_the_log_comes_from_the_database(
         assert [event.id for event in events] == [None, None, end.seq]
         assert story_of(event.raw for event in events) == story_of(frame.sent for frame in before.frames)
         assert decode_data(events[-1].raw) == decode_data(end.sent)
-    assert await read(later.client, key.turn, end.seq) == Connected(end.seq, (), "ended")
+    assert await read(later.client, key.turn, end.seq) == ReaderConnection(end.seq, (), "ended")
     beyond = await later.client.get(url_of(key), params={"after": end.seq + 1})
     assert (beyond.status_code, beyond.json()["error"]["code"]) == (400, "cursor_invalid")
     assert (await later.client.get(url_of(key, "text"))).text == record["text"]

@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from tailrace.proto.entries import Event
 from tailrace.proto.ids import Tenant
 from tests.harness import readers
-from tests.harness.faulty_upstream import HEAD, Break, Broken, faulty_claude
+from tests.harness.faulty_upstream import HEAD, Break, BrokenAnswer, faulty_claude
 from tests.harness.generator_in_loop import failure_code, words
 from tests.harness.killable_generator import run_and_kill_at_call
 from tests.harness.own_system import OwnSystem
@@ -22,7 +22,7 @@ LEASE_S = 0.2
 
 
 def stop_reason(reason: bytes) -> Break:
-    return lambda events: Broken(HEAD + b"".join(events).replace(b'"end_turn"', b'"%b"' % reason))
+    return lambda events: BrokenAnswer(HEAD + b"".join(events).replace(b'"end_turn"', b'"%b"' % reason))
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class HedgingSystem(OwnSystem):
             await offering(self.server.url, 2)
             yield
 
-    async def aborted(self) -> int:
+    async def count_aborted(self) -> int:
         return (await read_stats(self.claude))["streams_aborted"]
 
     async def wait_for_calls(self, count: int) -> None:
@@ -133,7 +133,7 @@ async def test_a_hedge_overtakes_a_late_first_token(
     async with own.two_generators():
         key = await own.append_request(f"words=80 rate=40 {FIRST_CALL_SILENT}", tenant=tenant, holds=holds)
         reading = asyncio.create_task(readers.read(gateway.client, key.turn))
-        await until_equal(own.aborted, 1)
+        await until_equal(own.count_aborted, 1)
         running = await own.log.read_turn(key)
         assert (running.end, running.attempt) == (None, 2)
         turn = await own.wait_until_settled(key)
@@ -142,7 +142,7 @@ async def test_a_hedge_overtakes_a_late_first_token(
     first, second = await own.attempts(key)
     assert (first.is_hedge, second.is_hedge, second.attempt, second.mode) == (False, True, 2, "fresh")
     assert first.generator != second.generator
-    assert (await own.calls(), await own.aborted(), hedges("won")) == (2, 1, won + 1)
+    assert (await own.calls(), await own.count_aborted(), hedges("won")) == (2, 1, won + 1)
     assert fences_lost() == lost, "a lost race is no takeover"
     assert seen.received == Story(words(80), turn.usage, "completed")
     assert judge(await readers.read_history(own.log, key, seen), (no_gap, no_repeat, one_end)).is_green
@@ -161,7 +161,7 @@ async def test_a_late_first_token_that_is_stored_first_closes_the_hedge(own: Hed
     async with own.two_generators(hedge_after_s=0.4):
         turn = await own.wait_until_settled(await own.append_request("words=30 rate=40 wait=1"))
     assert (turn.text, turn.outcome, turn.attempt) == (words(30), "completed", 1)
-    assert (await own.calls(), await own.aborted(), hedges("lost")) == (2, 1, lost + 1)
+    assert (await own.calls(), await own.count_aborted(), hedges("lost")) == (2, 1, lost + 1)
 
 
 async def test_a_first_token_in_time_is_not_hedged(own: HedgingSystem) -> None:
@@ -247,7 +247,7 @@ async def test_cancelling_closes_both_calls(own: HedgingSystem) -> None:
         await cancel(own.log, key)
         await own.wait_for_open_streams(0)
         turn = await own.wait_until_settled(key)
-    assert (turn.outcome, turn.attempt, await own.aborted()) == ("cancelled", 1, 2)
+    assert (turn.outcome, turn.attempt, await own.count_aborted()) == ("cancelled", 1, 2)
 
 
 @pytest.mark.rule("R51")
@@ -452,7 +452,7 @@ async def test_a_hedge_is_closed_by_another_attempt(own: HedgingSystem, rpc: Hed
         await late_turn.append(turn_builder.attempt(late_turn.chain))
         await own.wait_for_open_streams(0)
         assert await late_turn.is_unchanged()
-        assert await own.aborted() == 1
+        assert await own.count_aborted() == 1
 
 
 async def test_a_turn_that_has_its_first_token_is_not_hedged(

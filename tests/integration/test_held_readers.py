@@ -23,13 +23,13 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness.freeze import freeze
 from tests.harness.processes import Process
 from tests.harness.readers import build_reader, frames, read, read_history, story_of
-from tests.harness.sse_parser import EventStream, Sent, parse
+from tests.harness.sse_parser import EventStream, SseEvent, parse
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway, forget
 from tests.integration.test_drain import in_process
-from tests.promises import Connected, judge, no_gap, no_repeat, one_end
+from tests.promises import ReaderConnection, judge, no_gap, no_repeat, one_end
 
 
 def count_held_readers() -> float:
@@ -73,7 +73,7 @@ each_protocol = pytest.mark.parametrize("counted", [RESPONSE, RUN], ids=["respon
 
 async def first_events(gateway: Gateway, url: str, most: int) -> list[str]:
     """Returns the data of the first events of a stream."""
-    stream, seen = EventStream(), list[Sent]()
+    stream, seen = EventStream(), list[SseEvent]()
     async with gateway.client.stream("GET", url) as response:
         assert response.status_code == 200
         async for received in response.aiter_raw():
@@ -145,7 +145,7 @@ async def test_a_held_reader_gets_its_rest_in_the_same_response(
         await writer.store_texts("c")
         await writer.end()
         events = parse(await read_rest(body))
-    second = Connected(cursor, tuple(frames(events)), "ended")
+    second = ReaderConnection(cursor, tuple(frames(events)), "ended")
     verdict = judge(
         await read_history(writer.log, key, build_reader("held", key, first, second)), (no_gap, no_repeat, one_end)
     )

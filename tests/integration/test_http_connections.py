@@ -322,16 +322,16 @@ async def test_the_last_request_of_a_connection_is_refused_without_a_reset(raw: 
 async def test_a_connection_that_was_reset_is_not_kept_in_memory(plain_gateway: Gateway) -> None:
     """As of a client that was killed. A timer of an hour, as long as a connection may be idle, would keep it."""
 
-    def kept() -> int:
+    def count_connections() -> int:
         return sum(isinstance(one, http_protocol.ClientConnection) for one in gc.get_objects())
 
-    before = kept()
+    before = count_connections()
     for _ in range(20):
         async with RawConnection.open(plain_gateway.port) as raw:
             await raw.send(GET, "\r\n")
             assert (await raw.answer()).status_code == 200
             raw.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    await until(lambda: kept() <= before)
+    await until(lambda: count_connections() <= before)
 
 
 async def test_a_large_body_in_one_piece_with_its_headers_is_read(raw: RawConnection) -> None:

@@ -178,11 +178,11 @@ async def test_a_large_data_url_is_decoded_outside_of_the_event_loop(
     decoded: list[tuple[bool, int]] = []
 
     def record(decode: Callable[..., bytes]) -> Callable[..., bytes]:
-        def recorded(text: str, **options: bool) -> bytes:
+        def decode_and_record(text: str, **options: bool) -> bytes:
             decoded.append((threading.current_thread() is threading.main_thread(), len(text)))
             return decode(text, **options)
 
-        return recorded
+        return decode_and_record
 
     for module, name in decoders:
         monkeypatch.setattr(module, name, record(getattr(module, name)))

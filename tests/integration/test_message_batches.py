@@ -57,7 +57,7 @@ class MessageBatchSystem(BatchSystem):
         """Runs the batch in this process, and checks how it ended."""
         assert (await self.runner(MessageBatchesApi(self.api)).run(self.key(batch))).outcome == outcome
 
-    async def submitted(self, batch: Batch) -> str:
+    async def wait_for_submission(self, batch: Batch) -> str:
         """Returns Anthropic's id of the batch once the log has it."""
 
         async def message_batch() -> str | None:
@@ -175,7 +175,7 @@ async def test_a_cancelled_batch_keeps_the_answers_it_has(own: MessageBatchSyste
     """They are paid for. An input that was not answered has no turn."""
     batch = await own.create(numbered_requests(*inputs(2), *inputs(3, NEVER, tag="late")))
     async with own.running_generator():
-        name = await own.submitted(batch)
+        name = await own.wait_for_submission(batch)
         record = (await own.gateway.client.post(batch["links"]["cancel"])).json()
         assert (record["outcome"], record["message_batch"]) == ("cancelled", name)
         await own.wait_until_acknowledged()
@@ -208,9 +208,9 @@ async def test_each_result_is_the_end_of_its_turn(own: MessageBatchSystem) -> No
     requests = numbered_requests(*inputs(1), *inputs(1, "words=2 fault=500"), *inputs(1, "bad"), *inputs(1, NEVER))
     late, stopped = await own.create(requests), await own.create(requests)
     async with own.running_generator():
-        await own.api.messages.batches.cancel(await own.submitted(stopped))
+        await own.api.messages.batches.cancel(await own.wait_for_submission(stopped))
         assert (await own.batch_ended(stopped)).outcome == "completed"
-        await own.submitted(late)
+        await own.wait_for_submission(late)
         async with httpx2.AsyncClient(base_url=own.claude, trust_env=False) as client:
             await client.post("/_sim/expire")
         assert (await own.batch_ended(late)).outcome == "completed"
@@ -275,7 +275,7 @@ async def test_a_message_batch_that_was_deleted_at_anthropic_fails_the_batch(
     monkeypatch.setattr(message_batches, "REFUSALS_MAX", 2)
     batch = await own.create(inputs(2, "words=2 wait=0.1"))
     async with own.running_generator():
-        name = await own.submitted(batch)
+        name = await own.wait_for_submission(batch)
         await own.until_over(name)
         await own.api.messages.batches.delete(name)
         turn = await own.batch_ended(batch)
@@ -305,7 +305,7 @@ async def test_limits_are_reserved_and_settled_at_half_the_price(
     assert request is not None
     assert [hold.unit for hold in request.holds or ()] == ["slot"]
     async with own.running_generator():
-        await limited.submitted(batch)
+        await limited.wait_for_submission(batch)
         await gateway.client.post(batch["links"]["cancel"])
         await own.wait_until_acknowledged()
     answered = await own.log.read_turn(own.turns(batch)[0])
@@ -399,7 +399,7 @@ async def test_a_generator_that_creates_a_second_message_batch_cancels_it(
     running = asyncio.create_task(own.runner(frozen).run(own.key(batch)))
     await frozen.is_frozen.wait()
     async with own.running_generator():
-        name = await own.submitted(batch)
+        name = await own.wait_for_submission(batch)
         if is_ended:
             await own.batch_ended(batch)
         frozen.may_continue.set()
@@ -464,7 +464,7 @@ async def test_a_refused_generator_does_not_end_a_batch_that_another_generator_h
     running = asyncio.create_task(own.runner(refusing).run(own.key(batch)))
     await refusing.is_frozen.wait()
     async with own.running_generator():
-        await own.submitted(batch)
+        await own.wait_for_submission(batch)
         refusing.may_continue.set()
         with pytest.raises(FenceLost):
             await running
@@ -505,7 +505,7 @@ async def test_a_message_batch_that_anthropic_does_not_know_for_a_moment_is_not_
     await assert_answered_once(own, batch)
     batch = await own.create(numbered_requests(*inputs(1, UNKNOWN), *inputs(1, NEVER)))
     running = asyncio.create_task(own.run(batch, "cancelled"))
-    await own.submitted(batch)
+    await own.wait_for_submission(batch)
     await own.gateway.client.post(batch["links"]["cancel"])
     await asyncio.wait_for(running, 10)
     assert await own.outcomes(batch) == [("completed", True), ("cancelled", False)]
@@ -540,7 +540,7 @@ async def test_a_batch_is_not_deleted_while_no_generator_can_cancel_it(own: Mess
     key = own.key(batch)
     async with Persistence(own.server.url, tmp_path / "tailrace.db"):
         await own.batch_killed_after(2)
-        name = await own.submitted(batch)
+        name = await own.wait_for_submission(batch)
         refused = await own.delete(batch)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "generators_unavailable")
         assert await own.log.has_turn(key)
@@ -578,7 +578,7 @@ async def test_deleting_a_batch_does_not_release_its_reserved_cost(
     held = await counters.add(hold.subject, 0)
     assert held == sum(one.amount for one in holds)
     async with Persistence(own.server.url, tmp_path / "tailrace.db"), own.running_generator():
-        name = await limited.submitted(batch)
+        name = await limited.wait_for_submission(batch)
         deleted = await limited.delete(batch)
         assert deleted.status_code == 200, deleted.text
         is_deleted.set()
@@ -706,7 +706,7 @@ async def test_a_cancelled_message_batch_stores_no_answers_to_an_erased_user(
     )
     async with Persistence(own.server.url, tmp_path / "tailrace.db"):
         await own.batch_killed_after(2)
-        await own.submitted(batch)
+        await own.wait_for_submission(batch)
         await own.gateway.client.post(batch["links"]["cancel"])
         erased = await own.gateway.client.delete("/v1/users?user=ada")
         assert erased.status_code == 200, erased.text
@@ -790,7 +790,7 @@ async def test_a_cancelled_batch_that_is_deleted_while_its_results_are_written_g
     await own.shorten_lease(LEASE_S)
     batch = await own.create(inputs(3 * WRITTEN_AT_ONCE))
     await own.batch_killed_after(2)
-    await own.until_over(await own.submitted(batch))
+    await own.until_over(await own.wait_for_submission(batch))
     await own.gateway.client.post(batch["links"]["cancel"])
     read_turn, children = TurnLog.read_turn, own.turns(batch)
 

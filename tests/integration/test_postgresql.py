@@ -114,7 +114,7 @@ async def test_a_database_that_cannot_be_used_is_refused_before_it_is_changed(
         if "CREATE" not in prepare:
             async with open_store(url):
                 pass
-        async with postgresql.connected(url) as connection:
+        async with postgresql.connect(url) as connection:
             await connection.execute(prepare)
     before = await tables(postgresql, url)
     with pytest.raises(TailraceError) as refused:
@@ -161,7 +161,7 @@ async def test_an_option_that_cannot_be_used_is_refused_with_one_sentence(
 
 
 async def tables(postgresql: PostgreSQLServer, url: str) -> list[str]:
-    async with postgresql.connected(url) as connection:
+    async with postgresql.connect(url) as connection:
         found = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
     return [row["tablename"] for row in found]
 

@@ -13,7 +13,7 @@ from tests.harness.system import System
 from tests.harness.turn_builder import MODEL
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
-from tests.promises import Connected
+from tests.promises import ReaderConnection
 
 WORDS = 2000
 USAGE = ("cache_creation_input_tokens", "cache_read_input_tokens")
@@ -24,7 +24,7 @@ def long_system() -> str:
     return f"{new_id()} " + "word " * (WORDS - 1)
 
 
-async def post_and_read(gateway: Gateway, **body: Any) -> tuple[Connected, dict[str, Any]]:
+async def post_and_read(gateway: Gateway, **body: Any) -> tuple[ReaderConnection, dict[str, Any]]:
     posted = await gateway.client.post("/v1/turns", json={"message": "#sim words=2 rate=0"} | body)
     assert posted.status_code == 202, posted.text
     turn = posted.json()["turn"]
@@ -32,7 +32,7 @@ async def post_and_read(gateway: Gateway, **body: Any) -> tuple[Connected, dict[
     return seen, (await gateway.client.get(f"/v1/turns/{turn}")).json()
 
 
-def events_of(connected: Connected) -> list[dict[str, Any]]:
+def events_of(connected: ReaderConnection) -> list[dict[str, Any]]:
     return data(b"".join(frame.sent for frame in connected.frames))
 
 

@@ -29,7 +29,7 @@ from tests.integration.conftest import Gateway, NewGateway
 from tests.promises import judge, no_gap, no_repeat, one_end
 
 
-async def opened(
+async def open_stream(
     stack: AsyncExitStack, gateway: Gateway, key: TurnKey, headers: dict[str, str] | None = None
 ) -> httpx2.Response:
     path = f"/v1/turns/{key.turn}/events"
@@ -71,10 +71,10 @@ async def test_readers_beyond_a_limit_are_refused(
     back, streamed = {"last-event-id": str(writer.chain.last)}, {"accept": "text/event-stream"}
     async with AsyncExitStack() as stack:
         leaving = await stack.enter_async_context(AsyncExitStack())
-        assert (await opened(leaving, gateway, writer.key)).status_code == 200
-        assert (await opened(stack, gateway, writer.key, back)).status_code == 200
-        assert refusal(await opened(stack, gateway, writer.key)) == expected
-        assert refusal(await opened(stack, gateway, writer.key, back)) == expected
+        assert (await open_stream(leaving, gateway, writer.key)).status_code == 200
+        assert (await open_stream(stack, gateway, writer.key, back)).status_code == 200
+        assert refusal(await open_stream(stack, gateway, writer.key)) == expected
+        assert refusal(await open_stream(stack, gateway, writer.key, back)) == expected
         answer = await gateway.client.post("/v1/turns", json={"message": "hi"}, headers=streamed)
         assert refusal(answer) == expected
         assert "tailrace-turn" not in answer.headers
@@ -98,8 +98,8 @@ async def test_an_event_source_that_reconnects_to_a_full_gateway_retries_later(
     await writer.open("a")
     back = {"accept": "text/event-stream", "last-event-id": str(writer.chain.last), "origin": "https://app.example"}
     async with AsyncExitStack() as stack:
-        assert (await opened(stack, gateway, writer.key)).status_code == 200
-        response = await opened(stack, gateway, writer.key, back)
+        assert (await open_stream(stack, gateway, writer.key)).status_code == 200
+        response = await open_stream(stack, gateway, writer.key, back)
         body = bytearray()
         with pytest.raises(httpx2.RemoteProtocolError):
             await gather(response, body)
@@ -124,13 +124,13 @@ async def test_clients_of_a_trusted_proxy_are_counted_by_their_own_address(
         del gateway.client.headers["authorization"]
         async with AsyncExitStack() as stack:
             statuses = [
-                (await opened(stack, gateway, writer.key, {"x-forwarded-for": address})).status_code
+                (await open_stream(stack, gateway, writer.key, {"x-forwarded-for": address})).status_code
                 for address in ("192.0.2.1", "192.0.2.1", "198.51.100.7, 192.0.2.2")
             ]
         assert statuses == [200, 429, second]
     gateway = await new_gateway(own_server.url, streams_address_max=1)
     async with AsyncExitStack() as stack:
-        assert [(await opened(stack, gateway, keyed.key)).status_code for _ in range(3)] == [200] * 3
+        assert [(await open_stream(stack, gateway, keyed.key)).status_code for _ in range(3)] == [200] * 3
 
 
 async def test_connections_beyond_the_limit_get_503(monkeypatch: pytest.MonkeyPatch, start: NewGateway) -> None:

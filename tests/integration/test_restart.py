@@ -23,7 +23,7 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.readers import build_reader, read, read_history
 from tests.harness.up import CHECKOUT, LEAN, Up, running
-from tests.promises import Connected, judge, no_gap, no_repeat, one_end
+from tests.promises import ReaderConnection, judge, no_gap, no_repeat, one_end
 
 # Longer than the start of the first processes: each generator is restarted while they run.
 RUNNING = "#sim words=320 rate=40"
@@ -32,9 +32,9 @@ ENDLESS = "#sim words=30000 rate=40"
 TURNS = 3
 
 
-async def read_to_end(client: httpx2.AsyncClient, turn: str) -> list[Connected]:
+async def read_to_end(client: httpx2.AsyncClient, turn: str) -> list[ReaderConnection]:
     """The connections of a reader that resumes until the turn ends. It also connects again after an error."""
-    connections: list[Connected] = []
+    connections: list[ReaderConnection] = []
     while not connections or connections[-1].over != "ended":
         cursor = next((one.frames[-1].seq for one in reversed(connections) if one.frames), BEFORE_FIRST)
         # A connection that has sent its request too late is closed without a response.
@@ -69,7 +69,7 @@ async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Pat
         statuses: list[int] = []
         async with httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
             turns: list[str] = []
-            readers: list[asyncio.Task[list[Connected]]] = []
+            readers: list[asyncio.Task[list[ReaderConnection]]] = []
 
             async def begin(message: str) -> None:
                 for _ in range(TURNS):

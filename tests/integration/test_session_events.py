@@ -160,8 +160,8 @@ async def test_the_timeline_says_how_a_session_stream_was_closed(
     running = await post(gateway, message="#sim words=300 rate=100")
     await Page(gateway.client, running["session"]).read(3)
 
-    async def closed() -> list[str]:
+    async def list_endings() -> list[str]:
         found = (await gateway.client.get(f"/v1/turns/{running['turn']}/timeline")).json()
         return [one["report"]["ending"] for one in found["readers"] if one["report"]["ending"] != "open"]
 
-    assert await until(closed) == ["disconnected"]
+    assert await until(list_endings) == ["disconnected"]

@@ -160,7 +160,7 @@ async def test_running_turns_are_listed_and_cancelled_by_session(
 async def test_turns_are_listed_by_outcome(gateway: Gateway) -> None:
     """Newest first, in pages, also together with a user."""
 
-    async def listed(**query: str) -> list[str]:
+    async def list_turns(**query: str) -> list[str]:
         found = await pages(gateway, "/v1/turns", "data", 1, **query)
         return [one["turn"] for page in found for one in page]
 
@@ -172,11 +172,11 @@ async def test_turns_are_listed_by_outcome(gateway: Gateway) -> None:
             assert outcome
             expected[outcome].insert(0, turn)
     running = (await gateway.client.post("/v1/turns", json=ENDLESS | {"user": "ann"})).json()
-    assert await listed(status="cancelled") == []
+    assert await list_turns(status="cancelled") == []
     await gateway.client.post(running["links"]["cancel"])
     for outcome, turns in {**expected, "cancelled": [running["turn"]]}.items():
-        assert await listed(status=outcome) == turns
-        assert await listed(status=outcome, user="ann") == turns[-1:]
+        assert await list_turns(status=outcome) == turns
+        assert await list_turns(status=outcome, user="ann") == turns[-1:]
 
 
 async def outcome_of(gateway: Gateway, turn: str) -> str | None:

@@ -87,7 +87,7 @@ def check_started(up: Up) -> None:
     assert all(json.loads(config)["cluster"]["listen"].startswith("127.0.0.1:") for config in configs)
     passwords = {password for config in configs for password in re.findall('"password": "(.*?)"', config)}
     assert [len(password) for password in passwords] == [32] * (len(RIGHTS) + 1)
-    spawned = up.spawned()
+    spawned = up.read_spawned()
     texts = [up.text, *(of_process(pid, "cmdline") for pid in up.tree()), *(" ".join(one) for _, one, _ in spawned)]
     assert [text for text in texts if any(password in text for password in passwords)] == []
     assert [path for path in up.folder.rglob("*") if path.stat().st_mode & 0o077] == []

@@ -137,10 +137,10 @@ async def test_an_ended_turn_is_posted_once_with_signature_and_record(own: Webho
     (webhook,) = [webhook for webhook in receiver.received if webhook.turn == key.turn]
     for tenant, one in ((OURS, webhook), (THEIRS, default.received[0])):
         secret = signature.format_secret(signature.derive_secret(KEY.encode(), tenant))
-        assert Webhook(secret).verify(one.body, dict(one.headers)) == one.decoded
-    assert msgspec.convert(webhook.decoded["data"], TurnRecord) == record_from_fold(key, await own.log.read_turn(key))
-    assert webhook.decoded["type"] == "turn.completed"
-    assert webhook.decoded["links"] == {"self": f"/v1/turns/{key.turn}"}
+        assert Webhook(secret).verify(one.body, dict(one.headers)) == one.payload
+    assert msgspec.convert(webhook.payload["data"], TurnRecord) == record_from_fold(key, await own.log.read_turn(key))
+    assert webhook.payload["type"] == "turn.completed"
+    assert webhook.payload["links"] == {"self": f"/v1/turns/{key.turn}"}
     assert webhook.headers["content-type"] == "application/json"
 
 
@@ -438,7 +438,7 @@ async def test_the_end_of_a_fork_is_not_posted(own: WebhookSystem, receiver: Rec
         assert receiver.received == []
         await writer.end()
         await own.wait_until_drained()
-    assert [(webhook.turn, webhook.decoded["type"]) for webhook in receiver.received] == [
+    assert [(webhook.turn, webhook.payload["type"]) for webhook in receiver.received] == [
         (writer.key.turn, "turn.completed")
     ]
 
@@ -531,7 +531,7 @@ async def test_of_two_processes_with_one_database_only_one_sends(
     receiver.answer = answer_with(500)
 
     async def lock_holders() -> list[int]:
-        async with postgresql.connected(url) as admin:
+        async with postgresql.connect(url) as admin:
             rows = await admin.fetch(
                 "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND "
                 "((classid::bigint << 32) | objid::bigint) = hashtextextended('webhooks', 0)"
@@ -550,7 +550,7 @@ async def test_of_two_processes_with_one_database_only_one_sends(
         assert set(receiver.turns) == {keys[0].turn}
         await until(lock_holders)
         (holder,) = await lock_holders()
-        async with postgresql.connected(url) as admin:
+        async with postgresql.connect(url) as admin:
             await admin.execute("SELECT pg_terminate_backend($1)", holder)
         await until(is_handed_over)
         receiver.answer = answer_with(204)

@@ -8,7 +8,7 @@ import httpx2
 
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.subjects import TurnKey
-from tests.harness.sse_parser import EventStream, Sent
+from tests.harness.sse_parser import EventStream, SseEvent
 
 # Plain text has no cursor: a reader that was disconnected reads all of it again.
 WITHOUT_CURSOR = "text"
@@ -42,7 +42,7 @@ class Reader:
         """Reads one connection; returns whether the gateway answered it."""
         self.connections += 1
         url, headers = self._request()
-        sent, stream, is_closed, is_over = list[Sent](), EventStream(), False, False
+        sent, stream, is_closed, is_over = list[SseEvent](), EventStream(), False, False
         if not self._is_event_stream:
             is_over = await self._has_failed(gateway)
             self.kept = b""
@@ -78,7 +78,7 @@ class Reader:
         headers = {"last-event-id": str(self.cursor)} if self.cursor is not None else {}
         return f"/v1/turns/{self.key.turn}/events?dialect={self.dialect}", headers
 
-    def _keep(self, sent: list[Sent]) -> list[Sent]:
+    def _keep(self, sent: list[SseEvent]) -> list[SseEvent]:
         """Keeps the events up to the last cursor; returns the rest, which may be half of an entry."""
         last = max((n for n, one in enumerate(sent) if self._cursor_of(one) is not None), default=-1)
         if last >= 0:
@@ -90,7 +90,7 @@ class Reader:
         """Whether the last kept event reports a restart."""
         return not DIALECTS[self.dialect].can_reset and RESTARTED in self.kept.decode().rpartition("data: ")[2]
 
-    def _cursor_of(self, sent: Sent) -> int | None:
+    def _cursor_of(self, sent: SseEvent) -> int | None:
         if sent.id is not None or not sent.data.startswith("{"):
             return sent.id
         found: int | None = json.loads(sent.data).get("sequence_number" if self.dialect == NUMBERED else "cursor")
@@ -104,5 +104,5 @@ class Reader:
             return False
 
 
-def is_heartbeat(sent: Sent) -> bool:
+def is_heartbeat(sent: SseEvent) -> bool:
     return sent.event == "ping" and sent.id is None

@@ -4,7 +4,7 @@ from tailrace.proto.entries import Attempt, Event, Stored
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Seq
 from tests.harness.readers import select_valid
-from tests.promises import KEPT, Connected, Frame, History, Reader, Story, Verdict, worst
+from tests.promises import KEPT, Frame, History, Reader, ReaderConnection, Story, Verdict, worst
 from tests.promises import judge as judge_promises
 from tests.schedules import model
 from tests.schedules import reader as simulated
@@ -48,7 +48,7 @@ def _build_reader(reader: simulated.Reader, turn: Turn, valid: list[Stored]) -> 
         name=reader.name,
         key=KEY,
         dialect="entries",
-        connections=tuple(reader.connections) or (Connected(Seq(0), (), "cut"),),
+        connections=tuple(reader.connections) or (ReaderConnection(Seq(0), (), "cut"),),
         received=Story(read.text, read.usage, read.outcome),
     )
 

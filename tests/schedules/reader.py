@@ -8,7 +8,7 @@ from tailrace.proto.entries import End, Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.subjects import TurnKey
-from tests.promises import Connected, Frame
+from tests.promises import Frame, ReaderConnection
 from tests.schedules.process import Process
 from tests.schedules.server import SimulatedLog, SimulatedServer, describe
 
@@ -23,7 +23,7 @@ class Reader:
     ) -> None:
         self.name = name
         self.process = Process(server.world, name)
-        self.connections: list[Connected] = []
+        self.connections: list[ReaderConnection] = []
         self.received: list[Stored] = []
         self.broken: list[list[Stored]] = []
         self.refused: list[str] = []
@@ -103,7 +103,7 @@ class Reader:
 
     def _close(self, over: Literal["ended", "cut"]) -> None:
         self.process.world.record(self.name, f"{over} after {self._frames[-1].seq if self._frames else self._cursor}")
-        self.connections.append(Connected(self._cursor, tuple(self._frames), over))
+        self.connections.append(ReaderConnection(self._cursor, tuple(self._frames), over))
         if self._frames:
             self._cursor = self._frames[-1].seq
         self._frames = []

@@ -49,7 +49,9 @@ class Schedule:
         policy = POLICIES[world.below(len(POLICIES))]
         request = model.question(self.script, policy)
         self.posters = [Poster(server, KEY, f"poster-{n}", request) for n in range(1 + faults.is_sent_twice)]
-        self.requests = SimulatedConsumer(server, KEY, lambda one: isinstance(one.entry, Request), self._acknowledged)
+        self.requests = SimulatedConsumer(
+            server, KEY, lambda one: isinstance(one.entry, Request), self._check_acknowledged
+        )
         self.generators = [Generator(server, self.requests, self.script, f"generator-{n}") for n in range(2)]
         for generator in self.generators:
             generator.others = [other for other in self.generators if other is not generator]
@@ -123,7 +125,7 @@ class Schedule:
             self.world.record("stray", f"writes under attempt {chain.attempt - 1}")
             self.server.store(Event(prev=chain.last, attempt=chain.attempt - 1, event=events.encode(STRAY)))
 
-    def _acknowledged(self, name: str) -> None:
+    def _check_acknowledged(self, name: str) -> None:
         if not self.server.has_end:
             self.too_early.append(f"{name} acknowledged a turn without an end")
 

@@ -263,7 +263,7 @@ class _Subscription:
 KINDS: dict[str, Any] = {"request": Request, "attempt": Attempt, "event": Event, "end": End}
 
 
-class Unanswered(Connection):
+class UnansweredConnection(Connection):
     """A connection on which no process answers a query."""
 
     def __init__(self) -> None: ...
@@ -275,7 +275,7 @@ class Unanswered(Connection):
 class SimulatedLog(TurnLog):
     """The product's TurnLog over a SimulatedServer, as one process uses it. There is one turn."""
 
-    connection = Unanswered()
+    connection = UnansweredConnection()
 
     def __init__(self, server: SimulatedServer, process: Process) -> None:
         self._server = server

@@ -35,7 +35,7 @@ class Layer:
         self._seen.append("returned")
 
 
-class Deferred(StreamedResponse):
+class DeferredResponse(StreamedResponse):
     """A response that calls `respond`."""
 
     def __init__(self, respond: Respond) -> None:
@@ -50,7 +50,7 @@ def client(respond: Respond, seen: list[str]) -> TestClient:
     """Returns a client of an application whose only route defers `respond`."""
 
     async def endpoint(_: object) -> ASGIApp:
-        response = Deferred(respond)
+        response = DeferredResponse(respond)
         response.add_headers({"x-turn": "t"})
         return response
 

@@ -14,11 +14,11 @@ from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 from tests.harness.turn_builder import NOON, completed_turn, text_delta
 from tests.promises import (
-    Connected,
     Frame,
     History,
     Promise,
     Reader,
+    ReaderConnection,
     Story,
     judge,
     no_gap,
@@ -39,10 +39,12 @@ Break = Callable[[History], History]
 
 def good_history() -> History:
     """One turn; one reader that was cut after 50 and came back, one that came late with a cursor and left early."""
-    cut = Connected(Seq(0), WHOLE[:3], "cut")
-    back = Connected(Seq(50), WHOLE[3:], "ended")
+    cut = ReaderConnection(Seq(0), WHOLE[:3], "cut")
+    back = ReaderConnection(Seq(50), WHOLE[3:], "ended")
     patient = Reader(name="patient", key=KEY, dialect="tailrace", connections=(cut, back), received=STORY)
-    hasty = Reader(name="hasty", key=KEY, dialect="tailrace", connections=(Connected(Seq(40), WHOLE[2:4], "left"),))
+    hasty = Reader(
+        name="hasty", key=KEY, dialect="tailrace", connections=(ReaderConnection(Seq(40), WHOLE[2:4], "left"),)
+    )
     return History(
         posted={KEY: True, TurnKey(Tenant("t"), TurnId("turn-2")): False},
         readers=(patient, hasty),
@@ -55,22 +57,22 @@ def good_history() -> History:
 def with_frames(change: Callable[[tuple[Frame, ...]], tuple[Frame, ...]]) -> Break:
     """Breaks what the patient reader received on its second connection."""
 
-    def broken(history: History) -> History:
+    def break_history(history: History) -> History:
         patient, hasty = history.readers
         cut, back = patient.connections
         back = msgspec.structs.replace(back, frames=change(back.frames))
         patient = msgspec.structs.replace(patient, connections=(cut, back))
         return msgspec.structs.replace(history, readers=(patient, hasty))
 
-    return broken
+    return break_history
 
 
 def with_reader(**given: Any) -> Break:
-    def broken(history: History) -> History:
+    def break_history(history: History) -> History:
         patient, hasty = history.readers
         return msgspec.structs.replace(history, readers=(msgspec.structs.replace(patient, **given), hasty))
 
-    return broken
+    return break_history
 
 
 def with_log(change: Callable[[tuple[Stored, ...]], tuple[Stored, ...]]) -> Break:
@@ -78,11 +80,11 @@ def with_log(change: Callable[[tuple[Stored, ...]], tuple[Stored, ...]]) -> Brea
 
 
 def with_row(**given: Any) -> Break:
-    def broken(history: History) -> History:
+    def break_history(history: History) -> History:
         assert history.records is not None
         return msgspec.structs.replace(history, records={KEY: msgspec.structs.replace(history.records[KEY], **given)})
 
-    return broken
+    return break_history
 
 
 def without_entries(**given: Any) -> Break:
@@ -103,9 +105,15 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
     "a cursor further than it had seen": (
         no_gap,
         False,
-        with_reader(connections=(Connected(Seq(0), WHOLE[:3], "cut"), Connected(Seq(60), WHOLE[4:], "ended"))),
+        with_reader(
+            connections=(ReaderConnection(Seq(0), WHOLE[:3], "cut"), ReaderConnection(Seq(60), WHOLE[4:], "ended"))
+        ),
     ),
-    "a reader that never came back": (no_gap, None, with_reader(connections=(Connected(Seq(0), WHOLE[:3], "cut"),))),
+    "a reader that never came back": (
+        no_gap,
+        None,
+        with_reader(connections=(ReaderConnection(Seq(0), WHOLE[:3], "cut"),)),
+    ),
     "a dialect that was not rendered": (no_gap, None, without_entries(rendered={})),
     "no readers": (no_gap, None, without_entries(readers=())),
     "a frame doubled": (no_repeat, False, with_frames(lambda frames: (frames[0], *frames))),
@@ -127,7 +135,7 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
         False,
         with_frames(lambda frames: (Frame(frames[0].seq, b"other"), *frames[1:])),
     ),
-    "an entry of the log lost": (one_story, False, with_log(lambda log: (*log[:5], *_relinked(log[5:])))),
+    "an entry of the log lost": (one_story, False, with_log(lambda log: (*log[:5], *_relink_without_first(log[5:])))),
     "an end with another hash": (one_story, False, with_log(lambda log: _other_end(log, text_sha256="0" * 64))),
     "an end with other usage": (one_story, False, with_log(lambda log: _other_end(log, usage=Usage(1, 1)))),
     "a turn that is still running": (one_story, None, with_log(lambda log: log[:-1])),
@@ -139,7 +147,7 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
 }
 
 
-def _relinked(log: tuple[Stored, ...]) -> tuple[Stored, ...]:
+def _relink_without_first(log: tuple[Stored, ...]) -> tuple[Stored, ...]:
     """The log without its first entry, with the chain closed over the hole: only the hash can still tell."""
     first, second, *rest = log
     entry = msgspec.structs.replace(second.entry, prev=first.entry.prev)
@@ -201,6 +209,6 @@ def test_false_is_worse_than_unknown() -> None:
 def test_a_running_turn_has_a_prefix_that_is_no_gap() -> None:
     """Before the end, what a cut reader has seen only has to be a beginning."""
     running = with_log(lambda log: log[:-1])(
-        with_reader(connections=(Connected(Seq(0), WHOLE[:3], "cut"),))(good_history())
+        with_reader(connections=(ReaderConnection(Seq(0), WHOLE[:3], "cut"),))(good_history())
     )
     assert no_gap(running).is_green

@@ -175,16 +175,16 @@ async def test_variables_have_the_nesting_limit_of_requests(tmp_path: Path) -> N
     """A template could turn deeper values into text."""
     found = await load(tmp_path, plain="{{ text }}")
 
-    def nested(levels: int) -> dict[str, Any]:
+    def nest(levels: int) -> dict[str, Any]:
         value: Any = "deep"
         for _ in range(levels - 1):
             value = [value]
         return {"text": value}
 
-    assert "deep" in str((await render(found, "plain", nested(BODY_LEVELS_MAX))).message)
+    assert "deep" in str((await render(found, "plain", nest(BODY_LEVELS_MAX))).message)
     for levels in (BODY_LEVELS_MAX + 1, 900):
         with pytest.raises(Refused, match="nested more than") as refused:
-            await render(found, "plain", nested(levels))
+            await render(found, "plain", nest(levels))
         assert refused.value.code == "request_invalid"
 
 

@@ -98,7 +98,7 @@ async def test_an_older_schema_of_postgresql_is_migrated_and_its_turns_are_searc
 ) -> None:
     """The older schema has fewer tables."""
     url, oldest = await postgresql.new_database(), migrations("postgresql")[0]
-    async with postgresql.connected(url) as administrator:
+    async with postgresql.connect(url) as administrator:
         await administrator.execute(oldest.sql + SET_VERSION.format(oldest.number))
         await administrator.execute(
             "INSERT INTO sessions (tenant, session, created_at, updated_at) VALUES ('ours', 'session-1', 1, 1); "

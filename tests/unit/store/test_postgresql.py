@@ -66,7 +66,7 @@ async def test_two_processes_write_one_after_the_other_and_count_each_turn_once(
 async def test_a_transaction_that_has_waited_sees_the_one_before(postgresql: PostgreSQLServer, isolation: str) -> None:
     """Whatever the default of the role or the database is: otherwise each wait would be an error."""
     url = await postgresql.new_database()
-    async with postgresql.connected(url) as administrator:
+    async with postgresql.connect(url) as administrator:
         name = url.rpartition("/")[2]
         await administrator.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
         async with open_store(url, busy_timeout_s=30) as one, open_store(url, busy_timeout_s=30) as other:
@@ -82,7 +82,7 @@ async def test_a_transaction_that_has_waited_sees_the_one_before(postgresql: Pos
 async def test_a_schema_has_a_history_of_its_own(postgresql: PostgreSQLServer) -> None:
     """Also if its tables are in another schema of the search_path, and the schema has a table of another program."""
     url = await postgresql.new_database()
-    async with postgresql.connected(url) as administrator:
+    async with postgresql.connect(url) as administrator:
         await administrator.execute("CREATE SCHEMA second; CREATE TABLE second.notes ()")
     async with open_store(url) as public, open_store(f"{url}?search_path=second%2Cpublic") as second:
         await public.record([running_row("turn-1")])
@@ -96,7 +96,7 @@ async def test_a_commit_is_on_the_disk_and_any_other_default_stays(
     postgresql: PostgreSQLServer, default: str, used: str
 ) -> None:
     url = await postgresql.new_database()
-    async with postgresql.connected(url) as administrator:
+    async with postgresql.connect(url) as administrator:
         await administrator.execute(f"ALTER DATABASE {url.rpartition('/')[2]} SET synchronous_commit = '{default}'")
     async with open_store(url) as store:
         (found,) = await store.database.read("SELECT current_setting('synchronous_commit') AS value", {})
@@ -144,7 +144,7 @@ async def test_a_server_without_transaction_numbers_loses_no_turn(postgresql: Po
         long = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=6000))
         with pytest.raises(StoreRefused):
             await store.record([msgspec.structs.replace(running_row("turn-1"), user=long)])
-        async with postgresql.connected(url) as administrator:
+        async with postgresql.connect(url) as administrator:
             await administrator.execute(
                 "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION "
                 "'database is not accepting commands to avoid wraparound data loss' USING ERRCODE = '54000'; END $$; "
@@ -158,7 +158,7 @@ async def test_a_server_without_transaction_numbers_loses_no_turn(postgresql: Po
 
 async def test_a_database_that_accepts_no_connections_is_busy(postgresql: PostgreSQLServer) -> None:
     url = await postgresql.new_database()
-    async with postgresql.connected("postgres") as administrator:
+    async with postgresql.connect("postgres") as administrator:
         await administrator.execute(f"ALTER DATABASE {url.rpartition('/')[2]} ALLOW_CONNECTIONS false")
     with pytest.raises(StoreBusy, match="is not currently accepting connections"):
         await Store.open(url, busy_timeout_s=0.05)
@@ -174,7 +174,7 @@ async def test_a_connection_that_the_server_has_ended_is_replaced(postgresql: Po
     url = await postgresql.new_database()
     async with (
         proxy_that_hides_ends(postgresql.port) as port,
-        postgresql.connected(url) as administrator,
+        postgresql.connect(url) as administrator,
         open_store(url.replace(str(postgresql.port), str(port))) as store,
     ):
         await store.turn(key("turn-1"))
@@ -204,7 +204,7 @@ async def test_the_error_of_a_transaction_that_the_server_has_ended_names_the_ca
                 await transaction.read("SELECT pg_sleep(60)", {})
 
         waiting = asyncio.create_task(wait_in_transaction())
-        async with postgresql.connected(url) as administrator:
+        async with postgresql.connect(url) as administrator:
             is_waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = $1"
             await until(lambda: administrator.fetchval(is_waiting, url.rpartition("/")[2]))
             await administrator.execute(END_OTHERS, url.rpartition("/")[2])

@@ -111,7 +111,7 @@ VALUES = {
 async def filled_connection(postgresql: PostgreSQLServer) -> AsyncIterator[asyncpg.Connection]:
     """A connection to a database with many rows."""
     url = await postgresql.new_database()
-    async with open_store(url), postgresql.connected(url) as connection:
+    async with open_store(url), postgresql.connect(url) as connection:
         await connection.execute(FILL)
         yield connection
 
