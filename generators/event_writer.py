@@ -11,7 +11,7 @@ from tailrace.generators import metrics
 from tailrace.generators.delta_buffer import DeltaBuffer
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Attempt, Entry, Event, Stored
+from tailrace.proto.entries import Attempt, Entry, Event, StoredEntry
 from tailrace.proto.errors import LogFull
 from tailrace.proto.fold import Folding
 from tailrace.proto.nats import TurnLog
@@ -89,6 +89,6 @@ async def append_when_not_full(append: Append, key: TurnKey, chain: Chain, entry
             await asyncio.sleep(FULL_WAIT_S)
 
 
-def as_stored(chain: Chain, entry: Entry) -> Stored:
+def as_stored(chain: Chain, entry: Entry) -> StoredEntry:
     """Returns an entry just appended, for the fold, with the time of this machine's clock."""
-    return Stored(chain.last, datetime.now(UTC), entry)
+    return StoredEntry(chain.last, datetime.now(UTC), entry)

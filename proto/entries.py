@@ -263,7 +263,7 @@ KINDS: dict[type, str] = {
 }
 
 
-class Stored(msgspec.Struct, frozen=True):
+class StoredEntry(msgspec.Struct, frozen=True):
     """An entry with its stream sequence and the time at which the server stored it (UTC)."""
 
     seq: Seq

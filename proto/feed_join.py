@@ -8,7 +8,7 @@ that an entry was missed, and the log must be read until it reaches at least the
 from collections.abc import Iterable
 
 from tailrace.proto.chain import START, Chain, link
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST
 
 
@@ -34,9 +34,9 @@ class FeedJoin:
         """Whether the log must be read after `read_upto`."""
         return self.stored_upto > self.read_upto
 
-    def add_read(self, entries: Iterable[Stored]) -> list[Stored]:
+    def add_read(self, entries: Iterable[StoredEntry]) -> list[StoredEntry]:
         """Adds entries read from the log after `read_upto`, in order and without a hole; returns the valid ones."""
-        valid: list[Stored] = []
+        valid: list[StoredEntry] = []
         for stored in entries:
             if stored.seq <= self.read_upto:
                 continue
@@ -49,7 +49,7 @@ class FeedJoin:
             valid.append(stored)
         return valid
 
-    def add_live(self, stored: Stored) -> bool:
+    def add_live(self, stored: StoredEntry) -> bool:
         """Adds an entry from the live feed; returns whether it continues the chain.
 
         An entry that is further on is not kept: it may belong to a fork whose rival was missed. The log decides.
@@ -65,7 +65,7 @@ class FeedJoin:
         self.stored_upto = max(self.stored_upto, stored.seq)
         return False
 
-    def add_next(self, stored: Stored) -> bool:
+    def add_next(self, stored: StoredEntry) -> bool:
         """Adds an entry from the live feed if it continues the chain; returns whether it does. Else changes nothing."""
         chain = link(self.chain, stored.seq, stored.entry) if stored.seq > self.read_upto else None
         if chain is None:

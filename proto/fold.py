@@ -15,7 +15,7 @@ from tailrace.proto import events
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
-from tailrace.proto.entries import Attempt, Block, End, Event, Failure, Mode, Outcome, Progress, Request, Stored
+from tailrace.proto.entries import Attempt, Block, End, Event, Failure, Mode, Outcome, Progress, Request, StoredEntry
 from tailrace.proto.usage import CallUsage, Usage, estimate_usage
 from tailrace.proto.usage_meter import UsageMeter
 
@@ -128,7 +128,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 EMPTY_TURN = Turn()
 
 
-def fold(entries: Iterable[Stored], turn: Turn = EMPTY_TURN) -> Turn:
+def fold(entries: Iterable[StoredEntry], turn: Turn = EMPTY_TURN) -> Turn:
     """Folds `entries`, in the order of the log, onto `turn`. Only counts entries that are not valid (PROTOCOL R11)."""
     folding = Folding(turn)
     for stored in entries:
@@ -136,7 +136,7 @@ def fold(entries: Iterable[Stored], turn: Turn = EMPTY_TURN) -> Turn:
     return folding.build()
 
 
-def fold_first_and_end(first: Turn, end: Stored) -> Turn | None:
+def fold_first_and_end(first: Turn, end: StoredEntry) -> Turn | None:
     """Returns the fold of an ended turn as far as a record needs it. `first` is the fold of its first entries.
 
     None if all entries must be folded. The caller has checked that all entries of the turn are valid (PROTOCOL R110).
@@ -279,7 +279,7 @@ class Folding:
         self.last_entry_at = turn.last_entry_at
         self.worked = turn.worked
 
-    def add(self, stored: Stored, event: events.Event | events.UnknownEvent | None = None) -> None:
+    def add(self, stored: StoredEntry, event: events.Event | events.UnknownEvent | None = None) -> None:
         """Adds an entry. `event` is the decoded event of an Event entry, if the caller has it."""
         self.tail = max(self.tail, stored.seq)
         chain = link(self.chain, stored.seq, stored.entry)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from tailrace.proto.entries import End, Outcome, Stored
+from tailrace.proto.entries import End, Outcome, StoredEntry
 from tailrace.proto.fold import Turn, fold, text_proof
 from tailrace.proto.ids import Seq
 from tailrace.proto.records import TurnRecord, record_from_fold
@@ -80,7 +80,7 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     posted: dict[TurnKey, bool] = {}
     """Whether each turn that was posted was acknowledged."""
     readers: tuple[Reader, ...] = ()
-    log: dict[TurnKey, tuple[Stored, ...]] = {}
+    log: dict[TurnKey, tuple[StoredEntry, ...]] = {}
     """All stored entries of each turn at the end, valid or not."""
     rendered: dict[tuple[TurnKey, str], tuple[Frame, ...]] = {}
     """The whole log of a turn in a dialect: the frames of a reader without interruptions."""

@@ -16,7 +16,7 @@ from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, link
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Attempt, End, Entry, Event, Message, Mode, Progress, Request, Stored
+from tailrace.proto.entries import Attempt, End, Entry, Event, Message, Mode, Progress, Request, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
@@ -127,9 +127,9 @@ def _parse_event(fields: dict[str, str]) -> tuple[str, Any]:
     return str(fields.get("event") or payload.get("type") or payload.get("object") or next(iter(payload))), payload
 
 
-def example_turn() -> list[Stored]:
+def example_turn() -> list[StoredEntry]:
     """Returns a turn with a restart, thinking, text and a tool call."""
-    log: list[Stored] = []
+    log: list[StoredEntry] = []
     _append(log, Request(model=MODEL, max_tokens=1000, messages=[Message("user", "Hi")], session=SessionId(KEY.turn)))
     _attempt(log, "fresh", [events.BlockStart(0, {"type": "text", "text": ""}), _text(0, "Hel")])
     _attempt(
@@ -158,7 +158,7 @@ def _text(index: int, text: str) -> events.Event:
     return events.BlockDelta(index, events.TextDelta(text))
 
 
-def _attempt(log: list[Stored], mode: Mode, generated: list[events.Event]) -> None:
+def _attempt(log: list[StoredEntry], mode: Mode, generated: list[events.Event]) -> None:
     chain = fold(log).chain
     attempt = Attempt(prev=chain.last, attempt=chain.attempt + 1, generator="generator-1", backend="claude", mode=mode)
     _append(log, attempt)
@@ -170,7 +170,7 @@ def _attempt(log: list[Stored], mode: Mode, generated: list[events.Event]) -> No
         _append(log, entries.Event(prev=chain.last, attempt=chain.attempt, event=events.encode(event)))
 
 
-def _append(log: list[Stored], entry: Entry) -> None:
+def _append(log: list[StoredEntry], entry: Entry) -> None:
     seq = Seq(len(log) + 1)
     assert link(fold(log).chain if log else START, seq, entry)  # noqa: S101  # the example must be a valid log
-    log.append(Stored(seq, NOON + timedelta(seconds=seq), entry))
+    log.append(StoredEntry(seq, NOON + timedelta(seconds=seq), entry))

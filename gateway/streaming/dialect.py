@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.gateway.http import sse
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 
@@ -38,7 +38,7 @@ class Dialect(NamedTuple):
     name: str
     start: Callable[[TurnKey], Any]
     """Returns the state before the first entry."""
-    render: Callable[[Any, Stored], tuple[Frame, Any]]
+    render: Callable[[Any, StoredEntry], tuple[Frame, Any]]
     """Returns the frame of an entry, and the state after it."""
     render_record: Callable[[TurnRecord, int], Frame]
     """Returns the frame of a whole turn that has left the log, which is never `running`: one without an end has failed.

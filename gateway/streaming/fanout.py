@@ -15,7 +15,7 @@ from typing import Any
 
 from tailrace.gateway import metrics
 from tailrace.gateway.streaming.dialect import Dialect, Frame
-from tailrace.proto.entries import Attempt, End, Request, Stored
+from tailrace.proto.entries import Attempt, End, Request, StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
@@ -33,7 +33,7 @@ class TurnFeed:
         """`heartbeat_s`: waiting readers are woken after this many seconds without an entry."""
         self.key = key
         self.after = after
-        self.entries: list[Stored] = []
+        self.entries: list[StoredEntry] = []
         self.seqs: list[Seq] = []
         self.is_ended = False
         self.is_broken = False
@@ -57,7 +57,7 @@ class TurnFeed:
         first = self.entries[0].entry if self.entries else None
         return first if isinstance(first, Request) else None
 
-    def add(self, entries: list[Stored]) -> None:
+    def add(self, entries: list[StoredEntry]) -> None:
         """Adds the next entries. After the first call, maybe without entries, the feed has all that were stored."""
         for stored in entries:
             self.entries.append(stored)

@@ -13,7 +13,7 @@ from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.response import body
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.runtime.eager import run_to_first_wait
 from tailrace.proto.subjects import TurnKey
@@ -29,7 +29,7 @@ RETRY_MS = (500, 2000)
 # without the pause this happened to 2 in 100 streams in Chromium.
 DISPATCH_S = 0.25
 
-WriteObserver = Callable[[Sequence[Stored], int, int], None]
+WriteObserver = Callable[[Sequence[StoredEntry], int, int], None]
 """Is called after each write with the turn's entries, and the index of the first one written and of the next one."""
 Snapshot = Callable[[TurnKey, Turn, int], sse.Events]
 """Renders the turn so far as a few events. The arguments: key, fold, and the number of events that these replace."""

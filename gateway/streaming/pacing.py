@@ -6,7 +6,7 @@ from datetime import datetime
 
 from starlette.requests import Request
 
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import Refused
 
 PACE = re.compile(r"[1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9]")
@@ -20,14 +20,14 @@ class Pace:
         self._speed = speed
         self._began: tuple[float, datetime] | None = None
 
-    def due_in_s(self, stored: Stored, now: float) -> float:
+    def due_in_s(self, stored: StoredEntry, now: float) -> float:
         """Returns the seconds until `stored` is due; 0 or less: it is due. `now` is the loop's time."""
         if self._began is None:
             self._began = (now, stored.at)
         began, first = self._began
         return began + (stored.at - first).total_seconds() / self._speed - now
 
-    def count_due(self, entries: Sequence[Stored], position: int, most: int, now: float) -> int:
+    def count_due(self, entries: Sequence[StoredEntry], position: int, most: int, now: float) -> int:
         """Returns how many of `entries` from `position` on are due, at most `most`."""
         until = min(position + most, len(entries))
         return next((n for n in range(position, until) if self.due_in_s(entries[n], now) > 0), until) - position

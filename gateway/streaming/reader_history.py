@@ -12,7 +12,7 @@ import structlog
 
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.response import Cause
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
 from tailrace.proto.subjects import TurnKey
@@ -36,7 +36,7 @@ class Reader:
         self.closed_at: datetime | None = None
         self.ending: Ending = "open"
 
-    def note_write(self, entries: Sequence[Stored], start: int, end: int) -> None:
+    def note_write(self, entries: Sequence[StoredEntry], start: int, end: int) -> None:
         """Notes a write of the entries from index `start` to `end`, the end not included."""
         if start < end:
             self.written = entries[end - 1].seq

@@ -9,7 +9,7 @@ from tailrace.gateway import metrics
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.reader_history import Reader
 from tailrace.proto import events
-from tailrace.proto.entries import Event, Stored
+from tailrace.proto.entries import Event, StoredEntry
 from tailrace.proto.errors import LogError
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
@@ -36,7 +36,7 @@ class StreamTimings:
         elif not any(map(is_delta, feed.entries)):
             self._first_token = metrics.FIRST_TOKEN_S.labels(reader.dialect)
 
-    def note_write(self, entries: Sequence[Stored], start: int, end: int) -> None:
+    def note_write(self, entries: Sequence[StoredEntry], start: int, end: int) -> None:
         """Notes a write, as `Reader.note_write` does, and measures it."""
         if start == end:
             return
@@ -57,7 +57,7 @@ class StreamTimings:
             self._first_token = None
 
 
-def is_delta(stored: Stored) -> bool:
+def is_delta(stored: StoredEntry) -> bool:
     """Returns whether an entry is a delta of the answer."""
     return isinstance(stored.entry, Event) and isinstance(events.decode(stored.entry.event), events.BlockDelta)
 

@@ -12,7 +12,7 @@ import msgspec
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto import events
 from tailrace.proto.chain import START, link
-from tailrace.proto.entries import Attempt, End, Event, Mode, Outcome, Request, Stored
+from tailrace.proto.entries import Attempt, End, Event, Mode, Outcome, Request, StoredEntry
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.nats import TurnLog
@@ -150,7 +150,7 @@ class Timeline(msgspec.Struct, kw_only=True):
     """The acceptance, attempts, pauses, readers and end as lines of text, in the order of time."""
 
 
-def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayReaders]) -> Timeline:
+def build(key: TurnKey, stored: Iterable[StoredEntry], gateways: Sequence[GatewayReaders]) -> Timeline:
     """Returns the timeline of a turn, without `recorded`. Invalid entries are only counted."""
     found = Timeline(turn=key.turn, tenant=key.tenant)
     chain, times, last_at = START, dict[Seq, datetime](), None
@@ -218,7 +218,7 @@ async def read(
     `ask_gateways` returns the readers of the turn at each gateway, as JSON. It is called for a turn that exists.
     Raises TurnUnknown, Refused, LogUnavailable.
     """
-    stored: list[Stored] = []
+    stored: list[StoredEntry] = []
     while page := await log.read_entries(key, stored[-1].seq if stored else BEFORE_FIRST):
         stored += page
     record, recorded = None, None
@@ -256,7 +256,7 @@ def _end_step(at: datetime, outcome: Outcome, end: End | TurnRecord) -> EndStep:
     )
 
 
-def _add(found: Timeline, stored: Stored) -> int:
+def _add(found: Timeline, stored: StoredEntry) -> int:
     """Adds an entry; returns the characters that it adds to the answer."""
     chars = 0
     match stored.entry:

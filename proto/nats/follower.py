@@ -12,7 +12,7 @@ from contextlib import suppress
 from prometheus_client import Counter
 
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.entries import End, Stored
+from tailrace.proto.entries import End, StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogUnavailable
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.ids import BEFORE_FIRST, Seq
@@ -50,7 +50,7 @@ class Follower:
         key: TurnKey,
         after: Seq,
         feed: LiveFeed,
-        receive: Callable[[list[Stored]], None] | None = None,
+        receive: Callable[[list[StoredEntry]], None] | None = None,
     ) -> None:
         self._server = server
         self._key = key
@@ -70,7 +70,7 @@ class Follower:
         """Whether the follower has accepted the turn's `end`: no entry comes after it."""
         return self._join.chain.is_ended
 
-    async def first(self) -> list[Stored]:
+    async def first(self) -> list[StoredEntry]:
         """Returns the valid entries after the cursor that are already stored, maybe none.
 
         Raises TurnUnknown, LogUnavailable, and CursorUnknown when the cursor is not a valid entry of the turn.
@@ -90,7 +90,7 @@ class Follower:
         self._confirmed_skipped = join.skipped
         return valid
 
-    async def next(self) -> list[Stored]:
+    async def next(self) -> list[StoredEntry]:
         """Waits for the live feed, at most REREAD_S seconds; returns the new valid entries, maybe none.
 
         Raises TurnUnknown when the turn was purged, CursorUnknown when entries returned earlier belong to a fork, and
@@ -117,7 +117,7 @@ class Follower:
             return await self._roll_back(before)
         return valid
 
-    def _accept(self, stored: Stored) -> bool:
+    def _accept(self, stored: StoredEntry) -> bool:
         """Passes an entry that continues the chain to `receive`, unless the log must be read or the chain confirmed."""
         join = self._join
         if (
@@ -164,7 +164,7 @@ class Follower:
         join.confirmed, self._confirmed_skipped = join.chain, join.skipped
         return True
 
-    async def _roll_back(self, before: Chain) -> list[Stored]:
+    async def _roll_back(self, before: Chain) -> list[StoredEntry]:
         """Sets the chain back to `before`, the chain before this call of `next`, and drops the fork's entries after it.
 
         The result is an empty list. Raises CursorUnknown when `before`, which the client has received, is a fork's too.
@@ -177,7 +177,7 @@ class Follower:
                     raise CursorUnknown(CURSOR_SKIPPED)
         return []
 
-    async def _read_page(self) -> list[Stored]:
+    async def _read_page(self) -> list[StoredEntry]:
         """Returns the valid entries of the next page. Sets `_must_read`: whether another page must be read."""
         try:
             page = await self._server.read(self._key, self._join.read_upto)

@@ -15,7 +15,7 @@ import msgspec
 
 from tailrace.proto import entries, entry_encryption, subjects
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.entries import Entry, Request, Stored, Unreadable
+from tailrace.proto.entries import Entry, Request, StoredEntry, Unreadable
 from tailrace.proto.entry_encryption import EncryptionKeys, is_encrypted
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
@@ -238,10 +238,10 @@ class JetStreamLog:
         async with self._listen(subjects.live_requests(tenant), notify, lambda: call(None)):
             yield
 
-    def _decode_all(self, messages: Sequence[Message], turn: str) -> list[Stored]:
+    def _decode_all(self, messages: Sequence[Message], turn: str) -> list[StoredEntry]:
         return [stored for message in messages if (stored := self._decode(message, turn))]
 
-    def _decode(self, message: Message, turn: str) -> Stored | None:
+    def _decode(self, message: Message, turn: str) -> StoredEntry | None:
         """Returns the entry in a message that was read or republished; None if it is no entry of the filter `turn`.
 
         A NATS client may name a subject of the live feed as its reply subject. Such a message was not stored.
@@ -256,7 +256,7 @@ class JetStreamLog:
         if isinstance(entry, Request) and entry.encryption_key is not None:
             self._keys.add(turn, entry.encryption_key)
         seq = Seq(int(message.header(b"Nats-Sequence")))
-        return Stored(seq, datetime.fromisoformat(message.header(b"Nats-Time-Stamp")), entry)
+        return StoredEntry(seq, datetime.fromisoformat(message.header(b"Nats-Time-Stamp")), entry)
 
     async def _read_key(self, key: TurnKey) -> None:
         """Asks the stream's leader for the turn's request, and remembers its key. A second request would be a fork's.

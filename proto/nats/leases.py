@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 
 from tailrace.proto import entries, subjects
 from tailrace.proto.batch import part_of_batch
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, is_token
 from tailrace.proto.nats.connection import Connection
@@ -63,13 +63,13 @@ class Delivery:
         self._payload = message.data if is_kept else None
         message.data = b""
 
-    def take_entry(self) -> list[Stored]:
+    def take_entry(self) -> list[StoredEntry]:
         """Returns the entry, and frees its memory.
 
         An empty list if it was taken, is large, was delivered before, or is for webhooks: read it from the log.
         """
         payload, self._payload = self._payload, None
-        return [] if payload is None else [Stored(self.seq, self.at, entries.decode(self.kind, payload))]
+        return [] if payload is None else [StoredEntry(self.seq, self.at, entries.decode(self.kind, payload))]
 
     async def renew(self) -> None:
         """Renews the lease. A failed renewal is only logged: the fence shows who owns the turn."""

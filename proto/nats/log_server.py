@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
-from tailrace.proto.entries import End, Entry, Request, Stored
+from tailrace.proto.entries import End, Entry, Request, StoredEntry
 from tailrace.proto.ids import Seq
 from tailrace.proto.subjects import TurnKey
 
@@ -31,7 +31,7 @@ class PublishUnclear(Exception):
 class EntryPage(NamedTuple):
     """The entries of one read, oldest first, valid or not; `is_last`: none followed at the time of the read."""
 
-    entries: list[Stored]
+    entries: list[StoredEntry]
     is_last: bool
 
 
@@ -46,14 +46,14 @@ class LiveFeed:
     """The republished entries of one turn that have arrived and were not taken yet. A hint: it may miss entries."""
 
     def __init__(self) -> None:
-        self._entries: list[Stored] = []
+        self._entries: list[StoredEntry] = []
         self._may_have_missed = False
         self._arrived = asyncio.Event()
-        self._accept: Callable[[Stored], bool] | None = None
+        self._accept: Callable[[StoredEntry], bool] | None = None
         """The `accept` of the call of `next` that waits."""
         self._silent_since = 0.0
 
-    def add(self, stored: Stored) -> None:
+    def add(self, stored: StoredEntry) -> None:
         """Adds an entry that has arrived: to `accept` of the waiting call of `next`, or else to its result."""
         if self._accept is not None and not self._arrived.is_set() and self._accept(stored):
             self._silent_since = asyncio.get_running_loop().time()
@@ -72,7 +72,7 @@ class LiveFeed:
         self._may_have_missed = True
         self._arrived.set()
 
-    async def next(self, timeout_s: float, accept: Callable[[Stored], bool] | None = None) -> list[Stored]:
+    async def next(self, timeout_s: float, accept: Callable[[StoredEntry], bool] | None = None) -> list[StoredEntry]:
         """Returns the entries that have arrived; an empty list after `timeout_s` without any, and after `reset`.
 
         An empty list means "read the log". An end is left to the next call, so that the entries before it do not wait
@@ -90,7 +90,7 @@ class LiveFeed:
                 # It may lead to this feed. Such a cycle would keep the turn in memory until a garbage collection.
                 self._accept = None
                 self._timer.cancel()
-        arrived: list[Stored] = []
+        arrived: list[StoredEntry] = []
         if self._may_have_missed:
             # The next call returns the entries that have arrived since.
             self._may_have_missed = False

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from tailrace.proto import entries
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_first_and_end
@@ -59,7 +59,7 @@ async def read_turn_upto(server: LogServer, key: TurnKey, seq: Seq) -> Turn:
     return await _read_on(server, key, await read_turn_direct(server, key), seq)
 
 
-async def read_ended_turn(server: LogServer, key: TurnKey, end: Stored) -> Turn:
+async def read_ended_turn(server: LogServer, key: TurnKey, end: StoredEntry) -> Turn:
     """Folds an ended turn as far as a record needs it: from its first entries and its `end` if these are enough.
 
     Otherwise from all entries (PROTOCOL R110). Raises TurnUnknown, LogUnavailable.
@@ -102,13 +102,13 @@ async def _read_on(server: LogServer, key: TurnKey, turn: Turn, seq: Seq) -> Tur
 
 async def read_valid(
     server: LogServer, key: TurnKey, join: FeedJoin, page: EntryPage | None = None, *, is_first: bool = False
-) -> list[Stored]:
+) -> list[StoredEntry]:
     """Reads the log until `join` has no gap; returns the valid entries that `join` did not have.
 
     `page` has been read already. `is_first`: nothing is known of the turn yet, and TurnUnknown is raised when the log
     has no such turn, or its request cannot be decoded. Raises LogUnavailable; `join` must then be discarded.
     """
-    valid: list[Stored] = []
+    valid: list[StoredEntry] = []
     deadline = asyncio.get_running_loop().time() + READ_TIMEOUT_S
     while True:
         page = page or await server.read(key, join.read_upto)

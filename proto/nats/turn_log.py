@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime
 
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import LogError, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import append, replay
@@ -32,7 +32,7 @@ class TurnLog(JetStreamLog):
     find_stored = replay.find_stored
     require_turn = replay.require_turn
 
-    async def read_entries(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = PAGE_MAX) -> list[Stored]:
+    async def read_entries(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = PAGE_MAX) -> list[StoredEntry]:
         """Returns the stored entries of a turn after `after`, at most `limit`, oldest first, valid or not (direct get).
 
         An empty list does not mean that the turn has ended or is unknown: only an End entry says the former, and one
@@ -40,7 +40,7 @@ class TurnLog(JetStreamLog):
         """
         return (await self.read(key, after, limit)).entries
 
-    async def follow(self, key: TurnKey, after: Seq = BEFORE_FIRST) -> AsyncGenerator[list[Stored], None]:
+    async def follow(self, key: TurnKey, after: Seq = BEFORE_FIRST) -> AsyncGenerator[list[StoredEntry], None]:
         """Yields the valid entries of a turn after `after`, in order, each once, as they are stored, up to its end.
 
         The first list has the entries already stored, maybe none. After the end there is no list. Raises TurnUnknown
@@ -61,7 +61,7 @@ class TurnLog(JetStreamLog):
         self,
         key: TurnKey,
         after: Seq,
-        receive: Callable[[list[Stored]], None],
+        receive: Callable[[list[StoredEntry]], None],
         subscription: AbstractAsyncContextManager[LiveFeed] | None = None,
     ) -> None:
         """Like `follow`, but calls `receive` with the entries, most of them as they arrive; returns at the turn's end.

@@ -16,7 +16,7 @@ import msgspec
 from tailrace.deploy.simulated_claude.account import AccountReport
 from tailrace.proto import entries, subjects
 from tailrace.proto.batch import child_key
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.records import TurnRecord
@@ -80,8 +80,8 @@ class LoggedTurn(msgspec.Struct, frozen=True):
     """A turn's messages, their entries, and those entries that are valid (PROTOCOL R11)."""
 
     messages: list[LogMessage]
-    stored: list[Stored]
-    valid: list[Stored]
+    stored: list[StoredEntry]
+    valid: list[StoredEntry]
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -251,7 +251,7 @@ def _decode(sent: list[bytes]) -> Story | None:
 def _logged_turn(positions: list[Position]) -> LoggedTurn:
     messages = [position.message for position in positions]
     stored = [
-        Stored(one.message.seq, one.message.at, entries.decode(one.kind, one.message.content)) for one in positions
+        StoredEntry(one.message.seq, one.message.at, entries.decode(one.kind, one.message.content)) for one in positions
     ]
     return LoggedTurn(messages, stored, readers.select_valid(stored))
 

@@ -8,7 +8,7 @@ import msgspec
 from tailrace.deploy.simulated_claude.account import AccountReport, Call, SubmittedRequest
 from tailrace.proto import entries, subjects
 from tailrace.proto.batch import CUSTOM_ID, child_key
-from tailrace.proto.entries import Attempt, Message, Progress, Stored
+from tailrace.proto.entries import Attempt, Message, Progress, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import record_from_fold
@@ -64,7 +64,7 @@ def run() -> Run:
     return Run(operations=_operations(log, turns[ANSWERED]), log=log, rows=rows, blobs=blobs, final=_final_state(log))
 
 
-def _answered_turn() -> list[Stored]:
+def _answered_turn() -> list[StoredEntry]:
     """Entries at each second sequence from 2 to 22."""
     log = Handwritten(step=2)
     log.store_request(messages=[Message("user", QUESTIONS[ANSWERED])])
@@ -76,7 +76,7 @@ def _answered_turn() -> list[Stored]:
     return log.stored
 
 
-def _cancelled_turn() -> list[Stored]:
+def _cancelled_turn() -> list[StoredEntry]:
     """Entries at each second sequence from 21 to 35."""
     log = _begin_after(19, step=2)
     log.store_request(messages=[Message("user", QUESTIONS[CANCELLED])])
@@ -87,7 +87,7 @@ def _cancelled_turn() -> list[Stored]:
     return log.stored[1:]
 
 
-def _batch_turn() -> list[Stored]:
+def _batch_turn() -> list[StoredEntry]:
     """Entries at 36, 37, 38, 55 and 56. The turns of the inputs are in between."""
     log = _begin_after(35)
     log.store_request(messages=[], via="message_batches", batch=entries.Batch("ab", 99, len(INPUTS), 8))
@@ -103,7 +103,7 @@ def _batch_turn() -> list[Stored]:
     return log.stored[1:]
 
 
-def _input_turn(number: int) -> list[Stored]:
+def _input_turn(number: int) -> list[StoredEntry]:
     """Entries at each sequence from 39 to 46, or from 47 to 54."""
     name, question = list(INPUTS.items())[number]
     log = _begin_after(38 + 8 * number)
@@ -121,7 +121,7 @@ def _input_turn(number: int) -> list[Stored]:
 def _begin_after(seq: int, step: int = 1) -> Handwritten:
     """Returns a log whose first entry, at `seq`, is not one of the turn's."""
     log = Handwritten(step)
-    log.stored.append(Stored(Seq(seq), NOON, entries.Unreadable()))
+    log.stored.append(StoredEntry(Seq(seq), NOON, entries.Unreadable()))
     return log
 
 
@@ -129,7 +129,7 @@ def _pieces(tag: str, count: int) -> list[str]:
     return [f"{' ' if number else ''}{word}" for number, word in enumerate(words(count, tag).split())]
 
 
-def _log(turns: dict[TurnKey, list[Stored]]) -> list[LogMessage]:
+def _log(turns: dict[TurnKey, list[StoredEntry]]) -> list[LogMessage]:
     log = [
         LogMessage(
             seq=stored.seq,
@@ -165,7 +165,7 @@ def call_key(key: TurnKey) -> str:
     return expected_answer.call_key(request(messages=[Message("user", QUESTIONS[key])])) or ""
 
 
-def _operations(log: list[LogMessage], answered: list[Stored]) -> list[Operation]:
+def _operations(log: list[LogMessage], answered: list[StoredEntry]) -> list[Operation]:
     frames = readers.render_frames(ANSWERED, answered)
     end = answered[-1].seq
     cancelled = max(one.seq for one in log if subjects.parse(one.subject)[0] == CANCELLED)

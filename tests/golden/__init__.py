@@ -17,7 +17,7 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.history_client import close_record
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.proto import entries
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq
 from tailrace.proto.records import record_from_fold
@@ -37,11 +37,11 @@ class Line(msgspec.Struct, frozen=True):
     entry: msgspec.Raw
 
 
-def read_case(case: str) -> list[Stored]:
+def read_case(case: str) -> list[StoredEntry]:
     """Returns the entries of a case."""
     lines = (FOLDER / f"{case}.jsonl").read_bytes().splitlines()
     parsed = (msgspec.json.decode(line, type=Line) for line in lines)
-    return [Stored(Seq(line.seq), line.at, entries.decode(line.kind, bytes(line.entry))) for line in parsed]
+    return [StoredEntry(Seq(line.seq), line.at, entries.decode(line.kind, bytes(line.entry))) for line in parsed]
 
 
 def golden_path(case: str, dialect: str) -> Path:
@@ -65,7 +65,7 @@ def update() -> None:
             golden_path(case, name).write_text(render_golden(case, dialect))
 
 
-def _stream(dialect: Dialect, log: list[Stored]) -> Iterator[str]:
+def _stream(dialect: Dialect, log: list[StoredEntry]) -> Iterator[str]:
     state = dialect.start(KEY)
     for stored in log:
         frame, state = dialect.render(state, stored)

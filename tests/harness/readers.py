@@ -9,7 +9,7 @@ import msgspec
 
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.chain import START, link
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import Connection, Rpc, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
@@ -89,7 +89,7 @@ def frames(events: Iterable[SseEvent]) -> list[Frame]:
     return found
 
 
-def render_frames(key: TurnKey, stored: Iterable[Stored], dialect: str = "tailrace") -> tuple[Frame, ...]:
+def render_frames(key: TurnKey, stored: Iterable[StoredEntry], dialect: str = "tailrace") -> tuple[Frame, ...]:
     """Returns the frames that an uninterrupted reader receives."""
     render = DIALECTS[dialect].render
     state, found = DIALECTS[dialect].start(key), []
@@ -100,9 +100,9 @@ def render_frames(key: TurnKey, stored: Iterable[Stored], dialect: str = "tailra
     return tuple(found)
 
 
-def select_valid(stored: Iterable[Stored]) -> list[Stored]:
+def select_valid(stored: Iterable[StoredEntry]) -> list[StoredEntry]:
     """Returns the valid entries (PROTOCOL R11)."""
-    chain, valid = START, list[Stored]()
+    chain, valid = START, list[StoredEntry]()
     for one in stored:
         if (linked := link(chain, one.seq, one.entry)) is not None:
             chain = linked
@@ -138,9 +138,9 @@ def build_reader(name: str, key: TurnKey, *connections: ReaderConnection, dialec
     return Reader(name=name, key=key, dialect=dialect, connections=connections, received=story)
 
 
-async def read_all_entries(log: TurnLog, key: TurnKey) -> tuple[Stored, ...]:
+async def read_all_entries(log: TurnLog, key: TurnKey) -> tuple[StoredEntry, ...]:
     """Returns all stored entries of a turn, valid or not."""
-    stored: list[Stored] = []
+    stored: list[StoredEntry] = []
     while more := await log.read_entries(key, stored[-1].seq if stored else BEFORE_FIRST):
         stored += more
     return tuple(stored)

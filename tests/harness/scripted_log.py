@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
 
-from tailrace.proto.entries import Entry, Stored
+from tailrace.proto.entries import Entry, StoredEntry
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed
 from tailrace.proto.subjects import TurnKey
@@ -14,7 +14,7 @@ KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
 NOTHING = EntryPage([], is_last=True)
 
 
-def page(*stored: Stored, is_last: bool = True) -> EntryPage:
+def page(*stored: StoredEntry, is_last: bool = True) -> EntryPage:
     return EntryPage(list(stored), is_last=is_last)
 
 

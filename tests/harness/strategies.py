@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tailrace.generators.plan import next_mode
 from tailrace.proto import entries, events
 from tailrace.proto.chain import Chain, link
-from tailrace.proto.entries import KINDS, End, Entry, Failure, Mode, Outcome, Stored, Unknown, Unreadable
+from tailrace.proto.entries import KINDS, End, Entry, Failure, Mode, Outcome, StoredEntry, Unknown, Unreadable
 from tailrace.proto.ids import Seq
 from tailrace.proto.usage import CallUsage, Usage
 from tests.harness.turn_builder import Handwritten, answer_block, attempt, event, junk, opening_events, request
@@ -69,8 +69,8 @@ CITATIONS = [PAGE, RESULT, FILE, TEXT_CITATION, RESULT | {"source": "shelf 7"}]
 class MadeUp(msgspec.Struct, frozen=True):
     """A generated log and the set of its valid entries."""
 
-    stored: list[Stored]
-    valid: list[Stored]
+    stored: list[StoredEntry]
+    valid: list[StoredEntry]
 
 
 @st.composite

@@ -9,7 +9,7 @@ import msgspec
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Attempt, Entry, Failure, Message, Mode, Outcome, Request, Stored
+from tailrace.proto.entries import Attempt, Entry, Failure, Message, Mode, Outcome, Request, StoredEntry
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
@@ -80,7 +80,7 @@ class Handwritten:
     """A turn's log in memory. Sequences grow by `step`, as they do between the entries of other turns."""
 
     def __init__(self, step: int = 1) -> None:
-        self.stored: list[Stored] = []
+        self.stored: list[StoredEntry] = []
         self.chain = START
         self.step = step
 
@@ -88,17 +88,17 @@ class Handwritten:
     def turn(self) -> Turn:
         return fold(self.stored)
 
-    def store(self, entry: Entry) -> Stored:
+    def store(self, entry: Entry) -> StoredEntry:
         """Stores `entry`, valid or not."""
         seq = Seq(self.stored[-1].seq + self.step if self.stored else self.step)
-        self.stored.append(Stored(seq, NOON + timedelta(seconds=seq), entry))
+        self.stored.append(StoredEntry(seq, NOON + timedelta(seconds=seq), entry))
         self.chain = link(self.chain, seq, entry) or self.chain
         return self.stored[-1]
 
-    def store_request(self, **given: Any) -> Stored:
+    def store_request(self, **given: Any) -> StoredEntry:
         return self.store(request(**given))
 
-    def store_attempt(self, mode: Mode = "fresh") -> Stored:
+    def store_attempt(self, mode: Mode = "fresh") -> StoredEntry:
         return self.store(attempt(self.chain, mode))
 
     def store_events(self, *what: events.Event, is_hidden: bool = False) -> None:
@@ -116,7 +116,7 @@ class Handwritten:
             self.store_texts(*(texts if blocks[-1].type == "text" else ()), index=len(blocks) - 1)
             self.store_events(events.BlockStop(len(blocks) - 1))
 
-    def end(self, outcome: Outcome = "completed", error: Failure | None = None) -> Stored:
+    def end(self, outcome: Outcome = "completed", error: Failure | None = None) -> StoredEntry:
         return self.store(build_end(self.turn, outcome, error))
 
 

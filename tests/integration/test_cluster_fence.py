@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Entry, Stored, encode
+from tailrace.proto.entries import Entry, StoredEntry, encode
 from tailrace.proto.errors import FenceLost
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
@@ -54,7 +54,7 @@ class Contest:
     def __init__(self, key: TurnKey, logs: list[CountingLog]) -> None:
         self.key = key
         self.logs = logs
-        self.won: list[Stored] = []
+        self.won: list[StoredEntry] = []
         self.lost: list[Entry] = []
 
     async def run(self, rounds: int, stop: asyncio.Event) -> None:
@@ -75,7 +75,7 @@ class Contest:
         outcomes = await asyncio.gather(*appends, return_exceptions=True)
         for outcome, entry in zip(outcomes, rivals, strict=True):
             if isinstance(outcome, Chain):
-                self.won.append(Stored(outcome.last, NOON, entry))
+                self.won.append(StoredEntry(outcome.last, NOON, entry))
             else:
                 assert isinstance(outcome, FenceLost), outcome
                 self.lost.append(entry)

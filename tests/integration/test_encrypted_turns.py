@@ -84,7 +84,7 @@ async def test_a_process_that_has_not_read_the_request_reads_and_follows_after_a
 ) -> None:
     await writer.begin("a", " secret")
     cursor = writer.chain.last
-    received: list[entries.Stored] = []
+    received: list[entries.StoredEntry] = []
 
     async def follow(log: TurnLog) -> None:
         async with aclosing(log.follow(writer.key, cursor)) as following:

@@ -19,7 +19,7 @@ from tailrace.gateway.streaming import fanout, frame_writer
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.frame_writer import DISPATCH_S
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Entry, Failure, Stored
+from tailrace.proto.entries import Entry, Failure, StoredEntry
 from tailrace.proto.errors import LogFull
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats import TurnLog, jetstream_log
@@ -320,7 +320,7 @@ async def test_a_long_turn_is_rendered_in_pieces(
     frames = fanout.TurnFeed.frames
 
     def count_renderings(self: fanout.TurnFeed, dialect: Dialect, *bounds: int) -> list[Frame]:
-        def render(state: Any, stored: Stored) -> tuple[Frame, Any]:
+        def render(state: Any, stored: StoredEntry) -> tuple[Frame, Any]:
             rendered[turns] += 1
             return dialect.render(state, stored)
 

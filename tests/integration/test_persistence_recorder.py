@@ -19,7 +19,7 @@ from tailrace.persistence.store import Store
 from tailrace.persistence.unstored import FIRST_TURN, UnstoredTurns
 from tailrace.proto import subjects
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import LogUnavailable, StoreRefused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq
@@ -233,7 +233,7 @@ async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
         async def read_turn_upto(self, key: TurnKey, reached: Seq) -> Turn:
             return await super().read_turn_upto(key, reached) if key != unfoldable else 1 / 0  # type: ignore[return-value]
 
-        async def read_ended_turn(self, key: TurnKey, end: Stored) -> Turn:
+        async def read_ended_turn(self, key: TurnKey, end: StoredEntry) -> Turn:
             return await super().read_ended_turn(key, end) if key != unfoldable else 1 / 0  # type: ignore[return-value]
 
     found = await record(BrokenLog(own_connection), deliveries, database)

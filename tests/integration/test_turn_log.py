@@ -18,7 +18,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto import entries, subjects
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import KINDS, Stored
+from tailrace.proto.entries import KINDS, StoredEntry
 from tailrace.proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFull, LogUnavailable, TurnUnknown
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
@@ -42,7 +42,7 @@ class Follower:
     """A task that follows a turn; `received` has its entries, `lists` counts the lists that they came in."""
 
     def __init__(self, log: TurnLog, key: TurnKey, after: Seq) -> None:
-        self.received: list[Stored] = []
+        self.received: list[StoredEntry] = []
         self.lists = 0
         self.task = asyncio.create_task(self._follow(log, key, after))
 
@@ -67,9 +67,9 @@ class ReceivedEntries:
     """The entries that a follower has passed on."""
 
     def __init__(self) -> None:
-        self.entries: list[Stored] = []
+        self.entries: list[StoredEntry] = []
 
-    def add(self, entries: list[Stored]) -> None:
+    def add(self, entries: list[StoredEntry]) -> None:
         self.entries += entries
 
 
@@ -95,7 +95,7 @@ def own_writer(own_log: TurnLog, key: TurnKey) -> Writer:
     return Writer(own_log, key)
 
 
-def comparable(stored: list[Stored]) -> list[tuple[Any, ...]]:
+def comparable(stored: list[StoredEntry]) -> list[tuple[Any, ...]]:
     """Two msgspec.Raw of the same bytes are not equal; their encodings are."""
     return [(one.seq, one.at, entries.encode(one.entry)) for one in stored]
 

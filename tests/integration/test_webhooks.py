@@ -24,7 +24,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.webhooks import payload, sender, signature
 from tailrace.proto import entries, subjects
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, child_id, new_id
@@ -568,7 +568,9 @@ async def test_turns_that_cannot_be_read_are_posted_later_in_order(
     read = TurnLog.read_entries
     failed: list[TurnKey] = []
 
-    async def fail_at_times(log: TurnLog, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = 512) -> list[Stored]:
+    async def fail_at_times(
+        log: TurnLog, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = 512
+    ) -> list[StoredEntry]:
         if len(failed) < 3 and key == keys[len(failed)]:
             failed.append(key)
             keys.extend(await own.write_session(receiver.url, 1))

@@ -6,7 +6,7 @@ from typing import get_args
 import msgspec
 
 from tailrace.proto import entries, events
-from tailrace.proto.entries import Event, OnInterrupt, Stored
+from tailrace.proto.entries import Event, OnInterrupt, StoredEntry
 
 POLICIES: tuple[OnInterrupt, ...] = get_args(OnInterrupt)
 TOOL = 'tool=look json={"at":"river"}'
@@ -82,7 +82,7 @@ def cells(kind: str) -> Iterator[Cell]:
             yield Cell(kind, policy, entry)
 
 
-def entry_names(stored: Sequence[Stored], kind: str) -> list[str]:
+def entry_names(stored: Sequence[StoredEntry], kind: str) -> list[str]:
     """Returns the names of the entries of a turn of this kind."""
     names, block, deltas = list[str](), "", 0
     for one in stored:
@@ -100,7 +100,7 @@ def entry_names(stored: Sequence[Stored], kind: str) -> list[str]:
     return names
 
 
-def _name(stored: Stored) -> str:
+def _name(stored: StoredEntry) -> str:
     match stored.entry:
         case Event(event=raw):
             match events.decode(raw):

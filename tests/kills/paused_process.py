@@ -16,7 +16,7 @@ import structlog
 
 from tailrace.generators import delta_buffer
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Entry, Request, Stored
+from tailrace.proto.entries import Entry, Request, StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import TurnId
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
@@ -72,7 +72,7 @@ def patch(gate: Gate, role: str) -> None:
             pauses_at_request.discard(key)
             await gate.pause(key.turn)
 
-    def paused_take_entry(self: Delivery) -> list[Stored]:
+    def paused_take_entry(self: Delivery) -> list[StoredEntry]:
         entry = take_entry(self)
         find_pause(self.key, fold(entry))
         return entry

@@ -25,7 +25,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.spawn import signal_group
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
-from tailrace.proto.entries import Attempt, Event, Stored
+from tailrace.proto.entries import Attempt, Event, StoredEntry
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.subjects import GENERATORS, TurnKey
@@ -121,7 +121,7 @@ async def _wear(plan: Plan, log: TurnLog, supervisor: Supervisor, ready: list[st
     line = f"words={plan.words} rate={RATE}"
     loop = asyncio.get_running_loop()
     stop_at = loop.time() + plan.kill_for_s
-    ended: list[tuple[Turn, list[Stored]]] = []
+    ended: list[tuple[Turn, list[StoredEntry]]] = []
 
     async def run() -> None:
         while True:
@@ -149,9 +149,9 @@ async def _wear(plan: Plan, log: TurnLog, supervisor: Supervisor, ready: list[st
     )
 
 
-async def _follow(log: TurnLog, key: TurnKey, wait_s: float) -> tuple[Turn, list[Stored]]:
+async def _follow(log: TurnLog, key: TurnKey, wait_s: float) -> tuple[Turn, list[StoredEntry]]:
     """Returns the turn and its events, at most `wait_s` seconds later; the turn has not ended if it took longer."""
-    stored: list[Stored] = []
+    stored: list[StoredEntry] = []
     with suppress(TimeoutError):
         async with asyncio.timeout(wait_s):
             async for some in log.follow(key):
@@ -170,14 +170,14 @@ async def _kill(supervisor: Supervisor, ready: list[str], every_s: float, stop_a
     return kills
 
 
-async def _report_progress(ended: Sequence[tuple[Turn, list[Stored]]]) -> None:
+async def _report_progress(ended: Sequence[tuple[Turn, list[StoredEntry]]]) -> None:
     """Prints what came of the turns so far, every minute."""
     for minute in itertools.count(1):
         await asyncio.sleep(60)
         print(f"minute {minute}: {dict(Counter(turn.outcome for turn, _ in ended))}", flush=True)
 
 
-def _longest_pause_s(stored: Sequence[Stored]) -> float:
+def _longest_pause_s(stored: Sequence[StoredEntry]) -> float:
     events = [one.at for one in stored if isinstance(one.entry, Event) and not one.entry.is_hidden]
     return max(((after - before).total_seconds() for before, after in pairwise(events)), default=0.0)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from tailrace.proto.entries import KINDS, Stored, encode
+from tailrace.proto.entries import KINDS, StoredEntry, encode
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats.leases import RENEWALS, Backlog, Deliveries, Delivery
 from tailrace.proto.nats.stream_configs import GENERATOR_ACK_WAIT_S as ACK_WAIT_S
@@ -19,7 +19,7 @@ DELIVERY_S = 0.001
 class Message:
     """One entry that the consumer delivers until it is acknowledged."""
 
-    def __init__(self, key: TurnKey, stored: Stored) -> None:
+    def __init__(self, key: TurnKey, stored: StoredEntry) -> None:
         self.key = key
         self.stored = stored
         self.times = 0
@@ -36,7 +36,11 @@ class SimulatedConsumer:
     """
 
     def __init__(
-        self, server: SimulatedServer, key: TurnKey, is_wanted: Callable[[Stored], bool], on_done: Callable[[str], Any]
+        self,
+        server: SimulatedServer,
+        key: TurnKey,
+        is_wanted: Callable[[StoredEntry], bool],
+        on_done: Callable[[str], Any],
     ) -> None:
         self.world = server.world
         self.messages: list[Message] = []
@@ -53,7 +57,7 @@ class SimulatedConsumer:
     def is_done(self) -> bool:
         return all(message.is_done for message in self.messages)
 
-    def _queue(self, key: TurnKey, stored: Stored) -> None:
+    def _queue(self, key: TurnKey, stored: StoredEntry) -> None:
         if self._is_wanted(stored):
             message = Message(key, stored)
             self.messages.append(message)

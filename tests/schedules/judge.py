@@ -1,6 +1,6 @@
 """Judges a played schedule: by the five promises, and by properties that only the simulator can see."""
 
-from tailrace.proto.entries import Attempt, Event, Stored
+from tailrace.proto.entries import Attempt, Event, StoredEntry
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Seq
 from tests.harness.readers import select_valid
@@ -41,7 +41,7 @@ def judge(schedule: Schedule) -> Verdict:
     return verdict._replace(evidence=f"seed {schedule.seed}: {verdict.evidence}")
 
 
-def _build_reader(reader: simulated.Reader, turn: Turn, valid: list[Stored]) -> Reader:
+def _build_reader(reader: simulated.Reader, turn: Turn, valid: list[StoredEntry]) -> Reader:
     is_whole = len(reader.received) == len(valid) and all(a is b for a, b in zip(reader.received, valid, strict=True))
     read = turn if is_whole else fold(reader.received)
     return Reader(
@@ -79,7 +79,7 @@ def _check_text(schedule: Schedule, turn: Turn) -> Verdict:
     return KEPT
 
 
-def _check_attempts(turn: Turn, valid: list[Stored]) -> Verdict:
+def _check_attempts(turn: Turn, valid: list[StoredEntry]) -> Verdict:
     """A turn fails for its attempts only after as many in a row, by default, that have stored no event of an answer."""
     if turn.error is None or turn.error.code != "attempts_exhausted":
         return KEPT
@@ -124,7 +124,7 @@ def _check_calls(schedule: Schedule) -> Verdict:
     return KEPT if hedges <= late else Verdict(False, f"{hedges} hedges of {late} first attempts")
 
 
-def _check_repeats(valid: list[Stored]) -> Verdict:
+def _check_repeats(valid: list[StoredEntry]) -> Verdict:
     """Only a restart may repeat what readers have received: a fresh attempt follows no visible event."""
     is_shown = False
     for stored in valid:
@@ -140,7 +140,7 @@ def _check_repeats(valid: list[Stored]) -> Verdict:
     return KEPT
 
 
-def _check_refusals(reader: simulated.Reader, valid: list[Stored]) -> Verdict:
+def _check_refusals(reader: simulated.Reader, valid: list[StoredEntry]) -> Verdict:
     """No reader is refused a turn or a cursor that is valid."""
     if reader.refused:
         return Verdict(False, f"{reader.name}: {reader.refused[0]}")

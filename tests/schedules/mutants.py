@@ -13,7 +13,7 @@ import msgspec
 from tailrace.generators.hedging import Hedging
 from tailrace.generators.plan import Plan, plan
 from tailrace.proto.chain import START, Chain, link
-from tailrace.proto.entries import Attempt, End, Entry, Event, Stored
+from tailrace.proto.entries import Attempt, End, Entry, Event, StoredEntry
 from tailrace.proto.errors import CursorUnknown, FenceLost, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_first_and_end
@@ -103,7 +103,7 @@ def reader_end_check() -> Patches:
 def reader_end_wait() -> Patches:
     """A follower passes on an end of the feed as it arrives, without a comparison with the log."""
 
-    def accept(self: Follower, stored: Stored) -> bool:
+    def accept(self: Follower, stored: StoredEntry) -> bool:
         if self._receive is None or not self._join.add_next(stored):
             return False
         self._receive([stored])
@@ -115,7 +115,7 @@ def reader_end_wait() -> Patches:
 def reader_repeat_check() -> Patches:
     """A follower yields entries from the feed that it has yielded before."""
 
-    def add_live(self: FeedJoin, stored: Stored) -> bool:
+    def add_live(self: FeedJoin, stored: StoredEntry) -> bool:
         return stored.seq <= self.read_upto or _add_live(self, stored)
 
     return [patch.object(FeedJoin, "add_live", add_live)]
@@ -124,7 +124,7 @@ def reader_repeat_check() -> Patches:
 def reader_gap_check() -> Patches:
     """A follower accepts an entry from the feed although others are missing before it."""
 
-    def add_live(self: FeedJoin, stored: Stored) -> bool:
+    def add_live(self: FeedJoin, stored: StoredEntry) -> bool:
         if stored.seq <= self.read_upto or self.chain.is_ended:
             return False
         self.chain = Chain(stored.seq, getattr(stored.entry, "attempt", 0), isinstance(stored.entry, End))
@@ -184,7 +184,7 @@ def recorder_entry_wait() -> Patches:
 def recorder_entry_count() -> Patches:
     """Persistence records an ended turn from its first entries and its end, whatever else the log has."""
 
-    async def read_ended_turn(self: TurnLog, key: TurnKey, end: Stored) -> Turn:
+    async def read_ended_turn(self: TurnLog, key: TurnKey, end: StoredEntry) -> Turn:
         page = await self.read(key, BEFORE_FIRST, FIRST_ENTRIES)
         return fold_first_and_end(fold(page.entries), end) or await self.read_turn_upto(key, end.seq)
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Literal
 
-from tailrace.proto.entries import End, Stored
+from tailrace.proto.entries import End, StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.subjects import TurnKey
@@ -24,8 +24,8 @@ class Reader:
         self.name = name
         self.process = Process(server.world, name)
         self.connections: list[ReaderConnection] = []
-        self.received: list[Stored] = []
-        self.broken: list[list[Stored]] = []
+        self.received: list[StoredEntry] = []
+        self.broken: list[list[StoredEntry]] = []
         self.refused: list[str] = []
         """Errors "unknown" for a turn whose request was acknowledged before."""
         self.is_over = False
@@ -75,7 +75,7 @@ class Reader:
         self.process.world.record(self.name, f"reads after {self._cursor}")
         is_over: bool | None = None
 
-        def receive(entries: list[Stored]) -> None:
+        def receive(entries: list[StoredEntry]) -> None:
             nonlocal is_over
             if is_over is not None:
                 return

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tailrace.proto.entries import Attempt, End, Entry, Event, Request, Stored
+from tailrace.proto.entries import Attempt, End, Entry, Event, Request, StoredEntry
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import Connection, TurnLog
@@ -36,7 +36,7 @@ UNKNOWN_MAX = 3
 
 Answer = tuple[float, Any]
 """In how many seconds the answer comes, and the answer; an exception is raised at the caller."""
-Watch = Callable[[Stored], None]
+Watch = Callable[[StoredEntry], None]
 
 
 class SimulatedServer:
@@ -45,7 +45,7 @@ class SimulatedServer:
     def __init__(self, world: World, faults: Faults) -> None:
         self.world = world
         self.faults = faults
-        self.stored: list[Stored] = []
+        self.stored: list[StoredEntry] = []
         self.tail: Seq = BEFORE_FIRST
         self.publishes = 0
         self.has_end = False
@@ -92,7 +92,7 @@ class SimulatedServer:
         # Between two entries of a turn stand entries of other turns.
         last = self.stored[-1].seq if self.stored else 0
         seq = Seq(last + (1 if self.world.chance() < 0.7 else 3))
-        stored = Stored(seq, NOON, entry)
+        stored = StoredEntry(seq, NOON, entry)
         self.stored.append(stored)
         self._seqs.append(seq)
         self._times.append(self.world.time())
@@ -203,14 +203,14 @@ class SimulatedServer:
         wait_s, known = self._known_to_leader(self._changing_since_s if is_changing else None)
         return wait_s, known if isinstance(known, Exception) else Count(len(known), known[-1].seq if known else Seq(0))
 
-    def _ask_leader(self, is_wanted: Callable[[Stored], bool], seen_s: float | None = None) -> Answer:
+    def _ask_leader(self, is_wanted: Callable[[StoredEntry], bool], seen_s: float | None = None) -> Answer:
         """The sequence of the last entry that is wanted, among those stored by `seen_s` (None: by now)."""
         wait_s, known = self._known_to_leader(seen_s)
         if isinstance(known, Exception):
             return wait_s, known
         return wait_s, next((stored.seq for stored in reversed(known) if is_wanted(stored)), BEFORE_FIRST)
 
-    def _known_to_leader(self, seen_s: float | None) -> tuple[float, list[Stored] | Exception]:
+    def _known_to_leader(self, seen_s: float | None) -> tuple[float, list[StoredEntry] | Exception]:
         """The entries stored by `seen_s` (None: by now), or by the time at which a former leader was frozen."""
         if seen_s is None and self._is_changing():
             return PUBLISH_TIMEOUT_S, LogUnavailable("no leader")
@@ -230,7 +230,7 @@ class SimulatedServer:
     def _reaches_former_leader(self) -> bool:
         return self.world.time() < self._woken_until_s and not self.is_faultless and self.world.chance() < 0.5
 
-    def _republish(self, stored: Stored) -> None:
+    def _republish(self, stored: StoredEntry) -> None:
         world, faults = self.world, self.faults
         for feed in self.feeds:
             if not isinstance(stored.entry, feed.kind):
@@ -255,7 +255,7 @@ class _Subscription:
         self.feed = LiveFeed()
         self.is_closed = False
 
-    def add(self, stored: Stored) -> None:
+    def add(self, stored: StoredEntry) -> None:
         if not self.is_closed:
             self.feed.add(stored)
 

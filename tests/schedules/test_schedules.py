@@ -14,7 +14,7 @@ import pytest
 from tailrace.gateway.streaming.stream_measurement import is_delta
 from tailrace.generators import event_writer
 from tailrace.generators.settings import Settings
-from tailrace.proto.entries import Attempt, Entry, Stored
+from tailrace.proto.entries import Attempt, Entry, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq
 from tests.harness.readers import select_valid
@@ -123,7 +123,7 @@ class PublishedEntry(NamedTuple):
     """A stored entry, and when its append began, in the simulated time."""
 
     at: float
-    stored: Stored
+    stored: StoredEntry
 
 
 def long_answer(append_s: float) -> list[PublishedEntry]:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, Entry, Stored
+from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, Entry, StoredEntry
 from tailrace.proto.errors import FenceLost, LogFull, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.append import append
@@ -60,7 +60,7 @@ def test_without_a_leader_publishes_become_rarer_up_to_two_a_second() -> None:
 def test_a_stored_attempt_with_followers_is_an_earlier_one_of_this_process(*, is_last: bool) -> None:
     """A generator that planned from an old read must not make its call a second time."""
     attempt = attempt_of("anthropic", "g-1")
-    there, following = Stored(STORED, NOON, attempt), Stored(Seq(9), NOON, text_delta(Chain(STORED, 2), "a"))
+    there, following = StoredEntry(STORED, NOON, attempt), StoredEntry(Seq(9), NOON, text_delta(Chain(STORED, 2), "a"))
     tail = page(there, following) if is_last else page(there, is_last=False)
     with pytest.raises(FenceLost, match=r"^turn-1 already has this attempt, at 8$"):
         append_entry(ScriptedServer(publish=[REFUSED], read=[tail]), attempt)
@@ -70,7 +70,7 @@ def test_a_stored_attempt_with_followers_is_an_earlier_one_of_this_process(*, is
 def test_a_stored_attempt_of_a_message_batch_counts_as_appended() -> None:
     """A generator that takes a message batch over writes its answers again from the first entry on."""
     attempt = attempt_of(MESSAGE_BATCHES, "msgbatch_1")
-    there, following = Stored(STORED, NOON, attempt), Stored(Seq(9), NOON, text_delta(Chain(STORED, 2), "a"))
+    there, following = StoredEntry(STORED, NOON, attempt), StoredEntry(Seq(9), NOON, text_delta(Chain(STORED, 2), "a"))
     server = ScriptedServer(publish=[REFUSED], read=[page(there, following)])
     assert append_entry(server, attempt) == Chain(STORED, 2)
 
@@ -82,7 +82,7 @@ def test_an_entry_that_does_not_continue_the_chain_is_a_programming_error() -> N
 
 @pytest.mark.rule("R12")
 def test_an_entry_of_another_writer_after_the_chain_loses_the_fence() -> None:
-    rival = Stored(STORED, NOON, text_delta(CHAIN, "b"))
+    rival = StoredEntry(STORED, NOON, text_delta(CHAIN, "b"))
     with pytest.raises(FenceLost, match=r"^another writer has continued turn-1 after 7$"):
         append_entry(ScriptedServer(publish=[REFUSED], read=[page(rival)]))
 
@@ -92,7 +92,7 @@ def test_the_next_publish_is_fenced_after_entries_that_do_not_continue_the_chain
     """A late entry of a fork: readers skip it, but the server's fence counts it. `CHAIN` itself is valid."""
     log = started_turn()
     last, entry = log.chain, text_delta(log.chain, "a")
-    late = Stored(Seq(last.last + 1), NOON, text_delta(Chain(Seq(1)), "late"))
+    late = StoredEntry(Seq(last.last + 1), NOON, text_delta(Chain(Seq(1)), "late"))
     following = Seq(last.last + 2)
     server = ScriptedServer(publish=[REFUSED, following], read=[page(late), page(*log.stored, late)])
     assert run(append(server, KEY, last, entry, timeout_s=30)).last == following
@@ -103,7 +103,7 @@ def test_the_next_publish_is_fenced_after_entries_that_do_not_continue_the_chain
 def test_a_chain_that_belongs_to_a_fork_loses_the_fence() -> None:
     log = started_turn()
     fork = Chain(Seq(log.chain.last + 1), log.chain.attempt)
-    late = Stored(Seq(fork.last + 1), NOON, text_delta(Chain(Seq(1)), "late"))
+    late = StoredEntry(Seq(fork.last + 1), NOON, text_delta(Chain(Seq(1)), "late"))
     server = ScriptedServer(publish=[REFUSED], read=[page(late), page(*log.stored, late)])
     with pytest.raises(
         FenceLost, match=f"^another writer of turn-1 has stored a valid entry instead of .* {fork.last}$"
@@ -120,7 +120,7 @@ def test_a_full_log_is_reported_after_one_look_at_the_tail() -> None:
     """The entry may be stored, if an earlier acknowledgement was lost."""
     with pytest.raises(LogFull, match=r"^full$"):
         append_entry(ScriptedServer(publish=[LogFull("full")], read=[NOTHING], last_request=[Seq(1)]))
-    stored = Stored(STORED, NOON, ENTRY)
+    stored = StoredEntry(STORED, NOON, ENTRY)
     assert append_entry(ScriptedServer(publish=[LogFull("full")], read=[page(stored)])) == Chain(STORED, 1)
 
 
@@ -139,8 +139,8 @@ def test_an_end_of_a_fork_is_not_the_end_of_the_turn() -> None:
     end = log.stored[-1].entry
     valid = ScriptedServer(publish=[log.chain.last], count=[Count(3, log.chain.last)])
     assert run(append(valid, KEY, before, end, timeout_s=30)) == log.chain
-    rival = Stored(log.stored[-1].seq, NOON, text_delta(before, "a"))
-    late = Stored(Seq(rival.seq + 1), NOON, end)
+    rival = StoredEntry(log.stored[-1].seq, NOON, text_delta(before, "a"))
+    late = StoredEntry(Seq(rival.seq + 1), NOON, end)
     server = ScriptedServer(publish=[late.seq], count=[Count(4, late.seq)], read=[page(*log.stored[:-1], rival, late)])
     with pytest.raises(FenceLost, match=f"the end at {late.seq} belongs to a fork$"):
         run(append(server, KEY, before, end, timeout_s=30))

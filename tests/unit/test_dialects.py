@@ -16,7 +16,7 @@ from tailrace.gateway.history_client import close_record
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.proto import entries, events
-from tailrace.proto.entries import Entry, Failure, Stored
+from tailrace.proto.entries import Entry, Failure, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq
 from tailrace.proto.records import TurnRecord, record_from_fold
@@ -38,7 +38,7 @@ from tests.harness.turn_builder import (
 
 def frame(dialect: str, entry: Entry) -> Frame:
     """`entry`, stored at 7, in `dialect`."""
-    made, _ = DIALECTS[dialect].render(DIALECTS[dialect].start(KEY), Stored(Seq(7), NOON, entry))
+    made, _ = DIALECTS[dialect].render(DIALECTS[dialect].start(KEY), StoredEntry(Seq(7), NOON, entry))
     return made
 
 
@@ -182,7 +182,7 @@ def test_text_from_the_database_equals_the_folds_text(log: Handwritten) -> None:
         )
 
 
-def is_restart(stored: Stored) -> bool:
+def is_restart(stored: StoredEntry) -> bool:
     return isinstance(stored.entry, entries.Attempt) and stored.entry.mode == "restart"
 
 

@@ -24,7 +24,7 @@ from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.streaming.reader_history import ReaderHistory
 from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.proto.entries import Attempt, Failure, Stored
+from tailrace.proto.entries import Attempt, Failure, StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.reader_report import GatewayReaders, ReaderReport
@@ -38,11 +38,11 @@ TAILRACE = DIALECTS["tailrace"]
 class MemoryLog:
     """Follows `stored`; then waits, or ends when the turn has ended."""
 
-    def __init__(self, stored: list[Stored]) -> None:
+    def __init__(self, stored: list[StoredEntry]) -> None:
         self.stored = stored
 
     async def follow_into(
-        self, _: object, after: Seq, receive: Callable[[list[Stored]], None], __: object = None
+        self, _: object, after: Seq, receive: Callable[[list[StoredEntry]], None], __: object = None
     ) -> None:
         receive([one for one in self.stored if one.seq > after])
         if type(self.stored[-1].entry).__name__ != "End":
@@ -125,7 +125,7 @@ async def client(log: MemoryLog, **given: Any) -> AsyncIterator[Client]:
         made.fan_out.close()
 
 
-def running_turn() -> list[Stored]:
+def running_turn() -> list[StoredEntry]:
     return completed_turn("a", "b").stored[:-3]
 
 
@@ -169,14 +169,14 @@ class RestartedLog(MemoryLog):
     """A running turn, whose answer begins anew while it is followed."""
 
     async def follow_into(
-        self, _: object, after: Seq, receive: Callable[[list[Stored]], None], __: object = None
+        self, _: object, after: Seq, receive: Callable[[list[StoredEntry]], None], __: object = None
     ) -> None:
         assert after == BEFORE_FIRST
         receive(self.stored)
         await asyncio.sleep(0.05)
         last = self.stored[-1]
         again = Attempt(prev=last.seq, attempt=2, generator="g", backend="claude", mode="restart")
-        receive([Stored(Seq(last.seq + 1), last.at, again)])
+        receive([StoredEntry(Seq(last.seq + 1), last.at, again)])
         await asyncio.Event().wait()
 
 

@@ -12,7 +12,7 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.fanout import FanOut, TurnFeed
 from tailrace.gateway.turns.reader_presence import ReaderPresence
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import Rpc, TurnLog
@@ -29,7 +29,7 @@ class ScriptedLog:
     """A log whose followers receive what a test sends: lists of entries, an error, or None for the end."""
 
     def __init__(self) -> None:
-        self.followers: list[asyncio.Queue[list[Stored] | LogError | None]] = []
+        self.followers: list[asyncio.Queue[list[StoredEntry] | LogError | None]] = []
         self.after: list[Seq] = []
         self.is_purged = False
         self.is_away = False
@@ -43,9 +43,9 @@ class ScriptedLog:
         return not self.is_purged
 
     async def follow_into(
-        self, _: TurnKey, after: Seq, receive: Callable[[list[Stored]], None], __: object = None
+        self, _: TurnKey, after: Seq, receive: Callable[[list[StoredEntry]], None], __: object = None
     ) -> None:
-        queue: asyncio.Queue[list[Stored] | LogError | None] = asyncio.Queue()
+        queue: asyncio.Queue[list[StoredEntry] | LogError | None] = asyncio.Queue()
         self.followers.append(queue)
         self.after.append(after)
         while (items := await queue.get()) is not None:
@@ -53,13 +53,13 @@ class ScriptedLog:
                 raise items
             receive(items)
 
-    async def send(self, *items: list[Stored] | LogError | None, number: int = -1) -> None:
+    async def send(self, *items: list[StoredEntry] | LogError | None, number: int = -1) -> None:
         await until(lambda: self.followers)
         for one in items:
             self.followers[number].put_nowait(one)
 
 
-def feed_of(*entries: list[Stored], after: Seq = BEFORE_FIRST, heartbeat_s: float = 60.0) -> TurnFeed:
+def feed_of(*entries: list[StoredEntry], after: Seq = BEFORE_FIRST, heartbeat_s: float = 60.0) -> TurnFeed:
     """A feed of the turn with `entries`, which has not ended if no `end` is among them."""
     feed = TurnFeed(KEY, after, heartbeat_s)
     for each in entries:
@@ -69,7 +69,7 @@ def feed_of(*entries: list[Stored], after: Seq = BEFORE_FIRST, heartbeat_s: floa
 
 @asynccontextmanager
 async def fanned_out(
-    *sent: list[Stored] | LogError | None, linger_s: float = 10.0
+    *sent: list[StoredEntry] | LogError | None, linger_s: float = 10.0
 ) -> AsyncIterator[tuple[ScriptedLog, asyncio.TaskGroup, FanOut]]:
     """Yields a log that sends `sent` to its first follower, a group of tasks, and the fan-out of the log."""
     log = ScriptedLog()
@@ -87,14 +87,14 @@ async def subscribe(fan_out: FanOut, cursor: Seq = BEFORE_FIRST, *, from_start: 
         return feed, len(feed.entries)
 
 
-async def send_to_next(log: ScriptedLog, *items: list[Stored] | LogError | None) -> None:
+async def send_to_next(log: ScriptedLog, *items: list[StoredEntry] | LogError | None) -> None:
     """Sends to the follower that starts next."""
     count = len(log.followers)
     await until(lambda: len(log.followers) > count)
     await log.send(*items)
 
 
-def restarted_entries() -> list[Stored]:
+def restarted_entries() -> list[StoredEntry]:
     log = completed_turn("old")
     log.stored.pop()
     again = Handwritten()
@@ -150,7 +150,7 @@ async def test_a_turn_is_rendered_once_in_each_dialect() -> None:
     """At the first request for a frame; all readers share its bytes, in pieces of any size."""
     rendered: list[Seq] = []
 
-    def render(state: None, stored: Stored) -> tuple[Frame, None]:
+    def render(state: None, stored: StoredEntry) -> tuple[Frame, None]:
         rendered.append(stored.seq)
         return Frame(data=b"%d " % stored.seq), state
 
@@ -167,7 +167,7 @@ async def test_a_turn_is_rendered_once_in_each_dialect() -> None:
 async def test_frames_are_bounded_by_their_bytes() -> None:
     """A frame that is longer than the bound is returned alone."""
 
-    def render(state: None, stored: Stored) -> tuple[Frame, None]:
+    def render(state: None, stored: StoredEntry) -> tuple[Frame, None]:
         return Frame(data=b"x" * 30), state
 
     sized = Dialect("sized", lambda _: None, render, lambda _, __: Frame(), can_reset=True)

@@ -11,7 +11,7 @@ from tailrace.gateway.clients.anthropic.stream import message_of, render_record
 from tailrace.proto import events
 from tailrace.proto.conversation import messages
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Block, End, Failure, Progress, Request, Stored, Unknown
+from tailrace.proto.entries import Block, End, Failure, Progress, Request, StoredEntry, Unknown
 from tailrace.proto.entries import Event as EventEntry
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, TextDelta, UsageSoFar
 from tailrace.proto.fold import EMPTY_TURN, Turn, content, fold, fold_first_and_end, is_executed_tool, text_proof
@@ -326,11 +326,11 @@ def test_splitting_deltas_changes_nothing(log: MadeUp, data: st.DataObject) -> N
     )
 
 
-def answers(valid: list[Stored]) -> list[EventEntry]:
+def answers(valid: list[StoredEntry]) -> list[EventEntry]:
     return [stored.entry for stored in valid if isinstance(stored.entry, EventEntry)]
 
 
-def fold_of_one_attempt(valid: list[Stored], spoken: list[EventEntry | events.Event]) -> Turn:
+def fold_of_one_attempt(valid: list[StoredEntry], spoken: list[EventEntry | events.Event]) -> Turn:
     """The fold of one attempt that stored all of `spoken`."""
     log = Handwritten()
     log.store(valid[0].entry)

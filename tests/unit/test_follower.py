@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.nats.follower import Follower
 from tailrace.proto.nats.log_server import LiveFeed
@@ -13,7 +13,7 @@ from tests.harness.turn_builder import completed_turn
 
 
 async def test_an_entry_is_passed_on_while_the_follower_waits() -> None:
-    stored, received, feed = completed_turn("text").stored, list[Stored](), LiveFeed()
+    stored, received, feed = completed_turn("text").stored, list[StoredEntry](), LiveFeed()
     follower = Follower(ScriptedServer(read=[page(stored[0])]), KEY, stored[0].seq, feed, received.extend)
     await follower.first()
     waiting = asyncio.create_task(follower.next())
@@ -61,7 +61,7 @@ async def test_an_error_of_the_receiver_ends_the_follower() -> None:
     """nats-py would only report it, and the reader would never receive the entry."""
     stored, feed = completed_turn("text").stored, LiveFeed()
 
-    def receive(_: list[Stored]) -> None:
+    def receive(_: list[StoredEntry]) -> None:
         raise MemoryError
 
     follower = Follower(ScriptedServer(read=[page(stored[0])]), KEY, stored[0].seq, feed, receive)

@@ -11,7 +11,7 @@ from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.frame_writer import PIECE_BYTES_MAX, FrameWriter
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST
 from tests.harness.turn_builder import KEY, completed_turn
 from tests.harness.until import until
@@ -45,7 +45,7 @@ class Client:
             raise self.failure
         self.bodies.append(message["body"])
 
-    def note(self, _: Sequence[Stored], start: int, end: int) -> None:
+    def note(self, _: Sequence[StoredEntry], start: int, end: int) -> None:
         if start < end:
             self.notes.append((start, end))
 
@@ -53,14 +53,14 @@ class Client:
 def numbered_dialect(break_at: int = -1, large_at: int = -1) -> Dialect:
     """A dialect that renders each entry as its sequence, with a break at one entry and a long text at another."""
 
-    def render(state: None, stored: Stored) -> tuple[Frame, None]:
+    def render(state: None, stored: StoredEntry) -> tuple[Frame, None]:
         data = b"x" * (PIECE_BYTES_MAX + 1) if stored.seq == large_at else b"%d " % stored.seq
         return Frame(data=data, is_break=stored.seq == break_at), state
 
     return Dialect("numbered", lambda _: None, render, lambda _, __: Frame(), heartbeat=b": ", can_reset=True)
 
 
-def text_of(stored: Sequence[Stored]) -> bytes:
+def text_of(stored: Sequence[StoredEntry]) -> bytes:
     return b"".join(b"%d " % one.seq for one in stored)
 
 
@@ -80,7 +80,7 @@ async def writing(
             await asyncio.wait((task,))
 
 
-def feed_of(stored: list[Stored], heartbeat_s: float = 60.0) -> TurnFeed:
+def feed_of(stored: list[StoredEntry], heartbeat_s: float = 60.0) -> TurnFeed:
     feed = TurnFeed(KEY, BEFORE_FIRST, heartbeat_s)
     feed.add(stored)
     return feed

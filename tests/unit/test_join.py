@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.entries import End, Stored
+from tailrace.proto.entries import End, StoredEntry
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.ids import Seq
 from tests.harness.strategies import MadeUp, logs
@@ -27,7 +27,7 @@ def test_an_entry_with_a_later_predecessor_proves_a_gap_that_only_the_log_closes
     """A read that is behind does not. An early entry may belong to a fork, whose rival was missed."""
     join = join_after(3)
     rival = text_delta(Chain(FOURTH.seq, 1), "rival")
-    forked = Stored(Seq(LOG[4].seq + 5), LOG[4].at, rival)
+    forked = StoredEntry(Seq(LOG[4].seq + 5), LOG[4].at, rival)
     assert (join.add_live(forked), join.has_gap) == (False, True)
     assert join.add_read([FOURTH]) == [FOURTH]
     assert join.has_gap
@@ -47,7 +47,7 @@ def test_an_entry_that_was_read_is_not_returned_again() -> None:
 def test_a_fork_in_the_feed_is_skipped_and_counted() -> None:
     """It continues an entry that the chain has passed."""
     join = join_after(3)
-    fork = Stored(Seq(35), FOURTH.at, text_delta(Chain(SECOND.seq, 1), "fork"))
+    fork = StoredEntry(Seq(35), FOURTH.at, text_delta(Chain(SECOND.seq, 1), "fork"))
     assert not join.add_live(fork)
     assert (join.has_gap, join.skipped) == (False, 1)
     assert join.add_live(FOURTH)
@@ -57,7 +57,7 @@ def test_a_fork_in_the_feed_is_skipped_and_counted() -> None:
 def test_an_entry_that_was_read_as_invalid_stays_invalid_when_the_feed_repeats_it() -> None:
     """A faulty writer named as its predecessor an entry that was stored later. The readers of the log skip it."""
     join = join_after(2)
-    early = Stored(Seq(THIRD.seq - 5), THIRD.at, text_delta(Chain(THIRD.seq, 1), "early"))
+    early = StoredEntry(Seq(THIRD.seq - 5), THIRD.at, text_delta(Chain(THIRD.seq, 1), "early"))
     assert join.add_read([early, THIRD]) == [THIRD]
     assert not join.add_next(early)
     assert not join.add_live(early)
@@ -68,7 +68,7 @@ def test_an_entry_that_was_read_as_invalid_stays_invalid_when_the_feed_repeats_i
 def test_no_entry_is_accepted_after_the_end() -> None:
     join = join_after(len(LOG))
     end = LOG[-1]
-    late = Stored(Seq(end.seq + 1), end.at, text_delta(join.chain, "late"))
+    late = StoredEntry(Seq(end.seq + 1), end.at, text_delta(join.chain, "late"))
     assert isinstance(end.entry, End)
     assert not join.add_live(late)
     assert not join.has_gap
@@ -96,7 +96,7 @@ def test_a_join_returns_the_log_or_its_last_entry_is_not_valid(log: MadeUp, data
 @given(logs(), st.data())
 def test_reads_alone_give_the_log_exactly(log: MadeUp, data: st.DataObject) -> None:
     """Without a feed, in any number of pages and stale reads: forks and junk are skipped."""
-    join, received = FeedJoin(), list[Stored]()
+    join, received = FeedJoin(), list[StoredEntry]()
     while join.read_upto < log.stored[-1].seq:
         after = [stored for stored in log.stored if stored.seq > join.read_upto]
         if data.draw(st.booleans()):
@@ -116,9 +116,9 @@ def test_any_cursor_is_followed_from_there(log: MadeUp, data: st.DataObject) -> 
     assert received == log.valid[position:]
 
 
-def follow(log: MadeUp, data: st.DataObject, chain: Chain = START) -> tuple[list[Stored], FeedJoin]:
+def follow(log: MadeUp, data: st.DataObject, chain: Chain = START) -> tuple[list[StoredEntry], FeedJoin]:
     """Runs a join over `log` under a schedule that hypothesis draws, and at last reads the whole log."""
-    join, received = FeedJoin(chain), list[Stored]()
+    join, received = FeedJoin(chain), list[StoredEntry]()
     # The feed: every entry any number of times, in any order, and none before it was stored.
     hints = data.draw(st.lists(st.sampled_from(log.stored), max_size=2 * len(log.stored)))
     stored_upto = Seq(0)

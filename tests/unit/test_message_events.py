@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import read_event
 from tailrace.generators.batches.message_events import PIECE_CHARS, to_events
-from tailrace.proto.entries import Attempt, Event, Stored
+from tailrace.proto.entries import Attempt, Event, StoredEntry
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn, content, fold
 from tailrace.proto.ids import Seq
@@ -28,11 +28,11 @@ def message(*blocks: dict[str, Any], **more: Any) -> dict[str, Any]:
 def fold_events(events: list[msgspec.Raw]) -> Turn:
     """The turn whose log they are."""
     stored = [
-        Stored(Seq(1), NOON, request()),
-        Stored(Seq(2), NOON, Attempt(prev=Seq(1), attempt=1, generator="g", backend="b", mode="fresh")),
+        StoredEntry(Seq(1), NOON, request()),
+        StoredEntry(Seq(2), NOON, Attempt(prev=Seq(1), attempt=1, generator="g", backend="b", mode="fresh")),
     ]
     for number, event in enumerate(events):
-        stored.append(Stored(Seq(number + 3), NOON, Event(prev=Seq(number + 2), attempt=1, event=event)))
+        stored.append(StoredEntry(Seq(number + 3), NOON, Event(prev=Seq(number + 2), attempt=1, event=event)))
     return fold(stored)
 
 

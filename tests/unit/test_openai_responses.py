@@ -19,7 +19,7 @@ from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.gateway.streaming.frame_writer import skip_events
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, Outcome, Stored
+from tailrace.proto.entries import Attempt, Outcome, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.records import record_from_fold
 from tests.harness.sse_parser import parse
@@ -39,7 +39,7 @@ EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 Data = list[dict[str, Any]]
 
 
-def frames(stored: list[Stored]) -> list[Frame]:
+def frames(stored: list[StoredEntry]) -> list[Frame]:
     """The frame of each valid entry."""
     state, found = DIALECT.start(KEY), []
     for one in stored:
@@ -58,11 +58,11 @@ def data(sent: bytes) -> Data:
     return found
 
 
-def events_of(stored: list[Stored]) -> Data:
+def events_of(stored: list[StoredEntry]) -> Data:
     return data(b"".join(frame.data for frame in frames(stored)))
 
 
-def after_last_restart(stored: list[Stored]) -> list[Stored]:
+def after_last_restart(stored: list[StoredEntry]) -> list[StoredEntry]:
     """Returns the entries with which a new reader begins: those after the last restart."""
     is_restart = [isinstance(one.entry, Attempt) and one.entry.mode == "restart" for one in stored]
     return stored[len(stored) - is_restart[::-1].index(True) :] if True in is_restart else stored

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
@@ -75,7 +75,7 @@ def with_reader(**given: Any) -> Break:
     return break_history
 
 
-def with_log(change: Callable[[tuple[Stored, ...]], tuple[Stored, ...]]) -> Break:
+def with_log(change: Callable[[tuple[StoredEntry, ...]], tuple[StoredEntry, ...]]) -> Break:
     return lambda history: msgspec.structs.replace(history, log={KEY: change(history.log[KEY])})
 
 
@@ -92,9 +92,9 @@ def without_entries(**given: Any) -> Break:
 
 
 END = LOG.stored[-1]
-SECOND_END = Stored(Seq(END.seq + 10), NOON, msgspec.structs.replace(END.entry, prev=END.seq))
-FORK = Stored(Seq(END.seq + 10), NOON, text_delta(LOG.chain, "late"))
-OLD_FORK = Stored(Seq(55), NOON, msgspec.structs.replace(LOG.stored[5].entry, prev=Seq(30)))
+SECOND_END = StoredEntry(Seq(END.seq + 10), NOON, msgspec.structs.replace(END.entry, prev=END.seq))
+FORK = StoredEntry(Seq(END.seq + 10), NOON, text_delta(LOG.chain, "late"))
+OLD_FORK = StoredEntry(Seq(55), NOON, msgspec.structs.replace(LOG.stored[5].entry, prev=Seq(30)))
 NEVER_SEEN = Frame(Seq(999), b"")
 
 BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
@@ -147,14 +147,14 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
 }
 
 
-def _relink_without_first(log: tuple[Stored, ...]) -> tuple[Stored, ...]:
+def _relink_without_first(log: tuple[StoredEntry, ...]) -> tuple[StoredEntry, ...]:
     """The log without its first entry, with the chain closed over the hole: only the hash can still tell."""
     first, second, *rest = log
     entry = msgspec.structs.replace(second.entry, prev=first.entry.prev)
     return (msgspec.structs.replace(second, entry=entry), *rest)
 
 
-def _other_end(log: tuple[Stored, ...], **given: Any) -> tuple[Stored, ...]:
+def _other_end(log: tuple[StoredEntry, ...], **given: Any) -> tuple[StoredEntry, ...]:
     return (*log[:-1], msgspec.structs.replace(log[-1], entry=msgspec.structs.replace(log[-1].entry, **given)))
 
 
@@ -188,8 +188,8 @@ def test_a_skipped_fork_breaks_no_promise() -> None:
 def test_a_continued_fork_breaks_no_promise() -> None:
     """Its writer was acknowledged and continued, also past the turn's end."""
     end = LOG.stored[-1]
-    late = Stored(Seq(end.seq + 10), NOON, text_delta(Chain(OLD_FORK.seq, 1), "further"))
-    later = Stored(Seq(late.seq + 10), NOON, text_delta(Chain(late.seq, 1), "and further"))
+    late = StoredEntry(Seq(end.seq + 10), NOON, text_delta(Chain(OLD_FORK.seq, 1), "further"))
+    later = StoredEntry(Seq(late.seq + 10), NOON, text_delta(Chain(late.seq, 1), "and further"))
     assert judge(with_log(lambda log: (*log[:5], OLD_FORK, *log[5:], late, later))(good_history())).is_green
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tailrace.persistence.rows import build_row
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.entries import KINDS, Stored, Unreadable
+from tailrace.proto.entries import KINDS, StoredEntry, Unreadable
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import fold
@@ -37,8 +37,8 @@ from tests.harness.virtual_time import run
 
 CURSOR = Seq(7)
 BEFORE = Chain(Seq(6), 1)
-AT_CURSOR = Stored(CURSOR, NOON, text_delta(BEFORE, "a"))
-AFTER_CURSOR = Stored(Seq(8), NOON, text_delta(BEFORE, "a"))
+AT_CURSOR = StoredEntry(CURSOR, NOON, text_delta(BEFORE, "a"))
+AFTER_CURSOR = StoredEntry(Seq(8), NOON, text_delta(BEFORE, "a"))
 
 
 def open_log() -> Handwritten:
@@ -276,10 +276,10 @@ def test_the_first_read_waits_for_the_request_of_a_stored_turn_and_fails_for_an_
 )
 @pytest.mark.parametrize(
     "stored",
-    [[Stored(Seq(1), NOON, Unreadable())], open_log().stored[1:]],
+    [[StoredEntry(Seq(1), NOON, Unreadable())], open_log().stored[1:]],
     ids=["cannot be decoded", "was removed, and the others are still there"],
 )
-def test_a_turn_whose_request_cannot_be_read_is_unknown(read: Callable[..., Any], stored: list[Stored]) -> None:
+def test_a_turn_whose_request_cannot_be_read_is_unknown(read: Callable[..., Any], stored: list[StoredEntry]) -> None:
     """At once: the recorder and each step of a deletion read such a turn. A repeated read would not change it."""
     server = ScriptedServer(read=[page(*stored), NOTHING], last_request=[Seq(1)])
     with pytest.raises(TurnUnknown, match=r"^turn-1 has no request in the log that can be read$"):
@@ -290,7 +290,7 @@ def test_a_turn_whose_request_cannot_be_read_is_unknown(read: Callable[..., Any]
 @pytest.mark.rule("R14")
 def test_an_entry_is_valid_if_the_chain_reaches_it() -> None:
     log = open_log()
-    rival = Stored(Seq(log.stored[-1].seq + 1), NOON, text_delta(BEFORE, "a"))
+    rival = StoredEntry(Seq(log.stored[-1].seq + 1), NOON, text_delta(BEFORE, "a"))
     for seq, expected in [(log.stored[-1].seq, True), (rival.seq, False)]:
         server = ScriptedServer(read=[page(*log.stored, rival)])
         assert run(is_valid(server, KEY, seq, START)) is expected

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tailrace.persistence.rows import build_row, micros, moment, turn_record
 from tailrace.proto.end_entry import BLOCKS_BYTES_MAX, build_end
-from tailrace.proto.entries import End, Event, Failure, Stored, encode
+from tailrace.proto.entries import End, Event, Failure, StoredEntry, encode
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, fold, fold_first_and_end, text_proof
 from tailrace.proto.ids import Seq, TurnId
@@ -66,7 +66,7 @@ def test_a_row_is_equal_from_the_first_entries_and_the_end(log: MadeUp, first: i
     """An end repeats all that a row needs of the entries between, or says that it does not."""
     entries = [one for one in log.valid if not isinstance(one.entry, End)]
     turn = fold(entries)
-    end = Stored(Seq(turn.tail + 1), NOON, build_end(turn, "completed"))
+    end = StoredEntry(Seq(turn.tail + 1), NOON, build_end(turn, "completed"))
     short = fold_first_and_end(fold(entries[:first]), end)
     assert short is not None or fold(entries[:first]).first_token_at is None
     if short is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from tailrace.deploy.cli.turn import render
 from tailrace.gateway.turns.timeline import Timeline, build, read
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
@@ -17,7 +17,7 @@ from tailrace.proto.records import TurnRecord, record_from_fold
 from tests.harness.turn_builder import KEY, NOON, completed_turn, started_turn
 
 
-def seconds(stored: list[Stored], *at: float) -> list[Stored]:
+def seconds(stored: list[StoredEntry], *at: float) -> list[StoredEntry]:
     return [msgspec.structs.replace(one, at=NOON + timedelta(seconds=s)) for one, s in zip(stored, at, strict=True)]
 
 
@@ -128,7 +128,7 @@ def test_delivery_is_unknown_if_no_gateway_remembers_the_streams() -> None:
 class LeftTurn:
     """A completed turn that has left the log, as the log and as the database."""
 
-    async def read_entries(self, *_: object) -> list[Stored]:
+    async def read_entries(self, *_: object) -> list[StoredEntry]:
         return []
 
     async def query(self, *_: object) -> TurnRecord:

@@ -11,7 +11,7 @@ import msgspec
 
 from tailrace.persistence.migrations import migrations
 from tailrace.proto import entries, subjects
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Connection
 from tailrace.proto.subjects import TurnKey
@@ -50,10 +50,10 @@ class Recording(NamedTuple):
     def key(self, turn: str) -> TurnKey:
         return next(key for one in self.entries for key, _ in [subjects.parse(one.subject)] if key.turn == turn)
 
-    def log(self, turn: str) -> list[Stored]:
+    def log(self, turn: str) -> list[StoredEntry]:
         """Returns the entries of a turn, decoded by this version."""
         return [
-            Stored(Seq(one.seq), one.at, entries.decode(kind, one.payload.encode()))
+            StoredEntry(Seq(one.seq), one.at, entries.decode(kind, one.payload.encode()))
             for one in self.entries
             for key, kind in [subjects.parse(one.subject)]
             if key.turn == turn

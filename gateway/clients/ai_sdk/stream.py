@@ -27,7 +27,7 @@ from tailrace.gateway.clients.stored_messages import resolve
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, End, Event, Message, Request, Stored
+from tailrace.proto.entries import Attempt, End, Event, Message, Request, StoredEntry
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 
@@ -60,7 +60,7 @@ class UiState(msgspec.Struct, frozen=True):
     """The texts of the blobs in the earlier steps of the message; None: the reader has these steps."""
 
 
-def render(state: UiState, stored: Stored) -> tuple[Frame, UiState]:
+def render(state: UiState, stored: StoredEntry) -> tuple[Frame, UiState]:
     chunks, state = _entry_chunks(state, stored)
     is_end = isinstance(stored.entry, End)
     return (_frame(chunks, stored.seq, is_end=is_end) if chunks else SILENT), state
@@ -102,7 +102,7 @@ def message_id(turn: TurnId, metadata: Mapping[str, str]) -> str:
     return metadata.get(MESSAGE, f"msg_{turn}")
 
 
-def _entry_chunks(state: UiState, stored: Stored) -> tuple[list[Chunk], UiState]:
+def _entry_chunks(state: UiState, stored: StoredEntry) -> tuple[list[Chunk], UiState]:
     match stored.entry:
         case Request() as request:
             metadata = {"turn": state.turn, "session": request.session, "model": request.model, "asked_at": stored.at}

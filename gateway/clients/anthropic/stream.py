@@ -15,7 +15,7 @@ from tailrace.gateway.clients.failure import error_type, failure_of
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.entries import Attempt, End, Event, Failure, Stored
+from tailrace.proto.entries import Attempt, End, Event, Failure, StoredEntry
 from tailrace.proto.events import is_tool_use
 from tailrace.proto.fold import without_mark
 from tailrace.proto.ids import TurnId
@@ -38,7 +38,7 @@ _type = msgspec.json.Decoder(_Type)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
+def render(key: TurnKey, stored: StoredEntry) -> tuple[Frame, TurnKey]:
     return _render(key.turn, stored), key
 
 
@@ -77,7 +77,7 @@ def message_of(record: TurnRecord) -> dict[str, Any]:
     }
 
 
-def _render(turn: TurnId, stored: Stored) -> Frame:
+def _render(turn: TurnId, stored: StoredEntry) -> Frame:
     match stored.entry:
         case Event(event=raw, is_hidden=False):
             return _render_event(turn, bytes(raw), stored.seq)

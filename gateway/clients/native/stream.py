@@ -20,7 +20,7 @@ from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, End, Event, Progress, Request, Stored
+from tailrace.proto.entries import Attempt, End, Event, Progress, Request, StoredEntry
 from tailrace.proto.fold import text_proof
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
@@ -42,7 +42,7 @@ class TailraceState(NamedTuple):
     """Whether the stream has the turns of a session, so that each event names its turn."""
 
 
-def render(state: TailraceState, stored: Stored) -> tuple[Frame, TailraceState]:
+def render(state: TailraceState, stored: StoredEntry) -> tuple[Frame, TailraceState]:
     event: dict[str, Any] | None = None
     match stored.entry:
         case Event(event=raw, is_hidden=is_hidden):

@@ -6,13 +6,13 @@ body's last chunk is missing, and the client's HTTP library reports it. A cancel
 
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, End, Entry, Event, Stored
+from tailrace.proto.entries import Attempt, End, Entry, Event, StoredEntry
 from tailrace.proto.records import TurnRecord
 
 BREAK = Frame(is_break=True)
 
 
-def render(state: None, stored: Stored) -> tuple[Frame, None]:
+def render(state: None, stored: StoredEntry) -> tuple[Frame, None]:
     match stored.entry:
         case Attempt(mode="restart") | End(outcome="failed"):
             return BREAK, state

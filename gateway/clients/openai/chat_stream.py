@@ -17,7 +17,7 @@ from tailrace.gateway.clients.openai.chat_object import Head, as_tool_use, finis
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, End, Event, Failure, Request, Stored
+from tailrace.proto.entries import Attempt, End, Event, Failure, Request, StoredEntry
 from tailrace.proto.fold import CUT
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
@@ -57,7 +57,7 @@ def start(key: TurnKey, *, include_usage: bool) -> ChatState:
     return ChatState(Head(key.turn), include_usage)
 
 
-def render(state: ChatState, stored: Stored) -> tuple[Frame, ChatState]:
+def render(state: ChatState, stored: StoredEntry) -> tuple[Frame, ChatState]:
     match stored.entry:
         case Request(model=model):
             return SILENT, msgspec.structs.replace(state, head=Head(state.head.turn, model, stored.at))

@@ -33,7 +33,7 @@ from tailrace.gateway.clients.openai.responses_output_item import (
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, Block, End, Event, Request, Stored
+from tailrace.proto.entries import Attempt, Block, End, Event, Request, StoredEntry
 from tailrace.proto.fold import CUT, Turn
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
@@ -61,7 +61,7 @@ def start(key: TurnKey) -> ResponsesState:
     return ResponsesState(Head(key.turn))
 
 
-def render(state: ResponsesState, stored: Stored) -> tuple[Frame, ResponsesState]:
+def render(state: ResponsesState, stored: StoredEntry) -> tuple[Frame, ResponsesState]:
     match stored.entry:
         case Request() as request:
             return _render_frame(*_render_queued(replace(state, head=head_of(state.head.turn, request, stored.at))))

@@ -11,7 +11,7 @@ from tailrace.gateway.clients.native.text_stream import text_of
 from tailrace.gateway.clients.tutorials.cursor_field import with_cursor_field
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto.entries import Attempt, End, Stored
+from tailrace.proto.entries import Attempt, End, StoredEntry
 from tailrace.proto.records import TurnRecord
 
 RESTARTED = "the answer starts again: send the request again"
@@ -19,7 +19,7 @@ RESTARTED = "the answer starts again: send the request again"
 _encode = msgspec.json.Encoder().encode
 
 
-def render(state: None, stored: Stored) -> tuple[Frame, None]:
+def render(state: None, stored: StoredEntry) -> tuple[Frame, None]:
     match stored.entry:
         case Attempt(mode="restart"):
             return Frame(_error(RESTARTED), is_break=True), state

@@ -9,14 +9,14 @@ from typing import Any
 
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Dialect, Frame
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import StoredEntry
 from tailrace.proto.records import TurnRecord
 
 
 def with_cursor_field(dialect: Dialect) -> Dialect:
     """Returns `dialect`, whose events are JSON objects, with fields `cursor` instead of ids."""
 
-    def render(state: Any, stored: Stored) -> tuple[Frame, Any]:
+    def render(state: Any, stored: StoredEntry) -> tuple[Frame, Any]:
         frame, state = dialect.render(state, stored)
         return _convert(frame), state
 

@@ -16,7 +16,7 @@ from tailrace.gateway.clients.native.text_stream import text_of
 from tailrace.gateway.clients.tutorials.cursor_field import with_cursor_field
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto.entries import Attempt, End, Failure, Stored
+from tailrace.proto.entries import Attempt, End, Failure, StoredEntry
 from tailrace.proto.records import TurnRecord
 
 # For a rate limit without a time.
@@ -26,7 +26,7 @@ RESTARTED = Failure("backend_broken", "the answer starts again: send the request
 _encode = msgspec.json.Encoder().encode
 
 
-def render(state: None, stored: Stored) -> tuple[Frame, None]:
+def render(state: None, stored: StoredEntry) -> tuple[Frame, None]:
     match stored.entry:
         case Attempt(mode="restart"):
             return Frame(_frame(error_event(RESTARTED), stored.seq), is_break=True), state

@@ -15,7 +15,7 @@ from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.clients.native.text_stream import text_of
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto.entries import Attempt, End, Stored
+from tailrace.proto.entries import Attempt, End, StoredEntry
 from tailrace.proto.records import TurnRecord
 
 NOTHING = b"<!---->"
@@ -23,7 +23,7 @@ NOTHING = b"<!---->"
 LINE_BREAKS = {ord("\n"): "&#10;", ord("\r"): "&#13;"}
 
 
-def render(state: None, stored: Stored) -> tuple[Frame, None]:
+def render(state: None, stored: StoredEntry) -> tuple[Frame, None]:
     match stored.entry:
         case Attempt(mode="restart"):
             return Frame(sse.frame(NOTHING, seq=stored.seq, event=b"reset")), state

@@ -17,19 +17,19 @@ from tailrace.gateway.clients.tutorials import state_stream
 from tailrace.gateway.clients.tutorials.state_stream import JobState, end_fields
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Frame
-from tailrace.proto.entries import Attempt, End, Request, Stored
+from tailrace.proto.entries import Attempt, End, Request, StoredEntry
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 
 _encode = msgspec.json.Encoder().encode
 
 
-def render(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
+def render(state: JobState, stored: StoredEntry) -> tuple[Frame, JobState]:
     unnamed, following = state_stream.render(state, stored)
     return _join(_render_named(following, stored), unnamed), following
 
 
-def _render_named(state: JobState, stored: Stored) -> Frame:
+def _render_named(state: JobState, stored: StoredEntry) -> Frame:
     """Returns the named event of an entry. `state` includes the entry."""
     match stored.entry:
         case Request():

@@ -18,7 +18,7 @@ from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.gateway.clients.native.text_stream import text_of
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto.entries import Attempt, End, Progress, Request, Stored
+from tailrace.proto.entries import Attempt, End, Progress, Request, StoredEntry
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
@@ -59,7 +59,7 @@ def start(key: TurnKey) -> JobState:
     return JobState(key.turn)
 
 
-def render(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
+def render(state: JobState, stored: StoredEntry) -> tuple[Frame, JobState]:
     match stored.entry:
         case Request():
             return _frame(state, {"status": "queued"}, stored.seq), state
@@ -91,7 +91,7 @@ def end_fields(ended: End | TurnRecord, text: str) -> dict[str, Any]:
     return {"status": ended.outcome, "result": text, "usage": ended.usage}
 
 
-def _render_running(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
+def _render_running(state: JobState, stored: StoredEntry) -> tuple[Frame, JobState]:
     sent = state._replace(sent_chars=state.chars, sent_at=stored.at)
     return _frame(sent, {"status": "running"}, stored.seq), sent
 
