@@ -1,6 +1,7 @@
 """The body of `POST /v1/turns`, its validation, and the request entry that is built from it. Stores nothing."""
 
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -135,7 +136,7 @@ def _check_prompt(new_turn: NewTurn) -> None:
         if not message.content or (isinstance(message.content, str) and message.content.isspace()):
             where = "message" if new_turn.messages is None else f"messages[{index}].content"
             raise Refused("request_invalid", f"`{where}` is empty")
-    contents = [message.content for message in new]
+    contents = nested_values(new)
     if is_deeper([contents, new_turn.system, new_turn.tools, new_turn.options, new_turn.schema], BODY_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
     refuse_blob_references([contents, new_turn.system, new_turn.tools])
@@ -222,6 +223,11 @@ def refuse_blob_references(body: object) -> None:
             f"The key `{blobs.REFERENCE_KEY}` is reserved: Tailrace stores it in place of a long string. "
             "Send the string itself; GET /v1/blobs/{sha256} returns it.",
         )
+
+
+def nested_values(messages: Iterable[Message]) -> list[object]:
+    """Returns the values in `messages` that a client may nest to any depth."""
+    return [value for one in messages for value in (one.content, one.output_config)]
 
 
 def new_messages(new_turn: NewTurn) -> list[Message]:

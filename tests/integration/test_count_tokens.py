@@ -124,6 +124,15 @@ async def test_long_prompt_with_invalid_content_is_refused(
     assert named in answer.json()["error"]["message"]
 
 
+@on_shared_loop
+async def test_long_prompt_with_a_deep_output_config_is_refused(shared_gateway: Gateway) -> None:
+    deep = {"role": "user", "content": "hi", "output_config": {"a": json.loads("[" * 500 + "]" * 500)}}
+    messages = [deep, {"role": "user", "content": "x" * 9_000_000}]
+    answer = await shared_gateway.client.post("/v1/messages/count_tokens", json={**COUNT_REQUEST, "messages": messages})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
+    assert "levels deep" in answer.json()["error"]["message"]
+
+
 async def test_reference_in_a_short_prompt_is_passed_on(gateway: Gateway) -> None:
     """It is not replaced, and the API validates it."""
     content = [{"type": "text", "text": {"tailrace:blob": "a" * 64, "bytes": 70_000}}]

@@ -250,6 +250,10 @@ REQUESTS: dict[str, tuple[object, str]] = {
     ),
     "system is an image": (HI | {"system": [{"type": "image"}]}, "`system[0]` is not a text block"),
     "no user message": ({"messages": [{"role": "assistant", "content": "a"}]}, "messages"),
+    "deep output_config": (
+        {"messages": [{"role": "user", "content": "a", "output_config": {"a": json.loads(nested_list(60))}}]},
+        "levels deep",
+    ),
     "deep tool": (HI | {"tools": [{"a": json.loads(nested_list(60))}]}, "levels deep"),
 }
 

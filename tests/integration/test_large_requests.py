@@ -243,6 +243,10 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[int, str, str]]] = {
         {"message": "hi", "tools": [{"name": "look", "input_schema": {"tailrace:blob": 1}}]},
         RESERVED,
     ),
+    "reference in output_config": (
+        {"messages": [{"role": "user", "content": "hi", "output_config": reference("x" * MB)}]},
+        RESERVED,
+    ),
     # No text is long enough to be a blob, and the log accepts entries of up to 8 MB.
     "many short texts": (message_of(*[{"type": "text", "text": "x" * 60_000}] * 150), TOO_LARGE),
     # Anthropic's limit.

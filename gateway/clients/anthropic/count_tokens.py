@@ -17,7 +17,12 @@ from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.inline_files import UploadedFiles, has_files
-from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, MessageParam, refuse_blob_references
+from tailrace.gateway.turns.request_body import (
+    BODY_LEVELS_MAX,
+    MessageParam,
+    nested_values,
+    refuse_blob_references,
+)
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper
@@ -98,7 +103,7 @@ async def store_long_strings(
     Their bytes count against the same limits as the blobs of a turn. Raises Refused, LogFull, LogUnavailable.
     """
     prompt = read_body.convert(fields, CountTokensRequest)
-    content = [[message.content for message in prompt.messages], prompt.system, prompt.tools]
+    content = [nested_values(prompt.messages), prompt.system, prompt.tools]
     if is_deeper(content, BODY_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
     refuse_blob_references(content)
