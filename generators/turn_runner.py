@@ -47,7 +47,7 @@ class TurnRunner:
         planner: Planner,
         *,
         name: str,
-        filters: Sequence[FilterCall] = (),
+        filters: Sequence[FilterCall],
         sinks: Sequence[WrapSink] = (),
         prepare: Sequence[PrepareTurn] = (),
         observe: ObserveAttempt,

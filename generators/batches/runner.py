@@ -107,7 +107,7 @@ class BatchRunner:
         concurrency: int,
         attempts_max: int,
         message_batches: MessageBatchesApi | None,
-        filters: Sequence[FilterCall] = (),
+        filters: Sequence[FilterCall],
         blobs: BlobLoader,
         orders: BackendOrders,
     ) -> None:

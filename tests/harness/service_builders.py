@@ -65,6 +65,7 @@ def build_batch_runner(
         concurrency=concurrency,
         attempts_max=3,
         message_batches=message_batches,
+        filters=(),
         blobs=BlobLoader(blob_store, FairSemaphore(1)),
         orders=parse_backends(backends),
     )
