@@ -46,6 +46,7 @@ from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.respond import Responder
+from tailrace.gateway.turns.sdk_retries import sdk_retry_features
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.store_trace import trace_features
 from tailrace.gateway.turns.submission import SubmitFeatures
@@ -186,11 +187,20 @@ def build(
     check_share, count_stored = log_share_features(storage.log_share)
     check_queue, add_position = queue_features(queue)
     parent = deleted_parent_feature(log, history, deleter)
+    find_retried, claim_for_retries = sdk_retry_features(claims, presence)
     # The features of each step run in this order.
     features = SubmitFeatures(
-        prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims)),
+        prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims), find_retried),
         admit=(check_queue, check_share, count_request, storage.uploaded_files.feature()),
-        amend=(add_position, schema_feature(schemas), reserve, storage.request_blobs.feature(), *trace_features()),
+        amend=(
+            add_position,
+            schema_feature(schemas),
+            reserve,
+            storage.request_blobs.feature(),
+            *trace_features(),
+            # Last, so that a refused request claims nothing.
+            claim_for_retries,
+        ),
         stored=(count_stored, parent, unread_tokens_feature(presence)),
     )
     submitter = TurnSubmitter(

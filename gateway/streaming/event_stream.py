@@ -152,6 +152,7 @@ class EventStream(StreamedResponse):
             return 0.0
         if is_complete or (self._dialect.is_self_delimited and not writer.is_within_frame):
             await send(body(b"", more=False))
+        self.is_delivered = is_complete
         if not is_complete:
             # Without the last chunk the server closes the connection, and the client sees a truncated body.
             metrics.BROKEN_OFF.inc()
@@ -211,6 +212,7 @@ class EventStream(StreamedResponse):
         frame = self._dialect.render_record(record, start.seen or 0)
         if await self._writer(send).write([frame]):
             await send(body(b"", more=False))
+            self.is_delivered = True
 
     async def _send_empty(self, send: Send, status: int) -> None:
         # 204 tells an EventSource to stop: it reconnects after every other end.

@@ -1,7 +1,7 @@
 """The base class of streamed responses, and the interruptions that end one early."""
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Generic, Literal, NamedTuple, Self, TypeVar
 
@@ -100,6 +100,10 @@ class StreamedResponse:
         self.is_repeatable = True
         """Whether a repeated request gets the same turn. If not, it starts another one while this one runs."""
         self.is_begun = False
+        self.is_delivered = False
+        """Whether the whole answer was sent."""
+        self.when_delivered: Callable[[], Awaitable[None]] | None = None
+        """Is called after the whole answer was sent. Must not raise."""
         self._headers = dict(headers)
         self._error_headers: dict[str, str] = {}
         self._first_bytes = b""
@@ -125,6 +129,8 @@ class StreamedResponse:
             if self._send_through_layers is None:
                 raise
             await self._render_error(error, scope)(scope, receive, self._send_through_layers)
+        if self.when_delivered is not None and self.is_delivered:
+            await self.when_delivered()
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the response: first `begin`, then its body with `send`, which goes directly to the server."""
@@ -154,6 +160,7 @@ class StreamedResponse:
         self._headers |= {"content-length": str(len(content)), "content-type": JSON}
         await self.begin(send, 200)
         await send(body(content, more=False))
+        self.is_delivered = True
 
 
 def body(data: bytes, *, more: bool) -> Message:

@@ -17,12 +17,14 @@ from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.auto_idempotency import is_chosen
 from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.sdk_retries import counted_request
 from tailrace.gateway.turns.submission import TurnSubmission
 from tailrace.gateway.turns.submit import (
     StoredTurn,
     TurnSubmitter,
     cursor_of_post,
     idempotency_key_of,
+    is_repeatable,
 )
 from tailrace.proto import entries
 from tailrace.proto.errors import LogUnavailable, Refused
@@ -45,13 +47,13 @@ class Responder:
         self._streams = streams
 
     async def submit(
-        self, request: ApiRequest, new_turn: NewTurn, raw: bytes, *, is_followed: bool = False, added_bytes: int = 0
+        self, request: ApiRequest, new_turn: NewTurn, raw: bytes, *, is_followed: bool = False
     ) -> StoredTurn:
         """Stores `new_turn` in the log, once for each Idempotency-Key. Returns the turn and its request entry.
 
         `raw` is the body as it came, which a repeated POST must equal. `is_followed`: the response follows the turn,
-        which then need not be read from the log. `added_bytes` are those of `new_turn` that are not in `raw`.
-        A POST with a cursor starts no turn: the turn is the one of the cursor. Raises Refused, LogError.
+        which then need not be read from the log. A POST with a cursor starts no turn: the turn is the one of the
+        cursor. Raises Refused, LogError.
         """
         submission = TurnSubmission(
             request.principal,
@@ -60,7 +62,6 @@ class Responder:
             request.response_headers,
             new_turn=new_turn,
             is_followed=is_followed,
-            added_bytes=added_bytes,
         )
         return await self._submitter.submit(submission, cursor_of_post(request))
 
@@ -72,6 +73,35 @@ class Responder:
         async with access.permit.reserve():
             key, _ = await self.submit(request, new_turn, raw, is_followed=True)
         return access, key
+
+    async def answer_at_once(
+        self,
+        request: ApiRequest,
+        new_turn: NewTurn,
+        raw: bytes,
+        respond: Callable[[TurnKey], StreamedResponse],
+        *,
+        added_bytes: int = 0,
+    ) -> StreamedResponse:
+        """Submits `new_turn` and returns the response that `respond` makes, which does not wait for the answer.
+
+        `added_bytes` are those of `new_turn` that are not in `raw`. Raises Refused, LogError.
+        """
+        submission = TurnSubmission(
+            request.principal,
+            raw,
+            idempotency_key_of(request),
+            request.response_headers,
+            new_turn=new_turn,
+            counted=counted_request(request),
+            added_bytes=added_bytes,
+        )
+        key, entry = await self._submitter.submit(submission, cursor_of_post(request))
+        response = respond(key)
+        response.add_headers({"tailrace-turn": key.turn, **names_of(key, entry)})
+        response.is_repeatable = is_repeatable(request) or submission.when_delivered is not None
+        response.when_delivered = submission.when_delivered
+        return response
 
     async def answer(
         self,
@@ -88,7 +118,7 @@ class Responder:
     ) -> StreamedResponse:
         """Submits `new_turn` and returns its stream, or its one JSON body. Raises Refused, LogError.
 
-        `idempotency_key` is for clients that send none. `added_bytes`: see `submit`.
+        `idempotency_key` is for clients that send none. `added_bytes`: see `answer_at_once`.
         `waits_for_answer`: a turn that fails before the model begins to answer has an HTTP error, not a stream.
         The response names the turn and its session, so that a stream that was cut can be resumed at
         `/v1/turns/{turn}/events?dialect=…`.
@@ -103,6 +133,7 @@ class Responder:
             idempotency_key,
             request.response_headers,
             new_turn=new_turn,
+            counted=counted_request(request) if idempotency_key is None else None,
             is_followed=True,
             added_bytes=added_bytes,
         )
@@ -127,7 +158,8 @@ class Responder:
             response = JsonAnswer(access, key, render, headers, fails_again=fails_again)
         # An error that replaces the response, such as the turn's own, names the turn, too.
         response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn, "x-request-id": key.turn})
-        response.is_repeatable = bool(idempotency_key or cursor)
+        response.is_repeatable = bool(idempotency_key or cursor or submission.when_delivered)
+        response.when_delivered = submission.when_delivered
         return response
 
 

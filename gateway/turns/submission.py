@@ -10,7 +10,16 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import entries
 from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.nats import Claim
 from tailrace.proto.subjects import TurnKey
+
+
+class CountedRequest(NamedTuple):
+    """A request whose client counts its repetitions, and sends no idempotency key."""
+
+    path: str
+    repetition: int
+    """0 for the first request, 1 for its first repetition."""
 
 
 @dataclass
@@ -39,6 +48,10 @@ class Submission:
     """Whether the entry is stored or may be stored. If so, its reservations stay until the turn ends."""
     is_followed: bool = False
     """Whether to subscribe to the turn before it is stored, because the response follows it."""
+    repeats: Claim | None = None
+    """The claim of an earlier POST that this one repeats, if it was found without an idempotency key."""
+    when_delivered: Callable[[], Awaitable[None]] | None = None
+    """Is called when the client has been sent the whole answer. With it, a repeated POST gets this turn until then."""
     cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
     """Resources of features, which are released when the submission is over."""
 
@@ -46,6 +59,11 @@ class Submission:
     def body_bytes(self) -> int:
         """The bytes of the request with what was added to it."""
         return len(self.raw) + self.added_bytes
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether a repeated POST gets the same turn."""
+        return self.idempotency_key is not None or self.when_delivered is not None
 
     def __post_init__(self) -> None:
         self.own_turn = self.turn = TurnKey(self.principal.tenant, TurnId(new_id()))
@@ -56,6 +74,8 @@ class TurnSubmission(Submission):
     """The submission of a single turn."""
 
     new_turn: NewTurn = field(kw_only=True)
+    counted: CountedRequest | None = None
+    """Set if the client counts its repetitions, so that a repetition can be recognised without a key."""
 
 
 S = TypeVar("S", bound=Submission)
@@ -78,7 +98,7 @@ class SubmitFeatures(NamedTuple):
     """First of all: may replace the new turn and the idempotency key."""
     admit: tuple[Feature[Submission], ...] = ()
     """After the lookup of a repeated POST, before the entry is built."""
-    amend: tuple[Feature[Submission], ...] = ()
+    amend: tuple[Feature[TurnSubmission], ...] = ()
     """After the entry is built, before the idempotency key is claimed: may replace the entry."""
     stored: tuple[Feature[Submission], ...] = ()
     """After the entry was appended."""

@@ -183,28 +183,29 @@ class TurnSubmitter:
 
         Raises Refused if the key was used with another body.
         """
-        if submission.idempotency_key is None:
-            return None
-        claim = await self._claims.find(submission.principal.tenant, submission.idempotency_key)
+        claim = submission.repeats
+        if submission.idempotency_key is not None:
+            claim = await self._claims.find(submission.principal.tenant, submission.idempotency_key)
         return await self._adopt(submission, claim) if claim is not None else None
 
     async def _claim(self, submission: Submission) -> StoredTurn | None:
         """Claims the idempotency key, if there is one. Returns the turn that another POST has stored for it, or None.
 
-        A claim whose turn was deleted is replaced.
+        A claim whose turn was deleted is replaced. Without a key, the claim may be that of an earlier POST.
         """
         (tenant, own_turn), idempotency_key = submission.own_turn, submission.idempotency_key
         if idempotency_key is None:
-            return None
+            if submission.repeats is None:
+                return None
+            repeated = await self._adopt(submission, submission.repeats)
+            _mark_other_turn(submission)
+            return repeated
         own_claim = Claim(own_turn, submission.body_sha256)
         claim = await self._claims.claim(tenant, idempotency_key, own_claim)
         while claim != own_claim:
             if (repeated := await self._adopt(submission, claim)) is not None:
                 return repeated
-            if submission.turn != submission.own_turn:
-                # The other gateway may still append. Both must not believe that the stored entry is theirs: each has
-                # reserved money for it, and its end settles one reservation.
-                submission.entry = msgspec.structs.replace(submission.entry, submission=own_turn)
+            if _mark_other_turn(submission):
                 return None
             claim = await self._claims.replace(tenant, idempotency_key, claim, own_claim)
         submission.turn = submission.own_turn
@@ -247,14 +248,25 @@ class TurnSubmitter:
                 await self._log.append(submission.turn, START, submission.entry)
         except (LogUnavailable, TimeoutError) as error:
             # The client does not know the turn's id; the error says how to repeat. The SDKs repeat a POST after a 503.
-            has_key = submission.idempotency_key is not None
-            raise LogUnavailable(UNCLEAR, may_repeat=has_key) from error
+            raise LogUnavailable(UNCLEAR, may_repeat=submission.is_repeatable) from error
         except (FenceLost, LogFull):
             submission.may_be_stored = False
             raise
         except EntryTooLarge as error:
             submission.may_be_stored = False
             raise Refused("body_too_large", TOO_LONG) from error
+
+
+def _mark_other_turn(submission: Submission) -> bool:
+    """Returns whether the submission uses the id of another POST's turn; if so, its entry gets a mark of its own.
+
+    The other gateway may still append. Both must not believe that the stored entry is theirs: each has reserved money
+    for it, and its end settles one reservation.
+    """
+    is_other = submission.turn != submission.own_turn
+    if is_other:
+        submission.entry = msgspec.structs.replace(submission.entry, submission=submission.own_turn.turn)
+    return is_other
 
 
 async def hash_body(*pieces: bytes) -> str:

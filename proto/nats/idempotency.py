@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,6 +20,13 @@ class Claim(msgspec.Struct, frozen=True):
 
     turn: TurnId
     body_sha256: str
+
+
+class StoredClaim(NamedTuple):
+    """A claim of the bucket, with its revision."""
+
+    claim: Claim
+    revision: int
 
 
 _decoder = msgspec.json.Decoder(Claim)
@@ -57,8 +65,28 @@ class Claims:
 
     async def find(self, tenant: Tenant, key: str) -> Claim | None:
         """Returns the claim of `key`, or None, which may be a moment old. Raises LogUnavailable."""
+        found = await self.read(tenant, key)
+        return found.claim if found is not None else None
+
+    async def read(self, tenant: Tenant, key: str) -> StoredClaim | None:
+        """Like `find`, with the revision."""
         found = await self._bucket.get(_name(tenant, key))
-        return _decoder.decode(found.data) if found is not None else None
+        return StoredClaim(_decoder.decode(found.data), found.revision) if found is not None else None
+
+    async def put(self, tenant: Tenant, key: str, mine: Claim) -> int:
+        """Stores `mine`, also if `key` is claimed. Returns its revision. Raises LogUnavailable."""
+        return await self._bucket.put(_name(tenant, key), msgspec.json.encode(mine))
+
+    async def renew(self, tenant: Tenant, key: str, found: StoredClaim) -> int | None:
+        """Stores the claim again. Returns its new revision; None if the claim has changed since it was read.
+
+        Of concurrent calls with the same claim, one returns a revision. Raises LogUnavailable.
+        """
+        return await self._bucket.update(_name(tenant, key), msgspec.json.encode(found.claim), found.revision)
+
+    async def remove(self, tenant: Tenant, key: str, revision: int) -> None:
+        """Removes the claim that was stored at `revision`, if it has not changed since. Raises LogUnavailable."""
+        await self._bucket.remove(_name(tenant, key), revision)
 
 
 def _name(tenant: Tenant, key: str) -> str:

@@ -1,4 +1,4 @@
-"""A KV bucket: create-if-absent, get, compare-and-set and delete. Errors of NATS become LogUnavailable."""
+"""A KV bucket: create-if-absent, put, get, compare-and-set and delete. Errors of NATS become LogUnavailable."""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,13 +7,17 @@ from typing import NamedTuple
 
 import nats.errors
 import nats.js.errors
-from nats.js.kv import KeyValue
+from nats.js.kv import KV_DEL, KV_OP, KeyValue
 
 from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Seq
 from tailrace.proto.nats.connection import Connection
 
 CREATE_TRIES = 10
 STALE_WAIT_S = 0.01
+REMOVE_TIMEOUT_S = 2.0
+# The deletion of a removed value. It expires, so that the bucket does not fill with the names of deleted keys.
+REMOVED = {KV_OP: KV_DEL, "Nats-TTL": "1s"}
 
 
 class Value(NamedTuple):
@@ -69,22 +73,35 @@ class Bucket:
                 return None
             return Value(found.value or b"", found.revision or 0)
 
-    async def update(self, key: str, data: bytes, revision: int) -> bool:
-        """Replaces the value that was read at `revision` (0: no value). Returns False if it has changed since.
+    async def put(self, key: str, data: bytes) -> int:
+        """Stores `data`, also if `key` exists. Returns its revision. Raises LogUnavailable."""
+        with self._map_errors():
+            return await (await self._open()).put(key, data)
 
-        Raises LogUnavailable.
+    async def update(self, key: str, data: bytes, revision: int) -> int | None:
+        """Replaces the value that was read at `revision` (0: no value). Returns the new revision.
+
+        Returns None if the value has changed since. Raises LogUnavailable.
         """
         with self._map_errors():
             try:
-                await (await self._open()).update(key, data, last=revision)
+                return await (await self._open()).update(key, data, last=revision)
             except nats.js.errors.KeyWrongLastSequenceError:
-                return False
-            return True
+                return None
 
     async def delete(self, key: str) -> None:
         """Deletes `key`, if it exists. Raises LogUnavailable."""
         with self._map_errors():
             await (await self._open()).delete(key)
+
+    async def remove(self, key: str, revision: int) -> None:
+        """Deletes the value that was stored at `revision`, if it has not changed since. Raises LogUnavailable.
+
+        For keys of which there are many: a second later the bucket has no message of the key.
+        """
+        await self._connection.store(
+            f"$KV.{self._name}.{key}", b"", timeout_s=REMOVE_TIMEOUT_S, fence=Seq(revision), headers=REMOVED
+        )
 
     async def _open(self) -> KeyValue:
         if self._bucket is None:

@@ -31,7 +31,7 @@ class LoginStore:
 
         Raises LogUnavailable.
         """
-        return await self._bucket.update(name, msgspec.json.encode(login), revision)
+        return await self._bucket.update(name, msgspec.json.encode(login), revision) is not None
 
     async def get(self, name: str) -> tuple[Login, int] | None:
         """Returns the login and its revision, or None if it does not exist or was deleted. Raises LogUnavailable."""

@@ -62,6 +62,11 @@ class Cutting:
         await asyncio.gather(*carrying, return_exceptions=True)
         await are_closed(*carrying.values())
 
+    def cut_all(self) -> None:
+        """Resets all open connections, whatever was forwarded to them."""
+        for client in self._carrying.values():
+            reset(client)
+
     def _accept(self, reader: StreamReader, client: StreamWriter) -> None:
         self.connections += 1
         task = asyncio.create_task(self._forward(reader, client))

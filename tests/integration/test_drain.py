@@ -135,8 +135,10 @@ def drain_at_first_append(monkeypatch: pytest.MonkeyPatch) -> Flag:
     return draining
 
 
-@pytest.mark.parametrize("headers", [{}, {"idempotency-key": "a"}], ids=["no key", "key"])
-async def test_a_drained_answer_without_a_stream_is_repeated_only_with_a_key(
+@pytest.mark.parametrize(
+    "headers", [{}, {"idempotency-key": "a"}, {"x-stainless-retry-count": "0"}], ids=["no key", "key", "count"]
+)
+async def test_a_drained_answer_without_a_stream_is_repeated_only_with_a_key_or_a_count(
     nats_url: str, connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
 ) -> None:
     """Without one, the SDK's own retry would start another turn while this one continues."""

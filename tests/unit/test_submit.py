@@ -218,6 +218,24 @@ async def test_the_entries_of_concurrent_posts_with_one_key_differ() -> None:
     assert len(set(names)) == 3
 
 
+@pytest.mark.rule("R115")
+@pytest.mark.parametrize("state", ["stored", "not stored", "deleted"])
+async def test_a_submission_with_a_claim_but_without_a_key_gets_the_claimed_turn(state: str) -> None:
+    """If the turn is not stored, it may still be, by a gateway that is slow. A deleted turn's id is not used again."""
+    memory = Memory()
+    first, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
+    claim = memory.claims.pop("key")
+    if state == "deleted":
+        memory.delete(first)
+    elif state == "not stored":
+        del memory.stored[first]
+    submission = TurnSubmission(LOCAL, b"{}", repeats=claim, new_turn=HELLO)
+    turn, entry = await build_turn_submitter(memory).submit(submission)
+    assert (turn == first) is (state != "deleted")
+    assert entry.submission == (submission.own_turn.turn if state == "not stored" else None)
+    assert (len(memory.stored), memory.claims) == (1, {})
+
+
 async def test_a_claim_that_expires_during_the_submission_does_not_name_its_turn() -> None:
     """A later POST with the key would find no turn under the new claim's id, and store a second one."""
     memory = Memory()
@@ -262,6 +280,20 @@ async def test_only_with_a_key_a_client_may_repeat_a_post_after_an_unclear_appen
     with pytest.raises(LogUnavailable) as unclear:
         await submit_to(memory)(LOCAL, HELLO, b"{}", key)
     assert (str(unclear.value), unclear.value.may_repeat) == (UNCLEAR, key is not None)
+
+
+@pytest.mark.rule("R115")
+async def test_a_client_may_repeat_a_post_whose_turn_it_can_find_without_a_key() -> None:
+    memory = Memory()
+    memory.error = LogUnavailable("away")
+
+    async def delivered() -> None:
+        """Does nothing."""
+
+    submission = TurnSubmission(LOCAL, b"{}", new_turn=HELLO, when_delivered=delivered)
+    with pytest.raises(LogUnavailable) as unclear:
+        await build_turn_submitter(memory).submit(submission)
+    assert unclear.value.may_repeat
 
 
 async def test_a_full_log_and_a_draining_gateway_store_nothing() -> None:

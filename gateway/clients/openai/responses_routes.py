@@ -36,8 +36,7 @@ from tailrace.gateway.streaming.stream_context import StreamContext, refuse_when
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.respond import Responder, names_of
-from tailrace.gateway.turns.submit import is_repeatable
+from tailrace.gateway.turns.respond import Responder
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import parse_cursor
 from tailrace.proto.nats import BlobStore
@@ -94,11 +93,11 @@ async def respond_in_background(
     added_bytes: int,
 ) -> ASGIApp:
     """Answers with the response as it is after it was stored, usually `queued`."""
-    key, entry = await responder.submit(request, new_turn, raw, added_bytes=added_bytes)
-    response = _StoredResponse(turns, key, headers)
-    response.add_headers({"tailrace-turn": key.turn, **names_of(key, entry)})
-    response.is_repeatable = is_repeatable(request)
-    return response
+
+    def respond(key: TurnKey) -> StreamedResponse:
+        return _StoredResponse(turns, key, headers)
+
+    return await responder.answer_at_once(request, new_turn, raw, respond, added_bytes=added_bytes)
 
 
 class _StoredResponse(StreamedResponse):

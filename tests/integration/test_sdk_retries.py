@@ -1,0 +1,234 @@
+"""Repetitions that an SDK counts in its header: which of them get the turn of the first request."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import pytest
+
+from tailrace.gateway.turns.sdk_retries import RETRY_COUNT
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
+from tailrace.proto.subjects import CLAIMS_STREAM, TurnKey
+from tests.harness import jwts
+from tests.harness.readers import is_read, read
+from tests.harness.system import System
+from tests.harness.until import until
+from tests.integration.conftest import Gateway, NewGateway, api_keys
+
+pytestmark = pytest.mark.rule("R115")
+
+CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
+# The answer takes longer than the test.
+SLOW = "words=200 rate=20"
+OTHER_KEY = "another key of the tenant"
+
+
+def question(line: str = SLOW, *, stream: bool = True) -> dict[str, Any]:
+    """Returns the body of a new question."""
+    messages = [{"role": "user", "content": f"#sim {line}\n{new_id()}"}]
+    return {"model": "claude-haiku-5-5", "max_tokens": 900, "messages": messages, "stream": stream}
+
+
+class Client(NamedTuple):
+    """A client whose SDK counts its repetitions."""
+
+    gateway: Gateway
+    log: TurnLog
+    tenant: Tenant
+
+    @asynccontextmanager
+    async def open(self, body: dict[str, Any], count: object, path: str = CHAT, **headers: str) -> AsyncIterator[str]:
+        """Sends the request, and disconnects at the end of the block. Yields its turn."""
+        headers = {RETRY_COUNT: str(count), **headers}
+        async with self.gateway.client.stream("POST", path, json=body, headers=headers) as response:
+            assert response.status_code == 200, await response.aread()
+            yield response.headers["tailrace-turn"]
+
+    async def lose(self, body: dict[str, Any], count: object = 0, path: str = CHAT, **headers: str) -> str:
+        """Sends the request and disconnects. Returns its turn when no gateway has readers of it."""
+        async with self.open(body, count, path, **headers) as turn:
+            pass
+        key = TurnKey(self.tenant, TurnId(turn))
+
+        async def is_unread() -> bool:
+            return not await is_read(self.log, key)
+
+        await until(is_unread)
+        return turn
+
+    async def receive(self, body: dict[str, Any], count: object) -> str:
+        """Sends the request and reads the whole answer. Returns its turn."""
+        answer = await self.gateway.client.post(CHAT, json=body, headers={RETRY_COUNT: str(count)})
+        assert answer.status_code == 200, answer.text
+        return answer.headers["tailrace-turn"]
+
+
+@pytest.fixture
+def client(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> Client:
+    return Client(gateway, system_log, tenant)
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+async def test_a_repetition_gets_the_turn_of_the_first_request(
+    client: Client, second_gateway: Gateway, path: str
+) -> None:
+    """At any gateway, and each repetition."""
+    body = question()
+    first = await client.lose(body, path=path)
+    assert await client._replace(gateway=second_gateway).lose(body, 1, path) == first
+    assert await client.lose(body, 2, path) == first
+
+
+async def test_equal_first_requests_are_different_turns(client: Client) -> None:
+    """A repetition gets the turn of the last one."""
+    body = question()
+    turns = [await client.lose(body) for _ in range(3)]
+    assert len({*turns}) == 3
+    assert await client.lose(body, 1) == turns[-1]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_repetition_does_not_get_an_answer_that_was_delivered(client: Client, *, stream: bool) -> None:
+    """Its own first request never arrived."""
+    body = question("words=3 rate=0", stream=stream)
+    turns = [await client.receive(body, count) for count in (0, 1, 1)]
+    assert len({*turns}) == 3
+
+
+async def test_a_delivered_answer_does_not_remove_the_claim_of_a_later_request(client: Client) -> None:
+    body = question("words=20 rate=20")
+    async with client.gateway.client.stream("POST", CHAT, json=body, headers={RETRY_COUNT: "0"}) as response:
+        later = await client.lose(body)
+        await response.aread()
+    assert await client.receive(body, 1) == later != response.headers["tailrace-turn"]
+
+
+async def test_a_repetition_while_another_client_reads_the_turn_gets_a_new_one(
+    client: Client, second_gateway: Gateway
+) -> None:
+    body = question()
+    async with client._replace(gateway=second_gateway).open(body, 0) as first:
+        assert await client.lose(body, 1) != first
+
+
+async def test_of_two_concurrent_repetitions_one_gets_the_turn(client: Client, second_gateway: Gateway) -> None:
+    """Two clients had sent equal requests, and one gateway was killed with both."""
+    body = question()
+    first = await client.lose(body)
+    clients = [client, client._replace(gateway=second_gateway)] * 2
+    turns = await asyncio.gather(*(one.lose(body, 1) for one in clients))
+    assert turns.count(first) == 1
+    assert len({*turns}) == len(turns)
+
+
+@pytest.mark.parametrize("how", ["failed", "cancelled"])
+async def test_a_turn_that_failed_or_was_cancelled_is_not_reused(client: Client, how: str) -> None:
+    body = question("words=9 rate=0 wait=0.1 fault=error@1x1" if how == "failed" else SLOW) | {"on_interrupt": "fail"}
+    first = await client.lose(body)
+    if how == "cancelled":
+        await client.gateway.client.post(f"/v1/turns/{first}/cancel")
+    await read(client.gateway.client, first)
+    assert (await client.gateway.client.get(f"/v1/turns/{first}")).json()["outcome"] == how
+    assert await client.lose(body, 1) != first
+
+
+@pytest.mark.parametrize(
+    ("count", "headers"),
+    [
+        ("one", {}),
+        ("-1", {}),
+        ("1, 1", {}),
+        ("99999", {}),
+        (1, {"idempotency-key": "own"}),
+        (1, {"x-session-id": "other"}),
+        (1, {"x-project-id": "other"}),
+    ],
+)
+async def test_another_request_gets_a_new_turn(client: Client, count: object, headers: dict[str, str]) -> None:
+    """Also a malformed count, and a request with an Idempotency-Key, which no count can replace."""
+    body = question()
+    first = await client.lose(body)
+    assert await client.lose(body, count, **headers) != first
+
+
+async def test_another_body_or_route_gets_a_new_turn(client: Client) -> None:
+    body = question()
+    first = await client.lose(body)
+    assert await client.lose(body | {"max_tokens": 899}, 1) != first
+    assert await client.lose(body, 1, MESSAGES) != first
+
+
+async def test_only_the_same_key_and_user_get_the_turn(
+    system: System, generator: object, system_log: TurnLog, tenant: Tenant, new_gateway: NewGateway
+) -> None:
+    """Another API key of the tenant, and another user of a JWT, get a new turn."""
+    keys = f"{api_keys(tenant)},{tenant}:{hashlib.sha256(OTHER_KEY.encode()).hexdigest()}"
+    settings = jwts.settings(jwt_user_claim="email")
+    client = Client(await new_gateway(system.nats_url, api_keys=keys, **settings), system_log, tenant)
+    body = question()
+    first = await client.lose(body)
+    credentials = [
+        OTHER_KEY,
+        *(jwts.token(sub=tenant, email=f"{name}@example.com").decode() for name in ("ann", "eve")),
+    ]
+    turns = [await client.lose(body, 0, authorization=f"Bearer {one}") for one in credentials[1:2]]
+    others = [await client.lose(body, 1, authorization=f"Bearer {one}") for one in credentials[::2]]
+    assert len({first, *turns, *others}) == 4
+    assert await client.lose(body, 1) == first
+    assert await client.lose(body, 1, authorization=f"Bearer {credentials[1]}") == turns[0]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+async def test_the_repetition_of_a_background_response_gets_its_turn(
+    client: Client, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """If its response was lost. A response that was delivered does not count as lost."""
+    body = {"model": "claude-haiku-5-5", "input": question()["messages"][0]["content"], "background": True}
+
+    async def keep(*_: object) -> None:
+        """Like a response that is lost."""
+
+    if count:
+        monkeypatch.setattr(Claims, "remove", keep)
+    answers = [await client.gateway.client.post(RESPONSES, json=body, headers={RETRY_COUNT: str(n)}) for n in (0, 1)]
+    assert (answers[0].json()["id"] == answers[1].json()["id"]) is bool(count)
+
+
+async def test_a_claim_that_was_overwritten_is_neither_renewed_nor_removed(
+    connection: Connection, tenant: Tenant
+) -> None:
+    claims = Claims(connection)
+    older, newer = (Claim(TurnId(new_id()), "0" * 64) for _ in range(2))
+    revision = await claims.put(tenant, "key", older)
+    found = await claims.read(tenant, "key")
+    assert found == (older, revision)
+    await claims.put(tenant, "key", newer)
+    assert await claims.renew(tenant, "key", found) is None
+    await claims.remove(tenant, "key", revision)
+    current = await claims.read(tenant, "key")
+    assert current is not None
+    assert current.claim == newer
+    await claims.remove(tenant, "key", current.revision)
+    assert await claims.find(tenant, "key") is None
+    assert await claims.claim(tenant, "key", older) == older
+
+
+async def test_a_removed_claim_leaves_no_message(connection: Connection, tenant: Tenant) -> None:
+    """Otherwise the bucket would have one for each answer of a day."""
+    claims, name = Claims(connection), f"{tenant}\0key".encode()
+    subject = f"$KV.CLAIMS.{hashlib.sha256(name).hexdigest()}"
+
+    async def is_stored() -> bool:
+        return subject in (await connection.stream_info(CLAIMS_STREAM, subjects=subject)).state.subjects
+
+    revision = await claims.put(tenant, "key", Claim(TurnId(new_id()), "0" * 64))
+    assert await is_stored()
+    await claims.remove(tenant, "key", revision)
+
+    async def is_gone() -> bool:
+        return not await is_stored()
+
+    await until(is_gone)
