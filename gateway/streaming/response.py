@@ -103,7 +103,7 @@ class StreamedResponse:
         self.is_delivered = False
         """Whether the whole answer was sent."""
         self.when_delivered: Callable[[], Awaitable[None]] | None = None
-        """Is called after the whole answer was sent. Must not raise."""
+        """Called after the whole answer was sent. Must not raise."""
         self._headers = dict(headers)
         self._error_headers: dict[str, str] = {}
         self._first_bytes = b""

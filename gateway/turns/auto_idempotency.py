@@ -64,13 +64,12 @@ async def find_usable_key(log: TurnLog, claims: Claims, tenant: Tenant, keys: It
     """
     for key in keys:
         claim = await claims.find(tenant, key)
-        if claim is None or not await has_failed(log, TurnKey(tenant, claim.turn)):
+        if claim is None or not await _has_failed(log, TurnKey(tenant, claim.turn)):
             return key
     return None
 
 
-async def has_failed(log: TurnLog, key: TurnKey) -> bool:
-    """Returns whether the turn has failed or was cancelled. Raises LogUnavailable."""
+async def _has_failed(log: TurnLog, key: TurnKey) -> bool:
     try:
         turn = await log.read_turn(key)
     except TurnUnknown:

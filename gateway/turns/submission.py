@@ -51,7 +51,7 @@ class Submission:
     repeats: Claim | None = None
     """The claim of an earlier POST that this one repeats, if it was found without an idempotency key."""
     when_delivered: Callable[[], Awaitable[None]] | None = None
-    """Is called when the client has been sent the whole answer. With it, a repeated POST gets this turn until then."""
+    """Called after the whole answer was sent to the client. If it is set, a repeated POST gets this turn until then."""
     cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
     """Resources of features, which are released when the submission is over."""
 

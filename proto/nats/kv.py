@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import nats.errors
@@ -11,6 +12,7 @@ from nats.js.kv import KV_DEL, KV_OP, KeyValue
 
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq
+from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 
 CREATE_TRIES = 10
@@ -99,9 +101,13 @@ class Bucket:
 
         For keys of which there are many: a second later the bucket has no message of the key.
         """
-        await self._connection.store(
-            f"$KV.{self._name}.{key}", b"", timeout_s=REMOVE_TIMEOUT_S, fence=Seq(revision), headers=REMOVED
+        store = partial(
+            self._connection.store, f"$KV.{self._name}.{key}", b"", timeout_s=REMOVE_TIMEOUT_S, fence=Seq(revision)
         )
+        ack = await store(headers=REMOVED)
+        if ack.error is not None and ack.error.err_code == pub_ack.NO_TTL:
+            # An earlier version has created the bucket.
+            await store(headers={KV_OP: KV_DEL})
 
     async def _open(self) -> KeyValue:
         if self._bucket is None:

@@ -10,6 +10,8 @@ FENCE = "Nats-Expected-Last-Subject-Sequence"
 FULL_CODES = (10077, 10023, 10047)
 # 10071: the fence did not match; 10164: an earlier write is not settled yet.
 FENCE_CODES = (10071, 10164)
+# The stream does not allow the header `Nats-TTL`.
+NO_TTL = 10166
 # The stream's leader has no such message.
 NOT_FOUND = 10037
 

@@ -4,11 +4,13 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import pytest
 
-from tailrace.gateway.turns.sdk_retries import RETRY_COUNT
+from tailrace.gateway.turns import sdk_retries
+from tailrace.gateway.turns.sdk_retries import RETRY_COUNT, SUBSCRIBE_WAIT_S
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
 from tailrace.proto.subjects import CLAIMS_STREAM, TurnKey
@@ -135,6 +137,58 @@ async def test_a_turn_that_failed_or_was_cancelled_is_not_reused(client: Client,
     assert await client.lose(body, 1) != first
 
 
+async def test_a_repetition_of_a_refused_request_does_not_get_an_earlier_turn(
+    system: System, generator: object, system_log: TurnLog, tenant: Tenant, new_gateway: NewGateway
+) -> None:
+    """For example after "stop" and "regenerate" in a chat: the stopped turn still runs, and a limit refuses another."""
+    gateway = await new_gateway(system.nats_url, limits_key="running=1")
+    client, body = Client(gateway, system_log, tenant), question()
+    await client.lose(body)
+    for count in ("0", "1"):
+        refused = await gateway.client.post(CHAT, json=body, headers={RETRY_COUNT: count})
+        assert refused.status_code == 429
+
+
+async def test_a_repetition_does_not_get_an_old_turn(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client that lost it does not wait for so long."""
+    body = question()
+    first = await client.lose(body)
+    monkeypatch.setattr(sdk_retries, "REUSE_MAX", timedelta())
+    assert await client.lose(body, 1) != first
+
+
+async def test_a_repetition_does_not_get_a_turn_that_is_just_submitted(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no readers yet, but its client waits: the repetition is that of another request, which was refused."""
+    stored, append = asyncio.Event(), TurnLog.append
+
+    async def append_slowly(*arguments: Any, **named: Any) -> object:
+        appended = await append(*arguments, **named)
+        stored.set()
+        await asyncio.sleep(SUBSCRIBE_WAIT_S / 2)
+        return appended
+
+    monkeypatch.setattr(TurnLog, "append", append_slowly)
+    body = question()
+
+    async def repeat() -> str:
+        await stored.wait()
+        return await client.lose(body, 1)
+
+    repeating = asyncio.create_task(repeat())
+    async with client.open(body, 0) as first:
+        assert await repeating != first
+
+
+async def test_the_repetition_of_a_deleted_turn_is_found_by_the_next_one(client: Client) -> None:
+    body = question()
+    first = await client.lose(body)
+    assert (await client.gateway.client.delete(f"/v1/turns/{first}")).status_code == 200
+    second = await client.lose(body, 1)
+    assert await client.lose(body, 2) == second != first
+
+
 @pytest.mark.parametrize(
     ("count", "headers"),
     [
@@ -159,6 +213,13 @@ async def test_another_body_or_route_gets_a_new_turn(client: Client) -> None:
     first = await client.lose(body)
     assert await client.lose(body | {"max_tokens": 899}, 1) != first
     assert await client.lose(body, 1, MESSAGES) != first
+
+
+async def test_other_routes_ignore_the_count(client: Client) -> None:
+    """They belong to clients that do not count."""
+    body = {"message": question()["messages"][0]["content"]}
+    first = await client.lose(body, path="/chat/stream")
+    assert await client.lose(body, 1, "/chat/stream") != first
 
 
 async def test_only_the_same_key_and_user_get_the_turn(
@@ -232,3 +293,14 @@ async def test_a_removed_claim_leaves_no_message(connection: Connection, tenant:
         return not await is_stored()
 
     await until(is_gone)
+
+
+async def test_a_claim_is_removed_from_a_bucket_of_an_earlier_version(own_connection: Connection) -> None:
+    """Such a bucket does not allow the header Nats-TTL."""
+    jetstream = own_connection.jetstream
+    await jetstream.delete_stream(CLAIMS_STREAM)
+    await jetstream.add_stream(name=CLAIMS_STREAM, subjects=["$KV.CLAIMS.>"], max_msgs_per_subject=1)
+    claims, tenant = Claims(own_connection), Tenant("a")
+    revision = await claims.put(tenant, "key", Claim(TurnId(new_id()), "0" * 64))
+    await claims.remove(tenant, "key", revision)
+    assert await claims.find(tenant, "key") is None
