@@ -55,14 +55,7 @@ class Responder:
         which then need not be read from the log. A POST with a cursor starts no turn: the turn is the one of the
         cursor. Raises Refused, LogError.
         """
-        submission = TurnSubmission(
-            request.principal,
-            raw,
-            idempotency_key_of(request),
-            request.response_headers,
-            new_turn=new_turn,
-            is_followed=is_followed,
-        )
+        submission = _submission_of(request, new_turn, raw, is_followed=is_followed)
         return await self._submitter.submit(submission, cursor_of_post(request))
 
     async def submit_for_stream(
@@ -87,15 +80,7 @@ class Responder:
 
         `added_bytes` are those of `new_turn` that are not in `raw`. Raises Refused, LogError.
         """
-        submission = TurnSubmission(
-            request.principal,
-            raw,
-            idempotency_key_of(request),
-            request.response_headers,
-            new_turn=new_turn,
-            counted=counted_request(request),
-            added_bytes=added_bytes,
-        )
+        submission = _submission_of(request, new_turn, raw, added_bytes=added_bytes)
         key, entry = await self._submitter.submit(submission, cursor_of_post(request))
         response = respond(key)
         response.add_headers({"tailrace-turn": key.turn, **names_of(key, entry)})
@@ -124,19 +109,13 @@ class Responder:
         `/v1/turns/{turn}/events?dialect=…`.
         """
         pace = pace_of(request)
-        idempotency_key = idempotency_key_of(request) or idempotency_key
+        submission = _submission_of(
+            request, new_turn, raw, default_key=idempotency_key, is_followed=True, added_bytes=added_bytes
+        )
+        # The submitter may replace it.
+        idempotency_key = submission.idempotency_key
         cursor = cursor_of_post(request)
         fails_again = is_chosen(idempotency_key)
-        submission = TurnSubmission(
-            request.principal,
-            raw,
-            idempotency_key,
-            request.response_headers,
-            new_turn=new_turn,
-            counted=counted_request(request) if idempotency_key is None else None,
-            is_followed=True,
-            added_bytes=added_bytes,
-        )
         access = StreamAccess(self._streams, request)
         render = None if is_streamed else dialect.render_json
         async with access.permit.reserve() if render is None else nullcontext():
@@ -161,6 +140,32 @@ class Responder:
         response.is_repeatable = bool(idempotency_key or cursor or submission.when_delivered)
         response.when_delivered = submission.when_delivered
         return response
+
+
+def _submission_of(
+    request: ApiRequest,
+    new_turn: NewTurn,
+    raw: bytes,
+    *,
+    default_key: str | None = None,
+    is_followed: bool = False,
+    added_bytes: int = 0,
+) -> TurnSubmission:
+    """Returns the submission of `new_turn`. `default_key` is its key if the request has no Idempotency-Key.
+
+    Raises Refused.
+    """
+    key = idempotency_key_of(request) or default_key
+    return TurnSubmission(
+        request.principal,
+        raw,
+        key,
+        request.response_headers,
+        new_turn=new_turn,
+        counted=counted_request(request) if key is None else None,
+        is_followed=is_followed,
+        added_bytes=added_bytes,
+    )
 
 
 def names_of(key: TurnKey, entry: entries.Request) -> dict[str, str]:

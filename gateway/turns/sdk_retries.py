@@ -39,7 +39,7 @@ def counted_request(request: Request) -> CountedRequest | None:
     Returns None with an Idempotency-Key or a cursor, on other routes than the SDKs', and if the count is malformed.
     Raises Refused.
     """
-    path = request.url.path
+    path: str = request.scope["path"]
     counts = request.headers.getlist(RETRY_COUNT)
     if path not in PATHS or len(counts) != 1 or COUNT.fullmatch(counts[0]) is None or is_repeatable(request):
         return None
