@@ -75,7 +75,7 @@ SKIPPED = (
 SCRIPTS = (".js", ".jsx", ".mjs", ".ts", ".tsx", ".sh", ".ci/run")
 CHECKED = (".md", ".py", *SCRIPTS)
 COLUMNS_MAX = 100
-# What a line of a page is not broken in: a word, a code span, a picture. A link may be broken in its text.
+# The parts of a line that stay together: a word, a code span, a picture. A link may be broken in its text.
 UNBREAKABLE = re.compile(r"!\[[^]]*\]\([^)]*\)|(?:`[^`]*`|\S)+")
 LIST_MARK = re.compile(r"^ *(?:[-*]|\d+\.) +")
 CODE = re.compile(r"^( *)```.*?^\1```$|^ {4}[^\n]*$|`[^`\n]*`|\]\([^)]*\)", re.MULTILINE | re.DOTALL)

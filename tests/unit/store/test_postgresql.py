@@ -1,4 +1,4 @@
-"""What only PostgreSQL has: other processes, lost connections, settings of the server."""
+"""The store on PostgreSQL: other processes, lost connections, and settings of the server."""
 
 import asyncio
 import random
