@@ -40,8 +40,10 @@ def counted_request(request: Request) -> CountedRequest | None:
     Raises Refused.
     """
     path: str = request.scope["path"]
+    if path not in PATHS:
+        return None
     counts = request.headers.getlist(RETRY_COUNT)
-    if path not in PATHS or len(counts) != 1 or COUNT.fullmatch(counts[0]) is None or is_repeatable(request):
+    if len(counts) != 1 or COUNT.fullmatch(counts[0]) is None or is_repeatable(request):
         return None
     return CountedRequest(path, int(counts[0]))
 

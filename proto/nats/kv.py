@@ -19,7 +19,7 @@ CREATE_TRIES = 10
 STALE_WAIT_S = 0.01
 REMOVE_TIMEOUT_S = 2.0
 # The deletion of a removed value. It expires, so that the bucket does not fill with the names of deleted keys.
-REMOVED = {KV_OP: KV_DEL, "Nats-TTL": "1s"}
+REMOVED = {KV_OP: KV_DEL, pub_ack.LIFE: "1s"}
 
 
 class Value(NamedTuple):

@@ -1,4 +1,4 @@
-"""The fence of a publish, JetStream's answer to it, and the error codes of nats-server that matter here."""
+"""The headers of a publish, JetStream's answer to it, and the error codes of nats-server that matter here."""
 
 import msgspec
 
@@ -6,11 +6,13 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 
 # The header with the sequence that the last message of the subject must have; 0: the subject has no message.
 FENCE = "Nats-Expected-Last-Subject-Sequence"
+# The header with the time after which the server deletes the message, such as `1s`.
+LIFE = "Nats-TTL"
 # 10077: the stream's limit is reached; 10023 and 10047: the store's.
 FULL_CODES = (10077, 10023, 10047)
 # 10071: the fence did not match; 10164: an earlier write is not settled yet.
 FENCE_CODES = (10071, 10164)
-# The stream does not allow the header `Nats-TTL`.
+# The stream does not allow the header LIFE.
 NO_TTL = 10166
 # The stream's leader has no such message.
 NOT_FOUND = 10037

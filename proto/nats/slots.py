@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
+from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.stream_leader import Leader
@@ -19,7 +20,6 @@ from tailrace.proto.subjects import SLOTS
 TIMEOUT_S = 2.0
 # A process that loses a race for a slot tries another random one. No process loses this many races in a row.
 TRIES = 200
-LIFE = "Nats-TTL"
 
 
 class HeldSlot(NamedTuple):
@@ -96,7 +96,7 @@ class Slots:
         await self._leader.delete(seq)
 
     async def _put(self, subject: str, holder: str, expected: Seq, life_s: int | None) -> Seq | None:
-        headers = {LIFE: f"{life_s}s"} if life_s is not None else None
+        headers = {pub_ack.LIFE: f"{life_s}s"} if life_s is not None else None
         stored = await self._connection.store(
             subject, holder.encode(), timeout_s=TIMEOUT_S, fence=expected, headers=headers
         )

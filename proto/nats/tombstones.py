@@ -10,6 +10,7 @@ import nats.errors
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.runtime.gather import gather_limited
@@ -17,7 +18,7 @@ from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_ERASURE_NOTE, EVERY_TOM
 
 # The text of a removed note. The bucket allows no deletion of single messages: one with a TTL replaces the note.
 REMOVED = b"removed"
-REMOVED_LIFE = {"Nats-TTL": "1s"}
+REMOVED_LIFE = {pub_ack.LIFE: "1s"}
 LOOKED_UP_AT_ONCE = 16
 # A page takes the server a second.
 PAGE_TIMEOUT_S = 10.0
