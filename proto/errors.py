@@ -645,7 +645,7 @@ CODES: dict[str, Code] = {
     "backend_event_too_large": Code(
         502,
         API,
-        "The model sent an event that is larger than 4 MiB. It is not retried: each call is paid for.",
+        "The model sent an event that is larger than 32 MiB. It is not retried: each call is paid for.",
         "Ask for less in one piece, for example a shorter tool result.",
     ),
     "entry_too_large": Code(

@@ -1,57 +1,79 @@
 """Incremental decoder of server-sent events: bytes in any pieces go in, the data of complete events comes out. Pure.
 
 Follows WHATWG, "Parsing an event stream", without the fields that the model's stream does not need: `id`, `retry`, and
-`event`, which Anthropic repeats inside the data.
+`event`, which Anthropic repeats inside the data. Each byte is read once: an event in many chunks takes linear time.
 """
 
 from tailrace.proto.errors import BackendError
 
 BOM = b"\xef\xbb\xbf"
-EVENT_BYTES_MAX = 4 * 2**20  # the largest real events, a tool's results, have about 100 kB
+# The API's own limit of a request. A larger block could not be sent back with the next one.
+EVENT_BYTES_MAX = 32 * 2**20
 
 
 class SseDecoder:
     """The state of one stream: the line and the event that are not complete yet."""
 
-    __slots__ = ("_data", "_data_bytes", "_is_after_cr", "_is_first", "_line")
+    __slots__ = ("_data", "_is_after_cr", "_is_first", "_line")
 
     def __init__(self) -> None:
-        self._line = b""  # the start of a line that is not complete
-        self._data: list[bytes] = []  # the data lines of an event that is not complete
-        self._data_bytes = 0
+        # Byte arrays: to append to one does not copy it.
+        self._line = bytearray()  # the start of a line that is not complete
+        self._data: bytes | bytearray | None = None  # the data lines of an event that is not complete
         self._is_first = True
         self._is_after_cr = False
+
+    @property
+    def pending_bytes(self) -> int:
+        """The size of the event that is not complete yet, as far as it has come."""
+        return len(self._line) + (0 if self._data is None else len(self._data))
 
     def decode(self, chunk: bytes) -> list[bytes]:
         """Returns the data of each event that `chunk` completes. Raises BackendError beyond EVENT_BYTES_MAX."""
         events: list[bytes] = []
         for line in self._lines(chunk) if chunk else ():
             if line.startswith(b"data:"):
-                self._data.append(line[6:] if line[5:6] == b" " else line[5:])
-                self._data_bytes += len(line)
-            elif not line and self._data:
-                if self._data_bytes > EVENT_BYTES_MAX:
+                data = line[6:] if line[5:6] == b" " else line[5:]
+                if self._data is None:
+                    self._data = data
+                else:
+                    self._add_line(data)
+            elif not line and self._data is not None:
+                if len(self._data) > EVENT_BYTES_MAX:
                     raise too_large()
-                events.append(b"\n".join(self._data))
-                self._data.clear()
-                self._data_bytes = 0
-        if len(self._line) + self._data_bytes > EVENT_BYTES_MAX:
+                events.append(bytes(self._data))
+                self._data = None
+        if (self._line or self._data is not None) and self.pending_bytes > EVENT_BYTES_MAX:
             raise too_large()
         return events
+
+    def _add_line(self, data: bytes) -> None:
+        assert self._data is not None  # noqa: S101  # the first line of an event is not added, but set
+        if isinstance(self._data, bytes):
+            self._data = bytearray(self._data)
+        self._data += b"\n"
+        self._data += data
 
     def _lines(self, chunk: bytes) -> list[bytes]:
         if self._is_after_cr:
             chunk = chunk.removeprefix(b"\n")  # the second half of a CRLF that was split
-        text = self._line + chunk
         if self._is_first:
-            if len(text) < len(BOM) and BOM.startswith(text):
-                self._line = text
+            chunk = bytes(self._line) + chunk
+            self._line.clear()
+            if len(chunk) < len(BOM) and BOM.startswith(chunk):
+                self._line += chunk
                 return []
-            text = text.removeprefix(BOM)
+            chunk = chunk.removeprefix(BOM)
             self._is_first = False
-        self._is_after_cr = text.endswith(b"\r")
-        lines = text.splitlines()
-        self._line = b"" if not text or text.endswith((b"\r", b"\n")) else lines.pop()
+        self._is_after_cr = chunk.endswith(b"\r")
+        lines = chunk.splitlines()
+        rest = b"" if not chunk or chunk.endswith((b"\r", b"\n")) else lines.pop()
+        if self._line and lines:
+            self._line += lines[0]
+            lines[0] = bytes(self._line)
+            self._line.clear()
+        if rest:
+            self._line += rest
         return lines
 
 
