@@ -51,7 +51,7 @@ class DeltaBuffer:
         if self._waiting and self._last_bytes + size <= JOINED_BYTES_MAX:
             last = self._waiting[-1]
             joined = events.join_deltas(last.event, event.event)
-            if joined is not None:
+            if joined is not None and _has_no_more_fields(last) and _has_no_more_fields(event):
                 left_out = last.left_out + event.left_out
                 self._waiting[-1] = msgspec.structs.replace(last, event=joined, raw=JOINED, left_out=left_out)
                 self._last_bytes += size
@@ -101,6 +101,11 @@ class DeltaBuffer:
                 await self._changed.wait()
             finally:
                 timer.cancel()
+
+
+def _has_no_more_fields(event: ModelEvent) -> bool:
+    """Returns whether a delta has no field that is lost when it is joined."""
+    return event.raw is JOINED or events.is_plain_delta(event.raw)
 
 
 def buffer_of(all_events: Iterable[ModelEvent]) -> DeltaBuffer:

@@ -60,8 +60,13 @@ class TextDelta(msgspec.Struct, frozen=True, tag="text_delta"):
     text: str
 
 
-class ThinkingDelta(msgspec.Struct, frozen=True, tag="thinking_delta"):
+class ThinkingDelta(msgspec.Struct, frozen=True, tag="thinking_delta", omit_defaults=True):
     thinking: str
+    estimated_tokens: Any = msgspec.UNSET
+    """By how many tokens a progress indicator of hidden thinking grows, or null. Clients add them up for each block.
+
+    Source: `BetaThinkingDelta` of Anthropic's SDK. Any: a value of an unexpected type is passed on.
+    """
 
 
 class SignatureDelta(msgspec.Struct, frozen=True, tag="signature_delta"):
@@ -163,12 +168,54 @@ def join_deltas(first: Event | UnknownEvent, second: Event | UnknownEvent) -> Bl
     match first, second:
         case BlockDelta(i, TextDelta(a)), BlockDelta(j, TextDelta(b)) if i == j:
             return BlockDelta(i, TextDelta(a + b))
-        case BlockDelta(i, ThinkingDelta(a)), BlockDelta(j, ThinkingDelta(b)) if i == j:
-            return BlockDelta(i, ThinkingDelta(a + b))
+        case BlockDelta(i, ThinkingDelta(a, m)), BlockDelta(j, ThinkingDelta(b, n)) if i == j:
+            tokens = _add_increments(m, n)
+            return None if tokens is None else BlockDelta(i, ThinkingDelta(a + b, tokens[0]))
         case BlockDelta(i, InputJsonDelta(a)), BlockDelta(j, InputJsonDelta(b)) if i == j:
             return BlockDelta(i, InputJsonDelta(a + b))
         case _:
             return None
+
+
+def _add_increments(first: Any, second: Any) -> tuple[Any] | None:
+    """Returns the sum of two `estimated_tokens`, each of which may be null or absent; None if one is something else."""
+    counts = [count for count in (first, second) if count is not msgspec.UNSET]
+    if not all(count is None or type(count) is int for count in counts):
+        return None
+    numbers = [count for count in counts if count is not None]
+    if numbers:
+        return (sum(numbers),)
+    return (None if counts else msgspec.UNSET,)
+
+
+class _PlainTextDelta(msgspec.Struct, tag="text_delta", forbid_unknown_fields=True):
+    text: Any
+
+
+class _PlainThinkingDelta(msgspec.Struct, tag="thinking_delta", forbid_unknown_fields=True):
+    thinking: Any
+    estimated_tokens: Any = None
+
+
+class _PlainInputJsonDelta(msgspec.Struct, tag="input_json_delta", forbid_unknown_fields=True):
+    partial_json: Any
+
+
+class _PlainBlockDelta(msgspec.Struct, tag="content_block_delta", forbid_unknown_fields=True):
+    index: Any
+    delta: _PlainTextDelta | _PlainThinkingDelta | _PlainInputJsonDelta
+
+
+_plain_decoder = msgspec.json.Decoder(_PlainBlockDelta)
+
+
+def is_plain_delta(raw: bytes | msgspec.Raw) -> bool:
+    """Returns whether a delta has only the fields that `join_deltas` joins. The others would be lost in the join."""
+    try:
+        _plain_decoder.decode(raw)
+    except DECODE_ERRORS:
+        return False
+    return True
 
 
 def envelope(raw: bytes | msgspec.Raw) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The delta buffer: waiting deltas are joined without changing the fold, and keep their order."""
 
 import asyncio
+import json
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import pytest
@@ -81,6 +83,26 @@ async def test_an_event_that_was_not_joined_keeps_its_bytes() -> None:
         event = ModelEvent(events.decode(raw(what)), raw(what), is_hidden=True)
         buffer.put(event)
         assert await buffer.next() is event
+
+
+@pytest.mark.rule("R9")
+@pytest.mark.parametrize("place", ["delta", "event"])
+@pytest.mark.parametrize("position", [0, 1, 2])
+async def test_a_delta_with_a_field_of_a_newer_version_is_not_joined(place: str, position: int) -> None:
+    """A joined delta has the fields of this version only."""
+    sent: list[dict[str, Any]] = [
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": piece}}
+        for piece in "abc"
+    ]
+    target = sent[position]["delta"] if place == "delta" else sent[position]
+    target["newer"] = {"x": 1}
+    buffer = DeltaBuffer()
+    for one in sent:
+        buffer.put(ModelEvent(events.decode(raw(one)), raw(one)))
+    buffer.close()
+    stored = [json.loads(bytes(event.raw)) for event in await drain(buffer)]
+    assert sent[position] in stored
+    assert "".join(one["delta"]["thinking"] for one in stored) == "abc"
 
 
 async def test_joined_deltas_stay_below_the_limit() -> None:

@@ -156,6 +156,24 @@ def test_only_deltas_of_one_kind_in_one_block_are_joined(
         assert join_deltas(one, other) == joined
 
 
+@pytest.mark.rule("R9")
+@pytest.mark.parametrize(
+    ("first", "second", "joined"),
+    [
+        (b"", b"", b""),
+        (b"", b',"estimated_tokens":null', b',"estimated_tokens":null'),
+        (b',"estimated_tokens":null', b',"estimated_tokens":50', b',"estimated_tokens":50'),
+        (b',"estimated_tokens":50', b',"estimated_tokens":100', b',"estimated_tokens":150'),
+        (b',"estimated_tokens":50', b',"estimated_tokens":"many"', None),
+    ],
+)
+def test_estimates_of_hidden_thinking_add_up(first: bytes, second: bytes, joined: bytes | None) -> None:
+    """Anthropic's clients add the increments of a block up for a progress indicator."""
+    template = b'{"type":"content_block_delta","index":0,"delta":{"type":"thinking_delta","thinking":""%b}}'
+    made = join_deltas(decode(template % first), decode(template % second))
+    assert (None if made is None else bytes(encode(made))) == (None if joined is None else template % joined)
+
+
 @pytest.mark.rule("R23")
 @given(USAGES, st.tuples(*[st.none() | COUNTS] * 4))
 def test_a_count_that_is_not_named_has_not_changed(before: CallUsage, counts: tuple[int | None, ...]) -> None:
