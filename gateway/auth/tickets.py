@@ -17,6 +17,7 @@ from starlette.requests import Request
 from tailrace.gateway.auth.authenticate import CredentialSource, credential_invalid
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.signed_tokens import Ticket, TokenSigner
+from tailrace.gateway.http.last_event_id import last_event_id
 from tailrace.proto.errors import not_found
 from tailrace.proto.ids import TurnId
 from tailrace.proto.nats.used_tickets import UsedTickets
@@ -108,7 +109,7 @@ class Tickets:
             raise credential_invalid()
         if TurnKey(ticket.tenant, ticket.turn) != key:
             raise not_found("turn")
-        if ticket.once and request.headers.get("last-event-id") and not self._has_proof(tokens[0], request):
+        if ticket.once and last_event_id(request) and not self._has_proof(tokens[0], request):
             raise credential_invalid()
         return ticket if ticket.once else None
 
@@ -124,7 +125,7 @@ class Tickets:
         return proof, None if self._has_proof(token, request) else use
 
     def _has_proof(self, token: bytes, request: Request) -> bool:
-        proof, dot, _ = request.headers.get("last-event-id", "").rpartition(".")
+        proof, dot, _ = last_event_id(request).rpartition(".")
         actual, expected = proof.encode("latin-1", "replace"), self._signer.proof(token.decode("latin-1")).encode()
         return bool(dot) and hmac.compare_digest(actual, expected)
 

@@ -6,18 +6,19 @@ from collections.abc import Collection
 
 from starlette.requests import Request
 
+from tailrace.gateway.http.last_event_id import QUERY_NAMES
 from tailrace.proto.errors import Refused
 from tailrace.proto.runtime.did_you_mean import suggest
 
 NAME_CHARS_MAX = 64
 # Parameters that may be repeated, besides those whose names end with `[]`.
-LISTS = ("include",)
+LISTS = ("include", *QUERY_NAMES)
 # A field of an object, as OpenAPI's style `deepObject` writes it.
 METADATA = re.compile(r"metadata\[([^\]]{1,64})\]")
 
 
 def require_known(request: Request, known: Collection[str]) -> None:
-    """Raises Refused for a query parameter that is not in `known`, or that is repeated and no list.
+    """Raises Refused for a query parameter that is not in `known`, or that may not be repeated.
 
     To ignore an unknown parameter would hide a typing error. Of a repeated one, only one value would count.
     """

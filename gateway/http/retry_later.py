@@ -7,11 +7,12 @@ its reconnection delay and is cut (ADR 13).
 
 import random
 
-from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway.http import sse
+from tailrace.gateway.http.last_event_id import last_event_id
 from tailrace.gateway.http.media_type import accept_header
 
 RETRY_S_MIN, RETRY_S_MAX = 1, 10
@@ -26,9 +27,9 @@ def retry_delay_s() -> float:
 
 def is_resuming_reader(scope: Scope) -> bool:
     """Returns whether the request is that of an EventSource that resumes after the last id that it has received."""
-    headers = Headers(scope=scope)
-    is_reader = scope["method"] == "GET" and sse.MEDIA_TYPE in accept_header(headers)
-    return is_reader and bool(headers.get("last-event-id"))
+    request = HTTPConnection(scope)
+    is_reader = scope["method"] == "GET" and sse.MEDIA_TYPE in accept_header(request.headers)
+    return is_reader and bool(last_event_id(request))
 
 
 class RetryLater(Response):

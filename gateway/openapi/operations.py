@@ -27,6 +27,7 @@ from tailrace.gateway.clients.tutorials.request import (
 )
 from tailrace.gateway.clients.tutorials.routes import StartedJob
 from tailrace.gateway.http.form import Form
+from tailrace.gateway.http.last_event_id import QUERY_NAMES as LAST_EVENT_ID
 from tailrace.gateway.models.card import ModelCard, ModelPage, ModelSheets
 from tailrace.gateway.ops.overview import Overview
 from tailrace.gateway.page.index import Directory
@@ -111,6 +112,10 @@ KEY = {"type": "string", "pattern": "^[!-~]{1,200}$"}
 CURSOR = {"type": "string", "pattern": "^[0-9]{1,19}$"}
 # The ids of the stream of a single-use ticket begin with a proof (TokenSigner.proof).
 PROVEN_CURSOR = {"type": "string", "pattern": r"^([A-Za-z0-9_-]{22}\.)?[0-9]{1,19}$"}
+AFTER = (
+    "The same as `Last-Event-ID`, which counts first. So do `lastEventId`, `lastEventID` and `Last-Event-ID` in the "
+    "query, which polyfills of EventSource send."
+)
 POSITION = {"type": "string", "pattern": f"^({CURSOR_TEXT.pattern})$"}
 PARAMETERS: dict[str, Json] = {
     "key": _header(
@@ -143,9 +148,10 @@ PARAMETERS: dict[str, Json] = {
     "last": _header("Last-Event-ID", "The `id:` of the last received event.", **CURSOR),
     "last_proven": _header("Last-Event-ID", "The `id:` of the last received event.", **PROVEN_CURSOR),
     "ticket": _query("ticket", "A ticket from `POST /v1/turns/{turn}/tickets`, instead of a key."),
-    "cursor": _query("after", "The same as `Last-Event-ID`.", **CURSOR),
+    "cursor": _query("after", AFTER, **CURSOR),
     "last_position": _header("Last-Event-ID", "The `id:` of the last received event.", **POSITION),
-    "position": _query("after", "The same as `Last-Event-ID`.", **POSITION),
+    "position": _query("after", AFTER, **POSITION),
+    **{name: _query(name, "The same as `Last-Event-ID`.") for name in LAST_EVENT_ID},
     "pace": _query(
         "pace",
         "The replay speed: 1 is the original; by default as fast as possible.",
@@ -226,7 +232,7 @@ PARAMETERS: dict[str, Json] = {
     "replay": _query("replay", "`true`: `startIndex` counts as in a stream that began without it."),
 }
 # Second spellings of parameters. The document leaves them out: generated clients would give both the same name.
-SPELLINGS = frozenset({"include_list"})
+SPELLINGS = frozenset({"include_list", *LAST_EVENT_ID})
 OF_LABEL = ("of_user", "of_model", "of_key", "of_metadata")
 PAGE = ("after", "limit", "page")
 NUMBERED = ("after", "limit", "page_number", "per_page")
@@ -235,8 +241,8 @@ INCLUDE = ("include", "include_list")
 BETA = ("beta", *AZURE)
 LISTING_MESSAGE_BATCHES = ("after_batch", "before_batch", "message_batches_limit", "beta")
 LISTING_FILES = ("after_item", "after_file", "page_file", "files_limit", "order", "purpose", *BETA)
-RESUMING = ("last", "cursor")
-READING = ("last_proven", "cursor", "dialect", "pace")
+RESUMING = ("last", "cursor", *LAST_EVENT_ID)
+READING = ("last_proven", "cursor", *LAST_EVENT_ID, "dialect", "pace")
 NAMED = ("key", "session", "project", "pace")
 GONE = {204: "The cursor is at the end: there are no more events."}
 
@@ -361,7 +367,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/sessions/{session}/cancel"): Operation("sessions", response=CancelledSession),
     ("GET", "/v1/sessions/{session}/turns"): Operation("sessions", response=TurnPage, parameters=("turn_order", *PAGE)),
     ("GET", "/v1/sessions/{session}/events"): Operation(
-        "sessions", streams=SSE, parameters=("last_position", "position")
+        "sessions", streams=SSE, parameters=("last_position", "position", *LAST_EVENT_ID)
     ),
     ("GET", "/v1/sessions/{session}/branches"): Operation("sessions", response=BranchList, parameters=PAGE),
     ("GET", "/v1/projects"): Operation("projects", response=ProjectList, parameters=NUMBERED),
@@ -391,7 +397,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/ai/chat"): Operation("tutorials", AIChatRequest, streams=SSE, parameters=("key", "pace", *RESUMING)),
     ("POST", "/api/start-job"): Operation("tutorials", StartJobRequest, StartedJob, 202, parameters=("key",)),
     ("POST", "/api/process"): Operation("tutorials", StartJobRequest, StartedJob, 202, parameters=("key",)),
-    ("GET", "/api/stream/{job_id}"): Operation("tutorials", streams=SSE, parameters=("last", "cursor"), statuses=GONE),
+    ("GET", "/api/stream/{job_id}"): Operation("tutorials", streams=SSE, parameters=RESUMING, statuses=GONE),
     ("GET", "/"): Operation("operation", response=Directory, streams="text/plain"),
     ("GET", "/turns/{turn}"): Operation("operation", streams="text/html"),
     ("GET", "/page/{file}"): Operation("operation", streams="text/javascript"),

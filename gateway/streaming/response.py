@@ -181,7 +181,9 @@ def _discard_partial_event(scope: Scope) -> bytes:
     headers = Headers(scope=scope)
     agent = headers.get("user-agent", "")
     is_webkit = "AppleWebKit" in agent and "Chrome" not in agent and headers.get("cache-control") == "no-cache"
-    return DISCARD % headers["last-event-id"].encode("latin-1") if is_webkit and is_resuming_reader(scope) else b""
+    # An EventSource sends the header. A polyfill that sends the id in the query reads by itself.
+    last = headers.get("last-event-id", "")
+    return DISCARD % last.encode("latin-1") if last and is_webkit and is_resuming_reader(scope) else b""
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from tailrace.gateway import metrics
 from tailrace.gateway.http.large_bodies import convert_body
+from tailrace.gateway.http.last_event_id import cursor_text
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
@@ -287,11 +288,11 @@ def cursor_mismatch(reason: str) -> Refused:
 
 
 def cursor_of_post(request: Request) -> Seq | None:
-    """Returns the cursor of a POST that resumes its answer, from `Last-Event-ID` or `?after=`; None: a new turn.
+    """Returns the cursor of a POST that resumes its answer, from `Last-Event-ID` or the query; None: a new turn.
 
     fetch-event-source and sse.js repeat their POST with this header when the stream was cut. Raises Refused.
     """
-    text = request.headers.get("last-event-id") or request.query_params.get("after")
+    text = cursor_text(request)
     if not text:
         return None
     try:

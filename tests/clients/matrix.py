@@ -302,6 +302,8 @@ def poster(name: str, script: str, client: str, path: str, cuts: Cuts) -> Client
 
 
 SHORT_EVENTS = Cuts(3, 900, 1400)
+# It waits at least a second before it reconnects, and twice as long after each cut.
+POLYFILL = Cuts(2, 900, 1400)
 # Also within the headers of the POST.
 ANYWHERE = Cuts(5, 0, 2200)
 # fetch-event-source stores the id of an event that is cut between these two; see gateway/http/sse.py.
@@ -324,6 +326,7 @@ CLIENTS = (
     poster("tailrace.js (Node)", "posts.mjs", "tailrace.js", "/v1/turns", ANYWHERE),
     poster("tailrace.js (Chromium)", "browser-posts.mjs", "tailrace.js", "/v1/turns", ANYWHERE),
     Client("eventsource", "JavaScript", "tailrace", node_reader("EventSource", "tailrace"), SHORT_EVENTS),
+    Client("event-source-polyfill", "JavaScript", "tailrace", node_reader("EventSourcePolyfill", "tailrace"), POLYFILL),
     poster("fetch-event-source (POST)", "posts.mjs", "fetch-event-source", "/v1/turns", WHOLE_EVENTS),
     poster("fetch-event-source (POST)", "posts.mjs", "fetch-event-source", "/chat/stream", WHOLE_EVENTS),
     poster(

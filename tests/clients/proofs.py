@@ -37,6 +37,8 @@ other languages were run by hand: [PROGRAMS.md](PROGRAMS.md).
 - **EventSource** in WebKit (Safari) keeps the part of an event that was cut, and joins it with the
   next event. Tailrace therefore begins the stream that it resumes with an event `discard`
   ([API.md](API.md#stream-a-turn)).
+- **event-source-polyfill** can send a key. It sends its cursor as `?lastEventId=` and not in a
+  header; Tailrace reads both ([API.md](API.md#stream-a-turn)).
 - **eventsource** (npm) does not keep the Node process alive while it waits to reconnect.
 - **fetch-event-source** does not reconnect after a clean end: throw in `onclose` unless `done` or
   `error` came. It stores an id when it has read its line, before the event is complete. Tailrace

@@ -15,6 +15,7 @@ from anthropic import NOT_GIVEN, AsyncAnthropic, AsyncStream
 from anthropic.lib.streaming import AsyncMessageStream
 from anthropic.types import ParsedMessage, RawMessageStreamEvent
 
+from tailrace.gateway.http.last_event_id import QUERY_NAMES
 from tailrace.gateway.streaming import fanout, frame_writer
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.frame_writer import DISPATCH_S
@@ -122,6 +123,40 @@ async def test_the_cursor_of_the_header_precedes_that_of_the_query(lone_gateway:
     both = await lone_gateway.client.get(url_of(writer.key), params={"after": 1}, headers=headers)
     query = await lone_gateway.client.get(url_of(writer.key), params={"after": after_b})
     assert [event.id for event in parse(both.content)] == [event.id for event in parse(query.content)] == [end]
+
+
+@pytest.mark.rule("R15")
+async def test_a_cursor_has_the_query_names_of_polyfills_on_all_streams_of_a_turn(
+    lone_gateway: Gateway, writer: Writer
+) -> None:
+    """They count before `after`, which the page's own URL may have, and after the header. The last value counts."""
+    await writer.open("a", "b")
+    after_b = writer.chain.last
+    end = await writer.end()
+    job = f"/api/stream/{writer.key.turn}"
+    for name in QUERY_NAMES:
+        queries = [
+            f"{name}={after_b}",
+            f"after=1&{name}={after_b}",
+            f"{name}=1&{name}={after_b}",
+            f"{name}=&after={after_b}",
+        ]
+        for query in queries:
+            rest = await lone_gateway.client.get(f"{url_of(writer.key)}&{query}")
+            assert (rest.status_code, [event.id for event in parse(rest.content)]) == (200, [end]), query
+        header = {"last-event-id": str(after_b)}
+        rest = await lone_gateway.client.get(f"{url_of(writer.key)}&{name}=1", headers=header)
+        assert [event.id for event in parse(rest.content)] == [end]
+        rest = await lone_gateway.client.get(f"{job}?{name}={after_b}")
+        assert rest.content == (await lone_gateway.client.get(job, headers=header)).content
+        for url in (url_of(writer.key), f"{job}?"):
+            refused = await lone_gateway.client.get(f"{url}&{name}=x")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, "cursor_invalid")
+        # A POST with a cursor never starts a turn.
+        for path in ("/v1/turns", "/v1/messages", "/api/chat", "/chat/stream", "/ai/chat"):
+            body = {"message": "a", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+            refused = await lone_gateway.client.post(f"{path}?{name}=x", json=body)
+            assert "is not a query parameter" not in refused.text, path
 
 
 SAFARI = "Mozilla/5.0 (Macintosh) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/26.0 Safari/605.1.15"

@@ -150,6 +150,8 @@ async def test_a_wrong_cursor_is_refused_and_an_unknown_session_is_404(gateway: 
     for cursor in ("x", "1.2", "1.2-3-4", "9" * 19, "1." + ".".join(["1-1"] * 300)):
         answer = await gateway.client.get(f"/v1/sessions/{session}/events?after={cursor}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cursor_invalid")
+        answer = await gateway.client.get(f"/v1/sessions/{session}/events?lastEventId={cursor}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cursor_invalid")
     answer = await gateway.client.get("/v1/sessions/unknown/events")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
 

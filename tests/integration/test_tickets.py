@@ -134,7 +134,11 @@ async def test_a_stream_resumes_with_the_proof_in_its_last_id_only(
             assert read_refusal(await client.get(url, headers=[(b"last-event-id", stolen.encode())])), stolen
         resumed = await client.get(url, headers={"last-event-id": last})
         again = await client.get(url, headers={"last-event-id": ID.findall(resumed.text)[-1]})
+        # Polyfills send it in the query.
+        polyfill = await client.get(f"{url}&lastEventId={last}")
+        assert read_refusal(await client.get(f"{url}&lastEventId={seq}"))
     assert [word in resumed.text for word in ("Danube", "Elbe", "Rhine")] == [False, False, True]
+    assert ID.findall(polyfill.text) == ID.findall(resumed.text)
     # An EventSource does not reconnect after 204.
     assert (resumed.status_code, again.status_code) == (200, 204)
 

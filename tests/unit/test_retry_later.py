@@ -9,9 +9,9 @@ from tailrace.gateway.http.retry_later import RETRY_S_MAX, RetryLater, is_resumi
 EVENT_SOURCE = {"accept": "text/event-stream", "last-event-id": "7"}
 
 
-def scope(method: str, headers: dict[str, str]) -> Scope:
+def scope(method: str, headers: dict[str, str], query: bytes = b"") -> Scope:
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    return {"type": "http", "method": method, "path": "/v1/turns/x/events", "headers": raw}
+    return {"type": "http", "method": method, "path": "/v1/turns/x/events", "headers": raw, "query_string": query}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,13 @@ def test_a_resuming_event_source_is_recognised_by_its_headers(
     assert is_resuming_reader(request_scope) is is_back
     response = error_responses.response("server_busy", "come again", retry_after_s=RETRY_S_MAX, scope=request_scope)
     assert response.status_code == (200 if is_back else 503)
+
+
+@pytest.mark.parametrize("query", [b"lastEventId=7", b"a=b&Last-Event-ID=7", b"lastEventID=7"])
+def test_a_resuming_polyfill_is_recognised_by_its_query(query: bytes) -> None:
+    """To it, too, every status but 200 is final. A page's own `?after=` may be its first request."""
+    assert is_resuming_reader(scope("GET", {"accept": "text/event-stream"}, query))
+    assert not is_resuming_reader(scope("GET", {"accept": "text/event-stream"}, b"after=7&lastEventId="))
 
 
 @pytest.mark.parametrize("code", ["credential_invalid", "turn_not_found", "cursor_invalid", "budget_exceeded"])

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.last_event_id import cursor_text
 from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import EventStream
@@ -110,12 +111,11 @@ def stream_of(
 
 
 def cursor_of(request: ApiRequest, id_prefix: bytes = b"") -> Seq:
-    """Returns the cursor from `Last-Event-ID`, which an EventSource sends when it reconnects, or from `?after=`.
+    """Returns the cursor from `Last-Event-ID`, which an EventSource sends when it reconnects, or from the query.
 
-    `id_prefix` precedes the SSE ids of this stream, so it is removed from the header.
+    `id_prefix` precedes the SSE ids of this stream, so it is removed from the id that came back.
     """
-    last = request.headers.get("last-event-id", "").removeprefix(id_prefix.decode())
-    return parse_cursor(last or request.query_params.get("after") or "0")
+    return parse_cursor(cursor_text(request).removeprefix(id_prefix.decode()) or "0")
 
 
 def dialect_of(request: ApiRequest) -> Dialect:

@@ -24,6 +24,7 @@ from tailrace.gateway import metrics
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.native.stream import OF_SESSION, reset_of
 from tailrace.gateway.http import sse
+from tailrace.gateway.http.last_event_id import cursor_text
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.gateway.streaming.event_stream import RECONNECT_WINDOW_S
 from tailrace.gateway.streaming.fanout import TurnFeed
@@ -61,14 +62,14 @@ async def get_events(request: ApiRequest, streams: StreamContext, new_turns: New
     The stream stays open between turns. Its `id:` is a position in the session, and `Last-Event-ID` continues
     there.
     """
-    text = request.headers.get("last-event-id") or request.query_params.get("after")
+    text = cursor_text(request)
     if text and CURSOR_TEXT.fullmatch(text) is None:
         raise Refused(
             "cursor_invalid", f"{text[:40]!r} is not an `id:` of this stream: send the last `id:` that you received"
         )
     query = GetSession(request.path_params["session"])
     session = (await streams.history.query(request.tenant, query)).session
-    return SessionStream(StreamAccess(streams, request), new_turns, session, text)
+    return SessionStream(StreamAccess(streams, request), new_turns, session, text or None)
 
 
 class SessionStream(StreamedResponse):

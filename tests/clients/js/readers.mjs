@@ -8,6 +8,11 @@ const withKey = (url, init) => fetch(url, { ...init, headers: { ...init.headers,
 
 const CLIENTS = {
   EventSource: (url) => listen(new EventSource(url, { fetch: withKey }), url),
+  // It sends its cursor as ?lastEventId=, and no Last-Event-ID.
+  EventSourcePolyfill: async (url) => {
+    const { EventSourcePolyfill } = await import("event-source-polyfill");
+    return listen(new EventSourcePolyfill(url, { headers }), url);
+  },
   fetch: (url) => fetchText(url, headers),
 };
 
