@@ -5,22 +5,28 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from tailrace.deploy.simulated_claude import directive, prose
 from tailrace.deploy.simulated_claude.conversation import Conversation
 from tailrace.deploy.simulated_claude.directive import Directive
+from tailrace.deploy.simulated_claude.server_tool import ServerCall
 
 INPUT = '{"query":"tailrace"}'
+# A result comes whole in its content_block_start, which counts as one delta.
+RESULT = ("",)
 JSON_PIECE = re.compile(r".{1,8}", re.DOTALL)
 
 
 class Block(msgspec.Struct, frozen=True):
     """A content block as a list of deltas."""
 
-    kind: Literal["thinking", "text", "tool_use"]
+    kind: Literal["thinking", "text", "tool_use", "server_call", "server_result"]
     deltas: tuple[str, ...]
     tool: str = ""
     cites: int = 0  # citations after its last delta
+    server: ServerCall | None = None  # of a call of a server tool, and of its result
+    before: int = 0  # calls of server tools before a block of thinking
 
     @property
     def content(self) -> str:
@@ -34,6 +40,8 @@ class Part(msgspec.Struct, frozen=True):
     start: int = 0
     is_cut_short: bool = False  # by max_tokens
     stop_sequence: str | None = None  # the first one in the text
+    is_paused: bool = False  # it ends with a call of a server tool without its result
+    pending: str = ""  # the id of a call in the request whose result is the first one of this part
 
     @property
     def deltas(self) -> int:
@@ -60,12 +68,33 @@ def build_answer(
     if directed.files:
         text = [conversation.files_sha256, *([" "] if text else []), *text]
     blocks = [Block("thinking", tuple(words("t", directed.thinking))), Block("text", tuple(text), cites=directed.cites)]
+    if directed.server:
+        blocks = server_blocks(blocks[0], blocks[1], directed.server)
     if directed.tool and not conversation.has_tool_result:
         blocks.append(tool_call(directed.tool, directed.input_json or INPUT))
     elif forced is not None:
         name, tool_input = forced
         blocks[1:] = [tool_call(name, directed.input_json or tool_input)]
     return Part(tuple(block for block in blocks if block.deltas))
+
+
+def server_blocks(thinking: Block, text: Block, calls: tuple[ServerCall, ...]) -> list[Block]:
+    """Returns the text in equal parts, with thinking before each, and a call with its result before each but the first.
+
+    The first parts are one delta longer if the deltas cannot be divided.
+    """
+    blocks: list[Block] = []
+    done = 0
+    for number in range(len(calls) + 1):
+        if number:
+            call = calls[number - 1]
+            blocks.append(Block("server_call", tuple(JSON_PIECE.findall(call.input_json)), server=call))
+            blocks.append(Block("server_result", RESULT, server=call))
+        end = done + -(-(len(text.deltas) - done) // (len(calls) + 1 - number))
+        blocks.append(replace(thinking, before=number))
+        blocks.append(Block("text", text.deltas[done:end], cites=text.cites if number == len(calls) else 0))
+        done = end
+    return blocks
 
 
 def tool_call(name: str, tool_input: str) -> Block:
@@ -82,16 +111,42 @@ def numbers(last: int) -> list[str]:
     return [f"{', ' if number > 1 else ''}{number}" for number in range(1, last + 1)]
 
 
-def find_remainder(answer: Part, partial: str) -> Part | None:
-    """Returns what follows `partial`, without thinking; None if the answer does not start with it."""
-    thinking = sum(len(block.deltas) for block in answer.blocks if block.kind == "thinking")
-    text = next((block for block in answer.blocks if block.kind == "text"), Block("text", ()))
-    if not text.content.startswith(partial):
+def find_remainder(answer: Part, conversation: Conversation) -> Part | None:
+    """Returns what follows the partial answer of `conversation`; None if its text is not a prefix of the answer's.
+
+    Thinking before the partial answer's end, calls of server tools that it has, and their results are left out.
+    """
+    left = len(conversation.partial)
+    if not "".join(block.content for block in answer.blocks if block.kind == "text").startswith(conversation.partial):
         return None
-    done, left = split_after(text.deltas, len(partial))
-    tools = (block for block in answer.blocks if block.kind == "tool_use")
-    blocks = (*([msgspec.structs.replace(text, deltas=left)] if left else []), *tools)
-    return Part(blocks, thinking + done, stop_sequence=answer.stop_sequence)
+    called = conversation.pairs + bool(conversation.pending)
+    blocks: list[Block] = []
+    for block in answer.blocks:
+        number = block.server.number if block.server else 0
+        match block.kind:
+            case "text":
+                done, deltas = split_after(block.deltas, left)
+                left = max(0, left - len(block.content))
+                if deltas:
+                    blocks.append(block if not done and deltas == block.deltas else replace(block, deltas=deltas))
+            case "thinking" if left or not 0 < block.before >= called:
+                pass
+            case "server_call" if number <= called:
+                pass
+            case "server_result" if number <= conversation.pairs:
+                pass
+            case _:
+                blocks.append(block)
+    rest = Part(tuple(blocks), stop_sequence=answer.stop_sequence, pending=conversation.pending)
+    return replace(rest, start=answer.deltas - rest.deltas)
+
+
+def pause(part: Part, pauses: int) -> Part:
+    """Returns `part` up to the first of its calls of server tools that is paused: the first `pauses` of the answer."""
+    for number, block in enumerate(part.blocks):
+        if block.kind == "server_call" and block.server is not None and block.server.number <= pauses:
+            return replace(part, blocks=part.blocks[: number + 1], stop_sequence=None, is_paused=True)
+    return part
 
 
 def with_repeated(part: Part, partial: str, words: int) -> Part:
@@ -99,10 +154,9 @@ def with_repeated(part: Part, partial: str, words: int) -> Part:
     again = "".join(re.findall(r"\s*\S+\s*", partial)[-words:]).lstrip()
     if not words or not again:
         return part
-    text = next((block for block in part.blocks if block.kind == "text"), Block("text", ()))
-    others = tuple(block for block in part.blocks if block.kind != "text")
-    deltas = (*re.findall(r"\S+\s*", again), *text.deltas)
-    return msgspec.structs.replace(part, blocks=(msgspec.structs.replace(text, deltas=deltas), *others))
+    first, *others = part.blocks if part.blocks and part.blocks[0].kind == "text" else (Block("text", ()), *part.blocks)
+    deltas = (*re.findall(r"\S+\s*", again), *first.deltas)
+    return replace(part, blocks=(replace(first, deltas=deltas), *others))
 
 
 def cut_at_stop_sequence(part: Part, sequences: Sequence[str]) -> Part:
@@ -114,7 +168,7 @@ def cut_at_stop_sequence(part: Part, sequences: Sequence[str]) -> Part:
             done, _ = split_after(block.deltas, at)
             deltas = (*block.deltas[:done], block.deltas[done][: at - length(block, done)])
             blocks = (*part.blocks[:number], *([Block("text", tuple(filter(None, deltas)))] if at else []))
-            return Part(blocks, part.start, stop_sequence=sequence)
+            return replace(part, blocks=blocks, stop_sequence=sequence)
     return part
 
 
@@ -136,11 +190,12 @@ def limit_tokens(part: Part, max_tokens: int) -> Part:
     """Returns `part` with at most `max_tokens` deltas: a word counts as a token."""
     if part.deltas <= max_tokens:
         return part
-    return Part(tuple(first_deltas(part.blocks, max_tokens)), part.start, is_cut_short=True)
+    blocks = tuple(first_deltas(part.blocks, max_tokens))
+    return replace(part, blocks=blocks, is_cut_short=True, is_paused=False)
 
 
 def first_deltas(blocks: tuple[Block, ...], count: int) -> Iterator[Block]:
     for block in blocks:
         if count > 0:
-            yield msgspec.structs.replace(block, deltas=block.deltas[:count])
+            yield replace(block, deltas=block.deltas[:count])
         count -= len(block.deltas)

@@ -88,7 +88,8 @@ async def create_message(http: HttpRequest) -> Response:
     stats: Stats = http.app.state.stats
     cached = http.app.state.cache.take(await http.body())
     answered = reply(parsed, stats.next_call(parsed.conversation.key), cached)
-    stats.continuations += bool(parsed.conversation.partial)
+    stats.continuations += parsed.conversation.is_continued
+    stats.resumptions += bool(parsed.conversation.pending)
     stats.continuations_mismatched += answered.is_mismatched
     account: Account = http.app.state.account
     call = account.begin(parsed.conversation.key, parsed.conversation.question, answered.part.start)

@@ -1,7 +1,8 @@
 """The question in a request's messages, and the partial answer that it continues.
 
-There are two forms of a continuation: up to the 4.5 models the last message is the assistant's partial text (prefill);
-for later models a user message follows, which says where the answer was interrupted.
+There are three forms of a continuation: up to the 4.5 models the last message is the assistant's partial text
+(prefill); for later models a user message follows, which says where the answer was interrupted; and for all models an
+answer that paused is sent back as it is.
 """
 
 import hashlib
@@ -25,6 +26,15 @@ class Conversation(msgspec.Struct, frozen=True, dict=True):
 
     messages: tuple[Message, ...]  # without the continuation's tail
     partial: str  # the text of the partial answer; empty for a new answer
+    pairs: int = 0
+    """The calls of server tools in the partial answer that have a result."""
+    pending: str = ""
+    """The id of the call of a server tool that waits for its result; empty without one."""
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether the messages end with a partial answer that has content."""
+        return bool(self.partial or self.pairs or self.pending)
 
     @cached_property
     def question(self) -> str:
@@ -69,10 +79,22 @@ def extract_text(message: Message) -> str:
 
 
 def read(messages: Sequence[Message]) -> Conversation:
-    """Splits `messages` (not empty, the first one is the user's) into conversation and partial answer."""
-    match [message.role for message in messages]:
-        case [*_, _, "assistant"]:
-            return Conversation(tuple(messages[:-1]), messages[-1].text)
-        case [*_, _, "assistant", "user"] if messages[-1].text.startswith(INTERRUPTED):
-            return Conversation(tuple(messages[:-2]), messages[-2].text)
-    return Conversation(tuple(messages), "")
+    """Splits `messages` (not empty, the first one is the user's) into conversation and partial answer.
+
+    As in the API, consecutive messages of the assistant are one.
+    """
+    end = len(messages)
+    if messages[-1].role == "user" and messages[-1].text.startswith(INTERRUPTED):
+        end -= 1
+    start = end
+    while start > 1 and messages[start - 1].role == "assistant":
+        start -= 1
+    if start == end:
+        return Conversation(tuple(messages), "")
+    partial = messages[start:end]
+    blocks = [block for message in partial for block in message.blocks]
+    results = {block.tool_use_id for block in blocks if block.tool_use_id}
+    calls = [block.id for block in blocks if block.is_server_call]
+    pending = next((call for call in calls if call not in results), "")
+    text = "".join(message.text for message in partial)
+    return Conversation(tuple(messages[:start]), text, len(results.intersection(calls)), pending)

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import msgspec
 
 from tailrace.deploy.simulated_claude.fault import FAULT_KINDS, HTTP_ONLY, Fault
+from tailrace.deploy.simulated_claude.server_tool import CALLS_MAX, KINDS, ServerCall, parse_calls
 from tailrace.proto.decoding import DECODE_ERRORS
 
 HELP = """\
@@ -19,6 +20,8 @@ A line `#sim …` in the last user message directs the answer:
   cites=N        the text ends with N citations: of a document, of a page, of a file, and so on
   thinking=N     a thinking block of N words comes first
   tool=NAME      a tool_use block comes last (not again once its result is in the conversation)
+  server=TOOL,…  calls of the API's own tools, each with its result, divide the text; TOOL*N stands for N calls
+  pauses=N       the first N calls of server= are paused (pause_turn): the result comes when the answer is sent back
   json={…}       the input of that tool, or of a forced one; with a schema in `output_config`, the text
   wrong=X        with a schema, the text of the first answer, before a correction is requested: JSON `{…}` or a word
   repeat=N       a continuation repeats the last N words of the partial answer
@@ -53,6 +56,12 @@ results are whole, and the next M are, in turn, an empty line, a line that is no
 connection is dropped. Without xM, no later one is whole. POST /_sim/expire ends all running batches as if a day had
 passed.
 
+The tools of server= are web_search, web_fetch, code_execution, bash_code_execution and mcp. The parts of the text have
+equal lengths, and joined they are the text of words=N. With thinking=N, a thinking block precedes each part. A result
+counts as one delta. The answer goes on after a paused message that is sent back as the last one, and after a
+continuation prompt; a call whose result is in the message is not executed again. GET /_sim/stats returns under
+`executions`, for each call of a turn (`KEY.NUMBER`), the `tool_use_id` of each of its results: one, if it ran once.
+
 It refuses a tool call without its result or with a missing field, and a result without its call, as the real API does.
 It accepts some requests that the real API refuses: two tools of one name, a tool name like `a b`, an image of the type
 image/svg+xml, an image at an http URL, and a `budget_tokens` that is not below `max_tokens`.
@@ -82,6 +91,8 @@ Setting = Literal[
     "cites",
     "thinking",
     "tool",
+    "server",
+    "pauses",
     "json",
     "wrong",
     "repeat",
@@ -106,6 +117,8 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
     cites: int = 0
     thinking: int = 0
     tool: str = ""
+    server: tuple[ServerCall, ...] = ()
+    pauses: int = 0
     input_json: str = ""
     wrong_json: str = ""
     repeat: int = 0
@@ -197,9 +210,15 @@ def setting(name: str, value: str) -> dict[str, object]:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
             raise DirectiveInvalid(f"#sim: {name}= wants letters and digits, got {value!r}")
         return {name: value}
+    if name == "server":
+        if (calls := parse_calls(value)) is None:
+            raise DirectiveInvalid(
+                f"#sim: server= wants up to {CALLS_MAX} calls, KIND or KIND*N of {' '.join(KINDS)}, got {value!r}"
+            )
+        return {name: calls}
     if not NUMBER.fullmatch(value):
         raise DirectiveInvalid(f"#sim: {name}= wants a number, got {value!r}")
-    if name in ("words", "files", "cites", "thinking", "repeat"):
+    if name in ("words", "files", "cites", "thinking", "pauses", "repeat"):
         if not value.isdecimal() or int(value) > WORDS_MAX:
             raise DirectiveInvalid(f"#sim: {name}= wants a whole number up to {WORDS_MAX}, got {value!r}")
         return {name: int(value)}

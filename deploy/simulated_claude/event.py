@@ -3,15 +3,29 @@
 import hashlib
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any, NamedTuple
 
 import msgspec
 
+from tailrace.deploy.simulated_claude import server_tool
 from tailrace.deploy.simulated_claude.answer import Block
 from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Break
 from tailrace.deploy.simulated_claude.refusal import error_body
 from tailrace.deploy.simulated_claude.reply import Reply
+from tailrace.deploy.simulated_claude.server_tool import EXPIRES_AT, ServerCall
 
-Frame = tuple[bytes, bool]  # the bytes of an event, and whether it is a delta, which is sent at the directed rate
+
+class Frame(NamedTuple):
+    """The bytes of an event."""
+
+    data: bytes
+    is_delta: bool = False
+    """Whether it is sent at the directed rate, and counts as a token."""
+    result: dict[str, Any] | None = None
+    """The result of a server tool in it."""
+    call: int = 0
+    """The number of that tool's call."""
+
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
@@ -19,23 +33,28 @@ GARBAGE = b'event: content_block_delta\ndata: {"type":"content_block_delta","ind
 MESSAGES = {"429": "Number of requests has exceeded your rate limit", "500": "Internal server error"}
 OVERLOADED = "Overloaded"
 # The field of a delta that carries its text.
-FIELDS = {"thinking": "thinking", "text": "text", "tool_use": "partial_json"}
-TYPES = {"thinking": "thinking_delta", "text": "text_delta", "tool_use": "input_json_delta"}
+FIELDS = {"thinking": "thinking", "text": "text", "tool_use": "partial_json", "server_call": "partial_json"}
+TYPES = {
+    "thinking": "thinking_delta",
+    "text": "text_delta",
+    "tool_use": "input_json_delta",
+    "server_call": "input_json_delta",
+}
 
 
 def frames(reply: Reply) -> Iterator[Frame]:
     """Yields the events in order, up to the fault if there is one. The writer performs a `cut` or `stall`."""
-    yield message_start(reply), False
-    yield PING, False
-    blocks = chain.from_iterable(block_frames(i, block, reply.turn) for i, block in enumerate(reply.part.blocks))
+    yield Frame(message_start(reply))
+    yield Frame(PING)
+    blocks = chain.from_iterable(block_frames(i, block, reply) for i, block in enumerate(reply.part.blocks))
     if reply.breaks is None:
         yield from blocks
     else:
         yield from apply_break(blocks, reply.breaks)
         if reply.breaks.kind != "garbage":
             return
-    yield message_delta(reply), False
-    yield MESSAGE_STOP, False
+    yield Frame(message_delta(reply))
+    yield Frame(MESSAGE_STOP)
 
 
 def apply_break(blocks: Iterator[Frame], breaks: Break) -> Iterator[Frame]:
@@ -43,31 +62,36 @@ def apply_break(blocks: Iterator[Frame], breaks: Break) -> Iterator[Frame]:
     left = breaks.after
     while left:
         frame = next(blocks)
-        left -= frame[1]
+        left -= frame.is_delta
         yield frame
     if breaks.kind == "garbage":
-        yield GARBAGE, False
+        yield Frame(GARBAGE)
         yield from blocks
     elif breaks.kind in ERROR_TYPES:
-        yield sse("error", error_body(ERROR_TYPES[breaks.kind], error_message(breaks.kind))), False
+        yield Frame(sse("error", error_body(ERROR_TYPES[breaks.kind], error_message(breaks.kind))))
 
 
-def block_frames(index: int, block: Block, turn: str) -> Iterator[Frame]:
-    yield content_block_start(index, block, turn), False
-    if block.kind == "tool_use":  # the API opens a tool's input with an empty piece
-        yield delta(index, {"type": "input_json_delta", "partial_json": ""}), False
+def block_frames(index: int, block: Block, reply: Reply) -> Iterator[Frame]:
+    if block.kind == "server_result" and block.server is not None:
+        whole = content_block(block, reply)
+        yield Frame(content_block_start(index, whole), is_delta=True, result=whole, call=block.server.number)
+        yield Frame(event({"type": "content_block_stop", "index": index}))
+        return
+    yield Frame(content_block_start(index, empty_block(block, reply)))
+    if block.kind in ("tool_use", "server_call"):  # the API opens a tool's input with an empty piece
+        yield Frame(delta(index, {"type": "input_json_delta", "partial_json": ""}))
     head = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":' % (
         index,
         TYPES[block.kind].encode(),
         FIELDS[block.kind].encode(),
     )
     for text in block.deltas:
-        yield b"%b%b}}\n\n" % (head, msgspec.json.encode(text)), True
+        yield Frame(b"%b%b}}\n\n" % (head, msgspec.json.encode(text)), is_delta=True)
     for number in range(block.cites):
-        yield delta(index, {"type": "citations_delta", "citation": citation(number)}), False
+        yield Frame(delta(index, {"type": "citations_delta", "citation": citation(number)}))
     if block.kind == "thinking":
-        yield delta(index, {"type": "signature_delta", "signature": signature(block)}), False
-    yield event({"type": "content_block_stop", "index": index}), False
+        yield Frame(delta(index, {"type": "signature_delta", "signature": signature(block)}))
+    yield Frame(event({"type": "content_block_stop", "index": index}))
 
 
 def message_start(reply: Reply) -> bytes:
@@ -75,16 +99,19 @@ def message_start(reply: Reply) -> bytes:
     return event({"type": "message_start", "message": shell(reply, [], stop_reason=None, output_tokens=1)})
 
 
-def content_block_start(index: int, block: Block, turn: str) -> bytes:
-    empty: dict[str, object]
+def content_block_start(index: int, block: dict[str, Any]) -> bytes:
+    return event({"type": "content_block_start", "index": index, "content_block": block})
+
+
+def empty_block(block: Block, reply: Reply) -> dict[str, Any]:
+    """Returns the block before its deltas."""
     match block.kind:
         case "thinking":
-            empty = {"type": "thinking", "thinking": "", "signature": ""}
+            return {"type": "thinking", "thinking": "", "signature": ""}
         case "text":
-            empty = {"type": "text", "text": ""}
-        case "tool_use":
-            empty = {"type": "tool_use", "id": tool_id(block, turn), "name": block.tool, "input": {}}
-    return event({"type": "content_block_start", "index": index, "content_block": empty})
+            return {"type": "text", "text": ""}
+        case _:
+            return {**content_block(block, reply), "input": {}}
 
 
 def delta(index: int, change: dict[str, object]) -> bytes:
@@ -95,11 +122,25 @@ def message_delta(reply: Reply) -> bytes:
     return event(
         {
             "type": "message_delta",
-            "delta": {"stop_reason": reply.stop_reason, "stop_sequence": reply.part.stop_sequence},
-            "usage": usage(reply, reply.part.deltas),
+            "delta": {
+                "stop_reason": reply.stop_reason,
+                "stop_sequence": reply.part.stop_sequence,
+                **container(reply),
+            },
+            "usage": usage(reply, reply.part.deltas) | server_tool.usage(executed(reply)),
             **context_management(reply),
         }
     )
+
+
+def executed(reply: Reply) -> list[ServerCall]:
+    """Returns the calls of server tools that this reply executes."""
+    return [block.server for block in reply.part.blocks if block.kind == "server_result" and block.server]
+
+
+def container(reply: Reply) -> dict[str, object]:
+    """Returns the report of the container in which code runs; nothing if none does."""
+    return {"container": {"id": reply.container, "expires_at": EXPIRES_AT}} if reply.container else {}
 
 
 def context_management(reply: Reply) -> dict[str, object]:
@@ -109,12 +150,14 @@ def context_management(reply: Reply) -> dict[str, object]:
 
 def message(reply: Reply) -> bytes:
     """Returns the body of a response without streaming."""
-    content = [content_block(block, reply.turn) for block in reply.part.blocks]
+    content = [content_block(block, reply) for block in reply.part.blocks]
     whole = shell(reply, content, stop_reason=reply.stop_reason, output_tokens=reply.part.deltas)
-    return msgspec.json.encode({**whole, "stop_sequence": reply.part.stop_sequence, **context_management(reply)})
+    used = usage(reply, reply.part.deltas) | server_tool.usage(executed(reply))
+    more = {"stop_sequence": reply.part.stop_sequence, "usage": used, **container(reply), **context_management(reply)}
+    return msgspec.json.encode({**whole, **more})
 
 
-def content_block(block: Block, turn: str) -> dict[str, object]:
+def content_block(block: Block, reply: Reply) -> dict[str, Any]:
     match block.kind:
         case "thinking":
             return {"type": "thinking", "thinking": block.content, "signature": signature(block)}
@@ -123,7 +166,13 @@ def content_block(block: Block, turn: str) -> dict[str, object]:
             return {"type": "text", "text": block.content, **cited}
         case "tool_use":
             tool_input = msgspec.Raw(block.content.encode())
-            return {"type": "tool_use", "id": tool_id(block, turn), "name": block.tool, "input": tool_input}
+            return {"type": "tool_use", "id": tool_id(block, reply.turn), "name": block.tool, "input": tool_input}
+    assert block.server is not None  # noqa: S101 - the two kinds that are left have one
+    id_ = block.server.id(reply.message_id)
+    if block.kind == "server_call":
+        return block.server.use_block(id_, msgspec.Raw(block.content.encode()))
+    is_first = block.server == executed(reply)[0]
+    return block.server.result_block(reply.part.pending if reply.part.pending and is_first else id_)
 
 
 def shell(

@@ -13,6 +13,7 @@ from tailrace.deploy.simulated_claude.fault import Break, first_break
 from tailrace.deploy.simulated_claude.refusal import Refusal
 from tailrace.deploy.simulated_claude.request import Request
 from tailrace.deploy.simulated_claude.sample import sample
+from tailrace.deploy.simulated_claude.server_tool import IN_CONTAINER
 
 NOTHING = CachedTokens()
 # In the prompt of clients whose model has no structured outputs.
@@ -40,6 +41,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: str
     breaks: Break | None
     service_tier: str = "standard"
+    container: str | None = None  # the id of the container in which code ran
     is_managed: bool = False  # the request has `context_management`, so the reply reports it
     is_mismatched: bool  # the partial answer is not a prefix of this answer, which is sent from its beginning
 
@@ -60,10 +62,11 @@ def reply(parsed: ParsedRequest, call: int, cached: CachedTokens = NOTHING) -> R
         answer.build_answer(talk, directed, json_sample=json_sample(request), forced=forced_call(request)),
         request.stop_sequences,
     )
-    remainder = answer.find_remainder(all_of_it, talk.partial) if talk.partial else all_of_it
+    remainder = answer.find_remainder(all_of_it, talk) if talk.is_continued else all_of_it
     if talk.partial and remainder is not None:
         remainder = answer.with_repeated(remainder, talk.partial, directed.repeat)
-    part = answer.limit_tokens(all_of_it if remainder is None else remainder, request.max_tokens)
+    unlimited = answer.pause(all_of_it if remainder is None else remainder, directed.pauses)
+    part = answer.limit_tokens(unlimited, request.max_tokens)
     return Reply(
         turn=talk.key,
         message_id="msg_sim" + hashlib.sha256(f"{talk.key}{call}".encode()).hexdigest()[:20],
@@ -74,9 +77,17 @@ def reply(parsed: ParsedRequest, call: int, cached: CachedTokens = NOTHING) -> R
         part=part,
         stop_reason=stop_reason(part),
         breaks=first_break(directed.faults, part.start, part.deltas, call),
+        container=container(request, talk, part),
         is_managed=request.context_management is not None,
         is_mismatched=remainder is None,
     )
+
+
+def container(request: Request, talk: Conversation, part: Part) -> str | None:
+    """Returns the id of the request's container, or of a new one; None if no code runs in it."""
+    if not any(block.server and block.server.kind in IN_CONTAINER for block in part.blocks):
+        return None
+    return request.container_id or "container_sim" + talk.key[:20]
 
 
 def json_sample(request: Request) -> str:
@@ -95,6 +106,8 @@ def forced_call(request: Request) -> tuple[str, str] | None:
 def stop_reason(part: Part) -> str:
     if part.is_cut_short:
         return "max_tokens"
+    if part.is_paused:
+        return "pause_turn"
     if part.stop_sequence is not None:
         return "stop_sequence"
     return "tool_use" if any(block.kind == "tool_use" for block in part.blocks) else "end_turn"

@@ -14,6 +14,7 @@ Role = Literal["user", "assistant", "system"]
 SAMPLING = ("temperature", "top_p", "top_k")
 FORCING = ("any", "tool")
 THOUGHTS = ("thinking", "redacted_thinking")
+SERVER_CALLS = ("server_tool_use", "mcp_tool_use")
 INVALID = "invalid_request_error"
 OPEN_OBJECT = "For 'object' type, 'additionalProperties' must be explicitly set to false"
 
@@ -43,6 +44,11 @@ class Block(msgspec.Struct, frozen=True):
     tool_use_id: str = ""
     """The id of the call whose result this is."""
     cache_control: CacheControl | None = None
+
+    @property
+    def is_server_call(self) -> bool:
+        """Whether the API itself executes this call."""
+        return self.type in SERVER_CALLS
 
 
 class Format(msgspec.Struct, frozen=True, tag_field="type", tag="json_schema"):
@@ -118,6 +124,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     system: str | list[Block] = ""
     stop_sequences: list[str] = []
     context_management: Any = None
+    container: str | dict[str, Any] | None = None
     output_config: OutputConfig = OutputConfig()
     output_format: Format | None = None  # the name of `output_config.format` in the beta
     tools: list[Tool] = []
@@ -134,6 +141,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def answer_format(self) -> Format | None:
         return self.output_config.format or self.output_format
+
+    @property
+    def container_id(self) -> str | None:
+        return self.container if isinstance(self.container, str) else (self.container or {}).get("id")
 
     @property
     def forced_tool(self) -> Tool | None:
@@ -161,6 +172,7 @@ def decode(body: bytes) -> Request:
         raise Refusal(INVALID, str(error)) from error
     refuse_messages(request.messages)
     refuse_tool_messages(request.messages)
+    refuse_server_calls(request.messages)
     if request.answer_format is not None:
         refuse_schema(request.answer_format.schema)
     refuse_model(request, find_model(request.model))
@@ -249,6 +261,27 @@ def refuse_results(number: int, calls: list[str], blocks: list[Block]) -> None:
             )
 
 
+def refuse_server_calls(messages: list[Message]) -> None:
+    """Raises Refusal for a call of a server tool without its result, except in a last message of the assistant.
+
+    Anthropic's docs, "Server tools" (`pause_turn`); the wording is that of anthropic-sdk-python#1339.
+    """
+    number = 0
+    for role, of_role in itertools.groupby(messages, lambda message: message.role):
+        joined = list(of_role)
+        number += len(joined)
+        if role != "assistant" or number == len(messages):
+            continue
+        results = {block.tool_use_id for message in joined for block in message.blocks}
+        for block in (block for message in joined for block in message.blocks):
+            if block.is_server_call and block.id not in results:
+                raise Refusal(
+                    INVALID,
+                    f"messages.{number - 1}: `{block.name}` tool use with id `{block.id}` was found without a "
+                    f"corresponding `{block.name}_tool_result` block",
+                )
+
+
 def refuse_schema(schema: Any) -> None:
     """Raises Refusal if an object of the schema, at any level, allows additional properties."""
     if isinstance(schema, dict):
@@ -270,7 +303,7 @@ def refuse_model(request: Request, model: Model) -> None:
     if request.tool_choice.type in FORCING and request.thinking.type == "enabled":
         raise Refusal(INVALID, "Thinking may not be enabled when tool_choice forces tool use.")
     last = request.messages[-1]
-    if last.role != "assistant":
+    if last.role != "assistant" or ends_with_pause(request.messages):
         return
     if not model.is_prefillable:
         raise Refusal(
@@ -284,3 +317,11 @@ def refuse_model(request: Request, model: Model) -> None:
         )
     if last.text != last.text.rstrip():
         raise Refusal(INVALID, "messages: final assistant content cannot end with trailing whitespace")
+
+
+def ends_with_pause(messages: list[Message]) -> bool:
+    """Returns whether the last messages, of the assistant, have a call of a server tool without its result."""
+    last = itertools.takewhile(lambda message: message.role == "assistant", reversed(messages))
+    blocks = [block for message in last for block in message.blocks]
+    results = {block.tool_use_id for block in blocks}
+    return any(block.is_server_call and block.id not in results for block in blocks)

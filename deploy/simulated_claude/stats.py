@@ -15,11 +15,20 @@ class Stats(msgspec.Struct):
     streams_aborted: int = 0  # the client disconnected before the end
     continuations: int = 0
     continuations_mismatched: int = 0  # the partial answer was not a prefix of the answer
+    resumptions: int = 0  # calls whose last message is an answer that paused
     output_tokens: int = 0
     batches: int = 0
     creations: Counter[str] = msgspec.field(default_factory=Counter)  # of batches, by simulated fault
     by_fault: Counter[str] = msgspec.field(default_factory=Counter)
     turns: dict[str, int] = msgspec.field(default_factory=dict)  # calls, by Conversation.key
+    executions: dict[str, list[str]] = msgspec.field(default_factory=dict)
+    """Calls of server tools (`KEY.NUMBER`), with the `tool_use_id` of each of their results."""
+
+    def execute(self, turn: str, number: int, tool_use_id: str) -> None:
+        """Counts the execution of call `number` of a server tool in `turn`."""
+        self.executions.setdefault(f"{turn}.{number}", []).append(tool_use_id)
+        if len(self.executions) > TURNS_MAX:
+            del self.executions[next(iter(self.executions))]
 
     def next_call(self, turn: str) -> int:
         """Counts a new call of `turn`, and returns its number from 1."""

@@ -78,8 +78,8 @@ class StreamWriter:
         now = asyncio.get_running_loop().time
         due = now() + self.wait_s
         unsent = bytearray()
-        for frame, is_delta in event.frames(self.reply):
-            if is_delta:
+        for frame in event.frames(self.reply):
+            if frame.is_delta:
                 if (early_s := due - now()) > 0:
                     await send(part(unsent))
                     unsent.clear()
@@ -87,10 +87,12 @@ class StreamWriter:
                 due += self.interval_s
                 self.stats.output_tokens += 1
                 self.call.deltas += 1
-            if frame is event.GARBAGE:
+            if frame.result is not None:
+                self.stats.execute(self.reply.turn, frame.call, frame.result["tool_use_id"])
+            if frame.data is event.GARBAGE:
                 # A client that disconnects because of it was made to by the fault.
                 self.call.over = "garbage"
-            unsent += frame
+            unsent += frame.data
             if len(unsent) >= CHUNK_BYTES:
                 await send(part(unsent))  # waits while the client does not read
                 unsent.clear()
@@ -111,6 +113,9 @@ class MessageWriter:
         try:
             await asyncio.sleep(self.took_s)
             body = event.message(self.reply)
+            for frame in event.frames(self.reply):
+                if frame.result is not None:
+                    self.stats.execute(self.reply.turn, frame.call, frame.result["tool_use_id"])
             await send(part(body if self.reply.breaks is None else body[: len(body) // 2]))
             await finish(self.reply, self.stats, self.call, send)
         except asyncio.CancelledError:

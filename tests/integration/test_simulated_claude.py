@@ -136,6 +136,20 @@ async def test_the_account_lists_every_call(client: httpx2.AsyncClient) -> None:
     assert await until_calls(client, lambda _: True) == AccountReport([], 0)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_stats_list_the_executions_of_server_tools(client: httpx2.AsyncClient, stream: bool) -> None:
+    """A paused call is executed when its answer is sent back."""
+    line = "#sim words=2 rate=0 server=mcp*2 pauses=1"
+    paused = (await client.post("/v1/messages", json=ask(line) | {"stream": False})).json()
+    assert paused["stop_reason"] == "pause_turn"
+    messages = [{"role": "user", "content": line}, {"role": "assistant", "content": paused["content"]}]
+    await client.post("/v1/messages", json=ask(line, stream=stream) | {"messages": messages})
+    stats = (await client.get("/_sim/stats")).json()
+    assert stats["resumptions"] == 1
+    assert [(key[-2:], len(ids)) for key, ids in stats["executions"].items()] == [(".1", 1), (".2", 1)]
+    assert next(iter(stats["executions"].values())) == [paused["content"][-1]["id"]]
+
+
 async def test_the_account_says_which_side_ended_a_call(client: httpx2.AsyncClient) -> None:
     """A client that leaves because of garbage has not aborted; a continuation has the key of its turn and a start."""
     async with client.stream("POST", "/v1/messages", json=ask("#sim words=900 rate=20 fault=garbage@1")) as response:

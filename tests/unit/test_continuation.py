@@ -33,7 +33,7 @@ def answer_to(call: Call) -> list[events.Event]:
     body = {name: field for name, field in msgspec.to_builtins(call).items() if field is not None}
     body |= body.pop("options", {})
     parsed = parse_message(decode(msgspec.json.encode(body)))
-    frames = [frame for frame, _ in simulated.frames(reply(parsed, 1))]
+    frames = [frame.data for frame in simulated.frames(reply(parsed, 1))]
     decoded = [events.decode(frame.partition(b"data: ")[2].strip()) for frame in frames]
     return [event for event in decoded if not isinstance(event, events.UnknownEvent)]
 

@@ -62,7 +62,9 @@ def test_a_continuation_ends_at_the_same_stop_sequence() -> None:
     part = cut_at_stop_sequence(
         build_answer(conversation(("user", "x")), read_directive("#sim words=3 thinking=2")), ["w000002"]
     )
-    assert find_remainder(part, "w000000") == Part((Block("text", (" w000001", " ")),), 2 + 1, stop_sequence="w000002")
+    assert find_remainder(part, Conversation((), "w000000")) == Part(
+        (Block("text", (" w000001", " ")),), 2 + 1, stop_sequence="w000002"
+    )
 
 
 @given(st.text())
@@ -82,7 +84,7 @@ def test_prose_has_the_topic_in_its_heading() -> None:
 
 def test_a_partial_answer_that_is_no_prefix_has_no_rest() -> None:
     everything = build_answer(conversation(("user", "x")), Directive(words=3))
-    assert find_remainder(everything, "w000001") is None
+    assert find_remainder(everything, Conversation((), "w000001")) is None
 
 
 def test_max_tokens_cuts_the_answer_short() -> None:

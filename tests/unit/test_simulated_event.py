@@ -11,7 +11,7 @@ from tailrace.deploy.simulated_claude.request import Message, Request, decode
 
 def events_for(line: str, *before: Message) -> list[tuple[str, Any]]:
     request = Request(model="claude-sonnet-5-5", max_tokens=100, messages=[*before, Message("user", line)])
-    sent = b"".join(frame for frame, _ in frames(reply(parse_message(request), 1)))
+    sent = b"".join(frame.data for frame in frames(reply(parse_message(request), 1)))
     events = [event.split("\n") for event in sent.decode().removesuffix("\n\n").split("\n\n")]
     return [(name.removeprefix("event: "), decode_loosely(data.removeprefix("data: "))) for name, data in events]
 
