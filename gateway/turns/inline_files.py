@@ -15,6 +15,7 @@ import msgspec
 
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
+from tailrace.gateway.turns.media_types import IMAGES, PDF, PLAIN, accepted_type
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submission import Feature, Submission, TurnSubmission
 from tailrace.proto.blobs import Blob
@@ -27,8 +28,6 @@ from tailrace.proto.nats import BlobStore
 Block = dict[str, Any]
 Content = str | list[Block]
 
-PDF, PLAIN = "application/pdf", "text/plain"
-IMAGES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 UNKNOWN_TYPE = "application/octet-stream"
 # Each file costs a query to the database.
 FILES_MAX = 100
@@ -203,7 +202,7 @@ def _find_files(contents: Sequence[object]) -> Iterator[str | None]:
 
 def media_type_of(record: FileRecord) -> str:
     """Returns the media type of the upload; if that is unknown, the type that the file name suggests."""
-    media_type = record.media_type.partition(";")[0].strip().lower()
+    media_type = accepted_type(record.media_type)
     return media_type if media_type != UNKNOWN_TYPE else mimetypes.guess_type(record.filename)[0] or UNKNOWN_TYPE
 
 

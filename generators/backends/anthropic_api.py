@@ -27,6 +27,7 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.model_records import ListedModels, TokenCount
 from tailrace.proto.runtime.retry_after import parse_retry_after
+from tailrace.proto.tool_ids import with_valid_tool_ids
 
 # The response ends shortly after its last event. Reading that end makes the connection reusable.
 DRAIN_S = 0.2
@@ -199,10 +200,12 @@ async def _pop_pieces(pieces: list[bytes]) -> AsyncIterator[bytes]:
 async def encode_body(call: Call, **more: object) -> list[bytes]:
     """Returns the body of a Messages request, with the fields `more`, in pieces; a body that is not large is one piece.
 
+    Tool call ids of other vendors become those that Claude accepts (PROTOCOL R130).
     The SDK's encoder is so slow on many small values that leases expire meanwhile.
     """
     named = {field: getattr(call, field) for field in ("max_tokens", "messages", "system", "tools")}
     given = {field: value for field, value in named.items() if value is not None}
+    given["messages"] = with_valid_tool_ids(call.messages)
     # Options are sent unchanged: only the API knows its newest fields.
     fields = more | given | (call.options or {})
     return await long_strings.encode(fields) if call.is_large else [msgspec.json.encode(fields)]

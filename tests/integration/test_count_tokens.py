@@ -3,8 +3,10 @@
 import base64
 import json
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anthropic
 import httpx2
@@ -93,6 +95,23 @@ async def test_prompt_of_30_mb_is_counted(gateway: Gateway, tenant: Tenant, syst
         assert (await asking.get(f"{claude}/_sim/last")).json()["body"] == body
     bodies = await system_log.connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.*")
     assert len(bodies.state.subjects or {}) == 2
+
+
+@pytest.mark.rule("R130")
+async def test_prompt_with_tool_ids_of_another_vendor_is_counted(gateway: Gateway, claude: str) -> None:
+    """As a model call, it has valid ids."""
+    call = {"type": "tool_use", "id": "functions.f:0", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "functions.f:0", "content": "ok"}
+    contents: list[Any] = ["hi", [call], [result]]
+    roles = ("user", "assistant", "user")
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    answer = await gateway.client.post("/v1/messages/count_tokens", json={**COUNT_REQUEST, "messages": messages})
+    assert answer.status_code == 200, answer.text
+    async with httpx2.AsyncClient(trust_env=False) as asking:
+        sent = (await asking.get(f"{claude}/_sim/last")).json()["body"]["messages"]
+    (sent_call,), (sent_result,) = sent[1]["content"], sent[2]["content"]
+    assert sent_call["id"] == sent_result["tool_use_id"]
+    assert re.fullmatch("[a-zA-Z0-9_-]+", sent_call["id"])
 
 
 async def test_prompt_with_many_short_texts_is_refused(gateway: Gateway) -> None:

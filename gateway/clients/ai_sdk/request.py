@@ -26,6 +26,7 @@ from tailrace.gateway.clients.ai_sdk.stream import MESSAGE
 from tailrace.gateway.clients.ai_sdk.tool_result import encode_output
 from tailrace.gateway.clients.openai.common import tool_definition
 from tailrace.gateway.clients.openai.unsupported import plain_names
+from tailrace.gateway.turns.media_types import IMAGES, PDF, accepted_type
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy, refuse_fields
 from tailrace.gateway.turns.submit import IDEMPOTENCY_KEY
 from tailrace.proto.conversation import without_trailing_thinking
@@ -46,8 +47,6 @@ MODEL_MESSAGES = (
     "`messages` have a list as `content`, as assistant-ui's `useDataStreamRuntime` sends it: this route needs the "
     "`parts` of UI messages. Use `useChatRuntime` of `@assistant-ui/react-ai-sdk`, which sends them"
 )
-IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
-PDF = "application/pdf"
 
 Block = dict[str, Any]
 
@@ -283,7 +282,7 @@ def build_file_block(media_type: str, url: str, filename: str | None, where: str
 
     Raises Refused for a type or URL that the model does not support.
     """
-    kind = media_type.partition(";")[0].strip().lower()
+    kind = accepted_type(media_type)
     block = "image" if kind.partition("/")[0] == "image" else "document"
     title = {"title": filename} if filename and block == "document" else {}
     if url.startswith("https:") and (kind == PDF or kind.partition("/")[0] == "image"):

@@ -31,6 +31,7 @@ from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.model_records import COUNT_TOKENS, CountTokens, PromptFields
 from tailrace.proto.nats import Rpc
 from tailrace.proto.subjects import GENERATORS, TurnKey
+from tailrace.proto.tool_ids import map_tool_ids
 
 # A comma-separated list of names, as Anthropic's SDKs send it.
 BETAS = re.compile(r"[\x20-\x7e]{0,2000}")
@@ -78,6 +79,8 @@ async def post_count_tokens(
     fields["model"] = (await catalogue.offer(tenant)).model(body.model).id
     betas, is_large = betas_of(request), len(raw) > SMALL_BYTES_MAX
     messages = fields.get("messages")
+    if isinstance(messages, list):
+        messages = fields["messages"] = _with_valid_tool_ids(messages)
     if isinstance(messages, list) and has_files([one.get("content") for one in messages if isinstance(one, dict)]):
         reader, is_large = uploaded_files.reader(tenant, request.until_answered, len(raw)), True
         inlined = await reader.inline_messages(read_body.convert(messages, list[MessageParam]))
@@ -93,6 +96,15 @@ async def post_count_tokens(
         except EntryTooLarge as error:
             raise Refused("body_too_large", TOO_LONG) from error
     return json_response(msgspec.Raw(answer))
+
+
+def _with_valid_tool_ids(messages: list[Any]) -> list[Any]:
+    """Returns the messages of a body with the tool call ids that a model call would have (PROTOCOL R130)."""
+    contents = [one.get("content") if isinstance(one, dict) else None for one in messages]
+    mapped = map_tool_ids(contents)
+    return [
+        one if new is old else {**one, "content": new} for one, old, new in zip(messages, contents, mapped, strict=True)
+    ]
 
 
 async def store_long_strings(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from tailrace.gateway.turns.media_types import PDF, PLAIN, accepted_type
 from tailrace.gateway.turns.request_body import OnBusy
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import OnInterrupt
@@ -27,7 +28,6 @@ NO_INPUT: Fields = {"type": "object", "properties": {}}
 ANY_OBJECT: Fields = {"type": "json_schema", "schema": {"type": "object"}}
 # The message of msgspec's error for JSON that ends too early.
 TRUNCATED = "truncated"
-PDF, PLAIN = "application/pdf", "text/plain"
 
 
 class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -137,12 +137,15 @@ def _document_source(file: str, filename: str | None, where: str) -> Fields:
 
 
 def _parse_data_url(url: str) -> tuple[str, str | None]:
-    """Returns the media type and the base64 text of a data URL (RFC 2397), or None for another string."""
+    """Returns the media type and the base64 text of a data URL (RFC 2397), or None for another string.
+
+    The type has the name that Claude accepts.
+    """
     head, comma, encoded = url.partition(",")
     media_type, *parameters = head.removeprefix("data:").split(";")
     if not (comma and head.startswith("data:") and parameters and parameters[-1] == "base64"):
         return "", None
-    return media_type.lower(), encoded
+    return accepted_type(media_type), encoded
 
 
 def tool_definition(
