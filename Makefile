@@ -69,6 +69,7 @@ style:
 	.venv/bin/lint-imports
 	.venv/bin/codespell
 	$(PYTHON) -m tools.check_prose
+	$(PYTHON) -m tools.api_surface
 	$(PYTHON) -m tests.rules > /dev/null
 
 # Once, while the types are checked: otherwise each worker compiles every test, which takes 10 s. `tests.run` reports what

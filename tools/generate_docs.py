@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from tailrace.proto.nats.permissions import RIGHTS
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.fast_histogram import FastHistogram
 from tailrace.proto.version import VERSION
-from tools import asyncapi, monitoring
+from tools import api_surface, asyncapi, monitoring
 
 ROOT = Path(__file__).parent.parent
 # The help text indents words by two columns and the kinds of faults by 19.
@@ -46,6 +47,11 @@ BY_HAND = """\
 `.venv/bin/python -m tailrace.deploy.simulated_claude --port 9000`, and start generators with
 `ANTHROPIC_BASE_URL=http://127.0.0.1:9000 ANTHROPIC_API_KEY=any`.
 """
+CLAUDE_API = (
+    "What Tailrace does with each type of the Messages API, messages and beta, that the `anthropic` SDK knows. A type "
+    "that is newer than this version is carried or passed unchanged, and a dialect that cannot show it leaves it out. "
+    "An empty column means that the dialect has nothing for the type."
+)
 METRICS = {
     "Every process": (
         tailrace.proto.service,
@@ -67,6 +73,7 @@ def generate_files() -> dict[str, str]:
         "docs/ERRORS.md": errors_page(),
         "docs/METRICS.md": metrics_page(),
         "docs/SIMULATED.md": simulated_page(),
+        "docs/CLAUDE_API.md": claude_api_page(),
         "proto/entries.schema.json": entries_schema(),
         "docs/nats-users.conf": accounts_configuration(),
         "docs/asyncapi.json": schema_text(asyncapi.build_document(VERSION)),
@@ -158,6 +165,24 @@ def simulated_page() -> str:
             "",
         ]
     )
+
+
+def claude_api_page() -> str:
+    """Returns the verdicts on the types of Claude's API as tables, each without its empty columns."""
+    groups = api_surface.read_table().values()
+    total = Counter(row.verdict for group in groups for row in group.rows.values())
+    meanings = [f"| {verdict} | {meaning} | {total[verdict]} |" for verdict, meaning in api_surface.VERDICTS.items()]
+    parts = ["# Claude's API\n", textwrap.fill(f"{WRITTEN_BY} {CLAUDE_API}", 100, break_on_hyphens=False), ""]
+    parts += ["| verdict | meaning | types |", "|---|---|---|", *meanings]
+    for group in groups:
+        about = textwrap.fill(group.about, 100, break_on_hyphens=False, break_long_words=False)
+        parts += [f"\n## {group.title}\n", *([f"{about}\n"] if about else [])]
+        columns = [name for name in api_surface.COLUMNS if any(getattr(row, name) for row in group.rows.values())]
+        parts += [f"| {' | '.join(['type', *(api_surface.COLUMNS[name] for name in columns)])} |"]
+        parts += ["|---" * (len(columns) + 1) + "|"]
+        for name, row in group.rows.items():
+            parts += [f"| {' | '.join([f'`{name}`', *(getattr(row, column) for column in columns)])} |"]
+    return "\n".join([*parts, ""])
 
 
 def table_rows(rows: list[tuple[str, str]]) -> list[str]:
