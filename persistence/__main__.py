@@ -110,7 +110,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     queries = Queries(store, settings.session_idle_s)
     resources = ResourceQueries(store, queries)
     blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up, connection.now)
-    commands = Commands(store, tombstones, unstored, blobs, queries, resources, caught_up)
+    commands = Commands(store, log, tombstones, unstored, blobs, queries, resources, caught_up)
     handlers = dict(
         handler(query, run, caught_up)
         for part in (queries, resources, BatchQueries(store), FileQueries(store, blobs, connection.now), commands)

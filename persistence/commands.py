@@ -26,9 +26,13 @@ from tailrace.proto.resources import (
     Remaining,
     TurnToDelete,
 )
+from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
+
+# Concurrent requests to NATS for one deletion.
+PURGED_AT_ONCE = 16
 
 
 class Commands:
@@ -40,6 +44,7 @@ class Commands:
     def __init__(
         self,
         store: Store,
+        log: TurnLog,
         tombstones: Tombstones,
         unstored: UnstoredTurns,
         blobs: BlobCollector,
@@ -48,6 +53,7 @@ class Commands:
         catch_up: CatchUp,
     ) -> None:
         self._store = store
+        self._log = log
         self._tombstones = tombstones
         self._unstored = unstored
         self._blobs = blobs
@@ -90,7 +96,9 @@ class Commands:
         if what.purged:
             # Tombstones come before the search for follow-ups: a follow-up that is stored before is found below, and
             # one that is stored later finds its parent's tombstone. Thus no process has to survive in between (ADR 15).
-            await self._tombstones.put(TurnKey(tenant, turn) for turn in what.purged)
+            purged = [TurnKey(tenant, turn) for turn in what.purged]
+            await gather_limited(self._log.purge_events, purged, PURGED_AT_ONCE)
+            await self._tombstones.put(purged)
             await self._catch_up()
         else:
             # First the blobs that an earlier deletion left: "not found" must mean that its blobs are gone as well.

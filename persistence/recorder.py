@@ -250,6 +250,7 @@ class Recorder:
             # generator goes on.
             await asyncio.sleep(WOKEN_WAIT_S)
             is_stored = await self._log.last_seq(key) != BEFORE_FIRST
+        await self._log.purge_events(key)
 
     async def _read_turn(self, last: Delivery) -> Turn:
         """Folds the turn at least up to the entry `last`."""

@@ -180,6 +180,7 @@ class UnstoredTurns:
         erased = await self._log.erase(note.key)
         if not erased.is_gone:
             return False
+        await self._log.purge_events(note.key)
         if erased.entries:
             logger.info("turn erased", turn=note.key.turn)
         await self._unqueued_store.forget_unstored([note.key])

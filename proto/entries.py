@@ -151,12 +151,21 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.backend == MESSAGE_BATCHES
 
 
+class EventBlob(msgspec.Struct, frozen=True):
+    """A reference to the blob that holds an event: its name and its length (PROTOCOL R120)."""
+
+    name: str
+    bytes: int
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event of Anthropic's streaming vocabulary, as received or joined from several deltas.
 
     `is_hidden` marks an event that only counts for the usage, such as a continuation's `message_start`. It is not sent
     to readers.
     `left_out`: how many bytes of the call's text since the stored event before this one are not stored (PROTOCOL R70).
+    `blob`: where the event is that is too large for its entry; `event` is then a stub. The log client replaces the stub
+    by the event, so no other code sees this field.
     """
 
     prev: Seq
@@ -164,6 +173,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     event: msgspec.Raw
     is_hidden: bool = False
     left_out: int = 0
+    blob: EventBlob | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -651,8 +651,8 @@ CODES: dict[str, Code] = {
     "entry_too_large": Code(
         502,
         API,
-        "The model sent an event that is larger than the NATS server's `max_payload`. It is not retried: each call is "
-        "paid for.",
+        "An entry of the answer is larger than the NATS server's `max_payload`. It is not retried: each call is paid "
+        "for. Large events of a model are stored outside of their entries.",
         "Operator: set `max_payload` of nats-server to 8MB.",
     ),
     "backend_refused_key": Code(

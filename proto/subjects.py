@@ -28,6 +28,7 @@ EVERY_LIVE = "live.>"
 EVERY_REQUEST = "turns.*.*.request"
 EVERY_END = "turns.*.*.end"
 EVERY_BLOB = "bodies.>"
+EVERY_EVENT_BLOB = "bodies.*.events.>"
 # A KV bucket is a stream, and its keys are subjects (ADR-8 of nats-architecture-and-design).
 KEYS_STREAM = "KV_KEYS"
 CLAIMS_STREAM = "KV_CLAIMS"
@@ -102,6 +103,16 @@ def chunk(tenant: Tenant, sha256: str, number: int) -> str:
 def chunks(tenant: Tenant, sha256: str) -> str:
     """Returns the filter of a blob's chunks, without its mark."""
     return f"{blob(tenant, sha256)}.*"
+
+
+def event_chunk(key: TurnKey, name: str, number: int) -> str:
+    """Returns the subject of a chunk of the blob `name`, an event of the turn (PROTOCOL R120)."""
+    return f"{event_chunks(key)[:-1]}{_token(name)}.{number}"
+
+
+def event_chunks(key: TurnKey) -> str:
+    """Returns the filter of the chunks of all events of a turn."""
+    return f"bodies.{_token(key.tenant)}.events.{_token(key.turn)}.>"
 
 
 def limit(tenant: Tenant, owner: str, what: str, window: str) -> str:

@@ -7,17 +7,14 @@ readers, and nats-py's client then waits for ever.)
 
 A mark is stored with a fence: the mark that its writer saw before the first chunk must still be the last. So a purge,
 which marks the blob as deleted first, removes only chunks that were stored before.
-
-A chunk is far below the server's limit, and the next one waits for its acknowledgement: large bodies do not delay the
-appends of turns on the same connection.
 """
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,27 +22,18 @@ from tailrace.proto import subjects
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
+from tailrace.proto.nats import chunks
+from tailrace.proto.nats.chunks import BEHIND_MAX_S, CHUNK_BYTES, TRY_AGAIN_S
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import BODIES
 
-CHUNK_BYTES = 512 * 1024
-TRY_TIMEOUT_S = 2.0
-TRY_AGAIN_S = 0.05
 # For a blob that other processes store or mark as deleted at the same time.
 TRIES_MAX = 5
-# The longest lag seen of a follower. Chunks of a blob marked as deleted may be purged, or expired before its mark.
-BEHIND_MAX_S = 1.0
-# Per chunk or mark: long enough for the election of a leader, short enough for a waiting client.
-TIMEOUT_S = 10.0
 
 UNKNOWN = "the blob does not exist or has expired: send its content again"
 CONTENDED = "a picture, document or long text is being stored and deleted at the same time: retry"
-FULL = "the storage for pictures, documents and long texts is full: wait until some expire, or raise BODIES' limit"
-
-
-T = TypeVar("T")
 
 
 class MarkContent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -181,22 +169,11 @@ class BlobStore:
         return await self._publish(subjects.blob(tenant, sha256), payload, seen) or None
 
     async def _publish(self, subject: str, payload: bytes, fence: Seq | None = None) -> Seq:
-        """Publishes until it is stored: storing twice is harmless. Returns 0 if the fence is refused."""
-
-        async def publish() -> Seq:
-            stored = await self._connection.store(subject, payload, timeout_s=TRY_TIMEOUT_S, fence=fence)
-            if stored.error is None:
-                return stored.seq
-            if stored.is_full:
-                raise LogFull(FULL)
-            if fence is not None and stored.is_fence_lost:
-                return BEFORE_FIRST
-            raise LogUnavailable(stored.error.description)
-
-        return await self._retry(publish)
+        """See chunks.publish."""
+        return await chunks.publish(self._connection, subject, payload, fence)
 
     async def _purge(self, subject: str, upto: Seq) -> None:
-        await self._retry(partial(self._leader.purge, subject, upto))
+        await chunks.retry(partial(self._leader.purge, subject, upto))
 
     async def _require_mark(self, tenant: Tenant, sha256: str) -> Mark:
         """Returns the blob's mark. Raises BlobUnknown after two reads without one."""
@@ -209,39 +186,22 @@ class BlobStore:
 
     async def _last(self, tenant: Tenant, sha256: str) -> Mark | None:
         """Returns the blob's last mark from the stream's leader, which never lags behind its acknowledgements."""
-        found = await self._retry(partial(self._leader.last, subjects.blob(tenant, sha256)))
+        found = await chunks.retry(partial(self._leader.last, subjects.blob(tenant, sha256)))
         return None if found is None else Mark(found.seq, found.time, _decode_content(found.data))
 
     async def _chunk(self, tenant: Tenant, sha256: str, number: int) -> bytes:
         """Reads one chunk. Any follower may answer and lag behind the mark, so a missing chunk is read again."""
-        subject = f"$JS.API.DIRECT.GET.{BODIES}.{subjects.chunk(tenant, sha256, number)}"
-
-        async def read() -> bytes:
-            reply = await self._connection.request(subject, b"", timeout_s=TRY_TIMEOUT_S)
-            return b"" if "Status" in reply.headers else reply.data
-
+        subject = subjects.chunk(tenant, sha256, number)
         started = asyncio.get_running_loop().time()
-        while not (chunk := await self._retry(read)):
+        while not (chunk := await chunks.read(self._connection, subject)):
             is_deleted = (await self._require_mark(tenant, sha256)).content.is_deleted
             waited_s = asyncio.get_running_loop().time() - started
             if is_deleted and waited_s >= BEHIND_MAX_S:
                 raise BlobUnknown(UNKNOWN)
-            if waited_s >= TIMEOUT_S:
+            if waited_s >= chunks.TIMEOUT_S:
                 raise LogUnavailable(f"a chunk of blob {sha256} cannot be read: retry")
             await asyncio.sleep(TRY_AGAIN_S)
         return chunk
-
-    async def _retry(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Repeats `work` until it does not raise LogUnavailable, for at most TIMEOUT_S."""
-        why = ""
-        deadline = asyncio.get_running_loop().time() + TIMEOUT_S
-        while asyncio.get_running_loop().time() < deadline:
-            try:
-                return await work()
-            except LogUnavailable as error:
-                why = str(error)
-            await asyncio.sleep(TRY_AGAIN_S)
-        raise LogUnavailable(f"the storage for pictures and long texts does not answer: {why}")
 
     async def lifetime(self) -> timedelta:
         """Returns how long a blob is kept; timedelta.max if blobs never expire. Raises LogUnavailable."""

@@ -15,13 +15,14 @@ import msgspec
 
 from tailrace.proto import entries, entry_encryption, subjects
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.entries import Entry, Request, StoredEntry, Unreadable
+from tailrace.proto.entries import Entry, Event, Request, StoredEntry, Unreadable
 from tailrace.proto.entry_encryption import EncryptionKeys, is_encrypted
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
+from tailrace.proto.nats.event_blobs import INLINE_BYTES_MAX, EventBlobs, is_stub
 from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, PublishUnclear
 from tailrace.proto.nats.replay import ask_twice
 from tailrace.proto.nats.stream_leader import Leader
@@ -50,11 +51,17 @@ class JetStreamLog:
         self._leader = Leader(connection, STREAM)
         self._reads = DirectReader(connection)
         self._keys = EncryptionKeys()
+        self._event_blobs = EventBlobs(connection, self._keys)
         self._erasing = asyncio.Lock()
 
     async def publish(self, key: TurnKey, entry: Entry, fence: Seq, encryption_key: bytes | None = None) -> Seq:
         """See LogServer.publish. Raises PublishUnclear, LogFull, EntryTooLarge."""
         turn = subjects.entries(key)
+        if isinstance(entry, Event) and len(entry.event) > INLINE_BYTES_MAX:
+            try:
+                entry = await self._event_blobs.put(key, entry, encryption_key)
+            except LogUnavailable as error:
+                raise PublishUnclear(str(error)) from error
         subject, payload = f"{turn[:-1]}{entries.KINDS[type(entry)]}", entries.encode(entry)
         if encryption_key is not None:
             payload = entry_encryption.encrypt(encryption_key, subject, payload)
@@ -83,7 +90,8 @@ class JetStreamLog:
             # The page does not begin with the request, which has the key.
             await self._read_key(key)
             found = self._decode_all(page.messages, turn)
-        return EntryPage(found, page.is_last)
+        whole = await self._event_blobs.complete(key, found) if any(map(is_stub, found)) else found
+        return EntryPage(whole, page.is_last and len(whole) == len(found))
 
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
         """See LogServer.last_seq. Raises LogUnavailable."""
@@ -127,6 +135,15 @@ class JetStreamLog:
     async def purge(self, key: TurnKey) -> None:
         """Removes the entries of a turn. Raises LogUnavailable."""
         await self._leader.purge(subjects.entries(key), timeout_s=PURGE_TIMEOUT_S)
+
+    async def purge_events(self, key: TurnKey) -> None:
+        """Removes the large events of a turn whose entries were removed (PROTOCOL R120). Raises LogUnavailable."""
+        await self._event_blobs.purge(key)
+
+    async def forget_event(self, key: TurnKey, entry: Entry, encryption_key: bytes | None) -> None:
+        """Removes the blob of an event that `publish` has stored for a turn which was purged meanwhile."""
+        if isinstance(entry, Event) and len(entry.event) > INLINE_BYTES_MAX:
+            await self._event_blobs.forget(key, entry, encryption_key)
 
     async def erase(self, key: TurnKey, deadline: float = math.inf, *, purges_rest: bool = False) -> ErasedEntries:
         """Overwrites the entries of a turn in nats-server's files, then removes them.
@@ -207,8 +224,8 @@ class JetStreamLog:
         def add(message: Message) -> None:
             if (stored := self._decode(message, turn)) is None:
                 return
-            if isinstance(stored.entry, Unreadable) and is_encrypted(message.data):
-                # The key is found when the log is read.
+            if is_stub(stored) or (isinstance(stored.entry, Unreadable) and is_encrypted(message.data)):
+                # The key, or the large event, is found when the log is read.
                 feed.reset()
             else:
                 feed.add(stored)

@@ -139,8 +139,7 @@ def _check_payload(bytes_max: int) -> None:
     if bytes_max < PAYLOAD_BYTES_MIN:
         raise LogMisconfigured(f"`max_payload` of the NATS server is {bytes_max} bytes: set it to 8MB, at least to 1MB")
     logger.warning(
-        "`max_payload` of the NATS server is small: turns with larger events fail, and longer conversations are "
-        "refused; set it to 8MB",
+        "`max_payload` of the NATS server is small: longer conversations are refused; set it to 8MB",
         bytes=bytes_max,
     )
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime
 
-from tailrace.proto.entries import StoredEntry
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Entry, StoredEntry
 from tailrace.proto.errors import LogError, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import append, replay
@@ -24,13 +25,20 @@ class TurnLog(JetStreamLog):
     """The logs of all turns, shared by the tasks of a process. Each turn has at most one append at a time."""
 
     # The rules, which are functions of any LogServer.
-    append = append.append
     read_turn = replay.read_turn
     read_turn_direct = replay.read_turn_direct
     read_turn_upto = replay.read_turn_upto
     read_ended_turn = replay.read_ended_turn
     find_stored = replay.find_stored
     require_turn = replay.require_turn
+
+    async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = append.TIMEOUT_S) -> Chain:
+        """See append.append. If the turn was purged meanwhile, removes a large event that was stored for the entry."""
+        try:
+            return await append.append(self, key, chain, entry, timeout_s=timeout_s)
+        except TurnUnknown:
+            await self.forget_event(key, entry, chain.encryption_key)
+            raise
 
     async def read_entries(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = PAGE_MAX) -> list[StoredEntry]:
         """Returns the stored entries of a turn after `after`, at most `limit`, oldest first, valid or not (direct get).

@@ -64,7 +64,7 @@ def record(recorder: Recorder) -> None:
             await commit(self, rows, reached)
             committing.ok()
 
-    TurnLog.append = recorded_append  # type: ignore[assignment]
+    TurnLog.append = recorded_append  # type: ignore[method-assign]
     Delivery.ack = recorded_ack  # type: ignore[method-assign]
     Store.record = recorded_commit  # type: ignore[method-assign]
 

@@ -64,7 +64,7 @@ def run_until_killed(nats_url: str, claude_url: str, appends: int, *, is_batch: 
             os.kill(os.getpid(), SIGKILL)
         return chain
 
-    TurnLog.append = killing_append  # type: ignore[assignment]
+    TurnLog.append = killing_append  # type: ignore[method-assign]
     # Each delta is an entry of its own: with joined deltas, the answer of a busy machine may have fewer appends.
     delta_buffer.JOINED_BYTES_MAX = 0
     message_batches.POLL_WAIT_S = POLL_S

@@ -17,8 +17,8 @@ from tailrace.proto import subjects
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, LogFull, LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, new_id
-from tailrace.proto.nats import BlobStore, Connection, blobs, stream_configs, streams
-from tailrace.proto.nats.blobs import CHUNK_BYTES
+from tailrace.proto.nats import BlobStore, Connection, chunks, stream_configs, streams
+from tailrace.proto.nats.chunks import CHUNK_BYTES
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.stream_leader import Leader, StoredMessage
 from tailrace.proto.subjects import BODIES
@@ -193,10 +193,10 @@ async def test_an_unreachable_store_fails_in_bounded_time_and_recovers(
 ) -> None:
     store = BlobStore(own_connection)
     await store.put(tenant, CONTENTS)
-    monkeypatch.setattr(blobs, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(chunks, "TIMEOUT_S", 0.3)
     await own_server.stop(SIGKILL)
     calls = (store.put(tenant, CONTENTS), store.renew(tenant, [BLOB]), store.read(tenant, BLOB))
-    async with asyncio.timeout(len(calls) * 2 * blobs.TRY_TIMEOUT_S):
+    async with asyncio.timeout(len(calls) * 2 * chunks.TRY_TIMEOUT_S):
         for call in calls:
             with pytest.raises(LogUnavailable):
                 await call
@@ -214,12 +214,12 @@ async def test_a_blob_that_is_marked_as_deleted_is_readable_until_it_is_purged(
     marked = await mark_deleted(store, tenant)
     assert await store.mark_deleted(tenant, BLOB.sha256) == marked
     assert await store.read(tenant, BLOB) == CONTENT
-    chunks = store.chunks(tenant, BLOB)
-    await anext(chunks)
+    reading = store.chunks(tenant, BLOB)
+    await anext(reading)
     await store.purge(tenant, BLOB.sha256, marked)
-    async with asyncio.timeout(blobs.TIMEOUT_S / 2):
+    async with asyncio.timeout(chunks.TIMEOUT_S / 2):
         with pytest.raises(BlobUnknown):
-            await anext(chunks)
+            await anext(reading)
     assert not await subjects_of(connection, tenant)
 
 
@@ -293,6 +293,6 @@ async def test_a_deleted_blob_whose_chunks_have_expired_is_unknown_at_once(
     """Its mark is younger than its chunks."""
     await store.mark_deleted(tenant, BLOB.sha256)
     await connection.jetstream.purge_stream(BODIES, subject=subjects.chunk(tenant, BLOB.sha256, 0))
-    async with asyncio.timeout(blobs.TIMEOUT_S / 2):
+    async with asyncio.timeout(chunks.TIMEOUT_S / 2):
         with pytest.raises(BlobUnknown):
             await store.read(tenant, BLOB)

@@ -105,7 +105,7 @@ def patch(gate: Gate, role: str) -> None:
 
     TurnLog.read_turn = paused_turn  # type: ignore[assignment]
     Delivery.take_entry = paused_take_entry  # type: ignore[method-assign]
-    TurnLog.append = paused_append  # type: ignore[assignment]
+    TurnLog.append = paused_append  # type: ignore[method-assign]
     Delivery.ack = paused_ack  # type: ignore[method-assign]
     Deliveries.next = waiting_next  # type: ignore[method-assign]
     if role == PAUSES:
