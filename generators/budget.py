@@ -6,7 +6,7 @@ The text so far is kept. To a reader it is an answer that was cut by a limit (PR
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
 from tailrace.proto.entries import Request
 from tailrace.proto.fold import Turn
-from tailrace.proto.models import sum_costs
+from tailrace.proto.pricing import price_calls
 from tailrace.proto.usage_meter import UsageMeter
 
 STOP_REASON = "max_cost"
@@ -20,12 +20,15 @@ class CostMeter(UsageMeter):
         super().__init__()
         self._limit_nano_usd = request.max_cost_nano_usd
         self._model = request.model
-        self._before = sum_costs(self._model, turn.calls_before) or 0
+        self._before = price_calls(self._model, turn.calls_before).total.cost_nano_usd
 
     @property
     def cost_nano_usd(self) -> int:
-        """In nano-dollars; 0 for a model whose price is unknown, for which the gateway refuses a limit."""
-        return self._before + (sum_costs(self._model, self.calls) or 0)
+        """In nano-dollars, without parts at an unknown price. The gateway refuses a limit for a model without a price.
+
+        The model reports a step of a call (a compaction, another model's answer) when the step is over.
+        """
+        return self._before + price_calls(self._model, self.calls).total.cost_nano_usd
 
     @property
     def is_exceeded(self) -> bool:
@@ -58,5 +61,4 @@ def cut_at_cost(turn: Turn) -> str | None:
     """Returns the stop reason of a turn that has reached its cost limit; None for another. See planner.Cut."""
     if turn.request is None or turn.request.max_cost_nano_usd is None:
         return None
-    cost_nano_usd = sum_costs(turn.request.model, turn.calls) or 0
-    return STOP_REASON if cost_nano_usd >= turn.request.max_cost_nano_usd else None
+    return STOP_REASON if turn.bill.total.cost_nano_usd >= turn.request.max_cost_nano_usd else None

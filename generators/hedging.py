@@ -22,9 +22,9 @@ from tailrace.generators.worker import Worker
 from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import CursorUnknown, FenceLost, LogUnavailable
 from tailrace.proto.fold import Turn
-from tailrace.proto.models import sum_costs
 from tailrace.proto.nats import Hedge, HedgeRpc, TurnLog
 from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.pricing import price_calls
 from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, CallUsage
@@ -97,10 +97,10 @@ class Hedging:
         """Adds `usage`, which a call has reported and no entry contains, to the limits and the metrics. Idempotent."""
         if not any(usage.counts):
             return
-        nano_usd = sum_costs(request.model, [usage]) or 0
-        metrics.HEDGE_COST.inc(nano_usd / NANO_USD_PER_USD)
+        bill = price_calls(request.model, [usage]).total
+        metrics.HEDGE_COST.inc(bill.cost_nano_usd / NANO_USD_PER_USD)
         try:
-            await self._settlement.add(request, f"{key.turn}.{action.attempt}", usage, nano_usd)
+            await self._settlement.add(request, f"{key.turn}.{action.attempt}", bill, bill.cost_nano_usd)
         except LogUnavailable as error:
             logger.warning("usage of a lost call not counted", turn=key.turn, error=str(error))
 

@@ -14,7 +14,7 @@ from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.fast_histogram import FastHistogram
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NANO_USD_PER_USD
+from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
 
 # Up to the 900 s for which a turn may be worked on by default (`deadline_s`), and beyond.
 TURN_BUCKETS_S = (0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 900, 1800)
@@ -70,9 +70,13 @@ DELTA_STORED_S = FastHistogram(
     buckets=APPEND_BUCKETS_S,
 )
 USAGE = Counter(
-    "tailrace_generator_usage_tokens_total", "Tokens of the turns ended here, by kind and model", ["kind", "model"]
+    "tailrace_generator_usage_tokens_total",
+    "Billed tokens of the turns ended here, by kind and by the model that used them",
+    ["kind", "model"],
 )
-COST = Counter("tailrace_generator_cost_dollars_total", "Cost of the turns ended here, by model", ["model"])
+COST = Counter(
+    "tailrace_generator_cost_dollars_total", "Cost of the turns ended here, by the model that caused it", ["model"]
+)
 TENANT_USAGE = Counter(
     "tailrace_generator_tenant_usage_tokens_total",
     "Tokens of the turns ended here, by kind, and by tenant for those of TAILRACE_METRICS_TENANTS",
@@ -148,17 +152,23 @@ def count_end(key: TurnKey, turn: Turn) -> None:
     """Counts a turn that this process has ended: its outcome, tokens and cost."""
     assert turn.end is not None  # noqa: S101
     assert turn.request is not None  # noqa: S101
-    model, end = model_label(turn.request.model), turn.end
+    end = turn.end
     ENDS.labels(end.outcome).inc()
     if end.error is not None:
         FAILURES.labels(end.error.code).inc()
-    _count_usage(end, USAGE, COST, model)
+    for name, part in (end.by_model or {turn.request.model: own_usage(end)}).items():
+        _count_usage(part, USAGE, COST, model_label(name))
     if TENANTS:
-        _count_usage(end, TENANT_USAGE, TENANT_COST, key.tenant if key.tenant in TENANTS else "other")
+        _count_usage(own_usage(end), TENANT_USAGE, TENANT_COST, key.tenant if key.tenant in TENANTS else "other")
 
 
-def _count_usage(end: End, tokens: Counter, cost: Counter, label: str) -> None:
-    """Adds the tokens and the cost of a turn to the series of a model or a tenant."""
-    cost.labels(label).inc(end.cost_nano_usd / NANO_USD_PER_USD)
-    for kind in end.usage.__struct_fields__:
-        tokens.labels(kind, label).inc(getattr(end.usage, kind))
+def own_usage(end: End) -> ModelUsage:
+    """Returns the usage and the cost of all models together."""
+    return ModelUsage(*end.usage.counts, cost_nano_usd=end.cost_nano_usd, cost_is_unknown=end.cost_is_unknown)
+
+
+def _count_usage(part: ModelUsage, tokens: Counter, cost: Counter, label: str) -> None:
+    """Adds tokens and their cost to the series of a model or a tenant."""
+    cost.labels(label).inc(part.cost_nano_usd / NANO_USD_PER_USD)
+    for kind in Usage.__struct_fields__:
+        tokens.labels(kind, label).inc(getattr(part, kind))

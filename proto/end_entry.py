@@ -1,15 +1,19 @@
 """Builds the `end` entry of a turn from its fold, and the fields of its log line, for generators and gateways."""
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
 
+from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import End, Failure, Outcome
 from tailrace.proto.fold import Turn, text_proof
-from tailrace.proto.models import sum_costs
+from tailrace.proto.models import find_model
+from tailrace.proto.pricing import answering_model, find_billed_model, price_list
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.clock import seconds_between
 from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import CallUsage, Usage, read_count
 
 # The failure of a turn whose request has expired in the log before an end was stored: no generator can run it.
 LOST_FAILURE = Failure("internal", "the turn left the log before it ended")
@@ -28,18 +32,24 @@ def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, sch
     """Returns the `end` entry that follows the last entry of `turn`. Usage and cost are counted for every outcome."""
     text_chars, text_sha256 = text_proof(turn.text)
     blocks, length = _drop_if_long(turn.blocks, BLOCKS_BYTES_MAX), turn.chain.length
-    cost_nano_usd = sum_costs(turn.request.model, turn.calls) if turn.request is not None else 0
+    bill = turn.bill
+    requested = turn.request.model if turn.request is not None else ""
+    model = find_model(requested)
+    own_model = requested if model is None else model.id
     return End(
         prev=turn.chain.last,
         attempt=turn.attempt,
         outcome=outcome,
         stop_reason=_drop_if_long(turn.stop.stop_reason, STOP_BYTES_MAX),
         stop_sequence=_drop_if_long(turn.stop.stop_sequence, STOP_BYTES_MAX),
-        envelope=_drop_if_long(turn.envelope or None, ENVELOPE_BYTES_MAX),
-        usage=turn.usage,
+        envelope=_drop_if_long(reported_envelope(turn) or None, ENVELOPE_BYTES_MAX),
+        usage=Usage(*bill.total.counts),
         usage_is_estimated=turn.is_usage_estimated,
-        cost_nano_usd=cost_nano_usd or 0,
-        cost_is_unknown=cost_nano_usd is None,
+        cost_nano_usd=bill.total.cost_nano_usd,
+        cost_is_unknown=bill.total.cost_is_unknown,
+        by_model=None if bill.by_model.keys() <= {own_model} else dict(bill.by_model),
+        answered_by=other_answering_model(turn),
+        price_date=price_list().date if turn.request is not None else None,
         schema_valid=schema_valid,
         error=error,
         text_chars=text_chars,
@@ -47,6 +57,44 @@ def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, sch
         blocks=blocks,
         length=None if blocks is None or length is None else length + 1,
     )
+
+
+def other_answering_model(turn: Turn) -> str | None:
+    """Returns the model that answered, if it has reported to be another one than the request's."""
+    reported = [call for call in turn.calls if call != CallUsage()]
+    name = answering_model(reported[-1]) if reported else None
+    if turn.request is None or name is None or name == turn.request.model:
+        return None
+    model = find_billed_model(name)
+    return None if model is not None and model == find_model(turn.request.model) else name
+
+
+def reported_envelope(turn: Turn) -> dict[str, Any]:
+    """Returns the envelope, with the usage that the model has reported as far as the `end`'s usage differs from it.
+
+    The counts are sums over all calls, as are those of server tools and cache lifetimes. `iterations` has the steps of
+    all calls. Other fields are those of the last call that reported them.
+    """
+    calls = [call for call in turn.calls if call != CallUsage()]
+    fields: dict[str, Any] = {}
+    if (top := sum(calls, start=Usage())) != turn.usage:
+        fields = msgspec.structs.asdict(top)
+    if len(calls) > 1:
+        steps = [step for call in calls if isinstance(call.iterations, list) for step in call.iterations]
+        fields |= {"iterations": steps} if steps else {}
+        for name in ("server_tool_use", "cache_creation"):
+            fields |= {name: counts} if (counts := _sum_counts(getattr(call, name) for call in calls)) else {}
+    usage = turn.envelope.get("usage", {}) | fields
+    return turn.envelope | ({"usage": usage} if usage and not is_deeper(fields, LEVELS_MAX - 3) else {})
+
+
+def _sum_counts(counted: Iterable[object]) -> dict[str, int]:
+    """Returns the sums of the counts in several objects by name."""
+    total: dict[str, int] = {}
+    for counts in counted:
+        for name, value in counts.items() if isinstance(counts, dict) else ():
+            total[name] = total.get(name, 0) + read_count(value)
+    return total
 
 
 def _drop_if_long(value: V, bytes_max: int) -> V | None:
@@ -63,6 +111,7 @@ def end_fields(key: TurnKey, turn: Turn) -> dict[str, Any]:
         "tenant": key.tenant,
         "session": request.session,
         "model": request.model,
+        **({"answered_by": end.answered_by} if end.answered_by is not None else {}),
         "attempt": turn.attempt,
         "outcome": end.outcome,
         "code": end.error.code if end.error is not None else None,

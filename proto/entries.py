@@ -13,7 +13,7 @@ import msgspec
 
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId
-from tailrace.proto.usage import NANO_USD_PER_USD, Usage
+from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
 
 OnInterrupt = Literal["continue", "restart", "fail"]
 Mode = Literal["fresh", "continue", "restart"]
@@ -225,13 +225,23 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_reason: str | None = None
     stop_sequence: str | None = None
     envelope: dict[str, Any] | None = None
-    """Other fields of the model's `message_delta` and of its usage, unchanged."""
+    """Other fields of the model's `message_delta` and of its usage, unchanged.
+
+    The counts of its usage are here, too, if `usage` differs from them.
+    """
     usage: Usage = Usage()
+    """The billed tokens of all calls and models (PROTOCOL R23)."""
     usage_is_estimated: bool = False
     """Whether a call broke off before the model had reported its output tokens."""
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
     cost_is_unknown: bool = False
-    """Whether the model's price is unknown; `cost_nano_usd` is then 0."""
+    """Whether a price is unknown; `cost_nano_usd` is then the cost of the rest."""
+    by_model: dict[str, ModelUsage] | None = None
+    """The same usage and cost by model; None if all of it is of the request's model."""
+    answered_by: str | None = None
+    """The model that answered, if it is not the request's: see tailrace.proto.pricing.answering_model."""
+    price_date: str | None = None
+    """The date of the price list. None in the `end` of an older version, which left out tokens beyond the top level."""
     schema_valid: bool | None = msgspec.field(default=None, name="fits")
     """Whether the answer is valid by the turn's JSON Schema; None: it has no schema, or it could not be checked."""
     error: Failure | None = None
@@ -245,7 +255,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def cost_usd(self) -> float | None:
-        """In dollars; None if the model's price is unknown."""
+        """In dollars; None if a price is unknown."""
         return None if self.cost_is_unknown else self.cost_nano_usd / NANO_USD_PER_USD
 
 

@@ -4,21 +4,17 @@ Source: Anthropic's docs, "Streaming Messages". `ping` and `message_stop` are ne
 heartbeat, and the turn's `end` replaces `message_stop` (PROTOCOL R6).
 """
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
-from tailrace.proto.usage import CallUsage, Usage
+from tailrace.proto.usage import COUNT_MAX, CallUsage, Usage
 
 # Stored as a hidden event by a generator that gives a turn back because it stops (PROTOCOL R73).
 HANDOVER = msgspec.Raw(b'{"type":"handover"}')
 
-U = TypeVar("U", bound=Usage)
-
-# More than any call uses. The cost of sums of such counts fits in 64 bits, the database's largest integer.
-COUNT_MAX = 2**32
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 
 
@@ -96,22 +92,32 @@ class BlockStop(msgspec.Struct, frozen=True, tag="content_block_stop"):
     index: int
 
 
-class StopReason(msgspec.Struct, frozen=True):
+class StopReason(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_reason: str | None = None
     stop_sequence: str | None = None
+    stop_details: Any = None
+    """Of a refusal: its category decides whether it is billed. It is also part of the envelope."""
 
 
-class UsageSoFar(msgspec.Struct, frozen=True):
-    """The token counts of one call so far. None: unchanged."""
+class UsageSoFar(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The usage of one call so far, as far as its price depends on it: see CallUsage. None: unchanged."""
 
     input_tokens: Count | None = None
     output_tokens: Count | None = None
     cache_creation_input_tokens: Count | None = None
     cache_read_input_tokens: Count | None = None
 
-    def merge_into(self, before: U) -> U:
-        """Returns `before` with the counts that are set here."""
-        named = {name: count for name, count in msgspec.structs.asdict(self).items() if count is not None}
+    cache_creation: Any = None
+    service_tier: Any = None
+    speed: Any = None
+    inference_geo: Any = None
+    server_tool_use: Any = None
+    iterations: Any = None
+    fallback_credit: Any = None
+
+    def merge_into(self, before: CallUsage) -> CallUsage:
+        """Returns `before` with the fields that are set here."""
+        named = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
         return msgspec.structs.replace(before, **named)
 
 
@@ -234,7 +240,7 @@ def envelope(raw: bytes | msgspec.Raw) -> dict[str, Any]:
             extra = {"usage": _drop_fields(usage, Usage.__struct_fields__)}
         case {"type": "message_delta", "delta": dict(delta), "usage": dict(usage), **rest}:
             extra = _drop_fields(rest, ()) | {
-                "delta": _drop_fields(delta, StopReason.__struct_fields__),
+                "delta": _drop_fields(delta, ("stop_reason", "stop_sequence")),
                 "usage": _drop_fields(usage, Usage.__struct_fields__),
             }
     return {} if is_deeper(extra, LEVELS_MAX - 3) else {name: value for name, value in extra.items() if value != {}}

@@ -16,6 +16,7 @@ from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import Attempt, Block, End, Event, Failure, Mode, Outcome, Progress, Request, StoredEntry
+from tailrace.proto.pricing import Bill, price_calls
 from tailrace.proto.usage import CallUsage, Usage, estimate_usage
 from tailrace.proto.usage_meter import UsageMeter
 
@@ -100,9 +101,14 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
         return (*self.calls_before, estimate_usage(self.usage_call, self.unreported_bytes))
 
     @property
+    def bill(self) -> Bill:
+        """The billed tokens of all calls, and what they cost, by model (PROTOCOL R23)."""
+        return price_calls(self.request.model if self.request is not None else "", self.calls)
+
+    @property
     def usage(self) -> Usage:
-        """The usage of all calls."""
-        return sum(self.calls, start=Usage())
+        """The billed tokens of all calls."""
+        return Usage(*self.bill.total.counts)
 
     @property
     def generated_tokens(self) -> int:

@@ -19,10 +19,7 @@ from msgspec import Meta
 
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.usage import CallUsage
 
-# Anthropic's Message Batches cost half of every price.
-BATCH_PRICE_DIVISOR = 2
 # Names of Anthropic's models, including those that are newer than the table.
 LIKE_CLAUDE = re.compile(r"claude-[a-z0-9][a-z0-9.-]{0,56}")
 
@@ -89,8 +86,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     output_tokens_max: Tokens | None = None
     prices: Prices | None = None
     long_prompt: LongPromptPrices | None = None
-    fast_times: int = 2
-    """The price factor of a call with `speed: fast`."""
+    fast_times: int | None = None
+    """The price factor of a call with `speed: fast`; None: unknown, as of a model without this speed."""
     supports: Supports = Supports()
 
 
@@ -185,39 +182,3 @@ def parse_aliases(text: str) -> dict[str, str]:
             raise SettingsInvalid(f"TAILRACE_MODEL_ALIASES: {name!r} is already the name of a model")
         aliases[name] = target
     return aliases
-
-
-def sum_costs(name: str, calls: Iterable[CallUsage]) -> int | None:
-    """Returns the cost of these calls of the model `name` in nano-dollars; None if its price is unknown."""
-    model = find_model(name)
-    total = 0
-    for call in calls:
-        cost = cost_nano_usd(model, call) if model is not None else None
-        if cost is None and any(call.counts):
-            return None
-        total += cost or 0
-    return total
-
-
-def cost_nano_usd(model: Model, call: CallUsage) -> int | None:
-    """Returns the cost of one call in nano-dollars; None if the price is unknown.
-
-    Not for sums: the prices depend on the length of each prompt.
-    """
-    if model.prices is None:
-        return None
-    prompt_tokens = call.input_tokens + call.cache_creation_input_tokens + call.cache_read_input_tokens
-    long = model.long_prompt
-    prices = long.prices if long is not None and prompt_tokens > long.over_tokens else model.prices
-    kept_1h = call.cache_creation_1h_input_tokens
-    nano_usd = (
-        call.input_tokens * prices.input_nano_usd
-        + call.output_tokens * prices.output_nano_usd
-        + (call.cache_creation_input_tokens - kept_1h) * prices.cache_write_nano_usd
-        + kept_1h * prices.cache_write_1h_nano_usd
-        + call.cache_read_input_tokens * prices.cache_read_nano_usd
-    )
-    if call.is_fast:
-        nano_usd *= model.fast_times
-    # Rounded up to a whole nano-dollar.
-    return -(-nano_usd // BATCH_PRICE_DIVISOR) if call.is_batch else nano_usd

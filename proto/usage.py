@@ -46,9 +46,42 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
+class ModelUsage(Usage, frozen=True, kw_only=True, omit_defaults=True):
+    """The billed tokens of one model, and their cost with the server tools that it used."""
+
+    cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
+    cost_is_unknown: bool = False
+    """Whether a part of the cost is unknown; `cost_nano_usd` is the rest."""
+
+    def plus(self, other: "ModelUsage") -> "ModelUsage":
+        """Returns the sum of both."""
+        return ModelUsage(
+            *map(sum, zip(self.counts, other.counts, strict=True)),
+            cost_nano_usd=self.cost_nano_usd + other.cost_nano_usd,
+            cost_is_unknown=self.cost_is_unknown or other.cost_is_unknown,
+        )
+
+
+class CallContext(msgspec.Struct, frozen=True):
+    """What the events of a call say, besides its `usage` object, about which model answered and what is billed."""
+
+    model: str = ""
+    """The model that `message_start` names; "" if it names none."""
+    served_by: str = ""
+    """The model that answers after the last block of type `fallback`; "" without one."""
+    declines: tuple[tuple[str, str], ...] = ()
+    """The model and the category of each refusal that led to another model, from the blocks of type `fallback`."""
+    refusal: str | None = None
+    """The category of the refusal that the call ended with, "" for a refusal without one; None: it was no refusal."""
+
+
+NO_CONTEXT = CallContext()
+
+
 class CallUsage(Usage, frozen=True, omit_defaults=True):
     """Token counts of one call, with the other fields of Anthropic's `usage` object that its price depends on.
 
+    The counts are those of the object's top level, which leave out some billed tokens: proto/pricing.py adds them.
     The fields are Any: values of an unexpected type are ignored. They are not part of a turn's sum.
     """
 
@@ -60,6 +93,14 @@ class CallUsage(Usage, frozen=True, omit_defaults=True):
     """Splits `cache_creation_input_tokens` by cache lifetime."""
     service_tier: Any = None
     speed: Any = None
+    inference_geo: Any = None
+    server_tool_use: Any = None
+    """How often each server tool was used."""
+    iterations: Any = None
+    """The usage of each step of the call: answers, compactions, other models."""
+    fallback_credit: Any = None
+    # Not of the `usage` object, which has no field of this name.
+    context: CallContext = msgspec.field(default=NO_CONTEXT, name="(context)")
 
     def __post_init__(self) -> None:
         for name in Usage.__struct_fields__:
@@ -69,16 +110,28 @@ class CallUsage(Usage, frozen=True, omit_defaults=True):
     @property
     def cache_creation_1h_input_tokens(self) -> int:
         """Tokens written to the one-hour cache, which cost more; 0 if the model has not reported them."""
-        tokens = self.cache_creation.get("ephemeral_1h_input_tokens") if isinstance(self.cache_creation, dict) else None
-        return min(max(tokens, 0), self.cache_creation_input_tokens) if isinstance(tokens, int) else 0
+        return one_hour_tokens(self.cache_creation, self.cache_creation_input_tokens)
 
-    @property
-    def is_batch(self) -> bool:
-        return bool(self.service_tier == "batch")
 
-    @property
-    def is_fast(self) -> bool:
-        return bool(self.speed == "fast")
+# More than any call uses. The cost of sums of such counts fits in 64 bits, the database's largest integer.
+COUNT_MAX = 2**32
+
+
+def read_count(value: object) -> int:
+    """Returns a count of a `usage` object; 0 for a value that is no count."""
+    return value if type(value) is int and 0 <= value <= COUNT_MAX else 0
+
+
+def one_hour_tokens(split: object, written: int) -> int:
+    """Returns how many of the `written` tokens went to the one-hour cache by `split`, a field `cache_creation`.
+
+    The split of a call with several steps is that of its first step. If only the one-hour cache was written there, the
+    tokens that the split leaves out were written to it, too: a call's marks of both lifetimes show in its first step.
+    """
+    if not isinstance(split, dict):
+        return 0
+    tokens = min(read_count(split.get("ephemeral_1h_input_tokens")), written)
+    return written if tokens and not read_count(split.get("ephemeral_5m_input_tokens")) else tokens
 
 
 # Anthropic's glossary: "a token approximately represents 3.5 English characters". In whole numbers, 2 tokens for 7. In

@@ -1,11 +1,16 @@
 """UsageMeter: counts the usage of model calls from their events (PROTOCOL R23). Pure."""
 
 from collections.abc import Iterable
+from typing import Any
+
+import msgspec
 
 from tailrace.proto import events
 from tailrace.proto.usage import CallUsage, estimate_usage, utf8_bytes
 
 NO_USAGE = CallUsage()
+# More models than any chain of fallbacks has.
+DECLINES_MAX = 100
 
 
 class UsageMeter:
@@ -50,17 +55,47 @@ class UsageMeter:
                     # A further call of the same attempt: each has a price of its own.
                     self.close_call()
                 self.reported, self.unreported_bytes = message.usage, 0
+                self._note(model=message.model)
+            case events.BlockStart(_, {"type": "fallback"} as block):
+                self._note_fallback(block)
             case events.BlockStart(_, block):
                 self.unreported_bytes += utf8_bytes(str(block.get("text", "")))
-            case events.MessageDelta(_, usage):
+            case events.MessageDelta(stop, usage):
                 self.reported = usage.merge_into(self.reported)
+                if stop.stop_reason is not None:
+                    self._note(refusal=_category(stop.stop_details) if stop.stop_reason == "refusal" else None)
                 if usage.output_tokens is not None:
                     self.unreported_bytes = 0
             case _:
                 pass
+
+    def _note(self, **fields: Any) -> None:
+        """Sets fields of the current call's context."""
+        context = msgspec.structs.replace(self.reported.context, **fields)
+        if context != self.reported.context:
+            self.reported = msgspec.structs.replace(self.reported, context=context)
+
+    def _note_fallback(self, block: dict[str, Any]) -> None:
+        """Notes that one model has refused and that another one answers, as Anthropic's block `fallback` says."""
+        declines = self.reported.context.declines
+        match block:
+            case {"to": {"model": str(served_by)}}:
+                self._note(served_by=served_by)
+        match block:
+            case {"from": {"model": str(model)}} if len(declines) < DECLINES_MAX:
+                self._note(declines=(*declines, (model, _category(block.get("trigger")))))
 
     def close_call(self) -> None:
         """Moves the usage of the current call, complete or not, to `ended`, with unreported output estimated."""
         self.ended.append(self.usage)
         self.has_estimated |= self.unreported_bytes > 0
         self.reported, self.unreported_bytes = NO_USAGE, 0
+
+
+def _category(refusal: object) -> str:
+    """Returns the category of a refusal, "" if it has none."""
+    match refusal:
+        case {"category": str(category)}:
+            return category
+        case _:
+            return ""

@@ -5,7 +5,7 @@ The estimate is the most that is likely: the whole prompt, at the cache-write pr
 largest one that a model is shown, a document by its pages. The turn's `end` has what was really used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,8 +14,9 @@ from tailrace.gateway.limits.pdf_pages import UNKNOWN_PAGES, PageCounter, pages_
 from tailrace.proto.blobs import parse_reference
 from tailrace.proto.entries import Request
 from tailrace.proto.forced_tools import answer_schema
-from tailrace.proto.models import find_model, sum_costs
-from tailrace.proto.usage import CallUsage, estimate_tokens, utf8_bytes
+from tailrace.proto.models import find_model
+from tailrace.proto.pricing import price_calls
+from tailrace.proto.usage import CallUsage, estimate_tokens, read_count, utf8_bytes
 
 # platform.claude.com, "Vision": larger images are scaled down to this; for models before Opus 4.7 to a third of it.
 IMAGE_TOKENS = 4784
@@ -55,27 +56,41 @@ def estimate_request(request: Request, counter: PageCounter | None = None, *, is
         if is_hedged:
             hedges.append(_call(request, prompt, HEDGE_TOKENS))
     tokens = sum(sum(call.counts) for call in (*calls, *hedges))
-    nano_usd = sum_costs(request.model, calls)
-    if nano_usd is None:
+    bill = price_calls(request.model, calls).total
+    if bill.cost_is_unknown:
         return Estimate(tokens, None)
+    nano_usd = bill.cost_nano_usd
     if request.max_cost_nano_usd is not None:
         # The answer is closed once it has cost `max_cost`. The prompt of the call that runs then is paid in full.
-        last = sum_costs(request.model, [msgspec.structs.replace(calls[-1], output_tokens=0)]) or 0
+        last = _cost(request, [msgspec.structs.replace(calls[-1], output_tokens=0)])
         most = request.max_cost_nano_usd
         nano_usd = min(nano_usd, most + last if len(calls) > 1 else max(most, last))
-    return Estimate(tokens, nano_usd + (sum_costs(request.model, hedges) or 0))
+    return Estimate(tokens, nano_usd + _cost(request, hedges))
+
+
+def _cost(request: Request, calls: Iterable[CallUsage]) -> int:
+    return price_calls(request.model, calls).total.cost_nano_usd
 
 
 def _call(request: Request, prompt: "_Prompt", output_tokens: int) -> CallUsage:
     """Returns the usage of a call with this prompt and this answer."""
+    options = request.options or {}
     return CallUsage(
         0 if prompt.is_cached else prompt.tokens,
         output_tokens,
         prompt.tokens if prompt.is_cached else 0,
         cache_creation={"ephemeral_1h_input_tokens": prompt.tokens} if prompt.is_cached_1h else None,
         service_tier="batch" if request.via == "message_batches" else None,
-        speed=(request.options or {}).get("speed"),
+        speed=options.get("speed"),
+        inference_geo=options.get("inference_geo"),
+        server_tool_use={"web_search_requests": _searches_max(request)},
     )
+
+
+def _searches_max(request: Request) -> int:
+    """Returns how often a call may search the web, as far as the request limits it."""
+    limits = [tool.get("max_uses") for tool in request.tools or () if str(tool.get("type")).startswith("web_search_")]
+    return sum(map(read_count, limits))
 
 
 class _Prompt(NamedTuple):

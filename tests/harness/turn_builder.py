@@ -42,8 +42,8 @@ def text_delta(chain: Chain, text: str, index: int = 0) -> entries.Event:
     return event(chain, events.BlockDelta(index, events.TextDelta(text)))
 
 
-def opening_events(input_tokens: int = 10) -> list[events.Event]:
-    head = events.MessageHead("msg_1", MODEL, CallUsage(input_tokens=input_tokens))
+def opening_events(input_tokens: int = 10, model: str = MODEL) -> list[events.Event]:
+    head = events.MessageHead("msg_1", model, CallUsage(input_tokens=input_tokens))
     return [events.MessageStart(head), events.BlockStart(0, {"type": "text", "text": ""})]
 
 

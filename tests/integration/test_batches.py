@@ -23,8 +23,8 @@ from tailrace.proto.entries import Entry, Progress, Request, Reservation
 from tailrace.proto.errors import FenceLost, LogFull, Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, child_id, new_id
-from tailrace.proto.models import sum_costs
 from tailrace.proto.nats import Counters, TurnLog, replay
+from tailrace.proto.pricing import price_calls
 from tailrace.proto.resources import DeleteResource
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tailrace.proto.usage import estimate_usage, utf8_bytes
@@ -295,7 +295,7 @@ async def test_a_reservation_is_returned_or_settled_once(limited_system: Verifie
     # The most that a call costs: it was cut after its text, before the model reported the output.
     assert turn.request is not None
     cut = estimate_usage(turn.usage_call, utf8_bytes(turn.text))
-    most = sum_costs(turn.request.model, [cut])
+    most = price_calls(turn.request.model, [cut]).total.cost_nano_usd
     assert most is not None
     assert 0 < counted <= await limited_system.calls() * most
 

@@ -29,10 +29,10 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Reservation
 from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.ids import Seq, Tenant, TurnId
-from tailrace.proto.models import sum_costs
 from tailrace.proto.nats import Connection, Counters, Deliveries, Hedge, HedgeRpc, Rpc, TurnLog
 from tailrace.proto.nats.hedge_rpc import TAKE_TIMEOUT_S
 from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.pricing import price_calls
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
 from tailrace.proto.usage import CallUsage
 from tests.harness import readers, turn_builder
@@ -150,7 +150,7 @@ async def test_a_hedge_overtakes_a_late_first_token(
     prompt_tokens, answer_tokens = turn.end.usage.input_tokens, turn.end.usage.output_tokens
     assert (prompt_tokens > 0, answer_tokens) == (True, 80)
     await until_equal(lambda: counters.add(tokens, 0), 2 * prompt_tokens + answer_tokens + 1)
-    loser_nano_usd = sum_costs(turn_builder.MODEL, [CallUsage(prompt_tokens, 1)])
+    loser_nano_usd = price_calls(turn_builder.MODEL, [CallUsage(prompt_tokens, 1)]).total.cost_nano_usd
     assert loser_nano_usd is not None
     assert await counters.add(nano_usd, 0) == turn.end.cost_nano_usd + loser_nano_usd
 

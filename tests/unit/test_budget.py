@@ -143,7 +143,7 @@ def test_an_answer_over_budget_is_not_repeated_for_its_schema() -> None:
 
 def test_without_a_price_or_a_limit_nothing_is_over_budget() -> None:
     """An answer of a model without a known price is never cut."""
-    turn = turn_with(START, max_cost_nano_usd=1)
+    turn = turn_with(MessageStart(MessageHead("msg_1", "unknown", CallUsage(input_tokens=100))), max_cost_nano_usd=1)
     assert turn.request is not None
     unknown = msgspec.structs.replace(turn.request, model="unknown")
     assert cut_at_cost(msgspec.structs.replace(turn, request=unknown)) is None

@@ -17,7 +17,7 @@ from tailrace.proto.entries import Message
 from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, BackendError
 from tailrace.proto.events import UnknownEvent
 from tailrace.proto.fold import Turn
-from tailrace.proto.models import sum_costs
+from tailrace.proto.pricing import price_calls
 from tailrace.proto.usage import Usage
 from tests.harness.turn_builder import Handwritten, request
 
@@ -26,9 +26,9 @@ def event(kind: str, **fields: Any) -> dict[str, Any]:
     return {"type": "stream_event", "event": {"type": kind, **fields}, "parent_tool_use_id": None}
 
 
-def begin(input_tokens: int = 5) -> dict[str, Any]:
+def begin(input_tokens: int = 5, model: str = "claude-sonnet-5-5") -> dict[str, Any]:
     usage = {"input_tokens": input_tokens, "output_tokens": 1}
-    return event("message_start", message={"id": "msg_1", "model": "claude-sonnet-5-5", "usage": usage})
+    return event("message_start", message={"id": "msg_1", "model": model, "usage": usage})
 
 
 def block(index: int, kind: str, *deltas: dict[str, Any]) -> list[dict[str, Any]]:
@@ -107,10 +107,11 @@ def test_the_usage_of_ended_calls_is_in_the_log_while_a_tool_runs() -> None:
 @pytest.mark.rule("R23")
 def test_each_call_has_the_price_of_its_own_prompt() -> None:
     """Haiku 5.5 has a higher price from 100,000 tokens on. The rounds have 50,000 each."""
-    rounds = [begin(50_000), *ROUND[1:]] * 3
-    turn = fold_of([*rounds, begin(50_000), *text(0, "Found."), *finish("end_turn", 3), RESULT])
+    start = begin(50_000, "claude-haiku-5-5")
+    rounds = [start, *ROUND[1:]] * 3
+    turn = fold_of([*rounds, start, *text(0, "Found."), *finish("end_turn", 3), RESULT])
     assert turn.usage == Usage(200_000, 3 * 7 + 3)
-    assert sum_costs("claude-haiku-5-5", turn.calls) == 200_000 * 100 + 24 * 500
+    assert price_calls("claude-haiku-5-5", turn.calls).total.cost_nano_usd == 200_000 * 100 + 24 * 500
     assert turn.message is not None
     assert turn.message.usage.input_tokens == 50_000
 
@@ -119,7 +120,7 @@ def test_each_call_has_the_price_of_its_own_prompt() -> None:
 def test_an_answer_whose_last_call_reaches_the_cost_limit_is_complete() -> None:
     """As with the API: the usage and the stop reason are one event."""
     lines = [begin(9), *text(0, "Found."), *finish("end_turn", 3), RESULT]
-    cost = sum_costs(request().model, fold_of(lines).calls)
+    cost = price_calls(request().model, fold_of(lines).calls).total.cost_nano_usd
     # All lines but the result fit: no event before it has the usage that reaches the limit.
     turn = fold_of(lines[:-1], max_cost_nano_usd=cost)
     assert (turn.text, turn.stop.stop_reason) == ("Found.", None)

@@ -158,7 +158,8 @@ def test_the_record_keeps_the_fields_of_a_message_that_it_does_not_know() -> Non
     assert (record.stop_reason, record.stop_sequence) == ("stop_sequence", "END")
     assert record.envelope == {
         "delta": {"container": {"id": "c1"}},
-        "usage": {"service_tier": "standard", "inference_geo": "us", "server_tool_use": {"web_search_requests": 1}},
+        # Both calls have searched the web, and both are paid.
+        "usage": {"service_tier": "standard", "inference_geo": "us", "server_tool_use": {"web_search_requests": 2}},
         "context_management": {"applied_edits": []},
     }
     assert record_from_fold(KEY, completed_turn("hi").turn).envelope == {}
@@ -175,7 +176,7 @@ def test_each_call_is_priced_by_its_own_prompt() -> None:
     log.store_request(model="claude-haiku-5-5")
     for mode in ("fresh", "restart"):
         log.store_attempt(mode)
-        log.store_events(*opening_events(input_tokens=60_000), *closing_events(output_tokens=1))
+        log.store_events(*opening_events(60_000, "claude-haiku-5-5"), *closing_events(output_tokens=1))
     assert build_end(log.turn, "completed").cost_nano_usd == 2 * (60_000 * 100 + 500)
 
 

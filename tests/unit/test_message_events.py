@@ -67,7 +67,7 @@ def test_the_events_of_any_message_follow_the_grammar(blocks: list[dict[str, Any
     assert all(one.is_closed for one in turn.blocks)
     assert (turn.stop.stop_reason, turn.stop.stop_sequence) == ("stop_sequence", "END")
     assert (turn.usage.input_tokens, turn.usage.output_tokens, turn.is_usage_estimated) == (7, 11, False)
-    assert turn.usage_call.is_batch
+    assert turn.usage_call.service_tier == "batch"
     assert turn.envelope["usage"]["server_tool_use"] == {"web_search_requests": 1}
 
 
@@ -77,7 +77,7 @@ def test_a_message_without_counts_of_the_cache_has_the_price_of_a_batch() -> Non
     usage = USAGE | {"cache_creation_input_tokens": None, "cache_read_input_tokens": None}
     turn = fold_events(to_events(message(usage=usage)))
     assert turn.usage == Usage(input_tokens=7, output_tokens=11)
-    assert turn.usage_call.is_batch
+    assert turn.usage_call.service_tier == "batch"
 
 
 def test_further_fields_of_a_message_are_kept() -> None:

@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.models import (
-    cost_nano_usd,
-    extend_models,
-    find_model,
-    models,
-    parse_aliases,
-    resolve_model,
-    sum_costs,
-)
+from tailrace.proto.models import extend_models, find_model, models, parse_aliases, resolve_model
+from tailrace.proto.pricing import price_calls
 from tailrace.proto.usage import CallUsage
+
+
+def cost(model: str, *calls: CallUsage) -> int | None:
+    """Returns the cost of calls in nano-dollars; None if a part of it is unknown."""
+    total = price_calls(model, calls).total
+    return None if total.cost_is_unknown else total.cost_nano_usd
 
 
 def test_the_default_model_is_the_first_and_ids_are_keys() -> None:
@@ -84,16 +83,16 @@ def test_a_million_tokens_cost_the_listed_price(
 ) -> None:
     """Input, output, cache write and cache read, in dollars for a million tokens, in calls of a thousand."""
     used = [CallUsage(1_000), CallUsage(0, 1_000), CallUsage(0, 0, 1_000), CallUsage(0, 0, 0, 1_000)]
-    assert [1_000 * (sum_costs(model, [one]) or 0) / 1e9 for one in used] == list(usd_for_a_million)
+    assert [1_000 * (cost(model, one) or 0) / 1e9 for one in used] == list(usd_for_a_million)
 
 
 @pytest.mark.rule("R23")
 def test_a_long_prompt_has_the_higher_price_for_the_whole_call() -> None:
     """From one token above the limit, which includes cached tokens; output, too."""
-    haiku = models()["claude-haiku-5-5"]
-    assert cost_nano_usd(haiku, CallUsage(99_998, 1, 1, 1)) == 99_998 * 100 + 500 + 125 + 10
-    assert cost_nano_usd(haiku, CallUsage(99_999, 1, 1, 1)) == 99_999 * 500 + 2_500 + 625 + 50
-    assert cost_nano_usd(haiku, CallUsage(1, 200_000)) == 100 + 200_000 * 500
+    haiku = "claude-haiku-5-5"
+    assert cost(haiku, CallUsage(99_998, 1, 1, 1)) == 99_998 * 100 + 500 + 125 + 10
+    assert cost(haiku, CallUsage(99_999, 1, 1, 1)) == 99_999 * 500 + 2_500 + 625 + 50
+    assert cost(haiku, CallUsage(1, 200_000)) == 100 + 200_000 * 500
 
 
 @pytest.mark.rule("R23")
@@ -105,7 +104,7 @@ def test_a_long_prompt_has_the_higher_price_for_the_whole_call() -> None:
         ({"cache_creation": {"ephemeral_5m_input_tokens": 600, "ephemeral_1h_input_tokens": 400}}, 6_240_000),
         ({"cache_creation": {"ephemeral_1h_input_tokens": 9999}}, 8_040_000),
         ({"service_tier": "batch"}, 2_520_000),
-        ({"service_tier": "priority", "speed": "standard"}, 5_040_000),
+        ({"service_tier": "standard", "speed": "standard"}, 5_040_000),
         ({"speed": "fast"}, 2 * 5_040_000),
         ({"speed": "fast", "service_tier": "batch"}, 5_040_000),
         ({"cache_creation": "what", "service_tier": 7, "speed": None}, 5_040_000),
@@ -115,14 +114,14 @@ def test_a_long_prompt_has_the_higher_price_for_the_whole_call() -> None:
 def test_the_cost_depends_on_cache_tier_and_speed(usage: dict[str, Any], nano_usd: int) -> None:
     """Opus 5.5: a one-hour cache write costs more, a batch half, fast mode twice."""
     call = CallUsage(input_tokens=10, cache_creation_input_tokens=1000, **usage)
-    assert cost_nano_usd(models()["claude-opus-5-5"], call) == nano_usd
+    assert cost("claude-opus-5-5", call) == nano_usd
 
 
 def test_half_of_an_odd_price_is_rounded_up() -> None:
     """No fraction of a nano-dollar is given away; and older models' fast mode costs six times as much."""
     odd = CallUsage(input_tokens=1, cache_creation_input_tokens=1, service_tier="batch")
-    assert cost_nano_usd(models()["claude-haiku-5-5"], odd) == 113
-    assert cost_nano_usd(models()["claude-opus-4-6"], CallUsage(output_tokens=1, speed="fast")) == 150_000
+    assert cost("claude-haiku-5-5", odd) == 113
+    assert cost("claude-opus-4-6", CallUsage(output_tokens=1, speed="fast")) == 150_000
 
 
 @pytest.fixture
@@ -152,9 +151,9 @@ def test_the_operators_file_adds_and_replaces_models(tmp_path: Path) -> None:
     assert [*models()][:1] + [*models()][-2:] == ["claude-sonnet-5-5", "gpt-4o", "claude-opus-6"]
     found = find_model("gpt-4o-2024-08-06")
     assert found is not None
-    assert (found.owned_by, sum_costs("gpt-4o", [CallUsage(2, 1)])) == ("openai", 15_000)
-    assert [sum_costs(name, [CallUsage(1)]) for name in ("claude-opus-6", "claude-sonnet-5-5", "none")] == [None] * 3
-    assert sum_costs("claude-opus-6", []) == 0
+    assert (found.owned_by, cost("gpt-4o", CallUsage(2, 1))) == ("openai", 15_000)
+    assert [cost(name, CallUsage(1)) for name in ("claude-opus-6", "claude-sonnet-5-5", "none")] == [None] * 3
+    assert cost("claude-opus-6") == 0
 
 
 @pytest.mark.usefixtures("own_table")

@@ -71,7 +71,7 @@ def message_of(record: TurnRecord) -> dict[str, Any]:
         "content": [without_mark(block) for block in record.content],
         "stop_reason": _stop_reason(record.stop_reason),
         "stop_sequence": record.stop_sequence,
-        "usage": record.envelope.get("usage", {}) | asdict(record.usage),
+        "usage": _reported_usage(record),
         **{name: value for name, value in record.envelope.items() if name not in ("delta", "usage")},
         **record.envelope.get("delta", {}),
     }
@@ -123,10 +123,17 @@ def _render_ended(ended: End | TurnRecord, seq: int) -> sse.Events:
     envelope = ended.envelope or {}
     stop = {"stop_reason": _stop_reason(ended.stop_reason), "stop_sequence": ended.stop_sequence}
     delta = {**stop, **envelope.get("delta", {})}
-    # Every count, also those that are 0: the SDKs treat a missing count as a protocol error.
-    counts = envelope.get("usage", {}) | asdict(ended.usage)
-    message_delta = {"type": "message_delta", **envelope, "delta": delta, "usage": counts}
+    message_delta = {"type": "message_delta", **envelope, "delta": delta, "usage": _reported_usage(ended)}
     return _sse(message_delta) + _sse({"type": "message_stop"}, seq)
+
+
+def _reported_usage(ended: End | TurnRecord) -> dict[str, Any]:
+    """Returns the usage object as the model has reported it. Tailrace's own fields have what is billed (R23).
+
+    It has every count, also those that are 0: the SDKs treat a missing count as a protocol error.
+    """
+    reported: dict[str, Any] = (ended.envelope or {}).get("usage", {})
+    return reported | {name: reported.get(name, count) for name, count in asdict(ended.usage).items()}
 
 
 def _stop_reason(stop_reason: str | None) -> str | None:
