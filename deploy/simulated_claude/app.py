@@ -19,6 +19,7 @@ from starlette.types import Send
 from tailrace.deploy.simulated_claude import event
 from tailrace.deploy.simulated_claude.account import CALLS_MAX, Account, AccountReport
 from tailrace.deploy.simulated_claude.cache import Cache
+from tailrace.deploy.simulated_claude.case import parse_case
 from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Break
 from tailrace.deploy.simulated_claude.message_batches import LIMIT, MessageBatch, MessageBatches
 from tailrace.deploy.simulated_claude.model import MODELS
@@ -59,6 +60,7 @@ def app(host: str, *, shows_calls: bool = False) -> Starlette:
             Route("/v1/models/{id}", show_model),
             Route("/_sim/stats", show_stats),
             Route("/_sim/reset", reset_stats, methods=["POST"]),
+            Route("/_sim/cases/{name}", set_case, methods=["POST"]),
             *recorded,
             Route("/_sim/expire", expire_batches, methods=["POST"]),
         ],
@@ -73,6 +75,7 @@ def app(host: str, *, shows_calls: bool = False) -> Starlette:
     simulated.state.account = Account(calls=deque(maxlen=CALLS_MAX if shows_calls else 1))
     simulated.state.batches = MessageBatches(simulated.state.stats)
     simulated.state.last = None
+    simulated.state.cases = {}
     simulated.state.cache = Cache()
     return simulated
 
@@ -87,7 +90,7 @@ async def create_message(http: HttpRequest) -> Response:
     parsed = parse_message(request)
     stats: Stats = http.app.state.stats
     cached = http.app.state.cache.take(await http.body())
-    answered = reply(parsed, stats.next_call(parsed.conversation.key), cached)
+    answered = reply(parsed, stats.next_call(parsed.conversation.key), cached, http.app.state.cases)
     stats.continuations += parsed.conversation.is_continued
     stats.resumptions += bool(parsed.conversation.pending)
     stats.continuations_mismatched += answered.is_mismatched
@@ -221,6 +224,12 @@ async def show_calls(http: HttpRequest) -> Response:
 async def show_last(http: HttpRequest) -> Response:
     """Returns body and headers of the last request, to check what a gateway in between has sent."""
     return json(http.app.state.last)
+
+
+async def set_case(http: HttpRequest) -> Response:
+    """Sets the events of `case=NAME`: the JSON of one event a line."""
+    lines = http.app.state.cases[http.path_params["name"]] = parse_case(await http.body())
+    return json({"events": len(lines)})
 
 
 async def reset_stats(http: HttpRequest) -> Response:

@@ -26,15 +26,22 @@ class Conversation(msgspec.Struct, frozen=True, dict=True):
 
     messages: tuple[Message, ...]  # without the continuation's tail
     partial: str  # the text of the partial answer; empty for a new answer
-    pairs: int = 0
-    """The calls of server tools in the partial answer that have a result."""
+    paired: frozenset[str] = frozenset()
+    """The ids of the calls of server tools in the partial answer that have a result."""
+    other_types: tuple[str, ...] = ()
+    """The types of the partial answer's blocks that are neither text nor calls nor results."""
     pending: str = ""
     """The id of the call of a server tool that waits for its result; empty without one."""
 
     @property
+    def pairs(self) -> int:
+        """The calls of server tools in the partial answer that have a result."""
+        return len(self.paired)
+
+    @property
     def is_continued(self) -> bool:
         """Whether the messages end with a partial answer that has content."""
-        return bool(self.partial or self.pairs or self.pending)
+        return bool(self.partial or self.paired or self.pending or self.other_types)
 
     @cached_property
     def question(self) -> str:
@@ -96,5 +103,10 @@ def read(messages: Sequence[Message]) -> Conversation:
     results = {block.tool_use_id for block in blocks if block.tool_use_id}
     calls = [block.id for block in blocks if block.is_server_call]
     pending = next((call for call in calls if call not in results), "")
-    text = "".join(message.text for message in partial)
-    return Conversation(tuple(messages[:start]), text, len(results.intersection(calls)), pending)
+    return Conversation(
+        tuple(messages[:start]),
+        "".join(message.text for message in partial),
+        frozenset(results.intersection(calls)),
+        tuple(one.type for one in blocks if one.type != "text" and not one.tool_use_id and "tool_use" not in one.type),
+        pending,
+    )

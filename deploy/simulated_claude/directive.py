@@ -22,6 +22,7 @@ A line `#sim …` in the last user message directs the answer:
   tool=NAME      a tool_use block comes last (not again once its result is in the conversation)
   server=TOOL,…  calls of the API's own tools, each with its result, divide the text; TOOL*N stands for N calls
   pauses=N       the first N calls of server= are paused (pause_turn): the result comes when the answer is sent back
+  case=NAME      the events of the case NAME, which a POST to /_sim/cases/NAME has set; nothing else but rate and faults
   json={…}       the input of that tool, or of a forced one; with a schema in `output_config`, the text
   wrong=X        with a schema, the text of the first answer, before a correction is requested: JSON `{…}` or a word
   repeat=N       a continuation repeats the last N words of the partial answer
@@ -62,6 +63,9 @@ counts as one delta. The answer goes on after a paused message that is sent back
 continuation prompt; a call whose result is in the message is not executed again. GET /_sim/stats returns under
 `executions`, for each call of a turn (`KEY.NUMBER`), the `tool_use_id` of each of its results: one, if it ran once.
 
+The body of a POST to /_sim/cases/NAME is the JSON of one event a line. The events are sent byte for byte, whatever they
+are, and to streaming requests only. A continuation gets the events that follow its partial answer.
+
 It refuses a tool call without its result or with a missing field, and a result without its call, as the real API does.
 It accepts some requests that the real API refuses: two tools of one name, a tool name like `a b`, an image of the type
 image/svg+xml, an image at an http URL, and a `budget_tokens` that is not below `max_tokens`.
@@ -93,6 +97,7 @@ Setting = Literal[
     "tool",
     "server",
     "pauses",
+    "case",
     "json",
     "wrong",
     "repeat",
@@ -119,6 +124,7 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
     tool: str = ""
     server: tuple[ServerCall, ...] = ()
     pauses: int = 0
+    case: str = ""
     input_json: str = ""
     wrong_json: str = ""
     repeat: int = 0
@@ -206,7 +212,7 @@ def setting(name: str, value: str) -> dict[str, object]:
     """Returns the field of the directive that a `NAME=VALUE` sets. Raises DirectiveInvalid for a value out of range."""
     if name in ("json", "wrong"):
         return {"input_json" if name == "json" else "wrong_json": value}
-    if name in ("tag", "tool"):
+    if name in ("tag", "tool", "case"):
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
             raise DirectiveInvalid(f"#sim: {name}= wants letters and digits, got {value!r}")
         return {name: value}

@@ -9,6 +9,7 @@ import msgspec
 
 from tailrace.deploy.simulated_claude import server_tool
 from tailrace.deploy.simulated_claude.answer import Block
+from tailrace.deploy.simulated_claude.case import Lines, event_type
 from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Break
 from tailrace.deploy.simulated_claude.refusal import error_body
 from tailrace.deploy.simulated_claude.reply import Reply
@@ -44,6 +45,10 @@ TYPES = {
 
 def frames(reply: Reply) -> Iterator[Frame]:
     """Yields the events in order, up to the fault if there is one. The writer performs a `cut` or `stall`."""
+    if reply.lines is not None:
+        played = case_frames(reply.lines)
+        yield from played if reply.breaks is None else apply_break(played, reply.breaks)
+        return
     yield Frame(message_start(reply))
     yield Frame(PING)
     blocks = chain.from_iterable(block_frames(i, block, reply) for i, block in enumerate(reply.part.blocks))
@@ -55,6 +60,12 @@ def frames(reply: Reply) -> Iterator[Frame]:
             return
     yield Frame(message_delta(reply))
     yield Frame(MESSAGE_STOP)
+
+
+def case_frames(lines: Lines) -> Iterator[Frame]:
+    for line in lines:
+        kind = event_type(line)
+        yield Frame(sse(kind, line), is_delta=kind == "content_block_delta")
 
 
 def apply_break(blocks: Iterator[Frame], breaks: Break) -> Iterator[Frame]:

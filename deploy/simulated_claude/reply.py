@@ -1,21 +1,24 @@
 """The complete reply to one call, decided before its first byte. Pure."""
 
 import hashlib
+from collections.abc import Mapping
 
 import msgspec
 
 from tailrace.deploy.simulated_claude import answer, conversation, directive
 from tailrace.deploy.simulated_claude.answer import Part
 from tailrace.deploy.simulated_claude.cache import CachedTokens
+from tailrace.deploy.simulated_claude.case import Lines, count_deltas, find_rest
 from tailrace.deploy.simulated_claude.conversation import Conversation
 from tailrace.deploy.simulated_claude.directive import Directive, DirectiveInvalid
 from tailrace.deploy.simulated_claude.fault import Break, first_break
 from tailrace.deploy.simulated_claude.refusal import Refusal
-from tailrace.deploy.simulated_claude.request import Request
+from tailrace.deploy.simulated_claude.request import INVALID, Request
 from tailrace.deploy.simulated_claude.sample import sample
 from tailrace.deploy.simulated_claude.server_tool import IN_CONTAINER
 
 NOTHING = CachedTokens()
+NO_CASES: Mapping[str, Lines] = {}
 # In the prompt of clients whose model has no structured outputs.
 IN_THE_PROMPT = "fits this JSON Schema"
 
@@ -42,6 +45,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     breaks: Break | None
     service_tier: str = "standard"
     container: str | None = None  # the id of the container in which code ran
+    lines: Lines | None = None  # the events of a case, in place of the part's
     is_managed: bool = False  # the request has `context_management`, so the reply reports it
     is_mismatched: bool  # the partial answer is not a prefix of this answer, which is sent from its beginning
 
@@ -55,9 +59,16 @@ def parse_message(request: Request) -> ParsedRequest:
         raise Refusal("invalid_request_error", str(error)) from error
 
 
-def reply(parsed: ParsedRequest, call: int, cached: CachedTokens = NOTHING) -> Reply:
-    """Returns the reply to call number `call` (from 1) of this turn; `cached` are the tokens of the prompt cache."""
+def reply(
+    parsed: ParsedRequest, call: int, cached: CachedTokens = NOTHING, cases: Mapping[str, Lines] = NO_CASES
+) -> Reply:
+    """Returns the reply to call number `call` (from 1) of this turn. Raises Refusal for a case that is not in `cases`.
+
+    `cached` are the tokens of the prompt cache.
+    """
     request, talk, directed = parsed.request, parsed.conversation, parsed.directed
+    if directed.case:
+        return play_case(parsed, call, cases)
     all_of_it = answer.cut_at_stop_sequence(
         answer.build_answer(talk, directed, json_sample=json_sample(request), forced=forced_call(request)),
         request.stop_sequences,
@@ -80,6 +91,27 @@ def reply(parsed: ParsedRequest, call: int, cached: CachedTokens = NOTHING) -> R
         container=container(request, talk, part),
         is_managed=request.context_management is not None,
         is_mismatched=remainder is None,
+    )
+
+
+def play_case(parsed: ParsedRequest, call: int, cases: Mapping[str, Lines]) -> Reply:
+    """Returns the reply with the events of the directive's case. Raises Refusal."""
+    request, talk, directed = parsed.request, parsed.conversation, parsed.directed
+    lines = cases.get(directed.case)
+    if lines is None or not request.stream:
+        raise Refusal(INVALID, f"#sim: case={directed.case} wants a stream, and a case that POST /_sim/cases has set")
+    rest = find_rest(lines, talk)
+    start = count_deltas(lines) - count_deltas(rest)
+    return Reply(
+        turn=talk.key,
+        message_id="",
+        model=request.model,
+        input_tokens=0,
+        part=Part((), start),
+        lines=rest,
+        stop_reason="",
+        breaks=first_break(directed.faults, start, count_deltas(rest), call),
+        is_mismatched=talk.is_continued and rest is lines,
     )
 
 
