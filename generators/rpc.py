@@ -85,10 +85,10 @@ class ModelRpc:
         with _refuse():
             fields["model"] = self._orders.claude_model_id(fields["model"], "token counts")
             if not query.is_lifted:
-                return await self._claude.count_tokens(msgspec.json.encode(fields), query.betas)
+                return await self._claude.count_tokens(msgspec.json.encode(fields), query.betas, query.api_version)
             async with self._blobs.load(tenant, msgspec.convert(fields, PromptFields)) as prompt:
                 pieces = await long_strings.encode(fields | msgspec.to_builtins(prompt))
-                return await self._claude.count_tokens(b"".join(pieces), query.betas)
+                return await self._claude.count_tokens(b"".join(pieces), query.betas, query.api_version)
 
     async def _cancel_message_batch(self, _: Tenant, body: bytes) -> bytes:
         name = decode_query(body, CancelMessageBatch).message_batch

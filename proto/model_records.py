@@ -47,6 +47,8 @@ class CountTokens(msgspec.Struct, frozen=True, omit_defaults=True):
     betas: str = ""
     is_lifted: bool = False
     """Whether `body` may have references in place of long strings (R33)."""
+    api_version: str | None = None
+    """The value of the header anthropic-version; None: the SDK's default."""
 
 
 class CancelMessageBatch(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from tailrace.gateway.models.offer import Offer
+from tailrace.gateway.turns.api_version import choose_version
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.on_disconnect import grace_s
 from tailrace.proto import blobs, entries, entry_encryption
@@ -71,7 +72,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     betas: list[str] | None = None
     """The features that the header `anthropic-beta` turns on."""
     api_version: str | None = None
-    """The version of Anthropic's API, as the header `anthropic-version` names it."""
+    """The version of Anthropic's API, as the header `anthropic-version` names it; without it, Tailrace chooses one."""
     metadata: dict[str, str] | None = None
     """Labels of the turn, by which it can be found."""
     user: str | None = None
@@ -269,18 +270,20 @@ def build_entry(
         # That of a session may have been stored before `POST /v1/sessions` checked it.
         refuse_blob_references(system)
     options = new_turn.options if new_turn.schema is None else with_schema(new_turn.options, new_turn.schema)
+    messages = [*position.before, *position.new]
+    options, api_version = choose_version(options, messages, model, new_turn.api_version)
     if position.new[-1].role == "assistant":
         require_prefill(model, options)
     return entries.Request(
         model=model.id,
         max_tokens=min(new_turn.max_tokens or max_tokens, most),
-        messages=[*position.before, *position.new],
+        messages=messages,
         history=len(position.before),
         system=system,
         tools=new_turn.tools,
         options=options,
         betas=new_turn.betas,
-        api_version=new_turn.api_version,
+        api_version=api_version,
         session=position.session,
         store=new_turn.store,
         encryption_key=None if new_turn.store else entry_encryption.new_key(),

@@ -18,6 +18,7 @@ from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.stream_context import refuse_when_draining
+from tailrace.gateway.turns.api_version import sampling_of
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.request_body import build_entry, check_turn
 from tailrace.gateway.turns.submission import (
@@ -94,11 +95,15 @@ class TurnSubmitter:
     async def submit(self, submission: TurnSubmission, cursor: Seq | None = None) -> StoredTurn:
         """Stores the new turn. Returns the turn and its request entry; for a repeated POST, those of the first POST.
 
-        With `cursor`, nothing is stored: the turn is the one that has this entry. Raises Refused, LogError.
+        With `cursor`, nothing is stored: the turn is the one that has this entry. The response header
+        `tailrace-ignored` names the sampling parameters that were removed. Raises Refused, LogError.
         """
         await run_features(self._features.prepare, submission)
         await convert_body(submission.body_bytes, check_turn, submission.new_turn)
-        return await (self.store(submission, self._build) if cursor is None else self._resume(submission, cursor))
+        key, entry = await (self.store(submission, self._build) if cursor is None else self._resume(submission, cursor))
+        if removed := [name for name in sampling_of(submission.new_turn.options) if name not in (entry.options or {})]:
+            submission.response_headers.append(lambda _: {"tailrace-ignored": ", ".join(removed)})
+        return key, entry
 
     async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> StoredTurn:
         """Like `submit`, but stores the entry that `build` makes. Runs only the features of `admit` and `stored`."""

@@ -156,9 +156,10 @@ class AnthropicApi(MessagesApi):
         except DECODE_ERRORS as error:
             raise BackendError("backend_broken", "the response is not a list of models: check the API's URL") from error
 
-    async def count_tokens(self, body: bytes, betas: str) -> bytes:
+    async def count_tokens(self, body: bytes, betas: str, api_version: str | None = None) -> bytes:
         """Returns the API's response to the Messages request in `body`, sent unchanged. Raises BackendError."""
         headers = {"content-type": "application/json"} | ({"anthropic-beta": betas} if betas else {})
+        headers |= {"anthropic-version": api_version} if api_version else {}
         path = "/v1/messages/count_tokens"
         try:
             response = await self.client.post(path, cast_to=httpx2.Response, content=body, options={"headers": headers})

@@ -16,6 +16,8 @@ from tailrace.proto.models import find_model
 
 # Vertex reads the API version from the body. A test compares this value with the SDK's.
 API_VERSION = "2026-10-21"
+# Vertex's own name of the version before it. Source: docs.anthropic.com/en/api/claude-on-vertex-ai.
+VERSIONS = {"2023-06-01": "vertex-2023-10-16"}
 DATED = re.compile(r"^(.*)-(20\d{6})$")
 
 
@@ -48,7 +50,8 @@ class Vertex(MessagesApi):
     async def build_request(self, call: Call) -> tuple[str, list[bytes]]:
         """Returns the path, which names the model, and the body, which names the API version."""
         where = f"/projects/{self.client.project_id}/locations/{self.client.region}/publishers/anthropic/models"
-        body = await encode_body(call, anthropic_version=call.api_version or API_VERSION, stream=True)
+        version = call.api_version or API_VERSION
+        body = await encode_body(call, anthropic_version=VERSIONS.get(version, version), stream=True)
         return f"{where}/{quote(call.model, safe='@')}:streamRawPredict", body
 
     async def post(self, path: str, body: list[bytes], headers: dict[str, str]) -> httpx2.Response:

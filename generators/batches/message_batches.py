@@ -268,6 +268,8 @@ class MessageBatchSubmitter:
                 bodies[batch.child_key(key, number).turn] = b"".join(await encode_body(call, model=model))
             if request.betas:
                 headers["anthropic-beta"] = ",".join(request.betas)
+            # The version that a client names is the same for all inputs. Without one, an input may need an older
+            # version, which then is that of the whole message batch.
             if request.api_version:
                 headers["anthropic-version"] = request.api_version
             # A long input takes some milliseconds. The loop renews leases in between.

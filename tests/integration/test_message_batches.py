@@ -330,6 +330,20 @@ async def test_inputs_that_a_message_batch_cannot_answer_are_refused(
     assert (await lone_gateway.client.post("/v1/turn-batches", json=body | {"via": "pigeon"})).status_code == 400
 
 
+@pytest.mark.rule("R131")
+async def test_a_message_batch_has_the_version_that_one_of_its_inputs_needs(own: MessageBatchSystem) -> None:
+    """The header is the same for all inputs."""
+    params = {"message": "#sim words=1 rate=0", "options": {"temperature": 0.5}}
+    models = ("claude-haiku-4-5", MODEL)
+    batch = await own.create(numbered_requests(*({"params": {**params, "model": model}} for model in models)))
+    async with own.running_generator():
+        await own.batch_ended(batch)
+        async with httpx2.AsyncClient(base_url=own.claude, trust_env=False) as client:
+            last = (await client.get("/_sim/last")).json()
+    assert last["version"] == "2023-06-01"
+    assert [request["params"].get("temperature") for request in last["body"]["requests"]] == [0.5, None]
+
+
 async def test_each_input_is_sent_as_a_turn_would_be(own: MessageBatchSystem) -> None:
     """With its turn's id, long texts and cache marks, without `stream`. A schema is checked, and not corrected."""
     long, mark = "long " * 20_000, {"type": "ephemeral"}

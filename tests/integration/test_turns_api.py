@@ -7,6 +7,7 @@ from collections import Counter
 from signal import SIGCONT
 from typing import Any
 
+import httpx2
 import msgspec
 import pytest
 from nats.aio.msg import Msg
@@ -93,6 +94,37 @@ async def test_a_post_stores_the_request_and_returns_links(lone_gateway: Gateway
         "body_sha256": stored.body_sha256,
         **body,
     }
+
+
+@pytest.mark.rule("R131")
+@pytest.mark.parametrize("path", ["/v1/turns", "/v1/messages", "/v1/chat/completions", "/v1/responses"])
+async def test_sampling_reaches_only_a_model_that_takes_it(gateway: Gateway, claude: str, path: str) -> None:
+    """In a version of the API that has it. For another model, the response names what was removed."""
+
+    async def ask(model: str) -> tuple[httpx2.Response, Any]:
+        messages = [{"role": "user", "content": "#sim words=1 rate=0"}]
+        body: dict[str, Any] = {"model": model, "temperature": 0.5}
+        match path:
+            case "/v1/turns":
+                body = {"model": model, "messages": messages, "options": {"temperature": 0.5}}
+            case "/v1/messages":
+                body |= {"messages": messages, "max_tokens": 10}
+            case "/v1/chat/completions":
+                body |= {"messages": messages}
+            case _:
+                body |= {"input": messages}
+        headers = {"accept": "text/event-stream"} if path == "/v1/turns" else {}
+        answer = await gateway.client.post(path, json=body, headers=headers)
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            return answer, (await client.get(f"{claude}/_sim/last")).json()
+
+    taken, sent = await ask("claude-haiku-4-5")
+    assert (taken.status_code, sent["version"], sent["body"]["temperature"]) == (200, "2023-06-01", 0.5), taken.text
+    assert "tailrace-ignored" not in taken.headers
+    refused, sent = await ask("claude-sonnet-5-5")
+    assert (refused.status_code, sent["version"]) == (200, "2026-10-21"), refused.text
+    assert "temperature" not in sent["body"]
+    assert refused.headers["tailrace-ignored"] == "temperature"
 
 
 async def test_a_post_that_accepts_a_stream_is_answered_with_it(gateway: Gateway) -> None:

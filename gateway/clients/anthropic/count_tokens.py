@@ -16,8 +16,10 @@ from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
+from tailrace.gateway.turns.api_version import SAMPLING, version_for
 from tailrace.gateway.turns.inline_files import UploadedFiles, has_files
 from tailrace.gateway.turns.request_body import (
+    API_VERSION,
     BODY_LEVELS_MAX,
     MessageParam,
     nested_values,
@@ -81,6 +83,14 @@ async def post_count_tokens(
     messages = fields.get("messages")
     if isinstance(messages, list):
         messages = fields["messages"] = _with_valid_tool_ids(messages)
+    version = request.headers.get("anthropic-version")
+    if version is None:
+        # They do not change the count.
+        fields = {name: value for name, value in fields.items() if name not in SAMPLING}
+        pairs = [(one.get("role"), one.get("content")) for one in messages or () if isinstance(one, dict)]
+        version = version_for(pairs)
+    elif API_VERSION.fullmatch(version) is None:
+        raise Refused("request_invalid", "anthropic-version is not a date such as 2026-10-21")
     if isinstance(messages, list) and has_files([one.get("content") for one in messages if isinstance(one, dict)]):
         reader, is_large = uploaded_files.reader(tenant, request.until_answered, len(raw)), True
         inlined = await reader.inline_messages(read_body.convert(messages, list[MessageParam]))
@@ -90,9 +100,11 @@ async def post_count_tokens(
             fields |= await store_long_strings(request_blobs, key, fields, limiter, request.principal)
             # Passing a large body on may take as long as receiving it.
             timeout_s += settings.body_timeout_s
-        query = msgspec.json.encode(CountTokens(msgspec.Raw(msgspec.json.encode(fields)), betas, is_lifted=is_large))
+        query = CountTokens(msgspec.Raw(msgspec.json.encode(fields)), betas, is_large, version)
         try:
-            answer = await rpc.request(tenant, COUNT_TOKENS, query, timeout_s=timeout_s, role=GENERATORS)
+            answer = await rpc.request(
+                tenant, COUNT_TOKENS, msgspec.json.encode(query), timeout_s=timeout_s, role=GENERATORS
+            )
         except EntryTooLarge as error:
             raise Refused("body_too_large", TOO_LONG) from error
     return json_response(msgspec.Raw(answer))
