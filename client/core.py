@@ -317,6 +317,7 @@ class Reading:
         self.session: str | None = None
         self.model: str | None = None
         self.text = ""
+        self._texts: dict[int, str] = {}
         self.state: State = "connecting"
         self.cursor = after
         self.end: End | None = None
@@ -412,13 +413,24 @@ class Reading:
             case Start():
                 self.turn, self.session, self.model = event.turn, event.session, event.model
             case Delta():
-                self.text += event.text
+                self._add(event)
             case Reset():
                 self.text = ""
+                self._texts.clear()
             case Done() | Failed():
                 await self._finish(event)
             case _:
                 pass
+
+    def _add(self, delta: Delta) -> None:
+        """Adds text to its block. The text of the answer is that of its blocks in order."""
+        is_last = delta.index >= max(self._texts, default=0)
+        self._texts[delta.index] = self._texts.get(delta.index, "") + delta.text
+        if is_last:
+            self.text += delta.text
+        else:
+            # Several blocks are open at the same time.
+            self.text = "".join(self._texts[index] for index in sorted(self._texts))
 
     async def _read_end(self) -> Done | Failed | None:
         """Returns the end of a turn whose stream has nothing after the cursor; None if the turn cannot be read.

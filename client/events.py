@@ -56,6 +56,8 @@ class Delta(Event, kw_only=True):
 
     type: Literal["delta"] = "delta"
     text: str
+    index: int = 0
+    """The content block. Blocks may be open at the same time: the text of an answer is that of its blocks in order."""
 
 
 class Thinking(Event, kw_only=True):
@@ -63,6 +65,16 @@ class Thinking(Event, kw_only=True):
 
     type: Literal["thinking"] = "thinking"
     text: str
+    index: int = 0
+    """The content block."""
+
+
+class Citation(Event, kw_only=True):
+    """A citation of the text block `index`, in Anthropic's format."""
+
+    type: Literal["citation"] = "citation"
+    index: int
+    citation: dict[str, Any]
 
 
 class ToolUse(Event, kw_only=True):
@@ -73,6 +85,26 @@ class ToolUse(Event, kw_only=True):
     id: str | None = None
     name: str | None = None
     partial_json: str | None = None
+
+
+class Block(Event, kw_only=True):
+    """A content block of a type that has no event of its own begins (`block`), or a delta of it (`delta`).
+
+    For example a tool that the model's provider runs, its result, or a compaction. In Anthropic's format. The input of
+    such a tool may come in `ToolUse` events with the same `index`.
+    """
+
+    type: Literal["block"] = "block"
+    index: int
+    block: dict[str, Any] | None = None
+    delta: dict[str, Any] | None = None
+
+
+class ModelEvent(Event, kw_only=True):
+    """An event of the model's API that this version of Tailrace does not know, in Anthropic's format."""
+
+    type: Literal["event"] = "event"
+    event: dict[str, Any]
 
 
 class Progress(Event, kw_only=True):
@@ -107,14 +139,19 @@ class Failed(Ending, kw_only=True):
     message: str
 
 
-TurnEvent = Start | CacheUsage | Delta | Thinking | ToolUse | Progress | Reset | Done | Failed
+TurnEvent = (
+    Start | CacheUsage | Delta | Thinking | Citation | ToolUse | Block | ModelEvent | Progress | Reset | Done | Failed
+)
 
 TYPES: dict[str, type[TurnEvent]] = {
     "start": Start,
     "usage": CacheUsage,
     "delta": Delta,
     "thinking": Thinking,
+    "citation": Citation,
     "tool_use": ToolUse,
+    "block": Block,
+    "event": ModelEvent,
     "progress": Progress,
     "reset": Reset,
     "done": Done,

@@ -143,10 +143,15 @@ def example_turn() -> list[StoredEntry]:
             events.BlockStart(1, {"type": "text", "text": ""}),
             _text(1, "Hello"),
             _text(1, ", world."),
+            events.BlockDelta(
+                1, events.CitationsDelta({"type": "web_search_result_location", "url": "https://a.example"})
+            ),
             events.BlockStop(1),
             events.BlockStart(2, {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}),
             events.BlockDelta(2, events.InputJsonDelta('{"at":"sky"}')),
             events.BlockStop(2),
+            events.BlockStart(3, {"type": "container_upload", "file_id": "file_1"}),
+            events.BlockStop(3),
             events.MessageDelta(events.StopReason("tool_use"), events.UsageSoFar(output_tokens=20)),
         ],
     )

@@ -5,7 +5,7 @@
  *     const { ask, text, state, error } = useTurn();
  */
 import { useEffect, useRef, useState } from "react";
-import { ask, follow, randomName, request, resume } from "./tailrace.js";
+import { addText, ask, follow, randomName, request, resume } from "./tailrace.js";
 
 const NO_TURN = { turn: null, session: null, text: "", state: "idle", end: null, error: null };
 const NO_SESSION = { turns: [], hasEarlier: false, state: "idle", error: null };
@@ -186,6 +186,8 @@ class SessionReader {
   #show;
   #leaving = new AbortController();
   #turns = new Map();
+  /** The texts of the content blocks of running turns. */
+  #texts = new Map();
   #isRead = false;
   /** The cursor of the turns before those that were read. */
   #next = null;
@@ -257,12 +259,18 @@ class SessionReader {
       // A record that is complete has the text of all events.
       if (known.outcome !== "running") return;
       const { cursor, type: _, code, message, ...end } = event;
-      if (type === "delta") this.#set({ ...known, text: known.text + event.text });
+      if (type === "delta") this.#set({ ...known, text: addText(this.#textsOf(turn), event, known.text) });
       if (type === "reset") this.#set({ ...known, text: "" });
       if (type === "done") this.#set({ ...known, ...end });
       if (type === "error") this.#set({ ...known, ...end, outcome: "failed", error: { code, message } });
+      if (["reset", "done", "error"].includes(type)) this.#texts.delete(turn);
     }
     this.#showTurns();
+  }
+
+  #textsOf(turn) {
+    if (!this.#texts.has(turn)) this.#texts.set(turn, []);
+    return this.#texts.get(turn);
   }
 
   async #readTurns() {

@@ -47,10 +47,14 @@ interface Ending {
 export type TurnEvent = { cursor: string } & (
   | { type: "start"; turn: string; session: string; model: string; queue_position?: number }
   | { type: "usage"; input_tokens: number; cache_creation_input_tokens: number; cache_read_input_tokens: number }
-  | { type: "delta"; text: string }
-  | { type: "thinking"; text: string }
+  | { type: "delta"; text: string; index?: number }
+  | { type: "thinking"; text: string; index?: number }
+  | { type: "citation"; index: number; citation: Record<string, unknown> }
   | { type: "tool_use"; index: number; id: string; name: string }
   | { type: "tool_use"; index: number; partial_json: string }
+  | { type: "block"; index: number; block: { type: string; [field: string]: unknown } }
+  | { type: "block"; index: number; delta: { type: string; [field: string]: unknown } }
+  | { type: "event"; event: { type: string; [field: string]: unknown } }
   | { type: "progress"; done: number; failed: number; of: number; cost_usd: number }
   | { type: "reset" }
   | ({ type: "done"; outcome: "completed" | "cancelled"; stop_reason: string | null } & Ending)
@@ -117,6 +121,12 @@ export function follow(
 
 /** Sends a request and returns its JSON, or null for an empty response. It may be sent again after a lost connection: a POST needs an idempotency key. */
 export function request(path: string, options?: Options, init?: RequestInit): Promise<any>;
+
+/**
+ * Adds the text of a `delta` to `texts`, the texts of the content blocks, which begin as `[]`. Returns the text of the answer,
+ * which was `before`. Blocks may be open at the same time: the answer has their texts in the order of the blocks.
+ */
+export function addText(texts: string[], delta: { text: string; index?: number }, before: string): string;
 
 /** Returns a random name, for example as an idempotency key. */
 export function randomName(): string;

@@ -69,6 +69,7 @@ class Answer {
   #post;
   #path;
   #events = [];
+  #texts = [];
   #leaving = new AbortController();
   #started = deferred();
   #changed = deferred();
@@ -204,8 +205,9 @@ class Answer {
       this.model = event.model;
       this.#start(event.turn);
     }
-    if (event.type === "delta") this.text += event.text;
+    if (event.type === "delta") this.text = addText(this.#texts, event, this.text);
     if (event.type === "reset") this.text = "";
+    if (event.type === "reset") this.#texts = [];
     this.#events.push(event);
     this.#changed.resolve();
     this.#changed = deferred();
@@ -321,6 +323,16 @@ function errorOf(body) {
   } catch {
     return undefined;
   }
+}
+
+/**
+ * Adds the text of a `delta` to `texts`, the texts of the content blocks. Returns the text of the answer, which was `before`.
+ * Blocks may be open at the same time: the answer has their texts in the order of the blocks.
+ */
+export function addText(texts, { index = 0, text }, before) {
+  const isLast = index >= texts.length - 1;
+  texts[index] = (texts[index] ?? "") + text;
+  return isLast ? before + text : texts.join("");
 }
 
 const address = ({ url }, path) => new URL((url ?? "").replace(/\/$/, "") + path, globalThis.location?.href).href;

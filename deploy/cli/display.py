@@ -84,14 +84,23 @@ def new_display(*, is_json: bool = False) -> Display:
 
 def show(answer: Answer, display: Display) -> End:
     """Shows an answer until its end, and returns the end. Raises TailraceError."""
+    last, is_in_order = 0, True
     for event in answer:
         match event.type:
             case "delta":
-                display.add(event.text)
+                # Several blocks may be open at the same time. Text that belongs before text that is shown waits.
+                is_in_order &= event.index >= last
+                last = event.index
+                if is_in_order:
+                    display.add(event.text)
             case "reset":
                 display.reset()
+                last, is_in_order = 0, True
             case _:
                 pass
+    if not is_in_order:
+        display.reset()
+        display.add(answer.text)
     return answer.done()
 
 

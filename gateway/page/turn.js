@@ -61,16 +61,23 @@ export class Turn {
   /** Takes an event of tailrace.js. */
   take(event) {
     this.cursor = event.cursor;
-    const last = this.#parts.at(-1);
+    const { index = 0 } = event;
+    const known = (kind) => this.#parts.find((part) => part.kind === kind && part.index === index);
     if (event.type === "delta" || event.type === "thinking") {
       const kind = event.type === "delta" ? "text" : "thinking";
-      if (last?.kind === kind) last.text += event.text;
-      else this.#parts.push({ kind, text: event.text });
+      const part = known(kind);
+      if (part) part.text += event.text;
+      else this.#add({ kind, index, text: event.text });
     } else if (event.type === "tool_use" && event.name) {
-      this.#parts.push({ kind: "tool", index: event.index, name: event.name, text: "" });
+      this.#add({ kind: "tool", index, name: event.name, text: "" });
     } else if (event.type === "tool_use") {
-      const part = this.#parts.findLast((one) => one.index === event.index);
+      const part = known("tool");
       if (part) part.text += event.partial_json;
+    } else if (event.type === "block" && event.block) {
+      const part = partOf(event.block, index);
+      // The input of a tool that the provider runs follows.
+      if (part?.kind === "tool" && !Object.keys(event.block.input ?? {}).length) part.text = "";
+      if (part) this.#add(part);
     } else if (event.type === "reset") {
       this.#parts = [];
     } else if (event.type === "start") {
@@ -79,6 +86,12 @@ export class Turn {
       if (event.queue_position) this.place.textContent = `In the queue: about number ${event.queue_position}.`;
     }
     this.#frame ||= requestAnimationFrame(() => this.#drawSoon());
+  }
+
+  /** Adds a part in the order of the content blocks. */
+  #add(part) {
+    const before = this.#parts.findLastIndex((one) => one.index <= part.index);
+    this.#parts.splice(before + 1, 0, part);
   }
 
   #drawSoon() {
@@ -90,8 +103,8 @@ export class Turn {
   }
 
   draw() {
-    // An answer that began anew has other parts.
-    if (this.#drawn.some((drawn, index) => drawn.kind !== this.#parts[index]?.kind)) {
+    // An answer that began anew has other parts. A part may also come between others.
+    if (this.#drawn.some((drawn, at) => drawn.kind !== this.#parts[at]?.kind || drawn.index !== this.#parts[at].index)) {
       this.#drawn = [];
       this.text.replaceChildren();
     }
@@ -104,20 +117,22 @@ export class Turn {
   }
 
   /** Begins a part of the answer; returns what draws it. */
-  #begin({ kind, name }) {
+  #begin({ kind, index, name }) {
     if (kind === "text") {
       const root = element("div");
       this.text.append(root);
       const markdown = new Markdown(root);
-      return { kind, draw: (text, isOpen) => markdown.draw(text, isOpen) };
+      return { kind, index, draw: (text, isOpen) => markdown.draw(text, isOpen) };
     }
-    const body = kind === "tool" ? element("pre") : element("div", { dir: "auto" });
+    const body = kind === "thinking" ? element("div", { dir: "auto" }) : element("pre");
     const summary = element("summary");
     this.text.append(element("details", {}, summary, body));
     return {
       kind,
+      index,
       draw(text, isOpen) {
-        summary.textContent = kind === "tool" ? `Tool call: ${name}` : isOpen ? "Thinking\u2026" : "Thinking";
+        const thinking = isOpen ? "Thinking\u2026" : "Thinking";
+        summary.textContent = kind === "tool" ? `Tool call: ${name}` : kind === "block" ? wordOf(name) : thinking;
         if (body.textContent !== text) body.textContent = text;
       },
     };
@@ -183,11 +198,15 @@ function button(textContent, click) {
 
 /** Returns a part of the answer from a content block of a record. */
 function partOf(block, index) {
-  if (block.type === "text") return { kind: "text", text: block.text };
-  if (block.type === "thinking") return { kind: "thinking", text: block.thinking };
-  if (block.type === "tool_use") return { kind: "tool", index, name: block.name, text: block.partial_json ?? JSON.stringify(block.input, null, 2) };
-  return null;
+  if (block.type === "text") return { kind: "text", index, text: block.text };
+  if (block.type === "thinking") return { kind: "thinking", index, text: block.thinking };
+  if (block.type === "redacted_thinking") return null;
+  if (block.type.endsWith("tool_use")) return { kind: "tool", index, name: block.name, text: block.partial_json ?? JSON.stringify(block.input, null, 2) };
+  return { kind: "block", index, name: block.type, text: JSON.stringify(block, null, 2) };
 }
+
+/** Returns the type of a block in words: `Web search tool result`. */
+const wordOf = (type) => `${type[0].toUpperCase()}${type.slice(1).replaceAll("_", " ")}`;
 
 const blocksOf = (message) => (typeof message.content === "string" ? [{ type: "text", text: message.content }] : message.content);
 

@@ -1,5 +1,6 @@
 """The Python client's retries, waits, errors and events, over a transport of the test."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ import httpx2
 import pytest
 
 from tailrace.client import AsyncClient, Client, TailraceError
+from tailrace.client.events import Block, Citation, ModelEvent
+from tailrace.deploy.cli.display import PlainDisplay, show
 
 START = b'data: {"type":"start","turn":"t1","session":"s1","model":"m"}\nid: 5\n\n'
 DELTA = b'data: {"type":"delta","text":"Hi"}\nid: 7\n\n'
@@ -168,6 +171,33 @@ def test_a_failed_turn_has_its_code_and_a_reset_discards_the_text() -> None:
     reset, failed = b'data: {"type":"reset"}\n\n', b'data: {"type":"error","code":"interrupted","message":"m"}\n\n'
     end = Server(stream(START, DELTA, reset, DELTA, failed)).client().ask("Hi.").done()
     assert (end.text, end.outcome, end.code, end.message) == ("Hi", "failed", "interrupted", "m")
+
+
+def test_the_text_of_blocks_that_are_open_at_the_same_time_has_their_order() -> None:
+    """The CLI shows text that is out of order at the end."""
+    deltas = [("b", 3), ("a", 1), ("c", 3), ("A", 1)]
+    sent = [b'data: {"type":"delta","text":"%b","index":%d}\n\n' % (text.encode(), index) for text, index in deltas]
+    answer = Server(stream(START, DELTA, *sent, DONE)).client().ask("Hi.")
+    shown = io.StringIO()
+    display = PlainDisplay(shown)
+    assert show(answer, display).text == "HiaAbc"
+    assert shown.getvalue() == "Hib\nHiaAbc"
+
+
+def test_a_block_without_an_event_of_its_own_is_an_event() -> None:
+    sent = [
+        b'data: {"type":"block","index":1,"block":{"type":"compaction","content":null}}\n\n',
+        b'data: {"type":"block","index":1,"delta":{"type":"newer_delta"}}\n\n',
+        b'data: {"type":"citation","index":2,"citation":{"url":"u"}}\n\n',
+        b'data: {"type":"event","event":{"type":"newer"}}\n\n',
+    ]
+    found = list(Server(stream(START, *sent, DONE)).client().ask("Hi."))[1:-1]
+    assert found == [
+        Block(index=1, block={"type": "compaction", "content": None}, cursor="5"),
+        Block(index=1, delta={"type": "newer_delta"}, cursor="5"),
+        Citation(index=2, citation={"url": "u"}, cursor="5"),
+        ModelEvent(event={"type": "newer"}, cursor="5"),
+    ]
 
 
 def test_lists_are_read_page_by_page() -> None:

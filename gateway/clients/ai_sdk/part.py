@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tailrace.gateway.clients.ai_sdk.tool_result import decode_output
+from tailrace.gateway.clients.block_start import split_start
 from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -38,12 +39,13 @@ def open_part(index: int, block: dict[str, Any]) -> tuple[list[Chunk], OpenPart]
     """Returns the chunks that begin a part of the message, and the part. A block of unknown type has no chunks."""
     part = OpenPart(str(index), block)
     match block:
-        case {"type": "text"}:
-            text = str(block.get("text") or "")
-            deltas = [{"type": "text-delta", "id": part.id, "delta": text}] if text else []
-            return [{"type": "text-start", "id": part.id}, *deltas], part
-        case {"type": "thinking"}:
-            return [{"type": "reasoning-start", "id": part.id}], part
+        case {"type": "text" | "thinking" as kind}:
+            _, deltas = split_start(block)
+            chunks: list[Chunk] = [{"type": "text-start" if kind == "text" else "reasoning-start", "id": part.id}]
+            for delta in deltas:
+                more, part = add_delta(part, delta)
+                chunks += more
+            return chunks, part
         case {"type": "redacted_thinking", "data": str(hidden)}:
             return [{"type": "reasoning-start", "id": part.id, **_metadata(redactedData=hidden)}], part
         case {"type": str(kind), "id": str(), "name": str()} if events.is_tool_use(kind):
@@ -167,19 +169,10 @@ def _metadata(**fields: object) -> dict[str, Any]:
 def _split_block(content: dict[str, Any]) -> tuple[dict[str, Any], list[events.Delta]]:
     """Returns a whole block as its `content_block_start` would have it, and its deltas."""
     match content:
-        case {"type": "text", "text": str(text)}:
-            # The block may come from a client, so its citations may be any JSON value.
-            found = content.get("citations")
-            texts: list[events.Delta] = [events.TextDelta(text)] if text else []
-            citations = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-            return {"type": "text", "text": ""}, texts + [events.CitationsDelta(one) for one in citations]
-        case {"type": "thinking", "thinking": str(text)}:
-            thinking: list[events.Delta] = [events.ThinkingDelta(text)] if text else []
-            return {"type": "thinking"}, [*thinking, events.SignatureDelta(str(content.get("signature") or ""))]
         case {"type": str(kind), "partial_json": str(text)} if events.is_tool_use(kind):
             # The mark of an input that was cut or is invalid (proto/fold.py).
             return content, [events.InputJsonDelta(text)]
         case {"type": str(kind), "input": given} if events.is_tool_use(kind):
             return content, [events.InputJsonDelta(msgspec.json.encode(given).decode())]
         case _:
-            return content, []
+            return split_start(content)

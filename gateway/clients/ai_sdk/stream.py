@@ -56,6 +56,8 @@ class UiState(msgspec.Struct, frozen=True):
 
     turn: TurnId
     open: Mapping[int, OpenPart] = {}
+    last: int = -1
+    """The block that was opened last: a limit cuts no other call."""
     earlier_texts: dict[str, str] | None = None
     """The texts of the blobs in the earlier steps of the message; None: the reader has these steps."""
 
@@ -133,16 +135,16 @@ def _event_chunks(state: UiState, event: events.Event | events.UnknownEvent) -> 
             chunks, part = open_part(index, block)
             waiting = [chunk for earlier in state.open.values() if earlier.is_stopped for chunk in close_part(earlier)]
             rest = {number: earlier for number, earlier in state.open.items() if not earlier.is_stopped}
-            return waiting + chunks, UiState(state.turn, {**rest, index: part})
+            return waiting + chunks, UiState(state.turn, {**rest, index: part}, index)
         case events.BlockDelta(index, delta) if index in state.open:
             chunks, part = add_delta(state.open[index], delta)
-            return chunks, UiState(state.turn, {**state.open, index: part})
-        case events.BlockStop(index) if index in state.open and may_be_cut(state.open[index]):
+            return chunks, replace(state, open={**state.open, index: part})
+        case events.BlockStop(index) if index == state.last and index in state.open and may_be_cut(state.open[index]):
             stopped = replace(state.open[index], is_stopped=True)
-            return [], UiState(state.turn, {**state.open, index: stopped})
+            return [], replace(state, open={**state.open, index: stopped})
         case events.BlockStop(index) if index in state.open:
             rest = {number: part for number, part in state.open.items() if number != index}
-            return close_part(state.open[index]), UiState(state.turn, rest)
+            return close_part(state.open[index]), replace(state, open=rest)
         case _:
             return [], state
 

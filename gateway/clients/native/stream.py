@@ -2,10 +2,14 @@
 
 {"type":"start","turn":…,"session":…,"model":…,…}     the request is in the log; `queue_position` if it waits
 {"type":"usage","cache_read_input_tokens":…,…}         use of the prompt cache, if the model call used it
-{"type":"delta","text":…}                              a delta of the answer's text
-{"type":"thinking","text":…}                           a delta of the model's thinking
+{"type":"delta","text":…}                              a delta of the answer's text, of block `index` if that is not 0
+{"type":"thinking","text":…}                           a delta of the model's thinking, the same
+{"type":"citation","index":…,"citation":…}             a citation of a text block
 {"type":"tool_use","index":…,"id":…,"name":…}          a tool call begins
 {"type":"tool_use","index":…,"partial_json":…}         a delta of its input
+{"type":"block","index":…,"block":…}                   a block of another type begins, in Anthropic's format
+{"type":"block","index":…,"delta":…}                   a delta of a type that this version does not know
+{"type":"event","event":…}                             an event of a type that this version does not know
 {"type":"progress","done":…,"failed":…,"of":…,…}       the progress of a batch, with its cost
 {"type":"reset"}                                       discard the text so far: the answer starts again
 {"type":"done","outcome":"completed"|"cancelled",…}    the end, with stop_reason, usage, cost, text length and hash
@@ -16,12 +20,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tailrace.gateway.clients.block_start import split_start
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Attempt, End, Event, Progress, Request, StoredEntry
-from tailrace.proto.fold import text_proof
+from tailrace.proto.fold import PARTIAL, text_proof
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
@@ -34,6 +40,17 @@ RESET: dict[str, Any] = {"type": "reset"}
 _encode = msgspec.json.Encoder().encode
 
 
+class _Unknown(msgspec.Struct):
+    """The fields of an event that has none of the known types, or a delta of another type."""
+
+    type: str
+    index: msgspec.Raw = msgspec.Raw(b"0")
+    delta: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+_unknown = msgspec.json.Decoder(_Unknown)
+
+
 class TailraceState(NamedTuple):
     """The state of the dialect: it does not change within a stream."""
 
@@ -43,61 +60,113 @@ class TailraceState(NamedTuple):
 
 
 def render(state: TailraceState, stored: StoredEntry) -> tuple[Frame, TailraceState]:
-    event: dict[str, Any] | None = None
+    shown: list[dict[str, Any]] = []
     match stored.entry:
         case Event(event=raw, is_hidden=is_hidden):
-            event = _delta_of(events.decode(raw), is_hidden=is_hidden)
+            shown = _shown(raw, is_hidden=is_hidden)
         case Request() as request:
-            event = {"type": "start", "turn": state.key.turn, "session": request.session, "model": request.model}
-            if request.queue_position is not None:
-                event["queue_position"] = request.queue_position
+            start = {"type": "start", "turn": state.key.turn, "session": request.session, "model": request.model}
+            shown = [start if request.queue_position is None else start | {"queue_position": request.queue_position}]
         case Attempt(mode="restart"):
-            event = RESET
+            shown = [RESET]
         case Progress(done=done, failed=failed, of=of, cost_nano_usd=cost_nano_usd):
             cost_usd = cost_nano_usd / NANO_USD_PER_USD
-            event = {"type": "progress", "done": done, "failed": failed, "of": of, "cost_usd": cost_usd}
+            shown = [{"type": "progress", "done": done, "failed": failed, "of": of, "cost_usd": cost_usd}]
         case End() as end:
-            event = _end(end, end.text_chars, end.text_sha256)
-    if event is None:
+            shown = [_end(end, end.text_chars, end.text_sha256)]
+    if not shown:
         return SILENT, state
-    if state.is_of_session and event["type"] != "start":
-        event = {"turn": state.key.turn} | event
-    return Frame((sse.Event(_encode(event), stored.seq),)), state
+    if state.is_of_session and shown[0]["type"] != "start":
+        shown = [{"turn": state.key.turn} | event for event in shown]
+    # Only the last event of an entry has the id, so that a client resumes after whole entries.
+    *others, last = map(_encode, shown)
+    return Frame((*map(sse.Event, others), sse.Event(last, stored.seq))), state
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
-    """Renders `reset`, the text and the end. Only the end has an `id:`; a request with that cursor is answered 204."""
+    """Renders `reset`, the answer and the end.
+
+    Only the end has an `id:`; a request with that cursor is answered 204.
+    """
     return _render_record(record, {})
 
 
 def _render_record(record: TurnRecord, names: dict[str, Any]) -> Frame:
     """See `render_record`; `names` are the first fields of each event."""
-    end = _end(record, *text_proof(record.text))
-    text = sse.frame(_encode(names | {"type": "delta", "text": record.text})) if record.text else ()
-    return Frame(sse.frame(_encode(names | RESET)) + text + sse.frame(_encode(names | end), seq=record.cursor))
+    answer = (event for index, block in enumerate(record.content) for event in _block_events(index, block))
+    *others, end = [RESET, *answer, _end(record, *text_proof(record.text))]
+    rendered = tuple(sse.Event(_encode(names | event)) for event in others)
+    return Frame((*rendered, sse.Event(_encode(names | end), record.cursor)))
 
 
-def _delta_of(event: events.Event | events.UnknownEvent, *, is_hidden: bool) -> dict[str, Any] | None:
+def _shown(raw: msgspec.Raw, *, is_hidden: bool) -> list[dict[str, Any]]:
+    """Returns the events for one event of the model."""
+    event = events.decode(raw)
     match event:
         case events.MessageStart(events.MessageHead(usage=usage)) if (
             usage.cache_read_input_tokens or usage.cache_creation_input_tokens
         ):
             # For each model call, also for a continuation, whose other events are hidden: it is paid for.
-            return {"type": "usage"} | {name: getattr(usage, name) for name in PROMPT_COUNTS}
+            return [{"type": "usage"} | {name: getattr(usage, name) for name in PROMPT_COUNTS}]
         case _ if is_hidden:
-            return None
-        case events.BlockDelta(_, events.TextDelta(text)):
-            return {"type": "delta", "text": text}
-        case events.BlockDelta(_, events.ThinkingDelta(text)):
-            return {"type": "thinking", "text": text}
-        case events.BlockDelta(index, events.InputJsonDelta(partial_json)):
-            return {"type": "tool_use", "index": index, "partial_json": partial_json}
-        case events.BlockStart(_, {"type": "text", "text": str(text)}) if text:
-            return {"type": "delta", "text": text}
-        case events.BlockStart(index, {"type": "tool_use", "id": tool_id, "name": name}):
-            return {"type": "tool_use", "index": index, "id": tool_id, "name": name}
+            return []
+        case events.BlockStart(index, block):
+            return _block_events(index, block)
+        case events.BlockDelta(index, delta):
+            return _delta_events(index, delta)
+        case events.UnknownEvent():
+            return _unknown_events(raw)
         case _:
-            return None
+            return []
+
+
+def _block_events(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the events for a block: for its start, or, of a block from a record, for all of it."""
+    match block:
+        case {"type": "text" | "thinking"}:
+            _, deltas = split_start(block)
+            return [event for delta in deltas for event in _delta_events(index, delta)]
+        case {"type": "redacted_thinking"}:
+            return []
+        case {"type": "tool_use", "id": tool_id, "name": name}:
+            start = {"type": "tool_use", "index": index, "id": tool_id, "name": name}
+            # The mark of an input that was cut or is invalid (proto/fold.py), or an input that is whole.
+            given = block.get("input")
+            text = block[PARTIAL] if PARTIAL in block else _encode(given).decode() if given else ""
+            return [start, {"type": "tool_use", "index": index, "partial_json": text}] if text else [start]
+        case {"type": str()}:
+            return [{"type": "block", "index": index, "block": block}]
+        case _:
+            return []
+
+
+def _delta_events(index: int, delta: events.Delta) -> list[dict[str, Any]]:
+    # Most answers have one block: its index is left out.
+    at = {"index": index} if index else {}
+    match delta:
+        case events.TextDelta(text):
+            return [{"type": "delta", "text": text, **at}]
+        case events.ThinkingDelta(text):
+            return [{"type": "thinking", "text": text, **at}]
+        case events.InputJsonDelta(partial_json):
+            return [{"type": "tool_use", "index": index, "partial_json": partial_json}]
+        case events.CitationsDelta(citation):
+            return [{"type": "citation", "index": index, "citation": citation}]
+        case _:
+            return []
+
+
+def _unknown_events(raw: msgspec.Raw) -> list[dict[str, Any]]:
+    """Returns the event for what this version does not know: the model's own bytes."""
+    # A `data:` line ends at a line break, which JSON may have between tokens, but never inside strings.
+    raw = msgspec.Raw(bytes(raw).replace(b"\n", b" ").replace(b"\r", b" "))
+    try:
+        found = _unknown.decode(raw)
+    except DECODE_ERRORS:
+        return []
+    if found.type == "content_block_delta":
+        return [{"type": "block", "index": found.index, "delta": found.delta}]
+    return [{"type": "event", "event": raw}]
 
 
 def _end(ended: End | TurnRecord, text_chars: int, text_sha256: str) -> dict[str, Any]:

@@ -4,35 +4,19 @@ Plain text cannot express "error" or "discard the text so far". For both, the ga
 body's last chunk is missing, and the client's HTTP library reports it. A cancelled turn ends the body normally.
 """
 
+from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, next_text
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto import events
-from tailrace.proto.entries import Attempt, End, Entry, Event, StoredEntry
+from tailrace.proto.entries import Attempt, End, StoredEntry
 from tailrace.proto.records import TurnRecord
 
-BREAK = Frame(is_break=True)
 
-
-def render(state: None, stored: StoredEntry) -> tuple[Frame, None]:
+def render(order: TextOrder, stored: StoredEntry) -> tuple[Frame, TextOrder]:
+    text, order = next_text(order, stored.entry)
     match stored.entry:
         case Attempt(mode="restart") | End(outcome="failed"):
-            return BREAK, state
-        case entry:
-            text = text_of(entry)
-            return (Frame(data=_utf8(text)) if text else SILENT), state
-
-
-def text_of(entry: Entry) -> str:
-    """Returns the text that an entry adds to the visible answer; empty for most entries."""
-    match entry:
-        case Event(event=raw, is_hidden=False):
-            event = events.decode(raw)
+            return Frame(data=_utf8(text), is_break=True), order
         case _:
-            return ""
-    match event:
-        case events.BlockDelta(_, events.TextDelta(text)) | events.BlockStart(_, {"type": "text", "text": str(text)}):
-            return text
-        case _:
-            return ""
+            return (Frame(data=_utf8(text)) if text else SILENT), order
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
@@ -45,9 +29,10 @@ def _utf8(text: str) -> bytes:
 
 TEXT = Dialect(
     name="text",
-    start=lambda _: None,
+    start=lambda _: NO_BLOCKS,
     render=render,
     render_record=render_record,
+    is_stateful=True,
     media_type="text/plain; charset=utf-8",
     heartbeat=b"",
 )

@@ -6,14 +6,17 @@ resumed. There are no `id:` and `retry:` lines, because some clients fail on the
 only; an incomplete one ends with an error.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import msgspec
 
+from tailrace.gateway.clients.block_start import split_start
 from tailrace.gateway.clients.failure import error_type, failure_of
 from tailrace.gateway.clients.openai import chat_object
 from tailrace.gateway.clients.openai.annotations import Annotation, chat_annotations
 from tailrace.gateway.clients.openai.chat_object import Head, as_tool_use, finish_reason, usage_of
+from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, started_text, text_of_event
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
@@ -39,18 +42,34 @@ class ChatState(msgspec.Struct, frozen=True):
     """Whether the client has requested the usage."""
     tools: tuple[int, ...] = ()
     """The block of each tool call, in the order of the indices that the client sees."""
-    pending: tuple[int, bytes] | None = None
-    """A call whose arguments have not begun: its block, and the arguments that are sent if no delta follows.
+    pending: tuple["_PendingCall", ...] = ()
+    """The calls whose arguments have not begun."""
+    last_block: int = -1
+    """The block that was opened last."""
+    order: TextOrder = NO_BLOCKS
+    thinking_order: TextOrder = NO_BLOCKS
+    texts: tuple["_TextBlock", ...] = ()
+    """The text blocks in their order: their lengths become the indices of their annotations, which the end has."""
 
-    A call that was cut sends none.
+
+class _PendingCall(NamedTuple):
+    """A call whose arguments have not begun. If no delta follows, they are the input of its block's start.
+
+    The model sends no delta for a call without arguments, and an empty string is not JSON. A call that was cut sends
+    no arguments.
     """
+
+    block: int
+    input: dict[str, Any]
+    is_stopped: bool = False
+
+
+class _TextBlock(NamedTuple):
+    """The length of a text block so far, in characters, and its citations."""
+
+    block: int
     chars: int = 0
-    """The length of the text so far."""
-    block_start: int = 0
-    """Where the last text block starts in it."""
     citations: tuple[dict[str, Any], ...] = ()
-    """The citations of that block. They become annotations at its end, when its length is known."""
-    annotations: tuple[Annotation, ...] = ()
 
 
 def start(key: TurnKey, *, include_usage: bool) -> ChatState:
@@ -76,7 +95,7 @@ def render(state: ChatState, stored: StoredEntry) -> tuple[Frame, ChatState]:
 
 def render_record(record: TurnRecord, _: int, *, include_usage: bool) -> Frame:
     message = chat_object.message_of(record)
-    state = ChatState(chat_object.head_of(record), include_usage, annotations=tuple(message.get("annotations", ())))
+    state = ChatState(chat_object.head_of(record), include_usage)
     calls = [{"index": number, **call} for number, call in enumerate(message.pop("tool_calls", ()))]
     deltas: list[Delta] = [{"role": "assistant", "content": ""}]
     deltas += [{name: message[name]} for name in ("reasoning_content", "content") if message.get(name)]
@@ -87,63 +106,118 @@ def render_record(record: TurnRecord, _: int, *, include_usage: bool) -> Frame:
 
 def _delta(state: ChatState, event: events.Event | events.UnknownEvent) -> tuple[Delta | None, ChatState]:
     """Returns the delta of an event, None if it has none, and the state after it."""
+    text, order = text_of_event(state.order, event)
+    thinking, thinking_order = text_of_event(state.thinking_order, event, "thinking")
+    state = msgspec.structs.replace(
+        state, order=order, thinking_order=thinking_order, texts=_measure(state.texts, event)
+    )
+    calls, state = _call_deltas(state, event)
+    fields = {"content": text, "reasoning_content": thinking, "tool_calls": calls}
+    delta: Delta = {name: value for name, value in fields.items() if value}
+    if isinstance(event, events.MessageStart):
+        delta = {"role": "assistant", "content": ""}
+    return delta or None, state
+
+
+def _measure(texts: tuple[_TextBlock, ...], event: events.Event | events.UnknownEvent) -> tuple[_TextBlock, ...]:
+    """Returns the text blocks after an event."""
+    match event:
+        case events.BlockStart(index, {"type": "text"} as block):
+            _, deltas = split_start(block)
+            citations = tuple(delta.citation for delta in deltas if isinstance(delta, events.CitationsDelta))
+            return (*texts, _TextBlock(index, len(started_text(block)), citations))
+        case events.BlockDelta(index, events.TextDelta(text)):
+            return tuple(one._replace(chars=one.chars + len(text)) if one.block == index else one for one in texts)
+        case events.BlockDelta(index, events.CitationsDelta(citation)):
+            return tuple(
+                one._replace(citations=(*one.citations, citation)) if one.block == index else one for one in texts
+            )
+        case _:
+            return texts
+
+
+def _call_deltas(state: ChatState, event: events.Event | events.UnknownEvent) -> tuple[list[Delta], ChatState]:
+    """Returns the deltas of tool calls that an event has, and the state after it."""
     if isinstance(event, events.BlockStart):
         event = events.BlockStart(event.index, as_tool_use(event.content_block))
     match event:
-        case events.BlockStart() if state.pending is not None:
-            # The model sends no delta for a call without arguments, and an empty string is not JSON.
-            calls = _pending_arguments(state)["tool_calls"]
-            delta, state = _delta(msgspec.structs.replace(state, pending=None), event)
-            return {**(delta or {}), "tool_calls": [*calls, *(delta or {}).get("tool_calls", [])]}, state
-        case events.MessageStart():
-            return {"role": "assistant", "content": ""}, state
-        case events.BlockStart(_, {"type": "text", "text": str(text)}):
-            return _text(msgspec.structs.replace(state, block_start=state.chars), text)
-        case events.BlockDelta(_, events.TextDelta(text)):
-            return _text(state, text)
-        case events.BlockDelta(_, events.CitationsDelta(citation)):
-            return None, msgspec.structs.replace(state, citations=(*state.citations, citation))
-        case events.BlockDelta(_, events.ThinkingDelta(text)):
-            return ({"reasoning_content": text} if text else None), state
-        case events.BlockStart(block, {"type": "tool_use", "id": str(call), "name": str(name), **rest}):
-            function = {"name": name, "arguments": ""}
-            opened = {"index": len(state.tools), "id": call, "type": "function", "function": function}
-            pending = (block, _encode(rest.get("input") or {}))
-            state = msgspec.structs.replace(state, tools=(*state.tools, block), pending=pending)
-            return {"tool_calls": [opened]}, state
-        case events.BlockDelta(block, events.InputJsonDelta(delta)) if delta and block in state.tools:
-            return _arguments(state, block, delta), msgspec.structs.replace(state, pending=None)
-        case events.BlockStop() if state.citations:
-            found = chat_annotations(state.citations, state.block_start, state.chars)
-            return None, msgspec.structs.replace(state, citations=(), annotations=(*state.annotations, *found))
+        case events.BlockStart(block, content):
+            # Another block follows: calls that have ended without a delta were not cut.
+            calls, state = _flush(state, [one for one in state.pending if one.is_stopped])
+            state = msgspec.structs.replace(state, last_block=block)
+            match content:
+                case {"type": "tool_use", "id": str(call), "name": str(name), **rest}:
+                    function = {"name": name, "arguments": ""}
+                    calls.append({"index": len(state.tools), "id": call, "type": "function", "function": function})
+                    given = rest.get("input")
+                    pending = _PendingCall(block, given if isinstance(given, dict) else {})
+                    state = msgspec.structs.replace(
+                        state, tools=(*state.tools, block), pending=(*state.pending, pending)
+                    )
+            return calls, state
+        case events.BlockDelta(block, events.InputJsonDelta(text)) if text and block in state.tools:
+            pending_calls = tuple(one for one in state.pending if one.block != block)
+            return [_arguments(state, block, text)], msgspec.structs.replace(state, pending=pending_calls)
+        case events.BlockStop(block):
+            stopped = tuple(one._replace(is_stopped=True) if one.block == block else one for one in state.pending)
+            state = msgspec.structs.replace(state, pending=stopped)
+            # An input that the start of the block has was not cut.
+            return _flush(state, [one for one in stopped if one.block == block and one.input])
         case _:
-            return None, state
+            return [], state
 
 
-def _text(state: ChatState, text: str) -> tuple[Delta | None, ChatState]:
-    return ({"content": text} if text else None), msgspec.structs.replace(state, chars=state.chars + len(text))
+def _flush(state: ChatState, calls: list[_PendingCall]) -> tuple[list[Delta], ChatState]:
+    """Returns the arguments of pending calls, and the state without them."""
+    deltas = [_arguments(state, one.block, _encode(one.input).decode()) for one in calls]
+    rest = tuple(one for one in state.pending if one not in calls)
+    return deltas, msgspec.structs.replace(state, pending=rest)
 
 
 def _arguments(state: ChatState, block: int, arguments: str) -> Delta:
-    return {"tool_calls": [{"index": state.tools.index(block), "function": {"arguments": arguments}}]}
+    return {"index": state.tools.index(block), "function": {"arguments": arguments}}
 
 
-def _pending_arguments(state: ChatState) -> Delta:
-    assert state.pending is not None  # noqa: S101  # the callers have checked it
-    block, arguments = state.pending
-    return _arguments(state, block, arguments.decode())
+def _closing(state: ChatState, stop_reason: str | None) -> Delta:
+    """Returns what is still missing at the end of a completed answer: held text, and arguments of calls."""
+
+    def is_whole(call: _PendingCall) -> bool:
+        """Returns whether no limit has cut the call before its first argument."""
+        return bool(call.input) or stop_reason not in CUT or (call.is_stopped and call.block != state.last_block)
+
+    calls, _ = _flush(state, [call for call in state.pending if is_whole(call)])
+    return _held(state) | ({"tool_calls": calls} if calls else {})
+
+
+def _held(state: ChatState) -> Delta:
+    """Returns the text and the thinking that wait for earlier blocks."""
+    fields = {"content": state.order.rest(), "reasoning_content": state.thinking_order.rest()}
+    return {name: text for name, text in fields.items() if text}
+
+
+def _annotations(texts: Iterable[_TextBlock]) -> list[Annotation]:
+    found: list[Annotation] = []
+    start = 0
+    for one in texts:
+        found += chat_annotations(one.citations, start, start + one.chars)
+        start += one.chars
+    return found
 
 
 def _render_ended(state: ChatState, ended: End | TurnRecord, seq: int) -> sse.Events:
     if ended.outcome != "completed":
-        return _render_error(failure_of(ended))
+        held = _held(state)
+        return (_render_chunk(state, held) if held else ()) + _render_error(failure_of(ended))
     finish = finish_reason(ended.stop_reason)
-    # A call that was cut before its first argument has none.
-    has_arguments = state.pending is not None and ended.stop_reason not in CUT
-    arguments = _render_chunk(state, _pending_arguments(state)) if has_arguments else ()
-    # In one chunk, as OpenAI does: its SDKs cannot concatenate lists without an index.
-    annotations = _render_chunk(state, {"annotations": state.annotations}) if state.annotations else ()
-    last = arguments + annotations
+    closing = _closing(state, ended.stop_reason)
+    last = _render_chunk(state, closing) if closing else ()
+    if isinstance(ended, TurnRecord):
+        annotations = chat_object.message_of(ended).get("annotations", [])
+    else:
+        annotations = _annotations(state.texts)
+    if annotations:
+        # In one chunk, as OpenAI does: its SDKs cannot concatenate lists without an index.
+        last += _render_chunk(state, {"annotations": annotations})
     if not state.include_usage:
         return last + _render_chunk(state, {}, seq, finish) + DONE
     usage = usage_of(ended.usage, ended.envelope)

@@ -28,6 +28,8 @@ class OpenItem(msgspec.Struct, frozen=True):
     deltas: GrowingText = GrowingText()
     signature: str = ""
     citations: tuple[dict[str, Any], ...] = ()
+    is_stopped: bool = False
+    """Whether the block has ended."""
 
     @property
     def kind(self) -> str:
@@ -35,7 +37,7 @@ class OpenItem(msgspec.Struct, frozen=True):
 
 
 def open_item(turn: str, block: int, output: int, start: dict[str, Any]) -> tuple[OpenItem, Events]:
-    """Opens the item of the block that begins with `start`. Returns its first events, with the text that it has."""
+    """Opens the item of the block that begins with `start`. Returns its first events; none for a block without one."""
     opened = OpenItem(turn, block, output, start)
     item = _item(opened, "in_progress", None)
     if item is None:
@@ -44,8 +46,6 @@ def open_item(turn: str, block: int, output: int, start: dict[str, Any]) -> tupl
     match opened.kind:
         case "text":
             opening.append(_part("response.content_part.added", opened, part=output_text("")))
-            opened, deltas = add_delta(opened, events.TextDelta(str(start.get("text", ""))))
-            return opened, opening + deltas
         case "thinking":
             opening.append(_summary("response.reasoning_summary_part.added", opened, part=summary_text("")))
     return opened, opening
@@ -75,7 +75,8 @@ def close_item(opened: OpenItem, status: str) -> tuple[Item | None, Events]:
         status = "incomplete"
     elif opened.kind == "tool_use" and not text:
         # The model sends no delta for a call without arguments, but in this protocol they are always JSON.
-        text = msgspec.json.encode(opened.start.get("input") or {}).decode() if status == "completed" else ""
+        given = opened.start.get("input") or {}
+        text = msgspec.json.encode(given).decode() if given or status == "completed" else ""
         closing += _delta(opened, text) if text else []
     item = _item(opened, status, text)
     if item is None:
@@ -99,7 +100,12 @@ def close_item(opened: OpenItem, status: str) -> tuple[Item | None, Events]:
 
 def is_cut_by_limit(opened: OpenItem) -> bool:
     """Returns whether a limit that ended the answer has cut its last block: not a tool call with its arguments."""
-    return opened.kind != "tool_use" or not (opened.deltas.text() or opened.start.get("input"))
+    return opened.kind != "tool_use" or is_empty_call(opened)
+
+
+def is_empty_call(opened: OpenItem) -> bool:
+    """Returns whether the block is a tool call without any arguments so far."""
+    return opened.kind == "tool_use" and not (opened.deltas.text() or opened.start.get("input"))
 
 
 def _item(opened: OpenItem, status: str, text: str | None) -> Item | None:

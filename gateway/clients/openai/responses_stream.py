@@ -8,11 +8,13 @@ and the connection is broken off. The numbers go on, and a new `response.created
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import accumulate, count
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
+from tailrace.gateway.clients.block_start import split_event, split_start
 from tailrace.gateway.clients.openai.responses_object import (
     Head,
     Item,
@@ -28,6 +30,7 @@ from tailrace.gateway.clients.openai.responses_output_item import (
     add_delta,
     close_item,
     is_cut_by_limit,
+    is_empty_call,
     open_item,
 )
 from tailrace.gateway.http import sse
@@ -53,8 +56,12 @@ class ResponsesState(msgspec.Struct, frozen=True):
     number: int = 0
     is_created: bool = False
     is_in_progress: bool = False
-    items: tuple[Item, ...] = ()
-    open: OpenItem | None = None
+    outputs: int = 0
+    """The number of items that have begun."""
+    items: tuple[tuple[int, Item], ...] = ()
+    """The items that are closed, each with its number in the response."""
+    open: tuple[OpenItem, ...] = ()
+    """The blocks whose item is not closed, in order. Blocks without an item are among them."""
 
 
 def start(key: TurnKey) -> ResponsesState:
@@ -119,17 +126,34 @@ def _render_event(state: ResponsesState, event: events.Event | events.UnknownEve
     if isinstance(event, events.UnknownEvent | events.MessageDelta):
         return state, []
     state, opening = _render_in_progress(state)
+    for one in split_event(event):
+        state, more = _render_in_item(state, one)
+        opening += more
+    return state, opening
+
+
+def _render_in_item(state: ResponsesState, event: events.Event | events.UnknownEvent) -> tuple[ResponsesState, Events]:
+    """Renders an event of a block."""
     match event:
         case events.BlockStart(index, block):
-            state, closing = _close(state, "completed")
-            item, beginning = open_item(state.head.turn, index, len(state.items), block)
-            return replace(state, open=item), opening + closing + beginning
-        case events.BlockDelta(index, delta) if state.open is not None and state.open.block == index:
-            item, deltas = add_delta(state.open, delta)
-            return replace(state, open=item), opening + deltas
-        case _:
+            state, closing = _close(state, [(one, "completed") for one in state.open if one.is_stopped])
+            item, beginning = open_item(state.head.turn, index, state.outputs, block)
+            outputs = state.outputs + bool(beginning)
+            return replace(state, open=(*state.open, item), outputs=outputs), closing + beginning
+        case events.BlockDelta(index, delta):
+            deltas: Events = []
+            changed = list(state.open)
+            for position, one in enumerate(state.open):
+                if one.block == index:
+                    changed[position], deltas = add_delta(one, delta)
+            return replace(state, open=tuple(changed)), deltas
+        case events.BlockStop(index):
             # The next block or the end of the answer closes an item: only they show whether a limit has cut it.
-            return state, opening
+            return replace(
+                state, open=tuple(replace(one, is_stopped=one.is_stopped or one.block == index) for one in state.open)
+            ), []
+        case _:
+            return state, []
 
 
 def _render_blocks(state: ResponsesState, blocks: Iterable[Block]) -> tuple[ResponsesState, Events]:
@@ -143,20 +167,22 @@ def _render_blocks(state: ResponsesState, blocks: Iterable[Block]) -> tuple[Resp
 
 
 def _events_of(index: int, block: Block) -> list[events.Event]:
-    delta: events.Delta | None = None
-    start = block.start
+    start, begun = split_start(block.start)
+    deltas: list[events.Delta] = []
     match block.type:
         case "text":
-            start, delta = block.start | {"text": ""}, events.TextDelta(block.text)
+            deltas.append(events.TextDelta(block.text))
         case "thinking":
-            delta = events.ThinkingDelta(block.text)
+            deltas.append(events.ThinkingDelta(block.text))
         case "tool_use":
-            delta = events.InputJsonDelta(block.text)
-    deltas: list[events.Event] = [] if delta is None else [events.BlockDelta(index, delta)]
+            deltas.append(events.InputJsonDelta(block.text))
     if block.signature:
-        deltas.append(events.BlockDelta(index, events.SignatureDelta(block.signature)))
-    deltas += [events.BlockDelta(index, events.CitationsDelta(citation)) for citation in block.citations]
-    return [events.BlockStart(index, start), *deltas, *([events.BlockStop(index)] if block.is_closed else [])]
+        deltas.append(events.SignatureDelta(block.signature))
+    # The text and the signature contain those of the block's start; the citations do not.
+    deltas += [delta for delta in begun if isinstance(delta, events.CitationsDelta)]
+    deltas += [events.CitationsDelta(citation) for citation in block.citations]
+    content = (events.BlockDelta(index, delta) for delta in deltas)
+    return [events.BlockStart(index, start), *content, *([events.BlockStop(index)] if block.is_closed else [])]
 
 
 def _whole_block(content: dict[str, Any]) -> Block:
@@ -192,12 +218,16 @@ def _render_in_progress(state: ResponsesState) -> tuple[ResponsesState, Events]:
     return state, [*created, _lifecycle("response.in_progress", running)]
 
 
-def _close(state: ResponsesState, status: str) -> tuple[ResponsesState, Events]:
-    if state.open is None:
-        return state, []
-    item, closing = close_item(state.open, status)
-    items = state.items if item is None else (*state.items, item)
-    return replace(state, open=None, items=items), closing
+def _close(state: ResponsesState, closed: list[tuple[OpenItem, str]]) -> tuple[ResponsesState, Events]:
+    """Closes open items, each with its status. Returns their last events."""
+    items, rendered = list(state.items), Events()
+    for one, status in closed:
+        item, closing = close_item(one, status)
+        rendered += closing
+        if item is not None:
+            items.append((one.output, item))
+    rest = tuple(one for one in state.open if all(one is not other for other, _ in closed))
+    return replace(state, open=rest, items=tuple(items)), rendered
 
 
 def _render_ended(
@@ -207,9 +237,13 @@ def _render_ended(
     outcome, stop_reason = ended.outcome, ended.stop_reason
     status = status_of(outcome, stop_reason)
     state, opening = (state, []) if state.is_created else _render_queued(state)
-    is_cut = outcome != "completed" or (stop_reason in CUT and state.open is not None and is_cut_by_limit(state.open))
-    state, closing = _close(state, "incomplete" if is_cut else "completed")
-    response = build_response(state.head, status, list(state.items), ended, ended_at)
+    last = state.open[-1] if state.open else None
+    is_cut = outcome != "completed" or (stop_reason in CUT and last is not None and is_cut_by_limit(last))
+    statuses = ["completed" if one.is_stopped or not is_empty_call(one) else "incomplete" for one in state.open[:-1]]
+    statuses.append("incomplete" if is_cut else "completed")
+    state, closing = _close(state, list(zip(state.open, statuses, strict=False)))
+    items = [item for _, item in sorted(state.items, key=itemgetter(0))]
+    response = build_response(state.head, status, items, ended, ended_at)
     return state, [*opening, *closing, _lifecycle(ENDS.get(status, INCOMPLETE), response)]
 
 

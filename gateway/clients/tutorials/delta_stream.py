@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from tailrace.gateway.clients.failure import failure_of, word_of
-from tailrace.gateway.clients.native.text_stream import text_of
+from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, next_text
 from tailrace.gateway.clients.tutorials.cursor_field import with_cursor_field
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
@@ -26,20 +26,23 @@ RESTARTED = Failure("backend_broken", "the answer starts again: send the request
 _encode = msgspec.json.Encoder().encode
 
 
-def render(state: None, stored: StoredEntry) -> tuple[Frame, None]:
+def render(order: TextOrder, stored: StoredEntry) -> tuple[Frame, TextOrder]:
+    text, order = next_text(order, stored.entry)
     match stored.entry:
         case Attempt(mode="restart"):
-            return Frame(_frame(error_event(RESTARTED), stored.seq), is_break=True), state
+            return Frame(_frame(error_event(RESTARTED), stored.seq), is_break=True), order
         case End() as end:
-            return Frame(_end(end, stored.seq)), state
-        case entry:
-            text = text_of(entry)
-            return (Frame(_frame({"type": "delta", "text": text}, stored.seq)) if text else SILENT), state
+            return Frame(_delta(text) + _end(end, stored.seq)), order
+        case _:
+            return (Frame(_delta(text, stored.seq)) if text else SILENT), order
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
-    text = _frame({"type": "delta", "text": record.text}) if record.text else ()
-    return Frame(text + _end(record, record.cursor))
+    return Frame(_delta(record.text) + _end(record, record.cursor))
+
+
+def _delta(text: str, seq: int | None = None) -> sse.Events:
+    return _frame({"type": "delta", "text": text}, seq) if text else ()
 
 
 def _end(ended: End | TurnRecord, seq: int) -> sse.Events:
@@ -65,4 +68,6 @@ def _frame(event: dict[str, Any], seq: int | None = None) -> sse.Events:
 
 
 # Not self-delimited, although it has an event for the end: the tutorials' loops stop where the body stops.
-DELTA = with_cursor_field(Dialect(name="delta", start=lambda _: None, render=render, render_record=render_record))
+DELTA = with_cursor_field(
+    Dialect(name="delta", start=lambda _: NO_BLOCKS, render=render, render_record=render_record, is_stateful=True)
+)

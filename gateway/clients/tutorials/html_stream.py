@@ -12,7 +12,7 @@ append the answer again. Data is never empty, because an EventSource does not di
 import html
 
 from tailrace.gateway.clients.failure import LOST
-from tailrace.gateway.clients.native.text_stream import text_of
+from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, next_text
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, StoredEntry
@@ -23,21 +23,24 @@ NOTHING = b"<!---->"
 LINE_BREAKS = {ord("\n"): "&#10;", ord("\r"): "&#13;"}
 
 
-def render(state: None, stored: StoredEntry) -> tuple[Frame, None]:
+def render(order: TextOrder, stored: StoredEntry) -> tuple[Frame, TextOrder]:
+    text, order = next_text(order, stored.entry)
     match stored.entry:
         case Attempt(mode="restart"):
-            return Frame(sse.frame(NOTHING, seq=stored.seq, event=b"reset")), state
+            return Frame(sse.frame(NOTHING, seq=stored.seq, event=b"reset")), order
         case End() as end:
-            return Frame(_end(end, stored.seq)), state
-        case entry:
-            text = text_of(entry)
-            return (Frame(sse.frame(_escape(text), seq=stored.seq, event=b"delta")) if text else SILENT), state
+            return Frame(_delta(text) + _end(end, stored.seq)), order
+        case _:
+            return (Frame(_delta(text, stored.seq)) if text else SILENT), order
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
     """Renders a reset first: the reader may have a part of the text."""
-    text = sse.frame(_escape(record.text), event=b"delta") if record.text else ()
-    return Frame(sse.frame(NOTHING, event=b"reset") + text + _end(record, record.cursor))
+    return Frame(sse.frame(NOTHING, event=b"reset") + _delta(record.text) + _end(record, record.cursor))
+
+
+def _delta(text: str, seq: int | None = None) -> sse.Events:
+    return sse.frame(_escape(text), seq=seq, event=b"delta") if text else ()
 
 
 def _end(ended: End | TurnRecord, seq: int) -> sse.Events:
@@ -52,9 +55,10 @@ def _escape(text: str) -> bytes:
 
 HTML = Dialect(
     name="html",
-    start=lambda _: None,
+    start=lambda _: NO_BLOCKS,
     render=render,
     render_record=render_record,
+    is_stateful=True,
     is_self_delimited=True,
     can_reset=True,
 )

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.native.text_stream import text_of
 from tailrace.gateway.clients.tutorials import state_stream
 from tailrace.gateway.clients.tutorials.state_stream import JobState, end_fields
 from tailrace.gateway.http import sse
@@ -37,11 +36,19 @@ def _render_named(state: JobState, stored: StoredEntry) -> Frame:
         case Attempt(mode="restart"):
             return _frame("reset", state.job, {}, stored.seq)
         case End() as end:
-            return _end(state.job, end, state.answer.text(), stored.seq)
-        case entry:
-            text = text_of(entry)
-            fields = {"status": "running", "progress": state.progress, "text": text}
-            return _frame("progress", state.job, fields, stored.seq) if text else SILENT
+            ending = _end(state.job, end, state.answer.text(), stored.seq)
+            return Frame(_rest(state, end) + ending.events)
+        case _:
+            fields = {"status": "running", "progress": state.progress, "text": state.text}
+            return _frame("progress", state.job, fields, stored.seq) if state.text else SILENT
+
+
+def _rest(state: JobState, end: End) -> sse.Events:
+    """Returns the progress event of text that was held back until the end; `complete` has the whole text itself."""
+    if not state.text or end.outcome != "failed":
+        return ()
+    fields = {"status": "running", "progress": state.progress, "text": state.text}
+    return tuple(event._replace(seq=None) for event in _frame("progress", state.job, fields, end.prev).events)
 
 
 def render_record(record: TurnRecord, seen: int) -> Frame:

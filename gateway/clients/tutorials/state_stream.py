@@ -15,7 +15,7 @@ import msgspec
 
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.clients.growing_text import GrowingText
-from tailrace.gateway.clients.native.text_stream import text_of
+from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, next_text
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Progress, Request, StoredEntry
@@ -42,6 +42,9 @@ class JobState(NamedTuple):
     """The progress of a batch in percent; None for other turns."""
     sent_chars: int = 0
     sent_at: datetime | None = None
+    order: TextOrder = NO_BLOCKS
+    text: str = ""
+    """The text that the last entry has added."""
 
     @property
     def progress(self) -> int:
@@ -60,6 +63,9 @@ def start(key: TurnKey) -> JobState:
 
 
 def render(state: JobState, stored: StoredEntry) -> tuple[Frame, JobState]:
+    text, order = next_text(state.order, stored.entry)
+    answer = state.answer.plus(text) if text else state.answer
+    state = state._replace(answer=answer, chars=state.chars + len(text), order=order, text=text)
     match stored.entry:
         case Request():
             return _frame(state, {"status": "queued"}, stored.seq), state
@@ -69,11 +75,8 @@ def render(state: JobState, stored: StoredEntry) -> tuple[Frame, JobState]:
             state = state._replace(inputs=100 * (done + failed) // max(of, 1))
         case End() as end:
             return _frame(state, end_fields(end, state.answer.text()), stored.seq), state
-        case entry:
-            text = text_of(entry)
-            if not text:
-                return SILENT, state
-            state = state._replace(answer=state.answer.plus(text), chars=state.chars + len(text))
+        case _ if not text:
+            return SILENT, state
     return _render_running(state, stored) if state.is_due(stored.at) else (SILENT, state)
 
 

@@ -1,0 +1,43 @@
+"""Splits a content block that is already whole at its start into an empty start and deltas.
+
+The API sends the content of most blocks in deltas. A block may also be whole in its `content_block_start`, for example
+an answer after a programmatic tool call. Clients of other protocols receive the same for both.
+"""
+
+from typing import Any
+
+from tailrace.proto import events
+
+
+def split_start(block: dict[str, Any]) -> tuple[dict[str, Any], list[events.Delta]]:
+    """Returns the start of a text or thinking block without its content, and the content as deltas.
+
+    Blocks of other types are returned unchanged: a tool's input in the start is replaced by deltas, not continued. The
+    block may come from a client, so its fields may be any JSON values; those of a wrong type are left out.
+    """
+    deltas: list[events.Delta] = []
+    match block.get("type"):
+        case "text":
+            if isinstance(text := block.get("text"), str) and text:
+                deltas.append(events.TextDelta(text))
+            if isinstance(found := block.get("citations"), list):
+                deltas += [events.CitationsDelta(one) for one in found if isinstance(one, dict)]
+            return {"type": "text", "text": ""}, deltas
+        case "thinking":
+            if isinstance(text := block.get("thinking"), str) and text:
+                deltas.append(events.ThinkingDelta(text))
+            if isinstance(signature := block.get("signature"), str) and signature:
+                deltas.append(events.SignatureDelta(signature))
+            return {"type": "thinking", "thinking": "", "signature": ""}, deltas
+        case _:
+            return block, deltas
+
+
+def split_event(event: events.Event | events.UnknownEvent) -> list[events.Event | events.UnknownEvent]:
+    """Returns the events that stand for `event`: the start of a whole block as an empty start and its deltas."""
+    if not isinstance(event, events.BlockStart):
+        return [event]
+    start, deltas = split_start(event.content_block)
+    if not deltas:
+        return [event]
+    return [events.BlockStart(event.index, start), *(events.BlockDelta(event.index, delta) for delta in deltas)]
