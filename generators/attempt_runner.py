@@ -20,6 +20,7 @@ from tailrace.generators.dropped_text import DroppedTextMeter
 from tailrace.generators.error_frames import free_frames
 from tailrace.generators.event_writer import EventWriter
 from tailrace.generators.model_caller import Route
+from tailrace.generators.pauses import hide_pause
 from tailrace.generators.plan import MakeAttempt
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Event, Request
@@ -117,6 +118,8 @@ class PlannedAttempt(NamedTuple):
     """The time at which the model's call is closed, by the loop's clock."""
     lease: str
     """The lease of the turn, for a process that makes a second call."""
+    cause: str | None = None
+    """Why the attempt follows another one of this process; see Attempt.cause."""
 
 
 class AttemptRunner:
@@ -161,6 +164,8 @@ class AttemptRunner:
             misfit=action.misfit,
             is_hedge=action.is_second,
             traceparent=traceparent,
+            cause=planned.cause,
+            reason=action.reason,
         )
         folding = Folding(turn)
         if action.is_second:
@@ -184,7 +189,7 @@ class AttemptRunner:
         `ends` has every end that was stored after `planned.turn`; without it the log is read. `pending_attempt` is
         appended before the first event, or not at all.
         """
-        key, turn, action, route, _, lease = planned
+        key, turn, action, route, _, lease, _ = planned
         race = self._races.race(key, turn, action, lease) if self._races else NoRace()
         call, continuation = prepare_call(turn, action.mode, self._filters)
         try:
@@ -253,6 +258,7 @@ class AttemptRunner:
     def _wrap(self, turn: Turn, continuation: ContinuationMapper | None, sink: Sink) -> Sink:
         """Returns the sink of the model's events: `sink` as the continuation and the features wrap it."""
         assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
+        sink = hide_pause(sink, turn.request, turn)
         if continuation is not None:
             sink = continuation.wrap(sink)
         for wrap in self._sinks:

@@ -15,11 +15,13 @@ from tailrace.generators.backends.model_event import (
     ModelEvent,
     Sink,
     from_event,
+    move,
     report_left_out,
     stop_message,
 )
 from tailrace.generators.continuation_filters import RepetitionFilter, StopSequenceFilter
 from tailrace.generators.plan import tokens_left
+from tailrace.generators.server_tools import is_sendable, without_half_calls
 from tailrace.proto import events
 from tailrace.proto.conversation import without_trailing_thinking
 from tailrace.proto.entries import Block, Message, Mode, Request
@@ -32,6 +34,11 @@ CONTINUE_PROMPT = (
     "Your previous response was interrupted and ended with: {tail}\n"
     "Continue it from exactly that point, in the middle of a word if need be. "
     "Write only what comes after it: no repetition, no introduction."
+)
+# The same for an answer whose last block is the result of a server tool.
+AFTER_TOOL_PROMPT = (
+    "Your previous response was interrupted after the result of its last tool call. "
+    "Continue it from exactly that point. Write only what comes next: no repetition, no introduction."
 )
 TAIL_CHARS = 200
 # The API refuses a smaller thinking budget, and one that is not below `max_tokens`.
@@ -63,22 +70,68 @@ def build_call(request: Request, filters: Sequence[FilterCall] = (), turn: Turn 
 
 
 def build_continuation_call(request: Request, turn: Turn, filters: Sequence[FilterCall] = ()) -> Call:
-    """Returns the call that continues the partial answer in `turn`."""
-    call = build_call(request, filters, turn)
-    if not turn.text.strip():
+    """Returns the call that continues the partial answer in `turn`.
+
+    A paused answer is sent back as the last message. After an interruption, the API gets the answer without its half
+    blocks, and then a prompt; or, from an older model, text that it continues (prefill).
+    """
+    call = send_container(build_call(request, filters, turn), turn)
+    if turn.is_paused:
+        return msgspec.structs.replace(call, messages=append_blocks(call.messages, _paused_answer(turn)))
+    partial = without_trailing_thinking([content(block) for block in kept_blocks(turn.blocks)])
+    if not partial:
         return call
-    if can_prefill(request):
+    has_tools = any(is_sendable(block["type"]) for block in partial)
+    if can_prefill(request) and not has_tools:
         return msgspec.structs.replace(call, messages=append_answer(call.messages, prefill(turn.text)))
-    partial = without_trailing_thinking([content(block) for block in turn.blocks if _is_accepted(block)])
-    prompt = CONTINUE_PROMPT.format(tail=msgspec.json.encode(turn.text[-TAIL_CHARS:]).decode())
-    messages = [*call.messages, Message("assistant", partial), Message("user", prompt)]
+    tail = msgspec.json.encode(turn.text[-TAIL_CHARS:]).decode()
+    prompt = CONTINUE_PROMPT.format(tail=tail) if partial[-1]["type"] == "text" else AFTER_TOOL_PROMPT
+    messages = [*append_blocks(call.messages, partial), Message("user", prompt)]
     return msgspec.structs.replace(call, messages=messages)
 
 
+def kept_blocks(blocks: Sequence[Block]) -> list[Block]:
+    """Returns the blocks of a partial answer that the API accepts in one: no text of white space, no half block."""
+    return [block for block in without_half_calls(blocks) if _is_accepted(block)]
+
+
 def _is_accepted(block: Block) -> bool:
-    """Returns whether the API accepts the block in an answer: no text of white space, no thinking without signature."""
-    is_unsigned = block.type == "thinking" and not block.signature
-    return bool(block.text.strip()) and not is_unsigned and not is_executed_tool(block.start)
+    match block.type:
+        case "text":
+            return bool(block.text.strip())
+        case "thinking":
+            return bool(block.text.strip()) and bool(block.signature)
+        case _:
+            return not is_executed_tool(block.start)
+
+
+def _paused_answer(turn: Turn) -> list[dict[str, Any]]:
+    """Returns the paused answer as the API takes it back: as it is, without texts of white space and half thoughts."""
+    return [content(block) for block in turn.blocks if _is_accepted(block)]
+
+
+def append_blocks(messages: list[Message], blocks: list[dict[str, Any]]) -> list[Message]:
+    """Returns `messages` with an answer, which continues a last message of the assistant (an answer sent back)."""
+    *before, last = messages
+    if last.role != "assistant":
+        return [*messages, Message("assistant", blocks)]
+    begun = last.content if isinstance(last.content, list) else [{"type": "text", "text": last.content}]
+    return [*before, Message("assistant", [*begun, *blocks])]
+
+
+def send_container(call: Call, turn: Turn) -> Call:
+    """Returns `call` with the id of the container in which the answer has run code so far, if it has one.
+
+    The files of that container would be missing in a new one. `container` is an id, or an object with skills.
+    """
+    reported = turn.envelope.get("delta", {}).get("container") or turn.envelope.get("container")
+    match reported:
+        case {"id": str(name)}:
+            options = call.options or {}
+            given = options.get("container")
+            container = given | {"id": name} if isinstance(given, dict) else name
+            return msgspec.structs.replace(call, options=options | {"container": container})
+    return call
 
 
 def can_prefill(request: Request) -> bool:
@@ -146,14 +199,19 @@ class ContinuationMapper:
         repetition: RepetitionFilter,
         pending_space: str,
         stop_sequences: StopSequenceFilter | None = None,
+        *,
+        is_paused: bool = False,
     ) -> None:
-        """`blocks` are the stored ones. `pending_space` is white space that is stored but was not in the call."""
+        """`blocks` are the stored ones. `pending_space` is white space that is stored but was not in the call.
+
+        After a pause (`is_paused`), new thinking is a part of the answer.
+        """
         self.repeated = 0
         """Characters of the stored text that the model repeated and that were left out."""
         self._open = len(blocks) - 1 if blocks and not blocks[-1].is_closed else None
         self._next = len(blocks)
         # True until the call begins a block other than thinking.
-        self._drops_thinking = bool(blocks)
+        self._drops_thinking = bool(blocks) and not is_paused
         self._repetition = repetition
         # The new call's block whose text goes into the block that was open.
         self._continued: int | None = None
@@ -208,12 +266,7 @@ class ContinuationMapper:
     def _move_unknown(self, event: ModelEvent) -> list[ModelEvent]:
         """Returns an event of an unknown type with the stored index of its block, if it names one that is stored."""
         target = self._targets.get(event.index, event.index)
-        if target == event.index:
-            return [event]
-        if target is None:
-            return []
-        fields = msgspec.json.decode(event.raw, type=dict[str, msgspec.Raw]) | {"index": msgspec.Raw(b"%d" % target)}
-        return [msgspec.structs.replace(event, raw=msgspec.Raw(msgspec.json.encode(fields)), index=target)]
+        return [] if target is None else [move(event, target)]
 
     def _start(self, index: int, block: dict[str, Any]) -> list[ModelEvent]:
         kind = block.get("type")
@@ -288,6 +341,8 @@ class ContinuationMapper:
 
 def build_mapper(request: Request, turn: Turn) -> ContinuationMapper:
     """Returns the mapper for the events of `build_continuation_call(request, turn)`."""
+    if turn.is_paused:
+        return ContinuationMapper(turn.blocks, RepetitionFilter(""), "", is_paused=True)
     # If the stored text is only white space, the call does not contain it: nothing that the model writes repeats it.
     is_sent_whole = bool(turn.text.strip()) and not can_prefill(request)
     sent = turn.text if is_sent_whole else prefill(turn.text)

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.backends.model_event import ModelEvent, from_event, stop_message
+from tailrace.generators.server_tools import close_half_calls, has_results, is_result, is_sendable, without_half_calls
 from tailrace.proto import events
 from tailrace.proto.entries import Block, Failure, Mode
 from tailrace.proto.fold import Turn, is_executed_tool
@@ -54,6 +55,8 @@ class MakeAttempt(msgspec.Struct, frozen=True):
     mode: Mode
     misfit: str | None = None
     """Why the answer so far, which is complete, does not fit its schema: the model is asked for a corrected one."""
+    reason: str | None = None
+    """With the mode `restart`: why the answer so far cannot be continued."""
     is_second: bool = False
     """The call runs beside that of the attempt before it. Its `attempt` is stored before its first event, or never."""
 
@@ -62,10 +65,14 @@ Action = Acknowledge | Leave | Complete | AppendEvents | Fail | MakeAttempt
 Plan = Action | CheckSchema
 
 # With these stop reasons the answer is not final, so it is not checked: a tool's result or the rest follows.
-UNFINISHED = ("tool_use", "pause_turn")
+UNFINISHED = ("tool_use", events.PAUSE, "compaction")
 # With these stop reasons a second call may give another answer; a call cut by a limit would be cut again.
 CORRECTABLE = ("end_turn", "stop_sequence", "tool_use")
 CONTINUED_TYPES = ("text", "thinking", "redacted_thinking")
+# The type of a block comes from the model.
+OBSTACLE_CHARS_MAX = 64
+# The most attempts of one turn, pauses included, also if each of them makes progress (PROTOCOL R118).
+ATTEMPTS_TOTAL_MAX = 50
 
 
 def plan(turn: Turn, attempts_max: int, cut: str | None = None) -> Plan:
@@ -87,9 +94,14 @@ def plan(turn: Turn, attempts_max: int, cut: str | None = None) -> Plan:
     if turn.fruitless >= attempts_max:
         tried = f"{turn.fruitless} attempts in a row brought nothing new, the most allowed"
         return Fail(Failure("attempts_exhausted", f"the answer broke off: {tried}"))
+    if turn.attempt >= ATTEMPTS_TOTAL_MAX:
+        tried = f"it has had {turn.attempt} attempts, the most that a turn may have"
+        return Fail(Failure("attempts_exhausted", f"the answer broke off: {tried}"))
     if mode is None:
         return Fail(Failure("interrupted", "the answer broke off, and the request has on_interrupt: fail"))
-    return MakeAttempt(turn.attempt + 1, mode)
+    if mode == "continue" and not turn.is_paused and (closing := close_half_calls(turn.blocks)):
+        return AppendEvents([from_event(event) for event in closing])
+    return MakeAttempt(turn.attempt + 1, mode, reason=find_obstacle(turn) if mode == "restart" else None)
 
 
 def next_mode(turn: Turn) -> Mode | None:
@@ -97,15 +109,13 @@ def next_mode(turn: Turn) -> Mode | None:
     if turn.message is None:
         # No reader has seen anything, so there is nothing to continue and nothing to take back.
         return "fresh"
-    match turn.request.on_interrupt if turn.request else "continue":
-        case "fail" if turn.blocks:
-            return None
-        case "restart" if turn.blocks:
-            return "restart"
-        case _:
-            # With a schema the model must write the JSON from its beginning.
-            has_schema = turn.request is not None and answer_schema(turn.request) is not None
-            return "continue" if can_continue(turn.blocks) and not (has_schema and turn.blocks) else "restart"
+    if turn.is_paused:
+        # The model was not interrupted: `on_interrupt` and a schema do not apply.
+        return "continue"
+    on_interrupt = turn.request.on_interrupt if turn.request else "continue"
+    if turn.blocks and on_interrupt == "fail":
+        return None
+    return "continue" if find_obstacle(turn) is None else "restart"
 
 
 def schema_check(turn: Turn) -> CheckSchema | None:
@@ -149,15 +159,32 @@ def tokens_left(turn: Turn) -> int:
     return turn.request.max_tokens - turn.generated_tokens if turn.request else 0
 
 
-def can_continue(blocks: tuple[Block, ...]) -> bool:
-    """Returns whether a model can continue after `blocks`: only text can be continued in the middle.
+def find_obstacle(turn: Turn) -> str | None:
+    """Returns why the partial answer in `turn` cannot be continued; None if it can.
 
-    The API refuses half a tool call, half a thought, and a complete tool call without its result. A complete call that
-    the backend has executed is not sent.
+    `on_interrupt`: the request wants a restart. `schema`: the model must write the JSON from its beginning. Otherwise the type of the block in the way: the API
+    refuses half a thought, an unknown block, and a call of the client's tools without its result.
+
+    Completed calls of server tools are continued, so that none of them runs twice. After such a call, half a thought
+    is left out of the next call instead. A call that the backend has executed itself is not sent.
     """
-    blocks = tuple(block for block in blocks if not (block.is_closed and is_executed_tool(block.start)))
+    if turn.blocks and turn.request is not None and turn.request.on_interrupt == "restart":
+        return "on_interrupt"
+    blocks = tuple(block for block in turn.blocks if not (block.is_closed and is_executed_tool(block.start)))
     if not blocks:
-        return True
-    *before, last = blocks
-    is_last_usable = last.type == "text" or last.is_closed
-    return is_last_usable and all(b.is_closed for b in before) and all(b.type in CONTINUED_TYPES for b in blocks)
+        return None
+    if turn.request is not None and answer_schema(turn.request) is not None:
+        return "schema"
+    is_kept = has_results(blocks)
+    for block in without_half_calls(blocks):
+        is_last, is_whole = block is blocks[-1], block.is_closed or is_result(block)
+        match block.type:
+            case "text" if is_whole or is_last:
+                continue
+            case "thinking" if is_kept and is_last:
+                continue
+            case kind if is_whole and (kind in CONTINUED_TYPES or is_sendable(kind) or is_kept) and kind != "tool_use":
+                continue
+            case kind:
+                return kind[:OBSTACLE_CHARS_MAX]
+    return None

@@ -21,6 +21,10 @@ from tailrace.proto.errors import CODES, BackendError
 
 logger = structlog.get_logger()
 
+# Errors of a model that breaks the rules of its API. The same error a second time ends the turn (PROTOCOL R118).
+REPEATED_FAULTS = frozenset({"backend_unreadable"})
+FAULTS_MAX = 2
+
 NoteBegin = Callable[[Call, BackendError | None], None]
 """Is called once for each call: with None at its first event, or with the error of a call that fails before."""
 
@@ -64,7 +68,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
     def next_delay_s(self, error: BackendError, tries: int, chance: float) -> float | None:
         """Returns the seconds until the next call after `tries` calls failed, the last with `error`; None: no call."""
-        if not CODES[error.code].is_retryable or tries >= self.tries_max:
+        tries_max = min(self.tries_max, FAULTS_MAX) if error.code in REPEATED_FAULTS else self.tries_max
+        if not CODES[error.code].is_retryable or tries >= tries_max:
             return None
         retry_after_s = error.retry_after_s or 0.0
         # With a longer Retry-After the turn fails with it, so that the client can decide; waiting would be silence.

@@ -20,6 +20,8 @@ from tailrace.generators.event_writer import EventWriter, append_when_not_full, 
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.plan import Acknowledge, AppendEvents, Complete, Fail, Leave, MakeAttempt
 from tailrace.generators.planner import Planner
+from tailrace.generators.retry import REPEATED_FAULTS
+from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Failure, Outcome
 from tailrace.proto.errors import BackendError, FenceLost, TailraceError
@@ -118,6 +120,7 @@ class TurnRunner:
         # Earlier work on the turn counts, by the log's timestamps.
         deadline = asyncio.get_running_loop().time() + self._deadline_s - turn.worked_s
         last_error: BackendError | None = None
+        cause: str | None = None
         route = self._model_caller.route(key, turn)
         while True:
             action = first_action or await self._planner.next_action(key, turn)
@@ -136,7 +139,7 @@ class TurnRunner:
                 case MakeAttempt() if asyncio.get_running_loop().time() >= deadline:
                     return await self._end(key, turn, "failed", Failure(LATE.code, LATE.message))
                 case MakeAttempt():
-                    planned = PlannedAttempt(key, turn, action, route, deadline, lease)
+                    planned = PlannedAttempt(key, turn, action, route, deadline, lease, cause)
                     # Adds the turn to the log lines of retry.py and the backends, which do not know it.
                     with (
                         bound_contextvars(turn=key.turn, attempt=action.attempt),
@@ -146,8 +149,12 @@ class TurnRunner:
                     if turn.attempt < action.attempt:
                         # A second call without a token has appended nothing: the turn is the other runner's.
                         return turn
+                    cause = error.code if error is not None else events.PAUSE if turn.is_paused else None
                     if error is None:
                         continue
+                    if is_repeated_fault(turn, error):
+                        failure = Failure(error.code, f"{error.message}; a second time, so it is not tried again")
+                        return await self._end(key, turn, "failed", failure)
                     following = await route.after_failure(error, has_begun=turn.message is not None)
                     if following is None:
                         failure = Failure(error.code, error.message, error.retry_after_s)
@@ -170,6 +177,14 @@ class TurnRunner:
         metrics.count_end(key, ended)
         metrics.observe_duration(ended)
         return ended
+
+
+def is_repeated_fault(turn: Turn, error: BackendError) -> bool:
+    """Returns whether an earlier attempt ended with the same error, and a further one would not help (R118).
+
+    What a model, or a proxy, sends against the rules of the API it would send again, however far each attempt comes.
+    """
+    return error.code in REPEATED_FAULTS and error.code in turn.causes
 
 
 def with_cause(failure: Failure, error: BackendError | None) -> Failure:

@@ -19,9 +19,10 @@ from tailrace.proto.records import TurnRecord
 
 Block = dict[str, Any]
 
-# After these stop reasons, the result of a server tool's call may be in a later answer. Anthropic's docs: "Stop
-# reasons", "Programmatic tool calling".
-PAUSES = ("tool_use", "pause_turn")
+# After this stop reason, the result of a server tool's call may be in a later answer, once the client has sent the result
+# of its own tool. Anthropic's docs: "Programmatic tool calling". After `pause_turn`, only a request that ends with the
+# answer gets that result: here a message of the user follows.
+AWAITS_CLIENT = "tool_use"
 # In place of the id of a tool call without a valid id, name or input.
 MALFORMED = ""
 
@@ -180,7 +181,7 @@ def _is_usable(block: Block, turn: TurnRecord) -> bool:
         case _ if turn.outcome != "completed" or is_executed_tool(block):
             return False
         case _:
-            return turn.stop_reason in PAUSES or _has_result(block, turn.content)
+            return turn.stop_reason == AWAITS_CLIENT or _has_result(block, turn.content)
 
 
 def _has_result(block: Block, content: Iterable[Block]) -> bool:

@@ -16,6 +16,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId
 from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
 
 OnInterrupt = Literal["continue", "restart", "fail"]
+OnPause = Literal["continue", "return"]
 Mode = Literal["fresh", "continue", "restart"]
 CacheFor = Literal["auto", "5m", "1h"]
 Outcome = Literal["completed", "cancelled", "failed"]
@@ -105,6 +106,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cache: CacheFor | None = None
     """Lifetime of the prompt cache. `auto`: five minutes, if the prompt is long enough to be cached."""
     on_interrupt: OnInterrupt = "continue"
+    on_pause: OnPause = "return"
+    """Whether a generator continues an answer that the model has paused (`pause_turn`), or the client does."""
     on_disconnect: str = "continue"
     by: str | None = None
     """The name of the client's credential, which is not secret."""
@@ -144,6 +147,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether the attempt is a hedge: its call ran beside that of the previous attempt, and had a token earlier."""
     traceparent: str | None = None
     """The attempt's span; None while traces are off."""
+    cause: str | None = None
+    """Why the attempt follows another one: the code of the error that ended it, or `pause_turn`. None for the first
+    attempt, and after a takeover: a generator that died gives no reason."""
+    reason: str | None = None
+    """Why the partial answer before a restart could not be continued (plan.find_obstacle); None for other modes."""
 
     @property
     def is_shared(self) -> bool:
@@ -211,6 +219,8 @@ class Block(msgspec.Struct, frozen=True, omit_defaults=True):
     signature: str = ""
     citations: tuple[dict[str, Any], ...] = ()
     is_closed: bool = False
+    fields: dict[str, Any] | None = None
+    """What deltas of other types have made of the fields of `start` (PROTOCOL R116). None if there were none."""
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

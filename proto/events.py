@@ -4,7 +4,7 @@ Source: Anthropic's docs, "Streaming Messages". `ping` and `message_stop` are ne
 heartbeat, and the turn's `end` replaces `message_stop` (PROTOCOL R6).
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 
@@ -14,6 +14,9 @@ from tailrace.proto.usage import COUNT_MAX, CallUsage, Usage
 
 # Stored as a hidden event by a generator that gives a turn back because it stops (PROTOCOL R73).
 HANDOVER = msgspec.Raw(b'{"type":"handover"}')
+
+# The stop reason of an answer that the model has paused: it goes on when it gets the answer back as the last message.
+PAUSE = "pause_turn"
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 
@@ -81,6 +84,9 @@ class CitationsDelta(msgspec.Struct, frozen=True, tag="citations_delta"):
 
 
 Delta = TextDelta | ThinkingDelta | SignatureDelta | InputJsonDelta | CitationsDelta
+KNOWN_DELTAS = frozenset(str(delta.__struct_config__.tag) for delta in get_args(Delta))
+# Values that mean something only as a whole: a later one replaces the earlier one.
+OPAQUE_FIELDS = frozenset({"signature", "encrypted_content"})
 
 
 class BlockDelta(msgspec.Struct, frozen=True, tag="content_block_delta"):
@@ -127,7 +133,19 @@ class MessageDelta(msgspec.Struct, frozen=True, tag="message_delta"):
 
 
 class UnknownEvent(msgspec.Struct, frozen=True):
-    """An event or delta that this version does not know. It is stored and passed on unread."""
+    """An event that this version does not know. It is stored and passed on unread."""
+
+
+class OtherDelta(UnknownEvent, frozen=True):
+    """A delta of a type without a Struct here, for example `compaction_delta`, or of a type that is newer than this
+    version. `merge_fields` says what it adds to its block.
+    """
+
+    index: int
+    delta: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        require_shallow(self.delta, around=3)
 
 
 Event = MessageStart | BlockStart | BlockDelta | BlockStop | MessageDelta
@@ -146,7 +164,38 @@ def decode(raw: bytes | msgspec.Raw) -> Event | UnknownEvent:
     try:
         return _decoder.decode(raw)
     except DECODE_ERRORS:
-        return UnknownEvent()
+        return _decode_other(raw)
+
+
+def _decode_other(raw: bytes | msgspec.Raw) -> UnknownEvent:
+    try:
+        match _fields.decode(raw):
+            case {"type": "content_block_delta", "index": int(index), "delta": {"type": str(kind)} as delta}:
+                return UnknownEvent() if kind in KNOWN_DELTAS else OtherDelta(index, delta)
+    except (*DECODE_ERRORS, ValueError):
+        pass
+    return UnknownEvent()
+
+
+def merge_fields(before: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a content block after a delta of a type that no Struct declares.
+
+    Every delta of Anthropic's API follows this rule, except those of citations and of a tool's input: a string or list
+    is appended to the field of its name, null changes nothing, and any other value replaces the field. Opaque values
+    are whole in each delta (`signature`, `encrypted_content`: the SDK's accumulators, anthropic 2.14.0).
+    """
+    merged = dict(before)
+    for name, value in delta.items():
+        match merged.get(name), value:
+            case _ if name == "type" or value is None:
+                continue
+            case (str(old), str(more)) if name not in OPAQUE_FIELDS:
+                merged[name] = old + more
+            case list(old), list(more):
+                merged[name] = [*old, *more]
+            case _:
+                merged[name] = value
+    return merged
 
 
 def fits_block(delta: Delta, block_type: str) -> bool:
@@ -163,6 +212,19 @@ def fits_block(delta: Delta, block_type: str) -> bool:
 def is_tool_use(block_type: str) -> bool:
     """Returns whether blocks of this type are tool calls, whose input comes in deltas of partial JSON."""
     return block_type.endswith("tool_use")
+
+
+def opening_text(block: dict[str, Any]) -> tuple[str, str]:
+    """Returns the text and the signature that a content block has at its start: usually none, deltas bring them.
+
+    A `message_start` may have whole blocks (programmatic tool calling), of which each becomes such a start.
+    """
+    match block:
+        case {"type": "text", "text": str(text)}:
+            return text, ""
+        case {"type": "thinking", **fields}:
+            return str(fields.get("thinking") or ""), str(fields.get("signature") or "")
+    return "", ""
 
 
 def encode(event: Event) -> msgspec.Raw:

@@ -62,6 +62,10 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """The head of the message whose start readers have received; None before that, and after a restart."""
     blocks: tuple[Block, ...] = ()
     stop: events.StopReason = events.StopReason()
+    pauses: tuple[int, ...] = ()
+    """For each pause of the current answer that a generator continues: the number of blocks before it (R117)."""
+    causes: tuple[str, ...] = ()
+    """The `cause` of each attempt that has one, without pauses."""
     envelope: dict[str, Any] = {}
     """Further fields of the message: see tailrace.proto.events.envelope."""
     misfit: str | None = None
@@ -119,6 +123,11 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     def is_usage_estimated(self) -> bool:
         """Whether `usage` contains output that the model has not reported (PROTOCOL R23)."""
         return self.was_estimated or self.unreported_bytes > 0
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the answer ends with a pause of the model, and no block has come since then."""
+        return bool(self.pauses) and self.pauses[-1] == len(self.blocks)
 
     @property
     def outcome(self) -> Outcome | Literal["running"]:
@@ -203,16 +212,23 @@ def without_mark(block: dict[str, Any]) -> dict[str, Any]:
 
 def content(block: Block) -> dict[str, Any]:
     """Returns the block as Anthropic's API returns it in an answer that is not streamed."""
+    start = block.start | (block.fields or {})
     match block.type:
         case "text":
-            cited = {"citations": list(block.citations)} if block.citations else {}
-            return {"type": "text", "text": block.text, **cited}
+            return start | {"text": block.text} | _citations(block)
         case "thinking":
-            return {"type": "thinking", "thinking": block.text, "signature": block.signature}
+            return start | {"thinking": block.text, "signature": block.signature}
         case kind if events.is_tool_use(kind):
-            return {**block.start, "input": _input(block)}
+            return start | {"input": _input(block)}
         case _:
-            return block.start
+            return start
+
+
+def _citations(block: Block) -> dict[str, Any]:
+    if not block.citations:
+        return {}
+    begun = block.start.get("citations")
+    return {"citations": [*(begun if isinstance(begun, list) else ()), *block.citations]}
 
 
 def _input(block: Block) -> object:
@@ -249,7 +265,8 @@ class _OpenBlock:
     def __init__(self, block: Block) -> None:
         self.block = block
         self.pieces = [block.text]
-        self.signature = [block.signature]
+        self.signature = block.signature
+        self.fields = block.fields
         self.citations = list(block.citations)
         self.is_closed = block.is_closed
 
@@ -258,9 +275,10 @@ class _OpenBlock:
             self.block.type,
             self.block.start,
             "".join(self.pieces),
-            "".join(self.signature),
+            self.signature,
             tuple(self.citations),
             self.is_closed,
+            self.fields,
         )
 
 
@@ -276,6 +294,8 @@ class Folding:
         self.blocks = [_OpenBlock(block) for block in turn.blocks]
         self.meter = UsageMeter(turn.calls_before, turn.usage_call, turn.unreported_bytes)
         self.envelope = turn.envelope
+        self.pauses = turn.pauses
+        self.causes = turn.causes
         self.fruitless = turn.fruitless
         self.furthest = turn.furthest
         # The length of the current answer, as `furthest` counts it.
@@ -304,6 +324,8 @@ class Folding:
                     self.changes["message"] = event.message
                 if isinstance(event, events.MessageStart | events.MessageDelta):
                     self.merge_envelope(events.envelope(raw))
+                if isinstance(event, events.MessageDelta) and event.delta.stop_reason is not None:
+                    self.add_stop(event.delta, is_hidden=is_hidden)
                 if self.first_token_at is None and isinstance(event, events.BlockDelta):
                     self.first_token_at = stored.at
                 self.add_event(event)
@@ -315,6 +337,8 @@ class Folding:
                 self.changes |= {"request": request, "asked_at": stored.at}
             case Attempt(backend=backend, mode=mode, misfit=misfit, is_hedge=is_hedge) as attempt:
                 self.fruitless += not is_hedge
+                if attempt.cause is not None and attempt.cause != events.PAUSE:
+                    self.causes = (*self.causes, attempt.cause)
                 self.changes |= {"backend": backend, "mode": mode, "attempt_traceparent": attempt.traceparent}
                 if misfit is not None:
                     self.changes |= {"misfit": misfit, "rejected": self.text() or self.text("tool_use")}
@@ -325,6 +349,7 @@ class Folding:
                     self.blocks.clear()
                     self.reached, self.discarded_calls = 0, len(self.meter.ended)
                     self.envelope = {}
+                    self.pauses = ()
                     self.changes |= {"message": None, "stop": events.StopReason()}
             case Progress() as progress:
                 self.changes["progress"] = progress
@@ -335,15 +360,18 @@ class Folding:
                 pass
 
     def add_event(self, event: events.Event | events.UnknownEvent) -> None:
-        """Applies an event to the blocks, the stop reason and the usage. Ignores deltas of a wrong type."""
+        """Applies an event to the blocks and the usage. Ignores deltas of a wrong type."""
         match event:
             case events.MessageStart():
                 self.meter.add(event)
             case events.BlockStart(_, block):
-                text = str(block.get("text", ""))
-                self.blocks.append(_OpenBlock(Block(str(block.get("type", "")), block, text)))
+                text, signature = events.opening_text(block)
+                self.blocks.append(_OpenBlock(Block(str(block.get("type", "")), block, text, signature)))
                 self.reached += len(text)
                 self.meter.add(event)
+            case events.OtherDelta(index, fields) if 0 <= index < len(self.blocks):
+                one = self.blocks[index]
+                one.fields = events.merge_fields(one.block.start if one.fields is None else one.fields, fields)
             case events.BlockDelta(index, delta) if 0 <= index < len(self.blocks):
                 if events.fits_block(delta, self.blocks[index].block.type):
                     self.add_delta(self.blocks[index], delta)
@@ -351,12 +379,17 @@ class Folding:
             case events.BlockStop(index) if 0 <= index < len(self.blocks):
                 self.reached += not self.blocks[index].is_closed
                 self.blocks[index].is_closed = True
-            case events.MessageDelta(stop):
-                if stop.stop_reason is not None:
-                    self.changes["stop"] = stop
+            case events.MessageDelta():
                 self.meter.add(event)
             case _:
                 pass
+
+    def add_stop(self, stop: events.StopReason, *, is_hidden: bool) -> None:
+        """Applies a stop reason. A hidden one is that of a pause which a generator continues (PROTOCOL R117)."""
+        if not is_hidden:
+            self.changes["stop"] = stop
+        elif stop.stop_reason == events.PAUSE:
+            self.pauses = (*self.pauses, len(self.blocks))
 
     def merge_envelope(self, more: dict[str, Any]) -> None:
         """Merges `more` into the envelope: later fields, and later counts of `usage`, replace earlier ones."""
@@ -374,7 +407,8 @@ class Folding:
                 block.pieces.append(piece)
                 self.reached += len(piece)
             case events.SignatureDelta(signature):
-                block.signature.append(signature)
+                # Whole in each delta: a later one replaces the earlier one, as in the SDK's accumulators.
+                block.signature = signature
             case events.CitationsDelta(citation):
                 block.citations.append(citation)
 
@@ -391,6 +425,8 @@ class Folding:
             unreported_bytes=self.meter.unreported_bytes,
             was_estimated=self.before.was_estimated or self.meter.has_estimated,
             envelope=self.envelope,
+            pauses=self.pauses,
+            causes=self.causes,
             fruitless=self.fruitless,
             furthest=self.furthest,
             discarded_calls=self.discarded_calls,

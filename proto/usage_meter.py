@@ -59,7 +59,7 @@ class UsageMeter:
             case events.BlockStart(_, {"type": "fallback"} as block):
                 self._note_fallback(block)
             case events.BlockStart(_, block):
-                self.unreported_bytes += utf8_bytes(str(block.get("text", "")))
+                self.unreported_bytes += utf8_bytes(events.opening_text(block)[0])
             case events.MessageDelta(stop, usage):
                 self.reported = usage.merge_into(self.reported)
                 if stop.stop_reason is not None:

@@ -1,23 +1,25 @@
-"""The headers X-Session-ID and X-Project-ID, as alternatives to the body's `session_id` and `project_id`."""
+"""Headers for fields of Tailrace that the body of an SDK's request may lack: session, project, `on_pause`."""
 
 from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
 
+from tailrace.proto.entries import OnPause
 from tailrace.proto.errors import Refused
 
 B = TypeVar("B", bound=msgspec.Struct)
 
 # The names that OpenAI-compatible servers of Claude use.
 HEADERS = {"session_id": "x-session-id", "project_id": "x-project-id"}
+ON_PAUSE = "tailrace-on-pause"
 # opencode sends its own session's id in both headers, to every server and with every request, for routing to a cache.
 # That session is not a conversation: it also contains the request for a title, sent with the first question.
 AFFINITY = "x-session-affinity"
 
 
 def apply_session_headers(body: B, headers: Mapping[str, str]) -> B:
-    """Returns `body` with the ids that are in `headers`. Raises Refused when a header contradicts the body.
+    """Returns `body` with the ids and `on_pause` of `headers`. Raises Refused when an id contradicts the body.
 
     X-Session-ID is ignored if X-Session-Affinity has the same value.
     """
@@ -29,4 +31,16 @@ def apply_session_headers(body: B, headers: Mapping[str, str]) -> B:
         if value is not None and getattr(body, field) not in (None, value):
             raise Refused("request_invalid", f"`{field}` and the header {header} differ: send one of them")
         ids |= {field: value} if value is not None else {}
+    if (on_pause := read_on_pause(headers)) is not None:
+        ids["on_pause"] = on_pause
     return msgspec.structs.replace(body, **ids)
+
+
+def read_on_pause(headers: Mapping[str, str]) -> OnPause | None:
+    """Returns the value of the header Tailrace-On-Pause, None without it. Raises Refused for another value."""
+    match headers.get(ON_PAUSE):
+        case None:
+            return None
+        case "continue" | "return" as on_pause:
+            return on_pause
+    raise Refused("request_invalid", "the header Tailrace-On-Pause must be `continue` or `return`")

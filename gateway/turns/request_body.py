@@ -12,7 +12,7 @@ from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.on_disconnect import grace_s
 from tailrace.proto import blobs, entries, entry_encryption
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
-from tailrace.proto.entries import CacheFor, Message, OnInterrupt
+from tailrace.proto.entries import CacheFor, Message, OnInterrupt, OnPause
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import USER_CHARS_MAX, is_session_name, is_user
 from tailrace.proto.models import Model
@@ -32,6 +32,8 @@ MAX_TOKENS = 10_000_000
 RESERVED_NAMES = frozenset({"stats"})
 API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 BETAS_MAX = 64
+# Blocks of an answer that the API may pause.
+SENT_BACK = frozenset({"server_tool_use", "mcp_tool_use", "compaction"})
 BETA = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,64}")
 
 
@@ -81,6 +83,8 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How long the model caches the prompt; None: the operator's setting."""
     on_interrupt: OnInterrupt = "continue"
     """What happens when a model call breaks off: continue the answer, restart it, or fail."""
+    on_pause: OnPause = "continue"
+    """What happens when the model pauses its answer to run tools of its API: continue it, or return `pause_turn`."""
     max_cost: float | None = None
     """The most that the answer may cost, in dollars. The answer ends when it has cost that."""
 
@@ -272,7 +276,7 @@ def build_entry(
     options = new_turn.options if new_turn.schema is None else with_schema(new_turn.options, new_turn.schema)
     messages = [*position.before, *position.new]
     options, api_version = choose_version(options, messages, model, new_turn.api_version)
-    if position.new[-1].role == "assistant":
+    if position.new[-1].role == "assistant" and not is_sent_back(position.new[-1], options):
         require_prefill(model, options)
     return entries.Request(
         model=model.id,
@@ -294,12 +298,26 @@ def build_entry(
         metadata=new_turn.metadata,
         cache=None if (lifetime := new_turn.cache or cache) == "off" else lifetime,
         on_interrupt=new_turn.on_interrupt,
+        on_pause=new_turn.on_pause,
         on_disconnect=new_turn.on_disconnect,
         webhook=new_turn.webhook,
         max_cost_nano_usd=None if new_turn.max_cost is None else nano_usd_max(new_turn.max_cost),
         by=credential,
         body_sha256=body_sha256,
     )
+
+
+def is_sent_back(answer: Message, options: dict[str, Any] | None) -> bool:
+    """Returns whether the API continues `answer`, the last message, on every model: it is not a prefill.
+
+    Such an answer was paused (`pause_turn`, `compaction`), or was refused with a credit for a fallback model. The API
+    decides whether it is complete. Source: Anthropic's page "Server tools"; anthropic 2.14.0, `lib/tools/_beta_runner`
+    and `BetaRefusalStopDetails`.
+    """
+    if "fallback_credit_token" in (options or {}):
+        return True
+    blocks = answer.content if isinstance(answer.content, list) else []
+    return any(block.get("type") in SENT_BACK for block in blocks)
 
 
 def require_prefill(model: Model, options: dict[str, Any] | None) -> None:

@@ -62,11 +62,11 @@ class MessagesApi:
                         if event is None:
                             continue
                         is_progress = True
-                        order.check(event)
+                        for one in order.accept(event):
+                            yield one
                         if event.kind == "message_stop":
                             await drain(chunks)
                             return
-                        yield event
                     # Complete silence is noticed by the read timeout. Comments and blank lines are no events at all.
                     if is_progress:
                         last_event_at = now()

@@ -70,8 +70,8 @@ class ClaudeCode:
                     # The last call may have ended: it is paid for.
                     failure, events = error, output.report_usage()
                 for event in events:
-                    order.check(event)
-                    yield event
+                    for one in order.accept(event):
+                        yield one
                 if failure is not None:
                     raise failure
 

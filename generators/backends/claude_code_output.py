@@ -10,7 +10,7 @@ becomes a `server_tool_use` with `executed_by`: Claude Code executes it, and its
 import msgspec
 
 from tailrace.generators.backends.api_errors import api_error, code_for
-from tailrace.generators.backends.model_event import ModelEvent, from_event, read_event
+from tailrace.generators.backends.model_event import ModelEvent, from_event, move, read_event
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError
@@ -107,7 +107,7 @@ class ClaudeCodeOutput:
                 # A tool may run for minutes. After any other stop reason the result, with the usage, follows at once.
                 return [*self._flush_stops(), *(self.report_usage() if stop.stop_reason == "tool_use" else [])]
             case events.UnknownEvent() if read is not None and read.index in self._targets:
-                raise BackendError("backend_unreadable", "the model sent a delta of an unknown type")
+                return [move(read, self._targets[read.index])]
         return []
 
     def report_usage(self) -> list[ModelEvent]:

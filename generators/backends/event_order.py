@@ -1,14 +1,19 @@
-"""Checks that the events of one answer fit together (Anthropic's docs, "Streaming Messages"). Pure; changes no event.
+"""Checks that the events of one answer fit together (Anthropic's docs, "Streaming Messages"). Pure.
 
 Client protocols render each event as it comes, while the fold looks up the event's block. An event that does not fit
 the answer so far would make the two differ, so the answer counts as broken and the event is not stored.
+
+An answer may come whole or in part within its `message_start`. It is stored as the events that the API sends for other
+answers, so that readers need to know only one form.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.backends.message_events import block_events
+from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
@@ -23,8 +28,8 @@ KNOWN_BLOCKS: dict[str, dict[str, type]] = {
     "server_tool_use": {"id": str, "name": str, "input": dict},
     "mcp_tool_use": {"id": str, "name": str, "input": dict},
 }
-# Their content comes in deltas. The fold does not read it from the start of the block.
-EMPTY_AT_START = {"thinking": ("thinking", "signature")}
+# The fields of a message that its `message_delta` has, too.
+STOP_FIELDS = ("stop_reason", "stop_sequence", "stop_details", "container")
 
 
 class EventOrder:
@@ -35,8 +40,53 @@ class EventOrder:
         self._has_stopped = False
         self._next = 0
         self._open: dict[int, str] = {}
+        # The end of a message whose `message_start` has a stop reason; stored unless the model sends another one.
+        self._early_stop: ModelEvent | None = None
 
-    def check(self, event: ModelEvent) -> None:
+    def accept(self, event: ModelEvent) -> Sequence[ModelEvent]:
+        """Returns the events that are stored for `event`: itself, but nothing for a `message_stop`.
+
+        For a `message_start` with content or a stop reason, these are the events of its blocks, and later the end of
+        the message. Raises BackendError if `event` cannot come next.
+        """
+        match event.event:
+            case events.MessageStart() if not event.is_hidden:
+                start, blocks = self._split_start(event)
+                self._check(start)
+                for one in blocks:
+                    self._check(one)
+                return (start, *blocks)
+            case events.UnknownEvent() if event.kind == "message_stop":
+                end = () if self._has_stopped or self._early_stop is None else (self._early_stop,)
+                for one in end:
+                    self._check(one)
+                self._check(event)
+                return end
+            case _:
+                self._check(event)
+                return (event,)
+
+    def _split_start(self, event: ModelEvent) -> tuple[ModelEvent, list[ModelEvent]]:
+        """Returns a `message_start` without content and stop reason, and the events of its content."""
+        fields = read_fields(event.raw)
+        message: dict[str, Any] = fields["message"]
+        content = message.get("content") or []
+        if not content and message.get("stop_reason") is None:
+            return event, []
+        if not isinstance(content, list):
+            raise unreadable("a message_start whose content cannot be read")
+        stop = {name: message[name] for name in STOP_FIELDS if message.get(name) is not None}
+        if "stop_reason" in stop:
+            usage = message.get("usage") or {}
+            self._early_stop = _read({"type": "message_delta", "delta": stop, "usage": usage})
+        emptied = {"content": [], "stop_reason": None, "stop_sequence": None}
+        start = _read({**fields, "message": message | emptied})
+        whole = [
+            _read(change | {"index": index}) for index, block in enumerate(content) for change in block_events(block)
+        ]
+        return start, whole
+
+    def _check(self, event: ModelEvent) -> None:
         """Raises BackendError if `event` cannot come next."""
         is_start = event.kind == "message_start"
         # A hidden start begins a further call of the same answer.
@@ -57,22 +107,23 @@ class EventOrder:
                 self._has_stopped |= delta.stop_reason is not None
                 fits &= not (self._has_stopped and self._open)
             case events.MessageStart():
-                require_empty(event.raw)
+                read_fields(event.raw)
+            case events.OtherDelta(index):
+                read_fields(event.raw)
+                fits &= index in self._open
             case events.UnknownEvent():
-                self._check_unknown(event)
+                read_fields(event.raw)
                 fits &= event.kind != "message_stop" or self._has_stopped
         if not fits:
-            raise BackendError(
-                "backend_broken", f"the model sent a {event.kind[:40]} that does not fit its answer so far"
-            )
+            raise unreadable(f"a {event.kind[:40]} that does not fit its answer so far")
         self._has_begun = True
 
-    def _check_unknown(self, event: ModelEvent) -> None:
-        """Raises BackendError for a delta of an unknown type in a block of a known type: its content would be lost."""
-        block = self._open.get(event.index, "") if event.kind == "content_block_delta" else None
-        if block is not None and block in ("", *KNOWN_BLOCKS):
-            raise unreadable("a delta of an unknown type")
-        read_fields(event.raw)
+
+def _read(fields: dict[str, Any]) -> ModelEvent:
+    """Returns an event made of the model's own fields. Raises BackendError if it cannot be read."""
+    event = read_event(msgspec.json.encode(fields))
+    assert event is not None  # noqa: S101  # not a ping
+    return event
 
 
 def unreadable(what: str) -> BackendError:
@@ -94,14 +145,6 @@ def require_readable_start(block: dict[str, Any]) -> None:
     # Without its name a call cannot be executed, and without its id it cannot be answered.
     if kind in KNOWN_BLOCKS and events.is_tool_use(kind) and not (block.get("id") and block.get("name")):
         raise unreadable(f"a {kind} block without an id or a name")
-    if any(block.get(name) for name in EMPTY_AT_START.get(kind, ())):
-        raise unreadable(f"a {kind} block that has content at its start")
-
-
-def require_empty(raw: msgspec.Raw) -> None:
-    """Raises BackendError for a `message_start` with content: it comes in blocks."""
-    if read_fields(raw)["message"].get("content"):
-        raise unreadable("a message_start that has content")
 
 
 def read_fields(raw: msgspec.Raw) -> dict[str, Any]:

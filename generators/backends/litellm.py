@@ -78,10 +78,10 @@ class LiteLLM:
                         if event.kind == "message_delta" and chunks.received_finish_reason is None:
                             # LiteLLM makes up an ending for a stream that broke off without one.
                             raise BackendError("backend_broken", "the provider's answer ended before it was complete")
-                        order.check(event)
+                        for one in order.accept(event):
+                            yield one
                         if event.kind == "message_stop":
                             return
-                        yield event
         except BackendError:
             raise
         except Exception as error:

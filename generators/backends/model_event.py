@@ -1,7 +1,7 @@
 """One event of a model's answer: decoded once, together with the bytes that are stored."""
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 
@@ -21,7 +21,7 @@ class ModelEvent(msgspec.Struct, frozen=True):
     is_hidden: bool = False
     """Not shown to readers: it only reports usage, as a continuation's `message_start` does."""
     index: int = -1
-    """The block of an unknown event that names one."""
+    """The block of an unknown event or delta that names one."""
     left_out: int = 0
     """The bytes of text that the call sent before this event and that are not stored (PROTOCOL R70)."""
 
@@ -39,7 +39,6 @@ class _AnyEvent(msgspec.Struct, frozen=True):
 
     type: str
     index: Any = -1
-    delta: Any = None
 
 
 _decode_type = msgspec.json.Decoder(_AnyEvent).decode
@@ -52,7 +51,6 @@ KINDS: dict[type, str] = {
     events.MessageDelta: "message_delta",
 }
 KNOWN_KINDS = frozenset(KINDS.values())
-KNOWN_DELTAS = frozenset(str(delta.__struct_config__.tag) for delta in get_args(events.Delta))
 
 
 def read_event(data: bytes) -> ModelEvent | None:
@@ -81,18 +79,12 @@ def _read_other(data: bytes) -> ModelEvent | None:
             raise error_from_reason(_decode_error(data).error)
     except DECODE_ERRORS as error:
         raise BackendError("backend_unreadable", "the model sent an event that cannot be read") from error
-    # A delta of a newer type may stand in a block of a newer type: EventOrder knows the block.
-    if typed.type in KNOWN_KINDS and not (typed.type == "content_block_delta" and _is_new_delta(typed.delta)):
+    event = events.decode(data)
+    # A delta of a newer type is folded by a general rule.
+    if typed.type in KNOWN_KINDS and not isinstance(event, events.OtherDelta):
         raise BackendError("backend_unreadable", f"the model sent a {typed.type} that cannot be read")
     index = typed.index if type(typed.index) is int else -1
-    return ModelEvent(events.UnknownEvent(), msgspec.Raw(data), typed.type, index=index)
-
-
-def _is_new_delta(delta: Any) -> bool:
-    match delta:
-        case {"type": str(kind)}:
-            return kind not in KNOWN_DELTAS
-    return False
+    return ModelEvent(event, msgspec.Raw(data), typed.type, index=index)
 
 
 def stop_message(stop_reason: str, stop_sequence: str | None = None) -> ModelEvent:
@@ -106,6 +98,15 @@ def report_left_out(text_bytes: int) -> ModelEvent:
     """Returns a hidden `message_delta` that reports `text_bytes` of text that are not stored (PROTOCOL R70)."""
     raw = msgspec.Raw(b'{"type":"message_delta","delta":{},"usage":{}}')
     return ModelEvent(events.decode(raw), raw, "message_delta", is_hidden=True, left_out=text_bytes)
+
+
+def move(event: ModelEvent, index: int) -> ModelEvent:
+    """Returns an unknown event or delta with the block `index`, and all its other fields unchanged."""
+    if index == event.index:
+        return event
+    fields = msgspec.json.decode(event.raw, type=dict[str, msgspec.Raw]) | {"index": msgspec.Raw(b"%d" % index)}
+    raw = msgspec.Raw(msgspec.json.encode(fields))
+    return msgspec.structs.replace(event, event=events.decode(raw), raw=raw, index=index)
 
 
 def from_event(event: events.Event) -> ModelEvent:

@@ -58,7 +58,7 @@ def read(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     events = []
     for line in lines:
         for event in output.read(msgspec.json.encode(line)):
-            order.check(event)
+            order.accept(event)
             events.append(msgspec.json.decode(event.raw))
     return events
 

@@ -15,7 +15,7 @@ from tailrace.generators.backends import Call
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import ModelEvent, from_event, read_event
 from tailrace.generators.continuation import TAIL_CHARS, build_call, build_continuation_call, build_mapper
-from tailrace.generators.plan import can_continue
+from tailrace.generators.plan import find_obstacle
 from tailrace.proto import events
 from tailrace.proto.entries import Event, Message, Request
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, MessageDelta, MessageStart, TextDelta
@@ -67,7 +67,7 @@ def continue_log(log: Handwritten, turn_request: Request, answer: list[events.Ev
     order = EventOrder()
     for stored in log.stored:
         if isinstance(stored.entry, Event) and (shown := read_event(bytes(stored.entry.event))) is not None:
-            order.check(msgspec.structs.replace(shown, is_hidden=stored.entry.is_hidden))
+            order.accept(msgspec.structs.replace(shown, is_hidden=stored.entry.is_hidden))
 
 
 @pytest.mark.rule("R20")
@@ -85,7 +85,7 @@ def test_a_continued_answer_equals_the_uninterrupted_one(
     whole = answer_to(build_call(turn_request))
     uninterrupted = log_with(turn_request, whole).turn
     broken = [
-        prefix for prefix in stored_prefixes(whole[:-1]) if can_continue(log_with(turn_request, prefix).turn.blocks)
+        prefix for prefix in stored_prefixes(whole[:-1]) if find_obstacle(log_with(turn_request, prefix).turn) is None
     ]
     assert len(broken) > 3
     for prefix in broken[:: 1 + len(broken) // 30]:
@@ -313,7 +313,7 @@ def test_blocks_that_the_api_refuses_are_not_sent() -> None:
     empty = [*text_block(3, "\n"), *text_block(4)]
     stored = [*unsigned, *text_block(1, "one"), *executed, *empty, *answer_block(5, "thinking", "hm")]
     log = log_with(request(), [opening(), *stored])
-    assert can_continue(log.turn.blocks)
+    assert find_obstacle(log.turn) is None
     assert build_continuation_call(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]
     followed = log_with(request(), [opening(), *THOUGHT, *text_block(1, "one")])
     assert build_continuation_call(request(), followed.turn).messages[-2].content == [

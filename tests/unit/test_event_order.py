@@ -8,7 +8,10 @@ import pytest
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.proto import events
+from tailrace.proto.entries import Event
 from tailrace.proto.errors import BackendError
+from tailrace.proto.fold import contents
+from tests.harness.turn_builder import Handwritten
 
 CALL = {"id": "srvtoolu_1", "name": "look", "input": {}}
 BEGUN: list[dict[str, Any]] = [
@@ -40,7 +43,7 @@ def check(order: EventOrder, *answer: dict[str, Any]) -> None:
     for one in answer:
         event = read_event(msgspec.json.encode(one))
         assert event is not None
-        order.check(event)
+        order.accept(event)
 
 
 @pytest.mark.rule("R6")
@@ -56,7 +59,7 @@ def test_an_event_nested_deeper_than_the_decoder_allows_breaks_the_answer() -> N
     check(order, *BEGUN)
     raw = msgspec.Raw(b'{"type":"newer","deep":' + b"[" * 100_000)
     with pytest.raises(BackendError, match="nested too deeply"):
-        order.check(ModelEvent(events.UnknownEvent(), raw, "newer"))
+        order.accept(ModelEvent(events.UnknownEvent(), raw, "newer"))
 
 
 @pytest.mark.rule("R6")
@@ -78,6 +81,7 @@ def test_every_event_before_message_start_breaks_the_answer(event: dict[str, Any
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "into a closed block"}},
         {"type": "content_block_delta", "index": 2, "delta": {"type": "text_delta", "text": "into no block"}},
         {"type": "content_block_delta", "index": 1, "delta": {"type": "thinking_delta", "thinking": "x"}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "newer_delta"}},
         {"type": "content_block_stop", "index": 0},
         {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 9}},
         {"type": "message_stop"},
@@ -89,7 +93,7 @@ def test_an_event_that_does_not_fit_the_answer_breaks_it(event: dict[str, Any]) 
     check(order, *BEGUN)
     with pytest.raises(BackendError, match="does not fit") as broken:
         check(order, event)
-    assert broken.value.code == "backend_broken"
+    assert broken.value.code == "backend_unreadable"
 
 
 @pytest.mark.rule("R6")
@@ -100,7 +104,6 @@ def test_an_event_that_does_not_fit_the_answer_breaks_it(event: dict[str, Any]) 
         {"type": "content_block_start", "index": 2},
         {"type": "content_block_start", "index": 2, "content_block": {"type": "text", "deep": nested_list(61)}},
         {"type": "content_block_start", "index": 2, "content_block": {"type": "text", "text": None}},
-        {"type": "content_block_start", "index": 2, "content_block": {"type": "thinking", "thinking": "early"}},
         *(
             {"type": "content_block_start", "index": 2, "content_block": block}
             for block in (
@@ -122,7 +125,6 @@ def test_an_event_that_does_not_fit_the_answer_breaks_it(event: dict[str, Any]) 
         {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta"}},
         {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": 7}},
         {"type": "content_block_delta", "index": "1", "delta": {"type": "input_json_delta", "partial_json": ""}},
-        {"type": "content_block_delta", "index": 1, "delta": {"type": "newer_delta"}},
         {"type": "content_block_delta", "index": "1", "delta": {"type": "newer_delta"}},
         {"type": "content_block_delta", "index": 1, "delta": {"newer": "x"}},
         {"type": "content_block_delta", "index": 1},
@@ -162,13 +164,56 @@ def test_a_newer_field_that_readers_cannot_decode_breaks_the_answer(
     read = read_event(event % value)
     assert read is not None
     with pytest.raises(BackendError) as broken:
-        order.check(read)
+        order.accept(read)
     assert broken.value.code == "backend_unreadable"
 
 
-@pytest.mark.rule("R6")
-def test_the_start_of_an_answer_has_no_content() -> None:
-    """Content comes in blocks. The fold would not read it, and a raw dialect would pass it on."""
-    start = {"type": "message_start", "message": {"id": "msg_1", "content": [{"type": "text", "text": "Hello"}]}}
-    with pytest.raises(BackendError, match="has content"):
-        check(EventOrder(), start)
+CONTENT: list[dict[str, Any]] = [
+    {"type": "thinking", "thinking": "hm", "signature": "sig"},
+    {"type": "redacted_thinking", "data": "x"},
+    {"type": "text", "text": "Hello"},
+    {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"id": 7}, "caller": {"type": "code_execution"}},
+    {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []},
+    {"type": "newer", "newer": None},
+]
+
+
+@pytest.mark.rule("R116")
+@pytest.mark.parametrize("content", [[], CONTENT[:1], CONTENT[3:4], CONTENT])
+@pytest.mark.parametrize("has_stop", [True, False])
+def test_content_of_a_message_start_is_stored_as_blocks(content: list[dict[str, Any]], has_stop: bool) -> None:
+    """An answer after a call from code begins with its content, and may end at once (programmatic tool calling)."""
+    order = EventOrder()
+    stop = {"stop_reason": "tool_use", "stop_sequence": None} if has_stop else {}
+    message = {"id": "msg_1", "model": "m", "content": content, "usage": {"input_tokens": 0, "output_tokens": 4}, **stop}
+    rest = [
+        {"type": "content_block_start", "index": len(content), "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_stop", "index": len(content)},
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 4}},
+    ]
+    answer = [{"type": "message_start", "message": message}, *([] if has_stop else rest), {"type": "message_stop"}]
+    log = Handwritten()
+    log.store_request()
+    log.store_attempt()
+    for one in answer:
+        event = read_event(msgspec.json.encode(one))
+        assert event is not None
+        for stored in order.accept(event):
+            log.store(Event(prev=log.chain.last, attempt=1, event=stored.raw))
+    turn = log.turn
+    blocks = [*content, *([] if has_stop else [{"type": "text", "text": ""}])]
+    assert contents(turn.blocks, turn.stop.stop_reason) == blocks
+    assert all(block.is_closed for block in turn.blocks)
+    assert turn.stop.stop_reason == "tool_use"
+    assert (turn.usage.output_tokens, turn.is_usage_estimated) == (4, False)
+    first = msgspec.json.decode(log.stored[2].entry.event)  # type: ignore[union-attr]
+    assert first["message"]["content"] == []
+    assert first["message"].get("stop_reason") is None
+
+
+@pytest.mark.rule("R116")
+@pytest.mark.parametrize("content", ["text", [7], [{"text": "no type"}], [{"type": "text", "text": 7}]])
+def test_unreadable_content_of_a_message_start_breaks_the_answer(content: object) -> None:
+    with pytest.raises(BackendError):
+        check(EventOrder(), {"type": "message_start", "message": {"id": "msg_1", "content": content}})
+

@@ -68,7 +68,7 @@ DOCUMENTED: dict[str, tuple[bytes, events.Event | UnknownEvent]] = {
     "a newer event": (b'{"type":"message_sung","message":{}}', UnknownEvent()),
     "a newer delta": (
         b'{"type":"content_block_delta","index":0,"delta":{"type":"song_delta","note":"c"}}',
-        UnknownEvent(),
+        events.OtherDelta(0, {"type": "song_delta", "note": "c"}),
     ),
     "no event at all": (b'"\xff"', UnknownEvent()),
     "text that is no UTF-8": (

@@ -241,8 +241,8 @@ def test_a_rejected_call_is_shown_to_the_model() -> None:
 def test_a_call_that_breaks_off_is_restarted() -> None:
     """Before the first block, the answer is continued: readers have no text to discard."""
     answer = model_answer([ARGUMENTS[:5]])
-    assert plan(log_of(ONE, answer[:-2]).turn, 5) == MakeAttempt(2, "restart")
-    assert plan(log_of(ONE, answer[:4]).turn, 5) == MakeAttempt(2, "restart")
+    assert plan(log_of(ONE, answer[:-2]).turn, 5) == MakeAttempt(2, "restart", reason="schema")
+    assert plan(log_of(ONE, answer[:4]).turn, 5) == MakeAttempt(2, "restart", reason="schema")
     assert plan(log_of(ONE, answer[:1]).turn, 5) == MakeAttempt(2, "continue")
 
 

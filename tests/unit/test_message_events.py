@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import read_event
-from tailrace.generators.batches.message_events import PIECE_CHARS, to_events
+from tailrace.generators.backends.message_events import PIECE_CHARS, to_events
 from tailrace.proto.entries import Attempt, Event, StoredEntry
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn, content, fold
@@ -61,7 +61,7 @@ def test_the_events_of_any_message_follow_the_grammar(blocks: list[dict[str, Any
     for raw in events:
         event = read_event(bytes(raw))
         assert event is not None
-        order.check(event)
+        order.accept(event)
     turn = fold_events(events)
     assert [content(one) for one in turn.blocks] == blocks
     assert all(one.is_closed for one in turn.blocks)

@@ -68,7 +68,7 @@ def answer(stream: list[bytes]) -> tuple[Block, ...]:
         event = read_event(data)
         if event is None:
             continue
-        order.check(event)
+        order.accept(event)
         if event.kind == "message_stop":
             turn = fold(log.stored)
             assert turn.stop.stop_reason is not None

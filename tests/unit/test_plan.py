@@ -1,6 +1,7 @@
 """The next action for every shape of a turn's log."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -8,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.generators.backends import Call
+from tailrace.generators.backends.model_event import ModelEvent, from_event
 from tailrace.generators.continuation import ContinuationMapper, limit_tokens, prepare_call
 from tailrace.generators.hedging import plan_hedge
+from tailrace.generators.pauses import PAUSES_MAX, hide_pause
 from tailrace.generators.plan import (
+    ATTEMPTS_TOTAL_MAX,
     Acknowledge,
     AppendEvents,
     CheckSchema,
@@ -18,7 +22,7 @@ from tailrace.generators.plan import (
     Fail,
     Leave,
     MakeAttempt,
-    can_continue,
+    find_obstacle,
     plan,
     plan_after_check,
     tokens_left,
@@ -26,7 +30,7 @@ from tailrace.generators.plan import (
 from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Event, Failure, Mode, OnInterrupt
+from tailrace.proto.entries import Event, Failure, Mode, OnInterrupt, OnPause
 from tailrace.proto.events import (
     BlockDelta,
     BlockStart,
@@ -45,6 +49,21 @@ POLICIES: tuple[OnInterrupt, ...] = ("continue", "restart", "fail")
 START = MessageStart(MessageHead("msg_1"))
 SCHEMA = {"type": "string"}
 STOPPED = events.MessageDelta(events.StopReason("end_turn"))
+PAUSED = events.MessageDelta(events.StopReason("pause_turn"))
+WITH_SCHEMA = with_schema(None, SCHEMA)
+CALL: dict[str, Any] = {"type": "server_tool_use", "id": "srvtoolu_0", "name": "web_search", "input": {}}
+RESULT: dict[str, Any] = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_0", "content": []}
+
+
+def search(index: int, call: str = "srvtoolu_0") -> list[events.Event]:
+    """Returns the events of a completed call of a server tool, with its result, from block `index` on."""
+    return [
+        BlockStart(index, CALL | {"id": call}),
+        BlockDelta(index, InputJsonDelta('{"query": "q"}')),
+        BlockStop(index),
+        BlockStart(index + 1, RESULT | {"tool_use_id": call}),
+        BlockStop(index + 1),
+    ]
 
 
 def block_start(type_: str, index: int = 0) -> list[events.Event]:
@@ -74,36 +93,183 @@ def test_a_turn_without_a_message_starts_fresh_and_an_opening_alone_is_continued
 
 
 @pytest.mark.parametrize(
-    ("prefix", "mode"),
+    ("prefix", "obstacle"),
     [
-        (block_start("text"), "continue"),
-        (block_stop("text"), "continue"),
-        ([*block_stop("text"), *block_start("text", 1)], "continue"),
-        (block_stop("thinking"), "continue"),
-        (block_stop("redacted_thinking"), "continue"),
-        ([*block_stop("thinking"), *block_start("text", 1)], "continue"),
-        ([BlockStart(0, {"type": "text"})], "continue"),
-        (block_start("thinking"), "restart"),
-        (block_start("tool_use"), "restart"),
-        (block_stop("tool_use"), "restart"),
-        ([*block_stop("text"), *block_start("tool_use", 1)], "restart"),
-        ([*block_stop("text"), *block_stop("tool_use", 1), *block_start("text", 2)], "restart"),
-        ([*block_start("text"), *block_start("text", 1)], "restart"),
-        (block_stop("newer"), "restart"),
+        (block_start("text"), None),
+        (block_stop("text"), None),
+        ([*block_stop("text"), *block_start("text", 1)], None),
+        (block_stop("thinking"), None),
+        (block_stop("redacted_thinking"), None),
+        ([*block_stop("thinking"), *block_start("text", 1)], None),
+        ([BlockStart(0, {"type": "text"})], None),
+        (block_start("thinking"), "thinking"),
+        (block_start("tool_use"), "tool_use"),
+        (block_stop("tool_use"), "tool_use"),
+        ([*block_stop("text"), *block_start("tool_use", 1)], "tool_use"),
+        ([*block_stop("text"), *block_stop("tool_use", 1), *block_start("text", 2)], "tool_use"),
+        ([*block_start("text"), *block_start("text", 1)], "text"),
+        (block_stop("newer"), "newer"),
+        (block_start("compaction"), "compaction"),
+        (block_stop("compaction"), None),
+        (search(0), None),
+        ([*search(0), *block_start("thinking", 2)], None),
+        ([*search(0), *block_stop("newer", 2)], None),
+        ([*search(0), *block_start("newer", 2)], "newer"),
+        ([*search(0), *block_start("tool_use", 2)], "tool_use"),
+        ([*search(0), *block_stop("tool_use", 2), *block_start("text", 3)], "tool_use"),
     ],
 )
-def test_text_and_complete_thinking_are_continued_and_other_blocks_restarted(
-    prefix: list[events.Event], mode: Mode
+def test_text_complete_thinking_and_server_tools_are_continued_and_other_blocks_restarted(
+    prefix: list[events.Event], obstacle: str | None
 ) -> None:
-    """A model can continue text in the middle of a word; not half a thought, a tool call, or an unknown block."""
-    assert plan(log_with([START, *prefix]).turn, 5) == MakeAttempt(2, mode)
+    """A model can continue text in the middle of a word; not half a thought, a client's tool call, or an unknown block.
+
+    After a completed call of a server tool, a restart would run the tool again: half a thought is left out instead.
+    """
+    action = plan(log_with([START, *prefix]).turn, 5)
+    if obstacle is not None:
+        assert action == MakeAttempt(2, "restart", reason=obstacle)
+    elif isinstance(action, AppendEvents):
+        # What is half is closed first.
+        assert action.events
+    else:
+        assert action == MakeAttempt(2, "continue")
+
+
+@pytest.mark.rule("R119")
+@pytest.mark.parametrize("prefix", [[], block_stop("text"), search(0), [*search(0), *block_stop("text", 2)]])
+@pytest.mark.parametrize(
+    "half",
+    [
+        [BlockStart(9, CALL | {"id": "half"})],
+        [BlockStart(9, CALL | {"id": "half"}), BlockDelta(9, InputJsonDelta('{"q'))],
+        [BlockStart(9, CALL | {"id": "half"}), BlockDelta(9, InputJsonDelta("{}")), BlockStop(9)],
+        [BlockStart(9, CALL | {"type": "mcp_tool_use", "id": "half", "server_name": "s"}), BlockStop(9)],
+    ],
+)
+def test_half_a_call_of_a_server_tool_gets_an_error_and_is_left_out_of_the_continuation(
+    prefix: list[events.Event], half: list[events.Event]
+) -> None:
+    """The stored answer stays one that the API accepts when a client sends it back; the call sends completed pairs."""
+    log = log_with([START, *prefix])
+    at = len(log.turn.blocks)
+    log.store_events(*(msgspec.structs.replace(event, index=at) for event in half))  # type: ignore[type-var]
+    action = plan(log.turn, 5)
+    assert isinstance(action, AppendEvents)
+    log.store_events(*(one.event for one in action.events if not isinstance(one.event, events.UnknownEvent)))
+    turn = log.turn
+    assert all(block.is_closed for block in turn.blocks)
+    assert turn.blocks[-1].start["tool_use_id"] == "half"
+    assert turn.blocks[-1].type.endswith("_tool_result")
+    assert plan(turn, 5) == MakeAttempt(2, "continue")
+    call, _ = prepare_call(turn, "continue")
+    sent = msgspec.json.encode(call.messages).decode()
+    assert "half" not in sent
+    assert ("srvtoolu_0" in sent) == any(isinstance(one, BlockStart) and "id" in one.content_block for one in prefix)
+
+
+@pytest.mark.rule("R118")
+def test_a_turn_whose_attempts_all_make_progress_has_a_bound() -> None:
+    log = log_with([START, *block_start("text")])
+    while log.turn.attempt < ATTEMPTS_TOTAL_MAX:
+        assert isinstance(plan(log.turn, 5), MakeAttempt)
+        log.store_attempt("continue")
+        log.store_texts("more")
+    failed = plan(log.turn, 5)
+    assert isinstance(failed, Fail)
+    assert failed.failure.code == "attempts_exhausted"
+    assert str(ATTEMPTS_TOTAL_MAX) in failed.failure.message
+
+
+def paused(*blocks: events.Event, times: int = 1, **asked: object) -> Handwritten:
+    """Returns the log of a turn that has paused `times` times; a generator continues each pause."""
+    log = Handwritten()
+    log.store_request(on_pause="continue", tools=[{"type": "web_search_20250305", "name": "web_search"}], **asked)
+    log.store_attempt()
+    log.store_events(START, *blocks)
+    for number in range(times):
+        if number:
+            log.store_attempt("continue")
+            log.store_events(*search(len(log.turn.blocks), f"s{number}"))
+        log.store_events(PAUSED, is_hidden=True)
+    return log
+
+
+@pytest.mark.rule("R117")
+@pytest.mark.parametrize("asked", [{}, {"on_interrupt": "fail"}, {"on_interrupt": "restart"}, {"options": WITH_SCHEMA}])
+def test_a_pause_is_continued_with_the_answer_as_the_last_message(asked: dict[str, Any]) -> None:
+    """Also on models without prefill. `on_interrupt` and a schema do not apply: nothing has broken off."""
+    log = paused(*block_stop("text"), BlockStart(1, CALL), BlockStop(1), **asked)
+    assert log.turn.is_paused
+    assert log.turn.stop.stop_reason is None
+    assert plan(log.turn, 5) == MakeAttempt(2, "continue")
+    call, mapper = prepare_call(log.turn, "continue")
+    assert [one.role for one in call.messages] == ["user", "assistant"]
+    assert isinstance(call.messages[-1].content, list)
+    assert [block["type"] for block in call.messages[-1].content] == ["text", "server_tool_use"]
+    assert mapper is not None
+    thought = BlockStart(0, {"type": "thinking", "thinking": "", "signature": ""})
+    assert [one.event for one in mapper.map(from_event(thought))] == [msgspec.structs.replace(thought, index=2)]
+
+
+@pytest.mark.rule("R117")
+def test_after_a_pause_and_new_blocks_an_interruption_is_one_like_any_other() -> None:
+    log = paused(BlockStart(0, CALL), BlockStop(0))
+    log.store_attempt("continue")
+    log.store_events(BlockStart(1, RESULT), BlockStop(1), BlockStart(2, {"type": "text", "text": ""}))
+    assert not log.turn.is_paused
+    assert plan(log.turn, 5) == MakeAttempt(3, "continue")
+    call, _ = prepare_call(log.turn, "continue")
+    assert [one.role for one in call.messages] == ["user", "assistant", "user"]
+
+
+@pytest.mark.rule("R117")
+@pytest.mark.parametrize(("pauses", "is_hidden"), [(0, True), (PAUSES_MAX - 1, True), (PAUSES_MAX, False)])
+def test_a_generator_continues_ten_pauses_and_shows_the_next(pauses: int, is_hidden: bool) -> None:
+    log = paused(*search(0), times=pauses)
+    seen: list[ModelEvent] = []
+    assert log.turn.request is not None
+    hide_pause(seen.append, log.turn.request, log.turn)(from_event(PAUSED))
+    assert [one.is_hidden for one in seen] == [is_hidden]
+    log.store_events(PAUSED, is_hidden=is_hidden)
+    assert (plan(log.turn, 5) == Complete()) is not is_hidden
+
+
+@pytest.mark.rule("R117")
+@pytest.mark.parametrize(
+    ("on_pause", "tools"),
+    [("return", [{"type": "web_search_20250305", "name": "web_search"}]), ("continue", [{"name": "own"}])],
+)
+def test_a_pause_that_the_client_continues_is_shown(on_pause: OnPause, tools: list[dict[str, Any]]) -> None:
+    log = Handwritten()
+    log.store_request(on_pause=on_pause, tools=tools)
+    seen: list[ModelEvent] = []
+    assert log.turn.request is not None
+    assert hide_pause(seen.append, log.turn.request, log.turn) == seen.append
+
+
+@pytest.mark.rule("R117")
+@pytest.mark.parametrize("given", [None, "container_0", {"skills": [{"skill_id": "pdf"}]}])
+def test_the_container_of_the_answer_is_sent_again(given: object) -> None:
+    """Its files would be missing in a new one."""
+    log = Handwritten()
+    tools = [{"type": "code_execution_20250825", "name": "code_execution"}]
+    log.store_request(on_pause="continue", tools=tools, options={"container": given} if given else None)
+    log.store_attempt()
+    log.store_events(START, BlockStart(0, CALL), BlockStop(0))
+    delta = {"stop_reason": "pause_turn", "container": {"id": "container_1", "expires_at": "2026-01-01T00:00:00Z"}}
+    raw = msgspec.Raw(msgspec.json.encode({"type": "message_delta", "delta": delta, "usage": {}}))
+    log.store(Event(prev=log.chain.last, attempt=1, event=raw, is_hidden=True))
+    call, _ = prepare_call(log.turn, "continue")
+    expected = {**given, "id": "container_1"} if isinstance(given, dict) else "container_1"
+    assert (call.options or {})["container"] == expected
 
 
 @pytest.mark.rule("R19")
 @pytest.mark.parametrize("prefix", [block_start("text"), block_start("tool_use"), block_stop("thinking")])
 def test_on_interrupt_restart_and_fail_are_obeyed(prefix: list[events.Event]) -> None:
     """`restart` also takes back text that could be continued; `fail` keeps it and ends the turn."""
-    assert plan(log_with([START, *prefix], "restart").turn, 5) == MakeAttempt(2, "restart")
+    assert plan(log_with([START, *prefix], "restart").turn, 5) == MakeAttempt(2, "restart", reason="on_interrupt")
     failed = plan(log_with([START, *prefix], "fail").turn, 5)
     assert isinstance(failed, Fail)
     assert failed.failure.code == "interrupted"
@@ -289,7 +455,8 @@ def test_an_answer_that_was_cut_is_checked_but_not_corrected_and_an_unfinished_o
 def test_json_is_restarted_and_not_continued(misfit: str | None) -> None:
     """Without any block, continuing takes nothing back."""
     attempts = 2 if misfit is None else 3
-    assert plan(schema_turn([START, *block_start("text")], misfit=misfit), 5) == MakeAttempt(attempts, "restart")
+    restart = MakeAttempt(attempts, "restart", reason="schema")
+    assert plan(schema_turn([START, *block_start("text")], misfit=misfit), 5) == restart
     assert plan(schema_turn([START], misfit=misfit), 5) == MakeAttempt(attempts, "continue")
     assert plan(schema_turn([], misfit=misfit), 5) == MakeAttempt(attempts, "fresh")
 
@@ -330,7 +497,7 @@ def check(turn: Turn, attempts_max: int) -> None:
     assert isinstance(continuation, ContinuationMapper) == (go.mode == "continue")
     if go.mode == "continue":
         assert turn.message is not None
-        assert can_continue(turn.blocks)
+        assert find_obstacle(turn) is None
         assert turn.request.on_interrupt == "continue" or not turn.blocks
 
 

@@ -31,7 +31,7 @@ from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy, r
 from tailrace.gateway.turns.submit import IDEMPOTENCY_KEY
 from tailrace.proto.conversation import without_trailing_thinking
 from tailrace.proto.depth import is_deeper
-from tailrace.proto.entries import OnInterrupt
+from tailrace.proto.entries import OnInterrupt, OnPause
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import INPUT_LEVELS_MAX
 from tailrace.proto.long_strings import PIECE_BYTES, decode_base64
@@ -134,6 +134,8 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Labels of the turn, by which it can be found."""
     on_interrupt: OnInterrupt = "continue"
     """What happens when a model call breaks off: continue the answer, restart it, or fail."""
+    on_pause: OnPause = "continue"
+    """What happens when the model pauses its answer to run tools of its API: continue it, or return it."""
     on_disconnect: str = "continue"
     """What happens when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
     on_busy: OnBusy = "interrupt"
@@ -177,6 +179,7 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
         project=chat.project_id,
         metadata=metadata or None,
         on_interrupt=chat.on_interrupt,
+        on_pause=chat.on_pause,
         on_disconnect=chat.on_disconnect,
         on_busy=chat.on_busy,
         max_cost=chat.max_cost,

@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 from starlette.datastructures import Headers
 
+from tailrace.gateway.clients.session_headers import read_on_pause
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn
 from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.entries import OnPause
 from tailrace.proto.errors import Refused
 
 NO_THREADS = "`thread` is not supported: send the whole conversation in `messages`, and no `thread`"
@@ -45,6 +47,8 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A field of Tailrace: the most that the answer may cost, in dollars. It is not sent to the model."""
     on_disconnect: str = "continue"
     """A field of Tailrace: what happens when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
+    on_pause: OnPause | None = None
+    """A field of Tailrace: what happens when the model pauses its answer (`pause_turn`): continue it, or return it."""
 
 
 def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Headers) -> NewTurn:
@@ -68,6 +72,8 @@ def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Header
         api_version=headers.get("anthropic-version"),
         max_cost=request.max_cost,
         on_disconnect=request.on_disconnect,
+        # The SDKs send a paused answer back themselves (`tool_runner`).
+        on_pause=request.on_pause or read_on_pause(headers) or "return",
         user=_user(fields.get("metadata")),
         session=headers.get("x-session-id"),
         project=headers.get("x-project-id"),

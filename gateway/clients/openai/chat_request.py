@@ -151,6 +151,7 @@ def build_turn(chat: ChatCompletionRequest, model: Model, fields: dict[str, Any]
         on_busy=chat.on_busy,
         max_cost=chat.max_cost,
         on_interrupt=chat.on_interrupt,
+        on_pause=chat.on_pause,
         on_disconnect=chat.on_disconnect,
     )
     ignored = [

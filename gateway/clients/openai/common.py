@@ -12,7 +12,7 @@ import msgspec
 from tailrace.gateway.turns.media_types import PDF, PLAIN, accepted_type
 from tailrace.gateway.turns.request_body import OnBusy
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.entries import OnInterrupt
+from tailrace.proto.entries import OnInterrupt, OnPause
 from tailrace.proto.errors import Refused
 from tailrace.proto.long_strings import decode_base64
 from tailrace.proto.models import Model
@@ -66,6 +66,8 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The most that the answer may cost, in dollars."""
     on_interrupt: OnInterrupt = "continue"
     """What happens when a model call breaks off: continue the answer, restart it, or fail."""
+    on_pause: OnPause = "continue"
+    """What happens when the model pauses its answer to run tools of its API: continue it, or return it."""
     on_disconnect: str = "continue"
     """What happens when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
 

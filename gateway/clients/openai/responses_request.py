@@ -162,6 +162,7 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         on_busy=body.on_busy,
         max_cost=body.max_cost,
         on_interrupt=body.on_interrupt,
+        on_pause=body.on_pause,
         on_disconnect=body.on_disconnect,
         store=body.store is not False,
     )
