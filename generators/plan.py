@@ -10,7 +10,7 @@ import msgspec
 from tailrace.generators.backends.model_event import ModelEvent, from_event, stop_message
 from tailrace.generators.server_tools import close_half_calls, has_results, is_result, is_sendable, without_half_calls
 from tailrace.proto import events
-from tailrace.proto.entries import Block, Failure, Mode
+from tailrace.proto.entries import Failure, Mode
 from tailrace.proto.fold import Turn, is_executed_tool
 from tailrace.proto.forced_tools import answer_schema, forced_functions
 
@@ -162,8 +162,9 @@ def tokens_left(turn: Turn) -> int:
 def find_obstacle(turn: Turn) -> str | None:
     """Returns why the partial answer in `turn` cannot be continued; None if it can.
 
-    `on_interrupt`: the request wants a restart. `schema`: the model must write the JSON from its beginning. Otherwise the type of the block in the way: the API
-    refuses half a thought, an unknown block, and a call of the client's tools without its result.
+    `on_interrupt`: the request wants a restart. `schema`: the model must write the JSON from its beginning. Otherwise
+    the type of the block in the way: the API refuses half a thought, an unknown block, and a call of the client's tools
+    without its result.
 
     Completed calls of server tools are continued, so that none of them runs twice. After such a call, half a thought
     is left out of the next call instead. A call that the backend has executed itself is not sent.

@@ -19,9 +19,9 @@ from tailrace.proto.records import TurnRecord
 
 Block = dict[str, Any]
 
-# After this stop reason, the result of a server tool's call may be in a later answer, once the client has sent the result
-# of its own tool. Anthropic's docs: "Programmatic tool calling". After `pause_turn`, only a request that ends with the
-# answer gets that result: here a message of the user follows.
+# After this stop reason, the result of a server tool's call may be in a later answer, when the client has sent the
+# result of its own tool. Anthropic's docs: "Programmatic tool calling". After `pause_turn`, only a request that ends
+# with the answer gets that result: here a message of the user follows.
 AWAITS_CLIENT = "tool_use"
 # In place of the id of a tool call without a valid id, name or input.
 MALFORMED = ""

@@ -79,7 +79,7 @@ class EventOrder:
         if "stop_reason" in stop:
             usage = message.get("usage") or {}
             self._early_stop = _read({"type": "message_delta", "delta": stop, "usage": usage})
-        emptied = {"content": [], "stop_reason": None, "stop_sequence": None}
+        emptied: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
         start = _read({**fields, "message": message | emptied})
         whole = [
             _read(change | {"index": index}) for index, block in enumerate(content) for change in block_events(block)

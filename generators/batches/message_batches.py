@@ -28,8 +28,8 @@ from tailrace.generators.backends.message_batches_api import (
     Result,
     SucceededResult,
 )
-from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.backends.message_events import to_events
+from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.tally import BatchTally
 from tailrace.generators.continuation import FilterCall, build_call
 from tailrace.generators.event_writer import append_when_not_full, as_stored

@@ -228,7 +228,8 @@ SERVER_RESULT = {"type": "web_search_tool_result", "tool_use_id": "search_1", "c
     [
         ("max_tokens", [TEXT, SERVER_CALL], "Light scatters."),
         ("end_turn", [SERVER_CALL, SERVER_RESULT, TEXT], [SERVER_CALL, SERVER_RESULT, TEXT]),
-        ("pause_turn", [TEXT, SERVER_CALL], [TEXT, SERVER_CALL]),
+        ("pause_turn", [TEXT, SERVER_CALL], "Light scatters."),
+        ("pause_turn", [SERVER_CALL, SERVER_RESULT, SERVER_CALL | {"id": "search_2"}], [SERVER_CALL, SERVER_RESULT]),
         ("tool_use", [SERVER_CALL, TOOL], [SERVER_CALL, TOOL]),
         ("max_tokens", [TEXT, THINKING], "Light scatters."),
     ],
@@ -236,6 +237,8 @@ SERVER_RESULT = {"type": "web_search_tool_result", "tool_use_id": "search_1", "c
 def test_a_server_tools_call_that_was_cut_is_left_out(
     stop_reason: str, content: list[dict[str, Any]], stays: str | list[dict[str, Any]]
 ) -> None:
-    """Only a paused answer may have a call whose result comes later."""
+    """The API refuses a call without its result before a message of the user. After a call of the client's tool, the
+    result may come later.
+    """
     turn = msgspec.structs.replace(turn_record("completed", *content), stop_reason=stop_reason)
     assert messages([turn]) == [QUESTION, Message("assistant", stays)]

@@ -185,7 +185,8 @@ def test_content_of_a_message_start_is_stored_as_blocks(content: list[dict[str, 
     """An answer after a call from code begins with its content, and may end at once (programmatic tool calling)."""
     order = EventOrder()
     stop = {"stop_reason": "tool_use", "stop_sequence": None} if has_stop else {}
-    message = {"id": "msg_1", "model": "m", "content": content, "usage": {"input_tokens": 0, "output_tokens": 4}, **stop}
+    usage = {"input_tokens": 0, "output_tokens": 4}
+    message = {"id": "msg_1", "model": "m", "content": content, "usage": usage, **stop}
     rest = [
         {"type": "content_block_start", "index": len(content), "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_stop", "index": len(content)},
@@ -216,4 +217,3 @@ def test_content_of_a_message_start_is_stored_as_blocks(content: list[dict[str, 
 def test_unreadable_content_of_a_message_start_breaks_the_answer(content: object) -> None:
     with pytest.raises(BackendError):
         check(EventOrder(), {"type": "message_start", "message": {"id": "msg_1", "content": content}})
-

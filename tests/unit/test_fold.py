@@ -510,3 +510,60 @@ def test_usage_stays_estimated_when_a_later_call_reports_its_own() -> None:
     log.store_events(events.MessageDelta(events.StopReason("end_turn"), UsageSoFar(output_tokens=3)))
     log.store_attempt("continue")
     assert log.turn.is_usage_estimated
+
+
+@pytest.mark.rule("R116")
+@pytest.mark.parametrize(
+    ("start", "deltas", "folded"),
+    [
+        (
+            {"type": "compaction", "content": None},
+            [{"content": None}, {"content": "The user ", "encrypted_content": "E1"}, {"content": "maps.", "newer": 1}],
+            {"type": "compaction", "content": "The user maps.", "encrypted_content": "E1", "newer": 1},
+        ),
+        (
+            {"type": "compaction", "content": None},
+            [{"content": "x", "encrypted_content": "E1"}, {"encrypted_content": "E2"}, {"encrypted_content": None}],
+            {"type": "compaction", "content": "x", "encrypted_content": "E2"},
+        ),
+        ({"type": "newer", "parts": [1]}, [{"parts": [2]}, {"parts": [3]}], {"type": "newer", "parts": [1, 2, 3]}),
+        ({"type": "text", "text": "Hello"}, [{"mark": {"a": 1}}], {"type": "text", "text": "Hello", "mark": {"a": 1}}),
+    ],
+)
+def test_deltas_of_other_types_change_the_fields_of_their_block(
+    start: dict[str, Any], deltas: list[dict[str, Any]], folded: dict[str, Any]
+) -> None:
+    """Through the log, the `end` and the database: nothing that the model has sent is lost."""
+    log = attempted_turn(events.MessageStart(events.MessageHead("msg_1", "m")), BlockStart(0, start))
+    for fields in deltas:
+        delta = {"type": "compaction_delta"} | fields
+        one = raw({"type": "content_block_delta", "index": 0, "delta": delta})
+        log.store(EventEntry(prev=log.chain.last, attempt=1, event=one))
+    log.store_events(BlockStop(0), events.MessageDelta(events.StopReason("end_turn"), UsageSoFar(output_tokens=1)))
+    end = msgspec.json.decode(msgspec.json.encode(build_end(log.turn, "completed")), type=End)
+    assert content(log.turn.blocks[0]) == folded
+    assert end.blocks is not None
+    assert content(end.blocks[0]) == folded
+
+
+@pytest.mark.rule("R117")
+def test_a_hidden_stop_reason_is_a_pause_and_not_the_end_of_the_answer() -> None:
+    log = attempted_turn(
+        events.MessageStart(events.MessageHead("msg_1", "m")), BlockStart(0, SERVER_TOOL), BlockStop(0)
+    )
+    pause = events.MessageDelta(events.StopReason("pause_turn"), UsageSoFar(output_tokens=7))
+    log.store_events(pause, is_hidden=True)
+    assert (log.turn.is_paused, log.turn.stop.stop_reason, log.turn.usage.output_tokens) == (True, None, 7)
+    log.store_attempt("continue")
+    log.store_events(BlockStart(1, {"type": "text", "text": ""}))
+    assert (log.turn.is_paused, log.turn.pauses) == (False, (1,))
+    log.store_attempt("restart")
+    assert log.turn.pauses == ()
+
+
+@pytest.mark.rule("R118")
+def test_the_causes_of_attempts_are_folded_without_pauses() -> None:
+    log = attempted_turn()
+    for cause in ("backend_broken", "pause_turn", None, "backend_unreadable"):
+        log.store(msgspec.structs.replace(attempt(log.chain, "continue"), cause=cause))
+    assert log.turn.causes == ("backend_broken", "backend_unreadable")

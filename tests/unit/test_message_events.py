@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tailrace.generators.backends.event_order import EventOrder
-from tailrace.generators.backends.model_event import read_event
 from tailrace.generators.backends.message_events import PIECE_CHARS, to_events
+from tailrace.generators.backends.model_event import read_event
 from tailrace.proto.entries import Attempt, Event, StoredEntry
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn, content, fold

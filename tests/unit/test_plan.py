@@ -153,7 +153,7 @@ def test_half_a_call_of_a_server_tool_gets_an_error_and_is_left_out_of_the_conti
     """The stored answer stays one that the API accepts when a client sends it back; the call sends completed pairs."""
     log = log_with([START, *prefix])
     at = len(log.turn.blocks)
-    log.store_events(*(msgspec.structs.replace(event, index=at) for event in half))  # type: ignore[type-var]
+    log.store_events(*(msgspec.structs.replace(event, index=at) for event in half))
     action = plan(log.turn, 5)
     assert isinstance(action, AppendEvents)
     log.store_events(*(one.event for one in action.events if not isinstance(one.event, events.UnknownEvent)))

@@ -58,6 +58,12 @@ def test_a_call_is_repeated_exactly_for_retryable_codes(code: str) -> None:
 
 
 @pytest.mark.rule("F20")
+@pytest.mark.rule("R118")
+def test_an_answer_that_cannot_be_read_is_requested_twice_at_most() -> None:
+    unreadable = BackendError("backend_unreadable", "x")
+    assert [RETRY.next_delay_s(unreadable, tries, chance=0.0) is None for tries in (1, 2)] == [False, True]
+
+
 def test_back_off_doubles_up_to_its_cap_until_the_last_try() -> None:
     """Half of each wait is fixed and half is random."""
     retry = Retry(tries_max=6, wait_s=1.0, wait_max_s=5.0)

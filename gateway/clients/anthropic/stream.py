@@ -146,7 +146,7 @@ def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
     match block:
         case {"type": "text", "text": text}:
             opened, deltas = {"type": "text", "text": ""}, [{"type": "text_delta", "text": text}]
-            deltas += [{"type": "citations_delta", "citation": one} for one in block.get("citations", ())]
+            deltas += [{"type": "citations_delta", "citation": one} for one in block.get("citations") or ()]
         case {"type": "thinking", "thinking": thinking}:
             opened = {"type": "thinking", "thinking": "", "signature": ""}
             deltas = [{"type": "thinking_delta", "thinking": thinking}]

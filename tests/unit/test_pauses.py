@@ -1,0 +1,75 @@
+"""Answers of the assistant as the last message: which are sent back after a pause, and who continues them."""
+
+from typing import Any
+
+import pytest
+from starlette.datastructures import Headers
+
+from tailrace.gateway.clients.anthropic.request import MessagesRequest, build_turn
+from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
+from tailrace.gateway.clients.session_headers import apply_session_headers
+from tailrace.gateway.models.offer import Offer
+from tailrace.gateway.turns.conversation_match import Position
+from tailrace.gateway.turns.request_body import MessageParam, NewTurn, build_entry, new_messages
+from tailrace.proto.entries import OnPause
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import SessionId
+
+QUESTION = MessageParam("user", "hi")
+CALL: dict[str, Any] = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
+TEXT: dict[str, Any] = {"type": "text", "text": "I look it up."}
+
+
+@pytest.mark.rule("R117")
+@pytest.mark.parametrize(
+    ("content", "options", "is_accepted"),
+    [
+        ([TEXT, CALL], None, True),
+        ([TEXT, {**CALL, "type": "mcp_tool_use", "server_name": "s"}], None, True),
+        ([CALL, {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []}], None, True),
+        ([{"type": "compaction", "content": "The user maps rivers."}], None, True),
+        ("I", {"fallback_credit_token": "t"}, True),
+        ("I", None, False),
+        ([TEXT], None, False),
+        ([TEXT, {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}], None, False),
+    ],
+)
+def test_an_answer_that_the_api_has_paused_is_no_prefill(
+    content: str | list[dict[str, Any]], options: dict[str, Any] | None, *, is_accepted: bool
+) -> None:
+    """On every model. The API decides whether it continues such an answer."""
+    turn = NewTurn(messages=[QUESTION, MessageParam("assistant", content)], options=options)
+    position = Position(session=SessionId("s"), new=new_messages(turn))
+    if is_accepted:
+        assert build_entry(turn, position, 10, Offer()).messages[-1].role == "assistant"
+    else:
+        with pytest.raises(Refused, match="prefill"):
+            build_entry(turn, position, 10, Offer())
+
+
+@pytest.mark.rule("R117")
+@pytest.mark.parametrize(
+    ("field", "header", "on_pause"),
+    [
+        (None, None, "return"),
+        ("continue", None, "continue"),
+        (None, "continue", "continue"),
+        ("return", None, "return"),
+    ],
+)
+def test_an_anthropic_client_continues_pauses_unless_it_says_otherwise(
+    field: OnPause | None, header: str | None, on_pause: OnPause
+) -> None:
+    """Its SDK does so in `tool_runner`. All other clients get one answer."""
+    body = MessagesRequest(max_tokens=1, messages=[QUESTION], on_pause=field)
+    headers = Headers({"tailrace-on-pause": header} if header else {})
+    assert build_turn(body, {}, headers).on_pause == on_pause
+    assert NewTurn(message="hi").on_pause == "continue"
+
+
+def test_the_header_applies_to_openai_and_another_value_is_refused() -> None:
+    chat = ChatCompletionRequest(messages=[])
+    assert chat.on_pause == "continue"
+    assert apply_session_headers(chat, {"tailrace-on-pause": "return"}).on_pause == "return"
+    with pytest.raises(Refused, match="Tailrace-On-Pause"):
+        apply_session_headers(chat, {"tailrace-on-pause": "later"})
