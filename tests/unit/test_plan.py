@@ -181,10 +181,10 @@ def test_a_turn_whose_attempts_all_make_progress_has_a_bound() -> None:
     assert str(ATTEMPTS_TOTAL_MAX) in failed.failure.message
 
 
-def paused(*blocks: events.Event, times: int = 1, **asked: object) -> Handwritten:
+def paused(*blocks: events.Event, times: int = 1, **given: object) -> Handwritten:
     """Returns the log of a turn that has paused `times` times; a generator continues each pause."""
     log = Handwritten()
-    log.store_request(on_pause="continue", tools=[{"type": "web_search_20250305", "name": "web_search"}], **asked)
+    log.store_request(on_pause="continue", tools=[{"type": "web_search_20250305", "name": "web_search"}], **given)
     log.store_attempt()
     log.store_events(START, *blocks)
     for number in range(times):
@@ -196,10 +196,10 @@ def paused(*blocks: events.Event, times: int = 1, **asked: object) -> Handwritte
 
 
 @pytest.mark.rule("R117")
-@pytest.mark.parametrize("asked", [{}, {"on_interrupt": "fail"}, {"on_interrupt": "restart"}, {"options": WITH_SCHEMA}])
-def test_a_pause_is_continued_with_the_answer_as_the_last_message(asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize("given", [{}, {"on_interrupt": "fail"}, {"on_interrupt": "restart"}, {"options": WITH_SCHEMA}])
+def test_a_pause_is_continued_with_the_answer_as_the_last_message(given: dict[str, Any]) -> None:
     """Also on models without prefill. `on_interrupt` and a schema do not apply: nothing has broken off."""
-    log = paused(*block_stop("text"), BlockStart(1, CALL), BlockStop(1), **asked)
+    log = paused(*block_stop("text"), BlockStart(1, CALL), BlockStop(1), **given)
     assert log.turn.is_paused
     assert log.turn.stop.stop_reason is None
     assert plan(log.turn, 5) == MakeAttempt(2, "continue")
