@@ -58,8 +58,11 @@ def accepted_before(new: Iterable[Message], history: Sequence[Message]) -> list[
     """Returns `history`, messages of a branch, as the API accepts them before the messages `new`.
 
     The API requires that the user messages after a tool call begin with its only result. A call without a result, a
-    malformed call and a result without its call are left out. Of two results of a call, the newer one stays.
+    malformed call and a result without its call are left out. Of two results of a call, the newer one stays. System
+    messages that the model does not see any more are left out, too (Message.clear_at).
     """
+    new = list(new)
+    history = _without_cleared(new, history)
     found: list[Message] = []
     at = 0
     while at < len(history):
@@ -73,6 +76,25 @@ def accepted_before(new: Iterable[Message], history: Sequence[Message]) -> list[
             found += _with_results(history[at], history[at + 1 : end], following)
         at = end
     return found
+
+
+def _without_cleared(new: Sequence[Message], history: Sequence[Message]) -> list[Message]:
+    """Returns `history` without system messages that are empty, or that a later message of the user has cleared."""
+    found: list[Message] = []
+    is_before_user = any(message.role == "user" for message in new)
+    for message in reversed(history):
+        is_before_user = is_before_user or message.role == "user"
+        match message:
+            case Message(role="system", content="" | []):
+                pass
+            case Message(role="system", clear_at="next_user_message") if is_before_user:
+                pass
+            case Message(role="system", content=content, clear_at="never" | None):
+                # The default. A later turn may be sent without the beta that allows the field.
+                found.append(Message("system", content))
+            case _:
+                found.append(message)
+    return found[::-1]
 
 
 def _is_question(message: Message) -> bool:
@@ -144,7 +166,7 @@ def _by_turn(branch: Iterable[TurnRecord]) -> list[tuple[TurnRecord, list[Messag
     for turn in branch:
         answer = _answer(turn)
         # Without `output_config`: a later turn may be sent without the beta that allows it.
-        questions = [Message(one.role, one.content) for one in turn.input]
+        questions = [Message(one.role, one.content, clear_at=one.clear_at) for one in turn.input]
         if answer is not None:
             found.append((turn, [*questions, answer]))
             refused, kept_from = 0, len(found)

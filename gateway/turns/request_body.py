@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from tailrace.gateway.models.offer import Offer
+from tailrace.gateway.turns.account_choice import refuse_account_fields
 from tailrace.gateway.turns.api_version import choose_version
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.on_disconnect import grace_s
@@ -48,6 +49,9 @@ class PromptUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 class MessageParam(Message, frozen=True, forbid_unknown_fields=True):
     """A message of a request. Further fields would be lost on the way to the model, so they are refused."""
+
+    content: str | list[dict[str, Any]] = msgspec.field(default_factory=list)
+    """The text of the message, or content blocks. Only a system message with an `output_config` may have none."""
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -138,7 +142,8 @@ def _check_prompt(new_turn: NewTurn) -> None:
     if not new:
         raise Refused("request_invalid", "`messages` has no message of the user: send at least one")
     for index, message in enumerate(new):
-        if not message.content or (isinstance(message.content, str) and message.content.isspace()):
+        has_text = message.content and not (isinstance(message.content, str) and message.content.isspace())
+        if not has_text and not (message.role == "system" and message.content == [] and message.output_config):
             where = "message" if new_turn.messages is None else f"messages[{index}].content"
             raise Refused("request_invalid", f"`{where}` is empty")
     contents = nested_values(new)
@@ -152,6 +157,7 @@ def _check_call(new_turn: NewTurn) -> None:
     """Checks the parameters of the model's call."""
     if taken := TOP_LEVEL_FIELDS.intersection(new_turn.options or ()):
         raise Refused("request_invalid", f"`{min(taken)}` is not an option: send it as a field of its own")
+    refuse_account_fields(new_turn.options)
     if len(new_turn.betas or ()) > BETAS_MAX or not all(BETA.fullmatch(beta) for beta in new_turn.betas or ()):
         raise Refused(
             "request_invalid",
@@ -242,7 +248,7 @@ def new_messages(new_turn: NewTurn) -> list[Message]:
     """
     if new_turn.messages is None:
         return [Message("user", new_turn.message or "")]
-    return [Message(one.role, one.content, one.output_config) for one in new_turn.messages]
+    return [Message(one.role, one.content, one.output_config, one.clear_at) for one in new_turn.messages]
 
 
 def build_entry(
@@ -264,6 +270,14 @@ def build_entry(
     """
     model = offer.model(new_turn.model or position.model or None)
     most = model.output_tokens_max or MAX_TOKENS
+    if new_turn.max_tokens == 0:
+        # Source: platform.claude.com/docs/en/build-with-claude/prompt-caching, "Pre-warming the cache".
+        raise Refused(
+            "request_invalid",
+            "`max_tokens: 0`, which only fills the prompt cache, is not supported: the API refuses it in a streamed "
+            "call, and Tailrace streams every call. Send 1, which fills the cache, too",
+            param="max_tokens",
+        )
     if new_turn.max_tokens is not None and not 1 <= new_turn.max_tokens <= most:
         raise Refused("request_invalid", f"`max_tokens` must be from 1 to {most} for {model.id}")
     if new_turn.max_cost is not None and model.prices is None:

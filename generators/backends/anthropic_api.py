@@ -24,6 +24,7 @@ from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import PINGS_TIMEOUT_S, Settings, require_sound
 from tailrace.proto import long_strings
 from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.model_records import ListedModels, TokenCount
 from tailrace.proto.runtime.retry_after import parse_retry_after
@@ -206,10 +207,17 @@ async def encode_body(call: Call, **more: object) -> list[bytes]:
     """
     named = {field: getattr(call, field) for field in ("max_tokens", "messages", "system", "tools")}
     given = {field: value for field, value in named.items() if value is not None}
-    given["messages"] = with_valid_tool_ids(call.messages)
+    given["messages"] = list(map(_as_sent, with_valid_tool_ids(call.messages)))
     # Options are sent unchanged: only the API knows its newest fields.
     fields = more | given | (call.options or {})
     return await long_strings.encode(fields) if call.is_large else [msgspec.json.encode(fields)]
+
+
+def _as_sent(message: Message) -> Message | dict[str, object]:
+    """Returns a message for the API, which refuses an empty `content`, and accepts a system message without it."""
+    if message.role == "system" and not message.content:
+        return {"role": "system", "output_config": message.output_config}
+    return message
 
 
 def require_event_stream(headers: Mapping[str, str]) -> None:

@@ -96,6 +96,8 @@ def build_body(call: Call) -> dict[str, object]:
     """Returns a Messages request as plain values."""
     named = {field: getattr(call, field) for field in ("model", "max_tokens", "messages", "system", "tools")}
     given = {field: value for field, value in named.items() if value is not None}
+    # A system message without content only sets options of Claude.
+    given["messages"] = [one for one in call.messages if one.role != "system" or one.content]
     body: dict[str, object] = msgspec.to_builtins(given | {"stream": True} | (call.options or {}))
     return body
 

@@ -63,6 +63,45 @@ async def test_repeated_request_returns_the_project_of_its_turn(gateway: Gateway
 
 
 @on_shared_loop
+@pytest.mark.rule("R133")
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches"])
+@pytest.mark.parametrize("name", ["anthropic-workspace-id", "anthropic-user-profile-id"])
+async def test_no_client_chooses_the_account_of_a_call(shared_gateway: Gateway, path: str, name: str) -> None:
+    """Nor its batches and token counts."""
+    body = {"requests": [{"custom_id": "a", "params": BODY}]} if path.endswith("batches") else BODY
+    answer = await shared_gateway.client.post(path, json=body, headers={name: "x"})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert name in answer.json()["error"]["message"]
+
+
+async def test_the_api_gets_its_own_id_of_the_previous_answer(gateway: Gateway, claude: str) -> None:
+    """The client knows that of Tailrace. Of an answer that the log does not have, the API gets nothing."""
+
+    async def sent_after(name: str | None) -> tuple[httpx2.Response, Any]:
+        answer = await post(gateway, diagnostics={"previous_message_id": name})
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            last = (await client.get(f"{claude}/_sim/last")).json()
+        return answer, last["body"]["diagnostics"]["previous_message_id"]
+
+    first, sent = await sent_after(None)
+    assert (sent, "tailrace-ignored" in first.headers) == (None, False)
+    second, sent = await sent_after(first.json()["id"])
+    assert sent.startswith("msg_")
+    assert sent != first.json()["id"]
+    assert "tailrace-ignored" not in second.headers
+    for name in (f"msg_{new_id()}", "msg_ä", "x", "msg_*"):
+        unknown, sent = await sent_after(name)
+        assert (sent, unknown.headers["tailrace-ignored"]) == (None, "diagnostics.previous_message_id")
+
+
+@on_shared_loop
+async def test_a_request_that_only_fills_the_cache_is_refused(shared_gateway: Gateway) -> None:
+    """With the advice to request one token."""
+    answer = await shared_gateway.client.post("/v1/messages", json=BODY | {"max_tokens": 0})
+    assert (answer.status_code, "Send 1" in answer.json()["error"]["message"]) == (400, True)
+
+
+@on_shared_loop
 @pytest.mark.parametrize("session", ["", "a b", "a:b", "x" * 200, "ünïcödé".encode().decode("latin-1")])
 async def test_invalid_session_id_of_claude_code_is_ignored(shared_gateway: Gateway, session: str) -> None:
     """Each POST is then a turn of its own, as for other clients."""

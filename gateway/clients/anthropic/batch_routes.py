@@ -45,6 +45,7 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.turns.account_choice import refuse_account_headers
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.submission import Submission
 from tailrace.gateway.turns.submit import TurnSubmitter
@@ -96,6 +97,7 @@ async def post(
     All requests are checked before the batch is stored.
     """
     new, raw = await request.read(NewMessageBatch)
+    refuse_account_headers(request.headers)
     check_webhook(new.webhook, settings)
     _check_names(new)
     submission = submission_of(request, raw)

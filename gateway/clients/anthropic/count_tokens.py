@@ -16,6 +16,7 @@ from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
+from tailrace.gateway.turns.account_choice import refuse_account_fields, refuse_account_headers
 from tailrace.gateway.turns.api_version import SAMPLING, version_for
 from tailrace.gateway.turns.inline_files import UploadedFiles, has_files
 from tailrace.gateway.turns.request_body import (
@@ -76,6 +77,8 @@ async def post_count_tokens(
     # Not the key of a turn: an id that pins the blobs until they are counted.
     key = TurnKey(tenant, TurnId(new_id()))
     fields, raw = await request.read(dict[str, Any])
+    refuse_account_headers(request.headers)
+    refuse_account_fields(fields)
     body = read_body.convert(fields, ModelField)
     # The name that Anthropic's API knows, instead of an alias.
     fields["model"] = (await catalogue.offer(tenant)).model(body.model).id

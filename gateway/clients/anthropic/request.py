@@ -11,6 +11,7 @@ import msgspec
 from starlette.datastructures import Headers
 
 from tailrace.gateway.clients.session_headers import read_on_pause
+from tailrace.gateway.turns.account_choice import refuse_account_headers
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import OnPause
@@ -59,6 +60,7 @@ def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Header
     They do not know the ids of Tailrace's answers. The tool runners of Anthropic's SDKs send `thread` by default, and
     the whole conversation after this error code. Source: `recovers_from` in `anthropic/lib/threads/_thread_state.py`.
     """
+    refuse_account_headers(headers)
     if fields.get("thread") is not None:
         raise Refused("request_invalid", NO_THREADS, details={"error_code": "thread_unsupported_request"})
     return NewTurn(

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.anthropic import claude_code
+from tailrace.gateway.clients.anthropic.previous_message import map_previous_message
 from tailrace.gateway.clients.anthropic.request import CLIENT_NAMES, MessagesRequest, build_turn
 from tailrace.gateway.clients.anthropic.stream import ANTHROPIC
 from tailrace.gateway.clients.field_names import name_as_client
@@ -25,12 +26,21 @@ async def post_message(request: ApiRequest, responder: Responder, log: TurnLog, 
     fields, raw = await request.read(dict[str, Any])
     body = read_body.convert(fields, MessagesRequest)
     new_turn = await convert_body(len(raw), build_turn, body, fields, request.headers)
+    new_turn, ignored = await map_previous_message(new_turn, log, request.tenant)
     session, key = claude_code.session_of(request), None
     if session is not None:
         new_turn = msgspec.structs.replace(new_turn, session=session, on_disconnect=claude_code.ON_DISCONNECT)
         key = await claude_code.idempotency_key(log, claims, request.tenant, new_turn, raw)
     with name_as_client(CLIENT_NAMES):
-        return await responder.answer(request, new_turn, raw, ANTHROPIC, is_streamed=body.stream, idempotency_key=key)
+        return await responder.answer(
+            request,
+            new_turn,
+            raw,
+            ANTHROPIC,
+            is_streamed=body.stream,
+            headers={"tailrace-ignored": ", ".join(ignored)} if ignored else {},
+            idempotency_key=key,
+        )
 
 
 ROUTES = [Route("/v1/messages", post_message, methods=["POST"])]
