@@ -82,7 +82,7 @@ def _skipped_blocks(events: list[dict[str, Any]], conversation: Conversation) ->
         if starts[index].get("type") == "text" and left:
             skipped[index] = min(left, len(texts[index]))
             left -= skipped[index]
-        elif {starts[index].get("id"), starts[index].get("tool_use_id")} & conversation.paired:
+        elif _is_known(starts[index], conversation):
             skipped[index] = 0
     reached = max(skipped, default=-1)
     known = Counter(conversation.other_types)
@@ -93,6 +93,12 @@ def _skipped_blocks(events: list[dict[str, Any]], conversation: Conversation) ->
             known[kind] -= 1
             skipped[index] = 0
     return skipped
+
+
+def _is_known(block: dict[str, Any], conversation: Conversation) -> bool:
+    """Returns whether the partial answer has this call, or this result of a call."""
+    call = block.get("tool_use_id", block.get("id"))
+    return call in conversation.paired or bool(call and block.get("id") == conversation.pending)
 
 
 def _without(lines: Lines, events: list[dict[str, Any]], skipped: dict[int, int]) -> Iterator[bytes]:

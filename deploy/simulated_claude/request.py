@@ -31,6 +31,13 @@ class CacheControl(msgspec.Struct, frozen=True, tag_field="type", tag="ephemeral
     ttl: Literal["5m", "1h"] = "5m"
 
 
+class Caller(msgspec.Struct, frozen=True):
+    """What has made a tool call: the model, or the code of a call with the id `tool_id`."""
+
+    type: str
+    tool_id: str = ""
+
+
 class Block(msgspec.Struct, frozen=True):
     """A content block; only text, inline data and tool calls are used."""
 
@@ -43,6 +50,7 @@ class Block(msgspec.Struct, frozen=True):
     input: msgspec.Raw = msgspec.Raw()
     tool_use_id: str = ""
     """The id of the call whose result this is."""
+    caller: Caller | None = None
     cache_control: CacheControl | None = None
 
     @property
@@ -264,7 +272,8 @@ def refuse_results(number: int, calls: list[str], blocks: list[Block]) -> None:
 def refuse_server_calls(messages: list[Message]) -> None:
     """Raises Refusal for a call of a server tool without its result, except in a last message of the assistant.
 
-    Anthropic's docs, "Server tools" (`pause_turn`); the wording is that of anthropic-sdk-python#1339.
+    Anthropic's docs, "Server tools" (`pause_turn`); the wording is that of anthropic-sdk-python#1339. Code that has
+    called a tool of the client has its result in a later answer: docs, "Programmatic tool calling".
     """
     number = 0
     for role, of_role in itertools.groupby(messages, lambda message: message.role):
@@ -272,8 +281,9 @@ def refuse_server_calls(messages: list[Message]) -> None:
         number += len(joined)
         if role != "assistant" or number == len(messages):
             continue
-        results = {block.tool_use_id for message in joined for block in message.blocks}
-        for block in (block for message in joined for block in message.blocks):
+        blocks = [block for message in joined for block in message.blocks]
+        results = {block.tool_use_id for block in blocks} | {block.caller.tool_id for block in blocks if block.caller}
+        for block in blocks:
             if block.is_server_call and block.id not in results:
                 raise Refusal(
                     INVALID,
