@@ -4,6 +4,9 @@ from typing import Any, Literal
 
 import msgspec
 
+# The stop reasons of a whole answer (docs/API.md, "Stop reasons"). None: a batch, which has no model call of its own.
+WHOLE = (None, "end_turn", "stop_sequence", "tool_use")
+
 
 class Event(msgspec.Struct, kw_only=True):
     """An event of an answer. `cursor` is empty if the event has no id."""
@@ -179,5 +182,11 @@ class End(Ending, kw_only=True):
     text: str
     outcome: Literal["completed", "cancelled", "failed"] | None
     stop_reason: str | None = None
+    """Why the model stopped."""
     code: str | None = None
     message: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the turn is completed and its answer is whole: no limit has cut it, and the model did not pause."""
+        return self.outcome == "completed" and self.stop_reason in WHOLE

@@ -19,7 +19,7 @@ const UPLOAD_MAX_MS = 120_000;
 const STATUSES_TO_RETRY = [429, 502, 503, 504];
 const RETRY_AFTER_MAX_S = 30;
 
-/** A refusal, with `status` and `code`, or a connection that is lost for good. `isTemporary`: a later try may succeed. */
+/** A refusal, with `status` and `code`, or a connection that is lost for good. */
 export class TailraceError extends Error {
   name = "TailraceError";
 
@@ -42,20 +42,17 @@ export function resume(turn, options = {}) {
   return new Answer(options, null, turn);
 }
 
-/**
- * Reads any stream of JSON events until it is closed, or the server answers 204. `options.onEvent` receives the events
- * that have no name, as `onmessage` of an EventSource does.
- */
+/** Reads any stream of JSON events until it is closed or the server answers 204. */
 export function follow(path, options = {}) {
   return new Answer(options, null, null, path);
 }
 
-/** Sends a request and returns its JSON. It may be sent again after a lost connection: a POST needs an idempotency key. */
+/** Sends a request and returns its JSON. */
 export function request(path, options = {}, init = {}) {
   return persist(options, async () => jsonOf(await send(options, path, init, options.signal)), options.signal);
 }
 
-/** An answer that is read from now on. Iterate it for its events, or await `done` for its end. */
+/** An answer that is read from now on. */
 class Answer {
   turn = null;
   session = null;
@@ -206,8 +203,7 @@ class Answer {
       this.#start(event.turn);
     }
     if (event.type === "delta") this.text = addText(this.#texts, event, this.text);
-    if (event.type === "reset") this.text = "";
-    if (event.type === "reset") this.#texts = [];
+    if (event.type === "reset") [this.text, this.#texts] = ["", []];
     this.#events.push(event);
     this.#changed.resolve();
     this.#changed = deferred();
@@ -325,14 +321,10 @@ function errorOf(body) {
   }
 }
 
-/**
- * Adds the text of a `delta` to `texts`, the texts of the content blocks. Returns the text of the answer, which was `before`.
- * Blocks may be open at the same time: the answer has their texts in the order of the blocks.
- */
+/** Adds a delta to the texts of the blocks; returns the answer's. */
 export function addText(texts, { index = 0, text }, before) {
-  const isLast = index >= texts.length - 1;
   texts[index] = (texts[index] ?? "") + text;
-  return isLast ? before + text : texts.join("");
+  return index < texts.length - 1 ? texts.join("") : before + text;
 }
 
 const address = ({ url }, path) => new URL((url ?? "").replace(/\/$/, "") + path, globalThis.location?.href).href;

@@ -54,9 +54,12 @@ def warn_if_simulated(client: Client) -> bool:
 
 
 def report(end: End, *, is_simulated: bool = False) -> int:
-    """Prints why a turn failed; on a terminal, tokens and cost of every turn. Returns the exit status."""
+    """Prints why a turn failed or its answer is not whole; on a terminal, tokens and cost of every turn.
+
+    Returns the exit status: 0 also for an answer that is not whole.
+    """
     is_complete = end.outcome in ("completed", None)
-    if sys.stderr.isatty() or not is_complete:
+    if sys.stderr.isatty() or not (end.is_whole or end.outcome is None):
         print(display.summary(end, is_simulated=is_simulated), file=sys.stderr)
     return 0 if is_complete else 1
 

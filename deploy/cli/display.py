@@ -5,6 +5,7 @@ from typing import Protocol, TextIO
 
 from tailrace.client import Answer, End, TailraceError
 from tailrace.client.core import State
+from tailrace.client.events import WHOLE
 from tailrace.deploy.cli.connection import report_retry
 from tailrace.deploy.local.terminal_text import make_printable
 
@@ -105,11 +106,23 @@ def show(answer: Answer, display: Display) -> End:
 
 
 def summary(end: End, *, is_simulated: bool = False) -> str:
-    """Returns one line about a turn: its outcome (unless completed), model, tokens, cost and id."""
+    """Returns one line about a turn: its outcome (unless its answer is whole), model, tokens, cost and id."""
     about = "about " if end.usage_is_estimated else ""
     cost = f"${end.cost_usd:.6f}" if end.cost_usd is not None else "at an unknown price"
     cost = f"{cost} simulated" if is_simulated else cost
     tokens = f"{about}{end.usage.input_tokens} tokens in, {end.usage.output_tokens} out, {cost}"
-    how = "" if end.outcome == "completed" else end.outcome
+    how = words_of(end.outcome, end.stop_reason)
     why = end.message and f"{how}: {end.message}"
     return make_printable(", ".join(filter(None, [why or how, end.model, tokens, f"turn {end.turn}"])))
+
+
+def words_of(outcome: str | None, stop_reason: str | None) -> str:
+    """Returns the outcome of a turn in words; empty for a whole answer."""
+    if outcome != "completed":
+        return outcome or ""
+    if stop_reason in WHOLE:
+        return ""
+    # It takes 0.1 s to load, and most answers are whole.
+    from tailrace.gateway.clients.stop_reasons import explain  # noqa: PLC0415
+
+    return explain(stop_reason).rstrip(".")

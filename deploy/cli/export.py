@@ -15,6 +15,7 @@ from tailrace.client.core import path_segment
 from tailrace.deploy.cli.arguments import add_connection, add_json, session_id
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import Record, text_of
+from tailrace.deploy.cli.display import words_of
 from tailrace.deploy.cli.output_file import open_output
 from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid
@@ -136,8 +137,8 @@ def markdown(session: Record, read: Callable[[str], str | None]) -> str:
         for message in turn["input"]:
             content = with_long_texts(message["content"], read)
             parts += [f"## {'You' if message['role'] == 'user' else 'Assistant'}", text_of(content)]
-        how = "" if turn["outcome"] == "completed" else f" ({turn['outcome']})"
-        parts += [f"## {turn['model']}{how}", text_of(turn["content"])]
+        how = words_of(turn["outcome"], turn.get("stop_reason"))
+        parts += [f"## {turn['model']}{f' ({how})' if how else ''}", text_of(turn["content"])]
     if others := len(session["turns"]) - len(newest):
         parts.append(f"*{others} turns of other branches are not shown.*")
     return "\n\n".join(parts)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, End, Entry, Event
 
 NO_TEXT = GrowingText()
 
@@ -59,23 +58,10 @@ class TextOrder(NamedTuple):
 NO_BLOCKS = TextOrder()
 
 
-def next_text(order: TextOrder, entry: Entry) -> tuple[str, TextOrder]:
-    """Returns the text that an entry adds to the shown answer, empty for most entries, and the order after it."""
-    match entry:
-        case Event(event=raw, is_hidden=False):
-            return text_of_event(order, events.decode(raw))
-        case Attempt(mode="restart"):
-            return "", NO_BLOCKS
-        case End():
-            return order.rest(), NO_BLOCKS
-        case _:
-            return "", order
-
-
 def text_of_event(
     order: TextOrder, event: events.Event | events.UnknownEvent, kind: str = "text"
 ) -> tuple[str, TextOrder]:
-    """Like `next_text`, for an event and for the blocks of type `kind`: `text` or `thinking`."""
+    """Returns the text that an event adds to the blocks of type `kind` (or `thinking`), and the order after it."""
     match event:
         case events.BlockStart(index, {"type": str(found)} as block) if found == kind:
             return order.start(index, started_text(block))

@@ -247,9 +247,23 @@ function formatFigures({ usage, cost_usd, asked_at, ended_at, outcome, stop_reas
   const read = ["input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"].reduce((sum, name) => sum + (usage[name] ?? 0), 0);
   const seconds = (new Date(ended_at) - new Date(asked_at)) / 1000;
   const time = ended_at ? [`${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`] : [];
-  const why = outcome === "cancelled" ? "stopped" : { max_tokens: "cut at the maximum length", refusal: "refused" }[stop_reason];
+  const why = outcome === "cancelled" ? "stopped" : outcome === "completed" ? whyNotWhole(stop_reason) : null;
   return [...(why ? [why] : []), `${count(read)} + ${count(usage.output_tokens ?? 0)} tokens`, ...(isReadOnly ? [] : [costOf(cost_usd)]), ...time].join(" \u00b7 ");
 }
+
+const NOT_WHOLE = {
+  max_tokens: "cut at the maximum length",
+  max_cost: "cut at the maximum cost",
+  model_context_window_exceeded: "cut: the model can read no more",
+  refusal: "refused",
+  pause_turn: "paused by the model",
+  compaction: "no answer yet: the model has summarized the conversation",
+};
+
+/** Returns why a completed answer is not whole, in words; null for one that is. docs/API.md has the reasons. */
+const whyNotWhole = (reason) => (isWhole(reason) ? null : (NOT_WHOLE[reason] ?? `stopped early: ${reason}`));
+
+const isWhole = (reason) => [null, undefined, "end_turn", "stop_sequence", "tool_use"].includes(reason);
 
 function explain({ model, attempts, asked_at, first_token_at, usage_is_estimated }) {
   const first = first_token_at ? `, first word after ${((new Date(first_token_at) - new Date(asked_at)) / 1000).toFixed(1)} s` : "";

@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,7 +25,7 @@ from tests.golden import CASES, read_case
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import decode_data, render_frames, story_of
 from tests.harness.sse_parser import parse
-from tests.harness.strategies import answers
+from tests.harness.strategies import FILE, TEXT_CITATION, answers
 from tests.harness.turn_builder import (
     KEY,
     NOON,
@@ -216,15 +217,100 @@ def test_turn_from_the_database_equals_the_turn_from_the_log(log: Handwritten) -
 @pytest.mark.parametrize(
     ("stop_reason", "chat", "responses", "ui"),
     [
-        ("stop_sequence", "stop", "response.completed", "stop"),
-        ("model_context_window_exceeded", "length", "response.incomplete", "length"),
+        ("end_turn", "stop", None, "stop"),
+        ("stop_sequence", "stop", None, "stop"),
+        ("tool_use", "tool_calls", None, "tool-calls"),
+        ("max_tokens", "length", "max_output_tokens", "length"),
+        ("max_cost", "length", "max_output_tokens", "length"),
+        ("model_context_window_exceeded", "length", "max_output_tokens", "length"),
+        ("refusal", "content_filter", "content_filter", "content-filter"),
+        ("pause_turn", "length", "max_output_tokens", "other"),
+        ("compaction", "length", "max_output_tokens", "other"),
+        ("of a newer version", "length", "max_output_tokens", "other"),
     ],
 )
-def test_further_stop_reasons(stop_reason: str, chat: str, responses: str, ui: str) -> None:
-    """tests/golden has the others."""
+def test_only_a_whole_answer_is_shown_as_complete(stop_reason: str, chat: str, responses: str | None, ui: str) -> None:
+    """The table of docs/API.md, "Stop reasons", live and from the database."""
     log = attempted_turn(*opening_events(), events.BlockStop(0), events.MessageDelta(events.StopReason(stop_reason)))
     log.end()
-    rendered_as = {name: DIALECTS[name].render_record(render_archived(log), 0).data for name in DIALECTS}
-    assert f'"finish_reason":"{chat}"'.encode() in rendered_as["openai-chat"]
-    assert f"event: {responses}\n".encode() in rendered_as["openai-responses"]
-    assert f'"finishReason":"{ui}"'.encode() in rendered_as["ui"]
+    record = render_archived(log)
+    for name in DIALECTS:
+        is_whole = responses is None
+        for data in (
+            b"".join(one.sent for one in render_frames(KEY, log.stored, name)),
+            DIALECTS[name].render_record(record, 0).data,
+        ):
+            found = [json.loads(event.data) for event in parse(data) if event.data.startswith("{")]
+            match name:
+                case "text":
+                    assert data == b""
+                case "html":
+                    assert (b"data: completed\n" in data, b"data: incomplete\n" in data) == (is_whole, not is_whole)
+                    assert data.count(b"event: warning\n") == (not is_whole)
+                case "anthropic":
+                    shown = "max_tokens" if stop_reason == "max_cost" else stop_reason
+                    assert found[-2]["delta"]["stop_reason"] == shown
+                case "tailrace":
+                    assert found[-1]["stop_reason"] == stop_reason
+                case "ui":
+                    assert found[-1]["finishReason"] == ui
+                    assert found[-1]["messageMetadata"]["stop_reason"] == stop_reason
+                case "openai-chat" | "openai-chat-usage":
+                    (ending,) = [one for one in found if any(it["finish_reason"] for it in one["choices"])]
+                    assert ending["choices"][0]["finish_reason"] == chat
+                    assert reasons_of(ending) == ([] if is_whole else [stop_reason])
+                case "openai-responses":
+                    response = found[-1]["response"]
+                    assert response["status"] == ("completed" if is_whole else "incomplete")
+                    assert response["incomplete_details"] == (None if is_whole else {"reason": responses})
+                    assert reasons_of(response) == ([] if is_whole else [stop_reason])
+                case "content":
+                    assert [(one["content"], one["stop_reason"]) for one in found] == (
+                        [] if is_whole else [("", stop_reason)]
+                    )
+                case _:
+                    assert found[-1].get("stop_reason") == (None if is_whole else stop_reason)
+                    assert reasons_of(found[-1]) == ([] if is_whole else [stop_reason])
+
+
+def reasons_of(fields: dict[str, Any]) -> list[str]:
+    """Returns the stop reason of each warning about an answer that is not whole, which has a sentence, too."""
+    return [one["stop_reason"] for one in fields.get("warnings", []) if one["code"] == "incomplete" and one["message"]]
+
+
+def test_parts_that_a_dialect_cannot_show_are_named_in_a_warning() -> None:
+    """Blocks, citations, deltas and events, each type once. The dialects `tailrace` and `ui` show them."""
+    log = attempted_turn(opening_events()[0])
+    log.store_events(*answer_block(0, "text", "Hi", citations=[FILE, FILE, TEXT_CITATION]))
+    for index, block in enumerate([{"type": "compaction", "content": "c"}, {"type": "newer_block"}] * 2, start=1):
+        log.store_events(events.BlockStart(index, block), events.BlockStop(index))
+    log.store_events(events.BlockStart(5, {"type": "text", "text": "", "note": "n"}))
+    for fields in (
+        {"type": "content_block_delta", "index": 5, "delta": {"type": "song_delta", "note": "c"}},
+        {"type": "message_sung"},
+    ):
+        log.store(entries.Event(prev=log.chain.last, attempt=1, event=msgspec.Raw(msgspec.json.encode(fields))))
+    log.store_events(events.BlockStop(5), events.MessageDelta(events.StopReason("end_turn")))
+    log.end()
+    shown_types = ["page_location", "char_location", "compaction", "newer_block"]
+    expected = {
+        **dict.fromkeys(["delta", "content", "state", "job", "openai-chat", "openai-chat-usage"], shown_types),
+        "openai-responses": shown_types[1:],
+    }
+    for name, types in expected.items():
+        live = b"".join(one.sent for one in render_frames(KEY, log.stored, name))
+        for data, more in ((live, ["song_delta", "message_sung"]), (archived(log, name), [])):
+            found = [json.loads(event.data) for event in parse(data) if event.data.startswith("{")]
+            last = found[-1].get("response", found[-1])
+            if name == "openai-chat-usage":
+                last = found[-2]
+            (warning,) = last["warnings"]
+            known = [one for one in warning["types"] if one != "text.note"]
+            assert (warning["code"], known) == ("left_out", types + more), name
+    for name in ("tailrace", "anthropic"):
+        live = b"".join(one.sent for one in render_frames(KEY, log.stored, name))
+        assert all(sign in live for sign in (b"compaction", b"newer_block", b"song_delta", b"message_sung")), name
+
+
+def archived(log: Handwritten, name: str) -> bytes:
+    return DIALECTS[name].render_record(render_archived(log), 0).data

@@ -38,7 +38,8 @@ def blocks(draw: st.DrawFn, index: int) -> list[events.Event]:
 
 def whole_starts(index: int) -> list[Data]:
     return [
-        {"type": "text", "text": f"whole {index}"},
+        {"type": "text", "text": f"whole {index}", "citations": CITATIONS[:1]},
+        {"type": "thinking", "thinking": f"hm {index}", "signature": "c2ln"},
         {"type": "tool_use", "id": f"toolu_{index}", "name": "look", "input": {"q": index}},
         {"type": "server_tool_use", "id": f"srvtoolu_{index}", "name": "web_search", "input": {"query": "x"}},
         {"type": "compaction", "content": "so far", "encrypted_content": "c2VjcmV0"},

@@ -104,11 +104,15 @@ def test_chunks_and_completions_match_openais_types(log: Handwritten) -> None:
     """The only additional fields are the documented ones."""
     for chunk in [*chunks(log, CHAT), *chunks(log, COUNTED)]:
         made = ChatCompletionChunk.model_validate(chunk)
-        assert set(made.model_extra or {}) <= {"cursor"}
+        assert set(made.model_extra or {}) <= {"cursor", "warnings"}
         for choice in made.choices:
             assert set(choice.delta.model_extra or {}) <= {"reasoning_content", "annotations"}
     completion = ChatCompletion.model_validate_json(render_completion(record_from_fold(KEY, log.turn)))
-    assert (completion.model_extra or {}).keys() == {"session_id", "project_id"}
+    assert (
+        {"session_id", "project_id"}
+        <= (completion.model_extra or {}).keys()
+        <= {"session_id", "project_id", "warnings"}
+    )
     assert set(completion.choices[0].message.model_extra or {}) <= {"reasoning_content"}
 
 

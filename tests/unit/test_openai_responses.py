@@ -104,7 +104,7 @@ def test_every_event_matches_the_sdks_types(log: Handwritten) -> None:
         *whole,
         *data(sse.encode(render_snapshot(KEY, log.turn, len(events_of(log.stored))))),
     ]:
-        assert unknown_fields(EVENTS.validate_python(event, strict=True)) == []
+        assert set(unknown_fields(EVENTS.validate_python(event, strict=True))) <= {".response.warnings"}
 
 
 @given(answers())

@@ -71,7 +71,7 @@ def add_delta(part: OpenPart, delta: events.Delta) -> tuple[list[Chunk], OpenPar
             chunk = {"type": "tool-input-delta", "toolCallId": part.block.get("id"), "inputTextDelta": text}
             return [chunk] if "id" in part.block else [], replace(part, input=part.input.plus(text))
         case events.SignatureDelta(signature):
-            return [], replace(part, signature=part.signature + signature)
+            return [], replace(part, signature=signature)
         case events.CitationsDelta(citation):
             number = part.sources + 1
             return [source_chunk(f"{part.id}-{number}", citation)], replace(part, sources=number)

@@ -34,11 +34,11 @@ from tailrace.proto.records import TurnRecord
 # The key in a request's metadata for the id of the message that the answer continues.
 MESSAGE = "ui_message"
 DONE = b"[DONE]"
-# The mapping of AI SDK's own provider for Anthropic.
+# The mapping of AI SDK's own provider for Anthropic, but `other` for `pause_turn`, as for reasons that are not known:
+# with `stop`, a page would show the answer as whole.
 FINISH_REASONS = {
     "end_turn": "stop",
     "stop_sequence": "stop",
-    "pause_turn": "stop",
     "max_tokens": "length",
     "max_cost": "length",
     "model_context_window_exceeded": "length",
@@ -202,6 +202,7 @@ def _finish(ended: End | TurnRecord) -> list[Chunk]:
     """Returns the last chunks. They end with `finish`, without which the workflow transport reconnects forever."""
     metadata = {
         "outcome": ended.outcome,
+        "stop_reason": ended.stop_reason,
         # Every count: a client merges this into the metadata of an earlier turn of the same message.
         "usage": asdict(ended.usage),
         "usage_is_estimated": ended.usage_is_estimated,

@@ -4,19 +4,19 @@ Plain text cannot express "error" or "discard the text so far". For both, the ga
 body's last chunk is missing, and the client's HTTP library reports it. A cancelled turn ends the body normally.
 """
 
-from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, next_text
+from tailrace.gateway.clients.text_state import TextState, start_text
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, StoredEntry
 from tailrace.proto.records import TurnRecord
 
 
-def render(order: TextOrder, stored: StoredEntry) -> tuple[Frame, TextOrder]:
-    text, order = next_text(order, stored.entry)
+def render(state: TextState, stored: StoredEntry) -> tuple[Frame, TextState]:
+    text, state = state.next(stored.entry)
     match stored.entry:
         case Attempt(mode="restart") | End(outcome="failed"):
-            return Frame(data=_utf8(text), is_break=True), order
+            return Frame(data=_utf8(text), is_break=True), state
         case _:
-            return (Frame(data=_utf8(text)) if text else SILENT), order
+            return (Frame(data=_utf8(text)) if text else SILENT), state
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
@@ -29,7 +29,7 @@ def _utf8(text: str) -> bytes:
 
 TEXT = Dialect(
     name="text",
-    start=lambda _: NO_BLOCKS,
+    start=start_text,
     render=render,
     render_record=render_record,
     is_stateful=True,

@@ -5,22 +5,24 @@ from typing import Any
 
 import msgspec
 
+from tailrace.gateway.clients.answer_warnings import Shown, Warnings, types_of, warnings_field, warnings_of
 from tailrace.gateway.clients.openai.annotations import Annotation, chat_annotations
 from tailrace.gateway.clients.openai.common import thinking_tokens
+from tailrace.gateway.clients.stop_reasons import is_whole
 from tailrace.proto.fold import PARTIAL, is_executed_tool
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
 
 NEVER = datetime.fromtimestamp(0, UTC)
-# OpenAI's finish reason for Anthropic's stop reasons; `stop` for all others, also for those of a newer API.
-FINISH = {
-    "max_tokens": "length",
-    "max_cost": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
+# OpenAI's finish reasons for Anthropic's stop reasons.
+FINISH = {"tool_use": "tool_calls", "refusal": "content_filter"}
+# What a chat completion can show of an answer.
+SHOWN = Shown(
+    frozenset({"text", "thinking", "redacted_thinking", "tool_use"}),
+    has_citation=lambda citation: bool(chat_annotations([citation], 0, 0)),
+    is_shown=is_executed_tool,
+)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -51,7 +53,14 @@ def render_completion(record: TurnRecord) -> bytes:
     }
     usage = usage_of(record.usage, record.envelope)
     ids = {"session_id": record.session, "project_id": record.project}
-    return _encode({**head_of(record).fields("chat.completion"), "choices": [choice], "usage": usage, **ids})
+    warnings = warnings_field(record_warnings(record))
+    body = {**head_of(record).fields("chat.completion"), "choices": [choice], "usage": usage, **ids, **warnings}
+    return _encode(body)
+
+
+def record_warnings(record: TurnRecord) -> Warnings:
+    """Returns the warnings of a turn from the database."""
+    return warnings_of(record, types_of(record.content, SHOWN), record.turn)
 
 
 def message_of(record: TurnRecord) -> dict[str, Any]:
@@ -69,8 +78,11 @@ def message_of(record: TurnRecord) -> dict[str, Any]:
 
 
 def finish_reason(stop_reason: str | None) -> str:
-    """Returns OpenAI's finish reason for a stop reason of Anthropic; `stop` for one that OpenAI does not have."""
-    return FINISH.get(stop_reason or "", "stop")
+    """Returns OpenAI's finish reason for a stop reason of Anthropic.
+
+    `length` for an answer that is not whole, whatever the reason: the set is closed, and no other value says so.
+    """
+    return FINISH.get(stop_reason or "", "stop" if is_whole(stop_reason) else "length")
 
 
 def usage_of(usage: Usage, envelope: dict[str, Any] | None) -> dict[str, Any]:

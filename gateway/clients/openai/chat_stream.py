@@ -1,16 +1,18 @@
 """The dialect `openai-chat`: chunks of a chat completion, for OpenAI's SDKs and compatible clients.
 
-The chunks are OpenAI's (API reference, "Chat completion chunk") with two more fields: `reasoning_content`, the model's
-thinking, named as other servers name it; and `cursor`, in the last chunk of each entry, after which the stream can be
-resumed. There are no `id:` and `retry:` lines, because some clients fail on them. `[DONE]` follows a complete answer
-only; an incomplete one ends with an error.
+The chunks are OpenAI's (API reference, "Chat completion chunk") with three more fields: `reasoning_content`, the
+model's thinking, named as other servers name it; `cursor`, in the last chunk of each entry, after which the stream can
+be resumed; and `warnings`, in the chunk with the `finish_reason` of an answer that has some. There are no `id:` and
+`retry:` lines, because some clients fail on them. `[DONE]` follows a complete answer only; an incomplete one ends with
+an error.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
+from tailrace.gateway.clients.answer_warnings import NOTHING, LeftOut, warnings_of
 from tailrace.gateway.clients.block_start import split_start
 from tailrace.gateway.clients.failure import error_type, failure_of
 from tailrace.gateway.clients.openai import chat_object
@@ -48,6 +50,7 @@ class ChatState(msgspec.Struct, frozen=True):
     """The block that was opened last."""
     order: TextOrder = NO_BLOCKS
     thinking_order: TextOrder = NO_BLOCKS
+    left_out: LeftOut = NOTHING
     texts: tuple["_TextBlock", ...] = ()
     """The text blocks in their order: their lengths become the indices of their annotations, which the end has."""
 
@@ -85,7 +88,9 @@ def render(state: ChatState, stored: StoredEntry) -> tuple[Frame, ChatState]:
             failure = Failure("backend_broken", RESTARTED.format(turn=state.head.turn, dialect=dialect))
             return Frame(_render_error(failure), is_break=True), ChatState(state.head, state.include_usage)
         case Event(event=raw, is_hidden=False):
-            delta, state = _delta(state, events.decode(raw))
+            event = events.decode(raw)
+            left_out = state.left_out.add(event, raw, chat_object.SHOWN)
+            delta, state = _delta(msgspec.structs.replace(state, left_out=left_out), event)
             return (Frame(_render_chunk(state, delta, stored.seq)) if delta else SILENT), state
         case End() as end:
             return Frame(_render_ended(state, end, stored.seq)), state
@@ -213,23 +218,29 @@ def _render_ended(state: ChatState, ended: End | TurnRecord, seq: int) -> sse.Ev
     last = _render_chunk(state, closing) if closing else ()
     if isinstance(ended, TurnRecord):
         annotations = chat_object.message_of(ended).get("annotations", [])
+        warnings = chat_object.record_warnings(ended)
     else:
         annotations = _annotations(state.texts)
+        warnings = warnings_of(ended, state.left_out.types, state.head.turn)
     if annotations:
         # In one chunk, as OpenAI does: its SDKs cannot concatenate lists without an index.
         last += _render_chunk(state, {"annotations": annotations})
     if not state.include_usage:
-        return last + _render_chunk(state, {}, seq, finish) + DONE
+        return last + _render_chunk(state, {}, seq, finish, warnings) + DONE
     usage = usage_of(ended.usage, ended.envelope)
     usage_chunk = {**state.head.fields("chat.completion.chunk"), "choices": [], "usage": usage, "cursor": seq}
-    return last + _render_chunk(state, {}, None, finish) + sse.frame(_encode(usage_chunk)) + DONE
+    return last + _render_chunk(state, {}, None, finish, warnings) + sse.frame(_encode(usage_chunk)) + DONE
 
 
-def _render_chunk(state: ChatState, delta: Delta, seq: int | None = None, finish: str | None = None) -> sse.Events:
+def _render_chunk(
+    state: ChatState, delta: Delta, seq: int | None = None, finish: str | None = None, warnings: Sequence[Any] = ()
+) -> sse.Events:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
     chunk = {**state.head.fields("chat.completion.chunk"), "choices": [choice]}
     if state.include_usage:
         chunk["usage"] = None
+    if warnings:
+        chunk["warnings"] = warnings
     if seq is not None:
         chunk["cursor"] = seq
     return sse.frame(_encode(chunk))

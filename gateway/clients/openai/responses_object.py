@@ -5,17 +5,20 @@ A record is the same from the log and from the database, so the object is, too. 
 types of its Python SDK 3.52.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
 
+from tailrace.gateway.clients.answer_warnings import Shown, types_of, warnings_field, warnings_of
 from tailrace.gateway.clients.failure import LOST, error_type
 from tailrace.gateway.clients.openai.annotations import Annotation, responses_annotations
 from tailrace.gateway.clients.openai.common import thinking_tokens
+from tailrace.gateway.clients.stop_reasons import is_whole
 from tailrace.proto.entries import End, Failure, Request
 from tailrace.proto.fold import CUT, PARTIAL
+from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
 
@@ -27,13 +30,15 @@ ITEM_PREFIXES = {"text": "msg", "thinking": "rs", "redacted_thinking": "rs", "to
 # A prefix that no signature of Claude's has, because those are base64.
 REDACTED = "redacted_thinking:"
 
-# OpenAI's reason for each stop reason of Claude's that it calls incomplete. Anthropic's docs, "Stop reasons".
-INCOMPLETE = {
-    "max_tokens": "max_output_tokens",
-    "max_cost": "max_output_tokens",
-    "model_context_window_exceeded": "max_output_tokens",
-    "refusal": "content_filter",
-}
+# OpenAI's reason for an answer that is not whole. The set is closed, and clients take a missing reason for `completed`
+# (AI SDK's provider for OpenAI): `max_output_tokens` is the one that asks to go on.
+CUT_REASON = "max_output_tokens"
+INCOMPLETE = {"refusal": "content_filter"}
+# What a response can show of an answer.
+SHOWN = Shown(
+    frozenset({"text", "thinking", "redacted_thinking", "tool_use"}),
+    has_citation=lambda citation: bool(responses_annotations([citation], 0)),
+)
 # The protocol has a closed list of codes; Anthropic's error type is in `type`.
 ERROR_CODES = {"backend_rate_limited": "rate_limit_exceeded", "backend_refused_request": "invalid_prompt"}
 
@@ -67,9 +72,15 @@ def build_response(
     output: list[Item],
     ended: End | TurnRecord | None = None,
     ended_at: datetime | None = None,
+    left_out: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Returns the response object. `ended` is None before the turn's end."""
-    reason = INCOMPLETE.get(ended.stop_reason or "") if ended is not None and status == "incomplete" else None
+    """Returns the response object. `ended` is None before the turn's end.
+
+    `left_out`: the types of blocks, citations and deltas that this protocol cannot show.
+    """
+    reason = None
+    if ended is not None and status == "incomplete":
+        reason = INCOMPLETE.get(ended.stop_reason or "", CUT_REASON)
     failure = None if ended is None else ended.error or (LOST if status == "failed" else None)
     return {
         "id": f"{PREFIX}{head.turn}",
@@ -89,6 +100,7 @@ def build_response(
         "tool_choice": "auto",
         "tools": [],
         "usage": None if ended is None else usage_object(ended.usage, ended.envelope),
+        **({} if ended is None else warnings_field(warnings_of(ended, left_out, TurnId(head.turn)))),
     }
 
 
@@ -107,6 +119,7 @@ def response_of(record: TurnRecord) -> dict[str, Any]:
         [item for item in items if item is not None],
         record if record.outcome != "running" else None,
         record.ended_at,
+        types_of(record.content, SHOWN),
     )
 
 
@@ -116,7 +129,7 @@ def status_of(outcome: str, stop_reason: str | None, *, has_attempt: bool = True
         case "running":
             return "in_progress" if has_attempt else "queued"
         case "completed":
-            return "incomplete" if stop_reason in INCOMPLETE else "completed"
+            return "completed" if is_whole(stop_reason) else "incomplete"
         case "cancelled":
             return "cancelled"
         case _:

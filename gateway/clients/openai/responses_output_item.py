@@ -57,7 +57,7 @@ def add_delta(opened: OpenItem, delta: events.Delta) -> tuple[OpenItem, Events]:
         return opened, []
     match delta:
         case events.SignatureDelta(signature):
-            return replace(opened, signature=opened.signature + signature), []
+            return replace(opened, signature=signature), []
         case events.CitationsDelta(citation):
             # Rendered at the end of the block, when its length is known.
             return replace(opened, citations=(*opened.citations, citation)), []

@@ -14,8 +14,10 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from tailrace.gateway.clients.answer_warnings import NOTHING, LeftOut, types_of
 from tailrace.gateway.clients.block_start import split_event, split_start
 from tailrace.gateway.clients.openai.responses_object import (
+    SHOWN,
     Head,
     Item,
     build_response,
@@ -37,7 +39,7 @@ from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Block, End, Event, Request, StoredEntry
-from tailrace.proto.fold import CUT, Turn
+from tailrace.proto.fold import CUT, Turn, content
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 
@@ -62,6 +64,7 @@ class ResponsesState(msgspec.Struct, frozen=True):
     """The items that are closed, each with its number in the response."""
     open: tuple[OpenItem, ...] = ()
     """The blocks whose item is not closed, in order. Blocks without an item are among them."""
+    left_out: LeftOut = NOTHING
 
 
 def start(key: TurnKey) -> ResponsesState:
@@ -79,7 +82,9 @@ def render(state: ResponsesState, stored: StoredEntry) -> tuple[Frame, Responses
         case Attempt():
             return _render_frame(*_render_in_progress(state))
         case Event(event=raw, is_hidden=False):
-            return _render_frame(*_render_event(state, events.decode(raw)))
+            event = events.decode(raw)
+            left_out = state.left_out.add(event, raw, SHOWN)
+            return _render_frame(*_render_event(replace(state, left_out=left_out), event))
         case End() as end:
             return _render_frame(*_render_ended(state, end, stored.at))
         case _:
@@ -115,6 +120,7 @@ def render_snapshot(key: TurnKey, turn: Turn, number: int) -> sse.Events:
         # After a restart nothing is rendered until the new answer begins.
         return ()
     state, rendered = _render_blocks(state, turn.blocks) if turn.attempt else _render_queued(state)
+    state = replace(state, left_out=LeftOut(types_of(map(content, turn.blocks), SHOWN)))
     if turn.end is not None:
         state, ending = _render_ended(state, turn.end, turn.ended_at)
         rendered += ending
@@ -243,7 +249,8 @@ def _render_ended(
     statuses.append("incomplete" if is_cut else "completed")
     state, closing = _close(state, list(zip(state.open, statuses, strict=False)))
     items = [item for _, item in sorted(state.items, key=itemgetter(0))]
-    response = build_response(state.head, status, items, ended, ended_at)
+    left_out = types_of(ended.content, SHOWN) if isinstance(ended, TurnRecord) else state.left_out.types
+    response = build_response(state.head, status, items, ended, ended_at, left_out)
     return state, [*opening, *closing, _lifecycle(ENDS.get(status, INCOMPLETE), response)]
 
 

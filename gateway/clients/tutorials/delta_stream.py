@@ -1,7 +1,7 @@
 """The dialect `delta`: three types of event, for the fetch loops that tutorials teach; each has the `cursor`, too.
 
 {"type":"delta","text":…}                                          a delta of the answer's text
-{"type":"done"}                                                    the end
+{"type":"done"}                                                    the end; perhaps with `stop_reason` and `warnings`
 {"type":"error","error":"rate_limit",…,"message":…,"retry_after":…}  the end of a turn that failed or was cancelled;
                                                                    a request that is refused is answered with it, too
 """
@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from tailrace.gateway.clients.answer_warnings import Warnings, warnings_field
 from tailrace.gateway.clients.failure import failure_of, word_of
-from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, next_text
+from tailrace.gateway.clients.stop_reasons import stop_reason_field
+from tailrace.gateway.clients.text_state import TextState, record_warnings, start_text
 from tailrace.gateway.clients.tutorials.cursor_field import with_cursor_field
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
@@ -26,27 +28,29 @@ RESTARTED = Failure("backend_broken", "the answer starts again: send the request
 _encode = msgspec.json.Encoder().encode
 
 
-def render(order: TextOrder, stored: StoredEntry) -> tuple[Frame, TextOrder]:
-    text, order = next_text(order, stored.entry)
+def render(state: TextState, stored: StoredEntry) -> tuple[Frame, TextState]:
+    text, state = state.next(stored.entry)
     match stored.entry:
         case Attempt(mode="restart"):
-            return Frame(_frame(error_event(RESTARTED), stored.seq), is_break=True), order
+            return Frame(_frame(error_event(RESTARTED), stored.seq), is_break=True), state
         case End() as end:
-            return Frame(_delta(text) + _end(end, stored.seq)), order
+            return Frame(_delta(text) + _end(end, stored.seq, state.warnings(end))), state
         case _:
-            return (Frame(_delta(text, stored.seq)) if text else SILENT), order
+            return (Frame(_delta(text, stored.seq)) if text else SILENT), state
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
-    return Frame(_delta(record.text) + _end(record, record.cursor))
+    return Frame(_delta(record.text) + _end(record, record.cursor, record_warnings(record)))
 
 
 def _delta(text: str, seq: int | None = None) -> sse.Events:
     return _frame({"type": "delta", "text": text}, seq) if text else ()
 
 
-def _end(ended: End | TurnRecord, seq: int) -> sse.Events:
-    return _frame({"type": "done"} if ended.outcome == "completed" else error_event(failure_of(ended)), seq)
+def _end(ended: End | TurnRecord, seq: int, warnings: Warnings) -> sse.Events:
+    if ended.outcome != "completed":
+        return _frame(error_event(failure_of(ended)), seq)
+    return _frame({"type": "done", **stop_reason_field(ended), **warnings_field(warnings)}, seq)
 
 
 def error_event(failure: Failure) -> dict[str, Any]:
@@ -69,5 +73,5 @@ def _frame(event: dict[str, Any], seq: int | None = None) -> sse.Events:
 
 # Not self-delimited, although it has an event for the end: the tutorials' loops stop where the body stops.
 DELTA = with_cursor_field(
-    Dialect(name="delta", start=lambda _: NO_BLOCKS, render=render, render_record=render_record, is_stateful=True)
+    Dialect(name="delta", start=start_text, render=render, render_record=render_record, is_stateful=True)
 )

@@ -3,7 +3,8 @@
 event: delta    a delta of the answer's text
 event: reset    discard the text so far: an HTML comment, with which a page replaces it
 event: failed   why the answer failed; `done` follows
-event: done     the end: completed, cancelled or failed
+event: warning  a sentence: the answer is not whole, or has parts that are no text; `done` follows
+event: done     the end: completed, incomplete, cancelled or failed
 
 `done` is always the last event, because htmx's `sse-close` names one event: without it, htmx would connect again, and
 append the answer again. Data is never empty, because an EventSource does not dispatch an event without data.
@@ -11,8 +12,10 @@ append the answer again. Data is never empty, because an EventSource does not di
 
 import html
 
+from tailrace.gateway.clients.answer_warnings import Warnings
 from tailrace.gateway.clients.failure import LOST
-from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, next_text
+from tailrace.gateway.clients.stop_reasons import incomplete_reason
+from tailrace.gateway.clients.text_state import TextState, record_warnings, start_text
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, StoredEntry
@@ -23,29 +26,35 @@ NOTHING = b"<!---->"
 LINE_BREAKS = {ord("\n"): "&#10;", ord("\r"): "&#13;"}
 
 
-def render(order: TextOrder, stored: StoredEntry) -> tuple[Frame, TextOrder]:
-    text, order = next_text(order, stored.entry)
+def render(state: TextState, stored: StoredEntry) -> tuple[Frame, TextState]:
+    text, state = state.next(stored.entry)
     match stored.entry:
         case Attempt(mode="restart"):
-            return Frame(sse.frame(NOTHING, seq=stored.seq, event=b"reset")), order
+            return Frame(sse.frame(NOTHING, seq=stored.seq, event=b"reset")), state
         case End() as end:
-            return Frame(_delta(text) + _end(end, stored.seq)), order
+            return Frame(_delta(text) + _end(end, stored.seq, state.warnings(end))), state
         case _:
-            return (Frame(_delta(text, stored.seq)) if text else SILENT), order
+            return (Frame(_delta(text, stored.seq)) if text else SILENT), state
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
     """Renders a reset first: the reader may have a part of the text."""
-    return Frame(sse.frame(NOTHING, event=b"reset") + _delta(record.text) + _end(record, record.cursor))
+    return Frame(
+        sse.frame(NOTHING, event=b"reset") + _delta(record.text) + _end(record, record.cursor, record_warnings(record))
+    )
 
 
 def _delta(text: str, seq: int | None = None) -> sse.Events:
     return sse.frame(_escape(text), seq=seq, event=b"delta") if text else ()
 
 
-def _end(ended: End | TurnRecord, seq: int) -> sse.Events:
-    failed = sse.frame(_escape((ended.error or LOST).message), event=b"failed") if ended.outcome == "failed" else ()
-    return failed + sse.frame(ended.outcome.encode(), seq=seq, event=b"done")
+def _end(ended: End | TurnRecord, seq: int, warnings: Warnings) -> sse.Events:
+    if ended.outcome == "failed":
+        before = sse.frame(_escape((ended.error or LOST).message), event=b"failed")
+    else:
+        before = tuple(event for one in warnings for event in sse.frame(_escape(one["message"]), event=b"warning"))
+    outcome = ended.outcome if incomplete_reason(ended) is None else "incomplete"
+    return before + sse.frame(outcome.encode(), seq=seq, event=b"done")
 
 
 def _escape(text: str) -> bytes:
@@ -55,7 +64,7 @@ def _escape(text: str) -> bytes:
 
 HTML = Dialect(
     name="html",
-    start=lambda _: NO_BLOCKS,
+    start=start_text,
     render=render,
     render_record=render_record,
     is_stateful=True,

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from tailrace.gateway.clients.answer_warnings import Warnings
+from tailrace.gateway.clients.text_state import record_warnings
 from tailrace.gateway.clients.tutorials import state_stream
 from tailrace.gateway.clients.tutorials.state_stream import JobState, end_fields
 from tailrace.gateway.http import sse
@@ -36,7 +38,7 @@ def _render_named(state: JobState, stored: StoredEntry) -> Frame:
         case Attempt(mode="restart"):
             return _frame("reset", state.job, {}, stored.seq)
         case End() as end:
-            ending = _end(state.job, end, state.answer.text(), stored.seq)
+            ending = _end(state.job, end, state.answer.text(), stored.seq, state.texts.warnings(end))
             return Frame(_rest(state, end) + ending.events)
         case _:
             fields = {"status": "running", "progress": state.progress, "text": state.text}
@@ -53,7 +55,7 @@ def _rest(state: JobState, end: End) -> sse.Events:
 
 def render_record(record: TurnRecord, seen: int) -> Frame:
     """Renders the last events only: they hold the whole answer."""
-    named = _end(record.turn, record, record.text, record.cursor)
+    named = _end(record.turn, record, record.text, record.cursor, record_warnings(record))
     return _join(named, state_stream.render_record(record, seen))
 
 
@@ -67,8 +69,8 @@ def _join(named: Frame, unnamed: Frame) -> Frame:
     return Frame((*(event._replace(seq=None) for event in unnamed.events), *named.events))
 
 
-def _end(job: TurnId, ended: End | TurnRecord, text: str, seq: int) -> Frame:
-    fields = end_fields(ended, text)
+def _end(job: TurnId, ended: End | TurnRecord, text: str, seq: int, warnings: Warnings) -> Frame:
+    fields = end_fields(ended, text, warnings)
     if ended.outcome == "failed":
         return _frame("failed", job, {name: fields[name] for name in ("error", "code")}, seq)
     return _frame("complete", job, fields, seq)

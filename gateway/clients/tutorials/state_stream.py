@@ -4,6 +4,8 @@
 {"job_id":…,"status":"completed"|"cancelled","progress":100,"text":…,"result":…,"usage":…}
 {"job_id":…,"status":"failed","progress":42,"text":…,"error":…,"code":…}
 
+The last event of an answer that is not whole has its `stop_reason`, and `warnings`.
+
 An event repeats the text, so not every entry has one. All events of a turn together are at most about 33 times as long
 as its text.
 """
@@ -13,9 +15,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tailrace.gateway.clients.answer_warnings import Warnings, warnings_field
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.clients.growing_text import GrowingText
-from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, next_text
+from tailrace.gateway.clients.stop_reasons import stop_reason_field
+from tailrace.gateway.clients.text_state import TextState, record_warnings, start_text
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Progress, Request, StoredEntry
@@ -36,13 +40,13 @@ class JobState(NamedTuple):
     """The job's id, the answer so far, and the last event."""
 
     job: TurnId
+    texts: TextState
     answer: GrowingText = GrowingText()
     chars: int = 0
     inputs: int | None = None
     """The progress of a batch in percent; None for other turns."""
     sent_chars: int = 0
     sent_at: datetime | None = None
-    order: TextOrder = NO_BLOCKS
     text: str = ""
     """The text that the last entry has added."""
 
@@ -59,22 +63,22 @@ class JobState(NamedTuple):
 
 
 def start(key: TurnKey) -> JobState:
-    return JobState(key.turn)
+    return JobState(key.turn, start_text(key))
 
 
 def render(state: JobState, stored: StoredEntry) -> tuple[Frame, JobState]:
-    text, order = next_text(state.order, stored.entry)
+    text, texts = state.texts.next(stored.entry)
     answer = state.answer.plus(text) if text else state.answer
-    state = state._replace(answer=answer, chars=state.chars + len(text), order=order, text=text)
+    state = state._replace(answer=answer, chars=state.chars + len(text), texts=texts, text=text)
     match stored.entry:
         case Request():
             return _frame(state, {"status": "queued"}, stored.seq), state
         case Attempt(mode="restart"):
-            return _render_running(JobState(state.job), stored)
+            return _render_running(JobState(state.job, texts), stored)
         case Progress(done=done, failed=failed, of=of):
             state = state._replace(inputs=100 * (done + failed) // max(of, 1))
         case End() as end:
-            return _frame(state, end_fields(end, state.answer.text()), stored.seq), state
+            return _frame(state, end_fields(end, state.answer.text(), texts.warnings(end)), stored.seq), state
         case _ if not text:
             return SILENT, state
     return _render_running(state, stored) if state.is_due(stored.at) else (SILENT, state)
@@ -82,16 +86,19 @@ def render(state: JobState, stored: StoredEntry) -> tuple[Frame, JobState]:
 
 def render_record(record: TurnRecord, _: int) -> Frame:
     """Renders the last event only: it holds the whole answer."""
-    state = JobState(record.turn, GrowingText(record.text), len(record.text))
-    return _frame(state, end_fields(record, record.text), record.cursor)
+    state = JobState(record.turn, TextState(record.turn), GrowingText(record.text), len(record.text))
+    return _frame(state, end_fields(record, record.text, record_warnings(record)), record.cursor)
 
 
-def end_fields(ended: End | TurnRecord, text: str) -> dict[str, Any]:
+def end_fields(ended: End | TurnRecord, text: str, warnings: Warnings) -> dict[str, Any]:
     """Returns the fields that only the last event has, with its status."""
     if ended.outcome == "failed":
         failure = ended.error or LOST
         return {"status": ended.outcome, "error": failure.message, "code": failure.code}
-    return {"status": ended.outcome, "result": text, "usage": ended.usage}
+    fields = {"status": ended.outcome, "result": text, "usage": ended.usage}
+    if ended.outcome == "completed":
+        fields |= {**stop_reason_field(ended), **warnings_field(warnings)}
+    return fields
 
 
 def _render_running(state: JobState, stored: StoredEntry) -> tuple[Frame, JobState]:

@@ -1,0 +1,40 @@
+"""Which stop reasons of the model end a whole answer, and sentences for the others.
+
+docs/API.md ("Stop reasons") has how each dialect shows them. A reason that this version does not know ends no whole
+answer: only the model's next version knows what it means. Source: Anthropic's docs, "Stop reasons".
+"""
+
+from tailrace.proto.entries import End
+from tailrace.proto.records import TurnRecord
+
+# None: the turn has no model call of its own, such as a batch.
+WHOLE = (None, "end_turn", "stop_sequence", "tool_use")
+SENTENCES = {
+    "max_tokens": "The answer was cut at its maximum length.",
+    "max_cost": "The answer was cut at its maximum cost.",
+    "model_context_window_exceeded": "The answer was cut because it fills the model's context window.",
+    "refusal": "The model refused to answer.",
+    "pause_turn": "The model has paused the answer. Send the conversation with it to continue.",
+    "compaction": "The model has summarized the conversation and not answered yet. Send the summary to continue.",
+}
+
+
+def is_whole(stop_reason: str | None) -> bool:
+    """Returns whether a completed answer with this stop reason is whole."""
+    return stop_reason in WHOLE
+
+
+def incomplete_reason(ended: End | TurnRecord) -> str | None:
+    """Returns the stop reason of a completed turn whose answer is not whole; None for all other turns."""
+    return None if ended.outcome != "completed" or is_whole(ended.stop_reason) else ended.stop_reason
+
+
+def stop_reason_field(ended: End | TurnRecord) -> dict[str, str]:
+    """Returns the field `stop_reason` of a completed turn whose answer is not whole; no field for all other turns."""
+    reason = incomplete_reason(ended)
+    return {} if reason is None else {"stop_reason": reason}
+
+
+def explain(stop_reason: str) -> str:
+    """Returns a sentence about an answer that is not whole."""
+    return SENTENCES.get(stop_reason, f"The model stopped before the end of its answer ({stop_reason[:60]}).")
