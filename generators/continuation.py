@@ -107,7 +107,7 @@ def _is_accepted(block: Block) -> bool:
 
 def _paused_answer(turn: Turn) -> list[dict[str, Any]]:
     """Returns the paused answer as the API takes it back: as it is, without texts of white space and half thoughts."""
-    return [content(block) for block in turn.blocks if _is_accepted(block)]
+    return [content(block) for block in without_half_calls(turn.blocks, keeps_pending=True) if _is_accepted(block)]
 
 
 def append_blocks(messages: list[Message], blocks: list[dict[str, Any]]) -> list[Message]:

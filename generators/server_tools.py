@@ -43,16 +43,19 @@ def has_results(blocks: Iterable[Block]) -> bool:
     return any(_is_real_result(block) for block in blocks)
 
 
-def without_half_calls(blocks: Sequence[Block]) -> list[Block]:
-    """Returns the blocks without calls that have no result, and without the errors that stand for their results."""
+def without_half_calls(blocks: Sequence[Block], *, keeps_pending: bool = False) -> list[Block]:
+    """Returns the blocks without calls that have no result, and without the errors that stand for their results.
+
+    With `keeps_pending`, calls that nothing stands for stay: those of a paused answer, which the API still executes.
+    """
     answered = {block.start.get("tool_use_id") for block in blocks if _is_real_result(block)}
-    made_up = {block.start["tool_use_id"] for block in blocks if _is_made_up(block)} - answered
-    return [
-        block
-        for block in blocks
-        if not (is_call(block) and block.start.get("id") not in answered)
-        and not (_is_made_up(block) and block.start["tool_use_id"] in made_up)
-    ]
+    closed = {block.start["tool_use_id"] for block in blocks if _is_made_up(block)} - answered
+
+    def is_half(block: Block) -> bool:
+        call = block.start.get("id")
+        return is_call(block) and (call in closed or not (keeps_pending or call in answered))
+
+    return [block for block in blocks if not is_half(block) and block.start.get("tool_use_id") not in closed]
 
 
 def close_half_calls(blocks: Sequence[Block]) -> list[events.Event]:

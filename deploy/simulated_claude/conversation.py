@@ -16,7 +16,7 @@ from tailrace.deploy.simulated_claude.request import Message
 
 # Claude Code adds reminders to a user's message, in text blocks of their own.
 REMINDER = re.compile(r"\s*<system-reminder>.*</system-reminder>\s*", re.DOTALL)
-INTERRUPTED = "Your previous response was interrupted and ended with"
+INTERRUPTED = "Your previous response was interrupted"
 QUESTION_CHARS = 100_000
 MISFIT = "Your answer does not fit the JSON Schema"
 

@@ -73,3 +73,15 @@ def test_the_header_applies_to_openai_and_another_value_is_refused() -> None:
     assert apply_session_headers(chat, {"tailrace-on-pause": "return"}).on_pause == "return"
     with pytest.raises(Refused, match="Tailrace-On-Pause"):
         apply_session_headers(chat, {"tailrace-on-pause": "later"})
+
+
+@pytest.mark.rule("R119")
+def test_half_a_thought_that_a_client_sends_back_is_left_out() -> None:
+    """The API would refuse it, in each further request of the conversation."""
+    half: dict[str, Any] = {"type": "thinking", "thinking": "Hm", "signature": ""}
+    whole = {**half, "signature": "sig"}
+    answers = [[half, TEXT], [whole, half, CALL], [half], [whole, TEXT], "text"]
+    messages = [MessageParam("assistant", content) for content in answers]  # type: ignore[arg-type]
+    sent = build_turn(MessagesRequest(max_tokens=1, messages=[QUESTION, *messages]), {}, Headers()).messages
+    assert sent is not None
+    assert [one.content for one in sent[1:]] == [[TEXT], [whole, CALL], [half], [whole, TEXT], "text"]

@@ -66,7 +66,7 @@ def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Header
     return NewTurn(
         model=request.model,
         max_tokens=request.max_tokens,
-        messages=request.messages,
+        messages=[without_half_thoughts(message) for message in request.messages],
         system=request.system,
         tools=request.tools,
         options={name: value for name, value in fields.items() if name not in request.__struct_fields__} or None,
@@ -84,6 +84,19 @@ def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Header
         verbatim=True,
         on_busy="branch",
     )
+
+
+def without_half_thoughts(message: MessageParam) -> MessageParam:
+    """Returns an answer without `thinking` blocks that have no signature, which the API refuses.
+
+    Such a block is in an answer whose generator died while the model thought, after calls of server tools that must
+    not run again (PROTOCOL R119).
+    """
+    if message.role != "assistant" or not isinstance(message.content, list):
+        return message
+    kept = [block for block in message.content if block.get("type") != "thinking" or block.get("signature")]
+    is_same = not kept or len(kept) == len(message.content)
+    return message if is_same else msgspec.structs.replace(message, content=kept)
 
 
 def _user(metadata: object) -> str | None:
