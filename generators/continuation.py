@@ -19,7 +19,7 @@ from tailrace.generators.backends.model_event import (
     report_left_out,
     stop_message,
 )
-from tailrace.generators.continuation_filters import RepetitionFilter, StopSequenceFilter
+from tailrace.generators.continuation_filters import RepetitionFilter, RestartFilter, StopSequenceFilter
 from tailrace.generators.plan import tokens_left
 from tailrace.generators.server_tools import is_sendable, without_half_calls
 from tailrace.proto import events
@@ -199,6 +199,7 @@ class ContinuationMapper:
         repetition: RepetitionFilter,
         pending_space: str,
         stop_sequences: StopSequenceFilter | None = None,
+        restart: RestartFilter | None = None,
         *,
         is_paused: bool = False,
     ) -> None:
@@ -217,6 +218,7 @@ class ContinuationMapper:
         self._continued: int | None = None
         self._pending_space = pending_space
         self._stop_sequences = stop_sequences or StopSequenceFilter("", ())
+        self._restart = restart or RestartFilter("")
         self._left_out = 0
         # From the new call's block index to the stored message's; None: the block is left out.
         self._targets: dict[int, int | None] = {}
@@ -301,10 +303,14 @@ class ContinuationMapper:
             return self._flush_before(index, events.BlockDelta(target, delta))
         if index != self._continued:
             return self._text(target, delta.text)
-        text, repeated = self._repetition.filter(delta.text)
-        self.repeated += len(repeated)
-        self._left_out += utf8_bytes(repeated)
-        return self._continue_text(target, text)
+        return self._continue_text(target, self._without_repetition(*self._restart.filter(delta.text)))
+
+    def _without_repetition(self, text: str, left_out: str) -> str:
+        """Returns the part of `text` that repeats nothing, and counts the rest, after `left_out` was left out."""
+        text, repeated = self._repetition.filter(text)
+        self.repeated += len(left_out) + len(repeated)
+        self._left_out += utf8_bytes(left_out) + utf8_bytes(repeated)
+        return text
 
     def _flush_before(self, index: int, event: events.BlockDelta | events.BlockStop) -> list[ModelEvent]:
         """Returns the text that the filters hold of block `index`, and then `event`.
@@ -313,7 +319,8 @@ class ContinuationMapper:
         """
         held: list[ModelEvent] = []
         if index == self._continued:
-            held = self._continue_text(event.index, self._repetition.flush())
+            text = self._without_repetition(*self._restart.flush())
+            held = self._continue_text(event.index, text + self._repetition.flush())
             if self._stop_sequences.found is not None:
                 return held
             held += self._text(event.index, self._stop_sequences.flush())
@@ -348,4 +355,5 @@ def build_mapper(request: Request, turn: Turn) -> ContinuationMapper:
     sent = turn.text if is_sent_whole else prefill(turn.text)
     open_text = turn.blocks[-1].text if turn.blocks and not turn.blocks[-1].is_closed else ""
     stop_sequences = StopSequenceFilter(open_text, (request.options or {}).get("stop_sequences"))
-    return ContinuationMapper(turn.blocks, RepetitionFilter(sent), turn.text[len(sent) :], stop_sequences)
+    restart = RestartFilter(open_text if sent.strip() else "")
+    return ContinuationMapper(turn.blocks, RepetitionFilter(sent), turn.text[len(sent) :], stop_sequences, restart)

@@ -1,10 +1,41 @@
 """Filters for the text of a continuation, the model call that asks for the rest of a stored answer. Pure.
 
-One removes repetitions, the other finds stop sequences. Each holds text back while it cannot decide, and passes all
+Two remove repetitions, the third finds stop sequences. Each holds text back while it cannot decide, and passes all
 other text on.
 """
 
 REPEATED_MIN = 24
+
+
+class RestartFilter:
+    """Holds text with which the call begins the stored text anew, instead of continuing it.
+
+    A call that breaks off again before it comes further adds nothing: its text is never passed on. Otherwise the text
+    is passed on as soon as it differs. It is left out only if it is all of the stored text, with REPEATED_MIN or more
+    characters that are not white space, and the stored text does not end a line: then a refrain may follow.
+    """
+
+    def __init__(self, stored: str) -> None:
+        self._stored = stored
+        self._is_active = bool(stored.strip())
+        self._may_leave_out = bool(find_tail(stored)) and not ends_line(stored)
+        self._held = ""
+
+    def filter(self, text: str) -> tuple[str, str]:
+        """Adds `text`; returns the text to pass on now, and the text that was left out before it."""
+        if not self._is_active:
+            return text, ""
+        self._held += text
+        if self._stored.startswith(self._held):
+            return "", ""
+        return self.flush()
+
+    def flush(self) -> tuple[str, str]:
+        """Ends the filter; returns the text that was held, and the text that was left out before it."""
+        held, self._held, self._is_active = self._held, "", False
+        if self._may_leave_out and held.startswith(self._stored):
+            return held[len(self._stored) :], self._stored
+        return held, ""
 
 
 class RepetitionFilter:
@@ -19,8 +50,7 @@ class RepetitionFilter:
     def __init__(self, stored: str) -> None:
         self._stored = stored
         self._tail = find_tail(stored)
-        # Text that ends a line may be followed by another line like it.
-        is_inside_line = bool(self._tail) and not self._tail.rstrip(" ").endswith("\n")
+        is_inside_line = bool(self._tail) and not ends_line(self._tail)
         self._is_active = is_inside_line and stored.find(self._tail) == len(stored) - len(self._tail)
         self._held = ""
 
@@ -67,6 +97,11 @@ def find_tail(text: str) -> str:
         if solid == REPEATED_MIN:
             return text[position:]
     return ""
+
+
+def ends_line(text: str) -> bool:
+    """Returns whether `text` ends a line. Another line like it may follow."""
+    return text.rstrip(" ").endswith("\n")
 
 
 def begins_word(text: str, position: int) -> bool:

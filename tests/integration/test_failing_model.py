@@ -82,6 +82,16 @@ async def test_an_answer_with_any_stop_reason_is_complete(own: OwnSystem) -> Non
         assert (turn.outcome, turn.end.stop_reason, turn.text, proxy.calls) == ("completed", reason, words(9), 1)
 
 
+@pytest.mark.rule("R118")
+async def test_a_model_that_breaks_the_rules_of_its_api_twice_is_not_called_again(own: OwnSystem) -> None:
+    """Each attempt makes progress, and the valid text of both is kept."""
+    async with own.running_generator():
+        turn = await own.answer("words=40 rate=0 fault=garbage@3x9")
+    assert (failure_code(turn), turn.attempt, turn.text) == ("backend_unreadable", 2, words(6))
+    assert turn.causes == ("backend_unreadable",)
+    assert await own.calls() == 2
+
+
 @pytest.mark.rule("F27")
 @pytest.mark.timeout(90)
 async def test_a_request_that_kills_its_generators_fails_after_attempts_max(own: OwnSystem) -> None:

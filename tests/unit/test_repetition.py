@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.continuation_filters import REPEATED_MIN, RepetitionFilter, find_tail
+from tailrace.generators.continuation_filters import REPEATED_MIN, RepetitionFilter, RestartFilter, find_tail
 
 STORED = "The sky is blue because short waves are scattered more than long on"
 VERSE = "Never let anybody tell you that the sea is calm today."
@@ -89,3 +89,38 @@ def test_only_the_stored_end_is_left_out(stored: str, new: str, again: int, size
     if left_out:
         assert len("".join(text[:left_out].split())) >= REPEATED_MIN
         assert stored.count(find_tail(stored)) == 1
+
+
+@pytest.mark.rule("R70")
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+@pytest.mark.parametrize(
+    ("stored", "call", "passed", "left_out"),
+    [
+        ("abc", "abc", "abc", ""),
+        ("abc", "abcd", "abcd", ""),
+        ("abc", "abd", "abd", ""),
+        ("abc", " def", " def", ""),
+        ("", "abc", "abc", ""),
+        (STORED, STORED + "es.", "es.", STORED),
+        (STORED, STORED, "", STORED),
+        (STORED, STORED[:40] + ", I think", STORED[:40] + ", I think", ""),
+        (VERSE + "\n", VERSE + "\nAgain.", VERSE + "\nAgain.", ""),
+    ],
+)
+def test_an_answer_that_begins_anew_is_left_out_once_it_is_certain(
+    stored: str, call: str, passed: str, left_out: str, size: int
+) -> None:
+    """A short text, or one that ends a line, may follow itself."""
+    restart, text, dropped = RestartFilter(stored), "", ""
+    for piece in cut(call, size):
+        more, repeated = restart.filter(piece)
+        text, dropped = text + more, dropped + repeated
+    more, repeated = restart.flush()
+    assert (text + more, dropped + repeated) == (passed, left_out)
+
+
+@pytest.mark.rule("R70")
+def test_of_a_call_that_breaks_off_where_the_stored_text_does_nothing_is_passed_on() -> None:
+    """A model that breaks at one place each time adds nothing to `abc`: the attempt does not count as progress."""
+    restart = RestartFilter("abc")
+    assert [restart.filter(piece) for piece in ("a", "bc")] == [("", ""), ("", "")]
