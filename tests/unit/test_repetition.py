@@ -98,7 +98,7 @@ def test_only_the_stored_end_is_left_out(stored: str, new: str, again: int, size
     [
         ("abc", "abc", "abc", ""),
         ("abc", "abcd", "abcd", ""),
-        ("abc", "abd", "abd", ""),
+        ("abc", "abx", "abx", ""),
         ("abc", " def", " def", ""),
         ("", "abc", "abc", ""),
         (STORED, STORED + "es.", "es.", STORED),
