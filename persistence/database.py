@@ -22,6 +22,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "usage": ("tenant", "session", "turn"),
     "labels": ("tenant", "turn", "name"),
     "totals": ("tenant", "dimension", "key", "day"),
+    "older_costs": ("tenant",),
     "blob_uses": ("tenant", "sha256", "turn"),
     "blob_releases": ("tenant", "sha256"),
     "searched": ("number",),

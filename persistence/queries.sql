@@ -73,11 +73,11 @@ ON CONFLICT (tenant, project) DO NOTHING
 INSERT INTO turns (
     tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, fits,
     error, attempts, metadata, asked_at, first_token_at, ended_at, cursor, text_chars, text_sha256, batch, cost_is_unknown,
-    project, "user"
+    project, "user", answered_by, by_model
 ) VALUES (
     :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :stop_sequence,
     :envelope, :fits, :error, :attempts, :metadata, :asked_at, :first_token_at, :ended_at, :cursor, :text_chars,
-    :text_sha256, :batch, :cost_is_unknown, :project, :user
+    :text_sha256, :batch, :cost_is_unknown, :project, :user, :answered_by, :by_model
 )
 ON CONFLICT (tenant, turn) DO UPDATE SET
     outcome = excluded.outcome,
@@ -95,7 +95,9 @@ ON CONFLICT (tenant, turn) DO UPDATE SET
     text_chars = excluded.text_chars,
     text_sha256 = excluded.text_sha256,
     batch = excluded.batch,
-    cost_is_unknown = excluded.cost_is_unknown
+    cost_is_unknown = excluded.cost_is_unknown,
+    answered_by = excluded.answered_by,
+    by_model = excluded.by_model
 WHERE excluded.cursor > turns.cursor
 
 -- name: put_usage
@@ -204,6 +206,56 @@ FROM {lists}(:listed{as_json}) AS written
 CROSS JOIN {dimensions_of_usage} AS field {key_value}
 GROUP BY usage.tenant, field.key, field.value, usage.asked_at / 86400000000
 {add_to_totals}
+
+-- fragment: models_of_turn (sqlite)
+-- A row for each model in the usage by model of a turn.
+json_each(turns.by_model)
+
+-- fragment: models_of_turn (postgresql)
+LATERAL json_each(turns.by_model::json)
+
+-- name: count_moved
+-- Adds the usage of turns that also other models than the requested one have answered to totals by requested model
+-- (:sign 1), or removes it (-1). Billed to a model is: its total, minus this one, plus that of count_billed. Like
+-- count_usage.
+INSERT INTO totals
+SELECT usage.tenant, 'moved', usage.model, usage.asked_at / 86400000000, :sign * count(*), :sign * sum(messages),
+    :sign * sum(input_tokens), :sign * sum(output_tokens), :sign * sum(cache_creation_input_tokens),
+    :sign * sum(cache_read_input_tokens), :sign * sum(cost_nusd), max(usage.asked_at)
+FROM {lists}(:listed{as_json}) AS written
+{join} usage ON usage.tenant = written.value ->> 0 AND usage.session = written.value ->> 1
+    AND usage.turn = written.value ->> 2
+{join} turns ON turns.tenant = usage.tenant AND turns.turn = usage.turn
+WHERE turns.by_model IS NOT NULL
+GROUP BY usage.tenant, usage.model, usage.asked_at / 86400000000
+{add_to_totals}
+
+-- name: count_billed
+-- Adds the usage of the same turns to totals by the model that is billed. Like count_moved.
+INSERT INTO totals
+SELECT usage.tenant, 'billed', field.key, usage.asked_at / 86400000000, :sign * count(*), 0,
+    :sign * sum(CAST(coalesce(field.value ->> 'input_tokens', '0') AS BIGINT)),
+    :sign * sum(CAST(coalesce(field.value ->> 'output_tokens', '0') AS BIGINT)),
+    :sign * sum(CAST(coalesce(field.value ->> 'cache_creation_input_tokens', '0') AS BIGINT)),
+    :sign * sum(CAST(coalesce(field.value ->> 'cache_read_input_tokens', '0') AS BIGINT)),
+    :sign * sum(CAST(coalesce(field.value ->> 'cost_nusd', '0') AS BIGINT)), max(usage.asked_at)
+FROM {lists}(:listed{as_json}) AS written
+{join} usage ON usage.tenant = written.value ->> 0 AND usage.session = written.value ->> 1
+    AND usage.turn = written.value ->> 2
+{join} turns ON turns.tenant = usage.tenant AND turns.turn = usage.turn
+CROSS JOIN {models_of_turn} AS field {key_value}
+WHERE turns.by_model IS NOT NULL
+GROUP BY usage.tenant, field.key, usage.asked_at / 86400000000
+{add_to_totals}
+
+-- name: put_older_cost
+-- Notes a turn whose usage and cost an older version has counted.
+INSERT INTO older_costs (tenant, asked_at) VALUES (:tenant, :asked_at)
+ON CONFLICT (tenant) DO UPDATE SET asked_at = {greatest}(older_costs.asked_at, excluded.asked_at)
+
+-- name: older_cost
+-- The last turn of a tenant whose usage and cost an older version has counted.
+SELECT asked_at FROM older_costs WHERE tenant = :tenant
 
 -- name: count_project
 -- Moves the usage of a session into the project that a turn names first. Runs before put_session.
@@ -1082,3 +1134,21 @@ SELECT keys.key, {sums} FROM {page_of_keys}
 {join} totals ON totals.tenant = :tenant AND dimension = :dimension AND totals.key = keys.key
     AND day BETWEEN :first AND :last
 GROUP BY keys.key ORDER BY keys.key
+
+-- name: billed_usage
+-- The usage of each day by model: of the requested ones, of turns to subtract from these, and of the billed ones.
+SELECT dimension, key, day, turns, input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens,
+    cost_nusd
+FROM totals {by_day}
+WHERE tenant = :tenant AND dimension IN ('model', 'moved', 'billed') AND day BETWEEN :first AND :last
+
+-- name: tenants_with_usage
+-- Tenants after one of them that have usage.
+WITH RECURSIVE found (tenant) AS (
+    SELECT (SELECT tenant FROM totals WHERE tenant > :after ORDER BY tenant LIMIT 1)
+    UNION ALL
+    SELECT (SELECT tenant FROM totals WHERE tenant > found.tenant ORDER BY tenant LIMIT 1)
+    FROM found WHERE found.tenant IS NOT NULL
+    {recursion_max}
+)
+SELECT tenant FROM found WHERE tenant IS NOT NULL LIMIT :limit

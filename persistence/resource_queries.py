@@ -9,7 +9,9 @@ from tailrace.proto.errors import not_found
 from tailrace.proto.ids import Tenant
 from tailrace.proto.records import GetSession
 from tailrace.proto.resources import (
+    BilledUsageList,
     BranchPage,
+    GetBilledUsage,
     GetProject,
     GetStats,
     GetUsage,
@@ -20,6 +22,8 @@ from tailrace.proto.resources import (
     Stats,
     UsagePage,
 )
+
+TENANTS_MAX = 1000
 
 
 class ResourceQueries:
@@ -39,6 +43,7 @@ class ResourceQueries:
             (ListProjects, self.projects),
             (ListBranches, self.branches),
             (GetUsage, self.usage),
+            (GetBilledUsage, self.billed),
             (GetStats, self.stats),
         ]
 
@@ -89,7 +94,13 @@ class ResourceQueries:
         if query.key is not None:
             found = [record for record in found[:1] if record.key == query.key]
         more = len(found) > limit
-        return UsagePage(found[:limit], paging.encode(PageCursor(0, found[limit - 1].key or "")) if more else None)
+        cursor = paging.encode(PageCursor(0, found[limit - 1].key or "")) if more else None
+        return UsagePage(found[:limit], cursor, await self._store.whole_since(tenant))
+
+    async def billed(self, tenant: Tenant, query: GetBilledUsage) -> BilledUsageList:
+        """Returns the usage by day and billed model, and the next tenants."""
+        found = await self._store.billed_usage(tenant, query.first, query.last)
+        return BilledUsageList(found, await self._store.tenants_with_usage(tenant, TENANTS_MAX))
 
     async def stats(self, tenant: Tenant, _: GetStats) -> Stats:
         """Returns the number of active sessions, recent usage, and the sessions that have a running turn."""

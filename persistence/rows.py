@@ -1,6 +1,6 @@
 """Conversion between folded turns, database rows and API records. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,14 +13,16 @@ from tailrace.proto.entries import Failure, Message
 from tailrace.proto.files import FileRecord
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnId
-from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold
-from tailrace.proto.resources import Branch, ProjectRecord, UsageRecord
+from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold, shares_of
+from tailrace.proto.resources import BilledUsage, Branch, ProjectRecord, UsageRecord
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NANO_USD_PER_USD, Usage
+from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
 
 # Times are whole microseconds: a float loses them from the year 2255 on, and earlier in sums.
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+# The columns of `totals` that `billed_records` sums.
+BILLED_COLUMNS = ("turns", *Usage.__struct_fields__, "cost_nusd")
 # As much metadata as OpenAI's API allows a request.
 LABELS_MAX, LABEL_NAME_CHARS_MAX, LABEL_CHARS_MAX = 16, 64, 512
 
@@ -32,12 +34,13 @@ _failure = msgspec.json.Decoder(Failure)
 _system: msgspec.json.Decoder[str | list[dict[str, Any]]] = msgspec.json.Decoder(str | list[dict[str, Any]])
 _counts = msgspec.json.Decoder(BatchCounts)
 _metadata = msgspec.json.Decoder(dict[str, str])
+_by_model = msgspec.json.Decoder(dict[str, ModelUsage])
 
 
 class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     """The columns of `turns`, `usage` and `sessions.project`: times in microseconds since 1970, structs as JSON.
 
-    Three fields become rows of other tables. `blobs` is a JSON list of the SHA-256 of the blobs that the turn refers
+    Four fields become rows of other tables. `blobs` is a JSON list of the SHA-256 of the blobs that the turn refers
     to, each of which is a row of `blob_uses`. `labels` is the JSON object that `labels_of` returns, each field of which
     is a row of `labels`. `words` are the hashed words for the full text search, together one row of `searched`.
     """
@@ -72,6 +75,10 @@ class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     is_estimated: bool
     cost_nusd: int
     cost_is_unknown: bool
+    answered_by: str | None
+    by_model: str | None
+    has_older_cost: bool
+    """Whether an older version has counted the usage and cost of the turn. It becomes a row of `older_costs`."""
     messages: int
     asked_by: str | None
     blobs: str
@@ -113,6 +120,9 @@ def build_row(key: TurnKey, turn: Turn) -> TurnRow:
         is_estimated=found.usage_is_estimated,
         cost_nusd=turn.end.cost_nano_usd if turn.end else 0,
         cost_is_unknown=turn.end is not None and turn.end.cost_is_unknown,
+        answered_by=found.answered_by,
+        by_model=_json(turn.end.by_model) if turn.end is not None and turn.end.by_model else None,
+        has_older_cost=turn.end is not None and turn.end.price_date is None and any(found.usage.counts),
         messages=len(found.input) + bool(found.content),
         asked_by=turn.request.by if turn.request else None,
         blobs=_json(blobs_of(turn)),
@@ -158,6 +168,8 @@ def turn_record(row: Mapping[str, Any]) -> TurnRecord:
         usage=_usage(row),
         usage_is_estimated=bool(row["is_estimated"]),
         cost_usd=None if row["cost_is_unknown"] else row["cost_nusd"] / NANO_USD_PER_USD,
+        answered_by=row["answered_by"],
+        by_model=shares_of(_by_model.decode(row["by_model"])) if row["by_model"] is not None else None,
         attempts=row["attempts"],
         metadata=_metadata.decode(row["metadata"]),
         project=row["project"],
@@ -225,6 +237,21 @@ def file_record(row: Mapping[str, Any]) -> FileRecord:
     """Returns the file in a row of `files`."""
     expires_at = None if row["expires_at"] is None else moment(row["expires_at"])
     return FileRecord(**{**row, "created_at": moment(row["created_at"]), "expires_at": expires_at})
+
+
+def billed_records(rows: Iterable[Mapping[str, Any]]) -> list[BilledUsage]:
+    """Returns the usage by day and billed model, from the totals of three dimensions: see `billed_usage`."""
+    found: dict[tuple[int, str], list[int]] = {}
+    for row in rows:
+        sign = -1 if row["dimension"] == "moved" else 1
+        counts = found.setdefault((row["day"], row["key"]), [0] * len(BILLED_COLUMNS))
+        for index, name in enumerate(BILLED_COLUMNS):
+            counts[index] += sign * row[name]
+    return [
+        BilledUsage(EPOCH.date() + timedelta(days=day), model, turns, Usage(*counts), cost)
+        for (day, model), (turns, *counts, cost) in sorted(found.items())
+        if any((turns, *counts, cost))
+    ]
 
 
 def usage_record(row: Mapping[str, Any]) -> UsageRecord:

@@ -20,10 +20,12 @@ from tailrace.persistence.rows import (
     EPOCH,
     TurnRow,
     batch_record,
+    billed_records,
     branch_of,
     file_columns,
     file_record,
     micros,
+    moment,
     project_record,
     session_record,
     turn_record,
@@ -38,6 +40,7 @@ from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, TurnPosition, TurnRecord
 from tailrace.proto.resources import (
+    BilledUsage,
     Branch,
     ChangeSession,
     CreateProject,
@@ -208,19 +211,31 @@ class Store:
             if row["project"] is not None:
                 joining.setdefault((row["tenant"], row["session"]), row)
         turns = msgspec.json.encode([(one.tenant, one.session, one.turn) for one in rows]).decode()
+        # Few turns: the fold that has the usage by model replaces one without.
+        by_model = [(one.tenant, one.session, one.turn) for one in rows if one.by_model is not None]
         async with self._write() as writer:
+            await self._count_models(writer, by_model, -1)
             await writer.executemany(self._sql["count_project"], joining.values())
             for statement in ("put_session", "put_project", "put_turn", "put_labels"):
                 await writer.executemany(self._sql[statement], columns)
             await writer.execute(self._sql["count_usage"], {"listed": turns, "sign": -1})
             await writer.executemany(self._sql["put_usage"], columns)
             await writer.execute(self._sql["count_usage"], {"listed": turns, "sign": 1})
+            await self._count_models(writer, by_model, 1)
             # A statement takes a round trip to the server, unless there are no rows for it.
+            await writer.executemany(self._sql["put_older_cost"], [row for row in columns if row["has_older_cost"]])
             await writer.executemany(self._sql["put_words"], [row for row in columns if row["words"]])
             await writer.executemany(self._sql["put_blob_uses"], [row for row in columns if row["blobs"] != "[]"])
             if not await writer.execute(self._sql["set_recorded_upto"], {"seq": reached, "known": self._recorded_upto}):
                 await self._require_recorded(writer)
         self._recorded_upto = max(self._recorded_upto, reached)
+
+    async def _count_models(self, writer: Transaction, turns: Sequence[tuple[str, str, str]], sign: int) -> None:
+        """Adds the usage by model of turns to the totals, or removes it; see `billed_usage`."""
+        if turns:
+            listed = {"listed": msgspec.json.encode(turns).decode(), "sign": sign}
+            await writer.execute(self._sql["count_moved"], listed)
+            await writer.execute(self._sql["count_billed"], listed)
 
     async def _require_recorded(self, writer: Transaction) -> None:
         """Raises StoreRolledBack if the database lacks a commit of `record` of this process."""
@@ -637,6 +652,20 @@ class Store:
         statement = "usage_by_day" if by == "day" else "usage"
         rows = await self._read(statement, tenant=tenant, dimension=by, start=start, limit=limit, **days)
         return [usage_record(row) for row in rows]
+
+    async def whole_since(self, tenant: Tenant) -> datetime | None:
+        """Returns when the last turn was accepted whose usage and cost an older version has counted; None: no turn."""
+        rows = await self._read("older_cost", tenant=tenant)
+        return moment(rows[0]["asked_at"]) if rows else None
+
+    async def billed_usage(self, tenant: Tenant, first: date, last: date) -> list[BilledUsage]:
+        """Returns the usage of the days `first` to `last` by day and by the model that is billed."""
+        days = {"first": (first - EPOCH.date()).days, "last": (last - EPOCH.date()).days}
+        return billed_records(await self._read("billed_usage", tenant=tenant, **days))
+
+    async def tenants_with_usage(self, after: str, limit: int) -> list[Tenant]:
+        """Returns tenants after `after` that have usage, in order."""
+        return [row["tenant"] for row in await self._read("tenants_with_usage", after=after, limit=limit)]
 
     async def active_sessions(self, tenant: Tenant, since: datetime) -> int:
         """Returns the number of sessions that were used after `since`."""

@@ -3,6 +3,7 @@
 The gateway's API and persistence use the same records. A fold and the database give equal records of the same turn.
 """
 
+from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
@@ -14,7 +15,7 @@ from tailrace.proto.fold import Turn, contents
 from tailrace.proto.ids import Seq, SessionId, TurnId
 from tailrace.proto.runtime.clock import seconds_between
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import Usage
+from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
 
 A = TypeVar("A", bound=msgspec.Struct)
 
@@ -35,6 +36,21 @@ def answer_type(query: type[Query[A]]) -> type[A]:
     shape: type[A]
     (shape,) = get_args(base)
     return shape
+
+
+class ModelShare(Usage, frozen=True, kw_only=True):
+    """The billed tokens of one model, and what they cost."""
+
+    cost_usd: float | None
+    """In dollars; null if a price is unknown."""
+
+
+def shares_of(by_model: Mapping[str, ModelUsage]) -> dict[str, ModelShare]:
+    """Returns the usage and cost by model of an `end` as clients receive it."""
+    return {
+        name: ModelShare(*used.counts, cost_usd=None if used.cost_is_unknown else used.cost_nano_usd / NANO_USD_PER_USD)
+        for name, used in by_model.items()
+    }
 
 
 class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,11 +84,15 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     error: Failure | None
     """Why the turn failed; null if it did not."""
     usage: Usage
-    """The tokens of the turn."""
+    """The billed tokens of the turn, of all calls and models."""
     usage_is_estimated: bool
     """A call broke off or is running: its output tokens are estimated from the bytes of its text."""
     cost_usd: float | None
-    """0 until the turn has ended. Null: the model's price is unknown; sums count such a turn as 0."""
+    """0 until the turn has ended. Null: a price is unknown; sums count such a turn by the rest of its cost."""
+    answered_by: str | None = None
+    """The model that answered, if it was not `model`: after a fallback on the model's server, for example."""
+    by_model: dict[str, ModelShare] | None = None
+    """`usage` and `cost_usd` by model, if other models than `model` have worked for the turn."""
     attempts: int
     """The number of attempts."""
     metadata: dict[str, str]
@@ -344,6 +364,8 @@ def record_from_fold(key: TurnKey, turn: Turn) -> TurnRecord:
         usage=end.usage if end else turn.usage,
         usage_is_estimated=end.usage_is_estimated if end else turn.is_usage_estimated,
         cost_usd=end.cost_usd if end else 0.0,
+        answered_by=end.answered_by if end else None,
+        by_model=shares_of(end.by_model) if end is not None and end.by_model else None,
         attempts=turn.attempt,
         metadata=request.metadata or {},
         project=request.project,

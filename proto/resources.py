@@ -10,8 +10,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from tailrace.proto.entries import Outcome
-from tailrace.proto.ids import SessionId, TurnId
+from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.records import Query, SessionRecord, Totals
+from tailrace.proto.usage import Usage
 
 USAGE_BY = ("day", "model", "key", "user", "session", "project")
 """The dimensions by which usage is summed, besides `metadata.NAME`."""
@@ -85,6 +86,26 @@ class UsagePage(msgspec.Struct, frozen=True):
 
     usage: list[UsageRecord]
     next: str | None
+    whole_since: datetime | None = None
+    """When the last turn was accepted whose usage and cost an older version has counted; None: there is none."""
+
+
+class BilledUsage(msgspec.Struct, frozen=True):
+    """The usage that a model is billed for on a day (UTC) on which turns were accepted."""
+
+    day: date
+    model: str
+    turns: int
+    usage: Usage
+    cost_nano_usd: int
+
+
+class BilledUsageList(msgspec.Struct, frozen=True):
+    """By day and model. The list has at most as many rows as the days have models."""
+
+    usage: list[BilledUsage]
+    tenants: list[Tenant]
+    """Further tenants that have usage, in order; empty after the last one."""
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +191,14 @@ class GetUsage(Query[UsagePage], frozen=True):
     limit: int = 50
     key: str | None = None
     """Only the usage of this key."""
+
+
+class GetBilledUsage(Query[BilledUsageList], frozen=True):
+    """The usage of a tenant by day and billed model, and the next tenants that have usage."""
+
+    query: ClassVar[str] = "billed"
+    first: date
+    last: date
 
 
 class GetStats(Query[Stats], frozen=True):

@@ -28,6 +28,9 @@ class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
     """The first day (UTC)."""
     last: date = msgspec.field(name="to")
     """The last day (UTC)."""
+    whole_since: datetime | None
+    """Usage and cost are whole for turns that were accepted after this time; null: for all turns. An older version has
+    counted those before: without tokens beyond the top level of a usage object, and without server tools."""
 
 
 async def usage(request: ApiRequest, history: HistoryClient) -> Response:
@@ -44,7 +47,9 @@ async def usage_response(request: Request, history: HistoryClient, tenant: Tenan
     first, last = days_of(request, datetime.now(UTC).date())
     query = GetUsage(_parse_by(request), first, last, after, limit, request.query_params.get("key"))
     found = await history.query(tenant, query)
-    return json_response(UsageList(data=found.usage, next=found.next, by=query.by, first=first, last=last))
+    return json_response(
+        UsageList(data=found.usage, next=found.next, by=query.by, first=first, last=last, whole_since=found.whole_since)
+    )
 
 
 def days_of(request: Request, today: date) -> tuple[date, date]:

@@ -41,7 +41,7 @@ def running_row() -> Handwritten:
 
 
 def unpriced_row() -> Handwritten:
-    log = attempted_turn(*opening_events(input_tokens=10), model="claude-tomorrow-1")
+    log = attempted_turn(*opening_events(10, "claude-tomorrow-1"), model="claude-tomorrow-1")
     log.end()
     return log
 

@@ -389,6 +389,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
     """
     stores = [file_store, postgresql_store]
     chance, by_id = random.Random(34), attrgetter("turn")
+    billed = random.Random(1)
     cursors = chance.sample(range(1000), 1000)
 
     async def call_both(method: str, *given: object, **named: object) -> Any:
@@ -426,6 +427,8 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
             parent=f"turn-{number - 1}" if chance.random() < 0.5 else None,
             project=name("project") if chance.random() < 0.5 else None,
             blobs=f'["{name("blob")}"]',
+            by_model=billed.choice((None, '{"m":{"input_tokens":5,"cost_nusd":3},"n":{"output_tokens":7}}')),
+            has_older_cost=billed.random() < 0.1,
             batch=chance.choice((None, *(f'{{"of":1,"parallel":1{source}}}' for source in SOURCES.values()))),
             cursor=cursors.pop(),
         )
@@ -461,6 +464,9 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
         start = ""
         while page := await call_both("usage", OURS, by, NOON.date(), NOON.date(), start, 2):
             start = f"{page[-1].key or ''}\0"
+    assert await call_both("billed_usage", OURS, NOON.date(), NOON.date() + timedelta(days=1))
+    assert await call_both("whole_since", OURS) is not None
+    assert await call_both("tenants_with_usage", "", 9) == [OURS]
     before, middle = PageCursor(micros(NOON + timedelta(seconds=900)), "turn-2"), "session2"
     sessions = await call_both("sessions", OURS, None, NEWEST, 99, NOON)
     project = next(one.project_id for one in sessions if one.project_id)
