@@ -243,7 +243,7 @@ class AttemptRunner:
             async with asyncio.timeout_at(planned.deadline), opened as (first, rest):
                 sink(first)
                 async for event in rest:
-                    sink(event)
+                    sink(hide_pause(event, planned.turn) if event.kind == "message_delta" else event)
         except CloseCall:
             return None
         except TimeoutError:
@@ -258,7 +258,6 @@ class AttemptRunner:
     def _wrap(self, turn: Turn, continuation: ContinuationMapper | None, sink: Sink) -> Sink:
         """Returns the sink of the model's events: `sink` as the continuation and the features wrap it."""
         assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
-        sink = hide_pause(sink, turn.request, turn)
         if continuation is not None:
             sink = continuation.wrap(sink)
         for wrap in self._sinks:

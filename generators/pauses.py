@@ -5,30 +5,22 @@ The end of a paused message is stored as a hidden event: readers get one answer,
 
 import msgspec
 
-from tailrace.generators.backends.model_event import ModelEvent, Sink
+from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto import events
-from tailrace.proto.entries import Request
 from tailrace.proto.fold import Turn
 
 # The pause after these is shown to readers, and the turn completes with the stop reason `pause_turn`.
 PAUSES_MAX = 10
 
 
-def hide_pause(sink: Sink, request: Request, turn: Turn) -> Sink:
-    """Returns a sink that hides the end of a paused message; `sink` itself if it is to be shown, or cannot come."""
-    if request.on_pause != "continue" or len(turn.pauses) >= PAUSES_MAX or not may_pause(request):
-        return sink
+def hide_pause(event: ModelEvent, turn: Turn) -> ModelEvent:
+    """Returns the `message_delta` of a model's answer, hidden if it is a pause that a generator continues.
 
-    def pass_on(event: ModelEvent) -> None:
-        match event.event:
-            case events.MessageDelta(events.StopReason(events.PAUSE)):
-                event = msgspec.structs.replace(event, is_hidden=True)
-        sink(event)
-
-    return pass_on
-
-
-def may_pause(request: Request) -> bool:
-    """Returns whether the model may pause its answer: only while the API executes tools."""
-    has_server_tools = any(tool.get("type", "custom") != "custom" for tool in request.tools or ())
-    return has_server_tools or bool((request.options or {}).get("mcp_servers"))
+    `turn` is the fold before the answer.
+    """
+    assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
+    match event.event:
+        case events.MessageDelta(events.StopReason(events.PAUSE)):
+            is_hidden = turn.request.on_pause == "continue" and len(turn.pauses) < PAUSES_MAX
+            return msgspec.structs.replace(event, is_hidden=is_hidden)
+    return event

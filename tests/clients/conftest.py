@@ -46,6 +46,8 @@ __all__ += ["system", "system_log"]
 # Only one generator runs, so a short lease takes no turn away from a slow one.
 LEASE_S = 0.2
 LEFT_S_MAX = 30.0
+# More than any turn has.
+APPENDS_MAX = 10_000
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -152,6 +154,25 @@ class Takeover:
         async with running_generator(self._nats_url, self._claude_url):
             yield
             await until(lambda: is_acknowledged(self._connection))
+
+    async def kill_in_each_pause(self, pauses: int, *, is_returned: bool = False) -> None:
+        """Runs the posted turn in generators that are killed, one after the other, when they have stored a pause.
+
+        `is_returned`: each pause ends a turn, which another generator completes; the client then posts the next turn.
+        """
+        for _ in range(pauses):
+            urls = self._nats_url, self._claude_url
+            assert await run_and_kill_after(1, *urls, containing=b'"pause_turn"'), "its generator outlived the turn"
+            assert not is_returned or not await run_and_kill_after(APPENDS_MAX, *urls), "the turn did not end"
+        async with running_generator(self._nats_url, self._claude_url):
+            await until(lambda: is_acknowledged(self._connection))
+
+    async def executions(self) -> dict[str, list[str]]:
+        """Returns the results of each call of a server tool that the simulated Claude has executed, by the call."""
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            stats = (await client.get(f"{self._claude_url}/_sim/stats")).json()
+        found: dict[str, list[str]] = stats["executions"]
+        return found
 
     async def finish(self) -> None:
         """Runs the turn that a failed test has left: the next killed generator would run it."""

@@ -17,7 +17,7 @@ from tailrace.generators.batches.runner import BatchRunner
 from tailrace.generators.settings import Settings
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Entry
+from tailrace.proto.entries import Entry, encode
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.leases import Delivery
 from tailrace.proto.service import Stop
@@ -32,13 +32,21 @@ POLL_S = 0.02
 
 
 async def run_and_kill_after(
-    appends: int, nats_url: str, claude_url: str, *, is_batch: bool = False, is_before: bool = False
+    appends: int,
+    nats_url: str,
+    claude_url: str,
+    *,
+    is_batch: bool = False,
+    is_before: bool = False,
+    containing: bytes = b"",
 ) -> bool:
     """Runs one turn, or one batch with its turns, in a generator that is killed after its nth append.
 
-    With `is_before`, it is killed right before this append. Returns False if it ended before that.
+    With `is_before`, it is killed right before this append. With `containing`, only entries count that have these
+    bytes. Returns False if it ended before that.
     """
-    return await _run(run_until_killed, nats_url, claude_url, appends, is_batch=is_batch, is_before=is_before)
+    options = {"is_batch": is_batch, "is_before": is_before, "containing": containing}
+    return await _run(run_until_killed, nats_url, claude_url, appends, **options)
 
 
 async def run_and_kill_at_call(word: str, nats_url: str, claude_url: str) -> bool:
@@ -49,14 +57,16 @@ async def run_and_kill_at_call(word: str, nats_url: str, claude_url: str) -> boo
     return await _run(run_until_called, word, nats_url, claude_url)
 
 
-def run_until_killed(nats_url: str, claude_url: str, appends: int, *, is_batch: bool, is_before: bool) -> None:
+def run_until_killed(
+    nats_url: str, claude_url: str, appends: int, *, is_batch: bool, is_before: bool, containing: bytes
+) -> None:
     append, appended = TurnLog.append, 0
 
     async def killing_append(
         self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = 10
     ) -> Chain:
         nonlocal appended
-        appended += 1
+        appended += containing in encode(entry)
         if is_before and appended == appends:
             os.kill(os.getpid(), SIGKILL)
         chain = await append(self, key, chain, entry, timeout_s=timeout_s)

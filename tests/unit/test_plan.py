@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.generators.backends.model_event import from_event
 from tailrace.generators.continuation import ContinuationMapper, limit_tokens, prepare_call
 from tailrace.generators.hedging import plan_hedge
 from tailrace.generators.pauses import PAUSES_MAX, hide_pause
@@ -227,25 +227,22 @@ def test_after_a_pause_and_new_blocks_an_interruption_is_one_like_any_other() ->
 @pytest.mark.parametrize(("pauses", "is_hidden"), [(0, True), (PAUSES_MAX - 1, True), (PAUSES_MAX, False)])
 def test_a_generator_continues_ten_pauses_and_shows_the_next(pauses: int, is_hidden: bool) -> None:
     log = paused(*search(0), times=pauses)
-    seen: list[ModelEvent] = []
-    assert log.turn.request is not None
-    hide_pause(seen.append, log.turn.request, log.turn)(from_event(PAUSED))
-    assert [one.is_hidden for one in seen] == [is_hidden]
+    assert hide_pause(from_event(PAUSED), log.turn).is_hidden is is_hidden
     log.store_events(PAUSED, is_hidden=is_hidden)
     assert (plan(log.turn, 5) == Complete()) is not is_hidden
 
 
 @pytest.mark.rule("R117")
 @pytest.mark.parametrize(
-    ("on_pause", "tools"),
-    [("return", [{"type": "web_search_20250305", "name": "web_search"}]), ("continue", [{"name": "own"}])],
+    ("on_pause", "event", "is_hidden"),
+    [("continue", PAUSED, True), ("return", PAUSED, False), ("continue", STOPPED, False)],
 )
-def test_a_pause_that_the_client_continues_is_shown(on_pause: OnPause, tools: list[dict[str, Any]]) -> None:
+def test_a_pause_that_the_client_continues_is_shown(
+    on_pause: OnPause, event: events.MessageDelta, *, is_hidden: bool
+) -> None:
     log = Handwritten()
-    log.store_request(on_pause=on_pause, tools=tools)
-    seen: list[ModelEvent] = []
-    assert log.turn.request is not None
-    assert hide_pause(seen.append, log.turn.request, log.turn) == seen.append
+    log.store_request(on_pause=on_pause)
+    assert hide_pause(from_event(event), log.turn).is_hidden is is_hidden
 
 
 @pytest.mark.rule("R117")

@@ -67,8 +67,7 @@ class KillableGenerator:
         call, mapper = prepare_call(turn, mode)
         self.calls.append(call)
         order, mapped = EventOrder(), list[ModelEvent]()
-        sink = hide_pause(mapped.append, turn.request, turn)
-        sink = mapper.wrap(sink) if mapper is not None else sink
+        sink = mapper.wrap(mapped.append) if mapper is not None else mapped.append
         for data in stream(call, len(self.calls)):
             event = read_event(data)
             if event is None:
@@ -79,7 +78,7 @@ class KillableGenerator:
                     if any(block.start.get("tool_use_id") == name for block in self.log.turn.blocks):
                         self.repeated.append(name)
             for one in order.accept(event):
-                sink(one)
+                sink(hide_pause(one, turn))
             if not self._append(mapped):
                 return
             mapped.clear()
