@@ -20,6 +20,7 @@ from tailrace.gateway.auth.tickets import Tickets
 from tailrace.gateway.clients.ai_sdk.routes import ROUTES as AI_SDK_ROUTES
 from tailrace.gateway.clients.anthropic.batch_routes import ROUTES as MESSAGE_BATCH_ROUTES
 from tailrace.gateway.clients.anthropic.count_tokens import ROUTES as COUNT_TOKENS_ROUTES
+from tailrace.gateway.clients.anthropic.managed_agents import ManagedAgentsAdvice
 from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
 from tailrace.gateway.clients.files import ROUTES as FILE_ROUTES
 from tailrace.gateway.clients.native.routes import ROUTES as NATIVE_ROUTES
@@ -164,6 +165,7 @@ def app(gateway: Gateway) -> Starlette:
         routes=[serve(route) for route in ROUTES],
         middleware=[
             *_build_outermost_middleware(gateway),
+            Middleware(ManagedAgentsAdvice),
             Middleware(AdmissionQueue, urgent=health.PATHS | overview.PATHS),
             # The last handler of Starlette stands outside of CORS.
             Middleware(ExceptionMiddleware, handlers={Exception: error_responses.handle_unexpected_error}),

@@ -1,14 +1,17 @@
 """POST /v1/messages: repeated requests of Claude Code, sessions, and refused requests."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
+import anthropic
 import httpx2
 import pytest
 
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.integration.conftest import Gateway, on_shared_loop
+from tests.integration.conftest import KEY, Gateway, on_shared_loop
 
 SESSION = "8d7a4b8e-3f43-4c4c-9d0c-5a3c7d0f6f10"
 CLAUDE_CODE = {"x-claude-code-session-id": SESSION}
@@ -169,3 +172,28 @@ async def test_invalid_header_is_refused(shared_gateway: Gateway, headers: dict[
     answer = await shared_gateway.client.post("/v1/messages", json=BODY, headers=raw)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "request_invalid", *headers)
+
+
+@on_shared_loop
+async def test_managed_agents_get_advice_on_the_paths_of_sessions(shared_gateway: Gateway) -> None:
+    """Tailrace has sessions of its own there, whose answers this SDK cannot read."""
+    async with anthropic.AsyncAnthropic(api_key=KEY, base_url=shared_gateway.url, max_retries=0) as sdk:
+        sessions = sdk.beta.sessions
+        calls: list[Callable[[], Awaitable[object]]] = [
+            partial(sessions.create, agent="agent_1", environment_id="env_1"),
+            partial(sessions.retrieve, "session_1"),
+            partial(sessions.delete, "session_1"),
+            partial(sessions.archive, "session_1"),
+            partial(sessions.events.send, "session_1", events=[]),
+            partial(sessions.events.stream, "session_1"),
+            sessions.list,
+            partial(sessions.events.list, "session_1"),
+            partial(sdk.beta.dreams.retrieve, "dream_1"),
+            partial(sdk.beta.agents.retrieve, "agent_1"),
+        ]
+        for call in calls:
+            with pytest.raises(anthropic.NotFoundError, match="in your own program") as refused:
+                await call()
+            assert refused.value.type == "not_found_error"
+    # Without the header, they are Tailrace's.
+    assert (await shared_gateway.client.post("/v1/sessions", json={})).status_code != 404

@@ -1,8 +1,12 @@
 """Advice for routes of other APIs that do not exist here."""
 
+import re
 import time
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 import pytest
+from starlette.routing import Match
 
 from tailrace.gateway.app import ROUTES
 from tailrace.gateway.http.absent_routes import advice_for
@@ -18,6 +22,9 @@ from tailrace.gateway.http.absent_routes import advice_for
         ("/v1/conversations/conv_1", "previous_response_id"),
         ("/v1/vector_stores/vs_1", "send the passages"),
         ("/v1/agents/agent_1", "in your own program"),
+        ("/v1/dreams/dream_1", "in your own program"),
+        ("/v1/tunnels", "`mcp_servers`"),
+        ("/v1/user_profiles/x/action_urls", "metadata.user_id"),
         ("/v1/completions", "POST /v1/chat/completions"),
         ("/v1/chat/completions/chatcmpl-1/messages", "/v1/turns/{turn}"),
         ("/v1/chat/completions", None),
@@ -39,6 +46,44 @@ def test_the_advice_is_that_of_the_nearest_parent(path: str, advice: str | None)
 def test_no_advice_is_given_for_a_route_that_exists() -> None:
     """Otherwise its errors would contradict it."""
     assert [route.path for route in ROUTES if advice_for(route.path) is not None] == []
+
+
+# A call of a resource of Anthropic's SDK: its method and its path, as a string or as a template with names in braces.
+CALL = re.compile(r'self\._(get|post|put|patch|delete|get_api_list)\(\s*(?:path_template\(\s*)?"(/[^"?]*)')
+
+
+def list_calls(folder: Traversable) -> set[tuple[str, str]]:
+    """Returns the methods and paths that the resources of Anthropic's SDK call."""
+    found: set[tuple[str, str]] = set()
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            found |= list_calls(entry)
+        elif entry.name.endswith(".py"):
+            calls = CALL.findall(entry.read_text())
+            found |= {("GET" if name.startswith("get") else name.upper(), path) for name, path in calls}
+    return found
+
+
+SDK_CALLS = sorted(list_calls(files("anthropic.resources")))
+
+
+def has_route(method: str, path: str) -> bool:
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
+    return any(route.matches(scope)[0] is Match.FULL for route in ROUTES)
+
+
+def test_each_path_of_anthropics_sdk_has_a_route_or_advice() -> None:
+    """A path of Managed Agents under /v1/sessions is recognised by its beta header (ManagedAgentsAdvice)."""
+    assert len(SDK_CALLS) > 150
+    assert {path for _, path in SDK_CALLS} >= {"/v1/messages", "/v1/messages/batches/{message_batch_id}"}
+    absent = [
+        f"{method} {path}"
+        for method, path in SDK_CALLS
+        if not has_route(method, re.sub(r"{\w+}", "x", path))
+        and advice_for(path) is None
+        and not path.startswith("/v1/sessions")
+    ]
+    assert absent == []
 
 
 @pytest.mark.rule("S14")
