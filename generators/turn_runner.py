@@ -107,7 +107,7 @@ class TurnRunner:
                     return turn
                 turn = prepared
         except BackendError as refused:
-            failure = Failure(refused.code, refused.message, refused.retry_after_s)
+            failure = Failure(refused.code, refused.message, refused.retry_after_s, refused.details)
             return await self._end(key, turn, "failed", failure)
         except (TailraceError, MemoryError):
             raise
@@ -157,7 +157,7 @@ class TurnRunner:
                         return await self._end(key, turn, "failed", failure)
                     following = await route.after_failure(error, has_begun=turn.message is not None)
                     if following is None:
-                        failure = Failure(error.code, error.message, error.retry_after_s)
+                        failure = Failure(error.code, error.message, error.retry_after_s, error.details)
                         return await self._end(key, turn, "failed", failure)
                     route = following
                     last_error = error

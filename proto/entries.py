@@ -211,6 +211,8 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """What went wrong."""
     retry_after_s: float | None = None
     """Seconds after which a retry may help."""
+    details: dict[str, Any] | None = None
+    """`error.details` of the model's API, if they are about the request."""
 
 
 class Block(msgspec.Struct, frozen=True, omit_defaults=True):

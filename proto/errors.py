@@ -31,7 +31,7 @@ Each module that uses a foreign library catches its exceptions and raises one of
 """
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -68,7 +68,7 @@ class Refused(TailraceError):
         param: str | None = None,
         retry_after_s: float | None = None,
         may_repeat: bool = True,
-        details: dict[str, str] | None = None,
+        details: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -202,15 +202,25 @@ class BackendError(TailraceError):
     """The model call failed. `code` is a key of CODES, which says whether to retry.
 
     `retry_after_s` is the delay that the backend asked for, or None. `reason` says why there is no connection. It names
-    hosts, so it is for the operator and not in `message`, which users see.
+    hosts, so it is for the operator and not in `message`, which users see. `details` are the API's own about the
+    request, by which Anthropic's SDKs choose the class of the error.
     """
 
-    def __init__(self, code: str, message: str, *, retry_after_s: float | None = None, reason: str = "") -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        reason: str = "",
+        details: dict[str, Any] | None = None,
+    ) -> None:
         self.message = message[:BACKEND_MESSAGE_CHARS_MAX]
         super().__init__(self.message)
         self.code = code
         self.retry_after_s = retry_after_s
         self.reason = reason
+        self.details = details
 
     @property
     def log_fields(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -43,7 +43,7 @@ class Problem(msgspec.Struct, frozen=True):
     """The code of the error, from docs/ERRORS.md."""
     param: str | None = None
     """The field or query parameter that is wrong, as OpenAI's API names it: `messages[0].content`."""
-    details: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    details: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     """Further fields of some errors, which Anthropic's SDKs read."""
 
 
@@ -84,7 +84,7 @@ def response(
     *,
     param: str | None = None,
     retry_after_s: float | None = None,
-    details: dict[str, str] | None = None,
+    details: dict[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
     scope: Scope | None = None,
 ) -> Response:

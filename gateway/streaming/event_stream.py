@@ -254,5 +254,11 @@ async def _wait_for_answer(feed: TurnFeed, *, may_repeat: bool) -> None:
 def refusal_of(failure: Failure | None, turn: TurnId, *, may_repeat: bool) -> TurnFailed:
     """Returns the error of a turn that has failed; `internal` for a code that a newer version has stored."""
     if failure is not None and failure.code in CODES:
-        return TurnFailed(failure.code, failure.message, retry_after_s=failure.retry_after_s, may_repeat=may_repeat)
+        return TurnFailed(
+            failure.code,
+            failure.message,
+            retry_after_s=failure.retry_after_s,
+            may_repeat=may_repeat,
+            details=failure.details,
+        )
     return TurnFailed("internal", f"turn {turn} has an incomplete answer: GET /v1/turns/{turn} has its text")

@@ -33,9 +33,6 @@ from tailrace.proto.tool_ids import with_valid_tool_ids
 # The response ends shortly after its last event. Reading that end makes the connection reusable.
 DRAIN_S = 0.2
 
-# Status 429, but the monthly budget is used up: waiting does not help.
-SPEND_LIMIT_ERRORS = (anthropic.ContractSpendLimitReachedError, anthropic.EnforcedSpendLimitReachedError)
-
 _decode_models = msgspec.json.Decoder(ListedModels).decode
 _decode_token_count = msgspec.json.Decoder(TokenCount).decode
 
@@ -281,6 +278,16 @@ def _error_of_status(error: anthropic.APIStatusError, now: float) -> BackendErro
     status, headers = error.status_code, error.response.headers
     # The SDK passes on whatever the body contains.
     kind = error.type if isinstance(error.type, str) else None
-    code = "backend_refused_key" if isinstance(error, SPEND_LIMIT_ERRORS) else code_for(status, kind)
+    # A used-up monthly budget, for example, has status 429, but waiting does not help.
+    code = code_for(status, kind, error.error_code)
     message = error.api_message if isinstance(error.api_message, str) else f"the model answered with status {status}"
-    return api_error(code, message, parse_retry_after(headers, now))
+    return api_error(code, message, parse_retry_after(headers, now), details=_details(error.body))
+
+
+def _details(body: object) -> object:
+    """Returns `error.details` of an error's body, None if it has none."""
+    match body:
+        case {"error": {"details": details}}:
+            return details
+        case _:
+            return None

@@ -1,5 +1,7 @@
 """Maps the errors of Anthropic's API (status, type, Retry-After) to our codes. Needs no SDK."""
 
+from typing import Any
+
 import msgspec
 import structlog
 
@@ -13,12 +15,15 @@ CODES_BY_TYPE = {
     "overloaded_error": "backend_overloaded",
     "api_error": "backend_failed",
     "timeout_error": "backend_stalled",
+    "conflict_error": "backend_failed",
     "authentication_error": "backend_refused_key",
     "permission_error": "backend_refused_key",
     "billing_error": "backend_refused_key",
     "invalid_request_error": "backend_refused_request",
     "not_found_error": "backend_refused_request",
     "request_too_large": "backend_refused_request",
+    "memory_path_conflict_error": "backend_refused_request",
+    "memory_precondition_failed_error": "backend_refused_request",
 }
 CODES_BY_STATUS = {
     401: "backend_refused_key",
@@ -33,6 +38,35 @@ CODES_BY_STATUS = {
 }
 
 
+# The error codes (`error.details.error_code`) about what the client has sent, which the client may see. The details of
+# all other codes are about the operator's account, or may be.
+ABOUT_REQUEST = ("available_tools_", "compaction_", "file_", "image_", "request_body_", "thread_", "tool_")
+# The codes that say what the operator's key, organisation or workspace may do, whatever status they come with.
+OF_ACCOUNT = frozenset(
+    {
+        "claude_code_key_creator_not_member",
+        "cmek_key_disabled",
+        "cmek_key_network_blocked",
+        "cmek_not_approved",
+        "contract_spend_limit_reached",
+        "enforced_spend_limit_reached",
+        "linked_organization_billing_unavailable",
+        "linked_organization_spend_limit_reached",
+        "organization_not_enrolled_in_beta",
+        "organization_on_hold",
+        "organization_type_not_supported",
+        "parent_organization_required",
+        "region_not_supported",
+        "sandbox_egress_restricted",
+        "user_profile_billing_not_authorized",
+        "user_profile_not_billable",
+        "user_profile_not_found",
+        "user_profile_required",
+        "workspace_human_review_disabled",
+    }
+)
+DETAILS_BYTES_MAX = 4096
+
 KEY_REFUSED = "the server's key was refused by the model's API"
 
 
@@ -41,6 +75,12 @@ class Reason(msgspec.Struct, frozen=True):
 
     type: str = ""
     message: str | None = None
+    details: Any = None
+
+    @property
+    def error_code(self) -> str | None:
+        """What has caused the error, more exactly than its type; None if the API does not say it."""
+        return error_code_of(self.details)
 
 
 class ErrorEvent(msgspec.Struct, frozen=True):
@@ -48,21 +88,55 @@ class ErrorEvent(msgspec.Struct, frozen=True):
 
 
 def error_from_reason(reason: Reason) -> BackendError:
-    """Returns the error for an `error` object of Anthropic's API; `backend_failed` for an unknown type."""
-    return api_error(CODES_BY_TYPE.get(reason.type, "backend_failed"), reason.message or "the model failed")
+    """Returns the error for an `error` object of Anthropic's API.
+
+    An unknown type is `backend_unreadable`, which is repeated once: whether repeating helps is not known.
+    """
+    code = "backend_refused_key" if reason.error_code in OF_ACCOUNT else CODES_BY_TYPE.get(reason.type)
+    message = reason.message or "the model failed"
+    if code is None:
+        return api_error("backend_unreadable", f"the model sent an error of an unknown type: {message}")
+    return api_error(code, message, details=reason.details)
 
 
-def api_error(code: str, message: str, retry_after_s: float | None = None) -> BackendError:
-    """Returns the error with the API's message. What the API says about the server's key goes to the log only."""
-    error = BackendError(code, message, retry_after_s=retry_after_s)
+def api_error(code: str, message: str, retry_after_s: float | None = None, *, details: object = None) -> BackendError:
+    """Returns the error with the API's message, and with its details if they are about the request.
+
+    What the API says about the server's key goes to the log only.
+    """
+    error = BackendError(code, message, retry_after_s=retry_after_s, details=details_of_request(details))
     if code != "backend_refused_key":
         return error
     logger.error("the model's API refused the server's key", message=error.message)
     return BackendError(code, KEY_REFUSED, retry_after_s=retry_after_s)
 
 
-def code_for(status: int, kind: str | None) -> str:
-    """Returns the code for an API error's status and type. The status decides where it is specific."""
+def error_code_of(details: object) -> str | None:
+    """Returns the `error_code` of an error's `details`, None without one."""
+    match details:
+        case {"error_code": str(code)}:
+            return code
+        case _:
+            return None
+
+
+def details_of_request(details: object) -> dict[str, Any] | None:
+    """Returns the `details` of an error for the client; None if they may be about the operator's account.
+
+    Only the code is left of details that are too large for the end of a turn.
+    """
+    code = error_code_of(details)
+    if code is None or not code.startswith(ABOUT_REQUEST) or not isinstance(details, dict):
+        return None
+    if len(code) > DETAILS_BYTES_MAX // 2:
+        return None
+    return details if len(msgspec.json.encode(details)) <= DETAILS_BYTES_MAX else {"error_code": code}
+
+
+def code_for(status: int, kind: str | None, error_code: str | None = None) -> str:
+    """Returns the code for an API error's status, type and error code. The status decides where it is specific."""
+    if error_code in OF_ACCOUNT:
+        return "backend_refused_key"
     return CODES_BY_STATUS.get(status) or CODES_BY_TYPE.get(kind or "") or _code_for_range(status)
 
 

@@ -408,12 +408,12 @@ class MessageBatchSubmitter:
                     for event in map_forced_call(to_events(mark_as_batch(message)), request):
                         await writer.append(Event(prev=writer.last, attempt=writer.attempt, event=event))
                 except BackendError as error:
-                    return "failed", Failure(error.code, error.message)
+                    return "failed", _failure(error)
                 except EntryTooLarge:
                     return "failed", Failure("backend_broken", "a part of the answer is too long for the log")
                 return "completed", None
             case ErroredResult() as errored:
-                return "failed", Failure(errored.failure.code, errored.failure.message)
+                return "failed", _failure(errored.failure)
             case CanceledResult():
                 return "cancelled", None
             case ExpiredResult():
@@ -487,6 +487,10 @@ def mark_as_batch(message: dict[str, Any]) -> dict[str, Any]:
     """Returns `message` with the service tier `batch` in its usage, which decides its price."""
     usage = message.get("usage")
     return message | {"usage": usage | {"service_tier": "batch"}} if isinstance(usage, dict) else message
+
+
+def _failure(error: BackendError) -> Failure:
+    return Failure(error.code, error.message, details=error.details)
 
 
 def poll_wait_s(tries: int) -> float:

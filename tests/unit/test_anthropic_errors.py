@@ -1,11 +1,16 @@
 """Every exception of anthropic and httpx2 becomes a BackendError with a code of the table."""
 
+import re
 from email.utils import formatdate
+from typing import get_args
 
 import anthropic
 import httpx2
+import msgspec
 import pytest
 import structlog.testing
+from anthropic._error_classes import ERROR_CLASSES
+from anthropic.types.shared.error_type import ErrorType
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,11 +18,15 @@ from tailrace.generators.backends.anthropic_api import backend_error
 from tailrace.generators.backends.api_errors import (
     CODES_BY_STATUS,
     CODES_BY_TYPE,
+    DETAILS_BYTES_MAX,
     KEY_REFUSED,
+    OF_ACCOUNT,
     Reason,
+    details_of_request,
     error_from_reason,
 )
 from tailrace.generators.backends.model_event import read_event
+from tailrace.generators.retry import REPEATED_FAULTS
 from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, CODES, BackendError
 from tailrace.proto.runtime.retry_after import parse_retry_after
 
@@ -51,17 +60,17 @@ CLASSES: dict[str, tuple[type[Exception], ...]] = {
         *(anthropic.AuthenticationError, anthropic.PaymentRequiredError, anthropic.PermissionDeniedError),
         *(anthropic.LinkedOrganizationBillingUnavailableError, anthropic.LinkedOrganizationSpendLimitReachedError),
         *(anthropic.ContractSpendLimitReachedError, anthropic.EnforcedSpendLimitReachedError),
-        anthropic.SandboxEgressRestrictedError,
+        *(anthropic.SandboxEgressRestrictedError, anthropic.ClaudeCodeKeyCreatorNotMemberError),
+        *(anthropic.CMEKKeyDisabledError, anthropic.CMEKKeyNetworkBlockedError, anthropic.OrganizationOnHoldError),
+        *(anthropic.OrganizationTypeNotSupportedError, anthropic.ParentOrganizationRequiredError),
+        anthropic.WorkspaceHumanReviewDisabledError,
     ),
     "backend_refused_request": (
         *(anthropic.APIStatusError, anthropic.BadRequestError, anthropic.NotFoundError),
         *(anthropic.PreconditionFailedError, anthropic.ContentTooLargeError, anthropic.UnprocessableEntityError),
         *(anthropic.RequestHeaderFieldsTooLargeError, anthropic.RequestBodyTooLargeAfterDecodingError),
         *(anthropic.RequestBodyEncodingInvalidError, anthropic.RequestBodyEncodingUnsupportedError),
-        *(anthropic.ClaudeCodeKeyCreatorNotMemberError, anthropic.ClaudeCodeVersionTooOldError),
-        *(anthropic.CMEKKeyDisabledError, anthropic.CMEKKeyNetworkBlockedError, anthropic.OrganizationOnHoldError),
-        *(anthropic.OrganizationTypeNotSupportedError, anthropic.ParentOrganizationRequiredError),
-        anthropic.WorkspaceHumanReviewDisabledError,
+        anthropic.ClaudeCodeVersionTooOldError,
     ),
     "backend_rate_limited": (anthropic.RateLimitError, anthropic.RampLimitExceededError),
     "backend_overloaded": (anthropic.OverloadedError,),
@@ -79,7 +88,9 @@ def new_error(kind: type[Exception]) -> Exception:
     if issubclass(kind, anthropic.APIStatusError):
         status = getattr(kind, "status_code", None) or (500 if issubclass(kind, anthropic.InternalServerError) else 418)
         response = httpx2.Response(status, request=REQUEST)
-        return kind("Error code", response=response, body=None)
+        error_code = next((code for (_, code), named in ERROR_CLASSES.items() if named is kind), None)
+        body = {"error": {"details": {"error_code": error_code}}} if error_code else None
+        return kind("Error code", response=response, body=body)
     error = kind.__new__(kind)
     Exception.__init__(error, "secret answer")
     return error
@@ -191,6 +202,77 @@ def test_the_apis_error_about_the_operators_key_is_logged_and_not_shown() -> Non
         errors = refused_by_status_and_by_event(401, "authentication_error", secret)
     assert {(error.code, error.message) for error in errors} == {("backend_refused_key", KEY_REFUSED)}
     assert [line["message"] for line in logged] == [secret, secret]
+
+
+# The SDK's error codes of other routes than those that generators call, and of retryable failures of the account.
+OTHER_CODES = {
+    *("change_outcome_unknown", "claude_code_version_too_old", "cmek_context_unavailable", "cmek_key_unreachable"),
+    *("concurrent_membership_change", "external_key_not_found", "external_key_provider_mismatch"),
+    *("gcp_project_controlled_by_another_organization", "gcp_project_not_verified", "org_member_limit_exceeded"),
+    *("ramp_limit_exceeded", "rbac_role_not_found", "skill_read_blocked_undecryptable", "storage_in_use"),
+    *("storage_not_approved", "storage_quota_exceeded", "unsupported_charset"),
+}
+
+
+def general_codes() -> list[tuple[int, str]]:
+    """Returns the status and the code of each error of the SDK that is not of a single resource."""
+    return [
+        (status, code)
+        for (status, code), kind in ERROR_CLASSES.items()
+        if code and re.fullmatch(r"anthropic(\.types\.\w+)?", kind.__module__)
+    ]
+
+
+@pytest.mark.rule("R134")
+def test_each_error_code_of_the_sdk_is_for_the_client_or_for_the_operator() -> None:
+    """Decide about a code of a new SDK, then add it."""
+    codes = {code for _, code in general_codes()}
+    for_client = {code for code in codes if details_of_request({"error_code": code})}
+    assert not for_client & (OF_ACCOUNT | OTHER_CODES)
+    assert for_client | OF_ACCOUNT | OTHER_CODES == codes
+
+
+@pytest.mark.rule("R134")
+@pytest.mark.parametrize(("status", "error_code"), general_codes())
+def test_what_an_error_says_about_the_account_is_not_shown(status: int, error_code: str) -> None:
+    """In a response of the API and in an event of the stream: neither the message nor the details."""
+    details = {"error_code": error_code, "paths": ["messages.0.content.1"]}
+    error = {"type": "invalid_request_error", "message": "organisation acme is on hold", "details": details}
+    response = httpx2.Response(status, request=REQUEST)
+    failed = backend_error(anthropic.APIStatusError("no", response=response, body={"error": error}), NOW)
+    with pytest.raises(BackendError) as event:
+        read_event(msgspec.json.encode({"type": "error", "error": error}))
+    if error_code in OF_ACCOUNT:
+        shown = {(one.code, one.message, one.details) for one in (failed, event.value)}
+        assert shown == {("backend_refused_key", KEY_REFUSED, None)}
+    else:
+        expected = None if error_code in OTHER_CODES else details
+        assert failed.details == event.value.details == expected
+
+
+@pytest.mark.rule("R134")
+@pytest.mark.parametrize("odd", [None, 5, [], "x", {}, {"error_code": 5}, {"error_code": "compaction_" + "x" * 5000}])
+def test_odd_details_are_left_out(odd: object) -> None:
+    assert details_of_request(odd) is None
+
+
+def test_only_the_code_is_left_of_large_details() -> None:
+    """They go into the turn's `end`, which must fit into the log."""
+    details = {"error_code": "image_dimensions_too_large", "paths": ["messages.0.content.1"] * DETAILS_BYTES_MAX}
+    assert details_of_request(details) == {"error_code": "image_dimensions_too_large"}
+
+
+@pytest.mark.rule("R118")
+def test_an_error_event_of_an_unknown_type_is_repeated_once_only() -> None:
+    """Whether repeating helps is not known, and each call is paid for."""
+    error = error_from_reason(Reason("new_error", "New"))
+    assert (error.code, error.message) == ("backend_unreadable", "the model sent an error of an unknown type: New")
+    assert error.code in REPEATED_FAULTS
+
+
+@pytest.mark.parametrize("type_", get_args(ErrorType))
+def test_each_error_type_of_the_sdk_has_a_code(type_: str) -> None:
+    assert error_from_reason(Reason(type_)).code != "backend_unreadable"
 
 
 def test_a_long_error_message_is_cut() -> None:

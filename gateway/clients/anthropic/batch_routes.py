@@ -271,7 +271,8 @@ def _refused_line(custom_id: str, refused: Refused) -> dict[str, Any]:
 
 
 def _render_error(custom_id: str, kind: str, error: Failure | Refused, turn: TurnId | None) -> dict[str, Any]:
-    problem = {"type": kind, "message": error.message, "code": error.code}
+    details = {} if error.details is None else {"details": error.details}
+    problem = {"type": kind, "message": error.message, "code": error.code, **details}
     response = {"type": "error", "error": problem, "request_id": turn}
     return {"custom_id": custom_id, "result": {"type": "errored", "error": response}}
 

@@ -119,7 +119,9 @@ def _start(turn: TurnId, raw: bytes) -> bytes:
 def _render_ended(ended: End | TurnRecord, seq: int) -> sse.Events:
     if ended.outcome != "completed":
         failure = failure_of(ended, CANCELLED)
-        return _sse({"type": "error", "error": {"type": error_type(failure), "message": failure.message}}, seq)
+        details = {} if failure.details is None else {"details": failure.details}
+        error = {"type": error_type(failure), "message": failure.message, **details}
+        return _sse({"type": "error", "error": error}, seq)
     envelope = ended.envelope or {}
     stop = {"stop_reason": _stop_reason(ended.stop_reason), "stop_sequence": ended.stop_sequence}
     delta = {**stop, **envelope.get("delta", {})}
