@@ -22,11 +22,19 @@ STEP = re.compile(r"\.[^.\[]+|\[[^\]]*\]")
 # Fields of Anthropic's Messages API that a turn has in `options`. Other model APIs have them, too, as top-level fields.
 SAMPLING = frozenset({"temperature", "top_p", "top_k"})
 OPTIONS = SAMPLING | {
+    "billing_policy",
+    "cache_control",
+    "compaction",
     "container",
     "context_management",
+    "diagnostics",
+    "fallback_credit_token",
+    "fallbacks",
+    "inference_geo",
     "mcp_servers",
     "output_config",
     "service_tier",
+    "speed",
     "stop_sequences",
     "thinking",
     "tool_choice",
@@ -35,6 +43,9 @@ OPTIONS = SAMPLING | {
 QUESTIONS = frozenset({"content", "contents", "input", "inputs", "query", "question", "text"})
 # Fields of OpenAI's APIs, and what a turn has in their place.
 REPLACED = {
+    "thread": "send the new messages and their `session`",
+    "user_profile_id": "the end user is `user`",
+    "workspace_id": "the server's key decides which workspace is used",
     "instructions": "the system prompt is `system`",
     "response_format": "the JSON Schema of the answer is `schema`",
     "stop": "put `stop_sequences` into `options`",

@@ -70,7 +70,10 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tools: list[dict[str, Any]] | None = None
     """The tools that the model may call, in Anthropic's format."""
     options: dict[str, Any] | None = None
-    """Further fields of Anthropic's Messages API, for example `temperature` or `thinking`."""
+    """Further fields of Anthropic's Messages API: `thinking`, `tool_choice`, `stop_sequences`, `output_config`,
+    `mcp_servers`, `container`, `context_management`, `compaction`, `fallbacks`, `inference_geo`, `service_tier`,
+    `speed`, `temperature` and others, unchanged.
+    """
     schema: dict[str, Any] | None = None
     """The JSON Schema of the answer."""
     prompt: PromptUse | None = None

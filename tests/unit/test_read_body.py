@@ -1,12 +1,15 @@
 """A body's type, size and JSON, decided without a server: what may be read, and how what is wrong is named."""
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, Literal
 
 import msgspec
 import pytest
+from anthropic.types import message_create_params
+from anthropic.types.beta import message_create_params as beta_message_create_params
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
@@ -14,7 +17,7 @@ from starlette.requests import Request
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
-from tailrace.gateway.http.validation_hints import with_key
+from tailrace.gateway.http.validation_hints import advise, with_key
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
@@ -213,6 +216,8 @@ REFUSED_SAMPLING = " (put it into `options`, but the current models refuse sampl
         ("thinking", NewTurn, " (put it into `options`)"),
         ("stop_sequences", NewTurn, " (put it into `options`)"),
         ("tool_choice", NewTurn, " (put it into `options`)"),
+        ("speed", NewTurn, " (put it into `options`)"),
+        ("thread", NewTurn, " (send the new messages and their `session`)"),
         ("stop", NewTurn, " (put `stop_sequences` into `options`)"),
         *((name, NewTurn, REFUSED_SAMPLING) for name in ("temperature", "top_p", "top_k")),
         *((name, NewTurn, " (the user's question is `message`)") for name in ("content", "input", "question")),
@@ -225,6 +230,15 @@ def test_the_error_says_where_a_field_of_another_api_belongs(field: str, kind: t
     with pytest.raises(Refused) as refused:
         read_body.decode(b'{"%b": 1}' % field.encode(), kind)
     assert refused.value.message.startswith(f"Object contains unknown field `{field}`{hint}; there are ")
+
+
+def test_each_parameter_of_anthropics_sdk_is_a_field_or_has_a_hint() -> None:
+    """Those of the plain and of the beta messages, with the headers that are parameters there."""
+    kinds = (message_create_params, beta_message_create_params)
+    parameters = {name for kind in kinds for name in inspect.get_annotations(kind.MessageCreateParamsBase)}
+    assert {"messages", "speed", "mcp_servers", "diagnostics", "workspace_id"} <= parameters
+    fields = set(NewTurn.__struct_fields__)
+    assert {name for name in parameters - fields if not advise(name, fields)} == set()
 
 
 @pytest.mark.timeout(10)  # It was hours.
