@@ -42,9 +42,27 @@ def find_rest(lines: Lines, conversation: Conversation) -> Lines:
     """
     if not conversation.is_continued:
         return lines
+    whole, lines = lines, tuple(_with_blocks(lines))
     events = [_read(line) for line in lines]
     skipped = _skipped_blocks(events, conversation)
-    return lines if skipped is None else tuple(_without(lines, events, skipped))
+    return whole if skipped is None else tuple(_without(lines, events, skipped))
+
+
+def _with_blocks(lines: Lines) -> Iterator[bytes]:
+    """Yields the lines, with the blocks of a `message_start` as events of their own."""
+    for line in lines:
+        match _read(line):
+            case {"type": "message_start", "message": {"content": [_, *_] as content} as message} as event:
+                yield _encode({**event, "message": {**message, "content": []}})
+                for index, block in enumerate(content):
+                    yield _encode({"type": "content_block_start", "index": index, "content_block": block})
+                    yield _encode({"type": "content_block_stop", "index": index})
+            case _:
+                yield line
+
+
+def _encode(event: dict[str, Any]) -> bytes:
+    return json.dumps(event, separators=(",", ":")).encode()
 
 
 def _read(line: bytes) -> dict[str, Any]:
@@ -128,4 +146,4 @@ def _block_chars(events: list[dict[str, Any]], index: int) -> int:
 
 def _with_text(event: dict[str, Any], text: str) -> bytes:
     name = "content_block" if "content_block" in event else "delta"
-    return json.dumps({**event, name: {**event[name], "text": text}}, separators=(",", ":")).encode()
+    return _encode({**event, name: {**event[name], "text": text}})

@@ -50,10 +50,15 @@ def after_kill(content: list[Block]) -> list[Block]:
     out, because the model has not to cite the text again that it had written; and neighbouring texts joined, because a
     continuation goes on in the block that was open.
     """
-    failed = {block["tool_use_id"] for block in content if _is_closed_half(block)}
+    dropped = set[int]()
+    for index, block in enumerate(content):
+        if _is_closed_half(block):
+            # The model may have called again with the same id.
+            calls = [at for at in range(index) if content[at].get("id") == block["tool_use_id"]]
+            dropped |= {index, *calls[-1:]}
     found: list[Block] = []
-    for block in content:
-        if block["type"] in THOUGHTS or failed & {block.get("id"), block.get("tool_use_id")}:
+    for index, block in enumerate(content):
+        if block["type"] in THOUGHTS or index in dropped:
             continue
         if block["type"] != "text":
             found.append(block)

@@ -97,7 +97,7 @@ class Generator:
     def _open(self) -> None:
         self._is_started = False
         process = self.process = Process(self._server.world, self.name)
-        backend = SimulatedBackend(self._server, process, self._script)
+        backend = self.new_backend(process)
         self._backends.append(backend)
         log = self.new_log(process)
         settlement = Settlement(UNUSED, UNUSED)
@@ -126,6 +126,9 @@ class Generator:
             grace_s=0.0,
         )
         self.taker = HedgeTaker(self.worker, runner, log, ORDERS)
+
+    def new_backend(self, process: Process) -> SimulatedBackend:
+        return SimulatedBackend(self._server, process, self._script)
 
     def new_log(self, process: Process) -> GeneratorLog:
         return GeneratorLog(self._server, process, self.acknowledged)
