@@ -124,6 +124,10 @@ class Reset(Event, kw_only=True):
     """The answer starts again: discard the text so far."""
 
     type: Literal["reset"] = "reset"
+    cause: str | None = None
+    """The code of the error that ended the answer so far; None if its generator gave none because it died."""
+    reason: str | None = None
+    """Why the answer so far was not continued: `on_interrupt`, `schema`, or the type of the block in the way."""
 
 
 class Done(Ending, kw_only=True):

@@ -124,7 +124,7 @@ def send_container(call: Call, turn: Turn) -> Call:
 
     The files of that container would be missing in a new one. `container` is an id, or an object with skills.
     """
-    reported = turn.envelope.get("delta", {}).get("container") or turn.envelope.get("container")
+    reported = turn.envelope.get("delta", {}).get("container") or turn.envelope.get("message", {}).get("container")
     match reported:
         case {"id": str(name)}:
             options = call.options or {}

@@ -241,7 +241,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_reason: str | None = None
     stop_sequence: str | None = None
     envelope: dict[str, Any] | None = None
-    """Other fields of the model's `message_delta` and of its usage, unchanged.
+    """Other fields of the model's `message_delta`, of its usage, and in `message` of its `message_start`, unchanged.
 
     The counts of its usage are here, too, if `usage` differs from them.
     """

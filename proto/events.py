@@ -286,11 +286,15 @@ def is_plain_delta(raw: bytes | msgspec.Raw) -> bool:
     return True
 
 
+# The fields of a `message_start` that a turn has itself, or that its other events bring.
+MESSAGE_FIELDS = ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage")
+
+
 def envelope(raw: bytes | msgspec.Raw) -> dict[str, Any]:
     """Returns the fields of a message that no Struct here declares: `container`, `context_management`, other counts…
 
-    The result has the shape of a `message_delta`, which has most of them; the others come from the usage of
-    `message_start`. Empty for other events and for undecodable fields.
+    The result has the shape of a `message_delta`, which has most of them. Those of `message_start` are in `message`,
+    without its usage, which is in `usage`. Empty for other events and for undecodable fields.
     """
     extra: dict[str, Any] = {}
     try:
@@ -298,8 +302,12 @@ def envelope(raw: bytes | msgspec.Raw) -> dict[str, Any]:
     except DECODE_ERRORS:
         return {}
     match fields:
-        case {"type": "message_start", "message": {"usage": dict(usage)}}:
-            extra = {"usage": _drop_fields(usage, Usage.__struct_fields__)}
+        case {"type": "message_start", "message": dict(message)}:
+            usage = message.get("usage")
+            extra = {
+                "message": _drop_fields(message, MESSAGE_FIELDS),
+                "usage": _drop_fields(usage, Usage.__struct_fields__) if isinstance(usage, dict) else {},
+            }
         case {"type": "message_delta", "delta": dict(delta), "usage": dict(usage), **rest}:
             extra = _drop_fields(rest, ()) | {
                 "delta": _drop_fields(delta, ("stop_reason", "stop_sequence")),

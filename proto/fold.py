@@ -392,9 +392,9 @@ class Folding:
             self.pauses = (*self.pauses, len(self.blocks))
 
     def merge_envelope(self, more: dict[str, Any]) -> None:
-        """Merges `more` into the envelope: later fields, and later counts of `usage`, replace earlier ones."""
-        usage = self.envelope.get("usage", {}) | more.get("usage", {})
-        self.envelope = self.envelope | more | ({"usage": usage} if usage else {})
+        """Merges `more` into the envelope: later fields, also those of `usage` and `message`, replace earlier ones."""
+        inner = {name: self.envelope.get(name, {}) | more.get(name, {}) for name in ("message", "usage")}
+        self.envelope = self.envelope | more | {name: fields for name, fields in inner.items() if fields}
 
     def text(self, block_type: str = "text") -> str:
         """Returns the joined text of all blocks of one type."""

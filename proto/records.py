@@ -78,7 +78,8 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     stop_sequence: str | None = None
     """The text at which the model stopped, if it was one of the request's."""
     envelope: dict[str, Any] = {}
-    """Other fields of the model's message: `container`, `context_management`, other counts…"""
+    """Other fields of the model's message: `container`, `context_management`, other counts… Those that came before the
+    answer are in `message`: `diagnostics`, `input_transformations`…"""
     schema_valid: bool | None = None
     """Whether the answer is valid by the turn's JSON Schema; null: it has no schema, or it could not be checked."""
     error: Failure | None

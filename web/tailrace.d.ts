@@ -56,7 +56,7 @@ export type TurnEvent = { cursor: string } & (
   | { type: "block"; index: number; delta: { type: string; [field: string]: unknown } }
   | { type: "event"; event: { type: string; [field: string]: unknown } }
   | { type: "progress"; done: number; failed: number; of: number; cost_usd: number }
-  | { type: "reset" }
+  | { type: "reset"; cause?: string; reason?: string }
   | ({ type: "done"; outcome: "completed" | "cancelled"; stop_reason: string | null } & Ending)
   | ({ type: "error"; code: string; message: string } & Ending)
 );

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from tailrace.client import AsyncClient, Client, TailraceError
-from tailrace.client.events import Block, Citation, ModelEvent
+from tailrace.client.events import Block, Citation, ModelEvent, Reset
 from tailrace.deploy.cli.display import PlainDisplay, show
 
 START = b'data: {"type":"start","turn":"t1","session":"s1","model":"m"}\nid: 5\n\n'
@@ -168,8 +168,11 @@ def test_a_turn_that_has_ended_before_the_cursor_has_the_end_of_its_record() -> 
 
 
 def test_a_failed_turn_has_its_code_and_a_reset_discards_the_text() -> None:
-    reset, failed = b'data: {"type":"reset"}\n\n', b'data: {"type":"error","code":"interrupted","message":"m"}\n\n'
-    end = Server(stream(START, DELTA, reset, DELTA, failed)).client().ask("Hi.").done()
+    reset = b'data: {"type":"reset","cause":"backend_broken","reason":"tool_use"}\n\n'
+    failed = b'data: {"type":"error","code":"interrupted","message":"m"}\n\n'
+    answer = Server(stream(START, DELTA, reset, DELTA, failed)).client().ask("Hi.")
+    assert list(answer)[2] == Reset(cause="backend_broken", reason="tool_use", cursor="7")
+    end = answer.done()
     assert (end.text, end.outcome, end.code, end.message) == ("Hi", "failed", "interrupted", "m")
 
 

@@ -137,6 +137,14 @@ def test_streamed_text_equals_the_folds_text(log: Handwritten) -> None:
             assert text == whole, name
 
 
+def test_a_reset_says_why_the_answer_starts_again() -> None:
+    """The error that ended the attempt before, and what could not be continued, if the entry has them."""
+    whys: list[dict[str, Any]] = [{}, {"cause": "backend_broken"}, {"cause": "backend_broken", "reason": "tool_use"}]
+    for why in whys:
+        restart = entries.Attempt(prev=Seq(1), attempt=2, generator="g", backend="claude", mode="restart", **why)
+        assert decode_data(frame("tailrace", restart).data) == {"type": "reset", **why}
+
+
 @pytest.mark.rule("S5")
 def test_html_is_escaped_and_its_line_breaks_end_no_data_line() -> None:
     text = '<img src=x onerror="alert(1)">&amp; \'\r\nid: 9\n'

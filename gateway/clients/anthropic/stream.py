@@ -72,7 +72,8 @@ def message_of(record: TurnRecord) -> dict[str, Any]:
         "stop_reason": _stop_reason(record.stop_reason),
         "stop_sequence": record.stop_sequence,
         "usage": _reported_usage(record),
-        **{name: value for name, value in record.envelope.items() if name not in ("delta", "usage")},
+        **record.envelope.get("message", {}),
+        **_message_delta_fields(record.envelope),
         **record.envelope.get("delta", {}),
     }
 
@@ -125,8 +126,14 @@ def _render_ended(ended: End | TurnRecord, seq: int) -> sse.Events:
     envelope = ended.envelope or {}
     stop = {"stop_reason": _stop_reason(ended.stop_reason), "stop_sequence": ended.stop_sequence}
     delta = {**stop, **envelope.get("delta", {})}
-    message_delta = {"type": "message_delta", **envelope, "delta": delta, "usage": _reported_usage(ended)}
+    more = _message_delta_fields(envelope)
+    message_delta = {"type": "message_delta", **more, "delta": delta, "usage": _reported_usage(ended)}
     return _sse(message_delta) + _sse({"type": "message_stop"}, seq)
+
+
+def _message_delta_fields(envelope: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of the `message_delta` beside `delta` and `usage`."""
+    return {name: value for name, value in envelope.items() if name not in ("delta", "usage", "message")}
 
 
 def _reported_usage(ended: End | TurnRecord) -> dict[str, Any]:
@@ -144,15 +151,22 @@ def _stop_reason(stop_reason: str | None) -> str | None:
 
 
 def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the events of a whole block. Its start has the fields that no delta of this type has."""
     deltas: list[dict[str, Any]]
     match block:
         case {"type": "text", "text": text}:
-            opened, deltas = {"type": "text", "text": ""}, [{"type": "text_delta", "text": text}]
-            deltas += [{"type": "citations_delta", "citation": one} for one in block.get("citations") or ()]
+            cited = block.get("citations") or ()
+            opened = {name: value for name, value in block.items() if name != "citations" or not cited} | {"text": ""}
+            deltas = [{"type": "text_delta", "text": text}]
+            deltas += [{"type": "citations_delta", "citation": one} for one in cited]
         case {"type": "thinking", "thinking": thinking}:
-            opened = {"type": "thinking", "thinking": "", "signature": ""}
+            opened = block | {"thinking": "", "signature": ""}
             deltas = [{"type": "thinking_delta", "thinking": thinking}]
             deltas += [{"type": "signature_delta", "signature": block["signature"]}] if block.get("signature") else []
+        case {"type": "compaction"}:
+            summary = {name: block.get(name) for name in ("content", "encrypted_content")}
+            opened = block | {name: None for name in summary if name in block}
+            deltas = [{"type": "compaction_delta", **summary}] if any(summary.values()) else []
         case {"type": str(kind), "partial_json": str(text)} if is_tool_use(kind):
             # The mark of an input that was cut or is invalid (proto/fold.py).
             opened, deltas = without_mark(block), [{"type": "input_json_delta", "partial_json": text}] if text else []

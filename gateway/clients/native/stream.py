@@ -11,7 +11,7 @@
 {"type":"block","index":…,"delta":…}                   a delta of a type that this version does not know
 {"type":"event","event":…}                             an event of a type that this version does not know
 {"type":"progress","done":…,"failed":…,"of":…,…}       the progress of a batch, with its cost
-{"type":"reset"}                                       discard the text so far: the answer starts again
+{"type":"reset"}                                       discard the text so far; perhaps with `cause` and `reason`
 {"type":"done","outcome":"completed"|"cancelled",…}    the end, with stop_reason, usage, cost, text length and hash
 {"type":"error","code":…,"message":…}                  the end of a failed turn, with the same fields
 """
@@ -67,8 +67,9 @@ def render(state: TailraceState, stored: StoredEntry) -> tuple[Frame, TailraceSt
         case Request() as request:
             start = {"type": "start", "turn": state.key.turn, "session": request.session, "model": request.model}
             shown = [start if request.queue_position is None else start | {"queue_position": request.queue_position}]
-        case Attempt(mode="restart"):
-            shown = [RESET]
+        case Attempt(mode="restart", cause=cause, reason=reason):
+            why = {"cause": cause, "reason": reason}
+            shown = [RESET | {name: text for name, text in why.items() if text is not None}]
         case Progress(done=done, failed=failed, of=of, cost_nano_usd=cost_nano_usd):
             cost_usd = cost_nano_usd / NANO_USD_PER_USD
             shown = [{"type": "progress", "done": done, "failed": failed, "of": of, "cost_usd": cost_usd}]
