@@ -105,7 +105,7 @@ class DeltaBuffer:
 
 def _has_no_more_fields(event: ModelEvent) -> bool:
     """Returns whether a delta has no field that is lost when it is joined."""
-    return event.raw is JOINED or events.is_plain_delta(event.raw)
+    return event.raw is JOINED or (not event.original and events.is_plain_delta(event.raw))
 
 
 def buffer_of(all_events: Iterable[ModelEvent]) -> DeltaBuffer:

@@ -25,6 +25,8 @@ FULL_WAIT_S = 1.0
 # 7 ms with an fsync for each.
 SLOW_APPEND_S = 0.02
 JOIN_S = 0.05
+# An entry has the event twice then, and once as a JSON string: together below 1 MB.
+ORIGINAL_CHARS_MAX = 300_000
 
 Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
 
@@ -55,6 +57,7 @@ class EventWriter:
                 event=event.raw,
                 is_hidden=event.is_hidden,
                 left_out=event.left_out,
+                original=event.original if 0 < len(event.original) <= ORIGINAL_CHARS_MAX else None,
             )
             # `buffer.next` waits by the loop's clock. In uvloop, it counts milliseconds and stands still between two
             # awaits, which is too coarse for the metrics: they use `time.monotonic`.

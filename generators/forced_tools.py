@@ -165,4 +165,4 @@ def _stop_for_tool(event: ModelEvent) -> ModelEvent:
     fields = msgspec.json.decode(event.raw)
     fields["delta"]["stop_reason"] = "tool_use"
     raw = msgspec.Raw(msgspec.json.encode(fields))
-    return msgspec.structs.replace(event, event=events.decode(raw), raw=raw)
+    return msgspec.structs.replace(event, event=events.decode(raw), raw=raw, original="")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from tailrace.proto import odd_json
 from tailrace.proto.entries import Message, Request
 
 REFERENCE_KEY = "tailrace:blob"
@@ -89,8 +90,8 @@ def blobs_needed(request: Request) -> set[str]:
 
 
 def has_reserved_key(value: object) -> bool:
-    """Returns whether an object anywhere in `value`, which a client sent, has the key reserved for references."""
-    return any(REFERENCE_KEY in each for each in _objects(value))
+    """Returns whether an object anywhere in `value`, which a client sent, has a key that only Tailrace may store."""
+    return any(REFERENCE_KEY in each or odd_json.KEY in each for each in _objects(value))
 
 
 def reference(blob: Blob) -> dict[str, Any]:

@@ -178,6 +178,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `left_out`: how many bytes of the call's text since the stored event before this one are not stored (PROTOCOL R70).
     `blob`: where the event is that is too large for its entry; `event` is then a stub. The log client replaces the stub
     by the event, so no other code sees this field.
+    `original`: the event as the model sent it, if it is JSON that msgspec refuses; `event` is its regular form (R125).
     """
 
     prev: Seq
@@ -186,6 +187,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     is_hidden: bool = False
     left_out: int = 0
     blob: EventBlob | None = None
+    original: str | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -5,16 +5,17 @@ prefix and then the rest gives the same Turn as folding all entries.
 """
 
 import hashlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
 
-from tailrace.proto import events
+from tailrace.proto import events, odd_json
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.depth import LEVELS_MAX, is_deeper
+from tailrace.proto.depth import LEVELS_MAX
 from tailrace.proto.entries import Attempt, Block, End, Event, Failure, Mode, Outcome, Progress, Request, StoredEntry
 from tailrace.proto.pricing import Bill, price_calls
 from tailrace.proto.usage import CallUsage, Usage, estimate_usage
@@ -22,8 +23,6 @@ from tailrace.proto.usage_meter import UsageMeter
 
 # A tool's input is nested in five levels of the next turn's request: entry, messages, message, content, block (R7).
 INPUT_LEVELS_MAX = LEVELS_MAX - 5
-# Decodes a tool's input: an object, as the API demands it in the next turn's request.
-decode_input = msgspec.json.Decoder(dict[str, Any]).decode
 NO_TIME = timedelta()
 # The stop reasons of an answer that was cut, perhaps within its last block.
 CUT = ("max_tokens", "max_cost", "model_context_window_exceeded")
@@ -237,10 +236,9 @@ def _input(block: Block) -> object:
     if not block.text:
         return block.start.get("input", {})
     try:
-        decoded = decode_input(block.text)
+        return decode_input(block.text)
     except DECODE_ERRORS:
         return {}
-    return {} if is_deeper(decoded, INPUT_LEVELS_MAX) else decoded
 
 
 def _is_input_cut(block: Block, *, is_end_cut: bool) -> bool:
@@ -250,10 +248,18 @@ def _is_input_cut(block: Block, *, is_end_cut: bool) -> bool:
     return not is_complete_input(block.text)
 
 
+def decode_input(text: str) -> dict[str, Any]:
+    """Returns a tool's input: an object, as the API demands it in the next turn's request, or its wrapper (R125).
+
+    Raises one of DECODE_ERRORS, also for an input that is nested too deeply.
+    """
+    return odd_json.decode_object(text, INPUT_LEVELS_MAX)
+
+
 def is_complete_input(text: str) -> bool:
     """Returns whether `text` is a whole input of a tool, a JSON object."""
     try:
-        decode_input(text)
+        odd_json.decode_object(text, sys.getrecursionlimit())
     except DECODE_ERRORS:
         return False
     return True

@@ -10,10 +10,14 @@ import base64
 import binascii
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
+
+from tailrace.proto import odd_json
+
+Unwrap = Callable[[str], str] | None
 
 # Shorter strings stay in the JSON.
 LONG_BYTES = 16 * 1024
@@ -86,12 +90,15 @@ def put_back(value: Any, strings: Mapping[str, str]) -> Any:
     return root[0]
 
 
-async def encode(value: Any, *, is_sorted: bool = False) -> list[bytes]:
-    """Returns `value`, which may contain Structs, as pieces of JSON. `is_sorted`: the names in objects are sorted."""
+async def encode(value: Any, *, is_sorted: bool = False, unwrap: Unwrap = None) -> list[bytes]:
+    """Returns `value`, which may contain Structs, as pieces of JSON. `is_sorted`: the names in objects are sorted.
+
+    The texts of wrappers (odd_json.py) take their place, as `unwrap` changes them.
+    """
     token, strings = secrets.token_hex(16), list[str]()
     # In a thread, for `_replace_strings`: it is Python, which other threads interrupt, and takes 100 ms for a chat of
     # 24,000 messages.
-    rest = await asyncio.to_thread(_encode_rest, value, token, strings, is_sorted=is_sorted)
+    rest = await asyncio.to_thread(_encode_rest, value, token, strings, unwrap, is_sorted=is_sorted)
     pieces: list[bytes] = []
     for number, part in enumerate(re.split(rb"%b-([0-9]+)" % token.encode(), rest)):
         if number % 2 == 0:
@@ -142,23 +149,25 @@ async def _read_string(raw: bytes, start: int) -> tuple[str, int]:
     return "".join(pieces), start
 
 
-def _encode_rest(value: Any, token: str, strings: list[str], *, is_sorted: bool) -> bytes:
+def _encode_rest(value: Any, token: str, strings: list[str], unwrap: Unwrap, *, is_sorted: bool) -> bytes:
     """Returns the JSON of `value` with a name in place of each long string, which is added to `strings`."""
     whole = msgspec.to_builtins(value, builtin_types=(msgspec.Raw,), order="sorted" if is_sorted else None)
-    return _encode(_replace_strings(whole, token, strings))
+    return _encode(_replace_strings(whole, token, strings, unwrap))
 
 
-def _replace_strings(value: Any, token: str, strings: list[str]) -> Any:
+def _replace_strings(value: Any, token: str, strings: list[str], unwrap: Unwrap) -> Any:
     """Returns `value` with a name in place of each long string, which is added to `strings`."""
     match value:
         case str() if len(value) > LONG_BYTES:
             strings.append(value)
             return f"{token}-{len(strings) - 1}"
         case list() | tuple():
-            return [_replace_strings(one, token, strings) for one in value]
+            return [_replace_strings(one, token, strings, unwrap) for one in value]
+        case dict() if odd_json.KEY in value and (raw := odd_json.raw_of(value, unwrap)) is not None:
+            return raw
         case dict():
             return {
-                _replace_strings(name, token, strings): _replace_strings(one, token, strings)
+                _replace_strings(name, token, strings, unwrap): _replace_strings(one, token, strings, unwrap)
                 for name, one in value.items()
             }
         case _:

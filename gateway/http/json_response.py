@@ -1,9 +1,8 @@
 """JSON responses with `Cache-Control: no-store`."""
 
-import msgspec
 from starlette.responses import Response
 
-from tailrace.proto import long_strings
+from tailrace.proto import long_strings, odd_json
 
 NO_STORE = {"cache-control": "no-store"}
 
@@ -16,4 +15,4 @@ async def large_json_response(content: object) -> Response:
 
 def json_response(content: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Returns a JSON response that no cache stores."""
-    return Response(msgspec.json.encode(content), status, NO_STORE | (headers or {}), "application/json")
+    return Response(odd_json.encode(content), status, NO_STORE | (headers or {}), "application/json")

@@ -7,6 +7,8 @@ and `event` and `id` come from fixed sets.
 import re
 from typing import NamedTuple
 
+from tailrace.proto import odd_json
+
 MEDIA_TYPE = "text/event-stream"
 
 # A comment without a blank line after it. Some clients dispatch an empty event at a blank line.
@@ -49,7 +51,7 @@ def encode(events: Events, id_prefix: bytes = b"") -> bytes:
     for data, seq, name in events:
         if name is not None:
             lines.append(b"event: %s\n" % name)
-        lines.append(b"data: %s\n" % data)
+        lines.append(b"data: %s\n" % odd_json.unwrap(data))
         if seq is not None:
             lines.append(b"id: %s%d\n" % (id_prefix, seq))
         lines.append(b"\n")

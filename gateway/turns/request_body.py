@@ -11,7 +11,7 @@ from tailrace.gateway.turns.account_choice import refuse_account_fields
 from tailrace.gateway.turns.api_version import choose_version
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.on_disconnect import grace_s
-from tailrace.proto import blobs, entries, entry_encryption
+from tailrace.proto import blobs, entries, entry_encryption, odd_json
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import CacheFor, Message, OnInterrupt, OnPause
 from tailrace.proto.errors import Refused
@@ -230,8 +230,14 @@ def check_session(field: str, name: str | None) -> None:
 
 
 def refuse_blob_references(body: object) -> None:
-    """Raises Refused for a reference to a blob in a request body."""
+    """Raises Refused for a reference to a blob, or a wrapper of odd JSON, in a request body."""
     if blobs.has_reserved_key(body):
+        if odd_json.has_key(body):
+            raise Refused(
+                "request_invalid",
+                f"The key `{odd_json.KEY}` is reserved: Tailrace stores it around JSON that a model has written. "
+                "Send the JSON itself.",
+            )
         raise Refused(
             "request_invalid",
             f"The key `{blobs.REFERENCE_KEY}` is reserved: Tailrace stores it in place of a long string. "

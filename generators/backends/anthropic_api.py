@@ -18,11 +18,12 @@ import msgspec
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.api_errors import api_error, code_for
 from tailrace.generators.backends.event_order import EventOrder
+from tailrace.generators.backends.half_pairs import HalfPairs
 from tailrace.generators.backends.http_client import HttpClient
 from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import PINGS_TIMEOUT_S, Settings, require_sound
-from tailrace.proto import long_strings
+from tailrace.proto import long_strings, odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
@@ -47,6 +48,7 @@ class MessagesApi:
     async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         """See Backend.answer."""
         decoder, order, now = SseDecoder(), EventOrder(), asyncio.get_running_loop().time
+        halves = HalfPairs()
         try:
             async with self._stream(call) as response:
                 del call
@@ -56,15 +58,16 @@ class MessagesApi:
                 async for chunk in chunks:
                     is_progress = False
                     for data in decoder.decode(chunk):
-                        event = read_event(data)
-                        if event is None:
+                        read = read_event(data)
+                        if read is None:
                             continue
                         is_progress = True
-                        for one in order.accept(event):
-                            yield one
-                        if event.kind == "message_stop":
-                            await drain(chunks)
-                            return
+                        for event in halves.add(read):
+                            for one in order.accept(event):
+                                yield one
+                            if event.kind == "message_stop":
+                                await drain(chunks)
+                                return
                     # Complete silence is noticed by the read timeout. Comments and blank lines are no events at all.
                     if is_progress:
                         last_event_at = now()
@@ -207,7 +210,9 @@ async def encode_body(call: Call, **more: object) -> list[bytes]:
     given["messages"] = list(map(_as_sent, with_valid_tool_ids(call.messages)))
     # Options are sent unchanged: only the API knows its newest fields.
     fields = more | given | (call.options or {})
-    return await long_strings.encode(fields) if call.is_large else [msgspec.json.encode(fields)]
+    if call.is_large:
+        return await long_strings.encode(fields, unwrap=odd_json.accepted_by_models)
+    return [odd_json.unwrap(msgspec.json.encode(fields), odd_json.accepted_by_models)]
 
 
 def _as_sent(message: Message) -> Message | dict[str, object]:

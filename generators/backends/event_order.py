@@ -121,7 +121,7 @@ class EventOrder:
 
 def _read(fields: dict[str, Any]) -> ModelEvent:
     """Returns an event made of the model's own fields. Raises BackendError if it cannot be read."""
-    event = read_event(msgspec.json.encode(fields))
+    event = read_event(msgspec.json.encode(fields), is_regular=True)
     assert event is not None  # noqa: S101  # not a ping
     return event
 

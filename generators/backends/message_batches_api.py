@@ -18,6 +18,7 @@ import structlog
 
 from tailrace.generators.backends.anthropic_api import backend_error
 from tailrace.generators.backends.api_errors import Reason, error_from_reason
+from tailrace.proto import odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError
 from tailrace.proto.long_strings import PIECE_BYTES
@@ -157,7 +158,7 @@ class MessageBatchesApi:
             try:
                 async for line in _lines(response):
                     try:
-                        yield _line.decode(line)
+                        yield _decode_line(line)
                     except DECODE_ERRORS as error:
                         logger.warning("a result cannot be decoded", message_batch=name, error=str(error)[:200])
             finally:
@@ -215,6 +216,18 @@ def _clock_ahead(response: httpx2.Response) -> timedelta:
         return parsedate_to_datetime(response.headers["date"]) - datetime.now(UTC)
     except (KeyError, TypeError, ValueError):
         return timedelta()
+
+
+def _decode_line(line: bytes) -> Line:
+    """Decodes a result. Raises one of DECODE_ERRORS."""
+    try:
+        decoded = _line.decode(line)
+        if not odd_json.is_odd(line, msgspec.to_builtins(decoded.result)):
+            return decoded
+    except DECODE_ERRORS:
+        pass
+    # JSON that msgspec refuses, for example in a tool's input.
+    return _line.decode(odd_json.make_regular(line) or line)
 
 
 async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes, None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from tailrace.proto import odd_json
 from tailrace.proto.errors import BackendError
 from tailrace.proto.events import is_tool_use
 
@@ -62,7 +63,7 @@ def block_events(block: Any) -> Iterator[dict[str, Any]]:
             deltas.append({"type": "signature_delta", "signature": str(rest.get("signature", ""))})
         case {"type": str(kind), "input": given} if is_tool_use(kind):
             start = block | {"input": {}}
-            arguments = msgspec.json.encode(given).decode()
+            arguments = odd_json.encode(given).decode()
             deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in split_text(arguments)]
         case {"type": str(kind)} if kind in ("text", "thinking") or is_tool_use(kind):
             raise BackendError("backend_unreadable", f"the model's answer has a {kind} block that cannot be read")

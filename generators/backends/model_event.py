@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.backends.api_errors import ErrorEvent, error_from_reason
-from tailrace.proto import events
+from tailrace.proto import events, odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError
 
@@ -24,6 +24,8 @@ class ModelEvent(msgspec.Struct, frozen=True):
     """The block of an unknown event or delta that names one."""
     left_out: int = 0
     """The bytes of text that the call sent before this event and that are not stored (PROTOCOL R70)."""
+    original: str = ""
+    """The event as the model sent it, if msgspec refuses it and `raw` is a regular form of it (PROTOCOL R125)."""
 
 
 Sink = Callable[[ModelEvent], None]
@@ -53,23 +55,44 @@ KINDS: dict[type, str] = {
 KNOWN_KINDS = frozenset(KINDS.values())
 
 
-def read_event(data: bytes) -> ModelEvent | None:
+def read_event(data: bytes, *, is_regular: bool = False) -> ModelEvent | None:
     """Decodes one event as a backend received it; None for a ping. The table is in PROTOCOL R6.
 
-    Raises BackendError for an `error` event, and `backend_unreadable` for an event of a known type that cannot be
-    decoded, for anything but a JSON object with a `type`, and for bytes that are not UTF-8.
+    `is_regular`: `data` comes from odd_json.make_regular, so wrappers in it are its own. Raises BackendError for an
+    `error` event, and `backend_unreadable` for an event of a known type that cannot be decoded, for anything but a JSON
+    object with a `type`, and for bytes that are not UTF-8.
     """
     try:
         if not data.isascii():
             data.decode()
         event = events.decode_strictly(data)
+        if not is_regular:
+            require_regular(data, event)
     except DECODE_ERRORS:
-        return _read_other(data)
+        return _read_other(data, is_regular=is_regular)
     return ModelEvent(event, msgspec.Raw(data), KINDS[type(event)])
 
 
-def _read_other(data: bytes) -> ModelEvent | None:
-    """Like `read_event`, for what is no event of a known type."""
+def require_regular(data: bytes, event: events.Event | None = None) -> None:
+    """Raises one of DECODE_ERRORS for an event with fields, even undeclared ones, that a reader could not decode.
+
+    Also for an event with the key of wrappers. `event` is the decoded event; None: of a type that is not known.
+    """
+    value: object = None
+    match event:
+        case events.BlockStart(_, block):
+            value = block
+        case events.MessageStart() | events.MessageDelta() | None:
+            value = msgspec.json.decode(data)
+        case _:
+            # Deltas: their texts are all that is read.
+            return
+    if odd_json.is_odd(data, value):
+        raise ValueError(f"the key {odd_json.KEY} is reserved")
+
+
+def _read_other(data: bytes, *, is_regular: bool) -> ModelEvent | None:
+    """Like `read_event`, for what is no event of a known type, or odd JSON."""
     try:
         data.decode()
         typed = _decode_type(data)
@@ -77,14 +100,32 @@ def _read_other(data: bytes) -> ModelEvent | None:
             return None
         if typed.type == "error":
             raise error_from_reason(_decode_error(data).error)
+        if not is_regular:
+            require_regular(data)
     except DECODE_ERRORS as error:
-        raise BackendError("backend_unreadable", "the model sent an event that cannot be read") from error
+        if is_regular:
+            raise unreadable() from error
+        return _read_odd(data, error)
     event = events.decode(data)
     # A delta of a newer type is folded by a general rule.
     if typed.type in KNOWN_KINDS and not isinstance(event, events.OtherDelta):
         raise BackendError("backend_unreadable", f"the model sent a {typed.type} that cannot be read")
     index = typed.index if type(typed.index) is int else -1
     return ModelEvent(event, msgspec.Raw(data), typed.type, index=index)
+
+
+def _read_odd(data: bytes, error: Exception) -> ModelEvent | None:
+    """Like `read_event`, for JSON that msgspec refuses. Raises BackendError if it is not valid, either."""
+    regular = odd_json.make_regular(data)
+    if regular is None:
+        raise unreadable() from error
+    event = read_event(regular, is_regular=True)
+    return event and msgspec.structs.replace(event, original=data.decode())
+
+
+def unreadable() -> BackendError:
+    """Returns the error for an event that cannot be decoded."""
+    return BackendError("backend_unreadable", "the model sent an event that cannot be read")
 
 
 def stop_message(stop_reason: str, stop_sequence: str | None = None) -> ModelEvent:
@@ -106,7 +147,7 @@ def move(event: ModelEvent, index: int) -> ModelEvent:
         return event
     fields = msgspec.json.decode(event.raw, type=dict[str, msgspec.Raw]) | {"index": msgspec.Raw(b"%d" % index)}
     raw = msgspec.Raw(msgspec.json.encode(fields))
-    return msgspec.structs.replace(event, event=events.decode(raw), raw=raw, index=index)
+    return msgspec.structs.replace(event, event=events.decode(raw), raw=raw, index=index, original="")
 
 
 def from_event(event: events.Event) -> ModelEvent:

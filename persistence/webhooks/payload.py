@@ -3,8 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Literal
 
-import msgspec
-
+from tailrace.proto import odd_json
 from tailrace.proto.records import TurnRecord, WebhookPayload
 
 # A receiver that was down for hours gets its webhooks within an hour after it is back.
@@ -18,7 +17,7 @@ Verdict = Literal["delivered", "retry", "gone"]
 def render(turn: TurnRecord) -> bytes:
     """Returns the JSON body of a turn's webhook: the same bytes for each attempt."""
     links = {"self": f"/v1/turns/{turn.turn}"}
-    return msgspec.json.encode(WebhookPayload(f"turn.{turn.outcome}", turn.ended_at or turn.asked_at, turn, links))
+    return odd_json.encode(WebhookPayload(f"turn.{turn.outcome}", turn.ended_at or turn.asked_at, turn, links))
 
 
 def classify(status: int) -> Verdict:

@@ -145,7 +145,7 @@ def test_an_event_of_a_known_type_that_cannot_be_read_breaks_the_answer(event: d
 
 @pytest.mark.rule("R6")
 @pytest.mark.rule("R7")
-@pytest.mark.parametrize("value", [b"[" * 62 + b"]" * 62, b"1e400"], ids=["deep", "out of range"])
+@pytest.mark.parametrize("value", [b"[" * 62 + b"]" * 62], ids=["deep"])
 @pytest.mark.parametrize(
     ("begun", "event"),
     [
@@ -158,7 +158,7 @@ def test_an_event_of_a_known_type_that_cannot_be_read_breaks_the_answer(event: d
 def test_a_newer_field_that_readers_cannot_decode_breaks_the_answer(
     begun: list[dict[str, Any]], event: bytes, value: bytes
 ) -> None:
-    """JSON in more levels than readers accept, or a number that is out of range."""
+    """JSON in more levels than readers accept. Numbers out of range are kept (R125)."""
     order = EventOrder()
     check(order, *begun)
     read = read_event(event % value)

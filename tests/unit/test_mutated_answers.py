@@ -121,7 +121,10 @@ def test_a_value_that_is_missing_or_of_another_type_never_shortens_an_answer(str
 @pytest.mark.rule("R6")
 @given(st.data())
 def test_a_changed_byte_never_shortens_an_answer_or_is_stored_as_invalid_utf8(data: st.DataObject) -> None:
-    """Bytes that UTF-8 does not have, NUL, and half a character, anywhere; an event that ends early."""
+    """Bytes that UTF-8 does not have, NUL, and half a character, anywhere; an event that ends early.
+
+    Half of a surrogate pair in place of a character of a text is stored as U+FFFD (R125).
+    """
     number = data.draw(st.integers(0, len(RECORDED) - 1))
     raw = RECORDED[number]
     position = data.draw(st.integers(0, len(raw) - 1))
@@ -137,4 +140,9 @@ def test_a_changed_byte_never_shortens_an_answer_or_is_stored_as_invalid_utf8(da
         return
     # An event without any data is none, and so is a ping.
     is_left_out = number < len(RECORDED) and not broken
-    assert is_left_out or [block.text for block in blocks] == [block.text for block in WHOLE]
+    expected, found = [block.text for block in WHOLE], [block.text for block in blocks]
+    if wrong == b"\\ud800":
+        assert list(map(len, found)) == list(map(len, expected))
+        assert sum(text.count("\ufffd") for text in found) <= 1
+    else:
+        assert is_left_out or found == expected

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from tailrace.gateway.clients.ai_sdk.tool_result import decode_output
 from tailrace.gateway.clients.block_start import split_start
 from tailrace.gateway.clients.growing_text import GrowingText
-from tailrace.proto import events
+from tailrace.proto import events, odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.fold import INPUT_LEVELS_MAX, decode_input
@@ -173,6 +173,6 @@ def _split_block(content: dict[str, Any]) -> tuple[dict[str, Any], list[events.D
             # The mark of an input that was cut or is invalid (proto/fold.py).
             return content, [events.InputJsonDelta(text)]
         case {"type": str(kind), "input": given} if events.is_tool_use(kind):
-            return content, [events.InputJsonDelta(msgspec.json.encode(given).decode())]
+            return content, [events.InputJsonDelta(odd_json.encode(given).decode())]
         case _:
             return split_start(content)

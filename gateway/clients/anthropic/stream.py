@@ -14,6 +14,7 @@ from msgspec.structs import asdict
 from tailrace.gateway.clients.failure import error_type, failure_of
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
+from tailrace.proto import odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Attempt, End, Event, Failure, StoredEntry
 from tailrace.proto.events import is_tool_use
@@ -53,7 +54,7 @@ def render_record(record: TurnRecord, _: int) -> Frame:
 
 def render_message(record: TurnRecord) -> bytes:
     """Returns a completed turn as the Message that the API returns for a request without streaming."""
-    return _encode(message_of(record))
+    return odd_json.encode(message_of(record))
 
 
 def message_id(turn: TurnId) -> str:
@@ -80,8 +81,8 @@ def message_of(record: TurnRecord) -> dict[str, Any]:
 
 def _render(turn: TurnId, stored: StoredEntry) -> Frame:
     match stored.entry:
-        case Event(event=raw, is_hidden=False):
-            return _render_event(turn, bytes(raw), stored.seq)
+        case Event(event=raw, is_hidden=False, original=original):
+            return _render_event(turn, bytes(raw), original, stored.seq)
         case Attempt(mode="restart"):
             # With an id, so that a client that resumes continues after the break.
             return Frame(_sse(PING, stored.seq), is_break=True)
@@ -91,7 +92,7 @@ def _render(turn: TurnId, stored: StoredEntry) -> Frame:
             return SILENT
 
 
-def _render_event(turn: TurnId, raw: bytes, seq: int) -> Frame:
+def _render_event(turn: TurnId, raw: bytes, original: str | None, seq: int) -> Frame:
     try:
         kind = _type.decode(raw).type
     except DECODE_ERRORS:
@@ -101,6 +102,8 @@ def _render_event(turn: TurnId, raw: bytes, seq: int) -> Frame:
         return SILENT
     if kind == "message_start":
         raw = _start(turn, raw)
+    elif original is not None:
+        raw = original.encode()
     # A `data:` line ends at a line break, which JSON may have between tokens, but never inside strings.
     raw = raw.replace(b"\n", b" ").replace(b"\r", b" ")
     return Frame(sse.frame(raw, seq=seq, event=kind.encode("utf-8", "replace")))
@@ -172,7 +175,7 @@ def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
             opened, deltas = without_mark(block), [{"type": "input_json_delta", "partial_json": text}] if text else []
         case {"type": str(kind), "input": given} if is_tool_use(kind):
             opened = block | {"input": {}}
-            deltas = [{"type": "input_json_delta", "partial_json": _encode(given).decode()}]
+            deltas = [{"type": "input_json_delta", "partial_json": odd_json.encode(given).decode()}]
         case _:
             opened, deltas = block, []
     return [

@@ -24,7 +24,7 @@ from tailrace.gateway.clients.block_start import split_start
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto import events
+from tailrace.proto import events, odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Attempt, End, Event, Progress, Request, StoredEntry
 from tailrace.proto.fold import PARTIAL, text_proof
@@ -133,7 +133,7 @@ def _block_events(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
             start = {"type": "tool_use", "index": index, "id": tool_id, "name": name}
             # The mark of an input that was cut or is invalid (proto/fold.py), or an input that is whole.
             given = block.get("input")
-            text = block[PARTIAL] if PARTIAL in block else _encode(given).decode() if given else ""
+            text = block[PARTIAL] if PARTIAL in block else odd_json.encode(given).decode() if given else ""
             return [start, {"type": "tool_use", "index": index, "partial_json": text}] if text else [start]
         case {"type": str()}:
             return [{"type": "block", "index": index, "block": block}]

@@ -9,6 +9,7 @@ from tailrace.gateway.clients.answer_warnings import Shown, Warnings, types_of, 
 from tailrace.gateway.clients.openai.annotations import Annotation, chat_annotations
 from tailrace.gateway.clients.openai.common import thinking_tokens
 from tailrace.gateway.clients.stop_reasons import is_whole
+from tailrace.proto import odd_json
 from tailrace.proto.fold import PARTIAL, is_executed_tool
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
@@ -55,7 +56,7 @@ def render_completion(record: TurnRecord) -> bytes:
     ids = {"session_id": record.session, "project_id": record.project}
     warnings = warnings_field(record_warnings(record))
     body = {**head_of(record).fields("chat.completion"), "choices": [choice], "usage": usage, **ids, **warnings}
-    return _encode(body)
+    return odd_json.encode(body)
 
 
 def record_warnings(record: TurnRecord) -> Warnings:
@@ -124,7 +125,7 @@ def _tool_call(block: dict[str, Any]) -> dict[str, Any] | None:
     """Returns None for other blocks, and for a call without id or name, which a stream leaves out, too."""
     match as_tool_use(block):
         case {"type": "tool_use", "id": str(call), "name": str(name), "input": given}:
-            arguments = block.get(PARTIAL, _encode(given).decode())
+            arguments = block.get(PARTIAL, odd_json.encode(given).decode())
             return {"id": call, "type": "function", "function": {"name": name, "arguments": arguments}}
         case _:
             return None

@@ -21,7 +21,7 @@ from tailrace.gateway.clients.openai.chat_object import Head, as_tool_use, finis
 from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, started_text, text_of_event
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto import events
+from tailrace.proto import events, odd_json
 from tailrace.proto.entries import Attempt, End, Event, Failure, Request, StoredEntry
 from tailrace.proto.fold import CUT
 from tailrace.proto.records import TurnRecord
@@ -174,7 +174,7 @@ def _call_deltas(state: ChatState, event: events.Event | events.UnknownEvent) ->
 
 def _flush(state: ChatState, calls: list[_PendingCall]) -> tuple[list[Delta], ChatState]:
     """Returns the arguments of pending calls, and the state without them."""
-    deltas = [_arguments(state, one.block, _encode(one.input).decode()) for one in calls]
+    deltas = [_arguments(state, one.block, odd_json.encode(one.input).decode()) for one in calls]
     rest = tuple(one for one in state.pending if one not in calls)
     return deltas, msgspec.structs.replace(state, pending=rest)
 

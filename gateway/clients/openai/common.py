@@ -14,6 +14,7 @@ from tailrace.gateway.turns.request_body import OnBusy
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import OnInterrupt, OnPause
 from tailrace.proto.errors import Refused
+from tailrace.proto.fold import decode_input
 from tailrace.proto.long_strings import decode_base64
 from tailrace.proto.models import Model
 
@@ -165,7 +166,7 @@ def tool_use_block(call_id: str, name: str, arguments: str, where: str) -> Field
     A call that was cut has incomplete arguments, which clients send back. Claude accepts only an object: it gets `{}`.
     """
     try:
-        parsed = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
+        parsed = decode_input(arguments or "{}")
     except DECODE_ERRORS as error:
         if arguments.lstrip().startswith("{") and _is_cut(arguments):
             return {"type": "tool_use", "id": call_id, "name": name, "input": {}}

@@ -16,6 +16,7 @@ from tailrace.gateway.clients.failure import LOST, error_type
 from tailrace.gateway.clients.openai.annotations import Annotation, responses_annotations
 from tailrace.gateway.clients.openai.common import thinking_tokens
 from tailrace.gateway.clients.stop_reasons import is_whole
+from tailrace.proto import odd_json
 from tailrace.proto.entries import End, Failure, Request
 from tailrace.proto.fold import CUT, PARTIAL
 from tailrace.proto.ids import TurnId
@@ -153,7 +154,7 @@ def output_item(turn: str, index: int, block: dict[str, Any]) -> Item | None:
         case {"type": "tool_use", "id": str(call), "name": str(name), **rest}:
             arguments, status = rest.get(PARTIAL), "incomplete"
             if not isinstance(arguments, str):
-                arguments, status = _encode(rest.get("input", {})).decode(), "completed"
+                arguments, status = odd_json.encode(rest.get("input", {})).decode(), "completed"
             item = {"type": "function_call", "status": status, "call_id": call, "name": name, "arguments": arguments}
         case _:
             return None

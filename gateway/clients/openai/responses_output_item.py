@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.gateway.clients.openai.responses_object import Item, item_id, output_item, output_text, summary_text
-from tailrace.proto import events
+from tailrace.proto import events, odd_json
 from tailrace.proto.fold import PARTIAL, is_complete_input
 
 Events = list[dict[str, Any]]
@@ -76,7 +76,7 @@ def close_item(opened: OpenItem, status: str) -> tuple[Item | None, Events]:
     elif opened.kind == "tool_use" and not text:
         # The model sends no delta for a call without arguments, but in this protocol they are always JSON.
         given = opened.start.get("input") or {}
-        text = msgspec.json.encode(given).decode() if given or status == "completed" else ""
+        text = odd_json.encode(given).decode() if given or status == "completed" else ""
         closing += _delta(opened, text) if text else []
     item = _item(opened, status, text)
     if item is None:

@@ -37,6 +37,7 @@ from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder
+from tailrace.proto import odd_json
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import parse_cursor
 from tailrace.proto.nats import BlobStore
@@ -110,7 +111,7 @@ class _StoredResponse(StreamedResponse):
 
     async def respond(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         record = await self._turns.read(self._key)
-        await self.send_json(send, msgspec.json.encode(response_of(record)))
+        await self.send_json(send, odd_json.encode(response_of(record)))
 
 
 async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnReader) -> ASGIApp:

@@ -37,7 +37,7 @@ from tailrace.gateway.clients.openai.responses_output_item import (
 )
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto import events
+from tailrace.proto import events, odd_json
 from tailrace.proto.entries import Attempt, Block, End, Event, Request, StoredEntry
 from tailrace.proto.fold import CUT, Turn, content
 from tailrace.proto.records import TurnRecord
@@ -204,7 +204,7 @@ def _whole_block(content: dict[str, Any]) -> Block:
         case {"type": "tool_use", "partial_json": str(text)}:
             return Block(kind, content, text, is_closed=True)
         case {"type": "tool_use", "input": given}:
-            return Block(kind, content | {"input": {}}, _encode(given).decode(), is_closed=True)
+            return Block(kind, content | {"input": {}}, odd_json.encode(given).decode(), is_closed=True)
         case _:
             return Block(kind, content, is_closed=True)
 
@@ -276,5 +276,5 @@ OPENAI_RESPONSES = Dialect(
     render=render,
     render_record=render_record,
     is_stateful=True,
-    render_json=lambda record: _encode(response_of(record)),
+    render_json=lambda record: odd_json.encode(response_of(record)),
 )
