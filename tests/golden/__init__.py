@@ -50,7 +50,11 @@ def golden_path(case: str, dialect: str) -> Path:
 
 def render_golden(case: str, dialect: Dialect) -> str:
     """Returns the content of a .txt file."""
-    log = read_case(case)
+    return render_log(read_case(case), dialect)
+
+
+def render_log(log: list[StoredEntry], dialect: Dialect) -> str:
+    """Returns what a dialect renders of a turn: the stream, the turn from the database, and the JSON body."""
     record = close_record(record_from_fold(KEY, fold(log)))
     parts = ["=== stream\n", *_stream(dialect, log), "=== from the database\n", _text(dialect.render_record(record, 0))]
     if dialect.render_json is not None and record.outcome == "completed":
