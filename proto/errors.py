@@ -641,14 +641,14 @@ CODES: dict[str, Code] = {
     "backend_broken": Code(
         502,
         API,
-        "The model's answer broke off, or is not a valid answer of the API.",
+        "The model's answer broke off, or is not an answer of the API.",
         "Retry later. Operator: check that the base URL leads to the API.",
         is_retryable=True,
     ),
     "backend_unreadable": Code(
         502,
         API,
-        "The model sent an event that cannot be understood, also after retries. Text may be missing.",
+        "The model sent an event that cannot be read or does not fit its answer, twice. Text may be missing.",
         "Retry later. Operator: check that the base URL leads to the API, and look for a newer Tailrace.",
         is_retryable=True,
     ),
@@ -687,7 +687,7 @@ CODES: dict[str, Code] = {
     "attempts_exhausted": Code(
         500,
         API,
-        "The turn has reached its limit of consecutive attempts that add nothing to the answer.",
+        "The turn has reached its limit of attempts: of those in a row that add nothing to the answer, or 50 in all.",
         "POST the turn again.",
     ),
     "deadline_exceeded": Code(
