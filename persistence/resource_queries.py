@@ -100,7 +100,8 @@ class ResourceQueries:
     async def billed(self, tenant: Tenant, query: GetBilledUsage) -> BilledUsageList:
         """Returns the usage by day and billed model, and the next tenants."""
         found = await self._store.billed_usage(tenant, query.first, query.last)
-        return BilledUsageList(found, await self._store.tenants_with_usage(tenant, TENANTS_MAX))
+        tenants = await self._store.tenants_with_usage(tenant, TENANTS_MAX)
+        return BilledUsageList(found, tenants, await self._store.whole_since(tenant))
 
     async def stats(self, tenant: Tenant, _: GetStats) -> Stats:
         """Returns the number of active sessions, recent usage, and the sessions that have a running turn."""

@@ -106,6 +106,8 @@ class BilledUsageList(msgspec.Struct, frozen=True):
     usage: list[BilledUsage]
     tenants: list[Tenant]
     """Further tenants that have usage, in order; empty after the last one."""
+    whole_since: datetime | None = None
+    """As in UsagePage."""
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,6 +45,7 @@ GROUPS = {
         "sessions": "list the sessions",
         "export": "write a conversation, or all data of a user or a tenant",
         "usage": "show turns, tokens and cost",
+        "reconcile": "compare tokens and cost with Anthropic's report",
         "status": "show the processes, the queue and the last errors",
         "top": "watch processes, tokens a second and the slowest turns",
     },

@@ -7,9 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from tailrace.deploy.cli.vendor_report import COST_PATH, USAGE_PATH
 from tailrace.proto.ids import Tenant
 from tests.harness.forks import run_command
 from tests.harness.processes import Process
+from tests.harness.report_server import KEY as ADMIN_KEY
+from tests.harness.report_server import Api, serve
 from tests.harness.requests import pages, post_until_ended
 from tests.harness.system import System
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
@@ -113,3 +116,23 @@ async def test_usage_by_key_and_session_over_http_and_as_a_table(
     assert float(total[-1]) == pytest.approx(cost, abs=0.0001)
     assert [row[:2] for row in await table()][1:] == [[f"{datetime.now(UTC):%Y-%m-%d}", "3"], ["all", "3"]]
     assert [row[:2] for row in await table("--from", "2020-01-01", "--to", "2020-01-31")][1:] == [["all", "0"]]
+
+
+@pytest.mark.timeout(60)
+async def test_reconcile_compares_the_usage_of_all_tenants_with_a_report(
+    system: System, generator: Process, persistence: Process, gateway: Gateway
+) -> None:
+    """An empty report differs in each model of the day. Other tests of this system have turns, too."""
+    await post_until_ended(gateway, model="claude-haiku-5-5")
+    today = str(datetime.now(UTC).date())
+    with serve(Api({USAGE_PATH: [[]], COST_PATH: [[]]})) as api:
+        ran = await run_command(
+            *("reconcile", "--from", today, "--to", today, "--api", api.url, "--json"),
+            TAILRACE_NATS_URL=system.nats_url,
+            ANTHROPIC_ADMIN_KEY=ADMIN_KEY,
+        )
+    assert (ran.status, ran.err) == (1, "")
+    rows = {row["model"]: row for row in msgspec.json.decode(ran.out)["rows"]}
+    assert not rows["claude-haiku-5-5"]["is_equal"]
+    assert rows["claude-haiku-5-5"]["usage"]["output_tokens"] > 0
+    assert rows["all"]["cost_usd"] >= rows["claude-haiku-5-5"]["cost_usd"] > 0
