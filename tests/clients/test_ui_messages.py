@@ -22,6 +22,23 @@ OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")
 CALL = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
 SEARCH = {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {}}
 FOUND = {"type": "web_search_tool_result", "tool_use_id": "s1", "content": [{"url": "https://a"}]}
+SEARCH_ERROR = FOUND | {"content": {"type": "web_search_tool_result_error", "error_code": "unavailable"}}
+MCP_CALL = {"type": "mcp_tool_use", "id": "m1", "name": "look", "server_name": "s", "input": {"q": 1}}
+MCP_RESULT = {
+    "type": "mcp_tool_result",
+    "tool_use_id": "m1",
+    "is_error": True,
+    "content": [{"type": "text", "text": "no"}],
+}
+CODE = {"type": "server_tool_use", "id": "b1", "name": "bash_code_execution", "input": {"command": "ls"}}
+CODE_RESULT = {
+    "type": "bash_code_execution_tool_result",
+    "tool_use_id": "b1",
+    "content": {"type": "bash_code_execution_result", "stdout": "a", "stderr": "", "return_code": 0, "content": []},
+}
+COMPACTION = {"type": "compaction", "content": "so far", "encrypted_content": None}
+FALLBACK = {"type": "fallback", "from": {"model": "a"}, "to": {"model": "b"}, "trigger": {"type": "refusal"}}
+UPLOAD = {"type": "container_upload", "file_id": "file_1"}
 CITED = {"type": "web_search_result_location", "url": "https://a", "title": "A", "cited_text": "a"}
 
 
@@ -61,6 +78,13 @@ LOGS = {
     "hidden thought": log_of("completed", HIDDEN, TEXT),
     "a call": log_of("completed", THOUGHT, TEXT, CALLED),
     "a search": log_of("completed", TEXT, *SEARCHED),
+    "tools of an MCP server": log_of("completed", Block(MCP_CALL), Block(MCP_RESULT), Block(MCP_CALL | {"id": "m2"})),
+    "an error of a tool": log_of("completed", Block(SEARCH | {"input": {"query": "a"}}), Block(SEARCH_ERROR), TEXT),
+    "code": log_of("completed", Block(CODE), Block(CODE_RESULT), TEXT),
+    "other blocks": log_of("completed", Block(COMPACTION), TEXT, Block(FALLBACK), Block(UPLOAD)),
+    "a result without its call": log_of("completed", Block(FOUND), TEXT),
+    "a whole call": log_of("completed", Block(CALL | {"input": {"q": 1}})),
+    "a whole thought": log_of("completed", Block({"type": "thinking", "thinking": "hm", "signature": "s"}), TEXT),
     "failed": log_of("failed", THOUGHT, TEXT),
     "cancelled": log_of("cancelled", THOUGHT, HALF),
     "half a call": log_of("cancelled", TEXT, HALF_A_CALL),
@@ -98,6 +122,24 @@ async def test_history_equals_the_clients_messages() -> None:
     kept = [to_plain_json(message.build_messages([render_record(log)])[1]) for log in LOGS.values()]
     assert dict(zip(LOGS, seen[: len(LOGS)], strict=True)) == dict(zip(LOGS, kept, strict=True))
     assert dict(zip(LOGS, seen[len(LOGS) :], strict=True)) == dict(zip(LOGS, kept, strict=True))
+
+
+@pytest.mark.parametrize("package", ["ai", "ai-v5", "ai-v6"])
+async def test_no_version_of_the_sdk_rejects_a_chunk(package: str) -> None:
+    """In the transport of `useChat`, with its schema. A failed answer has its own error, and no other."""
+    logs = {name: log for name, log in LOGS.items() if name != "failed"}
+    live = [render_stream(log) for log in logs.values()]
+    late = [to_plain_json(record_chunks(render_record(log))) for log in logs.values()]
+    found = await node.run("ui-chunks.mjs", package, json.dumps(live + late))
+    assert [one["errors"] for one in found] == [[]] * len(found)
+    shown = dict(zip(logs, found, strict=False))
+    tools = [part for part in shown["tools of an MCP server"]["message"]["parts"] if part["type"] == "dynamic-tool"]
+    assert [(part["toolName"], part["state"]) for part in tools] == [
+        ("look", "output-error"),
+        ("look", "input-available"),
+    ]
+    kinds = [part["type"] for part in shown["other blocks"]["message"]["parts"]]
+    assert kinds[2:] == ["data-compaction", "text", "source-url", "data-fallback", "data-container_upload"]
 
 
 @pytest.mark.proves("ui", "answer continues after a tool result", "ai (Node)")

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.gateway.clients.ai_sdk import message
-from tailrace.gateway.clients.ai_sdk.part import block_chunks
+from tailrace.gateway.clients.ai_sdk.part import content_chunks
 from tailrace.gateway.clients.ai_sdk.stream import UI, replay_dialect
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import events
-from tailrace.proto.entries import Message, Outcome
+from tailrace.proto.entries import Event, Message, Outcome
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tests.harness.displayed_text import ui as displayed_text
 from tests.harness.sse_parser import parse
@@ -143,10 +143,38 @@ def test_a_call_of_an_mcp_server_has_a_start_and_its_result_an_error() -> None:
     """The package `ai` throws an error for the input of a call that has not begun."""
     call = {"type": "mcp_tool_use", "id": "m1", "name": "look", "server_name": "s", "input": {"q": 1}}
     result = {"type": "mcp_tool_result", "tool_use_id": "m1", "is_error": True, "content": "no"}
-    found = block_chunks(0, call) + block_chunks(1, result)
+    found = content_chunks([call, result])
     kinds = ["tool-input-start", "tool-input-delta", "tool-input-available", "tool-output-error"]
     assert [chunk["type"] for chunk in found] == kinds
     assert (found[2]["input"], found[2]["providerExecuted"], found[3]["toolCallId"]) == ({"q": 1}, True, "m1")
+    assert [chunk.get("dynamic") for chunk in found] == [True, None, True, True]
+
+
+def test_a_result_without_its_call_is_a_data_part() -> None:
+    """After a pause that the client has continued. The package `ai` throws an error for it."""
+    result = {"type": "web_search_tool_result", "tool_use_id": "s1", "content": []}
+    log = log_with(events.BlockStart(0, result), events.BlockStop(0))
+    log.end()
+    for data in (bytes_of(log), UI.render_record(record_of(log), 0).data):
+        assert {"type": "data-web_search_tool_result", "data": result} in chunks(data)
+
+
+def test_a_block_without_a_chunk_is_a_data_part() -> None:
+    """With what its deltas have added. An unknown event reaches the page's `onData`, and no message."""
+    log = log_with(events.BlockStart(0, {"type": "compaction", "content": None}))
+    for fields in (
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "compaction_delta", "content": "so far"}},
+        {"type": "content_block_delta", "index": 1, "delta": {"type": "song_delta", "note": "c"}},
+    ):
+        raw = msgspec.Raw(msgspec.json.encode(fields))
+        log.store(Event(prev=log.chain.last, attempt=1, event=raw))
+    log.store_events(events.BlockStop(0))
+    log.end()
+    part = {"type": "data-compaction", "data": {"type": "compaction", "content": "so far"}}
+    live, late = chunks(bytes_of(log)), chunks(UI.render_record(record_of(log), 0).data)
+    assert live[3:5] == [{"type": "data-event", "data": fields, "transient": True}, part]
+    assert late[3] == part
+    assert message.build_messages([record_of(log)])[1].parts[2] == part
 
 
 def test_history_with_many_tool_calls_takes_linear_time() -> None:

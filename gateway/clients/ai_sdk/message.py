@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from tailrace.gateway.clients.ai_sdk.part import Chunk, block_chunks
+from tailrace.gateway.clients.ai_sdk.part import Chunk, content_chunks
 from tailrace.gateway.clients.ai_sdk.stream import MESSAGE, message_id, record_chunks, tool_results
 from tailrace.proto.entries import Message
 from tailrace.proto.records import TurnRecord
@@ -55,12 +55,11 @@ def _add_input(built: list[UIMessage], calls: dict[str, Part], message: Message,
     if tool_outputs:
         return
     built.append(UIMessage(name, message.role))
-    for index, block in enumerate(blocks):
-        if message.role == "assistant":
-            for chunk in block_chunks(index, block):
-                add_chunk(built[-1], calls, chunk)
-        else:
-            built[-1].parts += _user_parts(block)
+    if message.role == "assistant":
+        for chunk in content_chunks(blocks):
+            add_chunk(built[-1], calls, chunk)
+    else:
+        built[-1].parts += [part for block in blocks for part in _user_parts(block)]
 
 
 def _user_parts(block: dict[str, Any]) -> list[Part]:
@@ -107,22 +106,29 @@ def add_chunk(message: UIMessage, calls: dict[str, Part], chunk: Chunk) -> None:
             _last(message, "reasoning").update(rest)
         case {"type": "tool-input-available", "toolCallId": call, "toolName": name, "input": given}:
             state = {"state": "input-available", "input": given}
-            calls[call] = {"type": f"tool-{name}", "toolCallId": call, **state, **rest}
+            calls[call] = {**_tool(chunk, name), "toolCallId": call, **state, **rest}
             message.parts.append(calls[call])
         case {"type": "tool-input-error", "toolCallId": call, "toolName": name, "errorText": error, "input": given}:
             state = {"state": "output-error", "input": given, "errorText": error}
-            calls[call] = {"type": f"tool-{name}", "toolCallId": call, **state, **rest}
+            calls[call] = {**_tool(chunk, name), "toolCallId": call, **state, **rest}
             message.parts.append(calls[call])
         # A result without a call is left out.
         case {"type": "tool-output-available", "toolCallId": call, "output": output} if call in calls:
             calls[call].update({"state": "output-available", "output": output, **rest})
         case {"type": "tool-output-error", "toolCallId": call, "errorText": error} if call in calls:
             calls[call].update({"state": "output-error", "errorText": error, **rest})
-        case {"type": "source-url" | "source-document" | "data-tailrace"}:
+        case {"type": "source-url" | "source-document"}:
+            message.parts.append(dict(chunk))
+        case {"type": str(kind)} if kind.startswith("data-"):
             message.parts.append(dict(chunk))
         case _:
             # Other chunks, such as deltas of a tool's input and the ends of steps, are not stored in a message.
             pass
+
+
+def _tool(chunk: Chunk, name: str) -> Part:
+    """Returns the fields that name the tool of a part."""
+    return {"type": "dynamic-tool", "toolName": name} if chunk.get("dynamic") else {"type": f"tool-{name}"}
 
 
 def _last(message: UIMessage, kind: str) -> Part:

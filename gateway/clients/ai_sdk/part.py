@@ -3,6 +3,7 @@
 Source: `ai` 7, ui-message-chunks.ts. Its schema does not accept null, so absent fields are left out.
 """
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -18,6 +19,8 @@ from tailrace.proto.fold import INPUT_LEVELS_MAX, decode_input
 
 Chunk = dict[str, Any]
 
+# The types of blocks that have chunks of their own, besides tool calls.
+SHOWN_TYPES = ("text", "thinking", "redacted_thinking")
 INPUT_INVALID = "the input of this call is not a JSON object, or is nested too deeply"
 
 
@@ -31,12 +34,17 @@ class OpenPart(msgspec.Struct, frozen=True):
     """The input of a tool call so far, as JSON text."""
     signature: str = ""
     sources: int = 0
+    is_shown: bool = False
+    """Whether all of it was shown when it began."""
     is_stopped: bool = False
     """Whether the block has ended. Its last chunk waits: see `may_be_cut`."""
 
 
-def open_part(index: int, block: dict[str, Any]) -> tuple[list[Chunk], OpenPart]:
-    """Returns the chunks that begin a part of the message, and the part. A block of unknown type has no chunks."""
+def open_part(index: int, block: dict[str, Any], calls: Collection[str]) -> tuple[list[Chunk], OpenPart]:
+    """Returns the chunks that begin a part of the message, and the part. `calls`: the ids of the answer's tool calls.
+
+    A block without a chunk of its own becomes a data part, when it ends.
+    """
     part = OpenPart(str(index), block)
     match block:
         case {"type": "text" | "thinking" as kind}:
@@ -50,10 +58,14 @@ def open_part(index: int, block: dict[str, Any]) -> tuple[list[Chunk], OpenPart]
             return [{"type": "reasoning-start", "id": part.id, **_metadata(redactedData=hidden)}], part
         case {"type": str(kind), "id": str(), "name": str()} if events.is_tool_use(kind):
             return [{"type": "tool-input-start", **_tool_call(block)}], part
-        case {"tool_use_id": str(call), "content": content}:
-            # The result of a tool that the provider runs.
+        case {"tool_use_id": str(call), "content": content} if call in calls:
+            # The result of a tool that the provider runs. The package `ai` raises an error for one without a call,
+            # which an answer has that goes on after a pause.
             is_error = block.get("is_error") is True or _is_error(content)
-            return [tool_output(call, content, is_error=is_error, is_provider=True)], part
+            dynamic = {"dynamic": True} if block.get("type") == "mcp_tool_result" else {}
+            return [tool_output(call, content, is_error=is_error, is_provider=True) | dynamic], replace(
+                part, is_shown=True
+            )
         case _:
             return [], part
 
@@ -103,18 +115,47 @@ def close_part(part: OpenPart) -> list[Chunk]:
             return [{"type": "reasoning-end", "id": part.id}]
         case {"type": str(kind), "id": str(), "name": str()} if events.is_tool_use(kind):
             return [_tool_input(part)]
+        case {"type": str(kind)} if not (part.is_shown or events.is_tool_use(kind)):
+            # Without an id, because `ai` replaces a data part of the same type and id, also one of an earlier turn.
+            return [{"type": f"data-{kind}", "data": part.block}]
         case _:
             return []
 
 
-def block_chunks(index: int, content: dict[str, Any]) -> list[Chunk]:
-    """Returns the chunks of a whole block, with one delta."""
-    start, deltas = _split_block(content)
-    chunks, part = open_part(index, start)
-    for delta in deltas:
-        more, part = add_delta(part, delta)
+def add_other_delta(part: OpenPart, delta: dict[str, Any]) -> OpenPart | None:
+    """Adds a delta of a type without a Struct, such as `compaction_delta`, to a part that becomes a data part.
+
+    Returns None for another part.
+    """
+    kind = str(part.block.get("type"))
+    if part.is_shown or kind in SHOWN_TYPES or events.is_tool_use(kind):
+        return None
+    return replace(part, block=events.merge_fields(part.block, delta))
+
+
+def content_chunks(blocks: Iterable[dict[str, Any]]) -> list[Chunk]:
+    """Returns the chunks of whole blocks, each with one delta."""
+    chunks: list[Chunk] = []
+    calls: set[str] = set()
+    for index, block in enumerate(blocks):
+        start, deltas = _split_block(block)
+        more, part = open_part(index, start, calls)
+        calls |= call_ids(block)
         chunks += more
-    return chunks + close_part(part)
+        for delta in deltas:
+            more, part = add_delta(part, delta)
+            chunks += more
+        chunks += close_part(part)
+    return chunks
+
+
+def call_ids(block: dict[str, Any]) -> set[str]:
+    """Returns the id of a tool call; an empty set for other blocks."""
+    match block:
+        case {"type": str(kind), "id": str(call), "name": str()} if events.is_tool_use(kind):
+            return {call}
+        case _:
+            return set()
 
 
 def tool_output(call: str, content: object, *, is_error: bool, is_provider: bool = False) -> Chunk:
@@ -143,7 +184,9 @@ def source_chunk(name: str, citation: dict[str, Any]) -> Chunk:
 
 def _tool_call(block: dict[str, Any]) -> Chunk:
     executed = {} if block["type"] == "tool_use" else {"providerExecuted": True}
-    return {"toolCallId": block["id"], "toolName": block["name"], **executed}
+    # The tools of an MCP server are not known to the page, as in AI SDK's own provider for Anthropic.
+    dynamic = {"dynamic": True} if block["type"] == "mcp_tool_use" else {}
+    return {"toolCallId": block["id"], "toolName": block["name"], **executed, **dynamic}
 
 
 def _tool_input(part: OpenPart) -> Chunk:

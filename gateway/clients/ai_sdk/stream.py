@@ -15,8 +15,10 @@ from tailrace.gateway.clients.ai_sdk.part import (
     Chunk,
     OpenPart,
     add_delta,
-    block_chunks,
+    add_other_delta,
+    call_ids,
     close_part,
+    content_chunks,
     is_call,
     may_be_cut,
     open_part,
@@ -27,6 +29,7 @@ from tailrace.gateway.clients.stored_messages import resolve
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Attempt, End, Event, Message, Request, StoredEntry
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
@@ -49,6 +52,7 @@ RESET: Chunk = {"type": "reset-step"}
 OPENING_CHUNKS = 3
 
 _encode = msgspec.json.Encoder().encode
+_fields = msgspec.json.Decoder(dict[str, Any])
 
 
 class UiState(msgspec.Struct, frozen=True):
@@ -58,6 +62,8 @@ class UiState(msgspec.Struct, frozen=True):
     open: Mapping[int, OpenPart] = {}
     last: int = -1
     """The block that was opened last: a limit cuts no other call."""
+    calls: frozenset[str] = frozenset()
+    """The ids of the answer's tool calls."""
     earlier_texts: dict[str, str] | None = None
     """The texts of the blobs in the earlier steps of the message; None: the reader has these steps."""
 
@@ -78,7 +84,7 @@ def render_record(record: TurnRecord, seen: int) -> Frame:
 def record_chunks(record: TurnRecord) -> list[Chunk]:
     """Returns the chunks of a whole turn."""
     metadata = {"turn": record.turn, "session": record.session, "model": record.model, "asked_at": record.asked_at}
-    content = [chunk for index, block in enumerate(record.content) for chunk in block_chunks(index, block)]
+    content = content_chunks(record.content)
     if content and _is_input_cut(record):
         content.pop()
     return [*_opening(record.turn, record.metadata, metadata), *content, *_finish(record)]
@@ -117,7 +123,12 @@ def _entry_chunks(state: UiState, stored: StoredEntry) -> tuple[list[Chunk], UiS
         case Attempt(mode="restart"):
             return [RESET], UiState(state.turn)
         case Event(event=raw, is_hidden=False):
-            return _event_chunks(state, events.decode(raw))
+            event = events.decode(raw)
+            return (
+                _unknown_chunks(state, event, raw)
+                if isinstance(event, events.UnknownEvent)
+                else _event_chunks(state, event)
+            )
         case End() as end:
             is_cut = _is_cut(end.outcome, end.stop_reason)
             # A call that was cut stays open. An error of it is a result, with which a page that sends the results of
@@ -129,13 +140,30 @@ def _entry_chunks(state: UiState, stored: StoredEntry) -> tuple[list[Chunk], UiS
             return [], state
 
 
-def _event_chunks(state: UiState, event: events.Event | events.UnknownEvent) -> tuple[list[Chunk], UiState]:
+def _unknown_chunks(state: UiState, event: events.UnknownEvent, raw: msgspec.Raw) -> tuple[list[Chunk], UiState]:
+    """Adds a delta of another type to its data part. Passes on what has no part, for the page's `onData` only."""
+    if isinstance(event, events.OtherDelta) and event.index in state.open:
+        part = add_other_delta(state.open[event.index], event.delta)
+        if part is not None:
+            return [], replace(state, open={**state.open, event.index: part})
+    try:
+        fields = _fields.decode(raw)
+    except DECODE_ERRORS:
+        return [], state
+    if not isinstance(fields.get("type"), str):
+        return [], state
+    # Not in the message: a turn from the database has no such event.
+    return [{"type": "data-event", "data": fields, "transient": True}], state
+
+
+def _event_chunks(state: UiState, event: events.Event) -> tuple[list[Chunk], UiState]:
     match event:
         case events.BlockStart(index, block):
-            chunks, part = open_part(index, block)
+            chunks, part = open_part(index, block, state.calls)
             waiting = [chunk for earlier in state.open.values() if earlier.is_stopped for chunk in close_part(earlier)]
             rest = {number: earlier for number, earlier in state.open.items() if not earlier.is_stopped}
-            return waiting + chunks, UiState(state.turn, {**rest, index: part}, index)
+            calls = state.calls | call_ids(block)
+            return waiting + chunks, replace(state, open={**rest, index: part}, last=index, calls=calls)
         case events.BlockDelta(index, delta) if index in state.open:
             chunks, part = add_delta(state.open[index], delta)
             return chunks, replace(state, open={**state.open, index: part})
@@ -171,7 +199,7 @@ def _earlier_steps(messages: list[Message]) -> list[Chunk]:
     for message in messages:
         blocks = message.content if isinstance(message.content, list) else [{"type": "text", "text": message.content}]
         if message.role == "assistant":
-            content = [chunk for index, block in enumerate(blocks) for chunk in block_chunks(index, block)]
+            content = content_chunks(blocks)
             steps += [{"type": "start-step"}, *content, {"type": "finish-step"}]
         else:
             steps += tool_results(blocks)
