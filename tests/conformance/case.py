@@ -68,11 +68,6 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         content = [self.stored.get(str(index), block) for index, block in enumerate(message["content"])]
         return {**message, **{name: one for name, one in self.stored.items() if not name.isdigit()}, "content": content}
 
-    @property
-    def rendered(self) -> dict[str, Any]:
-        """The message of a stream that was made of the whole message: the SDK ignores new fields of the end."""
-        return {**self.accumulated, "content": self.whole["content"]}
-
     def _expand(self, line: bytes) -> bytes:
         for name, one in self.repeat.items():
             line = line.replace(name.encode(), one.text.encode() * one.times)

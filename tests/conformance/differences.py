@@ -1,11 +1,14 @@
 """The differences between two ways to a message that are allowed. All of them are here."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 # Half of a pair that a kill has cut is closed with a result of one of these codes.
 CUT = "unavailable"
 LIMITS = ("max_tokens", "model_context_window_exceeded")
+# The escape of half of a surrogate pair. Each one in the cases stands alone.
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 THOUGHTS = ("thinking", "redacted_thinking")
 
 Message = dict[str, Any]
@@ -74,6 +77,11 @@ def _is_closed_half(block: Block) -> bool:
         return False
     content = block.get("content")
     return bool(block.get("is_error")) or (isinstance(content, dict) and content.get("error_code") == CUT)
+
+
+def as_sent(text: str) -> str:
+    """Returns a JSON text as it is sent to the model: the API refuses half of a surrogate pair (PROTOCOL R125)."""
+    return HALF_PAIR.sub(r"\\ufffd", text)
 
 
 def as_history(content: list[Block], answered: Sequence[str]) -> list[Block]:

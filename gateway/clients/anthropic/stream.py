@@ -68,7 +68,7 @@ def message_of(record: TurnRecord) -> dict[str, Any]:
         "id": message_id(record.turn),
         "type": "message",
         "role": "assistant",
-        "model": record.model,
+        "model": record.answered_by or record.model,
         "content": [without_mark(block) for block in record.content],
         "stop_reason": _stop_reason(record.stop_reason),
         "stop_sequence": record.stop_sequence,
