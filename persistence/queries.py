@@ -9,7 +9,7 @@ from tailrace.persistence.rows import micros
 from tailrace.persistence.rpc import QueryHandler, fit_in_message, page_of
 from tailrace.persistence.search_words import hash_words
 from tailrace.persistence.store import BRANCH_TURNS_MAX, Store, convert_turns
-from tailrace.proto.conversation import read_history
+from tailrace.proto.conversation import build_context
 from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.records import (
@@ -181,7 +181,7 @@ class Queries:
             return await self._read_context_after(tenant, query.session, last)
         found = await self._store.session(tenant, query.session, self.since)
         if found is not None:
-            return _context(found, None, [])
+            return build_context(found, None, [])
         if query.create_session:
             return Context(SessionId(query.session), None, [])
         raise no_session()
@@ -203,7 +203,7 @@ class Queries:
             # Without its beginning it would silently be another conversation.
             raise Refused("parent_not_found", "the beginning of this conversation is no longer in the database")
         found = await self.session(tenant, GetSession(branch[-1].session))
-        return await convert_turns(len(branch), partial(_context, found, parent, branch))
+        return await convert_turns(len(branch), partial(build_context, found, parent, branch))
 
 
 def _midnight(day: date) -> datetime:
@@ -215,18 +215,4 @@ def no_session() -> Refused:
     return Refused(
         "session_not_found",
         "no session or chat has this id; a turn with `create_session`, or the first of a chat, starts one",
-    )
-
-
-def _context(session: SessionRecord, parent: TurnId | None, branch: list[TurnRecord]) -> Context:
-    history = read_history(branch)
-    return Context(
-        session.session,
-        parent,
-        history.messages,
-        history.ends,
-        session.system_prompt,
-        session.model,
-        session.project_id,
-        history.left_out,
     )

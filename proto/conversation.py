@@ -15,7 +15,7 @@ from tailrace.proto.errors import REFUSED_REQUEST
 from tailrace.proto.events import is_tool_use
 from tailrace.proto.fold import is_executed_tool, without_mark
 from tailrace.proto.ids import TurnId
-from tailrace.proto.records import TurnRecord
+from tailrace.proto.records import Context, SessionRecord, TurnRecord
 
 Block = dict[str, Any]
 
@@ -52,6 +52,21 @@ def read_history(branch: Iterable[TurnRecord]) -> History:
 def messages(branch: Iterable[TurnRecord]) -> list[Message]:
     """Returns only the messages of `read_history`."""
     return read_history(branch).messages
+
+
+def build_context(session: SessionRecord, parent: TurnId | None, branch: list[TurnRecord]) -> Context:
+    """Returns the context of a turn after `branch`, whose last turn is `parent`, in a session."""
+    history = read_history(branch)
+    return Context(
+        session.session,
+        parent,
+        history.messages,
+        history.ends,
+        session.system_prompt,
+        session.model,
+        session.project_id,
+        history.left_out,
+    )
 
 
 def accepted_before(new: Iterable[Message], history: Sequence[Message]) -> list[Message]:

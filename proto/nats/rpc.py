@@ -55,6 +55,9 @@ NO_RESPONDERS = "503"
 HEADER_CHARS_MAX = 500
 
 
+REPLY_TOO_LARGE = "the reply is larger than one message: request fewer items at once"
+
+
 class Endpoints:
     """The queries that a process serves."""
 
@@ -266,8 +269,7 @@ def _endpoint(handler: Handler, role: str, logged: LoggedCauses) -> Endpoint:
         except Refused as refused:
             await _refuse(request, refused)
         except nats.errors.MaxPayloadError:
-            too_large = "the reply is larger than one message: request fewer items at once"
-            await _refuse(request, Refused("body_too_large", too_large))
+            await _refuse(request, Refused("body_too_large", REPLY_TOO_LARGE))
         except TailraceError as error:
             if logged.add(str(error)):
                 logger.warning("query failed", error=str(error))
