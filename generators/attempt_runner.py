@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from tailrace.generators import metrics
+from tailrace.generators.backends.large_events import LARGE_BYTES
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
 from tailrace.generators.continuation import ContinuationMapper, FilterCall, prepare_call
 from tailrace.generators.delta_buffer import DeltaBuffer
@@ -244,6 +245,9 @@ class AttemptRunner:
                 sink(first)
                 async for event in rest:
                     sink(hide_pause(event, planned.turn) if event.kind == "message_delta" else event)
+                    if len(event.raw) > LARGE_BYTES:
+                        # The call is not read on before the event is stored: large ones must not pile up in memory.
+                        await buffer.drained()
         except CloseCall:
             return None
         except TimeoutError:

@@ -40,6 +40,8 @@ class DeltaBuffer:
         self._is_closed = False
         self.has_token = asyncio.Event()
         """With `hold_opening`: set when the first event is put that is neither hidden nor part of the opening."""
+        self._is_idle = asyncio.Event()
+        """Set while the consumer waits for an event: it is done with all events before."""
         self.has_returned = False
         """Whether `next` has returned an event, which may be stored since then."""
 
@@ -57,6 +59,7 @@ class DeltaBuffer:
                 self._last_bytes += size
                 metrics.JOINED.inc()
                 return
+        self._is_idle.clear()
         self._waiting.append(event)
         self._put_at.append(time.monotonic())
         self._last_bytes = size
@@ -73,6 +76,8 @@ class DeltaBuffer:
         A delta waits until `join_until`, in the loop's time, and further deltas are joined to it; 0: it does not wait.
         The wait ends early when an event that cannot be joined follows, or at `close`.
         """
+        if not self._waiting:
+            self._is_idle.set()
         while not self._waiting or (self._hold_opening and not self.has_token.is_set()):
             if self._is_closed:
                 break
@@ -89,6 +94,11 @@ class DeltaBuffer:
             return event
         assert isinstance(event.event, events.BlockDelta)  # noqa: S101  # only deltas are joined
         return msgspec.structs.replace(event, raw=events.encode(event.event))
+
+    async def drained(self) -> None:
+        """Returns when the consumer is done with all events, or does not take them because it waits for a token."""
+        if not self._hold_opening or self.has_token.is_set():
+            await self._is_idle.wait()
 
     async def _wait_for_more(self, until: float) -> None:
         loop = asyncio.get_running_loop()

@@ -655,7 +655,8 @@ CODES: dict[str, Code] = {
     "backend_event_too_large": Code(
         502,
         API,
-        "The model sent an event that is larger than 32 MiB. It is not retried: each call is paid for.",
+        "The model sent an event that is larger than 32 MiB, or has more than 400,000 values. It is not retried: each "
+        "call is paid for.",
         "Ask for less in one piece, for example a shorter tool result.",
     ),
     "entry_too_large": Code(

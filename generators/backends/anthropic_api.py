@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 
 import anthropic
 import httpx2
@@ -20,6 +21,7 @@ from tailrace.generators.backends.api_errors import api_error, code_for
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.half_pairs import HalfPairs
 from tailrace.generators.backends.http_client import HttpClient
+from tailrace.generators.backends.large_events import LARGE_BYTES, LargeEventMemory, cut, restore
 from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import PINGS_TIMEOUT_S, Settings, require_sound
@@ -44,30 +46,41 @@ class MessagesApi:
     client: anthropic.AsyncAnthropic | anthropic.AsyncAnthropicBedrockMantle | anthropic.AsyncAnthropicVertex
     pings_timeout_s: float = PINGS_TIMEOUT_S
     """How long the model may send only pings or comments, which are not a part of its answer."""
+    memory = LargeEventMemory()
+    """That of all backends: one process has one memory."""
 
     async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         """See Backend.answer."""
         decoder, order, now = SseDecoder(), EventOrder(), asyncio.get_running_loop().time
-        halves = HalfPairs()
+        halves, tenant = HalfPairs(), call.tenant
         try:
-            async with self._stream(call) as response:
+            async with self._stream(call) as response, AsyncExitStack() as memory:
                 del call
                 last_event_at = now()
                 require_event_stream(response.headers)
-                chunks = chunks_of(response)
+                chunks, is_large = chunks_of(response), False
                 async for chunk in chunks:
                     is_progress = False
                     for data in decoder.decode(chunk):
-                        read = read_event(data)
+                        rest, strings = (data, {}) if len(data) <= LARGE_BYTES else await cut(data)
+                        read = read_event(rest)
                         if read is None:
                             continue
                         is_progress = True
                         for event in halves.add(read):
                             for one in order.accept(event):
-                                yield one
+                                yield await restore(one, data, rest, strings) if strings else one
                             if event.kind == "message_stop":
                                 await drain(chunks)
                                 return
+                    if (decoder.pending_bytes > LARGE_BYTES) != is_large:
+                        # A large event has begun, or it is complete, and the reader of this answer has stored it.
+                        is_large = not is_large
+                        if is_large:
+                            await memory.enter_async_context(self.memory.reserve(tenant))
+                        else:
+                            await memory.aclose()
+                    is_progress |= is_large
                     # Complete silence is noticed by the read timeout. Comments and blank lines are no events at all.
                     if is_progress:
                         last_event_at = now()

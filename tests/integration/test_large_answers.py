@@ -90,8 +90,8 @@ async def test_a_large_block_is_in_the_session_after_the_log_and_in_the_next_req
     turn = await system_log.read_turn(key)
     assert turn.outcome == "completed", turn.error
     assert turn.request is not None
-    (asked, answered, again) = turn.request.messages
-    assert asked.role == again.role == "user"
+    (question, answered, again) = turn.request.messages
+    assert question.role == again.role == "user"
     assert isinstance(answered.content, list)
     assert answered.content[2] == ANSWER[2]
     assert documents(answered.content)[0].keys() == {"tailrace:blob", "bytes"}  # type: ignore[attr-defined]
@@ -127,3 +127,26 @@ async def test_the_deletion_of_a_turn_removes_its_large_events(
     deleted = await gateway.client.delete(f"/v1/turns/{turn}")
     assert deleted.status_code < 300, deleted.text
     assert await leader.last(chunks) is None
+
+
+@pytest.mark.rule("R6")
+async def test_the_largest_event_is_answered_by_one_call_while_other_turns_go_on(
+    gateway: Gateway, claude: str, system_log: TurnLog, tenant: Tenant
+) -> None:
+    """Its generator renews the leases of all turns meanwhile: no other generator takes one over."""
+    large, name = base64.b64encode(os.urandom(22_000_000)).decode(), new_id()
+    async with httpx2.AsyncClient() as client:
+        body = case().replace(PDF.encode(), large.encode())
+        (await client.post(f"{claude}/_sim/cases/{name}", content=body, timeout=60)).raise_for_status()
+    others = [
+        TurnId((await gateway.client.post("/v1/turns", json={"message": "#sim words=60 rate=20"})).json()["turn"])
+        for _ in range(5)
+    ]
+    posted = await gateway.client.post("/v1/turns", json={"message": f"#sim case={name}"})
+    turn = TurnId(posted.json()["turn"])
+    for one in (turn, *others):
+        await gateway.client.get(f"/v1/turns/{one}/events", timeout=60)
+        ended = await system_log.read_turn(TurnKey(tenant, one))
+        assert (ended.outcome, ended.attempt, ended.error) == ("completed", 1, None)
+    blocks = (await system_log.read_turn(TurnKey(tenant, turn))).blocks
+    assert blocks[1].start["content"]["content"]["source"]["data"] == large
