@@ -154,7 +154,7 @@ NOT_THE_API: list[tuple[Callable[[AnthropicApi], Awaitable[object]], bytes, str]
             (SSH, "backend_broken"),
             (OK + b"content-length: 0\r\n\r\n", "backend_broken"),
             (SSE + b"content-length: 0\r\n\r\n", "backend_broken"),
-            (SSE + b'\r\ndata: {"type":"message_stop"}\n\n', "backend_broken"),
+            (SSE + b'\r\ndata: {"type":"message_stop"}\n\n', "backend_unreadable"),
             (SSE + b'\r\ndata: {"type":"message_start","message":' + b"[" * 100_000 + b"\n\n", "backend_unreadable"),
             (SSE + b"content-length: 99\r\n\r\nevent: ", "backend_broken"),
             (SSE + b"transfer-encoding: chunked\r\n\r\n5\r\nevent\r\nzz\r\n", "backend_broken"),
