@@ -25,7 +25,7 @@ from tailrace.deploy.simulated_claude.message_batches import LIMIT, MessageBatch
 from tailrace.deploy.simulated_claude.model import MODELS
 from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
 from tailrace.deploy.simulated_claude.reply import ParsedRequest, parse_message, reply
-from tailrace.deploy.simulated_claude.request import Request, decode, find_model, require_max_tokens
+from tailrace.deploy.simulated_claude.request import OLD_VERSION, Request, decode, find_model, require_max_tokens
 from tailrace.deploy.simulated_claude.stats import Stats
 from tailrace.deploy.simulated_claude.writer import MessageWriter, StreamWriter, WriterResponse
 
@@ -125,7 +125,7 @@ async def create_batch(http: HttpRequest) -> Response:
     require_key(http.headers)
     require_short(http, BATCH_BYTES_MAX)
     body = await http.body()
-    batch, is_answered = http.app.state.batches.create(body)
+    batch, is_answered = http.app.state.batches.create(body, http.headers.get("anthropic-version", OLD_VERSION))
     remember(http, body)
     if not is_answered:
         return WriterResponse(send_nothing, headers("application/json"))
@@ -243,7 +243,7 @@ async def read(http: HttpRequest) -> Request:
     require_key(http.headers)
     require_short(http, BODY_BYTES_MAX)
     body = await http.body()
-    request = decode(body)
+    request = decode(body, http.headers.get("anthropic-version", OLD_VERSION))
     remember(http, body)
     return request
 

@@ -66,9 +66,12 @@ continuation prompt; a call whose result is in the message is not executed again
 The body of a POST to /_sim/cases/NAME is the JSON of one event a line. The events are sent byte for byte, whatever they
 are, and to streaming requests only. A continuation gets the events that follow its partial answer.
 
-It refuses a tool call without its result or with a missing field, and a result without its call, as the real API does.
-It accepts some requests that the real API refuses: two tools of one name, a tool name like `a b`, an image of the type
-image/svg+xml, an image at an http URL, and a `budget_tokens` that is not below `max_tokens`.
+It refuses what the real API is known to refuse: calls without results and results without calls, also of server tools,
+unless the answer that ends with such a call is the last message; ids that do not match the API's patterns or are not
+unique; thinking without its signature; texts of white space; types of pictures and documents; a prefill, sampling
+parameters and forced tools where the model does not take them; and, under `anthropic-version: 2026-10-21`, what that
+version has removed. It accepts some requests that the real API refuses: two tools of one name, a tool name like `a b`,
+an image at an http URL, and a `budget_tokens` that is not below `max_tokens`.
 """
 LINE = re.compile(r"^[ \t]*#sim\b(.*)$", re.MULTILINE)
 NAME = re.compile(r"\s*([a-z_]+)=")

@@ -20,7 +20,7 @@ from tailrace.deploy.simulated_claude.account import SubmittedRequest
 from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Fault, FaultKind
 from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
 from tailrace.deploy.simulated_claude.reply import ParsedRequest, Reply, parse_message, reply
-from tailrace.deploy.simulated_claude.request import INVALID, decode, require_max_tokens
+from tailrace.deploy.simulated_claude.request import INVALID, OLD_VERSION, decode, require_max_tokens
 from tailrace.deploy.simulated_claude.stats import Stats
 from tailrace.proto.decoding import DECODE_ERRORS
 
@@ -39,6 +39,8 @@ class Request(msgspec.Struct, frozen=True):
 
     custom_id: str
     params: msgspec.Raw
+    version: str = OLD_VERSION
+    """The version of the API that the batch was created with."""
 
 
 class NewBatch(msgspec.Struct, frozen=True):
@@ -152,9 +154,12 @@ class MessageBatches:
         self._batches: dict[str, MessageBatch] = {}
         self._made = 0
 
-    def create(self, body: bytes) -> tuple[MessageBatch, bool]:
-        """Returns a new batch, and whether to send the response, which a `fault=cut` drops. Raises Refusal."""
-        requests = read(body)
+    def create(self, body: bytes, version: str = OLD_VERSION) -> tuple[MessageBatch, bool]:
+        """Returns a new batch, and whether to send the response, which a `fault=cut` drops. Raises Refusal.
+
+        `version` is the version of the API of all its requests.
+        """
+        requests = read(body, version)
         try:
             first = parse_request(requests[0])
         except Refusal:
@@ -243,7 +248,7 @@ class MessageBatches:
         return Result(request.custom_id, "succeeded", {"message": msgspec.Raw(event.message(answered))})
 
 
-def read(body: bytes) -> list[Request]:
+def read(body: bytes, version: str = OLD_VERSION) -> list[Request]:
     """Returns the requests of a new batch. Raises Refusal."""
     try:
         requests = msgspec.json.decode(body, type=NewBatch).requests
@@ -258,12 +263,12 @@ def read(body: bytes) -> list[Request]:
         if request.custom_id in names:
             raise Refusal(INVALID, f"requests.{number}.custom_id: must be unique")
         names.add(request.custom_id)
-    return requests
+    return [msgspec.structs.replace(request, version=version) for request in requests]
 
 
 def parse_request(request: Request) -> ParsedRequest:
     """Parses a request of a batch. Raises Refusal."""
-    message = decode(bytes(request.params))
+    message = decode(bytes(request.params), request.version)
     require_max_tokens(message)
     if message.stream:
         raise Refusal(INVALID, "stream: is not supported in a batch")

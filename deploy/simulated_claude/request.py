@@ -1,6 +1,7 @@
 """Messages requests: types, and the checks of Anthropic's API."""
 
 import itertools
+import re
 from typing import Any, Literal
 
 import msgspec
@@ -16,12 +17,20 @@ FORCING = ("any", "tool")
 THOUGHTS = ("thinking", "redacted_thinking")
 SERVER_CALLS = ("server_tool_use", "mcp_tool_use")
 INVALID = "invalid_request_error"
+OLD_VERSION = "2023-06-01"
+# `BetaBase64ImageSourceParam` and `BetaBase64PDFSourceParam` of the SDK.
+MEDIA_TYPES = {"image": ("image/jpeg", "image/png", "image/gif", "image/webp"), "document": ("application/pdf",)}
+# anomalyco/opencode#1279 and tingly-dev/tingly-box#1401 quote the messages with these patterns.
+CALL_ID = re.compile(r"[a-zA-Z0-9_-]+")
+SERVER_CALL_ID = re.compile(r"srvtoolu_[a-zA-Z0-9_]+")
 OPEN_OBJECT = "For 'object' type, 'additionalProperties' must be explicitly set to false"
 
 
 class Source(msgspec.Struct, frozen=True):
     """The source of a picture or document; `data` is its base64 if it was sent inline."""
 
+    type: str = ""
+    media_type: str = ""
     data: str = ""
 
 
@@ -51,6 +60,9 @@ class Block(msgspec.Struct, frozen=True):
     tool_use_id: str = ""
     """The id of the call whose result this is."""
     caller: Caller | None = None
+    signature: str | None = None
+    """The signature of a block of thinking."""
+    citations: Any = None
     cache_control: CacheControl | None = None
 
     @property
@@ -172,13 +184,18 @@ def count_words(text: str) -> int:
     return len(text.split()) if len(text) < LONG_CHARS else text.count(" ")
 
 
-def decode(body: bytes) -> Request:
-    """Parses and checks a request. Raises Refusal. The caller checks max_tokens, which count_tokens does not need."""
+def decode(body: bytes, version: str = OLD_VERSION) -> Request:
+    """Parses and checks a request of a version of the API. Raises Refusal.
+
+    The caller checks max_tokens, which count_tokens does not need.
+    """
     try:
         request = msgspec.json.decode(body, type=Request)
     except DECODE_ERRORS as error:
         raise Refusal(INVALID, str(error)) from error
     refuse_messages(request.messages)
+    refuse_blocks(request.messages)
+    refuse_version(request, version)
     refuse_tool_messages(request.messages)
     refuse_server_calls(request.messages)
     if request.answer_format is not None:
@@ -212,6 +229,60 @@ def refuse_messages(messages: list[Message]) -> None:
             raise Refusal(INVALID, f"messages.{number}: all messages must have non-empty content")
         if isinstance(message.content, list) and any(b.type == "text" and not b.text for b in message.content):
             raise Refusal(INVALID, f"messages.{number}: text content blocks must be non-empty")
+
+
+def refuse_blocks(messages: list[Message]) -> None:
+    """Raises Refusal for a block that no message may have, and for a second call with the id of another one."""
+    ids: set[str] = set()
+    for number, message in enumerate(messages):
+        for index, block in enumerate(message.blocks):
+            where = f"messages.{number}.content.{index}"
+            if (wrong := find_wrong_value(block)) is not None:
+                raise Refusal(INVALID, f"{where}.{block.type}.{wrong}")
+            if block.type == "text" and block.text.isspace():
+                # anthropics/claude-code#23440 quotes the message.
+                raise Refusal(INVALID, "messages: text content blocks must contain non-whitespace text")
+            if block.type == "tool_use" and block.id in ids:
+                # anthropics/claude-code#20901 quotes the message.
+                raise Refusal(INVALID, f"{where}: `tool_use` ids must be unique")
+            ids |= {block.id} if block.id else set()
+
+
+def find_wrong_value(block: Block) -> str | None:
+    """Returns which field of a block has a value that the API refuses, and why; None if it accepts the block."""
+    pattern = SERVER_CALL_ID if block.type == "server_tool_use" else CALL_ID
+    for name, value in (("id", block.id), ("tool_use_id", block.tool_use_id)):
+        if value and not (pattern if name == "id" else CALL_ID).fullmatch(value):
+            return f"{name}: String should match pattern '^{pattern.pattern}$'"
+    if block.type == "thinking" and not block.signature:
+        # `BetaThinkingBlockParam` of the SDK: the signature is required.
+        return "signature: Field required"
+    source = block.source if isinstance(block.source, Source) else Source()
+    allowed = MEDIA_TYPES.get(block.type, ())
+    if source.type == "base64" and allowed and source.media_type not in allowed:
+        *others, last = map(repr, allowed)
+        listed = f"{', '.join(others)} or {last}" if others else last
+        return f"source.base64.media_type: Input should be {listed}"
+    return None
+
+
+def refuse_version(request: Request, version: str) -> None:
+    """Raises Refusal for what the version 2026-10-21 of the API has removed.
+
+    Anthropic's docs, "Migrate to API version 2026-10-21": sampling parameters also with their default, documents in
+    messages of the assistant, citations of a text in messages of the user.
+    """
+    if version <= OLD_VERSION:
+        return
+    for name in SAMPLING:
+        if getattr(request, name) is not msgspec.UNSET:
+            raise Refusal(INVALID, f"{name}: Extra inputs are not permitted")
+    for number, message in enumerate(request.messages):
+        for index, block in enumerate(message.blocks):
+            if message.role == "assistant" and block.type == "document":
+                raise Refusal(INVALID, f"messages.{number}.content.{index}: document blocks are not permitted here")
+            if message.role == "user" and block.type == "text" and block.citations:
+                raise Refusal(INVALID, f"messages.{number}.content.{index}.text.citations: not permitted here")
 
 
 def refuse_tool_messages(messages: list[Message]) -> None:
@@ -274,7 +345,21 @@ def refuse_server_calls(messages: list[Message]) -> None:
 
     Anthropic's docs, "Server tools" (`pause_turn`); the wording is that of anthropic-sdk-python#1339. Code that has
     called a tool of the client has its result in a later answer: docs, "Programmatic tool calling".
+
+    Also raises Refusal for a result without its call before it; anthropics/claude-code#64383 quotes the message.
     """
+    calls: set[str] = set()
+    for place, message in enumerate(messages):
+        for index, block in enumerate(message.blocks):
+            calls |= {block.id} if block.is_server_call else set()
+            if block.tool_use_id and block.type != "tool_result" and block.tool_use_id not in calls:
+                kind = "mcp_tool_use" if block.type == "mcp_tool_result" else "server_tool_use"
+                raise Refusal(
+                    INVALID,
+                    f"messages.{place}.content.{index}: unexpected `tool_use_id` found in `{block.type}` blocks: "
+                    f"{block.tool_use_id}. Each `{block.type}` block must have a corresponding `{kind}` block before "
+                    "it.",
+                )
     number = 0
     for role, of_role in itertools.groupby(messages, lambda message: message.role):
         joined = list(of_role)
@@ -330,8 +415,13 @@ def refuse_model(request: Request, model: Model) -> None:
 
 
 def ends_with_pause(messages: list[Message]) -> bool:
-    """Returns whether the last messages, of the assistant, have a call of a server tool without its result."""
+    """Returns whether the last messages, of the assistant, are an answer that paused: it goes on if it is sent back.
+
+    It has a call of a server tool without its result, or ends with a compaction (docs, "Compaction").
+    """
     last = itertools.takewhile(lambda message: message.role == "assistant", reversed(messages))
     blocks = [block for message in last for block in message.blocks]
     results = {block.tool_use_id for block in blocks}
+    if messages[-1].blocks[-1:] and messages[-1].blocks[-1].type == "compaction":
+        return True
     return any(block.is_server_call and block.id not in results for block in blocks)

@@ -1,5 +1,6 @@
 """Checks of the API's requests in the simulated Claude."""
 
+import re
 from typing import Any
 
 import msgspec
@@ -109,7 +110,7 @@ def test_a_tool_call_needs_its_result_directly_after_it(messages: list[dict[str,
         (OLD | THINKING, None),
         (OLD | THINKING | prefilled_request("w0"), "invalid_request_error"),
         (OLD | THINKING | prefilled_request([TEXT]), "invalid_request_error"),
-        (OLD | THINKING | prefilled_request([{"type": "thinking", "thinking": "x"}, TEXT]), None),
+        (OLD | THINKING | prefilled_request([{"type": "thinking", "thinking": "x", "signature": "s"}, TEXT]), None),
         ({"messages": [ASK, {"role": "user", "content": [{"type": "image", "source": {}}]}]}, None),
         (marked_request({"type": "ephemeral", "ttl": "1h"}), None),
         (marked_request({"type": "ephemeral", "ttl": "2h"}), "invalid_request_error"),
@@ -119,6 +120,79 @@ def test_a_tool_call_needs_its_result_directly_after_it(messages: list[dict[str,
 def test_an_invalid_request_is_refused_as_by_the_api(change: dict[str, Any], type_: str | None) -> None:
     """Otherwise a test would pass with a request that fails in production."""
     assert type_of_refusal(GOOD | change) == type_
+
+
+NEW, OLDER = "2026-10-21", "2023-06-01"
+SEARCH = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
+FOUND = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []}
+CODE = {"type": "server_tool_use", "id": "srvtoolu_2", "name": "code_execution", "input": {}}
+BY_CODE = {**tool_use("c1")["content"][0], "caller": {"type": "code_execution_20260120", "tool_id": "srvtoolu_2"}}
+RAN = {"type": "code_execution_tool_result", "tool_use_id": "srvtoolu_2", "content": {}}
+PDF: dict[str, Any] = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "x"}}
+
+
+def picture(media_type: str) -> dict[str, Any]:
+    return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": "x"}}
+
+
+def answered(*content: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "assistant", "content": list(content)}
+
+
+def question(*content: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "user", "content": list(content)}
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([ASK, answered(SEARCH, FOUND), ASK], None),
+        ([ASK, answered(SEARCH)], None),
+        ([ASK, answered(TEXT, {"type": "compaction", "content": "x"})], None),
+        ([ASK, answered({"type": "compaction", "content": "x"}, TEXT)], "prefill"),
+        ([ASK, answered(SEARCH, FOUND)], "prefill"),
+        ([ASK, answered(SEARCH), ASK], "without a corresponding `web_search_tool_result` block"),
+        ([ASK, answered(FOUND), ASK], "unexpected `tool_use_id` found in `web_search_tool_result` blocks"),
+        ([ASK, answered(CODE, BY_CODE), tool_result("c1"), answered(RAN, TEXT), ASK], None),
+        ([ASK, answered(CODE), ASK], "without a corresponding `code_execution_tool_result` block"),
+        ([ASK, answered({**SEARCH, "id": "call_1"})], "server_tool_use.id: String should match pattern '^srvtoolu_"),
+        ([ASK, tool_use("c.1"), tool_result("c.1")], "messages.1.content.0.tool_use.id: String should match pattern"),
+        ([ASK, tool_use("c1"), tool_result("c1"), tool_use("c1"), tool_result("c1")], "`tool_use` ids must be unique"),
+        ([question({"type": "text", "text": " \n"})], "must contain non-whitespace text"),
+        ([{"role": "user", "content": "  "}], "must contain non-whitespace text"),
+        ([ASK, answered({"type": "thinking", "thinking": "x"}, TEXT), ASK], "thinking.signature: Field required"),
+        ([question(picture("image/webp"), PDF)], None),
+        ([question(picture("image/jpg"))], "image.source.base64.media_type: Input should be 'image/jpeg', 'image/png'"),
+        ([question(picture("image/svg+xml"))], "source.base64.media_type"),
+        (
+            [question({**PDF, "source": {**PDF["source"], "media_type": "text/csv"}})],
+            "Input should be 'application/pdf'",
+        ),
+    ],
+)
+def test_a_message_is_refused_with_the_words_of_the_api(messages: list[dict[str, Any]], message: str | None) -> None:
+    body = msgspec.json.encode(GOOD | {"messages": messages})
+    if message is None:
+        decode(body, NEW)
+        return
+    with pytest.raises(Refusal, match=re.escape(message)):
+        decode(body, NEW)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: 1} for name in ("temperature", "top_p", "top_k")),
+        {"messages": [ASK, answered(TEXT, PDF), ASK]},
+        {"messages": [question({**TEXT, "citations": [{"type": "char_location"}]})]},
+    ],
+)
+def test_the_version_of_october_2026_refuses_what_it_has_removed(change: dict[str, Any]) -> None:
+    """For all models. The version before takes it, and the models that support it."""
+    body = msgspec.json.encode(GOOD | OLD | change)
+    decode(body, OLDER)
+    with pytest.raises(Refusal, match="not permitted"):
+        decode(body, NEW)
 
 
 def test_models_without_forced_tools_are_those_of_the_product_data() -> None:

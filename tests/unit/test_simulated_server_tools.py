@@ -56,6 +56,8 @@ class Claude:
                     blocks[-1]["text"] += piece
                 case {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": piece}}:
                     blocks[-1]["thinking"] += piece
+                case {"type": "content_block_delta", "delta": {"type": "signature_delta", "signature": signature}}:
+                    blocks[-1]["signature"] = signature
                 case {"type": "content_block_stop", "index": index} if index in inputs:
                     blocks[index]["input"] = msgspec.json.decode(inputs[index])
                     is_open = False
