@@ -24,7 +24,7 @@ IMAGE = "https://example.com/sky.png"
 
 EXAMPLES: Json = {
     "KeyRecord.id": KEY_ID, "CreatedKey.id": KEY_ID, "CreatedKey.key": "tr_Rw8H…", "KeyRecord.created_at": UNIX_S,
-    "CreatedKey.created_at": UNIX_S, "expires_at": None, "revoked_at": None, "replaced_by": None,
+    "CreatedKey.created_at": UNIX_S, "expires_at": None, "revoked_at": None, "replaced_by": None, "whole_since": None,
     "KeyRecord.replaces": None, "CreatedKey.replaces": None, "KeyRecord.name": "web shop",
     "CreatedKey.name": "web shop", "NewKeyBody.name": "web shop", "KeyRecord.limits": None, "CreatedKey.limits": None,
     "expires_in_s": 7776000, "scopes": ["read", "write"], "NewKeyBody.limits": {"requests": 600},
@@ -177,7 +177,8 @@ WHOLE: dict[str, Json] = {
         "usage": {
             "input_tokens": 12, "output_tokens": 10, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0
         },
-        "usage_is_estimated": False, "cost_usd": 0.000124, "attempts": 1, "metadata": {"team": "search"},
+        "usage_is_estimated": False, "cost_usd": 0.000124, "answered_by": None, "attempts": 1,
+        "metadata": {"team": "search"},
         "project": "support", "user": "user-7", "asked_at": "2026-11-22T11:20:00Z",
         "first_token_at": "2026-11-22T11:20:00.6Z", "ended_at": "2026-11-22T11:20:02.4Z", "cursor": 42,
         "first_token_s": 0.6, "duration_s": 2.4,
