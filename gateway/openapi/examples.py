@@ -177,7 +177,7 @@ WHOLE: dict[str, Json] = {
         "usage": {
             "input_tokens": 12, "output_tokens": 10, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0
         },
-        "usage_is_estimated": False, "cost_usd": 0.000124, "answered_by": None, "attempts": 1,
+        "usage_is_estimated": False, "cost_usd": 0.000124, "answered_by": None, "by_model": None, "attempts": 1,
         "metadata": {"team": "search"},
         "project": "support", "user": "user-7", "asked_at": "2026-11-22T11:20:00Z",
         "first_token_at": "2026-11-22T11:20:00.6Z", "ended_at": "2026-11-22T11:20:02.4Z", "cursor": 42,
