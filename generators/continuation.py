@@ -21,11 +21,16 @@ from tailrace.generators.backends.model_event import (
 )
 from tailrace.generators.continuation_filters import RepetitionFilter, RestartFilter, StopSequenceFilter
 from tailrace.generators.plan import tokens_left
-from tailrace.generators.server_tools import is_sendable, without_half_calls
+from tailrace.generators.server_tools import (
+    continued_content,
+    is_accepted,
+    is_sendable,
+    without_half_calls,
+    without_pending_calls,
+)
 from tailrace.proto import events
-from tailrace.proto.conversation import without_trailing_thinking
 from tailrace.proto.entries import Block, Message, Mode, Request
-from tailrace.proto.fold import EMPTY_TURN, Turn, content, is_executed_tool
+from tailrace.proto.fold import EMPTY_TURN, Turn, content
 from tailrace.proto.models import find_model
 from tailrace.proto.usage import utf8_bytes
 
@@ -78,9 +83,10 @@ def build_continuation_call(request: Request, turn: Turn, filters: Sequence[Filt
     call = send_container(build_call(request, filters, turn), turn)
     if turn.is_paused:
         return msgspec.structs.replace(call, messages=append_blocks(call.messages, _paused_answer(turn)))
-    partial = without_trailing_thinking([content(block) for block in kept_blocks(turn.blocks)])
+    partial = continued_content(turn.blocks)
     if not partial:
         return call
+    call = msgspec.structs.replace(call, messages=without_pending_calls(call.messages, turn.blocks))
     has_tools = any(is_sendable(block["type"]) for block in partial)
     if can_prefill(request) and not has_tools:
         return msgspec.structs.replace(call, messages=append_answer(call.messages, prefill(turn.text)))
@@ -90,28 +96,18 @@ def build_continuation_call(request: Request, turn: Turn, filters: Sequence[Filt
     return msgspec.structs.replace(call, messages=messages)
 
 
-def kept_blocks(blocks: Sequence[Block]) -> list[Block]:
-    """Returns the blocks of a partial answer that the API accepts in one: no text of white space, no half block."""
-    return [block for block in without_half_calls(blocks) if _is_accepted(block)]
-
-
-def _is_accepted(block: Block) -> bool:
-    match block.type:
-        case "text":
-            return bool(block.text.strip())
-        case "thinking":
-            return bool(block.text.strip()) and bool(block.signature)
-        case _:
-            return not is_executed_tool(block.start)
-
-
 def _paused_answer(turn: Turn) -> list[dict[str, Any]]:
     """Returns the paused answer as the API takes it back: as it is, without texts of white space and half thoughts."""
-    return [content(block) for block in without_half_calls(turn.blocks, keeps_pending=True) if _is_accepted(block)]
+    return [content(block) for block in without_half_calls(turn.blocks, keeps_pending=True) if is_accepted(block)]
 
 
 def append_blocks(messages: list[Message], blocks: list[dict[str, Any]]) -> list[Message]:
-    """Returns `messages` with an answer, which continues a last message of the assistant (an answer sent back)."""
+    """Returns `messages` with an answer, which continues a last message of the assistant (an answer sent back).
+
+    An answer without content is none: the API refuses it.
+    """
+    if not blocks:
+        return messages
     *before, last = messages
     if last.role != "assistant":
         return [*messages, Message("assistant", blocks)]

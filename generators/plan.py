@@ -8,7 +8,13 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.backends.model_event import ModelEvent, from_event, stop_message
-from tailrace.generators.server_tools import close_half_calls, has_results, is_result, is_sendable, without_half_calls
+from tailrace.generators.server_tools import (
+    close_half_calls,
+    has_results,
+    is_sendable,
+    is_whole_at_start,
+    without_half_calls,
+)
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Mode
 from tailrace.proto.fold import Turn, is_executed_tool
@@ -99,7 +105,8 @@ def plan(turn: Turn, attempts_max: int, cut: str | None = None) -> Plan:
         return Fail(Failure("attempts_exhausted", f"the answer broke off: {tried}"))
     if mode is None:
         return Fail(Failure("interrupted", "the answer broke off, and the request has on_interrupt: fail"))
-    if mode == "continue" and not turn.is_paused and (closing := close_half_calls(turn.blocks)):
+    messages = turn.request.messages if turn.request is not None else ()
+    if mode == "continue" and not turn.is_paused and (closing := close_half_calls(turn.blocks, messages)):
         return AppendEvents([from_event(event) for event in closing])
     return MakeAttempt(turn.attempt + 1, mode, reason=find_obstacle(turn) if mode == "restart" else None)
 
@@ -177,8 +184,9 @@ def find_obstacle(turn: Turn) -> str | None:
     if turn.request is not None and answer_schema(turn.request) is not None:
         return "schema"
     is_kept = has_results(blocks)
-    for block in without_half_calls(blocks):
-        is_last, is_whole = block is blocks[-1], block.is_closed or is_result(block)
+    sent = without_half_calls(blocks)
+    for block in sent:
+        is_last, is_whole = block is sent[-1], block.is_closed or is_whole_at_start(block)
         match block.type:
             case "text" if is_whole or is_last:
                 continue

@@ -12,12 +12,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tailrace.proto import events
-from tailrace.proto.entries import Block
-from tailrace.proto.fold import is_executed_tool
+from tailrace.proto.conversation import without_trailing_thinking
+from tailrace.proto.entries import Block, Message
+from tailrace.proto.fold import content, is_executed_tool
 
 CALLS = ("server_tool_use", "mcp_tool_use")
 # Further types of answers that the API takes back.
 SENDABLE = frozenset({"container_upload", "compaction", "fallback", "mcp_tool_listing"})
+# Types of blocks that have no deltas, besides results.
+WHOLE_AT_START = frozenset({"redacted_thinking", "container_upload", "fallback", "mcp_tool_listing"})
 # The tools whose result has another name than the tool.
 RESULT_NAMES = {"tool_search_tool_regex": "tool_search", "tool_search_tool_bm25": "tool_search"}
 INTERRUPTED = "The call was interrupted before its result arrived."
@@ -34,8 +37,13 @@ def is_call(block: Block) -> bool:
 
 
 def is_result(block: Block) -> bool:
-    """Returns whether the block is a result of such a call. It is whole at its start."""
-    return block.type.endswith("_tool_result") and "tool_use_id" in block.start
+    """Returns whether the block is a result of such a call."""
+    return block.type.endswith("_tool_result") and isinstance(block.start.get("tool_use_id"), str)
+
+
+def is_whole_at_start(block: Block) -> bool:
+    """Returns whether no delta follows the start of the block, so that nothing of it is missing while it is open."""
+    return is_result(block) or block.type in WHOLE_AT_START
 
 
 def has_results(blocks: Iterable[Block]) -> bool:
@@ -48,31 +56,82 @@ def without_half_calls(blocks: Sequence[Block], *, keeps_pending: bool = False) 
 
     With `keeps_pending`, calls that nothing stands for stay: those of a paused answer, which the API still executes.
     """
-    answered = {block.start.get("tool_use_id") for block in blocks if _is_real_result(block)}
+    answered = {block.start["tool_use_id"] for block in blocks if _is_real_result(block)}
     closed = {block.start["tool_use_id"] for block in blocks if _is_made_up(block)} - answered
 
     def is_half(block: Block) -> bool:
         call = block.start.get("id")
         return is_call(block) and (call in closed or not (keeps_pending or call in answered))
 
-    return [block for block in blocks if not is_half(block) and block.start.get("tool_use_id") not in closed]
+    return [
+        block
+        for block in blocks
+        if not is_half(block) and not (is_result(block) and block.start["tool_use_id"] in closed)
+    ]
 
 
-def close_half_calls(blocks: Sequence[Block]) -> list[events.Event]:
+def continued_content(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    """Returns the partial answer that a continuation sends: without half blocks, texts of white space, late thinking.
+
+    If nothing is left, the continuation is the call of the beginning.
+    """
+    return without_trailing_thinking([content(block) for block in without_half_calls(blocks) if is_accepted(block)])
+
+
+def is_accepted(block: Block) -> bool:
+    """Returns whether the API accepts the block in an answer: no text of white space, no half thought."""
+    match block.type:
+        case "text":
+            return bool(block.text.strip())
+        case "thinking":
+            return bool(block.text.strip()) and bool(block.signature)
+        case _:
+            return not is_executed_tool(block.start)
+
+
+def pending_calls(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Returns the calls without a result in an answer that is the last message: a pause that the client sent back.
+
+    The API executes them, and its answer begins with their results.
+    """
+    last = messages[-1] if messages else None
+    if last is None or last.role != "assistant" or not isinstance(last.content, list):
+        return []
+    answered = [block.get("tool_use_id") for block in last.content]
+    return [block for block in last.content if block.get("type") in CALLS and block.get("id") not in answered]
+
+
+def without_pending_calls(messages: Sequence[Message], blocks: Sequence[Block]) -> list[Message]:
+    """Returns `messages` without those of `pending_calls` whose results are not in `blocks`, the answer to them."""
+    answered = [block.start["tool_use_id"] for block in blocks if _is_real_result(block)]
+    pending = [call for call in pending_calls(messages) if call.get("id") not in answered]
+    if not pending:
+        return list(messages)
+    *before, last = messages
+    kept = without_trailing_thinking([block for block in last.content if block not in pending])
+    return [*before, *([Message("assistant", kept)] if kept else [])]
+
+
+def close_half_calls(blocks: Sequence[Block], messages: Sequence[Message] = ()) -> list[events.Event]:
     """Returns the events that close what a continuation cannot go on with: half calls and half thoughts.
 
-    An open block gets its stop, and each call without a result gets an error. Empty if there is nothing to close.
-    An open text block at the end stays open: the continuation goes on in it.
+    An open block gets its stop, and each call without a result gets an error, also those of `pending_calls`. Empty if
+    there is nothing to close. An open text block at the end stays open if no error follows it: the continuation goes
+    on in it.
     """
+    answered = {block.start["tool_use_id"] for block in blocks if is_result(block)}
+    # A continuation that sends nothing of the answer lets the API execute the calls of the request.
+    half = pending_calls(messages) if continued_content(blocks) else []
+    half = [
+        call for call in (*half, *(block.start for block in blocks if is_call(block))) if call.get("id") not in answered
+    ]
     closing: list[events.Event] = []
     for index, block in enumerate(blocks):
-        is_continued = block.type == "text" and index == len(blocks) - 1
+        is_continued = block.type == "text" and index == len(blocks) - 1 and not half
         if not block.is_closed and not is_continued:
             closing.append(events.BlockStop(index))
-    answered = {block.start.get("tool_use_id") for block in blocks}
-    half = [block for block in blocks if is_call(block) and block.start.get("id") not in answered]
-    for number, block in enumerate(half, start=len(blocks)):
-        closing += [events.BlockStart(number, error_result(block.start)), events.BlockStop(number)]
+    for number, call in enumerate(half, start=len(blocks)):
+        closing += [events.BlockStart(number, error_result(call)), events.BlockStop(number)]
     return closing
 
 
@@ -88,11 +147,12 @@ def error_result(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_made_up(block: Block) -> bool:
+    """Returns whether `error_result` has made the block. An error of the API has further fields, such as `caller`."""
     match block.start:
         case {"type": "mcp_tool_result", "tool_use_id": str(), "is_error": True, "content": [{"text": text}]}:
             return bool(text == INTERRUPTED)
-        case {"type": str(kind), "tool_use_id": str(), "content": {"type": str(error), "error_code": "unavailable"}}:
-            return error == f"{kind}_error"
+        case {"type": str(kind), "tool_use_id": str(), "content": dict(error), **rest} if not rest:
+            return error == {"type": f"{kind}_error", "error_code": "unavailable"}
     return False
 
 

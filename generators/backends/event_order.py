@@ -64,6 +64,9 @@ class EventOrder:
                 return end
             case _:
                 self._check(event)
+                if self._early_stop is not None:
+                    # The usage of `message_start` does not have what came after it.
+                    self._early_stop = without_usage(self._early_stop)
                 return (event,)
 
     def _split_start(self, event: ModelEvent) -> tuple[ModelEvent, list[ModelEvent]]:
@@ -75,6 +78,8 @@ class EventOrder:
             return event, []
         if not isinstance(content, list):
             raise unreadable("a message_start whose content cannot be read")
+        for block in content:
+            require_readable_start(block)
         stop = {name: message[name] for name in STOP_FIELDS if message.get(name) is not None}
         if "stop_reason" in stop:
             usage = message.get("usage") or {}
@@ -126,22 +131,31 @@ def _read(fields: dict[str, Any]) -> ModelEvent:
     return event
 
 
+def without_usage(event: ModelEvent) -> ModelEvent:
+    """Returns the `message_delta` without the usage that it reports."""
+    return _read(read_fields(event.raw) | {"usage": {}})
+
+
 def unreadable(what: str) -> BackendError:
     """Returns the error for an event that the model should not have sent, which `what` names."""
     return BackendError("backend_unreadable", f"the model sent {what}")
 
 
-def require_readable_start(block: dict[str, Any]) -> None:
+def require_readable_start(block: object) -> None:
     """Raises BackendError unless the start of a content block can be used.
 
     It needs a type and fields of their types, and a tool call needs an id and a name.
     """
+    if not isinstance(block, dict):
+        raise unreadable("a content block that is no object")
     kind = block.get("type")
     if not isinstance(kind, str) or not kind:
         raise unreadable("a content block without a type")
     for name, wanted in KNOWN_BLOCKS.get(kind, {}).items():
         if not isinstance(block.get(name, wanted()), wanted):
             raise unreadable(f"a {kind} block whose {name} cannot be read")
+    if kind.endswith("_tool_result") and not isinstance(block.get("tool_use_id", ""), str):
+        raise unreadable(f"a {kind[:40]} block whose tool_use_id cannot be read")
     # Without its name a call cannot be executed, and without its id it cannot be answered.
     if kind in KNOWN_BLOCKS and events.is_tool_use(kind) and not (block.get("id") and block.get("name")):
         raise unreadable(f"a {kind} block without an id or a name")

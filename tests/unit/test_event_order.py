@@ -120,6 +120,7 @@ def test_an_event_that_does_not_fit_the_answer_breaks_it(event: dict[str, Any]) 
         {"type": "content_block_start", "index": 2, "content_block": {"type": "tool_use", "name": "look"}},
         {"type": "content_block_start", "index": 2, "content_block": {"type": "tool_use", **CALL, "name": ""}},
         {"type": "content_block_start", "index": 2, "content_block": {"text": ""}},
+        {"type": "content_block_start", "index": 2, "content_block": {"type": "new_tool_result", "tool_use_id": [1]}},
         {"type": "content_block_start", "index": "2", "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": None}},
         {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta"}},
@@ -213,7 +214,33 @@ def test_content_of_a_message_start_is_stored_as_blocks(content: list[dict[str, 
 
 
 @pytest.mark.rule("R116")
-@pytest.mark.parametrize("content", ["text", [7], [{"text": "no type"}], [{"type": "text", "text": 7}]])
+def test_the_usage_of_a_message_start_with_a_stop_reason_does_not_replace_a_later_one() -> None:
+    order = EventOrder()
+    message = {"content": CONTENT[3:4], "stop_reason": "tool_use", "usage": {"input_tokens": 3, "output_tokens": 1}}
+    later = {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {"output_tokens": 77}}
+    log = Handwritten()
+    log.store_request()
+    log.store_attempt()
+    for one in [{"type": "message_start", "message": message}, later, {"type": "message_stop"}]:
+        event = read_event(msgspec.json.encode(one))
+        assert event is not None
+        for stored in order.accept(event):
+            log.store(Event(prev=log.chain.last, attempt=1, event=stored.raw))
+    assert log.turn.stop.stop_reason == "tool_use"
+    assert (log.turn.usage.input_tokens, log.turn.usage.output_tokens) == (3, 77)
+
+
+@pytest.mark.rule("R116")
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text",
+        [7],
+        [{"text": "no type"}],
+        [{"type": "text", "text": 7}],
+        [{"type": "tool_use", **CALL, "input": "{}"}],
+    ],
+)
 def test_unreadable_content_of_a_message_start_breaks_the_answer(content: object) -> None:
     with pytest.raises(BackendError):
         check(EventOrder(), {"type": "message_start", "message": {"id": "msg_1", "content": content}})

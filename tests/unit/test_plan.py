@@ -30,7 +30,7 @@ from tailrace.generators.plan import (
 from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Event, Failure, Mode, OnInterrupt, OnPause
+from tailrace.proto.entries import Event, Failure, Message, Mode, OnInterrupt, OnPause
 from tailrace.proto.events import (
     BlockDelta,
     BlockStart,
@@ -115,6 +115,10 @@ def test_a_turn_without_a_message_starts_fresh_and_an_opening_alone_is_continued
         ([*search(0), *block_start("thinking", 2)], None),
         ([*search(0), *block_stop("newer", 2)], None),
         ([*search(0), *block_start("newer", 2)], "newer"),
+        ([*search(0), BlockStart(2, {"type": "redacted_thinking", "data": "c2VjcmV0"})], None),
+        ([*search(0), BlockStart(2, {"type": "container_upload", "file_id": "file_1"})], None),
+        ([*search(0), BlockStart(2, {"type": "fallback"})], None),
+        ([*search(0), *block_start("text", 2), *block_start("text", 3)], "text"),
         ([*search(0), *block_start("tool_use", 2)], "tool_use"),
         ([*search(0), *block_stop("tool_use", 2), *block_start("text", 3)], "tool_use"),
     ],
@@ -166,6 +170,87 @@ def test_half_a_call_of_a_server_tool_gets_an_error_and_is_left_out_of_the_conti
     sent = msgspec.json.encode(call.messages).decode()
     assert "half" not in sent
     assert ("srvtoolu_0" in sent) == any(isinstance(one, BlockStart) and "id" in one.content_block for one in prefix)
+
+
+def close_halves(log: Handwritten) -> None:
+    """Stores what the plan stores before the next attempt."""
+    action = plan(log.turn, 5)
+    assert isinstance(action, AppendEvents)
+    log.store_events(*(one.event for one in action.events if not isinstance(one.event, events.UnknownEvent)))
+
+
+@pytest.mark.rule("R119")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        # The text begins before the result of a parallel call has come.
+        [BlockStart(2, CALL | {"id": "half"}), BlockStop(2), *block_start("text", 3)],
+        # Two blocks are open.
+        [*block_start("text", 2), BlockStart(3, CALL | {"id": "half"})],
+        [BlockStart(2, CALL | {"id": "half"}), *block_start("text", 3)],
+    ],
+)
+def test_an_open_text_beside_half_a_call_is_closed_and_no_completed_call_runs_again(answer: list[events.Event]) -> None:
+    log = log_with([START, *search(0), *answer])
+    close_halves(log)
+    assert all(block.is_closed for block in log.turn.blocks)
+    assert plan(log.turn, 5) == MakeAttempt(2, "continue")
+    sent = prepare_call(log.turn, "continue")[0].messages[1].content
+    assert isinstance(sent, list)
+    assert [block.get("id") or block.get("tool_use_id") or block["text"] for block in sent] == [
+        *["srvtoolu_0"] * 2,
+        "some",
+    ]
+
+
+@pytest.mark.rule("R119")
+def test_the_api_s_own_error_of_a_tool_is_a_result() -> None:
+    """It has fields that the error of an interrupted call has not."""
+    error = {"type": "web_search_tool_result_error", "error_code": "unavailable"}
+    failed = RESULT | {"content": error, "caller": {"type": "direct"}}
+    log = log_with([START, BlockStart(0, CALL), BlockStop(0), BlockStart(1, failed), BlockStop(1)])
+    assert plan(log.turn, 5) == MakeAttempt(2, "continue")
+    assert prepare_call(log.turn, "continue")[0].messages[1].content == [CALL, failed]
+
+
+PENDING = [{"type": "text", "text": "I search."}, CALL, CALL | {"id": "srvtoolu_1"}]
+
+
+@pytest.mark.rule("R119")
+@pytest.mark.parametrize(
+    ("answer", "sent"),
+    [
+        # The API executes the calls.
+        ([], PENDING),
+        (block_stop("thinking"), PENDING),
+        # Half of them are done, and the rest gets an error.
+        ([BlockStart(0, RESULT), BlockStop(0)], [*PENDING[:2], RESULT]),
+        ([BlockStart(0, RESULT), *block_start("text", 1)], [*PENDING[:2], RESULT, {"type": "text", "text": "some"}]),
+    ],
+)
+def test_a_paused_answer_that_the_client_sent_back_is_continued_without_half_calls(
+    answer: list[events.Event], sent: list[dict[str, Any]]
+) -> None:
+    log = Handwritten()
+    log.store_request(messages=[Message("user", "Search."), Message("assistant", PENDING)])
+    log.store_attempt()
+    log.store_events(START, *answer)
+    is_partial = sent != PENDING
+    if is_partial:
+        close_halves(log)
+        assert log.turn.blocks[-1].start["tool_use_id"] == "srvtoolu_1"
+    assert plan(log.turn, 5) == MakeAttempt(2, "continue")
+    messages = prepare_call(log.turn, "continue")[0].messages
+    assert messages[1] == Message("assistant", sent)
+    assert [one.role for one in messages[2:]] == ["user"] * is_partial
+
+
+@pytest.mark.rule("R117")
+@pytest.mark.parametrize("blocks", [[], [BlockStart(0, {"type": "text", "text": " "}), BlockStop(0)]])
+def test_a_pause_without_content_is_continued_without_an_empty_message(blocks: list[events.Event]) -> None:
+    """The API refuses a message of the assistant that has no content."""
+    log = paused(*blocks)
+    assert [one.role for one in prepare_call(log.turn, "continue")[0].messages] == ["user"]
 
 
 @pytest.mark.rule("R118")
