@@ -108,7 +108,8 @@ def without_pending_calls(messages: Sequence[Message], blocks: Sequence[Block]) 
     if not pending:
         return list(messages)
     *before, last = messages
-    kept = without_trailing_thinking([block for block in last.content if block not in pending])
+    blocks_left = [one for one in last.content if isinstance(one, dict) and one not in pending]
+    kept = without_trailing_thinking(blocks_left)
     return [*before, *([Message("assistant", kept)] if kept else [])]
 
 

@@ -90,7 +90,7 @@ def accepted_before(new: Iterable[Message], history: Sequence[Message]) -> list[
             following = list(takewhile(_is_question, new)) if end == len(history) else []
             found += _with_results(history[at], history[at + 1 : end], following)
         at = end
-    return found
+    return _without_lost_calls(new, found)
 
 
 def _without_cleared(new: Sequence[Message], history: Sequence[Message]) -> list[Message]:
@@ -110,6 +110,56 @@ def _without_cleared(new: Sequence[Message], history: Sequence[Message]) -> list
             case _:
                 found.append(message)
     return found[::-1]
+
+
+def _without_lost_calls(new: Sequence[Message], history: Sequence[Message]) -> list[Message]:
+    """Returns `history` without calls of server tools that can get no result any more, and without what their code did.
+
+    The API executes such a call, or goes on with it, only while nothing but results of the client's tools follows it.
+    """
+    conversation = [*history, *new]
+    answered = {
+        str(block.get("tool_use_id"))
+        for message in conversation
+        if not _is_question(message)
+        for block in _blocks(message)
+    }
+    last = max((at for at, one in enumerate(conversation) if one.role == "user" and not _results(one)), default=0)
+    found: list[Message] = []
+    lost: set[str] = set()
+    for message in history[:last]:
+        if not _is_question(message):
+            lost |= _server_call_ids(message) - answered
+            lost |= {str(block.get("id")) for block in _blocks(message) if _caller(block) in lost}
+        kept = [block for block in _blocks(message) if not _ids(block) & lost]
+        if len(kept) == len(_blocks(message)):
+            found.append(message)
+        elif blocks := without_trailing_thinking(kept):
+            found.append(Message(message.role, _simplify(blocks) if message.role == "assistant" else blocks))
+    return [*found, *history[last:]]
+
+
+def _server_call_ids(message: Message) -> set[str]:
+    """Returns the ids of the calls in an answer that the API executes itself."""
+    return {
+        call
+        for block in _blocks(message)
+        if (kind := str(block.get("type"))) != "tool_use"
+        and is_tool_use(kind)
+        and isinstance(call := block.get("id"), str)
+    }
+
+
+def _ids(block: Block) -> set[str]:
+    return {one for one in (block.get("id"), block.get("tool_use_id")) if isinstance(one, str)}
+
+
+def _caller(block: Block) -> str | None:
+    """Returns the id of the server tool's call whose code has made this call; None if the model has."""
+    match block:
+        case {"caller": {"tool_id": str(caller)}, "id": str()}:
+            return caller
+    return None
 
 
 def _is_question(message: Message) -> bool:

@@ -137,6 +137,9 @@ def results(*calls: str, text: str = "blue") -> Message:
 
 NOTE = {"type": "text", "text": "and hurry"}
 # The history, the new messages, and the history that the API accepts before them.
+CODE = {"type": "server_tool_use", "id": "code_1", "name": "code_execution", "input": {}}
+CODE_CALL = {**TOOL, "caller": {"type": "code_execution_20260120", "tool_id": "code_1"}}
+
 HISTORIES: dict[str, tuple[list[Message], list[Message], list[Message]]] = {
     "no result": ([QUESTION, CALL], [NEVER_MIND], [QUESTION, TEXT_ONLY]),
     "no result, and nothing but the call": ([QUESTION, BOTH], [NEVER_MIND], [QUESTION]),
@@ -184,6 +187,49 @@ HISTORIES: dict[str, tuple[list[Message], list[Message], list[Message]]] = {
         [NEVER_MIND],
         [QUESTION, TEXT_ONLY],
     ),
+    "a server tool whose code goes on": (
+        [QUESTION, Message("assistant", [TEXT, CODE, CODE_CALL])],
+        [results("tool_1")],
+        [QUESTION, Message("assistant", [TEXT, CODE, CODE_CALL])],
+    ),
+    "a server tool whose code had its result later": (
+        [
+            QUESTION,
+            Message("assistant", [CODE, CODE_CALL]),
+            results("tool_1"),
+            Message("assistant", [CODE_CALL | {"id": "tool_2"}]),
+            results("tool_2"),
+            Message("assistant", [{"type": "code_execution_tool_result", "tool_use_id": "code_1"}, TEXT]),
+        ],
+        [NEVER_MIND],
+        [
+            QUESTION,
+            Message("assistant", [CODE, CODE_CALL]),
+            results("tool_1"),
+            Message("assistant", [CODE_CALL | {"id": "tool_2"}]),
+            results("tool_2"),
+            Message("assistant", [{"type": "code_execution_tool_result", "tool_use_id": "code_1"}, TEXT]),
+        ],
+    ),
+    # The turn with the client's results was cancelled, or failed.
+    "a server tool whose code never ended": (
+        [QUESTION, Message("assistant", [TEXT, CODE, CODE_CALL]), results("tool_1"), TEXT_ONLY],
+        [NEVER_MIND],
+        [QUESTION, TEXT_ONLY, TEXT_ONLY],
+    ),
+    "a server tool beside the client's, without its result": (
+        [QUESTION, Message("assistant", [TEXT, CODE, TOOL]), results("tool_1")],
+        [NEVER_MIND],
+        [QUESTION, Message("assistant", [TEXT, TOOL]), results("tool_1")],
+    ),
+    "a call that the client's message came before": (
+        [QUESTION, Message("assistant", [TEXT, CODE, CODE_CALL]), NEVER_MIND],
+        [results("tool_1")],
+        [QUESTION, NEVER_MIND, Message("assistant", [TEXT, CODE, CODE_CALL])],
+    ),
+    # The client sent a paused answer back, and that turn failed.
+    "a paused answer": ([QUESTION, Message("assistant", [TEXT, CODE])], [NEVER_MIND], [QUESTION, TEXT_ONLY]),
+    "a paused answer without text": ([QUESTION, Message("assistant", [CODE])], [NEVER_MIND], [QUESTION]),
 }
 
 
