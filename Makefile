@@ -18,10 +18,10 @@ CLIENTS := tests/clients/js/node_modules/installed
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: frames roll docs audit types style tests-compiled schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
+.PHONY: conformance frames roll docs audit types style tests-compiled schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED) $(LAUNCHER) ## install the product and the development tools into .venv
 
@@ -112,6 +112,9 @@ wear: setup ## kill generators one after the other while they write long answers
 
 kills: setup ## kill each process at each entry of a turn, and write docs/KILLS.md; ARGS='--processes gateway' for one process
 	@exec $(PYTHON) -m tests.kills $(ARGS)
+
+conformance: setup ## kill real generators at each event of each conformance case; ARGS='--every 4' for some of them
+	@exec $(PYTHON) -m tests.conformance.real_kills $(ARGS)
 
 schedules: setup ## simulate schedules of faults; ARGS='--seed 7 --trace' prints one, '--without fence' disables a rule
 	@exec $(PYTHON) -m tests.schedules $(ARGS)
