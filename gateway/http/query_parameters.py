@@ -30,7 +30,10 @@ def require_known(request: Request, known: Collection[str]) -> None:
                 raise Refused(
                     "request_invalid", "`metadata` lacks the name of a field: send `metadata[NAME]=VALUE`", param=name
                 )
-            names_shown = sorted("metadata[NAME]" if one == "metadata" else one for one in known)
+            # Without the other names of the cursor, which only libraries send.
+            names_shown = sorted(
+                "metadata[NAME]" if one == "metadata" else one for one in known if one not in QUERY_NAMES
+            )
             allowed = f"there are {', '.join(names_shown)}" if known else "there are none"
             message = f"`{shown}` is not a query parameter of this route{suggest(shown, names_shown)}; {allowed}"
             raise Refused("request_invalid", message, param=shown)

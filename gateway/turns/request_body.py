@@ -283,8 +283,8 @@ def build_entry(
         # Source: platform.claude.com/docs/en/build-with-claude/prompt-caching, "Pre-warming the cache".
         raise Refused(
             "request_invalid",
-            "`max_tokens: 0`, which only fills the prompt cache, is not supported: the API refuses it in a streamed "
-            "call, and Tailrace streams every call. Send 1, which fills the cache, too",
+            "`max_tokens` is 0, which only fills the prompt cache: the API refuses it in a streamed call, and Tailrace "
+            "streams every call. Send 1, which fills the cache, too",
             param="max_tokens",
         )
     if new_turn.max_tokens is not None and not 1 <= new_turn.max_tokens <= most:

@@ -62,6 +62,7 @@ async def test_a_post_stores_the_request_and_returns_links(lone_gateway: Gateway
         model="claude-sonnet-5-5",
         max_tokens=4096,
         messages=[Message("user", BODY["message"])],
+        on_pause="continue",
         session=accepted["session"],
         by=stored.by,
         body_sha256=stored.body_sha256,
@@ -83,6 +84,7 @@ async def test_a_post_stores_the_request_and_returns_links(lone_gateway: Gateway
         "project": "tailrace",
         "metadata": {"user": "u-1"},
         "on_interrupt": "restart",
+        "on_pause": "continue",
         "on_disconnect": "grace:30",
     }
     accepted = await post(lone_gateway, **body)
