@@ -91,7 +91,7 @@ def blobs_needed(request: Request) -> set[str]:
 
 def has_reserved_key(value: object) -> bool:
     """Returns whether an object anywhere in `value`, which a client sent, has a key that only Tailrace may store."""
-    return any(REFERENCE_KEY in each or odd_json.KEY in each for each in _objects(value))
+    return odd_json.has_key(value) or any(REFERENCE_KEY in each for each in _objects(value))
 
 
 def reference(blob: Blob) -> dict[str, Any]:

@@ -33,6 +33,12 @@ _decode_string = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.Encoder().encode
 
 
+class Wrapper(dict[str, Any]):
+    """A wrapper that this process has made. One that a client sends is decoded as a plain `dict`."""
+
+    __slots__ = ()
+
+
 class _Number(str):
     """A number as it was written."""
 
@@ -73,7 +79,7 @@ def decode_object(text: str, levels_max: int) -> dict[str, Any]:
 
 def wrap(text: str) -> dict[str, Any]:
     """Returns the wrapper of a JSON text."""
-    return {KEY: text}
+    return Wrapper({KEY: text})
 
 
 def text_in(value: object) -> str | None:
@@ -85,8 +91,10 @@ def text_in(value: object) -> str | None:
 
 
 def has_key(value: object) -> bool:
-    """Returns whether an object anywhere in `value` has the key of wrappers."""
+    """Returns whether an object anywhere in `value` has the key of wrappers, and is not a wrapper of this process."""
     match value:
+        case Wrapper():
+            return False
         case dict():
             return KEY in value or any(map(has_key, value.values()))
         case list():

@@ -12,6 +12,8 @@ from tailrace.gateway.auth.authenticate import Authenticator, credential_invalid
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.form import Form, parse_form
+from tailrace.gateway.http.json_mistake import replace_halves
+from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.media_type import FORM
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.proto.errors import not_found
@@ -46,15 +48,19 @@ class ApiRequest(Request):
         """The tenant of the principal. Raises Refused on a public route."""
         return self.principal.tenant
 
-    async def read(self, kind: type[B], *, is_text_allowed: bool = False) -> tuple[B, bytes]:
+    async def read(
+        self, kind: type[B], *, is_text_allowed: bool = False, has_model_output: bool = False
+    ) -> tuple[B, bytes]:
         """Returns the body as a `kind`, and its bytes. Raises Refused.
 
         `is_text_allowed`: JSON may come as `text/plain`, which `fetch` sends for a string. Pages of other origins were
-        rejected before.
+        rejected before. `has_model_output`: the body repeats what a model has written, so it may have halves of
+        surrogate pairs (PROTOCOL R125).
         """
         types = read_body.JSON_OR_TEXT if is_text_allowed else read_body.ONLY_JSON
         raw = await self._read_bytes(types)
-        return await self._bodies.decode(raw, kind), raw
+        regular = await convert_body(len(raw), replace_halves, raw) if has_model_output else raw
+        return await self._bodies.decode(regular, kind), raw
 
     async def read_form(self) -> Form:
         """Returns the fields and the file of a `multipart/form-data` body. Raises Refused."""

@@ -1,4 +1,4 @@
-"""Says what is wrong with a body that is not JSON, and at which byte."""
+"""Says what is wrong with a body that is not JSON, and at which byte; replaces halves of surrogate pairs."""
 
 import re
 
@@ -11,8 +11,16 @@ BOM = b"\xef\xbb\xbf"
 ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
 )
+REPLACEMENT = rb"\ufffd"
 AT_POSITION = ("invalid character", "object keys must be strings")
 POSITION = re.compile(r" \(byte ([0-9]+)\)$")
+
+
+def replace_halves(body: bytes) -> bytes:
+    """Returns `body` with the escape of U+FFFD in place of each half of a surrogate pair, which msgspec refuses."""
+    if b"\\ud" not in body and b"\\uD" not in body:
+        return body
+    return ESCAPE.sub(lambda found: found[0] if found[1] is None else REPLACEMENT, body)
 
 
 def not_json(error: Exception, body: bytes | None) -> Refused:

@@ -41,6 +41,51 @@ async def test_a_number_that_is_too_large_is_refused_in_an_unknown_field(shared_
     assert error_of(answer)[:2] == (400, "request_invalid")
 
 
+# What a model has written in a call. A client of OpenAI's protocols sends it back as the text that it is, and a page as
+# `JSON.stringify` writes it.
+ARGUMENTS = r'{"a": "\ud83d", "n": 1e400}'
+HALF = {"a": "\ud83d"}
+QUESTION = {"role": "user", "content": "hi"}
+RESULT = {"type": "tool_result", "tool_use_id": "t", "content": "r"}
+CALL = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": HALF}]}
+CALLED = [QUESTION, CALL, {"role": "user", "content": [RESULT]}]
+FUNCTION = {"name": "f", "arguments": ARGUMENTS}
+UI_CALL = {"type": "tool-f", "toolCallId": "t", "state": "output-available", "input": HALF, "output": 1}
+CHAT_CALL = {"role": "assistant", "tool_calls": [{"id": "t", "type": "function", "function": FUNCTION}]}
+ITEMS = [{"type": "function_call", "call_id": "t", **FUNCTION}]
+MODEL = {"model": "claude-sonnet-5-5", "stream": True}
+SENT_BACK: dict[str, dict[str, object]] = {
+    "/v1/turns": {"messages": CALLED},
+    "/v1/messages": {**MODEL, "max_tokens": 9, "messages": CALLED},
+    "/api/chat": {
+        "messages": [
+            {"role": "user", "parts": [{"type": "text", "text": "hi"}]},
+            {"role": "assistant", "parts": [UI_CALL]},
+        ]
+    },
+    "/v1/chat/completions": {
+        **MODEL,
+        "messages": [QUESTION, CHAT_CALL, {"role": "tool", "tool_call_id": "t", "content": "r"}],
+    },
+    "/v1/responses": {
+        **MODEL,
+        "input": [QUESTION, *ITEMS, {"type": "function_call_output", "call_id": "t", "output": "r"}],
+    },
+}
+
+
+@on_shared_loop
+@pytest.mark.rule("R125")
+@pytest.mark.parametrize(("path", "body"), SENT_BACK.items(), ids=SENT_BACK)
+async def test_a_client_may_send_back_odd_json_that_the_model_has_written(
+    shared_gateway: Gateway, path: str, body: dict[str, object]
+) -> None:
+    """Otherwise every later request of its conversation would be refused."""
+    content = json.dumps(body).encode()
+    async with shared_gateway.client.stream("POST", path, content=content, headers=JSON) as answer:
+        assert answer.status_code in (200, 202), await answer.aread()
+
+
 VALID_BODY: dict[str, object] = {
     "model": "claude-sonnet-5-5",
     "max_tokens": 9,

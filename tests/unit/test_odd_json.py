@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailrace.gateway.clients.openai.common import tool_use_block
+from tailrace.gateway.turns.request_body import refuse_blob_references
 from tailrace.proto import odd_json
+from tailrace.proto.errors import Refused
 from tailrace.proto.fold import INPUT_LEVELS_MAX
 from tailrace.proto.odd_json import KEY
 
@@ -47,6 +50,16 @@ def test_an_object_that_msgspec_refuses_is_kept_as_its_text(text: str) -> None:
     decoded = odd_json.decode_object(text, INPUT_LEVELS_MAX)
     stored = msgspec.json.decode(msgspec.json.encode({"input": decoded, "b": [decoded]}))
     assert odd_json.encode(stored) == f'{{"input":{text},"b":[{text}]}}'.encode()
+
+
+@pytest.mark.parametrize("text", ODD_OBJECTS)
+def test_a_client_sends_arguments_back_as_it_got_them_and_no_wrapper_of_its_own(text: str) -> None:
+    """A client of OpenAI's protocols sends each call of the model again, in every later request."""
+    block = tool_use_block("call_1", "f", text, "messages[1]")
+    refuse_blob_references([[block]])
+    assert odd_json.encode(block["input"]) == text.encode()
+    with pytest.raises(Refused):
+        refuse_blob_references([[{**block, "input": msgspec.json.decode(msgspec.json.encode(odd_json.wrap(text)))}]])
 
 
 @pytest.mark.parametrize(

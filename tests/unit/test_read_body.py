@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from tailrace.gateway.http import read_body
+from tailrace.gateway.http.json_mistake import replace_halves
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.http.validation_hints import advise, with_key
@@ -144,6 +145,21 @@ def test_a_mistake_in_the_json_is_named_with_its_position(raw: bytes, mistake: s
         read_body.decode(raw, TextBody)
     assert refused.value.code == "json_invalid"
     assert str(refused.value) == f"the body is not valid JSON (RFC 8259): {mistake}"
+
+
+@pytest.mark.rule("R125")
+@pytest.mark.parametrize(
+    ("body", "regular"),
+    [
+        (b'{"text":"\\\\ud83d \\ud83d\\ude00 \\ud83d"}', b'{"text":"\\\\ud83d \\ud83d\\ude00 \\ufffd"}'),
+        (b'{"text":"\\uDE00\\uD83D\\n"}', b'{"text":"\\ufffd\\ufffd\\n"}'),
+        (b'{"text":"\\u00e9\\""}', b'{"text":"\\u00e9\\""}'),
+    ],
+)
+def test_halves_of_surrogate_pairs_are_replaced_in_a_body_with_output_of_a_model(body: bytes, regular: bytes) -> None:
+    """A page gets them in the input of a tool, and sends them back in every later request."""
+    assert replace_halves(body) == regular
+    read_body.decode(regular, TextBody)
 
 
 INT = "Expected `int`, got `%s` - at `number`"

@@ -63,7 +63,7 @@ async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     Messages that the chat already has are not stored again; different ones start a branch. The response header
     `tailrace-ignored` names unknown fields.
     """
-    fields, raw = await request.read(dict[str, Any], is_text_allowed=True)
+    fields, raw = await request.read(dict[str, Any], is_text_allowed=True, has_model_output=True)
     chat = read_body.convert(fields, UIChatRequest)
     new_turn = await convert_body(len(raw), build_turn, chat)
     headers = ignored_header(unknown_fields(fields))

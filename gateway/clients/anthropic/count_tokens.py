@@ -76,7 +76,7 @@ async def post_count_tokens(
     tenant, timeout_s = request.tenant, settings.query_timeout_s
     # Not the key of a turn: an id that pins the blobs until they are counted.
     key = TurnKey(tenant, TurnId(new_id()))
-    fields, raw = await request.read(dict[str, Any])
+    fields, raw = await request.read(dict[str, Any], has_model_output=True)
     refuse_account_headers(request.headers)
     refuse_account_fields(fields)
     body = read_body.convert(fields, ModelField)

@@ -23,7 +23,7 @@ async def post_message(request: ApiRequest, responder: Responder, log: TurnLog, 
 
     The stream can be resumed: repeat the request with the same `Idempotency-Key` and `Last-Event-ID`.
     """
-    fields, raw = await request.read(dict[str, Any])
+    fields, raw = await request.read(dict[str, Any], has_model_output=True)
     body = read_body.convert(fields, MessagesRequest)
     new_turn = await convert_body(len(raw), build_turn, body, fields, request.headers)
     new_turn, ignored = await map_previous_message(new_turn, log, request.tenant)

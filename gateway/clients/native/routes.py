@@ -46,7 +46,7 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
     with the same `Idempotency-Key` gets the same turn.
     """
     dialect, pace = dialect_of(request), pace_of(request)
-    new_turn, raw = await request.read(NewTurn)
+    new_turn, raw = await request.read(NewTurn, has_model_output=True)
     try:
         if "text/event-stream" in accept_header(request.headers):
             access, key = await responder.submit_for_stream(request, new_turn, raw)
