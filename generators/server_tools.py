@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tailrace.proto import events
-from tailrace.proto.conversation import without_trailing_thinking
+from tailrace.proto.conversation import is_empty_compaction, without_trailing_thinking
 from tailrace.proto.entries import Block, Message
 from tailrace.proto.fold import content, is_executed_tool
 
@@ -86,7 +86,7 @@ def is_accepted(block: Block) -> bool:
         case "thinking":
             return bool(block.text.strip()) and bool(block.signature)
         case _:
-            return not is_executed_tool(block.start)
+            return not is_executed_tool(block.start) and not is_empty_compaction(content(block))
 
 
 def pending_calls(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ text, a server tool's call without its result. `accepted_before` leaves out call
 results: only the new messages show whether the client has answered a call.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ def accepted_before(new: Iterable[Message], history: Sequence[Message]) -> list[
     messages that the model does not see any more are left out, too (Message.clear_at).
     """
     new = list(new)
-    history = _without_cleared(new, history)
+    history = _with_whole_pauses(new, _without_cleared(new, history))
     found: list[Message] = []
     at = 0
     while at < len(history):
@@ -160,6 +160,46 @@ def _caller(block: Block) -> str | None:
         case {"caller": {"tool_id": str(caller)}, "id": str()}:
             return caller
     return None
+
+
+def _with_whole_pauses(new: Sequence[Message], history: Sequence[Message]) -> list[Message]:
+    """Returns `history` with each paused answer that a client has sent back once, and in one message with its rest.
+
+    The answer that was sent back follows the stored one, which it repeats. Its rest begins with the results of calls
+    of server tools that it has no results for.
+    """
+    found: list[Message] = []
+    for message in history:
+        if found and _is_sent_back(message, found[-1]):
+            found.pop()
+        begun = _as_blocks(found.pop()) if found and _is_rest(message, found[-1]) else []
+        found.append(Message("assistant", [*begun, *_as_blocks(message)]) if begun else message)
+    return found[:-1] if found and new and _is_sent_back(new[0], found[-1]) else found
+
+
+def _is_sent_back(message: Message, before: Message) -> bool:
+    """Returns whether `message` is the paused answer of which `before` is the part that the API accepts."""
+    if message.role != "assistant" or before.role != "assistant" or not _pending_calls(message):
+        return False
+    blocks, accepted = _as_blocks(message), _as_blocks(before)
+    return blocks[: len(accepted)] == accepted
+
+
+def _is_rest(message: Message, before: Message) -> bool:
+    """Returns whether `message` has the result of a call in `before` that has none there."""
+    if message.role != "assistant" or before.role != "assistant":
+        return False
+    return any(block.get("tool_use_id") in _pending_calls(before) for block in _blocks(message))
+
+
+def _pending_calls(message: Message) -> list[object]:
+    """Returns the ids of the calls of server tools in `message` that have no result there."""
+    blocks = _blocks(message)
+    return [block.get("id") for block in blocks if not _has_result(block, blocks)]
+
+
+def _as_blocks(message: Message) -> list[Block]:
+    return [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
 
 
 def _is_question(message: Message) -> bool:
@@ -265,7 +305,7 @@ def _is_usable(block: Block, turn: TurnRecord) -> bool:
             return bool(block["text"].strip())
         case "thinking":
             return turn.outcome == "completed" and bool(block["signature"])
-        case _ if turn.outcome != "completed" or is_executed_tool(block):
+        case _ if turn.outcome != "completed" or is_executed_tool(block) or is_empty_compaction(block):
             return False
         case _:
             return turn.stop_reason == AWAITS_CLIENT or _has_result(block, turn.content)
@@ -277,6 +317,14 @@ def _has_result(block: Block, content: Iterable[Block]) -> bool:
     if kind == "tool_use" or not is_tool_use(kind):
         return True
     return any("id" in block and other.get("tool_use_id") == block["id"] for other in content)
+
+
+def is_empty_compaction(block: Mapping[str, Any]) -> bool:
+    """Returns whether the API refuses `block` because it is a summary without text. Null is a summary that failed.
+
+    Source: anthropic 2.14.0, `BetaCompactionBlockParam`.
+    """
+    return block.get("type") == "compaction" and block.get("content") == ""
 
 
 def without_trailing_thinking(blocks: list[Block]) -> list[Block]:

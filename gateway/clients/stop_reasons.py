@@ -14,8 +14,8 @@ SENTENCES = {
     "max_cost": "The answer was cut at its maximum cost.",
     "model_context_window_exceeded": "The answer was cut because it fills the model's context window.",
     "refusal": "The model refused to answer.",
-    "pause_turn": "The model has paused the answer. Send the conversation with it to continue.",
-    "compaction": "The model has summarized the conversation and not answered yet. Send the summary to continue.",
+    "pause_turn": "The model has paused the answer. Send it back as the last message, or set `on_pause: continue`.",
+    "compaction": "The model has summarized the conversation, and has not answered yet. Send the summary back.",
 }
 
 

@@ -74,7 +74,7 @@ class EventOrder:
         fields = read_fields(event.raw)
         message: dict[str, Any] = fields["message"]
         content = message.get("content") or []
-        if not content and message.get("stop_reason") is None:
+        if message.get("content", content) == [] and message.get("stop_reason") is None:
             return event, []
         if not isinstance(content, list):
             raise unreadable("a message_start whose content cannot be read")

@@ -267,6 +267,45 @@ def test_a_malformed_tool_call_is_left_out(change: dict[str, Any]) -> None:
 
 SERVER_CALL = {"type": "server_tool_use", "id": "search_1", "name": "web_search", "input": {}}
 SERVER_RESULT = {"type": "web_search_tool_result", "tool_use_id": "search_1", "content": []}
+PAUSED = Message("assistant", [TEXT, SERVER_CALL])
+REST = Message("assistant", [SERVER_RESULT, NOTE])
+WHOLE = Message("assistant", [TEXT, SERVER_CALL, SERVER_RESULT, NOTE])
+
+
+@pytest.mark.rule("R111")
+@pytest.mark.parametrize(
+    ("history", "new", "accepted"),
+    [
+        ([QUESTION, PAUSED, REST], [NEVER_MIND], [QUESTION, WHOLE]),
+        # The client has sent the answer back in a turn of its own, after the stored one.
+        ([QUESTION, TEXT_ONLY, PAUSED, REST], [NEVER_MIND], [QUESTION, WHOLE]),
+        ([QUESTION, TEXT_ONLY], [PAUSED], [QUESTION]),
+        ([QUESTION, PAUSED, REST, results("tool_9")], [NEVER_MIND], [QUESTION, WHOLE]),
+        # A second pause, and messages that no pause explains.
+        (
+            [QUESTION, PAUSED, Message("assistant", [SERVER_RESULT, SERVER_CALL | {"id": "search_2"}]), NEVER_MIND],
+            [Message("assistant", "a")],
+            [
+                QUESTION,
+                Message("assistant", [TEXT, SERVER_CALL, SERVER_RESULT, SERVER_CALL | {"id": "search_2"}]),
+                NEVER_MIND,
+            ],
+        ),
+        ([QUESTION, TEXT_ONLY, TEXT_ONLY], [Message("assistant", "a")], [QUESTION, TEXT_ONLY, TEXT_ONLY]),
+        ([QUESTION, TEXT_ONLY, REST], [NEVER_MIND], [QUESTION, TEXT_ONLY, REST]),
+    ],
+)
+def test_a_paused_answer_that_was_sent_back_is_one_message_with_its_rest(
+    history: list[Message], new: list[Message], accepted: list[Message]
+) -> None:
+    assert accepted_before(new, history) == accepted
+
+
+def test_a_summary_without_text_is_left_out() -> None:
+    """The API refuses it. A summary of null stays: the API ignores it."""
+    kept = {"type": "compaction", "content": None}
+    turn = turn_record("completed", {"type": "compaction", "content": ""}, TEXT, kept)
+    assert messages([turn]) == [QUESTION, Message("assistant", [TEXT, kept])]
 
 
 @pytest.mark.parametrize(

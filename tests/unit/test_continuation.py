@@ -306,12 +306,13 @@ def test_only_the_end_of_a_long_text_is_quoted() -> None:
 
 
 def test_blocks_that_the_api_refuses_are_not_sent() -> None:
-    """Thinking without a signature, as LiteLLM returns it, empty text, and an answer that ends with thinking."""
+    """Thinking without a signature, as LiteLLM returns it, empty texts and summaries, and thinking at the end."""
     tool = {"type": "server_tool_use", "id": "t", "name": "Read", "executed_by": "claude_code"}
     executed = block_events(2, tool, events.InputJsonDelta('{"a":1}'))
     unsigned = block_events(0, {"type": "thinking"}, events.ThinkingDelta("hm"))
     empty = [*text_block(3, "\n"), *text_block(4)]
-    stored = [*unsigned, *text_block(1, "one"), *executed, *empty, *answer_block(5, "thinking", "hm")]
+    summary = block_events(5, {"type": "compaction", "content": ""})
+    stored = [*unsigned, *text_block(1, "one"), *executed, *empty, *summary, *answer_block(6, "thinking", "hm")]
     log = log_with(request(), [opening(), *stored])
     assert find_obstacle(log.turn) is None
     assert build_continuation_call(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]

@@ -214,6 +214,16 @@ def test_content_of_a_message_start_is_stored_as_blocks(content: list[dict[str, 
 
 
 @pytest.mark.rule("R116")
+@pytest.mark.parametrize("content", [None, "", {}])
+def test_a_message_start_without_a_list_of_content_is_stored_with_an_empty_one(content: object) -> None:
+    """Relays send null. The SDKs of Anthropic append the first block to the list that the event has."""
+    event = read_event(msgspec.json.encode({"type": "message_start", "message": {"id": "msg_1", "content": content}}))
+    assert event is not None
+    [stored] = EventOrder().accept(event)
+    assert msgspec.json.decode(stored.raw)["message"]["content"] == []
+
+
+@pytest.mark.rule("R116")
 def test_the_usage_of_a_message_start_with_a_stop_reason_does_not_replace_a_later_one() -> None:
     order = EventOrder()
     message = {"content": CONTENT[3:4], "stop_reason": "tool_use", "usage": {"input_tokens": 3, "output_tokens": 1}}
