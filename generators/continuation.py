@@ -21,6 +21,7 @@ from tailrace.generators.backends.model_event import (
 )
 from tailrace.generators.continuation_filters import RepetitionFilter, RestartFilter, StopSequenceFilter
 from tailrace.generators.plan import tokens_left
+from tailrace.generators.repeated_block import RepeatedBlock
 from tailrace.generators.server_tools import (
     continued_content,
     is_accepted,
@@ -214,7 +215,7 @@ class ContinuationMapper:
         self._continued: int | None = None
         self._pending_space = pending_space
         self._stop_sequences = stop_sequences or StopSequenceFilter("", ())
-        self._restart = restart or RestartFilter("")
+        self._repeated_block = RepeatedBlock(restart or RestartFilter(""), is_open=self._open is not None)
         self._left_out = 0
         # From the new call's block index to the stored message's; None: the block is left out.
         self._targets: dict[int, int | None] = {}
@@ -235,7 +236,12 @@ class ContinuationMapper:
 
     def map(self, event: ModelEvent) -> list[ModelEvent]:
         """Returns what an event of the new call becomes in the log: usually one event, sometimes none or two."""
-        mapped = self._map(event)
+        passed, left_out = self._repeated_block.filter(event)
+        self._count_repeated(left_out)
+        mapped: list[ModelEvent] = []
+        for one in passed:
+            if self._stop_sequences.found is None:
+                mapped += self._map(one)
         if not mapped and self._left_out >= LEFT_OUT_BYTES_MAX:
             # If the process dies, or a client cancels, the number of few bytes is lost.
             mapped, self._left_out = [report_left_out(self._left_out)], 0
@@ -299,14 +305,13 @@ class ContinuationMapper:
             return self._flush_before(index, events.BlockDelta(target, delta))
         if index != self._continued:
             return self._text(target, delta.text)
-        return self._continue_text(target, self._without_repetition(*self._restart.filter(delta.text)))
+        text, repeated = self._repetition.filter(delta.text)
+        self._count_repeated(repeated)
+        return self._continue_text(target, text)
 
-    def _without_repetition(self, text: str, left_out: str) -> str:
-        """Returns the part of `text` that repeats nothing, and counts the rest, after `left_out` was left out."""
-        text, repeated = self._repetition.filter(text)
-        self.repeated += len(left_out) + len(repeated)
-        self._left_out += utf8_bytes(left_out) + utf8_bytes(repeated)
-        return text
+    def _count_repeated(self, text: str) -> None:
+        self.repeated += len(text)
+        self._left_out += utf8_bytes(text)
 
     def _flush_before(self, index: int, event: events.BlockDelta | events.BlockStop) -> list[ModelEvent]:
         """Returns the text that the filters hold of block `index`, and then `event`.
@@ -315,8 +320,7 @@ class ContinuationMapper:
         """
         held: list[ModelEvent] = []
         if index == self._continued:
-            text = self._without_repetition(*self._restart.flush())
-            held = self._continue_text(event.index, text + self._repetition.flush())
+            held = self._continue_text(event.index, self._repetition.flush())
             if self._stop_sequences.found is not None:
                 return held
             held += self._text(event.index, self._stop_sequences.flush())
@@ -351,5 +355,6 @@ def build_mapper(request: Request, turn: Turn) -> ContinuationMapper:
     sent = turn.text if is_sent_whole else prefill(turn.text)
     open_text = turn.blocks[-1].text if turn.blocks and not turn.blocks[-1].is_closed else ""
     stop_sequences = StopSequenceFilter(open_text, (request.options or {}).get("stop_sequences"))
-    restart = RestartFilter(open_text if sent.strip() else "")
+    kept = without_half_calls(turn.blocks)
+    restart = RestartFilter(kept[-1].text if kept and kept[-1].type == "text" and sent.strip() else "")
     return ContinuationMapper(turn.blocks, RepetitionFilter(sent), turn.text[len(sent) :], stop_sequences, restart)

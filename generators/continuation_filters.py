@@ -21,6 +21,11 @@ class RestartFilter:
         self._may_leave_out = bool(find_tail(stored)) and not ends_line(stored)
         self._held = ""
 
+    @property
+    def is_active(self) -> bool:
+        """Whether the filter may hold or leave out text."""
+        return self._is_active
+
     def filter(self, text: str) -> tuple[str, str]:
         """Adds `text`; returns the text to pass on now, and the text that was left out before it."""
         if not self._is_active:

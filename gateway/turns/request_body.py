@@ -34,7 +34,7 @@ RESERVED_NAMES = frozenset({"stats"})
 API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 BETAS_MAX = 64
 # Blocks of an answer that the API may pause.
-SENT_BACK = frozenset({"server_tool_use", "mcp_tool_use", "compaction"})
+SENT_BACK = ("server_tool_use", "mcp_tool_use", "compaction")
 BETA = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,64}")
 
 

@@ -295,6 +295,52 @@ def test_with_a_thinking_budget_the_whole_text_is_sent_before_a_user_message() -
     assert log.turn.text == "one\n\n\ntwo"
 
 
+LONG = "The sky is blue because short waves are scattered."
+
+
+@pytest.mark.rule("R70")
+@pytest.mark.parametrize("stored", ["abc", LONG])
+@pytest.mark.parametrize("is_closed", [True, False])
+@pytest.mark.parametrize("events_sent", [2, 3, 4])
+def test_a_call_that_breaks_off_where_the_call_before_did_adds_nothing(
+    stored: str, events_sent: int, *, is_closed: bool
+) -> None:
+    """Also after the stop of the repeated block: the attempt does not count as progress."""
+    block = text_block(0, stored)
+    log = log_with(request(), [opening(), *(block if is_closed else block[:-1])])
+    before = log.turn.blocks
+    continue_log(log, request(), [opening(), *block][:events_sent])
+    assert log.turn.blocks == before
+
+
+@pytest.mark.rule("R70")
+@pytest.mark.parametrize(
+    ("stored", "sent", "expected"),
+    [
+        # All of a long text is a repetition.
+        ([*text_block(0, LONG)], [*text_block(0, LONG), STOP], [LONG]),
+        ([*text_block(0, LONG)], [*text_block(0, LONG), *text_block(1, "So."), STOP], [LONG, "So."]),
+        ([*text_block(0, LONG)], [*text_block(0, LONG, " So."), STOP], [LONG, " So."]),
+        ([*text_block(0, LONG)[:-1]], [*text_block(0, LONG), *text_block(1, "So."), STOP], [LONG, "So."]),
+        ([*text_block(0, LONG)], [BlockStart(0, {"type": "text", "text": LONG}), BlockStop(0), STOP], [LONG]),
+        # A short one, or a part, is an answer of its own.
+        ([*text_block(0, "abc")], [*text_block(0, "abc"), STOP], ["abc", "abc"]),
+        ([*text_block(0, "abc")], [*text_block(0, "ab"), *text_block(1, "x"), STOP], ["abc", "ab", "x"]),
+        ([*text_block(0, "abc")[:-1]], [*text_block(0, "abc"), STOP], ["abcabc"]),
+        ([*text_block(0, "abc")], [*text_block(0), STOP], ["abc", ""]),
+        ([*text_block(0, "abc")], [*text_block(0, "abX"), STOP], ["abc", "abX"]),
+    ],
+)
+def test_a_call_that_begins_the_last_block_anew(
+    stored: list[events.Event], sent: list[events.Event], expected: list[str]
+) -> None:
+    log = log_with(request(), [opening(), *stored])
+    continue_log(log, request(), [opening(), *sent])
+    assert [block.text for block in log.turn.blocks] == expected
+    assert all(block.is_closed for block in log.turn.blocks)
+    assert log.turn.stop.stop_reason is not None
+
+
 def test_only_the_end_of_a_long_text_is_quoted() -> None:
     long = " ".join(f"w{number:06d}" for number in range(500))
     *_, partial, go = build_continuation_call(

@@ -31,6 +31,7 @@ TEXT: dict[str, Any] = {"type": "text", "text": "I look it up."}
         ("I", {"fallback_credit_token": "t"}, True),
         ("I", None, False),
         ([TEXT], None, False),
+        ([{"type": ["text"]}], None, False),
         ([TEXT, {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}], None, False),
     ],
 )
