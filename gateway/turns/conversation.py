@@ -15,13 +15,11 @@ from tailrace.gateway.turns.conversation_match import (
     verbatim_position,
 )
 from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn, new_messages
-from tailrace.proto.conversation import build_context
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.nats.rpc import REPLY_TOO_LARGE
-from tailrace.proto.records import Context, GetAncestry, GetContext, GetLastTurn, GetSession, GetTurn, TurnRecord
+from tailrace.proto.records import Context, GetContext, GetLastTurn, GetSession, GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 
 
@@ -83,8 +81,6 @@ class Conversations:
             try:
                 return await self._history.query(tenant, query)
             except Refused as refused:
-                if refused.message == REPLY_TOO_LARGE:
-                    return await self._read_in_pages(tenant, query)
                 if refused.code != "session_busy" or new_turn.on_busy == "reject":
                     raise
                 newest, running = await self._find_running(tenant, query)
@@ -99,21 +95,6 @@ class Conversations:
                 return await self._beginning(tenant, running.session, may_create=False)
             else:
                 query = GetContext(query.session, running.parent)
-
-    async def _read_in_pages(self, tenant: Tenant, query: GetContext) -> Context:
-        """Returns a context that is too large for one message, as with several fetched documents. Raises Refused."""
-        parent = query.parent
-        if parent is None:
-            assert query.session is not None  # noqa: S101  # without session and parent there is no context to query
-            parent = (await self._history.query(tenant, GetLastTurn(query.session))).turn
-        branch = list[TurnRecord]()
-        following: TurnId | None = TurnId(parent)
-        while following is not None:
-            page = await self._history.query(tenant, GetAncestry(following))
-            branch += page.turns
-            following = page.next
-        session = await self._history.query(tenant, GetSession(branch[0].session))
-        return await asyncio.to_thread(build_context, session, TurnId(parent), branch[::-1])
 
     async def _cancel(self, key: TurnKey) -> None:
         try:

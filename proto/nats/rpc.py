@@ -1,9 +1,10 @@
 """Request/reply between processes over core NATS: queries, health reports, and whether a turn has readers."""
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import nats.errors
@@ -17,7 +18,7 @@ from tailrace.proto import subjects
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import CODES, LogUnavailable, Refused, TailraceError
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.nats.client import drain_endpoints
+from tailrace.proto.nats.client import Message, drain_endpoints
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.runtime.logged_causes import LoggedCauses
 from tailrace.proto.runtime.race import is_set_within
@@ -54,8 +55,15 @@ RETRY_AFTER = "Retry-After"
 NO_RESPONDERS = "503"
 HEADER_CHARS_MAX = 500
 
-
+# The refusal of a reply that must be requested in parts. An older version has no parts: clients receive the message.
 REPLY_TOO_LARGE = "the reply is larger than one message: request fewer items at once"
+# The number of a part, from 0, in a request; how many there are, and the SHA-256 of the whole reply, in a reply.
+PART, PARTS, REPLY_SHA256 = "Tailrace-Part", "Tailrace-Parts", "Tailrace-Reply-Sha256"
+PART_HEADERS_BYTES_MAX = 1024
+REPLY_BYTES_MAX = 256 * 1024 * 1024
+# How often a reply that has changed between two of its parts is requested from its beginning.
+BEGINNINGS_MAX = 3
+KEEP_REPLY_S = 10.0
 
 
 class Endpoints:
@@ -99,12 +107,44 @@ class Rpc:
     ) -> bytes:
         """Sends the query `name` to a process of `role` and returns its reply. Waits while the process is restarted.
 
-        Raises Refused with the reply's code, or with the role's code if none replies in time. Raises EntryTooLarge.
+        A reply that is larger than one message is requested in parts. `timeout_s` is the time for each of them. Raises
+        Refused with the reply's code, or with the role's code if none replies in time. Raises EntryTooLarge.
         """
+        try:
+            return (await self._ask(tenant, name, query, timeout_s, role)).data
+        except Refused as refused:
+            if refused.message != REPLY_TOO_LARGE:
+                raise
+        for _ in range(BEGINNINGS_MAX):
+            parts = list[bytes]()
+            count, sha256 = 1, ""
+            while len(parts) < count:
+                reply = await self._ask(tenant, name, query, timeout_s, role, {PART: str(len(parts))})
+                headers = reply.headers or {}
+                if PARTS not in headers or (parts and headers[REPLY_SHA256] != sha256):
+                    # An older version has answered this part, or the reply has changed since its first part.
+                    break
+                count, sha256 = int(headers[PARTS]), headers[REPLY_SHA256]
+                parts.append(reply.data)
+            else:
+                return b"".join(parts)
+        raise Refused(*UNAVAILABLE[role], retry_after_s=RETRY_WAIT_S)
+
+    async def _ask(
+        self,
+        tenant: Tenant,
+        name: str,
+        query: bytes,
+        timeout_s: float,
+        role: str,
+        headers: dict[str, str] | None = None,
+    ) -> Message:
+        """Returns the reply to a query, or to a part of one. Raises Refused, EntryTooLarge."""
         deadline = asyncio.get_running_loop().time() + min(timeout_s, RESTART_S_MAX)
         while True:
             try:
-                reply = await self._connection.request(subjects.query(tenant, name), query, timeout_s=timeout_s)
+                subject = subjects.query(tenant, name)
+                reply = await self._connection.request(subject, query, timeout_s=timeout_s, headers=headers)
                 break
             except LogUnavailable as error:
                 # Only then, no process has received the query.
@@ -112,11 +152,11 @@ class Rpc:
                 if is_received or asyncio.get_running_loop().time() > deadline:
                     raise Refused(*UNAVAILABLE[role], retry_after_s=RETRY_WAIT_S) from error
             await asyncio.sleep(POLL_S)
-        headers = reply.headers or {}
-        if (code := headers.get(ERROR_CODE)) is not None:
-            message = reply.data.decode(errors="replace") or headers.get(ERROR, "")
-            raise Refused(code if code in CODES else "internal", message, retry_after_s=_seconds(headers))
-        return reply.data
+        of_reply = reply.headers or {}
+        if (code := of_reply.get(ERROR_CODE)) is not None:
+            message = reply.data.decode(errors="replace") or of_reply.get(ERROR, "")
+            raise Refused(code if code in CODES else "internal", message, retry_after_s=_seconds(of_reply))
+        return reply
 
     async def serve(self, role: str, version: str, handlers: Mapping[str, Handler]) -> Endpoints:
         """Serves queries by name as a NATS service (ADR-32), which `nats micro ls` shows.
@@ -128,8 +168,9 @@ class Rpc:
         )
         running: dict[asyncio.Task[None], Tenant] = {}
         logged = LoggedCauses()
+        parts = _PartedReplies(lambda: self._connection.client.max_payload - PART_HEADERS_BYTES_MAX)
         for query, handler in handlers.items():
-            endpoint = _run_concurrently(_endpoint(handler, role, logged), role, running)
+            endpoint = _run_concurrently(_endpoint(handler, role, logged, parts), role, running)
             config = EndpointConfig(name=query, subject=subjects.every_query(query), handler=endpoint)
             await service.add_endpoint(config)
         await self._connection.flush()
@@ -261,10 +302,61 @@ def _run_concurrently(endpoint: Endpoint, role: str, running: dict[asyncio.Task[
     return handle
 
 
-def _endpoint(handler: Handler, role: str, logged: LoggedCauses) -> Endpoint:
+class _LargeReply(NamedTuple):
+    subject: str
+    query: bytes
+    data: bytes
+    sha256: str
+
+
+class _PartedReplies:
+    """Sends replies in parts, each to a request of its own: a reader that is slow holds one part at most.
+
+    Keeps the last large reply for its further parts. Of several at once, the others are made again for each part.
+    """
+
+    def __init__(self, part_bytes: Callable[[], int]) -> None:
+        self._part_bytes = part_bytes
+        self._kept: _LargeReply | None = None
+        self._forgetting: asyncio.TimerHandle | None = None
+
+    async def respond(self, request: Request, handler: Handler) -> None:
+        """Sends the reply of `handler`, or the part of it that the request names. Raises Refused."""
+        number = (request.headers or {}).get(PART)
+        if number is None:
+            await request.respond(await handler(_tenant(request), request.data))
+            return
+        part = int(number)
+        reply = self._kept
+        if not part or reply is None or (reply.subject, reply.query) != (request.subject, request.data):
+            data = await handler(_tenant(request), request.data)
+            if len(data) > REPLY_BYTES_MAX:
+                raise Refused("body_too_large", f"the stored answer is larger than {REPLY_BYTES_MAX} bytes")
+            reply = _LargeReply(request.subject, request.data, data, await asyncio.to_thread(_sha256, data))
+        size = self._part_bytes()
+        count = max(1, -(-len(reply.data) // size))
+        self._keep(reply if part + 1 < count else None)
+        headers = {PARTS: str(count), REPLY_SHA256: reply.sha256}
+        await request.respond(reply.data[part * size : (part + 1) * size], headers)
+
+    def _keep(self, reply: _LargeReply | None) -> None:
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+        self._kept = reply
+        self._forgetting = asyncio.get_running_loop().call_later(KEEP_REPLY_S, self._forget)
+
+    def _forget(self) -> None:
+        self._kept = self._forgetting = None
+
+
+def _sha256(reply: bytes) -> str:
+    return hashlib.sha256(reply).hexdigest()
+
+
+def _endpoint(handler: Handler, role: str, logged: LoggedCauses, parts: _PartedReplies) -> Endpoint:
     async def respond(request: Request) -> None:
         try:
-            await request.respond(await handler(_tenant(request), request.data))
+            await parts.respond(request, handler)
             logged.clear()
         except Refused as refused:
             await _refuse(request, refused)

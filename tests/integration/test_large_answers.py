@@ -103,7 +103,7 @@ async def test_a_large_block_is_in_the_session_after_the_log_and_in_the_next_req
 async def test_a_session_with_more_documents_than_one_message_of_nats_holds_goes_on(
     gateway: Gateway, line: str, system_log: TurnLog, tenant: Tenant
 ) -> None:
-    """Its conversation has 9 MB. The gateway reads it from persistence in pages."""
+    """Its conversation has 9 MB. The gateway reads it from persistence in parts."""
     session = {"session": f"large-{new_id()}", "create_session": True}
     for message in (line, line, line, "#sim words=2 rate=0"):
         posted = await gateway.client.post("/v1/turns", json={"message": message, **session})
@@ -114,6 +114,29 @@ async def test_a_session_with_more_documents_than_one_message_of_nats_holds_goes
     assert (last.outcome, last.error) == ("completed", None)
     assert last.request is not None
     assert (last.request.history, len(last.request.messages)) == (6, 7)
+
+
+@pytest.mark.rule("R28")
+async def test_an_answer_that_is_larger_than_one_message_of_nats_is_read_from_the_database(
+    gateway: Gateway, claude: str, system_log: TurnLog, tenant: Tenant
+) -> None:
+    """After the log, too: by its id, in lists, as a stream and as history."""
+    large, name = base64.b64encode(os.urandom(7_500_000)).decode(), new_id()
+    async with httpx2.AsyncClient() as client:
+        body = case().replace(PDF.encode(), large.encode())
+        (await client.post(f"{claude}/_sim/cases/{name}", content=body)).raise_for_status()
+    session = {"session": f"large-{new_id()}", "create_session": True}
+    turn = (await gateway.client.post("/v1/turns", json={"message": f"#sim case={name}", **session})).json()["turn"]
+    await gateway.client.get(f"/v1/turns/{turn}/events")
+    await forget(gateway, system_log, TurnKey(tenant, TurnId(turn)))
+    past = (await gateway.client.get(f"/v1/turns/{turn}")).json()
+    assert documents(past["content"]) == [large]
+    listed = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()
+    assert listed["turns"][0]["content"] == past["content"]
+    streamed = await gateway.client.get(f"/v1/turns/{turn}/events?dialect=anthropic")
+    assert large in streamed.text
+    following = await gateway.client.post("/v1/turns", json={"message": "#sim words=2 rate=0", **session})
+    assert following.status_code == 202, following.text
 
 
 @pytest.mark.rule("R35")

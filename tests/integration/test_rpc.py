@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import itertools
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
@@ -15,7 +17,7 @@ from tailrace.proto import subjects
 from tailrace.proto.errors import Refused, StoreBusy
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Rpc
-from tailrace.proto.nats.rpc import QUERIES_MAX, Handler
+from tailrace.proto.nats.rpc import PART_HEADERS_BYTES_MAX, QUERIES_MAX, Handler, _PartedReplies
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests.harness.freeze import freeze
 from tests.harness.proxy import Proxy
@@ -124,6 +126,52 @@ async def test_the_cause_of_failed_queries_is_logged_once_until_one_succeeds(
             with suppress(Refused):
                 await services.request(tenant, name, question, timeout_s=TIMEOUT_S)
     assert [line["event"] for line in logged] == ["query failed"] * 2
+
+
+@pytest.fixture
+def part_bytes(connection: Connection) -> int:
+    """The most bytes of one part of a reply."""
+    return connection.client.max_payload - PART_HEADERS_BYTES_MAX
+
+
+@pytest.mark.rule("R28")
+@pytest.mark.parametrize(("parts", "more"), [(1, 1), (2, 0), (3, -1)])
+async def test_a_reply_that_is_larger_than_one_message_comes_in_parts(
+    services: Rpc, other: Connection, tenant: Tenant, name: str, part_bytes: int, parts: int, more: int
+) -> None:
+    """Each part is requested by itself. The handler runs once for the first message, and once for the parts."""
+    answer, calls = os.urandom(parts * part_bytes + more), list[bytes]()
+
+    def reply(_: Tenant, question: bytes) -> bytes:
+        calls.append(question)
+        return answer
+
+    await serve(other, name, answer_with(reply))
+    first, second = [services.request(tenant, name, question, timeout_s=TIMEOUT_S) for question in (b"a", b"b")]
+    assert await first == answer
+    assert calls == [b"a"] * (2 if len(answer) > part_bytes + PART_HEADERS_BYTES_MAX else 1)
+    assert await second == answer
+    # Two large replies at once replace each other, and are made again.
+    assert (
+        await asyncio.gather(*(services.request(tenant, name, b"%d" % n, timeout_s=TIMEOUT_S) for n in range(3)))
+        == [answer] * 3
+    )
+
+
+@pytest.mark.rule("R28")
+async def test_a_reply_that_changes_between_its_parts_is_requested_again(
+    services: Rpc, other: Connection, tenant: Tenant, name: str, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No reply is a mixture of two. The handler is asked for each part, as by another process of the role."""
+    monkeypatch.setattr(_PartedReplies, "_keep", lambda *_: None)
+    letters = iter("abcc")
+    await serve(other, name, answer_with(lambda *_: next(letters, "c").encode() * (part_bytes + 2000)))
+    assert await services.request(tenant, name, b"", timeout_s=TIMEOUT_S) == b"c" * (part_bytes + 2000)
+    counter = itertools.count()
+    await serve(other, f"{name}-2", answer_with(lambda *_: str(next(counter) % 10).encode() * (part_bytes + 2000)))
+    with pytest.raises(Refused) as refused:
+        await services.request(tenant, f"{name}-2", b"", timeout_s=TIMEOUT_S)
+    assert (refused.value.code, refused.value.retry_after_s) == ("persistence_unavailable", 2)
 
 
 @pytest.mark.rule("R28")
