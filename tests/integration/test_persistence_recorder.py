@@ -33,7 +33,7 @@ from tests.harness.until import until, until_equal
 
 LEASE_S = 0.4
 ROWS = """
-SELECT turns.*, usage.*, sessions.project, (
+SELECT turns.*, usage.*, sessions.project, false AS has_older_cost, (
     SELECT json_group_array(sha256) FROM (
         SELECT sha256 FROM blob_uses WHERE tenant = turns.tenant AND turn = turns.turn ORDER BY sha256
     )

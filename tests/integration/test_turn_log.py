@@ -153,9 +153,13 @@ async def test_of_a_hundred_lost_acknowledgements_none_stores_an_entry_twice(
 
 @pytest.mark.rule("R32")
 async def test_an_entry_may_fill_the_servers_limit_to_the_byte(
-    connection: Connection, log: TurnLog, writer: Writer, follow: Any
+    connection: Connection, log: TurnLog, writer: Writer, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Payload and headers together. A larger one is refused before it is sent, and the connection stays up."""
+    """Payload and headers together. A larger one is refused before it is sent, and the connection stays up.
+
+    An event of this size would be a blob.
+    """
+    monkeypatch.setattr(jetstream_log, "INLINE_BYTES_MAX", 2**30)
     await writer.open()
     follower = await follow(log, writer.key)
     headers = {FENCE: str(writer.chain.last), FENCE_SUBJECT: subjects.entries(writer.key)}

@@ -129,8 +129,9 @@ def _render_ended(ended: End | TurnRecord, seq: int) -> sse.Events:
     envelope = ended.envelope or {}
     stop = {"stop_reason": _stop_reason(ended.stop_reason), "stop_sequence": ended.stop_sequence}
     delta = {**stop, **envelope.get("delta", {})}
-    more = _message_delta_fields(envelope)
-    message_delta = {"type": "message_delta", **more, "delta": delta, "usage": _reported_usage(ended)}
+    # In the order of older versions.
+    fields = {name: value for name, value in envelope.items() if name != "message"}
+    message_delta = {"type": "message_delta", **fields, "delta": delta, "usage": _reported_usage(ended)}
     return _sse(message_delta) + _sse({"type": "message_stop"}, seq)
 
 
