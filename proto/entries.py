@@ -228,7 +228,7 @@ class Block(msgspec.Struct, frozen=True, omit_defaults=True):
     citations: tuple[dict[str, Any], ...] = ()
     is_closed: bool = False
     fields: dict[str, Any] | None = None
-    """What deltas of other types have made of the fields of `start` (PROTOCOL R116). None if there were none."""
+    """The fields of `start` after deltas of other types (PROTOCOL R116). None without such deltas."""
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

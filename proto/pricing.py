@@ -39,7 +39,7 @@ class Factor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PriceList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is priced apart from the models' tokens. None is a price that Anthropic has not published."""
+    """Prices apart from those of tokens. None: Anthropic has not published the price."""
 
     source: str
     date: str
@@ -68,7 +68,7 @@ class Charge(NamedTuple):
 
 
 class Bill(NamedTuple):
-    """What calls are billed: by model, and together."""
+    """The billed usage and cost of calls: by model, and together."""
 
     by_model: Mapping[str, ModelUsage]
 

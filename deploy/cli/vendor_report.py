@@ -29,7 +29,7 @@ DAYS_A_PAGE = 31
 PAGES_MAX = 1000
 TIMEOUT_S = 30.0
 BODY_BYTES_MAX = 32 * 1024 * 1024
-# What the cost of a turn has, by the report's name of it. Other kinds are not in a turn's `usage`.
+# The kinds of cost that a turn's `usage` has, by their names in the report.
 COMPARED_COSTS = ("tokens", "web_search")
 KEY = re.compile(r"[!-~]{1,512}")
 

@@ -41,7 +41,7 @@ class CacheControl(msgspec.Struct, frozen=True, tag_field="type", tag="ephemeral
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """What has made a tool call: the model, or the code of a call with the id `tool_id`."""
+    """The caller of a tool: the model, or the code of a call with the id `tool_id`."""
 
     type: str
     tool_id: str = ""

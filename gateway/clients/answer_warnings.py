@@ -27,7 +27,7 @@ KNOWN_FIELDS = {"text": ("type", "text", "citations"), "thinking": ("type", "thi
 
 
 class Shown(NamedTuple):
-    """What a protocol can show."""
+    """The parts of an answer that a protocol can show."""
 
     types: frozenset[str]
     """The types of blocks that it shows, or that have nothing to show, such as encrypted thinking."""

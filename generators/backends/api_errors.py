@@ -79,7 +79,7 @@ class Reason(msgspec.Struct, frozen=True):
 
     @property
     def error_code(self) -> str | None:
-        """What has caused the error, more exactly than its type; None if the API does not say it."""
+        """The cause of the error, more exact than its type; None if the API does not name it."""
         return error_code_of(self.details)
 
 

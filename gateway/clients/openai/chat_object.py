@@ -18,7 +18,7 @@ from tailrace.proto.usage import Usage
 NEVER = datetime.fromtimestamp(0, UTC)
 # OpenAI's finish reasons for Anthropic's stop reasons.
 FINISH = {"tool_use": "tool_calls", "refusal": "content_filter"}
-# What a chat completion can show of an answer.
+# The parts of an answer that a chat completion can show.
 SHOWN = Shown(
     frozenset({"text", "thinking", "redacted_thinking", "tool_use"}),
     has_citation=lambda citation: bool(chat_annotations([citation], 0, 0)),

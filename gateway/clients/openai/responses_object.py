@@ -35,7 +35,7 @@ REDACTED = "redacted_thinking:"
 # (AI SDK's provider for OpenAI): `max_output_tokens` is the one that asks to go on.
 CUT_REASON = "max_output_tokens"
 INCOMPLETE = {"refusal": "content_filter"}
-# What a response can show of an answer.
+# The parts of an answer that a response can show.
 SHOWN = Shown(
     frozenset({"text", "thinking", "redacted_thinking", "tool_use"}),
     has_citation=lambda citation: bool(responses_annotations([citation], 0)),
