@@ -117,12 +117,12 @@ class Answer {
     return request(path, { ...this.#options, signal: undefined }, { method: "POST" });
   }
 
-  /** Reads one connection. Returns the turn's end; throws a temporary TailraceError if the connection ends before. */
+  /** Reads one connection. Returns the turn's end, or throws a temporary TailraceError. */
   async #read(progress) {
     const connection = new AbortController();
     const leave = () => connection.abort(this.#leaving.signal.reason);
     this.#leaving.signal.addEventListener("abort", leave);
-    // The browser has lost its network: nothing will come, and no error either.
+    // Without a network nothing comes, and no error.
     const drop = () => connection.abort();
     globalThis.addEventListener?.("offline", drop);
     let silence;
@@ -137,7 +137,8 @@ class Answer {
       const isStream = (response.headers.get("content-type") ?? "").startsWith("text/event-stream");
       if (!isStream || !response.body) throw connectionError(`status ${response.status} without a stream of events`);
       const turn = response.headers.get("tailrace-turn");
-      if (turn) this.#start(turn);
+      // Headers may be cut.
+      if (turn?.length === 36) this.#start(turn);
       this.#become("live");
       return await this.#consume(response.body.getReader(), listen, progress);
     } finally {
