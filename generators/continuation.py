@@ -19,16 +19,16 @@ from tailrace.generators.backends.model_event import (
     report_left_out,
     stop_message,
 )
-from tailrace.generators.continuation_filters import RepetitionFilter, RestartFilter, StopSequenceFilter
-from tailrace.generators.plan import tokens_left
-from tailrace.generators.repeated_block import RepeatedBlock
-from tailrace.generators.server_tools import (
+from tailrace.generators.continuation_filters import RepetitionFilter, StopSequenceFilter
+from tailrace.generators.half_calls import (
     continued_content,
     is_accepted,
     is_sendable,
     without_half_calls,
     without_pending_calls,
 )
+from tailrace.generators.plan import tokens_left
+from tailrace.generators.repeated_answer import RepeatedAnswer, repeatable_texts
 from tailrace.proto import events
 from tailrace.proto.entries import Block, Message, Mode, Request
 from tailrace.proto.fold import EMPTY_TURN, Turn, content
@@ -196,12 +196,13 @@ class ContinuationMapper:
         repetition: RepetitionFilter,
         pending_space: str,
         stop_sequences: StopSequenceFilter | None = None,
-        restart: RestartFilter | None = None,
+        repeatable: Sequence[str] = (),
         *,
         is_paused: bool = False,
     ) -> None:
         """`blocks` are the stored ones. `pending_space` is white space that is stored but was not in the call.
 
+        `repeatable` are texts at the end of the answer that the call may begin anew (RepeatedAnswer).
         After a pause (`is_paused`), new thinking is a part of the answer.
         """
         self.repeated = 0
@@ -215,7 +216,7 @@ class ContinuationMapper:
         self._continued: int | None = None
         self._pending_space = pending_space
         self._stop_sequences = stop_sequences or StopSequenceFilter("", ())
-        self._repeated_block = RepeatedBlock(restart or RestartFilter(""), is_open=self._open is not None)
+        self._repeated_answer = RepeatedAnswer(repeatable, is_open=self._open is not None)
         self._left_out = 0
         # From the new call's block index to the stored message's; None: the block is left out.
         self._targets: dict[int, int | None] = {}
@@ -236,7 +237,7 @@ class ContinuationMapper:
 
     def map(self, event: ModelEvent) -> list[ModelEvent]:
         """Returns what an event of the new call becomes in the log: usually one event, sometimes none or two."""
-        passed, left_out = self._repeated_block.filter(event)
+        passed, left_out = self._repeated_answer.filter(event)
         self._count_repeated(left_out)
         mapped: list[ModelEvent] = []
         for one in passed:
@@ -355,6 +356,5 @@ def build_mapper(request: Request, turn: Turn) -> ContinuationMapper:
     sent = turn.text if is_sent_whole else prefill(turn.text)
     open_text = turn.blocks[-1].text if turn.blocks and not turn.blocks[-1].is_closed else ""
     stop_sequences = StopSequenceFilter(open_text, (request.options or {}).get("stop_sequences"))
-    kept = without_half_calls(turn.blocks)
-    restart = RestartFilter(kept[-1].text if kept and kept[-1].type == "text" and sent.strip() else "")
-    return ContinuationMapper(turn.blocks, RepetitionFilter(sent), turn.text[len(sent) :], stop_sequences, restart)
+    repeatable = repeatable_texts(without_half_calls(turn.blocks)) if sent.strip() else ()
+    return ContinuationMapper(turn.blocks, RepetitionFilter(sent), turn.text[len(sent) :], stop_sequences, repeatable)

@@ -1,46 +1,10 @@
 """Filters for the text of a continuation, the model call that asks for the rest of a stored answer. Pure.
 
-Two remove repetitions, the third finds stop sequences. Each holds text back while it cannot decide, and passes all
+One removes repetitions, one finds stop sequences. Each holds text back while it cannot decide, and passes all
 other text on.
 """
 
 REPEATED_MIN = 24
-
-
-class RestartFilter:
-    """Holds text with which the call begins the stored text anew, instead of continuing it.
-
-    A call that breaks off again before it comes further adds nothing: its text is never passed on. Otherwise the text
-    is passed on as soon as it differs. It is left out only if it is all of the stored text, with REPEATED_MIN or more
-    characters that are not white space, and the stored text does not end a line: then a refrain may follow.
-    """
-
-    def __init__(self, stored: str) -> None:
-        self._stored = stored
-        self._is_active = bool(stored.strip())
-        self._may_leave_out = bool(find_tail(stored)) and not ends_line(stored)
-        self._held = ""
-
-    @property
-    def is_active(self) -> bool:
-        """Whether the filter may hold or leave out text."""
-        return self._is_active
-
-    def filter(self, text: str) -> tuple[str, str]:
-        """Adds `text`; returns the text to pass on now, and the text that was left out before it."""
-        if not self._is_active:
-            return text, ""
-        self._held += text
-        if self._stored.startswith(self._held):
-            return "", ""
-        return self.flush()
-
-    def flush(self) -> tuple[str, str]:
-        """Ends the filter; returns the text that was held, and the text that was left out before it."""
-        held, self._held, self._is_active = self._held, "", False
-        if self._may_leave_out and held.startswith(self._stored):
-            return held[len(self._stored) :], self._stored
-        return held, ""
 
 
 class RepetitionFilter:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.backends.model_event import ModelEvent, from_event, stop_message
-from tailrace.generators.server_tools import (
+from tailrace.generators.half_calls import (
     close_half_calls,
     has_results,
     is_sendable,
@@ -17,8 +17,9 @@ from tailrace.generators.server_tools import (
 )
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Mode
-from tailrace.proto.fold import Turn, is_executed_tool
+from tailrace.proto.fold import Turn
 from tailrace.proto.forced_tools import answer_schema, forced_functions
+from tailrace.proto.server_tools import is_executed_tool
 
 
 class Acknowledge(msgspec.Struct, frozen=True):

@@ -13,9 +13,10 @@ from tailrace.proto import blobs
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import REFUSED_REQUEST
 from tailrace.proto.events import is_tool_use
-from tailrace.proto.fold import is_executed_tool, without_mark
+from tailrace.proto.fold import without_mark
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import Context, SessionRecord, TurnRecord
+from tailrace.proto.server_tools import is_executed_tool
 
 Block = dict[str, Any]
 

@@ -6,18 +6,20 @@ prefix and then the rest gives the same Turn as folding all entries.
 
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
 
 from tailrace.proto import events, odd_json
+from tailrace.proto.answer_length import AnswerLength
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX
 from tailrace.proto.entries import Attempt, Block, End, Event, Failure, Mode, Outcome, Progress, Request, StoredEntry
 from tailrace.proto.pricing import Bill, price_calls
+from tailrace.proto.server_tools import is_call
 from tailrace.proto.usage import CallUsage, Usage, estimate_usage
 from tailrace.proto.usage_meter import UsageMeter
 
@@ -54,7 +56,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     fruitless: int = 0
     """How many attempts in a row, up to the last one, stored nothing new, without hedges and handed-over attempts."""
     furthest: int = 0
-    """The length of the longest answer so far, in characters and closed blocks. Restarted answers count, too."""
+    """The length of the longest answer so far, as AnswerLength counts it. Restarted answers count, too."""
     discarded_calls: int = 0
     """How many of `calls_before`, from the first one on, did not write the current answer, but restarted ones."""
     message: events.MessageHead | None = None
@@ -183,14 +185,6 @@ def text_proof(text: str) -> tuple[int, str]:
     return len(text), hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def is_executed_tool(block: Mapping[str, Any]) -> bool:
-    """Returns whether this content block is a tool call that a backend has executed itself, as Claude Code does.
-
-    Clients see it, and no model gets it: its result is not in the answer.
-    """
-    return block.get("type") == "server_tool_use" and "executed_by" in block
-
-
 def contents(blocks: Sequence[Block], stop_reason: str | None) -> list[dict[str, Any]]:
     """Returns the blocks of an answer as clients receive them: `content`, with a mark at a tool call that was cut.
 
@@ -304,8 +298,13 @@ class Folding:
         self.causes = turn.causes
         self.fruitless = turn.fruitless
         self.furthest = turn.furthest
-        # The length of the current answer, as `furthest` counts it.
-        self.reached = sum(len(block.text) + block.is_closed for block in turn.blocks)
+        # Of the current answer.
+        self.length = AnswerLength()
+        for index, block in enumerate(turn.blocks):
+            self.length.start(index, block.start)
+            self.length.add_text(index, block.text)
+            if block.is_closed:
+                self.length.close(index, block, self.find_call)
         self.discarded_calls = turn.discarded_calls
         self.first_token_at = turn.first_token_at
         self.last_entry_at = turn.last_entry_at
@@ -335,8 +334,8 @@ class Folding:
                 if self.first_token_at is None and isinstance(event, events.BlockDelta):
                     self.first_token_at = stored.at
                 self.add_event(event)
-                if self.reached > self.furthest:
-                    self.furthest, self.fruitless = self.reached, 0
+                if self.length.total > self.furthest:
+                    self.furthest, self.fruitless = self.length.total, 0
                 elif is_hidden and raw == events.HANDOVER:
                     self.fruitless = max(self.fruitless - 1, 0)
             case Request() as request:
@@ -353,7 +352,8 @@ class Folding:
                 self.meter.close_call()
                 if mode != "continue":
                     self.blocks.clear()
-                    self.reached, self.discarded_calls = 0, len(self.meter.ended)
+                    self.length = AnswerLength()
+                    self.discarded_calls = len(self.meter.ended)
                     self.envelope = {}
                     self.pauses = ()
                     self.changes |= {"message": None, "stop": events.StopReason()}
@@ -373,18 +373,20 @@ class Folding:
             case events.BlockStart(_, block):
                 text, signature = events.opening_text(block)
                 self.blocks.append(_OpenBlock(Block(str(block.get("type", "")), block, text, signature)))
-                self.reached += len(text)
+                self.length.start(len(self.blocks) - 1, block)
+                self.length.add_text(len(self.blocks) - 1, text)
                 self.meter.add(event)
             case events.OtherDelta(index, fields) if 0 <= index < len(self.blocks):
                 one = self.blocks[index]
                 one.fields = events.merge_fields(one.block.start if one.fields is None else one.fields, fields)
             case events.BlockDelta(index, delta) if 0 <= index < len(self.blocks):
                 if events.fits_block(delta, self.blocks[index].block.type):
-                    self.add_delta(self.blocks[index], delta)
+                    self.add_delta(index, delta)
                     self.meter.add(event)
             case events.BlockStop(index) if 0 <= index < len(self.blocks):
-                self.reached += not self.blocks[index].is_closed
-                self.blocks[index].is_closed = True
+                if not self.blocks[index].is_closed:
+                    self.blocks[index].is_closed = True
+                    self.length.close(index, self.blocks[index].build(), self.find_call)
             case events.MessageDelta():
                 self.meter.add(event)
             case _:
@@ -406,12 +408,19 @@ class Folding:
         """Returns the joined text of all blocks of one type."""
         return "".join(piece for open_ in self.blocks if open_.block.type == block_type for piece in open_.pieces)
 
-    def add_delta(self, block: _OpenBlock, delta: events.Delta) -> None:
+    def find_call(self, name: str) -> Block | None:
+        """Returns the last call of a server tool with the id `name`; None if the answer has none."""
+        calls = (one for one in reversed(self.blocks) if is_call(one.block.start) and one.block.start.get("id") == name)
+        call = next(calls, None)
+        return call and call.build()
+
+    def add_delta(self, index: int, delta: events.Delta) -> None:
         """Adds a delta to a block."""
+        block = self.blocks[index]
         match delta:
             case events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece):
                 block.pieces.append(piece)
-                self.reached += len(piece)
+                self.length.add_text(index, piece)
             case events.SignatureDelta(signature):
                 # Whole in each delta: a later one replaces the earlier one, as in the SDK's accumulators.
                 block.signature = signature

@@ -14,8 +14,9 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Block, End, Failure, Progress, Request, StoredEntry, Unknown
 from tailrace.proto.entries import Event as EventEntry
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, TextDelta, UsageSoFar
-from tailrace.proto.fold import EMPTY_TURN, Turn, content, fold, fold_first_and_end, is_executed_tool, text_proof
+from tailrace.proto.fold import EMPTY_TURN, Turn, content, fold, fold_first_and_end, text_proof
 from tailrace.proto.records import record_from_fold
+from tailrace.proto.server_tools import is_executed_tool
 from tailrace.proto.usage import CallUsage, Usage
 from tests.harness.strategies import MadeUp, logs
 from tests.harness.turn_builder import (

@@ -1,12 +1,16 @@
 """The repetition filter: repeated text is left out if it is certain, and all other text is kept."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.continuation_filters import REPEATED_MIN, RepetitionFilter, RestartFilter, find_tail
+from tailrace.generators.backends.model_event import from_event
+from tailrace.generators.continuation_filters import REPEATED_MIN, RepetitionFilter, find_tail
+from tailrace.generators.repeated_answer import RepeatedAnswer
+from tailrace.proto import events
 
 STORED = "The sky is blue because short waves are scattered more than long on"
 VERSE = "Never let anybody tell you that the sea is calm today."
@@ -111,16 +115,63 @@ def test_an_answer_that_begins_anew_is_left_out_once_it_is_certain(
     stored: str, call: str, passed: str, left_out: str, size: int
 ) -> None:
     """A short text, or one that ends a line, may follow itself."""
-    restart, text, dropped = RestartFilter(stored), "", ""
-    for piece in cut(call, size):
-        more, repeated = restart.filter(piece)
-        text, dropped = text + more, dropped + repeated
-    more, repeated = restart.flush()
-    assert (text + more, dropped + repeated) == (passed, left_out)
+    assert begin_anew([stored], [call], size) == ([passed] if passed else [], left_out)
+
+
+A, B, C = "The sky is blue, says one page [1].", " Short waves are scattered, says another [2].", " So it is"
 
 
 @pytest.mark.rule("R70")
-def test_of_a_call_that_breaks_off_where_the_stored_text_does_nothing_is_passed_on() -> None:
-    """A model that breaks at one place each time adds nothing to `abc`: the attempt does not count as progress."""
-    restart = RestartFilter("abc")
-    assert [restart.filter(piece) for piece in ("a", "bc")] == [("", ""), ("", "")]
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize(
+    ("stored", "call", "passed", "left_out"),
+    [
+        pytest.param([A, B, C], [A, B, C + " blue."], [" blue."], A + B + C, id="all blocks, and more text"),
+        pytest.param([A, B, C], [A, B, C, " Blue."], [" Blue."], A + B + C, id="all blocks, and one more"),
+        pytest.param([A, B, C], [B, C + " blue."], [" blue."], B + C, id="the last two blocks"),
+        pytest.param([A, B, C], [A, B], [A, B], "", id="not all of them"),
+        pytest.param([A, B, C], [A, C], [A, C], "", id="in another order"),
+        pytest.param([A, B, C], [A + B + C], [A + B + C], "", id="the same text in one block"),
+        pytest.param(["abc", "def"], ["abc", "defg"], ["abc", "defg"], "", id="too short to be sure"),
+        pytest.param([A, B + "\n"], [A, B + "\nAgain"], [A, B + "\nAgain"], "", id="the end of a line"),
+    ],
+)
+def test_blocks_that_begin_anew_are_left_out_once_it_is_certain(
+    stored: list[str], call: list[str], passed: list[str], left_out: str, size: int
+) -> None:
+    """An answer with citations has a text block for each cited sentence."""
+    assert begin_anew(stored, call, size) == (passed, left_out)
+
+
+@pytest.mark.rule("R70")
+@pytest.mark.parametrize("stored", [["abc"], ["abc", "def"], [A, B, C]])
+def test_of_a_call_that_breaks_off_where_the_stored_text_does_nothing_is_passed_on(stored: list[str]) -> None:
+    """A model that breaks at one place each time adds nothing: the attempt does not count as progress."""
+    answer = RepeatedAnswer(stored, is_open=True)
+    sent = list(chain.from_iterable(text_events(number, text, 2) for number, text in enumerate(stored)))
+    assert [answer.filter(from_event(event)) for event in sent] == [([], "")] * len(sent)
+
+
+def text_events(index: int, text: str, size: int) -> list[events.Event]:
+    """Returns the events of a text block, with deltas of `size` characters. It has a citation before its stop."""
+    deltas = [events.BlockDelta(index, events.TextDelta(piece)) for piece in cut(text, size)]
+    citation = events.BlockDelta(index, events.CitationsDelta({"type": "page_location"}))
+    return [events.BlockStart(index, {"type": "text", "text": ""}), *deltas, citation, events.BlockStop(index)]
+
+
+def begin_anew(stored: list[str], call: list[str], size: int) -> tuple[list[str], str]:
+    """Returns the texts of the blocks that are passed on of a complete call, and the text that is left out."""
+    answer, left_out, texts = RepeatedAnswer(stored, is_open=False), "", dict[int, str]()
+    sent = chain.from_iterable(text_events(number, text, size) for number, text in enumerate(call))
+    for event in [*sent, events.MessageDelta(events.StopReason("end_turn"))]:
+        passed, repeated = answer.filter(from_event(event))
+        left_out += repeated
+        for one in passed:
+            match one.event:
+                case events.BlockStart(index):
+                    texts[index] = ""
+                case events.BlockDelta(index, events.TextDelta(piece)):
+                    texts[index] += piece
+                case _:
+                    pass
+    return list(texts.values()), left_out

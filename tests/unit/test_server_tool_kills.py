@@ -21,9 +21,9 @@ from tailrace.generators.backends import Call
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.generators.continuation import prepare_call
+from tailrace.generators.half_calls import without_half_calls
 from tailrace.generators.pauses import hide_pause
 from tailrace.generators.plan import AppendEvents, Complete, MakeAttempt, plan
-from tailrace.generators.server_tools import without_half_calls
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Block, Event, Message, Mode
 from tailrace.proto.fold import Turn, content

@@ -10,9 +10,10 @@ from tailrace.gateway.clients.openai.annotations import Annotation, chat_annotat
 from tailrace.gateway.clients.openai.common import thinking_tokens
 from tailrace.gateway.clients.stop_reasons import is_whole
 from tailrace.proto import odd_json
-from tailrace.proto.fold import PARTIAL, is_executed_tool
+from tailrace.proto.fold import PARTIAL
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
+from tailrace.proto.server_tools import is_executed_tool
 from tailrace.proto.usage import Usage
 
 NEVER = datetime.fromtimestamp(0, UTC)

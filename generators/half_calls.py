@@ -14,16 +14,22 @@ from typing import Any
 from tailrace.proto import events
 from tailrace.proto.conversation import is_empty_compaction, without_trailing_thinking
 from tailrace.proto.entries import Block, Message
-from tailrace.proto.fold import content, is_executed_tool
+from tailrace.proto.fold import content
+from tailrace.proto.server_tools import (
+    CALLS,
+    answered_calls,
+    error_result,
+    is_call,
+    is_executed_tool,
+    is_made_up,
+    is_real_result,
+    is_result,
+)
 
-CALLS = ("server_tool_use", "mcp_tool_use")
 # Further types of answers that the API takes back.
 SENDABLE = frozenset({"container_upload", "compaction", "fallback", "mcp_tool_listing"})
 # Types of blocks that have no deltas, besides results.
 WHOLE_AT_START = frozenset({"redacted_thinking", "container_upload", "fallback", "mcp_tool_listing"})
-# The tools whose result has another name than the tool.
-RESULT_NAMES = {"tool_search_tool_regex": "tool_search", "tool_search_tool_bm25": "tool_search"}
-INTERRUPTED = "The call was interrupted before its result arrived."
 
 
 def is_sendable(kind: str) -> bool:
@@ -31,24 +37,14 @@ def is_sendable(kind: str) -> bool:
     return kind in CALLS or kind in SENDABLE or kind.endswith("_tool_result")
 
 
-def is_call(block: Block) -> bool:
-    """Returns whether the block is a call of a server tool or an MCP server that the API executes."""
-    return block.type in CALLS and not is_executed_tool(block.start)
-
-
-def is_result(block: Block) -> bool:
-    """Returns whether the block is a result of such a call."""
-    return block.type.endswith("_tool_result") and isinstance(block.start.get("tool_use_id"), str)
-
-
 def is_whole_at_start(block: Block) -> bool:
     """Returns whether no delta follows the start of the block, so that nothing of it is missing while it is open."""
-    return is_result(block) or block.type in WHOLE_AT_START
+    return is_result(block.start) or block.type in WHOLE_AT_START
 
 
 def has_results(blocks: Iterable[Block]) -> bool:
     """Returns whether the blocks have the result of a call, which is no error that `close_half_calls` has made."""
-    return any(_is_real_result(block) for block in blocks)
+    return any(is_real_result(block.start) for block in blocks)
 
 
 def without_half_calls(blocks: Sequence[Block], *, keeps_pending: bool = False) -> list[Block]:
@@ -56,18 +52,17 @@ def without_half_calls(blocks: Sequence[Block], *, keeps_pending: bool = False) 
 
     With `keeps_pending`, calls that nothing stands for stay: those of a paused answer, which the API still executes.
     """
-    answered = {block.start["tool_use_id"] for block in blocks if _is_real_result(block)}
-    closed = {block.start["tool_use_id"] for block in blocks if _is_made_up(block)} - answered
+    starts = [block.start for block in blocks]
+    answered = answered_calls(starts)
+    closed = {start["tool_use_id"] for start in starts if is_made_up(start)} - answered
 
-    def is_half(block: Block) -> bool:
-        call = block.start.get("id")
-        return is_call(block) and (call in closed or not (keeps_pending or call in answered))
+    def is_half(start: dict[str, Any]) -> bool:
+        if is_result(start):
+            return start["tool_use_id"] in closed
+        call = start.get("id")
+        return is_call(start) and (call in closed or not (keeps_pending or call in answered))
 
-    return [
-        block
-        for block in blocks
-        if not is_half(block) and not (is_result(block) and block.start["tool_use_id"] in closed)
-    ]
+    return [block for block in blocks if not is_half(block.start)]
 
 
 def continued_content(blocks: Sequence[Block]) -> list[dict[str, Any]]:
@@ -103,7 +98,7 @@ def pending_calls(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 def without_pending_calls(messages: Sequence[Message], blocks: Sequence[Block]) -> list[Message]:
     """Returns `messages` without those of `pending_calls` whose results are not in `blocks`, the answer to them."""
-    answered = [block.start["tool_use_id"] for block in blocks if _is_real_result(block)]
+    answered = answered_calls(block.start for block in blocks)
     pending = [call for call in pending_calls(messages) if call.get("id") not in answered]
     if not pending:
         return list(messages)
@@ -120,12 +115,11 @@ def close_half_calls(blocks: Sequence[Block], messages: Sequence[Message] = ()) 
     there is nothing to close. An open text block at the end stays open if no error follows it: the continuation goes
     on in it.
     """
-    answered = {block.start["tool_use_id"] for block in blocks if is_result(block)}
+    starts = [block.start for block in blocks]
+    answered = {start["tool_use_id"] for start in starts if is_result(start)}
     # A continuation that sends nothing of the answer lets the API execute the calls of the request.
     half = pending_calls(messages) if continued_content(blocks) else []
-    half = [
-        call for call in (*half, *(block.start for block in blocks if is_call(block))) if call.get("id") not in answered
-    ]
+    half = [call for call in (*half, *filter(is_call, starts)) if call.get("id") not in answered]
     closing: list[events.Event] = []
     for index, block in enumerate(blocks):
         is_continued = block.type == "text" and index == len(blocks) - 1 and not half
@@ -134,28 +128,3 @@ def close_half_calls(blocks: Sequence[Block], messages: Sequence[Message] = ()) 
     for number, call in enumerate(half, start=len(blocks)):
         closing += [events.BlockStart(number, error_result(call)), events.BlockStop(number)]
     return closing
-
-
-def error_result(call: dict[str, Any]) -> dict[str, Any]:
-    """Returns the block that says that the call of a server tool or MCP server has failed, in the API's words."""
-    if call.get("type") == "mcp_tool_use":
-        text = [{"type": "text", "text": INTERRUPTED}]
-        return {"type": "mcp_tool_result", "tool_use_id": call.get("id"), "is_error": True, "content": text}
-    name = str(call.get("name"))
-    kind = f"{RESULT_NAMES.get(name, name)}_tool_result"
-    error = {"type": f"{kind}_error", "error_code": "unavailable"}
-    return {"type": kind, "tool_use_id": call.get("id"), "content": error}
-
-
-def _is_made_up(block: Block) -> bool:
-    """Returns whether `error_result` has made the block. An error of the API has further fields, such as `caller`."""
-    match block.start:
-        case {"type": "mcp_tool_result", "tool_use_id": str(), "is_error": True, "content": [{"text": text}]}:
-            return bool(text == INTERRUPTED)
-        case {"type": str(kind), "tool_use_id": str(), "content": dict(error), **rest} if not rest:
-            return error == {"type": f"{kind}_error", "error_code": "unavailable"}
-    return False
-
-
-def _is_real_result(block: Block) -> bool:
-    return is_result(block) and not _is_made_up(block)
