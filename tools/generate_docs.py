@@ -50,7 +50,7 @@ BY_HAND = """\
 CLAUDE_API = (
     "What Tailrace does with each type of the Messages API, messages and beta, that the `anthropic` SDK knows. A type "
     "that is newer than this version is carried or passed unchanged, and a dialect that cannot show it leaves it out. "
-    "An empty column means that the dialect has nothing for the type."
+    "An empty cell means that the dialect has nothing for the type."
 )
 METRICS = {
     "Every process": (

@@ -35,9 +35,10 @@ examples:
 The Admin key is read from {KEY_SETTING}, is sent to Anthropic only, and is never stored. The command connects to the
 NATS of the `tailrace up` with this data directory (--data), or to TAILRACE_NATS_URL.
 
-Exit status 0: all models of all days are equal within the tolerance; 1: they are not, or an error; 2: a wrong argument
-or setting. Turns count on the day on which they were accepted, Anthropic's report counts each call on its own: around
-midnight (UTC), two days may differ by the same tokens. The report lacks the last minutes.
+Exit status 0: all models of all days are equal within the tolerance; 1: one is not, or an error; 2: a wrong argument
+or setting. A turn counts on the day on which it was accepted, and a call in Anthropic's report on the day of the call.
+So around midnight (UTC), two days may differ by the same tokens. The report does not have the calls of the last minutes
+yet.
 """
 DAYS = 7
 DAYS_MAX = 366
@@ -46,10 +47,17 @@ TENANTS_FIRST = Tenant("-")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--from", type=day, dest="first", metavar="DAY", help=f"first day, UTC (default: {DAYS} days with the last)")
+    before = f"(default: {DAYS - 1} days before the last day)"
+    add("--from", type=day, dest="first", metavar="DAY", help=f"first day, UTC {before}")
     add("--to", type=day, dest="last", metavar="DAY", help="last day, UTC (default: yesterday)")
     add("--workspace", action="append", default=[], metavar="ID", help="only this workspace of the report; repeatable")
-    add("--tolerance", type=percent, default=Decimal("0.1"), metavar="PERCENT", help="(default: %(default)s)")
+    add(
+        "--tolerance",
+        type=percent,
+        default=Decimal("0.1"),
+        metavar="PERCENT",
+        help="largest difference that counts as equal (default: %(default)s)",
+    )
     add("--api", default=vendor_report.API, metavar="URL", help="address of the Admin API (default: %(default)s)")
     add_json(parser)
     add_data(parser)
