@@ -120,4 +120,4 @@ def _refuse() -> Iterator[None]:
     try:
         yield
     except BackendError as error:
-        raise Refused(error.code, error.message, retry_after_s=error.retry_after_s) from error
+        raise Refused(error.code, error.message, retry_after_s=error.retry_after_s, details=error.details) from error

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
@@ -51,6 +52,8 @@ REPORTS = b"reports"
 ERROR_CODE = "Nats-Service-Error-Code"
 ERROR = "Nats-Service-Error"
 RETRY_AFTER = "Retry-After"
+# The further fields of a refusal, as JSON in ASCII.
+DETAILS = "Tailrace-Error-Details"
 # The status of nats-server's reply to a request that no process serves.
 NO_RESPONDERS = "503"
 HEADER_CHARS_MAX = 500
@@ -155,7 +158,12 @@ class Rpc:
         of_reply = reply.headers or {}
         if (code := of_reply.get(ERROR_CODE)) is not None:
             message = reply.data.decode(errors="replace") or of_reply.get(ERROR, "")
-            raise Refused(code if code in CODES else "internal", message, retry_after_s=_seconds(of_reply))
+            raise Refused(
+                code if code in CODES else "internal",
+                message,
+                retry_after_s=_seconds(of_reply),
+                details=json.loads(of_reply[DETAILS]) if DETAILS in of_reply else None,
+            )
         return reply
 
     async def serve(self, role: str, version: str, handlers: Mapping[str, Handler]) -> Endpoints:
@@ -282,8 +290,9 @@ def _seconds(headers: Mapping[str, str]) -> float | None:
 async def _refuse(request: Request, refused: Refused) -> None:
     """Sends the message as the body, and for tools in ASCII as a header."""
     in_ascii = refused.message.encode("ascii", "replace").decode()[:HEADER_CHARS_MAX]
-    again = {} if refused.retry_after_s is None else {RETRY_AFTER: str(refused.retry_after_s)}
-    await request.respond_error(refused.code, in_ascii, refused.message.encode(), again)
+    headers = {} if refused.retry_after_s is None else {RETRY_AFTER: str(refused.retry_after_s)}
+    headers |= {} if refused.details is None else {DETAILS: json.dumps(refused.details)}
+    await request.respond_error(refused.code, in_ascii, refused.message.encode(), headers)
 
 
 def _run_concurrently(endpoint: Endpoint, role: str, running: dict[asyncio.Task[None], Tenant]) -> Endpoint:

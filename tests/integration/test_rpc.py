@@ -100,6 +100,18 @@ async def test_a_refusal_has_a_code_a_message_and_the_time_after_which_to_retry(
     assert (refused.value.code, refused.value.message, refused.value.retry_after_s) == (code, message, retry_after_s)
 
 
+@pytest.mark.rule("R28")
+async def test_a_refusal_has_the_details_that_the_api_has_sent(
+    services: Rpc, other: Connection, tenant: Tenant, name: str
+) -> None:
+    """From them, the vendor's SDK makes its own error classes."""
+    details = {"error_code": "file_not_found", "file": "é"}
+    await serve(other, name, fail_with(Refused("backend_refused_request", "no such file", details=details)))
+    with pytest.raises(Refused) as refused:
+        await services.request(tenant, name, b"", timeout_s=TIMEOUT_S)
+    assert refused.value.details == details
+
+
 @pytest.mark.rule("R36")
 async def test_an_unavailable_role_is_named_in_the_error_code(
     services: Rpc, other: Connection, tenant: Tenant, name: str
