@@ -28,6 +28,7 @@ from tailrace.proto.runtime import sandbox
 from tailrace.proto.subjects import TurnKey
 from tests.harness.patches import patch_process, write_authority
 from tests.harness.postgresql import PostgreSQLMissing, PostgreSQLServer
+from tests.harness.timeouts import Timeouts
 
 # The streams must fit into the store of a test server, which is 1 GiB (NatsServer's default).
 BYTES_MAX = 768 * 1024**2
@@ -60,33 +61,12 @@ structlog.configure(processors=[*structlog.get_config()["processors"][:-1], cons
 patch_process()
 
 
-def end_at_timeout(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Cancels the test in whose loop pytest-timeout has raised, and not the tasks of fixtures that other tests share.
-
-    uvloop only logs what a signal handler raises while the loop waits, so the test would wait on.
-    """
-    loop.default_exception_handler(context)
-    if isinstance(context.get("exception"), pytest.fail.Exception):
-        for task in asyncio.all_tasks(loop):
-            if getattr(task.get_coro(), "__name__", "").startswith("test_"):
-                task.cancel("the test has reached its timeout")
-
-
 # As the processes run. It also takes an eighth less CPU time than asyncio's loop. Not by pytest-asyncio's hook: that
 # makes the loop's factory a parameter of each test, and a new parameter ends the loop of the session with its servers.
 # Python 3.14 deprecates policies, and 3.16 has none. pytest-asyncio still uses them.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
-
-    class EventLoopPolicy(asyncio.DefaultEventLoopPolicy):
-        """Creates loops of uvloop in which a test that waits ends at its timeout."""
-
-        def new_event_loop(self) -> asyncio.AbstractEventLoop:
-            loop = uvloop.new_event_loop()
-            loop.set_exception_handler(end_at_timeout)
-            return loop
-
-    asyncio.set_event_loop_policy(EventLoopPolicy())
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 # No garbage collection while pytest collects the tests: it would take a sixth of that time and free nothing.
 gc.disable()
@@ -97,6 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Workers and their children inherit it. What pytest keeps of the last runs stays where it is looked for.
     """
+    config.pluginmanager.register(Timeouts())
     if not hasattr(config, "workerinput"):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         # multiprocessing removes its own folder when Python exits, and fails if it is gone by then.

@@ -190,6 +190,14 @@ def own(own_server: NatsServer, own_connection: Connection, own_log: TurnLog, ow
     return OwnSystem(own_server, own_connection, own_log, own_claude)
 
 
+@pytest.fixture
+async def emptied_bodies(system_log: TurnLog) -> AsyncIterator[None]:
+    """Removes all blobs and large events of the shared system before the test, and those of the test."""
+    await system_log.connection.jetstream.purge_stream(subjects.BODIES)
+    yield
+    await system_log.connection.jetstream.purge_stream(subjects.BODIES)
+
+
 @pytest_asyncio.fixture
 async def second_gateway(system: System, gateway: Gateway, new_gateway: NewGateway) -> Gateway:
     """Another gateway of the shared system."""

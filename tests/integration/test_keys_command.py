@@ -74,6 +74,7 @@ async def test_a_created_key_works_at_every_gateway_until_it_is_revoked(
     await until(lambda: has_status(404, shown["key"]))
 
 
+@pytest.mark.timeout(120)
 async def test_each_command_of_the_budget_key_page_works(
     own: OwnSystem, new_gateway: NewGateway, tmp_path: Path
 ) -> None:

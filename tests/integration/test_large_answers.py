@@ -15,7 +15,7 @@ from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import BODIES, TurnKey
 from tests.integration.conftest import Gateway, forget
 
-pytestmark = pytest.mark.rule("R120")
+pytestmark = [pytest.mark.rule("R120"), pytest.mark.usefixtures("emptied_bodies")]
 
 PDF = base64.b64encode(os.urandom(2_300_000)).decode()
 CALL = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_fetch", "input": {"url": "https://example.com"}}

@@ -37,6 +37,8 @@ from tests.harness.system import System
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
+pytestmark = pytest.mark.usefixtures("emptied_bodies")
+
 MB = 1_000_000
 
 

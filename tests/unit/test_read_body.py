@@ -151,15 +151,31 @@ def test_a_mistake_in_the_json_is_named_with_its_position(raw: bytes, mistake: s
 @pytest.mark.parametrize(
     ("body", "regular"),
     [
-        (b'{"text":"\\\\ud83d \\ud83d\\ude00 \\ud83d"}', b'{"text":"\\\\ud83d \\ud83d\\ude00 \\ufffd"}'),
-        (b'{"text":"\\uDE00\\uD83D\\n"}', b'{"text":"\\ufffd\\ufffd\\n"}'),
-        (b'{"text":"\\u00e9\\""}', b'{"text":"\\u00e9\\""}'),
+        (b'{"message":"\\\\ud83d \\ud83d\\ude00 \\ud83d"}', b'{"message":"\\\\ud83d \\ud83d\\ude00 \\ufffd"}'),
+        (b'{"messages":["\\uDE00\\uD83D\\n"],"x":1}', b'{"messages":["\\ufffd\\ufffd\\n"],"x":1}'),
+        (b'{"text":"\\u00e9\\"\\ud83d\\ude00"}', b'{"text":"\\u00e9\\"\\ud83d\\ude00"}'),
     ],
 )
 def test_halves_of_surrogate_pairs_are_replaced_in_a_body_with_output_of_a_model(body: bytes, regular: bytes) -> None:
     """A page gets them in the input of a tool, and sends them back in every later request."""
     assert replace_halves(body) == regular
-    read_body.decode(regular, TextBody)
+    read_body.decode(regular, Any)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"message":"x","metadata":{"a":"\\ud800"}}',
+        b'{"message":"\\ud800","metadata":{"\\udfff":"a"}}',
+        b'["\\ud800"]',
+        b'{"message":"\\ud800',
+        b'{"messages":"\\ud800","x":' + b"[" * 100_000,
+    ],
+)
+def test_a_half_in_another_field_is_refused(body: bytes) -> None:
+    """Not the model has written it."""
+    with pytest.raises(Refused):
+        read_body.decode(replace_halves(body), Any)
 
 
 INT = "Expected `int`, got `%s` - at `number`"

@@ -150,10 +150,10 @@ def readable(blocks: list[Block]) -> list[dict[str, Any]]:
     ],
 )
 def test_no_server_tool_with_a_stored_result_runs_twice(directive: str, model: str) -> None:
-    """200 seeds, up to eight kills each, at any event of an answer with three tools."""
+    """60 seeds, up to eight kills each, at any event of an answer with three tools."""
     whole = readable(list(run_turn(directive, 0, kills=0, model=model).log.turn.blocks))
     killed = 0
-    for seed in range(200):
+    for seed in range(60):
         generator = run_turn(directive, seed, kills=8, model=model)
         turn = generator.log.turn
         killed += 8 - generator.kills_left

@@ -47,9 +47,10 @@ def text_delta(text: str) -> events.BlockDelta:
     return events.BlockDelta(0, events.TextDelta(text))
 
 
+END = events.MessageDelta(events.StopReason("end_turn"))
 CITATION = events.BlockDelta(0, events.CitationsDelta({"type": "char_location"}))
 # Text that the filter of repetitions holds back: it also occurs before the end of the stored text.
-HEADINGS = "## One\nSome text that is longer than what is compared.\n#"
+HEADINGS = "Title\n## One\nSome text that is longer than what is compared.\n#"
 
 
 @pytest.mark.rule("R75")
@@ -61,6 +62,8 @@ HEADINGS = "## One\nSome text that is longer than what is compared.\n#"
         # The text that completes the sequence is held back until the next event.
         ("###", HEADINGS, [text_delta("##"), events.BlockStop(0)]),
         ("###", HEADINGS, [text_delta("##"), CITATION]),
+        # It is also the beginning of the block: the call may begin the block anew.
+        ("###", HEADINGS[6:], [text_delta("##"), CITATION, events.BlockStop(0), END]),
     ],
 )
 def test_a_stop_sequence_across_a_takeover_ends_the_answer(
