@@ -1,5 +1,6 @@
 """Says what is wrong with a body that is not JSON, and at which byte; replaces halves of surrogate pairs."""
 
+import json
 import re
 
 import msgspec
@@ -12,13 +13,24 @@ ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
 )
 REPLACEMENT = rb"\ufffd"
+# The fields of a body in which a client repeats what a model has written.
+MESSAGES = ("messages", "message")
 AT_POSITION = ("invalid character", "object keys must be strings")
 POSITION = re.compile(r" \(byte ([0-9]+)\)$")
 
 
 def replace_halves(body: bytes) -> bytes:
-    """Returns `body` with the escape of U+FFFD in place of each half of a surrogate pair, which msgspec refuses."""
-    if b"\\ud" not in body and b"\\uD" not in body:
+    """Returns `body` with the escape of U+FFFD in place of each half of a surrogate pair in its messages.
+
+    msgspec refuses such halves. With a half in another field, or if it is not JSON, `body` is returned unchanged.
+    """
+    if (b"\\ud" not in body and b"\\uD" not in body) or all(found[1] is None for found in ESCAPE.finditer(body)):
+        return body
+    try:
+        fields = json.loads(body)
+        others = {name: fields[name] for name in fields if name not in MESSAGES}
+        json.dumps(others, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):
         return body
     return ESCAPE.sub(lambda found: found[0] if found[1] is None else REPLACEMENT, body)
 
