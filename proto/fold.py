@@ -412,7 +412,7 @@ class Folding:
         """Returns the last call of a server tool with the id `name`; None if the answer has none."""
         calls = (one for one in reversed(self.blocks) if is_call(one.block.start) and one.block.start.get("id") == name)
         call = next(calls, None)
-        return call and call.build()
+        return None if call is None else call.build()
 
     def add_delta(self, index: int, delta: events.Delta) -> None:
         """Adds a delta to a block."""
