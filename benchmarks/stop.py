@@ -40,7 +40,7 @@ async def run(log: TurnLog, claude: str, number: int) -> float:
     await wait_for_open_streams(claude, 1)
     async with httpx2.AsyncClient(base_url=claude, trust_env=False) as client:
         begun = time.perf_counter()
-        await cancel(log, key)
+        await cancel(log, key, "request")
         while (await client.get("/_sim/stats")).json()["streams_open"]:
             pass
         return 1000 * (time.perf_counter() - begun)

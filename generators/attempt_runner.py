@@ -284,9 +284,9 @@ class AttemptRunner:
     async def _hand_over(self, key: TurnKey, turn: Turn) -> None:
         """Stores a hidden event which says that this process gives the turn back (R73).
 
-        An attempt without any other event then does not count.
+        An attempt that has stored nothing new then does not count, and the timeline tells a restart from a death.
         """
-        if turn.chain.is_ended or not turn.fruitless:
+        if turn.chain.is_ended:
             return
         entry = Event(prev=turn.chain.last, attempt=turn.attempt, event=events.HANDOVER, is_hidden=True)
         appending = await run_until(self._log.append(key, turn.chain, entry), timeout_s=CLEANUP_S_MAX)

@@ -46,10 +46,13 @@ CANCEL_TURN_S = 2.0
 
 async def cancel_turn(log: TurnLog, tenant: Tenant, body: bytes) -> bytes:
     """The handler that cancels a turn for a gateway far from NATS (PROTOCOL R22)."""
-    key = TurnKey(tenant, decode_query(body, CancelTurn).turn)
+    query = decode_query(body, CancelTurn)
+    key = TurnKey(tenant, query.turn)
     try:
         async with asyncio.timeout(CANCEL_TURN_S):
-            _, was_running = await append_cancellation(log, key, timeout_s=CANCEL_TURN_S)
+            _, was_running = await append_cancellation(
+                log, key, cause=query.cause, by=query.by, timeout_s=CANCEL_TURN_S
+            )
     except TimeoutError as error:
         raise LogUnavailable(f"{key.turn} could not be cancelled in time") from error
     return msgspec.json.encode(TurnCancelled(was_running))

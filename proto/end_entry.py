@@ -28,8 +28,19 @@ STOP_BYTES_MAX = 128 * 1024
 V = TypeVar("V")
 
 
-def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, schema_valid: bool | None = None) -> End:
-    """Returns the `end` entry that follows the last entry of `turn`. Usage and cost are counted for every outcome."""
+def build_end(
+    turn: Turn,
+    outcome: Outcome,
+    error: Failure | None = None,
+    *,
+    schema_valid: bool | None = None,
+    cause: str | None = None,
+    by: str | None = None,
+) -> End:
+    """Returns the `end` entry that follows the last entry of `turn`. Usage and cost are counted for every outcome.
+
+    `cause` and `by` say why a turn is cancelled, and which credential did it.
+    """
     text_chars, text_sha256 = text_proof(turn.text)
     blocks, length = _drop_if_long(turn.blocks, BLOCKS_BYTES_MAX), turn.chain.length
     bill = turn.bill
@@ -56,6 +67,8 @@ def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, sch
         text_sha256=text_sha256,
         blocks=blocks,
         length=None if blocks is None or length is None else length + 1,
+        cause=cause,
+        by=by,
     )
 
 
@@ -115,6 +128,7 @@ def end_fields(key: TurnKey, turn: Turn) -> dict[str, Any]:
         "attempt": turn.attempt,
         "outcome": end.outcome,
         "code": end.error.code if end.error is not None else None,
+        **({"cause": end.cause} if end.cause is not None else {}),
         "input_tokens": end.usage.input_tokens,
         "output_tokens": end.usage.output_tokens,
         "cost_usd": end.cost_usd,

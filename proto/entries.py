@@ -20,6 +20,8 @@ OnPause = Literal["continue", "return"]
 Mode = Literal["fresh", "continue", "restart"]
 CacheFor = Literal["auto", "5m", "1h"]
 Outcome = Literal["completed", "cancelled", "failed"]
+CancelCause = Literal["request", "session", "on_busy", "on_disconnect", "deletion", "batch"]
+"""Why a turn was cancelled (PROTOCOL R22)."""
 Via = Literal["messages", "message_batches"]
 """The Anthropic API that answers: Messages or Message Batches."""
 
@@ -270,6 +272,10 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The content blocks of the fold (PROTOCOL R110). None for a long answer, and in the `end` of an older version."""
     length: int | None = None
     """The number of valid entries of the turn, with this one; None without `blocks`, or if the writer does not know."""
+    cause: str | None = None
+    """Why the turn was cancelled: a CancelCause, or one of a newer version. None: an older version cancelled it."""
+    by: str | None = None
+    """The name of the credential of the client that cancelled the turn, as `by` of the request."""
 
     @property
     def cost_usd(self) -> float | None:

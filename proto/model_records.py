@@ -57,10 +57,15 @@ class CancelMessageBatch(msgspec.Struct, frozen=True):
     message_batch: str
 
 
-class CancelTurn(msgspec.Struct, frozen=True):
-    """Cancels a turn, for a gateway that loses the fence to the turn's generator."""
+class CancelTurn(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Cancels a turn, for a gateway that loses the fence to the turn's generator.
+
+    `cause` and `by` are those of its `end`.
+    """
 
     turn: TurnId
+    cause: str | None = None
+    by: str | None = None
 
 
 class TurnCancelled(msgspec.Struct, frozen=True):

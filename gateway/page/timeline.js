@@ -39,6 +39,8 @@ function draw() {
   byId("found").hidden = false;
   const outcome = end?.outcome ?? "running";
   byId("headline").textContent = `${outcome[0].toUpperCase()}${outcome.slice(1)}${end ? ` in ${seconds(since(end.at))}` : ""}`;
+  const why = end?.code ?? end?.cause;
+  if (why) byId("headline").append(` (${why})`);
   document.title = `${byId("headline").textContent} \u2013 Tailrace`;
   const figures = end ? [`${count(end.usage.input_tokens ?? 0)} + ${count(end.usage.output_tokens ?? 0)} tokens`, costOf(end.cost_usd)] : [];
   const tries = attempts.length ? [`${attempts.length} attempt${attempts.length > 1 ? "s" : ""}`] : [];
@@ -78,7 +80,8 @@ function attemptBars() {
   return timeline.attempts.map((one, index) => {
     const next = timeline.attempts[index + 1];
     const till = next ? since(one.last_event_at ?? one.at) : length();
-    return bar(next ? "attempt broken" : "attempt", since(one.at), till, `${one.attempt}: ${short(one.generator)}`);
+    const name = [`${one.attempt}: ${short(one.generator)}`, one.cause].filter(Boolean).join(", ");
+    return bar(next ? "attempt broken" : "attempt", since(one.at), till, name);
   });
 }
 

@@ -170,7 +170,7 @@ async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient)
     Turns that have ended keep their answers.
     """
     key, stored, turn = await batch_of(request, log, history)
-    return json_response(batch_record(await cancel_batch(log, key, stored, turn)))
+    return json_response(batch_record(await cancel_batch(log, key, stored, turn, request.principal.key)))
 
 
 async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobStore) -> ASGIApp:
@@ -366,9 +366,14 @@ async def find_batch(key: TurnKey, log: TurnLog, history: HistoryClient) -> tupl
         raise not_found("batch") from error
 
 
-async def cancel_batch(log: TurnLog, key: TurnKey, stored: StoredBatch, turn: Turn | None) -> StoredBatch:
-    """Cancels a batch and its running turns if the log still has it; returns the batch."""
-    return stored if turn is None else stored_batch(key, await cancel(log, key))
+async def cancel_batch(
+    log: TurnLog, key: TurnKey, stored: StoredBatch, turn: Turn | None, by: str | None
+) -> StoredBatch:
+    """Cancels a batch and its running turns if the log still has it; returns the batch.
+
+    `by` is the credential of the client that requests it.
+    """
+    return stored if turn is None else stored_batch(key, await cancel(log, key, "request", by))
 
 
 async def refresh_all(log: TurnLog, tenant: Tenant, found: Sequence[StoredBatch]) -> list[StoredBatch]:

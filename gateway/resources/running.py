@@ -96,16 +96,16 @@ async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient)
     after: str | None = None
     while True:
         page = await history.query(tenant, ListRunning(session, after, PAGE_ITEMS_MAX))
-        ended = await asyncio.gather(*(_cancel(log, tenant, one.turn) for one in page.turns))
+        ended = await asyncio.gather(*(_cancel(log, tenant, one.turn, request.principal.key) for one in page.turns))
         cancelled += [one.turn for one, is_cancelled in zip(page.turns, ended, strict=True) if is_cancelled]
         if (after := page.next) is None:
             return json_response(CancelledSession(session, cancelled))
 
 
-async def _cancel(log: TurnLog, tenant: Tenant, turn: TurnId) -> bool:
+async def _cancel(log: TurnLog, tenant: Tenant, turn: TurnId, by: str | None) -> bool:
     """Cancels a turn; returns False if it has ended otherwise, or has left the log."""
     try:
-        return (await cancel(log, TurnKey(tenant, turn))).outcome == "cancelled"
+        return (await cancel(log, TurnKey(tenant, turn), "session", by)).outcome == "cancelled"
     except TurnUnknown:
         return False
 

@@ -31,13 +31,13 @@ class Conversations:
         self._history = history
 
     async def find_position(
-        self, tenant: Tenant, new_turn: NewTurn, may_interrupt: Callable[[], Awaitable[bool]]
+        self, tenant: Tenant, new_turn: NewTurn, may_interrupt: Callable[[], Awaitable[bool]], by: str | None
     ) -> Position:
         """Returns the position after the turn's parent, or after its session's newest turn. Raises Refused.
 
         With a parent of null, the turn has no history: it begins a branch of its session, or a new session.
         `may_interrupt` is called before `on_busy: interrupt` cancels the running turn. If it returns False, no turn is
-        cancelled, and the error is session_busy.
+        cancelled, and the error is session_busy. `by` is the credential that creates the new turn.
         """
         new = new_messages(new_turn)
         match new_turn.session, new_turn.parent:
@@ -47,7 +47,7 @@ class Conversations:
                 return position_after(await self._beginning(tenant, session, may_create=new_turn.create_session), new)
             case session, parent:
                 query = GetContext(session, None if parent is msgspec.UNSET else parent, new_turn.create_session)
-                context = await self._context(tenant, query, new_turn, may_interrupt)
+                context = await self._context(tenant, query, new_turn, may_interrupt, by)
                 if isinstance(context, TurnRecord):
                     return await self._build_queued_position(tenant, context, new)
                 if isinstance(new_turn, AppendedTurn):
@@ -74,7 +74,12 @@ class Conversations:
         return msgspec.structs.replace(position_after(beginning, new), parent=running.turn, is_queued=True)
 
     async def _context(
-        self, tenant: Tenant, query: GetContext, new_turn: NewTurn, may_interrupt: Callable[[], Awaitable[bool]]
+        self,
+        tenant: Tenant,
+        query: GetContext,
+        new_turn: NewTurn,
+        may_interrupt: Callable[[], Awaitable[bool]],
+        by: str | None,
     ) -> Context | TurnRecord:
         """Returns the branch to continue. While its last turn runs, applies `on_busy`; `queue` returns that turn."""
         while True:
@@ -90,15 +95,15 @@ class Conversations:
             if new_turn.on_busy == "queue":
                 return newest
             if new_turn.on_busy == "interrupt":
-                await self._cancel(TurnKey(tenant, running.turn))
+                await self._cancel(TurnKey(tenant, running.turn), by)
             elif running.parent is None:
                 return await self._beginning(tenant, running.session, may_create=False)
             else:
                 query = GetContext(query.session, running.parent)
 
-    async def _cancel(self, key: TurnKey) -> None:
+    async def _cancel(self, key: TurnKey, by: str | None) -> None:
         try:
-            await cancel(self._log, key)
+            await cancel(self._log, key, "on_busy", by)
         except TurnUnknown as error:
             # The database has it as running, but its log is gone, and with it the end.
             # No field is named: the client protocols have different ones.

@@ -227,7 +227,7 @@ class Deleter:
         """Cancels a turn. Raises TurnUnknown, LogUnavailable."""
         # First the mark: the cancelled turn would be sent to its webhook before it is purged.
         await self._tombstones.mark_deletion(key)
-        await cancel(self._log, key)
+        await cancel(self._log, key, "deletion")
 
     async def _cancel_batch(self, key: TurnKey) -> None:
         """Cancels a batch before its turns: it would submit new ones during the deletion."""

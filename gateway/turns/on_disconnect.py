@@ -74,7 +74,7 @@ class DisconnectPolicy:
                 if await self._presence.has_readers_anywhere(key):
                     return
             logger.info("turn has no readers", turn=key.turn)
-            await cancel(self._presence.log, key)
+            await cancel(self._presence.log, key, "on_disconnect")
         except TailraceError as error:
             logger.warning("turn continues without readers", turn=key.turn, error=str(error))
 

@@ -22,10 +22,13 @@ class TurnReader:
         except TurnUnknown:
             return await self._history.read_past_turn(key)
 
-    async def cancel(self, key: TurnKey) -> TurnRecord:
-        """Cancels the turn unless it has ended, and returns it. Raises Refused (`turn_not_found`), LogError."""
+    async def cancel(self, key: TurnKey, by: str | None) -> TurnRecord:
+        """Cancels the turn unless it has ended, and returns it. `by` is the credential of the client that requests it.
+
+        Raises Refused (`turn_not_found`), LogError.
+        """
         try:
-            return record_from_fold(key, await cancel(self._log, key))
+            return record_from_fold(key, await cancel(self._log, key, "request", by))
         except TurnUnknown:
             return await self.read(key)
 

@@ -148,7 +148,7 @@ class TurnSubmitter:
             # A concurrent POST with the same key may have stored its turn, which would be the one to interrupt.
             return await self._find_repeat(submission) is None
 
-        position = await self._conversations.find_position(principal.tenant, new_turn, may_interrupt)
+        position = await self._conversations.find_position(principal.tenant, new_turn, may_interrupt, principal.key)
         models = await self._catalogue.offer(principal.tenant)
         submission.entry = build_entry(
             new_turn,

@@ -19,7 +19,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.reader_report import GatewayReaders, ReaderReport
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import Usage
+from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
 # A reader hardly notices a shorter pause. A takeover takes about two seconds.
 PAUSE_MIN = timedelta(seconds=1)
@@ -42,6 +42,16 @@ class AttemptStep(msgspec.Struct, kw_only=True):
     """Whether the answer was begun, continued or restarted."""
     is_hedge: bool
     """Whether it was a second call beside a slow one."""
+    cause: str | None = None
+    """Why it follows the attempt before it: the code of the error that ended that one; `pause_turn`: the model paused;
+    `schema`: the answer did not fit its schema; `hedge`: no token in time; `handover`: its generator was stopped;
+    `takeover`: its generator gave no reason, as when it is killed; `redelivery`: the same generator was interrupted.
+    Null for the first attempt."""
+    reason: str | None = None
+    """With the mode `restart`: why the answer so far could not be continued: `on_interrupt`, `schema`, or the type of a
+    content block. Null if `cause` says all."""
+    is_handed_over: bool = False
+    """Whether its generator was stopped, and gave the turn back."""
     first_token_at: datetime | None = None
     """When its first delta was stored."""
     last_event_at: datetime | None = None
@@ -81,6 +91,14 @@ class EndStep(msgspec.Struct, frozen=True, kw_only=True):
     """Why the model stopped."""
     code: str | None
     """The code of the error, if the turn failed."""
+    message: str | None = None
+    """The error in one sentence, if the turn failed. It may quote the model's API."""
+    cause: str | None = None
+    """Why the turn was cancelled: `request`: by a client; `session`: by a client, with the session's other running
+    turns; `on_busy`: by a newer turn; `on_disconnect`: it had no reader; `deletion`; `batch`: its batch has ended.
+    Null: not cancelled, cancelled by an older version, or only the database has the turn."""
+    by: str | None = None
+    """The id of the credential of the client that cancelled it."""
     usage: Usage
     """The tokens of the turn."""
     usage_is_estimated: bool
@@ -120,6 +138,8 @@ class Timeline(msgspec.Struct, kw_only=True):
     """The model that answers."""
     accepted_at: datetime | None = None
     """When the request was stored."""
+    max_cost_usd: float | None = None
+    """What the answer may cost, in dollars; null: no limit."""
     queue_position: int | None = None
     """The estimated position in the queue when the turn was accepted, from 1; null if a generator was free."""
     attempts: list[AttemptStep] = []
@@ -245,11 +265,15 @@ async def read(
 
 
 def _end_step(at: datetime, outcome: Outcome, end: End | TurnRecord) -> EndStep:
+    cause, by = (end.cause, end.by) if isinstance(end, End) else (None, None)
     return EndStep(
         at=at,
         outcome=outcome,
         stop_reason=end.stop_reason,
         code=end.error.code if end.error is not None else None,
+        message=end.error.message if end.error is not None else None,
+        cause=cause,
+        by=by,
         usage=end.usage,
         usage_is_estimated=end.usage_is_estimated,
         cost_usd=end.cost_usd,
@@ -263,7 +287,10 @@ def _add(found: Timeline, stored: StoredEntry) -> int:
         case Request() as request:
             found.session, found.model = request.session, request.model
             found.accepted_at, found.queue_position = stored.at, request.queue_position
+            if request.max_cost_nano_usd is not None:
+                found.max_cost_usd = request.max_cost_nano_usd / NANO_USD_PER_USD
         case Attempt() as attempt:
+            before = found.attempts[-1] if found.attempts else None
             found.attempts.append(
                 AttemptStep(
                     attempt=attempt.attempt,
@@ -272,8 +299,12 @@ def _add(found: Timeline, stored: StoredEntry) -> int:
                     backend=attempt.backend,
                     mode=attempt.mode,
                     is_hedge=attempt.is_hedge,
+                    cause=None if before is None else _find_cause(attempt, before),
+                    reason=attempt.reason,
                 )
             )
+        case Event(event=raw, is_hidden=True) if found.attempts and raw == events.HANDOVER:
+            found.attempts[-1].is_handed_over = True
         case Event(event=raw) if found.attempts:
             last = found.attempts[-1]
             last.events += 1
@@ -287,6 +318,19 @@ def _add(found: Timeline, stored: StoredEntry) -> int:
         case _:
             pass
     return chars
+
+
+def _find_cause(attempt: Attempt, before: AttemptStep) -> str:
+    """Returns why `attempt` follows the attempt `before`; see AttemptStep.cause."""
+    if attempt.is_hedge:
+        return "hedge"
+    if attempt.cause is not None:
+        return attempt.cause
+    if attempt.misfit is not None:
+        return "schema"
+    if before.is_handed_over:
+        return "handover"
+    return "redelivery" if attempt.generator == before.generator else "takeover"
 
 
 def _length(delta: events.Delta) -> int:
@@ -323,12 +367,69 @@ def _describe_delivery(found: Timeline, last: Seq) -> str:
     )
 
 
-# The text of an attempt after the first one begins with these words, by its mode.
-LATER_ATTEMPTS: Mapping[Mode, str] = {
-    "fresh": "A new attempt",
-    "continue": "Takeover: the answer goes on",
-    "restart": "Takeover: the answer begins anew",
+MODES: Mapping[Mode, str] = {
+    "fresh": "begins the answer",
+    "continue": "continues the answer",
+    "restart": "restarts the answer, with a reset for its readers",
 }
+
+
+def _describe_attempt(one: AttemptStep, before: AttemptStep | None) -> str:
+    """Returns an attempt in words, and why it follows the attempt `before`."""
+    who = f"Attempt {one.attempt} by {one.generator}, {one.backend}"
+    if before is None:
+        return f"Claimed. {who}"
+    match one.cause:
+        case "hedge":
+            why = f"Hedge: {before.generator} had no token in time"
+        case "handover":
+            why = f"Handover: {before.generator} was stopped"
+        case "takeover":
+            why = f"Takeover: {before.generator} gave no reason (killed, frozen, stopped, or without NATS)"
+        case "redelivery":
+            why = f"Repeated: {before.generator} was interrupted (without NATS, or an error that its log has)"
+        case "schema":
+            why = "Correction: the answer does not fit its schema"
+        case events.PAUSE:
+            why = f"The model paused ({events.PAUSE})"
+        case code:
+            why = f"The call failed ({code})"
+    match one.reason:
+        case None:
+            reason = ""
+        case "on_interrupt":
+            reason = ", as on_interrupt says"
+        case "schema":
+            reason = ", because the JSON of a schema has to be written in one call"
+        case block:
+            reason = f", because a block of type {block} cannot be continued"
+    return f"{why}. {who}, {MODES[one.mode]}{reason}"
+
+
+CANCEL_CAUSES: Mapping[str, str] = {
+    "request": "a client has cancelled it",
+    "session": "a client has cancelled all running turns of the session",
+    "on_busy": "a newer turn of the session has on_busy: interrupt",
+    "on_disconnect": "it had no reader, and has on_disconnect",
+    "deletion": "it is being deleted",
+    "batch": "its batch has ended",
+}
+
+
+def _describe_end(end: EndStep, max_cost_usd: float | None) -> str:
+    """Returns how a turn has ended, why, and by whom."""
+    what = end.outcome.capitalize()
+    match end.outcome:
+        case "failed" if end.code is not None:
+            # A message of the model's API may have several lines.
+            return f"{what} ({end.code}): {' '.join((end.message or '').split())}".removesuffix(": ")
+        case "cancelled" if end.cause is not None:
+            by = f", with the credential {end.by}" if end.by is not None else ""
+            return f"{what} ({end.cause}): {CANCEL_CAUSES.get(end.cause, 'by a newer version')}{by}"
+        case "completed" if end.stop_reason == "max_cost" and max_cost_usd is not None:
+            return f"{what} (max_cost): the answer may cost {max_cost_usd:.6g} $"
+        case _:
+            return f"{what} ({end.stop_reason})" if end.stop_reason else what
 
 
 def _describe_steps(found: Timeline) -> list[Step]:
@@ -337,10 +438,8 @@ def _describe_steps(found: Timeline) -> list[Step]:
     if found.accepted_at is not None:
         queue = f", number {found.queue_position} in the queue" if found.queue_position else ""
         steps.append(Step(found.accepted_at, f"Accepted{queue}"))
-    for one in found.attempts:
-        what = "Claimed" if one.attempt == 1 else LATER_ATTEMPTS[one.mode]
-        hedge = ", a hedge" if one.is_hedge else ""
-        steps.append(Step(one.at, f"{what}. Attempt {one.attempt} by {one.generator}, {one.backend}{hedge}"))
+    for index, one in enumerate(found.attempts):
+        steps.append(Step(one.at, _describe_attempt(one, found.attempts[index - 1] if index else None)))
         if one.first_token_at is not None:
             is_first = one.first_token_at == found.first_token_at
             steps.append(Step(one.first_token_at, "First token" if is_first else "Next token"))
@@ -359,6 +458,5 @@ def _describe_steps(found: Timeline) -> list[Step]:
             count = f": {sent}" if found.entries else ""
             steps.append(Step(report.closed_at, f"A reader {ending}, up to {report.written}{count}"))
     if (end := found.end) is not None:
-        why = end.code or end.stop_reason
-        steps.append(Step(end.at, f"{end.outcome.capitalize()}{f' ({why})' if why else ''}"))
+        steps.append(Step(end.at, _describe_end(end, found.max_cost_usd)))
     return sorted(steps, key=lambda step: step.at)

@@ -373,7 +373,7 @@ class BatchRunner:
             turn = await self._log.read_turn(child)
             while turn.end is None:
                 with suppress(FenceLost):
-                    await self._log.append(child, turn.chain, build_end(turn, "cancelled"))
+                    await self._log.append(child, turn.chain, build_end(turn, "cancelled", cause="batch"))
                 turn = await self._log.read_turn(child, turn)
 
 

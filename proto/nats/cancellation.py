@@ -10,17 +10,25 @@ from tailrace.proto.subjects import TurnKey
 
 
 async def append_cancellation(
-    log: TurnLog, key: TurnKey, on_fence_lost: Callable[[int], Awaitable[bool]] | None = None, *, timeout_s: float
+    log: TurnLog,
+    key: TurnKey,
+    on_fence_lost: Callable[[int], Awaitable[bool]] | None = None,
+    *,
+    cause: str | None,
+    by: str | None,
+    timeout_s: float,
 ) -> tuple[Turn, bool]:
     """Ends the turn as cancelled unless it has ended; returns it with its end, and whether this call has ended it.
 
+    `cause` and `by` (the client's credential) are stored in the `end`.
     `on_fence_lost` is called after each append that has lost the fence, with their number, and returns whether it has
     ended the turn. Raises TurnUnknown, LogUnavailable, LogFull.
     """
     turn, was_running, losses = await log.read_turn_direct(key), False, 0
     while turn.end is None:
         try:
-            await log.append(key, turn.chain, build_end(turn, "cancelled"), timeout_s=timeout_s)
+            end = build_end(turn, "cancelled", cause=cause, by=by)
+            await log.append(key, turn.chain, end, timeout_s=timeout_s)
             was_running = True
         except FenceLost:
             # Another writer has meanwhile appended more of the answer, or its end.

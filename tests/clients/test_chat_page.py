@@ -204,8 +204,9 @@ async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_
     slow, original = timeline["paces"]
     assert 0 < slow < 0.5 < original
     steps = "\n".join(timeline["steps"])
-    parts = "Accepted", "Claimed. Attempt 1", "First token", "Takeover: the answer goes on. Attempt 2", "Completed"
+    parts = "Accepted", "Claimed. Attempt 1", "First token", "Takeover: ", "Completed"
     assert [steps.index(one) for one in parts] == sorted(steps.index(one) for one in parts)
+    assert "continues the answer" in steps
     assert "A reader resumed after" in steps
     assert "A reader lost its gateway, which had sent " in steps
     killed = seen.pop("killed")

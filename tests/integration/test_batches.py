@@ -575,7 +575,7 @@ async def test_a_batch_is_acknowledged_after_its_turns_have_ended(
     async def cancel_once(runner: BatchRunner, key: TurnKey) -> Turn:
         runs.append(key)
         if len(runs) == 1:
-            await cancel(own.log, key)
+            await cancel(own.log, key, "request")
             raise FenceLost("cancelled")
         return await run(runner, key)
 

@@ -244,7 +244,7 @@ async def test_cancelling_closes_both_calls(own: HedgingSystem) -> None:
     async with own.two_generators():
         key = await own.append_request(f"words=20 rate=0 {BOTH_CALLS_SILENT}")
         await own.wait_for_open_streams(2)
-        await cancel(own.log, key)
+        await cancel(own.log, key, "request")
         await own.wait_for_open_streams(0)
         turn = await own.wait_until_settled(key)
     assert (turn.outcome, turn.attempt, await own.count_aborted()) == ("cancelled", 1, 2)

@@ -53,7 +53,7 @@ async def test_a_turn_is_acknowledged_after_its_end_and_not_before(own: OwnSyste
         key = await own.append_request("words=3 rate=0 fault=stall@1")
         await own.wait_for_open_streams(1)
         assert not await is_acknowledged(own.connection)
-        await cancel(own.log, key)
+        await cancel(own.log, key, "request")
         await own.wait_until_acknowledged()
 
 
@@ -101,7 +101,7 @@ async def test_a_draining_generator_finishes_its_turns_until_a_second_signal(own
             assert await own.modes(key) == ["fresh"]
             stop.signal()
             await until_equal(lambda: own.modes(key), [*CONTINUED])
-            await cancel(own.log, key)
+            await cancel(own.log, key, "request")
 
 
 async def test_a_turn_that_another_writer_continues_counts_as_a_lost_fence(own: OwnSystem) -> None:
@@ -110,7 +110,7 @@ async def test_a_turn_that_another_writer_continues_counts_as_a_lost_fence(own: 
     async with own.running_generator():
         cancelled = await own.append_request("words=4000 rate=20")
         await own.wait_for_open_streams(1)
-        await cancel(own.log, cancelled)
+        await cancel(own.log, cancelled, "request")
         await own.wait_until_acknowledged()
         assert fences_lost() == lost
         continued = await own.append_request("words=4000 rate=20")
@@ -147,7 +147,7 @@ async def test_a_cancelled_turn_is_freed_without_a_garbage_collection(own: OwnSy
         key = await own.append_request("words=4000 rate=20", session="cancelled")
         await own.wait_for_open_streams(1)
         assert is_kept("cancelled")
-        await cancel(own.log, key)
+        await cancel(own.log, key, "request")
         await own.wait_until_acknowledged()
         await until(lambda: not is_kept("cancelled"), deadline_s=2)
 
@@ -228,7 +228,7 @@ async def test_a_turn_with_another_writer_is_settled_once_it_has_ended(own: OwnS
     running = asyncio.create_task((await overtaken_worker(own, settle)).run(stop))
     key = await own.append_request("words=3")
     await until(lambda: fences_lost() > lost)
-    await cancel(own.log, key)
+    await cancel(own.log, key, "request")
     await own.wait_until_acknowledged()
     stop.set()
     await running
@@ -245,7 +245,7 @@ async def test_an_error_while_a_lost_turn_is_settled_does_not_stop_the_worker(ow
         if len(outcomes) == 1:
             raise ZeroDivisionError
 
-    await cancel(own.log, await own.append_request("words=3"))
+    await cancel(own.log, await own.append_request("words=3"), "request")
     running = asyncio.create_task((await overtaken_worker(own, settle)).run(stop))
     await until(lambda: running.done() or len(outcomes) == 2)
     await own.wait_until_acknowledged()
@@ -276,7 +276,7 @@ async def test_a_worker_fetches_at_once_what_it_can_start_and_no_more(
         backlog = await deliveries.backlog()
         assert (backlog.leased, backlog.waiting) == (2, 3)
         for number, key in enumerate(keys):
-            await cancel(own.log, key)
+            await cancel(own.log, key, "request")
             await own.wait_for_open_streams(min(2, len(keys) - number - 1))
     assert await own.calls() == 5
 

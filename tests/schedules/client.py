@@ -62,7 +62,7 @@ class Canceller:
         while True:
             await world.wait(wait_s)
             try:
-                await cancel(self._log, self._key)
+                await cancel(self._log, self._key, "request")
             except (LogFull, LogUnavailable, TurnUnknown):
                 wait_s = RETRY_S_MAX * world.chance()
             else:

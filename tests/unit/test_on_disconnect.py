@@ -25,7 +25,8 @@ async def test_a_reader_that_leaves_does_not_close_the_window_of_another(
     cancelled: list[float] = []
     began = loop.time()
 
-    async def cancel(_: object, __: TurnKey) -> None:
+    async def cancel(_: object, __: TurnKey, cause: str) -> None:
+        assert cause == "on_disconnect"
         cancelled.append(loop.time() - began)
 
     async def has_readers_anywhere(_: TurnKey) -> bool:

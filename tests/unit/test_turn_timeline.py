@@ -2,19 +2,23 @@
 
 import random
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from tailrace.deploy.cli.turn import render
-from tailrace.gateway.turns.timeline import Timeline, build, read
-from tailrace.proto.entries import StoredEntry
+from tailrace.gateway.turns.timeline import CANCEL_CAUSES, Timeline, build, read
+from tailrace.proto import events
+from tailrace.proto.end_entry import build_end
+from tailrace.proto.entries import CancelCause, Event, Failure, Mode, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tests.harness.turn_builder import KEY, NOON, completed_turn, started_turn
+from tests.harness.turn_builder import KEY, NOON, Handwritten, attempt, completed_turn, started_turn
+
+LATE = Failure("deadline_exceeded", "the answer was not finished in time")
 
 
 def seconds(stored: list[StoredEntry], *at: float) -> list[StoredEntry]:
@@ -123,6 +127,103 @@ def test_delivery_is_unknown_if_no_gateway_remembers_the_streams() -> None:
     assert build(KEY, stored, []).delivered == "unknown: no gateway answered"
     restarted = GatewayReaders(NOON + timedelta(hours=1), [])
     assert build(KEY, stored, [restarted]).delivered.startswith("unknown: the gateways remember streams since")
+
+
+def attempt_after(log: Handwritten, mode: Mode, generator: str = "generator-1", **given: Any) -> None:
+    log.store(msgspec.structs.replace(attempt(log.chain, mode), generator=generator, **given))
+
+
+def handover(log: Handwritten) -> None:
+    log.store(Event(prev=log.chain.last, attempt=log.chain.attempt, event=events.HANDOVER, is_hidden=True))
+
+
+@pytest.mark.parametrize(
+    ("is_handed_over", "mode", "given", "cause", "words"),
+    [
+        (False, "continue", {"generator": "generator-2"}, "takeover", "Takeover: generator-1 gave no reason (killed,"),
+        (
+            True,
+            "continue",
+            {"generator": "generator-2"},
+            "handover",
+            "Handover: generator-1 was stopped. Attempt 2",
+        ),
+        (False, "continue", {}, "redelivery", "Repeated: generator-1 was interrupted (without NATS, or an error"),
+        (
+            False,
+            "continue",
+            {"cause": "backend_failed"},
+            "backend_failed",
+            "The call failed (backend_failed). ",
+        ),
+        (False, "continue", {"cause": "pause_turn"}, "pause_turn", "The model paused (pause_turn). Attempt 2 by "),
+        (
+            *(False, "fresh", {"generator": "generator-2", "is_hedge": True}, "hedge"),
+            "Hedge: generator-1 had no token in time. Attempt 2 by generator-2, claude, begins the answer",
+        ),
+        (
+            *(False, "restart", {"misfit": "secret: not a number"}, "schema"),
+            "Correction: the answer does not fit its schema. Attempt 2 by generator-1, claude, restarts the answer",
+        ),
+        (
+            *(False, "restart", {"cause": "backend_failed", "reason": "tool_use"}, "backend_failed"),
+            "with a reset for its readers, because a block of type tool_use cannot be continued",
+        ),
+        (
+            *(True, "restart", {"generator": "generator-2", "reason": "on_interrupt"}, "handover"),
+            "with a reset for its readers, as on_interrupt says",
+        ),
+        (False, "restart", {"reason": "schema"}, "redelivery", "because the JSON of a schema has to be written in one"),
+    ],
+)
+def test_each_later_attempt_says_why_it_was_made(
+    is_handed_over: bool, mode: Mode, given: dict[str, Any], cause: str, words: str
+) -> None:
+    log = started_turn("secret")
+    if is_handed_over:
+        handover(log)
+    attempt_after(log, mode, **given)
+    found = build(KEY, log.stored, [])
+    first, second = found.attempts
+    assert (first.cause, first.is_handed_over, first.events) == (None, is_handed_over, 3)
+    assert (second.cause, second.reason) == (cause, given.get("reason"))
+    assert words in render(found)
+    assert "secret" not in render(found) + msgspec.json.encode(found).decode()
+
+
+@pytest.mark.rule("R22")
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        *(({"outcome": "cancelled", "cause": cause}, f"Cancelled ({cause}): ") for cause in get_args(CancelCause)),
+        (
+            {"outcome": "cancelled", "cause": "request", "by": "key_1"},
+            "Cancelled (request): a client has cancelled it, with the credential key_1",
+        ),
+        ({"outcome": "cancelled", "cause": "cosmic_rays"}, "Cancelled (cosmic_rays): by a newer version"),
+        ({"outcome": "cancelled"}, "Cancelled\n"),
+        (
+            {"outcome": "failed", "error": Failure("backend_refused_request", "the model:\n  no")},
+            "Failed (backend_refused_request): the model: no",
+        ),
+        ({"outcome": "failed", "error": LATE}, "Failed (deadline_exceeded): the answer was not finished in time"),
+        ({"outcome": "completed", "stop_reason": "end_turn"}, "Completed (end_turn)"),
+        ({"outcome": "completed", "stop_reason": "max_cost"}, "Completed (max_cost): the answer may cost 0.05 $"),
+    ],
+)
+def test_the_end_says_why_and_by_whom(end: dict[str, Any], words: str) -> None:
+    log = started_turn("a", max_cost_nano_usd=50_000_000)
+    log.store(msgspec.structs.replace(build_end(log.turn, "completed"), **end))
+    found = build(KEY, log.stored, [])
+    assert words in render(found)
+    assert found.end is not None
+    error = end.get("error")
+    assert (found.end.cause, found.end.by) == (end.get("cause"), end.get("by"))
+    assert (found.end.code, found.end.message) == ((error.code, error.message) if error else (None, None))
+
+
+def test_every_cause_of_a_cancellation_has_words() -> None:
+    assert set(CANCEL_CAUSES) == set(get_args(CancelCause))
 
 
 class LeftTurn:

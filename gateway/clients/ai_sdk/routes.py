@@ -105,7 +105,7 @@ async def post_stop(request: ApiRequest, log: TurnLog, history: HistoryClient, t
     """
     tenant, name = request.tenant, request.path_params["chat"]
     key = await find_turn_or_chat(log, history, tenant, name)
-    return json_response(StoppedTurn(key.turn, (await turns.cancel(key)).outcome))
+    return json_response(StoppedTurn(key.turn, (await turns.cancel(key, request.principal.key)).outcome))
 
 
 async def get_messages(

@@ -172,7 +172,7 @@ async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient)
     Requests that have ended keep their results.
     """
     key, stored, turn = await _batch_of(request, log, history)
-    stored = await cancel_batch(log, key, stored, turn)
+    stored = await cancel_batch(log, key, stored, turn, request.principal.key)
     return json_response(_render(stored))
 
 

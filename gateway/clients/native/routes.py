@@ -90,7 +90,7 @@ async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:
 
     The text so far is kept. A turn that no generator has begun makes no model call.
     """
-    return json_response(await turns.cancel(request.turn()))
+    return json_response(await turns.cancel(request.turn(), request.principal.key))
 
 
 def stream_of(

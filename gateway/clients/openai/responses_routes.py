@@ -140,7 +140,8 @@ async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:
 
     The text so far is kept.
     """
-    return json_response(response_of(await turns.cancel(request.turn("response_id", PREFIX))))
+    key = request.turn("response_id", PREFIX)
+    return json_response(response_of(await turns.cancel(key, request.principal.key)))
 
 
 async def delete_response(request: ApiRequest, deleter: Deleter) -> Response:
