@@ -18,7 +18,7 @@ CLIENTS := tests/clients/js/node_modules/installed
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: conformance frames roll docs audit types style tests-compiled schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
+.PHONY: conformance findings frames roll docs audit types style tests-compiled schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -139,6 +139,10 @@ frames: setup ## count the functions that a POST, a delta and a resume run throu
 fuzz: setup ## send generated requests to every route, more than `test` does; CASES=500, SEED=
 	SCHEMATHESIS_CASES=$(or $(CASES),150) FUZZ_VALUES=$(or $(CASES),150) FUZZ_BYTES=$(or $(CASES),150)0 FUZZ_REQUESTS=10000 FUZZ_SEED=$(or $(SEED),7) \
 		$(PYTHON) -m pytest --timeout 3600 tests/clients/test_schemathesis.py tests/fuzz tests/integration/test_logging.py
+
+# Not part of `test`: it installs packages, and describes other projects.
+findings: setup ## run the facts about other libraries and tools (docs/FINDINGS.md); needs the network; ARGS='nats' for some
+	@exec $(PYTHON) -m tools.run_findings $(ARGS)
 
 bench: setup $(CLIENTS) ## compare Tailrace with what people use instead, and write docs/BENCHMARKS.md; ARGS=--quick
 	$(PYTHON) -m benchmarks.compare.install

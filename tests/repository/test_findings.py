@@ -1,0 +1,79 @@
+"""The scripts of `findings/`, their page, and the program that runs them."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tools import run_findings
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(run_findings.FOLDER.glob("*.sh"))
+ROW = re.compile(r"^\| \[(.+)\]\(\.\./findings/([^)]+)\) \| (.+) \|$", re.MULTILINE)
+FIELDS = ["Guessed", "Version", "Seen", "Meets"]
+
+
+def header(script: Path) -> list[str]:
+    """Returns the lines of the comment at the top, without `# ` and the first line (`#!`)."""
+    lines = script.read_text().split("\nset ", 1)[0].splitlines()[1:]
+    assert all(re.match(r"#( |$)", line) for line in lines), script.name
+    return [line[2:] for line in lines]
+
+
+def test_the_page_has_each_script_with_its_title() -> None:
+    """The page and the folder agree, in both directions."""
+    rows = ROW.findall((ROOT / "docs/FINDINGS.md").read_text())
+    assert [(title, name) for title, name, _ in rows] == [(header(one)[0], one.name) for one in SCRIPTS]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.name))
+def test_a_script_has_its_header_and_can_be_run(script: Path) -> None:
+    """It names guess, version, output and readers, in this order, and its exit status."""
+    title, empty, *rest = header(script)
+    assert title.endswith(".")
+    assert empty == ""
+    assert [one for line in rest if (one := line.split(":")[0]) in FIELDS] == FIELDS
+    assert rest[-1].startswith("Exits non-zero if this changes, and 77 if ")
+    assert os.access(script, os.X_OK)
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert "\nset -euo pipefail\n" in text
+    assert "exit 77" in text
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.name))
+def test_a_script_pins_its_packages_and_names_no_index(script: Path) -> None:
+    """Each package has one version; pip and npm use their own configuration."""
+    text = script.read_text()
+    for line in re.findall(r"^.*(?:pip install|npm install).*$", text, re.MULTILINE):
+        packages = re.findall(r"'([^']+)'", line)
+        assert packages, line
+        assert all(re.search(r"[=@]\d[\w.]*$", one) for one in packages), line
+    assert not re.search(r"--(?:extra-)?index-url|--registry|--find-links", text)
+    assert set(re.findall(r"https?://([^/\s\"'`:{]+)", text)) <= {"127.0.0.1", "localhost"}
+
+
+def test_runner_counts_passed_changed_and_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One script that changed makes the status 1, and its output is printed."""
+    for name, status in (("a", 0), ("b", 77), ("c", 1)):
+        script = tmp_path / f"{name}.sh"
+        script.write_text(f"#!/usr/bin/env bash\necho output of {name}\nexit {status}\n")
+        script.chmod(0o755)
+    assert run_findings.main(["--folder", str(tmp_path), "a.sh", "b.sh"]) == 0
+    assert "1 passed, 0 changed, 1 not there" in capsys.readouterr().out
+    assert run_findings.main(["--folder", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "1 passed, 1 changed, 1 not there" in out
+    assert "output of c" in out
+    assert "output of a" not in out
+    assert run_findings.main(["--folder", str(tmp_path), "no such name"]) == 1
+
+
+def test_a_script_without_an_end_has_changed(tmp_path: Path) -> None:
+    """It ends at the timeout, with what it has started."""
+    script = tmp_path / "a.sh"
+    script.write_text("#!/usr/bin/env bash\necho begun\nsleep 60\n")
+    script.chmod(0o755)
+    state, output = run_findings.run(script, timeout_s=1)
+    assert (state, output) == ("changed", "begun\nno end after 1 s\n")

@@ -1,0 +1,63 @@
+"""Runs the scripts of `findings/` one after the other, and prints a summary: passed, changed or not there, in seconds.
+
+A script passes if the library or tool still behaves as its header says (status 0). Status 77 means that its program or
+version cannot be installed here. Exit status 1 if a script has another status.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "findings"
+STATES = {0: "passed", 77: "not there"}
+TIMEOUT_S = 600
+
+
+def run(script: Path, timeout_s: float = TIMEOUT_S) -> tuple[str, str]:
+    """Returns the state of the fact ("passed", "changed" or "not there") and the script's output."""
+    # A session of its own: at a timeout the script's servers end with it.
+    process = subprocess.Popen(
+        [script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        return "changed", f"{output}no end after {timeout_s:.0f} s\n"
+    return STATES.get(process.returncode, "changed"), output
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make findings", description=__doc__)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only scripts with one of these words in their names")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    scripts = [
+        one
+        for one in sorted(options.folder.glob("*.sh"))
+        if not options.words or any(w in one.name for w in options.words)
+    ]
+    if not scripts:
+        print("No script has one of these words in its name.", file=sys.stderr)
+        return 1
+    count: Counter[str] = Counter()
+    for script in scripts:
+        begin = time.monotonic()
+        state, output = run(script)
+        count[state] += 1
+        print(f"{state:<9}  {time.monotonic() - begin:5.1f} s  {script.name}", flush=True)
+        if state != "passed":
+            print("".join(f"    {line}\n" for line in output.splitlines()), end="", flush=True)
+    print(", ".join(f"{count[state]} {state}" for state in ("passed", "changed", "not there")))
+    return 1 if count["changed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
