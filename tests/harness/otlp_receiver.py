@@ -28,11 +28,15 @@ class OtlpReceiver:
 
     def __init__(self, status: int) -> None:
         self.status = status
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        self.requests = 0
         self.spans: list[ReceivedSpan] = []
         self.raw = b""
         self.url = ""
 
     def receive(self, body: bytes) -> None:
+        self.requests += 1
         self.raw += body
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             service = _values(resource.resource.attributes)["service.name"]
@@ -63,15 +67,17 @@ def _values(attributes: Any) -> dict[str, Any]:
 
 @contextmanager
 def otlp_receiver(status: int = 200) -> Iterator[OtlpReceiver]:
-    """Runs a receiver on a free port, which answers with `status`."""
+    """Runs a receiver on a free port, which answers with `status`, and the `headers` and `body` that a test sets."""
     receiver = OtlpReceiver(status)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             receiver.receive(self.rfile.read(int(self.headers["content-length"])))
             self.send_response(receiver.status)
-            self.send_header("content-length", "0")
+            for name, value in {**receiver.headers, "content-length": str(len(receiver.body))}.items():
+                self.send_header(name, value)
             self.end_headers()
+            self.wfile.write(receiver.body)
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name in the standard library
             """Logs nothing."""
