@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# anthropic (Python) adds up the deltas of a text, and keeps only the last one of a signature or a compaction.
+#
+# Guessed:  the final message of a stream has all its deltas, joined, whatever the kind of the block.
+# Version:  anthropic 2.14.0.
+# Seen:     a stream with two deltas for each block:
+#               text:       onetwo
+#               thinking:   onetwo
+#               signature:  two
+#               compaction: two
+# Meets:    gateways and proxies that cut or join deltas: a signature in two events becomes an invalid one, and the next request
+#           with this message is refused. The API sends each of these in one delta; keep it in one.
+# Exits non-zero if this changes, and 77 if the version cannot be installed.
+set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv"
+"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'anthropic==2.14.0' || exit 77
+cat > "$folder/finding.py" <<'PYTHON'
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import anthropic
+
+BLOCKS = [
+    ({"type": "text", "text": ""}, [("text_delta", "text")]),
+    ({"type": "thinking", "thinking": "", "signature": ""}, [("thinking_delta", "thinking"), ("signature_delta", "signature")]),
+    ({"type": "compaction", "content": ""}, [("compaction_delta", "content")]),
+]
+EVENTS = [{"type": "message_start", "message": {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [],
+           "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}}]
+for index, (block, fields) in enumerate(BLOCKS):
+    EVENTS.append({"type": "content_block_start", "index": index, "content_block": block})
+    for kind, field in fields:
+        EVENTS += [{"type": "content_block_delta", "index": index, "delta": {"type": kind, field: part}} for part in ("one", "two")]
+    EVENTS.append({"type": "content_block_stop", "index": index})
+EVENTS += [{"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {"output_tokens": 9}},
+           {"type": "message_stop"}]
+BODY = "".join(f"event: {one['type']}\ndata: {json.dumps(one)}\n\n" for one in EVENTS).encode()
+
+
+class Api(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("content-length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write(BODY)
+
+    def log_message(self, *_):
+        pass
+
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+client = anthropic.Anthropic(api_key="k", base_url=f"http://127.0.0.1:{server.server_port}", max_retries=0)
+with client.beta.messages.stream(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}]) as stream:
+    text, thinking, compaction = stream.get_final_message().content
+seen = {"text": text.text, "thinking": thinking.thinking, "signature": thinking.signature, "compaction": compaction.content}
+for name, value in seen.items():
+    print(f"{name}:".ljust(11), value)
+assert list(seen.values()) == ["onetwo", "onetwo", "two", "two"], seen
+PYTHON
+"$folder/venv/bin/python" "$folder/finding.py"

