@@ -14,6 +14,7 @@ import pytest_asyncio
 from tailrace.deploy.local import ports
 from tailrace.persistence.rows import build_row
 from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.resources import DeleteResource
 from tailrace.proto.subjects import TurnKey
 from tests.harness.open_store import open_store
 from tests.harness.processes import CHECKOUT
@@ -75,6 +76,49 @@ async def config(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         changed.write_text(text.replace(FOLDER, f"      url: s3://backup/tailrace\n      endpoint: {url}\n"))
         yield changed
     assert list((tmp_path / "buckets/backup/tailrace").rglob("*.ltx"))
+
+
+ERASED_TEXT = "the river knows my name"
+# Litestream checks the journal each second. The limit is generous for slow machines.
+EMPTIED_S_MAX = 40
+
+
+async def test_deleted_text_leaves_the_journal_while_litestream_runs(tmp_path: Path) -> None:
+    """Litestream prevents SQLite's own truncation of the journal, so it has to truncate the journal itself."""
+    database = tmp_path / "tailrace.db"
+    environ = {
+        "TAILRACE_DATABASE": str(database),
+        "TAILRACE_REPLICA": str(tmp_path / "replica"),
+        "PATH": os.environ["PATH"],
+    }
+
+    def marks() -> int:
+        return (tmp_path / "tailrace.db-wal").read_bytes().count(ERASED_TEXT.encode())
+
+    async def is_copied() -> bool:
+        return bool(list((tmp_path / "replica").rglob("*.ltx")))
+
+    async with open_store(database, busy_timeout_s=5) as store:
+        command = (LITESTREAM, "replicate", "-config", str(CONFIG))
+        running = await asyncio.create_subprocess_exec(*command, env=environ, stdout=DEVNULL, stderr=DEVNULL)
+
+        async def is_gone() -> bool:
+            # As persistence does it: a checkpoint that was busy is repeated.
+            await store.erase_journal()
+            return marks() == 0
+
+        try:
+            await until(is_copied)
+            for key in TURNS:
+                await store.record([build_row(key, completed_turn(ERASED_TEXT * 1000).turn)])
+            assert marks() >= 1000 * len(TURNS)
+            session = DeleteResource("session", "session-1", tuple(key.turn for key in TURNS))
+            assert (await store.delete(TURNS[0].tenant, session)).turns == len(TURNS)
+            await until(is_gone, EMPTIED_S_MAX)
+            assert running.returncode is None
+        finally:
+            running.terminate()
+            await running.wait()
 
 
 async def test_a_destroyed_database_is_restored_from_a_folder_or_a_bucket(config: Path, tmp_path: Path) -> None:
