@@ -76,7 +76,12 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
     name = unique_name(settings)
     log = TurnLog(connection)
     deliveries = await Deliveries.open(connection, GENERATORS)
-    retry = Retry(tries_max=settings.call_tries_max, wait_s=settings.call_wait_s, wait_max_s=settings.call_wait_max_s)
+    retry = Retry(
+        tries_max=settings.call_tries_max,
+        wait_s=settings.call_wait_s,
+        wait_max_s=settings.call_wait_max_s,
+        unreachable_s=settings.unreachable_wait_s,
+    )
     blobs = BlobLoader(BlobStore(connection), FairSemaphore(settings.large_bytes_max))
     rpc, hedges = Rpc(connection), HedgeRpc(connection)
     settlement = Settlement(Counters(connection), Slots(connection))

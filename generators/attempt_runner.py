@@ -14,7 +14,7 @@ import structlog
 
 from tailrace.generators import metrics
 from tailrace.generators.backends.large_events import LARGE_BYTES
-from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
+from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, wait_event
 from tailrace.generators.continuation import ContinuationMapper, FilterCall, prepare_call
 from tailrace.generators.delta_buffer import DeltaBuffer
 from tailrace.generators.dropped_text import DroppedTextMeter
@@ -123,6 +123,11 @@ class PlannedAttempt(NamedTuple):
     """Why the attempt follows another one of this process; see Attempt.cause."""
 
 
+def put_wait(buffer: DeltaBuffer, obstacle: str) -> None:
+    """Stores, as a hidden event, that the turn waits for the model because of `obstacle` (R135)."""
+    buffer.put(wait_event(obstacle))
+
+
 class AttemptRunner:
     """Makes attempts. Holds no state of any turn."""
 
@@ -197,7 +202,7 @@ class AttemptRunner:
             async with asyncio.TaskGroup() as group:
                 watchers = [group.create_task(self._raise_when_ended(key, ends)), group.create_task(race.watch())]
                 sink = race.wrap(race.buffer.put)
-                opened = route.open(call, key, is_single=action.is_second)
+                opened = route.open(call, key, is_single=action.is_second, note_wait=partial(put_wait, race.buffer))
                 reading = group.create_task(self._read_model(planned, opened, sink, race.buffer, continuation))
                 await group.create_task(self._writer.write(key, folding, race.buffer, pending_attempt))
                 error = await reading

@@ -50,6 +50,11 @@ class BackendOrder(msgspec.Struct, frozen=True):
         return self.candidates[0]
 
     @property
+    def has_untried(self) -> bool:
+        """Whether a backend follows that was not called for this turn yet."""
+        return self.untried > 1
+
+    @property
     def is_repeat(self) -> bool:
         """Whether the current backend has failed this turn before."""
         return self.untried <= 0

@@ -12,6 +12,7 @@ from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.circuit_breaker import CircuitBreakers
 from tailrace.generators.failover import BackendOrder
 from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.outage import NoteWait, Outage
 from tailrace.generators.retry import Retry
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn
@@ -39,11 +40,14 @@ class ModelCaller:
 class Route:
     """The backend of a turn's next call. After a failure, it returns the route of the call that follows."""
 
-    def __init__(self, caller: ModelCaller, order: BackendOrder, failures: int = 0) -> None:
-        """`failures` counts the failed attempts before, within this run of the turn."""
+    def __init__(
+        self, caller: ModelCaller, order: BackendOrder, failures: int = 0, outage: Outage | None = None
+    ) -> None:
+        """`failures` counts the failed attempts before, within this run of the turn. `outage` is that of this run."""
         self._caller = caller
         self._order = order
         self._failures = failures
+        self._outage = outage or Outage()
 
     @property
     def backend(self) -> str:
@@ -51,21 +55,30 @@ class Route:
 
     @asynccontextmanager
     async def open(
-        self, call: Call, key: TurnKey, *, is_single: bool = False
+        self, call: Call, key: TurnKey, *, is_single: bool = False, note_wait: NoteWait
     ) -> AsyncIterator[tuple[ModelEvent, AsyncIterator[ModelEvent]]]:
         """Opens an answer: its first event, and an iterator of the rest. Leaving the context closes the connection.
 
-        With `is_single` the call is not repeated. Raises BackendError, LogUnavailable.
+        With `is_single` the call is not repeated. `note_wait` is called when the turn waits for a model that cannot be
+        connected to, which it does if no other backend is left. Raises BackendError, LogUnavailable.
         """
         backend, retry = self._caller.backends[self.backend], self._caller.retry
         model = self._order.current.model_id or backend.model_id(call.model)
         call = msgspec.structs.replace(call, model=model, tenant=key.tenant, turn=key.turn)
-        if is_single or self._order.current.is_single:
+        is_single |= self._order.current.is_single
+        if is_single:
             retry = msgspec.structs.replace(retry, tries_max=1)
+        may_wait = not is_single and not self._order.has_untried
         async with self._caller.blobs.load(key.tenant, call) as whole:
             is_large = whole is not call
             note = partial(self._caller.breakers.note_begin, self.backend)
-            first, rest = await retry.begin(backend, msgspec.structs.replace(whole, is_large=is_large), note)
+            first, rest = await retry.begin(
+                backend,
+                msgspec.structs.replace(whole, is_large=is_large),
+                note,
+                self._outage,
+                note_wait if may_wait else None,
+            )
             # Nothing keeps the long strings while the answer is read.
             del whole
         async with aclosing(rest):
@@ -84,4 +97,5 @@ class Route:
         failures = self._failures + 1
         if order.is_repeat:
             await self._caller.retry.pause(failures, error)
-        return Route(self._caller, order, failures)
+        self._outage.next_attempt()
+        return Route(self._caller, order, failures, self._outage)

@@ -4,10 +4,11 @@ The retries of the SDKs are switched off.
 
 A call that fails before its first event is repeated within one attempt. After the first event the attempt is over and
 the turn continues from its log; then this module only says how long to wait before the next attempt.
+
+A call that cannot be connected may be repeated for longer: see outage.py.
 """
 
 import asyncio
-import itertools
 import random
 from collections.abc import AsyncGenerator, Callable
 
@@ -17,6 +18,7 @@ import structlog
 from tailrace.generators import metrics
 from tailrace.generators.backends import Backend, Call
 from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.outage import NoteWait, Outage
 from tailrace.proto.errors import CODES, BackendError
 
 logger = structlog.get_logger()
@@ -35,31 +37,52 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     tries_max: int
     wait_s: float
     wait_max_s: float
+    unreachable_s: float = 0.0
+    """The time that a turn waits for a model that cannot be connected to, beyond `tries_max`."""
 
     async def begin(
-        self, backend: Backend, call: Call, note: NoteBegin
+        self,
+        backend: Backend,
+        call: Call,
+        note: NoteBegin,
+        outage: Outage | None = None,
+        note_wait: NoteWait | None = None,
     ) -> tuple[ModelEvent, AsyncGenerator[ModelEvent, None]]:
         """Calls until an answer begins; returns its first event and the rest. Raises the last BackendError.
 
-        `note` is called as NoteBegin says.
+        `note` is called as NoteBegin says. `outage` is the turn's: with `note_wait`, the turn waits for a model that
+        cannot be connected to, up to `unreachable_s`.
         """
-        for tries in itertools.count(1):
+        outage, tries = outage or Outage(), 0
+        while True:
+            tries += 1
             # An async generator that raises has ended, so its connection is closed.
             answer = backend.answer(call)
             try:
                 first = await anext(answer)
             except BackendError as error:
                 note(call, error)
-                delay_s = self.next_delay_s(error, tries, random.random())  # noqa: S311  # spreads load
+                if not error.obstacle and outage.end():
+                    # The model can be connected to again: this error has its own tries.
+                    tries = 1
+                chance = random.random()  # noqa: S311  # spreads load
+                delay_s = self.next_delay_s(error, tries, chance)
+                if error.obstacle:
+                    limit_s = self.unreachable_s if note_wait is not None else 0.0
+                    delay_s = outage.next_delay_s(limit_s, delay_s, chance)
                 if delay_s is None:
+                    if error.obstacle:
+                        raise outage.explain(error) from error
                     raise
+                if error.obstacle and note_wait is not None and self.unreachable_s:
+                    outage.note(error, note_wait)
                 logger.info("call failed and is repeated", **error.log_fields, delay_s=round(delay_s, 3))
                 metrics.CALLS_REPEATED.labels(error.code).inc()
             else:
                 note(call, None)
+                outage.end()
                 return first, answer
             await asyncio.sleep(delay_s)
-        raise AssertionError("the last try returns or raises")
 
     async def pause(self, failures: int, error: BackendError) -> None:
         """Waits after the attempt that failed as number `failures`, at most `wait_max_s` for a Retry-After."""

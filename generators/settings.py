@@ -70,6 +70,14 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     call_wait_max_s: Annotated[
         float, Meta(ge=0, description="longest wait between calls; a longer Retry-After fails the turn")
     ] = 30.0
+    unreachable_wait_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="time that a turn without a further backend waits for a model that cannot be connected to; "
+            "0: it fails after call_tries_max calls",
+        ),
+    ] = 60.0
     hedge_after_s: Annotated[
         float,
         Meta(ge=0, description="wait for a first token after which another generator makes the call too; 0: off"),

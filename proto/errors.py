@@ -202,8 +202,9 @@ class BackendError(TailraceError):
     """The model call failed. `code` is a key of CODES, which says whether to retry.
 
     `retry_after_s` is the delay that the backend asked for, or None. `reason` says why there is no connection. It names
-    hosts, so it is for the operator and not in `message`, which users see. `details` are the API's own about the
-    request, by which Anthropic's SDKs choose the class of the error.
+    hosts, so it is for the operator and not in `message`, which users see. `obstacle` says it in a few words without
+    names, if the call was not sent and a later one may connect. `details` are the API's own about the request, by which
+    Anthropic's SDKs choose the class of the error.
     """
 
     def __init__(
@@ -213,6 +214,7 @@ class BackendError(TailraceError):
         *,
         retry_after_s: float | None = None,
         reason: str = "",
+        obstacle: str = "",
         details: dict[str, Any] | None = None,
     ) -> None:
         self.message = message[:BACKEND_MESSAGE_CHARS_MAX]
@@ -220,6 +222,7 @@ class BackendError(TailraceError):
         self.code = code
         self.retry_after_s = retry_after_s
         self.reason = reason
+        self.obstacle = obstacle
         self.details = details
 
     @property

@@ -15,6 +15,14 @@ from tailrace.proto.usage import COUNT_MAX, CallUsage, Usage
 # Stored as a hidden event by a generator that gives a turn back because it stops (PROTOCOL R73).
 HANDOVER = msgspec.Raw(b'{"type":"handover"}')
 
+
+class Wait(msgspec.Struct, frozen=True, tag="wait"):
+    """Stored as a hidden event by a generator that waits for a model that cannot be connected to (PROTOCOL R135)."""
+
+    obstacle: str
+    """What prevents the connection, in a few words without names: `no such host`."""
+
+
 # The stop reason of an answer that the model has paused: it goes on when it gets the answer back as the last message.
 PAUSE = "pause_turn"
 
@@ -151,6 +159,7 @@ class OtherDelta(UnknownEvent, frozen=True):
 Event = MessageStart | BlockStart | BlockDelta | BlockStop | MessageDelta
 
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_wait = msgspec.json.Decoder(Wait)
 _fields = msgspec.json.Decoder(dict[str, Any])
 _encoder = msgspec.json.Encoder()
 
@@ -175,6 +184,19 @@ def _decode_other(raw: bytes | msgspec.Raw) -> UnknownEvent:
     except (*DECODE_ERRORS, ValueError):
         pass
     return UnknownEvent()
+
+
+def encode_wait(obstacle: str) -> msgspec.Raw:
+    """Returns the JSON of a Wait."""
+    return msgspec.Raw(msgspec.json.encode(Wait(obstacle)))
+
+
+def decode_wait(raw: bytes | msgspec.Raw) -> Wait | None:
+    """Returns the Wait in `raw`, the content of a hidden event; None for any other event."""
+    try:
+        return _wait.decode(raw)
+    except DECODE_ERRORS:
+        return None
 
 
 def merge_fields(before: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:

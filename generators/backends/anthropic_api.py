@@ -23,6 +23,7 @@ from tailrace.generators.backends.half_pairs import HalfPairs
 from tailrace.generators.backends.http_client import HttpClient
 from tailrace.generators.backends.large_events import LARGE_BYTES, LargeEventMemory, cut, restore
 from tailrace.generators.backends.model_event import ModelEvent, read_event
+from tailrace.generators.backends.obstacle import find_obstacle
 from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import PINGS_TIMEOUT_S, Settings, require_sound
 from tailrace.proto import long_strings, odd_json
@@ -283,11 +284,21 @@ def backend_error(error: Exception, now: float) -> BackendError:
 def _error_of_connection(cause: BaseException | None) -> BackendError:
     match cause:
         case httpx2.ConnectTimeout() | httpx2.PoolTimeout():
-            return BackendError("backend_unreachable", "no connection to the model in time", reason=str(cause))
+            return BackendError(
+                "backend_unreachable",
+                "no connection to the model in time",
+                reason=str(cause),
+                obstacle="no connection in time",
+            )
         case httpx2.TimeoutException():
             return BackendError("backend_stalled", "the model did not begin to answer in time")
         case None | httpx2.TransportError():
-            return BackendError("backend_unreachable", "no connection to the model", reason=str(cause or ""))
+            return BackendError(
+                "backend_unreachable",
+                "no connection to the model",
+                reason=str(cause or ""),
+                obstacle=find_obstacle(cause),
+            )
         case _:
             return BackendError("backend_broken", "the model's address does not answer with HTTP")
 

@@ -17,6 +17,7 @@ from tailrace.generators.backends import Call
 from tailrace.generators.backends.api_errors import api_error, code_for
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import ModelEvent, read_event
+from tailrace.generators.backends.obstacle import find_obstacle
 from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import BackendError
@@ -136,7 +137,9 @@ def backend_error(error: Exception) -> BackendError:
         case litellm.exceptions.MidStreamFallbackError():
             return BackendError("backend_broken", "the provider's answer broke off")
         case litellm.exceptions.APIConnectionError():
-            return BackendError("backend_unreachable", "no connection to the provider")
+            return BackendError(
+                "backend_unreachable", "no connection to the provider", reason=str(error), obstacle=find_obstacle(error)
+            )
         case openai.APIStatusError():
             # An error of LiteLLM's own has no response.
             response = getattr(error, "response", None)

@@ -141,6 +141,11 @@ def report_left_out(text_bytes: int) -> ModelEvent:
     return ModelEvent(events.decode(raw), raw, "message_delta", is_hidden=True, left_out=text_bytes)
 
 
+def wait_event(obstacle: str) -> ModelEvent:
+    """Returns the hidden event of a turn that waits for a model that cannot be connected to (PROTOCOL R135)."""
+    return ModelEvent(events.UnknownEvent(), events.encode_wait(obstacle), is_hidden=True)
+
+
 def move(event: ModelEvent, index: int) -> ModelEvent:
     """Returns an unknown event or delta with the block `index`, and all its other fields unchanged."""
     if index == event.index:

@@ -40,7 +40,7 @@ def unreachable_server() -> Iterator[str]:
 @pytest.mark.rule("F20")
 async def test_a_model_that_accepts_no_connection_fails_the_turn_after_the_connect_timeouts(own: OwnSystem) -> None:
     with unreachable_server() as url:
-        async with own.running_generator(claude_url=url, connect_timeout_s=0.2, call_tries_max=2):
+        async with own.running_generator(claude_url=url, connect_timeout_s=0.2, call_tries_max=2, unreachable_wait_s=0):
             turn = await own.answer("words=9")
     assert (failure_code(turn), turn.attempt) == ("backend_unreachable", 1)
 

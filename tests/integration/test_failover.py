@@ -93,7 +93,7 @@ async def test_a_backend_that_is_down_is_not_called_by_the_next_turn(
             key = await own.append_request(f"words={count} rate=0", Tenant(tenant))
             assert (await own.wait_for_end(key)).text == words(count)
             assert await attempts_of(own.log, key) == tried
-    async with own.running_generator(anthropic_base_url=f"http://127.0.0.1:{port}"):
+    async with own.running_generator(anthropic_base_url=f"http://127.0.0.1:{port}", unreachable_wait_s=0):
         _, turn = [await own.answer("words=3 rate=0") for _ in range(2)]
     assert turn.error is not None
     assert (turn.attempt, turn.error.code, turn.error.retry_after_s) == (0, "backend_unreachable", OPEN_S)
