@@ -34,6 +34,11 @@ class Busy extends Error {
   }
 }
 
+/** The user has left the page, which the browser may keep, with its connections. `shown` resolves when it is shown again. */
+class Left extends Error {
+  shown = new Promise((resolve) => globalThis.addEventListener("pageshow", resolve, { once: true }));
+}
+
 /** The model began its answer anew, and this version of AI SDK cannot take text back. `name` is "AnswerRestarted". */
 export class AnswerRestarted extends Error {
   name = "AnswerRestarted";
@@ -55,7 +60,7 @@ export class TailraceChatTransport extends DefaultChatTransport {
     super({
       ...options,
       async fetch(url, init) {
-        const response = await (fetch ?? globalThis.fetch)(url, init);
+        const response = await fetchUnlessLeft(fetch ?? globalThis.fetch, url, init);
         if (response.ok) return response;
         const { status } = response;
         const text = await response.text();
@@ -182,6 +187,10 @@ export class TailraceChatTransport extends DefaultChatTransport {
   /** Waits before another try after `error`. Throws an error that another try does not mend. */
   async #waitAfter(error, tries, abortSignal) {
     // A lost connection is a TypeError (Fetch standard). A chat takes it for one that it can resume, so it gets another.
+    if (error instanceof Left) {
+      await error.shown;
+      return abortSignal?.throwIfAborted();
+    }
     const isLost = error instanceof TypeError;
     if (abortSignal?.aborted || !(isLost || error instanceof Busy)) throw error;
     if (tries > TRIES_MAX) throw isLost ? new Error("the connection is lost", { cause: error }) : error;
@@ -199,21 +208,56 @@ function codeOf(text) {
   }
 }
 
-/** Returns a transform that fails as a lost connection does: after a phone has changed its network, `fetch` may report none. */
+/** Returns the response; throws Left if the user leaves the page before it has begun. */
+async function fetchUnlessLeft(fetch, url, init) {
+  const connection = new AbortController();
+  let left;
+  const leave = () => {
+    left = new Left();
+    connection.abort();
+  };
+  globalThis.addEventListener?.("pagehide", leave);
+  const abort = () => connection.abort(init.signal.reason);
+  if (init.signal?.aborted) abort();
+  // It ends the body of the response, too.
+  init.signal?.addEventListener("abort", abort);
+  try {
+    return await fetch(url, { ...init, signal: connection.signal });
+  } catch (error) {
+    throw left ?? error;
+  } finally {
+    globalThis.removeEventListener?.("pagehide", leave);
+  }
+}
+
+/**
+ * Returns a transform that fails as a lost connection does: after a phone has changed its network, `fetch` may report none.
+ * It fails with Left when the user leaves the page.
+ */
 function failWhenSilent() {
   let silence;
+  let leave;
+  const end = () => {
+    clearTimeout(silence);
+    globalThis.removeEventListener?.("pagehide", leave);
+  };
+  const fail = (controller, error) => (end(), controller.error(error));
   const listen = (controller) => {
     clearTimeout(silence);
-    silence = setTimeout(() => controller.error(new TypeError("network error: the connection is silent")), SILENCE_MS);
+    silence = setTimeout(() => fail(controller, new TypeError("network error: the connection is silent")), SILENCE_MS);
   };
   return new TransformStream({
-    start: listen,
+    start(controller) {
+      listen(controller);
+      leave = () => fail(controller, new Left());
+      globalThis.addEventListener?.("pagehide", leave);
+    },
     transform(bytes, controller) {
       listen(controller);
       controller.enqueue(bytes);
     },
-    flush: () => clearTimeout(silence),
-    cancel: () => clearTimeout(silence),
+    flush: end,
+    cancel: end,
   });
 }
 

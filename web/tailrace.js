@@ -120,20 +120,26 @@ class Answer {
   /** Reads one connection. Returns the turn's end, or throws a temporary TailraceError. */
   async #read(progress) {
     const connection = new AbortController();
-    const leave = () => connection.abort(this.#leaving.signal.reason);
-    this.#leaving.signal.addEventListener("abort", leave);
-    // Without a network nothing comes, and no error.
+    const { signal } = connection;
     const drop = () => connection.abort();
-    globalThis.addEventListener?.("offline", drop);
-    let silence;
+    this.#leaving.signal.addEventListener("abort", drop, { signal });
+    // Without a network nothing comes, and no error.
+    globalThis.addEventListener?.("offline", drop, { signal });
+    let [silence, shown] = [];
+    // Chromium keeps a page that the user has left for a minute, with its connections.
+    const hide = () => {
+      shown = new Promise((resolve) => globalThis.addEventListener("pageshow", resolve, { once: true }));
+      drop();
+    };
+    globalThis.addEventListener?.("pagehide", hide, { signal });
     const listen = (uploadMs = 0) => {
       clearTimeout(silence);
       silence = setTimeout(drop, (this.#options.silenceMs ?? SILENCE_MS) + uploadMs);
     };
     try {
       listen(this.turn || this.#path ? 0 : Math.min(UPLOAD_MAX_MS, new Blob([this.#post.body]).size / UPLOAD_BYTES_PER_MS));
-      const response = await this.#open(connection.signal);
-      if (response.status === 204) return this.#end(this.#path ? { outcome: null } : await this.#readEnd(connection.signal));
+      const response = await this.#open(signal);
+      if (response.status === 204) return this.#end(this.#path ? { outcome: null } : await this.#readEnd(signal));
       const isStream = (response.headers.get("content-type") ?? "").startsWith("text/event-stream");
       if (!isStream || !response.body) throw connectionError(`status ${response.status} without a stream of events`);
       const turn = response.headers.get("tailrace-turn");
@@ -141,12 +147,16 @@ class Answer {
       if (turn?.length === 36) this.#start(turn);
       this.#become("live");
       return await this.#consume(response.body.getReader(), listen, progress);
+    } catch (error) {
+      if (!shown) throw error;
     } finally {
       clearTimeout(silence);
-      globalThis.removeEventListener?.("offline", drop);
-      this.#leaving.signal.removeEventListener("abort", leave);
       connection.abort();
     }
+    this.#become("reconnecting");
+    await shown;
+    this.#leaving.signal.throwIfAborted();
+    return this.#read(progress);
   }
 
   #open(signal) {

@@ -5,10 +5,10 @@ const { CHROMIUM, FIREFOX, FIREFOX_PREFS = "{}" } = process.env;
 
 export const isFirefox = Boolean(FIREFOX);
 
-/** Returns a browser. `args` are for Chromium. `FIREFOX_PREFS`: values of Firefox's about:config, as JSON. */
-export async function launch(args = []) {
+/** Returns a browser. `args` and `options` are for Chromium. `FIREFOX_PREFS`: values of Firefox's about:config, as JSON. */
+export async function launch(args = [], options = {}) {
   // Root cannot have its sandbox, and all that tests open is ours.
-  if (!isFirefox) return chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", ...args] });
+  if (!isFirefox) return chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", ...args], ...options });
   const browser = await firefox.launch({ executablePath: FIREFOX, channel: "moz-firefox", firefoxUserPrefs: JSON.parse(FIREFOX_PREFS) });
   const session = browser._connection.toImpl(browser)._browserSession;
   const send = session.send.bind(session);

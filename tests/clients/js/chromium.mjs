@@ -12,13 +12,13 @@ export async function bundle(entry) {
 /**
  * Runs `work(open)`, where `open(origin)` is a page of that origin which has run the module `entry`.
  *
- * The page comes from here and all its other requests go out, so the server under test need not know of it.
+ * `options`: those of Playwright for Chromium. The page comes from here and all its other requests go out, so the server under test need not know of it.
  */
-export async function browse(entry, work) {
+export async function browse(entry, work, options) {
   const script = await bundle(entry);
   // A page that is made here has no address, which Chromium takes for one on the internet, and such a page may not ask
   // this machine unless its user says so.
-  const browser = await launch(["--disable-features=LocalNetworkAccessChecks"]);
+  const browser = await launch(["--disable-features=LocalNetworkAccessChecks"], options);
   const open = async (origin) => {
     // Small, because Chromium draws each frame of an answer with the CPU.
     const page = await browser.newPage({ viewport: { width: 400, height: 200 } });

@@ -1,0 +1,44 @@
+// Runs in a page: the readers of web/, each begun by `begin(key, reader, turns)`; `ask(key, reader, text)` asks. `shown()` has the
+// text of each turn, and of the question as `asked`.
+import { createRoot } from "react-dom/client";
+import { TailraceChatTransport } from "../../../web/ai-sdk.js";
+import { useSSE, useTurn } from "../../../web/react.js";
+import { ask, resume } from "../../../web/tailrace.js";
+
+const texts = {};
+
+function Turn({ turn, options }) {
+  texts[turn] = useTurn({ turn, ...options }).text;
+}
+
+function LastEvent({ turn, options }) {
+  texts[turn] = useSSE(`/v1/turns/${turn}/events?dialect=state`, options).data?.text;
+}
+
+const mount = (Component, turn, options) => createRoot(document.createElement("div")).render(<Component {...{ turn, options }} />);
+
+const transport = ({ key }) => new TailraceChatTransport({ headers: { authorization: `Bearer ${key}` } });
+
+async function collect(name, stream) {
+  texts[name] = "";
+  for await (const chunk of stream) if (chunk.type === "text-delta") texts[name] += chunk.delta;
+}
+
+const READERS = {
+  "tailrace.js": (turn, options) => resume(turn, { ...options, onText: (text) => (texts[turn] = text) }),
+  useTurn: (turn, options) => mount(Turn, turn, options),
+  useSSE: (turn, options) => mount(LastEvent, turn, options),
+  TailraceChatTransport: async (turn, options) => collect(turn, await transport(options).reconnectToStream({ chatId: turn })),
+};
+
+const ASKERS = {
+  "tailrace.js": (text, options) => ask(text, { ...options, onText: (text) => (texts.asked = text) }),
+  async TailraceChatTransport(text, options) {
+    const messages = [{ id: "asked", role: "user", parts: [{ type: "text", text }] }];
+    await collect("asked", await transport(options).sendMessages({ chatId: "left", messages, trigger: "submit-message" }));
+  },
+};
+
+globalThis.begin = (key, reader, turns) => turns.forEach((turn) => READERS[reader](turn, { key }));
+globalThis.ask = (key, asker, text) => void ASKERS[asker](text, { key });
+globalThis.shown = () => texts;
