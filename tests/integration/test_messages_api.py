@@ -11,6 +11,7 @@ import pytest
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
+from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway, on_shared_loop
 
 SESSION = "8d7a4b8e-3f43-4c4c-9d0c-5a3c7d0f6f10"
@@ -54,6 +55,20 @@ async def test_repeated_request_of_claude_code_is_one_turn(gateway: Gateway, sec
     ]
     assert len({turn_of(first), *map(turn_of, others)}) == 9
     assert subagent.headers["x-session-id"] == f"claude-code:{SESSION}:a1b2"
+
+
+async def test_third_request_of_claude_code_without_stream_is_the_same_turn(gateway: Gateway) -> None:
+    """After two clean ends, Claude Code 2.1.332 leaves `stream` out and lowers `max_tokens` from 128,000 to 64,000.
+
+    A request that differs only below that number is another one, for example after an answer that was cut by it.
+    """
+    headers = {"x-claude-code-session-id": new_id()}
+    streamed = [await post(gateway, headers, max_tokens=128_000, stream=True) for _ in range(2)]
+    fallback = await post(gateway, headers, max_tokens=64_000)
+    assert {turn_of(answer) for answer in (*streamed, fallback)} == {turn_of(streamed[0])}
+    assert "".join(block["text"] for block in fallback.json()["content"]) == words(3)
+    other = await post(gateway, headers, max_tokens=8_000)
+    assert turn_of(other) != turn_of(fallback)
 
 
 async def test_repeated_request_returns_the_project_of_its_turn(gateway: Gateway) -> None:

@@ -3,20 +3,27 @@
 When a stream breaks, Claude Code discards what it has shown and sends the same POST again, without an idempotency key
 (observed with 2.1.329). But it sends the id of its session, in which each question is longer than the one before. So
 the same body and headers in the same session mean the same turn, unless that turn failed or was cancelled (ADR 14).
+
+After two streams that ended cleanly without their end, it asks for one JSON answer instead, with `max_tokens` of at
+most 64,000 (observed with 2.1.332). That request means the same turn, too.
 """
 
 import msgspec
 from starlette.requests import Request
 
+from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.turns.auto_idempotency import find_usable_key
-from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.request_body import NewTurn, check_turn
 from tailrace.gateway.turns.submit import hash_body
+from tailrace.proto import long_strings
 from tailrace.proto.ids import Tenant, is_session_name
 from tailrace.proto.nats import Claims, TurnLog
 
 # Claude Code repeats a broken request within a minute. If it does not, the user has pressed Escape, and everything that
 # the model still writes would be paid for nothing.
 ON_DISCONNECT = "grace:60"
+# The maximum of Claude Code for a request without `stream`.
+MAX_TOKENS_OF_JSON = 64_000
 # Turns of one body. Claude Code stops repeating after ten.
 TURNS_MAX = 32
 
@@ -31,14 +38,21 @@ def session_of(request: Request) -> str | None:
     return name if is_session_name(name) else None
 
 
-async def idempotency_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn, raw: bytes) -> str:
-    """Returns the key of the turn that the body `raw` has started already, or of a new turn. Raises LogUnavailable.
+async def idempotency_key(
+    log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn, body_bytes: int
+) -> tuple[str, bytes]:
+    """Returns the key of the turn that the same request has started already, or of a new turn; and the request as
+    canonical bytes, which are the same for its repetitions. Raises LogUnavailable, Refused.
 
     After TURNS_MAX turns that failed or were cancelled, it is the key of the last one: no further turn is paid for. The
     key contains a space, which no client's Idempotency-Key can.
     """
-    # Requests that differ in a header only are different questions.
-    headers = msgspec.json.encode((new_turn.session, new_turn.project, new_turn.betas, new_turn.api_version))
-    prefix = f"claude-code {await hash_body(headers, raw)}"
+    # Only a checked turn can be encoded: it is not nested too deep.
+    await convert_body(body_bytes, check_turn, new_turn)
+    if new_turn.max_tokens is not None:
+        new_turn = msgspec.structs.replace(new_turn, max_tokens=min(new_turn.max_tokens, MAX_TOKENS_OF_JSON))
+    # It has the session and the headers that are part of the question, and not `stream`.
+    canonical = b"".join(await long_strings.encode(new_turn, is_sorted=True))
+    prefix = f"claude-code {await hash_body(canonical)}"
     keys = [f"{prefix} {number}" for number in range(TURNS_MAX)]
-    return await find_usable_key(log, claims, tenant, keys) or keys[-1]
+    return await find_usable_key(log, claims, tenant, keys) or keys[-1], canonical

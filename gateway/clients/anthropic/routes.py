@@ -26,11 +26,12 @@ async def post_message(request: ApiRequest, responder: Responder, log: TurnLog, 
     fields, raw = await request.read(dict[str, Any], has_model_output=True)
     body = read_body.convert(fields, MessagesRequest)
     new_turn = await convert_body(len(raw), build_turn, body, fields, request.headers)
-    new_turn, ignored = await map_previous_message(new_turn, log, request.tenant)
     session, key = claude_code.session_of(request), None
     if session is not None:
         new_turn = msgspec.structs.replace(new_turn, session=session, on_disconnect=claude_code.ON_DISCONNECT)
-        key = await claude_code.idempotency_key(log, claims, request.tenant, new_turn, raw)
+        with name_as_client(CLIENT_NAMES):
+            key, raw = await claude_code.idempotency_key(log, claims, request.tenant, new_turn, len(raw))
+    new_turn, ignored = await map_previous_message(new_turn, log, request.tenant)
     with name_as_client(CLIENT_NAMES):
         return await responder.answer(
             request,
