@@ -110,6 +110,14 @@ class ModelEvent(Event, kw_only=True):
     event: dict[str, Any]
 
 
+class Waiting(Event, kw_only=True):
+    """The model cannot be connected to, and the turn waits for it. The next event ends the wait."""
+
+    type: Literal["waiting"] = "waiting"
+    reason: str
+    """What prevents the connection, for example `no such host`."""
+
+
 class Progress(Event, kw_only=True):
     """The progress of a batch."""
 
@@ -147,7 +155,19 @@ class Failed(Ending, kw_only=True):
 
 
 TurnEvent = (
-    Start | CacheUsage | Delta | Thinking | Citation | ToolUse | Block | ModelEvent | Progress | Reset | Done | Failed
+    Start
+    | CacheUsage
+    | Delta
+    | Thinking
+    | Citation
+    | ToolUse
+    | Block
+    | ModelEvent
+    | Waiting
+    | Progress
+    | Reset
+    | Done
+    | Failed
 )
 
 TYPES: dict[str, type[TurnEvent]] = {
@@ -159,6 +179,7 @@ TYPES: dict[str, type[TurnEvent]] = {
     "tool_use": ToolUse,
     "block": Block,
     "event": ModelEvent,
+    "waiting": Waiting,
     "progress": Progress,
     "reset": Reset,
     "done": Done,

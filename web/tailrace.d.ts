@@ -55,6 +55,7 @@ export type TurnEvent = { cursor: string } & (
   | { type: "block"; index: number; block: { type: string; [field: string]: unknown } }
   | { type: "block"; index: number; delta: { type: string; [field: string]: unknown } }
   | { type: "event"; event: { type: string; [field: string]: unknown } }
+  | { type: "waiting"; reason: string }
   | { type: "progress"; done: number; failed: number; of: number; cost_usd: number }
   | { type: "reset"; cause?: string; reason?: string }
   | ({ type: "done"; outcome: "completed" | "cancelled"; stop_reason: string | null } & Ending)

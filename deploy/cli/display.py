@@ -97,6 +97,8 @@ def show(answer: Answer, display: Display) -> End:
             case "reset":
                 display.reset()
                 last, is_in_order = 0, True
+            case "waiting":
+                sys.stderr.write(f"waiting for the model: {make_printable(event.reason)}\n")
             case _:
                 pass
     if not is_in_order:

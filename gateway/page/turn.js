@@ -61,6 +61,8 @@ export class Turn {
   /** Takes an event of tailrace.js. */
   take(event) {
     this.cursor = event.cursor;
+    this.isWaiting = event.type === "waiting";
+    if (!this.isWaiting) this.place.hidden = true;
     const { index = 0 } = event;
     const known = (kind) => this.#parts.find((part) => part.kind === kind && part.index === index);
     if (event.type === "delta" || event.type === "thinking") {
@@ -80,6 +82,9 @@ export class Turn {
       if (part) this.#add(part);
     } else if (event.type === "reset") {
       this.#parts = [];
+    } else if (event.type === "waiting") {
+      this.place.hidden = false;
+      this.place.textContent = `Waiting for the model: ${event.reason}.`;
     } else if (event.type === "start") {
       Object.assign(this.record, { turn: event.turn, session: event.session, model: event.model });
       this.place.hidden = !event.queue_position;
@@ -112,7 +117,7 @@ export class Turn {
       this.#drawn[index] ??= this.#begin(part);
       this.#drawn[index].draw(part.text, this.isRunning && index === this.#parts.length - 1);
     });
-    if (this.#parts.length) this.place.hidden = true;
+    if (!this.isRunning || (this.#parts.length && !this.isWaiting)) this.place.hidden = true;
     this.waiting.hidden = !this.isRunning || this.#parts.at(-1)?.kind === "text";
   }
 

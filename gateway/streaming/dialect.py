@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.gateway.http import sse
-from tailrace.proto.entries import StoredEntry
+from tailrace.proto import events
+from tailrace.proto.entries import Event, StoredEntry
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 
@@ -60,6 +61,23 @@ class Dialect(NamedTuple):
     """Whether each connection begins with a `retry:` line, the time after which the client reconnects."""
     with_ids: "Dialect | None" = None
     """The variant with `id:` lines, for clients that accept server-sent events; None: all clients get this one."""
+
+    def render_entry(self, state: Any, stored: StoredEntry) -> tuple[Frame, Any]:
+        """Like `render`; the wait for a model, for which a dialect has no event, is a comment (PROTOCOL R135).
+
+        Clients ignore comments, and developers see them.
+        """
+        frame, state = self.render(state, stored)
+        if not frame.data and not frame.is_break and self.heartbeat:
+            match stored.entry:
+                case Event(event=raw, is_hidden=True) if (wait := events.decode_wait(raw)) is not None:
+                    frame = Frame(data=self._comment(f"waiting for the model: {wait.obstacle}"))
+        return frame, state
+
+    def _comment(self, text: str) -> bytes:
+        """Returns a comment that ends as the heartbeat of the dialect."""
+        blank = b"\n" if self.heartbeat == sse.HEARTBEAT_FRAME else b""
+        return b": %s\n" % " ".join(text.split()).encode() + blank
 
 
 def select_variant(dialect: Dialect, accept: str) -> Dialect:

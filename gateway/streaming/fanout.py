@@ -118,7 +118,7 @@ class TurnFeed:
             rendered = self._rendered[dialect.name] = _DialectFrames([], dialect.start(self.key))
         end = min(start + most, len(self.entries))
         for stored in self.entries[len(rendered.frames) : end]:
-            frame, rendered.state = dialect.render(rendered.state, stored)
+            frame, rendered.state = dialect.render_entry(rendered.state, stored)
             rendered.frames.append(frame)
         frames = rendered.frames[start:end]
         size = 0

@@ -69,6 +69,15 @@ class Pause(msgspec.Struct, frozen=True):
     """How long it took."""
 
 
+class WaitStep(msgspec.Struct, frozen=True):
+    """A wait for a model that could not be connected to."""
+
+    at: datetime
+    """When the wait began, or when the reason became another one."""
+    reason: str
+    """What prevented the connection, for example `no such host`."""
+
+
 class Write(msgspec.Struct, frozen=True, array_like=True):
     """A stored entry: its sequence, the milliseconds since acceptance, and the characters that it adds to the answer.
 
@@ -148,6 +157,8 @@ class Timeline(msgspec.Struct, kw_only=True):
     """When the first delta of the answer was stored."""
     pauses: list[Pause] = []
     """The longer times in which nothing was stored."""
+    waits: list[WaitStep] = []
+    """The waits for a model that could not be connected to."""
     end: EndStep | None = None
     """The end of the turn; null while it runs."""
     entries: int = 0
@@ -305,6 +316,8 @@ def _add(found: Timeline, stored: StoredEntry) -> int:
             )
         case Event(event=raw, is_hidden=True) if found.attempts and raw == events.HANDOVER:
             found.attempts[-1].is_handed_over = True
+        case Event(event=raw, is_hidden=True) if (wait := events.decode_wait(raw)) is not None:
+            found.waits.append(WaitStep(stored.at, wait.obstacle))
         case Event(event=raw) if found.attempts:
             last = found.attempts[-1]
             last.events += 1
@@ -435,6 +448,7 @@ def _describe_end(end: EndStep, max_cost_usd: float | None) -> str:
 def _describe_steps(found: Timeline) -> list[Step]:
     """Returns the steps of the turn, in the order of time."""
     steps = [Step(pause.at, f"Pause of {pause.seconds:.1f} s") for pause in found.pauses]
+    steps += [Step(wait.at, f"Waiting for the model: {wait.reason}") for wait in found.waits]
     if found.accepted_at is not None:
         queue = f", number {found.queue_position} in the queue" if found.queue_position else ""
         steps.append(Step(found.accepted_at, f"Accepted{queue}"))

@@ -72,7 +72,7 @@ def update() -> None:
 def _stream(dialect: Dialect, log: list[StoredEntry]) -> Iterator[str]:
     state = dialect.start(KEY)
     for stored in log:
-        frame, state = dialect.render(state, stored)
+        frame, state = dialect.render_entry(state, stored)
         yield _text(frame)
 
 

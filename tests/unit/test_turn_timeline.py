@@ -137,6 +137,18 @@ def handover(log: Handwritten) -> None:
     log.store(Event(prev=log.chain.last, attempt=log.chain.attempt, event=events.HANDOVER, is_hidden=True))
 
 
+@pytest.mark.rule("R135")
+def test_a_wait_for_the_model_is_a_step_with_its_reason() -> None:
+    """It is no event of the attempt."""
+    log = started_turn("a")
+    wait = events.encode_wait("no such host")
+    log.store(Event(prev=log.chain.last, attempt=log.chain.attempt, event=wait, is_hidden=True))
+    found = build(KEY, log.stored, [])
+    assert [one.reason for one in found.waits] == ["no such host"]
+    assert found.attempts[0].events == 3
+    assert "Waiting for the model: no such host" in render(found)
+
+
 @pytest.mark.parametrize(
     ("is_handed_over", "mode", "given", "cause", "words"),
     [

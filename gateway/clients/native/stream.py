@@ -10,6 +10,7 @@
 {"type":"block","index":…,"block":…}                   a block of another type begins, in Anthropic's format
 {"type":"block","index":…,"delta":…}                   a delta of a type that this version does not know
 {"type":"event","event":…}                             an event of a type that this version does not know
+{"type":"waiting","reason":"no such host"}             the model cannot be connected to, and the turn waits for it
 {"type":"progress","done":…,"failed":…,"of":…,…}       the progress of a batch, with its cost
 {"type":"reset"}                                       discard the text so far; perhaps with `cause` and `reason`
 {"type":"done","outcome":"completed"|"cancelled",…}    the end, with stop_reason, usage, cost, text length and hash
@@ -110,7 +111,8 @@ def _shown(raw: msgspec.Raw, *, is_hidden: bool) -> list[dict[str, Any]]:
             # For each model call, also for a continuation, whose other events are hidden: it is paid for.
             return [{"type": "usage"} | {name: getattr(usage, name) for name in PROMPT_COUNTS}]
         case _ if is_hidden:
-            return []
+            wait = events.decode_wait(raw)
+            return [] if wait is None else [{"type": "waiting", "reason": wait.obstacle}]
         case events.BlockStart(index, block):
             return _block_events(index, block)
         case events.BlockDelta(index, delta):
