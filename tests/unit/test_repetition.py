@@ -159,9 +159,9 @@ def text_events(index: int, text: str, size: int) -> list[events.Event]:
     return [events.BlockStart(index, {"type": "text", "text": ""}), *deltas, citation, events.BlockStop(index)]
 
 
-def begin_anew(stored: list[str], call: list[str], size: int) -> tuple[list[str], str]:
+def begin_anew(stored: list[str], call: list[str], size: int, *, is_open: bool = False) -> tuple[list[str], str]:
     """Returns the texts of the blocks that are passed on of a complete call, and the text that is left out."""
-    answer, left_out, texts = RepeatedAnswer(stored, is_open=False), "", dict[int, str]()
+    answer, left_out, texts = RepeatedAnswer(stored, is_open=is_open), "", dict[int, str]()
     sent = chain.from_iterable(text_events(number, text, size) for number, text in enumerate(call))
     for event in [*sent, events.MessageDelta(events.StopReason("end_turn"))]:
         passed, repeated = answer.filter(from_event(event))
@@ -175,3 +175,20 @@ def begin_anew(stored: list[str], call: list[str], size: int) -> tuple[list[str]
                 case _:
                     pass
     return list(texts.values()), left_out
+
+
+BLOCK_TEXTS = st.lists(st.sampled_from(["a", "ab", A, B, C, A + "x", B + "\n", " "]), max_size=4)
+
+
+@pytest.mark.rule("R70")
+@given(stored=BLOCK_TEXTS, call=BLOCK_TEXTS, size=st.integers(1, 40), is_open=st.booleans())
+def test_no_text_of_a_call_is_lost_or_changed(stored: list[str], call: list[str], size: int, is_open: bool) -> None:
+    """Left out is only what the stored blocks end with, block by block, and in pieces of any size the same."""
+    passed, left_out = begin_anew(stored, call, size, is_open=is_open)
+    assert left_out + "".join(passed) == "".join(call)
+    assert (passed, left_out) == begin_anew(stored, call, 1000, is_open=is_open)
+    if left_out:
+        assert any(left_out == "".join(stored[start:]) for start in range(len(stored)))
+        assert len("".join(left_out.split())) >= REPEATED_MIN
+    elif not is_open:
+        assert passed == call
