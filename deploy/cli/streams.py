@@ -49,12 +49,19 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-async def apply(url: str, *, file_bytes_max: int | None, replicas: int | None = None, wait_s: float = 0.0) -> int:
+async def apply(
+    url: str,
+    *,
+    file_bytes_max: int | None,
+    replicas: int | None = None,
+    wait_s: float = 0.0,
+    repairs: bool = False,
+) -> int:
     """Creates what is missing, for servers that may store `file_bytes_max` each; returns how many it has created.
 
     Without `file_bytes_max` or `replicas`, the size or the replicas of the existing streams are used. Retries for
     `wait_s` seconds, because the servers of a cluster answer before they have elected a leader. Raises LogMisconfigured
-    if an existing stream or consumer differs, LogUnavailable if no server answers.
+    if an existing stream or consumer differs, LogUnavailable if no server answers. `repairs`: see proto.nats.streams.
     """
     connection = await Connection.open(url, "tailrace-streams", ADMIN)
     deadline = time.monotonic() + wait_s
@@ -67,6 +74,7 @@ async def apply(url: str, *, file_bytes_max: int | None, replicas: int | None = 
                     connection,
                     replicas=replicas or existing.replicas or 1,
                     bytes_max=bytes_max or log_bytes_max(GIB_OF_SERVER * GIB),
+                    repairs=repairs,
                 )
             except LogUnavailable:
                 if time.monotonic() >= deadline:

@@ -243,7 +243,14 @@ async def start_nats(
             f"the file system of {options.data_dir} ignores permissions, and other users of this machine may read all "
             "conversations and keys: choose another directory with --data"
         )
-    await streams.apply(urls[ADMIN], file_bytes_max=servers[0].file_bytes_max, replicas=len(servers), wait_s=NATS_S_MAX)
+    await streams.apply(
+        urls[ADMIN],
+        file_bytes_max=servers[0].file_bytes_max,
+        replicas=len(servers),
+        wait_s=NATS_S_MAX,
+        # The server and its streams are `up`'s own.
+        repairs=True,
+    )
     if options.cluster:
         supervisor.console.log(f"{len(servers)} nats-servers have a copy of the log each; any one of them may fail")
     return urls

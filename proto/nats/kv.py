@@ -57,8 +57,11 @@ class Bucket:
                     pass
                 else:
                     return data
-            if (found := await self.get(key)) is not None:
+            found = await self._read(key)
+            if found is not None and found.data:
                 return found.data
+            if found is not None and await self.update(key, data, found.revision) is not None:
+                return data
             # The key exists, but the server that answered the read lags behind (PROTOCOL R14).
             await asyncio.sleep(STALE_WAIT_S)
         raise LogUnavailable(f"{self._content} exists, but no server can read it yet: retry")
@@ -67,6 +70,14 @@ class Bucket:
         """Returns the value of `key`; None if there is none or `key` is not a valid name. May be a moment old.
 
         Raises LogUnavailable.
+        """
+        found = await self._read(key)
+        return found if found is not None and found.data else None
+
+    async def _read(self, key: str) -> Value | None:
+        """Like `get`, but returns an empty value for a message that nats-server has stored for an expired one.
+
+        It does so in a stream with `subject_delete_marker_ttl`, which `check` refuses. No value of a bucket is empty.
         """
         with self._map_errors():
             try:

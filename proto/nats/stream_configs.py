@@ -156,6 +156,7 @@ def bucket(
         name=f"KV_{name}",
         subjects=[f"$KV.{name}.>"],
         storage=StorageType.FILE,
+        retention=RetentionPolicy.LIMITS,
         discard=DiscardPolicy.NEW,
         max_age=kept_s,
         max_msgs_per_subject=1,

@@ -1,11 +1,13 @@
 """Creates and checks the streams, buckets and consumers of stream_configs.py in NATS.
 
-`apply` creates what is missing, `check` raises if something differs. Neither changes what exists: `update_stream` with
-an older configuration silently turns features off, so a change is an explicit migration.
+`apply` creates what is missing, `check` raises if something differs. By default, neither changes what exists.
 """
 
+import json
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import msgspec
 import nats.errors
 import nats.js.errors
 import structlog
@@ -14,11 +16,11 @@ from nats.js.api import ConsumerConfig, DeliverPolicy, StreamConfig
 
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.nats.connection import Connection, explain
+from tailrace.proto.nats.setup_differences import consumer_differences, stream_differences
 from tailrace.proto.nats.setup_state import SetupState
 from tailrace.proto.nats.stream_configs import (
     BODIES_RETENTION_S,
     BODIES_SHARE,
-    BUCKETS,
     BYTES_MAX,
     CONSUMERS,
     EVERY_STREAM,
@@ -30,7 +32,7 @@ from tailrace.proto.nats.stream_configs import (
     limit_streams,
     turns_stream,
 )
-from tailrace.proto.subjects import AUDIT, BODIES, STREAM
+from tailrace.proto.subjects import BODIES, STREAM
 
 logger = structlog.get_logger()
 
@@ -41,24 +43,6 @@ SERVER_MIN = (2, 12, 6)
 PAYLOAD_BYTES = 8 * 1024**2
 # A blob's chunk has half of it. It is the default of nats-server.
 PAYLOAD_BYTES_MIN = 1024**2
-# The fields that the protocol depends on. Sizes, retention and replicas are the operator's choice.
-OWNED_BY_STREAM = (
-    "subjects",
-    "storage",
-    "discard",
-    "allow_direct",
-    "republish",
-    "retention",
-    "max_msgs_per_subject",
-    "allow_msg_counter",
-    "allow_msg_ttl",
-    "metadata",
-)
-# The number of stored increments may differ: earlier versions kept one, which is enough without a restart.
-OWNED_BY_COUNTERS = tuple(name for name in OWNED_BY_STREAM if name != "max_msgs_per_subject")
-# Its entries can only be added.
-OWNED_BY_AUDIT = (*OWNED_BY_STREAM, "deny_delete", "deny_purge")
-OWNED_BY_CONSUMER = ("filter_subjects", "ack_policy", "max_deliver")
 
 
 async def apply(
@@ -69,10 +53,11 @@ async def apply(
     retention_s: float = RETENTION_S,
     bodies_retention_s: float = BODIES_RETENTION_S,
     after: SetupState = SetupState(),  # noqa: B008  # never changed
+    repairs: bool = False,
 ) -> int:
     """Creates missing streams and consumers, then checks all; returns how many it has created.
 
-    Raises LogMisconfigured, LogUnavailable.
+    Raises LogMisconfigured, LogUnavailable. With `repairs`, settings of streams that break the protocol are set back.
 
     `after` is how far they were before a deletion. A new log continues its sequences, so that no cursor of a
     client points to another turn's entry. A new consumer starts at the first entry that was not acknowledged.
@@ -82,14 +67,11 @@ async def apply(
     turns.first_seq = after.last + 1 if after.last else None
     created = 0
     try:
-        for config in (
-            turns,
-            bodies_stream(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s),
-            *limit_streams(replicas),
-            audit_stream(replicas),
-            *buckets(replicas, retention_s),
-        ):
+        bodies = bodies_stream(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s)
+        for config in (turns, bodies, *_other_streams(replicas, retention_s)):
             created += await _create_stream(jetstream, config)
+            if repairs:
+                await _set_back(connection, config)
         for consumer in consumers():
             if floor := after.floors.get(str(consumer.durable_name)):
                 consumer.deliver_policy, consumer.opt_start_seq = DeliverPolicy.BY_START_SEQUENCE, floor + 1
@@ -112,15 +94,13 @@ async def check(connection: Connection) -> None:
     try:
         differing = []
         turns, bodies = turns_stream(1, BYTES_MAX, RETENTION_S), bodies_stream(1, BYTES_MAX, BODIES_RETENTION_S)
-        for ours in (turns, bodies, *limit_streams(1), audit_stream(1)):
+        for ours in (turns, bodies, *_other_streams(1, RETENTION_S)):
             found = (await jetstream.stream_info(str(ours.name))).config
-            owned = OWNED_BY_COUNTERS if ours.allow_msg_counter else OWNED_BY_STREAM
-            differing += _differences(ours, found, OWNED_BY_AUDIT if ours.name == AUDIT else owned)
+            differing += _describe(f"stream {ours.name}", stream_differences(ours, found), ours, found)
         for wanted in consumers():
-            info = await jetstream.consumer_info(STREAM, str(wanted.durable_name))
-            differing += _differences(wanted, info.config, OWNED_BY_CONSUMER)
-        for name in BUCKETS:
-            await jetstream.key_value(name)
+            lease = (await jetstream.consumer_info(STREAM, str(wanted.durable_name))).config
+            names = consumer_differences(wanted, lease)
+            differing += _describe(f"consumer {wanted.durable_name}", names, wanted, lease)
     except nats.js.errors.NotFoundError as error:
         raise LogMisconfigured(
             "NATS lacks a stream, bucket or consumer: run `tailrace streams`, or start `tailrace up`. "
@@ -129,7 +109,10 @@ async def check(connection: Connection) -> None:
     except nats.errors.Error as error:
         raise LogUnavailable(f"the streams cannot be checked: {explain(error)}") from error
     if differing:
-        raise LogMisconfigured(f"NATS is set up for another version: {'; '.join(differing)}. See docs/RUNBOOK.md")
+        raise LogMisconfigured(
+            f"NATS is set up for another version: {'; '.join(differing)}. Change it with `nats stream edit` or "
+            "`nats consumer edit`; see docs/RUNBOOK.md"
+        )
 
 
 def _check_payload(bytes_max: int) -> None:
@@ -207,18 +190,35 @@ async def fullness(connection: Connection) -> float:
     return (await stream_size(connection, STREAM)).ratio
 
 
-def _differences(wanted: Any, found: Any, owned: tuple[str, ...]) -> list[str]:
-    def is_same(name: str) -> bool:
-        ours, theirs = getattr(wanted, name), getattr(found, name)
-        # nats-server reports a single filter in the older field `filter_subject`.
-        if name == "filter_subjects" and not theirs:
-            theirs = [found.filter_subject]
-        # The server adds its own metadata.
-        if name == "metadata":
-            theirs = {key: (theirs or {}).get(key) for key in ours}
-        return bool(ours is None or ours == theirs)
+def _other_streams(replicas: int, retention_s: float) -> list[StreamConfig]:
+    """Returns the streams besides the log and the blobs."""
+    return [*limit_streams(replicas), audit_stream(replicas), *buckets(replicas, retention_s)]
 
-    return [f"{name} is {getattr(found, name)!r}, not {getattr(wanted, name)!r}" for name in owned if not is_same(name)]
+
+def _describe(what: str, names: Iterable[str], wanted: Any, found: Any) -> list[str]:
+    """Returns what differs, for the operator."""
+    return [f"{what}: {name} is {getattr(found, name)!r}, not {getattr(wanted, name)!r}" for name in names]
+
+
+async def _set_back(connection: Connection, ours: StreamConfig) -> None:
+    """Sets the settings of a stream that break the protocol to those of `ours`. Raises nats.errors.Error.
+
+    All other settings stay, also those that nats-py does not know. What nats-server does not let change stays, too.
+    """
+    found = await connection.jetstream.stream_info(str(ours.name))
+    names = stream_differences(ours, found.config)
+    if not names:
+        return
+    reply = await connection.client.request(f"$JS.API.STREAM.INFO.{ours.name}")
+    config = msgspec.json.decode(reply.data)["config"]
+    wanted = ours.as_dict()
+    for name in names:
+        config.pop(name, None)
+        if name in wanted:
+            config[name] = wanted[name]
+    reply = await connection.client.request(f"$JS.API.STREAM.UPDATE.{ours.name}", json.dumps(config).encode())
+    error = msgspec.json.decode(reply.data).get("error")
+    logger.warning("settings of a stream were set back", stream=ours.name, settings=names, error=error)
 
 
 async def _create_stream(jetstream: JetStreamContext, config: StreamConfig) -> bool:

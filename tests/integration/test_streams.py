@@ -1,6 +1,7 @@
 """Streams, buckets and consumers: created once, never changed, and checked when a process starts."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from signal import SIGKILL
 from typing import Any
 
 import pytest
-from nats.js.api import AckPolicy, DiscardPolicy, RePublish, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import AckPolicy, DiscardPolicy, PersistMode, RePublish, RetentionPolicy, StorageType, StreamConfig
 
 from tailrace.deploy.local.nats_cluster import new_specs
 from tailrace.deploy.local.nats_server import NatsServer
@@ -16,6 +17,7 @@ from tailrace.deploy.local.readiness import http_get
 from tailrace.gateway.auth.login import LOGIN_S
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.nats import Connection, check, fullness, stream_configs, streams
+from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.nats.setup_state import read_setup_state
 from tailrace.proto.subjects import (
     BODIES,
@@ -195,6 +197,8 @@ WRONG_STREAMS = {
             "allow_direct": False,
             "republish": RePublish(src="turns.>", dest="elsewhere.>"),
             "metadata": {"tailrace_schema": "0"},
+            # A killed nats-server would lose acknowledged entries. It cannot be changed later.
+            "persist_mode": PersistMode.ASYNC,
         }.items()
     },
 }
@@ -224,6 +228,69 @@ async def test_a_stream_or_consumer_with_another_setting_is_refused(bare: Connec
             await jetstream.add_consumer(STREAM, consumer.evolve(**{setting: value}))
             await assert_refused(setting)
             await jetstream.delete_consumer(STREAM, str(consumer.durable_name))
+
+
+# What an operator can set while the system runs, by stream.
+EDITS: list[tuple[str, dict[str, Any]]] = [
+    # Fences, consumers and copies would not find an entry under its name.
+    (STREAM, {"subject_transform": {"src": "turns.>", "dest": "log.>"}}),
+    (STREAM, {"republish": {"src": "turns.>", "dest": "elsewhere.>"}}),
+    (STREAM, {"max_msg_size": 1000}),
+    (STREAM, {"max_msgs": 1000}),
+    (STREAM, {"max_msgs_per_subject": 1}),
+    (STREAM, {"no_ack": True}),
+    (STREAM, {"discard": "old"}),
+    (STREAM, {"discard_new_per_subject": True, "max_msgs_per_subject": 9}),
+    (STREAM, {"allow_rollup_hdrs": True}),
+    (STREAM, {"sources": [{"name": BODIES}]}),
+    (SLOTS, {"subject_delete_marker_ttl": 60_000_000_000, "allow_rollup_hdrs": True}),
+    (f"KV_{CLAIMS}", {"subject_delete_marker_ttl": 60_000_000_000, "allow_rollup_hdrs": True, "deny_delete": True}),
+    (f"KV_{SECRETS}", {"subject_transform": {"src": "$KV.SECRETS.>", "dest": "x.>"}}),
+    (f"KV_{LOGINS}", {"discard": "old"}),
+]
+
+
+async def edit(connection: Connection, stream: str, changes: dict[str, Any]) -> None:
+    """Changes settings of a stream as `nats stream edit` does."""
+    config = json.loads((await connection.client.request(f"$JS.API.STREAM.INFO.{stream}")).data)["config"]
+    body = json.dumps(config | changes).encode()
+    reply = json.loads((await connection.client.request(f"$JS.API.STREAM.UPDATE.{stream}", body)).data)
+    assert "error" not in reply, reply
+
+
+@pytest.mark.rule("R31")
+@pytest.mark.parametrize(("stream", "changes"), EDITS, ids=[f"{stream}-{next(iter(edit))}" for stream, edit in EDITS])
+async def test_an_edit_that_breaks_the_protocol_is_refused_and_set_back_by_up(
+    bare: Connection, stream: str, changes: dict[str, Any]
+) -> None:
+    """What belongs to the operator stays."""
+    await streams.apply(bare, bytes_max=BYTES_MAX)
+    # nats-server cannot take back the last one, which breaks nothing.
+    await edit(bare, stream, {"description": "Ours.", "allow_msg_ttl": True} | changes)
+    with pytest.raises(LogMisconfigured, match=rf"stream {stream}: {next(iter(changes))} is .*`nats stream edit`"):
+        await check(bare)
+    await streams.apply(bare, bytes_max=BYTES_MAX, repairs=True)
+    assert (await bare.jetstream.stream_info(stream)).config.description == "Ours."
+
+
+@pytest.mark.rule("R31")
+async def test_an_expired_value_that_has_left_a_marker_is_absent(bare: Connection) -> None:
+    await streams.apply(bare, bytes_max=BYTES_MAX)
+    await edit(bare, f"KV_{CLAIMS}", {"subject_delete_marker_ttl": 60_000_000_000, "allow_rollup_hdrs": True})
+    bucket = Bucket(bare, CLAIMS, "the claim")
+    await bare.jetstream.publish(f"$KV.{CLAIMS}.a", b"old", headers={"Nats-TTL": "1s"})
+
+    async def is_marked() -> bool:
+        return "Nats-Marker-Reason" in (
+            (await bare.jetstream.get_last_msg(f"KV_{CLAIMS}", f"$KV.{CLAIMS}.a")).headers or {}
+        )
+
+    await until(is_marked)
+    assert await bucket.get("a") is None
+    assert await bucket.create("a", b"new") == b"new"
+    value = await bucket.get("a")
+    assert value is not None
+    assert value.data == b"new"
 
 
 @pytest.mark.rule("R31")

@@ -1,9 +1,5 @@
 """`make test` runs failed tests once more, and fails only with those that fail again. A test ends at its timeout."""
 
-import asyncio
-import os
-import signal
-import threading
 from pathlib import Path
 
 import pytest
@@ -65,27 +61,3 @@ def test_failed_tests_run_once_more(
     assert run(tmp_path, ["--import-mode=importlib"]) == status
     out = capfd.readouterr().out
     assert {text: out.count(text) for text in shown} == shown
-
-
-def test_the_timeout_of_a_test_ends_it_while_its_loop_waits() -> None:
-    """As pytest-timeout does it: a signal whose handler raises. The tasks of fixtures, which others share, go on."""
-    others = list[asyncio.Task[None]]()
-
-    def time_out(*_: object) -> None:
-        pytest.fail("Timeout")
-
-    async def test_that_waits() -> None:
-        others.append(asyncio.create_task(asyncio.sleep(0.3)))
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-        try:
-            await asyncio.sleep(20)
-        finally:
-            await others[0]
-
-    before = signal.signal(signal.SIGUSR1, time_out)
-    try:
-        with pytest.raises(asyncio.CancelledError):
-            asyncio.run(test_that_waits())
-        assert not others[0].cancelled()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
