@@ -19,8 +19,7 @@ class RepetitionFilter:
     def __init__(self, stored: str) -> None:
         self._stored = stored
         self._tail = find_tail(stored)
-        is_inside_line = bool(self._tail) and not ends_line(self._tail)
-        self._is_active = is_inside_line and stored.find(self._tail) == len(stored) - len(self._tail)
+        self._is_active = is_unique(stored)
         self._held = ""
 
     def filter(self, text: str) -> tuple[str, str]:
@@ -56,6 +55,15 @@ class RepetitionFilter:
                 return True
             position = self._stored.find(self._held, position + 1)
         return False
+
+
+def is_unique(text: str) -> bool:
+    """Returns whether the end of `text` is long, occurs nowhere else in it, and does not end a line.
+
+    Then a repetition of it is no refrain, no row of a table and no closing brace.
+    """
+    tail = find_tail(text)
+    return bool(tail) and not ends_line(tail) and text.find(tail) == len(text) - len(tail)
 
 
 def find_tail(text: str) -> str:

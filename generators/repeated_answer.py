@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from tailrace.generators.backends.model_event import ModelEvent, from_event
-from tailrace.generators.continuation_filters import ends_line, find_tail
+from tailrace.generators.continuation_filters import is_unique
 from tailrace.proto import events
 from tailrace.proto.entries import Block
 
@@ -27,8 +27,8 @@ class RepeatedAnswer:
     """The first blocks of a call, as long as they are texts that may be the last stored ones again.
 
     Their events are held until one comes that goes further. A call that breaks off before adds nothing. The texts are
-    left out only if they are all of the stored texts from one block on, with REPEATED_MIN or more characters that are
-    not white space, and the last one does not end a line: then a refrain may follow.
+    left out only if they are all of the stored texts from one block on, and `is_unique` holds for them: otherwise a
+    refrain may follow.
     """
 
     def __init__(self, stored: Sequence[str], *, is_open: bool) -> None:
@@ -87,7 +87,7 @@ class RepeatedAnswer:
         *before, last = self._texts
         repeated = self._stored[-len(self._texts) :]
         text = "".join(repeated)
-        if before != repeated[:-1] or not last.startswith(repeated[-1]) or not find_tail(text) or ends_line(text):
+        if before != repeated[:-1] or not last.startswith(repeated[-1]) or not is_unique(text):
             return self._held, ""
         rest = last.removeprefix(repeated[-1])
         start = next(event for event in self._held if _is_start(event.event, self._last))

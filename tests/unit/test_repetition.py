@@ -133,6 +133,8 @@ A, B, C = "The sky is blue, says one page [1].", " Short waves are scattered, sa
         pytest.param([A, B, C], [A, C], [A, C], "", id="in another order"),
         pytest.param([A, B, C], [A + B + C], [A + B + C], "", id="the same text in one block"),
         pytest.param(["abc", "def"], ["abc", "defg"], ["abc", "defg"], "", id="too short to be sure"),
+        pytest.param(["Rivers. " * 9], ["Rivers. " * 9], ["Rivers. " * 9], "", id="what repeats itself anyhow"),
+        pytest.param([A, A], [A, A], [A, A], "", id="a refrain"),
         pytest.param([A, B + "\n"], [A, B + "\nAgain"], [A, B + "\nAgain"], "", id="the end of a line"),
     ],
 )
