@@ -60,7 +60,7 @@ OF_OPERATOR_IN_CONSUMERS = frozenset(
     }
 )
 # What nats-server or nats-py report for a setting that is switched off.
-OFF = (None, False, 0, -1, "", [], {}, "default", "instant")
+OFF: tuple[Any, ...] = (None, False, 0, -1, "", [], {}, "default", "instant")
 
 
 def stream_differences(ours: StreamConfig, found: StreamConfig) -> list[str]:
