@@ -39,7 +39,8 @@ async def compare_case(own: OwnSystem, name: str, every: int) -> tuple[int, list
 
 async def answered_after(own: OwnSystem, line: str, appends: int) -> list[dict[str, object]] | str:
     """Returns the content of an answer whose generator was killed after that many appends; 0: was not killed."""
-    key = await own.append_request(line)
+    # Output that the model has not reported is estimated, from large texts too: the limit must be above it.
+    key = await own.append_request(line, max_tokens=128_000)
     if appends:
         await own.run_and_kill_after(appends)
     async with own.running_generator():
