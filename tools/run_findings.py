@@ -21,15 +21,17 @@ TIMEOUT_S = 600
 
 def run(script: Path, timeout_s: float = TIMEOUT_S) -> tuple[str, str]:
     """Returns the state of the fact ("passed", "changed" or "not there") and the script's output."""
-    # A session of its own: at a timeout the script's servers end with it.
+    # A session of its own: at a timeout and at Ctrl+C the script's servers end with it.
     process = subprocess.Popen(
         [script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     try:
         output, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
+    except BaseException as error:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
         return "changed", f"{output}no end after {timeout_s:.0f} s\n"
     return STATES.get(process.returncode, "changed"), output
 

@@ -2,6 +2,10 @@
 
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,3 +81,26 @@ def test_a_script_without_an_end_has_changed(tmp_path: Path) -> None:
     script.chmod(0o755)
     state, output = run_findings.run(script, timeout_s=1)
     assert (state, output) == ("changed", "begun\nno end after 1 s\n")
+
+
+def test_ctrl_c_ends_what_a_script_has_started(tmp_path: Path) -> None:
+    """The script has a session of its own, so the terminal's signal reaches the runner only."""
+    script, started = tmp_path / "a.sh", tmp_path / "pid"
+    script.write_text(f"#!/usr/bin/env bash\nsleep 60 &\necho $! > {started}\nwait\n")
+    script.chmod(0o755)
+    runner = subprocess.Popen([sys.executable, "-m", "tools.run_findings", "--folder", tmp_path], cwd=ROOT)
+    deadline = time.monotonic() + 20
+    while not (started.exists() and started.read_text().strip()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    runner.send_signal(signal.SIGINT)
+    assert runner.wait(20) != 0
+    while is_running(int(started.read_text())):
+        assert time.monotonic() < deadline + 20
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """Returns whether the process exists and is no zombie."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
