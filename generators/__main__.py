@@ -26,9 +26,10 @@ from tailrace.generators.backends.traced import TracedBackend
 from tailrace.generators.batches.runner import BatchLane, BatchRunner
 from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.circuit_breaker import CircuitBreakers
-from tailrace.generators.failover import FAILOVER_CODES, BackendOrders, parse_backends
+from tailrace.generators.failover import CLAUDE, FAILOVER_CODES, BackendOrders, parse_backends
 from tailrace.generators.forced_tools import request_forced_call, write_forced_call
 from tailrace.generators.hedging import HedgeTaker, Hedging
+from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
@@ -60,7 +61,6 @@ logger = structlog.get_logger()
 # They run in this order. The marks for the prompt cache come after the schema, which may be in the system prompt, and
 # before the correction, which the turn's first call does not have.
 CALL_FILTERS = (request_forced_call, request_schema, cache_prompt, add_correction)
-KEY_REFUSED = "the model's API refused the key when this generator started: check ANTHROPIC_API_KEY, and restart"
 
 
 async def preflight(settings: Settings) -> None:
@@ -116,6 +116,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             grace_s=settings.grace_s,
             tenant_share=settings.tenant_share,
         )
+        worker.facts = caller.keys.facts
         handlers: dict[str, Handler] = {CANCEL_TURN: partial(cancel_turn, log)}
         if claude is not None:
             handlers |= ModelRpc(claude, MessageBatchesApi(claude.client), blobs, orders).handlers
@@ -130,7 +131,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
         metrics.SLOTS.set(settings.concurrency)
         service.mark_ready(generator=name, concurrency=settings.concurrency)
         checks = [asyncio.create_task(report_version(backends, worker))]
-        checks += [asyncio.create_task(check_key(claude, worker))] if claude is not None else []
+        checks += [asyncio.create_task(check_key(claude, caller.keys))] if claude is not None else []
         try:
             await worker.run(stop, stop.now)
         finally:
@@ -147,17 +148,13 @@ async def report_version(backends: Mapping[str, Backend], worker: Worker) -> Non
             worker.facts["claude_version"] = await backend.version()
 
 
-async def check_key(claude: AnthropicApi, worker: Worker) -> None:
-    """Sets a sentence in the health report if the key is refused, by a request that is free of charge.
-
-    Other failures say nothing about the key.
-    """
+async def check_key(claude: AnthropicApi, keys: KeyHealth) -> None:
+    """Notes in the health report whether the key is refused, by a request that is free of charge."""
     try:
         await claude.models()
     except BackendError as error:
-        if error.code == "backend_refused_key":
-            worker.facts["detail"] = KEY_REFUSED
-        else:
+        keys.note_call(CLAUDE, error)
+        if error.code != "backend_refused_key":
             logger.info("the model key could not be checked", **error.log_fields)
 
 

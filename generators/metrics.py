@@ -42,6 +42,9 @@ FAILOVERS = Counter(
 BACKEND_DOWN = Gauge(
     "tailrace_generator_backend_down", "Whether this process has found a backend down, and turns avoid it", ["backend"]
 )
+KEY_REFUSED = Gauge(
+    "tailrace_generator_key_refused", "Whether the API of a backend refused the key in its last call", ["backend"]
+)
 HEDGES = Counter(
     "tailrace_generator_hedges_total",
     "Hedges that were first (won), were not (lost), or broke off (failed); and those that no generator took (declined)",

@@ -11,6 +11,7 @@ from tailrace.generators.backends import Backend, Call
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.circuit_breaker import CircuitBreakers
 from tailrace.generators.failover import BackendOrder
+from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.outage import NoteWait, Outage
 from tailrace.generators.retry import Retry
@@ -30,6 +31,12 @@ class ModelCaller:
         self.breakers = breakers
         self.retry = retry
         self.blobs = blobs
+        self.keys = KeyHealth(backends)
+
+    def note_begin(self, backend: str, call: Call, error: BackendError | None) -> None:
+        """See retry.NoteBegin; for a call of `backend`."""
+        self.breakers.note_begin(backend, call, error)
+        self.keys.note_call(backend, error)
 
     def route(self, key: TurnKey, turn: Turn) -> "Route":
         """Returns the route of the turn's next call. It begins with the backend of the last attempt."""
@@ -71,7 +78,7 @@ class Route:
         may_wait = not is_single and not self._order.has_untried
         async with self._caller.blobs.load(key.tenant, call) as whole:
             is_large = whole is not call
-            note = partial(self._caller.breakers.note_begin, self.backend)
+            note = partial(self._caller.note_begin, self.backend)
             first, rest = await retry.begin(
                 backend,
                 msgspec.structs.replace(whole, is_large=is_large),

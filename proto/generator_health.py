@@ -1,5 +1,7 @@
 """The health report of a generator, from which gateways estimate how long a new turn waits."""
 
+from typing import Literal
+
 import msgspec
 
 from tailrace.proto.ids import Tenant
@@ -18,5 +20,7 @@ class GeneratorHealth(msgspec.Struct, frozen=True):
     """A sentence for operators, for example that the model key is refused."""
     oldest_waiting_s: float = 0.0
     """The age of the oldest turn that waits in the generator; 0 if none does."""
+    state: Literal["degraded"] | msgspec.UnsetType = msgspec.UNSET
+    """Set while the generator works and turns fail: `detail` says why."""
     claude_version: str | msgspec.UnsetType = msgspec.UNSET
     """The version of Claude Code, if the generator runs it."""

@@ -206,6 +206,15 @@ ALERTS = (
         panels.SLOW,
     ),
     Alert(
+        "ModelKeyRefused",
+        "max by (backend) (tailrace_generator_key_refused) > 0",
+        "1m",
+        "page",
+        "The model's API refuses the key of a backend",
+        "Check the key and its account. With a new key, restart the generators.",
+        panels.NOT_READY,
+    ),
+    Alert(
         "AttemptsExhausted",
         'sum(increase(tailrace_generator_failures_total{code="attempts_exhausted"}[10m])) > 0',
         "0s",

@@ -536,6 +536,14 @@ LOG_AND_NATS = Dashboard(
             (total_rate("tailrace_feed_gaps_filled_total", "filled"),),
         ),
         Panel(
+            "Refused keys of models",
+            "short",
+            "Backends whose API refused the key in the last call: their answers fail.",
+            Threshold(1, 1),
+            NOT_READY,
+            (Query(Gauge("tailrace_generator_key_refused", how="max"), "refused"),),
+        ),
+        Panel(
             "Missing parts of NATS",
             "short",
             "Streams, buckets and consumers that were deleted.",

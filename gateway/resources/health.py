@@ -38,6 +38,8 @@ class Report(msgspec.Struct):
 
     ok: bool
     detail: str = ""
+    state: str | msgspec.UnsetType = msgspec.UNSET
+    """`degraded` if the part works and turns fail, as while the model refuses the key (PROTOCOL R29)."""
     claude_version: str | msgspec.UnsetType = msgspec.UNSET
     """The version of Claude Code, from a generator that runs it."""
 
@@ -127,10 +129,12 @@ async def healthz(_: ApiRequest) -> Response:
 async def readyz(_: ApiRequest, checks: HealthChecks) -> Response:
     """`GET /readyz`: readiness: NATS, a generator and persistence answer; otherwise 503 with the part that does not.
 
-    For a load balancer, which sends requests only to a gateway that is ready.
+    For a load balancer, which sends requests only to a gateway that is ready. `"state": "degraded"`, with 200: readers
+    are served, and new answers fail, as while the model refuses the key; the `detail` of the part says why.
     """
     parts = await checks.parts()
-    return _response({"ok": _are_ok(parts), **parts}, is_ok=_are_ok(parts))
+    state = {"state": "degraded"} if any(part.state == "degraded" for part in parts.values()) else {}
+    return _response({"ok": _are_ok(parts), **state, **parts}, is_ok=_are_ok(parts))
 
 
 async def health(_: ApiRequest, checks: HealthChecks) -> Response:

@@ -19,14 +19,15 @@ from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.limits.turn_queue import TurnQueue
-from tailrace.generators.__main__ import KEY_REFUSED
+from tailrace.generators.key_health import REFUSED
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import GENERATORS, TurnKey
 from tailrace.proto.version import VERSION
 from tests.harness import processes
-from tests.harness.generator_in_loop import running_generator
+from tests.harness.faulty_upstream import BrokenAnswer, faulty_claude
+from tests.harness.generator_in_loop import append_request, failure_code, running_generator, wait_for_end
 from tests.harness.readers import is_read, read
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until, until_equal
@@ -34,6 +35,11 @@ from tests.integration.conftest import Gateway, NewGateway
 
 OK = {"ok": True, "detail": ""}
 ROLES = ("generators", "persistence")
+REFUSAL = b'{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"}}'
+KEY_REFUSED = (
+    b"HTTP/1.1 401 Unauthorized\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%b" % (len(REFUSAL), REFUSAL)
+)
 
 
 @pytest.fixture
@@ -91,7 +97,35 @@ async def test_a_refused_model_key_is_named_after_the_start_of_a_generator(
         async def generators() -> dict[str, Any]:
             return dict((await ready(gateway))[1]["generators"])
 
-        await until_equal(generators, {"ok": True, "detail": KEY_REFUSED})
+        await until_equal(generators, {"ok": True, "detail": REFUSED.format("claude"), "state": "degraded"})
+
+
+@pytest.mark.rule("R29")
+async def test_a_key_that_is_refused_later_degrades_readiness_until_a_call_succeeds(
+    own_server: NatsServer, own_claude: str, own_log: TurnLog, new_gateway: NewGateway, tmp_path: Path
+) -> None:
+    """Anybody may read it, without a key: it has neither the key nor the address of the API."""
+    gateway = await new_gateway(own_server.url)
+    name, labels = "tailrace_generator_key_refused", {"backend": "claude"}
+
+    async def state() -> tuple[int, str | None, str | None]:
+        async with httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as anonymous:
+            answer = await anonymous.get("/readyz")
+        assert not any(secret in answer.text for secret in ("sk-test", own_claude.rpartition("/")[2]))
+        parts = answer.json()
+        return answer.status_code, parts.get("state"), parts["generators"].get("state")
+
+    async with (
+        processes.persistence(tmp_path, own_server.url),
+        faulty_claude(own_claude, lambda _: BrokenAnswer(KEY_REFUSED)) as claude,
+        running_generator(own_server.url, claude.url),
+    ):
+        await until_equal(state, (200, None, None))
+        refused = await wait_for_end(own_log, await append_request(own_log, "words=3 rate=0"))
+        assert failure_code(refused) == "backend_refused_key"
+        assert (await state(), REGISTRY.get_sample_value(name, labels)) == ((200, "degraded", "degraded"), 1)
+        await wait_for_end(own_log, await append_request(own_log, "words=3 rate=0"))
+        assert (await state(), REGISTRY.get_sample_value(name, labels)) == ((200, None, None), 0)
 
 
 async def test_missing_processes_are_named_without_a_key(lone_gateway: Gateway, anonymous: httpx2.AsyncClient) -> None:

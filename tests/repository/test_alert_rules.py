@@ -40,6 +40,7 @@ FIRES = {
         'tailrace_generator_append_seconds_bucket{le="0.5"}': "0+100",
         'tailrace_generator_append_seconds_bucket{le="+Inf"}': "0+100",
     },
+    "ModelKeyRefused": {'tailrace_generator_key_refused{backend="claude"}': "1+0"},
     "NatsPartsMissing": {"tailrace_nats_missing": "1+0"},
     "TurnsWait": {'jetstream_consumer_num_pending{consumer_name="generators"}': "3+0"},
     "AnswersBreakOff": {
