@@ -18,15 +18,24 @@ CLIENTS := tests/clients/js/node_modules/installed
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: conformance findings frames roll docs audit types style tests-compiled schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
+.PHONY: no-copy conformance findings frames roll docs audit types style tests-compiled schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
-setup: $(INSTALLED) $(LAUNCHER) ## install the product and the development tools into .venv
+setup: no-copy $(INSTALLED) $(LAUNCHER) ## install the product and the development tools into .venv
 
-run: $(RUNTIME) $(LAUNCHER) ## start the whole system, with its data in .tailrace; ARGS='--help' lists the options
+run: no-copy $(RUNTIME) $(LAUNCHER) ## start the whole system, with its data in .tailrace; ARGS='--help' lists the options
 	@exec $(LAUNCHER) up --data .tailrace $(ARGS)
+
+# `pip install .` puts a copy of the checkout into .venv, which `tailrace` then runs, whatever changes in the checkout.
+no-copy:
+	@for copy in .venv/lib/python*/site-packages/tailrace; do \
+		! test -e "$$copy" || { \
+			echo "$$copy is a copy of this checkout, and would run in its place. Remove it, then repeat this command:" >&2; \
+			echo "  .venv/bin/python -m pip uninstall --yes tailrace; rm -f $(LAUNCHER)" >&2; \
+			exit 1; }; \
+	done
 
 wheel: setup ## build the wheel and the source archive into dist/
 	.venv/bin/uv build --quiet --out-dir dist .

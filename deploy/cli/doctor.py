@@ -21,7 +21,15 @@ import tailrace.gateway.settings
 import tailrace.generators.settings
 from tailrace.deploy.cli.arguments import add_address, add_data, add_json
 from tailrace.deploy.cli.result import print_json
-from tailrace.deploy.local import check_environment, nats_cluster, nats_server, ports, running, status_file
+from tailrace.deploy.local import (
+    check_environment,
+    nats_cluster,
+    nats_server,
+    ports,
+    running,
+    shadowing_copy,
+    status_file,
+)
 from tailrace.deploy.local.data_dir import exists
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options
@@ -84,6 +92,7 @@ async def examine(options: Options, environ: Mapping[str, str]) -> list[Finding]
     """Runs all checks. Starts nothing and costs nothing: the model key is checked with a request for `/v1/models`."""
     return [
         Finding("Python", "ok", f"{platform.python_version()} at {sys.executable}"),
+        *check_copy(),
         await _settings(environ),
         await _port(options),
         _disk(options.data_dir),
@@ -92,6 +101,14 @@ async def examine(options: Options, environ: Mapping[str, str]) -> list[Finding]
         *await _nats(options.data_dir, environ),
         *await _model(environ),
     ]
+
+
+def check_copy() -> Sequence[Finding]:
+    """Returns a finding if the venv of a checkout has a copy of it; none otherwise."""
+    if (copy := shadowing_copy.find()) is None:
+        return []
+    detail = f"{copy} is a copy of the checkout and may run in its place: changes of the checkout have no effect"
+    return [Finding("Checkout", "warning", detail, f"in the checkout: {shadowing_copy.ACTION}")]
 
 
 async def _settings(environ: Mapping[str, str]) -> Finding:

@@ -13,6 +13,8 @@ from tailrace.deploy.local.errors import UpRefused
 BACKLOG = 2048
 # Below the ports that the kernel gives to outgoing connections, above those that people usually choose.
 FREE_RANGE = range(20_000, 32_768)
+# From TAILRACE_METRICS_PORT to the port before the first generator's. The 64 gateways of `up` at most come before it.
+GENERATORS_OFFSET = 100
 # `up` finds fewer ports than that before all of its servers have bound theirs.
 HELD_MAX = 100
 _held = deque[int]()
@@ -102,9 +104,15 @@ def _require_loopback() -> None:
             ) from error
 
 
-def find_consecutive(first: int, count: int) -> list[int]:
-    """Returns `count` loopback ports from `first` on. Raises UpRefused if one is in use or is not a port number."""
-    for number in range(first, first + count):
+def find_fixed(first: int, generators: int, gateways: int) -> list[int]:
+    """Returns the metrics ports from TAILRACE_METRICS_PORT=`first` on: persistence, generators, gateways.
+
+    Each role has a range of its own, so that a further generator does not change the port of a gateway. The ranges are
+    those of the units in deploy/systemd. Raises UpRefused if one is in use or is not a port number.
+    """
+    of_generators = range(first + GENERATORS_OFFSET + 1, first + GENERATORS_OFFSET + 1 + generators)
+    ports = [first, *of_generators, *range(first + 1, first + 1 + gateways)]
+    for number in ports:
         try:
             with socket.socket() as one:
                 # As the metrics server does: a port in TIME_WAIT is free.
@@ -112,7 +120,8 @@ def find_consecutive(first: int, count: int) -> list[int]:
                 one.bind(("127.0.0.1", number))
         except (OSError, OverflowError) as error:
             raise UpRefused(
-                f"TAILRACE_METRICS_PORT={first}: {count} consecutive ports are needed, one a process, and {number} "
-                "is not free: choose another first port, or unset it to use free ones"
+                f"TAILRACE_METRICS_PORT={first}: persistence needs this port, gateways those from {first + 1} on, "
+                f"generators those from {first + GENERATORS_OFFSET + 1} on, and {number} is not free: choose another "
+                "first port, or unset it to use free ones"
             ) from error
-    return list(range(first, first + count))
+    return ports

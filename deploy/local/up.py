@@ -18,7 +18,16 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from tailrace.deploy.cli import streams
-from tailrace.deploy.local import check_environment, data_dir, migrate_log, nats_cluster, nats_server, ports, running
+from tailrace.deploy.local import (
+    check_environment,
+    data_dir,
+    migrate_log,
+    nats_cluster,
+    nats_server,
+    ports,
+    running,
+    shadowing_copy,
+)
 from tailrace.deploy.local.backup import DATABASE
 from tailrace.deploy.local.banner import model_banner, render_banner
 from tailrace.deploy.local.console import Console
@@ -175,6 +184,8 @@ async def start_and_watch(
     plan = make_plan(options, environ, port, listen_fd, nats_urls, demo)
     for warning in check_environment.find_mistyped(environ):
         console.log(warning)
+    if copy := shadowing_copy.find():
+        console.log(f"{copy} is a copy of the checkout and may run in its place; remove it: {shadowing_copy.ACTION}")
     log_format = "colour" if console.coloured else "console"
     specs = process_specs(options, plan, {"TAILRACE_LOG_FORMAT": log_format, **environ})
     for spec in specs:
@@ -284,7 +295,7 @@ def make_plan(
     claude_port, *metrics_ports = ports.find_free(2 + options.generators + options.gateways)
     configured = settings.read(ProcessSettings, environ)
     if configured.metrics_port:
-        metrics_ports = ports.find_consecutive(configured.metrics_port, len(metrics_ports))
+        metrics_ports = ports.find_fixed(configured.metrics_port, options.generators, options.gateways)
     return Plan(
         nats_urls=nats_urls,
         host=ports.loopback_of(options.host),

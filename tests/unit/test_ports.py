@@ -10,15 +10,22 @@ import pytest
 from tailrace.deploy.local import ports
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options
-from tailrace.deploy.local.ports import find_consecutive, find_free, listen
+from tailrace.deploy.local.ports import find_fixed, find_free, listen
 from tailrace.deploy.local.up import make_plan
 
 
-def test_metrics_ports_are_consecutive_from_the_configured_one() -> None:
-    """A scraper finds the processes at the same ports after a restart."""
+def test_another_number_of_generators_changes_no_other_metrics_port() -> None:
+    """Otherwise Prometheus would take a gateway for a generator, and report a process that is down."""
     first = random.randrange(12_000, 19_000)  # below the ports of find_free
-    chosen = make_plan(Options(generators=2), {"TAILRACE_METRICS_PORT": str(first)}, 8000, 7, {})
-    assert chosen.metrics_ports == (first, first + 1, first + 2, first + 3)
+
+    def choose(generators: int, gateways: int) -> tuple[int, ...]:
+        options = Options(generators=generators, gateways=gateways)
+        return make_plan(options, {"TAILRACE_METRICS_PORT": str(first)}, 8000, 7, {}).metrics_ports
+
+    assert choose(1, 2) == (first, first + 101, first + 1, first + 2)
+    assert choose(4, 1) == (first, *range(first + 101, first + 105), first + 1)
+    # The ranges of the largest numbers do not meet.
+    assert len(set(choose(64, 64))) == 129
     assert len(set(make_plan(Options(), {}, 8000, 7, {}).metrics_ports)) == 4
 
 
@@ -29,9 +36,9 @@ def test_a_metrics_port_that_is_not_free_is_refused_before_the_start() -> None:
         other.listen()
         taken = other.getsockname()[1]
         with pytest.raises(UpRefused, match=f"TAILRACE_METRICS_PORT={taken}: .* {taken} is not free"):
-            find_consecutive(taken, 1)
+            find_fixed(taken, 1, 1)
     with pytest.raises(UpRefused, match="65536 is not free"):
-        find_consecutive(65536, 1)
+        find_fixed(65536, 1, 1)
 
 
 @pytest.mark.parametrize("host", ["ä..b", "a\0b", "host.invalid"])
