@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import NamedTuple, Protocol
 
+import msgspec
 import structlog
 
 from tailrace.generators import metrics
@@ -293,11 +294,22 @@ class AttemptRunner:
         """
         if turn.chain.is_ended:
             return
-        entry = Event(prev=turn.chain.last, attempt=turn.attempt, event=events.HANDOVER, is_hidden=True)
-        appending = await run_until(self._log.append(key, turn.chain, entry), timeout_s=CLEANUP_S_MAX)
+        appending = await run_until(self._append_handover(key, turn), timeout_s=CLEANUP_S_MAX)
         if not appending.cancelled() and (error := appending.exception()) is not None:
-            # An append that was under way may have been stored, or another writer has the turn.
+            # Another writer has the turn, or the log does not answer.
             logger.info("turn given back without a mark", turn=key.turn, why=str(error))
+
+    async def _append_handover(self, key: TurnKey, turn: Turn) -> None:
+        """Raises FenceLost when another writer has the turn, LogUnavailable."""
+        entry = Event(prev=turn.chain.last, attempt=turn.attempt, event=events.HANDOVER, is_hidden=True)
+        try:
+            await self._log.append(key, turn.chain, entry)
+        except FenceLost:
+            # An append of this attempt may have been under way, and is stored.
+            now = await self._log.read_turn(key, turn)
+            if now.chain.is_ended or now.attempt != turn.attempt:
+                raise
+            await self._log.append(key, now.chain, msgspec.structs.replace(entry, prev=now.chain.last))
 
     async def _raise_when_ended(self, key: TurnKey, ends: LiveFeed | None) -> None:
         """Stops the attempt with TurnEnded when another process ends the turn, even while the model sends nothing."""
