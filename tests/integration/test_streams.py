@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import fields
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -243,6 +244,10 @@ EDITS: list[tuple[str, dict[str, Any]]] = [
     (STREAM, {"discard_new_per_subject": True, "max_msgs_per_subject": 9}),
     (STREAM, {"allow_rollup_hdrs": True}),
     (STREAM, {"sources": [{"name": BODIES}]}),
+    # nats-server would delete a consumer that is created again and then idle.
+    (STREAM, {"consumer_limits": {"inactive_threshold": 1_000_000_000}}),
+    (LIMITS, {"duplicate_window": 1_000_000_000}),
+    (BUDGETS, {"duplicate_window": 1_000_000_000}),
     (SLOTS, {"subject_delete_marker_ttl": 60_000_000_000, "allow_rollup_hdrs": True}),
     (f"KV_{CLAIMS}", {"subject_delete_marker_ttl": 60_000_000_000, "allow_rollup_hdrs": True, "deny_delete": True}),
     (f"KV_{SECRETS}", {"subject_transform": {"src": "$KV.SECRETS.>", "dest": "x.>"}}),
@@ -265,12 +270,26 @@ async def test_an_edit_that_breaks_the_protocol_is_refused_and_set_back_by_up(
 ) -> None:
     """What belongs to the operator stays."""
     await streams.apply(bare, bytes_max=BYTES_MAX)
-    # nats-server cannot take back the last one, which breaks nothing.
-    await edit(bare, stream, {"description": "Ours.", "allow_msg_ttl": True} | changes)
+    # nats-server cannot take back `allow_msg_ttl`, which counters do not allow, and which breaks nothing.
+    await edit(
+        bare,
+        stream,
+        {"description": "Ours."} | ({} if stream in (LIMITS, BUDGETS) else {"allow_msg_ttl": True}) | changes,
+    )
     with pytest.raises(LogMisconfigured, match=rf"stream {stream}: {next(iter(changes))} is .*`nats stream edit`"):
         await check(bare)
     await streams.apply(bare, bytes_max=BYTES_MAX, repairs=True)
     assert (await bare.jetstream.stream_info(stream)).config.description == "Ours."
+
+
+@pytest.mark.rule("R31")
+async def test_nats_py_knows_every_setting_of_nats_server(bare: Connection) -> None:
+    """It drops the others without a word, so that `check` would not see them."""
+    await streams.apply(bare, bytes_max=BYTES_MAX)
+    known = {field.name for field in fields(StreamConfig)}
+    for name in stream_configs.EVERY_STREAM:
+        config = json.loads((await bare.client.request(f"$JS.API.STREAM.INFO.{name}")).data)["config"]
+        assert set(config) <= known
 
 
 @pytest.mark.rule("R31")
