@@ -63,6 +63,15 @@ function notify(text, isBad = true) {
   byId("notice").hidden = !text;
 }
 
+const DEGRADED = "The model refuses the key of this server: new answers fail until its operator corrects that.";
+
+/** Shows whether new answers fail because the model refuses the server's key, as `/readyz` says. */
+async function checkModel() {
+  const { state } = await fetch("/readyz", { cache: "no-store" }).then((answer) => answer.json()).catch(() => ({}));
+  if (state === "degraded") notify(DEGRADED, true);
+  else if (byId("notice").textContent === DEGRADED) notify("");
+}
+
 byId("notice").addEventListener("click", () => byId("notice").classList.contains("bad") || notify(""));
 
 /** Speaks to a screen reader. The answer itself is not a live region: it would be read word by word. */
@@ -273,6 +282,7 @@ async function follow(turn, begin, followed = chat) {
       const shown = turn.wholeText;
       keepAtEnd(() => turn.show(record));
       watcher.ended(turn, shown);
+      checkModel();
       break;
     } catch (error) {
       if (error.name === "AbortError" || (turn.id && chat !== followed)) return;
@@ -933,4 +943,5 @@ if (!acts.isReadOnly) {
   const read = persist(readChats).then(() => (byId("demo-open").hidden = !gateway.process || !byId("demo").hidden));
   read.catch((error) => notify(error.message));
   persist(readModels).catch(() => {});
+  checkModel();
 }

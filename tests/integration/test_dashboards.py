@@ -34,7 +34,7 @@ from tests.clients import node
 from tests.clients.node import find_browser
 from tests.harness import turn_builder
 from tests.harness.freeze import freeze
-from tests.harness.processes import Process, as_user
+from tests.harness.processes import Process, as_user, generator_environ
 from tests.harness.prometheus import Prometheus, Series, needs_prometheus
 from tests.harness.system import Settings, System
 from tests.harness.turn_writer import Writer
@@ -276,6 +276,19 @@ async def no_generator(loaded: LoadedSystem) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
+async def refused_key(loaded: LoadedSystem) -> AsyncGenerator[None]:
+    """A generator starts with a key that the model's API refuses. It has the metrics port of another one."""
+    await loaded.system.generators[0].stop()
+    settings = generator_environ(loaded.system.nats_url, loaded.system.claude.url) | {
+        "ANTHROPIC_API_KEY": "bad-key",
+        "TAILRACE_METRICS_PORT": loaded.prometheus.targets["generators"][0],
+    }
+    async with Process("generators", loaded.system.folder, **settings):
+        yield
+    await loaded.system.generators[0].start()
+
+
+@asynccontextmanager
 async def blocked_start(loaded: LoadedSystem) -> AsyncGenerator[None]:
     """A process waits for a lock of its database when it starts. It has the metrics port of a dead generator."""
     database = loaded.system.folder / "blocked" / "tailrace.db"
@@ -403,6 +416,7 @@ ROUNDS = (
         Fault(silent_calls, ("HedgesWinAlways ticket",), ("Failovers and hedges",)),
         Fault(deleted_consumer, ("NatsPartsMissing page",), ("Missing parts of NATS",)),
     ),
+    (Fault(refused_key, ("ModelKeyRefused page",), ("Refused keys of models",)),),
     (
         Fault(
             no_generator,
