@@ -5,18 +5,23 @@ import sys
 import time
 from collections.abc import Mapping
 
-from tailrace.deploy.cli.arguments import add_data, add_json
+from tailrace.deploy.cli.arguments import add_data, add_json, number
 from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local import rolling_restart, running
+from tailrace.deploy.local.status_file import Restart
 
 DESCRIPTION = "Restart the processes of a running `up` one after the other, on the version that is installed."
 EXAMPLES = """\
-example:
+examples:
   pip install ./tailrace-0.2.0-py3-none-any.whl && tailrace restart
+  tailrace restart --generators 4 --gateways 2     change the numbers of processes, too
 
 No request is refused, streams resume at another gateway, and each generator finishes its turns before it ends, which
 may take as long as the longest turn (TAILRACE_GRACE_S ends it earlier; others then continue the turns). Settings are
 those with which `up` was started. `up` itself, nats-server and the simulated Claude are not restarted.
+
+With other numbers, new processes start before any other one stops. Later restarts keep the numbers; the next start of
+`up` has those of its own options, so change these as well.
 """
 # The work that a process of each role completes before it ends.
 WAITS_FOR = {
@@ -28,23 +33,37 @@ WAITS_FOR = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser, "print JSON, in one line, when all processes run again; the progress is on the standard error")
+    for role, about in (("generators", "call the model"), ("gateways", "serve HTTP")):
+        kind = number("count", 1, 64)
+        parser.add_argument(
+            f"--{role}", type=kind, metavar="N", help=f"processes that {about} (default: as many as run)"
+        )
     add_data(parser)
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     """Restarts all processes and prints each one as it happens. Raises SettingsInvalid, UpRefused."""
     running.require_named(args.data)
-    started, restarted = time.monotonic(), list[str]()
+    started = time.monotonic()
+    done: dict[str, list[str]] = {"restarting": [], "starting": [], "stopping": []}
 
-    def show(name: str, waited_s: float) -> None:
-        what = WAITS_FOR[name.partition("-")[0]]
-        text = f"waiting for {name} for {waited_s:.0f} s: {what}" if waited_s else f"restarting {name} ({what})"
+    def show(now: Restart, waited_s: float) -> None:
+        name, what = now.now, WAITS_FOR[now.now.partition("-")[0]]
+        what = "the others continue until it is ready" if now.action == "starting" else what
+        text = f"waiting for {name} for {waited_s:.0f} s: {what}" if waited_s else f"{now.action} {name} ({what})"
         print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
         if not waited_s:
-            restarted.append(name)
+            done[now.action].extend(name.split(", "))
 
-    rolling_restart.restart(args.data, show)
+    rolling_restart.restart(args.data, show, rolling_restart.Request(args.generators, args.gateways))
     seconds = time.monotonic() - started
     text = f"all processes run again, after {seconds:.1f} s"
-    print_result(args, text, restarted=restarted, seconds=round(seconds, 1))
+    print_result(
+        args,
+        text,
+        restarted=done["restarting"],
+        started=done["starting"],
+        stopped=done["stopping"],
+        seconds=round(seconds, 1),
+    )
     return 0

@@ -6,6 +6,7 @@ import secrets
 import socket
 import sys
 from collections import deque
+from collections.abc import Collection
 
 from tailrace.deploy.local.errors import UpRefused
 
@@ -104,15 +105,18 @@ def _require_loopback() -> None:
             ) from error
 
 
-def find_fixed(first: int, generators: int, gateways: int) -> list[int]:
+def find_fixed(first: int, generators: int, gateways: int, own: Collection[int] = ()) -> list[int]:
     """Returns the metrics ports from TAILRACE_METRICS_PORT=`first` on: persistence, generators, gateways.
 
     Each role has a range of its own, so that a further generator does not change the port of a gateway. The ranges are
-    those of the units in deploy/systemd. Raises UpRefused if one is in use or is not a port number.
+    those of the units in deploy/systemd. Raises UpRefused if one is not a port number, or is in use and none of `own`,
+    which processes of this `up` have.
     """
     of_generators = range(first + GENERATORS_OFFSET + 1, first + GENERATORS_OFFSET + 1 + generators)
     ports = [first, *of_generators, *range(first + 1, first + 1 + gateways)]
     for number in ports:
+        if number in own:
+            continue
         try:
             with socket.socket() as one:
                 # As the metrics server does: a port in TIME_WAIT is free.

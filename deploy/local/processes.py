@@ -152,13 +152,20 @@ def services(options: Options, plan: Plan, backend_settings: Mapping[str, str], 
         "TAILRACE_OPS_TARGETS": ops_targets(options, plan),
         "TAILRACE_DEMO": plan.demo_socket,
     }
-    generators = [f"generator-{number}" for number in range(1, options.generators + 1)]
-    gateways = [f"gateway-{number}" for number in range(1, options.gateways + 1)]
+    generators, gateways = generator_names(options), gateway_names(options)
     return [
         Service("persistence", "persistence", persistence, database),
         *(Service(name, "generators", {**backend_settings, "TAILRACE_GENERATOR": name}) for name in generators),
         *(Service(name, "gateway", gateway, plan.url) for name in gateways),
     ]
+
+
+def generator_names(options: Options) -> list[str]:
+    return [f"generator-{number}" for number in range(1, options.generators + 1)]
+
+
+def gateway_names(options: Options) -> list[str]:
+    return [f"gateway-{number}" for number in range(1, options.gateways + 1)]
 
 
 def ops_targets(options: Options, plan: Plan) -> str:

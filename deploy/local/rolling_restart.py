@@ -9,17 +9,19 @@ import asyncio
 import os
 import time
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from signal import SIGUSR1
+from typing import Literal
 
 import msgspec
 
 from tailrace.deploy.local import data_dir, ports, status_file
+from tailrace.deploy.local.data_dir import read_own, write_private
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.processes import GRACE, build_spare
 from tailrace.deploy.local.readiness import wait_ready
-from tailrace.deploy.local.status_file import Restart, StatusFile
+from tailrace.deploy.local.status_file import Restart, StatusFile, UpStatus
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.runtime.race import run_until
@@ -32,6 +34,8 @@ WITHOUT_SPARE = "persistence"
 # A process that was asked to end needs some seconds; a generator also TAILRACE_GRACE_S, in which it finishes its turns.
 CLOSE_S_MAX = 60.0
 POLL_S = 0.1
+# In the data directory: what the command that sends SIGNAL asks for.
+REQUEST = "restart.json"
 REMIND_S = 10.0
 
 
@@ -41,11 +45,41 @@ class LogLine(msgspec.Struct):
     error: str
 
 
-class RollingRestart:
-    """Restarts all services of an `up` each time that `requested` is set."""
+class Numbers(msgspec.Struct, frozen=True):
+    """How many processes of a role run after the restart."""
 
-    def __init__(self, specs: Sequence[ProcessSpec], supervisor: Supervisor, status: StatusFile) -> None:
-        self._specs = specs
+    generators: int
+    gateways: int
+
+
+class Request(msgspec.Struct, frozen=True):
+    """The content of the file REQUEST: None keeps the number."""
+
+    generators: int | None = None
+    gateways: int | None = None
+
+
+KEEP_NUMBERS = Request()
+
+
+class RollingRestart:
+    """Restarts all services of an `up` each time that `requested` is set.
+
+    `scale` returns the specs for other numbers of processes. It is called with the metrics ports of those that run, by
+    name, and raises UpRefused.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ProcessSpec],
+        supervisor: Supervisor,
+        status: StatusFile,
+        folder: Path,
+        scale: Callable[[Numbers, Mapping[str, int]], Sequence[ProcessSpec]],
+    ) -> None:
+        self._running = {role: [spec for spec in specs if spec.role == role] for role in ROLES}
+        self._folder = folder
+        self._scale = scale
         self._supervisor = supervisor
         self._status = status
         self.requested = asyncio.Event()
@@ -56,19 +90,75 @@ class RollingRestart:
             await self.requested.wait()
             failure = ""
             try:
-                await check(next(spec for spec in self._specs if spec.role == WITHOUT_SPARE))
+                await check(self._running[WITHOUT_SPARE][0])
+                wanted = self._read_wanted()
                 for role in ROLES:
-                    await self._restart_role([spec for spec in self._specs if spec.role == role])
+                    await self._restart_role(role, wanted[role])
             except (UpRefused, OSError) as error:
                 failure = str(error)
                 self._supervisor.console.log(f"restart: {failure}")
             self.requested.clear()
             self._report(Restart(self._status.restart.ended + 1, failure=failure))
 
-    async def _restart_role(self, specs: Sequence[ProcessSpec]) -> None:
-        if specs[0].role == WITHOUT_SPARE:
-            await self._restart(specs[0])
-            return
+    def _read_wanted(self) -> Mapping[str, list[ProcessSpec]]:
+        """Returns the processes that are to run after the restart. Raises UpRefused, OSError."""
+        path = self._folder / REQUEST
+        try:
+            request = msgspec.json.decode(read_own(self._folder, REQUEST), type=Request)
+        except (FileNotFoundError, *DECODE_ERRORS):
+            request = Request()
+        path.unlink(missing_ok=True)
+        if request == KEEP_NUMBERS:
+            return self._running
+        numbers = Numbers(
+            request.generators or len(self._running["generators"]), request.gateways or len(self._running["gateway"])
+        )
+        running = [spec for of_role in self._running.values() for spec in of_role]
+        specs = self._scale(numbers, {spec.name: spec.readiness.port for spec in running if spec.readiness})
+        return {role: [spec for spec in specs if spec.role == role] for role in ROLES}
+
+    async def _restart_role(self, role: str, wanted: Sequence[ProcessSpec]) -> None:
+        before = {spec.name for spec in self._running[role]}
+        kept = [spec for spec in wanted if spec.name in before]
+        further = [spec for spec in wanted if spec.name not in before]
+        surplus = [spec for spec in self._running[role] if spec.name not in {spec.name for spec in wanted}]
+        if further:
+            await self._start(further)
+            self._running[role] = [*self._running[role], *further]
+        for spec in kept:
+            self._supervisor.children[spec.name].spec = spec
+        # The others are the spares.
+        if role == WITHOUT_SPARE or further or surplus:
+            for spec in kept:
+                await self._restart(spec)
+        else:
+            await self._restart_with_spare(kept)
+        if surplus:
+            self._running[role] = list(wanted)
+            await self._stop(surplus)
+
+    async def _start(self, specs: Sequence[ProcessSpec]) -> None:
+        """Returns when all have started. Raises UpRefused if one does not start; then none of them runs."""
+        self._report_now(specs, "starting")
+        for spec in specs:
+            self._supervisor.start(spec)
+        try:
+            for spec in specs:
+                await self._wait_ready(spec)
+        except UpRefused:
+            await self._stop(specs)
+            raise
+
+    async def _stop(self, specs: Sequence[ProcessSpec]) -> None:
+        """Stops processes for good, all at once. Each one finishes what it runs."""
+        self._report_now(specs, "stopping")
+        await asyncio.gather(*(self._supervisor.retire(spec.name, end_s_max(spec)) for spec in specs))
+
+    def _report_now(self, specs: Sequence[ProcessSpec], action: Literal["starting", "stopping"]) -> None:
+        names = ", ".join(spec.name for spec in specs)
+        self._report(Restart(self._status.restart.ended, names, action=action))
+
+    async def _restart_with_spare(self, specs: Sequence[ProcessSpec]) -> None:
         [port] = ports.find_free(1)
         further = build_spare(specs[0], port)
         self._supervisor.start(further)
@@ -124,10 +214,11 @@ async def check(spec: ProcessSpec) -> None:
         raise UpRefused(f"the installed version cannot be started: {why}")
 
 
-def restart(folder: Path, show: Callable[[str, float], None]) -> None:
+def restart(folder: Path, show: Callable[[Restart, float], None], request: Request = KEEP_NUMBERS) -> UpStatus:
     """Requests a restart from the `up` in `folder` and waits until it has ended. Raises UpRefused.
 
-    Calls `show` with the name of each process and 0; then every `REMIND_S` with the name and the seconds waited so far.
+    Calls `show` with each state and 0; then every `REMIND_S` with the state and the seconds waited so far. Returns the
+    status after the restart.
     """
     status = status_file.read(folder)
     # The file stays after `up` was killed, and another process may have its pid by now.
@@ -135,8 +226,9 @@ def restart(folder: Path, show: Callable[[str, float], None]) -> None:
         raise UpRefused(status_file.explain_absence(folder))
     if status.restart.now:
         raise UpRefused("a restart is running already: wait until it has ended")
+    write_private(folder / REQUEST, msgspec.json.encode(request).decode())
     os.kill(status.pid, SIGNAL)
-    pid, before, shown = status.pid, status.restart.ended, ""
+    pid, before, shown = status.pid, status.restart.ended, Restart()
     since = reminded = time.monotonic()
     while True:
         status = status_file.read(folder)
@@ -145,12 +237,16 @@ def restart(folder: Path, show: Callable[[str, float], None]) -> None:
             raise UpRefused("`up` has ended: see its output")
         if status.restart.ended > before:
             break
-        if status.restart.now not in ("", shown):
-            shown, since, reminded = status.restart.now, time.monotonic(), time.monotonic()
+        if status.restart.now and status.restart != shown:
+            shown, since, reminded = status.restart, time.monotonic(), time.monotonic()
             show(shown, 0.0)
-        elif shown and time.monotonic() - reminded >= REMIND_S:
+        elif shown.now and time.monotonic() - reminded >= REMIND_S:
             reminded = time.monotonic()
             show(shown, reminded - since)
         time.sleep(POLL_S)
     if status.restart.failure:
         raise UpRefused(f"{status.restart.failure}. The processes that were not yet restarted continue")
+    for prefix, number in (("generator-", request.generators), ("gateway-", request.gateways)):
+        if number and number != sum(one.name.startswith(prefix) for one in status.processes):
+            raise UpRefused("the running `up` is of a version that cannot change the numbers: stop it and start it")
+    return status

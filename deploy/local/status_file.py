@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -40,11 +40,15 @@ class UpStatus(msgspec.Struct, frozen=True):
 
 
 class Restart(msgspec.Struct, frozen=True):
-    """The state of `tailrace restart`: how many have ended, what runs now, and why the last one failed."""
+    """The state of `tailrace restart`: how many have ended, what runs now, and why the last one failed.
+
+    `now` are the names of the processes that are restarted, started or stopped, as `action` says.
+    """
 
     ended: int = 0
     now: str = ""
     failure: str = ""
+    action: Literal["restarting", "starting", "stopping"] = "restarting"
 
 
 class StatusFile:

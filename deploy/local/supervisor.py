@@ -11,7 +11,6 @@ from asyncio import Event, Future, TaskGroup
 from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import groupby
 from signal import SIGKILL, SIGTERM, Signals
 
 import msgspec
@@ -66,8 +65,9 @@ def next_delay_s(delay_s: float, lived_s: float) -> float:
 
 
 def stop_order(specs: Sequence[ProcessSpec]) -> list[list[ProcessSpec]]:
-    """Returns the reverse order of the start; adjacent processes of one role stop together."""
-    return [list(rank) for _, rank in groupby(reversed(specs), key=lambda spec: spec.role)]
+    """Returns the roles in the reverse order of their start. All processes of one role stop together."""
+    roles = dict.fromkeys(spec.role for spec in specs)
+    return [[spec for spec in reversed(specs) if spec.role == role] for role in reversed(roles)]
 
 
 class Child:
@@ -79,6 +79,7 @@ class Child:
         self.console = supervisor.console
         self.process: Process | None = None
         self.stopping = Event()
+        self.is_last_run = spec.is_spare  # not started again when it ends
 
     @property
     def pid(self) -> int | None:
@@ -88,12 +89,12 @@ class Child:
     async def run(self) -> None:
         """Runs the process again and again, until `stopping` is set or it reports an invalid setting at the start."""
         name, delay_s, is_restart = self.spec.name, 0.0, False
-        while not self.stopping.is_set():
+        while not self.stopping.is_set() and not (self.is_last_run and is_restart):
             started_s = time.monotonic()
             status = await self.run_once(is_restart=is_restart)
             is_restart = True
             how = describe(status)
-            if self.stopping.is_set() or self.spec.is_spare:
+            if self.stopping.is_set() or self.is_last_run:
                 self.console.log(f"{name} stopped" if status in STOPPED else f"{name} stopped, but {how}")
                 return
             # Later, the same settings were valid.
@@ -182,7 +183,8 @@ class Supervisor:
             await asyncio.wait([self.runs[spec.name] for spec in rank])
 
     async def retire(self, name: str, within_s: float) -> None:
-        """Ends a spare process as `end` does; returns when its task has ended, too."""
+        """Ends a process for good, as `end` does; returns when its task has ended, too."""
+        self.children[name].is_last_run = True
         await self.end(name, within_s)
         await asyncio.wait([self.runs[name]])
         del self.children[name], self.runs[name]

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
+import msgspec
+
 from tailrace.deploy.cli import streams
 from tailrace.deploy.local import (
     check_environment,
@@ -37,9 +39,9 @@ from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_log import FILE, NatsLogFile
 from tailrace.deploy.local.nats_server import ServerSpec
 from tailrace.deploy.local.options import Options
-from tailrace.deploy.local.processes import Plan, process_specs
+from tailrace.deploy.local.processes import Plan, gateway_names, generator_names, process_specs
 from tailrace.deploy.local.readiness import generator_detail, wait_ok, wait_ready, wait_serving
-from tailrace.deploy.local.rolling_restart import SIGNAL, RollingRestart
+from tailrace.deploy.local.rolling_restart import SIGNAL, Numbers, RollingRestart
 from tailrace.deploy.local.status_file import FILE as STATUS_FILE
 from tailrace.deploy.local.status_file import StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
@@ -187,7 +189,14 @@ async def start_and_watch(
     if copy := shadowing_copy.find():
         console.log(f"{copy} is a copy of the checkout and may run in its place; remove it: {shadowing_copy.ACTION}")
     log_format = "colour" if console.coloured else "console"
-    specs = process_specs(options, plan, {"TAILRACE_LOG_FORMAT": log_format, **environ})
+    of_processes = {"TAILRACE_LOG_FORMAT": log_format, **environ}
+    specs = process_specs(options, plan, of_processes)
+
+    def scale(numbers: Numbers, metrics_ports: Mapping[str, int]) -> list[ProcessSpec]:
+        changed = msgspec.structs.replace(options, generators=numbers.generators, gateways=numbers.gateways)
+        require_limits(changed)
+        return process_specs(changed, scale_plan(plan, changed, environ, metrics_ports), of_processes)
+
     for spec in specs:
         supervisor.start(spec)
     checks = {spec.name: spec.readiness for spec in specs if spec.readiness}
@@ -207,7 +216,7 @@ async def start_and_watch(
         )
     )
     status = StatusFile(options.data_dir, plan.url, supervisor)
-    restart = RollingRestart(specs, supervisor, status)
+    restart = RollingRestart(specs, supervisor, status, options.data_dir, scale)
     # Before the file, whose reader may send the signal.
     asyncio.get_running_loop().add_signal_handler(SIGNAL, restart.requested.set)
     with suppress(OSError):  # `watch` reports it and tries again
@@ -306,3 +315,13 @@ def make_plan(
         metrics_host=ports.loopback_of(configured.metrics_host),
         demo_socket=str(demo.path) if demo is not None else "",
     )
+
+
+def scale_plan(plan: Plan, options: Options, environ: Mapping[str, str], running_ports: Mapping[str, int]) -> Plan:
+    """Returns the plan for other numbers of processes. Those that run, and are in `running_ports`, keep their ports."""
+    if first := settings.read(ProcessSettings, environ).metrics_port:
+        chosen = ports.find_fixed(first, options.generators, options.gateways, running_ports.values())
+    else:
+        names = ["persistence", *generator_names(options), *gateway_names(options)]
+        chosen = [running_ports.get(name) or ports.find_free(1)[0] for name in names]
+    return msgspec.structs.replace(plan, metrics_ports=tuple(chosen))

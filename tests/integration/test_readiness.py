@@ -111,7 +111,7 @@ async def test_a_process_whose_start_goes_on_is_waited_for(monkeypatch: pytest.M
         supervisor.start(spec)
         await until(lambda: supervisor.children["persistence"].pid)
         status = StatusFile(tmp_path, "http://127.0.0.1:1", supervisor)
-        restart = RollingRestart([spec], supervisor, status)
+        restart = RollingRestart([spec], supervisor, status, tmp_path, lambda *_: [spec])
         restart.requested.set()
         restarting = tasks.create_task(restart.run())
         await until(lambda: status.restart.ended)

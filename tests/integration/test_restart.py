@@ -43,8 +43,8 @@ async def read_to_end(client: httpx2.AsyncClient, turn: str) -> list[ReaderConne
     return connections
 
 
-async def start_restart(up: Up) -> asyncio.subprocess.Process:
-    command = [sys.executable, "-m", "tailrace", "restart", "--json", "--data", str(up.folder)]
+async def start_restart(up: Up, *options: str) -> asyncio.subprocess.Process:
+    command = [sys.executable, "-m", "tailrace", "restart", "--json", "--data", str(up.folder), *options]
     return await asyncio.create_subprocess_exec(*command, cwd=CHECKOUT, env=dict(os.environ), stdout=-1, stderr=-2)
 
 
@@ -142,3 +142,36 @@ async def test_a_process_that_has_the_pid_of_an_earlier_up_is_not_signalled(tmp_
     finally:
         sleeping.terminate()
         assert await sleeping.wait() == -SIGTERM
+
+
+@pytest.mark.timeout(180)
+async def test_the_number_of_generators_changes_while_readers_are_served(tmp_path: Path) -> None:
+    """From one to two and back. A restart without options keeps the number. Invalid numbers change nothing."""
+
+    def generators(up: Up) -> list[str]:
+        status = msgspec.json.decode((up.folder / FILE).read_bytes(), type=UpStatus)
+        return [one.name for one in status.processes if one.name.startswith("generator-")]
+
+    async def restart_with(up: Up, *options: str) -> dict[str, object]:
+        process = await start_restart(up, *options)
+        printed, _ = await process.communicate()
+        assert process.returncode == 0, printed
+        found: dict[str, object] = json.loads(printed.splitlines()[-1])
+        return found
+
+    with running(tmp_path, *LEAN) as up:
+        url = await up.ready()
+        refused = await start_restart(up, "--generators", "0")
+        printed, _ = await refused.communicate()
+        assert (refused.returncode, b"'0' is not a count from 1 to 64" in printed) == (2, True), printed
+        async with httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
+            turn = (await client.post("/v1/turns", json={"message": RUNNING})).json()["turn"]
+            reader = asyncio.create_task(read_to_end(client, turn))
+            assert (await restart_with(up, "--generators", "2"))["started"] == ["generator-2"]
+            assert generators(up) == ["generator-1", "generator-2"]
+            await restart_with(up)
+            assert generators(up) == ["generator-1", "generator-2"]
+            assert (await restart_with(up, "--generators", "1"))["stopped"] == ["generator-2"]
+            assert generators(up) == ["generator-1"]
+            connections = await reader
+        assert connections[-1].over == "ended"
