@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
 
     def show(now: Restart, waited_s: float) -> None:
         name, what = now.now, WAITS_FOR[now.now.partition("-")[0]]
-        what = "the others continue until it is ready" if now.action == "starting" else what
+        what = "the others continue until they are ready" if now.action == "starting" else what
         text = f"waiting for {name} for {waited_s:.0f} s: {what}" if waited_s else f"{now.action} {name} ({what})"
         print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
         if not waited_s:
