@@ -71,6 +71,20 @@ async def test_third_request_of_claude_code_without_stream_is_the_same_turn(gate
     assert turn_of(other) != turn_of(fallback)
 
 
+def budget(tokens: int) -> dict[str, Any]:
+    return {"thinking": {"budget_tokens": tokens, "type": "enabled", "display": "omitted"}}
+
+
+async def test_third_request_of_claude_code_with_a_lower_thinking_budget_is_the_same_turn(gateway: Gateway) -> None:
+    """Recorded with claude-opus-4-6 and MAX_THINKING_TOKENS=100000. Any other budget is another request."""
+    headers, model = {"x-claude-code-session-id": new_id()}, {"model": "claude-opus-4-6"}
+    streamed = await post(gateway, headers, max_tokens=128_000, stream=True, **model, **budget(100_000))
+    fallback = await post(gateway, headers, max_tokens=64_000, **model, **budget(63_999))
+    assert turn_of(fallback) == turn_of(streamed)
+    others = [await post(gateway, headers, max_tokens=64_000, **model, **more) for more in (budget(1_024), {})]
+    assert len({turn_of(streamed), *map(turn_of, others)}) == 3
+
+
 async def test_repeated_request_returns_the_project_of_its_turn(gateway: Gateway) -> None:
     """The project that the repeated request names is ignored."""
     key = {"idempotency-key": new_id()}

@@ -5,7 +5,7 @@ When a stream breaks, Claude Code discards what it has shown and sends the same 
 the same body and headers in the same session mean the same turn, unless that turn failed or was cancelled (ADR 14).
 
 After two streams that ended cleanly without their end, it asks for one JSON answer instead, with `max_tokens` of at
-most 64,000 (observed with 2.1.332). That request means the same turn, too.
+most 64,000, and a thinking budget below that (observed with 2.1.332). That request means the same turn, too.
 """
 
 import msgspec
@@ -49,10 +49,19 @@ async def idempotency_key(
     """
     # Only a checked turn can be encoded: it is not nested too deep.
     await convert_body(body_bytes, check_turn, new_turn)
-    if new_turn.max_tokens is not None:
-        new_turn = msgspec.structs.replace(new_turn, max_tokens=min(new_turn.max_tokens, MAX_TOKENS_OF_JSON))
     # It has the session and the headers that are part of the question, and not `stream`.
-    canonical = b"".join(await long_strings.encode(new_turn, is_sorted=True))
+    canonical = b"".join(await long_strings.encode(_without_stream(new_turn), is_sorted=True))
     prefix = f"claude-code {await hash_body(canonical)}"
     keys = [f"{prefix} {number}" for number in range(TURNS_MAX)]
     return await find_usable_key(log, claims, tenant, keys) or keys[-1], canonical
+
+
+def _without_stream(new_turn: NewTurn) -> NewTurn:
+    """Returns the turn with the `max_tokens` and the thinking budget of Claude Code's request without `stream`."""
+    if new_turn.max_tokens is None or new_turn.max_tokens <= MAX_TOKENS_OF_JSON:
+        return new_turn
+    options = dict(new_turn.options or {})
+    thinking = options.get("thinking")
+    if isinstance(thinking, dict) and isinstance(budget := thinking.get("budget_tokens"), int):
+        options["thinking"] = {**thinking, "budget_tokens": min(budget, MAX_TOKENS_OF_JSON - 1)}
+    return msgspec.structs.replace(new_turn, max_tokens=MAX_TOKENS_OF_JSON, options=options or None)
