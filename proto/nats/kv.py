@@ -58,7 +58,7 @@ class Bucket:
                 else:
                     return data
             found = await self._read(key)
-            if found is not None and found.data:
+            if found is not None and not await self._is_marker(found):
                 return found.data
             if found is not None and await self.update(key, data, found.revision) is not None:
                 return data
@@ -72,19 +72,27 @@ class Bucket:
         Raises LogUnavailable.
         """
         found = await self._read(key)
-        return found if found is not None and found.data else None
+        return None if found is None or await self._is_marker(found) else found
 
     async def _read(self, key: str) -> Value | None:
-        """Like `get`, but returns an empty value for a message that nats-server has stored for an expired one.
-
-        It does so in a stream with `subject_delete_marker_ttl`, which `check` refuses. No value of a bucket is empty.
-        """
+        """Like `get`, but returns an empty value for a marker."""
         with self._map_errors():
             try:
                 found = await (await self._open()).get(key)
             except (nats.js.errors.KeyNotFoundError, nats.js.errors.InvalidKeyError):
                 return None
             return Value(found.value or b"", found.revision or 0)
+
+    async def _is_marker(self, found: Value) -> bool:
+        """Returns whether nats-server has stored the message in place of an expired value.
+
+        It does so in a stream with `subject_delete_marker_ttl`, which `check` refuses. nats-py returns no headers.
+        """
+        if found.data:
+            return False
+        with self._map_errors():
+            message = await self._connection.jetstream.get_msg(f"KV_{self._name}", seq=found.revision)
+            return "Nats-Marker-Reason" in (message.headers or {})
 
     async def put(self, key: str, data: bytes) -> int:
         """Stores `data`, also if `key` exists. Returns its revision. Raises LogUnavailable."""

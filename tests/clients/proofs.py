@@ -37,6 +37,10 @@ other languages were run by hand: [PROGRAMS.md](PROGRAMS.md).
 - **EventSource** in WebKit (Safari) keeps the part of an event that was cut, and joins it with the
   next event. Tailrace therefore begins the stream that it resumes with an event `discard`
   ([API.md](API.md#stream-a-turn)).
+- **EventSource** and `fetch` in Chromium stay connected for up to a minute after the user has left
+  the page by a link ([API.md](API.md#pages-that-the-user-leaves)).
+- **EventSource** in Chromium resumes from the start, or not at all, on a page whose service worker
+  answers its request ([API.md](API.md#pages-with-a-service-worker)).
 - **event-source-polyfill** can send a key. It sends its cursor as `?lastEventId=` and not in a
   header; Tailrace reads both ([API.md](API.md#stream-a-turn)).
 - **eventsource** (npm) does not keep the Node process alive while it waits to reconnect.

@@ -31,6 +31,9 @@ declare const TailraceChatTransport: typeof import("./ai-sdk.js").TailraceChatTr
 declare const [paragraph, mark, answer]: HTMLElement[];
 declare const [question, key, turn, chatId]: string[];
 declare const [show, mayUse, isOwn, userOf, token]: ((...given: unknown[]) => any)[];
+// In a service worker.
+declare function addEventListener(type: "fetch", listener: (event: FetchEvent) => void): void;
+interface FetchEvent { request: Request; respondWith(response: Promise<Response>): void }
 declare const [initial, isEnded, supabase, path, method, body, headers]: any[];
 """
 

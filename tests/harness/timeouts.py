@@ -32,6 +32,7 @@ class Timer:
         self._timeout_s = timeout_s
         self._fail = fail
         self._is_cancelling = False
+        self._has_cancelled = False
 
     def start(self) -> None:
         """Starts the timer, instead of any other."""
@@ -46,12 +47,16 @@ class Timer:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            self._fail()
+            # After a cancellation, pytest has the test's failure already.
+            if not self._has_cancelled:
+                self.stop()
+                self._fail()
             return
         if self._is_cancelling:
             # A callback has not returned since then.
+            self.stop()
             self._fail()
-        self._is_cancelling = True
+        self._is_cancelling = self._has_cancelled = True
         loop.call_soon_threadsafe(self._cancel, loop)
 
     def _cancel(self, loop: asyncio.AbstractEventLoop) -> None:
