@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from signal import SIGTERM
 
 from benchmarks.command_line import count, new_parser
 from tailrace.client import AsyncClient
@@ -46,7 +47,7 @@ async def main(turns: int, numbers: list[int]) -> None:
                     print(f"{number} generators after {time.monotonic() - begun:.0f} s", flush=True)
                 found = await asyncio.gather(*readers)
         finally:
-            up.process.terminate()
+            up.process.send_signal(SIGTERM)
             await asyncio.to_thread(up.process.wait)
     whole = " ".join(f"w{number:06d}" for number in range(WORDS))
     pauses_s = [pause_s for _, pause_s in found]
