@@ -416,7 +416,6 @@ ROUNDS = (
         Fault(silent_calls, ("HedgesWinAlways ticket",), ("Failovers and hedges",)),
         Fault(deleted_consumer, ("NatsPartsMissing page",), ("Missing parts of NATS",)),
     ),
-    (Fault(refused_key, ("ModelKeyRefused page",), ("Refused keys of models",)),),
     (
         Fault(
             no_generator,
@@ -433,6 +432,8 @@ ROUNDS = (
             slow_log, ("LogSlow ticket", "ResumesLate page", "ResumesLate ticket"), ("Append", "Resume to first byte")
         ),
     ),
+    # The last one: it stops a generator, which changes what is orphaned.
+    (Fault(refused_key, ("ModelKeyRefused page",), ("Refused keys of models",)),),
 )
 
 
