@@ -21,10 +21,10 @@ from tests.harness.up import LEAN, Up
 RATE, WORDS = 10, 900
 
 
-async def read(client: AsyncClient, number: int) -> tuple[str, float]:
+async def read(client: AsyncClient) -> tuple[str, float]:
     """Returns the text of an answer and the longest time in seconds between two of its events."""
     text, pause_s, before = "", 0.0, time.monotonic()
-    async for event in await client.ask(f"#sim words={WORDS} rate={RATE} tag=x{number}"):
+    async for event in await client.ask(f"#sim words={WORDS} rate={RATE}"):
         pause_s, before = max(pause_s, time.monotonic() - before), time.monotonic()
         if event.type == "delta":
             text += event.text
@@ -39,7 +39,7 @@ async def main(turns: int, numbers: list[int]) -> None:
         try:
             url = await up.ready()
             async with AsyncClient(url) as client:
-                readers = [asyncio.create_task(read(client, number)) for number in range(turns)]
+                readers = [asyncio.create_task(read(client)) for _ in range(turns)]
                 await asyncio.sleep(3)
                 for number in numbers:
                     begun = time.monotonic()
