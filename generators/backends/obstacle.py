@@ -1,4 +1,4 @@
-"""Names what prevents a connection to a model, from the errors of the operating system under a library's error."""
+"""Names the obstacle to a connection to a model, from the errors of the operating system under a library's error."""
 
 import errno
 import socket

@@ -57,7 +57,7 @@ OF_OPERATOR_IN_CONSUMERS = frozenset(
         "filter_subject",
     }
 )
-# What nats-server or nats-py report for a setting that is switched off.
+# The values that nats-server and nats-py report for a setting that is off.
 OFF: tuple[Any, ...] = (None, False, 0, -1, "", [], {}, "default", "instant", StreamConsumerLimits())
 
 

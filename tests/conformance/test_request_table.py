@@ -1,4 +1,4 @@
-"""What docs/CLAUDE_API.md says about requests, usage and errors is what the code does."""
+"""The code does with requests, usage and errors what docs/CLAUDE_API.md says."""
 
 import asyncio
 from collections.abc import Iterator, Mapping

@@ -20,7 +20,7 @@ import pytest_timeout
 ENDED = ("test_", "setup", "async_finalizer")
 # How long a task may take to end after it was cancelled. Then it is cancelled again.
 END_S = 10.0
-# What pytest-timeout has read from the command line, the configuration and the marks of a test.
+# The settings of pytest-timeout for a test, from the command line, the configuration and its marks.
 SETTINGS = pytest.StashKey[Any]()
 
 

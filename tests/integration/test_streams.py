@@ -231,7 +231,7 @@ async def test_a_stream_or_consumer_with_another_setting_is_refused(bare: Connec
             await jetstream.delete_consumer(STREAM, str(consumer.durable_name))
 
 
-# What an operator can set while the system runs, by stream.
+# Settings that an operator can change while the system runs, by stream.
 EDITS: list[tuple[str, dict[str, Any]]] = [
     # Fences, consumers and copies would not find an entry under its name.
     (STREAM, {"subject_transform": {"src": "turns.>", "dest": "log.>"}}),
@@ -268,7 +268,7 @@ async def edit(connection: Connection, stream: str, changes: dict[str, Any]) -> 
 async def test_an_edit_that_breaks_the_protocol_is_refused_and_set_back_by_up(
     bare: Connection, stream: str, changes: dict[str, Any]
 ) -> None:
-    """What belongs to the operator stays."""
+    """The settings of the operator stay."""
     await streams.apply(bare, bytes_max=BYTES_MAX)
     # nats-server cannot take back `allow_msg_ttl`, which counters do not allow, and which breaks nothing.
     await edit(
