@@ -27,6 +27,9 @@ FAILOVER_CODES = frozenset(
         "backend_refused_request",
     }
 )
+# Errors of a model that breaks the rules of its API. Each ends its attempt, so that the log counts them; the same one a
+# second time ends the turn (PROTOCOL R118): see turn_runner.is_repeated_fault.
+REPEATED_FAULTS = frozenset({"backend_unreadable"})
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -63,12 +66,12 @@ class BackendOrder(msgspec.Struct, frozen=True):
         """Returns the order after an attempt that failed with `error`; None if no backend could do better.
 
         `has_begun`: readers have seen the beginning of an answer. Otherwise, a request that one backend has refused is
-        not sent to another, and a failed backend is not called again: its attempt has repeated the call already.
+        not sent to another, and a failed backend is not called again if its attempt has repeated the call already.
         """
         if error.code not in FAILOVER_CODES or (error.code == "backend_refused_request" and not has_begun):
             return None
         failed, *others = self.candidates
-        is_kept = has_begun and CODES[error.code].is_retryable
+        is_kept = CODES[error.code].is_retryable and (has_begun or error.code in REPEATED_FAULTS)
         left = (*others, failed) if is_kept else tuple(others)
         return BackendOrder(left, self.untried - 1) if left else None
 

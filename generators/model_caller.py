@@ -75,7 +75,8 @@ class Route:
         is_single |= self._order.current.is_single
         if is_single:
             retry = msgspec.structs.replace(retry, tries_max=1)
-        may_wait = not is_single and not self._order.has_untried
+        if is_single or self._order.has_untried:
+            retry = msgspec.structs.replace(retry, unreachable_s=0.0)
         async with self._caller.blobs.load(key.tenant, call) as whole:
             is_large = whole is not call
             note = partial(self._caller.note_begin, self.backend)
@@ -84,7 +85,7 @@ class Route:
                 msgspec.structs.replace(whole, is_large=is_large),
                 note,
                 self._outage,
-                note_wait if may_wait else None,
+                note_wait,
             )
             # Nothing keeps the long strings while the answer is read.
             del whole

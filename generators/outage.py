@@ -32,33 +32,40 @@ class Outage:
         self._since, self._noted = None, ""
         return was_out
 
-    def next_delay_s(self, limit_s: float, delay_s: float | None, chance: float) -> float | None:
-        """Returns the seconds until the next call, after a call that could not connect; None: no call.
+    def next_delay_s(
+        self, error: BackendError, delay_s: float | None, chance: float, limit_s: float, note_wait: NoteWait
+    ) -> float | None:
+        """Returns the seconds until the next call, after one that failed with `error`; None: no call.
 
-        `limit_s` is the longest outage. After it the answer is `delay_s`, the delay of any other failed call. `chance`,
-        0 to 1, spreads the calls of turns that wait together.
+        The answer is `delay_s` if the call was connected, or if the outage has lasted longer than `limit_s`. `chance`,
+        0 to 1, spreads the calls of turns that wait together. Calls `note_wait` if the turn waits because of an
+        obstacle that readers do not know yet.
         """
+        if not error.obstacle:
+            return delay_s
         now = asyncio.get_running_loop().time()
         if self._since is None:
             self._since = now
         left_s = self._since + limit_s - now
         if left_s <= 0:
             return delay_s
-        every_s = min(EVERY_S / 2 * (1 + chance), left_s)
-        return every_s if delay_s is None else min(every_s, delay_s)
-
-    def note(self, error: BackendError, note_wait: NoteWait) -> None:
-        """Calls `note_wait` if readers do not know the obstacle of `error` yet."""
         if error.obstacle != self._noted:
             self._noted = error.obstacle
             note_wait(error.obstacle)
+        every_s = min(EVERY_S / 2 * (1 + chance), left_s)
+        return every_s if delay_s is None else min(every_s, delay_s)
 
     def next_attempt(self) -> None:
         """Makes the next wait visible again: readers have seen something else since."""
         self._noted = ""
 
     def explain(self, error: BackendError) -> BackendError:
-        """Returns `error` with the obstacle, its duration, and what to do; with the host if it is a public one."""
+        """Returns `error` with its obstacle, if it has one, how long it lasted, and what to do.
+
+        The host is named if it is a public one.
+        """
+        if not error.obstacle:
+            return error
         since = asyncio.get_running_loop().time() if self._since is None else self._since
         lasted_s = round(asyncio.get_running_loop().time() - since)
         host = next((host for host in PUBLIC_HOSTS if f" {host}:" in error.reason), "")

@@ -2,8 +2,9 @@
 
 The retries of the SDKs are switched off.
 
-A call that fails before its first event is repeated within one attempt. After the first event the attempt is over and
-the turn continues from its log; then this module only says how long to wait before the next attempt.
+A call that fails before its first event is repeated within one attempt, unless its model breaks the rules of the API.
+After the first event the attempt is over and the turn continues from its log; then this module only says how long to
+wait before the next attempt.
 
 A call that cannot be connected may be repeated for longer: see outage.py.
 """
@@ -18,14 +19,11 @@ import structlog
 from tailrace.generators import metrics
 from tailrace.generators.backends import Backend, Call
 from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.failover import REPEATED_FAULTS
 from tailrace.generators.outage import NoteWait, Outage
 from tailrace.proto.errors import CODES, BackendError
 
 logger = structlog.get_logger()
-
-# Errors of a model that breaks the rules of its API. The same error a second time ends the turn (PROTOCOL R118).
-REPEATED_FAULTS = frozenset({"backend_unreadable"})
-FAULTS_MAX = 2
 
 NoteBegin = Callable[[Call, BackendError | None], None]
 """Is called once for each call: with None at its first event, or with the error of a call that fails before."""
@@ -38,7 +36,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     wait_s: float
     wait_max_s: float
     unreachable_s: float = 0.0
-    """The time that a turn waits for a model that cannot be connected to, beyond `tries_max`."""
+    """The time that a turn waits for a model that cannot be connected to, beyond `tries_max`; 0: it does not wait."""
 
     async def begin(
         self,
@@ -46,12 +44,12 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         call: Call,
         note: NoteBegin,
         outage: Outage | None = None,
-        note_wait: NoteWait | None = None,
+        note_wait: NoteWait = lambda _: None,
     ) -> tuple[ModelEvent, AsyncGenerator[ModelEvent, None]]:
         """Calls until an answer begins; returns its first event and the rest. Raises the last BackendError.
 
-        `note` is called as NoteBegin says. `outage` is the turn's: with `note_wait`, the turn waits for a model that
-        cannot be connected to, up to `unreachable_s`.
+        `note` is called as NoteBegin says. `outage` is the turn's. `note_wait` is called when the turn begins to wait
+        for a model that cannot be connected to, for up to `unreachable_s`.
         """
         outage, tries = outage or Outage(), 0
         while True:
@@ -67,15 +65,9 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
                     tries = 1
                 chance = random.random()  # noqa: S311  # spreads load
                 delay_s = self.next_delay_s(error, tries, chance)
-                if error.obstacle:
-                    limit_s = self.unreachable_s if note_wait is not None else 0.0
-                    delay_s = outage.next_delay_s(limit_s, delay_s, chance)
+                delay_s = outage.next_delay_s(error, delay_s, chance, self.unreachable_s, note_wait)
                 if delay_s is None:
-                    if error.obstacle:
-                        raise outage.explain(error) from error
-                    raise
-                if error.obstacle and note_wait is not None and self.unreachable_s:
-                    outage.note(error, note_wait)
+                    raise outage.explain(error) from error.__cause__
                 logger.info("call failed and is repeated", **error.log_fields, delay_s=round(delay_s, 3))
                 metrics.CALLS_REPEATED.labels(error.code).inc()
             else:
@@ -91,8 +83,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
     def next_delay_s(self, error: BackendError, tries: int, chance: float) -> float | None:
         """Returns the seconds until the next call after `tries` calls failed, the last with `error`; None: no call."""
-        tries_max = min(self.tries_max, FAULTS_MAX) if error.code in REPEATED_FAULTS else self.tries_max
-        if not CODES[error.code].is_retryable or tries >= tries_max:
+        if not CODES[error.code].is_retryable or error.code in REPEATED_FAULTS or tries >= self.tries_max:
             return None
         retry_after_s = error.retry_after_s or 0.0
         # With a longer Retry-After the turn fails with it, so that the client can decide; waiting would be silence.

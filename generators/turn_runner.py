@@ -17,10 +17,10 @@ from tailrace.generators.attempt_runner import LATE, AttemptRunner, PlannedAttem
 from tailrace.generators.continuation import FilterCall
 from tailrace.generators.delta_buffer import buffer_of
 from tailrace.generators.event_writer import EventWriter, append_when_not_full, as_stored
+from tailrace.generators.failover import REPEATED_FAULTS
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.plan import Acknowledge, AppendEvents, Complete, Fail, Leave, MakeAttempt
 from tailrace.generators.planner import Planner
-from tailrace.generators.retry import REPEATED_FAULTS
 from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Failure, Outcome
@@ -182,7 +182,8 @@ class TurnRunner:
 def is_repeated_fault(turn: Turn, error: BackendError) -> bool:
     """Returns whether an earlier attempt ended with the same error, and a further one would not help (R118).
 
-    What a model, or a proxy, sends against the rules of the API it would send again, however far each attempt comes.
+    What a model, or a proxy, sends against the rules of the API it would send again, however far each attempt comes. A
+    second backend has been called by then: it follows the one that failed.
     """
     return error.code in REPEATED_FAULTS and error.code in turn.causes
 

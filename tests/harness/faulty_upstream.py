@@ -28,6 +28,7 @@ class BrokenAnswer:
 
 Break = Callable[[list[bytes]], BrokenAnswer]
 """Takes the answer's events, each as bytes with its empty line; returns what is sent instead."""
+GARBAGE: Break = lambda _: BrokenAnswer(HEAD + b"data: no JSON\n\n")  # noqa: E731  # a constant of the type
 
 
 @dataclass

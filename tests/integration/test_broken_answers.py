@@ -50,7 +50,7 @@ def spoil_delta(events: list[bytes]) -> BrokenAnswer:
 
 
 # Faults that the simulated Claude of test_worker.py cannot make; tests/unit/test_event_order.py has wrong orders.
-# After the first words, the next attempt continues. Without a valid first event, the same attempt repeats the call.
+# The next attempt continues, or begins the answer. An empty answer is requested again by the same attempt.
 INCOMPLETE: dict[str, Break] = {
     "reset": lambda events: broken_answer(first_half(events), is_reset=True),
     "end within an event": lambda events: broken_answer([*first_half(events), events[len(events) // 2][:30]]),

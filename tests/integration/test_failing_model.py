@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from tailrace.proto.entries import Event
 from tailrace.proto.ids import Tenant
 from tests.harness import readers
-from tests.harness.faulty_upstream import HEAD, Break, BrokenAnswer, faulty_claude
+from tests.harness.faulty_upstream import GARBAGE, HEAD, Break, BrokenAnswer, faulty_claude
 from tests.harness.generator_in_loop import failure_code, words
 from tests.harness.killable_generator import run_and_kill_at_call
 from tests.harness.own_system import OwnSystem
@@ -90,6 +90,18 @@ async def test_a_model_that_breaks_the_rules_of_its_api_twice_is_not_called_agai
     assert (failure_code(turn), turn.attempt, turn.text) == ("backend_unreadable", 2, words(6))
     assert turn.causes == ("backend_unreadable",)
     assert await own.calls() == 2
+
+
+@pytest.mark.rule("R118")
+async def test_an_answer_that_cannot_be_read_from_its_first_event_on_is_requested_twice(own: OwnSystem) -> None:
+    async with (
+        faulty_claude(own.claude, GARBAGE, times=99) as proxy,
+        own.running_generator(claude_url=proxy.url),
+    ):
+        turn = await own.answer("words=9 rate=0")
+    assert (failure_code(turn), turn.attempt, proxy.calls) == ("backend_unreadable", 2, 2)
+    assert turn.error is not None
+    assert turn.error.message == "the model sent an event that cannot be read; a second time, so it is not tried again"
 
 
 @pytest.mark.rule("F27")

@@ -17,6 +17,7 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.cloud_endpoints import Cloud, running_cloud
+from tests.harness.faulty_upstream import GARBAGE, faulty_claude
 from tests.harness.generator_in_loop import failure_code, read_attempts, read_stats, words
 from tests.harness.own_system import OwnSystem
 
@@ -71,6 +72,23 @@ async def test_the_next_backend_answers_when_the_first_one_refuses(
     turn, modes = await run(own, f"words=20 rate=0 {line}", call_tries_max=3)
     assert (turn.text, turn.outcome, modes) == (words(20), "completed", ANSWERED)
     assert (await own.calls(), (await read_stats(second.url))["calls"]) == (calls, 1)
+
+
+@pytest.mark.rule("R118")
+@pytest.mark.parametrize(("line", "outcome"), [("", "completed"), ("fault=garbage@3x9", "failed")])
+async def test_the_next_backend_answers_when_the_first_one_sends_what_cannot_be_read(
+    own: OwnSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, outcome: str
+) -> None:
+    """For example a proxy before it. If that cannot be read either, the turn ends after two calls in all."""
+    async with running_cloud(tmp_path) as cloud, faulty_claude(own.claude, GARBAGE, times=99) as proxy:
+        for name, value in cloud.environ.items():
+            monkeypatch.setenv(name, value)
+        _get_session.cache_clear()  # type: ignore[attr-defined]
+        turn, modes = await run(own, f"words=20 rate=0 {line}", anthropic_base_url=proxy.url)
+        calls = (proxy.calls, (await read_stats(cloud.url))["calls"])
+    assert (modes, calls, turn.outcome) == (ANSWERED, (1, 1), outcome)
+    assert turn.text == words(3 if line else 20)
+    assert turn.error is None or turn.error.code == "backend_unreadable"
 
 
 @pytest.mark.rule("R101")

@@ -26,7 +26,7 @@ from tailrace.generators.backends.api_errors import (
     error_from_reason,
 )
 from tailrace.generators.backends.model_event import read_event
-from tailrace.generators.retry import REPEATED_FAULTS
+from tailrace.generators.failover import REPEATED_FAULTS
 from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, CODES, BackendError
 from tailrace.proto.runtime.retry_after import parse_retry_after
 

@@ -2,7 +2,14 @@
 
 import pytest
 
-from tailrace.generators.failover import FAILOVER_CODES, BackendOrder, BackendOrders, Candidate, parse_backends
+from tailrace.generators.failover import (
+    FAILOVER_CODES,
+    REPEATED_FAULTS,
+    BackendOrder,
+    BackendOrders,
+    Candidate,
+    parse_backends,
+)
 from tailrace.proto.errors import CODES, BackendError
 
 A, B, C = (Candidate(name) for name in ("a", "b", "c"))
@@ -26,12 +33,21 @@ def test_failover_codes_are_all_codes_of_backends_but_one() -> None:
     assert {code for code in CODES if code.startswith("backend_")} - {"backend_event_too_large"} == FAILOVER_CODES
 
 
-@pytest.mark.parametrize("code", sorted(FAILOVER_CODES - {BAD_REQUEST}))
+@pytest.mark.parametrize("code", sorted(FAILOVER_CODES - {BAD_REQUEST} - REPEATED_FAULTS))
 def test_before_an_answer_each_backend_gets_one_attempt(code: str) -> None:
     """All calls of an attempt have failed: the backend is not called again, and the last failure is final."""
     order = TWO.order_for("claude-sonnet-5-5")
     assert backends_after(order, code, has_begun=False) == ["b"]
     assert backends_after(order, code, code, has_begun=False) is None
+
+
+@pytest.mark.rule("R118")
+@pytest.mark.parametrize("code", sorted(REPEATED_FAULTS))
+def test_an_answer_that_breaks_the_rules_is_requested_from_the_next_backend_or_else_again(code: str) -> None:
+    """Its attempt has made one call only."""
+    assert backends_after(TWO.order_for("m"), code, has_begun=False) == ["b", "a"]
+    assert backends_after(TWO.order_for("m"), code, "backend_overloaded", has_begun=False) == ["a"]
+    assert backends_after(BackendOrders((A,)).order_for("m"), code, has_begun=False) == ["a"]
 
 
 OF_THE_TURN = ["backend_event_too_large", "deadline_exceeded", "blob_expired", "attempts_exhausted", "interrupted"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.generators.failover import REPEATED_FAULTS
 from tailrace.generators.retry import Retry
 from tailrace.proto import events
 from tailrace.proto.entries import Message
@@ -51,7 +52,7 @@ class ScriptedBackend:
         pass
 
 
-@pytest.mark.parametrize("code", sorted(code for code in CODES if code.startswith("backend_")))
+@pytest.mark.parametrize("code", sorted({code for code in CODES if code.startswith("backend_")} - REPEATED_FAULTS))
 def test_a_call_is_repeated_exactly_for_retryable_codes(code: str) -> None:
     delay_s = RETRY.next_delay_s(BackendError(code, "x"), tries=1, chance=0.0)
     assert (delay_s is not None) == CODES[code].is_retryable
@@ -59,9 +60,13 @@ def test_a_call_is_repeated_exactly_for_retryable_codes(code: str) -> None:
 
 @pytest.mark.rule("F20")
 @pytest.mark.rule("R118")
-def test_an_answer_that_cannot_be_read_is_requested_twice_at_most() -> None:
-    unreadable = BackendError("backend_unreadable", "x")
-    assert [RETRY.next_delay_s(unreadable, tries, chance=0.0) is None for tries in (1, 2)] == [False, True]
+@pytest.mark.parametrize("code", sorted(REPEATED_FAULTS))
+async def test_a_call_that_breaks_the_rules_of_the_api_ends_its_attempt(code: str) -> None:
+    """The log counts attempts, over all backends and generators, but not the calls of an attempt."""
+    backend = ScriptedBackend([BackendError(code, "x")], [FIRST])
+    with pytest.raises(BackendError, match="x"):
+        await AT_ONCE.begin(backend, CALL, ignore_begin)
+    assert backend.begun == 1
 
 
 def test_back_off_doubles_up_to_its_cap_until_the_last_try() -> None:
