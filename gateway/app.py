@@ -4,11 +4,11 @@ import inspect
 from functools import partial
 from typing import Any, NamedTuple
 
+from starlette import routing
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.allowed_hosts import AllowedHosts, HostMiddleware
@@ -37,12 +37,12 @@ from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.http.refusal_events import RefusalEvents
+from tailrace.gateway.http.route import Route
 from tailrace.gateway.http.traced_route import TracedApp
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.limits.turn_queue import TurnQueue
 from tailrace.gateway.models.catalogue import Catalogue
-from tailrace.gateway.openapi.operations import query_parameters
 from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
 from tailrace.gateway.ops import overview
 from tailrace.gateway.page import index
@@ -153,13 +153,12 @@ def app(gateway: Gateway) -> Starlette:
     """Returns the application. Each endpoint receives the services that its parameters are annotated with."""
     services = dict(zip(inspect.get_annotations(Gateway).values(), gateway, strict=True))
 
-    def serve(route: Route) -> Route:
-        known = {method: query_parameters(method, route.path) for method in route.methods or ()}
+    def serve(route: Route) -> routing.Route:
         endpoint = bind(route.endpoint, services)
-        serving: ASGIApp = GuardedEndpoint(route.path, endpoint, known, gateway.authenticator, gateway.bodies)
+        serving: ASGIApp = GuardedEndpoint(route, endpoint, gateway.authenticator, gateway.bodies)
         if tracing.is_on():
             serving = TracedApp(serving, route.path)
-        return Route(route.path, serving, methods=sorted(known), name=route.name)
+        return routing.Route(route.path, serving, methods=[route.method])
 
     starlette = Starlette(
         routes=[serve(route) for route in ROUTES],
@@ -184,7 +183,7 @@ def app(gateway: Gateway) -> Starlette:
 
 def overflow_app(gateway: Gateway) -> Starlette:
     """Returns the application for connections above the limit, which rejects every request."""
-    return Starlette(routes=[Mount("", refuse_connection)], middleware=_build_outermost_middleware(gateway))
+    return Starlette(routes=[routing.Mount("", refuse_connection)], middleware=_build_outermost_middleware(gateway))
 
 
 def _build_outermost_middleware(gateway: Gateway) -> list[Middleware]:

@@ -1,7 +1,7 @@
 """Authentication and authorization of every route that is not public."""
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -9,10 +9,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
-from tailrace.gateway.auth.scopes import need_of
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.query_parameters import require_known
 from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.http.route import Route
 from tailrace.proto.errors import LogError, Refused, not_found
 from tailrace.proto.runtime import tracing
 
@@ -20,25 +20,22 @@ Endpoint = Callable[[ApiRequest], Awaitable[ASGIApp]]
 
 
 class GuardedEndpoint:
-    """The ASGI application of the route at `path`: authentication before `endpoint`, which receives an ApiRequest.
+    """The ASGI application of `route`: authentication before `endpoint`, which receives an ApiRequest.
 
-    `known` are the query parameters of each method of the route. Others are refused.
+    `endpoint` is that of the route with its services. Query parameters without a row are refused.
     """
 
     # A class, because Starlette would wrap a function in a second request and error handler.
 
     def __init__(
         self,
-        path: str,
+        route: Route,
         endpoint: Endpoint,
-        known: Mapping[str, Collection[str]],
         authenticator: Authenticator,
         bodies: BodyReader,
     ) -> None:
-        self._path = path
-        self._needs = {method: need_of(method, path) for method in known}
+        self._path, self._need, self._known = route.path, route.need, route.query_names
         self._endpoint = endpoint
-        self._known = known
         self._authenticator = authenticator
         self._bodies = bodies
 
@@ -53,7 +50,7 @@ class GuardedEndpoint:
         try:
             async with request.until_answered:
                 if scope["query_string"]:
-                    require_known(request, self._known[request.method])
+                    require_known(request, self._known)
                 response = await self._endpoint(request)
         except (Refused, LogError) as error:
             response = error_responses.render_error(error, scope)
@@ -73,7 +70,7 @@ class GuardedEndpoint:
 
     async def _authenticate(self, request: ApiRequest) -> None:
         """Sets the principal of `request`, unless the route is public. Raises Refused, LogUnavailable."""
-        need = self._needs[request.method]
+        need = self._need
         if need == "public":
             return
         principal = await self._authenticator.authenticate(request)

@@ -11,16 +11,18 @@ from typing import Any
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.clients.openai.batch_routes import RESULT_FILE, result_file
 from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http.examples import FILE, UNIX_S
 from tailrace.gateway.http.form import Form, FormFile
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.log_fullness import LogFullness
+from tailrace.gateway.http.parameters import AFTER_ITEM, KEY_SCHEMA, ORDER, SENT_BY_SDKS
+from tailrace.gateway.http.route import Route, Section, header, query
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.resources.blobs import HEADERS, headers_of
 from tailrace.gateway.resources.create_once import create_once
@@ -279,10 +281,47 @@ def _render(record: FileRecord, *, is_anthropic: bool) -> dict[str, Any]:
     }
 
 
+SECTION = Section("files", "https://platform.openai.com/docs/api-reference/files")
+STORED_FILE = {"id": FILE, "object": "file", "filename": "report.pdf", "bytes": 8120, "created_at": UNIX_S}
+FILE_LIST = {"object": "list", "data": [STORED_FILE], "has_more": False}
+DELETED = {"id": FILE, "object": "file", "deleted": True}
+KEY_OF_FILE = header(
+    "Idempotency-Key",
+    "A repeated request with the same key and file gets the same file; `auto` derives the key from the file's "
+    "content, name, type and purpose.",
+    **KEY_SCHEMA,
+)
+LISTING_FILES = (
+    AFTER_ITEM,
+    query("after_id", "The same as `after`, as Anthropic's SDKs send it."),
+    query("page", "The `next_page` of the previous page, as Anthropic's SDKs send it."),
+    query("limit", "The maximum number of files.", type="integer", minimum=1, maximum=1000),
+    ORDER,
+    query("purpose", "Only files with this purpose."),
+    *SENT_BY_SDKS,
+)
+
 ROUTES = [
-    Route("/v1/files", list_files, methods=["GET"]),
-    Route("/v1/files", post, methods=["POST"]),
-    Route("/v1/files/{file_id}", get, methods=["GET"]),
-    Route("/v1/files/{file_id}", delete, methods=["DELETE"]),
-    Route("/v1/files/{file_id}/content", get_content, methods=["GET"]),
+    Route("GET", "/v1/files", list_files, "read", SECTION, result=FILE_LIST, parameters=LISTING_FILES),
+    Route(
+        "POST",
+        "/v1/files",
+        post,
+        "write",
+        SECTION,
+        body=Form,
+        result=STORED_FILE,
+        parameters=(KEY_OF_FILE, *SENT_BY_SDKS),
+    ),
+    Route("GET", "/v1/files/{file_id}", get, "read", SECTION, result=STORED_FILE, parameters=SENT_BY_SDKS),
+    Route("DELETE", "/v1/files/{file_id}", delete, "manage", SECTION, result=DELETED, parameters=SENT_BY_SDKS),
+    Route(
+        "GET",
+        "/v1/files/{file_id}/content",
+        get_content,
+        "read",
+        SECTION,
+        streams="application/octet-stream",
+        parameters=SENT_BY_SDKS,
+    ),
 ]

@@ -8,23 +8,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from starlette.routing import Route
 
 from tailrace.gateway.auth.login import COOKIE
-from tailrace.gateway.auth.scopes import NEEDS, Need
 from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
 from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.http.form import Form
+from tailrace.gateway.http.route import SSE, Parameter, Route
 from tailrace.gateway.openapi.descriptions import describe, example_of, structs_in
-from tailrace.gateway.openapi.examples import BODIES, EVENT, EVENTS, IN_PATH, RESPONSES, STREAMS
-from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS, SPELLINGS, Operation
+from tailrace.gateway.openapi.examples import BODIES, EVENT, EVENTS, IN_PATH, STREAMS
 from tailrace.gateway.openapi.portable_schemas import always_written, rewrite
 from tailrace.proto.errors import CODES
 from tailrace.proto.records import WebhookPayload
 
 OPENAPI_VERSION = "3.1.1"
 REF = "#/components/schemas/{name}"
-EVENT_STREAM = "text/event-stream"
 ABOUT = (
     "Streams Claude's answers to any number of readers. A stream that was cut can be resumed with `Last-Event-ID` at "
     "any gateway. Every error has the same body in all protocols."
@@ -77,23 +74,24 @@ FORM_WITH_FILE: Json = {
 
 
 def build_document(routes: Sequence[Route], version: str) -> Json:
-    """Returns the document. Raises KeyError for a route without a row in operations.py."""
-    kinds = {kind for row in OPERATIONS.values() for kind in row.kinds} | {Envelope, WebhookPayload}
+    """Returns the document of `routes`, with the product's version."""
+    bodies = {route.body for route in routes} - {None, Form}
+    results = {route.result for route in routes if isinstance(route.result, type)}
+    kinds = bodies | results | {Envelope, WebhookPayload}
     named = sorted(kinds, key=lambda kind: (kind.__module__, kind.__name__))
     schemas, components = msgspec.json.schema_components(named, ref_template=REF)
     describe(components, kinds)
-    read = {struct.__name__ for struct in structs_in(row.body for row in OPERATIONS.values() if row.body is not Form)}
+    read = {struct.__name__ for struct in structs_in(bodies)}
     for struct in structs_in(kinds):
         if struct.__name__ not in read and "properties" in components[struct.__name__]:
             components[struct.__name__]["required"] = always_written(struct)
     for name, schema in components.items():
         rewrite(schema, is_read=name in read)
-    schema_of = {Any: ANY_OBJECT, list: {"type": "array", "items": ANY_OBJECT}} | dict(zip(named, schemas, strict=True))
+    without_struct: dict[type, Json] = {dict: ANY_OBJECT, list: {"type": "array", "items": ANY_OBJECT}}
+    schema_of = without_struct | dict(zip(named, schemas, strict=True))
     paths: dict[str, Json] = {}
     for route in routes:
-        for method in sorted((route.methods or set()) - {"HEAD"}):
-            row = OPERATIONS[method, route.path]
-            paths.setdefault(route.path, {})[method.lower()] = _operation(route, method, row, schema_of, components)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of, components)
     return {
         "openapi": OPENAPI_VERSION,
         "info": {"title": "Tailrace", "version": version, "description": ABOUT, "license": LICENSE},
@@ -111,59 +109,53 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
     }
 
 
-def _operation(route: Route, method: str, row: Operation, schema_of: dict[Any, Json], components: Json) -> Json:
+def _operation(route: Route, schema_of: dict[Any, Json], components: Json) -> Json:
     summary, _, more = (route.endpoint.__doc__ or "").partition("\n")
     operation: Json = {
-        "operationId": f"{method.lower()}{re.sub(r'[^a-z0-9]+', '_', route.path.lower()).rstrip('_')}",
-        "tags": [row.tag],
+        "operationId": f"{route.method.lower()}{re.sub(r'[^a-z0-9]+', '_', route.path.lower()).rstrip('_')}",
+        "tags": [route.section.tag],
         "summary": _capitalise(re.sub(r"^`[^`]*`(, `[^`]*`)*(: )?", "", summary)),
-        "responses": _responses(row, schema_of),
+        "responses": _responses(route, schema_of),
     }
-    if method == "POST" and route.path in REFUSAL_EVENTS:
-        events = {EVENT_STREAM: _stream_content(EVENT_STREAM)}
+    if route.method == "POST" and route.path in REFUSAL_EVENTS:
+        events = {SSE: _stream_content(SSE)}
         operation["responses"] |= {str(status): _error(status, schema_of, events) for status in _error_statuses()}
     if more.strip():
         operation["description"] = re.sub(r"\n +", "\n", more.strip())
     names = re.findall(r"{(\w+)}", route.path)
     parameters = [_path_parameter(name) for name in names] + [
-        PARAMETERS[name] for name in row.parameters if name not in SPELLINGS
+        _parameter(one) for one in route.parameters if not one.is_spelling
     ]
     if parameters:
         operation["parameters"] = parameters
-    if row.body is not None:
-        content = {"application/json": {"schema": schema_of[row.body]}} if row.body is not Form else FORM_WITH_FILE
+    if route.body is not None:
+        content = {"application/json": {"schema": schema_of[route.body]}} if route.body is not Form else FORM_WITH_FILE
         operation["requestBody"] = {"required": True, "content": content}
-    if row.reference:
-        operation["externalDocs"] = {"url": row.reference}
-    _add_examples(operation, f"{method} {route.path}", row, components)
-    operation["security"] = _security(NEEDS[method, route.path], row)
+    if route.section.reference:
+        operation["externalDocs"] = {"url": route.section.reference}
+    _add_examples(operation, route, components)
+    # OpenAPI 3.1.1, 4.8.30: the credential, with the scopes that the guard of the route requires.
+    credential = "login" if route.uses_cookie else "bearer"
+    operation["security"] = [] if route.need == "public" else [{credential: [route.need]}]
     return operation
 
 
-def _add_examples(operation: Json, name: str, row: Operation, components: Json) -> None:
+def _add_examples(operation: Json, route: Route, components: Json) -> None:
     """Adds an example to each media type of the request and of the successful response that has one."""
-    if row.body not in (None, Form):
-        operation["requestBody"]["content"]["application/json"]["example"] = BODIES[row.body.__name__]
-    for media_type, content in operation["responses"][str(row.status)].get("content", {}).items():
-        if media_type == EVENT_STREAM:
-            content["example"] = EVENTS.get(row.tag, EVENT)
+    if route.body not in (None, Form):
+        operation["requestBody"]["content"]["application/json"]["example"] = BODIES[route.body.__name__]
+    for media_type, content in operation["responses"][str(route.status)].get("content", {}).items():
+        if media_type == SSE:
+            content["example"] = EVENTS.get(route.section.tag, EVENT)
         elif media_type in STREAMS:
             content["example"] = STREAMS[media_type]
-        elif media_type == "application/json" and row.response in (Any, list):
-            content["example"] = RESPONSES.get(name) or RESPONSES[name.partition(" ")[2]]
         elif media_type == "application/json":
-            content["example"] = example_of(content["schema"], components)
+            is_struct = isinstance(route.result, type)
+            content["example"] = example_of(content["schema"], components) if is_struct else route.result
 
 
 def _capitalise(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
-
-
-def _security(need: Need, row: Operation) -> list[Json]:
-    """Returns the credentials and scopes that the route's guard requires. OpenAPI 3.1.1, 4.8.30: roles."""
-    if need == "public":
-        return []
-    return [{"login" if row.uses_cookie else "bearer": [need]}]
 
 
 def _webhook(schema: Json) -> Json:
@@ -193,14 +185,19 @@ def _path_parameter(name: str) -> Json:
     return {"name": name, "in": "path", "required": True, "description": meaning, "schema": schema, "example": value}
 
 
-def _responses(row: Operation, schema_of: dict[Any, Json]) -> Json:
+def _parameter(parameter: Parameter) -> Json:
+    return {"name": parameter.name, "in": parameter.place, **parameter.documented}
+
+
+def _responses(route: Route, schema_of: dict[Any, Json]) -> Json:
     content: Json = {}
-    if row.response is not None:
-        content["application/json"] = {"schema": schema_of[row.response]}
-    if row.streams:
-        content[row.streams] = _stream_content(row.streams)
-    responses: Json = {str(row.status): {"description": "Success.", **({"content": content} if content else {})}}
-    responses |= {str(status): {"description": description} for status, description in row.statuses.items()}
+    if route.result is not None:
+        kind = route.result if isinstance(route.result, type) else type(route.result)
+        content["application/json"] = {"schema": schema_of[kind]}
+    if route.streams:
+        content[route.streams] = _stream_content(route.streams)
+    responses: Json = {str(route.status): {"description": "Success.", **({"content": content} if content else {})}}
+    responses |= {str(status): {"description": description} for status, description in route.statuses.items()}
     return responses | {str(status): {"$ref": f"#/components/responses/{status}"} for status in _error_statuses()}
 
 
@@ -212,7 +209,7 @@ def _error(status: int, schema_of: dict[Any, Json], more: Json | None = None) ->
 
 def _stream_content(media_type: str) -> Json:
     # The events have schemas in docs/asyncapi.json.
-    if media_type == EVENT_STREAM:
+    if media_type == SSE:
         return {}
     # OpenAPI 3.1 needs no `binary`, but client generators do: they read only text as a string.
     return {"schema": {"type": "string"} | ({} if media_type.startswith("text/") else {"format": "binary"})}

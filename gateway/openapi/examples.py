@@ -2,23 +2,23 @@
 
 EXAMPLES has the example of a property under its name, or under `STRUCT.FIELD` where a name has several meanings.
 Without a row there, the schema gives the example, such as the first value of an enumeration. The example of a JSON
-response consists of the examples of its properties. BODIES has whole requests, and WHOLE has whole Structs, where the
-examples of single fields would contradict each other.
+response consists of the examples of its properties; a response without a Struct has its example in the row of its
+route. BODIES has whole requests, and WHOLE has whole Structs, where the examples of single fields would contradict each
+other.
 """
 
 from typing import Any
 
+from tailrace.gateway.http.examples import ANSWER, BATCH, FILE, MODEL, PARENT, QUESTION, SESSION, TURN, UNIX_S
+
 Json = dict[str, Any]
 
-TURN, PARENT = "0197fd3a-1b2c-7d3e-9f40-5162738495a6", "0197fd39-0a1b-7c2d-8e3f-405162738495"
-SESSION, BATCH = "support-4711", "0197fd3b-5c6d-7e8f-90a1-b2c3d4e5f607"
 KEY_ID = "key_a38f6be3543f0e21"
-MODEL, KEY, TIME, UNIX_S = "claude-sonnet-5-5", "web", "2026-11-22T11:20:00Z", 1795346400
-QUESTION, ANSWER = "Why is the sky blue?", "Air scatters blue light more than red light."
+KEY, TIME = "web", "2026-11-22T11:20:00Z"
 MESSAGES = [{"role": "user", "content": QUESTION}]
 TURN_PATH = f"/v1/turns/{TURN}"
 SCHEMA = {"type": "object", "properties": {"colour": {"type": "string"}}, "required": ["colour"]}
-TOOL_CALL, FILE = "toolu_01", "file-0197fd3c-7d8e-7f90-a1b2-c3d4e5f60718"
+TOOL_CALL = "toolu_01"
 TICKET = "trt_WyJhY21l…"
 IMAGE = "https://example.com/sky.png"
 
@@ -167,10 +167,6 @@ EVENTS = {
     "ai-sdk": f'data: {{"type":"text-delta","id":"1","delta":"{ANSWER}"}}\n\n',
 }
 
-STORED_FILE: Json = {"id": FILE, "object": "file", "filename": "report.pdf", "bytes": 8120, "created_at": UNIX_S}
-FILE_BATCH: Json = {"id": f"batch_{BATCH}", "object": "batch", "status": "in_progress", "input_file_id": FILE}
-MESSAGE_BATCH: Json = {"id": f"msgbatch_{BATCH}", "type": "message_batch", "processing_status": "in_progress"}
-RESPONSE: Json = {"id": f"resp_{TURN}", "object": "response", "status": "completed", "model": MODEL}
 # The examples of whole Structs, by name.
 WHOLE: dict[str, Json] = {
     "TurnRecord": {
@@ -195,59 +191,19 @@ WHOLE: dict[str, Json] = {
         "error": None,
     },
 }  # fmt: skip
-# The JSON responses of routes without a Struct, by path; `METHOD PATH` where the methods differ.
-RESPONSES: dict[str, Any] = {
-    "/v1/files": {"object": "list", "data": [STORED_FILE], "has_more": False},
-    "POST /v1/files": STORED_FILE,
-    "/v1/files/{file_id}": STORED_FILE,
-    "DELETE /v1/files/{file_id}": {"id": FILE, "object": "file", "deleted": True},
-    "/v1/batches": {"object": "list", "data": [FILE_BATCH], "has_more": False},
-    "POST /v1/batches": FILE_BATCH,
-    "/v1/batches/{file_batch}": FILE_BATCH,
-    "/v1/batches/{file_batch}/cancel": {**FILE_BATCH, "status": "cancelled"},
-    "/v1/messages/batches": {"data": [MESSAGE_BATCH], "has_more": False},
-    "POST /v1/messages/batches": MESSAGE_BATCH,
-    "/v1/messages/batches/{message_batch}": MESSAGE_BATCH,
-    "DELETE /v1/messages/batches/{message_batch}": {"id": MESSAGE_BATCH["id"], "type": "message_batch_deleted"},
-    "/v1/messages/batches/{message_batch}/cancel": {**MESSAGE_BATCH, "processing_status": "ended"},
-    "/v1/chat/completions": {
-        "object": "chat.completion",
-        "model": MODEL,
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": ANSWER}}],
-    },
-    "/v1/responses": RESPONSE,
-    "/v1/responses/{response_id}": RESPONSE,
-    "DELETE /v1/responses/{response_id}": {"id": RESPONSE["id"], "object": "response", "deleted": True},
-    "/v1/responses/{response_id}/cancel": {**RESPONSE, "status": "cancelled"},
-    "/v1/responses/{response_id}/input_items": {"object": "list", "data": [], "has_more": False},
-    "/v1/messages": {
-        "id": f"msg_{TURN}",
-        "type": "message",
-        "role": "assistant",
-        "model": MODEL,
-        "content": [{"type": "text", "text": ANSWER}],
-        "stop_reason": "end_turn",
-        "usage": {"input_tokens": 12, "output_tokens": 10},
-    },
-    "/api/chat/{chat}/messages": [{"id": "msg-1", "role": "user", "parts": [{"type": "text", "text": QUESTION}]}],
-    "/healthz": {"ok": True},
-    "/readyz": {"ok": True, "nats": {"ok": True}},
-    "/openapi.json": {"openapi": "3.1.1"},
-}
-
 IN_PATH: dict[str, tuple[str, str]] = {
     "turn": ("The id of the turn.", TURN),
     "session": ("The name of the session.", SESSION),
     "project": ("The id of the project.", "support"),
     "batch": ("The id of the batch.", BATCH),
-    "file_batch": ("The id of the batch, as `POST /v1/batches` returns it.", FILE_BATCH["id"]),
-    "message_batch": ("The id of the batch, as `POST /v1/messages/batches` returns it.", MESSAGE_BATCH["id"]),
+    "file_batch": ("The id of the batch, as `POST /v1/batches` returns it.", f"batch_{BATCH}"),
+    "message_batch": ("The id of the batch, as `POST /v1/messages/batches` returns it.", f"msgbatch_{BATCH}"),
     "sha256": (
         "The SHA-256 of the string, in hexadecimal.",
         "9f86d081884c7d659a2feaa0c55ad015" + "a3bf4f1b2b0b822cd15d6c15b0f00a08",
     ),
     "file_id": ("The id of the file.", FILE),
-    "response_id": ("The id of the response.", RESPONSE["id"]),
+    "response_id": ("The id of the response.", f"resp_{TURN}"),
     "job_id": ("The id of the job.", TURN),
     "chat": ("The id of the chat, which is its session.", SESSION),
     "model": ("The id of the model, or an alias.", MODEL),

@@ -6,8 +6,8 @@ from importlib.resources import files
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
+from tailrace.gateway.http.route import OPERATION, Route
 from tailrace.gateway.openapi.reference_page import render_page
 
 DOCUMENT = files("tailrace.gateway.openapi") / "openapi.json"
@@ -35,6 +35,6 @@ async def docs(_: Request) -> Response:
 
 
 ROUTES = [
-    Route("/openapi.json", openapi, methods=["GET"]),
-    Route("/docs", docs, methods=["GET"]),
+    Route("GET", "/openapi.json", openapi, "public", OPERATION, result={"openapi": "3.1.1"}),
+    Route("GET", "/docs", docs, "public", OPERATION, streams="text/html"),
 ]

@@ -5,10 +5,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.page_file import NO_STORE, page_file
+from tailrace.gateway.http.route import OPERATION, Route
 from tailrace.gateway.ops.history import WINDOW_S
 from tailrace.gateway.ops.panels import DASHBOARDS, Panel
 from tailrace.gateway.ops.sources import Line, Snapshot, new_source
@@ -172,8 +172,8 @@ async def values(_: ApiRequest, ops: Ops) -> Response:
 
 
 ROUTES = [
-    Route(PAGE, page, methods=["GET"]),
-    Route(SCRIPT, script, methods=["GET"]),
-    Route(STYLE, style, methods=["GET"]),
-    Route(VALUES, values, methods=["GET"]),
+    Route("GET", PAGE, page, "public", OPERATION, streams="text/html"),
+    Route("GET", SCRIPT, script, "public", OPERATION, streams="text/javascript"),
+    Route("GET", STYLE, style, "public", OPERATION, streams="text/css"),
+    Route("GET", VALUES, values, "operate", OPERATION, result=Overview),
 ]

@@ -6,15 +6,16 @@ The page is static and public. It reads and changes nothing but through the API,
 from collections.abc import Iterable
 
 import msgspec
+from starlette import routing
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
 
 from tailrace.gateway.http.chat_cookie import cookie_of, format_cookie, new_cookie
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.http.page_file import NO_STORE, kept_file, page_file
+from tailrace.gateway.http.route import OPERATION, Route
 from tailrace.proto.version import VERSION
 
 NAME = "Tailrace"
@@ -80,17 +81,17 @@ async def file(request: Request) -> Response:
     return kept_file(request, "tailrace.gateway.page", name)
 
 
-def endpoints_of(routes: Iterable[BaseRoute]) -> dict[str, list[str]]:
+def endpoints_of(routes: Iterable[routing.BaseRoute]) -> dict[str, list[str]]:
     """Returns every path with its methods, in the order of the routes."""
     endpoints: dict[str, list[str]] = {}
     for route in routes:
-        if isinstance(route, Route):
+        if isinstance(route, routing.Route):
             endpoints.setdefault(route.path, []).extend(sorted((route.methods or set()) - {"HEAD"}))
     return endpoints
 
 
 ROUTES = [
-    Route("/", index, methods=["GET"]),
-    Route("/turns/{turn}", turn, methods=["GET"]),
-    Route("/page/{file}", file, methods=["GET"]),
+    Route("GET", "/", index, "public", OPERATION, result=Directory, streams="text/plain"),
+    Route("GET", "/turns/{turn}", turn, "public", OPERATION, streams="text/html"),
+    Route("GET", "/page/{file}", file, "public", OPERATION, streams="text/javascript"),
 ]

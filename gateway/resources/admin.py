@@ -5,15 +5,16 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.parameters import PAGE
+from tailrace.gateway.http.route import ADMIN, Route, query
 from tailrace.gateway.limits.limiter import Admission, Limiter
 from tailrace.gateway.limits.quotas import Owner, effective_limits, owner_name
 from tailrace.gateway.resources.paging import Page, page_in_memory, page_of
-from tailrace.gateway.resources.usage import usage_response
+from tailrace.gateway.resources.usage import OF_USAGE, UsageList, usage_response
 from tailrace.proto.api_key import TENANT_SCOPES, ApiKey, Scope
 from tailrace.proto.errors import Refused, cursor_invalid
 from tailrace.proto.ids import CURSOR, Seq, Tenant, is_token
@@ -258,14 +259,33 @@ def _render_created(record: ApiKey, secret: str) -> Response:
     return json_response(created, status=201, headers={"location": f"/v1/admin/keys/{record.id}"})
 
 
+OF_TENANT = query("tenant", "Only keys of this tenant.")
+
 ROUTES = [
-    Route("/v1/admin/keys", list_keys, methods=["GET"]),
-    Route("/v1/admin/keys", create_key, methods=["POST"]),
-    Route("/v1/admin/keys/{key_id}", revoke_key, methods=["DELETE"]),
-    Route("/v1/admin/keys/{key_id}/rotate", rotate_key, methods=["POST"]),
-    Route("/v1/admin/tenants", list_tenants, methods=["GET"]),
-    Route("/v1/admin/tenants/{tenant}/limits", get_limits, methods=["GET"]),
-    Route("/v1/admin/tenants/{tenant}/limits", put_limits, methods=["PUT"]),
-    Route("/v1/admin/tenants/{tenant}/usage", get_usage, methods=["GET"]),
-    Route("/v1/admin/audit", get_audit, methods=["GET"]),
+    Route("GET", "/v1/admin/keys", list_keys, "admin", ADMIN, result=KeyList, parameters=(OF_TENANT, *PAGE)),
+    Route("POST", "/v1/admin/keys", create_key, "admin", ADMIN, body=NewKeyBody, result=CreatedKey, status=201),
+    Route("DELETE", "/v1/admin/keys/{key_id}", revoke_key, "admin", ADMIN, result=KeyRecord),
+    Route(
+        "POST",
+        "/v1/admin/keys/{key_id}/rotate",
+        rotate_key,
+        "admin",
+        ADMIN,
+        body=RotateBody,
+        result=CreatedKey,
+        status=201,
+    ),
+    Route("GET", "/v1/admin/tenants", list_tenants, "admin", ADMIN, result=TenantList, parameters=PAGE),
+    Route("GET", "/v1/admin/tenants/{tenant}/limits", get_limits, "admin", ADMIN, result=TenantBody),
+    Route("PUT", "/v1/admin/tenants/{tenant}/limits", put_limits, "admin", ADMIN, body=LimitsBody, result=TenantBody),
+    Route(
+        "GET",
+        "/v1/admin/tenants/{tenant}/usage",
+        get_usage,
+        "admin",
+        ADMIN,
+        result=UsageList,
+        parameters=(*OF_USAGE, *PAGE),
+    ),
+    Route("GET", "/v1/admin/audit", get_audit, "admin", ADMIN, result=AuditList, parameters=PAGE),
 ]

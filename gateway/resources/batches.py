@@ -12,12 +12,13 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient, close_record
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.parameters import KEY_OF_BATCH, PAGE
+from tailrace.gateway.http.route import BATCHES, JSON_LINES, Route, query
 from tailrace.gateway.resources.batch_body import BatchBuilder, NewBatch
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.settings import Settings
@@ -423,10 +424,30 @@ def links_of(turn: TurnId) -> dict[str, str]:
     }
 
 
+AFTER_INDEX = query("after", "The `index` of the last received line.", type="integer", minimum=0)
+
 ROUTES = [
-    Route("/v1/turn-batches", batches, methods=["GET"]),
-    Route("/v1/turn-batches", post, methods=["POST"]),
-    Route("/v1/turn-batches/{batch}", get, methods=["GET"]),
-    Route("/v1/turn-batches/{batch}/results", results, methods=["GET"]),
-    Route("/v1/turn-batches/{batch}/cancel", post_cancel, methods=["POST"]),
+    Route("GET", "/v1/turn-batches", batches, "read", BATCHES, result=BatchList, parameters=PAGE),
+    Route(
+        "POST",
+        "/v1/turn-batches",
+        post,
+        "write",
+        BATCHES,
+        body=NewBatch,
+        result=AcceptedBatch,
+        status=202,
+        parameters=(KEY_OF_BATCH,),
+    ),
+    Route("GET", "/v1/turn-batches/{batch}", get, "read", BATCHES, result=BatchRecord),
+    Route(
+        "GET",
+        "/v1/turn-batches/{batch}/results",
+        results,
+        "read",
+        BATCHES,
+        streams=JSON_LINES,
+        parameters=(AFTER_INDEX,),
+    ),
+    Route("POST", "/v1/turn-batches/{batch}/cancel", post_cancel, "write", BATCHES, result=BatchRecord),
 ]

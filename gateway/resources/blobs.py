@@ -1,9 +1,9 @@
 """Route of blobs: long strings that are stored outside of the log."""
 
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.http.route import TURNS, Route
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
@@ -37,4 +37,6 @@ def headers_of(blob: Blob) -> dict[str, str]:
     return {**HEADERS, "content-length": str(blob.bytes)}
 
 
-ROUTES = [Route("/v1/blobs/{sha256}", get, methods=["GET"])]
+ROUTES = [
+    Route("GET", "/v1/blobs/{sha256}", get, "read", TURNS, streams="application/octet-stream"),
+]

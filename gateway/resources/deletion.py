@@ -6,10 +6,10 @@ import msgspec
 import structlog
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.route import TURNS, Route
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.proto.ids import Tenant
 from tailrace.proto.resources import Kind
@@ -63,4 +63,6 @@ async def delete_response(deleter: Deleter, tenant: Tenant, kind: Kind, name: st
     )
 
 
-ROUTES = [Route("/v1/turns/{turn}", delete_turn, methods=["DELETE"])]
+ROUTES = [
+    Route("DELETE", "/v1/turns/{turn}", delete_turn, "manage", TURNS, result=DeletedObject),
+]

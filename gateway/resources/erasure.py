@@ -5,10 +5,10 @@ from typing import Literal
 import msgspec
 import structlog
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.route import PROJECTS, Route, query, required
 from tailrace.gateway.resources.paging import limit_of
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.request_body import check_user
@@ -85,7 +85,33 @@ async def _erase(deleter: Deleter, request: ApiRequest, kind: Literal["user", "t
     )
 
 
+MAX_SECONDS = query(
+    "max_seconds",
+    "Respond after about so many seconds, with `complete: false` if not all is erased.",
+    type="integer",
+    minimum=1,
+    maximum=SECONDS_MAX,
+)
+ERASED_USER = required(query("user", "The user whose data is erased."))
+CONFIRM = required(query("confirm", "The name of the tenant."))
+
 ROUTES = [
-    Route("/v1/users", delete_user, methods=["DELETE"]),
-    Route("/v1/tenant", delete_tenant, methods=["DELETE"]),
+    Route(
+        "DELETE",
+        "/v1/users",
+        delete_user,
+        "manage",
+        PROJECTS,
+        result=ErasureReport,
+        parameters=(ERASED_USER, MAX_SECONDS),
+    ),
+    Route(
+        "DELETE",
+        "/v1/tenant",
+        delete_tenant,
+        "manage",
+        PROJECTS,
+        result=ErasureReport,
+        parameters=(CONFIRM, MAX_SECONDS),
+    ),
 ]

@@ -12,13 +12,13 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.error_responses import RETRY_AFTER_S
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
+from tailrace.gateway.http.route import OPERATION, Route
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection, Rpc
@@ -192,8 +192,8 @@ def _connection_detail(connection: Connection) -> str:
 # Admission control lets these paths through at once.
 PATHS = frozenset({"/healthz", "/health", "/readyz", METRICS})
 ROUTES = [
-    Route("/healthz", healthz, methods=["GET"]),
-    Route("/health", health, methods=["GET"]),
-    Route("/readyz", readyz, methods=["GET"]),
-    Route(METRICS, metrics, methods=["GET"]),
+    Route("GET", "/healthz", healthz, "public", OPERATION, result={"ok": True}),
+    Route("GET", "/health", health, "public", OPERATION, result=Health),
+    Route("GET", "/readyz", readyz, "public", OPERATION, result={"ok": True, "nats": {"ok": True}}),
+    Route("GET", METRICS, metrics, "public", OPERATION, streams="text/plain"),
 ]

@@ -5,7 +5,6 @@ from typing import Literal
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
@@ -13,6 +12,7 @@ from tailrace.gateway.auth.cors import is_cross_origin
 from tailrace.gateway.auth.login import ACCESS_S, COOKIE, REFRESH_PATH, Logins, Tokens, format_cookie
 from tailrace.gateway.http.cookies import cookie_value
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.route import LOGIN, Route
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.proto.errors import Refused
 
@@ -82,7 +82,7 @@ def login_response(tokens: Tokens) -> Response:
 
 
 ROUTES = [
-    Route("/v1/login", post, methods=["POST"]),
-    Route(REFRESH_PATH, refresh, methods=["POST"]),
-    Route("/v1/logout", logout, methods=["POST"]),
+    Route("POST", "/v1/login", post, "read", LOGIN, result=LoggedIn),
+    Route("POST", REFRESH_PATH, refresh, "read", LOGIN, result=LoggedIn, uses_cookie=True),
+    Route("POST", "/v1/logout", logout, "public", LOGIN, status=204),
 ]

@@ -2,11 +2,20 @@
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.models.card import LIMIT_MAX, ModelSheets, build_card, build_page, build_sheet
+from tailrace.gateway.http.parameters import AZURE, BETA, SENT_BY_SDKS
+from tailrace.gateway.http.route import MODELS, Route, query
+from tailrace.gateway.models.card import (
+    LIMIT_MAX,
+    ModelCard,
+    ModelPage,
+    ModelSheets,
+    build_card,
+    build_page,
+    build_sheet,
+)
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import limit_of
 from tailrace.proto.errors import Refused
@@ -54,8 +63,18 @@ def lifecycles_of(request: Request) -> list[str]:
     return wanted
 
 
+LISTING = (
+    query("limit", "The maximum number of models.", type="integer", minimum=1, maximum=1000),
+    query("after_id", "Only models after this one."),
+    query("before_id", "Only models before this one."),
+    query("lifecycle[]", "`active`, `deprecated` or `retired`; the first two by default."),
+    BETA,
+    query("client_version", "Sent by OpenAI's Codex. It has no effect."),
+    *AZURE,
+)
+
 ROUTES = [
-    Route("/v1/models", models, methods=["GET"]),
-    Route("/v1/models/capabilities", capabilities, methods=["GET"]),
-    Route("/v1/models/{model}", model, methods=["GET"]),
+    Route("GET", "/v1/models", models, "read", MODELS, result=ModelPage, parameters=LISTING),
+    Route("GET", "/v1/models/capabilities", capabilities, "read", MODELS, result=ModelSheets),
+    Route("GET", "/v1/models/{model}", model, "read", MODELS, result=ModelCard, parameters=SENT_BY_SDKS),
 ]

@@ -2,14 +2,15 @@
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.parameters import KEY_OF_RESOURCE, NUMBERED_PAGE
+from tailrace.gateway.http.route import PROJECTS, Route
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.resources.create_once import create_once
-from tailrace.gateway.resources.deletion import delete_response
+from tailrace.gateway.resources.deletion import DeletedObject, delete_response
 from tailrace.gateway.resources.paging import NumberedPage, number_of
 from tailrace.gateway.resources.sessions import check_text
 from tailrace.gateway.turns.delete import Deleter
@@ -110,8 +111,17 @@ async def delete(request: ApiRequest, deleter: Deleter) -> Response:
 
 
 ROUTES = [
-    Route("/v1/projects", projects, methods=["GET"]),
-    Route("/v1/projects", post, methods=["POST"]),
-    Route("/v1/projects/{project}", project, methods=["GET"]),
-    Route("/v1/projects/{project}", delete, methods=["DELETE"]),
+    Route("GET", "/v1/projects", projects, "read", PROJECTS, result=ProjectList, parameters=NUMBERED_PAGE),
+    Route(
+        "POST",
+        "/v1/projects",
+        post,
+        "manage",
+        PROJECTS,
+        body=NewProjectBody,
+        result=Project,
+        parameters=(KEY_OF_RESOURCE,),
+    ),
+    Route("GET", "/v1/projects/{project}", project, "read", PROJECTS, result=Project),
+    Route("DELETE", "/v1/projects/{project}", delete, "manage", PROJECTS, result=DeletedObject),
 ]

@@ -4,10 +4,10 @@ from typing import Literal
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.route import MODELS, Route
 from tailrace.gateway.prompts.templates import Prompt, Prompts
 
 
@@ -37,6 +37,6 @@ async def get_prompt(request: ApiRequest, prompts: Prompts) -> Response:
 
 
 ROUTES = [
-    Route("/v1/prompts", list_prompts, methods=["GET"]),
-    Route("/v1/prompts/{name}", get_prompt, methods=["GET"]),
+    Route("GET", "/v1/prompts", list_prompts, "read", MODELS, result=PromptList),
+    Route("GET", "/v1/prompts/{name}", get_prompt, "read", MODELS, result=Prompt),
 ]

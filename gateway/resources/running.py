@@ -5,12 +5,13 @@ from typing import cast, get_args
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.parameters import FROM, OF_USER, PAGE, TO
 from tailrace.gateway.http.query_parameters import METADATA
+from tailrace.gateway.http.route import SESSIONS, TURNS, Route, query, query_object
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.resources.usage import day_of
 from tailrace.gateway.turns.cancel import cancel
@@ -110,7 +111,23 @@ async def _cancel(log: TurnLog, tenant: Tenant, turn: TurnId, by: str | None) ->
         return False
 
 
+FILTERS = (
+    query(
+        "status",
+        "Only turns with this outcome; running ones are listed oldest first.",
+        enum=["running", "completed", "cancelled", "failed"],
+    ),
+    query("session", "Only items of this session."),
+    query("q", "Only turns that contain all of these words in their message and answer."),
+    OF_USER,
+    query("model", "Only turns of this model."),
+    query("key", "Only turns of the API key with this id."),
+    query_object("metadata", "Only turns with these fields: `metadata[team]=search`."),
+    FROM,
+    TO,
+)
+
 ROUTES = [
-    Route("/v1/turns", get_turns, methods=["GET"]),
-    Route("/v1/sessions/{session}/cancel", post_cancel, methods=["POST"]),
+    Route("GET", "/v1/turns", get_turns, "read", TURNS, result=TurnList, parameters=(*FILTERS, *PAGE)),
+    Route("POST", "/v1/sessions/{session}/cancel", post_cancel, "write", SESSIONS, result=CancelledSession),
 ]

@@ -6,16 +6,17 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.parameters import KEY_OF_RESOURCE, NUMBERED_PAGE, OF_USER, PAGE
+from tailrace.gateway.http.route import SESSIONS, Route, query
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.resources.create_once import create_once
-from tailrace.gateway.resources.deletion import delete_response
+from tailrace.gateway.resources.deletion import DeletedObject, delete_response
 from tailrace.gateway.resources.paging import NumberedPage, Page, is_newest_first, number_of, page_of
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -36,6 +37,7 @@ from tailrace.proto.records import (
     ListSessions,
     ListSessionTurns,
     SessionRecord,
+    TurnPage,
 )
 from tailrace.proto.resources import Branch, ChangeSession, CreateSession, GetStats, ListBranches, UsageRecord
 from tailrace.proto.subjects import TurnKey
@@ -267,13 +269,35 @@ def _check(new: NewSessionBody | ChangeBody, offer: Offer) -> None:
         raise Refused("request_invalid", f"`system_prompt` has more than {SYSTEM_BYTES_MAX} bytes: send it with turns")
 
 
+OF_PROJECT = query("project_id", "Only items of this project.")
+TURN_ORDER = query("order", "The order of the turns; `asc`, oldest first, by default.", enum=["asc", "desc"])
+
 ROUTES = [
-    Route("/v1/sessions", sessions, methods=["GET"]),
-    Route("/v1/sessions", post, methods=["POST"]),
-    Route("/v1/sessions/stats", stats, methods=["GET"]),
-    Route("/v1/sessions/{session}", session, methods=["GET"]),
-    Route("/v1/sessions/{session}", patch, methods=["PATCH"]),
-    Route("/v1/sessions/{session}", delete, methods=["DELETE"]),
-    Route("/v1/sessions/{session}/turns", turns, methods=["GET"]),
-    Route("/v1/sessions/{session}/branches", branches, methods=["GET"]),
+    Route(
+        "GET",
+        "/v1/sessions",
+        sessions,
+        "read",
+        SESSIONS,
+        result=SessionList,
+        parameters=(*NUMBERED_PAGE, OF_PROJECT, OF_USER),
+    ),
+    Route(
+        "POST",
+        "/v1/sessions",
+        post,
+        "write",
+        SESSIONS,
+        body=NewSessionBody,
+        result=SessionRecord,
+        parameters=(KEY_OF_RESOURCE,),
+    ),
+    Route("GET", "/v1/sessions/stats", stats, "read", SESSIONS, result=SessionStats),
+    Route("GET", "/v1/sessions/{session}", session, "read", SESSIONS, result=SessionRecord),
+    Route("PATCH", "/v1/sessions/{session}", patch, "manage", SESSIONS, body=ChangeBody, result=SessionRecord),
+    Route("DELETE", "/v1/sessions/{session}", delete, "manage", SESSIONS, result=DeletedObject),
+    Route(
+        "GET", "/v1/sessions/{session}/turns", turns, "read", SESSIONS, result=TurnPage, parameters=(TURN_ORDER, *PAGE)
+    ),
+    Route("GET", "/v1/sessions/{session}/branches", branches, "read", SESSIONS, result=BranchList, parameters=PAGE),
 ]

@@ -2,11 +2,11 @@
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.tickets import SHARED_S, SHARED_S_MAX, SHARED_S_MIN, Tickets
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.route import TURNS, Route
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.errors import Refused
 
@@ -55,4 +55,6 @@ async def post(request: ApiRequest, tickets: Tickets, turns: TurnReader) -> Resp
     return json_response(made)
 
 
-ROUTES = [Route("/v1/turns/{turn}/tickets", post, methods=["POST"])]
+ROUTES = [
+    Route("POST", "/v1/turns/{turn}/tickets", post, "read", TURNS, body=NewTicket, result=MadeTicket),
+]

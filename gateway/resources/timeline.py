@@ -3,12 +3,13 @@
 from functools import partial
 
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.route import TURNS, Route
 from tailrace.gateway.turns import timeline
+from tailrace.gateway.turns.timeline import Timeline
 from tailrace.proto.errors import TurnUnknown, not_found
 from tailrace.proto.nats import Rpc, TurnLog
 
@@ -29,4 +30,6 @@ async def get_timeline(request: ApiRequest, log: TurnLog, history: HistoryClient
         raise not_found("turn") from unknown
 
 
-ROUTES = [Route("/v1/turns/{turn}/timeline", get_timeline, methods=["GET"])]
+ROUTES = [
+    Route("GET", "/v1/turns/{turn}/timeline", get_timeline, "read", TURNS, result=Timeline),
+]

@@ -5,11 +5,12 @@ from datetime import UTC, date, datetime, timedelta
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.parameters import FROM, PAGE, TO
+from tailrace.gateway.http.route import PROJECTS, Route, query
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
@@ -87,4 +88,9 @@ def _parse_by(request: Request) -> str:
     raise Refused("request_invalid", f"`by` must be one of {', '.join(USAGE_BY)}, or `metadata.NAME`")
 
 
-ROUTES = [Route("/v1/usage", usage, methods=["GET"])]
+BY = query("by", "The unit to sum by.", type="string", pattern=f"^({'|'.join(USAGE_BY)}|metadata\\..+)$")
+OF_USAGE = (BY, query("key", "Only the usage of this day, model, user…"), FROM, TO)
+
+ROUTES = [
+    Route("GET", "/v1/usage", usage, "read", PROJECTS, result=UsageList, parameters=(*OF_USAGE, *PAGE)),
+]

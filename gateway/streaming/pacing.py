@@ -6,10 +6,17 @@ from datetime import datetime
 
 from starlette.requests import Request
 
+from tailrace.gateway.http.route import query
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import Refused
 
-PACE = re.compile(r"[1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9]")
+SPEED = re.compile(r"[1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9]")
+PACE = query(
+    "pace",
+    "The replay speed: 1 is the original; by default as fast as possible.",
+    type="string",
+    pattern=f"^({SPEED.pattern})$",
+)
 
 
 class Pace:
@@ -38,6 +45,6 @@ def pace_of(request: Request) -> Pace | None:
     text = request.query_params.get("pace")
     if text is None:
         return None
-    if PACE.fullmatch(text) is None:
+    if SPEED.fullmatch(text) is None:
         raise Refused("request_invalid", "`pace` is a multiple of the original speed: from 0.001 to 999")
     return Pace(float(text))

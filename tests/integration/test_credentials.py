@@ -12,11 +12,10 @@ import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.__main__ import build
-from tailrace.gateway.app import app, overflow_app
+from tailrace.gateway.app import ROUTES, app, overflow_app
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.jwt import LEEWAY_S
-from tailrace.gateway.auth.scopes import NEEDS
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http import server
 from tailrace.gateway.settings import Settings
@@ -34,6 +33,7 @@ from tests.integration.conftest import KEY, api_keys, on_shared_loop
 TENANT = Tenant("acme")
 UNKNOWN = (new_id(), new_id(), new_id())
 REFRESH = ("POST", "/v1/login/refresh")
+NEEDS = {(route.method, route.path): route.need for route in ROUTES}
 CLOSED = [route for route, need in NEEDS.items() if need != "public"]
 SAMPLED = [("POST", "/v1/turns"), ("GET", "/v1/turns/{turn}/events")]
 each_route = pytest.mark.parametrize("route", CLOSED, ids=[f"{method} {path}" for method, path in CLOSED])

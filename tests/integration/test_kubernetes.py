@@ -168,7 +168,7 @@ def check_settings(all_: list[Document], _: Path) -> None:
 
 
 def check_probes(all_: list[Document], _: Path) -> None:
-    routes = {route.path for route in ROUTES if hasattr(route, "path")}
+    routes = {route.path for route in ROUTES}
     for name, workload in services(all_).items():
         found, environ = container(workload), environment(workload, all_)
         ports = {one["name"]: one["containerPort"] for one in found["ports"]}

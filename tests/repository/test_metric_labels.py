@@ -41,7 +41,7 @@ TENANTS = [*map(str, range(METRICS_TENANTS_MAX)), "other"]
 # The possible values of each label. A value from a client or a model would make the number of series unbounded.
 LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_gateway_request_seconds", "route"): {route.path for route in ROUTES},
-    ("tailrace_gateway_request_seconds", "method"): {method for route in ROUTES for method in route.methods or ()},
+    ("tailrace_gateway_request_seconds", "method"): {"HEAD"} | {route.method for route in ROUTES},
     ("tailrace_gateway_request_seconds", "status"): ("2xx", "3xx", "4xx", "5xx"),
     ("tailrace_gateway_streams_open", "dialect"): DIALECTS,
     ("tailrace_gateway_first_token_seconds", "dialect"): DIALECTS,

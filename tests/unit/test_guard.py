@@ -4,9 +4,9 @@ from typing import Any, cast
 
 import httpx2
 import pytest
+from starlette import routing
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -14,6 +14,7 @@ from tailrace.gateway.auth.authenticate import Authenticator, CredentialSource
 from tailrace.gateway.auth.guard import GuardedEndpoint
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http import error_responses
+from tailrace.gateway.http.route import TURNS, Need, Route, query
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
@@ -36,21 +37,25 @@ def build(caller: Principal | None) -> Authenticator:
     return made
 
 
-async def status(path: str, url: str, caller: Principal | None, method: str = "GET") -> int:
-    known = {name: ["ticket"] for name in ("GET", "HEAD", "POST")}
-    guarded = GuardedEndpoint(path, answer, known, build(caller), cast("Any", None))
+async def status(path: str, url: str, caller: Principal | None, method: str = "GET", need: Need = "read") -> int:
+    row = Route("GET", path, answer, need, TURNS, parameters=(query("ticket", "A ticket."),))
+    guarded = GuardedEndpoint(row, answer, build(caller), cast("Any", None))
     app = Starlette(
-        routes=[Route(path, guarded, methods=["GET", "POST"])],
+        routes=[routing.Route(path, guarded, methods=["GET"])],
         exception_handlers={Refused: error_responses.handle_refusal},
     )
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         return (await client.request(method, url, headers={"content-type": "application/json"})).status_code
 
 
+def test_a_route_without_a_scope_cannot_be_written() -> None:
+    with pytest.raises(TypeError, match="need"):
+        Route("GET", "/v1/forgotten", answer)  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("caller", [None, Principal(Tenant("alice"), "key_1")])
-async def test_a_route_without_a_row_in_the_scope_table_is_refused(caller: Principal | None) -> None:
-    assert await status("/v1/forgotten", "/v1/forgotten?ticket=x", caller) == 403
-    assert await status("/v1/turns/{turn}", "/v1/turns/a?ticket=x", caller, "POST") == 403
+async def test_a_principal_without_the_scope_of_the_route_is_refused(caller: Principal | None) -> None:
+    assert await status("/v1/turns/{turn}", "/v1/turns/a?ticket=x", caller, need="admin") == 403
     assert await status("/v1/turns/{turn}", "/v1/turns/a?ticket=x", caller, "HEAD") == 200
 
 
@@ -73,4 +78,4 @@ async def test_a_principal_of_one_turn_can_read_only_that_turn(path: str, url: s
 
 
 async def test_a_public_route_has_no_principal() -> None:
-    assert await status("/healthz", "/healthz", None) == 401
+    assert await status("/healthz", "/healthz", None, need="public") == 401

@@ -7,15 +7,15 @@ from uuid import UUID
 import msgspec
 import pytest
 from jsonschema_rs import Draft202012Validator
+from starlette import routing
 from starlette.requests import Request
 
 from tailrace.gateway.app import ROUTES
-from tailrace.gateway.auth.scopes import NEEDS
 from tailrace.gateway.auth.signed_tokens import KINDS, Access, Ticket, TokenSigner
 from tailrace.gateway.clients.files import FILE_ID
 from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.http.examples import BATCH, FILE, MODEL, PARENT, TURN
 from tailrace.gateway.openapi import examples, routes
-from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS
 from tailrace.gateway.openapi.reference_page import render_page
 from tailrace.gateway.openapi.routes import document
 from tailrace.gateway.page.index import endpoints_of
@@ -24,11 +24,10 @@ from tailrace.proto.api_key import KEY_ID, ApiKey
 from tailrace.proto.models import find_model
 from tailrace.proto.nats.administration import without_hash
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tests.harness.route_table import ROWS
 from tests.harness.turn_builder import KEY, completed_turn
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(document())
-METHODS = [(method, route.path) for route in ROUTES for method in sorted((route.methods or set()) - {"HEAD"})]
+METHODS = [(route.method, route.path) for route in ROUTES]
 
 
 def references(part: object) -> list[str]:
@@ -60,7 +59,6 @@ def schemas_in(part: Any) -> list[dict[str, Any]]:
 
 
 def test_document_has_exactly_the_routes() -> None:
-    assert set(OPERATIONS) == set(METHODS)
     documented = {(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods}
     assert documented == set(METHODS)
 
@@ -149,7 +147,6 @@ def test_everything_has_a_description() -> None:
         for field, schema in struct.get("properties", {}).items()
     }
     assert [name for name, part in parts.items() if not part.get("description")] == []
-    assert {name for row in OPERATIONS.values() for name in row.parameters} == set(PARAMETERS)
     summaries = [one["summary"] for methods in DOCUMENT["paths"].values() for one in methods.values()]
     # It is the endpoint's docstring without method and path.
     assert [text for text in summaries if not text[:1].isupper()] == []
@@ -196,9 +193,9 @@ def test_every_row_of_the_examples_is_used() -> None:
 
 def test_examples_are_read_by_the_parsers_of_the_product() -> None:
     """A schema only says that an id is a string."""
-    for made in (examples.TURN, examples.PARENT, examples.BATCH):
+    for made in (TURN, PARENT, BATCH):
         assert (str(UUID(made)), UUID(made).version) == (made, 7)
-    assert FILE_ID.fullmatch(examples.FILE)
+    assert FILE_ID.fullmatch(FILE)
     assert KEY_ID.fullmatch(examples.KEY_ID)
     assert examples.TICKET.startswith(KINDS[Ticket].decode())
     assert examples.EXAMPLES["access_token"].startswith(KINDS[Access].decode())
@@ -206,7 +203,7 @@ def test_examples_are_read_by_the_parsers_of_the_product() -> None:
     assert msgspec.to_builtins(record)["duration_s"] == examples.WHOLE["TurnRecord"]["duration_s"]
     after = examples.WHOLE["AuditEntry"]["after"]
     assert without_hash(msgspec.convert({**after, "sha256": "0" * 64}, ApiKey)) == after
-    assert (model := find_model(examples.MODEL)) is not None
+    assert (model := find_model(MODEL)) is not None
     assert model.retires is None
 
 
@@ -218,13 +215,13 @@ def test_an_operation_has_one_credential() -> None:
 
 def test_operation_and_page_name_the_scope_of_the_route() -> None:
     page = render_page(DOCUMENT)
-    for (method, path), need in NEEDS.items():
-        operation = DOCUMENT["paths"][path][method.lower()]
+    for route in ROUTES:
+        operation = DOCUMENT["paths"][route.path][route.method.lower()]
         named = {scope for one in operation["security"] for scopes in one.values() for scope in scopes}
-        assert named == ({need} if need != "public" else set()), (method, path)
+        assert named == ({route.need} if route.need != "public" else set()), (route.method, route.path)
         shown = page.partition(f'<details id="{operation["operationId"]}">')[2].partition("</details>")[0]
-        sentence = "Needs no key." if need == "public" else f"Needs the scope <code>{need}</code>."
-        assert sentence in shown, (method, path)
+        sentence = "Needs no key." if route.need == "public" else f"Needs the scope <code>{route.need}</code>."
+        assert sentence in shown, (route.method, route.path)
 
 
 def test_every_component_is_a_json_schema_whose_refs_resolve() -> None:
@@ -286,8 +283,8 @@ def test_webhook_body_matches_its_schema() -> None:
 
 
 def test_index_lists_every_route_with_its_methods() -> None:
-    listed = endpoints_of(ROUTES)
-    assert {(method, path) for path, methods in listed.items() for method in methods} == set(ROWS)
+    listed = endpoints_of([routing.Route(one.path, one.endpoint, methods=[one.method]) for one in ROUTES])
+    assert {(method, path) for path, methods in listed.items() for method in methods} == set(METHODS)
     assert listed["/v1/sessions/{session}"] == ["GET", "PATCH", "DELETE"]
 
 

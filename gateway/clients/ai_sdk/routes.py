@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -24,13 +23,17 @@ from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.stored_messages import read_texts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import read_body, sse
+from tailrace.gateway.http.examples import QUESTION
 from tailrace.gateway.http.json_response import json_response, large_json_response
 from tailrace.gateway.http.large_bodies import convert_body
+from tailrace.gateway.http.parameters import GONE, KEY, RESUMING
+from tailrace.gateway.http.route import SSE, Route, Section, query
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.streaming.frame_writer import FRAMES_MAX
 from tailrace.gateway.streaming.held_stream import HeldStream
+from tailrace.gateway.streaming.pacing import PACE
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext, refuse_when_draining
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -221,9 +224,32 @@ def start_index(request: ApiRequest) -> int | None:
     return int(text)
 
 
+SECTION = Section("ai-sdk", "https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol")
+MESSAGES = [{"id": "msg-1", "role": "user", "parts": [{"type": "text", "text": QUESTION}]}]
+FIRST_CHUNK = query("startIndex", "The index of the first chunk; negative: from the end.", type="integer")
+REPLAY = query("replay", "`true`: `startIndex` counts as in a stream that began without it.")
+
 ROUTES = [
-    Route("/api/chat", post_chat, methods=["POST"]),
-    Route("/api/chat/{chat}/stream", get_stream, methods=["GET"]),
-    Route("/api/chat/{chat}/stop", post_stop, methods=["POST"]),
-    Route("/api/chat/{chat}/messages", get_messages, methods=["GET"]),
+    Route(
+        "POST",
+        "/api/chat",
+        post_chat,
+        "write",
+        SECTION,
+        body=UIChatRequest,
+        streams=SSE,
+        parameters=(KEY, PACE, *RESUMING),
+    ),
+    Route(
+        "GET",
+        "/api/chat/{chat}/stream",
+        get_stream,
+        "read",
+        SECTION,
+        streams=SSE,
+        parameters=(FIRST_CHUNK, REPLAY),
+        statuses=GONE,
+    ),
+    Route("POST", "/api/chat/{chat}/stop", post_stop, "write", SECTION, result=StoppedTurn),
+    Route("GET", "/api/chat/{chat}/messages", get_messages, "read", SECTION, result=MESSAGES),
 ]

@@ -12,7 +12,6 @@ import msgspec
 from msgspec import Meta
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -21,8 +20,10 @@ from tailrace.gateway.clients.anthropic.request import build_turn as build_messa
 from tailrace.gateway.clients.anthropic.stream import message_of
 from tailrace.gateway.clients.failure import LOST, error_type, failure_of
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.gateway.http import read_body
+from tailrace.gateway.http import examples, read_body
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.parameters import BETA, KEY_OF_BATCH
+from tailrace.gateway.http.route import JSON_LINES, Route, Section, query
 from tailrace.gateway.resources.batch_body import (
     CUSTOM_ID,
     INPUTS_MAX,
@@ -277,11 +278,50 @@ def _render_error(custom_id: str, kind: str, error: Failure | Refused, turn: Tur
     return {"custom_id": custom_id, "result": {"type": "errored", "error": response}}
 
 
+SECTION = Section("batches", "https://docs.anthropic.com/en/api/creating-message-batches")
+BATCH = {"id": f"msgbatch_{examples.BATCH}", "type": "message_batch", "processing_status": "in_progress"}
+BATCH_LIST = {"data": [BATCH], "has_more": False}
+DELETED = {"id": BATCH["id"], "type": "message_batch_deleted"}
+ENDED = {**BATCH, "processing_status": "ended"}
+LISTING = (
+    query("after_id", "Only batches that are older than this one."),
+    query("before_id", "Only batches that are newer than this one."),
+    query("limit", "The maximum number of batches.", type="integer", minimum=1, maximum=1000),
+    BETA,
+)
+
 ROUTES = [
-    Route("/v1/messages/batches", list_batches, methods=["GET"]),
-    Route("/v1/messages/batches", post, methods=["POST"]),
-    Route("/v1/messages/batches/{message_batch}", get, methods=["GET"]),
-    Route("/v1/messages/batches/{message_batch}", delete, methods=["DELETE"]),
-    Route("/v1/messages/batches/{message_batch}/results", results, methods=["GET"]),
-    Route("/v1/messages/batches/{message_batch}/cancel", post_cancel, methods=["POST"]),
+    Route("GET", "/v1/messages/batches", list_batches, "read", SECTION, result=BATCH_LIST, parameters=LISTING),
+    Route(
+        "POST",
+        "/v1/messages/batches",
+        post,
+        "write",
+        SECTION,
+        body=NewMessageBatch,
+        result=BATCH,
+        parameters=(KEY_OF_BATCH, BETA),
+    ),
+    Route("GET", "/v1/messages/batches/{message_batch}", get, "read", SECTION, result=BATCH, parameters=(BETA,)),
+    Route(
+        "DELETE", "/v1/messages/batches/{message_batch}", delete, "manage", SECTION, result=DELETED, parameters=(BETA,)
+    ),
+    Route(
+        "GET",
+        "/v1/messages/batches/{message_batch}/results",
+        results,
+        "read",
+        SECTION,
+        streams=JSON_LINES,
+        parameters=(BETA,),
+    ),
+    Route(
+        "POST",
+        "/v1/messages/batches/{message_batch}/cancel",
+        post_cancel,
+        "write",
+        SECTION,
+        result=ENDED,
+        parameters=(BETA,),
+    ),
 ]

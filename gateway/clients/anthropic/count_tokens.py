@@ -6,13 +6,15 @@ from typing import Any
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.clients.anthropic.routes import SECTION
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
+from tailrace.gateway.http.parameters import BETA
+from tailrace.gateway.http.route import Route
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
@@ -31,7 +33,7 @@ from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import EntryTooLarge, Refused
 from tailrace.proto.ids import TurnId, new_id
-from tailrace.proto.model_records import COUNT_TOKENS, CountTokens, PromptFields
+from tailrace.proto.model_records import COUNT_TOKENS, CountTokens, PromptFields, TokenCount
 from tailrace.proto.nats import Rpc
 from tailrace.proto.subjects import GENERATORS, TurnKey
 from tailrace.proto.tool_ids import map_tool_ids
@@ -151,4 +153,15 @@ def betas_of(request: ApiRequest) -> str:
     return betas
 
 
-ROUTES = [Route("/v1/messages/count_tokens", post_count_tokens, methods=["POST"])]
+ROUTES = [
+    Route(
+        "POST",
+        "/v1/messages/count_tokens",
+        post_count_tokens,
+        "write",
+        SECTION,
+        body=CountTokensRequest,
+        result=TokenCount,
+        parameters=(BETA,),
+    ),
+]

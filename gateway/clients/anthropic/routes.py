@@ -3,7 +3,6 @@
 from typing import Any
 
 import msgspec
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -13,7 +12,11 @@ from tailrace.gateway.clients.anthropic.request import CLIENT_NAMES, MessagesReq
 from tailrace.gateway.clients.anthropic.stream import ANTHROPIC
 from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.http import read_body
+from tailrace.gateway.http.examples import ANSWER, MODEL, TURN
 from tailrace.gateway.http.large_bodies import convert_body
+from tailrace.gateway.http.parameters import BETA, KEY, PROJECT, RESUMING, SESSION
+from tailrace.gateway.http.route import SSE, Route, Section
+from tailrace.gateway.streaming.pacing import PACE
 from tailrace.gateway.turns.respond import Responder
 from tailrace.proto.nats import Claims, TurnLog
 
@@ -44,4 +47,27 @@ async def post_message(request: ApiRequest, responder: Responder, log: TurnLog, 
         )
 
 
-ROUTES = [Route("/v1/messages", post_message, methods=["POST"])]
+SECTION = Section("anthropic", "https://docs.anthropic.com/en/api/messages")
+MESSAGE = {
+    "id": f"msg_{TURN}",
+    "type": "message",
+    "role": "assistant",
+    "model": MODEL,
+    "content": [{"type": "text", "text": ANSWER}],
+    "stop_reason": "end_turn",
+    "usage": {"input_tokens": 12, "output_tokens": 10},
+}
+
+ROUTES = [
+    Route(
+        "POST",
+        "/v1/messages",
+        post_message,
+        "write",
+        SECTION,
+        body=MessagesRequest,
+        result=MESSAGE,
+        streams=SSE,
+        parameters=(KEY, SESSION, PROJECT, PACE, *RESUMING, BETA),
+    ),
+]

@@ -2,7 +2,6 @@
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -10,10 +9,12 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.last_event_id import cursor_text
 from tailrace.gateway.http.media_type import accept_header
+from tailrace.gateway.http.parameters import CURSOR, GONE, KEY, LAST_EVENT_ID_IN_QUERY, LAST_RECEIVED, RESUMING
+from tailrace.gateway.http.route import SSE, TURNS, Route, header, query
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.held_stream import HeldStream
-from tailrace.gateway.streaming.pacing import Pace, pace_of
+from tailrace.gateway.streaming.pacing import PACE, Pace, pace_of
 from tailrace.gateway.streaming.stream_access import StreamAccess, TurnAccess
 from tailrace.gateway.streaming.stream_context import refuse_when_draining
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -22,6 +23,7 @@ from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.submit import cursor_of_post, is_repeatable
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, parse_cursor
+from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 
 # The field of the body that an error is about, by the error's code.
@@ -126,9 +128,34 @@ def dialect_of(request: ApiRequest) -> Dialect:
     return select_variant(DIALECTS[name], accept_header(request.headers))
 
 
+DIALECT = query("dialect", "The stream's format; `tailrace` by default.", type="string", enum=list(DIALECTS))
+# The ids of the stream of a single-use ticket begin with a proof (TokenSigner.proof).
+PROVEN_CURSOR = header("Last-Event-ID", LAST_RECEIVED, type="string", pattern=r"^([A-Za-z0-9_-]{22}\.)?[0-9]{1,19}$")
+READING = (PROVEN_CURSOR, CURSOR, *LAST_EVENT_ID_IN_QUERY, DIALECT, PACE)
+TICKET = query("ticket", "A ticket from `POST /v1/turns/{turn}/tickets`, instead of a key.")
+
 ROUTES = [
-    Route("/v1/turns", post_turn, methods=["POST"]),
-    Route("/v1/turns/{turn}", get_turn, methods=["GET"]),
-    Route("/v1/turns/{turn}/events", get_events, methods=["GET"]),
-    Route("/v1/turns/{turn}/cancel", post_cancel, methods=["POST"]),
+    Route(
+        "POST",
+        "/v1/turns",
+        post_turn,
+        "write",
+        TURNS,
+        body=NewTurn,
+        result=AcceptedTurn,
+        status=202,
+        parameters=(KEY, DIALECT, PACE, *RESUMING),
+    ),
+    Route("GET", "/v1/turns/{turn}", get_turn, "read", TURNS, result=TurnRecord),
+    Route(
+        "GET",
+        "/v1/turns/{turn}/events",
+        get_events,
+        "read",
+        TURNS,
+        streams=SSE,
+        parameters=(*READING, TICKET),
+        statuses=GONE,
+    ),
+    Route("POST", "/v1/turns/{turn}/cancel", post_cancel, "write", TURNS, result=TurnRecord),
 ]

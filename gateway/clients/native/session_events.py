@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import msgspec
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tailrace.gateway import metrics
@@ -25,6 +24,8 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.native.stream import OF_SESSION, reset_of
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.last_event_id import cursor_text
+from tailrace.gateway.http.parameters import LAST_EVENT_ID_IN_QUERY, LAST_RECEIVED, SAME_AS_LAST_RECEIVED
+from tailrace.gateway.http.route import SESSIONS, SSE, Route, header, query
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.gateway.streaming.event_stream import RECONNECT_WINDOW_S
 from tailrace.gateway.streaming.fanout import TurnFeed
@@ -283,4 +284,15 @@ class SessionStream(StreamedResponse):
         await asyncio.gather(*self._following.values(), return_exceptions=True)
 
 
-ROUTES = [Route("/v1/sessions/{session}/events", get_events, methods=["GET"])]
+POSITION = {"type": "string", "pattern": f"^({CURSOR_TEXT.pattern})$"}
+RESUMING_POSITION = (
+    header("Last-Event-ID", LAST_RECEIVED, **POSITION),
+    query("after", SAME_AS_LAST_RECEIVED, **POSITION),
+    *LAST_EVENT_ID_IN_QUERY,
+)
+
+ROUTES = [
+    Route(
+        "GET", "/v1/sessions/{session}/events", get_events, "read", SESSIONS, streams=SSE, parameters=RESUMING_POSITION
+    ),
+]

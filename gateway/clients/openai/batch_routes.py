@@ -13,16 +13,18 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.failure import LOST, error_type, failure_of
 from tailrace.gateway.clients.openai import chat_object, responses_object
 from tailrace.gateway.clients.openai.batch_input import CHAT, add_request, error_line, parse_lines
 from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http import examples
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
+from tailrace.gateway.http.parameters import AFTER_ITEM, AZURE, KEY_OF_BATCH
 from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.http.route import Route, Section, query
 from tailrace.gateway.resources.batch_body import BatchBuilder, BatchOptions, add_all
 from tailrace.gateway.resources.batches import (
     EndedInput,
@@ -320,9 +322,37 @@ def _line(turn: TurnRecord, response: dict[str, Any] | None) -> dict[str, Any]:
     return {"id": f"batch_req_{turn.turn}", "custom_id": custom_id_of(turn), "response": response, "error": None}
 
 
+SECTION = Section("batches", "https://platform.openai.com/docs/api-reference/batch")
+BATCH = {
+    "id": f"batch_{examples.BATCH}",
+    "object": "batch",
+    "status": "in_progress",
+    "input_file_id": examples.FILE,
+}
+BATCH_LIST = {"object": "list", "data": [BATCH], "has_more": False}
+CANCELLED = {**BATCH, "status": "cancelled"}
+BATCHES_LIMIT = query("limit", "The maximum number of batches.", type="integer", minimum=1, maximum=100)
+
 ROUTES = [
-    Route("/v1/batches", list_batches, methods=["GET"]),
-    Route("/v1/batches", post, methods=["POST"]),
-    Route("/v1/batches/{file_batch}", get, methods=["GET"]),
-    Route("/v1/batches/{file_batch}/cancel", post_cancel, methods=["POST"]),
+    Route(
+        "GET",
+        "/v1/batches",
+        list_batches,
+        "read",
+        SECTION,
+        result=BATCH_LIST,
+        parameters=(AFTER_ITEM, BATCHES_LIMIT, *AZURE),
+    ),
+    Route(
+        "POST",
+        "/v1/batches",
+        post,
+        "write",
+        SECTION,
+        body=NewFileBatch,
+        result=BATCH,
+        parameters=(KEY_OF_BATCH, *AZURE),
+    ),
+    Route("GET", "/v1/batches/{file_batch}", get, "read", SECTION, result=BATCH, parameters=AZURE),
+    Route("POST", "/v1/batches/{file_batch}/cancel", post_cancel, "write", SECTION, result=CANCELLED, parameters=AZURE),
 ]

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -14,8 +13,12 @@ from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import read_body
+from tailrace.gateway.http.examples import ANSWER, MODEL
 from tailrace.gateway.http.large_bodies import convert_body
+from tailrace.gateway.http.parameters import AZURE, KEY, PROJECT, SESSION
+from tailrace.gateway.http.route import SSE, Route, Section
 from tailrace.gateway.models.catalogue import Catalogue
+from tailrace.gateway.streaming.pacing import PACE
 from tailrace.gateway.turns.respond import Responder
 
 
@@ -43,4 +46,23 @@ async def post_chat_completion(
         )
 
 
-ROUTES = [Route("/v1/chat/completions", post_chat_completion, methods=["POST"])]
+SECTION = Section("openai", "https://platform.openai.com/docs/api-reference/chat")
+COMPLETION = {
+    "object": "chat.completion",
+    "model": MODEL,
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": ANSWER}}],
+}
+
+ROUTES = [
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        post_chat_completion,
+        "write",
+        SECTION,
+        body=ChatCompletionRequest,
+        result=COMPLETION,
+        streams=SSE,
+        parameters=(KEY, SESSION, PROJECT, PACE, *AZURE),
+    ),
+]

@@ -8,7 +8,6 @@ import asyncio
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -23,13 +22,17 @@ from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
 from tailrace.gateway.clients.stored_messages import read_texts, resolve
 from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http.examples import MODEL, TURN
 from tailrace.gateway.http.json_response import NO_STORE, json_response, large_json_response
 from tailrace.gateway.http.large_bodies import convert_body
+from tailrace.gateway.http.parameters import AFTER_ITEM, KEY, ORDER, PROJECT, SENT_BY_SDKS, SESSION
+from tailrace.gateway.http.route import SSE, Route, Section, query
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import is_newest_first, limit_of, list_page
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.streaming.held_stream import HeldStream
+from tailrace.gateway.streaming.pacing import PACE
 from tailrace.gateway.streaming.response import StreamedResponse
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext, refuse_when_draining
@@ -187,10 +190,78 @@ def flag(request: ApiRequest, name: str) -> bool:
     return TRUE[value]
 
 
+SECTION = Section("openai", "https://platform.openai.com/docs/api-reference/responses")
+RESPONSE = {"id": f"resp_{TURN}", "object": "response", "status": "completed", "model": MODEL}
+CANCELLED = {**RESPONSE, "status": "cancelled"}
+DELETED = {"id": RESPONSE["id"], "object": "response", "deleted": True}
+ITEM_LIST = {"object": "list", "data": [], "has_more": False}
+INCLUDE = (
+    query("include", "It has no effect."),
+    query("include[]", "The same, as OpenAI's SDKs send it.")._replace(is_spelling=True),
+)
+READING = (
+    query("stream", "Whether to stream the response.", type="boolean"),
+    query("starting_after", "The last received `sequence_number`.", type="integer", minimum=0),
+    query("snapshot", "1: the answer so far as one delta.", enum=["1"]),
+    *INCLUDE,
+    query("include_obfuscation", "It has no effect."),
+    *SENT_BY_SDKS,
+)
+LISTING_ITEMS = (
+    AFTER_ITEM,
+    query("limit", "The maximum number of items.", type="integer", minimum=1, maximum=100),
+    ORDER,
+    *INCLUDE,
+    *SENT_BY_SDKS,
+)
+
 ROUTES = [
-    Route("/v1/responses", post_response, methods=["POST"]),
-    Route("/v1/responses/{response_id}", get_response, methods=["GET"]),
-    Route("/v1/responses/{response_id}", delete_response, methods=["DELETE"]),
-    Route("/v1/responses/{response_id}/cancel", post_cancel, methods=["POST"]),
-    Route("/v1/responses/{response_id}/input_items", get_input_items, methods=["GET"]),
+    Route(
+        "POST",
+        "/v1/responses",
+        post_response,
+        "write",
+        SECTION,
+        body=ResponseRequest,
+        result=RESPONSE,
+        streams=SSE,
+        parameters=(KEY, SESSION, PROJECT, PACE, *SENT_BY_SDKS),
+    ),
+    Route(
+        "GET",
+        "/v1/responses/{response_id}",
+        get_response,
+        "read",
+        SECTION,
+        result=RESPONSE,
+        streams=SSE,
+        parameters=READING,
+    ),
+    Route(
+        "DELETE",
+        "/v1/responses/{response_id}",
+        delete_response,
+        "manage",
+        SECTION,
+        result=DELETED,
+        parameters=SENT_BY_SDKS,
+    ),
+    Route(
+        "POST",
+        "/v1/responses/{response_id}/cancel",
+        post_cancel,
+        "write",
+        SECTION,
+        result=CANCELLED,
+        parameters=SENT_BY_SDKS,
+    ),
+    Route(
+        "GET",
+        "/v1/responses/{response_id}/input_items",
+        get_input_items,
+        "read",
+        SECTION,
+        result=ITEM_LIST,
+        parameters=LISTING_ITEMS,
+    ),
 ]

@@ -9,7 +9,6 @@ from typing import Literal
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -31,6 +30,9 @@ from tailrace.gateway.clients.tutorials.request import (
 )
 from tailrace.gateway.http.chat_cookie import COOKIE, cookie_of, format_cookie, new_cookie
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.parameters import GONE, KEY, KEY_SCHEMA, RESUMING
+from tailrace.gateway.http.route import SSE, TUTORIALS, Route, header
+from tailrace.gateway.streaming.pacing import PACE
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.respond import Responder
@@ -135,12 +137,75 @@ async def get_job_stream(request: ApiRequest, streams: StreamContext) -> ASGIApp
     return stream_of(StreamAccess(streams, request), request, request.turn("job_id"), cursor_of(request), JOB)
 
 
+KEY_WITHOUT_COOKIE = header(
+    "Idempotency-Key",
+    "A repeated request with the same key and body gets the same turn. Without the cookie, the key has at least "
+    "22 random characters, and `auto` is refused.",
+    **KEY_SCHEMA,
+)
+
 ROUTES = [
-    Route("/chat/stream", post_chat_stream, methods=["POST"]),
-    Route("/chat", post_chat, methods=["POST"]),
-    Route("/ai/chat", post_ai_chat, methods=["POST"]),
-    Route("/api/start-job", post_job, methods=["POST"]),
-    Route("/api/process", post_job, methods=["POST"]),
-    Route("/api/stream/{job_id}", get_job_stream, methods=["GET"]),
+    Route(
+        "POST",
+        "/chat/stream",
+        post_chat_stream,
+        "write",
+        TUTORIALS,
+        body=ChatStreamRequest,
+        streams=SSE,
+        parameters=(KEY, PACE, *RESUMING),
+    ),
+    Route(
+        "POST",
+        "/chat",
+        post_chat,
+        "write",
+        TUTORIALS,
+        body=ChatRequest,
+        streams="text/plain",
+        parameters=(KEY_WITHOUT_COOKIE, PACE),
+    ),
+    Route(
+        "POST",
+        "/ai/chat",
+        post_ai_chat,
+        "write",
+        TUTORIALS,
+        body=AIChatRequest,
+        streams=SSE,
+        parameters=(KEY, PACE, *RESUMING),
+    ),
+    Route(
+        "POST",
+        "/api/start-job",
+        post_job,
+        "write",
+        TUTORIALS,
+        body=StartJobRequest,
+        result=StartedJob,
+        status=202,
+        parameters=(KEY,),
+    ),
+    Route(
+        "POST",
+        "/api/process",
+        post_job,
+        "write",
+        TUTORIALS,
+        body=StartJobRequest,
+        result=StartedJob,
+        status=202,
+        parameters=(KEY,),
+    ),
+    Route(
+        "GET",
+        "/api/stream/{job_id}",
+        get_job_stream,
+        "read",
+        TUTORIALS,
+        streams=SSE,
+        parameters=RESUMING,
+        statuses=GONE,
+    ),
 ]
 REFUSAL_EVENTS = {"/chat/stream": render_refusal}

@@ -1,0 +1,97 @@
+"""A route of the API in one row: its method, path, endpoint, scope, parameters, body and result.
+
+The guard of the route, the refusal of unknown query parameters, the OpenAPI document and the tests of access are made
+of these rows. Descriptions come from the endpoints' docstrings, and schemas from the Structs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from tailrace.proto.api_key import Scope
+
+Json = dict[str, Any]
+
+Need = Scope | Literal["public"]
+"""`public`: the route needs no credential."""
+
+SSE = "text/event-stream"
+JSON_LINES = "application/x-ndjson"
+
+
+class Parameter(NamedTuple):
+    """A parameter of the query or a header."""
+
+    place: Literal["query", "header"]
+    name: str
+    documented: Json
+    """Its further keys in the OpenAPI document."""
+    is_spelling: bool = False
+    """Whether it is a second spelling of another parameter. The document leaves it out: generated clients would give
+    both the same name."""
+
+
+def query(name: str, description: str, **schema: Any) -> Parameter:
+    """Returns a parameter of the query, a string unless `schema` says otherwise."""
+    return Parameter("query", name, {"description": description, "schema": {"type": "string"} | schema})
+
+
+def header(name: str, description: str, **schema: Any) -> Parameter:
+    """Returns a header, a string unless `schema` says otherwise."""
+    return Parameter("header", name, {"description": description, "schema": {"type": "string"} | schema})
+
+
+def query_object(name: str, description: str) -> Parameter:
+    """Returns a parameter of the query that is an object of strings: `name[field]=value` (style `deepObject`)."""
+    parameter = query(name, description, type="object", additionalProperties={"type": "string"})
+    return parameter._replace(documented=parameter.documented | {"style": "deepObject", "explode": True})
+
+
+def required(parameter: Parameter) -> Parameter:
+    """Returns the same parameter as a required one."""
+    return parameter._replace(documented=parameter.documented | {"required": True})
+
+
+class Section(NamedTuple):
+    """A section of the OpenAPI document."""
+
+    tag: str
+    reference: str = ""
+    """The URL of the protocol's own reference, for the routes of another protocol."""
+
+
+TURNS, BATCHES, SESSIONS, PROJECTS = Section("turns"), Section("batches"), Section("sessions"), Section("projects")
+MODELS, LOGIN, ADMIN, OPERATION = Section("models"), Section("login"), Section("admin"), Section("operation")
+TUTORIALS = Section("tutorials")
+
+
+class Route(msgspec.Struct, frozen=True):
+    """A route. Its endpoint receives the request, and a service for each further parameter that it is annotated with.
+
+    A route for GET also answers HEAD.
+    """
+
+    method: str
+    path: str
+    endpoint: Callable[..., Any]
+    need: Need
+    """The scope that a request needs."""
+    section: Section
+    body: Any = None
+    """The Struct of the JSON body; `Form` for a form with a file."""
+    result: Any = None
+    """The Struct of the JSON response; an example of it if it has no Struct."""
+    status: int = 200
+    streams: str = ""
+    """The media type of a streamed response."""
+    parameters: tuple[Parameter, ...] = ()
+    statuses: Mapping[int, str] = {}
+    """Further statuses that are not errors, with their descriptions."""
+    uses_cookie: bool = False
+    """Whether the credential is the login cookie instead of a key."""
+
+    @property
+    def query_names(self) -> frozenset[str]:
+        """The names of the query parameters. A request with another one is refused."""
+        return frozenset(one.name for one in self.parameters if one.place == "query")
