@@ -8,12 +8,8 @@
 # Meets:    pages behind a proxy or server that ends a response cleanly when its backend dies: users see half an answer as
 #           the whole. Look at `finishReason` in onFinish, and let the server break the connection or send an error.
 # Exits non-zero if this changes, and 77 if the version cannot be installed or Node is not there.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-command -v node > /dev/null && command -v npm > /dev/null || exit 77
-(cd "$folder" && npm install --silent --no-audit --no-fund '@ai-sdk/react@4.0.177' 'ai@7.0.173' 'react@19.3.1') || exit 77
-cat > "$folder/finding.mjs" <<'JAVASCRIPT'
+. "$(dirname "$0")/setup.sh"
+run_node '@ai-sdk/react@4.0.177' 'ai@7.0.173' 'react@19.3.1' <<'JAVASCRIPT'
 import { createServer } from "node:http";
 import { Chat } from "@ai-sdk/react";
 import { DefaultChatTransport } from "ai";
@@ -33,4 +29,3 @@ const seen = `status ${chat.status}, errors ${errors}, isError ${end.isError}, i
 console.log(seen);
 process.exit(seen === "status ready, errors 0, isError false, isDisconnect false, finishReason undefined" ? 0 : 1);
 JAVASCRIPT
-node "$folder/finding.mjs"

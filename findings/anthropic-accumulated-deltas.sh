@@ -11,12 +11,8 @@
 # Meets:    gateways and proxies that cut or join deltas: a signature in two events becomes an invalid one, and the next request
 #           with this message is refused. The API sends each of these in one delta; keep it in one.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'anthropic==2.14.0' || exit 77
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+run_python 'anthropic==2.14.0' <<'PYTHON'
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,4 +59,3 @@ for name, value in seen.items():
     print(f"{name}:".ljust(11), value)
 assert list(seen.values()) == ["onetwo", "onetwo", "two", "two"], seen
 PYTHON
-"$folder/venv/bin/python" "$folder/finding.py"

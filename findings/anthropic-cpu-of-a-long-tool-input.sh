@@ -9,12 +9,8 @@
 # Meets:    agents that write files or long documents by a tool: the event loop stands still for seconds, for all users of the
 #           process. Use create(stream=True), and parse the input once at its end.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'anthropic==2.14.0' || exit 77
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+run_python 'anthropic==2.14.0' <<'PYTHON'
 import json
 import threading
 import time
@@ -77,4 +73,3 @@ for model, (helper, events) in seen.items():
 helper, events = (seen["10000"][n] / seen["1000"][n] for n in (0, 1))
 assert helper > 17 and events < 15, seen
 PYTHON
-"$folder/venv/bin/python" "$folder/finding.py"

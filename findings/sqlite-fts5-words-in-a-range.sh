@@ -11,10 +11,8 @@
 # Meets:    full-text search in pages (`rowid < ? ORDER BY rowid DESC LIMIT 20`) over a large table. Search for one word, the
 #           rarest, and test the others row by row.
 # Exits non-zero if this changes, and 77 if this SQLite is older or has no FTS5.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+run_python <<'PYTHON'
 import sqlite3
 import sys
 import time
@@ -47,4 +45,3 @@ for label, value in zip(("newest 10 rows, one word: ", "newest 10 rows, two word
 one, two, everything = seen
 assert two > 10 * one and two > everything / 3, seen
 PYTHON
-python3 "$folder/finding.py"

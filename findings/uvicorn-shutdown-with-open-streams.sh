@@ -10,12 +10,8 @@
 # Meets:    servers with SSE or other long responses: each deployment waits until the supervisor kills the process, and the
 #           lifespan's clean-up never runs. Set an event of your own when the signal arrives (a subclass of uvicorn.Server).
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'uvicorn==0.54.0' 'starlette==1.10.0' || exit 77
-cat > "$folder/finding.py" <<'PYTHON'
+. "$(dirname "$0")/setup.sh"
+run_python 'uvicorn==0.54.0' 'starlette==1.10.0' <<'PYTHON'
 import asyncio
 import contextlib
 import os
@@ -72,4 +68,3 @@ for label, seconds in seen.items():
     print(f"{label}:".ljust(27), f"{seconds:.1f} s")
 assert seen["lifespan shutdown"] > seen["the stream is disconnected"] > 7, seen
 PYTHON
-"$folder/venv/bin/python" "$folder/finding.py"

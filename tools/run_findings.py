@@ -5,6 +5,7 @@ version cannot be installed here. Exit status 1 if a script has another status.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,6 +18,12 @@ from pathlib import Path
 FOLDER = Path(__file__).parent.parent / "findings"
 STATES = {0: "passed", 77: "not there"}
 TIMEOUT_S = 600
+END_S = 10
+
+
+def scripts_of(folder: Path) -> list[Path]:
+    """Returns the scripts in alphabetical order. `setup.sh` is what they share."""
+    return sorted(one for one in folder.glob("*.sh") if one.name != "setup.sh")
 
 
 def run(script: Path, timeout_s: float = TIMEOUT_S) -> tuple[str, str]:
@@ -28,12 +35,21 @@ def run(script: Path, timeout_s: float = TIMEOUT_S) -> tuple[str, str]:
     try:
         output, _ = process.communicate(timeout=timeout_s)
     except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
+        output = end(process)
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
         return "changed", f"{output}no end after {timeout_s:.0f} s\n"
     return STATES.get(process.returncode, "changed"), output
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    """Ends the script and all that it has started, and returns the output. SIGTERM lets it remove its folder."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=END_S)[0]
+    return ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,9 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     scripts = [
-        one
-        for one in sorted(options.folder.glob("*.sh"))
-        if not options.words or any(w in one.name for w in options.words)
+        one for one in scripts_of(options.folder) if not options.words or any(w in one.name for w in options.words)
     ]
     if not scripts:
         print("No script has one of these words in its name.", file=sys.stderr)

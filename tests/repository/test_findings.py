@@ -13,14 +13,15 @@ import pytest
 from tools import run_findings
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted(run_findings.FOLDER.glob("*.sh"))
+SCRIPTS = run_findings.scripts_of(run_findings.FOLDER)
+SETUP = '. "$(dirname "$0")/setup.sh"'
 ROW = re.compile(r"^\| \[(.+)\]\(\.\./findings/([^)]+)\) \| (.+) \|$", re.MULTILINE)
 FIELDS = ["Guessed", "Version", "Seen", "Meets"]
 
 
 def header(script: Path) -> list[str]:
     """Returns the lines of the comment at the top, without `# ` and the first line (`#!`)."""
-    lines = script.read_text().split("\nset ", 1)[0].splitlines()[1:]
+    lines = script.read_text().split(f"\n{SETUP}\n", 1)[0].splitlines()[1:]
     assert all(re.match(r"#( |$)", line) for line in lines), script.name
     return [line[2:] for line in lines]
 
@@ -42,18 +43,17 @@ def test_a_script_has_its_header_and_can_be_run(script: Path) -> None:
     assert os.access(script, os.X_OK)
     text = script.read_text()
     assert text.startswith("#!/usr/bin/env bash\n")
-    assert "\nset -euo pipefail\n" in text
-    assert re.search(r"exit( |\()77", text)
+    assert f"\n{SETUP}\n" in text
+    assert re.search(r"^ *run_(python|node) ", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.name))
 def test_a_script_pins_its_packages_and_names_no_index(script: Path) -> None:
     """Each package has one version; pip and npm use their own configuration."""
     text = script.read_text()
-    for line in re.findall(r"^.*(?:pip install|npm install).*$", text, re.MULTILINE):
-        packages = re.findall(r"'([^']+)'", line)
-        assert packages, line
-        assert all(re.search(r"[=@]\d[\w.]*$", one) for one in packages), line
+    for packages in re.findall(r"^ *(?:run_python|run_node|seen=)(.*?)(?:<<.*)?$", text, re.MULTILINE):
+        assert all(re.search(r"[=@]\d[\w.]*$", one) for one in re.findall(r"'([^' ]+)'", packages)), packages
+    assert not re.search(r"(pip|npm) install|mktemp", text)
     assert not re.search(r"--(?:extra-)?index-url|--registry|--find-links", text)
     assert set(re.findall(r"https?://([^/\s\"'`:{]+)", text)) <= {"127.0.0.1", "localhost"}
 
@@ -81,6 +81,71 @@ def test_a_script_without_an_end_has_changed(tmp_path: Path) -> None:
     script.chmod(0o755)
     state, output = run_findings.run(script, timeout_s=1)
     assert (state, output) == ("changed", "begun\nno end after 1 s\n")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of findings with the set-up, and a `npm` that counts its installations."""
+    (tmp_path / "setup.sh").write_text((run_findings.FOLDER / "setup.sh").read_text())
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (
+        ("node", '[ "$1" = --version ] && echo v0 || cat "$1"'),
+        ("npm", 'echo "$*" >> "$(dirname "$0")/installed"; mkdir "$3/node_modules"; case "$*" in *gone*) exit 1; esac'),
+    ):
+        (programs / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    return tmp_path
+
+
+def run_script(folder: Path, body: str, name: str = "a.sh") -> tuple[int, list[str]]:
+    """Returns the status and the lines of the output of a script with this body."""
+    (folder / name).write_text(f"{SETUP}\n{body}\n")
+    environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(folder)}
+    script = ["bash", str(folder / name)]
+    done = subprocess.run(script, check=False, env=environment, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "verdict"),
+    [
+        ("run_python <<< 'print(1)'", 0, "Verdict: as the header says."),
+        ("run_python <<< 'assert 1 == 2'", 1, "Verdict: changed (status 1)."),
+        ("run_python <<< 'raise SystemExit(77)'", 77, "Verdict: not there."),
+        ("skip 'needs a disk'", 77, "Verdict: not there."),
+        ("run_node 'gone@1.0' <<< x", 77, "Verdict: not there."),
+        ("false", 1, "Verdict: changed (status 1)."),
+        ("kill -TERM $$", 143, "Verdict: none, ended by a signal."),
+    ],
+)
+def test_a_script_ends_with_its_verdict_and_removes_its_folder(
+    folder: Path, body: str, status: int, verdict: str
+) -> None:
+    """The last line is the verdict, and nothing stays in the temporary directory."""
+    before = set(folder.iterdir()) | {folder / "a.sh", folder / ".cache"}
+    code, lines = run_script(folder, body)
+    assert (code, lines[-1]) == (status, verdict)
+    assert set(folder.iterdir()) <= before
+    assert not list((folder / ".cache").glob("*gone*"))
+
+
+def test_scripts_with_the_same_packages_share_an_environment(folder: Path) -> None:
+    """It is installed once, and other versions have another one."""
+    for name, package in (("a.sh", "p@1.0"), ("b.sh", "p@1.0"), ("c.sh", "p@2.0")):
+        assert run_script(folder, f"run_node '{package}' <<< text", name) == (
+            0,
+            ["text", "Verdict: as the header says."],
+        )
+    installed = (folder / "bin/installed").read_text().splitlines()
+    assert [one.split()[-1] for one in installed] == ["p@1.0", "p@2.0"]
+
+
+def test_a_script_ends_its_processes(folder: Path) -> None:
+    """A process in the background ends with the script, also if the script fails."""
+    code, lines = run_script(folder, "background sleep 60\necho $processes\nfalse")
+    assert code == 1
+    assert not is_running(int(lines[0]))
 
 
 def test_ctrl_c_ends_what_a_script_has_started(tmp_path: Path) -> None:

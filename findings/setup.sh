@@ -1,0 +1,92 @@
+# Sourced by each script of this folder: a temporary folder, cached packages, clean-up, and the verdict at the end.
+#
+#   run_python [PACKAGE==VERSION]... <<'PYTHON'     runs the program in an environment that has these packages only
+#   run_node PACKAGE@VERSION... <<'JAVASCRIPT'      the same for Node
+#   background COMMAND...                           starts a process, which ends with the script
+#   free_port                                       prints a port of loopback on which nothing listens
+#   skip REASON                                     ends the script with 77: a program or version is not there
+#
+# Scripts with the same packages share one environment in .cache, which is made once. Everything else is in "$folder",
+# also what the programs write to the temporary directory, and is removed at the end.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+folder=$(mktemp -d)
+export TMPDIR=$folder
+processes=
+installing=
+
+finish() {
+  local status=$? process
+  trap - EXIT
+  for process in $processes; do kill "$process" 2> /dev/null || true; done
+  wait
+  rm -rf "$folder" ${installing:+"$installing"}
+  case $status in
+    0) echo "Verdict: as the header says." ;;
+    77) echo "Verdict: not there." ;;
+    130 | 143) echo "Verdict: none, ended by a signal." ;;
+    *) echo "Verdict: changed (status $status)." ;;
+  esac
+  exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+skip() {
+  echo "$*" >&2
+  exit 77
+}
+
+background() {
+  "$@" &
+  processes="$processes $!"
+}
+
+free_port() {
+  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+install_python() {
+  python3 -m venv "$1" && "$1/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}"
+}
+
+install_node() {
+  mkdir "$1" && npm install --prefix "$1" --silent --no-audit --no-fund "${@:2}"
+}
+
+# Sets `packages` to the folder with the packages. Usage: find_packages python|node VERSION PACKAGE...
+find_packages() {
+  local name
+  name=$(printf '+%s' "${@:2}")
+  packages=$here/.cache/$1${name//\//_}
+  [ ! -d "$packages" ] || return 0
+  mkdir -p "$here/.cache"
+  installing=$packages.$$
+  "install_$1" "$installing" "${@:3}" >&2 || skip "cannot install ${*:3}"
+  # Only now it has its name: an installation that breaks off is not used.
+  mv "$installing" "$packages"
+  installing=
+}
+
+run_python() {
+  local program python=python3
+  command -v python3 > /dev/null || skip "needs Python"
+  if [ "$#" -gt 0 ]; then
+    find_packages python "$(python3 -c 'import platform; print(platform.python_version())')" "$@"
+    python=$packages/bin/python
+  fi
+  program=$(mktemp -d)/finding.py
+  cat > "$program"
+  PYTHONPATH=$here PYTHONDONTWRITEBYTECODE=1 "$python" "$program"
+}
+
+run_node() {
+  local program
+  command -v node > /dev/null && command -v npm > /dev/null || skip "needs Node"
+  find_packages node "$(node --version)" "$@"
+  program=$(mktemp -d)/finding.mjs
+  cat > "$program"
+  ln -s "$packages/node_modules" "$(dirname "$program")/node_modules"
+  node "$program"
+}
