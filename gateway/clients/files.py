@@ -28,6 +28,7 @@ from tailrace.gateway.resources.blobs import HEADERS, headers_of
 from tailrace.gateway.resources.create_once import create_once
 from tailrace.gateway.resources.paging import is_newest_first, limit_of, list_page, require_one_cursor
 from tailrace.gateway.streaming.download import Download
+from tailrace.gateway.streaming.endings import EXPIRED
 from tailrace.gateway.streaming.response import Interruptions
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
@@ -163,7 +164,7 @@ async def rendered_size(access: StreamAccess, receive: Receive, pieces: AsyncGen
     async with access.open() as expired, Interruptions(receive, None, expired) as interruptions:
         await access.permit.acquire()
         ending = await interruptions.run(render())
-    if ending.cause == "expired":
+    if ending.interruption is EXPIRED:
         raise credential_invalid()
     if ending.result is None:
         raise Refused("request_invalid", "the client disconnected before the response")

@@ -15,11 +15,12 @@ from tailrace.gateway import metrics
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Dialect
+from tailrace.gateway.streaming.endings import AGED, BROKEN, EXPIRED, FAILED, LEFT, WHOLE, StreamEnding
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.frame_writer import FrameWriter, Snapshot, WriteObserver
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.reader_history import Reader
-from tailrace.gateway.streaming.response import Cause, Interruptions, StreamedResponse, TurnFailed, body
+from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, TurnFailed, body
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import random_life_s
 from tailrace.gateway.streaming.stream_measurement import StreamTimings, stream_span
@@ -30,8 +31,6 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId
 from tailrace.proto.runtime import tracing
 from tailrace.proto.subjects import TurnKey
 
-# The reconnect window after a stream was closed for its age: a client that does not resume within it has left.
-RECONNECT_WINDOW_S = 15.0
 # The event id of the failure of a turn that the log has lost: after every entry, and exact as a JavaScript number.
 AFTER_LOST = Seq(2**53 - 1)
 
@@ -110,30 +109,26 @@ class EventStream(StreamedResponse):
                 traced = stream_span(self._streams.log, feed, self._dialect.name, self._cursor)
                 async with traced if tracing.is_on() else nullcontext():
                     with self._streams.readers.record_stream(feed, self._dialect.name, self._cursor) as reader:
-                        reconnect_window_s = await self._serve(feed, start, reader, interruptions, send)
+                        ending = await self._serve(feed, start, reader, interruptions, send)
         except (TurnUnknown, CursorUnknown):
             await self._send_record(start, send)
             return
-        if reconnect_window_s is not None:
-            self._streams.on_disconnect(start.key, reconnect_window_s)
+        if ending.reconnect_window_s is not None:
+            self._streams.on_disconnect(start.key, ending.reconnect_window_s)
         if interruptions.expired.is_set() and not self.is_begun:
             raise credential_invalid()
 
     async def _serve(
         self, feed: TurnFeed, start: Start, reader: Reader, interruptions: Interruptions, send: Send
-    ) -> float | None:
-        """Writes until the turn ends or an interruption comes.
-
-        Returns how many seconds the client has to reconnect before it counts as disconnected for the on_disconnect
-        policy; None if it does not count as disconnected.
-        """
+    ) -> StreamEnding:
+        """Writes until the turn ends or an interruption comes. Returns how the stream ended."""
         if self._waits_for_answer:
             timeout_s = self._streams.settings.heartbeat_s
             answering = _wait_for_answer(feed, may_repeat=not self._fails_again)
-            cause = (await interruptions.run(answering, timeout_s)).cause
-            if cause in ("disconnected", "expired"):
-                reader.close(cause)
-                return 0.0
+            interruption = (await interruptions.run(answering, timeout_s)).interruption
+            if interruption is not None and interruption in (LEFT, EXPIRED):
+                reader.close(interruption)
+                return interruption
         await self._access.permit.acquire()
         if self._cursor:
             metrics.RESUMED.inc()
@@ -144,26 +139,21 @@ class EventStream(StreamedResponse):
             await self.begin(send, 200)
             position = self._start_index(feed, start)
             writing = writer.write_turn(feed, position, to_skip=start.seen or 0, snapshot=self._snapshot)
-            cause, result = await interruptions.run(writing, random_life_s(self._streams.settings))
-        is_complete = bool(result)
-        metrics.STREAM_ENDS.labels(_stream_end(cause, feed, is_complete=is_complete)).inc()
-        reader.close(cause, is_complete=is_complete)
-        if cause == "disconnected":
-            return 0.0
-        if is_complete or (self._dialect.is_self_delimited and not writer.is_within_frame):
+            interruption, is_complete = await interruptions.run(writing, random_life_s(self._streams.settings))
+        ending = interruption or (ending_of(feed) if is_complete else BROKEN)
+        metrics.STREAM_ENDS.labels(ending.metric).inc()
+        reader.close(ending)
+        if ending is LEFT:
+            return ending
+        self.is_delivered = ending.is_whole
+        if ending.is_whole or (self._dialect.is_self_delimited and not writer.is_within_frame):
             await send(body(b"", more=False))
-        self.is_delivered = is_complete
-        if not is_complete:
+        if not ending.is_whole:
             # Without the last chunk the server closes the connection, and the client sees a truncated body.
             metrics.BROKEN_OFF.inc()
-        if cause == "timeout":
+        if ending is AGED:
             metrics.AGED.inc()
-            return RECONNECT_WINDOW_S
-        if cause == "done" and not is_complete:
-            # Many clients do not resume what the gateway has broken off.
-            return RECONNECT_WINDOW_S
-        # A client whose credential has expired cannot reconnect with it.
-        return 0.0 if cause == "expired" else None
+        return ending
 
     async def _find_start(self) -> Start:
         start = self._start if isinstance(self._start, Start) else await self._start()
@@ -220,18 +210,10 @@ class EventStream(StreamedResponse):
         await send(body(b"", more=False))
 
 
-# Their readers resume. They are no faults, so the service level does not count them.
-PLANNED_ENDS: dict[Cause, metrics.StreamEnd] = {"timeout": "aged", "draining": "drained", "expired": "expired"}
-
-
-def _stream_end(cause: Cause, feed: TurnFeed, *, is_complete: bool) -> metrics.StreamEnd:
-    """Returns how a stream ended, for its metric."""
-    if cause == "disconnected":
-        return "left"
-    if not is_complete:
-        return PLANNED_ENDS.get(cause, "cut")
+def ending_of(feed: TurnFeed) -> StreamEnding:
+    """Returns how a stream ended that was sent the whole turn."""
     last = feed.entries[-1].entry
-    return "failed" if isinstance(last, End) and last.error is not None else "whole"
+    return FAILED if isinstance(last, End) and last.error is not None else WHOLE
 
 
 async def _wait_for_answer(feed: TurnFeed, *, may_repeat: bool) -> None:

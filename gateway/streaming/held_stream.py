@@ -5,6 +5,7 @@ import asyncio
 from starlette.types import Send
 
 from tailrace.gateway import metrics
+from tailrace.gateway.streaming.endings import LEFT
 from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.response import Interruptions, body
 from tailrace.proto.errors import CODES, LogError, LogUnavailable, Refused
@@ -38,7 +39,7 @@ class HeldStream(EventStream):
                 return
             await self.begin(send, 200)
             with metrics.HELD.track_inprogress():
-                if (await interruptions.run(self._wait_until_available(send))).cause == "disconnected":
+                if (await interruptions.run(self._wait_until_available(send))).interruption is LEFT:
                     return
         await self.begin(send, 200)
         await send(body(self._dialect.heartbeat, more=not self._dialect.is_self_delimited))

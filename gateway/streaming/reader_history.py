@@ -10,8 +10,8 @@ from typing import Literal
 import msgspec
 import structlog
 
+from tailrace.gateway.streaming.endings import StreamEnding
 from tailrace.gateway.streaming.fanout import TurnFeed
-from tailrace.gateway.streaming.response import Cause
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
@@ -41,12 +41,9 @@ class Reader:
         if start < end:
             self.written = entries[end - 1].seq
 
-    def close(self, cause: Cause, *, is_complete: bool = False) -> None:
+    def close(self, ending: StreamEnding) -> None:
         """Notes why the stream is closed."""
-        if cause == "done":
-            self.ending = "ended" if is_complete else "broken"
-        else:
-            self.ending = "aged" if cause == "timeout" else cause
+        self.ending = ending.report
 
     def report(self) -> ReaderReport:
         return ReaderReport(

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Generic, Literal, NamedTuple, Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -13,19 +13,19 @@ from tailrace.gateway.http.deferred_response import DEFERRED
 from tailrace.gateway.http.error_responses import NO_RETRY, render_error, render_unexpected_error
 from tailrace.gateway.http.media_type import JSON
 from tailrace.gateway.http.retry_later import is_resuming_reader
+from tailrace.gateway.streaming.endings import AGED, DRAINED, EXPIRED, LEFT, StreamEnding
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.runtime.flag import Flag
 
 T = TypeVar("T")
 # The comment ends a partial line. The blank line ends the event, under a name to which no page listens.
 DISCARD = b":\nevent: discard\nid: %s\n\n"
-Cause = Literal["done", "disconnected", "draining", "expired", "timeout"]
 
 
 class WorkEnd(NamedTuple, Generic[T]):
-    """The cause for which some work is over, and its result if it was completed."""
+    """The result of some work, or the interruption that has ended it."""
 
-    cause: Cause
+    interruption: StreamEnding | None = None
     result: T | None = None
 
 
@@ -41,9 +41,9 @@ class Interruptions:
         self._receive = receive
         self._limit: asyncio.Timeout | None = None
         """The time limit of the work that runs. An interruption sets it to now."""
-        self._flags: list[tuple[Cause, Flag]] = [("expired", expired)]
+        self._flags = [(EXPIRED, expired)]
         if draining is not None:
-            self._flags.insert(0, ("draining", draining))
+            self._flags.insert(0, (DRAINED, draining))
 
     async def __aenter__(self) -> Self:
         self._disconnecting = asyncio.create_task(_wait_for_disconnect(self._receive))
@@ -73,7 +73,7 @@ class Interruptions:
                 self._limit = limit
                 if self._disconnecting.done() or self.is_over:
                     self._interrupt()
-                return WorkEnd("done", await work)
+                return WorkEnd(result=await work)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -81,8 +81,8 @@ class Interruptions:
             self._limit = None
         # A disconnect comes first: nothing can be sent to the client, whatever else has happened.
         if self._disconnecting.done():
-            return WorkEnd("disconnected")
-        return WorkEnd(next((cause for cause, flag in self._flags if flag.is_set()), "timeout"))
+            return WorkEnd(LEFT)
+        return WorkEnd(next((ending for ending, flag in self._flags if flag.is_set()), AGED))
 
     def _interrupt(self, _: object = None) -> None:
         if self._limit is not None and not self._limit.expired():

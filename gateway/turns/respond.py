@@ -9,7 +9,8 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
-from tailrace.gateway.streaming.event_stream import RECONNECT_WINDOW_S, EventStream, refusal_of
+from tailrace.gateway.streaming.endings import BROKEN, DRAINED, EXPIRED
+from tailrace.gateway.streaming.event_stream import EventStream, refusal_of
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.pacing import pace_of
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse
@@ -216,18 +217,17 @@ class JsonAnswer(StreamedResponse):
         async with streams.fan_out.subscribe(self._key, BEFORE_FIRST) as feed:
             with streams.authenticator.watch(self._access.permit.principal) as expired:
                 async with Interruptions(receive, streams.draining, expired) as interruptions:
-                    cause = (await interruptions.run(_wait_until_ended(feed))).cause
+                    ending = (await interruptions.run(_wait_until_ended(feed))).interruption or BROKEN
             if feed.is_ended:
                 return record_from_fold(self._key, fold(feed.entries))
-        if cause != "draining":
-            streams.on_disconnect(self._key, RECONNECT_WINDOW_S if cause == "done" else 0.0)
-        match cause:
-            case "expired":
-                raise credential_invalid()
-            case "draining":
-                raise Refused("draining", NOT_COMPLETE.format(turn=self._key.turn), retry_after_s=1)
-            case "done":
-                raise LogUnavailable(NOT_COMPLETE.format(turn=self._key.turn))
+        if ending.reconnect_window_s is not None:
+            streams.on_disconnect(self._key, ending.reconnect_window_s)
+        if ending is EXPIRED:
+            raise credential_invalid()
+        if ending is DRAINED:
+            raise Refused("draining", NOT_COMPLETE.format(turn=self._key.turn), retry_after_s=1)
+        if ending is BROKEN:
+            raise LogUnavailable(NOT_COMPLETE.format(turn=self._key.turn))
         return None
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.http import fd_limit
-from tailrace.gateway.streaming import event_stream
+from tailrace.gateway.streaming import response
+from tailrace.gateway.streaming.endings import AGED
 from tailrace.gateway.turns import reader_presence
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
@@ -221,7 +222,7 @@ async def test_a_reader_whose_stream_was_closed_for_its_age_has_not_left(
     monkeypatch: pytest.MonkeyPatch, start: NewGateway, writer: Writer
 ) -> None:
     """A turn with on_disconnect=cancel runs on if the reader reconnects in time, and is cancelled otherwise."""
-    monkeypatch.setattr(event_stream, "RECONNECT_WINDOW_S", 1.5)
+    monkeypatch.setattr(response, "AGED", AGED._replace(reconnect_window_s=1.5))
     monkeypatch.setattr(reader_presence, "PRESENCE_TIMEOUT_S", 0.01)
     gateway = await start(stream_life_s=0.2)
     await writer.store_request(on_disconnect="cancel")

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from starlette.types import Message
 
-from tailrace.gateway.streaming.response import Cause, Interruptions
+from tailrace.gateway.streaming.endings import AGED, DRAINED, EXPIRED, LEFT, StreamEnding
+from tailrace.gateway.streaming.response import Interruptions
 from tailrace.proto.runtime.flag import Flag
 
 
@@ -20,14 +21,14 @@ class Client:
         return {"type": "http.disconnect"}
 
 
-async def end_after(client: Client, draining: Flag, expired: Flag, cause: Cause) -> None:
+async def end_after(client: Client, draining: Flag, expired: Flag, interruption: StreamEnding) -> None:
     """Causes one interruption after 10 ms."""
     await asyncio.sleep(0.01)
-    {"disconnected": client.has_left.set, "draining": draining.set, "expired": expired.set}[cause]()
+    {LEFT: client.has_left.set, DRAINED: draining.set, EXPIRED: expired.set}[interruption]()
 
 
-@pytest.mark.parametrize("cause", ["disconnected", "draining", "expired"])
-async def test_an_interruption_cancels_the_work_and_is_its_cause(cause: Cause) -> None:
+@pytest.mark.parametrize("interruption", [LEFT, DRAINED, EXPIRED], ids=lambda one: one.report)
+async def test_an_interruption_cancels_the_work_and_is_its_cause(interruption: StreamEnding) -> None:
     client, draining, expired = Client(), Flag(), Flag()
     is_cancelled = False
 
@@ -40,11 +41,11 @@ async def test_an_interruption_cancels_the_work_and_is_its_cause(cause: Cause) -
             raise
 
     async with Interruptions(client.receive, draining, expired) as interruptions, asyncio.TaskGroup() as group:
-        group.create_task(end_after(client, draining, expired, cause))
-        assert (await interruptions.run(work(), 30)).cause == cause
+        group.create_task(end_after(client, draining, expired, interruption))
+        assert (await interruptions.run(work(), 30)).interruption is interruption
         assert is_cancelled
         # Work that starts after the interruption is cancelled at its first `await` that waits.
-        assert (await interruptions.run(work())).cause == cause
+        assert (await interruptions.run(work())).interruption is interruption
 
 
 async def test_a_disconnect_is_the_cause_even_if_the_gateway_drains_as_well() -> None:
@@ -53,7 +54,7 @@ async def test_a_disconnect_is_the_cause_even_if_the_gateway_drains_as_well() ->
         client.has_left.set()
         await asyncio.sleep(0.01)
         draining.set()
-        assert (await interruptions.run(asyncio.sleep(30))).cause == "disconnected"
+        assert (await interruptions.run(asyncio.sleep(30))).interruption is LEFT
 
 
 async def test_the_result_the_time_limit_and_the_errors_of_the_work_are_distinguished() -> None:
@@ -63,8 +64,8 @@ async def test_the_result_the_time_limit_and_the_errors_of_the_work_are_distingu
         raise TimeoutError("of the work")
 
     async with Interruptions(Client().receive, Flag(), Flag()) as interruptions:
-        assert await interruptions.run(asyncio.sleep(0, "result"), 30) == ("done", "result")
-        assert (await interruptions.run(asyncio.sleep(30), 0.01)).cause == "timeout"
+        assert await interruptions.run(asyncio.sleep(0, "result"), 30) == (None, "result")
+        assert (await interruptions.run(asyncio.sleep(30), 0.01)).interruption is AGED
         with pytest.raises(TimeoutError, match="of the work"):
             await interruptions.run(fail(), 30)
 

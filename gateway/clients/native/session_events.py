@@ -27,7 +27,8 @@ from tailrace.gateway.http.last_event_id import cursor_text
 from tailrace.gateway.http.parameters import LAST_EVENT_ID_IN_QUERY, LAST_RECEIVED, SAME_AS_LAST_RECEIVED
 from tailrace.gateway.http.route import SESSIONS, SSE, Route, header, query
 from tailrace.gateway.streaming.dialect import Frame
-from tailrace.gateway.streaming.event_stream import RECONNECT_WINDOW_S
+from tailrace.gateway.streaming.endings import BROKEN, LEFT
+from tailrace.gateway.streaming.event_stream import ending_of
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.frame_writer import FRAMES_MAX, PIECE_BYTES_MAX, RETRY_MS
 from tailrace.gateway.streaming.new_turns import NewTurns
@@ -109,18 +110,20 @@ class SessionStream(StreamedResponse):
                 await send(body(b"", more=False))
                 return
             try:
-                cause, _ = await interruptions.run(self._serve(send, news), random_life_s(self._streams.settings))
+                work = await interruptions.run(self._serve(send, news), random_life_s(self._streams.settings))
+                # Without an interruption, a turn could not be followed further.
+                ending = work.interruption or BROKEN
                 for reader in self._readers:
-                    reader.close(cause)
+                    reader.close(ending)
             finally:
                 running = list(self._following)
                 await self._stop()
-            if cause != "disconnected":
+            if ending is not LEFT:
                 # Events are self-delimited, and an EventSource resumes after every end.
                 await send(body(b"", more=False))
-            for turn in running if cause != "draining" else ():
-                reconnect_window_s = RECONNECT_WINDOW_S if cause in ("timeout", "done") else 0.0
-                self._streams.on_disconnect(TurnKey(self._tenant, turn), reconnect_window_s)
+            if ending.reconnect_window_s is not None:
+                for turn in running:
+                    self._streams.on_disconnect(TurnKey(self._tenant, turn), ending.reconnect_window_s)
 
     async def _read_cursor(self) -> None:
         """Finds the turns that the cursor lists. Without a cursor, the stream begins with the turns that run now."""
@@ -234,7 +237,7 @@ class SessionStream(StreamedResponse):
                     await self._write(send, key, list(zip(frames, positions, strict=True)))
                     reader.note_write(feed.entries, begin, index)
                     if index == len(feed.entries) and feed.is_ended:
-                        reader.close("done", is_complete=True)
+                        reader.close(ending_of(feed))
                         return
                     if index < len(feed.entries):
                         # Lets other tasks run between the pieces of a long replay.
