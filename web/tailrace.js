@@ -18,6 +18,8 @@ const UPLOAD_MAX_MS = 120_000;
 // The gateway, or a proxy before it, is busy or away.
 const STATUSES_TO_RETRY = [429, 502, 503, 504];
 const RETRY_AFTER_MAX_S = 30;
+const CURSOR_LOST = "tailrace: an answer began again. A service worker or a server in between loses Last-Event-ID and ?lastEventId=";
+let isWarned = false;
 
 /** A refusal, with `status` and `code`, or a connection that is lost for good. */
 export class TailraceError extends Error {
@@ -67,6 +69,8 @@ class Answer {
   #path;
   #events = [];
   #texts = [];
+  /** The cursor with which this connection began. */
+  #sent = "";
   #leaving = new AbortController();
   #started = deferred();
   #changed = deferred();
@@ -163,8 +167,11 @@ class Answer {
     const accept = "text/event-stream";
     const path = this.#path ?? (this.turn && `/v1/turns/${this.turn}/events`);
     if (!path) return send(this.#options, "/v1/turns", { ...this.#post, headers: { ...this.#post.headers, accept } }, signal);
-    const headers = this.cursor ? { accept, "last-event-id": this.cursor } : { accept };
-    return send(this.#options, path, { headers, cache: "no-store" }, signal);
+    const sent = (this.#sent = this.cursor);
+    const headers = sent ? { accept, "last-event-id": sent } : { accept };
+    // A service worker that requests the URL anew loses the header.
+    const query = sent && `${path.includes("?") ? "&" : "?"}lastEventId=${encodeURIComponent(sent)}`;
+    return send(this.#options, path + query, { headers, cache: "no-store" }, signal);
   }
 
   /** Takes the events of a stream (WHATWG HTML, section 9.2). An event counts when it is complete. */
@@ -209,6 +216,12 @@ class Answer {
     const { onEvent, onText } = this.#options;
     if (this.#path) return onEvent?.(event, this);
     if (event.type === "start") {
+      // It is the first event of a turn. "0" is the cursor before it.
+      if (this.#sent && this.#sent !== "0") {
+        if (!isWarned) console.warn(CURSOR_LOST);
+        isWarned = true;
+        this.#take({ type: "reset", cursor: this.cursor });
+      }
       this.session = event.session;
       this.model = event.model;
       this.#start(event.turn);

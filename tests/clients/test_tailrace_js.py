@@ -39,7 +39,7 @@ async def test_to_stop_reading_does_not_cancel_and_refusals_are_errors_with_a_co
 
 
 def test_the_module_has_about_5_kb_compressed() -> None:
-    assert len(gzip.compress((CHECKOUT / "web/tailrace.js").read_bytes())) < 5200
+    assert len(gzip.compress((CHECKOUT / "web/tailrace.js").read_bytes())) < 5500
 
 
 @pytest.mark.timeout(120)

@@ -1,5 +1,5 @@
-// Runs in a page: the readers of web/, each begun by `begin(key, reader, turns)`; `ask(key, reader, text)` asks. `shown()` has the
-// text of each turn, and of the question as `asked`.
+// Runs in a page: the readers of web/ and an EventSource, each begun by `begin(key, reader, turns)`; `ask(key, reader, text)` asks.
+// `shown()` has the text of each turn, of the question as `asked`, and whether an EventSource is closed for good.
 import { createRoot } from "react-dom/client";
 import { TailraceChatTransport } from "../../../web/ai-sdk.js";
 import { useSSE, useTurn } from "../../../web/react.js";
@@ -17,7 +17,7 @@ function LastEvent({ turn, options }) {
 
 const mount = (Component, turn, options) => createRoot(document.createElement("div")).render(<Component {...{ turn, options }} />);
 
-const transport = ({ key }) => new TailraceChatTransport({ headers: { authorization: `Bearer ${key}` } });
+const transport = ({ key }) => new TailraceChatTransport(key ? { headers: { authorization: `Bearer ${key}` } } : {});
 
 async function collect(name, stream) {
   texts[name] = "";
@@ -25,6 +25,24 @@ async function collect(name, stream) {
 }
 
 const READERS = {
+  EventSource(turn) {
+    texts[turn] = "";
+    const source = new EventSource(`/v1/turns/${turn}/events`);
+    source.onmessage = ({ data }) => {
+      const { type, text } = JSON.parse(data);
+      if (type === "delta") texts[turn] += text;
+      if (type === "done") source.close();
+    };
+    source.onerror = () => (texts[`closed ${turn}`] = source.readyState === EventSource.CLOSED);
+  },
+  /** The function in docs/API.md. */
+  read(turn) {
+    texts[turn] = "";
+    globalThis.read(`/v1/turns/${turn}/events`, ({ type, text }) => {
+      if (type === "delta") texts[turn] += text;
+      return type === "done";
+    });
+  },
   "tailrace.js": (turn, options) => resume(turn, { ...options, onText: (text) => (texts[turn] = text) }),
   useTurn: (turn, options) => mount(Turn, turn, options),
   useSSE: (turn, options) => mount(LastEvent, turn, options),
