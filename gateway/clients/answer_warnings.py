@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tailrace.gateway.clients.block_start import further_fields
 from tailrace.gateway.clients.stop_reasons import explain, incomplete_reason
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -22,8 +23,6 @@ from tailrace.proto.records import TurnRecord
 Warnings = list[dict[str, Any]]
 
 TYPES_MAX = 50
-# The fields that clients of other protocols see of these blocks.
-KNOWN_FIELDS = {"text": ("type", "text", "citations"), "thinking": ("type", "thinking", "signature")}
 
 
 class Shown(NamedTuple):
@@ -96,8 +95,7 @@ def _left_out_of(block: Mapping[str, Any], shown: Shown) -> list[str]:
     kind = _type_of(block)
     if kind not in shown.types:
         return [] if shown.is_shown(dict(block)) else [kind]
-    known = KNOWN_FIELDS.get(kind, tuple(block))
-    names = [f"{kind}.{name}" for name, value in block.items() if name not in known and value is not None]
+    names = [f"{kind}.{name}" for name in further_fields(block)]
     citations = block.get("citations") if kind == "text" else None
     if isinstance(citations, list | tuple):
         names += [_type_of(one) for one in citations if isinstance(one, dict) and not shown.has_citation(one)]

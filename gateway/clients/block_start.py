@@ -4,9 +4,19 @@ The API sends the content of most blocks in deltas. A block may also be whole in
 an answer after a programmatic tool call. Clients of other protocols receive the same for both.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from tailrace.proto import events
+
+# The fields of these blocks that each protocol has a form for.
+KNOWN_FIELDS = {"text": ("type", "text", "citations"), "thinking": ("type", "thinking", "signature")}
+
+
+def further_fields(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the other fields of a text or thinking block, also those of its deltas of unknown types."""
+    known = KNOWN_FIELDS.get(str(block.get("type")), tuple(block))
+    return {name: value for name, value in block.items() if name not in known and value is not None}
 
 
 def split_start(block: dict[str, Any]) -> tuple[dict[str, Any], list[events.Delta]]:
@@ -22,13 +32,13 @@ def split_start(block: dict[str, Any]) -> tuple[dict[str, Any], list[events.Delt
                 deltas.append(events.TextDelta(text))
             if isinstance(found := block.get("citations"), list):
                 deltas += [events.CitationsDelta(one) for one in found if isinstance(one, dict)]
-            return {"type": "text", "text": ""}, deltas
+            return {"type": "text", "text": "", **further_fields(block)}, deltas
         case "thinking":
             if isinstance(text := block.get("thinking"), str) and text:
                 deltas.append(events.ThinkingDelta(text))
             if isinstance(signature := block.get("signature"), str) and signature:
                 deltas.append(events.SignatureDelta(signature))
-            return {"type": "thinking", "thinking": "", "signature": ""}, deltas
+            return {"type": "thinking", "thinking": "", "signature": "", **further_fields(block)}, deltas
         case _:
             return block, deltas
 

@@ -177,6 +177,21 @@ def test_a_block_without_a_chunk_is_a_data_part() -> None:
     assert message.build_messages([record_of(log)])[1].parts[2] == part
 
 
+@pytest.mark.parametrize(("kind", "part"), [("text", "text"), ("thinking", "reasoning")])
+def test_further_fields_of_a_text_are_metadata_of_its_part(kind: str, part: str) -> None:
+    """Those of its start, and of a delta of a type that this version does not know."""
+    log = log_with(events.BlockStart(0, {"type": kind, kind: "", "tone": "calm", "of_tomorrow": None}))
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "song_delta", "note": "c"}}
+    log.store(Event(prev=log.chain.last, attempt=1, event=msgspec.Raw(msgspec.json.encode(delta))))
+    log.store_events(events.BlockDelta(0, events.SignatureDelta("s")) if kind == "thinking" else events.BlockStop(0))
+    log.end()
+    signature = {"signature": "s"} if kind == "thinking" else {}
+    metadata = {"anthropic": {**signature, "tone": "calm", "note": "c"}}
+    for data in (bytes_of(log), UI.render_record(record_of(log), 0).data):
+        assert {"type": f"{part}-end", "id": "0", "providerMetadata": metadata} in chunks(data)
+    assert message.build_messages([record_of(log)])[1].parts[-1]["providerMetadata"] == metadata
+
+
 def test_history_with_many_tool_calls_takes_linear_time() -> None:
     """Results are matched to calls by id."""
 

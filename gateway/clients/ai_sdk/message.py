@@ -102,8 +102,8 @@ def add_chunk(message: UIMessage, calls: dict[str, Part], chunk: Chunk) -> None:
             message.parts.append({"type": "reasoning", "id": name, "text": "", "state": "done", **rest})
         case {"type": "text-delta" | "reasoning-delta" as kind, "delta": delta}:
             _last(message, kind.removesuffix("-delta"))["text"] += delta
-        case {"type": "reasoning-end"}:
-            _last(message, "reasoning").update(rest)
+        case {"type": "text-end" | "reasoning-end" as kind}:
+            _last(message, kind.removesuffix("-end")).update(rest)
         case {"type": "tool-input-available", "toolCallId": call, "toolName": name, "input": given}:
             state = {"state": "input-available", "input": given}
             calls[call] = {**_tool(chunk, name), "toolCallId": call, **state, **rest}

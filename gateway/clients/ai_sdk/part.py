@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tailrace.gateway.clients.ai_sdk.tool_result import decode_output
-from tailrace.gateway.clients.block_start import split_start
+from tailrace.gateway.clients.block_start import further_fields, split_start
 from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.proto import events, odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -19,8 +19,6 @@ from tailrace.proto.fold import INPUT_LEVELS_MAX, decode_input
 
 Chunk = dict[str, Any]
 
-# The types of blocks that have chunks of their own, besides tool calls.
-SHOWN_TYPES = ("text", "thinking", "redacted_thinking")
 INPUT_INVALID = "the input of this call is not a JSON object, or is nested too deeply"
 
 
@@ -106,11 +104,11 @@ def close_part(part: OpenPart) -> list[Chunk]:
     """Returns the chunks that end `part`; none for a part that needs no end."""
     match part.block:
         case {"type": "text"}:
-            return [{"type": "text-end", "id": part.id}]
+            return [{"type": "text-end", "id": part.id, **_metadata(**further_fields(part.block))}]
         case {"type": "thinking"}:
             # The client has to send the signature back with the thinking.
-            signature = _metadata(signature=part.signature) if part.signature else {}
-            return [{"type": "reasoning-end", "id": part.id, **signature}]
+            signature = {"signature": part.signature} if part.signature else {}
+            return [{"type": "reasoning-end", "id": part.id, **_metadata(**signature, **further_fields(part.block))}]
         case {"type": "redacted_thinking", "data": str()}:
             return [{"type": "reasoning-end", "id": part.id}]
         case {"type": str(kind), "id": str(), "name": str()} if events.is_tool_use(kind):
@@ -123,12 +121,12 @@ def close_part(part: OpenPart) -> list[Chunk]:
 
 
 def add_other_delta(part: OpenPart, delta: dict[str, Any]) -> OpenPart | None:
-    """Adds a delta of a type without a Struct, such as `compaction_delta`, to a part that becomes a data part.
+    """Adds a delta of a type without a Struct, such as `compaction_delta`, to a part that shows it when it ends.
 
-    Returns None for another part.
+    Returns None for another part: a tool's call or result, and encrypted thinking.
     """
     kind = str(part.block.get("type"))
-    if part.is_shown or kind in SHOWN_TYPES or events.is_tool_use(kind):
+    if part.is_shown or kind == "redacted_thinking" or events.is_tool_use(kind):
         return None
     return replace(part, block=events.merge_fields(part.block, delta))
 
@@ -206,7 +204,7 @@ def _is_error(content: object) -> bool:
 
 
 def _metadata(**fields: object) -> dict[str, Any]:
-    return {"providerMetadata": {"anthropic": fields}}
+    return {"providerMetadata": {"anthropic": fields}} if fields else {}
 
 
 def _split_block(content: dict[str, Any]) -> tuple[dict[str, Any], list[events.Delta]]:

@@ -141,7 +141,7 @@ def _entry_chunks(state: UiState, stored: StoredEntry) -> tuple[list[Chunk], UiS
 
 
 def _unknown_chunks(state: UiState, event: events.UnknownEvent, raw: msgspec.Raw) -> tuple[list[Chunk], UiState]:
-    """Adds a delta of another type to its data part. Passes on what has no part, for the page's `onData` only."""
+    """Adds a delta of another type to its part. Passes on what has no part, for the page's `onData` only."""
     if isinstance(event, events.OtherDelta) and event.index in state.open:
         part = add_other_delta(state.open[event.index], event.delta)
         if part is not None:

@@ -7,7 +7,8 @@
 {"type":"citation","index":…,"citation":…}             a citation of a text block
 {"type":"tool_use","index":…,"id":…,"name":…}          a tool call begins
 {"type":"tool_use","index":…,"partial_json":…}         a delta of its input
-{"type":"block","index":…,"block":…}                   a block of another type begins, in Anthropic's format
+{"type":"block","index":…,"block":…}                   a block of another type begins, in Anthropic's format; of a text
+                                                       or thinking, only the fields that have no other event
 {"type":"block","index":…,"delta":…}                   a delta of a type that this version does not know
 {"type":"event","event":…}                             an event of a type that this version does not know
 {"type":"waiting","reason":"no such host"}             the model cannot be connected to, and the turn waits for it
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tailrace.gateway.clients.block_start import split_start
+from tailrace.gateway.clients.block_start import further_fields, split_start
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
@@ -126,9 +127,11 @@ def _shown(raw: msgspec.Raw, *, is_hidden: bool) -> list[dict[str, Any]]:
 def _block_events(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the events for a block: for its start, or, of a block from a record, for all of it."""
     match block:
-        case {"type": "text" | "thinking"}:
+        case {"type": "text" | "thinking" as kind}:
             _, deltas = split_start(block)
-            return [event for delta in deltas for event in _delta_events(index, delta)]
+            further = further_fields(block)
+            first = [{"type": "block", "index": index, "block": {"type": kind, **further}}] if further else []
+            return [*first, *(event for delta in deltas for event in _delta_events(index, delta))]
         case {"type": "redacted_thinking"}:
             return []
         case {"type": "tool_use", "id": tool_id, "name": name}:
