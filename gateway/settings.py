@@ -167,7 +167,7 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         str,
         Meta(
             description="PART=HOST:PORT pairs, separated by commas: processes whose metrics `/ops` shows, PART one of"
-            " gateway, generators, persistence; empty: only this gateway's (`up`: all)"
+            " gateway, generators, persistence; empty: those of TAILRACE_METRICS_TARGETS, or only this gateway's"
         ),
     ] = ""
     prometheus_url: Annotated[

@@ -57,6 +57,13 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
             description="IP address of the metrics; 0.0.0.0 for a Prometheus on another machine",
         ),
     ] = "127.0.0.1"
+    metrics_targets: Annotated[
+        str,
+        Meta(
+            description="file with the metrics addresses of all processes, which `GET /targets` on the metrics port "
+            "returns to Prometheus (`up` writes it)"
+        ),
+    ] = ""
     log_format: Annotated[
         logging.LogFormat,
         Meta(description="format of log lines; on a terminal the default is colour, or console if NO_COLOR is set"),
@@ -207,7 +214,7 @@ async def _run(role: str, settings: S, preflight: Preflight[S], serve: Serve[S])
     asyncio.get_running_loop().set_exception_handler(log_loop_error)
     async with _connect(role, settings, preflight) as connection:
         if settings.metrics_port:
-            metrics_server.serve(settings.metrics_host, settings.metrics_port, HEALTH_CHECKS)
+            metrics_server.serve(settings.metrics_host, settings.metrics_port, HEALTH_CHECKS, settings.metrics_targets)
         await _run_until_stopped(settings, connection, serve)
 
 

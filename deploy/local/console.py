@@ -58,14 +58,17 @@ class Console:
         self.names: list[str] = []
         self.problems: deque[Problem] = deque(maxlen=PROBLEMS_KEPT)
         """The last `PROBLEMS_KEPT` problems."""
+        self.last_lines: dict[str, str] = {}
+        """The last line of each process."""
         self._lost = 0
 
     def log(self, text: str, name: str = "up") -> None:
         """Prints a line with a process' name."""
         self.print(self._prefix(name) + text)
         plain = ESCAPE.sub("", text)
+        self.last_lines[name] = plain[:PROBLEM_CHARS_MAX]
         if PROBLEM.search(plain):
-            self.problems.append(Problem(datetime.now(UTC), name, plain[:PROBLEM_CHARS_MAX]))
+            self.problems.append(Problem(datetime.now(UTC), name, self.last_lines[name]))
 
     def print(self, text: str) -> None:
         """Prints text without a name: the banner, and lines that scripts wait for."""

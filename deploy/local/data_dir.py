@@ -14,6 +14,8 @@ TRUSTED_OWNERS = (0,)
 LOCK = "lock"
 # In a data directory: the URL with which commands connect to the NATS of its `up`.
 URL_FILE = "nats.url"
+# In a data directory: the addresses of the metrics of all processes, for Prometheus and for `/ops`.
+METRICS_TARGETS = "targets.json"
 
 
 class NamedDataDir(PosixPath):
@@ -128,6 +130,13 @@ def write_private(path: Path, text: str) -> None:
     path.touch(mode=0o600)
     path.chmod(0o600)
     path.write_text(text, encoding="utf-8")
+
+
+def replace_private(path: Path, text: str) -> None:
+    """Like `write_private`, for a file that other processes read at any moment: they see the old text or the new."""
+    new = path.with_name(f"{path.name}.new")
+    write_private(new, text)
+    new.replace(path)
 
 
 def is_private(path: Path) -> bool:

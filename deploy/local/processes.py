@@ -11,9 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from tailrace.deploy.local.data_dir import METRICS_TARGETS
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.ports import in_url
-from tailrace.deploy.local.readiness import HealthCheck
+from tailrace.deploy.local.readiness import METRICS_PATH, HealthCheck
 from tailrace.deploy.local.supervisor import GRACE_S, ProcessSpec
 from tailrace.generators.settings import GRACE_S_MAX, Settings
 
@@ -47,7 +48,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     def metrics_check(self, port: int) -> HealthCheck:
         """Returns the check of the service whose metrics are on `port`."""
-        return HealthCheck(port, "/metrics", READY, self.metrics_host)
+        return HealthCheck(port, METRICS_PATH, READY, self.metrics_host)
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -115,6 +116,7 @@ def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> l
                 **service.settings,
                 "TAILRACE_NATS_URL": plan.nats_urls[service.module],
                 "TAILRACE_METRICS_PORT": str(port),
+                "TAILRACE_METRICS_TARGETS": str(options.data_dir / METRICS_TARGETS),
             },
             where=(service.where, f"metrics {plan.metrics_check(port).url}"),
             fds=(plan.listen_fd,) if service.module == "gateway" else (),
@@ -149,7 +151,7 @@ def services(options: Options, plan: Plan, backend_settings: Mapping[str, str], 
         "TAILRACE_HOST": options.host,
         "TAILRACE_PORT": str(plan.port),
         "TAILRACE_DISK": str(options.data_dir),
-        "TAILRACE_OPS_TARGETS": ops_targets(options, plan),
+        "TAILRACE_OPS_TARGETS": "",  # those of METRICS_TARGETS
         "TAILRACE_DEMO": plan.demo_socket,
     }
     generators, gateways = generator_names(options), gateway_names(options)
@@ -166,13 +168,6 @@ def generator_names(options: Options) -> list[str]:
 
 def gateway_names(options: Options) -> list[str]:
     return [f"gateway-{number}" for number in range(1, options.gateways + 1)]
-
-
-def ops_targets(options: Options, plan: Plan) -> str:
-    """Returns the metrics endpoints of all processes. Their ports are in the order of the services."""
-    parts = ["persistence", *["generators"] * options.generators, *["gateway"] * options.gateways]
-    host = in_url(plan.metrics_host)
-    return ",".join(f"{part}={host}:{port}" for part, port in zip(parts, plan.metrics_ports, strict=True))
 
 
 def simulated_settings(plan: Plan) -> dict[str, str]:

@@ -16,6 +16,7 @@ from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.ports import in_url
 
 READY_S_MAX = 30.0
+METRICS_PATH = "/metrics"
 # A process does not answer while it imports its modules. That takes longer than READY_S_MAX only on a busy machine.
 IMPORT_S_MAX = 120.0
 # The start of a generator takes 1.3 s of CPU time, and `up` may start 64.

@@ -1,5 +1,7 @@
 """`tailrace restart`: starts the processes of a running `up` again, one after the other, on the installed version.
 
+With numbers, it only starts the processes that are missing, and stops those that are too many.
+
 Persistence is restarted first, without a spare: SQLite has one writer. Generators and gateways have a spare, a further
 process of the role, which takes new turns and connections while a process finishes its own. If a spare does not become
 ready, no process of its role is stopped. Before all, the installed version checks the database and the streams.
@@ -25,6 +27,7 @@ from tailrace.deploy.local.status_file import Restart, StatusFile, UpStatus
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.runtime.race import run_until
+from tailrace.proto.version import VERSION
 
 SIGNAL = SIGUSR1
 # An older process must not read what a newer one writes: docs/RUNBOOK.md, Separate processes.
@@ -53,17 +56,21 @@ class Numbers(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """The content of the file REQUEST: None keeps the number."""
+    """The content of the file REQUEST: new numbers of processes, of which None keeps one; without both, a restart.
+
+    `version` is the one that is installed.
+    """
 
     generators: int | None = None
     gateways: int | None = None
+    version: str = ""
 
 
-KEEP_NUMBERS = Request()
+RESTART_ALL = Request(version=VERSION)
 
 
 class RollingRestart:
-    """Restarts all services of an `up` each time that `requested` is set.
+    """Restarts all services of an `up`, or changes their numbers, each time that `requested` is set.
 
     `scale` returns the specs for other numbers of processes. It is called with the metrics ports of those that run, by
     name, and raises UpRefused.
@@ -79,75 +86,92 @@ class RollingRestart:
     ) -> None:
         self._running = {role: [spec for spec in specs if spec.role == role] for role in ROLES}
         self._folder = folder
-        self._scale = scale
+        self._scale_specs = scale
         self._supervisor = supervisor
         self._status = status
+        # Of the processes, which `up` itself does not share any more after a restart on another version.
+        self._version = VERSION
         self.requested = asyncio.Event()
 
     async def run(self) -> None:
-        """Restarts the processes one after another each time that `requested` is set, until it is cancelled."""
+        """Serves one request after another, until it is cancelled."""
         while True:
             await self.requested.wait()
             failure = ""
             try:
-                await check(self._running[WITHOUT_SPARE][0])
-                wanted = self._read_wanted()
-                for role in ROLES:
-                    await self._restart_role(role, wanted[role])
+                request = self._take_request()
+                if request.generators or request.gateways:
+                    await self._scale(request)
+                else:
+                    await self._restart_all(request.version)
             except (UpRefused, OSError) as error:
                 failure = str(error)
                 self._supervisor.console.log(f"restart: {failure}")
             self.requested.clear()
             self._report(Restart(self._status.restart.ended + 1, failure=failure))
 
-    def _read_wanted(self) -> Mapping[str, list[ProcessSpec]]:
-        """Returns the processes that are to run after the restart. Raises UpRefused, OSError."""
-        path = self._folder / REQUEST
+    def _take_request(self) -> Request:
+        """Returns the request that has come with the signal, and removes its file. Raises OSError."""
         try:
             request = msgspec.json.decode(read_own(self._folder, REQUEST), type=Request)
         except (FileNotFoundError, *DECODE_ERRORS):
             request = Request()
-        path.unlink(missing_ok=True)
-        if request == KEEP_NUMBERS:
-            return self._running
+        (self._folder / REQUEST).unlink(missing_ok=True)
+        return request
+
+    async def _restart_all(self, version: str) -> None:
+        try:
+            await check(self._running[WITHOUT_SPARE][0])
+            for role in ROLES:
+                if role == WITHOUT_SPARE:
+                    await self._restart(self._running[role][0])
+                elif specs := self._running[role]:
+                    await self._restart_with_spare(specs)
+        except UpRefused as error:
+            raise UpRefused(f"{error}. The processes that were not yet restarted continue") from error
+        self._version = version or self._version
+
+    async def _scale(self, request: Request) -> None:
+        """Starts the processes that are missing, then stops those that are too many. All others are left alone.
+
+        Raises UpRefused if one does not start; then no number has changed.
+        """
+        if request.version not in ("", self._version):
+            raise UpRefused(
+                f"version {request.version} is installed, and the processes are of {self._version}: run"
+                " `tailrace restart` first, then change the numbers"
+            )
         numbers = Numbers(
             request.generators or len(self._running["generators"]), request.gateways or len(self._running["gateway"])
         )
-        running = [spec for of_role in self._running.values() for spec in of_role]
-        specs = self._scale(numbers, {spec.name: spec.readiness.port for spec in running if spec.readiness})
-        return {role: [spec for spec in specs if spec.role == role] for role in ROLES}
-
-    async def _restart_role(self, role: str, wanted: Sequence[ProcessSpec]) -> None:
-        before = {spec.name for spec in self._running[role]}
-        kept = [spec for spec in wanted if spec.name in before]
-        further = [spec for spec in wanted if spec.name not in before]
-        surplus = [spec for spec in self._running[role] if spec.name not in {spec.name for spec in wanted}]
-        if further:
+        before = {spec.name: spec for of_role in self._running.values() for spec in of_role}
+        ports_before = {name: spec.readiness.port for name, spec in before.items() if spec.readiness}
+        # The simulated Claude is no service.
+        wanted = {spec.name: spec for spec in self._scale_specs(numbers, ports_before) if spec.role in ROLES}
+        if further := [spec for name, spec in wanted.items() if name not in before]:
             await self._start(further)
-            self._running[role] = [*self._running[role], *further]
-        for spec in kept:
-            self._supervisor.children[spec.name].spec = spec
-        # The others are the spares.
-        if role == WITHOUT_SPARE or further or surplus:
-            for spec in kept:
-                await self._restart(spec)
-        else:
-            await self._restart_with_spare(kept)
+        surplus = [spec for name, spec in before.items() if name not in wanted]
+        remaining = [before.get(name, spec) for name, spec in wanted.items()]
+        self._running = {role: [spec for spec in remaining if spec.role == role] for role in ROLES}
         if surplus:
-            self._running[role] = list(wanted)
             await self._stop(surplus)
 
     async def _start(self, specs: Sequence[ProcessSpec]) -> None:
-        """Returns when all have started. Raises UpRefused if one does not start; then none of them runs."""
+        """Returns when all are ready. Raises UpRefused if one does not start; then none of them runs."""
         self._report_now(specs, "starting")
         for spec in specs:
-            self._supervisor.start(spec)
+            self._supervisor.start(spec, is_trial=True)
         try:
             for spec in specs:
                 await self._wait_ready(spec)
-        except UpRefused:
+            for spec in specs:
+                self._supervisor.end_trial(spec.name)
+        except UpRefused as error:
             await self._stop(specs)
-            raise
+            raise UpRefused(
+                f"{error}. No number of processes has changed, and those that ran before continue: correct the cause"
+                " and run the command again"
+            ) from error
 
     async def _stop(self, specs: Sequence[ProcessSpec]) -> None:
         """Stops processes for good, all at once. Each one finishes what it runs."""
@@ -176,12 +200,13 @@ class RollingRestart:
         await self._wait_ready(spec)
 
     async def _wait_ready(self, spec: ProcessSpec) -> None:
-        """Raises UpRefused if the process does not become ready, or if it is a spare and ends."""
+        """Raises UpRefused if the process does not become ready, or if it is a spare or new and ends."""
         assert spec.readiness is not None  # noqa: S101  # all services have one
         waiting = wait_ready({spec.name: spec.readiness}, self._supervisor.console.log)
         waited = await run_until(waiting, self._supervisor.runs[spec.name])
         if waited.cancelled():
-            raise UpRefused(f"{spec.name} does not start: see the lines that `up` printed")
+            why = self._supervisor.console.last_lines.get(spec.name, "see the lines that `up` printed")
+            raise UpRefused(f"{spec.name} does not start: {why}")
         waited.result()
 
     def _report(self, restart: Restart) -> None:
@@ -214,8 +239,8 @@ async def check(spec: ProcessSpec) -> None:
         raise UpRefused(f"the installed version cannot be started: {why}")
 
 
-def restart(folder: Path, show: Callable[[Restart, float], None], request: Request = KEEP_NUMBERS) -> UpStatus:
-    """Requests a restart from the `up` in `folder` and waits until it has ended. Raises UpRefused.
+def restart(folder: Path, show: Callable[[Restart, float], None], request: Request = RESTART_ALL) -> UpStatus:
+    """Requests a restart or other numbers from the `up` in `folder`, and waits for the end of it. Raises UpRefused.
 
     Calls `show` with each state and 0; then every `REMIND_S` with the state and the seconds waited so far. Returns the
     status after the restart.
@@ -245,7 +270,7 @@ def restart(folder: Path, show: Callable[[Restart, float], None], request: Reque
             show(shown, reminded - since)
         time.sleep(POLL_S)
     if status.restart.failure:
-        raise UpRefused(f"{status.restart.failure}. The processes that were not yet restarted continue")
+        raise UpRefused(status.restart.failure)
     for prefix, number in (("generator-", request.generators), ("gateway-", request.gateways)):
         if number and number != sum(one.name.startswith(prefix) for one in status.processes):
             raise UpRefused("the running `up` is of a version that cannot change the numbers: stop it and start it")

@@ -1,7 +1,7 @@
 """status.json in the data directory: the processes of a running `up`, and its last problems, for `tailrace status`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from tailrace.deploy.local.console import Problem
-from tailrace.deploy.local.data_dir import LOCK, find_holder, read_own, write_private
-from tailrace.deploy.local.readiness import HealthCheck
+from tailrace.deploy.local.data_dir import LOCK, METRICS_TARGETS, find_holder, read_own, replace_private
+from tailrace.deploy.local.ports import in_url
+from tailrace.deploy.local.readiness import METRICS_PATH, HealthCheck
+from tailrace.proto.runtime import metrics_targets
 from tailrace.proto.version import VERSION
 
 if TYPE_CHECKING:
-    from tailrace.deploy.local.supervisor import Supervisor
+    from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 
 FILE = "status.json"
 
@@ -52,10 +54,10 @@ class Restart(msgspec.Struct, frozen=True):
 
 
 class StatusFile:
-    """Writes the file of one `up`, if its content has changed."""
+    """Writes the file of one `up`, and its targets of metrics, if the content has changed."""
 
     def __init__(self, data_dir: Path, url: str, supervisor: "Supervisor") -> None:
-        self._path = data_dir / FILE
+        self._data_dir = data_dir
         self._url = url
         self._supervisor = supervisor
         self._written: UpStatus | None = None
@@ -75,11 +77,19 @@ class StatusFile:
             restart=self.restart,
         )
         if status != self._written:
-            # Other processes read the file at any moment.
-            new = self._path.with_suffix(".new")
-            write_private(new, msgspec.json.encode(status).decode())
-            new.replace(self._path)
+            write_metrics_targets(self._data_dir, [child.spec for _, child in children])
+            replace_private(self._data_dir / FILE, msgspec.json.encode(status).decode())
             self._written = status
+
+
+def write_metrics_targets(data_dir: Path, specs: Iterable["ProcessSpec"]) -> None:
+    """Writes the file METRICS_TARGETS with those of the processes that have metrics. Raises OSError."""
+    found = {
+        f"{in_url(check.host)}:{check.port}": spec.role
+        for spec in specs
+        if (check := spec.readiness) is not None and check.path == METRICS_PATH
+    }
+    replace_private(data_dir / METRICS_TARGETS, metrics_targets.encode(found).decode())
 
 
 def read(data_dir: Path) -> UpStatus | None:

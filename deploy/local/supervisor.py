@@ -79,7 +79,7 @@ class Child:
         self.console = supervisor.console
         self.process: Process | None = None
         self.stopping = Event()
-        self.is_last_run = spec.is_spare  # not started again when it ends
+        self.is_last_run = False  # not started again when it ends
 
     @property
     def pid(self) -> int | None:
@@ -166,13 +166,24 @@ class Supervisor:
         self.has_started = False
         self.is_stopping = False
 
-    def start(self, spec: ProcessSpec) -> None:
-        """Starts a process, unless `stop` was called: a task that was not yet cancelled must start nothing."""
+    def start(self, spec: ProcessSpec, *, is_trial: bool = False) -> None:
+        """Starts a process, unless `stop` was called: a task that was not yet cancelled must start nothing.
+
+        If the process ends in its trial, it is not started again.
+        """
         if self.is_stopping:
             return
         child = Child(spec, self)
+        child.is_last_run = spec.is_spare or is_trial
         self.children[spec.name] = child
         self.runs[spec.name] = self.tasks.create_task(child.run())
+
+    def end_trial(self, name: str) -> None:
+        """From now on, the process is started again when it ends, also if it has just ended."""
+        if self.runs[name].done():
+            self.start(self.children[name].spec)
+        else:
+            self.children[name].is_last_run = False
 
     async def stop(self) -> None:
         """Stops role after role, each process within its grace period; returns when all have ended."""

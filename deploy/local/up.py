@@ -43,7 +43,7 @@ from tailrace.deploy.local.processes import Plan, gateway_names, generator_names
 from tailrace.deploy.local.readiness import generator_detail, wait_ok, wait_ready, wait_serving
 from tailrace.deploy.local.rolling_restart import SIGNAL, Numbers, RollingRestart
 from tailrace.deploy.local.status_file import FILE as STATUS_FILE
-from tailrace.deploy.local.status_file import StatusFile
+from tailrace.deploy.local.status_file import StatusFile, write_metrics_targets
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import watch
 from tailrace.gateway.__main__ import load_authenticator
@@ -197,6 +197,8 @@ async def start_and_watch(
         require_limits(changed)
         return process_specs(changed, scale_plan(plan, changed, environ, metrics_ports), of_processes)
 
+    with suppress(OSError):  # `watch` writes it again
+        write_metrics_targets(options.data_dir, specs)
     for spec in specs:
         supervisor.start(spec)
     checks = {spec.name: spec.readiness for spec in specs if spec.readiness}

@@ -118,7 +118,8 @@ ALERTS = (
     ),
     Alert(
         "ProcessDown",
-        'up{job="tailrace"} == 0',
+        # A Prometheus that has started meanwhile has discovered no process.
+        'up{job="tailrace"} == 0 or absent(up{job="tailrace"})',
         "1m",
         "page",
         "A process does not answer",

@@ -88,7 +88,7 @@ class Ops:
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsInvalid."""
-        self._source = new_source(settings.ops_targets, settings.prometheus_url)
+        self._source = new_source(settings.ops_targets, settings.metrics_targets, settings.prometheus_url)
         self._runbook = settings.runbook_url
         if self._runbook and urlsplit(self._runbook).scheme not in ("http", "https"):
             raise SettingsInvalid(

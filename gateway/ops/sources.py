@@ -6,9 +6,10 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from tailrace.gateway.ops.history import KEPT_S, SAMPLE_EVERY_S, WINDOW_S, Histo
 from tailrace.gateway.ops.panels import DASHBOARDS, Query
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.runtime import metrics_targets
 
 logger = structlog.get_logger()
 
@@ -84,8 +86,10 @@ class SampledProcesses:
 
     name: Literal["history", "prometheus"] = "history"
 
-    def __init__(self, targets: Mapping[str, str]) -> None:
+    def __init__(self, targets: Mapping[str, str], file: str = "") -> None:
+        """The file, if it is named, has the targets instead of `targets`, and may change."""
         self._targets = targets
+        self._file = Path(file) if file else None
         self._history = History([query.expression for query in QUERIES])
         self._unanswered: list[str] = []
         self._silent_before: set[str] = set()
@@ -101,12 +105,16 @@ class SampledProcesses:
 
     async def read(self) -> Snapshot:
         problems = [f"{one} does not answer: see `tailrace status`." for one in self._unanswered]
-        if not self._targets:
+        if not self._targets and self._file is None:
             problems.append(ONLY_THIS_PROCESS)
         found = [named_lines(query, self._history.values(number)) for number, query in enumerate(QUERIES)]
         return Snapshot(self._history.times, SAMPLE_EVERY_S, problems, found, self._history.since)
 
     async def _sample(self) -> None:
+        if self._file is not None:
+            # If it cannot be read, the targets are those of the last sample.
+            with suppress(OSError, *DECODE_ERRORS):
+                self._targets = metrics_targets.read(self._file)
         targets = self._targets or {ITSELF: "gateway"}
         # In threads: a scrape on the event loop would delay deltas by some milliseconds.
         loop = asyncio.get_running_loop()
@@ -214,11 +222,11 @@ def _describe_first(errors: BaseExceptionGroup[Exception]) -> str:
     return f"status {error.response.status_code}" if isinstance(error, httpx2.HTTPStatusError) else type(error).__name__
 
 
-def new_source(targets: str, prometheus_url: str) -> Source:
+def new_source(targets: str, file: str, prometheus_url: str) -> Source:
     """Returns the source that the settings select. Raises SettingsInvalid."""
     found = parse_targets(targets)
     if not prometheus_url:
-        return SampledProcesses(found)
+        return SampledProcesses(found, file if not found else "")
     parts = urlsplit(prometheus_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SettingsInvalid(

@@ -3,21 +3,26 @@
 Metrics can thus be read while the event loop works, and the health checks see an event loop that hangs.
 """
 
+import re
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import msgspec
 from prometheus_client import make_wsgi_app
 
+from tailrace.proto.runtime import metrics_targets
 from tailrace.proto.runtime.ip_address import is_ip_address, is_loopback
 from tailrace.proto.runtime.listen_error import listen_error
 
 # Each connection has a thread, so a client that sends nothing is disconnected.
 SILENCE_S_MAX = 10.0
+TARGETS_PATH = "/targets"
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -49,12 +54,13 @@ Checks = Mapping[str, Callable[[], bool]]
 """Paths, and what they report: 200 for True and 503 for False."""
 
 
-def serve(host: str, port: int, checks: Checks) -> None:
-    """Serves the metrics of this process, and `checks`, on `host` until it ends.
+def serve(host: str, port: int, checks: Checks, targets: str = "") -> None:
+    """Serves the metrics of this process, `checks`, and the file `targets` if it is named, on `host` until it ends.
 
     Raises AddressInUse, or SettingsInvalid if the address is not one of this machine.
     """
-    app = check_host(add_checks(make_wsgi_app(), checks), host)
+    app = add_checks(make_wsgi_app(), checks)
+    app = check_host(add_targets(app, Path(targets)) if targets else app, host)
     try:
         server = make_server(host, port, app, _Ipv6Server if ":" in host else _Server, _QuietHandler)
     except OSError as error:
@@ -72,6 +78,26 @@ def add_checks(app: App, checks: Checks) -> App:
         is_ok = check()
         start_response("200 OK" if is_ok else "503 Service Unavailable", [("Content-Type", "text/plain")])
         return [b"ok\n" if is_ok else b"not ok\n"]
+
+    return answer
+
+
+def add_targets(app: App, path: Path) -> App:
+    """Returns `app` with TARGETS_PATH, at which Prometheus discovers the processes that the file `path` lists."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != TARGETS_PATH:
+            return app(environ, start_response)
+        try:
+            parts = metrics_targets.read(path)
+        except (OSError, msgspec.DecodeError) as error:
+            # Prometheus then keeps the targets that it has.
+            start_response("503 Service Unavailable", [("Content-Type", "text/plain")])
+            return [f"{path} cannot be read: {error}\n".encode()]
+        if host := re.sub(r":\d+$", "", str(environ.get("HTTP_HOST", ""))):
+            parts = metrics_targets.at_host(parts, host)
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [metrics_targets.encode(parts)]
 
     return answer
 

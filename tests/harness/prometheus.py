@@ -39,10 +39,14 @@ def hold_s(count: int, unit: str) -> int:
 
 
 class Prometheus:
-    """Scrapes the targets once a second: the metrics ports of each part, such as `gateway`."""
+    """Scrapes the targets once a second: the metrics ports of each part, such as `gateway`.
 
-    def __init__(self, folder: Path, targets: Mapping[str, Sequence[int]]) -> None:
+    With `discovery`, the targets are those that this URL returns, as in deploy/monitoring/prometheus.yml.
+    """
+
+    def __init__(self, folder: Path, targets: Mapping[str, Sequence[int]], discovery: str = "") -> None:
         self._folder = folder / "prometheus"
+        self._discovery = discovery
         self.targets = targets
 
     async def __aenter__(self) -> Self:
@@ -52,10 +56,13 @@ class Prometheus:
             {"targets": [f"127.0.0.1:{port}" for port in found], "labels": {"part": part}}
             for part, found in self.targets.items()
         ]
+        job: dict[str, object] = {"job_name": "tailrace", "static_configs": scraped}
+        if self._discovery:
+            job["http_sd_configs"] = [{"url": self._discovery, "refresh_interval": "1s"}]
         config = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": ["rules.yml"],
-            "scrape_configs": [{"job_name": "tailrace", "static_configs": scraped}],
+            "scrape_configs": [job],
         }
         (self._folder / "prometheus.yml").write_bytes(msgspec.json.encode(config))
         (port,) = ports.find_free(1)

@@ -5,6 +5,7 @@ import hashlib
 import socket
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -18,8 +19,9 @@ from tailrace.proto.api_key import TENANT_SCOPES, Scope, new_key
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore
+from tailrace.proto.runtime import metrics_targets
 from tests.harness import jwts
-from tests.harness.until import until
+from tests.harness.until import until, until_equal
 from tests.integration.conftest import KEY, NewGateway
 
 VALUES = "/ops/values"
@@ -139,6 +141,30 @@ async def test_targets_that_do_not_answer_take_no_threads_of_requests() -> None:
         async with asyncio.timeout(sources.SCRAPE_TIMEOUT_S / 2):
             await asyncio.to_thread(time.time)
         watching.cancel()
+
+
+async def test_the_processes_of_a_file_are_sampled_as_long_as_it_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tailrace up` changes it with the numbers of processes. One that has left is no problem."""
+    monkeypatch.setattr(sources, "SAMPLE_EVERY_S", 0.1)
+    file, (left, stayed) = tmp_path / "targets.json", [f"127.0.0.1:{port}" for port in ports.find_free(2)]
+    file.write_bytes(metrics_targets.encode({left: "generators", stayed: "gateway"}))
+    sampled = sources.new_source("", str(file), "")
+    watching = asyncio.create_task(sampled.watch())
+
+    async def problems() -> list[str]:
+        return (await sampled.read()).problems
+
+    advice = "does not answer: see `tailrace status`."
+    gone, silent = f"generators {left} {advice}", f"gateway {stayed} {advice}"
+    await until_equal(problems, [gone, silent])
+    file.write_bytes(metrics_targets.encode({stayed: "gateway"}))
+    await until_equal(problems, [silent])
+    file.unlink()
+    await asyncio.sleep(0.3)
+    assert await problems() == [silent]
+    watching.cancel()
 
 
 async def test_a_socks_proxy_of_the_environment_is_a_problem_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

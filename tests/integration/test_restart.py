@@ -4,24 +4,31 @@ import asyncio
 import json
 import os
 import re
+import socket
 import sqlite3
 import sys
+from collections.abc import Mapping
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
-from signal import SIGTERM
+from signal import SIGKILL, SIGTERM
+from typing import Any
 
 import httpx2
 import msgspec
 import pytest
 
+from tailrace.deploy.local import ports
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.deploy.local.rolling_restart import restart
+from tailrace.deploy.local.rolling_restart import Request, restart
 from tailrace.deploy.local.status_file import FILE, Restart, UpStatus
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
+from tests.harness.prometheus import Prometheus, needs_prometheus
 from tests.harness.readers import build_reader, read, read_history
+from tests.harness.until import until
 from tests.harness.up import CHECKOUT, LEAN, Up, running
 from tests.promises import ReaderConnection, judge, no_gap, no_repeat, one_end
 
@@ -30,6 +37,8 @@ RUNNING = "#sim words=320 rate=40"
 # They run until they are cancelled: each gateway is restarted while they run.
 ENDLESS = "#sim words=30000 rate=40"
 TURNS = 3
+# Prometheus applies what it has discovered every five seconds.
+DISCOVERED_S_MAX = 30.0
 
 
 async def read_to_end(client: httpx2.AsyncClient, turn: str) -> list[ReaderConnection]:
@@ -144,34 +153,133 @@ async def test_a_process_that_has_the_pid_of_an_earlier_up_is_not_signalled(tmp_
         assert await sleeping.wait() == -SIGTERM
 
 
-@pytest.mark.timeout(180)
-async def test_the_number_of_generators_changes_while_readers_are_served(tmp_path: Path) -> None:
-    """From one to two and back. A restart without options keeps the number. Invalid numbers change nothing."""
+class Scaled:
+    """An `up` whose numbers of processes change while a turn runs, which it must not disturb."""
 
-    def generators(up: Up) -> list[str]:
-        status = msgspec.json.decode((up.folder / FILE).read_bytes(), type=UpStatus)
-        return [one.name for one in status.processes if one.name.startswith("generator-")]
+    def __init__(self, up: Up) -> None:
+        self.up = up
 
-    async def restart_with(up: Up, *options: str) -> dict[str, object]:
-        process = await start_restart(up, *options)
+    async def restart(self, *options: str) -> dict[str, Any]:
+        """Runs `tailrace restart` and returns what it prints as JSON."""
+        process = await start_restart(self.up, *options)
         printed, _ = await process.communicate()
         assert process.returncode == 0, printed
-        found: dict[str, object] = json.loads(printed.splitlines()[-1])
+        found: dict[str, Any] = json.loads(printed.splitlines()[-1])
         return found
 
+    async def refuse(self, *options: str) -> tuple[int | None, str]:
+        """Runs a `tailrace restart` that fails, and changes no process. Returns its status and its last line."""
+        before = self.pids()
+        process = await start_restart(self.up, *options)
+        printed, _ = await process.communicate()
+        assert self.pids() == before
+        return process.returncode, printed.decode().splitlines()[-1]
+
+    def pids(self) -> dict[str, int | None]:
+        """Returns the pids of the services by name, from the status file."""
+        status = msgspec.json.decode((self.up.folder / FILE).read_bytes(), type=UpStatus)
+        return {one.name: one.pid for one in status.processes if not one.name.startswith(("nats", "simulated"))}
+
+
+@pytest.mark.rule("R100")
+@pytest.mark.timeout(240)
+async def test_numbers_change_and_the_other_processes_are_left_alone(tmp_path: Path) -> None:
+    """One generator and gateway become three and two, and one again. A reader is connected and its turn runs on."""
     with running(tmp_path, *LEAN) as up:
-        url = await up.ready()
-        refused = await start_restart(up, "--generators", "0")
-        printed, _ = await refused.communicate()
-        assert (refused.returncode, b"'0' is not a count from 1 to 64" in printed) == (2, True), printed
+        url, scaled = await up.ready(), Scaled(up)
+        before = scaled.pids()
         async with httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
-            turn = (await client.post("/v1/turns", json={"message": RUNNING})).json()["turn"]
+            turn = (await client.post("/v1/turns", json={"message": ENDLESS})).json()["turn"]
             reader = asyncio.create_task(read_to_end(client, turn))
-            assert (await restart_with(up, "--generators", "2"))["started"] == ["generator-2"]
-            assert generators(up) == ["generator-1", "generator-2"]
-            await restart_with(up)
-            assert generators(up) == ["generator-1", "generator-2"]
-            assert (await restart_with(up, "--generators", "1"))["stopped"] == ["generator-2"]
-            assert generators(up) == ["generator-1"]
-            connections = await reader
-        assert connections[-1].over == "ended"
+            more = await scaled.restart("--generators", "3", "--gateways", "2")
+            assert (more["started"], more["restarted"], more["stopped"]) == (
+                ["generator-2", "generator-3", "gateway-2"],
+                [],
+                [],
+            )
+            assert scaled.pids().items() > before.items()
+            assert len(scaled.pids()) == 6
+            same = await scaled.restart("--generators", "3")
+            assert (same["started"], same["restarted"], same["stopped"]) == ([], [], [])
+            fewer = await scaled.restart("--generators", "1", "--gateways", "1")
+            # Its only generator at the start still runs the turn, so nothing waited for its end.
+            assert (fewer["started"], fewer["restarted"]) == ([], [])
+            assert sorted(fewer["stopped"]) == ["gateway-2", "generator-2", "generator-3"]
+            assert scaled.pids() == before
+            assert (await client.post(f"/v1/turns/{turn}/cancel")).json()["outcome"] == "cancelled"
+            assert [one.over for one in await reader] == ["ended"], "the reader had to connect again"
+            await scaled.restart("--generators", "2")
+        assert (await scaled.restart())["restarted"][:3] == ["persistence", "generator-1", "generator-2"]
+        assert set(scaled.pids()) == {*before, "generator-2"}
+
+
+@pytest.mark.timeout(240)
+async def test_a_new_process_that_does_not_start_changes_no_number(tmp_path: Path) -> None:
+    """The processes that run are left alone, and the command says what failed and what to do."""
+    models = tmp_path / "models.json"
+    models.write_text("[]")
+    [first] = ports.find_free(1)
+    with running(tmp_path, *LEAN, TAILRACE_MODELS_FILE=str(models), TAILRACE_METRICS_PORT=str(first)) as up:
+        await up.ready()
+        scaled = Scaled(up)
+        status, says = await scaled.refuse("--generators", "0")
+        assert (status, "'0' is not a count from 1 to 64" in says) == (2, True)
+        with socket.create_server(("127.0.0.1", first + 2)):
+            status, says = await scaled.refuse("--gateways", "2")
+            assert status == 1
+            assert f"TAILRACE_METRICS_PORT={first}: " in says
+            assert f"{first + 2} is not free: choose another first port" in says
+        models.write_text("{}")
+        for option, name in (("--generators", "generator-2"), ("--gateways", "gateway-2")):
+            status, says = await scaled.refuse(option, "2")
+            assert status == 1
+            assert f"{name} does not start: " in says
+            assert f"TAILRACE_MODELS_FILE: {models} is not a JSON list of models" in says
+            assert "those that ran before continue: correct the cause and run the command again" in says
+        models.write_text("[]")
+        assert (await scaled.restart("--gateways", "2"))["started"] == ["gateway-2"]
+        # It is started again like the others.
+        pid = scaled.pids()["gateway-2"]
+        assert pid is not None
+        os.kill(pid, SIGKILL)
+        await until(lambda: "gateway-2 runs again" in up.text, 20)
+
+
+async def test_numbers_do_not_change_while_another_version_is_installed(tmp_path: Path) -> None:
+    """A new gateway might write requests that the older generators do not know."""
+    with running(tmp_path, *LEAN) as up:
+        await up.ready()
+        scaled = Scaled(up)
+        before = scaled.pids()
+        with pytest.raises(UpRefused, match=r"version 99\.0 is installed, .* run `tailrace restart` first"):
+            await asyncio.to_thread(restart, up.folder, lambda *_: None, Request(generators=2, version="99.0"))
+        assert scaled.pids() == before
+
+
+@needs_prometheus
+@pytest.mark.timeout(240)
+async def test_prometheus_discovers_the_processes_that_run(tmp_path: Path) -> None:
+    """After a change of numbers, it scrapes the new ones, and no alert fires for those that have left."""
+
+    async def is_scraped(expected: Mapping[str, int]) -> bool:
+        found = await prometheus.query('count by (part) (up{job="tailrace"})')
+        return {part: count for (part,), count in found.items()} == expected
+
+    async def is_quiet() -> bool:
+        """Whether all answer. The alert is held back for a second here, and for a minute in practice."""
+        return (
+            not await prometheus.query('up{job="tailrace"} == 0')
+            and "ProcessDown page" not in await prometheus.firing()
+        )
+
+    [first] = ports.find_free(1)
+    configured = (CHECKOUT / "deploy/monitoring/prometheus.yml").read_text()
+    discovery = re.findall(r'url: "(\S+)"', configured)[0].replace("9100", str(first))
+    with running(tmp_path, *LEAN, TAILRACE_METRICS_PORT=str(first)) as up:
+        await up.ready()
+        async with Prometheus(tmp_path, {}, discovery) as prometheus:
+            for generators, gateways in ((1, 1), (3, 2), (1, 1)):
+                await Scaled(up).restart("--generators", str(generators), "--gateways", str(gateways))
+                expected = {"persistence": 1, "generators": generators, "gateway": gateways}
+                await until(partial(is_scraped, expected), DISCOVERED_S_MAX)
+                await until(is_quiet, DISCOVERED_S_MAX)

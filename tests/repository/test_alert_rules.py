@@ -124,8 +124,12 @@ PAGES = 'min by (alertname) (ALERTS{alertstate="firing",severity="page"})'
 MINUTES = 200
 
 
-def case(series: dict[str, str], alerts: list[str], firing: str = FIRING) -> dict[str, object]:
-    """Returns a test of promtool: with `series`, exactly these alerts fire at the end."""
+def case(
+    series: dict[str, str], alerts: list[str], firing: str = FIRING, *, has_processes: bool = True
+) -> dict[str, object]:
+    """Returns a test of promtool: with `series` of processes that answer, exactly these alerts fire at the end."""
+    if has_processes:
+        series = {'up{job="tailrace"}': "1+0"} | series
     samples = [{"labels": f'{{alertname="{alert}"}}', "value": 1} for alert in alerts]
     return {
         "interval": "1m",
@@ -155,6 +159,12 @@ def test_no_alert_fires_without_a_fault(tmp_path: Path) -> None:
 @pytest.mark.parametrize("alert", FIRES)
 def test_an_alert_fires_for_its_series_only(alert: str, tmp_path: Path) -> None:
     check_rules([case(FIRES[alert], [alert])], tmp_path)
+
+
+@needs_prometheus
+def test_an_alert_fires_if_no_process_has_ever_been_discovered(tmp_path: Path) -> None:
+    """As for a Prometheus that was started while Tailrace was down."""
+    check_rules([case({'up{job="other"}': "1+0"}, ["ProcessDown"], has_processes=False)], tmp_path)
 
 
 @needs_prometheus

@@ -4,11 +4,13 @@ import socket
 import struct
 import threading
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from tailrace.deploy.local.ports import find_free
+from tailrace.proto.runtime import metrics_targets
 from tailrace.proto.runtime.metrics_server import check_host, serve
 from tailrace.proto.service import BEAT_LATE_S, HEALTH, HEALTH_CHECKS
 from tests.harness.until import until
@@ -51,6 +53,21 @@ def test_metrics_are_served_on_an_ipv6_address() -> None:
     serve("::1", port, {})
     with httpx2.Client(trust_env=False) as client:
         assert "tailrace_" in client.get(f"http://[::1]:{port}/metrics").text
+
+
+def test_targets_are_listed_under_the_address_that_the_client_has_used(tmp_path: Path) -> None:
+    """`up` knows only an address of this machine. Prometheus keeps its targets when it receives an error."""
+    file = tmp_path / "targets.json"
+    [port] = find_free(1)
+    serve("127.0.0.1", port, {}, str(file))
+    with httpx2.Client(trust_env=False, base_url=f"http://127.0.0.1:{port}") as client:
+        assert client.get("/targets").status_code == 503
+        file.write_bytes(metrics_targets.encode({"127.0.0.1:9101": "gateway", "127.0.0.1:9102": "gateway"}))
+        for name, host in (("localhost:19100", "localhost"), ("[::1]:19100", "[::1]")):
+            answer = client.get("/targets", headers={"host": name})
+            assert answer.headers["content-type"] == "application/json"
+            assert answer.json() == [{"targets": [f"{host}:9101", f"{host}:9102"], "labels": {"part": "gateway"}}]
+        assert client.get("/targets", headers={"host": "rebound.example"}).status_code == 403
 
 
 async def test_a_client_that_is_silent_or_resets_its_connection_leaves_no_thread_and_no_traceback(

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from tailrace.deploy.local.data_dir import METRICS_TARGETS
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import Plan, process_specs
+from tailrace.deploy.local.status_file import write_metrics_targets
 from tailrace.deploy.local.supervisor import ProcessSpec
 from tailrace.proto.nats.permissions import RIGHTS
+from tailrace.proto.runtime import metrics_targets
 
 PASSWORD, KEY = "password-of", "key-of-claude"
 PLAN = Plan(
@@ -130,3 +134,17 @@ def test_an_ipv6_address_is_in_brackets_in_the_url() -> None:
     assert Plan(nats_urls={}, host="::1", port=8000, listen_fd=0, claude_port=0, metrics_ports=()).url == (
         "http://[::1]:8000"
     )
+
+
+def test_the_targets_of_metrics_are_those_of_the_present_processes(tmp_path: Path) -> None:
+    """Also after numbers have changed; nats-server and the simulated Claude have no metrics of this form."""
+    of_nats = ProcessSpec("nats-server", "nats-server", ("nats-server",), {})
+    for generators, gateways in ((1, 1), (3, 2), (1, 1)):
+        options = msgspec.structs.replace(OPTIONS, generators=generators, gateways=gateways)
+        count = 1 + generators + gateways
+        plan = msgspec.structs.replace(PLAN, metrics_ports=tuple(range(9001, 9001 + count)))
+        write_metrics_targets(tmp_path, [of_nats, *process_specs(options, plan, {})])
+        parts = ["persistence", *["generators"] * generators, *["gateway"] * gateways]
+        found = metrics_targets.read(tmp_path / METRICS_TARGETS)
+        assert found == {f"127.0.0.1:{port}": part for port, part in zip(plan.metrics_ports, parts, strict=True)}
+        assert [file.name for file in tmp_path.iterdir()] == [METRICS_TARGETS]
