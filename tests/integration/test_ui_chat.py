@@ -11,12 +11,14 @@ import msgspec
 import pytest
 
 from tailrace.gateway.clients.ai_sdk.routes import EARLIER_BYTES_MAX, LATE_S, is_over
+from tailrace.gateway.http.last_event_id import QUERY_NAMES
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import ui as shown
 from tests.harness.generator_in_loop import words
+from tests.harness.sse_parser import parse
 from tests.harness.system import System
 from tests.harness.turn_builder import completed_turn
 from tests.harness.until import until
@@ -98,6 +100,23 @@ async def test_stream_of_a_reloaded_page_continues_after_any_chunk(gateway: Gate
     for index in range(len(chunks)):
         rest = await gateway.client.get(f"/api/chat/{run}/stream?startIndex={index}&replay=true")
         assert data_lines(rest) == chunks[index:]
+
+
+@pytest.mark.parametrize("name", ["header", *QUERY_NAMES])
+async def test_stream_continues_after_the_last_event_id(gateway: Gateway, name: str) -> None:
+    """Of an EventSource, or a polyfill of it, which repeats its URL."""
+    chat = new_id()
+    answer = await ask(gateway, user("#sim words=9 rate=0"), id=chat)
+    received = parse(answer.content)
+    ids = [str(event.id) for event in received if event.id is not None]
+    assert len(ids) > 3
+    for last in ids[:-1]:
+        given: Json = {"headers": {"last-event-id": last}} if name == "header" else {"params": {name: last}}
+        rest = await gateway.client.get(f"/api/chat/{chat}/stream", **given)
+        after = max(number for number, event in enumerate(received) if str(event.id) == last) + 1
+        assert [event.data for event in parse(rest.content)] == [event.data for event in received[after:]]
+    at_end = await gateway.client.get(f"/api/chat/{chat}/stream", headers={"last-event-id": ids[-1]})
+    assert at_end.status_code == 204
 
 
 def data_lines(response: httpx2.Response) -> list[bytes]:

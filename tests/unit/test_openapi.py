@@ -15,6 +15,8 @@ from tailrace.gateway.auth.signed_tokens import KINDS, Access, Ticket, TokenSign
 from tailrace.gateway.clients.files import FILE_ID
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.examples import BATCH, FILE, MODEL, PARENT, TURN
+from tailrace.gateway.http.last_event_id import QUERY_NAMES
+from tailrace.gateway.http.route import SSE
 from tailrace.gateway.openapi import examples, routes
 from tailrace.gateway.openapi.reference_page import render_page
 from tailrace.gateway.openapi.routes import document
@@ -28,6 +30,8 @@ from tests.harness.turn_builder import KEY, completed_turn
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(document())
 METHODS = [(route.method, route.path) for route in ROUTES]
+# The events of OpenAI's protocols have no `id:`.
+WITHOUT_IDS = {"/v1/chat/completions", "/v1/responses", "/v1/responses/{response_id}"}
 
 
 def references(part: object) -> list[str]:
@@ -40,6 +44,15 @@ def references(part: object) -> list[str]:
             return [ref for value in part for ref in references(value)]
         case _:
             return []
+
+
+def test_each_stream_whose_events_have_an_id_takes_the_last_one_back() -> None:
+    """From an EventSource in the header, from a polyfill in the query."""
+    names = {("header", "Last-Event-ID"), *(("query", name) for name in QUERY_NAMES)}
+    streams = [route for route in ROUTES if route.streams == SSE and route.path not in WITHOUT_IDS]
+    assert len(streams) > 5
+    for route in streams:
+        assert names <= {(one.place, one.name) for one in route.parameters}, route.path
 
 
 def schemas_in(part: Any) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from tailrace.gateway.clients.ai_sdk.message import build_messages
 from tailrace.gateway.clients.ai_sdk.request import UIChatRequest, build_turn, client_names, unknown_fields
 from tailrace.gateway.clients.ai_sdk.stream import DONE, UI, earlier_messages, replay_dialect
 from tailrace.gateway.clients.field_names import name_as_client
+from tailrace.gateway.clients.native.routes import cursor_of, stream_of
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.stored_messages import read_texts
 from tailrace.gateway.history_client import HistoryClient
@@ -82,9 +83,13 @@ async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnRea
     Answers 204 if no answer is running or has ended within the last seconds. `startIndex` counts from 0, or from the
     end if it is negative; with it, an answer that has ended is streamed, too. `replay=true`: `startIndex`
     counts the chunks of a stream that began without it. Such a stream also has the earlier steps of the message,
-    unless their long texts and files have more than 1 MiB.
+    unless their long texts and files have more than 1 MiB. `Last-Event-ID` continues a stream after any chunk with an
+    `id:`, and counts before `startIndex`.
     """
     tenant, name = request.tenant, request.path_params["chat"]
+    if cursor := cursor_of(request):
+        turn = await find_turn_or_chat(streams.log, streams.history, tenant, name)
+        return stream_of(StreamAccess(streams, request), request, turn, cursor, UI)
     index = start_index(request)
     is_replay = request.query_params.get("replay") == "true"
     if index is not None and index > 0 and request.method == "GET":
@@ -247,7 +252,7 @@ ROUTES = [
         "read",
         SECTION,
         streams=SSE,
-        parameters=(FIRST_CHUNK, REPLAY),
+        parameters=(FIRST_CHUNK, REPLAY, *RESUMING),
         statuses=GONE,
     ),
     Route("POST", "/api/chat/{chat}/stop", post_stop, "write", SECTION, result=StoppedTurn),
