@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -38,7 +39,8 @@ examples:
 
 It shows the `tailrace up` with this data directory (--data): processes, pids, addresses, the last errors in its
 output, and what /readyz of the gateway reports. For your own NATS, set TAILRACE_NATS_URL with the user admin: it then
-shows what NATS, the generators and persistence report. Exit status 1: something is not ready.
+shows what NATS, the generators and persistence report. Exit status 1: something is not ready. A system whose new
+answers fail, as while the model refuses the key, is ready: "state" is "degraded", as in /readyz and /health.
 """
 WATCH_EVERY_S = 2.0
 # Longer than a healthy process takes to answer.
@@ -81,6 +83,8 @@ class ProcessStatus(msgspec.Struct, frozen=True):
 class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The reports of nats-server, the generators and persistence.
 
+    `is_degraded`: a generator works and its turns fail, for the reason in `generators_detail`.
+
     `queued`: turns that wait for a slot; `running`: turns that generators run.
 
     `unrecorded`: requests and ends that are not in the database yet.
@@ -96,6 +100,7 @@ class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
     generators: int
     generator_slots_free: int
     generators_detail: str
+    is_degraded: bool
     persistence: bool
     persistence_detail: str
 
@@ -103,11 +108,14 @@ class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The status of a system.
 
+    `state` is that of the gateway's `/health`. `ok` is false if it is `unhealthy`.
+
     `version` is that of this command. `up_version`, `url` and `processes` are empty without a local `up`. `problems`
     ends with the parts that the gateway's `/readyz` reports as not ready.
     """
 
     ok: bool
+    state: Literal["healthy", "degraded", "unhealthy"]
     version: str
     up_version: str
     url: str
@@ -130,8 +138,10 @@ async def fetch(data_dir: Path, environ: Mapping[str, str]) -> Status:
     except LogUnavailable as unavailable:
         error = str(unavailable)
     is_served = nats is not None and not nats.missing and nats.generators > 0 and nats.persistence
+    is_ok = is_served and not unready and all(process.is_ready for process in processes)
     return Status(
-        ok=is_served and not unready and all(process.is_ready for process in processes),
+        ok=is_ok,
+        state="unhealthy" if not is_ok else "degraded" if nats is not None and nats.is_degraded else "healthy",
         version=VERSION,
         up_version=up.version if up is not None else "",
         url=up.url if up is not None else "",
@@ -183,6 +193,7 @@ async def _nats(url: str) -> NatsStatus:
             generators=len(reports),
             generator_slots_free=sum(report.free for report in reports),
             generators_detail=next((report.detail for report in reports if report.detail), ""),
+            is_degraded=any(report.state == "degraded" for report in reports),
             persistence=bool(health) and all(report.ok for report in health) and not conflict,
             persistence_detail=conflict or next((report.detail for report in health if report.detail), ""),
         )
@@ -208,6 +219,7 @@ def render(status: Status) -> str:
 def _render_nats(nats: NatsStatus) -> str:
     persistence = "ready" if nats.persistence else nats.persistence_detail or "no process answers"
     detail = f": {nats.generators_detail}" if nats.generators_detail else ""
+    detail = f"; degraded, new answers fail{detail}" if nats.is_degraded else detail
     rows = [
         ("NATS", nats.version + (f", lacks {', '.join(nats.missing)}: run `tailrace streams`" if nats.missing else "")),
         ("Log", f"{nats.log_fullness:.1%} full; blobs {nats.blobs_fullness:.1%}"),

@@ -1,10 +1,11 @@
 """Routes for operators: liveness, readiness, health and Prometheus metrics. They need no key and show no turn."""
 
 import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 import prometheus_client
@@ -29,7 +30,10 @@ from tailrace.proto.version import VERSION
 
 # Longer than a healthy process takes to answer, shorter than the time-out of a prober.
 HEALTH_TIMEOUT_S = 1.0
+# Whether new answers fail must not depend on which generator answers first. The others answer some milliseconds later.
+OTHERS_WAIT_S = 0.1
 METRICS = "/metrics"
+DEGRADED: Final = "degraded"
 RETRY_AFTER = {"retry-after": str(RETRY_AFTER_S)}
 
 
@@ -51,8 +55,10 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     is the version of Claude Code, null if no generator that answered runs it.
     """
 
-    status: Literal["healthy", "unhealthy"]
-    """Whether everything that a turn needs answers."""
+    status: Literal["healthy", "degraded", "unhealthy"]
+    """Whether everything that a turn needs answers. `degraded`: it does, and new answers fail, as `/readyz` says."""
+    detail: str
+    """What is wrong, by part; empty while the status is `healthy`."""
     version: str
     """The version of the gateway."""
     active_turns: int | None
@@ -86,12 +92,14 @@ class HealthChecks:
 
     async def parts(self) -> dict[str, Report]:
         """Returns a report of each part by its name."""
-        generators, persistence = await asyncio.gather(self._role(GENERATORS), self._role(PERSISTENCE))
+        generators, degraded, persistence = await asyncio.gather(
+            self._role(GENERATORS), self._degraded_generator(), self._role(PERSISTENCE)
+        )
         nats, log = _connection_detail(self._connection), self._log_health.detail or self._log_fullness.detail
         return {
             "nats": Report(not nats, nats),
             "log": Report(not log, log),
-            GENERATORS: generators,
+            GENERATORS: degraded if generators.ok and degraded else generators,
             PERSISTENCE: persistence,
             "gateway": Report(not self._draining.is_set(), "draining" if self._draining.is_set() else ""),
         }
@@ -103,6 +111,16 @@ class HealthChecks:
         except LogUnavailable:
             return None
         return backlog.waiting + backlog.leased
+
+    async def _degraded_generator(self) -> Report | None:
+        """Returns the report of a generator whose turns fail; None if there is none."""
+        with suppress(LogUnavailable):
+            for reply in await self._rpc.every_health(GENERATORS, wait_s=OTHERS_WAIT_S):
+                with suppress(*DECODE_ERRORS):
+                    report = msgspec.json.decode(reply, type=Report)
+                    if report.state == DEGRADED:
+                        return report
+        return None
 
     async def _role(self, role: str) -> Report:
         """Returns the report of one process of a role."""
@@ -133,7 +151,7 @@ async def readyz(_: ApiRequest, checks: HealthChecks) -> Response:
     are served, and new answers fail, as while the model refuses the key; the `detail` of the part says why.
     """
     parts = await checks.parts()
-    state = {"state": "degraded"} if any(part.state == "degraded" for part in parts.values()) else {}
+    state = {"state": DEGRADED} if _are_degraded(parts) else {}
     return _response({"ok": _are_ok(parts), **state, **parts}, is_ok=_are_ok(parts))
 
 
@@ -145,7 +163,8 @@ async def health(_: ApiRequest, checks: HealthChecks) -> Response:
     parts, active = await asyncio.gather(checks.parts(), checks.active_turns())
     is_ok = _are_ok(parts)
     report = Health(
-        status="healthy" if is_ok else "unhealthy",
+        status="unhealthy" if not is_ok else DEGRADED if _are_degraded(parts) else "healthy",
+        detail="; ".join(f"{name}: {one.detail}" for name, one in parts.items() if not one.ok or one.state == DEGRADED),
         timestamp=datetime.now(UTC),
         version=VERSION,
         active_turns=active,
@@ -176,6 +195,10 @@ async def metrics(request: ApiRequest) -> Response:
 
 def _response(report: object, *, is_ok: bool) -> Response:
     return json_response(report) if is_ok else json_response(report, status=503, headers=RETRY_AFTER)
+
+
+def _are_degraded(parts: dict[str, Report]) -> bool:
+    return any(part.state == DEGRADED for part in parts.values())
 
 
 def _are_ok(parts: dict[str, Report]) -> bool:

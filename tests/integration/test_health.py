@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from structlog.testing import capture_logs
 
+from tailrace.deploy.cli.status import fetch
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.limits.turn_queue import TurnQueue
 from tailrace.generators.key_health import REFUSED
@@ -35,6 +36,7 @@ from tests.integration.conftest import Gateway, NewGateway
 
 OK = {"ok": True, "detail": ""}
 ROLES = ("generators", "persistence")
+PARTS = ("nats", "log", *ROLES, "gateway")
 REFUSAL = b'{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"}}'
 KEY_REFUSED = (
     b"HTTP/1.1 401 Unauthorized\r\ncontent-type: application/json\r\nconnection: close\r\n"
@@ -65,14 +67,14 @@ async def metric(gateway: Gateway, name: str) -> float:
 
 
 async def test_a_complete_system_is_ready_and_healthy(gateway: Gateway) -> None:
-    parts = ("nats", "log", *ROLES, "gateway")
-    assert await ready(gateway) == (200, {"ok": True, **dict.fromkeys(parts, OK)})
+    assert await ready(gateway) == (200, {"ok": True, **dict.fromkeys(PARTS, OK)})
     found = await health(gateway)
     # Turns of other tests may run.
     assert found.pop("active_turns") == found.pop("active_sessions") >= 0
     assert datetime.fromisoformat(found.pop("timestamp")).tzinfo is not None
     connected = {"nats": True, "generators": True, "persistence": True}
-    assert found == {"status": "healthy", "version": VERSION, "connected": connected, "claude_version": None}
+    expected = {"status": "healthy", "detail": "", "version": VERSION, "connected": connected, "claude_version": None}
+    assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,43 @@ async def test_a_refused_model_key_is_named_after_the_start_of_a_generator(
             return dict((await ready(gateway))[1]["generators"])
 
         await until_equal(generators, {"ok": True, "detail": REFUSED.format("claude"), "state": "degraded"})
+
+
+@pytest.mark.rule("R29")
+async def test_each_report_of_the_health_says_that_one_generator_is_degraded(
+    own_server: NatsServer, own_claude: str, new_gateway: NewGateway, tmp_path: Path
+) -> None:
+    """Which one answers first does not matter. The command exits with 0, as `/readyz` is 200."""
+    gateway = await new_gateway(own_server.url)
+    detail = REFUSED.format("claude")
+
+    async def said() -> set[tuple[object, ...]]:
+        """Returns what each report says, several times: any of the generators may answer first."""
+        found = set[tuple[object, ...]]()
+        for _ in range(3):
+            code, parts = await ready(gateway)
+            found.add(("/readyz", code, parts.get("state"), parts[GENERATORS]["detail"]))
+            answer = await gateway.client.get("/health")
+            found.add(("/health", answer.status_code, answer.json()["status"], answer.json()["detail"]))
+        status = await fetch(tmp_path, {"TAILRACE_NATS_URL": own_server.url})
+        assert status.nats is not None
+        return found | {("status", status.ok, status.state, status.nats.generators_detail)}
+
+    healthy = {("/readyz", 200, None, ""), ("/health", 200, "healthy", ""), ("status", True, "healthy", "")}
+    degraded = {
+        ("/readyz", 200, "degraded", detail),
+        ("/health", 200, "degraded", f"generators: {detail}"),
+        ("status", True, "degraded", detail),
+    }
+    async with (
+        processes.persistence(tmp_path, own_server.url),
+        processes.generator(tmp_path, own_server.url, own_claude),
+        processes.generator(tmp_path, own_server.url, own_claude),
+    ):
+        await until_equal(said, healthy)
+        async with processes.generator(tmp_path, own_server.url, own_claude, ANTHROPIC_API_KEY="bad-key"):
+            await until_equal(said, degraded)
+        await until_equal(said, healthy)
 
 
 @pytest.mark.rule("R29")
