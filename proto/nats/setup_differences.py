@@ -31,9 +31,10 @@ OF_OPERATOR = frozenset(
     }
 )
 # In buckets of earlier versions: they have messages without an expiry, and may be replaced by `Nats-Rollup`.
-OF_EARLIER_BUCKETS = frozenset(
-    {"allow_msg_ttl", "allow_direct", "allow_rollup_hdrs", "deny_delete", "max_msgs_per_subject", "metadata"}
-)
+# `allow_direct` and `max_msgs_per_subject` are not free. nats-py reads by direct gets if the bucket allows them, and
+# each role has the right for one of the two ways only. With a second message of a key, a removed value comes back when
+# its deletion expires.
+OF_EARLIER_BUCKETS = frozenset({"allow_msg_ttl", "allow_rollup_hdrs", "deny_delete", "metadata"})
 # The number of stored increments: earlier versions kept one, which is enough without a restart.
 OF_EARLIER_COUNTERS = frozenset({"max_msgs_per_subject"})
 # Leases, where a consumer begins, and limits of what it delivers at once.

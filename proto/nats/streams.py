@@ -205,12 +205,12 @@ async def _set_back(connection: Connection, ours: StreamConfig) -> None:
 
     All other settings stay, also those that nats-py does not know. What nats-server does not let change stays, too.
     """
-    found = await connection.jetstream.stream_info(str(ours.name))
-    names = stream_differences(ours, found.config)
+    reply = await connection.client.request(f"$JS.API.STREAM.INFO.{ours.name}")
+    config = msgspec.json.decode(reply.data).get("config")
+    # Without a leader there is none, which `check` reports.
+    names = stream_differences(ours, StreamConfig.from_response({**config})) if config else []
     if not names:
         return
-    reply = await connection.client.request(f"$JS.API.STREAM.INFO.{ours.name}")
-    config = msgspec.json.decode(reply.data)["config"]
     wanted = ours.as_dict()
     for name in names:
         config.pop(name, None)

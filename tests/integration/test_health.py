@@ -110,7 +110,7 @@ async def test_each_report_of_the_health_says_that_one_generator_is_degraded(
     gateway = await new_gateway(own_server.url)
     detail = REFUSED.format("claude")
 
-    async def said() -> set[tuple[object, ...]]:
+    async def reports() -> set[tuple[object, ...]]:
         """Returns what each report says, several times: any of the generators may answer first."""
         found = set[tuple[object, ...]]()
         for _ in range(3):
@@ -133,10 +133,10 @@ async def test_each_report_of_the_health_says_that_one_generator_is_degraded(
         processes.generator(tmp_path, own_server.url, own_claude),
         processes.generator(tmp_path, own_server.url, own_claude),
     ):
-        await until_equal(said, healthy)
+        await until_equal(reports, healthy)
         async with processes.generator(tmp_path, own_server.url, own_claude, ANTHROPIC_API_KEY="bad-key"):
-            await until_equal(said, degraded)
-        await until_equal(said, healthy)
+            await until_equal(reports, degraded)
+        await until_equal(reports, healthy)
 
 
 @pytest.mark.rule("R29")

@@ -25,6 +25,7 @@ from tailrace.proto.subjects import (
     BUDGETS,
     CLAIMS,
     GENERATORS,
+    KEYS,
     LIMITS,
     LOGINS,
     PERSISTENCE,
@@ -252,6 +253,11 @@ EDITS: list[tuple[str, dict[str, Any]]] = [
     (f"KV_{CLAIMS}", {"subject_delete_marker_ttl": 60_000_000_000, "allow_rollup_hdrs": True, "deny_delete": True}),
     (f"KV_{SECRETS}", {"subject_transform": {"src": "$KV.SECRETS.>", "dest": "x.>"}}),
     (f"KV_{LOGINS}", {"discard": "old"}),
+    # No role has the right for the other way of reading.
+    (f"KV_{CLAIMS}", {"allow_direct": True}),
+    (f"KV_{KEYS}", {"allow_direct": False}),
+    # A removed claim would come back when its deletion expires.
+    (f"KV_{CLAIMS}", {"max_msgs_per_subject": 5}),
 ]
 
 
