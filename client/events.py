@@ -33,6 +33,8 @@ class Ending(Event, kw_only=True):
     text_chars: int | None = None
     text_sha256: str | None = None
     schema_valid: bool | None = None
+    answered_by: str | None = None
+    """The model that answered, if it is another one than that of `Start`."""
 
 
 class Start(Event, kw_only=True):

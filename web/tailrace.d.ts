@@ -41,6 +41,8 @@ interface Ending {
   text_chars: number;
   text_sha256: string;
   schema_valid?: boolean;
+  /** The model that answered, if it is another one than that of `start`. */
+  answered_by?: string;
 }
 
 /** An event of the dialect `tailrace` (docs/API.md). Later versions may add types: ignore those that you do not know. */

@@ -242,8 +242,8 @@ class Answer {
       const record = await jsonOf(response);
       this.session = record.session;
       this.model = record.model;
-      const { outcome, stop_reason, usage, usage_is_estimated, cost_usd, schema_valid, error } = record;
-      return { outcome, stop_reason, usage, usage_is_estimated, cost_usd, schema_valid, ...error };
+      const { outcome, stop_reason, usage, usage_is_estimated, cost_usd, schema_valid, answered_by, error } = record;
+      return { outcome, stop_reason, usage, usage_is_estimated, cost_usd, schema_valid, answered_by, ...error };
     } catch (error) {
       if (error.isTemporary || !(error instanceof TailraceError)) throw error;
       return { outcome: null };

@@ -235,6 +235,7 @@ def _finish(ended: End | TurnRecord) -> list[Chunk]:
         "usage": asdict(ended.usage),
         "usage_is_estimated": ended.usage_is_estimated,
         "cost_usd": ended.cost_usd,
+        **({} if ended.answered_by is None else {"model": ended.answered_by}),
     }
     step: Chunk = {"type": "finish-step"}
     match ended.outcome:

@@ -185,6 +185,7 @@ def _end(ended: End | TurnRecord, text_chars: int, text_sha256: str) -> dict[str
     return {
         **head,
         **({} if ended.schema_valid is None else {"schema_valid": ended.schema_valid}),
+        **({} if ended.answered_by is None else {"answered_by": ended.answered_by}),
         "usage": ended.usage,
         "usage_is_estimated": ended.usage_is_estimated,
         "cost_usd": ended.cost_usd,

@@ -42,7 +42,7 @@ class Head(msgspec.Struct, frozen=True):
 
 
 def head_of(record: TurnRecord) -> Head:
-    return Head(record.turn, record.model, record.asked_at)
+    return Head(record.turn, record.answered_by or record.model, record.asked_at)
 
 
 def render_completion(record: TurnRecord) -> bytes:

@@ -213,6 +213,10 @@ def _render_ended(state: ChatState, ended: End | TurnRecord, seq: int) -> sse.Ev
     if ended.outcome != "completed":
         held = _held(state)
         return (_render_chunk(state, held) if held else ()) + _render_error(failure_of(ended))
+    if ended.answered_by is not None:
+        # Known only now: the model may have handed over to another one within its answer.
+        head = msgspec.structs.replace(state.head, model=ended.answered_by)
+        state = msgspec.structs.replace(state, head=head)
     finish = finish_reason(ended.stop_reason)
     closing = _closing(state, ended.stop_reason)
     last = _render_chunk(state, closing) if closing else ()

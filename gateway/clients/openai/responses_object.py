@@ -93,7 +93,7 @@ def build_response(
         "incomplete_details": None if reason is None else {"reason": reason},
         "instructions": None,
         "metadata": head.metadata,
-        "model": head.model,
+        "model": (ended.answered_by if ended is not None else None) or head.model,
         "output": output,
         "parallel_tool_calls": True,
         "previous_response_id": None if head.parent is None else f"{PREFIX}{head.parent}",
