@@ -1,12 +1,16 @@
 """The timeline of a turn says who or what has ended it, and why a later attempt was made."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from tailrace.gateway.turns.timeline import Timeline, build
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Entry, Event
 from tailrace.proto.ids import new_id
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.own_system import OwnSystem
 from tests.harness.readers import read
@@ -98,6 +102,41 @@ async def test_a_generator_that_is_stopped_hands_its_turn_over(own: OwnSystem) -
         async with own.running_generator():
             stop.set()
             await own.wait_for_end(key)
+    found = await timeline(own, key)
+    first, second = found.attempts
+    assert (first.is_handed_over, second.mode, second.cause) == (True, "continue", "handover")
+
+
+@pytest.mark.rule("R73")
+async def test_a_generator_that_is_stopped_during_an_append_hands_its_turn_over(
+    own: OwnSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry is stored, and the generator does not know it: the mark follows it all the same."""
+    held = asyncio.Event()
+
+    class HeldLog(TurnLog):
+        """The append of the third delta is stored, and does not return."""
+
+        deltas = 0
+
+        async def append(self, key: TurnKey, chain: Chain, entry: Entry, **named: Any) -> Chain:
+            after = await super().append(key, chain, entry, **named)
+            if isinstance(entry, Event) and b"content_block_delta" in bytes(entry.event):
+                self.deltas += 1
+                if self.deltas == 3:
+                    held.set()
+                    await asyncio.sleep(3600)
+            return after
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tailrace.generators.__main__.TurnLog", HeldLog)
+        async with own.running_generator(grace_s=0.1, concurrency=1) as stop:
+            key = await own.append_request("words=80 rate=80")
+            await held.wait()
+            patched.undo()
+            async with own.running_generator():
+                stop.set()
+                await own.wait_for_end(key)
     found = await timeline(own, key)
     first, second = found.attempts
     assert (first.is_handed_over, second.mode, second.cause) == (True, "continue", "handover")
