@@ -117,7 +117,7 @@ class Waiting(Event, kw_only=True):
 
     type: Literal["waiting"] = "waiting"
     reason: str
-    """What prevents the connection, for example `no such host`."""
+    """The obstacle to the connection, for example `no such host`."""
 
 
 class Progress(Event, kw_only=True):

@@ -120,7 +120,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_cost_nano_usd: int | None = msgspec.field(default=None, name="max_cost_nusd")
     """The answer is ended when it has cost this much."""
     holds: list[Reservation] | None = None
-    """What limits reserved for this turn, by an estimate. Settled after the turn's end."""
+    """The amounts that limits reserved for this turn, by an estimate. Settled after the turn's end."""
     webhook: str | None = None
     """The URL that receives a POST at the turn's end."""
     batch: Batch | None = None
@@ -212,7 +212,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     code: str
     """The code of the error, from docs/ERRORS.md."""
     message: str
-    """What went wrong."""
+    """The fault."""
     retry_after_s: float | None = None
     """Seconds after which a retry may help."""
     details: dict[str, Any] | None = None

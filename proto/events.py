@@ -20,7 +20,7 @@ class Wait(msgspec.Struct, frozen=True, tag="wait"):
     """Stored as a hidden event by a generator that waits for a model that cannot be connected to (PROTOCOL R135)."""
 
     obstacle: str
-    """What prevents the connection, in a few words without names: `no such host`."""
+    """The obstacle to the connection, in a few words without names: `no such host`."""
 
 
 # The stop reason of an answer that the model has paused: it goes on when it gets the answer back as the last message.

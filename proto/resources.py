@@ -27,7 +27,7 @@ class ProjectRecord(Totals, frozen=True, kw_only=True):
     name: str
     """The name of the project for people."""
     description: str | None
-    """What the project is for."""
+    """The purpose of the project."""
     created_at: datetime
     """When the project was created."""
     updated_at: datetime

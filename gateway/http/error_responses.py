@@ -36,7 +36,7 @@ NO_RETRY = {"x-should-retry": "false"}
 
 class Problem(msgspec.Struct, frozen=True):
     message: str
-    """What is wrong, with the value, and what to do."""
+    """The fault, with the value, and the remedy."""
     type: str
     """The kind of error, as Anthropic's API names it."""
     code: str
@@ -51,7 +51,7 @@ class Envelope(msgspec.Struct, frozen=True):
     """The body that Anthropic's, OpenAI's and Tailrace's own clients understand."""
 
     error: Problem
-    """What is wrong."""
+    """The fault."""
     type: Literal["error"] = "error"
     """The type of this body in Anthropic's API."""
 

@@ -133,7 +133,7 @@ class Admission:
         self._slots: list[Seq] = []
         self._counter = PageCounter()
         self.quota_rests: dict[str, QuotaRest] = {}
-        """What remained of each counter when it was last read."""
+        """The rest of each counter when it was last read."""
 
     async def release(self) -> None:
         """Gives back all counts and slots, if no turn was stored. Otherwise the turn's end settles them."""

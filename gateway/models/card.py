@@ -49,7 +49,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None
     """The most tokens that an answer may have. Null: unknown."""
     capabilities: msgspec.Raw
-    """What the model supports, in Anthropic's format."""
+    """The features that the model supports, in Anthropic's format."""
 
 
 class ModelPage(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,7 +50,7 @@ FORM_WITH_FILE: Json = {
                     "contentMediaType": "application/octet-stream",
                     "description": "The content of the file.",
                 },
-                "purpose": {"type": "string", "description": "What the file is for.", "examples": ["user_data"]},
+                "purpose": {"type": "string", "description": "The purpose of the file.", "examples": ["user_data"]},
                 "expires_after[anchor]": {
                     "type": "string",
                     "description": "When the lifetime begins (OpenAI).",

@@ -33,7 +33,7 @@ class Chart(msgspec.Struct, frozen=True):
     unit: str
     """The unit of the values."""
     description: str
-    """What the panel shows."""
+    """The content of the panel."""
     warning: float
     """The value at which the panel warns."""
     critical: float
@@ -54,7 +54,7 @@ class ChartGroup(msgspec.Struct, frozen=True):
     title: str
     """The title of the dashboard."""
     description: str
-    """What the dashboard shows."""
+    """The content of the dashboard."""
     charts: list[Chart]
     """The panels of the dashboard."""
 

@@ -38,7 +38,7 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True):
     version: str = VERSION
     """The version of the gateway."""
     description: str = ABOUT
-    """What the product does."""
+    """The purpose of the product."""
     health: str = "/health"
     """The path that reports the health."""
     endpoints: dict[str, list[str]]

@@ -42,7 +42,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """The name of the template."""
     description: str
-    """What the template is for."""
+    """The purpose of the template."""
     variables: list[str]
     """The variables that the template takes."""
     makes: list[Literal["system", "message"]]

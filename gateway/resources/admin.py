@@ -38,7 +38,7 @@ class NewKeyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tenant: str
     """The tenant of the key's turns."""
     name: Name = ""
-    """What the key is for."""
+    """The purpose of the key."""
     scopes: Annotated[list[Scope], Meta(min_length=1)] | None = None
     """The rights of the key; `read`, `write` and `manage` if they are left out."""
     limits: GivenLimits | None = None
@@ -71,7 +71,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     tenant: Tenant
     """The tenant of the key's turns."""
     name: str = ""
-    """What the key is for."""
+    """The purpose of the key."""
     scopes: list[str]
     """The rights of the key."""
     created_at: int

@@ -25,7 +25,7 @@ class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
     """The report of an erasure: counts of what was erased in the log and in the database; 0 if there was nothing."""
 
     object: Literal["user.erased", "tenant.erased"]
-    """What was erased."""
+    """The erased data."""
     id: str
     """The name of the erased user or tenant."""
     turns: int
@@ -37,7 +37,7 @@ class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool = True
     """False: something is left, because the time of `max_seconds` was over. Repeat the request, and add its counts."""
     kept: str = KEPT
-    """What remains, in one sentence."""
+    """The data that remains, in one sentence."""
 
 
 async def delete_user(request: ApiRequest, deleter: Deleter) -> Response:

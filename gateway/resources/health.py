@@ -58,7 +58,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     status: Literal["healthy", "degraded", "unhealthy"]
     """Whether everything that a turn needs answers. `degraded`: it does, and new answers fail, as `/readyz` says."""
     detail: str
-    """What is wrong, by part; empty while the status is `healthy`."""
+    """The faults, by part; empty while the status is `healthy`."""
     version: str
     """The version of the gateway."""
     active_turns: int | None

@@ -30,7 +30,7 @@ class NewProjectBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     name: str
     """The name of the project for people."""
     description: str | None = None
-    """What the project is for."""
+    """The purpose of the project."""
     id: str | None = None
     """The id of the project; the gateway makes one if it is left out."""
     path: str | None = None

@@ -89,9 +89,9 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cache: Cache | None = None
     """How long the model caches the prompt; None: the operator's setting."""
     on_interrupt: OnInterrupt = "continue"
-    """What happens when a model call breaks off: continue the answer, restart it, or fail."""
+    """The reaction to a model call that breaks off: continue the answer, restart it, or fail."""
     on_pause: OnPause = "continue"
-    """What happens when the model pauses its answer to run tools of its API: continue it, or return `pause_turn`."""
+    """The reaction to a pause for tools of the model's API: continue the answer, or return `pause_turn`."""
     max_cost: float | None = None
     """The most that the answer may cost, in dollars. The answer ends when it has cost that."""
 
@@ -112,9 +112,9 @@ class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     project: str | None = None
     """The project of the session."""
     on_disconnect: str = "continue"
-    """What happens when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
+    """The reaction when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
     on_busy: OnBusy = "reject"
-    """What happens while the turn to continue still runs."""
+    """The reaction while the turn to continue still runs."""
     webhook: str | None = None
     """The URL that is notified when the turn has ended."""
     store: bool = True

@@ -75,7 +75,7 @@ class WaitStep(msgspec.Struct, frozen=True):
     at: datetime
     """When the wait began, or when the reason became another one."""
     reason: str
-    """What prevented the connection, for example `no such host`."""
+    """The obstacle to the connection, for example `no such host`."""
 
 
 class Write(msgspec.Struct, frozen=True, array_like=True):
@@ -148,7 +148,7 @@ class Timeline(msgspec.Struct, kw_only=True):
     accepted_at: datetime | None = None
     """When the request was stored."""
     max_cost_usd: float | None = None
-    """What the answer may cost, in dollars; null: no limit."""
+    """The highest cost of the answer, in dollars; null: no limit."""
     queue_position: int | None = None
     """The estimated position in the queue when the turn was accepted, from 1; null if a generator was free."""
     attempts: list[AttemptStep] = []

@@ -33,7 +33,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     at: datetime
     """When the change was requested."""
     action: Action
-    """What was changed."""
+    """The thing that was changed."""
     by: str
     """The id of the credential, or `command line`."""
     address: str

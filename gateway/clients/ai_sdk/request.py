@@ -65,7 +65,7 @@ class UIPart(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     filename: str | None = None
     """The name of a file."""
     provider_metadata: dict[str, dict[str, Any]] | None = None
-    """What the provider has added to the part, by the provider's name."""
+    """Fields that the provider has added to the part, by the provider's name."""
     tool_name: str | None = None
     """The name of a tool that is not part of `type`."""
     tool_call_id: str = ""
@@ -133,11 +133,11 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] | None = None
     """Labels of the turn, by which it can be found."""
     on_interrupt: OnInterrupt = "continue"
-    """What happens when a model call breaks off: continue the answer, restart it, or fail."""
+    """The reaction to a model call that breaks off: continue the answer, restart it, or fail."""
     on_pause: OnPause = "continue"
-    """What happens when the model pauses its answer to run tools of its API: continue it, or return it."""
+    """The reaction to a pause for tools of the model's API: continue the answer, or return it."""
     on_disconnect: str = "continue"
-    """What happens when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
+    """The reaction when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
     on_busy: OnBusy = "interrupt"
     """`useChat` sends a question only when no answer runs. If one runs here, the user has stopped it in the page, and
     `stop()` sends no request."""

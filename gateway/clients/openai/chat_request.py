@@ -67,7 +67,7 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str | None = None
     """The name of the schema. It is ignored."""
     description: str | None = None
-    """What the answer is for. It is ignored."""
+    """The purpose of the answer. It is ignored."""
     strict: bool | None = None
     """Whether the answer must fit the schema. It is always checked."""
 

@@ -62,15 +62,15 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     project_id: str | None = None
     """The project of the session."""
     on_busy: OnBusy = "reject"
-    """What happens while the turn to continue still runs."""
+    """The reaction while the turn to continue still runs."""
     max_cost: float | None = None
     """The most that the answer may cost, in dollars."""
     on_interrupt: OnInterrupt = "continue"
-    """What happens when a model call breaks off: continue the answer, restart it, or fail."""
+    """The reaction to a model call that breaks off: continue the answer, restart it, or fail."""
     on_pause: OnPause = "continue"
-    """What happens when the model pauses its answer to run tools of its API: continue it, or return it."""
+    """The reaction to a pause for tools of the model's API: continue the answer, or return it."""
     on_disconnect: str = "continue"
-    """What happens when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
+    """The reaction when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
 
     moderation: Any = None
     top_logprobs: Any = None
