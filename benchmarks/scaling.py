@@ -1,8 +1,9 @@
 """`tailrace restart --generators N` under running answers: `python -m benchmarks.scaling --turns 30 --numbers 4 1`.
 
-A real `tailrace up` begins with one generator. Each reader follows one answer with the Python client. Printed are the
-answers that arrived whole, and the longest time in which a reader received nothing. A generator finishes its answers
-before it ends; with TAILRACE_GRACE_S=5 it hands them over after 5 s, so that the answers run over every change.
+A real `tailrace up` begins with one generator. Half of the answers begin before the first change of the number, half
+after it. Each reader follows one answer with the Python client. Printed are the answers that arrived whole, the longest
+time in which a reader received nothing, and the calls of the model. A generator that stops finishes its answers first;
+with TAILRACE_GRACE_S=5 it hands them over after 5 s.
 """
 
 import asyncio
@@ -13,12 +14,16 @@ import time
 from pathlib import Path
 from signal import SIGTERM
 
+import httpx2
+
 from benchmarks.command_line import count, new_parser
 from tailrace.client import AsyncClient
 from tests.harness.up import LEAN, Up
 
 # Of each answer, which takes 90 s.
 RATE, WORDS = 10, 900
+# All answers have begun by then.
+START_S = 3
 
 
 async def read(client: AsyncClient) -> tuple[str, float]:
@@ -39,19 +44,25 @@ async def main(turns: int, numbers: list[int]) -> None:
         try:
             url = await up.ready()
             async with AsyncClient(url) as client:
-                readers = [asyncio.create_task(read(client)) for _ in range(turns)]
-                await asyncio.sleep(3)
-                for number in numbers:
+                readers = [asyncio.create_task(read(client)) for _ in range(turns - turns // 2)]
+                await asyncio.sleep(START_S)
+                for index, number in enumerate(numbers):
                     begun = time.monotonic()
                     await restart(up.folder, number)
-                    print(f"{number} generators after {time.monotonic() - begun:.0f} s", flush=True)
+                    print(f"{number} generators after {time.monotonic() - begun:.1f} s", flush=True)
+                    if index == 0:
+                        readers += [asyncio.create_task(read(client)) for _ in range(turns // 2)]
+                        await asyncio.sleep(START_S)
                 found = await asyncio.gather(*readers)
+            claude = next(line for line in up.lines if line.strip().startswith("simulated-claude")).split()[-1]
+            calls = httpx2.get(f"{claude}/_sim/stats", trust_env=False).json()["calls"]
         finally:
             up.process.send_signal(SIGTERM)
             await asyncio.to_thread(up.process.wait)
     whole = " ".join(f"w{number:06d}" for number in range(WORDS))
     pauses_s = [pause_s for _, pause_s in found]
-    print(f"{sum(text == whole for text, _ in found)} of {turns} answers whole; longest pause {max(pauses_s):.2f} s")
+    whole_count = sum(text == whole for text, _ in found)
+    print(f"{whole_count} of {turns} answers whole; longest pause {max(pauses_s):.2f} s; {calls} calls of the model")
 
 
 async def restart(folder: Path, generators: int) -> None:
