@@ -23,7 +23,7 @@ TRIES = 200
 
 
 class HeldSlot(NamedTuple):
-    """A slot that some process holds."""
+    """A slot that some process holds. `holder` is never empty."""
 
     subject: str
     seq: Seq
@@ -49,6 +49,13 @@ class Slots:
 
     async def list_held(self, tenant: Tenant, owner: str, what: str) -> list[HeldSlot]:
         """Returns the held slots; the result may be a moment old. Raises LogUnavailable."""
+        return [slot for slot in await self._list(tenant, owner, what) if slot.holder]
+
+    async def _list(self, tenant: Tenant, owner: str, what: str) -> list[HeldSlot]:
+        """Like `list_held`, with expired slots for which nats-server has stored a marker; these have no holder.
+
+        It does so in a stream with `subject_delete_marker_ttl`, which `streams.check` refuses.
+        """
         found: list[HeldSlot] = []
         while True:
             first = Seq(max((slot.seq for slot in found), default=BEFORE_FIRST) + 1)
@@ -70,13 +77,14 @@ class Slots:
         With `life_s`, the server releases the slot after this number of seconds unless it is renewed.
         """
         for _ in range(TRIES):
-            held = await self.list_held(tenant, owner, what)
-            taken = {slot.subject.rpartition(".")[2] for slot in held}
+            stored = await self._list(tenant, owner, what)
+            expired = {slot.subject: slot.seq for slot in stored if not slot.holder}
+            taken = {slot.subject.rpartition(".")[2] for slot in stored if slot.holder}
             free = [number for number in range(most) if str(number) not in taken]
             if not free or len(taken) >= most:
                 return None
             subject = subjects.slot(tenant, owner, what, random.choice(free))  # noqa: S311  # no secret
-            seq = await self._put(subject, holder, BEFORE_FIRST, life_s)
+            seq = await self._put(subject, holder, expired.get(subject, BEFORE_FIRST), life_s)
             if seq is not None:
                 return Slot(subject, seq)
         raise LogUnavailable("too many processes compete for a slot: retry")

@@ -16,10 +16,14 @@ from tailrace.deploy.local.nats_cluster import new_specs
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.readiness import http_get
 from tailrace.gateway.auth.login import LOGIN_S
+from tailrace.proto import subjects
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
+from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Connection, check, fullness, stream_configs, streams
+from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.nats.setup_state import read_setup_state
+from tailrace.proto.nats.slots import Slots
 from tailrace.proto.subjects import (
     BODIES,
     BUDGETS,
@@ -316,6 +320,24 @@ async def test_an_expired_value_that_has_left_a_marker_is_absent(bare: Connectio
     value = await bucket.get("a")
     assert value is not None
     assert value.data == b"new"
+
+
+@pytest.mark.rule("R31")
+async def test_an_expired_slot_that_has_left_a_marker_is_free(bare: Connection) -> None:
+    await streams.apply(bare, bytes_max=BYTES_MAX)
+    await edit(bare, SLOTS, {"subject_delete_marker_ttl": 60_000_000_000, "allow_rollup_hdrs": True})
+    slots, tenant = Slots(bare), Tenant("acme")
+    assert await slots.acquire(tenant, "owner", "turns", 1, "killed", life_s=1)
+    assert await slots.acquire(tenant, "owner", "turns", 1, "next", life_s=1) is None
+
+    async def is_marked() -> bool:
+        messages = (await DirectReader(bare, SLOTS).page(subjects.slots(tenant, "owner", "turns"), Seq(1))).messages
+        return any("Nats-Marker-Reason" in (message.headers or {}) for message in messages)
+
+    await until(is_marked)
+    assert await slots.list_held(tenant, "owner", "turns") == []
+    assert await slots.acquire(tenant, "owner", "turns", 1, "next", life_s=60)
+    assert [slot.holder for slot in await slots.list_held(tenant, "owner", "turns")] == ["next"]
 
 
 @pytest.mark.rule("R31")
