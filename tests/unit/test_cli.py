@@ -30,7 +30,7 @@ from tailrace.deploy.local import data_dir, nats_server, rolling_restart, runnin
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options, default_data_dir
 from tailrace.deploy.local.ports import find_free
-from tailrace.deploy.local.status_file import Restart, UpStatus
+from tailrace.deploy.local.status_file import ProcessEntry, Restart, UpStatus
 from tailrace.persistence.webhooks import signature
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant, new_id
@@ -728,6 +728,26 @@ def test_restart_says_what_it_waits_for(
         *[f"waiting for generator-1 for 0 s: {finishes}"] * 2,
         "restarting gateway-1 (its readers resume at another gateway)",
     ]
+
+
+def test_a_change_of_numbers_says_what_starts_and_how_many_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running_now = [
+        ProcessEntry(name, 1, [], None) for name in ("persistence", "generator-1", "generator-2", "gateway-1")
+    ]
+    steps = [Restart(), *[Restart(now="generator-2", action="starting")] * 2, Restart(ended=1)]
+    states = (UpStatus(VERSION, os.getpid(), "http://127.0.0.1:1", running_now, [], restart) for restart in steps)
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    monkeypatch.setattr(data_dir, "find_holder", lambda _: "`tailrace up` (pid 1)")
+    monkeypatch.setattr(status_file, "read", lambda folder: next(states) if folder == tmp_path else None)
+    monkeypatch.setattr(rolling_restart, "POLL_S", 0.0)
+    assert main(["restart", "--generators", "2", "--data", str(tmp_path)]) == 0
+    starting, end = capsys.readouterr().out.splitlines()
+    assert starting == "starting generator-2 (the others continue until they are ready)"
+    assert end.startswith("generators: 2, gateways: 1, after ")
+    request = msgspec.json.decode((tmp_path / rolling_restart.REQUEST).read_bytes(), type=rolling_restart.Request)
+    assert request == rolling_restart.Request(generators=2, gateways=None, version=VERSION)
 
 
 def test_restart_ends_when_another_up_has_taken_the_place_of_the_first(
