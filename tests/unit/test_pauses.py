@@ -2,12 +2,18 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from starlette.datastructures import Headers
 
+from tailrace.gateway.clients.ai_sdk.request import UIChatRequest
+from tailrace.gateway.clients.ai_sdk.request import build_turn as build_page_turn
 from tailrace.gateway.clients.anthropic.request import MessagesRequest, build_turn
+from tailrace.gateway.clients.openai import chat_request, responses_request
 from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
+from tailrace.gateway.clients.openai.responses_request import ResponseRequest
 from tailrace.gateway.clients.session_headers import apply_session_headers
+from tailrace.gateway.clients.tutorials.request import ChatStreamRequest, StartJobRequest, chat_stream_turn, job_turn
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, build_entry, new_messages
@@ -16,6 +22,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId
 
 QUESTION = MessageParam("user", "hi")
+PAGE_QUESTION = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "hi"}]}
 CALL: dict[str, Any] = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
 TEXT: dict[str, Any] = {"type": "text", "text": "I look it up."}
 
@@ -61,11 +68,27 @@ def test_an_answer_that_the_api_has_paused_is_no_prefill(
 def test_an_anthropic_client_continues_pauses_unless_it_says_otherwise(
     field: OnPause | None, header: str | None, on_pause: OnPause
 ) -> None:
-    """Its SDK does so in `tool_runner`. All other clients get one answer."""
+    """Its SDK does so in `tool_runner`."""
     body = MessagesRequest(max_tokens=1, messages=[QUESTION], on_pause=field)
     headers = Headers({"tailrace-on-pause": header} if header else {})
     assert build_turn(body, {}, headers).on_pause == on_pause
-    assert NewTurn(message="hi").on_pause == "continue"
+
+
+@pytest.mark.rule("R117")
+@pytest.mark.parametrize("on_pause", [None, "return"])
+def test_other_clients_get_one_answer_unless_they_say_otherwise(on_pause: OnPause | None) -> None:
+    given: dict[str, Any] = {} if on_pause is None else {"on_pause": on_pause}
+    fields = {"messages": [{"role": "user", "content": "hi"}], **given}
+    chat = msgspec.convert(fields, ChatCompletionRequest)
+    response = msgspec.convert({"input": "hi", **given}, ResponseRequest)
+    page = msgspec.convert({"id": "c", "messages": [PAGE_QUESTION], **given}, UIChatRequest)
+    model = Offer().model(None)
+    turns = [chat_request.build_turn(chat, model, fields).turn, responses_request.build_turn(response, model).turn]
+    turns += [build_page_turn(page), msgspec.convert({"message": "hi"} | given, NewTurn)]
+    assert [turn.on_pause for turn in turns] == [on_pause or "continue"] * 4
+    # The pages of tutorials have no such field.
+    assert chat_stream_turn(ChatStreamRequest(message="hi")).on_pause == "continue"
+    assert job_turn(StartJobRequest(prompt="hi")).on_pause == "continue"
 
 
 def test_the_header_applies_to_openai_and_another_value_is_refused() -> None:

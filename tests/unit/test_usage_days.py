@@ -1,11 +1,15 @@
-"""The days of a usage query."""
+"""The days of a usage query, and since when its answer is whole."""
 
-from datetime import date
+from datetime import UTC, date, datetime
+from typing import Any
 
+import msgspec
 import pytest
 from starlette.requests import Request
 
-from tailrace.gateway.resources.usage import DAYS_MAX, days_of
+from tailrace.gateway.resources.usage import DAYS_MAX, days_of, usage_response
+from tailrace.proto.ids import Tenant
+from tailrace.proto.resources import UsagePage
 
 TODAY = date(2026, 3, 1)
 
@@ -28,3 +32,15 @@ def test_days_are_those_of_the_query_or_the_last_30(query: str, first: date, las
     """Both ends are included, so a leap year is the longest range."""
     assert days_of(request_with(query), TODAY) == (first, last)
     assert (last - first).days < DAYS_MAX
+
+
+async def test_the_answer_says_since_when_it_is_whole() -> None:
+    since = datetime(2026, 2, 1, tzinfo=UTC)
+
+    class History:
+        async def query(self, *_: object) -> UsagePage:
+            return UsagePage([], None, since)
+
+    history: Any = History()
+    answer = await usage_response(request_with(""), history, Tenant("t"))
+    assert msgspec.json.decode(answer.body)["whole_since"] == "2026-02-01T00:00:00Z"

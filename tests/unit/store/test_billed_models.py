@@ -4,11 +4,13 @@ from datetime import timedelta
 
 import msgspec
 
+from tailrace.persistence.queries import Queries
+from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.rows import TurnRow, build_row, turn_record
 from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.records import ModelShare, record_from_fold
-from tailrace.proto.resources import BilledUsage
+from tailrace.proto.resources import BilledUsage, GetBilledUsage, GetUsage
 from tailrace.proto.usage import ModelUsage, Usage
 from tests.harness.stored_turns import OURS, THEIRS, key
 from tests.harness.turn_builder import MODEL, NOON, completed_turn, started_turn
@@ -80,6 +82,9 @@ async def test_turns_of_older_versions_say_since_when_the_cost_is_whole(store: S
     since = await store.whole_since(OURS)
     assert since is not None
     assert since - NOON == timedelta(seconds=1, microseconds=9)
+    queries = ResourceQueries(store, Queries(store, 60))
+    assert (await queries.usage(OURS, GetUsage("day", TODAY, TODAY))).whole_since == since
+    assert (await queries.billed(OURS, GetBilledUsage(TODAY, TODAY))).whole_since == since
     assert await store.whole_since(THEIRS) is None
 
 
