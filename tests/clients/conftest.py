@@ -34,6 +34,8 @@ from tests.integration.conftest import (
     generator,
     lone_gateway,
     new_gateway,
+    own,
+    own_claude,
     persistence,
     shared_gateway,
     system,
@@ -41,7 +43,7 @@ from tests.integration.conftest import (
 )
 
 __all__ = ["claude", "gateway", "generator", "lone_gateway", "new_gateway", "persistence", "shared_gateway"]
-__all__ += ["system", "system_log"]
+__all__ += ["own", "own_claude", "system", "system_log"]
 
 # Only one generator runs, so a short lease takes no turn away from a slow one.
 LEASE_S = 0.2

@@ -24,7 +24,9 @@ from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.harness import jwts
+from tests.harness.faulty_upstream import KEY_REFUSED, BrokenAnswer, faulty_claude
 from tests.harness.generator_in_loop import words
+from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import CHECKOUT
 from tests.harness.proxy import Proxy
@@ -218,6 +220,43 @@ async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_
     )
     assert (seen["withoutToken"], seen["address"], seen["second"]) == (2, "/", "has it all")
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
+
+
+@pytest.mark.rule("R29")
+@pytest.mark.rule("R135")
+@pytest.mark.timeout(120)
+async def test_the_page_says_that_the_model_refuses_the_key_and_that_an_answer_waits_for_it(
+    own: OwnSystem, new_gateway: NewGateway, browser: str, tmp_path: Path
+) -> None:
+    """Until a call succeeds, and until the model can be reached."""
+    async with Persistence(own.server.url, tmp_path / "tailrace.db"):
+        gateway = await new_gateway(own.server.url, api_keys="")
+        showing = asyncio.create_task(
+            node.run("chat-page.mjs", "obstacles", gateway.url, deadline_s=100, CHROMIUM=browser)
+        )
+
+        async def wait_for(step: str) -> None:
+            async def is_reached() -> bool:
+                return showing.done() or (await gateway.client.get(f"/v1/sessions/{step}")).is_success
+
+            await until(is_reached, 60)
+
+        async with (
+            faulty_claude(own.claude, lambda _: BrokenAnswer(KEY_REFUSED)) as refusing,
+            own.running_generator(claude_url=refusing.url),
+        ):
+            await wait_for("corrected")
+        async with own.running_generator(claude_url="http://api.invalid", call_tries_max=1):
+            await wait_for("waited")
+        async with own.running_generator():
+            (seen,) = await showing
+    role, notice, failure = seen.pop("refused")
+    assert (role, notice) == (
+        "alert",
+        "The model refuses the key of this server: new answers fail until its operator corrects that.",
+    )
+    assert "key" in failure
+    assert seen == {"waited": "Waiting for the model: no such host.", "complaints": [], "elsewhere": []}
 
 
 @pytest.mark.timeout(280)

@@ -27,7 +27,7 @@ from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import GENERATORS, TurnKey
 from tailrace.proto.version import VERSION
 from tests.harness import processes
-from tests.harness.faulty_upstream import BrokenAnswer, faulty_claude
+from tests.harness.faulty_upstream import KEY_REFUSED, BrokenAnswer, faulty_claude
 from tests.harness.generator_in_loop import append_request, failure_code, running_generator, wait_for_end
 from tests.harness.readers import is_read, read
 from tests.harness.turn_writer import Writer
@@ -37,11 +37,6 @@ from tests.integration.conftest import Gateway, NewGateway
 OK = {"ok": True, "detail": ""}
 ROLES = ("generators", "persistence")
 PARTS = ("nats", "log", *ROLES, "gateway")
-REFUSAL = b'{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"}}'
-KEY_REFUSED = (
-    b"HTTP/1.1 401 Unauthorized\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%b" % (len(REFUSAL), REFUSAL)
-)
 
 
 @pytest.fixture

@@ -949,6 +949,31 @@ const STEPS = {
     return { text: (await text(page)).trim(), answers, lost, chosen, title: await page.title(), isReadWordByWord: heard.some((one) => one.includes("w000001")), ...seen };
   },
 
+  /** Asks a model that refuses the key once, and then one that cannot be reached at first. The session `id` says how far it is. */
+  async obstacles() {
+    const { page, seen } = await open({ viewport: SIZES.small });
+    const reach = (id) => page.evaluate((id) => fetch("/v1/sessions", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ id }) }), id);
+    const line = "#sim words=3 rate=0";
+    const answers = page.locator(".answer .text");
+    await page.goto(`${gateway}/`);
+    await ask(page, line);
+    const notice = page.locator("#notice", { hasText: "key" });
+    await notice.waitFor();
+    const refused = [await notice.getAttribute("role"), await notice.textContent(), await page.locator(".failure").innerText()];
+    await ask(page, line);
+    await answers.nth(1).filter({ hasText: "w000002" }).waitFor();
+    await notice.waitFor({ state: "hidden" });
+    await reach("corrected");
+    await ask(page, line);
+    const waiting = page.getByText("Waiting for the model");
+    await waiting.waitFor();
+    const waited = await waiting.textContent();
+    await reach("waited");
+    await answers.nth(2).filter({ hasText: "w000002" }).waitFor();
+    await waiting.waitFor({ state: "hidden" });
+    return { refused, waited, ...seen };
+  },
+
   /** Breaks an answer in every way that the demo offers, at the address `gateway` with the token of `up`. */
   async demo(token, folder) {
     const { page, seen } = await open({ viewport: SIZES.small });
