@@ -159,5 +159,5 @@ def persistence(folder: Path, nats_url: str, **environ: object) -> Process:
     return ForkedProcess("persistence", folder, **settings | environ)
 
 
-def simulated_claude(folder: Path) -> Process:
-    return ForkedProcess("deploy.simulated_claude", folder, "--show-calls")
+def simulated_claude(folder: Path, *arguments: str) -> Process:
+    return ForkedProcess("deploy.simulated_claude", folder, "--show-calls", *arguments)

@@ -3,6 +3,9 @@
 It replaces one process after the other, in the order of docs/RUNBOOK.md, while turns are posted and read. Every turn
 must be received whole, once, with its end. Exit status 1 if one is not.
 
+While the gateway is of the older version and the generator of this one, the model cannot be reached twice: the log then
+has waits (R135), which the older gateway reads, and after the second time the older generator, too.
+
 Half of the turns have server tools and pauses. A version that does not know `on_pause` ends such a turn at a pause:
 then all readers must have the same beginning of the answer, and the record too.
 """
@@ -15,10 +18,14 @@ import sys
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 from time import monotonic
 
 import httpx2
+import nats
+from nats.aio.msg import Msg
 
+from tailrace.deploy.local import ports
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import TailraceError
 from tests.harness import readers
@@ -32,27 +39,30 @@ AT_ONCE = 6
 WORDS, RATE = 60, 30
 PAUSES = "server=web_search*2 pauses=2"
 GIVE_UP_S = 60.0
+WAIT = b'"type":"wait"'
 
 
 class Rolling:
     """The running processes of either version, and the results of the turns."""
 
-    def __init__(self, process: type[Process], folder: Path, nats_url: str, claude_url: str) -> None:
+    def __init__(self, process: type[Process], folder: Path, nats_url: str, claude: Process) -> None:
         self.process = process
         self.folder = folder
         self.nats_url = nats_url
-        self.claude_url = claude_url
+        self.claude = claude
         self.parts: dict[str, Process] = {}
         self.clients: dict[str, httpx2.AsyncClient] = {}
         """Clients of the gateways by URL."""
         self.turns_ended = self.reconnected = self.paused = self.whole_over_pauses = 0
+        self.waited: set[str] = set()
+        """The subjects of the turns that have waited for the model."""
         self.wrong: list[str] = []
         self.is_over = False
 
     def part(self, module: str, checkout: Path) -> Process:
         environ: dict[str, object] = {"PYTHONPATH": checkout, "TAILRACE_NATS_URL": self.nats_url}
         if module == "generators":
-            environ |= {"ANTHROPIC_BASE_URL": self.claude_url, **QUICK}
+            environ |= {"ANTHROPIC_BASE_URL": self.claude.url, **QUICK}
         elif module == "gateway":
             environ |= {"TAILRACE_PORT": 0}
         else:
@@ -72,6 +82,18 @@ class Rolling:
         self.parts[module] = new
         if was is not None and not was.is_gone:
             await was.stop()
+
+    async def note_wait(self, message: Msg) -> None:
+        """Takes each entry that is appended."""
+        if WAIT in message.data:
+            self.waited.add(message.subject)
+
+    async def interrupt_model(self) -> None:
+        """Stops the simulated Claude until all turns wait for it."""
+        enough = len(self.waited) + AT_ONCE
+        await self.claude.stop(SIGKILL)
+        await until(lambda: len(self.waited) >= enough, GIVE_UP_S)
+        await self.claude.start()
 
     async def wait_for_turns(self) -> None:
         """Waits until more turns have ended than run at once, so that each exchange interrupts other turns."""
@@ -120,8 +142,12 @@ async def roll(before: Path, folder: Path, process: type[Process] = Process) -> 
     """Returns the results. `folder` is for the data of the processes."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(NatsServer(folder))
-        claude = await stack.enter_async_context(simulated_claude(folder))
-        rolling = Rolling(process, folder, server.url, claude.url)
+        [port] = ports.find_free(1)
+        claude = await stack.enter_async_context(simulated_claude(folder, "--port", str(port)))
+        rolling = Rolling(process, folder, server.url, claude)
+        client = await nats.connect(server.url)
+        stack.push_async_callback(client.close)
+        await client.subscribe("turns.>", cb=rolling.note_wait)
         rolling.streams(before)
         for module in ("persistence", "generators", "gateway"):
             await rolling.exchange(module, before)
@@ -131,7 +157,13 @@ async def roll(before: Path, folder: Path, process: type[Process] = Process) -> 
         upwards = [(module, CHECKOUT) for module in ("persistence", "generators", "gateway")]
         for module, checkout in (*upwards, *((module, before) for module, _ in reversed(upwards))):
             await rolling.exchange(module, checkout)
-            await rolling.wait_for_turns()
+            if (module, checkout) in (("generators", CHECKOUT), ("gateway", before)):
+                await rolling.interrupt_model()
+            if (module, checkout) == ("gateway", before):
+                # The generator that starts next continues turns that have waited.
+                rolling.parts["generators"].signal(SIGTERM)
+            else:
+                await rolling.wait_for_turns()
         rolling.is_over = True
         await asyncio.gather(*asking)
         for part in rolling.parts.values():
@@ -151,7 +183,8 @@ def main() -> int:
         done = asyncio.run(roll(before, Path(folder)))
     print(
         f"{done.turns_ended} turns in {monotonic() - began:.0f} s, {done.reconnected} resumed connections, "
-        f"{done.whole_over_pauses} of {done.paused} with pauses whole, {len(done.wrong)} wrong"
+        f"{done.whole_over_pauses} of {done.paused} with pauses whole, {len(done.waited)} that waited for the model, "
+        f"{len(done.wrong)} wrong"
     )
     print(*done.wrong, sep="\n")
     return 1 if done.wrong else 0
