@@ -43,6 +43,12 @@ other languages were run by hand: [PROGRAMS.md](PROGRAMS.md).
   answers its request ([API.md](API.md#pages-with-a-service-worker)).
 - **event-source-polyfill** can send a key. It sends its cursor as `?lastEventId=` and not in a
   header; Tailrace reads both ([API.md](API.md#stream-a-turn)).
+- **aiohttp** reads no line of more than 512 KiB: `async for line in response.content` raises
+  `LineTooLong`, and each retry meets the same event. Events of long answers are longer, above all
+  in the dialects `state` and `job`, and in the replay of a turn that has left the log: give
+  `ClientSession(read_bufsize=2**24)`.
+- **httpx2**'s own reader of events ends at one of more than 1 MiB with `SSEError`, which is a
+  `TransportError`. Give `EventSource(response, max_event_size=None)`, and do not retry this error.
 - **eventsource** (npm) does not keep the Node process alive while it waits to reconnect.
 - **fetch-event-source** does not reconnect after a clean end: throw in `onclose` unless `done` or
   `error` came. It stores an id when it has read its line, before the event is complete. Tailrace

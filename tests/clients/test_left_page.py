@@ -10,7 +10,7 @@ from tests.clients.conftest import found_or_skip, read_stored_text
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway
 
-READERS = ("tailrace.js", "useTurn", "useSSE", "TailraceChatTransport")
+READERS = ("tailrace.js", "useTurn", "useSSE", "useSession", "TailraceChatTransport")
 # Chromium closes the connections of such a page after 60 seconds. A reader has left as soon as it is closed.
 CLOSED_MAX_S = 30
 

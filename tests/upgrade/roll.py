@@ -145,9 +145,9 @@ async def roll(before: Path, folder: Path, process: type[Process] = Process) -> 
         [port] = ports.find_free(1)
         claude = await stack.enter_async_context(simulated_claude(folder, "--port", str(port)))
         rolling = Rolling(process, folder, server.url, claude)
-        client = await nats.connect(server.url)
-        stack.push_async_callback(client.close)
-        await client.subscribe("turns.>", cb=rolling.note_wait)
+        feed = await nats.connect(server.url)
+        stack.push_async_callback(feed.close)
+        await feed.subscribe("turns.>", cb=rolling.note_wait)
         rolling.streams(before)
         for module in ("persistence", "generators", "gateway"):
             await rolling.exchange(module, before)

@@ -2,8 +2,8 @@
 // `shown()` has the text of each turn, of the question as `asked`, and whether an EventSource is closed for good.
 import { createRoot } from "react-dom/client";
 import { TailraceChatTransport } from "../../../web/ai-sdk.js";
-import { useSSE, useTurn } from "../../../web/react.js";
-import { ask, resume } from "../../../web/tailrace.js";
+import { useSession, useSSE, useTurn } from "../../../web/react.js";
+import { ask, request, resume } from "../../../web/tailrace.js";
 
 const texts = {};
 
@@ -15,7 +15,11 @@ function LastEvent({ turn, options }) {
   texts[turn] = useSSE(`/v1/turns/${turn}/events?dialect=state`, options).data?.text;
 }
 
-const mount = (Component, turn, options) => createRoot(document.createElement("div")).render(<Component {...{ turn, options }} />);
+function TurnOfSession({ turn, session, options }) {
+  texts[turn] = useSession(session, options).turns.find((one) => one.turn === turn)?.text;
+}
+
+const mount = (Component, turn, options, session) => createRoot(document.createElement("div")).render(<Component {...{ turn, session, options }} />);
 
 const transport = ({ key }) => new TailraceChatTransport(key ? { headers: { authorization: `Bearer ${key}` } } : {});
 
@@ -46,6 +50,7 @@ const READERS = {
   "tailrace.js": (turn, options) => resume(turn, { ...options, onText: (text) => (texts[turn] = text) }),
   useTurn: (turn, options) => mount(Turn, turn, options),
   useSSE: (turn, options) => mount(LastEvent, turn, options),
+  useSession: async (turn, options) => mount(TurnOfSession, turn, options, (await request(`/v1/turns/${turn}`, options)).session),
   TailraceChatTransport: async (turn, options) => collect(turn, await transport(options).reconnectToStream({ chatId: turn })),
 };
 
