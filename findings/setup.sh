@@ -1,25 +1,21 @@
 # Sourced by each script of this folder: a temporary folder, cached packages, clean-up, and the verdict at the end.
 #
 #   run_python [PACKAGE==VERSION]... <<'PYTHON'     runs the program in an environment that has these packages only
-#   run_node PACKAGE@VERSION... <<'JAVASCRIPT'      the same for Node
-#   background COMMAND...                           starts a process, which ends with the script
-#   free_port                                       prints a port of loopback on which nothing listens
+#   run_node [PACKAGE@VERSION]... <<'JAVASCRIPT'    the same for Node
 #   skip REASON                                     ends the script with 77: a program or version is not there
 #
+# A program ends the processes that it starts (nats_servers.py, browsers.mjs), also at SIGTERM, and listens on free ports.
 # Scripts with the same packages share one environment in .cache, which is made once. Everything else is in "$folder",
 # also what the programs write to the temporary directory, and is removed at the end.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 folder=$(mktemp -d)
 export TMPDIR=$folder
-processes=
 installing=
 
 finish() {
-  local status=$? process
+  local status=$?
   trap - EXIT
-  for process in $processes; do kill "$process" 2> /dev/null || true; done
-  wait
   rm -rf "$folder" ${installing:+"$installing"}
   case $status in
     0) echo "Verdict: as the header says." ;;
@@ -36,15 +32,6 @@ trap 'exit 143' TERM
 skip() {
   echo "$*" >&2
   exit 77
-}
-
-background() {
-  "$@" &
-  processes="$processes $!"
-}
-
-free_port() {
-  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
 install_python() {
@@ -84,9 +71,12 @@ run_python() {
 run_node() {
   local program
   command -v node > /dev/null && command -v npm > /dev/null || skip "needs Node"
-  find_packages node "$(node --version)" "$@"
   program=$(mktemp -d)/finding.mjs
   cat > "$program"
-  ln -s "$packages/node_modules" "$(dirname "$program")/node_modules"
+  ln -s "$here/browsers.mjs" "$(dirname "$program")"
+  if [ "$#" -gt 0 ]; then
+    find_packages node "$(node --version)" "$@"
+    ln -s "$packages/node_modules" "$(dirname "$program")"
+  fi
   node "$program"
 }

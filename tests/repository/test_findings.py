@@ -141,13 +141,6 @@ def test_scripts_with_the_same_packages_share_an_environment(folder: Path) -> No
     assert [one.split()[-1] for one in installed] == ["p@1.0", "p@2.0"]
 
 
-def test_a_script_ends_its_processes(folder: Path) -> None:
-    """A process in the background ends with the script, also if the script fails."""
-    code, lines = run_script(folder, "background sleep 60\necho $processes\nfalse")
-    assert code == 1
-    assert not is_running(int(lines[0]))
-
-
 def test_ctrl_c_ends_what_a_script_has_started(tmp_path: Path) -> None:
     """The script has a session of its own, so the terminal's signal reaches the runner only."""
     script, started = tmp_path / "a.sh", tmp_path / "pid"

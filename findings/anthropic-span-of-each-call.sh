@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# anthropic (Python) makes a span for each call and sends `traceparent` with it, as soon as the program uses OpenTelemetry.
+#
+# Guessed:  an SDK makes no spans unless an instrumentation package is installed and started.
+# Version:  anthropic 2.14.0, opentelemetry-sdk 1.45.2.
+# Seen:     one call, before and after set_tracer_provider():
+#               before: no span, no traceparent
+#               after:  span anthropic.messages.create, traceparent sent
+#           The span has GenAI attributes, such as gen_ai.usage.input_tokens.
+# Meets:    programs with spans of their own or with an instrumentation of the SDK: calls and tokens count twice. And trace ids
+#           leave the company with each call.
+# Exits non-zero if this changes, and 77 if a version cannot be installed.
+. "$(dirname "$0")/setup.sh"
+run_python 'anthropic==2.14.0' 'opentelemetry-sdk==1.45.2' <<'PYTHON'
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import anthropic
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+RESPONSE = json.dumps({"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [{"type": "text", "text": "hi"}],
+                       "stop_reason": "end_turn", "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}).encode()
+received = {}
+
+
+class Api(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        received.clear()
+        received.update({name.lower(): value for name, value in self.headers.items()})
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(RESPONSE)))
+        self.end_headers()
+        self.wfile.write(RESPONSE)
+
+    def log_message(self, *_):
+        pass
+
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+client = anthropic.Anthropic(api_key="k", base_url=f"http://127.0.0.1:{server.server_port}")
+exporter = InMemorySpanExporter()
+
+
+def call():
+    client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}])
+    names = [f"span {span.name}" for span in exporter.get_finished_spans()] or ["no span"]
+    return ", ".join([*names, "traceparent sent" if "traceparent" in received else "no traceparent"])
+
+
+seen = [call()]
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+seen.append(call())
+print("before:", seen[0])
+print("after: ", seen[1])
+assert seen == ["no span, no traceparent", "span anthropic.messages.create, traceparent sent"], seen
+PYTHON
