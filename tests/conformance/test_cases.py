@@ -14,7 +14,7 @@ from tools.api_surface import read_table
 # Groups of the table that an answer can have.
 OF_ANSWERS = (
     *("stream_events", "answer_blocks", "deltas", "stop_reasons", "iterations", "server_tools", "citations"),
-    *("message_fields", "usage_fields", "answer_parts"),
+    *("message_fields", "usage_fields", "answer_parts", "tool_error_codes"),
 )
 # They end no answer, or need an answer that the vendor documents nowhere.
 WITHOUT_CASE = {"error"}
