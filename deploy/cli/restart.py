@@ -35,6 +35,8 @@ WAITS_FOR = {
     "generator": "it finishes its turns, which `tailrace top` shows",
     "gateway": "its readers resume at another gateway",
 }
+STARTING = "the others continue until they are ready"
+STOPPING = "each one finishes what it runs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +57,10 @@ def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
 
     def show(now: Restart, waited_s: float) -> None:
         name, what = now.now, WAITS_FOR[now.now.partition("-")[0]]
-        what = "the others continue until they are ready" if now.action == "starting" else what
+        if now.action == "starting":
+            what = STARTING
+        elif ", " in name:
+            what = STOPPING
         text = f"waiting for {name} for {waited_s:.0f} s: {what}" if waited_s else f"{now.action} {name} ({what})"
         print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
         if not waited_s:

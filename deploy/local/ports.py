@@ -125,7 +125,7 @@ def find_fixed(first: int, generators: int, gateways: int, own: Collection[int] 
         except (OSError, OverflowError) as error:
             raise UpRefused(
                 f"TAILRACE_METRICS_PORT={first}: persistence needs this port, gateways those from {first + 1} on, "
-                f"generators those from {first + GENERATORS_OFFSET + 1} on, and {number} is not free: choose another "
-                "first port, or unset it to use free ones"
+                f"generators those from {first + GENERATORS_OFFSET + 1} on, and {number} is not free: stop the "
+                "program that uses it, or choose another first port, or unset it to use free ones"
             ) from error
     return ports

@@ -146,10 +146,16 @@ class RollingRestart:
         )
         before = {spec.name: spec for of_role in self._running.values() for spec in of_role}
         ports_before = {name: spec.readiness.port for name, spec in before.items() if spec.readiness}
-        # The simulated Claude is no service.
-        wanted = {spec.name: spec for spec in self._scale_specs(numbers, ports_before) if spec.role in ROLES}
-        if further := [spec for name, spec in wanted.items() if name not in before]:
-            await self._start(further)
+        try:
+            # The simulated Claude is no service.
+            wanted = {spec.name: spec for spec in self._scale_specs(numbers, ports_before) if spec.role in ROLES}
+            if further := [spec for name, spec in wanted.items() if name not in before]:
+                await self._start(further)
+        except UpRefused as error:
+            raise UpRefused(
+                f"{error}. No number of processes has changed, and those that ran before continue: correct the cause"
+                " and run the command again"
+            ) from error
         surplus = [spec for name, spec in before.items() if name not in wanted]
         remaining = [before.get(name, spec) for name, spec in wanted.items()]
         self._running = {role: [spec for spec in remaining if spec.role == role] for role in ROLES}
@@ -166,12 +172,9 @@ class RollingRestart:
                 await self._wait_ready(spec)
             for spec in specs:
                 self._supervisor.end_trial(spec.name)
-        except UpRefused as error:
+        except UpRefused:
             await self._stop(specs)
-            raise UpRefused(
-                f"{error}. No number of processes has changed, and those that ran before continue: correct the cause"
-                " and run the command again"
-            ) from error
+            raise
 
     async def _stop(self, specs: Sequence[ProcessSpec]) -> None:
         """Stops processes for good, all at once. Each one finishes what it runs."""

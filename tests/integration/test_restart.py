@@ -228,7 +228,8 @@ async def test_a_new_process_that_does_not_start_changes_no_number(tmp_path: Pat
             status, says = await scaled.refuse("--gateways", "2")
             assert status == 1
             assert f"TAILRACE_METRICS_PORT={first}: " in says
-            assert f"{first + 2} is not free: choose another first port" in says
+            assert f"{first + 2} is not free: stop the program that uses it" in says
+            assert "No number of processes has changed" in says
         models.write_text("{}")
         for option, name in (("--generators", "generator-2"), ("--gateways", "gateway-2")):
             status, says = await scaled.refuse(option, "2")
