@@ -20,6 +20,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from time import monotonic
+from typing import Any
 
 import httpx2
 import nats
@@ -124,18 +125,18 @@ class Rolling:
         self.turns_ended += 1
         self.reconnected += len(connections) - 1
         story, seqs = readers.story_of(frame.sent for frame in found), [frame.seq for frame in found]
-        text = await self.recorded_text(turn) if has_pauses else words(WORDS, tag)
+        record = await self.record(turn)
+        text = record["text"] if has_pauses else words(WORDS, tag)
         self.paused += has_pauses
         self.whole_over_pauses += has_pauses and text == words(WORDS, tag)
         is_right = story.text == text and words(WORDS, tag).startswith(text) and bool(text)
         if not is_right or story.outcome != "completed" or seqs != sorted(set(seqs)):
-            self.wrong.append(f"{tag}: received {story.outcome}, {story.text!r}")
+            self.wrong.append(f"{tag}: {turn}: received {story.outcome}, {story.text!r}; {record.get('error')}")
 
-    async def recorded_text(self, turn: str) -> str:
-        """Returns the text of an ended turn as `GET /v1/turns/{turn}` has it."""
-        shown = await self.clients[self.parts["gateway"].url].get(f"/v1/turns/{turn}")
-        text: str = shown.json()["text"]
-        return text
+    async def record(self, turn: str) -> dict[str, Any]:
+        """Returns an ended turn as `GET /v1/turns/{turn}` has it."""
+        found: dict[str, Any] = (await self.clients[self.parts["gateway"].url].get(f"/v1/turns/{turn}")).json()
+        return found
 
 
 async def roll(before: Path, folder: Path, process: type[Process] = Process) -> Rolling:
