@@ -25,7 +25,7 @@ from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import random_life_s
 from tailrace.gateway.streaming.stream_measurement import StreamTimings, stream_span
 from tailrace.proto.end_entry import LOST_FAILURE
-from tailrace.proto.entries import End, Event, Failure
+from tailrace.proto.entries import End, Event, Failure, StoredEntry
 from tailrace.proto.errors import CODES, CursorUnknown, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId
 from tailrace.proto.runtime import tracing
@@ -212,8 +212,12 @@ class EventStream(StreamedResponse):
 
 def ending_of(feed: TurnFeed) -> StreamEnding:
     """Returns how a stream ended that was sent the whole turn."""
-    last = feed.entries[-1].entry
-    return FAILED if isinstance(last, End) and last.error is not None else WHOLE
+    match feed.entries[-1:]:
+        case [StoredEntry(entry=End(error=Failure()))]:
+            return FAILED
+        case _:
+            # Also the feed of a cursor at the end of the turn, which has no entry.
+            return WHOLE
 
 
 async def _wait_for_answer(feed: TurnFeed, *, may_repeat: bool) -> None:
