@@ -51,8 +51,6 @@ TIME_FIELD = re.compile(rb'"(created|created_at|completed_at|asked_at|ended_at)"
 
 
 @pytest.mark.rule("F29")
-# The model is stopped twice in it, and each time its turns wait.
-@pytest.mark.timeout(240)
 async def test_each_process_is_replaced_while_turns_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Like `make roll`, but from this version to itself. Each turn is received whole, once, with its end."""
     monkeypatch.setattr(roll, "AT_ONCE", 2)
