@@ -162,7 +162,7 @@ schema: setup ## generate schemas and reference pages
 	$(PYTHON) -m tests.clients.proofs
 
 clean: ## remove .venv and the caches; keep .tailrace
-	rm -rf .venv .venv-docs .venv-litellm .venv-clients .venv-bench benchmarks/compare/servers/node_modules tests/clients/js/node_modules web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache findings/.cache .coverage .coverage.* mutants mutants.log
+	rm -rf .venv .venv-docs .venv-litellm .venv-clients .venv-bench benchmarks/compare/servers/node_modules tests/clients/js/node_modules web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* mutants mutants.log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A venv with the newest Python that is found.

@@ -1,12 +1,13 @@
-# Sourced by each script of this folder: a temporary folder, cached packages, clean-up, and the verdict at the end.
+# Sourced by each script of this folder: a temporary folder, its packages, clean-up, and the verdict at the end.
 #
 #   run_python [PACKAGE==VERSION]... <<'PYTHON'     runs the program in an environment that has these packages only
 #   run_node [PACKAGE@VERSION]... <<'JAVASCRIPT'    the same for Node
 #   skip REASON                                     ends the script with 77: a program or version is not there
 #
 # A program ends the processes that it starts (nats_servers.py, browsers.mjs), also at SIGTERM, and listens on free ports.
-# Scripts with the same packages share one environment in .cache, which is made once. Everything else is in "$folder",
-# also what the programs write to the temporary directory, and is removed at the end.
+# Everything is in "$folder", also what the programs write to the temporary directory, and is removed at the end. Only
+# `make findings` has a folder of its own for the packages, FINDINGS_PACKAGES, for as long as it runs: scripts with the same
+# packages share one environment in it.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 folder=$(mktemp -d)
@@ -46,9 +47,9 @@ install_node() {
 find_packages() {
   local name
   name=$(printf '+%s' "${@:2}")
-  packages=$here/.cache/$1${name//\//_}
+  packages=${FINDINGS_PACKAGES:-$folder/packages}/$1${name//\//_}
   [ ! -d "$packages" ] || return 0
-  mkdir -p "$here/.cache"
+  mkdir -p "$(dirname "$packages")"
   installing=$packages.$$
   "install_$1" "$installing" "${@:3}" >&2 || skip "cannot install ${*:3}"
   # Only now it has its name: an installation that breaks off is not used.

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,11 +27,15 @@ def scripts_of(folder: Path) -> list[Path]:
     return sorted(one for one in folder.glob("*.sh") if one.name != "setup.sh")
 
 
-def run(script: Path, timeout_s: float = TIMEOUT_S) -> tuple[str, str]:
-    """Returns the state of the fact ("passed", "changed" or "not there") and the script's output."""
+def run(script: Path, packages: Path, timeout_s: float = TIMEOUT_S) -> tuple[str, str]:
+    """Returns the state of the fact ("passed", "changed" or "not there") and the script's output.
+
+    Scripts with the same folder `packages` install the same packages once.
+    """
     # A session of its own: at a timeout and at Ctrl+C the script's servers end with it.
+    environ = {**os.environ, "FINDINGS_PACKAGES": str(packages)}
     process = subprocess.Popen(
-        [script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        [script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environ
     )
     try:
         output, _ = process.communicate(timeout=timeout_s)
@@ -64,13 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("No script has one of these words in its name.", file=sys.stderr)
         return 1
     count: Counter[str] = Counter()
-    for script in scripts:
-        begin = time.monotonic()
-        state, output = run(script)
-        count[state] += 1
-        print(f"{state:<9}  {time.monotonic() - begin:5.1f} s  {script.name}", flush=True)
-        if state != "passed":
-            print("".join(f"    {line}\n" for line in output.splitlines()), end="", flush=True)
+    with tempfile.TemporaryDirectory() as packages:
+        for script in scripts:
+            begin = time.monotonic()
+            state, output = run(script, Path(packages))
+            count[state] += 1
+            print(f"{state:<9}  {time.monotonic() - begin:5.1f} s  {script.name}", flush=True)
+            if state != "passed":
+                print("".join(f"    {line}\n" for line in output.splitlines()), end="", flush=True)
     print(", ".join(f"{count[state]} {state}" for state in ("passed", "changed", "not there")))
     return 1 if count["changed"] else 0
 

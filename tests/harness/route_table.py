@@ -60,8 +60,8 @@ class Row(NamedTuple):
     """One route, as the tests of access use it."""
 
     names: str
-    """The kind of resource in the path; another tenant's must look like one that does not exist. `""`: none, also for
-    operators, to whom no resource is closed."""
+    """The kind of resource in the path; another tenant's must look like one that does not exist. `""`: the path has
+    none, or the route is one of operators, who may read the resources of all tenants."""
     is_everybodys: bool
     is_public: bool
     is_endless: bool

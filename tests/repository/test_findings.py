@@ -79,7 +79,7 @@ def test_a_script_without_an_end_has_changed(tmp_path: Path) -> None:
     script = tmp_path / "a.sh"
     script.write_text("#!/usr/bin/env bash\necho begun\nsleep 60\n")
     script.chmod(0o755)
-    state, output = run_findings.run(script, timeout_s=1)
+    state, output = run_findings.run(script, tmp_path, timeout_s=1)
     assert (state, output) == ("changed", "begun\nno end after 1 s\n")
 
 
@@ -98,10 +98,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_script(folder: Path, body: str, name: str = "a.sh") -> tuple[int, list[str]]:
+def run_script(folder: Path, body: str, name: str = "a.sh", **environ: str) -> tuple[int, list[str]]:
     """Returns the status and the lines of the output of a script with this body."""
     (folder / name).write_text(f"{SETUP}\n{body}\n")
-    environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(folder)}
+    environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(folder), **environ}
     script = ["bash", str(folder / name)]
     done = subprocess.run(script, check=False, env=environment, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout.splitlines()
@@ -123,22 +123,23 @@ def test_a_script_ends_with_its_verdict_and_removes_its_folder(
     folder: Path, body: str, status: int, verdict: str
 ) -> None:
     """The last line is the verdict, and nothing stays in the temporary directory."""
-    before = set(folder.iterdir()) | {folder / "a.sh", folder / ".cache"}
+    before = set(folder.iterdir()) | {folder / "a.sh"}
     code, lines = run_script(folder, body)
     assert (code, lines[-1]) == (status, verdict)
-    assert set(folder.iterdir()) <= before
-    assert not list((folder / ".cache").glob("*gone*"))
+    assert set(folder.iterdir()) == before
 
 
 def test_scripts_with_the_same_packages_share_an_environment(folder: Path) -> None:
-    """It is installed once, and other versions have another one."""
+    """It is installed once for `make findings`, and other versions have another one. A failed one is not used."""
+    shared = folder / "shared"
     for name, package in (("a.sh", "p@1.0"), ("b.sh", "p@1.0"), ("c.sh", "p@2.0")):
-        assert run_script(folder, f"run_node '{package}' <<< text", name) == (
-            0,
-            ["text", "Verdict: as the header says."],
-        )
+        body = f"run_node '{package}' <<< text"
+        expected = (0, ["text", "Verdict: as the header says."])
+        assert run_script(folder, body, name, FINDINGS_PACKAGES=str(shared)) == expected
     installed = (folder / "bin/installed").read_text().splitlines()
     assert [one.split()[-1] for one in installed] == ["p@1.0", "p@2.0"]
+    assert run_script(folder, "run_node 'gone@1.0' <<< x", FINDINGS_PACKAGES=str(shared))[0] == 77
+    assert not list(shared.glob("*gone*"))
 
 
 def test_ctrl_c_ends_what_a_script_has_started(tmp_path: Path) -> None:
