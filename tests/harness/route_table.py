@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
     names: str
     """The kind of resource in the path; another tenant's must look like one that does not exist. `""`: the path has
-    none, or the route is one of operators, who may read the resources of all tenants."""
+    none, or the route is one of operators, which reads the resources of all tenants."""
     is_everybodys: bool
     is_public: bool
     is_endless: bool
