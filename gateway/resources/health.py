@@ -92,14 +92,12 @@ class HealthChecks:
 
     async def parts(self) -> dict[str, Report]:
         """Returns a report of each part by its name."""
-        generators, degraded, persistence = await asyncio.gather(
-            self._role(GENERATORS), self._degraded_generator(), self._role(PERSISTENCE)
-        )
+        generators, persistence = await asyncio.gather(self._generators(), self._persistence())
         nats, log = _connection_detail(self._connection), self._log_health.detail or self._log_fullness.detail
         return {
             "nats": Report(not nats, nats),
             "log": Report(not log, log),
-            GENERATORS: degraded if generators.ok and degraded else generators,
+            GENERATORS: generators,
             PERSISTENCE: persistence,
             "gateway": Report(not self._draining.is_set(), "draining" if self._draining.is_set() else ""),
         }
@@ -112,19 +110,20 @@ class HealthChecks:
             return None
         return backlog.waiting + backlog.leased
 
-    async def _degraded_generator(self) -> Report | None:
-        """Returns the report of a generator whose turns fail; None if there is none."""
+    async def _generators(self) -> Report:
+        """Returns the report of the generator that answers first; if it is ready, that of one whose turns fail."""
+        replies: list[bytes] = []
         with suppress(LogUnavailable):
-            for reply in await self._rpc.every_health(GENERATORS, wait_s=OTHERS_WAIT_S):
-                with suppress(*DECODE_ERRORS):
-                    report = msgspec.json.decode(reply, type=Report)
-                    if report.state == DEGRADED:
-                        return report
-        return None
+            replies = await self._rpc.every_health(GENERATORS, wait_s=OTHERS_WAIT_S, first_s=HEALTH_TIMEOUT_S)
+        first, *others = [self._report(GENERATORS, reply) for reply in replies or (None,)]
+        return next((one for one in others if first.ok and one.state == DEGRADED), first)
 
-    async def _role(self, role: str) -> Report:
-        """Returns the report of one process of a role."""
-        reply = await self._rpc.health(role, timeout_s=HEALTH_TIMEOUT_S)
+    async def _persistence(self) -> Report:
+        """Returns the report of the process that answers first."""
+        return self._report(PERSISTENCE, await self._rpc.health(PERSISTENCE, timeout_s=HEALTH_TIMEOUT_S))
+
+    def _report(self, role: str, reply: bytes | None) -> Report:
+        """Returns the report in the reply of a process of a role; without a reply, why there is none."""
         if reply is None and not self._connection.is_up:
             return Report(ok=False, detail="NATS is unreachable")
         if reply is None:

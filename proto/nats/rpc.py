@@ -200,28 +200,35 @@ class Rpc:
         except LogUnavailable:
             return None
 
-    async def every_health(self, role: str, *, wait_s: float) -> list[bytes]:
+    async def every_health(self, role: str, *, wait_s: float, first_s: float = 0.0) -> list[bytes]:
         """Returns the health reports of all processes of a role that come within `wait_s`; at once if none runs.
 
-        Raises LogUnavailable.
+        If none has come by then, waits up to `first_s` seconds in all for the first one. Raises LogUnavailable.
         """
-        return await self._collect(subjects.health(role), wait_s)
+        return await self._collect(subjects.health(role), wait_s, first_s=first_s)
 
-    async def _collect(self, query: str, wait_s: float, body: bytes = b"", answers: str = "") -> list[bytes]:
-        """Publishes `query` and returns its replies, or all messages on the subject `answers`, within `wait_s`."""
+    async def _collect(
+        self, query: str, wait_s: float, body: bytes = b"", answers: str = "", first_s: float = 0.0
+    ) -> list[bytes]:
+        """Publishes `query` and returns its replies, or all messages on the subject `answers`, within `wait_s`.
+
+        `first_s`: see `every_health`.
+        """
         reports, reply = list[bytes](), "" if answers else self._connection.client.new_inbox()
-        unserved = asyncio.Event()
+        unserved, answered = asyncio.Event(), asyncio.Event()
 
         async def on_report(message: Msg) -> None:
             if message.data:
                 reports.append(message.data)
+                answered.set()
             elif (message.headers or {}).get("Status") == NO_RESPONDERS:
                 unserved.set()
 
         subscription = await self._connection.subscribe(answers or reply, on_report)
         try:
             await self._connection.publish(query, body, reply=reply)
-            await is_set_within(unserved, wait_s)
+            if not await is_set_within(unserved, wait_s):
+                await is_set_within(answered, first_s - wait_s)
         finally:
             await self._connection.unsubscribe(subscription)
         return reports

@@ -186,9 +186,9 @@ class CountingRpc(Rpc):
     def has_collected(self, times: int) -> bool:
         return self.collected >= times
 
-    async def every_health(self, role: str, *, wait_s: float) -> list[bytes]:
+    async def every_health(self, role: str, *, wait_s: float, first_s: float = 0.0) -> list[bytes]:
         self.collected += 1
-        return await super().every_health(role, wait_s=wait_s)
+        return await super().every_health(role, wait_s=wait_s, first_s=first_s)
 
 
 async def test_a_health_report_that_cannot_be_read_does_not_end_the_gateway(

@@ -10,6 +10,7 @@ from contextlib import suppress
 import httpx2
 import pytest
 import pytest_asyncio
+from nats.aio.msg import Msg
 from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
@@ -287,3 +288,17 @@ async def test_a_query_without_a_subject_for_its_reply_leaves_no_unhandled_error
     assert await services.request(tenant, name, b"next", timeout_s=TIMEOUT_S) == b"next"
     gc.collect()
     assert unhandled == []
+
+
+async def test_a_first_report_may_come_later_than_the_others(other: Connection, connection: Connection) -> None:
+    """Without `first_s`, a process that answers after `wait_s` counts as none."""
+
+    async def respond_late(message: Msg) -> None:
+        await asyncio.sleep(0.3)
+        await message.respond(b"late")
+
+    await other.subscribe(subjects.health("late"), respond_late)
+    await other.flush()
+    rpc = Rpc(connection)
+    assert await rpc.every_health("late", wait_s=0.01) == []
+    assert await rpc.every_health("late", wait_s=0.01, first_s=TIMEOUT_S) == [b"late"]
