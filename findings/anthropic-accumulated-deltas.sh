@@ -13,19 +13,15 @@
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'anthropic==2.14.0' <<'PYTHON'
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import anthropic
+import messages_api
 
 BLOCKS = [
     ({"type": "text", "text": ""}, [("text_delta", "text")]),
     ({"type": "thinking", "thinking": "", "signature": ""}, [("thinking_delta", "thinking"), ("signature_delta", "signature")]),
     ({"type": "compaction", "content": ""}, [("compaction_delta", "content")]),
 ]
-EVENTS = [{"type": "message_start", "message": {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [],
-           "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}}]
+EVENTS = [messages_api.START]
 for index, (block, fields) in enumerate(BLOCKS):
     EVENTS.append({"type": "content_block_start", "index": index, "content_block": block})
     for kind, field in fields:
@@ -33,26 +29,8 @@ for index, (block, fields) in enumerate(BLOCKS):
     EVENTS.append({"type": "content_block_stop", "index": index})
 EVENTS += [{"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {"output_tokens": 9}},
            {"type": "message_stop"}]
-BODY = "".join(f"event: {one['type']}\ndata: {json.dumps(one)}\n\n" for one in EVENTS).encode()
-
-
-class Api(BaseHTTPRequestHandler):
-    def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
-        self.send_header("content-length", str(len(BODY)))
-        self.end_headers()
-        self.wfile.write(BODY)
-
-    def log_message(self, *_):
-        pass
-
-
-server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-client = anthropic.Anthropic(api_key="k", base_url=f"http://127.0.0.1:{server.server_port}", max_retries=0)
-with client.beta.messages.stream(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}]) as stream:
+client = anthropic.Anthropic(api_key="k", base_url=messages_api.serve(lambda *_: messages_api.stream_reply(EVENTS)), max_retries=0)
+with client.beta.messages.stream(model="m", max_tokens=9, messages=messages_api.MESSAGES) as stream:
     text, thinking, compaction = stream.get_final_message().content
 seen = {"text": text.text, "thinking": thinking.thinking, "signature": thinking.signature, "compaction": compaction.content}
 for name, value in seen.items():

@@ -11,36 +11,19 @@
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'anthropic==2.14.0' <<'PYTHON'
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import anthropic
+import messages_api
 
-RESPONSE = json.dumps({"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [{"type": "text", "text": "hi"}],
-                       "stop_reason": "end_turn", "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}).encode()
 received = {}
 
 
-class Api(BaseHTTPRequestHandler):
-    def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
-        received.clear()
-        received.update({name.lower(): value for name, value in self.headers.items()})
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(RESPONSE)))
-        self.end_headers()
-        self.wfile.write(RESPONSE)
-
-    def log_message(self, *_):
-        pass
+def answer(_, headers):
+    received.update(headers)
+    return messages_api.json_reply(200, messages_api.MESSAGE)
 
 
-server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-client = anthropic.Anthropic(api_key="k", base_url=f"http://127.0.0.1:{server.server_port}")
-client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}])
+client = anthropic.Anthropic(api_key="k", base_url=messages_api.serve(answer))
+client.messages.create(model="m", max_tokens=9, messages=messages_api.MESSAGES)
 seen = {name: received.get(name) for name in ("authorization", "x-api-key", "anthropic-version")}
 for name, value in seen.items():
     print(f"{name}:".ljust(18), value)

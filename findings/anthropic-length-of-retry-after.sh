@@ -12,26 +12,17 @@
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'anthropic==2.14.0' <<'PYTHON'
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import anthropic
+import messages_api
 
 ASKED = ["86400", "9999999"]
 waiting = []
 
 
-class Api(BaseHTTPRequestHandler):
-    def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(429)
-        self.send_header("retry-after", ASKED[len(waiting)])
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
+def answer(*_):
+    return 429, {"retry-after": ASKED[len(waiting)]}, b""
 
 
 class Slept(Exception):
@@ -43,13 +34,11 @@ def sleep(seconds):
     raise Slept
 
 
-server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-client = anthropic.Anthropic(api_key="k", base_url=f"http://127.0.0.1:{server.server_port}", timeout=5)
+client = anthropic.Anthropic(api_key="k", base_url=messages_api.serve(answer), timeout=5)
 time.sleep = sleep
 for asked in ASKED:
     try:
-        client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}])
+        client.messages.create(model="m", max_tokens=9, messages=messages_api.MESSAGES)
     except Slept:
         print(f"retry-after: {asked} -> sleeps {waiting[-1]} s")
 assert waiting == [86400, 4294967], waiting

@@ -14,29 +14,25 @@
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'anthropic==2.14.0' <<'PYTHON'
-import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import anthropic
+import messages_api
 
-START = {"type": "message_start", "message": {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [],
-         "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}}
 BLOCK = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "half an"}}
 ERROR = {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}
 
 
-class Api(BaseHTTPRequestHandler):
+class Api(messages_api.Handler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
-        shape = json.loads(self.rfile.read(int(self.headers["content-length"])))["model"]
+        shape = self.read()["model"]
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
-        self.write(START)
+        self.write(messages_api.START)
         self.write(BLOCK)
         if shape == "error event":
             self.write(ERROR)
@@ -47,20 +43,15 @@ class Api(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def write(self, event):
-        data = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+        data = messages_api.frame(event)
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
-    def log_message(self, *_):
-        pass
 
-
-server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-client = anthropic.Anthropic(api_key="k", base_url=f"http://127.0.0.1:{server.server_port}", max_retries=0, timeout=1)
+client = anthropic.Anthropic(api_key="k", base_url=messages_api.serve_with(Api), max_retries=0, timeout=1)
 seen = {}
 for shape in ("error event", "cut", "stall", "clean end"):
     try:
-        with client.messages.stream(model=shape, max_tokens=9, messages=[{"role": "user", "content": "hi"}]) as stream:
+        with client.messages.stream(model=shape, max_tokens=9, messages=messages_api.MESSAGES) as stream:
             stream.until_done()
         seen[shape] = "nothing"
     except anthropic.APIStatusError as error:

@@ -12,44 +12,28 @@
 # Exits non-zero if this changes, and 77 if a version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'anthropic==2.14.0' 'opentelemetry-sdk==1.45.2' <<'PYTHON'
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import anthropic
+import messages_api
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-RESPONSE = json.dumps({"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [{"type": "text", "text": "hi"}],
-                       "stop_reason": "end_turn", "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}).encode()
 received = {}
 
 
-class Api(BaseHTTPRequestHandler):
-    def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
-        received.clear()
-        received.update({name.lower(): value for name, value in self.headers.items()})
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(RESPONSE)))
-        self.end_headers()
-        self.wfile.write(RESPONSE)
-
-    def log_message(self, *_):
-        pass
+def answer(_, headers):
+    received.clear()
+    received.update(headers)
+    return messages_api.json_reply(200, messages_api.MESSAGE)
 
 
-server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-client = anthropic.Anthropic(api_key="k", base_url=f"http://127.0.0.1:{server.server_port}")
+client = anthropic.Anthropic(api_key="k", base_url=messages_api.serve(answer))
 exporter = InMemorySpanExporter()
 
 
 def call():
-    client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}])
+    client.messages.create(model="m", max_tokens=9, messages=messages_api.MESSAGES)
     names = [f"span {span.name}" for span in exporter.get_finished_spans()] or ["no span"]
     return ", ".join([*names, "traceparent sent" if "traceparent" in received else "no traceparent"])
 
