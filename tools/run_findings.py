@@ -70,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     count: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as packages:
+        # PostgreSQL does not run as root: postgresql_server.py starts it from here as another user.
+        Path(packages).chmod(0o711)
         for script in scripts:
             begin = time.monotonic()
             state, output = run(script, Path(packages))
