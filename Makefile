@@ -66,7 +66,7 @@ coverage: setup $(CLIENTS) ## run every test with coverage and list uncovered li
 
 # The types take as long as all else together: they are checked beside it.
 CHECKS := types style
-check: setup ## format, lint, types, imports, spelling and prose
+check: setup ## format, lint, types, imports, spelling
 	@$(MAKE) --no-print-directory --jobs 2 $(CHECKS)
 
 types:
@@ -77,7 +77,6 @@ style:
 	$(PYTHON) -m ruff check .
 	.venv/bin/lint-imports
 	.venv/bin/codespell
-	$(PYTHON) -m tools.check_prose
 	$(PYTHON) -m tools.api_surface
 	$(PYTHON) -m tests.rules > /dev/null
 
