@@ -19,9 +19,8 @@ import msgspec
 from benchmarks.command_line import count, new_parser
 from benchmarks.log_server import running_log
 from tailrace.proto.entries import Progress, Request
-from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, child_id
+from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey, child_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.generator_in_loop import read_stats, words
 from tests.harness.until import until

@@ -15,9 +15,9 @@ from benchmarks.log_server import running_log
 from tailrace.proto import entry_encryption
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Message, Request
-from tailrace.proto.ids import SessionId, Tenant, TurnId
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.subjects import STREAM, TurnKey, entry
+from tailrace.proto.subjects import STREAM, entry
 
 STORED_AT_ONCE = 200
 

@@ -22,9 +22,9 @@ from benchmarks.command_line import count, new_parser
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import Refused
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Rpc
 from tailrace.proto.records import GetTurn, TurnRecord
-from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.event_source import EventSource
 from tests.harness.generator_in_loop import read_stats

@@ -15,8 +15,8 @@ from benchmarks.log_server import running_log
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.proto import events
 from tailrace.proto.entries import Event
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import append_request, read_stats, running_generator
 
 HEDGE_AFTER_S = 0.5

@@ -22,8 +22,7 @@ from tailrace.persistence.paging import NEWEST, OLDEST
 from tailrace.persistence.rows import TurnRow, build_row, micros
 from tailrace.persistence.sqlite import STATEMENTS as SQL
 from tailrace.persistence.store import Store
-from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tests.harness.turn_builder import completed_turn
 
 OURS = Tenant("ours")

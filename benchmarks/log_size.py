@@ -22,9 +22,8 @@ from benchmarks.process_usage import cpu_s
 from tailrace.deploy.local.nats_server import GIB, NatsServer
 from tailrace.proto import entries, subjects
 from tailrace.proto.chain import START
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog, streams
-from tailrace.proto.subjects import TurnKey
 from tests.harness.readers import read_all_entries
 from tests.harness.turn_builder import text_delta
 from tests.harness.turn_writer import Writer

@@ -13,9 +13,8 @@ from pathlib import Path
 from benchmarks.command_line import count, new_parser
 from benchmarks.log_server import running_log
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log
-from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import words
 from tests.harness.lossy_link import LossyLink
 from tests.harness.turn_writer import Writer

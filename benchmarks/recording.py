@@ -14,9 +14,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from benchmarks.command_line import count, new_parser
-from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Deliveries
-from tailrace.proto.subjects import PERSISTENCE, TurnKey
+from tailrace.proto.subjects import PERSISTENCE
 from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.processes import Process
 from tests.harness.system import System

@@ -17,10 +17,9 @@ import httpx2
 from benchmarks.command_line import count, new_parser
 from benchmarks.log_server import running_log
 from tailrace.proto.api_key import SCOPES, NewKey, new_key
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.api_keys import ApiKeyStore
-from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.processes import CHECKOUT
 from tests.harness.turn_writer import Writer

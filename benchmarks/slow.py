@@ -38,9 +38,8 @@ from benchmarks.process_usage import cpu_s, raise_file_limit, resident_bytes
 from benchmarks.storm import OTHERS, Others, Reader
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.http.http_protocol import HEADERS_TIMEOUT_S
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until

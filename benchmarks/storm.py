@@ -25,9 +25,8 @@ from benchmarks.latencies import describe_latencies
 from benchmarks.log_server import running_log
 from benchmarks.process_usage import cpu_s, raise_file_limit, resident_bytes
 from tailrace.gateway.auth.authenticate import LOCAL
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.readers import read_all_entries, render_frames
 from tests.harness.turn_writer import Writer

@@ -6,10 +6,9 @@ import msgspec
 
 from tailrace.proto.batch_records import StoredBatch
 from tailrace.proto.end_entry import LOST_FAILURE
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Rpc
 from tailrace.proto.records import A, GetTurn, Query, TurnRecord, answer_type
-from tailrace.proto.subjects import TurnKey
 
 R = TypeVar("R", TurnRecord, StoredBatch)
 

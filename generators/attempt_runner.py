@@ -28,11 +28,11 @@ from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Event, Request
 from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost
 from tailrace.proto.fold import Folding, Turn
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.log_server import LiveFeed
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.race import run_until
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

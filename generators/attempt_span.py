@@ -7,8 +7,8 @@ from opentelemetry.util.types import AttributeValue
 
 from tailrace.generators.plan import MakeAttempt
 from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.runtime import tracing
-from tailrace.proto.subjects import TurnKey
 
 
 @contextmanager

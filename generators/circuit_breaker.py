@@ -25,8 +25,7 @@ from tailrace.generators.backends import Call
 from tailrace.generators.failover import BackendOrder, BackendOrders
 from tailrace.proto.errors import CODES, BackendError
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import is_child_id
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import TurnKey, is_child_id
 
 logger = structlog.get_logger()
 

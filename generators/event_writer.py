@@ -14,8 +14,8 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Attempt, Entry, Event, StoredEntry
 from tailrace.proto.errors import LogFull
 from tailrace.proto.fold import Folding
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

@@ -9,8 +9,7 @@ turns of batches after all others.
 from collections import Counter, deque
 from math import floor
 
-from tailrace.proto.ids import Tenant
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnKey
 
 # Further turns of the tenant are given back to the queue, where other generators can take them.
 WAITING_TENANT_MAX = 64

@@ -22,11 +22,11 @@ from tailrace.generators.worker import Worker
 from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import CursorUnknown, FenceLost, LogUnavailable
 from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Hedge, HedgeRpc, TurnLog
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.pricing import price_calls
 from tailrace.proto.runtime.race import is_set_within
-from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, CallUsage
 from tailrace.proto.usage_meter import UsageMeter
 

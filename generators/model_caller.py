@@ -17,7 +17,7 @@ from tailrace.generators.outage import NoteWait, Outage
 from tailrace.generators.retry import Retry
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import TurnKey
 
 
 class ModelCaller:

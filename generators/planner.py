@@ -8,8 +8,8 @@ from tailrace.generators import metrics
 from tailrace.generators.plan import Action, CheckSchema, Complete, plan, plan_after_check
 from tailrace.proto.errors import SandboxFailed
 from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.runtime import json_schema
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

@@ -10,9 +10,9 @@ from tailrace.proto.conversation import accepted_before, messages
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import BackendError, TurnUnknown
 from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 
 GONE = "the turn to continue from was deleted, or has left the log, before this one began"
 

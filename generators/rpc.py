@@ -18,7 +18,7 @@ from tailrace.generators.failover import BackendOrders
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import long_strings
 from tailrace.proto.errors import BackendError, LogUnavailable, Refused
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.model_records import (
     CANCEL_MESSAGE_BATCH,
     COUNT_TOKENS,
@@ -32,7 +32,6 @@ from tailrace.proto.model_records import (
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.cancellation import append_cancellation
 from tailrace.proto.nats.rpc import Handler, decode_query
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

@@ -26,8 +26,8 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Failure, Outcome
 from tailrace.proto.errors import BackendError, FenceLost, TailraceError
 from tailrace.proto.fold import EMPTY_TURN, Folding, Turn, fold
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

@@ -20,11 +20,10 @@ from tailrace.proto.end_entry import end_fields
 from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.generator_health import GeneratorHealth
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.race import run_until
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

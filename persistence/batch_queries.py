@@ -16,8 +16,7 @@ from tailrace.proto.batch_records import (
     StoredBatch,
 )
 from tailrace.proto.errors import not_found
-from tailrace.proto.ids import Tenant, TurnId, child_id
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, child_id
 
 
 class BatchQueries:

@@ -12,7 +12,7 @@ from tailrace.persistence.rpc import CatchUp, QueryHandler
 from tailrace.persistence.store import DELETE_TURNS_MAX, Store
 from tailrace.persistence.unstored import UnstoredTurns
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.records import GetSession, GetTurn, SessionRecord
 from tailrace.proto.resources import (
@@ -27,7 +27,6 @@ from tailrace.proto.resources import (
     TurnToDelete,
 )
 from tailrace.proto.runtime.gather import gather_limited
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

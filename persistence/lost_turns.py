@@ -11,8 +11,8 @@ import structlog
 from tailrace.persistence import metrics
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Deliveries, TurnLog
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

@@ -11,7 +11,7 @@ from tailrace.persistence.search_words import hash_words
 from tailrace.persistence.store import BRANCH_TURNS_MAX, Store, convert_turns
 from tailrace.proto.conversation import build_context
 from tailrace.proto.errors import Refused, not_found
-from tailrace.proto.ids import SessionId, Tenant, TurnId
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.records import (
     Ancestry,
     Context,
@@ -31,7 +31,6 @@ from tailrace.proto.records import (
     TurnPositions,
     TurnRecord,
 )
-from tailrace.proto.subjects import TurnKey
 
 # The different words of a search.
 WORDS_MAX = 50

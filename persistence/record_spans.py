@@ -3,8 +3,8 @@
 from opentelemetry.trace import Span
 
 from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.runtime import tracing
-from tailrace.proto.subjects import TurnKey
 
 
 class RecordSpans:

@@ -20,14 +20,13 @@ from tailrace.persistence.rows import TurnRow, blobs_of, build_row
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
 from tailrace.proto.fold import Turn, text_proof
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
 from tailrace.proto.persistence_health import PersistenceHealth
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.logged_causes import LoggedCauses
 from tailrace.proto.runtime.race import is_set_within
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

@@ -12,10 +12,9 @@ from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import Failure, Message
 from tailrace.proto.files import FileRecord
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import TurnId
+from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold, shares_of
 from tailrace.proto.resources import BilledUsage, Branch, ProjectRecord, UsageRecord
-from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
 
 # Times are whole microseconds: a float loses them from the year 2255 on, and earlier in sums.

@@ -37,7 +37,7 @@ from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreRefused, StoreRolledBack
 from tailrace.proto.files import FileRecord, ListFiles
-from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.records import SessionRecord, TurnPosition, TurnRecord
 from tailrace.proto.resources import (
     BilledUsage,
@@ -53,7 +53,6 @@ from tailrace.proto.resources import (
     UsageRecord,
 )
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
-from tailrace.proto.subjects import TurnKey
 
 BRANCH_TURNS_MAX = 10_000
 # Converting a turn takes up to 0.05 ms.

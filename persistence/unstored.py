@@ -14,12 +14,11 @@ from tailrace.persistence.run_every import run_every
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogError, StoreError, StoreRefused, TurnUnknown
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.nats.tombstones import ErasureNote
 from tailrace.proto.resources import DeleteResource, TurnToDelete
 from tailrace.proto.runtime.gather import gather_limited
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

@@ -11,8 +11,7 @@ import msgspec
 
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Request
-from tailrace.proto.ids import TurnId, child_id, is_child_id
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import TurnId, TurnKey, child_id, is_child_id
 
 BatchPart = Literal["batch", "child"]
 

@@ -11,9 +11,8 @@ import msgspec
 from tailrace.proto.entries import BatchSource, Failure, Outcome, Via
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import SessionId, TurnId
+from tailrace.proto.ids import SessionId, TurnId, TurnKey
 from tailrace.proto.records import Query, TurnRecord
-from tailrace.proto.subjects import TurnKey
 
 Api = Literal["openai", "anthropic"]
 

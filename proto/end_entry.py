@@ -8,11 +8,11 @@ import msgspec
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import End, Failure, Outcome
 from tailrace.proto.fold import Turn, text_proof
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.models import find_model
 from tailrace.proto.pricing import answering_model, find_billed_model, price_list
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.clock import seconds_between
-from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import CallUsage, Usage, read_count
 
 # The failure of a turn whose request has expired in the log before an end was stored: no generator can run it.

@@ -4,13 +4,21 @@ import hashlib
 import re
 import secrets
 import time
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from tailrace.proto.errors import CursorUnknown
 
 Tenant = NewType("Tenant", str)
 TurnId = NewType("TurnId", str)
 SessionId = NewType("SessionId", str)
+
+
+class TurnKey(NamedTuple):
+    """The full name of a turn: its tenant and its id."""
+
+    tenant: Tenant
+    turn: TurnId
+
 
 Seq = NewType("Seq", int)
 """The stream sequence of an entry, from 1. 0 means "before the first entry"."""

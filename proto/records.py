@@ -12,9 +12,8 @@ import msgspec
 from tailrace.proto.entries import Failure, Message, Outcome
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn, contents
-from tailrace.proto.ids import Seq, SessionId, TurnId
+from tailrace.proto.ids import Seq, SessionId, TurnId, TurnKey
 from tailrace.proto.runtime.clock import seconds_between
-from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
 
 A = TypeVar("A", bound=msgspec.Struct)

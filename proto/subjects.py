@@ -1,9 +1,8 @@
 """Names of streams, buckets, consumers and subjects in NATS. Subjects are built here, from checked tokens."""
 
 from functools import lru_cache
-from typing import NamedTuple
 
-from tailrace.proto.ids import TOKEN, Tenant, TurnId
+from tailrace.proto.ids import TOKEN, Tenant, TurnId, TurnKey
 
 # The streams: the log, blobs, counters of rates, counters of budgets, slots, the audit log.
 STREAM = "TURNS"
@@ -45,13 +44,6 @@ EVERY_ERASURE_NOTE = "$KV.CLAIMS.unstored.>"
 EVERY_TOMBSTONE = "$KV.CLAIMS.deleted.>"
 # The write probes of all processes (PROTOCOL R68). No idempotency key has this name: theirs are hexadecimal.
 CLAIMS_PROBE = "$KV.CLAIMS.probe"
-
-
-class TurnKey(NamedTuple):
-    """The full name of a turn: its tenant and its id."""
-
-    tenant: Tenant
-    turn: TurnId
 
 
 def entry(key: TurnKey, kind: str) -> str:

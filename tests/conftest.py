@@ -22,10 +22,9 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.runtime import sandbox
-from tailrace.proto.subjects import TurnKey
 from tests.harness.patches import patch_process, write_authority
 from tests.harness.postgresql import PostgreSQLMissing, PostgreSQLServer
 from tests.harness.timeouts import Timeouts

@@ -13,9 +13,8 @@ import msgspec
 
 from tailrace.proto.entries import End, Outcome, StoredEntry
 from tailrace.proto.fold import Turn, fold, text_proof
-from tailrace.proto.ids import Seq
+from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 
 

@@ -18,8 +18,7 @@ from tailrace.proto.chain import START, link
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, End, Entry, Event, Message, Mode, Progress, Request, StoredEntry
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.usage import CallUsage
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -28,10 +28,9 @@ from tailrace.generators.__main__ import serve as serve_generator
 from tailrace.generators.settings import Settings as GeneratorSettings
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.service import Stop
-from tailrace.proto.subjects import TurnKey
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 FOLDERS = tuple(f"{ROOT}/{name}/" for name in ("gateway", "generators", "proto"))

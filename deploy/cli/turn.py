@@ -13,10 +13,9 @@ from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.timeline import EndStep, Step, Timeline, read
 from tailrace.proto.errors import TurnUnknown
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Rpc, TurnLog
 from tailrace.proto.nats.permissions import ADMIN
-from tailrace.proto.subjects import TurnKey
 
 DESCRIPTION = "Show the timeline of one turn."
 EXAMPLES = """\

@@ -17,8 +17,7 @@ from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.media_type import FORM
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.proto.errors import not_found
-from tailrace.proto.ids import Tenant, TurnId, is_token
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
 
 B = TypeVar("B")
 

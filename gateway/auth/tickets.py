@@ -19,9 +19,8 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.signed_tokens import Ticket, TokenSigner
 from tailrace.gateway.http.last_event_id import last_event_id
 from tailrace.proto.errors import not_found
-from tailrace.proto.ids import TurnId
+from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.nats.used_tickets import UsedTickets
-from tailrace.proto.subjects import TurnKey
 
 PARAMETER = "ticket"
 # The only route that reads the parameter, so a ticket opens no other one.

@@ -37,9 +37,8 @@ from tailrace.gateway.turns.submit import hash_body
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, Refused, not_found
 from tailrace.proto.files import CreateFile, DeleteFile, FileRecord, GetFile, ListFiles
-from tailrace.proto.ids import TurnId, is_token
+from tailrace.proto.ids import TurnId, TurnKey, is_token
 from tailrace.proto.nats import BlobStore, Claims, TurnLog
-from tailrace.proto.subjects import TurnKey
 
 PURPOSES = ("assistants", "batch", "user_data", "vision")
 FILENAME_CHARS_MAX = 255

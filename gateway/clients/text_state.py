@@ -6,9 +6,8 @@ from tailrace.gateway.clients.answer_warnings import NOTHING, TEXT_ONLY, LeftOut
 from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, text_of_event
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Entry, Event
-from tailrace.proto.ids import TurnId
+from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.subjects import TurnKey
 
 
 class TextState(NamedTuple):

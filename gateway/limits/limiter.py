@@ -20,11 +20,10 @@ from tailrace.gateway.limits.pdf_pages import PageCounter
 from tailrace.gateway.limits.quotas import Owner, Quota, What, effective_limits, owners_of, quota_of
 from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.limits import MINUTE_S, UNLIMITED, Limits
 from tailrace.proto.nats import Counters, Slots, TurnLog
 from tailrace.proto.nats.slots import HeldSlot
-from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 # A slot whose turn is not in the log after this time belongs to a gateway that died before it stored the turn.

@@ -36,10 +36,9 @@ from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Failure, Outcome, Via
 from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown, not_found
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import SessionId, Tenant, TurnId, parse_cursor
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, parse_cursor
 from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
 # How many turns of a batch are read from the log at once.

@@ -18,10 +18,9 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.entries import Outcome
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import SessionId, Tenant, TurnId
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import PAGE_ITEMS_MAX, GetSession, ListRunning, ListTurns, TurnRecord
-from tailrace.proto.subjects import TurnKey
 
 TEXT_CHARS_MAX = 1000
 ENDED: tuple[str, ...] = get_args(Outcome)

@@ -30,7 +30,7 @@ from tailrace.gateway.turns.request_body import (
 )
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import SessionId
+from tailrace.proto.ids import SessionId, TurnKey
 from tailrace.proto.nats import Claims
 from tailrace.proto.records import (
     GetSession,
@@ -40,7 +40,6 @@ from tailrace.proto.records import (
     TurnPage,
 )
 from tailrace.proto.resources import Branch, ChangeSession, CreateSession, GetStats, ListBranches, UsageRecord
-from tailrace.proto.subjects import TurnKey
 
 TITLE_CHARS_MAX = 500
 # Every answer about a session contains it, and each answer is one NATS message.

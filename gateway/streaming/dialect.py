@@ -8,8 +8,8 @@ import msgspec
 from tailrace.gateway.http import sse
 from tailrace.proto import events
 from tailrace.proto.entries import Event, StoredEntry
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.subjects import TurnKey
 
 
 class Frame(msgspec.Struct, frozen=True):

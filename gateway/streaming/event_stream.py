@@ -27,9 +27,8 @@ from tailrace.gateway.streaming.stream_measurement import StreamTimings, stream_
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import End, Event, Failure, StoredEntry
 from tailrace.proto.errors import CODES, CursorUnknown, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, TurnKey
 from tailrace.proto.runtime import tracing
-from tailrace.proto.subjects import TurnKey
 
 # The event id of the failure of a turn that the log has lost: after every entry, and exact as a JavaScript number.
 AFTER_LOST = Seq(2**53 - 1)

@@ -17,10 +17,9 @@ from tailrace.gateway import metrics
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Request, StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.log_server import LiveFeed
-from tailrace.proto.subjects import TurnKey
 
 # The timeout of the check that an ended turn is still in the log. The log answers within a millisecond, or not at all.
 KEPT_TIMEOUT_S = 0.5

@@ -15,8 +15,8 @@ from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.response import body
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.runtime.eager import run_to_first_wait
-from tailrace.proto.subjects import TurnKey
 
 # Limits of one write, in frames and bytes: a late reader receives the past in large pieces, and a client that does not
 # read has only a few pieces in memory here.

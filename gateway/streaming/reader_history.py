@@ -13,9 +13,8 @@ import structlog
 from tailrace.gateway.streaming.endings import StreamEnding
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.proto.entries import StoredEntry
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

@@ -12,8 +12,8 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.tickets import PARAMETER, Tickets
 from tailrace.gateway.limits.stream_slots import StreamPermit
 from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.runtime.flag import Flag
-from tailrace.proto.subjects import TurnKey
 
 
 class StreamAccess:

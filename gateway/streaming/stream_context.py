@@ -11,9 +11,9 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.streaming.reader_history import ReaderHistory
 from tailrace.proto.errors import Refused
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime.flag import Flag
-from tailrace.proto.subjects import TurnKey
 
 
 class StreamContext(NamedTuple):

@@ -15,9 +15,8 @@ from tailrace.gateway.turns.submission import Feature, TurnSubmission
 from tailrace.gateway.turns.submit import hash_body
 from tailrace.proto import long_strings
 from tailrace.proto.errors import TurnUnknown
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claims, TurnLog
-from tailrace.proto.subjects import TurnKey
 
 AUTO = "auto"
 # Failed turns in a row, after which the request is submitted without a key.

@@ -10,10 +10,11 @@ from tailrace.proto.end_entry import end_fields
 from tailrace.proto.entries import CancelCause
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.model_records import CANCEL_TURN, CancelTurn, TurnCancelled
 from tailrace.proto.nats import Rpc, TurnLog
 from tailrace.proto.nats.cancellation import append_cancellation
-from tailrace.proto.subjects import GENERATORS, TurnKey
+from tailrace.proto.subjects import GENERATORS
 
 logger = structlog.get_logger()
 

@@ -7,7 +7,7 @@ from tailrace.gateway.limits.rate_headers import rate_headers
 from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.limits.turn_queue import TurnQueue
 from tailrace.gateway.turns.submission import Feature, Submission, TurnSubmission
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import TurnKey
 
 Features = tuple[Feature[Submission], Feature[Submission]]
 

@@ -17,10 +17,9 @@ from tailrace.gateway.turns.conversation_match import (
 from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn, new_messages
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import Context, GetContext, GetLastTurn, GetSession, GetTurn, TurnRecord
-from tailrace.proto.subjects import TurnKey
 
 
 class Conversations:

@@ -19,14 +19,14 @@ from tailrace.proto.batch_records import ListBatches
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import MESSAGE_BATCHES, Batch, Outcome, Via
 from tailrace.proto.errors import BlobUnknown, LogError, Refused, TurnUnknown
-from tailrace.proto.ids import Tenant, TurnId, is_child_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_child_id
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Connection, Rpc, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back, give_back_deleted
 from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.gather import gather_limited
-from tailrace.proto.subjects import GENERATORS, TurnKey
+from tailrace.proto.subjects import GENERATORS
 
 # A round deletes up to a thousand turns. After so many consecutive rounds of fewer than MANY_TURNS turns, a deletion
 # competes with new turns of the session, and ends.

@@ -6,9 +6,9 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto.errors import LogUnavailable, Refused
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import GetTurn
-from tailrace.proto.subjects import TurnKey
 
 DELETED = "the conversation was deleted while this turn was submitted: repeat the request to start a new one"
 

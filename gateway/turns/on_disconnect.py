@@ -10,9 +10,8 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import TailraceError
-from tailrace.proto.ids import BEFORE_FIRST
+from tailrace.proto.ids import BEFORE_FIRST, TurnKey
 from tailrace.proto.runtime.race import is_set_within
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

@@ -3,9 +3,9 @@
 from tailrace.gateway.history_client import HistoryClient, close_record
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.errors import TurnUnknown
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 
 
 class TurnReader:

@@ -4,9 +4,9 @@ import asyncio
 from typing import NamedTuple
 
 from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Rpc, TurnLog
 from tailrace.proto.runtime.flag import Flag
-from tailrace.proto.subjects import TurnKey
 
 # How long gateways, this one included, may take to answer that they have readers of the turn.
 PRESENCE_TIMEOUT_S = 0.3

@@ -30,9 +30,8 @@ from tailrace.gateway.turns.submit import (
 from tailrace.proto import entries
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import BEFORE_FIRST
+from tailrace.proto.ids import BEFORE_FIRST, TurnKey
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 
 NOT_COMPLETE = (
     "the answer is not complete yet and continues: GET /v1/turns/{turn}, or repeat the request if it had an "

@@ -19,9 +19,8 @@ from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.submission import CountedRequest, Feature, TurnSubmission
 from tailrace.gateway.turns.submit import hash_body, is_repeatable
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claim, Claims, TurnLog
-from tailrace.proto.subjects import TurnKey
 
 RETRY_COUNT = "x-stainless-retry-count"
 COUNT = re.compile(r"[0-9]{1,4}")

@@ -11,8 +11,8 @@ from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto import blobs, entries
 from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import BlobPins, BlobStore
-from tailrace.proto.subjects import TurnKey
 
 EXPIRED = (
     "a picture, document or long text of this conversation has expired: "

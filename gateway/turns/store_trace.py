@@ -5,8 +5,8 @@ from opentelemetry import trace
 
 from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto.entries import Request
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.runtime import tracing
-from tailrace.proto.subjects import TurnKey
 
 
 def trace_features() -> tuple[Feature[Submission], ...]:

@@ -9,9 +9,8 @@ from tailrace.gateway.auth.api_request import HeaderSource
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import entries
-from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.ids import TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim
-from tailrace.proto.subjects import TurnKey
 
 
 class CountedRequest(NamedTuple):

@@ -38,10 +38,9 @@ from tailrace.proto.errors import (
     Refused,
     TurnUnknown,
 )
-from tailrace.proto.ids import BEFORE_FIRST, Seq, parse_cursor
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey, parse_cursor
 from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
 from tailrace.proto.runtime.flag import Flag
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

@@ -15,11 +15,10 @@ from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto.entries import End
 from tailrace.proto.errors import LogError
-from tailrace.proto.ids import BEFORE_FIRST
+from tailrace.proto.ids import BEFORE_FIRST, TurnKey
 from tailrace.proto.models import model_label
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime.race import is_set_within
-from tailrace.proto.subjects import TurnKey
 
 # A client that creates a turn and then opens its stream needs a moment.
 FIRST_LOOK_S = 1.0

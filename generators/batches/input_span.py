@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.runtime import tracing
-from tailrace.proto.subjects import TurnKey
 
 
 @contextmanager

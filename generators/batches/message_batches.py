@@ -43,10 +43,9 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, End, Entry, Event, Failure, Mode, Outcome, Request
 from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, LogError, SandboxFailed, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Folding, Turn
-from tailrace.proto.ids import Seq, TurnId
+from tailrace.proto.ids import Seq, TurnId, TurnKey
 from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.runtime import json_schema
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

@@ -30,11 +30,10 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Batch, End, Entry, Failure, Outcome
 from tailrace.proto.errors import BackendError, BlobUnknown, EntryTooLarge, FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import BlobStore, Counters, Delivery, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import give_back
 from tailrace.proto.runtime.gather import gather_limited
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

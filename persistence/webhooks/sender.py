@@ -23,12 +23,11 @@ from tailrace.persistence.webhooks.http import Answer, WebhookClient
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TurnUnknown, WebhookFailed, WebhookRefused
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Seq, Tenant, is_child_id, is_token
+from tailrace.proto.ids import Seq, Tenant, TurnKey, is_child_id, is_token
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.runtime.race import is_set_within, run_until
 from tailrace.proto.ssrf import UrlNotAllowed, check_url, parse_private_hosts
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

@@ -12,10 +12,9 @@ from tailrace.proto import entries
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import Attempt, Entry
 from tailrace.proto.errors import FenceLost, LogFull, LogUnavailable
-from tailrace.proto.ids import Seq
+from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.nats.log_server import LogServer, PublishUnclear
 from tailrace.proto.nats.replay import is_stored_chain, is_valid, require_turn
-from tailrace.proto.subjects import TurnKey
 
 TIMEOUT_S = 30.0
 UNCLEAR_WAIT_S = 0.05

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.errors import FenceLost
 from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats.turn_log import TurnLog
-from tailrace.proto.subjects import TurnKey
 
 
 async def append_cancellation(

@@ -19,13 +19,14 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Event, EventBlob, StoredEntry
 from tailrace.proto.entry_encryption import EncryptionKeys, is_encrypted
 from tailrace.proto.errors import BlobUnknown, LogError, LogUnavailable
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import chunks
 from tailrace.proto.nats.chunks import CHUNK_BYTES
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.replay import ask_twice
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
-from tailrace.proto.subjects import BODIES, TurnKey
+from tailrace.proto.subjects import BODIES
 
 logger = structlog.get_logger()
 

@@ -15,7 +15,7 @@ from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import End, StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogUnavailable
 from tailrace.proto.feed_join import FeedJoin
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats.log_server import LiveFeed, LogServer
 from tailrace.proto.nats.replay import (
     STALE_WAIT_S,
@@ -25,7 +25,6 @@ from tailrace.proto.nats.replay import (
     read_valid,
     require_turn,
 )
-from tailrace.proto.subjects import TurnKey
 
 # How long the feed may be silent before the log is read. The feed can lose a turn's last entry; no later entry would
 # show that gap.

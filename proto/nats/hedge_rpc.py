@@ -13,9 +13,8 @@ from nats.aio.msg import Msg
 from tailrace.proto import subjects
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import Seq, Tenant, TurnId, is_token, new_id
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, is_token, new_id
 from tailrace.proto.nats.connection import Connection
-from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 

@@ -18,7 +18,7 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Entry, Event, Request, StoredEntry, Unreadable
 from tailrace.proto.entry_encryption import EncryptionKeys, is_encrypted
 from tailrace.proto.errors import LogFull, LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
@@ -26,7 +26,7 @@ from tailrace.proto.nats.event_blobs import INLINE_BYTES_MAX, EventBlobs, is_stu
 from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, PublishUnclear
 from tailrace.proto.nats.replay import ask_twice
 from tailrace.proto.nats.stream_leader import Leader
-from tailrace.proto.subjects import STREAM, TurnKey
+from tailrace.proto.subjects import STREAM
 
 FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 

@@ -14,12 +14,12 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.batch import part_of_batch
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq, is_token
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey, is_token
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.consumer_pull import Pull
 from tailrace.proto.nats.stream_info import StreamInfo
 from tailrace.proto.nats.stream_leader import Leader
-from tailrace.proto.subjects import STREAM, WEBHOOKS, TurnKey
+from tailrace.proto.subjects import STREAM, WEBHOOKS
 
 logger = structlog.get_logger()
 

@@ -10,8 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
 from tailrace.proto.entries import End, Entry, Request, StoredEntry
-from tailrace.proto.ids import Seq
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Seq, TurnKey
 
 # The most entries that one read returns.
 PAGE_MAX = 512

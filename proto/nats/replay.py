@@ -15,10 +15,9 @@ from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_first_and_end
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats.log_server import EntryPage, LogServer
 from tailrace.proto.runtime.gather import gather_limited
-from tailrace.proto.subjects import TurnKey
 
 T = TypeVar("T")
 

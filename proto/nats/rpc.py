@@ -18,12 +18,12 @@ from nats.micro.service import EndpointConfig, Service, ServiceConfig
 from tailrace.proto import subjects
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import CODES, LogUnavailable, Refused, TailraceError
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats.client import Message, drain_endpoints
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.runtime.logged_causes import LoggedCauses
 from tailrace.proto.runtime.race import is_set_within
-from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 
 logger = structlog.get_logger()
 

@@ -10,9 +10,8 @@ from collections.abc import Iterable
 from tailrace.proto import batch
 from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Seq
+from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.nats import Counters, Slots, Tombstones
-from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 
 

@@ -9,12 +9,12 @@ import nats.errors
 
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.runtime.gather import gather_limited
-from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_ERASURE_NOTE, EVERY_TOMBSTONE, TurnKey
+from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_ERASURE_NOTE, EVERY_TOMBSTONE
 
 # The text of a removed note. The bucket allows no deletion of single messages: one with a TTL replaces the note.
 REMOVED = b"removed"

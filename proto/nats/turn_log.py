@@ -10,12 +10,11 @@ from datetime import datetime
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, StoredEntry
 from tailrace.proto.errors import LogError, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import append, replay
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
 from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed
-from tailrace.proto.subjects import TurnKey
 
 # The wait after a failed read for an end. All turns of a process may wait for a leader at once.
 REREAD_AFTER_ERROR_S = 1.0

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from tailrace.proto.batch import child_key
 from tailrace.proto.entries import Via
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import TurnKey
 from tests.chaos.faults import MESSAGE_BATCH
 from tests.chaos.load import RECONNECT_S_MAX, Load, cancel, delete, read, until_accepted
 from tests.checker.recorded_client import Client

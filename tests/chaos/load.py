@@ -11,8 +11,7 @@ from functools import partial
 import msgspec
 
 from tailrace.proto.entries import OnInterrupt
-from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tests.chaos.faults import MODEL
 from tests.chaos.system import ChaosSystem
 from tests.checker.recorded_client import Client

@@ -6,8 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from tailrace.proto.entries import Attempt
-from tailrace.proto.ids import Seq
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Seq, TurnKey
 from tests.checker.history import Append, Fault, Read
 from tests.checker.run import NS_PER_S, Run
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import get_args
 
 from tailrace.proto.entries import Attempt
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import TurnKey
 from tests.chaos import pauses
 from tests.chaos.campaign import Campaign, Observations, run_campaign
 from tests.chaos.faults import KINDS, why_impossible

@@ -10,7 +10,7 @@ from math import inf
 from tailrace.proto import batch
 from tailrace.proto.entries import Progress
 from tailrace.proto.fold import Turn
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import TurnKey
 from tests.checker import expected_answer
 from tests.checker.client_invariants import Request
 from tests.checker.history import Cancel, Delete, Fault, GetBatch, Post, Results

@@ -8,8 +8,7 @@ from math import inf
 import msgspec
 
 from tailrace.gateway.turns.auto_idempotency import AUTO
-from tailrace.proto.ids import Seq, Tenant
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tests import promises
 from tests.checker import expected_answer
 from tests.checker.history import Cancel, Delete, Get, GetBatch, Overload, Post, Read, Results

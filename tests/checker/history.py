@@ -25,8 +25,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from tailrace.proto.entries import Via
-from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey
 from tests.promises import Frame
 
 HISTORY = "history.jsonl"

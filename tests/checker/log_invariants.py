@@ -7,8 +7,7 @@ from tailrace.proto import subjects
 from tailrace.proto.chain import START, link
 from tailrace.proto.entries import Attempt, Request
 from tailrace.proto.fold import Turn, fold
-from tailrace.proto.ids import Seq
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Seq, TurnKey
 from tests import promises
 from tests.checker import expected_answer
 from tests.checker.history import Append, Fault, Get, Post, Read

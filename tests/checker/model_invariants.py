@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from tailrace.deploy.simulated_claude.account import Call
 from tailrace.proto.entries import Attempt
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import TurnKey
 from tests.checker import expected_answer
 from tests.checker.history import Cancel, Fault
 from tests.checker.run import NS_PER_S, Run

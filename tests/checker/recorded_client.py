@@ -11,8 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tailrace.proto.entries import Via
-from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey
 from tests.checker.history import HISTORY, Cancel, Delete, Get, GetBatch, Line, Post, Read, Recorder, Results, digest
 from tests.harness import readers
 from tests.harness.sse_parser import EventStream, SseEvent

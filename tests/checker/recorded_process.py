@@ -16,10 +16,9 @@ from tailrace.proto import entries
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Delivery, TurnLog
 from tailrace.proto.nats.append import TIMEOUT_S
-from tailrace.proto.subjects import TurnKey
 from tests.checker.history import HISTORY, Ack, Append, Commit, Recorder, digest
 from tests.harness.processes import ForkedProcess, Process
 

@@ -18,9 +18,8 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.batch import child_key
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
-from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.subjects import TurnKey
 from tests.checker import history
 from tests.checker.history import ClockReading, Delete, Fault, Operation, Post, Read, RecordedOperation, digest
 from tests.harness import readers

@@ -10,9 +10,9 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.batch import CUSTOM_ID, child_key
 from tailrace.proto.entries import Attempt, Message, Progress, StoredEntry
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.records import record_from_fold
-from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.checker import expected_answer
 from tests.checker.history import (
     Ack,

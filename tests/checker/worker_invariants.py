@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from tailrace.proto.entries import Attempt, End
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Seq
-from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
+from tailrace.proto.ids import Seq, TurnKey
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests import promises
 from tests.checker import expected_answer
 from tests.checker.history import Ack, Append, Commit, Post, ResourceCount

@@ -10,9 +10,8 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local import ports
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.clients.conftest import Takeover, read_stored_text
 from tests.harness import processes

@@ -11,9 +11,8 @@ from prometheus_client import REGISTRY
 from tailrace.deploy.local import ports
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.http import retry_later
-from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.ids import TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.processes import CHECKOUT

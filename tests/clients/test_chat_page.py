@@ -18,10 +18,9 @@ from tailrace.gateway.ops.panels import DASHBOARDS
 from tailrace.proto import events
 from tailrace.proto.api_key import SCOPES, new_key
 from tailrace.proto.entries import Message
-from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.api_keys import ApiKeyStore
-from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.harness import jwts
 from tests.harness.faulty_upstream import KEY_REFUSED, BrokenAnswer, faulty_claude

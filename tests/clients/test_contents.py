@@ -18,9 +18,8 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.sse import EVENT_NAME, MEDIA_TYPE
 from tailrace.proto import events
 from tailrace.proto.entries import Failure
-from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.ids import TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.harness.readers import read_bytes
 from tests.harness.sse_parser import parse

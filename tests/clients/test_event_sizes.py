@@ -8,9 +8,8 @@ import pytest
 from aiohttp.http_exceptions import LineTooLong
 
 from tailrace.gateway.auth.authenticate import LOCAL
-from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.ids import TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_writer import Writer
 from tests.integration.conftest import NewGateway
 

@@ -11,9 +11,8 @@ from openai import AsyncOpenAI
 from openai.types import Batch
 
 from tailrace.gateway.clients.openai.batch_input import parse_lines
-from tailrace.proto.ids import Tenant, TurnId, child_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, child_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.harness.generator_in_loop import words
 from tests.harness.loop_pause import longest_pause

@@ -12,8 +12,7 @@ import httpx
 import pytest
 
 from tailrace.proto.entries import Failure
-from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tests.clients import node
 from tests.clients.conftest import read_stored_text
 from tests.harness.generator_in_loop import words

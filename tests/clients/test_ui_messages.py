@@ -11,9 +11,8 @@ from tailrace.gateway.clients.ai_sdk import message
 from tailrace.gateway.clients.ai_sdk.stream import UI, record_chunks
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Message
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.harness.turn_builder import Handwritten, opening_events
 

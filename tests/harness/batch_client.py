@@ -8,9 +8,8 @@ import msgspec
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.batches.runner import BatchRunner
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, TurnId, child_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, child_id
 from tailrace.proto.nats import BlobStore, Counters, Tombstones, fullness
-from tailrace.proto.subjects import TurnKey
 from tests.harness.own_system import OwnSystem
 from tests.harness.service_builders import build_batch_runner
 from tests.integration.conftest import Gateway

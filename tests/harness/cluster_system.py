@@ -15,11 +15,10 @@ from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Rpc
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.records import GetTurn, TurnRecord
-from tailrace.proto.subjects import TurnKey
 from tests.harness import readers
 from tests.harness.generator_in_loop import read_stats, words
 from tests.harness.nats_cluster import Cluster

@@ -16,10 +16,10 @@ from tailrace.generators.settings import Settings
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Attempt, Message
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.service import Stop
-from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
+from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.harness.processes import as_user
 from tests.harness.turn_builder import request
 from tests.harness.until import until

@@ -18,10 +18,11 @@ from tailrace.generators.settings import Settings
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, encode
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.leases import Delivery
 from tailrace.proto.service import Stop
-from tailrace.proto.subjects import GENERATORS, TurnKey
+from tailrace.proto.subjects import GENERATORS
 from tests.harness.forks import FORKS
 from tests.harness.generator_in_loop import running_generator
 from tests.harness.processes import as_user

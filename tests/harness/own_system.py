@@ -7,9 +7,9 @@ from typing import Any
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.entries import Attempt
 from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.service import Stop
-from tailrace.proto.subjects import TurnKey
 from tests.harness import generator_in_loop, killable_generator
 from tests.harness.until import until
 

@@ -6,9 +6,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
 
 from tailrace.proto.entries import Entry, StoredEntry
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed
-from tailrace.proto.subjects import TurnKey
 
 KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
 NOTHING = EntryPage([], is_last=True)

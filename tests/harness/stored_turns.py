@@ -16,10 +16,9 @@ from tailrace.persistence.search_words import hash_words
 from tailrace.persistence.store import Store
 from tailrace.proto.batch_records import Api
 from tailrace.proto.files import FileRecord
-from tailrace.proto.ids import SessionId, Tenant, TurnId
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.records import SessionRecord, TurnRecord
 from tailrace.proto.resources import CreateProject
-from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import NOON, Handwritten
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")

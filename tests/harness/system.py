@@ -22,10 +22,11 @@ from tailrace.deploy.local.nats_server import NatsServer, ServerSpec
 from tailrace.deploy.local.options import Sync
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, Deliveries, TurnLog, streams
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.permissions import GATEWAY
-from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.harness import processes
 from tests.harness.generator_in_loop import read_attempts
 from tests.harness.nats_cluster import GIB, Cluster

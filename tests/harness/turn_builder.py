@@ -11,8 +11,7 @@ from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Entry, Failure, Message, Mode, Outcome, Request, StoredEntry
 from tailrace.proto.fold import Turn, fold
-from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.usage import CallUsage
 
 MODEL = "claude-sonnet-5-5"

@@ -4,9 +4,8 @@ from tailrace.proto import entries, events
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Entry, Failure, Mode, Outcome
-from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness import turn_builder
 
 # As the API sends it: the SDKs need all fields, while `handwritten` encodes only those that the fold reads.

@@ -21,10 +21,10 @@ from tailrace.gateway import metrics
 from tailrace.gateway.__main__ import serve
 from tailrace.gateway.settings import Settings
 from tailrace.proto import subjects
-from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
-from tailrace.proto.subjects import STREAM, TurnKey
+from tailrace.proto.subjects import STREAM
 from tests.harness import processes
 from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process

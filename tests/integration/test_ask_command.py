@@ -16,10 +16,9 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.ports import find_free
 from tailrace.proto.api_key import SCOPES, new_key
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.api_keys import ApiKeyStore
-from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.forks import CommandResult, run_command
 from tests.harness.generator_in_loop import words

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness.processes import Process
 from tests.harness.raw_http import RawConnection
 from tests.harness.refusals import problem_of

@@ -22,11 +22,11 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Progress, Request, Reservation
 from tailrace.proto.errors import FenceLost, LogFull, Refused
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, child_id, new_id
+from tailrace.proto.ids import Tenant, TurnKey, child_id, new_id
 from tailrace.proto.nats import Counters, TurnLog, replay
 from tailrace.proto.pricing import price_calls
 from tailrace.proto.resources import DeleteResource
-from tailrace.proto.subjects import BODIES, STREAM, TurnKey
+from tailrace.proto.subjects import BODIES, STREAM
 from tailrace.proto.usage import estimate_usage, utf8_bytes
 from tests.harness import processes, readers
 from tests.harness.batch_client import BatchSystem, input_keys, key_of, post_batch, read_results

@@ -22,11 +22,11 @@ from tailrace.proto.chain import START
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import SessionId, Tenant, TurnId, child_id, new_id
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, child_id, new_id
 from tailrace.proto.nats import BlobPins, BlobStore, Connection, TurnLog, blob_pins
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import DeleteResource
-from tailrace.proto.subjects import BODIES, CLAIMS_STREAM, TurnKey
+from tailrace.proto.subjects import BODIES, CLAIMS_STREAM
 from tests.harness.open_store import open_store
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence

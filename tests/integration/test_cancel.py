@@ -21,10 +21,10 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import End, Entry, Request
 from tailrace.proto.errors import FenceLost, Refused
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
-from tailrace.proto.subjects import PERSISTENCE, TurnKey
+from tailrace.proto.subjects import PERSISTENCE
 from tests.harness import readers
 from tests.harness.generator_in_loop import read_calls, shorten_lease, words
 from tests.harness.own_system import OwnSystem

@@ -16,8 +16,9 @@ import pytest
 import pytest_asyncio
 
 from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, stream_configs, streams
-from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
+from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.harness import readers
 from tests.harness.cluster_faults import FAULTS, Fault, freeze_the_gateways, kill_leader, kill_the_generators
 from tests.harness.cluster_system import (

@@ -17,13 +17,12 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Entry, StoredEntry, encode
 from tailrace.proto.errors import FenceLost
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
 from tailrace.proto.nats.log_server import PublishUnclear
 from tailrace.proto.nats.setup_state import read_setup_state
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.nats.used_tickets import UsedTickets
-from tailrace.proto.subjects import TurnKey
 from tests.harness.nats_cluster import Cluster
 from tests.harness.turn_builder import NOON, attempt, event, opening_events, request, text_delta
 

@@ -7,9 +7,8 @@ import pytest
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.proto.entries import Request
-from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.integration.conftest import Gateway
 
 SHORT = "#sim words=1 rate=0"

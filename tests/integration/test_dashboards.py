@@ -27,9 +27,9 @@ from tailrace.gateway.ops.panels import DASHBOARDS, Panel
 from tailrace.persistence.migrations import migrations
 from tailrace.proto import entries, subjects
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import streams
-from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
+from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS
 from tests.clients import node
 from tests.clients.node import find_browser
 from tests.harness import turn_builder

@@ -17,11 +17,11 @@ from tailrace.proto import subjects
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import DeletedRows, DeleteResource, Remaining
-from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
+from tailrace.proto.subjects import PERSISTENCE, STREAM
 from tests.harness.generator_in_loop import read_calls
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import Process

@@ -8,10 +8,9 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto import subjects
-from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.direct_get import PAGE_BYTES_MAX, READS_MAX, DirectReader
-from tailrace.proto.subjects import TurnKey
 from tests.harness.freeze import freeze
 from tests.harness.proxy import Proxy
 from tests.harness.sizes import sizes_of

@@ -19,11 +19,11 @@ from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.http.server import GRACE_S
 from tailrace.gateway.settings import Settings
 from tailrace.proto import subjects
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.resources import CreateProject, DeleteResource
 from tailrace.proto.runtime.flag import Flag
-from tailrace.proto.subjects import PERSISTENCE, TurnKey
+from tailrace.proto.subjects import PERSISTENCE
 from tests.harness import processes
 from tests.harness.readers import build_reader, is_read, read, read_history, receive
 from tests.harness.system import System

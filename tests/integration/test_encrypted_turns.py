@@ -8,12 +8,12 @@ import pytest
 from tailrace.proto import entries, entry_encryption, subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.direct_get import DirectReader, MessagePage
 from tailrace.proto.nats.jetstream_log import ErasedEntries
 from tailrace.proto.nats.stream_leader import Leader
-from tailrace.proto.subjects import STREAM, TurnKey
+from tailrace.proto.subjects import STREAM
 from tests.harness import readers
 from tests.harness.generator_in_loop import words
 from tests.harness.own_system import OwnSystem

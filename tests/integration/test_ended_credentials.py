@@ -17,11 +17,10 @@ from tailrace.gateway.auth.login import COOKIE
 from tailrace.gateway.auth.signed_tokens import Access, TokenSigner
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.api_key import SCOPES, NewKey, Scope, hash_key, new_key
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import BlobStore, Connection, TurnLog
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.signing_secret import signing_secret
-from tailrace.proto.subjects import TurnKey
 from tests.harness import jwts
 from tests.harness.readers import is_read
 from tests.harness.turn_writer import Writer

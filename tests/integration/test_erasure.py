@@ -16,10 +16,10 @@ from tailrace.deploy.cli.export import export_lines
 from tailrace.deploy.cli.main import parser
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.turns.conversation import Conversations
-from tailrace.proto.ids import Seq, Tenant, child_id
+from tailrace.proto.ids import Seq, Tenant, TurnKey, child_id
 from tailrace.proto.nats import Connection, Counters, TurnLog
 from tailrace.proto.nats.stream_leader import Leader
-from tailrace.proto.subjects import BODIES, STREAM, TurnKey
+from tailrace.proto.subjects import BODIES, STREAM
 from tests.harness.batch_client import post_batch, read_results
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence

@@ -22,10 +22,9 @@ from tailrace.gateway.streaming.frame_writer import DISPATCH_S
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Failure, StoredEntry
 from tailrace.proto.errors import LogFull
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog, jetstream_log
 from tailrace.proto.nats.log_server import PAGE_MAX, EntryPage, LiveFeed
-from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import words
 from tests.harness.readers import build_reader, decode_data, is_read, read, read_history, story_of
 from tests.harness.sse_parser import EventStream, parse, without_retry

@@ -13,9 +13,8 @@ from anthropic.lib.aws._auth import _get_session
 from tailrace.deploy.local import ports
 from tailrace.generators.circuit_breaker import OPEN_S
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness.cloud_endpoints import Cloud, running_cloud
 from tests.harness.faulty_upstream import GARBAGE, faulty_claude
 from tests.harness.generator_in_loop import failure_code, read_attempts, read_stats, words

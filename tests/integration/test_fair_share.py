@@ -7,9 +7,9 @@ import httpx2
 
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Message
-from tailrace.proto.ids import Tenant, TurnId, child_id, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, child_id, new_id
 from tailrace.proto.nats.leases import consumer_backlog
-from tailrace.proto.subjects import GENERATORS, TurnKey
+from tailrace.proto.subjects import GENERATORS
 from tests.harness.generator_in_loop import words
 from tests.harness.own_system import OwnSystem
 from tests.harness.turn_builder import NOON, request

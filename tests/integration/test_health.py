@@ -21,10 +21,10 @@ from tailrace.deploy.cli.status import fetch
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.limits.turn_queue import TurnQueue
 from tailrace.generators.key_health import REFUSED
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Connection, Rpc, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
-from tailrace.proto.subjects import GENERATORS, TurnKey
+from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.version import VERSION
 from tests.harness import processes
 from tests.harness.faulty_upstream import KEY_REFUSED, BrokenAnswer, faulty_claude

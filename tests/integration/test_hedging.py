@@ -28,12 +28,12 @@ from tailrace.proto import subjects
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Reservation
 from tailrace.proto.generator_health import GeneratorHealth
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Counters, Deliveries, Hedge, HedgeRpc, Rpc, TurnLog
 from tailrace.proto.nats.hedge_rpc import TAKE_TIMEOUT_S
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.pricing import price_calls
-from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM
 from tailrace.proto.usage import CallUsage
 from tests.harness import readers, turn_builder
 from tests.harness.freeze import freeze

@@ -16,10 +16,9 @@ from prometheus_client import REGISTRY
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.http.server import GRACE_S
 from tailrace.gateway.http.sse import HEARTBEAT
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.runtime.flag import Flag
-from tailrace.proto.subjects import TurnKey
 from tests.harness.freeze import freeze
 from tests.harness.processes import Process
 from tests.harness.readers import build_reader, frames, read, read_history, story_of

@@ -9,10 +9,10 @@ import httpx2
 import pytest
 
 from tailrace.proto import subjects
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.stream_leader import Leader
-from tailrace.proto.subjects import BODIES, TurnKey
+from tailrace.proto.subjects import BODIES
 from tests.integration.conftest import Gateway, forget
 
 pytestmark = [pytest.mark.rule("R120"), pytest.mark.usefixtures("emptied_bodies")]

@@ -13,11 +13,11 @@ from tailrace.proto import entries, entry_encryption, events, subjects
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Event, StoredEntry
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
-from tailrace.proto.ids import Seq, TurnId, new_id
+from tailrace.proto.ids import Seq, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog, event_blobs
 from tailrace.proto.nats.event_blobs import INLINE_BYTES_MAX
 from tailrace.proto.nats.stream_leader import Leader
-from tailrace.proto.subjects import BODIES, STREAM, TurnKey
+from tailrace.proto.subjects import BODIES, STREAM
 from tests.harness import turn_builder
 from tests.harness.turn_writer import Writer
 

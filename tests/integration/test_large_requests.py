@@ -23,10 +23,10 @@ from tailrace.generators.load_blobs import COPIES, BlobLoader
 from tailrace.proto import blobs, long_strings, subjects
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import BlobStore, Connection, TurnLog, stream_configs, streams
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
-from tailrace.proto.subjects import BODIES, STREAM, TurnKey
+from tailrace.proto.subjects import BODIES, STREAM
 from tests.harness import turn_builder
 from tests.harness.generator_in_loop import failure_code, words
 from tests.harness.loop_pause import longest_pause

@@ -25,11 +25,11 @@ from tailrace.proto import entries, events
 from tailrace.proto.api_key import SCOPES
 from tailrace.proto.entries import Reservation
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.limits import UNLIMITED, Limits
 from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back
-from tailrace.proto.subjects import CLAIMS_STREAM, LIMITS, SLOTS, TurnKey
+from tailrace.proto.subjects import CLAIMS_STREAM, LIMITS, SLOTS
 from tests.harness.generator_in_loop import wait_for_end
 from tests.harness.lossy_link import LossyLink
 from tests.harness.nats_cluster import Cluster

@@ -22,10 +22,9 @@ from tailrace.deploy.simulated_claude.server import EmbeddedServer, run_embedded
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Message
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.models import Model
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.generator_in_loop import append_request, failure_code, read_attempts, wait_for_end, words
 from tests.harness.processes import CHECKOUT, Process

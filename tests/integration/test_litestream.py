@@ -13,9 +13,8 @@ import pytest_asyncio
 
 from tailrace.deploy.local import ports
 from tailrace.persistence.rows import build_row
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.resources import DeleteResource
-from tailrace.proto.subjects import TurnKey
 from tests.harness.open_store import open_store
 from tests.harness.processes import CHECKOUT
 from tests.harness.turn_builder import completed_turn

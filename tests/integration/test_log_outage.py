@@ -14,9 +14,8 @@ from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import JsonAnswer
 from tailrace.gateway.turns.submit import UNCLEAR
 from tailrace.proto.chain import Chain
-from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.ids import TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog, fullness, streams
-from tailrace.proto.subjects import TurnKey
 from tests.harness.freeze import freeze
 from tests.harness.raw_http import error_of
 from tests.harness.readers import read, story_of

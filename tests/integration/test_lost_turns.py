@@ -12,11 +12,11 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.persistence.lost_turns import LostTurnFinder
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Batch, BatchSource
-from tailrace.proto.ids import Seq, SessionId, Tenant
+from tailrace.proto.ids import Seq, SessionId, Tenant, TurnKey
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import GetStats, Stats
-from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
+from tailrace.proto.subjects import PERSISTENCE, STREAM
 from tests.conftest import apply_streams
 from tests.harness.open_store import open_store
 from tests.harness.persistence_in_loop import Persistence

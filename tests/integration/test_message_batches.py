@@ -24,11 +24,11 @@ from tailrace.proto.chain import START
 from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import BackendError, FenceLost, Refused, TurnUnknown
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import SessionId, Tenant, TurnId
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones, TurnLog
 from tailrace.proto.runtime.json_schema import SchemaChecker
-from tailrace.proto.subjects import GENERATORS, TurnKey
+from tailrace.proto.subjects import GENERATORS
 from tests.harness import batch_client, turn_builder
 from tests.harness.batch_client import BatchSystem, read_results
 from tests.harness.generator_in_loop import failure_code, read_stats, words

@@ -8,9 +8,8 @@ import anthropic
 import httpx2
 import pytest
 
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway, on_shared_loop
 

@@ -11,8 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tailrace.deploy.local import ports
 from tailrace.gateway.metrics import UNREAD_TOKENS
 from tailrace.gateway.turns import unread_tokens
-from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tests.harness.readers import read
 from tests.harness.system import System
 from tests.harness.until import until

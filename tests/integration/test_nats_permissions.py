@@ -24,13 +24,13 @@ from tailrace.proto import subjects
 from tailrace.proto.api_key import ApiKey
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.errors import LogUnavailable, Refused
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.model_records import MODELS
 from tailrace.proto.nats import Connection, Rpc, TurnLog, check
 from tailrace.proto.nats.api_keys import ApiKeyStore, RecordChange
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.nats.stream_configs import BUCKETS, EVERY_STREAM
-from tailrace.proto.subjects import AUDIT, GENERATORS, PERSISTENCE, STREAM, TurnKey
+from tailrace.proto.subjects import AUDIT, GENERATORS, PERSISTENCE, STREAM
 from tests.harness.processes import CHECKOUT, as_user
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until

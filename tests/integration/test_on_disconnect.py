@@ -7,9 +7,9 @@ import pytest
 from nats.aio.msg import Msg
 
 from tailrace.proto import subjects
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
-from tailrace.proto.subjects import TurnKey
 from tests.harness.processes import as_user
 from tests.harness.readers import is_read, read
 from tests.harness.turn_writer import Writer

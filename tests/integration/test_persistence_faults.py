@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import Refused, StoreError
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, ListSessions, SessionPage, SessionRecord, TurnRecord, record_from_fold
 from tailrace.proto.resources import (
@@ -35,7 +35,7 @@ from tailrace.proto.resources import (
     Remaining,
     UsagePage,
 )
-from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
+from tailrace.proto.subjects import PERSISTENCE, STREAM
 from tests.conftest import apply_streams
 from tests.harness.generator_in_loop import running_generator, words
 from tests.harness.persistence_in_loop import Persistence

@@ -22,10 +22,10 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import LogUnavailable, StoreRefused
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.nats.jetstream_log import ErasedEntries
-from tailrace.proto.subjects import CLAIMS_STREAM, PERSISTENCE, STREAM, TurnKey
+from tailrace.proto.subjects import CLAIMS_STREAM, PERSISTENCE, STREAM
 from tests.harness.generator_in_loop import shorten_lease
 from tests.harness.open_store import open_store
 from tests.harness.turn_writer import OURS, new_writer, write_turn

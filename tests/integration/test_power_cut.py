@@ -16,9 +16,9 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.options import Sync
 from tailrace.proto.errors import LogError
-from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.subjects import STREAM, TurnKey
+from tailrace.proto.subjects import STREAM
 from tests.conftest import apply_streams
 from tests.harness.disk import Disk, mounted_disk, needs_mount
 from tests.harness.freeze import freeze

@@ -5,9 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import wait_for_end, words
 from tests.harness.readers import read
 from tests.harness.system import System

@@ -19,8 +19,7 @@ import pytest
 import pytest_asyncio
 
 from tailrace.deploy.local import ports
-from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey
 from tests.harness.processes import CHECKOUT
 from tests.harness.readers import read
 from tests.harness.system import System

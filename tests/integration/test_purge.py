@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claims, Connection, Tombstones, TurnLog
 from tailrace.proto.nats.stream_info import StreamInfo
-from tailrace.proto.subjects import CLAIMS_STREAM, TurnKey, tombstone
+from tailrace.proto.subjects import CLAIMS_STREAM, tombstone
 from tests.harness.own_system import OwnSystem
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until_equal

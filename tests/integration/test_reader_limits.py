@@ -15,10 +15,9 @@ from tailrace.gateway.http import fd_limit
 from tailrace.gateway.streaming import response
 from tailrace.gateway.streaming.endings import AGED
 from tailrace.gateway.turns import reader_presence
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
-from tailrace.proto.subjects import TurnKey
 from tests.harness.processes import Process, as_user
 from tests.harness.raw_http import RawConnection
 from tests.harness.readers import build_reader, read, read_history

@@ -24,11 +24,11 @@ from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import Liveness, SetupRepair, is_working
 from tailrace.proto.chain import START
 from tailrace.proto.end_entry import LOST_FAILURE
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.nats.setup_state import read_setup_state
 from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
-from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM
 from tests.harness import processes
 from tests.harness.disk import MIB, needs_mount, small_disk
 from tests.harness.generator_in_loop import words

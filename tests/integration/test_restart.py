@@ -23,9 +23,8 @@ from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.rolling_restart import Request, restart
 from tailrace.deploy.local.status_file import FILE, Restart, UpStatus
-from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness.prometheus import Prometheus, needs_prometheus
 from tests.harness.readers import build_reader, read, read_history
 from tests.harness.until import until

@@ -9,10 +9,10 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import Refused
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import GetUsage, UsagePage
-from tailrace.proto.subjects import TurnKey
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.turn_writer import OURS, write_turn
 from tests.harness.until import until_equal

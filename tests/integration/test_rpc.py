@@ -16,10 +16,10 @@ from structlog.testing import capture_logs
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto import subjects
 from tailrace.proto.errors import Refused, StoreBusy
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.rpc import PART_HEADERS_BYTES_MAX, QUERIES_MAX, Handler, _PartedReplies
-from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.harness.freeze import freeze
 from tests.harness.proxy import Proxy
 from tests.harness.until import until

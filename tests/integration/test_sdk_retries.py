@@ -11,9 +11,9 @@ import pytest
 
 from tailrace.gateway.turns import sdk_retries
 from tailrace.gateway.turns.sdk_retries import RETRY_COUNT, SUBSCRIBE_WAIT_S
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
-from tailrace.proto.subjects import CLAIMS_STREAM, TurnKey
+from tailrace.proto.subjects import CLAIMS_STREAM
 from tests.harness import jwts
 from tests.harness.readers import is_read, read
 from tests.harness.system import System

@@ -11,9 +11,8 @@ import pytest
 from tailrace.gateway.clients.native import session_events
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness.processes import Process
 from tests.harness.requests import post
 from tests.harness.sse_parser import EventStream

@@ -7,9 +7,8 @@ import httpx2
 import pytest
 
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claims, TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness.requests import get, pages, post_until_ended
 from tests.harness.system import System
 from tests.harness.until import until

@@ -11,9 +11,9 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.chain import START
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog, setup_state
-from tailrace.proto.subjects import STREAM, TurnKey
+from tailrace.proto.subjects import STREAM
 from tests.conftest import apply_streams
 from tests.harness.turn_builder import request
 from tests.harness.until import until

@@ -9,9 +9,8 @@ import pytest
 from benchmarks.slow import Beside, measure_rounds
 from tailrace.gateway import metrics
 from tailrace.gateway.http import http_protocol, server
-from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.ids import TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness.dropped_packets import drop_packets
 from tests.harness.readers import is_read, read, story_of
 from tests.harness.turn_writer import Writer

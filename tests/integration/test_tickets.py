@@ -14,12 +14,11 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.signed_tokens import Ticket, TokenSigner
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.nats.used_tickets import UsedTickets
-from tailrace.proto.subjects import TurnKey
 from tests.harness.freeze import freeze
 from tests.harness.refusals import problem_of
 from tests.harness.route_table import ROWS, path_parameters

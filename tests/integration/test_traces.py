@@ -11,10 +11,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from structlog.testing import capture_logs
 
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.trace_export import CountedExporter
-from tailrace.proto.subjects import TurnKey
 from tests.harness.cloud_endpoints import running_cloud
 from tests.harness.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
 from tests.harness.processes import CHECKOUT

@@ -9,9 +9,8 @@ import pytest
 from tailrace.gateway.turns.timeline import Timeline, build
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Event
-from tailrace.proto.ids import new_id
+from tailrace.proto.ids import TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness.own_system import OwnSystem
 from tests.harness.readers import read
 from tests.harness.until import until

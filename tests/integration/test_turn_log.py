@@ -21,14 +21,14 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import KINDS, StoredEntry
 from tailrace.proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFull, LogUnavailable, TurnUnknown
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log, streams
 from tailrace.proto.nats.direct_get import DirectReader, MessagePage
 from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT, ErasedEntries
 from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed
 from tailrace.proto.nats.pub_ack import FENCE
 from tailrace.proto.nats.stream_leader import Leader
-from tailrace.proto.subjects import STREAM, TurnKey
+from tailrace.proto.subjects import STREAM
 from tests.harness.freeze import freeze
 from tests.harness.proxy import Proxy
 from tests.harness.turn_builder import closing_events, request, text_delta

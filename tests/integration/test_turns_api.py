@@ -15,9 +15,8 @@ from nats.aio.msg import Msg
 from tailrace.proto import subjects
 from tailrace.proto.entries import Message, Request
 from tailrace.proto.errors import FenceLost
-from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import Process, as_user

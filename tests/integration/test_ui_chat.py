@@ -12,10 +12,9 @@ import pytest
 
 from tailrace.gateway.clients.ai_sdk.routes import EARLIER_BYTES_MAX, LATE_S, is_over
 from tailrace.gateway.http.last_event_id import QUERY_NAMES
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import ui as shown
 from tests.harness.generator_in_loop import words
 from tests.harness.sse_parser import parse

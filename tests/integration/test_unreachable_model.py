@@ -9,9 +9,9 @@ import pytest
 from tailrace.deploy.local import ports
 from tailrace.proto import events
 from tailrace.proto.entries import Event
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.cancellation import append_cancellation
-from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import failure_code, words
 from tests.harness.own_system import OwnSystem
 from tests.harness.stop_server import stop

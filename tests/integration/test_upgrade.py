@@ -21,10 +21,9 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.entries import Event
 from tailrace.proto.errors import StoreUnwritable
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tests.harness import turn_builder
 from tests.harness.disk import MIB, fill, needs_mount, small_disk
 from tests.harness.generator_in_loop import running_generator, wait_for_end, words

@@ -27,10 +27,10 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, child_id, new_id
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey, child_id, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import WEBHOOKS, TurnKey
+from tailrace.proto.subjects import WEBHOOKS
 from tests.harness import processes
 from tests.harness.generator_in_loop import shorten_lease
 from tests.harness.lossy_link import LossyLink

@@ -28,8 +28,9 @@ from tailrace.proto import events
 from tailrace.proto.entries import Attempt
 from tailrace.proto.errors import EntryTooLarge, FenceLost
 from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
-from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
+from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.harness import turn_builder
 from tests.harness.generator_in_loop import failure_code, fences_lost, is_acknowledged, read_stats, words
 from tests.harness.own_system import OwnSystem

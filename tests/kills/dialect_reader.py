@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import httpx2
 
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import TurnKey
 from tests.harness.sse_parser import EventStream, SseEvent
 
 # Plain text has no cursor: a reader that was disconnected reads all of it again.

@@ -18,9 +18,8 @@ from tailrace.generators import delta_buffer
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Request, StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
-from tailrace.proto.ids import TurnId
+from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
-from tailrace.proto.subjects import TurnKey
 from tests.checker.history import HISTORY, Recorder
 from tests.checker.recorded_process import record
 from tests.harness.processes import ForkedProcess

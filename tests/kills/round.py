@@ -11,9 +11,8 @@ import msgspec
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.proto.ids import Seq
+from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.runtime.gather import gather_limited
-from tailrace.proto.subjects import TurnKey
 from tests.checker.history import Fault
 from tests.checker.recorded_client import Client
 from tests.checker.recorded_system import RecordedSystem

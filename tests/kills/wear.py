@@ -27,8 +27,9 @@ from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.proto.entries import Attempt, Event, StoredEntry
 from tailrace.proto.fold import Turn, fold
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, TurnLog, streams
-from tailrace.proto.subjects import GENERATORS, TurnKey
+from tailrace.proto.subjects import GENERATORS
 from tests.harness.generator_in_loop import append_request, read_calls, words
 from tests.harness.processes import CHECKOUT, START_S_MAX, as_user
 from tests.harness.until import until

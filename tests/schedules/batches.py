@@ -13,9 +13,8 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Batch, Entry, Progress, Request, Via
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn, fold
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats.append import TIMEOUT_S
-from tailrace.proto.subjects import TurnKey
 from tests.harness.service_builders import build_batch_runner
 from tests.harness.turn_builder import MODEL, NOON, request
 from tests.schedules.client import Poster

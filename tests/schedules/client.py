@@ -4,8 +4,7 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import FenceLost, LogFull, LogUnavailable, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, TurnKey
 from tests.schedules.process import Process
 from tests.schedules.reader import Reader
 from tests.schedules.server import SimulatedLog, SimulatedServer

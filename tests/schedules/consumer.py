@@ -6,10 +6,9 @@ from functools import partial
 from typing import Any
 
 from tailrace.proto.entries import KINDS, StoredEntry, encode
-from tailrace.proto.ids import Seq
+from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.nats.leases import RENEWALS, Backlog, Deliveries, Delivery
 from tailrace.proto.nats.stream_configs import GENERATOR_ACK_WAIT_S as ACK_WAIT_S
-from tailrace.proto.subjects import TurnKey
 from tests.schedules.process import Process
 from tests.schedules.server import SimulatedServer
 

@@ -23,11 +23,11 @@ from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Lane, Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Hedge
 from tailrace.proto.nats.append import TIMEOUT_S
 from tailrace.proto.nats.hedge_rpc import HedgeRpc
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.subjects import TurnKey
 from tests.schedules.consumer import SimulatedConsumer, SimulatedDeliveries
 from tests.schedules.model import HEDGE_AFTER_S, Script, SimulatedBackend
 from tests.schedules.process import Process

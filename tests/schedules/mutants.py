@@ -17,13 +17,12 @@ from tailrace.proto.entries import Attempt, End, Entry, Event, StoredEntry
 from tailrace.proto.errors import CursorUnknown, FenceLost, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_first_and_end
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.append import TIMEOUT_S
 from tailrace.proto.nats.follower import Follower
 from tailrace.proto.nats.log_server import EntryPage, LogServer
 from tailrace.proto.nats.replay import FIRST_ENTRIES, read_turn_direct
-from tailrace.proto.subjects import TurnKey
 from tests.schedules.generator import GeneratorLog
 from tests.schedules.process import PROCESS
 from tests.schedules.server import Answer, SimulatedServer

@@ -6,8 +6,7 @@ from typing import Literal
 
 from tailrace.proto.entries import End, StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tests.promises import Frame, ReaderConnection
 from tests.schedules.process import Process
 from tests.schedules.server import SimulatedLog, SimulatedServer, describe

@@ -8,9 +8,8 @@ import msgspec
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rows import TurnRow, turn_record
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.subjects import TurnKey
 from tests.schedules.consumer import SimulatedConsumer, SimulatedDeliveries
 from tests.schedules.process import Process
 from tests.schedules.server import SimulatedLog, SimulatedServer

@@ -10,9 +10,8 @@ from tailrace.proto import chain as proto_chain
 from tailrace.proto import events
 from tailrace.proto.chain import START
 from tailrace.proto.entries import End, Event, Request
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.runtime.json_schema import SchemaChecker
-from tailrace.proto.subjects import TurnKey
 from tests.schedules import model
 from tests.schedules.client import Canceller, Poster, TurnPoller
 from tests.schedules.consumer import SimulatedConsumer

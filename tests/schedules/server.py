@@ -11,11 +11,10 @@ from typing import Any
 
 from tailrace.proto.entries import Attempt, End, Entry, Event, Request, StoredEntry
 from tailrace.proto.errors import LogFull, LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, PublishUnclear
-from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import NOON
 from tests.schedules.faults import FAULTLESS_AFTER_PUBLISHES, FAULTLESS_AFTER_S, Faults
 from tests.schedules.process import Process

@@ -11,8 +11,7 @@ from tailrace.generators.batches.tally import BatchTally
 from tailrace.proto import batch
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Batch, End, Progress, decode, encode
-from tailrace.proto.ids import Seq, Tenant, TurnId, child_id, is_token, new_id
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, child_id, is_token, new_id
 from tests.harness.turn_builder import request
 
 BATCH = TurnKey(Tenant("tenant"), TurnId("01a1f9d6-8530-7bc1-86ec-13a54c14ea1a"))

@@ -16,8 +16,7 @@ from tailrace.generators.retry import Retry
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
 from tailrace.proto.events import BlockStop
-from tailrace.proto.ids import Tenant, TurnId, child_id, new_id
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, child_id, new_id
 from tests.harness.turn_builder import MODEL, Handwritten
 
 TENANT, OTHER = Tenant("tenant"), Tenant("other")

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.generators.fair_share import WAITING_TENANT_MAX, FairShare
-from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 
 A, B, C = Tenant("a"), Tenant("b"), Tenant("c")
 

@@ -14,10 +14,9 @@ from tailrace.gateway.streaming.fanout import FanOut, TurnFeed
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Rpc, TurnLog
 from tailrace.proto.runtime.flag import Flag
-from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import KEY, Handwritten, completed_turn, opening_events
 from tests.harness.until import until
 

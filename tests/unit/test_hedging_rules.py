@@ -12,10 +12,9 @@ from tailrace.generators.plan import MakeAttempt
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import HedgeRpc, TurnLog
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 from tests.harness.turn_builder import opening_events, request
 

@@ -10,9 +10,8 @@ from tailrace.gateway.clients.openai.item_references import READ_AT_ONCE, insert
 from tailrace.gateway.clients.openai.responses_input import InputItem
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tests.harness.scripted_log import KEY
 from tests.harness.turn_builder import completed_turn
 

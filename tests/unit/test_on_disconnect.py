@@ -8,9 +8,8 @@ import pytest
 
 from tailrace.gateway.turns import on_disconnect
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.runtime.flag import Flag
-from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import request
 
 KEY = TurnKey(Tenant("t"), TurnId("x"))

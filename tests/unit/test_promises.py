@@ -8,9 +8,8 @@ import pytest
 
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import StoredEntry
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.records import record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 from tests.harness.turn_builder import NOON, completed_turn, text_delta
 from tests.promises import (

@@ -11,9 +11,8 @@ from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rows import TurnRow
 from tailrace.proto.errors import StoreBusy, StoreUnwritable
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats.leases import Backlog
-from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import NOON, completed_turn
 from tests.harness.virtual_time import run
 

@@ -8,9 +8,8 @@ import pytest
 from tailrace.gateway.limits.storage_share import BLOBS, StorageShare
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.proto.errors import LogError, LogFull, LogUnavailable, Refused
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import StreamSize
-from tailrace.proto.subjects import TurnKey
 
 OURS = Tenant("ours")
 

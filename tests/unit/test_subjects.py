@@ -4,8 +4,7 @@ import pytest
 
 from tailrace.proto import subjects
 from tailrace.proto.entries import KINDS
-from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 
 KEY = TurnKey(Tenant("acme"), TurnId("0190-1"))
 

@@ -17,9 +17,8 @@ from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeature
 from tailrace.gateway.turns.submit import UNCLEAR, StoredTurn
 from tailrace.proto import entries
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
-from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tailrace.proto.nats import Claim
-from tailrace.proto.subjects import TurnKey
 from tests.harness.service_builders import build_turn_submitter
 
 HELLO = NewTurn(message="hello")

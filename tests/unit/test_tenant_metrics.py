@@ -5,8 +5,7 @@ from prometheus_client import REGISTRY
 
 from tailrace.generators import metrics
 from tailrace.generators.settings import parse_tenants
-from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tests.harness import turn_builder
 
 COST, TOKENS = "tailrace_generator_tenant_cost_dollars_total", "tailrace_generator_tenant_usage_tokens_total"

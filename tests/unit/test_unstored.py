@@ -12,9 +12,8 @@ from tailrace.persistence.store import UNSTORED_MAX, Store
 from tailrace.persistence.unstored import UnstoredTurns
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.resources import TurnToDelete
-from tailrace.proto.subjects import TurnKey
 from tests.harness.open_store import open_store
 from tests.harness.turn_builder import Handwritten
 from tests.harness.until import until

@@ -12,9 +12,8 @@ import msgspec
 from tailrace.persistence.migrations import migrations
 from tailrace.proto import entries, subjects
 from tailrace.proto.entries import StoredEntry
-from tailrace.proto.ids import Seq
+from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.nats import Connection
-from tailrace.proto.subjects import TurnKey
 
 FOLDER = Path(__file__).parent
 # Of what stood between the entries, and is gone: whether the log takes anything was once tried there (PROTOCOL R68).

@@ -40,10 +40,9 @@ from tailrace.gateway.streaming.stream_context import StreamContext, refuse_when
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import Responder
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, is_token
+from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey, is_token
 from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.records import GetLastTurn, GetTurn, TurnRecord
-from tailrace.proto.subjects import TurnKey
 
 # A page that loaded its messages while the answer ran requests the stream at most this much later.
 LATE_S = 10.0

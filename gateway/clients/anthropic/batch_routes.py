@@ -56,9 +56,8 @@ from tailrace.proto.batch_records import ListBatches, StoredBatch, stored_batch
 from tailrace.proto.entries import BatchSource, Failure
 from tailrace.proto.errors import CODES, Refused, not_found
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import TurnId
+from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.nats import BlobStore, TurnLog
-from tailrace.proto.subjects import TurnKey
 
 PREFIX = "msgbatch_"
 ENDPOINT = "/v1/messages"

@@ -32,10 +32,10 @@ from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import EntryTooLarge, Refused
-from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.ids import TurnId, TurnKey, new_id
 from tailrace.proto.model_records import COUNT_TOKENS, CountTokens, PromptFields, TokenCount
 from tailrace.proto.nats import Rpc
-from tailrace.proto.subjects import GENERATORS, TurnKey
+from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.tool_ids import map_tool_ids
 
 # A comma-separated list of names, as Anthropic's SDKs send it.

@@ -6,9 +6,8 @@ import msgspec
 
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import TurnUnknown
-from tailrace.proto.ids import Tenant, TurnId, is_token
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
 
 PREFIX = "msg_"
 FIELD = "diagnostics.previous_message_id"

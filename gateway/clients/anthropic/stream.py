@@ -19,9 +19,8 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Attempt, End, Event, Failure, StoredEntry
 from tailrace.proto.events import is_tool_use
 from tailrace.proto.fold import without_mark
-from tailrace.proto.ids import TurnId
+from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.subjects import TurnKey
 
 # A cancelled turn is no error, but the protocol has no other way to say that the answer is not complete.
 CANCELLED = Failure("interrupted", "the turn was cancelled")

@@ -22,9 +22,8 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.submit import cursor_of_post, is_repeatable
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, parse_cursor
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, TurnKey, parse_cursor
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.subjects import TurnKey
 
 # The field of the body that an error is about, by the error's code.
 FIELD_OF_ERROR = {"session_not_found": "session", "parent_not_found": "parent"}

@@ -37,10 +37,9 @@ from tailrace.gateway.streaming.response import Interruptions, StreamedResponse,
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext, random_life_s
 from tailrace.proto.errors import CursorUnknown, LogError, Refused, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, TurnKey
 from tailrace.proto.records import GetSession, ListTurnsSince
 from tailrace.proto.runtime.race import run_until
-from tailrace.proto.subjects import TurnKey
 
 FOLLOWED_MAX = 64
 # The maximum length of the cursor, in turns. No further turn is followed until some of them have ended.

@@ -30,9 +30,8 @@ from tailrace.proto import events, odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Attempt, End, Event, Progress, Request, StoredEntry
 from tailrace.proto.fold import PARTIAL, text_proof
-from tailrace.proto.ids import TurnId
+from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 PROMPT_COUNTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")

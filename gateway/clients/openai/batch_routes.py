@@ -52,10 +52,9 @@ from tailrace.proto.entries import BatchSource
 from tailrace.proto.errors import CODES, BlobUnknown, Refused, not_found
 from tailrace.proto.files import FileRecord, GetFile
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, TurnId, is_token
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
 from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.subjects import TurnKey
 
 PREFIX = "batch_"
 LIMIT_MAX = 100

@@ -24,8 +24,8 @@ from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events, odd_json
 from tailrace.proto.entries import Attempt, End, Event, Failure, Request, StoredEntry
 from tailrace.proto.fold import CUT
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.subjects import TurnKey
 
 NAME, NAME_WITH_USAGE = "openai-chat", "openai-chat-usage"
 RESTARTED = "the answer starts again; discard its text and read /v1/turns/{turn}/events?dialect={dialect}"

@@ -14,8 +14,7 @@ from tailrace.gateway.clients.openai.responses_input import InputItem, invalid_i
 from tailrace.gateway.clients.openai.responses_object import Item, response_of
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant, TurnId, is_token
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
 
 # The id of an output item contains the turn's id (`responses_object.item_id`).
 ITEM_ID = re.compile(r"(?:msg|rs|fc)_(.+)_\d+")

@@ -42,9 +42,8 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder
 from tailrace.proto import odd_json
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import parse_cursor
+from tailrace.proto.ids import TurnKey, parse_cursor
 from tailrace.proto.nats import BlobStore
-from tailrace.proto.subjects import TurnKey
 
 TRUE = {"true": True, "1": True, "false": False, "0": False, None: False}
 ITEMS_MAX = 100

@@ -40,8 +40,8 @@ from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events, odd_json
 from tailrace.proto.entries import Attempt, Block, End, Event, Request, StoredEntry
 from tailrace.proto.fold import CUT, Turn, content
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.subjects import TurnKey
 
 RESTARTED = "the answer starts again: request it from its beginning, without starting_after"
 # The last event of a response; a cancelled one has no event of its own.

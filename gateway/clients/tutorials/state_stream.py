@@ -23,9 +23,8 @@ from tailrace.gateway.clients.text_state import TextState, record_warnings, star
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Progress, Request, StoredEntry
-from tailrace.proto.ids import TurnId
+from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.subjects import TurnKey
 
 INTERVAL = timedelta(seconds=0.25)
 # The share of the text that must be new: it bounds the sum of all events of a long answer.

@@ -13,9 +13,8 @@ from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.paging import NEWEST
 from tailrace.persistence.rows import build_row, moment
 from tailrace.persistence.store import Store
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.resources import ChangeSession, DeleteResource, Kind, TurnToDelete
-from tailrace.proto.subjects import TurnKey
 from tests.harness.open_store import open_store
 from tests.harness.stored_turns import (
     COUNTS,

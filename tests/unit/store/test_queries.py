@@ -26,7 +26,7 @@ from tailrace.persistence.store import Store
 from tailrace.proto.batch_records import Api, ListBatches, ListBatchTurns
 from tailrace.proto.entries import Outcome
 from tailrace.proto.files import ListFiles
-from tailrace.proto.ids import Seq, Tenant, TurnId, child_id, new_id
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, child_id, new_id
 from tailrace.proto.records import ListRunning, ListSessions, ListSessionTurns, ListTurns, TurnRecord
 from tailrace.proto.resources import (
     Branch,
@@ -39,7 +39,6 @@ from tailrace.proto.resources import (
     ListBranches,
     ListProjects,
 )
-from tailrace.proto.subjects import TurnKey
 from tests.harness.stored_turns import (
     DIMENSIONS,
     OURS,
