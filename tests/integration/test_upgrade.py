@@ -1,6 +1,7 @@
 """Upgrades: entries and databases of older versions are read, streamed, recorded and continued as those versions would.
 
-Each recording was made by a released version (`python -m tests.upgrade.record`) and is never changed.
+Each recording was made by an earlier version (`python -m tests.upgrade.record`) and is never changed. `0003_hedges` has
+only turns with a hedge, a second call beside a late one, which later versions read but do not make.
 """
 
 import os
@@ -15,10 +16,11 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.generators.plan import Acknowledge, MakeAttempt, plan
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.store import Store
 from tailrace.proto import entries, subjects
-from tailrace.proto.entries import Event
+from tailrace.proto.entries import Attempt, Event
 from tailrace.proto.errors import StoreUnwritable
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
@@ -36,11 +38,15 @@ from tests.integration.conftest import Gateway, NewGateway
 from tests.upgrade import recording, roll
 
 OURS = Tenant("local")
+# The recordings with turns of each kind and a batch, and with hedges.
+BATCHES, HEDGES = "0002_batches", "0003_hedges"
 # Streams that were changed on purpose since that version.
 CITED = {"openai-chat", "openai-chat-usage", "openai-responses"}
 # New fields and events: `index` of a block and citations in `tailrace`, `warnings` in the dialects of tutorials.
 WITH_MORE = {"thinking": {"tailrace"}, "tool": {"delta", "content"}, "cited": {"tailrace", "delta", "content", *CITED}}
-CHANGED_STREAMS = {(name, turn): found for name in ("0001_first", "0002_batches") for turn, found in WITH_MORE.items()}
+CHANGED_STREAMS = {(name, turn): found for name in ("0001_first", BATCHES) for turn, found in WITH_MORE.items()}
+# Has an event each 0.25 s: the entries of the recording are stored faster than the model once sent them.
+CHANGED_STREAMS[(HEDGES, "taken_over")] = {"state"}
 # Its events have the progress as a number, and unnamed ones the whole state.
 # The metadata of `ui` have the stop reason.
 CHANGED_DIALECTS = {"job", "ui"}
@@ -106,6 +112,21 @@ def test_recorded_entries_have_the_same_bytes_and_records(name: str) -> None:
         assert entries.encode(entries.decode(kind, one.payload.encode())) == one.payload.encode()
 
 
+@pytest.mark.rule("R51")
+def test_a_recorded_hedge_is_an_attempt_that_does_not_count() -> None:
+    """The plan for the turn as it was after each of its first entries, with at most two attempts that bring nothing."""
+    recorded = recording.read(HEDGES)
+    hedged, taken_over = (recorded.log(recorded.of(name).turn) for name in ("hedged", "taken_over"))
+    plans = [plan(fold(hedged[:count]), attempts_max=2) for count in (1, 2, 3, 4, len(hedged))]
+    attempts = [MakeAttempt(1, "fresh"), MakeAttempt(2, "fresh"), MakeAttempt(3, "fresh"), MakeAttempt(3, "continue")]
+    assert plans == [*attempts, Acknowledge()]
+    assert [one.entry.is_hedge for one in hedged if isinstance(one.entry, Attempt)] == [False, True]
+    (third,) = (index for index, one in enumerate(taken_over) if getattr(one.entry, "mode", "") == "continue")
+    begun, whole = fold(taken_over[:third]), fold(taken_over)
+    assert plan(begun, attempts_max=1) == MakeAttempt(3, "continue")
+    assert (begun.attempt, begun.fruitless, whole.attempt, whole.fruitless) == (2, 0, 3, 0)
+
+
 @pytest.mark.rule("F29")
 @every_recording
 async def test_recorded_turns_have_the_same_streams_in_every_dialect(
@@ -122,7 +143,7 @@ async def test_recorded_turns_have_the_same_streams_in_every_dialect(
                 assert without_times(answer) == without_times(stream.encode()), (was.name, dialect)
 
 
-@every_recording
+@pytest.mark.parametrize("name", recording.names_with_database())
 async def test_a_recorded_database_has_the_same_records_after_its_migration(
     own_server: NatsServer, tmp_path: Path, name: str
 ) -> None:
@@ -137,7 +158,7 @@ async def test_a_recorded_database_has_the_same_records_after_its_migration(
 @pytest.mark.parametrize("version", range(1, len(migrations()) + 1))
 async def test_a_database_of_every_schema_version_is_migrated_with_its_rows(tmp_path: Path, version: int) -> None:
     """Fields that the version did not store are missing."""
-    recorded = recording.read(recording.names()[-1])
+    recorded = recording.read(BATCHES)
     path = recording.downgrade(version, recording.database(recorded.name, tmp_path / "tailrace.db"))
     unknown = {name for name, since in {"envelope": 3, "schema_valid": 4}.items() if version < since}
     async with open_store(path) as store:
@@ -154,7 +175,7 @@ async def test_a_database_of_every_schema_version_is_migrated_with_its_rows(tmp_
 @needs_mount
 async def test_a_migration_on_a_full_disk_is_completed_when_there_is_space(tmp_path: Path) -> None:
     """The error says what to do, and no row is lost. Without any space, not even the older database can be opened."""
-    recorded, there = recording.read(recording.names()[-1]), tmp_path / "disk"
+    recorded, there = recording.read(BATCHES), tmp_path / "disk"
     older = recording.downgrade(12, recording.database(recorded.name, tmp_path / "tailrace.db"))
     there.mkdir()
     with small_disk(there, 8 * MIB):
@@ -185,7 +206,8 @@ async def test_a_turn_that_an_older_version_had_begun_is_completed(
     was = recorded.of("taken_over")
     events = [one.seq for one in recorded.entries if was.turn in one.subject and one.subject.endswith("event")]
     await recorded.store(own_connection, upto=events[4])
-    async with running_generator(own_server.url, own_claude):
+    # The call for the turn of HEDGES stalls, as did that of its late attempt.
+    async with running_generator(own_server.url, own_claude, stall_timeout_s=1):
         turn = await wait_for_end(own_log, TurnKey(OURS, TurnId(was.turn)))
     assert (turn.outcome, turn.text, turn.skipped) == ("completed", was.record["text"], 0)
 
@@ -220,7 +242,7 @@ async def test_a_turn_that_a_newer_version_had_begun_is_completed(
         row = await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)
     assert (turn.outcome, turn.text, turn.attempt, turn.skipped) == ("completed", words(9, "newer"), 2, 0)
     assert row == record_from_fold(key, turn)
-    for dialect in recording.read(recording.names()[-1]).received[0].streams:
+    for dialect in recording.read(BATCHES).received[0].streams:
         answer = (await stream_of(gateway, key.turn, dialect)).decode()
         assert "newer000008" in answer, dialect
     stored = await own_log.read_entries(key)

@@ -102,7 +102,7 @@ class Recorder:
         await client.get(f"/v1/turns/{turn}/events")
         refused = (await client.get(f"/v1/turns/{turn}/events?dialect=none")).json()
         sentence = refused["error"]["message"] if isinstance(refused["error"], dict) else str(refused["message"])
-        for dialect in sentence.rpartition("there are ")[2].split(", "):
+        for dialect in sentence.rpartition(" one of ")[2].split(", "):
             streams[dialect] = await read_stream(client, turn, dialect)
         record = (await client.get(f"/v1/turns/{turn}")).json()
         self.received.append(Received(name=name, turn=turn, record=record, streams=streams))
@@ -130,7 +130,8 @@ async def read_stream(client: httpx2.AsyncClient, turn: str, dialect: str) -> st
     """Returns the whole stream of a turn, or what came before the connection broke."""
     received = b""
     try:
-        async with client.stream("GET", f"/v1/turns/{turn}/events?dialect={dialect}") as response:
+        url = f"/v1/turns/{turn}/events?dialect={dialect}"
+        async with client.stream("GET", url, headers={"accept": "text/event-stream"}) as response:
             async for some in response.aiter_raw():
                 received += some
     except httpx2.RemoteProtocolError:

@@ -1,4 +1,4 @@
-"""Recordings of what a version stored and sent: `NAME.jsonl` and `NAME.sql`, which are never changed."""
+"""Recordings of what a version stored and sent: `NAME.jsonl` and, of some, `NAME.sql`, which are never changed."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -89,6 +89,11 @@ def read(name: str) -> Recording:
 def names() -> list[str]:
     """Returns the names of all recordings, oldest first."""
     return sorted(path.stem for path in FOLDER.glob("*.jsonl"))
+
+
+def names_with_database() -> list[str]:
+    """Returns the names of the recordings with a database, oldest first."""
+    return sorted(path.stem for path in FOLDER.glob("*.sql"))
 
 
 def database(name: str, path: Path) -> Path:
