@@ -227,7 +227,9 @@ class Worker:
 
     async def _run_turn(self, key: TurnKey) -> Turn | None:
         held = self._held[key]
-        turn = await self._runner.run(key, held.lease, fold(held.take_entry()))
+        taken = held.take_entry()
+        self._log.remember_request(key, taken)
+        turn = await self._runner.run(key, held.lease, fold(taken))
         if turn.end is None:
             # Another process is about to store the answer, or the turn cannot begin yet. `on_ended` is called when the
             # turn is delivered again.

@@ -24,8 +24,6 @@ class Chain(msgspec.Struct, frozen=True):
     """The number of its entries; None for a chain that does not begin with the turn's first entry."""
     first: Seq = BEFORE_FIRST
     """The sequence of the turn's request; BEFORE_FIRST for a chain that does not begin with it."""
-    encryption_key: bytes | None = None
-    """The request's `encryption_key`; None for a chain that does not begin with the request."""
 
 
 START = Chain(length=0)
@@ -42,13 +40,11 @@ def link(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
         case Event() | Progress() | End() | Unknown():
             is_current = entry.attempt >= chain.attempt and not is_empty
             is_end = isinstance(entry, End)
-            return Chain(seq, entry.attempt, is_end, length, chain.first, chain.encryption_key) if is_current else None
+            return Chain(seq, entry.attempt, is_end, length, chain.first) if is_current else None
         case Attempt():
             is_later = entry.attempt > chain.attempt and not is_empty
-            key = chain.encryption_key
-            return Chain(seq, entry.attempt, length=length, first=chain.first, encryption_key=key) if is_later else None
+            return Chain(seq, entry.attempt, length=length, first=chain.first) if is_later else None
         case Request():
-            key = entry.encryption_key
-            return Chain(seq, length=length, first=seq, encryption_key=key) if is_empty else None
+            return Chain(seq, length=length, first=seq) if is_empty else None
         case Unreadable():
             return None

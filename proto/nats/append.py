@@ -40,10 +40,10 @@ async def append(server: LogServer, key: TurnKey, chain: Chain, entry: Entry, *,
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
     if link(chain, Seq(chain.last + 1), entry) is None:
-        # Neither the chain, which may have the turn's key, nor the entry: both would be in the log of the process.
+        # Without the entry, which would be in the log of the process.
         raise AssertionError(f"a {type(entry).__name__} after {entry.prev} does not continue the chain at {chain.last}")
     try:
-        seq = await server.publish(key, entry, chain.last, chain.encryption_key)
+        seq = await server.publish(key, entry, chain.last)
     except (PublishUnclear, LogFull) as error:
         seq = await _publish_again(server, key, chain, entry, error, deadline)
     extended = link(chain, seq, entry)
@@ -81,7 +81,7 @@ async def _publish_again(
         await asyncio.sleep(wait_s)
         wait_s = UNCLEAR_WAIT_S if has_leader else min(2 * wait_s, NO_LEADER_WAIT_S_MAX)
         try:
-            return await server.publish(key, entry, fence, chain.encryption_key)
+            return await server.publish(key, entry, fence)
         except (PublishUnclear, LogFull) as again:
             error = again
 

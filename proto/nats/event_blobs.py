@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from tailrace.proto import entry_encryption, long_strings, subjects
+from tailrace.proto import long_strings, subjects
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Event, EventBlob, StoredEntry
 from tailrace.proto.entry_encryption import EncryptionKeys, is_encrypted
@@ -52,23 +52,22 @@ class EventBlobs:
     """The large events of all turns. Every method raises LogUnavailable after a bounded time."""
 
     def __init__(self, connection: Connection, keys: EncryptionKeys) -> None:
-        """`keys` has the keys of the turns whose entries were read."""
+        """`keys` has the keys of the turns whose entries are read and written."""
         self._connection = connection
         self._leader = Leader(connection, BODIES)
         self._keys = keys
         self._loading = FairSemaphore(LOADED_BYTES_MAX)
 
-    async def put(self, key: TurnKey, entry: Event, encryption_key: bytes | None) -> Event:
+    async def put(self, key: TurnKey, entry: Event) -> Event:
         """Stores the event of `entry`; returns the entry with a stub. Raises LogFull, LogUnavailable.
 
         Storing the same event again changes nothing, and gives the same entry.
         """
-        content = bytes(entry.event)
-        name = await asyncio.to_thread(_name_of, content, encryption_key)
+        turn, content = subjects.entries(key), bytes(entry.event)
+        name = await asyncio.to_thread(_name_of, content, self._keys.valid(turn))
         for number, start in enumerate(range(0, len(content), CHUNK_BYTES)):
-            subject, chunk = subjects.event_chunk(key, name, number), content[start : start + CHUNK_BYTES]
-            if encryption_key is not None:
-                chunk = entry_encryption.encrypt(encryption_key, subject, chunk)
+            subject = subjects.event_chunk(key, name, number)
+            chunk = self._keys.encrypt(turn, subject, content[start : start + CHUNK_BYTES])
             await chunks.publish(self._connection, subject, chunk)
         blob = EventBlob(name, len(content))
         return msgspec.structs.replace(entry, event=await _stub_of(content), blob=blob)
@@ -90,12 +89,12 @@ class EventBlobs:
             whole.append(stored)
         return whole
 
-    async def forget(self, key: TurnKey, entry: Event, encryption_key: bytes | None) -> None:
+    async def forget(self, key: TurnKey, entry: Event) -> None:
         """Removes the event of `entry` from a turn that was purged while it was stored. Does not raise."""
         content = bytes(entry.event)
-        name = await asyncio.to_thread(_name_of, content, encryption_key)
         # Only as far as possible: the other chunks expire.
         with suppress(LogError):
+            name = await asyncio.to_thread(_name_of, content, self._keys.valid(subjects.entries(key)))
             for number in range(-(-len(content) // CHUNK_BYTES)):
                 # A generator may not purge. An empty message replaces the chunk.
                 await chunks.publish(self._connection, subjects.event_chunk(key, name, number), b"")

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from tailrace.proto import entries, entry_encryption, subjects
+from tailrace.proto import entries, subjects
+from tailrace.proto.chain import START, link
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Entry, Event, Request, StoredEntry, Unreadable
 from tailrace.proto.entry_encryption import EncryptionKeys, is_encrypted
@@ -54,17 +55,24 @@ class JetStreamLog:
         self._event_blobs = EventBlobs(connection, self._keys)
         self._erasing = asyncio.Lock()
 
-    async def publish(self, key: TurnKey, entry: Entry, fence: Seq, encryption_key: bytes | None = None) -> Seq:
-        """See LogServer.publish. Raises PublishUnclear, LogFull, EntryTooLarge."""
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
+        """See LogServer.publish. NATS receives the entry encrypted if the turn's request has a key (PROTOCOL R113).
+
+        Raises PublishUnclear, LogFull, EntryTooLarge.
+        """
         turn = subjects.entries(key)
-        if isinstance(entry, Event) and len(entry.event) > INLINE_BYTES_MAX:
+        subject = f"{turn[:-1]}{entries.KINDS[type(entry)]}"
+        if isinstance(entry, Request):
+            payload = entries.encode(entry)
+        else:
+            if not self._keys.has_valid(turn):
+                await self._read_key_to_publish(key)
             try:
-                entry = await self._event_blobs.put(key, entry, encryption_key)
+                if isinstance(entry, Event) and len(entry.event) > INLINE_BYTES_MAX:
+                    entry = await self._event_blobs.put(key, entry)
+                payload = self._keys.encrypt(turn, subject, entries.encode(entry))
             except LogUnavailable as error:
                 raise PublishUnclear(str(error)) from error
-        subject, payload = f"{turn[:-1]}{entries.KINDS[type(entry)]}", entries.encode(entry)
-        if encryption_key is not None:
-            payload = entry_encryption.encrypt(encryption_key, subject, payload)
         try:
             stored = await self.connection.store(
                 subject, payload, timeout_s=PUBLISH_TIMEOUT_S, fence=fence, headers={FENCE_SUBJECT: turn}
@@ -84,6 +92,8 @@ class JetStreamLog:
         turn = subjects.entries(key)
         page = await self._reads.page(turn, Seq(after + 1), limit)
         found = self._decode_all(page.messages, turn)
+        if after == BEFORE_FIRST:
+            self.remember_request(key, found)
         if any(isinstance(stored.entry, Unreadable) for stored in found) and any(
             is_encrypted(message.data) for message in page.messages
         ):
@@ -140,10 +150,20 @@ class JetStreamLog:
         """Removes the large events of a turn whose entries were removed (PROTOCOL R120). Raises LogUnavailable."""
         await self._event_blobs.purge(key)
 
-    async def forget_event(self, key: TurnKey, entry: Entry, encryption_key: bytes | None) -> None:
+    def remember_request(self, key: TurnKey, first: Sequence[StoredEntry]) -> None:
+        """Remembers whether a turn's entries are encrypted, and how. `first`: the first entries that were found.
+
+        If they have no valid request, `publish` asks the stream's leader.
+        """
+        for stored in first:
+            if isinstance(stored.entry, Request) and link(START, stored.seq, stored.entry) is not None:
+                self._keys.add_valid(subjects.entries(key), stored.seq, stored.entry.encryption_key)
+                return
+
+    async def forget_event(self, key: TurnKey, entry: Entry) -> None:
         """Removes the blob of an event that `publish` has stored for a turn which was purged meanwhile."""
         if isinstance(entry, Event) and len(entry.event) > INLINE_BYTES_MAX:
-            await self._event_blobs.forget(key, entry, encryption_key)
+            await self._event_blobs.forget(key, entry)
 
     async def erase(self, key: TurnKey, deadline: float = math.inf, *, purges_rest: bool = False) -> ErasedEntries:
         """Overwrites the entries of a turn in nats-server's files, then removes them.
@@ -282,8 +302,15 @@ class JetStreamLog:
         """
         found = await ask_twice(partial(self._leader.first, subjects.entry(key, "request"), 1))
         request = None if found is None else entries.decode("request", found.data)
-        if isinstance(request, Request) and request.encryption_key is not None:
-            self._keys.add(subjects.entries(key), request.encryption_key)
+        if found is not None and request is not None:
+            self.remember_request(key, [StoredEntry(found.seq, found.time, request)])
+
+    async def _read_key_to_publish(self, key: TurnKey) -> None:
+        """As `_read_key`, but raises PublishUnclear if no leader answers."""
+        try:
+            await self._read_key(key)
+        except LogUnavailable as error:
+            raise PublishUnclear(str(error), is_answered=False) from error
 
     @asynccontextmanager
     async def _listen(

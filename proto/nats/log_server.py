@@ -114,11 +114,10 @@ class LiveFeed:
 class LogServer(Protocol):
     """The server that stores the logs of all turns."""
 
-    async def publish(self, key: TurnKey, entry: Entry, fence: Seq, encryption_key: bytes | None = None) -> Seq:
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
         """Stores `entry` if `fence` is the sequence of the turn's last entry; returns the new entry's sequence.
 
-        With `encryption_key`, the server receives the entry encrypted (PROTOCOL R113). Raises PublishUnclear when the
-        entry may be stored or not, LogFull, EntryTooLarge.
+        Raises PublishUnclear when the entry may be stored or not, LogFull, EntryTooLarge.
         """
         ...
 

@@ -36,7 +36,7 @@ class TurnLog(JetStreamLog):
         try:
             return await append.append(self, key, chain, entry, timeout_s=timeout_s)
         except TurnUnknown:
-            await self.forget_event(key, entry, chain.encryption_key)
+            await self.forget_event(key, entry)
             raise
 
     async def read_entries(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = PAGE_MAX) -> list[StoredEntry]:

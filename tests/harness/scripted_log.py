@@ -43,7 +43,7 @@ class ScriptedServer:
         """When the method was called, in seconds of the loop."""
         return [request.at_s for request in self.requests if request.name == name]
 
-    async def publish(self, key: TurnKey, entry: Entry, fence: Seq, encryption_key: bytes | None = None) -> Seq:  # noqa: ARG002
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
         seq: Seq = self._answer("publish", key, entry, fence)
         return seq
 

@@ -39,9 +39,9 @@ class CountingLog(TurnLog):
         super().__init__(connection)
         self.errors: Counter[str] = Counter()
 
-    async def publish(self, key: TurnKey, entry: Entry, fence: Seq, encryption_key: bytes | None = None) -> Seq:
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
         try:
-            return await super().publish(key, entry, fence, encryption_key)
+            return await super().publish(key, entry, fence)
         except PublishUnclear as unclear:
             self.errors[str(unclear).split()[0]] += 1
             raise

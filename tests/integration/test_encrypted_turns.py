@@ -6,14 +6,16 @@ from contextlib import aclosing
 import pytest
 
 from tailrace.proto import entries, entry_encryption, subjects
-from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.errors import LogUnavailable, TurnUnknown
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.direct_get import DirectReader, MessagePage
+from tailrace.proto.nats.event_blobs import INLINE_BYTES_MAX
 from tailrace.proto.nats.jetstream_log import ErasedEntries
-from tailrace.proto.nats.stream_leader import Leader
-from tailrace.proto.subjects import STREAM
+from tailrace.proto.nats.log_server import PublishUnclear
+from tailrace.proto.nats.stream_leader import Leader, StoredMessage
+from tailrace.proto.subjects import BODIES, STREAM
 from tests.harness import readers
 from tests.harness.generator_in_loop import words
 from tests.harness.own_system import OwnSystem
@@ -23,12 +25,14 @@ from tests.integration.conftest import Gateway, NewGateway
 
 pytestmark = pytest.mark.rule("R113")
 
+ENCRYPTION_KEY = entry_encryption.new_key()
+
 
 @pytest.fixture
 async def writer(own_log: TurnLog, key: TurnKey) -> Writer:
     """The writer of an encrypted turn, of which the request is stored."""
     writer = Writer(own_log, key)
-    await writer.store_request(store=False, encryption_key=entry_encryption.new_key())
+    await writer.store_request(store=False, encryption_key=ENCRYPTION_KEY)
     return writer
 
 
@@ -79,6 +83,43 @@ async def test_nats_has_no_entry_in_clear_but_the_request(
         assert (turn.text, turn.outcome, turn.chain) == ("a secret", "completed", writer.chain)
 
 
+async def test_a_turn_is_encrypted_also_when_its_key_was_forgotten(
+    own_connection: Connection,
+    writer: Writer,
+    own_log: TurnLog,
+    other_log: TurnLog,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The writer's process reads other turns meanwhile. A process that has read nothing appends the end."""
+    monkeypatch.setattr(entry_encryption, "KEYS_MAX", 1)
+    other = Writer(own_log, TurnKey(writer.key.tenant, TurnId(new_id())))
+    await other.store_request()
+    await writer.begin("a")
+    for text in (" secret", "x" * (INLINE_BYTES_MAX + 1)):
+        await own_log.read_turn(other.key)
+        await writer.store_texts(text)
+    await other_log.append(writer.key, writer.chain, text_delta(writer.chain, " and more"))
+    payloads = await stored_payloads(own_connection, writer.key)
+    assert encrypted_kinds(payloads) == {"attempt", "event"}
+    chunk = await Leader(own_connection, BODIES).last(subjects.event_chunks(writer.key))
+    assert chunk is not None
+    assert entry_encryption.is_encrypted(chunk.data)
+
+
+async def test_an_entry_of_a_turn_without_a_request_is_not_published(
+    own_connection: Connection, writer: Writer, other_log: TurnLog
+) -> None:
+    """It was erased: the key is gone with it, and an entry in clear would stay."""
+    await writer.begin("a", " secret")
+    await Leader(own_connection, STREAM).delete(writer.chain.first, erases=True)
+    with pytest.raises(TurnUnknown):
+        await other_log.append(writer.key, writer.chain, text_delta(writer.chain, "in clear"))
+    with pytest.raises(PublishUnclear):
+        await other_log.publish(writer.key, text_delta(writer.chain, "in clear"), writer.chain.last)
+    payloads = await stored_payloads(own_connection, writer.key)
+    assert encrypted_kinds(payloads) == {"attempt", "event"}
+
+
 async def test_a_process_that_has_not_read_the_request_reads_and_follows_after_any_entry(
     writer: Writer, other_log: TurnLog, own_connection: Connection
 ) -> None:
@@ -122,9 +163,8 @@ async def test_an_entry_of_another_turn_is_not_accepted(writer: Writer, other_lo
     connection = writer.log.connection
     payload = entries.encode(text_delta(writer.chain, "forged"))
     subject = subjects.entry(writer.key, "event")
-    assert writer.chain.encryption_key is not None
     for forged in (
-        entry_encryption.encrypt(writer.chain.encryption_key, subjects.entry(other, "event"), payload),
+        entry_encryption.encrypt(ENCRYPTION_KEY, subjects.entry(other, "event"), payload),
         entry_encryption.encrypt(entry_encryption.new_key(), subject, payload),
         entry_encryption.MARK,
     ):
@@ -208,6 +248,25 @@ async def test_a_new_process_cannot_read_a_turn_whose_request_is_overwritten(
     left = await TurnLog(own_connection).read_entries(writer.key)
     assert left
     assert {type(one.entry) for one in left} == {entries.Unreadable}
+
+
+async def test_a_new_turn_asks_the_leader_for_no_request(
+    own: OwnSystem, own_gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generator has received the request with its lease. To ask for the key would take a round trip a turn."""
+    asked, first = list[str](), Leader.first
+
+    async def note(self: Leader, subject: str, seq: int) -> StoredMessage | None:
+        asked.append(subject)
+        return await first(self, subject, seq)
+
+    monkeypatch.setattr(Leader, "first", note)
+    async with own.running_generator():
+        for store in (True, False):
+            body = {"message": "#sim words=3", "store": store}
+            started = (await own_gateway.client.post("/v1/turns", json=body)).json()
+            await readers.read(own_gateway.client, started["turn"])
+    assert [subject for subject in asked if subject.endswith(".request")] == []
 
 
 async def test_a_generator_continues_the_encrypted_turn_of_a_killed_one(

@@ -5,7 +5,7 @@ were seen on real servers: lost acknowledgements, late writes, stale reads, and 
 """
 
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -284,11 +284,14 @@ class SimulatedLog(TurnLog):
         """Returns the server of the turn's stream."""
         return self._server
 
-    async def publish(self, key: TurnKey, entry: Entry, fence: Seq, encryption_key: bytes | None = None) -> Seq:  # noqa: ARG002
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
         self._process.require_alive()
         answer = self.server_of(key).publish(entry, fence)
         seq: Seq = await self._answer("publishes", (fence, entry), answer)
         return seq
+
+    def remember_request(self, key: TurnKey, first: Sequence[StoredEntry]) -> None:
+        """Does nothing: the server stores entries in clear."""
 
     async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
         self._process.require_alive()

@@ -15,8 +15,6 @@ from tests.harness.turn_builder import raw, request
 AFTER_REQUEST = Chain(Seq(10))
 AFTER_ATTEMPT = Chain(Seq(20), attempt=2)
 AFTER_END = Chain(Seq(30), attempt=2, is_ended=True)
-KEY = b"0123456789abcdef"
-ENCRYPTED = Chain(Seq(40), attempt=2, encryption_key=KEY)
 
 
 def an_attempt(prev: int, number: int) -> Attempt:
@@ -50,13 +48,6 @@ VALID: dict[str, tuple[Chain, Entry, Chain]] = {
     "a turn may end before anybody took it": (AFTER_REQUEST, an_end(10, 0), Chain(Seq(99), 0, is_ended=True)),
     "a newer kind is a link": (AFTER_ATTEMPT, unknown(20, 2), Chain(Seq(99), 2)),
     "a newer attempt than the last is the current one": (AFTER_ATTEMPT, an_event(20, 3), Chain(Seq(99), 3)),
-    "a request has the key of its turn": (
-        START,
-        request(encryption_key=KEY),
-        Chain(Seq(99), length=1, first=Seq(99), encryption_key=KEY),
-    ),
-    "an event keeps the key": (ENCRYPTED, an_event(40, 2), Chain(Seq(99), 2, encryption_key=KEY)),
-    "a takeover keeps the key": (ENCRYPTED, an_attempt(40, 3), Chain(Seq(99), 3, encryption_key=KEY)),
 }
 
 INVALID: dict[str, tuple[Chain, Entry]] = {
