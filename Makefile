@@ -89,7 +89,8 @@ litellm: setup ## install LiteLLM for the backend `litellm` into its own venv, .
 	test -x .venv-litellm/bin/python || $(PYTHON) -m venv .venv-litellm
 	$(call install,.venv-litellm) -r requirements-litellm.lock
 
-docs: .venv-docs/installed ## build the documentation as a site into dist/docs/site, and check its links; REPOSITORY=https://…/blob/main
+docs: setup .venv-docs/installed ## build the documentation as a site into dist/docs/site, and check its links; REPOSITORY=https://…/blob/main
+	$(PYTHON) -m tools.generated_pages
 	.venv-docs/bin/python -m tools.docs_site --repository '$(REPOSITORY)'
 
 .venv-docs/installed: requirements-docs.lock | .venv/bin/python
@@ -118,7 +119,7 @@ chaos: setup ## inject faults at random and check the result; SEED= MINUTES= FAU
 wear: setup ## kill generators one after the other while they write long answers; ARGS='--help'
 	@exec $(PYTHON) -m tests.kills.wear $(ARGS)
 
-kills: setup ## kill each process at each entry of a turn, and write docs/KILLS.md; ARGS='--processes gateway' for one process
+kills: setup ## kill each process at each entry of a turn, and keep the result; ARGS='--processes gateway' for one process
 	@exec $(PYTHON) -m tests.kills $(ARGS)
 
 conformance: setup ## kill real generators at each event of each conformance case; ARGS='--every 4' for some of them
@@ -152,13 +153,12 @@ fuzz: setup ## send generated requests to every route, more than `test` does; CA
 findings: setup ## run the facts about other libraries and tools (docs/FINDINGS.md); needs the network; ARGS='nats' for some
 	@exec $(PYTHON) -m tools.run_findings $(ARGS)
 
-bench: setup $(CLIENTS) ## compare Tailrace with what people use instead, and write docs/BENCHMARKS.md; ARGS=--quick
+bench: setup $(CLIENTS) ## compare Tailrace with what people use instead, and keep the result; ARGS=--quick
 	$(PYTHON) -m benchmarks.compare.install
 	@exec $(PYTHON) -m benchmarks.compare --write $(ARGS)
 
-schema: setup ## generate schemas and reference pages
+schema: setup ## generate schemas, dashboards and alert rules
 	$(PYTHON) -m tools.generate_docs
-	$(PYTHON) -m tests.clients.proofs
 
 clean: ## remove .venv and the caches; keep .tailrace
 	rm -rf .venv .venv-docs .venv-litellm .venv-clients .venv-bench benchmarks/compare/servers/node_modules tests/clients/js/node_modules web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* mutants mutants.log

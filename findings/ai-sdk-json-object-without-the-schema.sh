@@ -9,6 +9,8 @@
 #           By default, no part of the request names the schema. The SDK checks the answer with it, and logs a warning.
 # Meets:    servers with OpenAI's API, and their users: the model knows no key that the program wants, unless the
 #           prompt names it. Set `supportsStructuredOutputs: true` if the server takes schemas.
+# Tailrace: Takes `json_object` for a schema of any object, asks the model for JSON, and validates the answer
+#           (docs/API.md#structured-output).
 # Exits non-zero if this changes, and 77 if a version cannot be installed or Node is not there.
 . "$(dirname "$0")/setup.sh"
 run_node 'ai@7.0.173' '@ai-sdk/openai-compatible@3.0.92' 'zod@4.1.12' <<'JAVASCRIPT'

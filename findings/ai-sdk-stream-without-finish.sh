@@ -7,6 +7,8 @@
 #               status ready, errors 0, isError false, isDisconnect false, finishReason undefined
 # Meets:    pages behind a proxy or server that ends a response cleanly when its backend dies: users see half an answer as
 #           the whole. Look at `finishReason` in onFinish, and let the server break the connection or send an error.
+# Tailrace: Leaves out the last chunk of the body when it closes a stream early, which the browser reports as an error
+#           (docs/AI_SDK.md).
 # Exits non-zero if this changes, and 77 if the version cannot be installed or Node is not there.
 . "$(dirname "$0")/setup.sh"
 run_node '@ai-sdk/react@4.0.177' 'ai@7.0.173' 'react@19.3.1' <<'JAVASCRIPT'

@@ -12,6 +12,7 @@
 #           does not, and is right. The message of the error must have the word "network" or "fetch", as in Chromium: with
 #           Node's "terminated", 5 is right, so a test in Node does not find it.
 # Meets:    pages with resumable streams that call resumeStream() in onError or when the network is back.
+# Tailrace: Its transport reconnects by itself, and the chat sees no cut (docs/AI_SDK.md).
 # Exits non-zero if this changes, and 77 if a version cannot be installed or Node is not there.
 . "$(dirname "$0")/setup.sh"
 answer() {

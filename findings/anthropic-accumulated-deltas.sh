@@ -10,6 +10,7 @@
 #               compaction: two
 # Meets:    gateways and proxies that cut or join deltas: a signature in two events becomes an invalid one, and the next request
 #           with this message is refused. The API sends each of these in one delta; keep it in one.
+# Tailrace: Stores and sends a signature and a compaction as one delta.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'anthropic==2.14.0' <<'PYTHON'

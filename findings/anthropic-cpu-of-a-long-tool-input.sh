@@ -8,6 +8,7 @@
 #               10000 deltas: 5.38 s with messages.stream(), 0.32 s with messages.create(stream=True)
 # Meets:    agents that write files or long documents by a tool: the event loop stands still for seconds, for all users of the
 #           process. Use create(stream=True), and parse the input once at its end.
+# Tailrace: Reads the stream as bytes, and parses no input (ADR 11).
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'anthropic==2.14.0' <<'PYTHON'

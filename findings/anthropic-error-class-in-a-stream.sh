@@ -7,6 +7,7 @@
 #               before the stream: ImageDimensionsTooLargeError 400 image_dimensions_too_large
 #               in the stream:     APIStatusError 200 image_dimensions_too_large
 # Meets:    programs that catch a typed error around a stream. They must look at `error_code`.
+# Tailrace: Sends `error.details` in a stream and in a refusal, so a client finds the code in both.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'anthropic==2.14.0' <<'PYTHON'

@@ -8,6 +8,7 @@
 #               x-api-key:         None
 #               anthropic-version: 2026-10-21
 # Meets:    proxies and gateways that look for the key in `x-api-key`: after the client's upgrade they answer 401. Accept both.
+# Tailrace: Accepts the key in either header.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'anthropic==2.14.0' <<'PYTHON'

@@ -9,6 +9,7 @@
 #               retry-after: 9999999 -> sleeps 4294967 s
 # Meets:    services whose workers call an API that is over its limit: a worker is lost until tomorrow. Set max_retries=0, and
 #           retry in one place with a limit of your own.
+# Tailrace: Sets `max_retries=0`, and repeats calls in one place, with a limit.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'anthropic==2.14.0' <<'PYTHON'

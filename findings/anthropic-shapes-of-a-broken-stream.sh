@@ -11,6 +11,7 @@
 #           Errors before the first event are wrapped in APIConnectionError; those of httpx2 in the stream are not.
 # Meets:    programs that catch anthropic.APIError around a stream, and store the message behind it. They must catch
 #           httpx2.HTTPError as well, and must see `message_stop`.
+# Tailrace: Catches the errors of both libraries, and requires `message_stop` (ADR 11).
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'anthropic==2.14.0' <<'PYTHON'

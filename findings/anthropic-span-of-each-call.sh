@@ -9,6 +9,8 @@
 #           The span has GenAI attributes, such as gen_ai.usage.input_tokens.
 # Meets:    programs with spans of their own or with an instrumentation of the SDK: calls and tokens count twice. And trace ids
 #           leave the company with each call.
+# Tailrace: Calls the model with the SDK's `post`, which makes no span and sends no `traceparent`; the span of a call is
+#           Tailrace's own.
 # Exits non-zero if this changes, and 77 if a version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'anthropic==2.14.0' 'opentelemetry-sdk==1.45.2' <<'PYTHON'

@@ -9,6 +9,7 @@
 #           readyState 2 is closed. The standard makes each status but 200 final, so this is no fault of the browser.
 # Meets:    every deployment behind a load balancer: a page that resumes in the second without a backend loses the rest of its
 #           stream. Answer 200 and end the body, or open the EventSource again in `onerror` if it is closed.
+# Tailrace: Answers a reader that resumes with `200`, and continues when the log answers (ADR 13).
 # Exits non-zero if this changes, and 77 if Node or Chromium is not there.
 . "$(dirname "$0")/setup.sh"
 run_node <<'JAVASCRIPT'

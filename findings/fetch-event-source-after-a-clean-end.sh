@@ -9,6 +9,7 @@
 #               POST, cut:      2 (the second with Last-Event-ID 7)
 # Meets:    servers that end a stream at a restart and wait for the client to return: it does not. And servers that start
 #           work at each POST: a repeated POST with Last-Event-ID must find the work of the first.
+# Tailrace: A POST with `Last-Event-ID` continues its answer instead of starting another one.
 # Exits non-zero if this changes, and 77 if the version cannot be installed or Node is not there.
 . "$(dirname "$0")/setup.sh"
 run_node '@microsoft/fetch-event-source@2.0.1' <<'JAVASCRIPT'

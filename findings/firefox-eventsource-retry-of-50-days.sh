@@ -9,6 +9,8 @@
 #           4294967297 is 2^32 + 1. Firefox makes a millisecond of it, and then half a second, its shortest wait.
 # Meets:    servers that ask pages to stay away with a very large `retry:`: their number of requests grows instead. Answer 204,
 #           which is final, or keep `retry:` below 49 days.
+# Tailrace: Sends a `retry:` of 0.5 to 2 s in a stream, and the seconds of `Retry-After` where an EventSource is to come
+#           later.
 # Exits non-zero if this changes, and 77 if Node or Firefox is not there.
 . "$(dirname "$0")/setup.sh"
 run_node <<'JAVASCRIPT'

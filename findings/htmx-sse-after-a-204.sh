@@ -9,6 +9,7 @@
 #           The EventSource is closed by the 204. The extension sees an error, and makes another one, which sends no id.
 # Meets:    servers that end a finished stream with 204, as EventSource needs. Send an event with a name of its own at the end,
 #           and name it in `sse-close`.
+# Tailrace: Ends a stream for htmx with the event `done`, which a page names in `sse-close` (docs/API.md#dialecthtml).
 # Exits non-zero if this changes, and 77 if a version cannot be installed, or Node or Chromium is not there.
 . "$(dirname "$0")/setup.sh"
 run_node 'htmx.org@2.0.11' 'htmx-ext-sse@2.2.4' <<'JAVASCRIPT'

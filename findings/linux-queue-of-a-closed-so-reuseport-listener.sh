@@ -9,6 +9,7 @@
 #           With SO_REUSEPORT each socket has a queue of its own, and the kernel has put about half of the clients in each.
 # Meets:    restarts of one server process after the other on a port: some of the clients that have just connected see
 #           ECONNRESET. Let a parent bind and pass one socket to all, or set tcp_migrate_req to 1.
+# Tailrace: `tailrace up` listens once, and its gateways inherit the socket (ADR 10).
 # Exits non-zero if this changes, and 77 if this system is no Linux or moves such connections.
 . "$(dirname "$0")/setup.sh"
 [ "$(cat /proc/sys/net/ipv4/tcp_migrate_req 2> /dev/null)" = 0 ] || skip "needs Linux with net.ipv4.tcp_migrate_req = 0"

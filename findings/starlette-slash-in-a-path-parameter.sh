@@ -10,6 +10,7 @@
 #           ASGI's `path` is decoded before the route is looked for.
 # Meets:    clients that encode any name into a URL, as they should (encodeURIComponent): names with a slash cannot be read, or
 #           reach another route. Refuse a slash when the name is created, or use `:path`.
+# Tailrace: Names that are part of a path, such as those of models and prompts, cannot have a slash.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'uvicorn==0.54.0' 'starlette==1.10.0' <<'PYTHON'

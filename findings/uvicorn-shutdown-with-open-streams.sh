@@ -9,6 +9,7 @@
 #           `request.is_disconnected()` stays false meanwhile, and without `timeout_graceful_shutdown` nothing limits the wait.
 # Meets:    servers with SSE or other long responses: each deployment waits until the supervisor kills the process, and the
 #           lifespan's clean-up never runs. Set an event of your own when the signal arrives (a subclass of uvicorn.Server).
+# Tailrace: Sets a draining event when the signal arrives, which closes the streams; clients resume at another gateway.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'uvicorn==0.54.0' 'starlette==1.10.0' <<'PYTHON'

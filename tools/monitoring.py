@@ -1,4 +1,4 @@
-"""Writes the dashboards of deploy/monitoring as Grafana's JSON, its rules as YAML, and docs/ALERTS.md."""
+"""Writes the dashboards of deploy/monitoring as Grafana's JSON and its rules as YAML, and renders docs/ALERTS.md."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,6 @@ def generate_files(written_by: str) -> dict[str, str]:
     pages = {one.uid: metrics_dashboard(one) for one in DASHBOARDS} | {"tailrace-turn": turn_dashboard()}
     return {
         "deploy/monitoring/rules.yml": f"# {written_by}\n" + "\n".join(yaml_lines(rules.document())) + "\n",
-        "docs/ALERTS.md": alerts_page(written_by),
         **{
             f"deploy/monitoring/dashboards/{uid}.json": json.dumps(page.build(), cls=JSONEncoder, indent=1) + "\n"
             for uid, page in pages.items()
@@ -155,7 +154,8 @@ def scalar(value: Any) -> str:
     return f"'{text}'" if '"' in text else json.dumps(text)
 
 
-def alerts_page(written_by: str) -> str:
+def alerts_tables() -> str:
+    """Returns the service levels and the causes of alerts in Markdown."""
     levels = [f"| {level.promise} | `{level.alert}` | {level.action} |" for level in rules.SERVICE_LEVELS]
     rows = [
         f"| `{alert.name}` | {alert.severity} | {alert.summary} | `{alert.expr.replace('|', chr(92) + '|')}` "
@@ -165,14 +165,7 @@ def alerts_page(written_by: str) -> str:
     ]
     return "\n".join(
         [
-            "# Alerts\n",
-            f"{written_by} [rules.yml](../deploy/monitoring/rules.yml) holds these",
-            "alerts for Prometheus; [RUNBOOK.md](RUNBOOK.md#alerts) explains how to install it. A `page` needs a",
-            "person now, a `ticket` on the next working day.\n",
             "## Service levels\n",
-            "Each service level has a `page` (its error budget is used 14.4 times too fast over an hour, or 6",
-            "times over 6 hours, with at least five bad events in that time) and a `ticket` (3 times over a day,",
-            "or faster than allowed over 3 days).\n",
             "| service level | alert | action |",
             "|---|---|---|",
             *levels,
@@ -180,6 +173,5 @@ def alerts_page(written_by: str) -> str:
             "| alert | severity | meaning | condition | action |",
             "|---|---|---|---|---|",
             *rows,
-            "",
         ]
     )

@@ -6,7 +6,9 @@ version cannot be installed here. Exit status 1 if a script has another status.
 
 import argparse
 import contextlib
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "findings"
+FIELD = re.compile(r"([A-Z][a-z]+): +")
 STATES = {0: "passed", 77: "not there"}
 TIMEOUT_S = 600
 END_S = 10
@@ -25,6 +28,18 @@ END_S = 10
 def scripts_of(folder: Path) -> list[Path]:
     """Returns the scripts in alphabetical order. `setup.sh` is what they share."""
     return sorted(one for one in folder.glob("*.sh") if one.name != "setup.sh")
+
+
+def read_header(script: Path) -> dict[str, str]:
+    """Returns the fields of the comment at the top by their names, and the first line as `title`."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), script.read_text().splitlines()[1:])
+    title, _, *rest = (line[2:] for line in lines)
+    fields, name = {"title": title}, ""
+    for line in rest:
+        if found := FIELD.match(line):
+            name = found[1]
+        fields[name] = f"{fields.get(name, '')} {line[len(found[0]) if found else 0 :].strip()}".strip()
+    return fields
 
 
 def run(script: Path, packages: Path, timeout_s: float = TIMEOUT_S) -> tuple[str, str]:

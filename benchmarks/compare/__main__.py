@@ -1,7 +1,8 @@
 """Compares Tailrace with other ways to stream an answer, on one machine.
 
-Each system is an arm. `make bench` measures every arm five times, in random order, and writes docs/benchmarks.json and
-the tables of docs/BENCHMARKS.md. `make bench ARGS=--quick` takes two minutes and writes nothing. Examples:
+Each system is an arm. `make bench` measures every arm five times, in random order, and keeps the result, from which
+`make docs` writes the tables of docs/BENCHMARKS.md. `make bench ARGS=--quick` takes two minutes and keeps nothing.
+Examples:
 
     python -m benchmarks.compare --arms tuned tailrace --load 50x50
     python -m benchmarks.compare --arms tailrace --beside ../before --load 200x50,100x0
@@ -184,7 +185,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=count, default=5)
     parser.add_argument("--streams", type=int, default=3, metavar="REPEATS", help="readers of running turns; 0: none")
     parser.add_argument("--quick", action="store_true", help="one load, two repeats, two minutes")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.json and docs/BENCHMARKS.md")
+    parser.add_argument("--write", action="store_true", help="keep the result and its plots")
     options = parser.parse_args()
     if options.quick:
         options.load, options.repeats, options.seconds, options.streams = loads("50x50"), 2, 3, 0

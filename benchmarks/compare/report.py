@@ -1,6 +1,5 @@
-"""The results of a comparison as data, as Markdown tables, and in the page docs/BENCHMARKS.md."""
+"""The results of a comparison as data, as plots, and as the tables of docs/BENCHMARKS.md."""
 
-import re
 import statistics
 from pathlib import Path
 
@@ -9,16 +8,13 @@ import msgspec
 from benchmarks.compare import attached_readers, plot
 from benchmarks.compare.attached_readers import IdleStreams, Streams
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE = DOCS / "BENCHMARKS.md"
-RESULT = DOCS / "benchmarks.json"
-IMAGES = DOCS / "images"
+RESULT = Path(__file__).with_name("result.json")
+IMAGES = Path(__file__).parents[2] / "docs/images"
 # The name of each plot, its title, its unit, and the field of a sample.
 PLOTS = (
     ("cpu", "CPU a delta, all processes", "µs", "sum_us"),
     ("delay", "Delay of a delta, median", "ms", "p50_ms"),
 )
-TABLES = re.compile(r"(<!-- written by make bench -->\n).*(\n<!-- end -->)", re.DOTALL)
 
 
 class Sample(msgspec.Struct):
@@ -102,17 +98,23 @@ def _median(samples: list[Sample], key: str) -> float:
 
 
 def write(result: Result) -> None:
-    """Writes docs/benchmarks.json, the plots, and the tables of docs/BENCHMARKS.md."""
+    """Writes the result and its plots."""
     RESULT.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    images = []
     for name, title, unit, value in PLOTS:
-        images.append(f"![{title}](images/benchmark-{name}.svg)\n")
         rows = {load.title: _medians(load, value) for load in result.loads}
         (IMAGES / f"benchmark-{name}.svg").write_text(plot.bars(title, unit, rows))
+
+
+def read() -> Result:
+    """Returns the result of the last complete run."""
+    return msgspec.json.decode(RESULT.read_bytes(), type=Result)
+
+
+def tables(result: Result) -> str:
+    """Returns the tables of all loads, and of the readers of running turns, in Markdown."""
     repeats = max(len(samples) for load in result.loads for samples in load.samples.values())
     head = f"Measured on {result.at}, {result.cores} cores, medians of {repeats} repeats in changing order.\n"
     streams = (
         f"**Readers that attach to a running turn**\n\n{attached_readers.table(result.streams, result.idle_streams)}"
     )
-    tables = "\n".join([head, *images, *map(table, result.loads), streams])
-    PAGE.write_text(TABLES.sub(lambda found: f"{found[1]}\n{tables}{found[2]}", PAGE.read_text()))
+    return "\n".join([head, *map(table, result.loads), streams])

@@ -117,7 +117,7 @@ async def _settings(environ: Mapping[str, str]) -> Finding:
     try:
         await check_environment.check(inherited)
     except SettingsInvalid as error:
-        return Finding("Settings", "error", str(error), "correct the variable: docs/SETTINGS.md")
+        return Finding("Settings", "error", str(error), "correct the variable: see `tailrace explain settings`")
     if mistyped := check_environment.find_mistyped(environ):
         return Finding("Settings", "warning", "; ".join(mistyped), "correct the name of the variable")
     return Finding("Settings", "ok", "all TAILRACE_… variables are valid")

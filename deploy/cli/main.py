@@ -63,6 +63,7 @@ GROUPS = {
     },
     "set up": {
         "init": "write a configuration file with every setting",
+        "explain": "explain an error code or a setting",
         "completion": "print a completion script for a shell",
         "nats-config": "write the configuration of your own NATS",
         "streams": "create the streams in your own NATS",

@@ -21,10 +21,10 @@ It runs nats-server, one persistence process, the generators and the gateways, a
 Ctrl-C stops all of them in order; a second Ctrl-C kills them. SIGTERM also stops them, and so does SIGHUP, which a
 terminal sends when it is closed, unless `nohup` has started `up`.
 
-Settings are in a file that `tailrace init` writes, or in environment variables (docs/SETTINGS.md), which are passed to
-all processes. `up` itself chooses the addresses. With TAILRACE_METRICS_PORT=9100 the metrics of persistence are on
-port 9100, those of the gateways on 9101 and following, those of the generators on 9201 and following; without it, free
-ports are used and printed.
+Settings are in a file that `tailrace init` writes, or in environment variables (`tailrace explain settings`), which are
+passed to all processes. `up` itself chooses the addresses. With TAILRACE_METRICS_PORT=9100 the metrics of persistence
+are on port 9100, those of the gateways on 9101 and following, those of the generators on 9201 and following; without
+it, free ports are used and printed.
 """
 
 

@@ -46,7 +46,7 @@ async def check(environ: Mapping[str, str]) -> None:
     for name in environ:
         if name.startswith(settings.PREFIX) and name not in known and name not in CLIENT_NAMES:
             hint = suggest(name, known, settings.PREFIX)
-            raise SettingsInvalid(f"{name} is not a setting{hint}; docs/SETTINGS.md lists all settings")
+            raise SettingsInvalid(f"{name} is not a setting{hint}; `tailrace explain settings` lists all")
     for _, kind in SERVICES:
         settings.read(kind, environ)
     generators = settings.read(tailrace.generators.settings.Settings, environ)

@@ -1,8 +1,7 @@
 """The configuration file `tailrace.toml` and the `.env` beside it: reads and checks them, and writes an example.
 
-The name of a setting in the file is that of its environment variable (docs/SETTINGS.md), in lower case and without
-`TAILRACE_`. The table `[up]` has the options of `tailrace up`. Environment variables override `.env`, and `.env`
-overrides the file.
+The name of a setting in the file is that of its environment variable, in lower case and without `TAILRACE_`. The table
+`[up]` has the options of `tailrace up`. Environment variables override `.env`, and `.env` overrides the file.
 """
 
 import json
@@ -78,7 +77,7 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, object]]:
             raise SettingsInvalid(f"{path}: {name} is an option of `tailrace up`: write it below a line [{UP}]")
         if name not in fields:
             hint = suggest(name.lower().removeprefix("tailrace_"), fields)
-            raise SettingsInvalid(f"{path}: {name} is not a setting{hint}; docs/SETTINGS.md lists all settings")
+            raise SettingsInvalid(f"{path}: {name} is not a setting{hint}; `tailrace explain settings` lists all")
         texts[settings.env_name(name)] = text_of(path, name, value)
     for name, text in texts.items():
         check_value(path, name, text)

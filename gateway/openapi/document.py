@@ -208,7 +208,7 @@ def _error(status: int, schema_of: dict[Any, Json], more: Json | None = None) ->
 
 
 def _stream_content(media_type: str) -> Json:
-    # The events have schemas in docs/asyncapi.json.
+    # The events have schemas in asyncapi.json (tools/asyncapi.py).
     if media_type == SSE:
         return {}
     # OpenAPI 3.1 needs no `binary`, but client generators do: they read only text as a string.

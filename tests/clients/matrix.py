@@ -1,7 +1,7 @@
 """The client matrix: each row is a client with its language and dialect, and how it reads one turn to the end.
 
 The rows drive test_matrix.py, which reads each turn over connections that are cut and while its generator is killed.
-docs/CLIENTS.md lists them (`python -m tests.clients.proofs`).
+`make docs` lists them in docs/CLIENTS.md.
 """
 
 import asyncio

@@ -27,6 +27,7 @@ from tailrace.proto.runtime import settings
 from tailrace.proto.service import HEALTH_CHECKS
 from tailrace.proto.version import VERSION
 from tests.harness.processes import CHECKOUT
+from tools.generated_pages import metrics_tables
 
 BIN = Path(sys.executable).parent
 HERE = CHECKOUT / "deploy/kubernetes"
@@ -247,7 +248,7 @@ def test_prometheus_accepts_the_job_and_the_queries(tmp_path: Path) -> None:
         re.sub(r"kubernetes_sd_configs:\n.*\n.*\n", "static_configs: []\n", (HERE / "prometheus.yml").read_text())
     )
     run("promtool", "check", "config", tmp_path / "prometheus.yml")
-    metrics = re.findall(r"^\| `(\w+)`", (CHECKOUT / "docs/METRICS.md").read_text(), re.MULTILINE)
+    metrics = re.findall(r"^\| `(\w+)`", metrics_tables(), re.MULTILINE)
     objects = documents((HERE / "components/scaling/scaled-objects.yaml").read_text())
     queries = [trigger["metadata"]["query"] for one in objects for trigger in one["spec"]["triggers"]]
     rules = {"groups": [{"name": "keda", "rules": [{"record": "keda", "expr": query} for query in queries]}]}

@@ -1,6 +1,6 @@
-"""`make kills`: kills each process at each entry of a turn, and writes docs/KILLS.md. Exit status 1 if a cell is red.
+"""`make kills`: kills each process at each entry of a turn, and keeps the result. Exit status 1 if a cell is red.
 
-make kills                               everything, and docs/KILLS.md anew: hundreds of kills
+make kills                               everything, and tests/kills/result.json anew: hundreds of kills
 make kills ARGS='--processes gateway'    the gateway alone; writes nothing
 make kills ARGS="--kinds text 'tool use' --processes nats-server persistence"
 """
@@ -8,11 +8,12 @@ make kills ARGS="--kinds text 'tool use' --processes nats-server persistence"
 import argparse
 import asyncio
 import sys
+from datetime import UTC, datetime
 from time import monotonic
 
 from tests.kills.cell import KINDS
 from tests.kills.matrix import run_all
-from tests.kills.page import PAGE, page
+from tests.kills.page import summarize, write
 from tests.kills.round import PROCESSES
 
 
@@ -47,7 +48,7 @@ def main() -> int:
         print(line)
     print(f"{monotonic() - began:.0f} s")
     if (given.kinds, given.processes) == (list(KINDS), list(PROCESSES)):
-        PAGE.write_text(page(matrix.hits, matrix.broken))
+        write(summarize(datetime.now(UTC).date().isoformat(), matrix.hits, matrix.broken))
     return 0 if matrix.is_green else 1
 
 

@@ -1,4 +1,4 @@
-"""Relative links in Markdown pages point to existing files and headings."""
+"""Relative links in Markdown pages point to existing files and headings, also in the generated parts of the site."""
 
 import os
 import re
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tools.generated_pages import PARTS, build_page
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -20,6 +22,7 @@ def pages() -> Iterator[Path]:
 
 
 PAGES = list(pages())
+GENERATED = [path for path in PARTS if path.endswith(".md")]
 
 
 def anchors(page: Path) -> set[str]:
@@ -31,15 +34,25 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_point_to_existing_files_and_headings(page: Path) -> None:
     """External URLs are not checked."""
+    assert find_broken(page, page.read_text()) == []
+
+
+@pytest.mark.parametrize("path", GENERATED)
+def test_links_of_generated_pages_point_to_existing_files_and_headings(path: str) -> None:
+    """`make docs` checks them, too, but needs MkDocs."""
+    assert find_broken(ROOT / path, build_page(path)) == []
+
+
+def find_broken(page: Path, text: str) -> list[str]:
     broken = []
-    for link in LINK.findall(page.read_text()):
+    for link in LINK.findall(text):
         if "://" in link or link.startswith("mailto:"):
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
             broken.append(link)
-    assert broken == []
+    return broken
 
 
 def test_pages_are_found() -> None:

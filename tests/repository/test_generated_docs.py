@@ -1,8 +1,24 @@
-"""Generated files equal what the code generates."""
+"""Generated files equal what the code generates, and the generated pages of the site list all that they describe."""
 
+import re
 from pathlib import Path
 
+import pytest
+
+from tailrace.deploy.local.check_environment import SERVICES
+from tailrace.deploy.monitoring.rules import ALERTS, SERVICE_LEVELS
+from tailrace.deploy.simulated_claude.fault import FAULT_KINDS
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.proto.errors import CODES
+from tailrace.proto.runtime import settings
+from tests.clients.proofs import proofs
+from tests.kills import page as kills
+from tests.kills.cell import KINDS, POLICIES, UNACKNOWLEDGED, entries_of
+from tests.kills.round import PROCESSES
+from tools import api_surface, run_findings
+from tools.docs_site import MARK
 from tools.generate_docs import generate_files
+from tools.generated_pages import PARTS, build_page, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -11,3 +27,52 @@ def test_generated_files_are_up_to_date() -> None:
     """`make schema` writes them."""
     out_of_date = [path for path, content in generate_files().items() if (ROOT / path).read_text() != content]
     assert out_of_date == [], "out of date: run `make schema`"
+
+
+def test_each_page_with_a_mark_has_a_generated_part() -> None:
+    """A page without its part would reach the site with the mark only."""
+    marked = {str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md") if MARK in path.read_text()}
+    assert marked == {path for path in PARTS if path.endswith(".md")}
+    assert [path for path in PARTS if MARK in build_page(path)] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "cells"),
+    [
+        ("SETTINGS", [[f"`{row[0]}`", *row[1:2], row[3]] for _, kind in SERVICES for row in settings.table(kind)]),
+        ("ERRORS", [[f"`{code}`", row.meaning, row.advice] for code, row in CODES.items()]),
+        ("ALERTS", [[f"`{level.alert}`", level.promise, level.action] for level in SERVICE_LEVELS]),
+        ("ALERTS", [[f"`{one.name}`", one.summary] for one in ALERTS if one.section != "service-levels"]),
+        ("CLAUDE_API", [[f"`{name}`"] for group in api_surface.read_table().values() for name in group.rows]),
+        ("CLIENTS", [[proof.feature, proof.client] for proof in proofs()]),
+        ("FINDINGS", [[run_findings.read_header(one)["title"]] for one in run_findings.scripts_of(ROOT / "findings")]),
+        ("SIMULATED", [[kind] for kind in FAULT_KINDS]),
+        ("KILLS", [[f"`{name}`", "✓ 312", "✓ 156"] for name in DIALECTS]),
+        ("BENCHMARKS", [["tailrace-always", "µs", "ms"], ["tuned", "1.00"]]),
+    ],
+)
+def test_the_page_of_the_site_has_a_row_for_each(page: str, cells: list[list[str]]) -> None:
+    rows = [line for line in build_page(f"docs/{page}.md").splitlines() if line.startswith("| ")]
+    assert cells != []
+    assert [row for row in cells if not any(all(cell in line for cell in row) for line in rows)] == []
+
+
+def test_the_kept_result_of_the_kills_has_every_cell() -> None:
+    """A run that was stopped would be kept with holes, which the page shows like entries that do not exist."""
+    result = kills.read()
+    for process in PROCESSES:
+        for kind in KINDS:
+            entries = result.cells[process][kind]
+            assert set(entries) == {*entries_of(kind), UNACKNOWLEDGED}
+            assert all(set(by_policy) == set(POLICIES) for by_policy in entries.values())
+    texts = [cell for by in result.cells.values() for of in by.values() for row in of.values() for cell in row.values()]
+    assert [text for text in texts if not re.fullmatch(r"✓ [12]", text)] == result.failed == []
+
+
+def test_all_pages_are_written_for_the_site(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make docs` calls this program, then MkDocs."""
+    monkeypatch.setattr("sys.argv", ["generated_pages"])
+    assert main() == 0
+    assert capsys.readouterr().out.split() == [f"dist/generated/{path}" for path in PARTS]

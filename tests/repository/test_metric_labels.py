@@ -1,4 +1,4 @@
-"""Metrics: label values come from fixed sets, and docs/METRICS.md lists every metric."""
+"""Metrics: label values come from fixed sets, and the page of metrics lists every metric."""
 
 import re
 from collections.abc import Iterable
@@ -30,8 +30,7 @@ from tailrace.proto.models import models
 from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
 from tailrace.proto.runtime.fast_histogram import FastHistogram
 from tailrace.proto.usage import Usage
-from tests.harness.processes import CHECKOUT
-from tools.generate_docs import labels_of
+from tools.generated_pages import build_page, labels_of
 
 STREAM_GAUGES = [f"jetstream_stream_{name}" for name in ("total_messages", "total_bytes", "limit_bytes")]
 CONSUMER_GAUGES = [f"jetstream_consumer_num_{name}" for name in ("pending", "ack_pending", "redelivered")]
@@ -108,6 +107,6 @@ def test_metrics_page_lists_every_scraped_name() -> None:
         r"^# TYPE ((?:tailrace|gen_ai|jetstream)_\S+) ", prometheus_client.generate_latest().decode(), re.MULTILINE
     )
     names = {name for name in scraped if not name.endswith("_created")}
-    page = (CHECKOUT / "docs/METRICS.md").read_text()
+    page = build_page("docs/METRICS.md")
     assert len(names) == len(METRICS)
     assert names == set(re.findall(r"^\| `((?:tailrace|gen_ai|jetstream)_\w+)` \|", page, re.MULTILINE))

@@ -21,7 +21,7 @@ async def test_an_unknown_setting_is_refused_with_the_most_similar_name(name: st
     """Its value is not in the message, because it may be a key."""
     with pytest.raises(SettingsInvalid) as refused:
         await check({name: "s3cret"})
-    assert str(refused.value) == f"{name} is not a setting{nearest}; docs/SETTINGS.md lists all settings"
+    assert str(refused.value) == f"{name} is not a setting{nearest}; `tailrace explain settings` lists all"
 
 
 @pytest.mark.parametrize("name", ["TAILRACE_NATS_URL", "TAILRACE_DATABASE"])

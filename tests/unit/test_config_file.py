@@ -68,7 +68,7 @@ def test_without_a_file_the_environment_is_unchanged_and_dotenv_is_not_read() ->
     [
         (
             "heartbet_s = 1",
-            "heartbet_s is not a setting (did you mean heartbeat_s?); docs/SETTINGS.md lists all settings",
+            "heartbet_s is not a setting (did you mean heartbeat_s?); `tailrace explain settings` lists all",
         ),
         ("TAILRACE_HEARTBEAT_S = 1", "TAILRACE_HEARTBEAT_S is not a setting (did you mean heartbeat_s?)"),
         ("[gateway]\nheartbeat_s = 1", "gateway is not a setting"),

@@ -187,7 +187,7 @@ async def test_an_invalid_setting_is_refused_with_its_name_and_valid_values(wron
 
 @pytest.mark.parametrize("kind", dict(SERVICES).values(), ids=dict(SERVICES))
 def test_every_setting_has_a_default_and_a_description(kind: type[msgspec.Struct]) -> None:
-    """`python -m … --env` and docs/SETTINGS.md have them."""
+    """`python -m … --env` and `tailrace explain settings` have them."""
     kind()
     assert [name for name, _, _, meaning in table(kind) if not meaning] == []
 

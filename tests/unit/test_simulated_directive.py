@@ -6,7 +6,7 @@ import pytest
 
 from tailrace.deploy.simulated_claude.directive import Directive, DirectiveInvalid, Setting, read, remove_directives
 from tailrace.deploy.simulated_claude.fault import FAULT_KINDS, Fault
-from tools.generate_docs import simulated_page
+from tools.generated_pages import simulated_help
 
 
 @pytest.mark.parametrize(
@@ -74,5 +74,5 @@ def test_the_topic_is_the_question_without_its_directive() -> None:
 @pytest.mark.parametrize("word", [*(f"{name}=" for name in get_args(Setting)), *FAULT_KINDS])
 def test_the_generated_page_has_a_row_for_each_setting(word: str) -> None:
     """Its rows are parsed out of the help text."""
-    names = [line.split("|")[1] for line in simulated_page().splitlines() if line.startswith("| `")]
+    names = [line.split("|")[1] for line in simulated_help().splitlines() if line.startswith("| `")]
     assert [name for name in names if word in name], names
