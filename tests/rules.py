@@ -1,4 +1,4 @@
-"""Lists the rules of PROTOCOL.md, FAULTS.md and SECURITY.md with the tests that hold each: `python -m tests.rules`.
+"""Lists the rules of PROTOCOL.md, the faults and the attacks with the tests that hold each: `python -m tests.rules`.
 
 A test cites its rule with `@pytest.mark.rule("R14")`, all tests of a file with `pytestmark = …`. Exit status 1 when a
 rule has no test, a mark names no rule, or two rules of PROTOCOL.md have one number.
@@ -18,7 +18,7 @@ MARK = r"^pytest\.mark\.rule\('(\w+)'\)$"
 PAGES = {
     "proto/PROTOCOL.md": r"^\*\*(R\d+)\.\*\*",
     "docs/FAULTS.md": r"^\| (F\d+) \|",
-    "SECURITY.md": r"^\| (S\d+) \|",
+    "tests/attacks.csv": r"^[\w ]+,(S\d+),",
 }
 
 
@@ -48,7 +48,7 @@ def rules(page: str) -> list[str]:
 def main() -> int:
     argparse.ArgumentParser(prog="python -m tests.rules", description=__doc__).parse_args()
     tests = marked_tests()
-    # A row of SECURITY.md may repeat a number; two sections of PROTOCOL.md must not have the same.
+    # An attack may repeat a number; two sections of PROTOCOL.md must not have the same.
     protocol = rules("proto/PROTOCOL.md")
     repeated = sorted({rule for rule in protocol if protocol.count(rule) > 1})
     written = list(dict.fromkeys(number for page in PAGES for number in rules(page)))

@@ -5,11 +5,13 @@ hand.
 """
 
 import argparse
+import csv
 import re
 import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
@@ -138,6 +140,16 @@ def claude_api_tables() -> str:
     return "\n".join([*parts, ""])
 
 
+def attacks_tables() -> str:
+    """Returns a table of attacks for each topic."""
+    parts = []
+    with (ROOT / "tests/attacks.csv").open(newline="") as file:
+        for topic, rows in groupby(csv.DictReader(file), lambda row: row["topic"]):
+            parts += [f"### {topic}\n", "| threat | attack | result |", "|---|---|---|"]
+            parts += [*(f"| {row['threat']} | {row['attack']} | {row['result']} |" for row in rows), ""]
+    return "\n".join(parts)
+
+
 def findings_table() -> str:
     """Returns one row for each script: the fact, and what Tailrace does about it, from the script's header."""
     rows = []
@@ -163,6 +175,7 @@ def table_rows(rows: list[tuple[str, str]]) -> list[str]:
 
 # The generated part of each page. A page without MARK is generated as a whole.
 PARTS: dict[str, Callable[[], str]] = {
+    "SECURITY.md": attacks_tables,
     "docs/ALERTS.md": monitoring.alerts_tables,
     "docs/BENCHMARKS.md": lambda: report.tables(report.read()),
     "docs/CLAUDE_API.md": claude_api_tables,

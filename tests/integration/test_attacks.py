@@ -1,6 +1,6 @@
 """Requests that try to choose an address, tenant, subject, header or file; and unusual forms of HTTP requests.
 
-SECURITY.md lists all attacks; most are tested where their subject is.
+tests/attacks.csv lists all attacks; most are tested where their subject is.
 """
 
 import asyncio

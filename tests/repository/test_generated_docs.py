@@ -1,5 +1,6 @@
 """Generated files equal what the code generates, and the generated pages of the site list all that they describe."""
 
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.clients.proofs import proofs
 from tests.kills import page as kills
 from tests.kills.cell import KINDS, POLICIES, UNACKNOWLEDGED, entries_of
 from tests.kills.round import PROCESSES
+from tests.rules import rules
 from tools import api_surface, run_findings
 from tools.docs_site import MARK
 from tools.generate_docs import generate_files
@@ -31,7 +33,11 @@ def test_generated_files_are_up_to_date() -> None:
 
 def test_each_page_with_a_mark_has_a_generated_part() -> None:
     """A page without its part would reach the site with the mark only."""
-    marked = {str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md") if MARK in path.read_text()}
+    marked = {
+        str(path.relative_to(ROOT))
+        for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+        if MARK in path.read_text()
+    }
     assert marked == {path for path in PARTS if path.endswith(".md")}
     assert [path for path in PARTS if MARK in build_page(path)] == []
 
@@ -48,11 +54,12 @@ def test_each_page_with_a_mark_has_a_generated_part() -> None:
         ("FINDINGS", [[run_findings.read_header(one)["title"]] for one in run_findings.scripts_of(ROOT / "findings")]),
         ("SIMULATED", [[kind] for kind in FAULT_KINDS]),
         ("KILLS", [[f"`{name}`", "✓ 312", "✓ 156"] for name in DIALECTS]),
+        ("../SECURITY", [[f"| {threat} |"] for threat in rules("tests/attacks.csv")]),
         ("BENCHMARKS", [["tailrace-always", "µs", "ms"], ["tuned", "1.00"]]),
     ],
 )
 def test_the_page_of_the_site_has_a_row_for_each(page: str, cells: list[list[str]]) -> None:
-    rows = [line for line in build_page(f"docs/{page}.md").splitlines() if line.startswith("| ")]
+    rows = [line for line in build_page(os.path.normpath(f"docs/{page}.md")).splitlines() if line.startswith("| ")]
     assert cells != []
     assert [row for row in cells if not any(all(cell in line for cell in row) for line in rows)] == []
 
