@@ -17,7 +17,7 @@ MARK = r"^pytest\.mark\.rule\('(\w+)'\)$"
 # Where each kind of rule is written down, and what its number looks like there.
 PAGES = {
     "proto/PROTOCOL.md": r"^\*\*(R\d+)\.\*\*",
-    "docs/FAULTS.md": r"^\| (F\d+) \|",
+    "tests/faults.csv": r"^[\w ]+,(F\d+),",
     "tests/attacks.csv": r"^[\w ]+,(S\d+),",
 }
 

@@ -140,13 +140,14 @@ def claude_api_tables() -> str:
     return "\n".join([*parts, ""])
 
 
-def attacks_tables() -> str:
-    """Returns a table of attacks for each topic."""
+def csv_tables(path: str, level: str) -> str:
+    """Returns a table for each value of the first column of a CSV file, below a heading of this level."""
     parts = []
-    with (ROOT / "tests/attacks.csv").open(newline="") as file:
-        for topic, rows in groupby(csv.DictReader(file), lambda row: row["topic"]):
-            parts += [f"### {topic}\n", "| threat | attack | result |", "|---|---|---|"]
-            parts += [*(f"| {row['threat']} | {row['attack']} | {row['result']} |" for row in rows), ""]
+    with (ROOT / path).open(newline="") as file:
+        (_, *columns), *lines = csv.reader(file)
+    for topic, rows in groupby(lines, lambda row: row[0]):
+        parts += [f"{level} {topic}\n", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        parts += [*(f"| {' | '.join(row[1:])} |" for row in rows), ""]
     return "\n".join(parts)
 
 
@@ -175,12 +176,13 @@ def table_rows(rows: list[tuple[str, str]]) -> list[str]:
 
 # The generated part of each page. A page without MARK is generated as a whole.
 PARTS: dict[str, Callable[[], str]] = {
-    "SECURITY.md": attacks_tables,
+    "SECURITY.md": lambda: csv_tables("tests/attacks.csv", "###"),
     "docs/ALERTS.md": monitoring.alerts_tables,
     "docs/BENCHMARKS.md": lambda: report.tables(report.read()),
     "docs/CLAUDE_API.md": claude_api_tables,
     "docs/CLIENTS.md": proofs.tables,
     "docs/ERRORS.md": errors_table,
+    "docs/FAULTS.md": lambda: csv_tables("tests/faults.csv", "##"),
     "docs/FINDINGS.md": findings_table,
     "docs/KILLS.md": lambda: kills.tables(kills.read()),
     "docs/METRICS.md": metrics_tables,

@@ -54,6 +54,7 @@ def test_each_page_with_a_mark_has_a_generated_part() -> None:
         ("FINDINGS", [[run_findings.read_header(one)["title"]] for one in run_findings.scripts_of(ROOT / "findings")]),
         ("SIMULATED", [[kind] for kind in FAULT_KINDS]),
         ("KILLS", [[f"`{name}`", "✓ 312", "✓ 156"] for name in DIALECTS]),
+        ("FAULTS", [[f"| {fault} |"] for fault in rules("tests/faults.csv")]),
         ("../SECURITY", [[f"| {threat} |"] for threat in rules("tests/attacks.csv")]),
         ("BENCHMARKS", [["tailrace-always", "µs", "ms"], ["tuned", "1.00"]]),
     ],
