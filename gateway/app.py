@@ -2,7 +2,7 @@
 
 import inspect
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette import routing
 from starlette.applications import Starlette
@@ -12,11 +12,8 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.allowed_hosts import AllowedHosts, HostMiddleware
-from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.cors import cors_middleware, parse_origins
 from tailrace.gateway.auth.guard import Endpoint, GuardedEndpoint
-from tailrace.gateway.auth.login import Logins
-from tailrace.gateway.auth.tickets import Tickets
 from tailrace.gateway.clients.ai_sdk.routes import ROUTES as AI_SDK_ROUTES
 from tailrace.gateway.clients.anthropic.batch_routes import ROUTES as MESSAGE_BATCH_ROUTES
 from tailrace.gateway.clients.anthropic.count_tokens import ROUTES as COUNT_TOKENS_ROUTES
@@ -30,24 +27,15 @@ from tailrace.gateway.clients.openai.chat_routes import ROUTES as OPENAI_CHAT_RO
 from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RESPONSES_ROUTES
 from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
 from tailrace.gateway.clients.tutorials.routes import ROUTES as TUTORIAL_ROUTES
-from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.feature import Started
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.admission_queue import AdmissionQueue, refuse_connection
-from tailrace.gateway.http.log_fullness import LogFullness
-from tailrace.gateway.http.log_health import LogHealth
-from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.http.refusal_events import RefusalEvents
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.http.traced_route import TracedApp
-from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.limits.storage_share import StorageShare
-from tailrace.gateway.limits.turn_queue import TurnQueue
-from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
-from tailrace.gateway.ops import overview
 from tailrace.gateway.page import index
 from tailrace.gateway.page.demo import demo_middleware
-from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources import (
     admin,
     batches,
@@ -65,22 +53,11 @@ from tailrace.gateway.resources import (
     timeline,
     usage,
 )
-from tailrace.gateway.resources.batch_body import BatchBuilder
-from tailrace.gateway.settings import Settings
-from tailrace.gateway.streaming.new_turns import NewTurns
-from tailrace.gateway.streaming.stream_access import TurnAccess
-from tailrace.gateway.streaming.stream_context import StreamContext
-from tailrace.gateway.turns.delete import Deleter
-from tailrace.gateway.turns.inline_files import UploadedFiles
-from tailrace.gateway.turns.read_turn import TurnReader
-from tailrace.gateway.turns.respond import Responder
-from tailrace.gateway.turns.store_blobs import RequestBlobs
-from tailrace.gateway.turns.submit import TurnSubmitter
+from tailrace.gateway.services import Gateway
 from tailrace.proto.errors import LogError, Refused
-from tailrace.proto.nats import BlobStore, Claims, Rpc, TurnLog
-from tailrace.proto.nats.administration import Administration
 from tailrace.proto.runtime import tracing
 
+# Those of the core; each feature has its own.
 ROUTES: list[Route] = [
     *NATIVE_ROUTES,
     *SESSION_EVENT_ROUTES,
@@ -108,50 +85,20 @@ ROUTES: list[Route] = [
     *prompts.ROUTES,
     *COUNT_TOKENS_ROUTES,
     *health.ROUTES,
-    *overview.ROUTES,
     *index.ROUTES,
     *OPENAPI_ROUTES,
 ]
 
 
-class Gateway(NamedTuple):
-    """The services of a gateway, each of its own type. Made once at startup."""
+def app(gateway: Gateway, features: Started = ()) -> Starlette:
+    """Returns the application, with the routes of `features`, whose services are given as well.
 
-    settings: Settings
-    rpc: Rpc
-    log: TurnLog
-    history: HistoryClient
-    claims: Claims
-    blob_store: BlobStore
-    request_blobs: RequestBlobs
-    limiter: Limiter
-    log_fullness: LogFullness
-    storage_shares: tuple[StorageShare, ...]
-    log_health: LogHealth
-    turn_queue: TurnQueue
-    authenticator: Authenticator
-    tickets: Tickets
-    logins: Logins
-    bodies: BodyReader
-    catalogue: Catalogue
-    prompts: Prompts
-    streams: StreamContext
-    turn_access: TurnAccess
-    new_turns: NewTurns
-    turns: TurnReader
-    submitter: TurnSubmitter
-    responder: Responder
-    deleter: Deleter
-    uploaded_files: UploadedFiles
-    batch_builder: BatchBuilder
-    health_checks: health.HealthChecks
-    ops: overview.Ops
-    administration: Administration
-
-
-def app(gateway: Gateway) -> Starlette:
-    """Returns the application. Each endpoint receives the services that its parameters are annotated with."""
+    Each endpoint receives the services that its parameters are annotated with.
+    """
     services = dict(zip(inspect.get_annotations(Gateway).values(), gateway, strict=True))
+    services |= {type(service): service for _, parts in features for service in parts.services}
+    routes = [*ROUTES, *(route for feature, _ in features for route in feature.routes)]
+    urgent_paths = health.PATHS.union(*(feature.urgent_paths for feature, _ in features))
 
     def serve(route: Route) -> routing.Route:
         endpoint = bind(route.endpoint, services)
@@ -161,11 +108,11 @@ def app(gateway: Gateway) -> Starlette:
         return routing.Route(route.path, serving, methods=[route.method])
 
     starlette = Starlette(
-        routes=[serve(route) for route in ROUTES],
+        routes=[serve(route) for route in routes],
         middleware=[
             *_build_outermost_middleware(gateway),
             Middleware(ManagedAgentsAdvice),
-            Middleware(AdmissionQueue, urgent=health.PATHS | overview.PATHS),
+            Middleware(AdmissionQueue, urgent=urgent_paths),
             # The last handler of Starlette stands outside of CORS.
             Middleware(ExceptionMiddleware, handlers={Exception: error_responses.handle_unexpected_error}),
         ],

@@ -163,19 +163,6 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         str,
         Meta(description="NAME=MODEL pairs, separated by commas: other names for Claude's models"),
     ] = ""
-    ops_targets: Annotated[
-        str,
-        Meta(
-            description="PART=HOST:PORT pairs, separated by commas: processes whose metrics `/ops` shows, PART one of"
-            " gateway, generators, persistence; empty: those of TAILRACE_METRICS_TARGETS, or only this gateway's"
-        ),
-    ] = ""
-    prometheus_url: Annotated[
-        str, Meta(description="URL of a Prometheus from which `/ops` takes its values instead of TAILRACE_OPS_TARGETS")
-    ] = ""
-    runbook_url: Annotated[
-        str, Meta(description="URL of your copy of docs/RUNBOOK.md, to whose sections the panels of `/ops` link")
-    ] = ""
     demo: Annotated[
         str,
         Meta(description="Unix socket of `tailrace up`, which kills processes for the demo on the page `/`"),

@@ -7,17 +7,18 @@ from pathlib import Path
 from tailrace.gateway.auth.allowed_hosts import AllowedHosts
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
+from tailrace.gateway.feature import Features
 from tailrace.gateway.http import server
-from tailrace.gateway.ops.overview import Ops
 from tailrace.gateway.prompts.templates import RENDER_S_MAX, Prompts
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.limits import Limits, parse_limits_setting
 from tailrace.proto.models import extend_models, parse_aliases
+from tailrace.proto.runtime.settings import select
 from tailrace.proto.ssrf import parse_private_hosts
 
 
-async def check(settings: Settings) -> None:
+async def check(settings: Settings, features: Features) -> None:
     """Raises SettingsInvalid, with the variable's name and what it may be."""
     Authenticator(settings, ApiKeyCache())
     AllowedHosts(settings)
@@ -26,9 +27,11 @@ async def check(settings: Settings) -> None:
     common_limits(settings)
     networks(settings.proxies)
     parse_private_hosts(settings.webhook_private_hosts)
-    Ops(settings)
     _check_disk(settings.disk)
     await Prompts(settings.prompts, wait_s=RENDER_S_MAX).load()
+    for feature in features:
+        if feature.check is not None:
+            await feature.check(select(settings, feature.settings))
 
 
 def _check_disk(directory: str) -> None:

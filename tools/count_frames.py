@@ -22,9 +22,9 @@ import structlog
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
-from tailrace.gateway.__main__ import serve
+from tailrace.gateway.serve import serve
 from tailrace.gateway.settings import Settings
-from tailrace.generators.__main__ import serve as serve_generator
+from tailrace.generators.serve import serve as serve_generator
 from tailrace.generators.settings import Settings as GeneratorSettings
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, Chain

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from tailrace.deploy.local import nats_server
-from tailrace.gateway.app import ROUTES
+from tailrace.features.gateway import ROUTES
 from tailrace.gateway.openapi.document import build_document
 from tailrace.proto.entries import Attempt, End, Event, Progress, Request
 from tailrace.proto.nats.permissions import RIGHTS

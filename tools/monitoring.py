@@ -16,7 +16,7 @@ from grafana_foundation_sdk.models.dashboard import (
 )
 
 from tailrace.deploy.monitoring import RUNBOOK_URL, rules
-from tailrace.gateway.ops.panels import DASHBOARDS, Dashboard, Panel
+from tailrace.features.ops.panels import DASHBOARDS, Dashboard, Panel
 
 PROMETHEUS = DataSourceRef("prometheus", "tailrace-prometheus")
 LOKI = DataSourceRef("loki", "tailrace-loki")

@@ -232,7 +232,7 @@ async def _model(environ: Mapping[str, str]) -> Sequence[Finding]:
     try:
         chosen = settings.read(tailrace.generators.settings.Settings, environ)
         # The SDK takes 1 s to load, so it is imported only when it is needed.
-        from tailrace.generators.__main__ import probe  # noqa: PLC0415
+        from tailrace.generators.serve import probe  # noqa: PLC0415
 
         is_checked = await probe(chosen)
     except TailraceError as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import tailrace.features.gateway
 import tailrace.gateway.settings
 import tailrace.generators.settings
 import tailrace.persistence.settings
@@ -17,7 +18,7 @@ from tailrace.proto.runtime.did_you_mean import find_closest, suggest
 from tailrace.proto.service import ProcessSettings
 
 SERVICES: tuple[tuple[str, type[ProcessSettings]], ...] = (
-    ("gateway", tailrace.gateway.settings.Settings),
+    ("gateway", tailrace.features.gateway.Settings),
     ("generators", tailrace.generators.settings.Settings),
     ("persistence", tailrace.persistence.settings.Settings),
 )
@@ -55,7 +56,8 @@ async def check(environ: Mapping[str, str]) -> None:
         require_known(name)
     sender.check(settings.read(tailrace.persistence.settings.Settings, environ))
     # Whether an address beyond loopback is allowed is checked when NATS runs, because it stores the API keys.
-    await startup_checks.check(settings.read(tailrace.gateway.settings.Settings, environ))
+    gateway = settings.read(tailrace.features.gateway.Settings, environ)
+    await startup_checks.check(gateway, tailrace.features.gateway.FEATURES)
 
 
 def gateway_settings(options: Options, environ: Mapping[str, str], nats_url: str) -> tailrace.gateway.settings.Settings:

@@ -46,7 +46,7 @@ from tailrace.deploy.local.status_file import FILE as STATUS_FILE
 from tailrace.deploy.local.status_file import StatusFile, write_metrics_targets
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import watch
-from tailrace.gateway.__main__ import load_authenticator
+from tailrace.gateway.serve import load_authenticator
 from tailrace.persistence.sqlite import require_known_schema
 from tailrace.proto.errors import StoreError, StoreTooNew
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS

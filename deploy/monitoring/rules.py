@@ -7,7 +7,7 @@ use of the error budget over a long window, and over a short one, so that it end
 from typing import Any, Literal, NamedTuple
 
 from tailrace.deploy.monitoring import RUNBOOK_URL
-from tailrace.gateway.ops import panels
+from tailrace.features.ops import panels
 
 Severity = Literal["page", "ticket"]
 """page: a person acts now. ticket: a person acts on the next working day."""

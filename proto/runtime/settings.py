@@ -5,9 +5,9 @@ in capitals. `Annotated[..., Meta(description=...)]` gives the field's meaning i
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -29,6 +29,7 @@ KEPT_AS_GIVEN = frozenset({"jwt_secret"})
 SIMILARITY_MIN = 0.86
 
 S = TypeVar("S", bound=msgspec.Struct)
+P = TypeVar("P", bound=msgspec.Struct)
 
 
 def read(kind: type[S], environ: Mapping[str, str]) -> S:
@@ -55,6 +56,22 @@ def read(kind: type[S], environ: Mapping[str, str]) -> S:
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingsInvalid(f"{env_name(name)}: {text} is not finite; expected {describe_values(hints[name])}")
     return convert(kind, given)
+
+
+def extend(kind: type[S], parts: Iterable[type[msgspec.Struct]]) -> type[S]:
+    """Returns the settings of `kind` with those of each of `parts`, as one Struct."""
+    fields = [
+        (field.encode_name, field.type, field.default) for part in parts for field in msgspec.structs.fields(part)
+    ]
+    extended = msgspec.defstruct(
+        kind.__name__, fields, bases=(kind,), module=kind.__module__, frozen=True, kw_only=True
+    )
+    return cast("type[S]", extended)
+
+
+def select(settings: msgspec.Struct, part: type[P]) -> P:
+    """Returns those of `settings` that `part` has, which are its defaults if `settings` has none of them."""
+    return msgspec.convert(settings, part, from_attributes=True)
 
 
 def find_mistyped(kind: type[msgspec.Struct], environ: Mapping[str, str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.ops.panels import DASHBOARDS
+from tailrace.features.ops.panels import DASHBOARDS
 from tailrace.proto import events
 from tailrace.proto.api_key import SCOPES, new_key
 from tailrace.proto.entries import Message

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tailrace.gateway.ops.panels import DASHBOARDS
+from tailrace.features.ops.panels import DASHBOARDS
 from tests.clients import node
 from tests.harness import jwts
 from tests.harness.system import System

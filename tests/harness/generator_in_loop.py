@@ -11,7 +11,7 @@ import nats.js.api
 from prometheus_client import REGISTRY
 
 from tailrace.deploy.simulated_claude.account import AccountReport
-from tailrace.generators.__main__ import serve
+from tailrace.generators.serve import serve
 from tailrace.generators.settings import Settings
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Attempt, Message

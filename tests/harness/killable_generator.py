@@ -8,12 +8,12 @@ from signal import SIGKILL
 from typing import Any
 
 from tailrace.generators import delta_buffer
-from tailrace.generators.__main__ import serve
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import MessagesApi
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.batches import message_batches
 from tailrace.generators.batches.runner import BatchRunner
+from tailrace.generators.serve import serve
 from tailrace.generators.settings import Settings
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.proto.chain import Chain

@@ -6,7 +6,7 @@ from typing import Self, TypeVar
 
 import msgspec
 
-from tailrace.persistence.__main__ import serve
+from tailrace.persistence.serve import serve
 from tailrace.persistence.settings import Settings
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc

@@ -4,7 +4,7 @@ import hashlib
 import re
 from typing import Any, NamedTuple
 
-from tailrace.gateway.app import ROUTES
+from tailrace.features.gateway import ROUTES
 from tailrace.gateway.http.route import Route
 
 # Long enough to be stored as a blob.

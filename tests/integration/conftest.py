@@ -17,9 +17,10 @@ import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
+from tailrace.features.gateway import FEATURES, Settings
 from tailrace.gateway import metrics
-from tailrace.gateway.__main__ import serve
-from tailrace.gateway.settings import Settings
+from tailrace.gateway.serve import serve
+from tailrace.gateway.settings import Settings as CoreSettings
 from tailrace.proto import subjects
 from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
@@ -76,10 +77,10 @@ class Gateway:
         await self.client.aclose()
         await self._running
 
-    async def _run(self, settings: Settings) -> None:
+    async def _run(self, settings: CoreSettings) -> None:
         connection = await Connection.open(processes.as_user(settings.nats_url, GATEWAY), "test-gateway")
         try:
-            await serve(settings, connection, self.stopping)
+            await serve(settings, connection, self.stopping, features=FEATURES)
         finally:
             await connection.close()
 

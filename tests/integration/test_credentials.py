@@ -11,13 +11,14 @@ import pytest
 import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.__main__ import build
-from tailrace.gateway.app import ROUTES, app, overflow_app
+from tailrace.features.gateway import FEATURES, ROUTES
+from tailrace.gateway.app import app, overflow_app
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.jwt import LEEWAY_S
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http import server
+from tailrace.gateway.serve import build
 from tailrace.gateway.settings import Settings
 from tailrace.proto.api_key import SCOPES, NewKey, Scope, new_key
 from tailrace.proto.ids import Tenant, new_id
@@ -111,7 +112,9 @@ async def routes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rout
         async with asyncio.TaskGroup() as group:
             authenticator = Authenticator(settings, cache)
             gateway = build(settings, connection, group, draining, authenticator, signer=TokenSigner(b"s" * 32))
-            serving = group.create_task(server.serve(app(gateway), overflow_app(gateway), listening, stop, Flag()))
+            started = [(feature, feature.start(gateway, feature.settings())) for feature in FEATURES]
+            application, overflow = app(gateway, started), overflow_app(gateway)
+            serving = group.create_task(server.serve(application, overflow, listening, stop, Flag()))
             async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=20) as client:
                 yield Routes(client, keys, revoked)
             stop.set()

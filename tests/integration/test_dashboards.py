@@ -22,8 +22,8 @@ import pytest
 
 from tailrace.deploy.local import ports
 from tailrace.deploy.monitoring.rules import ALERTS
+from tailrace.features.ops.panels import DASHBOARDS, Panel
 from tailrace.gateway.http.http_protocol import UNREAD_TIMEOUT_S
-from tailrace.gateway.ops.panels import DASHBOARDS, Panel
 from tailrace.persistence.migrations import migrations
 from tailrace.proto import entries, subjects
 from tailrace.proto.end_entry import build_end

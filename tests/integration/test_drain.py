@@ -11,12 +11,12 @@ import httpx2
 import pytest
 from prometheus_client import REGISTRY
 
-from tailrace.gateway.__main__ import build
 from tailrace.gateway.app import app
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http import server
 from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.http.server import GRACE_S
+from tailrace.gateway.serve import build
 from tailrace.gateway.settings import Settings
 from tailrace.proto import subjects
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
@@ -131,7 +131,7 @@ def drain_at_first_append(monkeypatch: pytest.MonkeyPatch) -> Flag:
             draining.set()
             return appended
 
-    monkeypatch.setattr("tailrace.gateway.__main__.TurnLog", DrainingLog)
+    monkeypatch.setattr("tailrace.gateway.serve.TurnLog", DrainingLog)
     return draining
 
 

@@ -73,7 +73,7 @@ async def post_turns(gateways: list[Gateway]) -> list[httpx2.Response]:
 def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the gateways of this process, no window of a counter ends during a test."""
     now = time.time()
-    monkeypatch.setattr("tailrace.gateway.__main__.Limiter", partial(Limiter, now=lambda: now))
+    monkeypatch.setattr("tailrace.gateway.serve.Limiter", partial(Limiter, now=lambda: now))
 
 
 def statuses(answers: list[httpx2.Response]) -> Counter[int]:

@@ -13,8 +13,8 @@ import pytest
 
 from tailrace.deploy.local import ports
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.ops import sources
-from tailrace.gateway.ops.panels import DASHBOARDS
+from tailrace.features.ops import sources
+from tailrace.features.ops.panels import DASHBOARDS
 from tailrace.proto.api_key import TENANT_SCOPES, Scope, new_key
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection

@@ -14,9 +14,9 @@ import pytest
 
 from tailrace.deploy.cli import status
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.persistence.__main__ import OTHERS_WAIT_S
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.database import global_name
+from tailrace.persistence.serve import OTHERS_WAIT_S
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogUnavailable, Refused, StoreNotShared
 from tailrace.proto.ids import Seq, SessionId, TurnId

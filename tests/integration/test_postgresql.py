@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 
 from tailrace.deploy.cli.main import main
-from tailrace.persistence.__main__ import preflight
 from tailrace.persistence.database import display
+from tailrace.persistence.serve import preflight
 from tailrace.persistence.settings import Settings
 from tailrace.proto.errors import SettingsInvalid, StoreBusy, StoreUnwritable, TailraceError
 from tests.checker.invariants import OF_BATCHES, find_failed, judge

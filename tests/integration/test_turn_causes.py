@@ -128,7 +128,7 @@ async def test_a_generator_that_is_stopped_during_an_append_hands_its_turn_over(
             return after
 
     with monkeypatch.context() as patched:
-        patched.setattr("tailrace.generators.__main__.TurnLog", HeldLog)
+        patched.setattr("tailrace.generators.serve.TurnLog", HeldLog)
         async with own.running_generator(grace_s=0.1, concurrency=1) as stop:
             key = await own.append_request("words=80 rate=80")
             await held.wait()

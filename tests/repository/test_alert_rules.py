@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tailrace.deploy.monitoring.rules import ALERTS, SERVICE_LEVELS
-from tailrace.gateway.ops.panels import DASHBOARDS
+from tailrace.features.ops.panels import DASHBOARDS
 from tools.generated_pages import metrics_tables
 
 CHECKOUT = Path(__file__).parents[2]

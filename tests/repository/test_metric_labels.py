@@ -16,7 +16,7 @@ import tailrace.proto.nats.follower
 import tailrace.proto.nats.setup_state
 import tailrace.proto.runtime.trace_export
 import tailrace.proto.service
-from tailrace.gateway.app import ROUTES
+from tailrace.features.gateway import ROUTES
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.metrics import StreamEnd
 from tailrace.generators.backends import registry

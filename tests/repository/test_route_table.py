@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tailrace.gateway.app import ROUTES
+from tailrace.features.gateway import ROUTES
 from tailrace.gateway.turns.request_body import RESERVED_NAMES
 from tailrace.proto.ids import is_session_name
 from tests.harness.route_table import BODIES, ENDLESS, EVERYBODYS, QUERIES

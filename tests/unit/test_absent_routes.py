@@ -8,7 +8,7 @@ from importlib.resources.abc import Traversable
 import pytest
 from starlette.routing import Match, Route
 
-from tailrace.gateway.app import ROUTES
+from tailrace.features.gateway import ROUTES
 from tailrace.gateway.http.absent_routes import advice_for
 
 

@@ -150,7 +150,7 @@ async def check_settings(role: str, environ: dict[str, str]) -> Any:
     """Reads and checks the settings as `--check` does before it connects."""
     settings: Any = read(dict(SERVICES)[role], environ)
     parse_servers(settings.nats_url)
-    await importlib.import_module(f"{role}.__main__").preflight(settings)
+    await importlib.import_module(f"tailrace.{role}.__main__").preflight(settings)
     return settings
 
 

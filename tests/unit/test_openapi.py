@@ -10,7 +10,7 @@ from jsonschema_rs import Draft202012Validator
 from starlette import routing
 from starlette.requests import Request
 
-from tailrace.gateway.app import ROUTES
+from tailrace.features.gateway import ROUTES
 from tailrace.gateway.auth.signed_tokens import KINDS, Access, Ticket, TokenSigner
 from tailrace.gateway.clients.files import FILE_ID
 from tailrace.gateway.clients.registry import DIALECTS

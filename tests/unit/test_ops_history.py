@@ -2,11 +2,11 @@
 
 import pytest
 
-from tailrace.gateway.ops.expressions import Expression, Gauge, Growth, Quantile, quantile
-from tailrace.gateway.ops.history import GROUPS_MAX, POINTS, SAMPLE_EVERY_S, WINDOW_S, History, Point
-from tailrace.gateway.ops.overview import counted_since
-from tailrace.gateway.ops.panels import DASHBOARDS
-from tailrace.gateway.ops.sources import Snapshot, named_lines
+from tailrace.features.ops.expressions import Expression, Gauge, Growth, Quantile, quantile
+from tailrace.features.ops.gateway import counted_since
+from tailrace.features.ops.history import GROUPS_MAX, POINTS, SAMPLE_EVERY_S, WINDOW_S, History, Point
+from tailrace.features.ops.panels import DASHBOARDS
+from tailrace.features.ops.sources import Snapshot, named_lines
 
 ENDS, BUCKETS = "ends_total", "wait_seconds_bucket"
 TICKS = round(WINDOW_S / SAMPLE_EVERY_S)

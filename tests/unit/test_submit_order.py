@@ -16,7 +16,6 @@ import httpx2
 import msgspec
 import pytest
 
-from tailrace.gateway.__main__ import build
 from tailrace.gateway.app import app
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.history_client import HistoryClient
@@ -27,6 +26,7 @@ from tailrace.gateway.limits.turn_queue import TurnQueue
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.prompts.templates import Prompts
+from tailrace.gateway.serve import build
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto import entries

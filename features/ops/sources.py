@@ -18,9 +18,9 @@ import msgspec
 import prometheus_client
 import structlog
 
-from tailrace.gateway.ops.expressions import Expression, Group
-from tailrace.gateway.ops.history import KEPT_S, SAMPLE_EVERY_S, WINDOW_S, History, Point
-from tailrace.gateway.ops.panels import DASHBOARDS, Query
+from tailrace.features.ops.expressions import Expression, Group
+from tailrace.features.ops.history import KEPT_S, SAMPLE_EVERY_S, WINDOW_S, History, Point
+from tailrace.features.ops.panels import DASHBOARDS, Query
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.runtime import metrics_targets

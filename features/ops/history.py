@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tailrace.gateway.ops.expressions import Expression, Gauge, Group, Growth, Selection, Values
+from tailrace.features.ops.expressions import Expression, Gauge, Group, Growth, Selection, Values
 
 # A sample of a small system costs 6 ms of CPU.
 SAMPLE_EVERY_S = 10.0

@@ -6,7 +6,7 @@ role.
 
 from typing import NamedTuple
 
-from tailrace.gateway.ops.expressions import Expression, Gauge, Growth, Quantile
+from tailrace.features.ops.expressions import Expression, Gauge, Growth, Quantile
 
 HOUR_S = 3600
 SLOW = "answers-are-slow-or-break-off"

@@ -1,25 +1,27 @@
 """The page `/ops` and its values. The page is static and public; its values need the scope `operate`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec import Meta
 from starlette.responses import Response
 
+from tailrace.features.ops.history import WINDOW_S
+from tailrace.features.ops.panels import DASHBOARDS, Panel
+from tailrace.features.ops.sources import Line, Snapshot, new_source
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.page_file import NO_STORE, page_file
 from tailrace.gateway.http.route import OPERATION, Route
-from tailrace.gateway.ops.history import WINDOW_S
-from tailrace.gateway.ops.panels import DASHBOARDS, Panel
-from tailrace.gateway.ops.sources import Line, Snapshot, new_source
-from tailrace.gateway.settings import Settings
+from tailrace.gateway.services import Gateway
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.version import VERSION
 
 PAGE, SCRIPT, STYLE, VALUES = "/ops", "/ops/page.js", "/ops/page.css", "/ops/values"
-# With the files that it shares with the page `/`.
-PATHS = frozenset({PAGE, SCRIPT, STYLE, VALUES, "/page/base.css", "/page/dom.js"})
-PACKAGE = "tailrace.gateway.ops"
+# They are answered also when requests wait: with the files that it shares with the page `/`.
+URGENT_PATHS = frozenset({PAGE, SCRIPT, STYLE, VALUES, "/page/base.css", "/page/dom.js"})
+PACKAGE = "tailrace.features.ops"
 
 
 class Chart(msgspec.Struct, frozen=True):
@@ -83,12 +85,30 @@ class Overview(msgspec.Struct, frozen=True):
     """The dashboards."""
 
 
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of `/ops`."""
+
+    ops_targets: Annotated[
+        str,
+        Meta(
+            description="PART=HOST:PORT pairs, separated by commas: processes whose metrics `/ops` shows, PART one of"
+            " gateway, generators, persistence; empty: those of TAILRACE_METRICS_TARGETS, or only this gateway's"
+        ),
+    ] = ""
+    prometheus_url: Annotated[
+        str, Meta(description="URL of a Prometheus from which `/ops` takes its values instead of TAILRACE_OPS_TARGETS")
+    ] = ""
+    runbook_url: Annotated[
+        str, Meta(description="URL of your copy of docs/RUNBOOK.md, to whose sections the panels of `/ops` link")
+    ] = ""
+
+
 class Ops:
     """Collects the values of the panels, and encodes them for the page."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises SettingsInvalid."""
-        self._source = new_source(settings.ops_targets, settings.metrics_targets, settings.prometheus_url)
+    def __init__(self, settings: Settings, metrics_targets: str) -> None:
+        """`metrics_targets` is the file of TAILRACE_METRICS_TARGETS. Raises SettingsInvalid."""
+        self._source = new_source(settings.ops_targets, metrics_targets, settings.prometheus_url)
         self._runbook = settings.runbook_url
         if self._runbook and urlsplit(self._runbook).scheme not in ("http", "https"):
             raise SettingsInvalid(
@@ -177,3 +197,17 @@ ROUTES = [
     Route("GET", STYLE, style, "public", OPERATION, streams="text/css"),
     Route("GET", VALUES, values, "operate", OPERATION, result=Overview),
 ]
+
+
+async def check(settings: Settings) -> None:
+    """Raises SettingsInvalid."""
+    Ops(settings, "")
+
+
+def start(gateway: Gateway, settings: Settings) -> Parts:
+    """Makes the service of the values, which collects them in the background."""
+    ops = Ops(settings, gateway.settings.metrics_targets)
+    return Parts(services=(ops,), background=(ops.watch,))
+
+
+FEATURE = Feature(Settings, start, check=check, routes=ROUTES, urgent_paths=URGENT_PATHS)

@@ -1,0 +1,16 @@
+"""The features of a gateway, in the order of their routes, and its settings with theirs."""
+
+from tailrace.features.ops.gateway import FEATURE as OPS
+from tailrace.gateway import app
+from tailrace.gateway.feature import Features
+from tailrace.gateway.http.route import Route
+from tailrace.gateway.settings import Settings as CoreSettings
+from tailrace.proto.runtime.settings import extend
+
+FEATURES: Features = (OPS,)
+
+Settings = extend(CoreSettings, [feature.settings for feature in FEATURES])
+"""The settings of the core and of each feature."""
+
+ROUTES: list[Route] = [*app.ROUTES, *(route for feature in FEATURES for route in feature.routes)]
+"""The routes of the core and of each feature."""

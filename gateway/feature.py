@@ -1,0 +1,42 @@
+"""An optional feature of a gateway. The core knows features only by this type, and `__main__` lists them."""
+
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from tailrace.gateway.http.route import Route
+from tailrace.gateway.services import Gateway
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class NoSettings(msgspec.Struct, frozen=True):
+    """The settings of a feature that has none."""
+
+
+class Parts(NamedTuple):
+    """The services of a feature in one gateway."""
+
+    services: tuple[object, ...] = ()
+    """Each is given to the endpoints that have a parameter of its type."""
+    background: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = ()
+    """Each runs from the start of the gateway until its end, when it is cancelled."""
+
+
+class Feature(NamedTuple, Generic[S]):
+    """A feature: its settings, its routes, and the function that makes its services."""
+
+    settings: type[S]
+    """Read from the environment beside the settings of the core, and printed by `--env` with them."""
+    start: Callable[[Gateway, S], Parts]
+    check: Callable[[S], Awaitable[None]] | None = None
+    """Checks the settings before the process connects to NATS. Raises SettingsInvalid."""
+    routes: Sequence[Route] = ()
+    urgent_paths: frozenset[str] = frozenset()
+    """Their requests are answered before those that wait for admission."""
+
+
+Features = Sequence[Feature[Any]]
+Started = Sequence[tuple[Feature[Any], Parts]]
+"""Features with their services."""

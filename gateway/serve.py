@@ -1,0 +1,299 @@
+"""Makes all services of a gateway from its settings, and serves HTTP."""
+
+import asyncio
+import gc
+from pathlib import Path
+from typing import NamedTuple
+
+from tailrace.gateway.app import app, overflow_app
+from tailrace.gateway.auth.api_keys import ApiKeyCache
+from tailrace.gateway.auth.authenticate import Authenticator
+from tailrace.gateway.auth.login import Logins
+from tailrace.gateway.auth.signed_tokens import TokenSigner
+from tailrace.gateway.auth.tickets import Tickets
+from tailrace.gateway.feature import Features
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http import fd_limit, server
+from tailrace.gateway.http.large_bodies import LargeBodies
+from tailrace.gateway.http.log_fullness import LogFullness
+from tailrace.gateway.http.log_health import LogHealth
+from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.limits.limiter import Limiter
+from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
+from tailrace.gateway.limits.storage_share import BLOBS, LOG, StorageShare
+from tailrace.gateway.limits.stream_slots import StreamSlots
+from tailrace.gateway.limits.turn_queue import TurnQueue
+from tailrace.gateway.models.catalogue import Catalogue
+from tailrace.gateway.prompts.templates import Prompts
+from tailrace.gateway.resources.batch_body import BatchBuilder
+from tailrace.gateway.resources.health import HealthChecks
+from tailrace.gateway.services import Gateway
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.startup_checks import check, check_address, common_limits, networks
+from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.streaming.new_turns import NewTurns
+from tailrace.gateway.streaming.reader_history import ReaderHistory
+from tailrace.gateway.streaming.stream_access import TurnAccess
+from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.turns.auto_idempotency import auto_idempotency_feature
+from tailrace.gateway.turns.check_limits import Admissions, log_share_features, queue_features
+from tailrace.gateway.turns.check_schema import schema_feature
+from tailrace.gateway.turns.conversation import Conversations
+from tailrace.gateway.turns.delete import Deleter
+from tailrace.gateway.turns.deleted_parent import deleted_parent_feature
+from tailrace.gateway.turns.inline_files import UploadedFiles
+from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
+from tailrace.gateway.turns.read_turn import TurnReader
+from tailrace.gateway.turns.reader_presence import ReaderPresence
+from tailrace.gateway.turns.respond import Responder
+from tailrace.gateway.turns.sdk_retries import sdk_retry_features
+from tailrace.gateway.turns.store_blobs import RequestBlobs
+from tailrace.gateway.turns.store_trace import trace_features
+from tailrace.gateway.turns.submission import SubmitFeatures
+from tailrace.gateway.turns.submit import TurnSubmitter
+from tailrace.gateway.turns.unread_tokens import unread_tokens_feature
+from tailrace.gateway.turns.webhook_url import webhook_feature
+from tailrace.proto import service
+from tailrace.proto.models import parse_aliases
+from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Counters, Rpc, Slots, Tombstones, TurnLog
+from tailrace.proto.nats.administration import Administration
+from tailrace.proto.nats.api_keys import ApiKeyStore
+from tailrace.proto.nats.logins import LoginStore
+from tailrace.proto.nats.signing_secret import signing_secret
+from tailrace.proto.nats.used_tickets import UsedTickets
+from tailrace.proto.runtime.flag import Flag
+from tailrace.proto.runtime.json_schema import SchemaChecker
+from tailrace.proto.runtime.listen_error import listen_error
+from tailrace.proto.runtime.settings import select
+
+# How long the check of a schema, or the rendering of a prompt, waits for a free subprocess.
+CHECK_WAIT_S = 10.0
+# Thresholds of the garbage collector's three generations; Python's defaults are (700, 10, 10). A full collection takes
+# most of a second with 5,000 streams, in which none is served, and finds little: mostly errors, such as the timeout of
+# a request to NATS, which are in reference cycles.
+GARBAGE_AFTER = (10_000, 10, 20)
+
+
+async def preflight(settings: Settings, *, features: Features = ()) -> None:
+    """Checks the settings before the process connects to NATS. Raises SettingsInvalid."""
+    await check(settings, features)
+    check_address(settings)
+
+
+async def probe(settings: Settings) -> None:
+    """Raises SettingsInvalid for an address other than loopback without any credential."""
+    await load_authenticator(settings)
+
+
+async def load_authenticator(settings: Settings) -> Authenticator:
+    """Returns the authenticator with the API keys that NATS has at this moment."""
+    connection = await Connection.open(settings.nats_url, "tailrace-probe")
+    try:
+        key_cache = ApiKeyCache()
+        await key_cache.load(ApiKeyStore(connection))
+    finally:
+        await connection.close()
+    authenticator = Authenticator(settings, key_cache)
+    authenticator.require_credentials()
+    return authenticator
+
+
+async def serve(settings: Settings, connection: Connection, stop: asyncio.Event, *, features: Features = ()) -> None:
+    """Serves HTTP with `features` until `stop` is set. Open streams are closed shortly afterwards."""
+    draining = Flag()
+    gc.set_threshold(*GARBAGE_AFTER)
+    keys, key_cache = ApiKeyStore(connection), ApiKeyCache()
+    await key_cache.load(keys)
+    authenticator = Authenticator(settings, key_cache)
+    authenticator.require_credentials()
+    # Not in the group below: the message of an error in it would be hidden by a traceback.
+    signer = TokenSigner(await signing_secret(connection))
+    fd_limit.raise_limit(settings.streams_max)
+    try:
+        listening = server.listen(settings.host, settings.port, settings.listen_fd)
+    except OSError as error:
+        raise listen_error("TAILRACE_PORT", settings.host, settings.port, error) from error
+    prompts = Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
+    await prompts.load()
+    async with asyncio.TaskGroup() as group:
+        gateway = build(settings, connection, group, draining, authenticator, signer=signer, prompts=prompts)
+        await gateway.rpc.serve_presence(gateway.streams.fan_out.has_readers, gateway.streams.readers.encode_readers)
+        await gateway.rpc.serve_reader_queries(gateway.streams.readers.encode_readers)
+        started = [(feature, feature.start(gateway, select(settings, feature.settings))) for feature in features]
+        background = [
+            group.create_task(gateway.log_fullness.watch()),
+            *(group.create_task(share.flush_periodically()) for share in gateway.storage_shares),
+            group.create_task(gateway.log_health.watch()),
+            group.create_task(gateway.turn_queue.watch()),
+            group.create_task(gateway.streams.slots.renew_periodically()),
+            group.create_task(key_cache.follow(keys, connection)),
+            group.create_task(authenticator.jwts.refresh_periodically()),
+            *(group.create_task(run()) for _, parts in started for run in parts.background),
+        ]
+        host, port = listening.getsockname()[:2]
+        service.mark_ready(url=f"http://{host}:{port}")
+        await server.serve(
+            app(gateway, started), overflow_app(gateway), listening, stop, draining, proxies=networks(settings.proxies)
+        )
+        for task in background:
+            task.cancel()
+        gateway.catalogue.close()
+        gateway.streams.fan_out.close()
+
+
+class Storage(NamedTuple):
+    """The services that read and store large data, and those that limit what each tenant stores."""
+
+    blobs: BlobStore
+    request_blobs: RequestBlobs
+    bodies: BodyReader
+    uploaded_files: UploadedFiles
+    fullness: LogFullness
+    log_share: StorageShare
+    blob_share: StorageShare
+
+
+def build(
+    settings: Settings,
+    connection: Connection,
+    group: asyncio.TaskGroup,
+    draining: Flag,
+    authenticator: Authenticator | None = None,
+    *,
+    signer: TokenSigner,
+    prompts: Prompts | None = None,
+) -> Gateway:
+    """Returns the services of a gateway. Each is made from those before it."""
+    log = TurnLog(connection)
+    rpc = Rpc(connection)
+    claims = Claims(connection)
+    authenticator = authenticator or Authenticator(settings, ApiKeyCache())
+    tickets, logins = add_signed_tokens(authenticator, signer, connection)
+    limiter = build_limiter(settings, connection, log, authenticator.api_keys)
+    history = HistoryClient(rpc, settings.query_timeout_s)
+    fan_out = FanOut(log, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
+    slots = StreamSlots(limiter, ReaderCounts(reader_limits(settings)))
+    readers = ReaderHistory(settings.log_streams)
+    presence = ReaderPresence(log, rpc, fan_out, group, draining)
+    on_disconnect = DisconnectPolicy(presence).handle_disconnect
+    streams = StreamContext(settings, log, history, fan_out, authenticator, slots, readers, draining, on_disconnect)
+    admissions = Admissions(limiter)
+    storage = build_storage(settings, connection, history, limiter, admissions)
+    deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s, draining)
+    catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
+    prompts = prompts or Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
+    schemas = SchemaChecker(wait_s=CHECK_WAIT_S)
+    queue = TurnQueue(connection, rpc, settings.queue_max)
+    health = LogHealth(connection)
+    count_request, reserve = admissions.features()
+    check_share, count_stored = log_share_features(storage.log_share)
+    check_queue, add_position = queue_features(queue)
+    parent = deleted_parent_feature(log, history, deleter)
+    find_retried, claim_for_retries = sdk_retry_features(claims, presence)
+    # The features of each step run in this order.
+    features = SubmitFeatures(
+        prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims), find_retried),
+        admit=(check_queue, check_share, count_request, storage.uploaded_files.feature()),
+        amend=(
+            add_position,
+            schema_feature(schemas),
+            reserve,
+            storage.request_blobs.feature(),
+            *trace_features(),
+            # Last, so that a refused request claims nothing.
+            claim_for_retries,
+        ),
+        stored=(count_stored, parent, unread_tokens_feature(presence)),
+    )
+    submitter = TurnSubmitter(
+        log,
+        claims,
+        Tombstones(connection),
+        Conversations(log, history),
+        catalogue,
+        settings,
+        storage.fullness,
+        draining,
+        features,
+        streams.fan_out.expect,
+    )
+    return Gateway(
+        settings=settings,
+        rpc=rpc,
+        log=log,
+        history=history,
+        claims=claims,
+        blob_store=storage.blobs,
+        request_blobs=storage.request_blobs,
+        limiter=limiter,
+        log_fullness=storage.fullness,
+        storage_shares=(storage.log_share, storage.blob_share),
+        log_health=health,
+        turn_queue=queue,
+        authenticator=authenticator,
+        tickets=tickets,
+        logins=logins,
+        bodies=storage.bodies,
+        catalogue=catalogue,
+        prompts=prompts,
+        streams=streams,
+        turn_access=TurnAccess(streams, tickets),
+        new_turns=NewTurns(log),
+        turns=TurnReader(log, history),
+        submitter=submitter,
+        responder=Responder(submitter, streams),
+        deleter=deleter,
+        uploaded_files=storage.uploaded_files,
+        batch_builder=BatchBuilder(
+            connection, catalogue, prompts, schemas, admissions, storage.request_blobs, storage.uploaded_files, settings
+        ),
+        health_checks=HealthChecks(connection, rpc, health, storage.fullness, draining),
+        administration=Administration(connection),
+    )
+
+
+def add_signed_tokens(
+    authenticator: Authenticator, signer: TokenSigner, connection: Connection
+) -> tuple[Tickets, Logins]:
+    """Makes `authenticator` accept tickets and access tokens."""
+    tickets = Tickets(signer, UsedTickets(connection), authenticator.find_key)
+    logins = Logins(signer, LoginStore(connection), authenticator.find_key)
+    authenticator.add_verifier(logins)
+    authenticator.sources += [tickets.source, logins.source]
+    return tickets, logins
+
+
+def build_limiter(settings: Settings, connection: Connection, log: TurnLog, keys: ApiKeyCache) -> Limiter:
+    of_keys, tenant_defaults = common_limits(settings)
+    return Limiter(
+        Counters(connection),
+        Slots(connection),
+        log,
+        of_keys,
+        tenant_defaults,
+        is_hedged=settings.hedge_after_s > 0,
+        own_limits_of=keys.limits.get,
+    )
+
+
+def reader_limits(settings: Settings) -> ReaderLimits:
+    """Returns the limits of open streams: the setting, or less if the process may open fewer sockets."""
+    total = min(settings.streams_max, fd_limit.streams_max())
+    return ReaderLimits(total, of_tenant=settings.streams_tenant_max, of_address=settings.streams_address_max)
+
+
+def build_storage(
+    settings: Settings, connection: Connection, history: HistoryClient, limiter: Limiter, admissions: Admissions
+) -> Storage:
+    bytes_max = settings.body_bytes_max
+    fullness = LogFullness(connection, settings.full_at, Path(settings.disk) if settings.disk else None)
+    log_share = StorageShare(LOG, limiter.counters, lambda: fullness.log, settings.tenant_log_share)
+    blob_share = StorageShare(BLOBS, limiter.counters, lambda: fullness.blobs, settings.tenant_log_share)
+    blobs = BlobStore(connection)
+    request_blobs = RequestBlobs(blobs, BlobPins(connection), blob_share, bytes_max, admissions.of)
+    large_bodies = LargeBodies(bytes_max=settings.large_bytes_max, timeout_s=settings.large_timeout_s)
+    files = UploadedFiles(history, blobs, large_bodies, bytes_max)
+    bodies = BodyReader(
+        large_bodies, bytes_max=bytes_max, timeout_s=settings.body_timeout_s, rate_min=settings.body_rate_min
+    )
+    return Storage(blobs, request_blobs, bodies, files, fullness, log_share, blob_share)

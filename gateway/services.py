@@ -1,0 +1,64 @@
+"""The services of a gateway, which its endpoints receive by their types."""
+
+from typing import NamedTuple
+
+from tailrace.gateway.auth.authenticate import Authenticator
+from tailrace.gateway.auth.login import Logins
+from tailrace.gateway.auth.tickets import Tickets
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http.log_fullness import LogFullness
+from tailrace.gateway.http.log_health import LogHealth
+from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.limits.limiter import Limiter
+from tailrace.gateway.limits.storage_share import StorageShare
+from tailrace.gateway.limits.turn_queue import TurnQueue
+from tailrace.gateway.models.catalogue import Catalogue
+from tailrace.gateway.prompts.templates import Prompts
+from tailrace.gateway.resources.batch_body import BatchBuilder
+from tailrace.gateway.resources.health import HealthChecks
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.new_turns import NewTurns
+from tailrace.gateway.streaming.stream_access import TurnAccess
+from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.turns.delete import Deleter
+from tailrace.gateway.turns.inline_files import UploadedFiles
+from tailrace.gateway.turns.read_turn import TurnReader
+from tailrace.gateway.turns.respond import Responder
+from tailrace.gateway.turns.store_blobs import RequestBlobs
+from tailrace.gateway.turns.submit import TurnSubmitter
+from tailrace.proto.nats import BlobStore, Claims, Rpc, TurnLog
+from tailrace.proto.nats.administration import Administration
+
+
+class Gateway(NamedTuple):
+    """The services of a gateway, each of its own type. Made once at startup."""
+
+    settings: Settings
+    rpc: Rpc
+    log: TurnLog
+    history: HistoryClient
+    claims: Claims
+    blob_store: BlobStore
+    request_blobs: RequestBlobs
+    limiter: Limiter
+    log_fullness: LogFullness
+    storage_shares: tuple[StorageShare, ...]
+    log_health: LogHealth
+    turn_queue: TurnQueue
+    authenticator: Authenticator
+    tickets: Tickets
+    logins: Logins
+    bodies: BodyReader
+    catalogue: Catalogue
+    prompts: Prompts
+    streams: StreamContext
+    turn_access: TurnAccess
+    new_turns: NewTurns
+    turns: TurnReader
+    submitter: TurnSubmitter
+    responder: Responder
+    deleter: Deleter
+    uploaded_files: UploadedFiles
+    batch_builder: BatchBuilder
+    health_checks: HealthChecks
+    administration: Administration

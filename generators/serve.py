@@ -1,0 +1,213 @@
+"""Wires a generator together from its settings, and runs turns."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from itertools import product
+
+import structlog
+
+from tailrace.generators import metrics
+from tailrace.generators.attempt_span import attempt_span
+from tailrace.generators.backends import Backend
+from tailrace.generators.backends.anthropic_api import AnthropicApi
+from tailrace.generators.backends.claude_code import ClaudeCode
+from tailrace.generators.backends.measured import MeasuredBackend
+from tailrace.generators.backends.message_batches_api import MessageBatchesApi
+from tailrace.generators.backends.registry import open_backend
+from tailrace.generators.backends.traced import TracedBackend
+from tailrace.generators.batches.runner import BatchLane, BatchRunner
+from tailrace.generators.budget import cut_at_cost, limit_cost
+from tailrace.generators.circuit_breaker import CircuitBreakers
+from tailrace.generators.failover import CLAUDE, FAILOVER_CODES, BackendOrders, parse_backends
+from tailrace.generators.forced_tools import request_forced_call, write_forced_call
+from tailrace.generators.hedging import HedgeTaker, Hedging
+from tailrace.generators.key_health import KeyHealth
+from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.model_caller import ModelCaller
+from tailrace.generators.planner import Planner
+from tailrace.generators.prompt_cache import cache_prompt
+from tailrace.generators.queued_turns import prepare_queued
+from tailrace.generators.retry import Retry
+from tailrace.generators.rpc import ModelRpc, cancel_turn
+from tailrace.generators.settings import Settings, parse_tenants, unique_name
+from tailrace.generators.structured_output import add_correction, request_schema
+from tailrace.generators.turn_runner import TurnRunner
+from tailrace.generators.worker import Worker
+from tailrace.proto import nats, service
+from tailrace.proto.errors import BackendError
+from tailrace.proto.model_records import CANCEL_TURN
+from tailrace.proto.models import extend_models
+from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, HedgeRpc, Rpc, Slots, Tombstones, TurnLog
+from tailrace.proto.nats.rpc import Handler
+from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.runtime import tracing
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
+from tailrace.proto.subjects import GENERATORS
+from tailrace.proto.version import VERSION
+
+logger = structlog.get_logger()
+
+# They run in this order. The marks for the prompt cache come after the schema, which may be in the system prompt, and
+# before the correction, which the turn's first call does not have.
+CALL_FILTERS = (request_forced_call, request_schema, cache_prompt, add_correction)
+
+
+async def preflight(settings: Settings) -> None:
+    """Checks models, tenants and backends before the process connects to NATS. Raises SettingsInvalid."""
+    extend_models(settings.models_file)
+    parse_tenants(settings.metrics_tenants)
+    async with open_backends(settings):
+        pass
+
+
+async def serve(settings: Settings, connection: Connection, stop: service.Stop) -> None:
+    """Runs turns until `stop` is set."""
+    name = unique_name(settings)
+    log = TurnLog(connection)
+    deliveries = await Deliveries.open(connection, GENERATORS)
+    retry = Retry(
+        tries_max=settings.call_tries_max,
+        wait_s=settings.call_wait_s,
+        wait_max_s=settings.call_wait_max_s,
+        unreachable_s=settings.unreachable_wait_s,
+    )
+    blobs = BlobLoader(BlobStore(connection), FairSemaphore(settings.large_bytes_max))
+    rpc, hedges = Rpc(connection), HedgeRpc(connection)
+    settlement = Settlement(Counters(connection), Slots(connection))
+    races = None
+    if settings.hedge_after_s:
+        races = Hedging(log, hedges, settlement, name=name, after_s=settings.hedge_after_s)
+    async with open_backends(settings) as (orders, backends):
+        claude = find_anthropic_api(backends)
+        breakers = CircuitBreakers(orders)
+        caller = ModelCaller(observe_backends(backends), breakers, retry, blobs)
+        planner = Planner(settings.attempts_max, [cut_at_cost])
+        runner = TurnRunner(
+            log,
+            caller,
+            planner,
+            name=name,
+            filters=CALL_FILTERS,
+            sinks=[write_forced_call, limit_cost],
+            prepare=[partial(prepare_queued, log), breakers.prepare],
+            observe=attempt_span,
+            races=races,
+            deadline_s=settings.deadline_s,
+            delta_interval_s=settings.delta_interval_s,
+        )
+        worker = Worker(
+            log,
+            deliveries,
+            runner,
+            settlement.settle,
+            [BatchLane(build_batch_runner(connection, name, settings, blobs, orders, claude))],
+            concurrency=settings.concurrency,
+            grace_s=settings.grace_s,
+            tenant_share=settings.tenant_share,
+        )
+        worker.facts = caller.keys.facts
+        handlers: dict[str, Handler] = {CANCEL_TURN: partial(cancel_turn, log)}
+        if claude is not None:
+            handlers |= ModelRpc(claude, MessageBatchesApi(claude.client), blobs, orders).handlers
+        endpoints = await rpc.serve(GENERATORS, VERSION, handlers)
+        await rpc.serve_health(GENERATORS, worker.report_health)
+        if races is not None:
+            taker = HedgeTaker(worker, runner, log, orders)
+            await hedges.serve(taker.has_free_slot, taker.start_hedge)
+        for backend, code in product(backends, FAILOVER_CODES):
+            metrics.FAILOVERS.labels(backend, code)
+        metrics.TENANTS.update(parse_tenants(settings.metrics_tenants))
+        metrics.SLOTS.set(settings.concurrency)
+        service.mark_ready(generator=name, concurrency=settings.concurrency)
+        checks = [asyncio.create_task(report_version(backends, worker))]
+        checks += [asyncio.create_task(check_key(claude, caller.keys))] if claude is not None else []
+        try:
+            await worker.run(stop, stop.now)
+        finally:
+            for check in checks:
+                check.cancel()
+            if not connection.closed.is_set():
+                await endpoints.stop()
+
+
+async def report_version(backends: Mapping[str, Backend], worker: Worker) -> None:
+    """Sets the version of Claude Code in the health report, if it is one of the backends."""
+    for backend in backends.values():
+        if isinstance(backend, ClaudeCode):
+            worker.facts["claude_version"] = await backend.version()
+
+
+async def check_key(claude: AnthropicApi, keys: KeyHealth) -> None:
+    """Notes in the health report whether the key is refused, by a request that is free of charge."""
+    try:
+        await claude.models()
+    except BackendError as error:
+        keys.note_call(CLAUDE, error)
+        if error.code != "backend_refused_key":
+            logger.info("the model key could not be checked", **error.log_fields)
+
+
+def build_batch_runner(
+    connection: Connection,
+    name: str,
+    settings: Settings,
+    blobs: BlobLoader,
+    orders: BackendOrders,
+    claude: AnthropicApi | None,
+) -> BatchRunner:
+    """Returns the runner of batches, whose turns get half of the slots at most."""
+    return BatchRunner(
+        TurnLog(connection),
+        BlobStore(connection),
+        Tombstones(connection),
+        Counters(connection),
+        lambda: nats.fullness(connection),
+        name=name,
+        concurrency=max(1, settings.concurrency // 2),
+        attempts_max=settings.attempts_max,
+        message_batches=MessageBatchesApi(claude.client) if claude is not None else None,
+        filters=CALL_FILTERS,
+        blobs=blobs,
+        orders=orders,
+    )
+
+
+async def probe(settings: Settings) -> bool:
+    """Raises BackendError, with the address, if Anthropic's API does not answer or refuses the key.
+
+    Returns whether it was asked: the other backends have no request that is free of charge.
+    """
+    async with open_backends(settings) as (_, backends):
+        claude = find_anthropic_api(backends)
+        try:
+            if claude is not None:
+                await claude.models()
+        except BackendError as error:
+            why = ": ".join(error.log_fields.values())
+            raise BackendError(error.code, f"{settings.anthropic_base_url}: {error.message} ({why})") from error
+    return claude is not None
+
+
+@asynccontextmanager
+async def open_backends(settings: Settings) -> AsyncIterator[tuple[BackendOrders, dict[str, Backend]]]:
+    """Yields the orders of backends, and the backends that they name, by name. Raises SettingsInvalid."""
+    orders = parse_backends(settings.backends)
+    async with AsyncExitStack() as stack:
+        backends = {}
+        for name in orders.backends:
+            backends[name] = open_backend(name, settings)
+            stack.push_async_callback(backends[name].close)
+        yield orders, backends
+
+
+def observe_backends(backends: Mapping[str, Backend]) -> dict[str, Backend]:
+    """Returns the backends with metrics of each call and, where traces are on, a span."""
+    measured: dict[str, Backend] = {name: MeasuredBackend(name, backend) for name, backend in backends.items()}
+    return {name: TracedBackend(name, backend) for name, backend in measured.items()} if tracing.is_on() else measured
+
+
+def find_anthropic_api(backends: Mapping[str, Backend]) -> AnthropicApi | None:
+    """Returns the backend that can list models and count tokens, if it is one of them."""
+    return next((backend for backend in backends.values() if isinstance(backend, AnthropicApi)), None)
