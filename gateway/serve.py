@@ -271,7 +271,6 @@ def build_limiter(settings: Settings, connection: Connection, log: TurnLog, keys
         log,
         of_keys,
         tenant_defaults,
-        is_hedged=settings.hedge_after_s > 0,
         own_limits_of=keys.limits.get,
     )
 

@@ -148,10 +148,6 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         ),
     ] = ""
     limits_tenant: Annotated[str, Meta(description="the same limits for all keys of a tenant together")] = ""
-    hedge_after_s: Annotated[
-        float,
-        Meta(ge=0, description="the generators' setting; if it is not 0, limits reserve the prompt of a second call"),
-    ] = 0.0
     prompts: Annotated[
         str, Meta(description="folder of prompt templates NAME.j2, read at start; empty: no templates")
     ] = ""

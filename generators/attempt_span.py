@@ -15,7 +15,7 @@ from tailrace.proto.runtime import tracing
 def attempt_span(key: TurnKey, turn: Turn, action: MakeAttempt) -> Iterator[str | None]:
     """Runs an attempt in a span. Yields the `traceparent` that the attempt's entry stores; None while traces are off.
 
-    The attempt after a takeover, a failover or a hedge thus leads to the one that it continues or races.
+    The attempt after a takeover or a failover thus leads to the one that it continues.
     """
     if not tracing.is_on():
         yield None
@@ -25,7 +25,6 @@ def attempt_span(key: TurnKey, turn: Turn, action: MakeAttempt) -> Iterator[str 
         "tailrace.turn": key.turn,
         "tailrace.attempt": action.attempt,
         "tailrace.mode": action.mode,
-        "tailrace.is_hedge": action.is_second,
     }
     with tracing.span(
         f"attempt {action.mode}",

@@ -16,40 +16,27 @@ from tailrace.proto import events
 
 # Joined deltas beyond this become another entry: an entry must fit in a NATS message and in a slow reader's buffer.
 JOINED_BYTES_MAX = 16_384
-OPENING = (events.MessageStart, events.BlockStart)
 # The `raw` of joined deltas, whose JSON is encoded when they are taken out.
 JOINED = msgspec.Raw(b"")
 
 
 class DeltaBuffer:
-    """One producer, one consumer, one event loop.
+    """One producer, one consumer, one event loop."""
 
-    With `hold_opening`, `next` returns the opening of a message and of its first block only once a token follows. If
-    none does, it returns the opening after `close`, or, with `drop_opening`, nothing.
-    """
-
-    def __init__(self, *, hold_opening: bool = False, drop_opening: bool = False) -> None:
+    def __init__(self) -> None:
         self._waiting: deque[ModelEvent] = deque()
         self._put_at: deque[float] = deque()
         self.put_at = 0.0
         """When the event that `next` has returned was put (`time.monotonic()`); of joined deltas, the first one."""
         self._last_bytes = 0
         self._changed = asyncio.Event()
-        self._hold_opening = hold_opening
-        self._drop_opening = drop_opening
         self._is_closed = False
-        self.has_token = asyncio.Event()
-        """With `hold_opening`: set when the first event is put that is neither hidden nor part of the opening."""
         self._is_idle = asyncio.Event()
         """Set while the consumer waits for an event: it is done with all events before."""
-        self.has_returned = False
-        """Whether `next` has returned an event, which may be stored since then."""
 
     def put(self, event: ModelEvent) -> None:
         """Adds an event. Joins it to the last waiting one if both are deltas of one block, up to JOINED_BYTES_MAX."""
         size = len(event.raw)
-        if self._hold_opening and not isinstance(event.event, OPENING) and not event.is_hidden:
-            self.has_token.set()
         if self._waiting and self._last_bytes + size <= JOINED_BYTES_MAX:
             last = self._waiting[-1]
             joined = events.join_deltas(last.event, event.event)
@@ -78,16 +65,13 @@ class DeltaBuffer:
         """
         if not self._waiting:
             self._is_idle.set()
-        while not self._waiting or (self._hold_opening and not self.has_token.is_set()):
-            if self._is_closed:
-                break
+        while not self._waiting and not self._is_closed:
             self._changed.clear()
             await self._changed.wait()
         if join_until:
             await self._wait_for_more(join_until)
-        if not self._waiting or (self._drop_opening and not self.has_token.is_set()):
+        if not self._waiting:
             return None
-        self.has_returned = True
         event = self._waiting.popleft()
         self.put_at = self._put_at.popleft()
         if event.raw is not JOINED:
@@ -96,9 +80,8 @@ class DeltaBuffer:
         return msgspec.structs.replace(event, raw=events.encode(event.event))
 
     async def drained(self) -> None:
-        """Returns when the consumer is done with all events, or does not take them because it waits for a token."""
-        if not self._hold_opening or self.has_token.is_set():
-            await self._is_idle.wait()
+        """Returns when the consumer is done with all events."""
+        await self._is_idle.wait()
 
     async def _wait_for_more(self, until: float) -> None:
         loop = asyncio.get_running_loop()

@@ -39,18 +39,13 @@ class EventWriter:
         self._log = log
         self._delta_interval_s = delta_interval_s
 
-    async def write(
-        self, key: TurnKey, folding: Folding, buffer: DeltaBuffer, pending_attempt: Attempt | None = None
-    ) -> None:
+    async def write(self, key: TurnKey, folding: Folding, buffer: DeltaBuffer) -> None:
         """Appends the buffer's events until it is closed and empty, and adds each to `folding`.
 
-        `pending_attempt` is appended before its first event, or not at all. Raises as TurnLog.append does.
+        Raises as TurnLog.append does.
         """
         loop, join_until = asyncio.get_running_loop(), 0.0
         while (event := await buffer.next(join_until)) is not None:
-            if pending_attempt is not None:
-                await self.append_attempt(key, folding, pending_attempt)
-                pending_attempt = None
             entry = Event(
                 prev=folding.chain.last,
                 attempt=folding.chain.attempt,

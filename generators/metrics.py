@@ -26,10 +26,7 @@ RUNNING = Gauge("tailrace_generator_turns_running", "Turns that run in slots of 
 ATTEMPTS = Counter("tailrace_generator_attempts_total", "Attempts begun, by mode", ["mode"])
 ENDS = Counter("tailrace_generator_ends_total", "Turns ended here, by outcome", ["outcome"])
 FAILURES = Counter("tailrace_generator_failures_total", "Turns failed here, by code", ["code"])
-LOST = Counter(
-    "tailrace_generator_fences_lost_total",
-    "Turns left because another writer had continued them, other than by a hedge",
-)
+LOST = Counter("tailrace_generator_fences_lost_total", "Turns left because another writer had continued them")
 REPETITIONS = Counter(
     "tailrace_generator_repetitions_total", "Continuations that repeated the end of the stored text; it was left out"
 )
@@ -44,15 +41,6 @@ BACKEND_DOWN = Gauge(
 )
 KEY_REFUSED = Gauge(
     "tailrace_generator_key_refused", "Whether the API of a backend refused the key in its last call", ["backend"]
-)
-HEDGES = Counter(
-    "tailrace_generator_hedges_total",
-    "Hedges that were first (won), were not (lost), or broke off (failed); and those that no generator took (declined)",
-    ["outcome"],
-)
-HEDGE_COST = Counter(
-    "tailrace_generator_hedge_cost_dollars_total",
-    "Cost of calls that lost a race or were stopped before their first token, as far as known",
 )
 CALLS_REPEATED = Counter(
     "tailrace_generator_calls_repeated_total", "Calls repeated before the first event, by code", ["code"]
@@ -121,8 +109,6 @@ for _mode in get_args(Mode):
     ATTEMPTS.labels(_mode)
 for _outcome in get_args(Outcome):
     ENDS.labels(_outcome)
-for _outcome in ("won", "lost", "failed", "declined"):
-    HEDGES.labels(_outcome)
 FAILURES.labels("attempts_exhausted")
 
 

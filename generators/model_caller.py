@@ -62,17 +62,17 @@ class Route:
 
     @asynccontextmanager
     async def open(
-        self, call: Call, key: TurnKey, *, is_single: bool = False, note_wait: NoteWait
+        self, call: Call, key: TurnKey, *, note_wait: NoteWait
     ) -> AsyncIterator[tuple[ModelEvent, AsyncIterator[ModelEvent]]]:
         """Opens an answer: its first event, and an iterator of the rest. Leaving the context closes the connection.
 
-        With `is_single` the call is not repeated. `note_wait` is called when the turn waits for a model that cannot be
-        connected to, which it does if no other backend is left. Raises BackendError, LogUnavailable.
+        `note_wait` is called when the turn waits for a model that cannot be connected to, which it does if no other
+        backend is left. Raises BackendError, LogUnavailable.
         """
         backend, retry = self._caller.backends[self.backend], self._caller.retry
         model = self._order.current.model_id or backend.model_id(call.model)
         call = msgspec.structs.replace(call, model=model, tenant=key.tenant, turn=key.turn)
-        is_single |= self._order.current.is_single
+        is_single = self._order.current.is_single
         if is_single:
             retry = msgspec.structs.replace(retry, tries_max=1)
         if is_single or self._order.has_untried:

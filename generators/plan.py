@@ -64,8 +64,6 @@ class MakeAttempt(msgspec.Struct, frozen=True):
     """Why the answer so far, which is complete, does not fit its schema: the model is asked for a corrected one."""
     reason: str | None = None
     """With the mode `restart`: why the answer so far cannot be continued."""
-    is_second: bool = False
-    """The call runs beside that of the attempt before it. Its `attempt` is stored before its first event, or never."""
 
 
 Action = Acknowledge | Leave | Complete | AppendEvents | Fail | MakeAttempt

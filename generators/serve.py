@@ -22,7 +22,6 @@ from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.circuit_breaker import CircuitBreakers
 from tailrace.generators.failover import CLAUDE, FAILOVER_CODES, BackendOrders, parse_backends
 from tailrace.generators.forced_tools import request_forced_call, write_forced_call
-from tailrace.generators.hedging import HedgeTaker, Hedging
 from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
@@ -39,7 +38,7 @@ from tailrace.proto import nats, service
 from tailrace.proto.errors import BackendError
 from tailrace.proto.model_records import CANCEL_TURN
 from tailrace.proto.models import extend_models
-from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, HedgeRpc, Rpc, Slots, Tombstones, TurnLog
+from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Rpc, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime import tracing
@@ -74,11 +73,8 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
         unreachable_s=settings.unreachable_wait_s,
     )
     blobs = BlobLoader(BlobStore(connection), FairSemaphore(settings.large_bytes_max))
-    rpc, hedges = Rpc(connection), HedgeRpc(connection)
+    rpc = Rpc(connection)
     settlement = Settlement(Counters(connection), Slots(connection))
-    races = None
-    if settings.hedge_after_s:
-        races = Hedging(log, hedges, settlement, name=name, after_s=settings.hedge_after_s)
     async with open_backends(settings) as (orders, backends):
         claude = find_anthropic_api(backends)
         breakers = CircuitBreakers(orders)
@@ -93,7 +89,6 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             sinks=[write_forced_call, limit_cost],
             prepare=[partial(prepare_queued, log), breakers.prepare],
             observe=attempt_span,
-            races=races,
             deadline_s=settings.deadline_s,
             delta_interval_s=settings.delta_interval_s,
         )
@@ -113,9 +108,6 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             handlers |= ModelRpc(claude, MessageBatchesApi(claude.client), blobs, orders).handlers
         endpoints = await rpc.serve(GENERATORS, VERSION, handlers)
         await rpc.serve_health(GENERATORS, worker.report_health)
-        if races is not None:
-            taker = HedgeTaker(worker, runner, log, orders)
-            await hedges.serve(taker.has_free_slot, taker.start_hedge)
         for backend, code in product(backends, FAILOVER_CODES):
             metrics.FAILOVERS.labels(backend, code)
         metrics.TENANTS.update(parse_tenants(settings.metrics_tenants))

@@ -78,10 +78,6 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
             "0: it fails after call_tries_max calls",
         ),
     ] = 60.0
-    hedge_after_s: Annotated[
-        float,
-        Meta(ge=0, description="wait for a first token after which another generator makes the call too; 0: off"),
-    ] = 0.0
     large_bytes_max: Annotated[
         int,
         Meta(

@@ -13,7 +13,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from tailrace.generators import metrics
-from tailrace.generators.attempt_runner import LATE, AttemptRunner, PlannedAttempt, Races, WrapSink
+from tailrace.generators.attempt_runner import LATE, AttemptRunner, PlannedAttempt, WrapSink
 from tailrace.generators.continuation import FilterCall
 from tailrace.generators.delta_buffer import buffer_of
 from tailrace.generators.event_writer import EventWriter, append_when_not_full, as_stored
@@ -53,11 +53,10 @@ class TurnRunner:
         sinks: Sequence[WrapSink] = (),
         prepare: Sequence[PrepareTurn] = (),
         observe: ObserveAttempt,
-        races: Races | None = None,
         deadline_s: float,
         delta_interval_s: float = 0.0,
     ) -> None:
-        """`name` identifies this process in the log. Without `races` each attempt makes the only call.
+        """`name` identifies this process in the log.
 
         A turn fails after `deadline_s` seconds of work on it, including the work of earlier generators; its text is
         kept. `delta_interval_s` is the time after an append of a delta in which the next deltas wait for others.
@@ -69,19 +68,19 @@ class TurnRunner:
         self._observe = observe
         self._deadline_s = deadline_s
         self._writer = EventWriter(log, delta_interval_s)
-        self._attempts = AttemptRunner(log, self._writer, name=name, filters=filters, sinks=sinks, races=races)
+        self._attempts = AttemptRunner(log, self._writer, name=name, filters=filters, sinks=sinks)
 
-    async def run(self, key: TurnKey, lease: str, known: Turn = EMPTY_TURN) -> Turn:
+    async def run(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
         """Runs a turn until its log holds an `end`; returns the fold.
 
-        If another process is to store the end, or the turn cannot begin yet, returns the fold without one. `lease` is
-        passed to a process that makes a second call. `known` is the fold of the turn's request alone. The log is then
-        read only if it has more entries, which make the append of the first attempt fail (PROTOCOL R106). Raises
-        FenceLost when another writer has continued or ended the turn, LogUnavailable, TurnUnknown.
+        If another process is to store the end, or the turn cannot begin yet, returns the fold without one. `known` is
+        the fold of the turn's request alone. The log is then read only if it has more entries, which make the append of
+        the first attempt fail (PROTOCOL R106). Raises FenceLost when another writer has continued or ended the turn,
+        LogUnavailable, TurnUnknown.
         """
         if known.request is not None:
             try:
-                return await self.run_from(key, known, lease)
+                return await self._run_from(key, known)
             except FenceLost:
                 turn = await self._log.read_turn(key)
                 if turn.attempt:
@@ -90,16 +89,10 @@ class TurnRunner:
         else:
             turn = await self._log.read_turn(key)
         metrics.SKIPPED.inc(turn.skipped)
-        return await self.run_from(key, turn, lease)
+        return await self._run_from(key, turn)
 
-    async def run_from(
-        self, key: TurnKey, turn: Turn, lease: str = "", *, first_action: MakeAttempt | None = None
-    ) -> Turn:
-        """Like `run`, from the fold `turn`, beginning with `first_action`.
-
-        If `first_action` is a second call that ends without a token, returns the fold without an end: the other runner
-        continues the turn.
-        """
+    async def _run_from(self, key: TurnKey, turn: Turn) -> Turn:
+        """Like `run`, from the fold `turn`."""
         try:
             for prepare in self._prepare:
                 prepared = await prepare(key, turn)
@@ -115,17 +108,14 @@ class TurnRunner:
             # No attempt counts that the turn has broken a generator, so it would break them forever.
             logger.exception("turn cannot be prepared", turn=key.turn)
             return await self._end(key, turn, "failed", UNPREPARED)
-        if first_action is None:
-            metrics.observe_start(turn)
+        metrics.observe_start(turn)
         # Earlier work on the turn counts, by the log's timestamps.
         deadline = asyncio.get_running_loop().time() + self._deadline_s - turn.worked_s
         last_error: BackendError | None = None
         cause: str | None = None
         route = self._model_caller.route(key, turn)
         while True:
-            action = first_action or await self._planner.next_action(key, turn)
-            first_action = None
-            match action:
+            match action := await self._planner.next_action(key, turn):
                 case Acknowledge() | Leave():
                     return turn
                 case Complete(schema_valid):
@@ -139,16 +129,13 @@ class TurnRunner:
                 case MakeAttempt() if asyncio.get_running_loop().time() >= deadline:
                     return await self._end(key, turn, "failed", Failure(LATE.code, LATE.message))
                 case MakeAttempt():
-                    planned = PlannedAttempt(key, turn, action, route, deadline, lease, cause)
+                    planned = PlannedAttempt(key, turn, action, route, deadline, cause)
                     # Adds the turn to the log lines of retry.py and the backends, which do not know it.
                     with (
                         bound_contextvars(turn=key.turn, attempt=action.attempt),
                         self._observe(key, turn, action) as traceparent,
                     ):
                         turn, error = await self._attempts.run(planned, traceparent)
-                    if turn.attempt < action.attempt:
-                        # A second call without a token has appended nothing: the turn is the other runner's.
-                        return turn
                     cause = error.code if error is not None else events.PAUSE if turn.is_paused else None
                     if error is None:
                         continue

@@ -12,7 +12,6 @@ import msgspec
 import structlog
 
 from tailrace.generators import metrics
-from tailrace.generators.attempt_runner import LeaseShared, RaceLost
 from tailrace.generators.error_frames import free_frames
 from tailrace.generators.fair_share import FairShare
 from tailrace.generators.turn_runner import TurnRunner
@@ -98,8 +97,6 @@ class Worker:
         self._slots = FairShare(concurrency, tenant_share)
         self._grace_s = grace_s
         self._held: dict[TurnKey, Delivery] = {}
-        self._shared: set[TurnKey] = set()
-        """The held turns whose lease another process holds too."""
         self._turns: set[asyncio.Task[None]] = set()
         self._lane_tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
@@ -149,24 +146,6 @@ class Worker:
             )
         )
 
-    @property
-    def free_slots(self) -> int:
-        """How many further turns could run here now."""
-        is_running = self._group is not None and not self._is_draining
-        return self._slots.free if is_running else 0
-
-    def start_shared(self, key: TurnKey, lease: str, job: Job) -> bool:
-        """Starts `job` for a turn whose lease another process also holds; False if the turn is held here.
-
-        Raises LogUnavailable if `lease` is not a lease of the queue.
-        """
-        if key in self._held:
-            return False
-        self._held[key] = self._deliveries.from_lease(key, lease)
-        self._shared.add(key)
-        self._start_turn(key, job)
-        return True
-
     async def _start_or_release(self, delivery: Delivery, stop: asyncio.Event) -> bool:
         """Like `_start`, but a delivery for which that is False, or that came after `stop`, is released."""
         if stop.is_set():
@@ -183,7 +162,6 @@ class Worker:
         if key in self._held:
             # The turn runs here already; this is a newer lease of it.
             self._held[key] = delivery
-            self._shared.discard(key)
             return True
         lane = next((lane for lane in self._lanes if lane.accepts(delivery)), None)
         if lane is None:
@@ -229,11 +207,11 @@ class Worker:
         held = self._held[key]
         taken = held.take_entry()
         self._log.remember_request(key, taken)
-        turn = await self._runner.run(key, held.lease, fold(taken))
+        turn = await self._runner.run(key, fold(taken))
         if turn.end is None:
             # Another process is about to store the answer, or the turn cannot begin yet. `on_ended` is called when the
             # turn is delivered again.
-            await self._release(key, min(NOT_YET_WAIT_S * self._held[key].times, NOT_YET_WAIT_S_MAX))
+            await self._held[key].release(min(NOT_YET_WAIT_S * self._held[key].times, NOT_YET_WAIT_S_MAX))
             return None
         return turn
 
@@ -242,23 +220,11 @@ class Worker:
         try:
             if await self._run_to_end(key, job):
                 await self._held[key].ack()
-        except LeaseShared:
-            raise
         except asyncio.CancelledError:
-            await self._release(key)
+            await self._held[key].release()
             raise
         finally:
             del self._held[key]
-            self._shared.discard(key)
-
-    async def _release(self, key: TurnKey, delay_s: float = 0.0) -> None:
-        """Gives up the lease of a turn that stops here.
-
-        A shared lease is not released, because nats-server would deliver the turn to a third process while the other
-        holder may still run it. This process only stops renewing it; if the other one has stopped, too, it expires.
-        """
-        if key not in self._shared:
-            await self._held[key].release(delay_s)
 
     async def _run_to_end(self, key: TurnKey, job: Job) -> bool:
         """Runs a job and calls `on_ended`; returns whether the turn has ended. Logs errors instead of raising them."""
@@ -271,7 +237,7 @@ class Worker:
         except FenceLost as lost:
             logger.info("turn taken by another writer", turn=key.turn, why=str(lost))
             free_frames(lost)
-            return await self._check_end(key, lost)
+            return await self._check_end(key)
         except TurnUnknown as error:
             logger.warning("turn has left the log before it was answered", turn=key.turn)
             free_frames(error)
@@ -284,20 +250,20 @@ class Worker:
             # The log counts attempts: a turn that breaks every generator fails after the last attempt.
             logger.exception("turn broke its generator", turn=key.turn)
             free_frames(error)
-            await self._release(key, RETRY_WAIT_S)
+            await self._held[key].release(RETRY_WAIT_S)
             return False
         logger.info("turn ended", **end_fields(key, turn))
         return True
 
-    async def _check_end(self, key: TurnKey, lost: FenceLost) -> bool:
+    async def _check_end(self, key: TurnKey) -> bool:
         """Reads a turn that another writer has taken; returns whether it has ended, after calling `on_ended`.
 
         Logs errors instead of raising them. The turn is then delivered again when its lease expires.
         """
         try:
             turn = await self._log.read_turn(key)
-            # A lost race and a client's cancellation are normal.
-            if not isinstance(lost, RaceLost) and turn.outcome != "cancelled":
+            # A client's cancellation is normal.
+            if turn.outcome != "cancelled":
                 metrics.LOST.inc()
             if turn.end is None:
                 return False

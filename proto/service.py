@@ -164,6 +164,8 @@ def main(
         logging.configure(role, settings.log_format, settings.log_level)
         for name, meant in environment.find_mistyped(settings_type, os.environ).items():
             logger.warning("unknown setting", variable=name, did_you_mean=meant)
+        for name, why in environment.find_removed(os.environ).items():
+            logger.warning("setting without effect", variable=name, why=why)
         if tracing.configure(role):
             logging.add_trace_ids()
         return_large_memory()

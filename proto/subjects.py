@@ -191,18 +191,6 @@ def health(role: str) -> str:
     return f"health.{_token(role)}"
 
 
-# Where a generator asks for another generator that runs a hedge (PROTOCOL R51).
-HEDGE_OFFERS = "hedges"
-
-
-def hedge(generator: str) -> str:
-    """Returns the subject on which `generator` receives a hedge that it has offered to run."""
-    return f"hedges.{_token(generator)}"
-
-
-EVERY_HEDGE = "hedges.*"
-
-
 def presence(key: TurnKey) -> str:
     """Returns the subject on which a gateway asks the others whether a turn has readers."""
     return f"readers.{_token(key.tenant)}.{_token(key.turn)}"

@@ -120,6 +120,9 @@ async def _settings(environ: Mapping[str, str]) -> Finding:
         return Finding("Settings", "error", str(error), "correct the variable: see `tailrace explain settings`")
     if mistyped := check_environment.find_mistyped(environ):
         return Finding("Settings", "warning", "; ".join(mistyped), "correct the name of the variable")
+    if removed := settings.find_removed(environ):
+        detail = "; ".join(f"{name} has no effect: {why}" for name, why in removed.items())
+        return Finding("Settings", "warning", detail, "remove the variable")
     return Finding("Settings", "ok", "all TAILRACE_… variables are valid")
 
 

@@ -39,13 +39,17 @@ CLIENT_NAMES = ("TAILRACE_URL", "TAILRACE_KEY")
 
 
 async def check(environ: Mapping[str, str]) -> None:
-    """Raises SettingsInvalid for an unknown TAILRACE_… variable, and for values that a process would reject."""
+    """Raises SettingsInvalid for an unknown TAILRACE_… variable, and for values that a process would reject.
+
+    Not for settings that earlier versions had: their processes log a warning.
+    """
     known = {settings.env_name(field) for _, kind in SERVICES for field in kind.__struct_fields__}
+    without_error = {*known, *CLIENT_NAMES, *settings.REMOVED}
     for name, instead in CHOSEN.items():
         if environ.get(name):
             raise SettingsInvalid(f"{name} is set, but {instead}")
     for name in environ:
-        if name.startswith(settings.PREFIX) and name not in known and name not in CLIENT_NAMES:
+        if name.startswith(settings.PREFIX) and name not in without_error:
             hint = suggest(name, known, settings.PREFIX)
             raise SettingsInvalid(f"{name} is not a setting{hint}; `tailrace explain settings` lists all")
     for _, kind in SERVICES:

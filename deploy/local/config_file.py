@@ -75,7 +75,7 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, object]]:
     for name, value in document.items():
         if name in OPTIONS:
             raise SettingsInvalid(f"{path}: {name} is an option of `tailrace up`: write it below a line [{UP}]")
-        if name not in fields:
+        if name not in fields and settings.env_name(name) not in settings.REMOVED:
             hint = suggest(name.lower().removeprefix("tailrace_"), fields)
             raise SettingsInvalid(f"{path}: {name} is not a setting{hint}; `tailrace explain settings` lists all")
         texts[settings.env_name(name)] = text_of(path, name, value)

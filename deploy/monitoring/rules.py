@@ -238,32 +238,6 @@ ALERTS = (
         panels.COSTS,
     ),
     Alert(
-        "HedgesDeclined",
-        _exceeds(
-            'sum(increase(tailrace_generator_hedges_total{outcome="declined"}[1h]))',
-            0.5,
-            "sum(increase(tailrace_generator_hedges_total[1h]))",
-        ),
-        "15m",
-        "ticket",
-        "No generator has a free slot for hedges",
-        "Add generators, or raise TAILRACE_HEDGE_AFTER_S.",
-        panels.CAPACITY,
-    ),
-    Alert(
-        "HedgesWinAlways",
-        _exceeds(
-            'sum(increase(tailrace_generator_hedges_total{outcome="won"}[1h]))',
-            0.5,
-            "sum(increase(tailrace_generator_ends_total[1h]))",
-        ),
-        "15m",
-        "ticket",
-        "Half of the turns are answered by a hedge",
-        "The whole backend is slow, and hedges double its load: raise TAILRACE_HEDGE_AFTER_S.",
-        panels.COSTS,
-    ),
-    Alert(
         "EntriesSkipped",
         "sum(increase(tailrace_generator_skipped_entries_total[1h])) > 0 or "
         "sum(increase(tailrace_persistence_skipped_entries_total[1h])) > 0",

@@ -399,15 +399,12 @@ GENERATORS_AND_SCALING = Dashboard(
             (rate("tailrace_generator_failures_total", "code"),),
         ),
         Panel(
-            "Failovers and hedges",
+            "Failovers",
             "ops",
-            "Turns that went on with another backend; calls that raced with a slow one, by outcome.",
+            "Turns that went on with another backend.",
             Threshold(0.1, 1),
             SLOW,
-            (
-                rate("tailrace_generator_failovers_total", "backend")._replace(legend="failover to {{backend}}"),
-                rate("tailrace_generator_hedges_total", "outcome")._replace(legend="hedge {{outcome}}"),
-            ),
+            (rate("tailrace_generator_failovers_total", "backend")._replace(legend="failover to {{backend}}"),),
         ),
         Panel(
             "Lost fences and joined deltas",
@@ -727,7 +724,7 @@ COST_AND_TOKENS = Dashboard(
         Panel(
             "Calls for each turn",
             "none",
-            "Calls to the model for each turn that ended. Above 1: repeated calls, continuations, hedges.",
+            "Calls to the model for each turn that ended. Above 1: repeated calls, continuations.",
             Threshold(1.2, 2),
             COSTS,
             (
@@ -736,14 +733,6 @@ COST_AND_TOKENS = Dashboard(
                     "calls",
                 ),
             ),
-        ),
-        Panel(
-            "Cost of lost races, per hour",
-            "currencyUSD",
-            "Dollars per hour for hedged calls whose answer was not used.",
-            Threshold(1, 10),
-            COSTS,
-            (Query(HOUR_S * Growth("tailrace_generator_hedge_cost_dollars_total"), "cost"),),
         ),
     ),
 )

@@ -24,8 +24,6 @@ IMAGE_TOKENS = 4784
 PAGE_TOKENS = 3000 + 1600
 # The message that asks for a new answer after one that broke the schema; it quotes at most 1,000 characters.
 SCHEMA_RETRY_TOKENS = 350
-# The slower call of a hedge is closed at its first token.
-HEDGE_TOKENS = 1
 
 
 class Estimate(NamedTuple):
@@ -38,24 +36,18 @@ class Estimate(NamedTuple):
 ZERO = Estimate(0, 0)
 
 
-def estimate_request(request: Request, counter: PageCounter | None = None, *, is_hedged: bool = False) -> Estimate:
-    """Returns the estimate for `request`.
-
-    Pass one `counter` for all requests of one HTTP body. `is_hedged`: a slow call may be repeated in parallel.
-    """
+def estimate_request(request: Request, counter: PageCounter | None = None) -> Estimate:
+    """Returns the estimate for `request`. Pass one `counter` for all requests of one HTTP body."""
     model = find_model(request.model)
     prompt = _measure(request, counter or PageCounter())
     if model is not None and model.input_tokens_max is not None:
         # The model refuses a longer prompt, which costs nothing.
         prompt = prompt._replace(tokens=min(prompt.tokens, model.input_tokens_max))
-    calls, hedges = [_call(request, prompt, request.max_tokens)], []
-    if request.via == "messages":
-        if answer_schema(request) is not None:
-            retry = prompt.with_more(request.max_tokens + SCHEMA_RETRY_TOKENS)
-            calls.append(_call(request, retry, request.max_tokens))
-        if is_hedged:
-            hedges.append(_call(request, prompt, HEDGE_TOKENS))
-    tokens = sum(sum(call.counts) for call in (*calls, *hedges))
+    calls = [_call(request, prompt, request.max_tokens)]
+    if request.via == "messages" and answer_schema(request) is not None:
+        retry = prompt.with_more(request.max_tokens + SCHEMA_RETRY_TOKENS)
+        calls.append(_call(request, retry, request.max_tokens))
+    tokens = sum(sum(call.counts) for call in calls)
     bill = price_calls(request.model, calls).total
     if bill.cost_is_unknown:
         return Estimate(tokens, None)
@@ -65,7 +57,7 @@ def estimate_request(request: Request, counter: PageCounter | None = None, *, is
         last = _cost(request, [msgspec.structs.replace(calls[-1], output_tokens=0)])
         most = request.max_cost_nano_usd
         nano_usd = min(nano_usd, most + last if len(calls) > 1 else max(most, last))
-    return Estimate(tokens, nano_usd + _cost(request, hedges))
+    return Estimate(tokens, nano_usd)
 
 
 def _cost(request: Request, calls: Iterable[CallUsage]) -> int:

@@ -48,8 +48,7 @@ class QuotaRest(NamedTuple):
 class Limiter:
     """The limits of this gateway. `of_keys` and `tenant_defaults` apply to each key and tenant without its own.
 
-    `now` returns Unix seconds. `is_hedged`: generators may repeat a slow call in parallel. `own_limits_of` returns the
-    limits that an operator has given to one tenant.
+    `now` returns Unix seconds. `own_limits_of` returns the limits that an operator has given to one tenant.
     """
 
     def __init__(
@@ -61,14 +60,12 @@ class Limiter:
         tenant_defaults: Limits,
         now: Callable[[], float] = time.time,
         *,
-        is_hedged: bool = False,
         own_limits_of: Callable[[Tenant], Mapping[str, float] | None] = lambda _: None,
     ) -> None:
         self.counters = counters
         self.slots = slots
         self.log = log
         self.now = now
-        self.is_hedged = is_hedged
         self._of_keys = of_keys
         self.tenant_defaults = tenant_defaults
         """The limits of each tenant without its own."""
@@ -163,7 +160,7 @@ class Admission:
         if not any(owner.limits.is_estimated for owner in self._owners):
             return ZERO
         # In a thread: counting the pages of long PDFs takes 0.1 s and would stop every stream.
-        return await asyncio.to_thread(estimate_request, request, self._counter, is_hedged=self._limiter.is_hedged)
+        return await asyncio.to_thread(estimate_request, request, self._counter)
 
     async def reserve_turn(self, turn: TurnId, request: Request) -> Request:
         """Returns `request` with its reservations in `holds`, until its end. Raises Refused, LogUnavailable."""

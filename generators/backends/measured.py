@@ -26,7 +26,7 @@ DELTA_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75
 CALL_S = Histogram(
     "gen_ai_client_operation_duration_seconds",
     "Time of a call to the model, whole or broken off; `error_type` is empty, the code of the failure, `cancelled` "
-    "(stopped by a deadline, a client, a faster hedge or a drain) or `_OTHER` (an internal error)",
+    "(stopped by a deadline, a client or a drain) or `_OTHER` (an internal error)",
     ["gen_ai_provider_name", "gen_ai_request_model", "error_type"],
     buckets=CALL_BUCKETS_S,
 )

@@ -16,9 +16,6 @@ MODULES = {
 }
 NAMES = tuple(MODULES)
 
-# Their calls change files, so two calls for one turn must not run at once.
-WITH_SIDE_EFFECTS = frozenset({"claude_code"})
-
 # How to install a backend's library, where that is not `make setup`.
 INSTALLED_BY = {"litellm": "make litellm, and start it from .venv-litellm"}
 

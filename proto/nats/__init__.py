@@ -4,7 +4,6 @@ from tailrace.proto.nats.blob_pins import BlobPins
 from tailrace.proto.nats.blobs import BlobStore
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.counters import Counters
-from tailrace.proto.nats.hedge_rpc import Hedge, HedgeRpc
 from tailrace.proto.nats.idempotency import Claim, Claims
 from tailrace.proto.nats.leases import Deliveries, Delivery
 from tailrace.proto.nats.rpc import Rpc
@@ -23,8 +22,6 @@ __all__ = [
     "Counters",
     "Deliveries",
     "Delivery",
-    "Hedge",
-    "HedgeRpc",
     "Rpc",
     "Slots",
     "StreamSize",

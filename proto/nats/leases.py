@@ -14,7 +14,7 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.batch import part_of_batch
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey, is_token
+from tailrace.proto.ids import BEFORE_FIRST, Seq, is_token
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.consumer_pull import Pull
 from tailrace.proto.nats.stream_info import StreamInfo
@@ -42,8 +42,6 @@ class Delivery:
         self._message = message
         self.ack_wait_s = ack_wait_s
         self.key, self.kind = subjects.parse(message.subject)
-        self.lease = message.reply
-        """The reply subject: any process that knows it can renew and acknowledge."""
         self.seq = Seq(message.metadata.sequence.stream)
         self.at = stored_at(message.reply)
         """When the entry was stored, by the server's clock."""
@@ -196,20 +194,6 @@ class Deliveries:
             return []
         found = [Delivery(message, self.ack_wait_s) for message in messages]
         return [delivery for delivery in found if not await _discard_invalid(delivery)]
-
-    def from_lease(self, key: TurnKey, lease: str) -> Delivery:
-        """Returns a delivery that shares another process's lease of a turn's request.
-
-        Raises LogUnavailable if `lease` is not a lease of this consumer.
-        """
-        message = Msg(self._connection.client, subject=subjects.entry(key, "request"), reply=lease)
-        try:
-            given = message.metadata
-        except nats.errors.Error as error:
-            raise LogUnavailable(f"{lease!r} is not a lease") from error
-        if (given.stream, given.consumer) != (STREAM, self._durable):
-            raise LogUnavailable(f"{lease!r} is not a lease of {self._durable}")
-        return Delivery(message, self.ack_wait_s)
 
     async def backlog(self) -> "Backlog":
         """Returns the consumer's backlog. Raises LogUnavailable."""

@@ -8,7 +8,7 @@ of a batch that never became turns are given back under the id that the turn wou
 from collections.abc import Iterable
 
 from tailrace.proto import batch
-from tailrace.proto.entries import Request, Reservation
+from tailrace.proto.entries import Reservation
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.nats import Counters, Slots, Tombstones
@@ -32,13 +32,6 @@ class Settlement:
                 await self._slots.release(Seq(hold.amount))
             else:
                 await self._counters.add_once(hold.subject, used[hold.unit] - hold.amount, key.turn)
-
-    async def add(self, request: Request, name: str, usage: Usage, nano_usd: int) -> None:
-        """Adds usage that is not in the turn's log to its counters, once for each `name`. Raises LogUnavailable."""
-        used = {"tokens": rated_tokens(usage), "nusd": nano_usd}
-        for hold in request.holds or ():
-            if hold.unit != "slot":
-                await self._counters.add_once(hold.subject, used[hold.unit], name)
 
 
 async def give_back(tombstones: Tombstones, counters: Counters, child: TurnKey, line: bytes) -> None:

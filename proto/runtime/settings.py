@@ -25,6 +25,9 @@ STANDARD_NAMES = {
 # All other values are read without spaces and line breaks at their ends, which no path or name has on purpose.
 KEPT_AS_GIVEN = frozenset({"jwt_secret"})
 
+# Settings that this version does not have any more, each with the reason why it has no effect.
+REMOVED = {"TAILRACE_HEDGE_AFTER_S": "hedging was removed: a late first token is not requested a second time"}
+
 # Above the similarity of each two settings of different processes, so that none is taken for a typing error.
 SIMILARITY_MIN = 0.86
 
@@ -83,6 +86,11 @@ def find_mistyped(kind: type[msgspec.Struct], environ: Mapping[str, str]) -> dic
     unknown = (name for name in sorted(environ) if name.startswith(PREFIX) and name not in known.values())
     closest = {name: find_closest(name.removeprefix(PREFIX), known, SIMILARITY_MIN) for name in unknown}
     return {name: known[found] for name, found in closest.items() if found}
+
+
+def find_removed(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables of settings that were removed, each with the reason why it has no effect."""
+    return {name: why for name, why in REMOVED.items() if name in environ}
 
 
 def describe_values(kind: object) -> str:

@@ -6,7 +6,7 @@ make chaos SEED=7 MINUTES=10                     the faults of seed 7
 make chaos FAULTS=kill-generator,cut-route       these faults
 make chaos ARGS='--servers 1'                    one nats-server
 make chaos ARGS='--concurrent-batches 0'         no batches
-make chaos ARGS='--setting generator TAILRACE_HEDGE_AFTER_S=0.5'
+make chaos ARGS='--setting generator TAILRACE_DELTA_INTERVAL_S=0.1'
 
 All settings have their defaults, unless `--setting` changes them; the first line of the output says so.
 """
@@ -24,8 +24,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from tailrace.proto.entries import Attempt
-from tailrace.proto.ids import TurnKey
 from tests.chaos import pauses
 from tests.chaos.campaign import Campaign, Observations, run_campaign
 from tests.chaos.faults import KINDS, why_impossible
@@ -129,7 +127,7 @@ def select_possible(wanted: list[str], size: Size) -> list[str]:
 def judge(campaign: Campaign, observed: Observations, run: Run) -> dict[str, Verdict]:
     """Returns the verdicts on the five promises for all turns, on the invariants, and on what was observed."""
     verdicts = judge_promises(run)
-    verdicts |= invariants.judge(run, Bounds(end_s=0, hedges=campaign.size.hedges))
+    verdicts |= invariants.judge(run, Bounds(end_s=0))
     ineffective = [name for name, _, effective, _ in counts(campaign, observed, run) if not effective]
     verdicts |= {
         "continuations": Verdict(not observed.mismatches, f"{observed.mismatches} that do not match"),
@@ -173,10 +171,9 @@ def report(campaign: Campaign, observed: Observations, run: Run) -> Iterator[str
     readers = len({(read.process, read.turn) for read in reads})
     calls = len(run.final.account.calls) if run.final.account else 0
     yield f"{injected} faults in {observed.took_s:.0f} s, and {calls} calls"
-    won = sum(hedges_won(run, key) for key in run.turns)
     outcomes = Counter(turn.outcome for turn in folds)
     yield f"{len(folds)} turns: {', '.join(f'{count} {outcome}' for outcome, count in outcomes.most_common())}"
-    yield f"{attempts} attempts, {won} of them hedges; {surplus_calls(run, campaign.size.hedges)} surplus calls"
+    yield f"{attempts} attempts, {surplus_calls(run)} surplus calls"
     yield f"{len(run.log)} entries, {forks} of them forks"
     yield f"{readers} readers, {len(reads) - readers} reconnects"
     delays = list(pauses.takeover_delays(run))
@@ -192,11 +189,8 @@ def report(campaign: Campaign, observed: Observations, run: Run) -> Iterator[str
     yield f"errors in the logs: {dict(observed.errors) or 'none'}"
 
 
-def surplus_calls(run: Run, hedges: int) -> int:
-    """Returns the calls that are not the first of an attempt and follow no refusal: those of lost connections.
-
-    `hedges` is the number of additional calls that a turn may have without an entry.
-    """
+def surplus_calls(run: Run) -> int:
+    """Returns the calls that are not the first of an attempt and follow no refusal: those of lost connections."""
     if run.final.account is None:
         return 0
     calls: Counter[str] = Counter()
@@ -206,15 +200,10 @@ def surplus_calls(run: Run, hedges: int) -> int:
             continue
         is_refused = not call.deltas and call.over not in ("whole", "aborted", "open")
         calls[call.key] += not is_refused
-    for key, turn in run.folds.items():
+    for turn in run.folds.values():
         if turn.request is not None:
-            explained = turn.attempt + max(hedges - hedges_won(run, key), 0)
-            calls[expected_answer.call_key(turn.request) or ""] -= explained
+            calls[expected_answer.call_key(turn.request) or ""] -= turn.attempt
     return sum(max(count, 0) for count in calls.values())
-
-
-def hedges_won(run: Run, key: TurnKey) -> int:
-    return sum(isinstance(one.entry, Attempt) and one.entry.is_hedge for one in run.turns[key].valid)
 
 
 def summary(what: str, times_s: list[float]) -> str:

@@ -39,12 +39,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     generators: int = 2
     log_bytes: int = LOG_BYTES
     settings: dict[str, dict[str, str]] = {}
-    """By role: `{"generator": {"TAILRACE_HEDGE_AFTER_S": "0.5"}}`."""
-
-    @property
-    def hedges(self) -> int:
-        """How many additional calls a turn may have."""
-        return int(float(self.settings.get("generator", {}).get("TAILRACE_HEDGE_AFTER_S", "0")) > 0)
+    """By role: `{"generator": {"TAILRACE_DELTA_INTERVAL_S": "0.1"}}`."""
 
     def __str__(self) -> str:
         given = [f"{name}={value}" for some in self.settings.values() for name, value in some.items()]

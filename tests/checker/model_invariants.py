@@ -58,17 +58,13 @@ def _cost_problems(run: Run, bounds: Bounds, calls_by_key: dict[str, list[Call]]
         # Before the first delta, an attempt may repeat its call.
         refused = sum(not call.deltas for call in failed)
         attempts = sum(run.folds[key].attempt for key in keys)
-        # A hedge with the first token is an attempt; another hedge is not in the log.
-        hedges = sum(bounds.hedges - sum(one.is_hedge for one in _attempts(run, key)) for key in keys)
-        surplus = max(len(calls) - attempts - refused - max(hedges, 0), 0)
+        surplus = max(len(calls) - attempts - refused, 0)
         lost_calls -= surplus
         if surplus and lost_calls < 0:
             names = ", ".join(key.turn for key in keys)
             yield violation(f"{names}: {len(calls)} calls in {attempts} attempts, {refused} refused", *calls[-2:])
         takeovers = sum(
-            attempt.generator not in targets and not (bounds.hedges and after.is_hedge)
-            for key in keys
-            for attempt, after in pairwise(_attempts(run, key))
+            attempt.generator not in targets for key in keys for attempt, _ in pairwise(_attempts(run, key))
         )
         unexplained[keys[0]] = max(takeovers - len(failed), 0)
         yield from _time_problems(run, bounds, keys, calls)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tailrace.proto.entries import Attempt
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.checker.history import Ack, Append, Commit, Overload, Post
 from tests.checker.invariants import find_failed, judge
@@ -94,24 +93,3 @@ async def test_a_run_without_faults_holds_every_invariant(tmp_path: Path) -> Non
     assert committed == {f"{key.tenant} {key.turn}" for key in run.deleted_turns.union(run.turns)}
     assert {post.status for post in run.of(Post) if post.tenant == OVERLOADER} >= {202, 429}
     assert find_failed(judge(run, Bounds(end_s=0))) == {}
-
-
-@pytest.mark.timeout(90)
-async def test_hedges_violate_only_the_cost_bound_without_hedges(tmp_path: Path) -> None:
-    settings = {"generator": {"TAILRACE_HEDGE_AFTER_S": 0.1}}
-    late = ("fault=stall@0x1", "wait=0.4")
-    async with RecordedSystem(tmp_path, settings=settings) as system:
-        await system.start(generators=2)
-        reader = system.client("reader")
-        keys = [await reader.post(f"#sim words=9 rate=0 {why} tag=h{n}x") for n, why in enumerate(late * 3)]
-        await asyncio.gather(*(reader.read_to_end(key) for key in keys if key is not None))
-        await system.wait_until_settled()
-        await system.collect()
-    run = load(tmp_path)
-    entries = [stored.entry for turn in run.turns.values() for stored in turn.valid]
-    assert sum(isinstance(entry, Attempt) and entry.is_hedge for entry in entries) >= len(keys) / 2
-    violated = {
-        hedges: {name for name, verdict in judge(run, Bounds(end_s=0, hedges=hedges)).items() if verdict.holds is False}
-        for hedges in (1, 0)
-    }
-    assert violated == {1: set(), 0: {"I9 cost"}}

@@ -19,8 +19,6 @@ class Bounds(msgspec.Struct, frozen=True):
     rss_bytes_per_h: float = 1024.0**2
     rss_judged_after_s: float = 600.0
     """A process grows after its start, so the slope is computed over at least this time."""
-    hedges: int = 0
-    """Additional calls that a turn may have where generators hedge (PROTOCOL R51): 1."""
     success: float = 0.999
     """Share of requests that must succeed while another tenant sends too many."""
 

@@ -76,7 +76,6 @@ class Play:
         self.world = World(1)
         self.server = SimulatedServer(self.world, Faults(self.world))
         self.server.is_faultless = True
-        self.server.faults.is_hedged = False
         self._poster = Poster(self.server, KEY, "poster", request())
         self._requests = SimulatedConsumer(self.server, KEY, lambda one: isinstance(one.entry, Request), lambda _: None)
         self._generator = CaseGenerator(self.server, self._requests, case, "generator")

@@ -63,7 +63,6 @@ SETTINGS: Settings = {
     "generator": {
         "TAILRACE_CALL_WAIT_S": 0.02,
         "TAILRACE_CALL_TRIES_MAX": 2,
-        "TAILRACE_HEDGE_AFTER_S": 1,
         "TAILRACE_STALL_TIMEOUT_S": 8,
         "TAILRACE_METRICS_TENANTS": "local",
     },
@@ -241,21 +240,13 @@ async def late_tokens(loaded: LoadedSystem) -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def dead_generator(loaded: LoadedSystem) -> AsyncGenerator[None]:
-    """A generator dies with running turns. The other one has no partner for its hedges."""
+    """A generator dies with running turns."""
     turns = [await loaded.post("words=400 rate=20") for _ in range(6)]
     for key in turns:
         await loaded.read(key, most=3)
     await loaded.system.generators[0].stop(SIGKILL)
-    async with loaded.again(0.5, lambda: loaded.answer("words=5 fault=stall@0x1")):
-        yield
+    yield
     await loaded.system.generators[0].start()
-
-
-@asynccontextmanager
-async def silent_calls(loaded: LoadedSystem) -> AsyncGenerator[None]:
-    """The first call of each turn never answers, its hedge does."""
-    async with loaded.again(0.3, lambda: loaded.answer("words=5 fault=stall@0x1")):
-        yield
 
 
 @asynccontextmanager
@@ -409,11 +400,10 @@ ROUNDS = (
         Fault(refused_webhooks, ("WebhooksGivenUp ticket",), ("Webhooks",)),
         Fault(busy_gateway, ("GatewaysBusy page",), ("Refused requests, by code",)),
         Fault(forks, ("EntriesSkipped ticket",), ("Invalid entries and records",)),
-        Fault(dead_generator, ("ProcessDown page", "HedgesDeclined ticket"), ("Takeover",)),
+        Fault(dead_generator, ("ProcessDown page",), ("Takeover",)),
     ),
     (
         Fault(late_tokens, ("FirstTokensLate page", "FirstTokensLate ticket"), ("Time to first token",)),
-        Fault(silent_calls, ("HedgesWinAlways ticket",), ("Failovers and hedges",)),
         Fault(deleted_consumer, ("NatsPartsMissing page",), ("Missing parts of NATS",)),
     ),
     (

@@ -110,11 +110,11 @@ async def test_processes_log_a_turn_by_its_id(run: Run) -> None:
     assert run.lines("persistence", run.completed) == [("turn recorded", {"outcome": "completed"})]
     assert run.lines("persistence", run.cancelled) == [("turn recorded", {"outcome": "cancelled"})]
     first, repeated, broken, second, ended = run.lines("generators", run.completed)
-    assert first == ("attempt", {"attempt": 1, "mode": "fresh", "backend": "claude", "is_hedge": False})
+    assert first == ("attempt", {"attempt": 1, "mode": "fresh", "backend": "claude"})
     assert repeated[0] == "call failed and is repeated"
     assert (repeated[1]["attempt"], repeated[1]["code"]) == (1, "backend_rate_limited")
     assert broken == ("attempt broke off", {"attempt": 1, "backend": "claude", "code": "backend_broken"})
-    assert second == ("attempt", {"attempt": 2, "mode": "continue", "backend": "claude", "is_hedge": False})
+    assert second == ("attempt", {"attempt": 2, "mode": "continue", "backend": "claude"})
     assert ended[0] == "turn ended"
     assert ended[1].keys() == {
         *("model", "attempt", "outcome", "input_tokens", "output_tokens", "cost_usd", "duration_s", "first_token_s")

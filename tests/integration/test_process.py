@@ -115,6 +115,21 @@ async def test_a_process_warns_of_a_mistyped_setting(unused_address: str) -> Non
     assert (status, second["event"]) == (1, "stopped")
 
 
+@pytest.mark.parametrize("role", ["gateway", "generators"])
+async def test_a_process_warns_of_a_setting_of_an_earlier_version(unused_address: str, role: str) -> None:
+    nats = f"nats://{unused_address}"
+    environ = environ_of(TAILRACE_HEDGE_AFTER_S="2", TAILRACE_NATS_URL=nats, ANTHROPIC_API_KEY="k")
+    _, _, stderr = await run_module(f"tailrace.{role}", **environ)
+    first, second = map(json.loads, stderr.splitlines())
+    assert (first["level"], first["event"], first["variable"]) == (
+        "warning",
+        "setting without effect",
+        "TAILRACE_HEDGE_AFTER_S",
+    )
+    assert first["why"].startswith("hedging was removed")
+    assert second["event"] == "stopped"
+
+
 async def test_a_check_of_persistence_refuses_a_file_that_is_no_database(system: System, tmp_path: Path) -> None:
     """A start moves it aside, and makes a new database from the log."""
     (path := tmp_path / "x.db").write_bytes(b"no database " * 1000)

@@ -108,14 +108,12 @@ async def test_a_turn_is_one_trace_from_the_request_to_the_row(tmp_path: Path, r
 
 
 @pytest.mark.timeout(120)
-async def test_a_hedge_a_failover_and_the_inputs_of_a_batch_are_linked_spans(
-    tmp_path: Path, receiver: OtlpReceiver
-) -> None:
+async def test_a_failover_and_the_inputs_of_a_batch_are_linked_spans(tmp_path: Path, receiver: OtlpReceiver) -> None:
     """Attempts of a turn are in its trace, linked to the attempt before. An input has a trace linked to its batch."""
-    settings: Settings = {"generator": {"TAILRACE_BACKENDS": "claude, bedrock", "TAILRACE_HEDGE_AFTER_S": 2}}
+    settings: Settings = {"generator": {"TAILRACE_BACKENDS": "claude, bedrock"}}
     async with running_cloud(tmp_path, is_kind=True) as second, TracedSystem(tmp_path, settings=settings) as system:
         system.endpoint, system.variables = receiver.url, second.environ
-        await system.start(generators=2)
+        await system.start()
         (client,) = system.clients
 
         async def post(path: str, body: dict[str, object], *, is_sampled: bool = True) -> str:
@@ -125,7 +123,6 @@ async def test_a_hedge_a_failover_and_the_inputs_of_a_batch_are_linked_spans(
             assert (await client.post(path, json=body, headers=headers)).status_code == 202
             return trace
 
-        hedged = await post("/v1/turns", {"message": "#sim words=20 rate=0 fault=stall@0x1"})
         failed_over = await post("/v1/turns", {"message": "#sim words=40 rate=0 fault=cut@17"})
         inputs = [{"custom_id": tag, "params": {"message": f"#sim words=2 tag={tag}"}} for tag in ("ax", "bx")]
         batch = await post("/v1/turn-batches", {"requests": inputs})
@@ -139,15 +136,14 @@ async def test_a_hedge_a_failover_and_the_inputs_of_a_batch_are_linked_spans(
         def of_inputs() -> list[ReceivedSpan]:
             return [span for span in receiver.spans if span.name == "batch input"]
 
-        await until(lambda: all(len(attempts(trace)) == 2 for trace in (hedged, failed_over)))
+        await until(lambda: len(attempts(failed_over)) == 2)
 
         def has_row(span: ReceivedSpan) -> bool:
             return any(one.name == "record turn" and one.parent == span.id for one in receiver.of(span.trace))
 
         await until(lambda: len(of_inputs()) == 2 and all(has_row(one) and attempts(one.trace) for one in of_inputs()))
-        for trace, is_hedge in ((hedged, True), (failed_over, False)):
-            first, then = attempts(trace)
-            assert (first.links, then.links, then.attributes["tailrace.is_hedge"]) == ((), (first.id,), is_hedge)
+        first, then = attempts(failed_over)
+        assert (first.links, then.links) == ((), (first.id,))
         calls = [span for span in receiver.of(failed_over) if span.name.startswith("chat")]
         assert {span.attributes["gen_ai.provider.name"] for span in calls} == {"anthropic", "aws.bedrock"}
         (root,) = [span for span in receiver.of(batch) if span.name == "POST /v1/turn-batches"]

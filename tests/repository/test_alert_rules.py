@@ -58,11 +58,6 @@ FIRES = {
         'tailrace_generator_attempts_total{mode="continue"}': "0+4",
         'tailrace_generator_attempts_total{mode="fresh"}': "0+96",
     },
-    "HedgesDeclined": {'tailrace_generator_hedges_total{outcome="declined"}': "0+1"},
-    "HedgesWinAlways": {
-        'tailrace_generator_hedges_total{outcome="won"}': "0+6",
-        'tailrace_generator_ends_total{outcome="completed"}': "0+10",
-    },
     "EntriesSkipped": {"tailrace_persistence_skipped_entries_total": "0+1"},
     "RecordsInvalid": {"tailrace_persistence_proof_mismatches_total": "1+0"},
     "DatabaseBehind": {"tailrace_persistence_backlog": "0+5"},
@@ -92,8 +87,6 @@ HEALTHY = {
     'tailrace_generator_backend_failures_total{code="backend_overloaded"}': "0+5",
     'tailrace_generator_failures_total{code="attempts_exhausted"}': "3+0",
     "tailrace_generator_repetitions_total": "2+0",
-    'tailrace_generator_hedges_total{outcome="declined"}': "0+1",
-    'tailrace_generator_hedges_total{outcome="won"}': "0+10",
     'tailrace_generator_ends_total{outcome="completed"}': "0+100",
     "tailrace_generator_skipped_entries_total": "1+0",
     "tailrace_persistence_proof_mismatches_total": "0+0",
@@ -115,8 +108,6 @@ QUIET = {
     'tailrace_generator_attempts_total{mode="continue"}': "0x186 1+0",
     'tailrace_generator_backend_failures_total{code="backend_overloaded"}': "0x186 1+0",
     "tailrace_generator_repetitions_total": "0x170 1+0",
-    'tailrace_generator_hedges_total{outcome="declined"}': "0x170 1+0",
-    'tailrace_generator_hedges_total{outcome="won"}': "0x170 1+0",
     'tailrace_generator_ends_total{outcome="completed"}': "0x170 1+0",
 }
 FIRING = 'min by (alertname) (ALERTS{alertstate="firing"})'

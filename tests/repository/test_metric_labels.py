@@ -67,7 +67,6 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_generator_backend_down", "backend"): registry.NAMES,
     ("tailrace_generator_key_refused", "backend"): registry.NAMES,
     ("tailrace_generator_failovers", "code"): FAILOVER_CODES,
-    ("tailrace_generator_hedges", "outcome"): ("won", "lost", "failed", "declined"),
     ("tailrace_generator_calls_repeated", "code"): CODES,
     ("tailrace_generator_schema_checks", "verdict"): ("fits", "misfit", "unchecked"),
     ("tailrace_generator_usage_tokens", "kind"): Usage.__struct_fields__,

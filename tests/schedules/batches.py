@@ -146,7 +146,7 @@ class BatchSchedule:
         world = self.world = World(sum(kills))
         self._faults = Faults(world)
         # Other schedules have these faults.
-        self._faults.is_hedged, self._faults.slow_s = False, 0.0
+        self._faults.slow_s = 0.0
         self._servers: dict[TurnKey, SimulatedServer] = {}
         self.server = self._servers[KEY] = self._new_server()
         self.requests = SimulatedConsumer(self.server, KEY, lambda one: isinstance(one.entry, Request), lambda _: None)

@@ -134,7 +134,6 @@ class SimulatedDelivery(Delivery):
         self.kind = KINDS[type(message.stored.entry)]
         self.seq = message.stored.seq
         self.at = message.stored.at
-        self.lease = str(message.stored.seq)
         self.times = message.times
         self.is_batch = getattr(message.stored.entry, "batch", None) is not None
         self.is_child = False
@@ -166,10 +165,6 @@ class SimulatedDeliveries(Deliveries):
     async def next(self, most: int = 1) -> list[Delivery]:  # noqa: ARG002
         messages = await self._consumer.next(self._process)
         return [SimulatedDelivery(self._consumer, message, self._process) for message in messages]
-
-    def from_lease(self, key: TurnKey, lease: str) -> SimulatedDelivery:
-        message = next(one for one in self._consumer.messages if (one.key, str(one.stored.seq)) == (key, lease))
-        return SimulatedDelivery(self._consumer, message, self._process)
 
     async def first_seq(self) -> Seq:
         return Seq(1)

@@ -51,9 +51,7 @@ class Faults:
         self.doubts = self._moments(world, 0.2)
         self.cuts = [1 + world.below(10) for _ in range(2)] if chance() < 0.5 else []
         self.is_sent_twice = chance() < 0.2
-        # Whether a first token may be late, and generators hedge. Drawn apart, so that seeds keep their other faults.
-        self.is_hedged = Random(f"races {world.seed}").random() < 0.25
-        # When a server falls behind.
+        # When a server falls behind. Drawn apart, so that seeds keep their other faults.
         lagging = Random(f"lags {world.seed}")
         self.lags = [lagging.randint(1, 14)] if lagging.random() < 0.15 else []
         # Which of a generator's calls fail unexpectedly: it gives the turn back, and may receive it again.

@@ -11,7 +11,6 @@ from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.circuit_breaker import CircuitBreakers
 from tailrace.generators.failover import BackendOrders, Candidate
 from tailrace.generators.forced_tools import request_forced_call, write_forced_call
-from tailrace.generators.hedging import HedgeTaker, Hedging
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
@@ -24,23 +23,19 @@ from tailrace.generators.worker import Lane, Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
 from tailrace.proto.ids import TurnKey
-from tailrace.proto.nats import Hedge
 from tailrace.proto.nats.append import TIMEOUT_S
-from tailrace.proto.nats.hedge_rpc import HedgeRpc
 from tailrace.proto.nats.settlement import Settlement
 from tests.schedules.consumer import SimulatedConsumer, SimulatedDeliveries
-from tests.schedules.model import HEDGE_AFTER_S, Script, SimulatedBackend
+from tests.schedules.model import Script, SimulatedBackend
 from tests.schedules.process import Process
 from tests.schedules.server import SimulatedLog, SimulatedServer
 
 # What operators get who set nothing.
 DEFAULTS = Settings()
-# Room for a turn and for a hedge.
 CONCURRENCY = 2
 # One call an attempt; a further attempt follows at once.
 RETRY = Retry(tries_max=1, wait_s=0.01, wait_max_s=0.01)
 ORDERS = BackendOrders((Candidate("claude"), Candidate("bedrock")))
-LOST_REQUESTS = 0.1
 RESTART_S = 0.05
 DRAIN_S = 3.0
 UNUSED: Any = None
@@ -62,16 +57,6 @@ class GeneratorLog(SimulatedLog):
         return extended
 
 
-class SimulatedHedgeRpc(HedgeRpc):
-    """The product's HedgeRpc of one generator."""
-
-    def __init__(self, generator: "Generator") -> None:
-        self._of = generator
-
-    async def request(self, hedge: Hedge) -> bool:
-        return await self._of.request_hedge(hedge)
-
-
 class Generator:
     """A supervised generator: after a kill it is started again, under another name."""
 
@@ -79,9 +64,6 @@ class Generator:
         self.name = name
         self.acknowledged: list[tuple[str, Chain]] = []
         """Each successful append: the name of the process, and the chain with the entry."""
-        self.others: Sequence[Generator] = ()
-        self.hedges = 0
-        """How many calls it was asked to make beside another's."""
         self._server = server
         self._consumer = consumer
         self._script = script
@@ -101,7 +83,6 @@ class Generator:
         self._backends.append(backend)
         log = self.new_log(process)
         settlement = Settlement(UNUSED, UNUSED)
-        hedging = Hedging(log, SimulatedHedgeRpc(self), settlement, name=self.name, after_s=HEDGE_AFTER_S)
         breakers = CircuitBreakers(ORDERS)
         caller = ModelCaller(dict.fromkeys(ORDERS.backends, backend), breakers, RETRY, BlobLoader(UNUSED, UNUSED))
         runner = TurnRunner(
@@ -112,7 +93,6 @@ class Generator:
             filters=[request_forced_call, request_schema, cache_prompt, add_correction],
             sinks=[write_forced_call, limit_cost],
             observe=attempt_span,
-            races=hedging if self._server.faults.is_hedged else None,
             deadline_s=DEFAULTS.deadline_s,
             delta_interval_s=DEFAULTS.delta_interval_s,
         )
@@ -125,7 +105,6 @@ class Generator:
             concurrency=CONCURRENCY,
             grace_s=0.0,
         )
-        self.taker = HedgeTaker(self.worker, runner, log, ORDERS)
 
     def new_backend(self, process: Process) -> SimulatedBackend:
         return SimulatedBackend(self._server, process, self._script)
@@ -168,19 +147,3 @@ class Generator:
         """Whether it holds a turn."""
         report = self.worker.report_health()
         return report is not None and msgspec.json.decode(report)["running"] > 0
-
-    async def request_hedge(self, hedge: Hedge) -> bool:
-        """Has another generator with room make the call, too; the request may be lost."""
-        world = self._server.world
-        willing = [other for other in self.others if other.taker.has_free_slot() and not other.process.is_frozen]
-        if self.process.is_dead or not willing or world.chance() < LOST_REQUESTS:
-            return False
-        other = willing[world.below(len(willing))]
-        is_taken = other.start_hedge(hedge)
-        world.record(other.name, f"makes the call beside {self.name}'s")
-        return is_taken
-
-    def start_hedge(self, hedge: Hedge) -> bool:
-        is_taken = self.process.run(self.taker.start_hedge, hedge)
-        self.hedges += is_taken
-        return is_taken

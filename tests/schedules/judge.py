@@ -86,9 +86,9 @@ def _check_attempts(turn: Turn, valid: list[StoredEntry]) -> Verdict:
     fruitless = 0
     for stored in valid:
         match stored.entry:
-            case Attempt(mode=mode, is_hedge=is_hedge):
+            case Attempt(mode=mode):
                 # A restart may write again what it has taken back.
-                fruitless = fruitless + (not is_hedge) if mode != "restart" else DEFAULTS.attempts_max
+                fruitless = fruitless + 1 if mode != "restart" else DEFAULTS.attempts_max
             case Event(event=raw, is_hidden=False) if b"_delta" in bytes(raw) and fruitless < DEFAULTS.attempts_max:
                 fruitless = 0
             case _:
@@ -113,15 +113,10 @@ def _check_acknowledgements(schedule: Schedule, valid: set[Seq]) -> Verdict:
 
 
 def _check_calls(schedule: Schedule) -> Verdict:
-    """Each call has an attempt, or is a hedge; and each first attempt has at most one hedge."""
-    attempts = [one.entry for one in schedule.server.stored if isinstance(one.entry, Attempt)]
+    """Each call has an attempt."""
+    attempts = sum(isinstance(one.entry, Attempt) for one in schedule.server.stored)
     calls = sum(generator.calls for generator in schedule.generators)
-    hedges = sum(generator.hedges for generator in schedule.generators)
-    own = sum(not attempt.is_hedge for attempt in attempts)
-    if calls - hedges > own:
-        return Verdict(False, f"{calls - hedges} calls for {own} attempts")
-    late = sum(attempt.attempt == 1 for attempt in attempts)
-    return KEPT if hedges <= late else Verdict(False, f"{hedges} hedges of {late} first attempts")
+    return KEPT if calls <= attempts else Verdict(False, f"{calls} calls for {attempts} attempts")
 
 
 def _check_repeats(valid: list[StoredEntry]) -> Verdict:

@@ -21,7 +21,6 @@ FORMAT = {"output_config": {"format": {"type": "json_schema", "schema": {"type":
 MISFIT = "it is no array"
 # The codes of a stream that breaks off. The last one is final for a turn without any answer yet.
 BREAKS = ("backend_unreachable", "backend_overloaded", "backend_broken", "backend_refused_request")
-HEDGE_AFTER_S = 0.2
 # The longest pause between two events of the model.
 EVENT_S_MAX = 0.002
 
@@ -139,8 +138,6 @@ class SimulatedBackend:
         if not is_faultless and world.chance() < faults.broken:
             answer = answer[: world.below(len(answer))]
             broken = BackendError(BREAKS[world.below(len(BREAKS))], "the model's stream broke off")
-        if faults.is_hedged:
-            await world.wait(world.chance() * 3 * HEDGE_AFTER_S)
         for event in answer:
             if world.chance() < 0.5:
                 await world.wait(world.chance() * (EVENT_S_MAX + faults.slow_s))

@@ -10,16 +10,14 @@ from unittest.mock import patch
 
 import msgspec
 
-from tailrace.generators.hedging import Hedging
 from tailrace.generators.plan import Plan, plan
 from tailrace.proto.chain import START, Chain, link
-from tailrace.proto.entries import Attempt, End, Entry, Event, StoredEntry
-from tailrace.proto.errors import CursorUnknown, FenceLost, TurnUnknown
+from tailrace.proto.entries import End, Entry, StoredEntry
+from tailrace.proto.errors import CursorUnknown, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_first_and_end
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.nats.append import TIMEOUT_S
 from tailrace.proto.nats.follower import Follower
 from tailrace.proto.nats.log_server import EntryPage, LogServer
 from tailrace.proto.nats.replay import FIRST_ENTRIES, read_turn_direct
@@ -218,49 +216,13 @@ def continuation_mapping() -> Patches:
     return [patch("tailrace.generators.continuation.build_mapper", lambda *_: None)]
 
 
-def hedge_fence() -> Patches:
-    """A hedge takes the turn whatever was stored since the late attempt."""
-
-    async def append(
-        self: GeneratorLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S
-    ) -> Chain:
-        if isinstance(entry, Attempt) and entry.is_hedge:
-            chain = (await read_turn_direct(self, key)).chain
-            if chain.is_ended:
-                raise FenceLost("the turn has ended")
-            entry = msgspec.structs.replace(entry, prev=chain.last)
-        return await _append(self, key, chain, entry, timeout_s=timeout_s)
-
-    return [patch.object(GeneratorLog, "append", append)]
-
-
-def race_check() -> Patches:
-    """The call whose token was not the first is stored behind the other one's."""
-
-    async def append(
-        self: GeneratorLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S
-    ) -> Chain:
-        while True:
-            try:
-                return await _append(self, key, chain, entry, timeout_s=timeout_s)
-            except FenceLost:
-                if not self.server.faults.is_hedged or not isinstance(entry, Event):
-                    raise
-                chain = (await read_turn_direct(self, key)).chain
-                if chain.is_ended:
-                    raise
-                entry = msgspec.structs.replace(entry, prev=chain.last, attempt=chain.attempt)
-
-    return [patch.object(GeneratorLog, "append", append), patch.object(Hedging, "require_first", _always_return(None))]
-
-
 MUTANTS: dict[str, Callable[[], Patches]] = {
     made.__name__: made
     for made in (
         *(fence, predecessor, attempt_number, last_end, tail_read, end_check, reader_end_check, reader_end_wait),
         *(reader_repeat_check, reader_gap_check, reader_reread, cursor_retry, cancel_retry, acknowledgement_check),
         *(recorder_entry_wait, recorder_entry_count, planner_second_read, get_second_read, absence_second_read),
-        *(continuation_mapping, hedge_fence, race_check),
+        continuation_mapping,
     )
 }
 

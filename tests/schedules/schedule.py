@@ -52,8 +52,6 @@ class Schedule:
             server, KEY, lambda one: isinstance(one.entry, Request), self._check_acknowledged
         )
         self.generators = [Generator(server, self.requests, self.script, f"generator-{n}") for n in range(2)]
-        for generator in self.generators:
-            generator.others = [other for other in self.generators if other is not generator]
         cuts: list[list[int]] = [sorted(faults.cuts), []]
         self.readers = [
             Reader(server, KEY, f"reader-{n}", cuts[n], self._is_posted)

@@ -17,7 +17,6 @@ from tailrace.generators.settings import Settings
 from tailrace.proto.entries import Attempt, Entry, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq
-from tests.harness.readers import select_valid
 from tests.schedules import generator
 from tests.schedules.judge import judge
 from tests.schedules.many import outcomes
@@ -37,7 +36,6 @@ FIRST_SEEN = {
     "cursor_retry": 304,
     "recorder_entry_count": 275,
     "get_second_read": 274,
-    "hedge_fence": 1264,
 }
 SEEDS_FOR_A_MUTANT = 8_000
 HAPPENINGS = {
@@ -45,7 +43,7 @@ HAPPENINGS = {
     *("stale read", "unreadable", "short read", "old leader", "dropped hint", "repeated hint", "cut"),
     *("poll", "broken generator", "drain"),
     *("completed", "cancelled", "failed", "fresh", "continue", "restart", "several takeovers", "misfit"),
-    *("hedge", "hedge that was first", "interrupted", "attempts_exhausted", "backend_refused_request"),
+    *("interrupted", "attempts_exhausted", "backend_refused_request"),
 }
 
 
@@ -82,10 +80,6 @@ def happenings(schedule: Schedule) -> Iterator[str]:
         "misfit": turn.misfit is not None,
         "fork": turn.skipped > 0,
         "several takeovers": len(modes) > 2,
-        "hedge": any(generator.hedges for generator in schedule.generators),
-        "hedge that was first": any(
-            isinstance(one.entry, Attempt) and one.entry.is_hedge for one in select_valid(schedule.server.stored)
-        ),
         "cut": any(connected.over == "cut" for reader in schedule.readers for connected in reader.connections),
     }
     yield from (name for name, is_met in conditions.items() if is_met)

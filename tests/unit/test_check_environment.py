@@ -33,3 +33,8 @@ async def test_up_refuses_a_setting_that_it_chooses_itself(name: str) -> None:
 async def test_variables_of_other_programs_and_of_client_commands_are_ignored() -> None:
     await check({"PATH": "x", "ANTHROPIC_LOG": "debug", "TAIL": "1", "TAILRACE_GRACE_S": "3"})
     await check({"TAILRACE_URL": "https://tailrace.example", "TAILRACE_KEY": "s3cret"})
+
+
+async def test_a_setting_of_an_earlier_version_is_not_refused() -> None:
+    """The processes log a warning (test_process.py)."""
+    await check({"TAILRACE_HEDGE_AFTER_S": "2"})

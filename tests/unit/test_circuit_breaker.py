@@ -165,7 +165,7 @@ async def test_a_new_turn_fails_at_once_if_all_its_backends_are_down() -> None:
 
 
 async def test_a_turn_that_was_begun_keeps_its_backend() -> None:
-    """A hedge must call the same backend, and a takeover has an answer to rescue."""
+    """A takeover has an answer to rescue."""
     two = ScriptedBackends("claude", "bedrock")
     await two.fail("claude")
     order = two.breakers.begin_call(TENANT, MODEL, "claude")

@@ -42,6 +42,11 @@ def test_the_environment_wins_over_dotenv_which_wins_over_the_file() -> None:
     }
 
 
+def test_a_setting_of_an_earlier_version_is_passed_on_to_the_processes_which_warn_of_it() -> None:
+    write("hedge_after_s = 2\n")
+    assert load(None, {}).environ == {"TAILRACE_HEDGE_AFTER_S": "2"}
+
+
 def test_a_byte_order_mark_is_not_a_part_of_a_name() -> None:
     write("\ufeffheartbeat_s = 1.5\n")
     write("\ufeffANTHROPIC_API_KEY=k\n", ".env")

@@ -143,15 +143,6 @@ def test_an_answer_with_a_schema_counts_twice() -> None:
     assert estimate_request(batched).tokens == once + 100
 
 
-def test_a_hedged_call_counts_both_prompts() -> None:
-    """The slower call ends at its first token; turns of a batch are not hedged."""
-    turn_request = request(messages=[Message("user", TEXT)], max_tokens=100, cache="1h", max_cost_nano_usd=1)
-    alone, hedged = estimate_request(turn_request), estimate_request(turn_request, is_hedged=True)
-    assert (hedged.tokens, hedged.nano_usd) == (alone.tokens + 14 + 1, (alone.nano_usd or 0) + 14 * 4000 + 10_000)
-    batched = request(messages=[Message("user", TEXT)], max_tokens=100, via="message_batches")
-    assert estimate_request(batched, is_hedged=True) == estimate_request(batched)
-
-
 def test_a_text_stored_as_a_blob_counts_in_full() -> None:
     """The model gets all of it in each turn of the conversation."""
     tokens = estimate_request(request(messages=[Message("user", [LIFTED])], max_tokens=1)).tokens

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.backends.model_event import ModelEvent, from_event, report_left_out
+from tailrace.generators.backends.model_event import ModelEvent, from_event
 from tailrace.generators.delta_buffer import JOINED_BYTES_MAX, DeltaBuffer
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
@@ -190,47 +190,3 @@ def fold_of(answer: list[Event]) -> Turn:
 
 PING = ModelEvent(events.UnknownEvent(), raw({"type": "ping"}), "ping")
 OPENING: list[Event] = [MessageStart(MessageHead("msg_1")), BlockStart(0, {"type": "text"})]
-
-
-STOP = events.MessageDelta(events.StopReason("end_turn"))
-
-
-@pytest.mark.parametrize(
-    ("put", "is_dropped", "returned", "has_token"),
-    [
-        (OPENING, False, OPENING, False),
-        (OPENING, True, [], False),
-        ([OPENING[0], STOP], False, [OPENING[0], STOP], True),
-    ],
-    ids=["without a token its usage is stored", "a hedge without a token stores nothing", "a stop is an answer"],
-)
-async def test_a_held_opening_is_returned_at_the_close_or_dropped(
-    put: list[Event], *, is_dropped: bool, returned: list[Event], has_token: bool
-) -> None:
-    buffer = DeltaBuffer(hold_opening=True, drop_opening=is_dropped)
-    for one in put:
-        buffer.put(from_event(one))
-    if is_dropped:
-        # Text that a sink has held back is no token.
-        buffer.put(report_left_out(7))
-    buffer.close()
-    assert [events.decode(event.raw) for event in await drain(buffer)] == returned
-    assert buffer.has_token.is_set() == has_token
-
-
-@pytest.mark.rule("R51")
-async def test_a_held_opening_waits_for_the_first_token() -> None:
-    """Stored without a token, the opening would win a race with no answer."""
-    buffer = DeltaBuffer(hold_opening=True)
-    for one in OPENING:
-        buffer.put(from_event(one))
-    taking = asyncio.create_task(buffer.next())
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert (taking.done(), buffer.has_token.is_set()) == (False, False)
-    buffer.put(from_event(text("The")))
-    first = await taking
-    assert first is not None
-    buffer.close()
-    assert [events.decode(event.raw) for event in [first, *await drain(buffer)]] == [*OPENING, text("The")]
-    assert buffer.has_token.is_set()

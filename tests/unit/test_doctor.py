@@ -91,6 +91,7 @@ async def test_an_address_that_cannot_be_bound_is_an_error_also_beside_an_up_at_
     [
         ({"TAILRACE_PORTT": "1"}, "Settings", "error", "TAILRACE_PORTT is not a setting"),
         ({"ANTROPIC_API_KEY": "x"}, "Settings", "warning", "did you mean ANTHROPIC_API_KEY?"),
+        ({"TAILRACE_HEDGE_AFTER_S": "2"}, "Settings", "warning", "TAILRACE_HEDGE_AFTER_S has no effect: hedging was"),
         ({"TAILRACE_STREAMS_MAX": "100000000"}, "File limit", "warning", "file descriptors allow"),
         ({"TAILRACE_NATS_URL": "nats://127.0.0.1:1"}, "NATS", "error", "no NATS server answers at 127.0.0.1:1"),
         (

@@ -125,6 +125,3 @@ async def test_a_buffer_is_drained_when_its_consumer_comes_back() -> None:
     await draining
     buffer.close()
     assert await waiting is None
-    held = DeltaBuffer(hold_opening=True)
-    held.put(event)
-    await held.drained()

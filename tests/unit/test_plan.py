@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import from_event
 from tailrace.generators.continuation import ContinuationMapper, limit_tokens, prepare_call
-from tailrace.generators.hedging import plan_hedge
 from tailrace.generators.pauses import PAUSES_MAX, hide_pause
 from tailrace.generators.plan import (
     ATTEMPTS_TOTAL_MAX,
@@ -592,11 +591,9 @@ def test_a_turn_of_a_message_batch_is_left_to_the_batch() -> None:
 
 
 @pytest.mark.rule("R51")
-def test_a_hedge_is_the_next_attempt_and_does_not_count() -> None:
+def test_a_stored_hedge_is_the_next_attempt_and_does_not_count() -> None:
     """A turn with a late first token gets as many attempts as any other."""
     log = log_with([])
-    go = plan_hedge(log.turn)
-    assert go == MakeAttempt(2, "fresh", is_second=True)
     log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True))
     log.store_events(START, *block_start("text"))
     assert plan(log.turn, 2) == MakeAttempt(3, "continue")
