@@ -11,6 +11,7 @@ from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.login import Logins
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.auth.tickets import Tickets
+from tailrace.gateway.clients.native.new_turns import NewTurns
 from tailrace.gateway.feature import Features
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import fd_limit, server
@@ -19,7 +20,6 @@ from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.storage_share import BLOBS, LOG, StorageShare
 from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.limits.turn_queue import TurnQueue
@@ -30,11 +30,10 @@ from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.startup_checks import check, check_address, common_limits, networks
-from tailrace.gateway.streaming.fanout import FanOut
-from tailrace.gateway.streaming.new_turns import NewTurns
-from tailrace.gateway.streaming.reader_history import ReaderHistory
-from tailrace.gateway.streaming.stream_access import TurnAccess
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.feed import FanOut
+from tailrace.gateway.streaming.reader import StreamContext, TurnAccess
+from tailrace.gateway.streaming.reader_counts import ReaderCounts, ReaderLimits
+from tailrace.gateway.streaming.stream_record import StreamRecords
 from tailrace.gateway.turns.auto_idempotency import auto_idempotency_feature
 from tailrace.gateway.turns.check_limits import Admissions, log_share_features, queue_features
 from tailrace.gateway.turns.check_schema import schema_feature
@@ -117,15 +116,15 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
     await prompts.load()
     async with asyncio.TaskGroup() as group:
         gateway = build(settings, connection, group, draining, authenticator, signer=signer, prompts=prompts)
-        await gateway.rpc.serve_presence(gateway.streams.fan_out.has_readers, gateway.streams.readers.encode_readers)
-        await gateway.rpc.serve_reader_queries(gateway.streams.readers.encode_readers)
+        await gateway.rpc.serve_presence(gateway.streams.fan_out.has_readers, gateway.streams.records.encode_readers)
+        await gateway.rpc.serve_reader_queries(gateway.streams.records.encode_readers)
         started = [(feature, feature.start(gateway, select(settings, feature.settings))) for feature in features]
         background = [
             group.create_task(gateway.log_fullness.watch()),
             *(group.create_task(share.flush_periodically()) for share in gateway.storage_shares),
             group.create_task(gateway.log_health.watch()),
             group.create_task(gateway.turn_queue.watch()),
-            group.create_task(gateway.streams.slots.renew_periodically()),
+            group.create_task(gateway.streams.slot_limits.renew_periodically()),
             group.create_task(key_cache.follow(keys, connection)),
             group.create_task(authenticator.jwts.refresh_periodically()),
             *(group.create_task(run()) for _, parts in started for run in parts.background),
@@ -172,11 +171,13 @@ def build(
     limiter = build_limiter(settings, connection, log, authenticator.api_keys)
     history = HistoryClient(rpc, settings.query_timeout_s)
     fan_out = FanOut(log, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
-    slots = StreamSlots(limiter, ReaderCounts(reader_limits(settings)))
-    readers = ReaderHistory(settings.log_streams)
+    counts, slots = ReaderCounts(reader_limits(settings)), StreamSlots(limiter)
+    records = StreamRecords(settings.log_streams)
     presence = ReaderPresence(log, rpc, fan_out, group, draining)
     on_disconnect = DisconnectPolicy(presence).handle_disconnect
-    streams = StreamContext(settings, log, history, fan_out, authenticator, slots, readers, draining, on_disconnect)
+    streams = StreamContext(
+        settings, log, history, fan_out, authenticator, counts, slots, records, draining, on_disconnect
+    )
     admissions = Admissions(limiter)
     storage = build_storage(settings, connection, history, limiter, admissions)
     deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s, draining)

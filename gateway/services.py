@@ -5,6 +5,7 @@ from typing import NamedTuple
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.login import Logins
 from tailrace.gateway.auth.tickets import Tickets
+from tailrace.gateway.clients.native.new_turns import NewTurns
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
@@ -17,9 +18,7 @@ from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources.batch_body import BatchBuilder
 from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.streaming.new_turns import NewTurns
-from tailrace.gateway.streaming.stream_access import TurnAccess
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.reader import StreamContext, TurnAccess
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.inline_files import UploadedFiles
 from tailrace.gateway.turns.read_turn import TurnReader

@@ -28,10 +28,7 @@ from tailrace.gateway.resources.blobs import HEADERS, headers_of
 from tailrace.gateway.resources.create_once import create_once
 from tailrace.gateway.resources.paging import is_newest_first, limit_of, list_page, require_one_cursor
 from tailrace.gateway.streaming.download import Download
-from tailrace.gateway.streaming.endings import EXPIRED
-from tailrace.gateway.streaming.response import Interruptions
-from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.submit import hash_body
 from tailrace.proto.blobs import Blob
@@ -130,7 +127,7 @@ async def get(request: ApiRequest, history: HistoryClient, blob_store: BlobStore
     In the format of OpenAI's API, or of Anthropic's if the request has the header `anthropic-version`.
     """
     if (results := await result_file(request, streams, blob_store)) is not None:
-        size = await rendered_size(StreamAccess(streams, request), request.receive, results.pieces)
+        size = await rendered_size(Reader(streams, request), request.receive, results.pieces)
         record = FileRecord(
             file=_id_of(request),
             sha256="",
@@ -145,7 +142,7 @@ async def get(request: ApiRequest, history: HistoryClient, blob_store: BlobStore
     return json_response(_render(await _file_of(request, history), is_anthropic=_is_anthropic(request)))
 
 
-async def rendered_size(access: StreamAccess, receive: Receive, pieces: AsyncGenerator[bytes, None]) -> int:
+async def rendered_size(reader: Reader, receive: Receive, pieces: AsyncGenerator[bytes, None]) -> int:
     """Returns the size of results by rendering them. It costs as much as a download, and counts as a stream.
 
     Raises Refused if the credential ends or the client disconnects before that.
@@ -160,14 +157,13 @@ async def rendered_size(access: StreamAccess, receive: Receive, pieces: AsyncGen
                     break
         return min(size, COUNTED_BYTES_MAX)
 
-    async with access.open() as expired, Interruptions(receive, None, expired) as interruptions:
-        await access.permit.acquire()
-        ending = await interruptions.run(render())
-    if ending.interruption is EXPIRED:
+    async with reader.open(receive, None):
+        await reader.acquire()
+        async with reader.until_interrupted():
+            return await render()
+    if reader.is_expired and not reader.has_left:
         raise credential_invalid()
-    if ending.result is None:
-        raise Refused("request_invalid", "the client disconnected before the response")
-    return ending.result
+    raise Refused("request_invalid", "the client disconnected before the response")
 
 
 async def get_content(
@@ -175,14 +171,14 @@ async def get_content(
 ) -> ASGIApp:
     """`GET /v1/files/{file_id}/content`: the content of one file."""
     if (results := await result_file(request, streams, blob_store)) is not None:
-        return Download(StreamAccess(streams, request), results.pieces, HEADERS, is_stream=True)
+        return Download(Reader(streams, request), results.pieces, HEADERS, is_stream=True)
     record = await _file_of(request, history)
     try:
         await blob_store.size(request.tenant, record.sha256)
     except BlobUnknown as error:
         raise not_found("file") from error
     blob = Blob(record.sha256, record.bytes)
-    return Download(StreamAccess(streams, request), blob_store.chunks(request.tenant, blob), headers_of(blob))
+    return Download(Reader(streams, request), blob_store.chunks(request.tenant, blob), headers_of(blob))
 
 
 async def delete(request: ApiRequest, history: HistoryClient) -> Response:

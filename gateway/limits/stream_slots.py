@@ -4,16 +4,14 @@ A slot is renewed while its stream is open. The slots of a gateway that was kill
 NATS is unreachable streams are not counted: what they deliver is paid for. reader_counts.py still limits each gateway.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from functools import cached_property
+from collections.abc import Sequence
+from contextlib import suppress
 
 import structlog
 
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.quotas import Owner
-from tailrace.gateway.limits.reader_counts import Groups, ReaderCounts
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import new_id
 from tailrace.proto.nats.leases import keep_renewed
@@ -29,54 +27,38 @@ STREAMS = "streams"
 
 
 class StreamSlots:
-    """The streams of this gateway, whose slots are renewed."""
+    """The slots of this gateway's streams, which are renewed."""
 
-    def __init__(self, limiter: Limiter, readers: ReaderCounts) -> None:
+    def __init__(self, limiter: Limiter) -> None:
         self.limiter = limiter
-        self.readers = readers
-        self.open: set[StreamPermit] = set()
-        """The permits that hold slots."""
+        self.open: set[HeldSlots] = set()
+        """Those of the streams that are open."""
+
+    def slots_of(self, principal: Principal) -> "HeldSlots | None":
+        """Returns the slots for one stream of `principal`; None without a limit."""
+        owners = self.limiter.owners(principal) if self.limiter.has_limits(principal) else ()
+        limited = [owner for owner in owners if owner.limits.streams is not None]
+        return HeldSlots(self, limited) if limited else None
 
     async def renew_periodically(self) -> None:
         """Renews the slots of all open streams until it is cancelled."""
         await keep_renewed(lambda: self.open, RENEW_INTERVAL_S)
 
 
-class StreamPermit:
-    """The permission for one stream: a count among this gateway's readers, and a slot of each owner that has a limit.
+class HeldSlots:
+    """The slots of one stream: one of each owner that has a limit."""
 
-    Each step is done once: a POST can take the steps before its turn is submitted, and its stream repeats none of them.
-    """
-
-    def __init__(self, streams: StreamSlots, principal: Principal, address: str) -> None:
-        self.principal = principal
+    def __init__(self, streams: StreamSlots, owners: Sequence[Owner]) -> None:
+        self.holder = new_id()
+        """The name under which the slots are held."""
         self._streams = streams
-        self._address = address
-        self._owners: list[Owner] = []
+        self._owners = owners
         self._slots: dict[str, Slot] = {}
         """By the name of the owner. An owner without one had none free, or NATS was unreachable."""
-        self._counted: Groups | None = None
-        self._is_acquired = False
-
-    @cached_property
-    def holder(self) -> str:
-        """The name under which the slots are held."""
-        return new_id()
-
-    def enter(self) -> None:
-        """Counts the reader in this gateway. Raises Refused above a limit."""
-        if self._counted is None:
-            # A proxy has one address for all its users. A credential says whose reader it is, so its tenant is counted.
-            address = self._address if self.principal.key is None else None
-            self._counted = self._streams.readers.add(self.principal.tenant, address)
+        self._is_open = False
 
     async def acquire(self) -> None:
-        """Acquires the slots over all gateways, which are renewed until `release`. Raises Refused if all are taken."""
-        if self._is_acquired:
-            return
-        limiter = self._streams.limiter
-        owners = limiter.owners(self.principal) if limiter.has_limits(self.principal) else ()
-        self._owners = [owner for owner in owners if owner.limits.streams is not None]
+        """Acquires the slots, which are renewed until `release`. Raises Refused if all of an owner are taken."""
         try:
             for owner in self._owners:
                 slot = await self._acquire_of(owner)
@@ -89,13 +71,12 @@ class StreamPermit:
                     )
                 self._slots[owner.name] = slot
         except Refused:
-            await self._release_slots()
+            await self.release()
             raise
         except LogUnavailable as error:
             logger.debug("stream not counted", error=str(error))
-        if self._owners:
-            self._streams.open.add(self)
-        self._is_acquired = True
+        self._streams.open.add(self)
+        self._is_open = True
 
     async def _acquire_of(self, owner: Owner) -> Slot | None:
         return await self._streams.limiter.slots.acquire(
@@ -103,16 +84,10 @@ class StreamPermit:
         )
 
     async def release(self) -> None:
-        """Stops counting the reader and releases its slots. May be called twice."""
-        self._is_acquired = False
-        counted, self._counted = self._counted, None
-        if counted is not None:
-            self._streams.readers.remove(counted)
-        await self._release_slots()
-
-    async def _release_slots(self) -> None:
+        """Frees the slots. May be called twice."""
+        self._is_open = False
         self._streams.open.discard(self)
-        # Before freeing: a concurrent renewal sees that the permit is released, and frees the slot that it gets.
+        # Before freeing: a concurrent renewal sees that the stream is closed, and frees the slot that it gets.
         slots, self._slots = self._slots, {}
         # A slot that cannot be freed expires.
         with suppress(LogError):
@@ -120,7 +95,7 @@ class StreamPermit:
                 await self._streams.limiter.slots.release(slot.seq)
 
     async def renew(self) -> None:
-        """Renews the slots of a stream for SLOT_LIFE_S seconds. Changes nothing while NATS is unreachable.
+        """Renews the slots for SLOT_LIFE_S seconds. Changes nothing while NATS is unreachable.
 
         A slot may have expired while NATS was unreachable. The stream stays open, and takes one again if one is free.
         """
@@ -129,9 +104,9 @@ class StreamPermit:
             for owner in self._owners:
                 slot = self._slots.get(owner.name)
                 newer = await slots.renew(slot, self.holder, SLOT_LIFE_S) if slot is not None else None
-                if newer is None and self._is_acquired:
+                if newer is None and self._is_open:
                     newer = await self._acquire_of(owner)
-                if not self._is_acquired:
+                if not self._is_open:
                     # The stream was closed meanwhile.
                     if newer is not None:
                         await slots.release(newer.seq)
@@ -139,14 +114,3 @@ class StreamPermit:
                 self._slots.pop(owner.name, None)
                 if newer is not None:
                     self._slots[owner.name] = newer
-
-    @asynccontextmanager
-    async def reserve(self) -> AsyncIterator[None]:
-        """Reserves the stream before its turn is submitted; releases it if that fails. Raises Refused."""
-        try:
-            self.enter()
-            await self.acquire()
-            yield
-        except BaseException:
-            await self.release()
-            raise

@@ -23,8 +23,7 @@ from tailrace.gateway.resources.batch_body import BatchBuilder, NewBatch
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download
-from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.auto_idempotency import AUTO
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.submission import Submission
@@ -184,7 +183,7 @@ async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobS
     numbers = range(min(0 if after is None else parse_cursor(after) + 1, of), of)
     inputs = ended_inputs(streams, blob_store, key, turn, numbers)
     headers = {"content-type": "application/x-ndjson", "cache-control": "no-store"}
-    return Download(StreamAccess(streams, request), render_lines(inputs, result), headers, is_stream=True)
+    return Download(Reader(streams, request), render_lines(inputs, result), headers, is_stream=True)
 
 
 class EndedInput(NamedTuple):

@@ -5,8 +5,7 @@ from starlette.types import ASGIApp
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.route import TURNS, Route
 from tailrace.gateway.streaming.download import Download
-from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown
 from tailrace.proto.ids import is_token
@@ -30,7 +29,7 @@ async def get(request: ApiRequest, blob_store: BlobStore, streams: StreamContext
     if not is_token(sha256):
         raise BlobUnknown(UNKNOWN)
     blob = Blob(sha256, await blob_store.size(request.tenant, sha256))
-    return Download(StreamAccess(streams, request), blob_store.chunks(request.tenant, blob), headers_of(blob))
+    return Download(Reader(streams, request), blob_store.chunks(request.tenant, blob), headers_of(blob))
 
 
 def headers_of(blob: Blob) -> dict[str, str]:

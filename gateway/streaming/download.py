@@ -5,12 +5,15 @@ one of its principal's streams.
 """
 
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
-from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
-from tailrace.gateway.streaming.stream_access import StreamAccess
+from tailrace.gateway.http.deferred_response import StreamedResponse, body
+from tailrace.gateway.streaming.endings import BROKEN, WHOLE, StreamEnding
+from tailrace.gateway.streaming.reader import Reader
+from tailrace.gateway.streaming.response import serve
 from tailrace.proto.errors import LogError, Refused
 
 
@@ -19,7 +22,7 @@ class Download(StreamedResponse):
 
     def __init__(
         self,
-        access: StreamAccess,
+        reader: Reader,
         pieces: AsyncGenerator[bytes, None],
         headers: Mapping[str, str],
         *,
@@ -27,23 +30,24 @@ class Download(StreamedResponse):
     ) -> None:
         """`is_stream`: it counts against the limit `streams` of the principal, as its pieces are costly."""
         super().__init__(headers)
-        self._access = access
+        self._reader = reader
         self._pieces = pieces
         self._is_stream = is_stream
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._access.open() as expired, Interruptions(receive, None, expired) as interruptions:
+        async with self._reader.open(receive, None), aclosing(self._pieces):
             if self._is_stream:
-                await self._access.permit.acquire()
-            await interruptions.run(self._write(send, is_head=scope["method"] == "HEAD"))
-
-    async def _write(self, send: Send, *, is_head: bool) -> None:
-        await self.begin(send, 200)
-        if is_head:
-            await send(body(b"", more=False))
-            return
-        async with aclosing(self._pieces) as pieces:
-            with suppress(LogError, Refused):
-                async for data in pieces:
-                    await send(body(data, more=True))
+                await self._reader.acquire()
+            await self.begin(send, 200)
+            if scope["method"] == "HEAD" or await serve(self._reader, partial(self._send_piece, send)) is WHOLE:
                 await send(body(b"", more=False))
+
+    async def _send_piece(self, send: Send) -> StreamEnding | bool:
+        try:
+            data = await anext(self._pieces, None)
+        except (LogError, Refused):
+            return BROKEN
+        if data is None:
+            return WHOLE
+        await send(body(data, more=True))
+        return True

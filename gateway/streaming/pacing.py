@@ -1,12 +1,18 @@
-"""The pace of a replay: at once, or with the original pauses between the entries (`?pace=`). Pure."""
+"""The pace of a replay: with the original pauses between the entries (`?pace=`)."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 
 from tailrace.gateway.http.route import query
+from tailrace.gateway.streaming.endings import BROKEN, StreamEnding
+from tailrace.gateway.streaming.response import EventStream
+from tailrace.gateway.streaming.writer import FRAMES_MAX, TurnWriter
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import Refused
 
@@ -38,6 +44,31 @@ class Pace:
         """Returns how many of `entries` from `position` on are due, at most `most`."""
         until = min(position + most, len(entries))
         return next((n for n in range(position, until) if self.due_in_s(entries[n], now) > 0), until) - position
+
+
+class PacedWriter(TurnWriter):
+    """Writes each entry when it is due."""
+
+    def __init__(self, *arguments: Any, pace: Pace, heartbeat_s: float, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._pace = pace
+        self._heartbeat_s = heartbeat_s
+
+    async def step(self) -> StreamEnding | bool:
+        entries, now = self.feed.entries, asyncio.get_running_loop().time
+        if not await self.write_stored(self._pace.count_due(entries, self.position, FRAMES_MAX, now())):
+            return BROKEN
+        if self.position == len(entries):
+            return self.feed.ending or await self.feed.wait_for_change(self.position)
+        wait_s = self._pace.due_in_s(entries[self.position], now())
+        await asyncio.sleep(min(max(wait_s, 0), self._heartbeat_s))
+        return wait_s <= self._heartbeat_s
+
+
+def pace_stream(response: EventStream, pace: Pace | None) -> None:
+    """Makes the response send stored entries at the pace instead of at once, if there is one."""
+    if pace is not None:
+        response.write_with(partial(PacedWriter, pace=pace, heartbeat_s=response.heartbeat_s))
 
 
 def pace_of(request: Request) -> Pace | None:

@@ -1,192 +1,361 @@
-"""The base class of streamed responses, and the interruptions that end one early."""
+"""The responses that stream a turn to one client, and the loop in which every streamed response ends.
+
+A stream that is interrupted never looks like one that has ended. Where the dialect has no event for the end, an
+interrupted body lacks its last chunk, which the client's HTTP library reports.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from typing import Generic, NamedTuple, Self, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from itertools import chain, repeat
+from typing import NamedTuple
 
-from starlette.datastructures import Headers
-from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+import msgspec
+from starlette.types import Receive, Scope, Send
 
-from tailrace.gateway.http.deferred_response import DEFERRED
-from tailrace.gateway.http.error_responses import NO_RETRY, render_error, render_unexpected_error
-from tailrace.gateway.http.media_type import JSON
-from tailrace.gateway.http.retry_later import is_resuming_reader
-from tailrace.gateway.streaming.endings import AGED, DRAINED, EXPIRED, LEFT, StreamEnding
-from tailrace.proto.errors import LogError, Refused
-from tailrace.proto.runtime.flag import Flag
+from tailrace.gateway import metrics
+from tailrace.gateway.auth.authenticate import credential_invalid
+from tailrace.gateway.http import sse
+from tailrace.gateway.http.deferred_response import StreamedResponse, TurnFailed, body
+from tailrace.gateway.streaming.dialect import Dialect
+from tailrace.gateway.streaming.endings import AGED, BROKEN, DRAINED, EXPIRED, LEFT, StreamEnding
+from tailrace.gateway.streaming.feed import TurnFeed
+from tailrace.gateway.streaming.reader import Reader, random_life_s
+from tailrace.gateway.streaming.stream_record import StreamRecord
+from tailrace.gateway.streaming.writer import FrameWriter, Snapshot, TurnWriter
+from tailrace.proto.end_entry import LOST_FAILURE
+from tailrace.proto.entries import End, Event, Failure
+from tailrace.proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, TurnKey
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.runtime import tracing
 
-T = TypeVar("T")
-# The comment ends a partial line. The blank line ends the event, under a name to which no page listens.
-DISCARD = b":\nevent: discard\nid: %s\n\n"
+# The event id of the failure of a turn that the log has lost: after every entry, and exact as a JavaScript number.
+AFTER_LOST = Seq(2**53 - 1)
+# The pause between two tries of an unavailable log: well below the second after which clients reconnect.
+TRY_LOG_EVERY_S = 0.5
 
 
-class WorkEnd(NamedTuple, Generic[T]):
-    """The result of some work, or the interruption that has ended it."""
+async def serve(
+    reader: Reader,
+    step: Callable[[], Awaitable[StreamEnding | bool]],
+    heartbeat: Callable[[], Awaitable[None]] | None = None,
+    *,
+    life_s: float | None = None,
+) -> StreamEnding:
+    """Takes steps until the response ends, and returns how it ended. Each way to end is one arm.
 
-    interruption: StreamEnding | None = None
-    result: T | None = None
+    A step sends what there is and waits for more. It returns how the response ends, or whether there was news; False
+    means a silence, after which `heartbeat` is sent. Raises what they raise.
+    """
+    async with reader.until_interrupted(life_s):
+        while True:
+            match await step():
+                case StreamEnding() as ending:
+                    # WHOLE, FAILED: all was sent. BROKEN: it cannot be continued.
+                    return ending
+                case False if heartbeat is not None:
+                    await heartbeat()
+    # A disconnect comes first: nothing can be sent to the client, whatever else has happened. The server also
+    # disconnects a client that has not read for too long.
+    if reader.has_left:
+        return LEFT
+    if reader.is_drained:
+        return DRAINED
+    if reader.is_expired:
+        return EXPIRED
+    return AGED
 
 
-class Interruptions:
-    """Ends a response early when the client disconnects, the gateway drains, or the credential expires.
+class Start(NamedTuple):
+    """The start of a stream: after the first `seen` events of the turn, or, if `seen` is None, after the cursor.
 
-    A context manager: it watches for these interruptions until the block is left.
+    `headers` are added to the response. `dialect` is a variant of the stream's dialect that depends on the turn.
     """
 
-    def __init__(self, receive: Receive, draining: Flag | None, expired: Flag) -> None:
-        """`draining` is None for a response that a draining gateway completes."""
-        self.expired = expired
-        self._receive = receive
-        self._limit: asyncio.Timeout | None = None
-        """The time limit of the work that runs. An interruption sets it to now."""
-        self._flags = [(EXPIRED, expired)]
-        if draining is not None:
-            self._flags.insert(0, (DRAINED, draining))
+    key: TurnKey
+    seen: int | None = None
+    headers: Mapping[str, str] = {}
+    dialect: Dialect | None = None
 
-    async def __aenter__(self) -> Self:
-        self._disconnecting = asyncio.create_task(_wait_for_disconnect(self._receive))
-        self._disconnecting.add_done_callback(self._interrupt)
-        for _, flag in self._flags:
-            flag.add_callback(self._interrupt)
-        return self
 
-    async def __aexit__(self, *_exception: object) -> None:
-        for _, flag in self._flags:
-            flag.remove_callback(self._interrupt)
-        self._disconnecting.cancel()
-        await asyncio.wait((self._disconnecting,))
+class EventStream(StreamedResponse):
+    """Streams a turn. Errors that are known before the first byte have an HTTP status."""
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the gateway drains or the credential has expired, so that nothing new should begin."""
-        return any(flag.is_set() for _, flag in self._flags)
+    def __init__(
+        self,
+        reader: Reader,
+        start: TurnKey | Start | Callable[[], Awaitable[Start]],
+        dialect: Dialect,
+        cursor: Seq = BEFORE_FIRST,
+        headers: Mapping[str, str] | None = None,
+        *,
+        snapshot: Snapshot | None = None,
+        waits_for_answer: bool = False,
+        fails_again: bool = False,
+    ) -> None:
+        """Streams the entries after `cursor`; or, if `start.seen` is set, the events after the first `seen` ones.
 
-    async def run(self, work: Awaitable[T], timeout_s: float | None = None) -> WorkEnd[T]:
-        """Runs `work` until it is done, an interruption comes, or `timeout_s` is over. Raises what `work` raises.
-
-        Work that begins after an interruption runs to its first wait.
+        `start` may be a function that finds the Start; it raises Refused or LogUnavailable.
+        `snapshot`: renders the answer so far, which is sent at once; the stream continues after it.
+        `waits_for_answer`: the status is sent when the model begins to answer, or after one heartbeat interval. If the
+        turn fails earlier, the response is an HTTP error. `fails_again`: a repeated request would get that error, too.
         """
-        try:
-            async with asyncio.timeout(timeout_s) as limit:
-                self._limit = limit
-                if self._disconnecting.done() or self.is_over:
-                    self._interrupt()
-                return WorkEnd(result=await work)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-        finally:
-            self._limit = None
-        # A disconnect comes first: nothing can be sent to the client, whatever else has happened.
-        if self._disconnecting.done():
-            return WorkEnd(LEFT)
-        return WorkEnd(next((ending for ending, flag in self._flags if flag.is_set()), AGED))
+        super().__init__({"content-type": dialect.media_type, **sse.HEADERS, **dialect.headers, **(headers or {})})
+        self._reader = reader
+        self._streams = reader.streams
+        self.heartbeat_s = reader.streams.settings.heartbeat_s
+        self._start = Start(start) if isinstance(start, TurnKey) else start
+        self._dialect = dialect
+        self._cursor = cursor
+        self._snapshot = snapshot
+        self._waits_for_answer = waits_for_answer
+        self._fails_again = fails_again
+        self._make_writer: Callable[..., TurnWriter] = TurnWriter
+        self._is_measured = True
 
-    def _interrupt(self, _: object = None) -> None:
-        if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(asyncio.get_running_loop().time())
-
-
-class TurnFailed(Refused):
-    """The turn has failed. Its error says whether the client may repeat the request."""
-
-
-class StreamedResponse:
-    """An ASGI response whose body is written in `respond`. Errors before its first byte have an HTTP status."""
-
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self.is_repeatable = True
-        """Whether a repeated request gets the same turn. If not, it starts another one while this one runs."""
-        self.is_begun = False
-        self.is_delivered = False
-        """Whether the whole answer was sent."""
-        self.when_delivered: Callable[[], Awaitable[None]] | None = None
-        """Called after the whole answer was sent. Must not raise."""
-        self._headers = dict(headers)
-        self._error_headers: dict[str, str] = {}
-        self._first_bytes = b""
-        self._send_through_layers: Send | None = None
-        """Sends through the middleware, which sees status, headers and errors. None after the beginning, so that the
-        open stream does not hold the middleware's functions."""
-
-    def add_headers(self, headers: Mapping[str, str], *, are_for_errors: bool = True) -> None:
-        """Adds headers; `are_for_errors`: an error that replaces this response has them, too."""
-        self._headers.update(headers)
-        if are_for_errors:
-            self._error_headers.update(headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._send_through_layers = send
-        self._first_bytes = _discard_partial_event(scope)
-        await send({"type": DEFERRED, "respond": partial(self._respond_or_refuse, scope, receive)})
-
-    async def _respond_or_refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self.respond(scope, receive, send)
-        except Exception as error:
-            if self._send_through_layers is None:
-                raise
-            await self._render_error(error, scope)(scope, receive, self._send_through_layers)
-        if self.when_delivered is not None and self.is_delivered:
-            await self.when_delivered()
+    def write_with(self, make_writer: Callable[..., TurnWriter]) -> None:
+        """Writes with another TurnWriter, which has waiting times of its own. They are not measured."""
+        self._make_writer, self._is_measured = make_writer, False
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response: first `begin`, then its body with `send`, which goes directly to the server."""
-        raise NotImplementedError
-
-    def _render_error(self, error: Exception, scope: Scope) -> Response:
-        """Returns the response for an error before the first byte."""
-        # Also after a lack of memory: the SDKs repeat a POST after a 503.
-        if not (self.is_repeatable or isinstance(error, TurnFailed)):
-            self._error_headers.update(NO_RETRY)
-        if isinstance(error, Refused | LogError):
-            return render_error(error, scope, self._error_headers)
-        return render_unexpected_error(error, self._error_headers)
+        async with self._reader.open(receive, self._streams.draining):
+            await self._stream(send, scope["method"])
 
     async def begin(self, send: Send, status: int) -> None:
-        """Sends status and headers, once."""
-        if self._send_through_layers is not None:
-            raw = [(name.encode(), value.encode()) for name, value in self._headers.items()]
-            await self._send_through_layers({"type": "http.response.start", "status": status, "headers": raw})
-            self._send_through_layers = None
-            self.is_begun = True
-            if status == 200 and self._first_bytes:
-                await send(body(self._first_bytes, more=True))
+        if status == 200 and self._reader.accept is not None and not self.is_begun:
+            await self._reader.accept()
+        await super().begin(send, status)
 
-    async def send_json(self, send: Send, content: bytes) -> None:
-        """Sends the whole response with status 200, whose body is the JSON `content`."""
-        self._headers |= {"content-length": str(len(content)), "content-type": JSON}
+    async def _stream(self, send: Send, method: str) -> None:
+        """Sends the response to its end. Raises Refused, LogError."""
+        start = await self._find_start()
+        try:
+            async with self._subscribe(start) as feed:
+                if feed.is_ended and self._start_index(feed, start) == len(feed.entries):
+                    # fetch-event-source, which repeats a POST, treats 204 as an error and retries forever.
+                    await self._send_empty(send, 200 if method == "POST" else 204)
+                    return
+                if method == "HEAD":
+                    await self._send_empty(send, 200)
+                    return
+                traced = stream_span(self._streams.log, feed, self._dialect.name, self._cursor)
+                async with traced if tracing.is_on() else nullcontext():
+                    with self._streams.records.record_stream(feed, self._dialect.name, self._cursor) as record:
+                        ending = await self._send_turn(feed, start, record, send)
+        except (TurnUnknown, CursorUnknown):
+            await self._send_record(start, send)
+            return
+        if ending.reconnect_window_s is not None:
+            self._streams.on_disconnect(start.key, ending.reconnect_window_s)
+        if self._reader.is_expired and not self.is_begun:
+            raise credential_invalid()
+
+    async def _send_turn(self, feed: TurnFeed, start: Start, record: StreamRecord, send: Send) -> StreamEnding:
+        """Writes until the turn ends or an interruption comes. Returns how the stream ended."""
+        reader = self._reader
+        if self._waits_for_answer:
+            async with reader.until_interrupted(self.heartbeat_s):
+                await _wait_for_answer(feed, may_repeat=not self._fails_again)
+            if reader.has_left or reader.is_expired:
+                ending = LEFT if reader.has_left else EXPIRED
+                record.close(ending)
+                return ending
+        await reader.acquire()
+        if self._cursor:
+            metrics.RESUMED.inc()
+        if self._is_measured:
+            record.measure(feed, reader.requested_at)
+        with metrics.STREAMS.labels(self._dialect.name).track_inprogress():
+            await self.begin(send, 200)
+            writer = self._make_writer(
+                send,
+                self._dialect,
+                feed,
+                self._start_index(feed, start),
+                id_prefix=reader.id_prefix,
+                to_skip=start.seen or 0,
+                snapshot=self._snapshot,
+                observe=record.note_write,
+            )
+            ending = await serve(
+                reader, writer.step, lambda: self._beat(send), life_s=random_life_s(self._streams.settings)
+            )
+        metrics.STREAM_ENDS.labels(ending.metric).inc()
+        record.close(ending)
+        if ending is LEFT:
+            return ending
+        self.is_delivered = ending.is_whole
+        if ending.is_whole or (self._dialect.is_self_delimited and not writer.is_within_frame):
+            await send(body(b"", more=False))
+        if not ending.is_whole:
+            # Without the last chunk the server closes the connection, and the client sees a truncated body.
+            metrics.BROKEN_OFF.inc()
+        if ending is AGED:
+            metrics.AGED.inc()
+        return ending
+
+    async def _find_start(self) -> Start:
+        start = self._start if isinstance(self._start, Start) else await self._start()
+        self._dialect = start.dialect or self._dialect
+        self.add_headers({"tailrace-turn": start.key.turn, **start.headers}, are_for_errors=False)
+        return start
+
+    def _subscribe(self, start: Start) -> AbstractAsyncContextManager[TurnFeed]:
+        return self._streams.fan_out.subscribe(start.key, self._cursor, from_start=self._dialect.is_stateful)
+
+    def _start_index(self, feed: TurnFeed, start: Start) -> int:
+        """Returns the index of the first entry that may hold an event for this client."""
+        return 0 if start.seen else feed.start_index(self._cursor, self._dialect)
+
+    async def _beat(self, send: Send) -> None:
+        """Sends a heartbeat, if the dialect has one."""
+        if self._dialect.heartbeat:
+            await send(body(self._dialect.heartbeat, more=True))
+
+    async def _send_record(self, start: Start, send: Send) -> None:
+        """Sends the turn from the database after TurnUnknown or CursorUnknown. Raises CursorUnknown, Refused."""
+        try:
+            await self._streams.log.read_turn(start.key)
+        except TurnUnknown:
+            record = await self._streams.history.read_past_turn(start.key)
+        else:
+            raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
+        if record.error == LOST_FAILURE:
+            # The row may not hold the last entry that readers have received. A cursor therefore does not show whether
+            # its reader has received the failure.
+            record = msgspec.structs.replace(record, cursor=AFTER_LOST)
+        if self._cursor > record.cursor:
+            raise CursorUnknown("the cursor is beyond the end of this turn")
+        if self._cursor == record.cursor:
+            await self._send_empty(send, 204)
+            return
+        if self._cursor and not self._dialect.can_reset:
+            # The client would receive again what it has, and the dialect has no event that resets it.
+            raise CursorUnknown("this turn has left the log: repeat the request without a cursor to receive all of it")
         await self.begin(send, 200)
-        await send(body(content, more=False))
-        self.is_delivered = True
+        frame = self._dialect.render_record(record, start.seen or 0)
+        if await FrameWriter(send, self._dialect, self._reader.id_prefix).write([frame]):
+            await send(body(b"", more=False))
+            self.is_delivered = True
+
+    async def _send_empty(self, send: Send, status: int) -> None:
+        # 204 tells an EventSource to stop: it reconnects after every other end.
+        await self.begin(send, status)
+        await send(body(b"", more=False))
 
 
-def body(data: bytes, *, more: bool) -> Message:
-    """Returns a part of a response's body; the last one unless there is `more`."""
-    return {"type": "http.response.body", "body": data, "more_body": more}
+class HeldStream(EventStream):
+    """While the log is unavailable, the client receives heartbeats instead of a 503.
 
-
-def _discard_partial_event(scope: Scope) -> bytes:
-    """Returns what makes WebKit's EventSource (Safari) discard a part of an event; nothing for another client.
-
-    At the end of a connection, an EventSource discards an event that is not complete (WHATWG HTML, section 9.2.6). That
-    of WebKit does so only at a clean end (`EventSource::didFail` in its EventSource.cpp). After a cut, it joins the
-    part with the first event of the next connection. The page cannot parse the data of both, and loses this event.
-
-    The cursor stays the same. Some clients dispatch an empty event at a blank line, such as fetch-event-source, which
-    sends no Cache-Control.
+    An EventSource does not reconnect after any status but 200. When the gateway drains, the body ends cleanly and the
+    client reconnects to another gateway.
     """
-    headers = Headers(scope=scope)
-    agent = headers.get("user-agent", "")
-    is_webkit = "AppleWebKit" in agent and "Chrome" not in agent and headers.get("cache-control") == "no-cache"
-    # An EventSource sends the header. A polyfill that sends the id in the query reads by itself.
-    last = headers.get("last-event-id", "")
-    return DISCARD % last.encode("latin-1") if last and is_webkit and is_resuming_reader(scope) else b""
+
+    async def _stream(self, send: Send, method: str) -> None:
+        """Streams as soon as the log answers, and sends heartbeats until then.
+
+        An error that is not retryable is raised if nothing was sent yet. Otherwise it only ends the response: the
+        client repeats its request and receives the error as the answer.
+        """
+        while not (self._reader.is_drained or self._reader.is_expired):
+            try:
+                await super()._stream(send, method)
+            except (LogError, Refused) as error:
+                if not CODES[error.code].is_retryable:
+                    if not self.is_begun:
+                        raise
+                    break
+            else:
+                return
+            await self.begin(send, 200)
+            with metrics.HELD.track_inprogress():
+                if await self._wait_until_available(send) is LEFT:
+                    return
+        await self.begin(send, 200)
+        await send(body(self._dialect.heartbeat, more=not self._dialect.is_self_delimited))
+
+    async def _wait_until_available(self, send: Send) -> StreamEnding:
+        """Sends heartbeats until `_wait_for_log` returns or an interruption comes."""
+        available = asyncio.create_task(self._wait_for_log())
+        # The first heartbeat is sent at once.
+        timeouts = chain((0,), repeat(self.heartbeat_s))
+
+        async def wait() -> StreamEnding | bool:
+            await asyncio.wait((available,), timeout=next(timeouts))
+            return BROKEN if available.done() else False
+
+        try:
+            return await serve(self._reader, wait, lambda: self._beat(send))
+        finally:
+            available.cancel()
+
+    async def _wait_for_log(self) -> None:
+        """Returns when another try is worth it: the log serves the turn, or has answered with a final error."""
+        while True:
+            await asyncio.sleep(TRY_LOG_EVERY_S)
+            if not self._streams.log.connection.is_up:
+                continue
+            try:
+                async with self._subscribe(await self._find_start()):
+                    return
+            except LogUnavailable:
+                continue
+            except (LogError, Refused):
+                return
 
 
-async def _wait_for_disconnect(receive: Receive) -> None:
-    """Returns when the client has disconnected."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _wait_for_answer(feed: TurnFeed, *, may_repeat: bool) -> None:
+    """Waits until the model has begun to answer, or the feed is broken. Raises TurnFailed if the turn fails.
+
+    Once the status is sent, a failure can only be an event of the stream, which many clients do not look for.
+    """
+    position = 0
+    while not feed.is_broken:
+        for stored in feed.entries[position:]:
+            match stored.entry:
+                case End(error=Failure() as failure):
+                    raise refusal_of(failure, feed.key.turn, may_repeat=may_repeat)
+                case Event(is_hidden=False) | End():
+                    return
+        position = len(feed.entries)
+        await feed.wait_for_change(position)
+
+
+def refusal_of(failure: Failure | None, turn: TurnId, *, may_repeat: bool) -> TurnFailed:
+    """Returns the error of a turn that has failed; `internal` for a code that a newer version has stored."""
+    if failure is not None and failure.code in CODES:
+        return TurnFailed(
+            failure.code,
+            failure.message,
+            retry_after_s=failure.retry_after_s,
+            may_repeat=may_repeat,
+            details=failure.details,
+        )
+    return TurnFailed("internal", f"turn {turn} has an incomplete answer: GET /v1/turns/{turn} has its text")
+
+
+@asynccontextmanager
+async def stream_span(log: TurnLog, feed: TurnFeed, dialect: str, cursor: Seq) -> AsyncIterator[None]:
+    """Runs the block, which sends the stream, in a span of the turn's trace, linked to the span of its own request."""
+    with tracing.span(
+        "resume stream" if cursor else "stream",
+        traceparent=await _turn_traceparent(log, feed),
+        linked=tracing.traceparent(),
+        attributes={"tailrace.turn": feed.key.turn, "tailrace.dialect": dialect, "tailrace.cursor": cursor},
+    ):
+        yield
+
+
+async def _turn_traceparent(log: TurnLog, feed: TurnFeed) -> str | None:
+    """Returns the `traceparent` of the turn's request; None if it has none, or if the log does not answer.
+
+    A feed that begins at a cursor does not hold the request, which is then read from the log.
+    """
+    if feed.request is not None:
+        return feed.request.traceparent
+    try:
+        request = (await log.read_turn(feed.key)).request
+    except LogError:
+        return None
+    return request.traceparent if request is not None else None

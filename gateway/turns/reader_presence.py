@@ -3,7 +3,7 @@
 import asyncio
 from typing import NamedTuple
 
-from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.streaming.feed import FanOut
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Rpc, TurnLog
 from tailrace.proto.runtime.flag import Flag

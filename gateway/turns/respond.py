@@ -2,20 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
+from tailrace.gateway.http.deferred_response import StreamedResponse
 from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
-from tailrace.gateway.streaming.endings import BROKEN, DRAINED, EXPIRED
-from tailrace.gateway.streaming.event_stream import EventStream, refusal_of
-from tailrace.gateway.streaming.fanout import TurnFeed
-from tailrace.gateway.streaming.pacing import pace_of
-from tailrace.gateway.streaming.response import Interruptions, StreamedResponse
-from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.endings import BROKEN, DRAINED, EXPIRED, StreamEnding
+from tailrace.gateway.streaming.feed import TurnFeed
+from tailrace.gateway.streaming.pacing import pace_of, pace_stream
+from tailrace.gateway.streaming.reader import Reader, StreamContext
+from tailrace.gateway.streaming.response import EventStream, refusal_of, serve
 from tailrace.gateway.turns.auto_idempotency import is_chosen
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.sdk_retries import counted_request
@@ -58,14 +58,12 @@ class Responder:
         submission = _submission_of(request, new_turn, raw, is_followed=is_followed)
         return await self._submitter.submit(submission, cursor_of_post(request))
 
-    async def submit_for_stream(
-        self, request: ApiRequest, new_turn: NewTurn, raw: bytes
-    ) -> tuple[StreamAccess, TurnKey]:
+    async def submit_for_stream(self, request: ApiRequest, new_turn: NewTurn, raw: bytes) -> tuple[Reader, TurnKey]:
         """Reserves a stream, then submits `new_turn`. Returns the access for an EventStream, too."""
-        access = StreamAccess(self._streams, request)
-        async with access.permit.reserve():
+        reader = Reader(self._streams, request)
+        async with reader.reserve():
             key, _ = await self.submit(request, new_turn, raw, is_followed=True)
-        return access, key
+        return reader, key
 
     async def answer_at_once(
         self,
@@ -116,25 +114,25 @@ class Responder:
         idempotency_key = submission.idempotency_key
         cursor = cursor_of_post(request)
         fails_again = is_chosen(idempotency_key)
-        access = StreamAccess(self._streams, request)
+        reader = Reader(self._streams, request)
         render = None if is_streamed else dialect.render_json
-        async with access.permit.reserve() if render is None else nullcontext():
+        async with reader.reserve() if render is None else nullcontext():
             key, entry = await self._submitter.submit(submission, cursor)
         headers = {**names_of(key, entry), **(headers or {})}
         response: StreamedResponse
         if render is None:
             response = EventStream(
-                access,
+                reader,
                 key,
                 select_variant(dialect, accept_header(request.headers)),
                 cursor or BEFORE_FIRST,
                 headers=headers,
                 waits_for_answer=waits_for_answer and cursor is None,
                 fails_again=fails_again,
-                pace=pace,
             )
+            pace_stream(response, pace)
         else:
-            response = JsonAnswer(access, key, render, headers, fails_again=fails_again)
+            response = JsonAnswer(reader, key, render, headers, fails_again=fails_again)
         # An error that replaces the response, such as the turn's own, names the turn, too.
         response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn, "x-request-id": key.turn})
         response.is_repeatable = bool(idempotency_key or cursor or submission.when_delivered)
@@ -190,7 +188,7 @@ class JsonAnswer(StreamedResponse):
 
     def __init__(
         self,
-        access: StreamAccess,
+        reader: Reader,
         key: TurnKey,
         render: Callable[[TurnRecord], bytes],
         headers: Mapping[str, str],
@@ -200,7 +198,7 @@ class JsonAnswer(StreamedResponse):
         """`fails_again`: a repeated request gets the same turn also if it has failed."""
         super().__init__({"cache-control": "no-store", **headers})
         self._fails_again = fails_again
-        self._access = access
+        self._reader = reader
         self._key = key
         self._render = render
 
@@ -212,11 +210,10 @@ class JsonAnswer(StreamedResponse):
 
     async def _wait(self, receive: Receive) -> TurnRecord | None:
         """Returns the turn's record; None if the client has left. Raises Refused and LogError if it cannot wait on."""
-        streams = self._access.streams
+        streams = self._reader.streams
         async with streams.fan_out.subscribe(self._key, BEFORE_FIRST) as feed:
-            with streams.authenticator.watch(self._access.permit.principal) as expired:
-                async with Interruptions(receive, streams.draining, expired) as interruptions:
-                    ending = (await interruptions.run(_wait_until_ended(feed))).interruption or BROKEN
+            async with self._reader.open(receive, streams.draining, is_counted=False):
+                ending = await serve(self._reader, partial(_wait_for_end, feed))
             if feed.is_ended:
                 return record_from_fold(self._key, fold(feed.entries))
         if ending.reconnect_window_s is not None:
@@ -230,10 +227,9 @@ class JsonAnswer(StreamedResponse):
         return None
 
 
-async def _wait_until_ended(feed: TurnFeed) -> None:
-    """Returns when no more entries will come."""
-    while not (feed.is_ended or feed.is_broken):
-        await feed.wait_for_change(len(feed.entries))
+async def _wait_for_end(feed: TurnFeed) -> StreamEnding | bool:
+    """Waits for a change. Returns how the feed has ended, or whether there was news."""
+    return feed.ending or await feed.wait_for_change(len(feed.entries))
 
 
 def require_completed(record: TurnRecord, *, fails_again: bool) -> None:

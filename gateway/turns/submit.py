@@ -17,7 +17,7 @@ from tailrace.gateway.http.last_event_id import cursor_text
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.streaming.stream_context import refuse_when_draining
+from tailrace.gateway.streaming.reader import refuse_when_draining
 from tailrace.gateway.turns.api_version import sampling_of
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.request_body import build_entry, check_turn

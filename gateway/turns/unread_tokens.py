@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from tailrace.gateway import metrics
-from tailrace.gateway.streaming.stream_measurement import is_delta
+from tailrace.gateway.streaming.feed import is_delta
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto.entries import End

@@ -5,7 +5,7 @@ from typing import Any
 
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.submission import SubmitFeatures
 from tailrace.gateway.turns.submit import TurnSubmitter

@@ -16,9 +16,10 @@ from anthropic.lib.streaming import AsyncMessageStream
 from anthropic.types import ParsedMessage, RawMessageStreamEvent
 
 from tailrace.gateway.http.last_event_id import QUERY_NAMES
-from tailrace.gateway.streaming import fanout, frame_writer
+from tailrace.gateway.streaming import writer as frame_writer
 from tailrace.gateway.streaming.dialect import Dialect, Frame
-from tailrace.gateway.streaming.frame_writer import DISPATCH_S
+from tailrace.gateway.streaming.feed import TurnFeed
+from tailrace.gateway.streaming.writer import DISPATCH_S
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Failure, StoredEntry
 from tailrace.proto.errors import LogFull
@@ -351,9 +352,9 @@ async def test_a_long_turn_is_rendered_in_pieces(
     rendered: Counter[int] = Counter()
     turns = 0
 
-    frames = fanout.TurnFeed.frames
+    frames = TurnFeed.frames
 
-    def count_renderings(self: fanout.TurnFeed, dialect: Dialect, *bounds: int) -> list[Frame]:
+    def count_renderings(self: TurnFeed, dialect: Dialect, *bounds: int) -> list[Frame]:
         def render(state: Any, stored: StoredEntry) -> tuple[Frame, Any]:
             rendered[turns] += 1
             return dialect.render(state, stored)
@@ -366,7 +367,7 @@ async def test_a_long_turn_is_rendered_in_pieces(
             turns += 1
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(fanout.TurnFeed, "frames", count_renderings)
+    monkeypatch.setattr(TurnFeed, "frames", count_renderings)
     counting = asyncio.create_task(count())
     answer = await lone_gateway.client.get(path.format(turn=key.turn, last=last))
     counting.cancel()

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.streaming.event_stream import EventStream
+from tailrace.gateway.streaming.response import EventStream
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import JsonAnswer
 from tailrace.gateway.turns.submit import UNCLEAR

@@ -12,8 +12,7 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits import stream_slots
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.quotas import TENANT
-from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
-from tailrace.gateway.limits.stream_slots import StreamPermit, StreamSlots
+from tailrace.gateway.limits.stream_slots import HeldSlots, StreamSlots
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.limits import Limits
@@ -119,12 +118,13 @@ async def test_a_stream_that_ends_during_a_renewal_releases_all_its_slots(
     monkeypatch.setattr(stream_slots, "RENEW_INTERVAL_S", 0.01)
     slots, one = SlowSlots(connection), Limits(streams=1)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), one, one)
-    streams, principal = StreamSlots(limiter, ReaderCounts(ReaderLimits(9, 9, 9))), Principal(tenant)
+    streams, principal = StreamSlots(limiter), Principal(tenant)
     renewing = asyncio.create_task(streams.renew_periodically())
-    permit = StreamPermit(streams, principal, "127.0.0.1")
-    await permit.acquire()
+    held = streams.slots_of(principal)
+    assert held is not None
+    await held.acquire()
     await slots.is_renewed.wait()
-    await permit.release()
+    await held.release()
 
     async def are_free() -> bool:
         owners = [owner.name for owner in limiter.owners(principal)]
@@ -141,12 +141,12 @@ async def test_a_slow_renewal_does_not_delay_those_of_other_streams(
     monkeypatch.setattr(stream_slots, "RENEW_INTERVAL_S", 0.01)
     slots = SlowSlots(connection)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), Limits(streams=9), Limits())
-    streams = StreamSlots(limiter, ReaderCounts(ReaderLimits(9, 9, 9)))
-    permits = [StreamPermit(streams, Principal(tenant), "127.0.0.1") for _ in range(3)]
-    for permit in permits:
-        await permit.acquire()
+    streams = StreamSlots(limiter)
+    several = [held for _ in range(3) if (held := streams.slots_of(Principal(tenant))) is not None]
+    for held in several:
+        await held.acquire()
     renewing = asyncio.create_task(streams.renew_periodically())
-    await until(lambda: slots.renewed == {permit.holder for permit in permits})
+    await until(lambda: slots.renewed == {held.holder for held in several})
     slots.is_releasing.set()
     renewing.cancel()
 
@@ -191,11 +191,13 @@ async def test_a_stream_whose_slot_has_expired_takes_one_again(connection: Conne
     assert [held.holder for held in await slots.list_held(tenant, TENANT, stream_slots.STREAMS)] == [other.holder]
 
 
-def two_streams(connection: Connection, tenant: Tenant) -> tuple[StreamPermit, StreamPermit]:
-    """Returns two streams of a tenant that may have one."""
+def two_streams(connection: Connection, tenant: Tenant) -> tuple[HeldSlots, HeldSlots]:
+    """Returns the slots of two streams of a tenant that may have one."""
     limiter = Limiter(Counters(connection), Slots(connection), TurnLog(connection), Limits(), Limits(streams=1))
-    streams = StreamSlots(limiter, ReaderCounts(ReaderLimits(9, 9, 9)))
-    one, other = [StreamPermit(streams, Principal(tenant), "127.0.0.1") for _ in range(2)]
+    streams = StreamSlots(limiter)
+    one, other = (streams.slots_of(Principal(tenant)) for _ in range(2))
+    assert one is not None
+    assert other is not None
     return one, other
 
 

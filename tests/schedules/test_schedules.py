@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from tailrace.gateway.streaming.stream_measurement import is_delta
+from tailrace.gateway.streaming.feed import is_delta
 from tailrace.generators import event_writer
 from tailrace.generators.settings import Settings
 from tailrace.proto.entries import Attempt, Entry, StoredEntry

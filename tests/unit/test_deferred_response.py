@@ -9,9 +9,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tailrace.gateway.http.deferred_response import send_deferred
+from tailrace.gateway.http.deferred_response import StreamedResponse, send_deferred
 from tailrace.gateway.http.error_responses import response as error_response
-from tailrace.gateway.streaming.response import StreamedResponse
 from tailrace.proto.errors import Refused
 
 Respond = Callable[[StreamedResponse, Send], Awaitable[None]]

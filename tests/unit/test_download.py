@@ -12,20 +12,19 @@ from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import LOCAL, Authenticator
 from tailrace.gateway.clients.files import rendered_size
 from tailrace.gateway.http.deferred_response import send_deferred
-from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
-from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download
-from tailrace.gateway.streaming.stream_access import StreamAccess
+from tailrace.gateway.streaming.reader import Reader
+from tailrace.gateway.streaming.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 
 
-def open_access() -> StreamAccess:
-    slots = StreamSlots(SimpleNamespace(has_limits=lambda _: False), ReaderCounts(ReaderLimits(1, 1, 1)))  # type: ignore[arg-type]
+def build_reader() -> Reader:
+    counts, slot_limits = ReaderCounts(ReaderLimits(1, 1, 1)), SimpleNamespace(slots_of=lambda _: None)
     authenticator = Authenticator(Settings(), ApiKeyCache())
-    streams: Any = SimpleNamespace(authenticator=authenticator, slots=slots)
+    streams: Any = SimpleNamespace(authenticator=authenticator, counts=counts, slot_limits=slot_limits)
     request: Any = SimpleNamespace(principal=LOCAL, client=None)
-    return StreamAccess(streams, request)
+    return Reader(streams, request)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +46,7 @@ async def test_an_error_in_the_middle_truncates_the_body(why: Exception) -> None
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    await send_deferred(Download(open_access(), pieces(), {}))(scope, receive, send)
+    await send_deferred(Download(build_reader(), pieces(), {}))(scope, receive, send)
     assert [message.get("body") for message in sent] == [None, b"half"]
     assert sent[-1]["more_body"]
 
@@ -66,4 +65,4 @@ async def test_the_size_of_results_is_not_computed_any_further_for_a_client_that
         return {"type": "http.disconnect"}
 
     with pytest.raises(Refused):
-        await asyncio.wait_for(rendered_size(open_access(), receive, pieces()), 5)
+        await asyncio.wait_for(rendered_size(build_reader(), receive, pieces()), 5)

@@ -10,7 +10,7 @@ from anthropic.types.image_dimensions_too_large_error_details import ImageDimens
 from tailrace.gateway.clients.anthropic.stream import ANTHROPIC
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.error_responses import render_error
-from tailrace.gateway.streaming.event_stream import refusal_of
+from tailrace.gateway.streaming.response import refusal_of
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Failure, StoredEntry
 from tailrace.proto.ids import Seq, TurnId

@@ -17,7 +17,7 @@ from tailrace.gateway.clients.openai.responses_stream import render_snapshot
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Frame
-from tailrace.gateway.streaming.frame_writer import skip_events
+from tailrace.gateway.streaming.writer import skip_events
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Outcome, StoredEntry
 from tailrace.proto.fold import fold

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits, owner_of
+from tailrace.gateway.streaming.reader_counts import ReaderCounts, ReaderLimits, owner_of
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
 from tests.harness.sizes import sizes_of

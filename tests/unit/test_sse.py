@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Frame
-from tailrace.gateway.streaming.frame_writer import skip_events
+from tailrace.gateway.streaming.writer import skip_events
 from tests.harness.sse_parser import EventStream
 
 

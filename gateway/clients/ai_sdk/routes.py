@@ -31,12 +31,10 @@ from tailrace.gateway.http.parameters import GONE, KEY, RESUMING
 from tailrace.gateway.http.route import SSE, Route, Section, query
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
-from tailrace.gateway.streaming.event_stream import EventStream, Start
-from tailrace.gateway.streaming.frame_writer import FRAMES_MAX
-from tailrace.gateway.streaming.held_stream import HeldStream
 from tailrace.gateway.streaming.pacing import PACE
-from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_context import StreamContext, refuse_when_draining
+from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
+from tailrace.gateway.streaming.response import EventStream, HeldStream, Start
+from tailrace.gateway.streaming.writer import FRAMES_MAX
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import Responder
 from tailrace.proto.errors import Refused, TurnUnknown
@@ -88,21 +86,21 @@ async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnRea
     tenant, name = request.tenant, request.path_params["chat"]
     if cursor := cursor_of(request):
         turn = await find_turn_or_chat(streams.log, streams.history, tenant, name)
-        return stream_of(StreamAccess(streams, request), request, turn, cursor, UI)
+        return stream_of(Reader(streams, request), request, turn, cursor, UI)
     index = start_index(request)
     is_replay = request.query_params.get("replay") == "true"
     if index is not None and index > 0 and request.method == "GET":
         # The workflow transport treats every status but 200 as final, so it waits inside the stream.
         find = partial(find_chunk, streams, blob_store, tenant, name, index, is_replay=is_replay)
-        return HeldStream(StreamAccess(streams, request), find, UI)
+        return HeldStream(Reader(streams, request), find, UI)
     refuse_when_draining(streams.draining)
     if index is not None:
         start = await find_chunk(streams, blob_store, tenant, name, index, is_replay=is_replay)
-        return EventStream(StreamAccess(streams, request), start, UI)
+        return EventStream(Reader(streams, request), start, UI)
     key = await find_resumable(streams, turns, tenant, name)
     if key is None:
         return Response(status_code=204)
-    return EventStream(StreamAccess(streams, request), key, await replay_of(streams, blob_store, key))
+    return EventStream(Reader(streams, request), key, await replay_of(streams, blob_store, key))
 
 
 async def post_stop(request: ApiRequest, log: TurnLog, history: HistoryClient, turns: TurnReader) -> Response:

@@ -44,8 +44,7 @@ from tailrace.gateway.resources.batches import (
 from tailrace.gateway.resources.paging import limit_of, list_page, require_one_cursor
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download
-from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.account_choice import refuse_account_headers
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.submission import Submission
@@ -198,7 +197,7 @@ async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobS
         raise Refused("request_invalid", NOT_ENDED)
     inputs = ended_inputs(streams, blob_store, key, turn, range(stored.counts.of))
     pieces = render_with_refused(inputs, partial(result_line, stored=stored), stored, blob_store, key)
-    return Download(StreamAccess(streams, request), pieces, HEADERS, is_stream=True)
+    return Download(Reader(streams, request), pieces, HEADERS, is_stream=True)
 
 
 async def _batch_of(

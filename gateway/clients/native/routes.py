@@ -12,11 +12,9 @@ from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.http.parameters import CURSOR, GONE, KEY, LAST_EVENT_ID_IN_QUERY, LAST_RECEIVED, RESUMING
 from tailrace.gateway.http.route import SSE, TURNS, Route, header, query
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
-from tailrace.gateway.streaming.event_stream import EventStream
-from tailrace.gateway.streaming.held_stream import HeldStream
-from tailrace.gateway.streaming.pacing import PACE, Pace, pace_of
-from tailrace.gateway.streaming.stream_access import StreamAccess, TurnAccess
-from tailrace.gateway.streaming.stream_context import refuse_when_draining
+from tailrace.gateway.streaming.pacing import PACE, pace_of, pace_stream
+from tailrace.gateway.streaming.reader import Reader, TurnAccess, refuse_when_draining
+from tailrace.gateway.streaming.response import EventStream, HeldStream
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder
@@ -50,9 +48,10 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
     new_turn, raw = await request.read(NewTurn, has_model_output=True)
     try:
         if "text/event-stream" in accept_header(request.headers):
-            access, key = await responder.submit_for_stream(request, new_turn, raw)
+            reader, key = await responder.submit_for_stream(request, new_turn, raw)
             headers, cursor = {"location": f"/v1/turns/{key.turn}"}, cursor_of_post(request) or BEFORE_FIRST
-            response = EventStream(access, key, dialect, cursor, headers=headers, pace=pace)
+            response = EventStream(reader, key, dialect, cursor, headers=headers)
+            pace_stream(response, pace)
             response.add_headers({"tailrace-turn": key.turn})
             response.is_repeatable = is_repeatable(request)
             return response
@@ -73,8 +72,11 @@ async def get_events(request: ApiRequest, turn_access: TurnAccess) -> ASGIApp:
     may read the same turn.
     """
     key, dialect = request.turn(), dialect_of(request)
-    access = await turn_access.of(request, key)
-    return stream_of(access, request, key, cursor_of(request, access.id_prefix), dialect, pace=pace_of(request))
+    reader = await turn_access.of(request, key)
+    pace = pace_of(request)
+    response = stream_of(reader, request, key, cursor_of(request, reader.id_prefix), dialect)
+    pace_stream(response, pace)
+    return response
 
 
 async def get_turn(request: ApiRequest, turns: TurnReader) -> Response:
@@ -94,21 +96,13 @@ async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:
     return json_response(await turns.cancel(request.turn(), request.principal.key))
 
 
-def stream_of(
-    access: StreamAccess,
-    request: ApiRequest,
-    key: TurnKey,
-    cursor: Seq,
-    dialect: Dialect,
-    *,
-    pace: Pace | None = None,
-) -> EventStream:
+def stream_of(reader: Reader, request: ApiRequest, key: TurnKey, cursor: Seq, dialect: Dialect) -> EventStream:
     """Returns the stream after `cursor`. Raises Refused when this gateway drains and the client can retry by itself."""
     # An EventSource that reconnects treats 503 as final: it waits inside the stream instead.
     if cursor and dialect.is_self_delimited and request.method == "GET":
-        return HeldStream(access, key, dialect, cursor, pace=pace)
-    refuse_when_draining(access.streams.draining)
-    return EventStream(access, key, dialect, cursor, pace=pace)
+        return HeldStream(reader, key, dialect, cursor)
+    refuse_when_draining(reader.streams.draining)
+    return EventStream(reader, key, dialect, cursor)
 
 
 def cursor_of(request: ApiRequest, id_prefix: bytes = b"") -> Seq:

@@ -15,27 +15,27 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.native.new_turns import NewTurns
 from tailrace.gateway.clients.native.stream import OF_SESSION, reset_of
 from tailrace.gateway.http import sse
+from tailrace.gateway.http.deferred_response import StreamedResponse, body
 from tailrace.gateway.http.last_event_id import cursor_text
 from tailrace.gateway.http.parameters import LAST_EVENT_ID_IN_QUERY, LAST_RECEIVED, SAME_AS_LAST_RECEIVED
 from tailrace.gateway.http.route import SESSIONS, SSE, Route, header, query
 from tailrace.gateway.streaming.dialect import Frame
-from tailrace.gateway.streaming.endings import BROKEN, LEFT
-from tailrace.gateway.streaming.event_stream import ending_of
-from tailrace.gateway.streaming.fanout import TurnFeed
-from tailrace.gateway.streaming.frame_writer import FRAMES_MAX, PIECE_BYTES_MAX, RETRY_MS
-from tailrace.gateway.streaming.new_turns import NewTurns
-from tailrace.gateway.streaming.reader_history import Reader
-from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
-from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_context import StreamContext, random_life_s
+from tailrace.gateway.streaming.endings import BROKEN, LEFT, StreamEnding
+from tailrace.gateway.streaming.feed import TurnFeed
+from tailrace.gateway.streaming.reader import Reader, StreamContext, random_life_s
+from tailrace.gateway.streaming.response import serve
+from tailrace.gateway.streaming.stream_record import StreamRecord
+from tailrace.gateway.streaming.writer import FRAMES_MAX, PIECE_BYTES_MAX, RETRY_MS
 from tailrace.proto.errors import CursorUnknown, LogError, Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, TurnKey
 from tailrace.proto.records import GetSession, ListTurnsSince
@@ -70,17 +70,17 @@ async def get_events(request: ApiRequest, streams: StreamContext, new_turns: New
         )
     query = GetSession(request.path_params["session"])
     session = (await streams.history.query(request.tenant, query)).session
-    return SessionStream(StreamAccess(streams, request), new_turns, session, text or None)
+    return SessionStream(Reader(streams, request), new_turns, session, text or None)
 
 
 class SessionStream(StreamedResponse):
     """Streams the turns of one session to one client, until it disconnects."""
 
-    def __init__(self, access: StreamAccess, new_turns: NewTurns, session: SessionId, cursor: str | None) -> None:
+    def __init__(self, reader: Reader, new_turns: NewTurns, session: SessionId, cursor: str | None) -> None:
         super().__init__(HEADERS)
-        self._access = access
-        self._streams = access.streams
-        self._tenant = access.permit.principal.tenant
+        self._reader = reader
+        self._streams = reader.streams
+        self._tenant = reader.principal.tenant
         self._new_turns = new_turns
         self._session = session
         self._cursor = cursor
@@ -88,9 +88,11 @@ class SessionStream(StreamedResponse):
         self._positions: dict[TurnId, TurnPosition] = {}
         self._following: dict[TurnId, asyncio.Task[None]] = {}
         self._finished: set[TurnId] = set()
-        self._readers: set[Reader] = set()
+        self._records: set[StreamRecord] = set()
         self._writing = asyncio.Lock()
         self._is_silent = True
+        self._heartbeat_at: float | None = None
+        """The loop's time of the next heartbeat; None until the first event was sent."""
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events of all running and new turns.
@@ -98,22 +100,24 @@ class SessionStream(StreamedResponse):
         Ends when the client disconnects, the gateway drains, the credential expires or the stream is too old.
         """
         async with (
-            self._access.open() as expired,
-            Interruptions(receive, self._streams.draining, expired) as interruptions,
+            self._reader.open(receive, self._streams.draining),
             self._new_turns.listen(self._tenant, self._session) as news,
         ):
-            await self._access.permit.acquire()
+            await self._reader.acquire()
             await self._read_cursor()
             await self.begin(send, 200)
             if scope["method"] == "HEAD":
                 await send(body(b"", more=False))
                 return
             try:
-                work = await interruptions.run(self._serve(send, news), random_life_s(self._streams.settings))
-                # Without an interruption, a turn could not be followed further.
-                ending = work.interruption or BROKEN
-                for reader in self._readers:
-                    reader.close(ending)
+                ending = await serve(
+                    self._reader,
+                    partial(self._step, send, news),
+                    partial(self._send_heartbeat, send),
+                    life_s=random_life_s(self._streams.settings),
+                )
+                for record in self._records:
+                    record.close(ending)
             finally:
                 running = list(self._following)
                 await self._stop()
@@ -137,31 +141,43 @@ class SessionStream(StreamedResponse):
             if key is not None:
                 self._positions[key.turn] = TurnPosition(Seq(int(request)), Seq(int(last)))
 
-    async def _serve(self, send: Send, news: asyncio.Event) -> None:
-        """Follows turns until one cannot be followed any further. The stream then ends, and the client resumes."""
-        heartbeat_s = self._streams.settings.heartbeat_s
+    async def _step(self, send: Send, news: asyncio.Event) -> StreamEnding | bool:
+        """Looks for turns to follow if there is news, then waits for more, at most until the next heartbeat.
+
+        Returns False when the heartbeat is due. A turn that cannot be followed any further breaks the stream, and the
+        client resumes.
+        """
+        loop, heartbeat_s = asyncio.get_running_loop(), self._streams.settings.heartbeat_s
+        if self._heartbeat_at is None:
+            await self._send_opening(send)
+            self._heartbeat_at = loop.time() + heartbeat_s
+        elif news.is_set():
+            news.clear()
+            await self._follow_new(send)
+        await run_until(news.wait(), *self._following.values(), timeout_s=max(0, self._heartbeat_at - loop.time()))
+        was_full = len(self._following) >= FOLLOWED_MAX
+        for turn, task in [(turn, task) for turn, task in self._following.items() if task.done()]:
+            match task.exception():
+                case None:
+                    del self._following[turn]
+                case LogError() | Refused():
+                    return BROKEN
+                case error:
+                    raise error
+        is_due = loop.time() >= self._heartbeat_at
+        if is_due:
+            self._heartbeat_at = loop.time() + heartbeat_s
+        if is_due or was_full:
+            news.set()
+        return not is_due
+
+    async def _send_opening(self, send: Send) -> None:
+        """Begins to follow the running turns, and sends the first event, which lists them."""
         running = await self._follow_new(send)
         begin = {"type": "session", "session": self._session, "running": running}
         retry = sse.retry(random.randint(*RETRY_MS))  # noqa: S311  # no secret
         async with self._writing:
             await self._send(send, retry + self._encode(msgspec.json.encode(begin), with_id=True))
-        loop = asyncio.get_running_loop()
-        heartbeat_at = loop.time() + heartbeat_s
-        while not any(task.done() and task.exception() is not None for task in self._following.values()):
-            await run_until(news.wait(), *self._following.values(), timeout_s=max(0, heartbeat_at - loop.time()))
-            was_full = len(self._following) >= FOLLOWED_MAX
-            for turn in [turn for turn, task in self._following.items() if task.done() and task.exception() is None]:
-                del self._following[turn]
-            if loop.time() >= heartbeat_at:
-                heartbeat_at = loop.time() + heartbeat_s
-                await self._send_heartbeat(send)
-            elif not (news.is_set() or was_full):
-                continue
-            news.clear()
-            await self._follow_new(send)
-        for task in self._following.values():
-            if task.done() and not isinstance(error := task.exception(), LogError | Refused | None):
-                raise error
 
     async def _send_heartbeat(self, send: Send) -> None:
         """Sends a heartbeat unless something was sent since the last one."""
@@ -227,16 +243,16 @@ class SessionStream(StreamedResponse):
             index = feed.start_index(cursor, OF_SESSION)
             known = self._positions.get(key.turn)
             request = known.request if known is not None else feed.seqs[0]
-            with self._record_stream(feed, cursor) as reader:
+            with self._record_stream(feed, cursor) as record:
                 while True:
                     frames = feed.frames(OF_SESSION, index, FRAMES_MAX, PIECE_BYTES_MAX)
                     begin, index = index, index + len(frames)
                     seqs = feed.seqs[begin:index]
                     positions = [TurnPosition(request, seq) for seq in seqs]
                     await self._write(send, key, list(zip(frames, positions, strict=True)))
-                    reader.note_write(feed.entries, begin, index)
+                    record.note_write(feed.entries, begin, index)
                     if index == len(feed.entries) and feed.is_ended:
-                        reader.close(ending_of(feed))
+                        record.close(feed.ending or BROKEN)
                         return
                     if index < len(feed.entries):
                         # Lets other tasks run between the pieces of a long replay.
@@ -247,14 +263,14 @@ class SessionStream(StreamedResponse):
                         await feed.wait_for_change(index)
 
     @contextmanager
-    def _record_stream(self, feed: TurnFeed, cursor: Seq) -> Iterator[Reader]:
+    def _record_stream(self, feed: TurnFeed, cursor: Seq) -> Iterator[StreamRecord]:
         """Records the stream of one turn. `respond` notes why it is closed, unless its turn ends first."""
-        with self._streams.readers.record_stream(feed, OF_SESSION.name, cursor) as reader:
-            self._readers.add(reader)
+        with self._streams.records.record_stream(feed, OF_SESSION.name, cursor) as record:
+            self._records.add(record)
             try:
-                yield reader
+                yield record
             finally:
-                self._readers.discard(reader)
+                self._records.discard(record)
 
     async def _write(self, send: Send, key: TurnKey, frames: Sequence[tuple[Frame, TurnPosition]]) -> None:
         async with self._writing:

@@ -41,7 +41,7 @@ from tailrace.gateway.resources.batches import (
 )
 from tailrace.gateway.resources.paging import limit_of, list_page
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.turns.submission import Submission
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.gateway.turns.webhook_url import check_webhook

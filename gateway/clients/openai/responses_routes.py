@@ -22,6 +22,7 @@ from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
 from tailrace.gateway.clients.stored_messages import read_texts, resolve
 from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http.deferred_response import StreamedResponse
 from tailrace.gateway.http.examples import MODEL, TURN
 from tailrace.gateway.http.json_response import NO_STORE, json_response, large_json_response
 from tailrace.gateway.http.large_bodies import convert_body
@@ -30,12 +31,9 @@ from tailrace.gateway.http.route import SSE, Route, Section, query
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import is_newest_first, limit_of, list_page
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.streaming.event_stream import EventStream, Start
-from tailrace.gateway.streaming.held_stream import HeldStream
 from tailrace.gateway.streaming.pacing import PACE
-from tailrace.gateway.streaming.response import StreamedResponse
-from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_context import StreamContext, refuse_when_draining
+from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
+from tailrace.gateway.streaming.response import EventStream, HeldStream, Start
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
@@ -129,12 +127,12 @@ async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnR
     after = request.query_params.get("starting_after")
     if after is None:
         renderer = render_snapshot if flag(request, "snapshot") else None
-        return EventStream(StreamAccess(streams, request), key, OPENAI_RESPONSES, snapshot=renderer)
+        return EventStream(Reader(streams, request), key, OPENAI_RESPONSES, snapshot=renderer)
     if flag(request, "snapshot"):
         raise Refused("request_invalid", "`snapshot` begins at the start: send it without `starting_after`")
     start = Start(key, seen=parse_cursor(after) + 1)
     stream = HeldStream if request.method == "GET" else EventStream
-    return stream(StreamAccess(streams, request), start, OPENAI_RESPONSES)
+    return stream(Reader(streams, request), start, OPENAI_RESPONSES)
 
 
 async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:

@@ -33,8 +33,7 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import GONE, KEY, KEY_SCHEMA, RESUMING
 from tailrace.gateway.http.route import SSE, TUTORIALS, Route, header
 from tailrace.gateway.streaming.pacing import PACE
-from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.submit import idempotency_key_of
 from tailrace.proto.errors import Refused
@@ -134,7 +133,7 @@ async def get_job_stream(request: ApiRequest, streams: StreamContext) -> ASGIApp
 
     `Last-Event-ID` continues without a gap.
     """
-    return stream_of(StreamAccess(streams, request), request, request.turn("job_id"), cursor_of(request), JOB)
+    return stream_of(Reader(streams, request), request, request.turn("job_id"), cursor_of(request), JOB)
 
 
 KEY_WITHOUT_COOKIE = header(

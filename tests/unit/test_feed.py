@@ -10,9 +10,10 @@ import pytest
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming.dialect import Dialect, Frame
-from tailrace.gateway.streaming.fanout import FanOut, TurnFeed
+from tailrace.gateway.streaming.endings import BROKEN, FAILED, WHOLE
+from tailrace.gateway.streaming.feed import FanOut, TurnFeed
 from tailrace.gateway.turns.reader_presence import ReaderPresence
-from tailrace.proto.entries import StoredEntry
+from tailrace.proto.entries import Failure, StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Rpc, TurnLog
@@ -113,6 +114,18 @@ async def test_a_reader_that_a_silence_woke_sees_an_entry_that_came_since() -> N
     # The silence wakes the reader in the loop's next turn, and then the entry comes; the reader runs in the one after.
     asyncio.get_running_loop().call_soon(feed.add, completed_turn("a").stored)
     assert await changed
+
+
+async def test_a_feed_says_how_a_stream_ends_that_was_sent_all_of_it() -> None:
+    failed = Handwritten()
+    failed.store_request()
+    failed.end("failed", Failure("backend_overloaded", "Claude is overloaded"))
+    broken, at_the_end = feed_of(STORED[:-1]), feed_of([])
+    assert broken.ending is None
+    broken.fail(LogUnavailable("?"))
+    at_the_end.is_ended = True
+    endings = [feed.ending for feed in (broken, at_the_end, feed_of(STORED), feed_of(failed.stored))]
+    assert endings == [BROKEN, WHOLE, WHOLE, FAILED]
 
 
 async def test_waiting_readers_are_woken_after_each_silence() -> None:

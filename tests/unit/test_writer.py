@@ -1,22 +1,28 @@
-"""FrameWriter: writes a turn to one client as entries come, and waits for a slow client alone."""
+"""TurnWriter: writes a turn to one client as entries come, and waits for a slow client alone."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from starlette.types import Message
 
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.streaming.dialect import Dialect, Frame
-from tailrace.gateway.streaming.fanout import TurnFeed
-from tailrace.gateway.streaming.frame_writer import PIECE_BYTES_MAX, FrameWriter
+from tailrace.gateway.streaming.endings import BROKEN, WHOLE, StreamEnding
+from tailrace.gateway.streaming.feed import TurnFeed
+from tailrace.gateway.streaming.reader import Reader
+from tailrace.gateway.streaming.response import serve
+from tailrace.gateway.streaming.writer import PIECE_BYTES_MAX, TurnWriter
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST
 from tests.harness.turn_builder import KEY, completed_turn
 from tests.harness.until import until
 
 TURN = completed_turn("a", "b").stored
+UNINTERRUPTED = cast("Reader", SimpleNamespace(until_interrupted=lambda _: nullcontext()))
 
 
 class Client:
@@ -67,11 +73,15 @@ def text_of(stored: Sequence[StoredEntry]) -> bytes:
 @asynccontextmanager
 async def writing(
     feed: TurnFeed, client: Client, dialect: Dialect
-) -> AsyncIterator[tuple[FrameWriter, asyncio.Task[bool]]]:
+) -> AsyncIterator[tuple[TurnWriter, asyncio.Task[StreamEnding]]]:
     """Writes the turn to the client in a task, and yields when it waits for entries."""
-    writer = FrameWriter(client.send, dialect, heartbeat_s=60.0, observe=client.note)
+    writer = TurnWriter(client.send, dialect, feed, observe=client.note)
+
+    async def beat() -> None:
+        await client.send({"type": "http.response.body", "body": dialect.heartbeat})
+
     async with asyncio.timeout(10):
-        task = asyncio.create_task(writer.write_turn(feed, 0))
+        task = asyncio.create_task(serve(UNINTERRUPTED, writer.step, beat))
         await until(lambda: feed.waiting_readers)
         try:
             yield writer, task
@@ -88,8 +98,8 @@ def feed_of(stored: list[StoredEntry], heartbeat_s: float = 60.0) -> TurnFeed:
 
 async def test_a_snapshot_counts_as_a_write_of_all_entries_in_it() -> None:
     feed, client = feed_of(TURN), Client()
-    writer = FrameWriter(client.send, TAILRACE, heartbeat_s=60.0, observe=client.note)
-    assert await writer.write_turn(feed, 0, snapshot=lambda *_: ())
+    writer = TurnWriter(client.send, TAILRACE, feed, snapshot=lambda *_: (), observe=client.note)
+    assert await writer.step() is WHOLE
     assert client.notes == [(0, len(feed.entries))]
 
 
@@ -101,7 +111,7 @@ async def test_an_entry_is_written_when_it_is_added() -> None:
             feed.add([stored])
             assert b"".join(client.bodies) == text_of(TURN[:number])
         feed.add(TURN[-1:])
-        assert await task
+        assert await task is WHOLE
     assert b"".join(client.bodies) == text_of(TURN)
     assert [start for start, _ in client.notes] == [0, *range(2, len(TURN))]
 
@@ -123,7 +133,7 @@ async def test_a_slow_client_is_waited_for_alone() -> None:
         assert slow.notes == [(0, 1), (1, 2), (2, len(TURN) - 1)]
         assert not writer.is_within_frame
         feed.add(TURN[-1:])
-        assert await task
+        assert await task is WHOLE
 
 
 async def test_a_write_that_is_cancelled_while_the_client_is_slow_is_within_a_frame() -> None:
@@ -157,7 +167,7 @@ async def test_a_break_and_a_large_frame_are_left_to_the_task() -> None:
             feed.add([stored])
             await until(lambda: feed.waiting_readers or task.done())
         feed.add(TURN[4:5])
-        assert not await task
+        assert await task is BROKEN
     assert list(map(len, client.bodies)) == [2, 2, PIECE_BYTES_MAX, 1, 2]
 
 

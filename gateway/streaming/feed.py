@@ -15,7 +15,9 @@ from typing import Any
 
 from tailrace.gateway import metrics
 from tailrace.gateway.streaming.dialect import Dialect, Frame
-from tailrace.proto.entries import Attempt, End, Request, StoredEntry
+from tailrace.gateway.streaming.endings import BROKEN, FAILED, WHOLE, StreamEnding
+from tailrace.proto import events
+from tailrace.proto.entries import Attempt, End, Event, Failure, Request, StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import TurnLog
@@ -55,6 +57,18 @@ class TurnFeed:
         """The turn's request; None as long as the feed has no entries, and in a feed that begins at a cursor."""
         first = self.entries[0].entry if self.entries else None
         return first if isinstance(first, Request) else None
+
+    @property
+    def ending(self) -> StreamEnding | None:
+        """How a stream ends that was sent all entries; None: more will come."""
+        if not self.is_ended:
+            return BROKEN if self.is_broken else None
+        match self.entries[-1:]:
+            case [StoredEntry(entry=End(error=Failure()))]:
+                return FAILED
+            case _:
+                # Also the feed of a cursor at the end of the turn, which has no entry.
+                return WHOLE
 
     def add(self, entries: list[StoredEntry]) -> None:
         """Adds the next entries. After the first call, maybe without entries, the feed has all that were stored."""
@@ -351,6 +365,11 @@ class FanOut:
     def _forget(self, feed: TurnFeed) -> None:
         if self._feeds.get(feed.key) is feed:
             del self._feeds[feed.key]
+
+
+def is_delta(stored: StoredEntry) -> bool:
+    """Returns whether an entry is a delta of the answer."""
+    return isinstance(stored.entry, Event) and isinstance(events.decode(stored.entry.event), events.BlockDelta)
 
 
 @asynccontextmanager

@@ -11,19 +11,17 @@ import pytest
 from starlette.types import Message
 
 from tailrace.gateway.auth.authenticate import LOCAL
-from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.clients.ai_sdk.routes import count_chunks
 from tailrace.gateway.clients.ai_sdk.stream import UI
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.deferred_response import send_deferred
-from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
-from tailrace.gateway.limits.stream_slots import StreamPermit, StreamSlots
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
-from tailrace.gateway.streaming.event_stream import EventStream
-from tailrace.gateway.streaming.fanout import FanOut
-from tailrace.gateway.streaming.reader_history import ReaderHistory
-from tailrace.gateway.streaming.stream_access import StreamAccess
+from tailrace.gateway.streaming.feed import FanOut
+from tailrace.gateway.streaming.reader import Reader
+from tailrace.gateway.streaming.reader_counts import ReaderCounts, ReaderLimits
+from tailrace.gateway.streaming.response import EventStream
+from tailrace.gateway.streaming.stream_record import StreamRecords
 from tailrace.proto.entries import Attempt, Failure, StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
@@ -56,9 +54,7 @@ class Client:
         self.draining, self.expired, self.disconnects = Flag(), Flag(), list[float]()
         self.disconnected = asyncio.Event()
         self.sent: list[Message] = []
-        self.slots = StreamSlots(
-            cast("Any", SimpleNamespace(has_limits=lambda _: False)), ReaderCounts(ReaderLimits(1, 1, 1))
-        )
+        self.counts = ReaderCounts(ReaderLimits(1, 1, 1))
         self.fan_out = FanOut(cast("TurnLog", log), group, linger_s=0, heartbeat_s=settings.heartbeat_s)
         self.streams: Any = SimpleNamespace(
             settings=settings,
@@ -68,8 +64,9 @@ class Client:
             fan_out=self.fan_out,
             on_disconnect=lambda _, reconnect_window_s: self.disconnects.append(reconnect_window_s),
             log=log,
-            slots=self.slots,
-            readers=ReaderHistory(),
+            counts=self.counts,
+            slot_limits=SimpleNamespace(slots_of=lambda _: None),
+            records=StreamRecords(),
         )
         self.request: Any = SimpleNamespace(principal=LOCAL, client=SimpleNamespace(host="127.0.0.1"))
 
@@ -95,10 +92,10 @@ class Client:
 
     @property
     def readers(self) -> list[ReaderReport]:
-        return msgspec.json.decode(self.streams.readers.encode_readers(KEY), type=GatewayReaders).readers
+        return msgspec.json.decode(self.streams.records.encode_readers(KEY), type=GatewayReaders).readers
 
     async def run(self, dialect: Dialect = TAILRACE, method: str = "GET", **given: Any) -> None:
-        stream = EventStream(StreamAccess(self.streams, self.request), KEY, dialect, **given)
+        stream = EventStream(Reader(self.streams, self.request), KEY, dialect, **given)
         scope = {"type": "http", "method": method, "path": "/", "headers": []}
         async with asyncio.timeout(5):
             await send_deferred(stream)(scope, self.receive, self.send)
@@ -120,8 +117,8 @@ async def client(log: MemoryLog, **given: Any) -> AsyncIterator[Client]:
     async with asyncio.TaskGroup() as group:
         made = Client(log, group, settings)
         yield made
-        # The permit is released, so that the only reader may enter again.
-        StreamPermit(made.slots, Principal(LOCAL.tenant), "127.0.0.1").enter()
+        # The reader is not counted any more, so that the only one may enter again.
+        Reader(made.streams, made.request).enter()
         made.fan_out.close()
 
 

@@ -1,0 +1,222 @@
+"""Reader: the client of one streamed response, from its admission until its credential ends or it disconnects."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple, Protocol
+
+from starlette.types import Receive
+
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.auth.authenticate import Authenticator
+from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.auth.tickets import PARAMETER, Tickets
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.feed import FanOut
+from tailrace.gateway.streaming.reader_counts import Groups, ReaderCounts
+from tailrace.gateway.streaming.stream_record import StreamRecords
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import TurnKey
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.runtime.flag import Flag
+
+
+class Slots(Protocol):
+    """The slots of one stream, for limits on the open streams of all gateways."""
+
+    async def acquire(self) -> None:
+        """Acquires the slots. Raises Refused if all are taken."""
+
+    async def release(self) -> None:
+        """Frees the slots."""
+
+
+class SlotLimits(Protocol):
+    """The limits on the open streams of all gateways."""
+
+    def slots_of(self, principal: Principal) -> Slots | None:
+        """Returns the slots for one stream of `principal`; None without a limit."""
+
+    async def renew_periodically(self) -> None:
+        """Renews the slots of all open streams until it is cancelled."""
+
+
+class StreamContext(NamedTuple):
+    """The services that all streamed responses of a gateway use. Made once at startup."""
+
+    settings: Settings
+    log: TurnLog
+    history: HistoryClient
+    fan_out: FanOut
+    authenticator: Authenticator
+    counts: ReaderCounts
+    slot_limits: SlotLimits
+    records: StreamRecords
+    draining: Flag
+    on_disconnect: Callable[[TurnKey, float], None]
+    """Called when the client of a running turn has disconnected, with the seconds that it has to reconnect."""
+
+
+class Reader:
+    """The client of one streamed response: its count, its slots, and what ends its response early.
+
+    Each step of the admission is done once: a POST can take the steps before its turn is submitted, and its stream
+    repeats none of them.
+    """
+
+    def __init__(
+        self,
+        streams: StreamContext,
+        request: ApiRequest,
+        id_prefix: bytes = b"",
+        accept: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`id_prefix` precedes each SSE id. `accept` is called right before status 200 is sent; it may raise Refused.
+
+        Raises Refused on a public route, where no credential was checked.
+        """
+        self.streams = streams
+        self.id_prefix = id_prefix
+        self.accept = accept
+        self.requested_at = time.monotonic()
+        self.principal = request.principal
+        self._address = request.client.host if request.client is not None else ""
+        self._counted: Groups | None = None
+        self._slots: Slots | None = None
+        self._is_acquired = False
+        self._limit: asyncio.Timeout | None = None
+        """The time limit of the block in `until_interrupted`. An interruption sets it to now."""
+
+    def enter(self) -> None:
+        """Counts the reader in this gateway. Raises Refused above a limit."""
+        if self._counted is None:
+            # A proxy has one address for all its users. A credential says whose reader it is, so its tenant is counted.
+            address = self._address if self.principal.key is None else None
+            self._counted = self.streams.counts.add(self.principal.tenant, address)
+
+    async def acquire(self) -> None:
+        """Acquires the reader's slots over all gateways, which are renewed until `release`. Raises Refused."""
+        if self._is_acquired:
+            return
+        self._slots = self.streams.slot_limits.slots_of(self.principal)
+        if self._slots is not None:
+            await self._slots.acquire()
+        self._is_acquired = True
+
+    async def release(self) -> None:
+        """Stops counting the reader and releases its slots. May be called twice."""
+        counted, self._counted = self._counted, None
+        if counted is not None:
+            self.streams.counts.remove(counted)
+        slots, self._slots, self._is_acquired = self._slots, None, False
+        if slots is not None:
+            await slots.release()
+
+    @asynccontextmanager
+    async def reserve(self) -> AsyncIterator[None]:
+        """Admits the reader before its turn is submitted; releases it if that fails. Raises Refused."""
+        try:
+            self.enter()
+            await self.acquire()
+            yield
+        except BaseException:
+            await self.release()
+            raise
+
+    @asynccontextmanager
+    async def open(self, receive: Receive, draining: Flag | None, *, is_counted: bool = True) -> AsyncIterator[None]:
+        """Counts the reader, and watches for what ends its response early, until the context is left.
+
+        `draining` is None for a response that a draining gateway completes. Raises Refused above a limit.
+        """
+        try:
+            if is_counted:
+                self.enter()
+            with self.streams.authenticator.watch(self.principal) as expired:
+                self._flags = (expired,) if draining is None else (expired, draining)
+                self._disconnecting = asyncio.create_task(_wait_for_disconnect(receive))
+                self._disconnecting.add_done_callback(self._interrupt)
+                for flag in self._flags:
+                    flag.add_callback(self._interrupt)
+                try:
+                    yield
+                finally:
+                    for flag in self._flags:
+                        flag.remove_callback(self._interrupt)
+                    self._disconnecting.cancel()
+                    await asyncio.wait((self._disconnecting,))
+        finally:
+            await self.release()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the client has disconnected."""
+        return self._disconnecting.done()
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether the credential has expired or was revoked."""
+        return self._flags[0].is_set()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether the gateway drains and does not complete the response."""
+        return self._flags[-1].is_set() and len(self._flags) > 1
+
+    @asynccontextmanager
+    async def until_interrupted(self, timeout_s: float | None = None) -> AsyncIterator[None]:
+        """Ends the block at its next wait when something interrupts the response, or after `timeout_s`.
+
+        The interruptions are a disconnect, the end of the credential and a drain. A block that begins after one runs to
+        its first wait.
+        """
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                self._limit = limit
+                if self.has_left or any(flag.is_set() for flag in self._flags):
+                    self._interrupt()
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        finally:
+            self._limit = None
+
+    def _interrupt(self, _: object = None) -> None:
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time())
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    """Returns when the client has disconnected."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def random_life_s(settings: Settings) -> float:
+    """Returns the maximum age of one stream. Streams that began together do not all end at the same moment."""
+    return settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
+
+
+def refuse_when_draining(draining: Flag) -> None:
+    """Raises Refused while this gateway drains. Call it before anything is stored, never after that."""
+    if draining.is_set():
+        raise Refused("draining", "this gateway is shutting down: repeat the request", retry_after_s=1)
+
+
+class TurnAccess:
+    """Permits requests for the events of one turn, with a credential or with a ticket in the URL."""
+
+    def __init__(self, streams: StreamContext, tickets: Tickets) -> None:
+        self._streams = streams
+        self._tickets = tickets
+
+    async def of(self, request: ApiRequest, key: TurnKey) -> Reader:
+        """Returns the access of `request` to the turn. Raises Refused if its ticket is not valid or was used."""
+        ticket = await self._tickets.read_single_use(request, key) if PARAMETER in request.query_params else None
+        if ticket is None:
+            return Reader(self._streams, request)
+        return Reader(self._streams, request, *self._tickets.stream_terms(ticket, request))
