@@ -27,7 +27,7 @@ from tailrace.gateway.clients.openai.chat_routes import ROUTES as OPENAI_CHAT_RO
 from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RESPONSES_ROUTES
 from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
 from tailrace.gateway.clients.tutorials.routes import ROUTES as TUTORIAL_ROUTES
-from tailrace.gateway.feature import Started
+from tailrace.gateway.feature import Features, Started
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.admission_queue import AdmissionQueue, refuse_connection
 from tailrace.gateway.http.refusal_events import RefusalEvents
@@ -90,6 +90,14 @@ ROUTES: list[Route] = [
 ]
 
 
+def routes_of(features: Features) -> list[Route]:
+    """Returns the routes of the core and of `features`, each wrapped by all features."""
+    routes = [*ROUTES, *(route for feature in features for route in feature.routes)]
+    for feature in features:
+        routes = [feature.wrap(route) for route in routes]
+    return routes
+
+
 def app(gateway: Gateway, features: Started = ()) -> Starlette:
     """Returns the application, with the routes of `features`, whose services are given as well.
 
@@ -97,7 +105,7 @@ def app(gateway: Gateway, features: Started = ()) -> Starlette:
     """
     services = dict(zip(inspect.get_annotations(Gateway).values(), gateway, strict=True))
     services |= {type(service): service for _, parts in features for service in parts.services}
-    routes = [*ROUTES, *(route for feature, _ in features for route in feature.routes)]
+    routes = routes_of([feature for feature, _ in features])
     urgent_paths = health.PATHS.union(*(feature.urgent_paths for feature, _ in features))
 
     def serve(route: Route) -> routing.Route:

@@ -33,6 +33,9 @@ class Feature(NamedTuple, Generic[S]):
     check: Callable[[S], Awaitable[None]] | None = None
     """Checks the settings before the process connects to NATS. Raises SettingsInvalid."""
     routes: Sequence[Route] = ()
+    wrap: Callable[[Route], Route] = lambda route: route
+    """Returns a route of the core or of any feature with what the feature adds to it: parameters, a wrapper around its
+    endpoint. A route that it does not concern is returned as it is."""
     urgent_paths: frozenset[str] = frozenset()
     """Their requests are answered before those that wait for admission."""
 

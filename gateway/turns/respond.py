@@ -13,7 +13,6 @@ from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.endings import BROKEN, DRAINED, EXPIRED, StreamEnding
 from tailrace.gateway.streaming.feed import TurnFeed
-from tailrace.gateway.streaming.pacing import pace_of, pace_stream
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.streaming.response import EventStream, refusal_of, serve
 from tailrace.gateway.turns.auto_idempotency import is_chosen
@@ -106,7 +105,6 @@ class Responder:
         The response names the turn and its session, so that a stream that was cut can be resumed at
         `/v1/turns/{turn}/events?dialect=…`.
         """
-        pace = pace_of(request)
         submission = _submission_of(
             request, new_turn, raw, default_key=idempotency_key, is_followed=True, added_bytes=added_bytes
         )
@@ -130,7 +128,6 @@ class Responder:
                 waits_for_answer=waits_for_answer and cursor is None,
                 fails_again=fails_again,
             )
-            pace_stream(response, pace)
         else:
             response = JsonAnswer(reader, key, render, headers, fails_again=fails_again)
         # An error that replaces the response, such as the turn's own, names the turn, too.

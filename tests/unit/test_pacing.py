@@ -3,7 +3,10 @@
 import pytest
 from starlette.requests import Request
 
-from tailrace.gateway.streaming.pacing import Pace, pace_of
+from tailrace.features.gateway import ROUTES
+from tailrace.features.pace.gateway import PACED, Pace, pace_of
+from tailrace.gateway import app
+from tailrace.gateway.http.route import SSE
 from tailrace.proto.errors import Refused
 from tests.harness.turn_builder import completed_turn
 
@@ -51,3 +54,14 @@ def test_an_invalid_pace_is_refused(text: str) -> None:
     """Python's float() accepts more."""
     with pytest.raises(Refused):
         pace_of(request(f"pace={text}"))
+
+
+def test_the_feature_adds_the_parameter_to_the_routes_that_stream_one_turn() -> None:
+    """And to no other one: the guard refuses the parameter there. Without the feature no route has it."""
+    having = {(route.method, route.path) for route in ROUTES if "pace" in route.query_names}
+    assert having == PACED
+    assert not [route.path for route in app.ROUTES if "pace" in route.query_names]
+    streams = {(route.method, route.path) for route in ROUTES if route.streams == SSE}
+    # They stream a session, a job or a chat.
+    others = {"/v1/sessions/{session}/events", "/api/stream/{job_id}", "/api/chat/{chat}/stream"}
+    assert {path for _, path in streams - PACED} <= others | {"/v1/responses/{response_id}"}

@@ -31,7 +31,6 @@ from tailrace.gateway.http.parameters import GONE, KEY, RESUMING
 from tailrace.gateway.http.route import SSE, Route, Section, query
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
-from tailrace.gateway.streaming.pacing import PACE
 from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
 from tailrace.gateway.streaming.response import EventStream, HeldStream, Start
 from tailrace.gateway.streaming.writer import FRAMES_MAX
@@ -240,7 +239,7 @@ ROUTES = [
         SECTION,
         body=UIChatRequest,
         streams=SSE,
-        parameters=(KEY, PACE, *RESUMING),
+        parameters=(KEY, *RESUMING),
     ),
     Route(
         "GET",

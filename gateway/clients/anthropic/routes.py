@@ -16,7 +16,6 @@ from tailrace.gateway.http.examples import ANSWER, MODEL, TURN
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.parameters import BETA, KEY, PROJECT, RESUMING, SESSION
 from tailrace.gateway.http.route import SSE, Route, Section
-from tailrace.gateway.streaming.pacing import PACE
 from tailrace.gateway.turns.respond import Responder
 from tailrace.proto.nats import Claims, TurnLog
 
@@ -68,6 +67,6 @@ ROUTES = [
         body=MessagesRequest,
         result=MESSAGE,
         streams=SSE,
-        parameters=(KEY, SESSION, PROJECT, PACE, *RESUMING, BETA),
+        parameters=(KEY, SESSION, PROJECT, *RESUMING, BETA),
     ),
 ]

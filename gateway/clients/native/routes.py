@@ -12,7 +12,6 @@ from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.http.parameters import CURSOR, GONE, KEY, LAST_EVENT_ID_IN_QUERY, LAST_RECEIVED, RESUMING
 from tailrace.gateway.http.route import SSE, TURNS, Route, header, query
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
-from tailrace.gateway.streaming.pacing import PACE, pace_of, pace_stream
 from tailrace.gateway.streaming.reader import Reader, TurnAccess, refuse_when_draining
 from tailrace.gateway.streaming.response import EventStream, HeldStream
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -44,14 +43,13 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
     The turn is stored before the response begins, and runs whether or not a client reads it. A repeated request
     with the same `Idempotency-Key` gets the same turn.
     """
-    dialect, pace = dialect_of(request), pace_of(request)
+    dialect = dialect_of(request)
     new_turn, raw = await request.read(NewTurn, has_model_output=True)
     try:
         if "text/event-stream" in accept_header(request.headers):
             reader, key = await responder.submit_for_stream(request, new_turn, raw)
             headers, cursor = {"location": f"/v1/turns/{key.turn}"}, cursor_of_post(request) or BEFORE_FIRST
             response = EventStream(reader, key, dialect, cursor, headers=headers)
-            pace_stream(response, pace)
             response.add_headers({"tailrace-turn": key.turn})
             response.is_repeatable = is_repeatable(request)
             return response
@@ -73,10 +71,7 @@ async def get_events(request: ApiRequest, turn_access: TurnAccess) -> ASGIApp:
     """
     key, dialect = request.turn(), dialect_of(request)
     reader = await turn_access.of(request, key)
-    pace = pace_of(request)
-    response = stream_of(reader, request, key, cursor_of(request, reader.id_prefix), dialect)
-    pace_stream(response, pace)
-    return response
+    return stream_of(reader, request, key, cursor_of(request, reader.id_prefix), dialect)
 
 
 async def get_turn(request: ApiRequest, turns: TurnReader) -> Response:
@@ -124,7 +119,7 @@ def dialect_of(request: ApiRequest) -> Dialect:
 DIALECT = query("dialect", "The stream's format; `tailrace` by default.", type="string", enum=list(DIALECTS))
 # The ids of the stream of a single-use ticket begin with a proof (TokenSigner.proof).
 PROVEN_CURSOR = header("Last-Event-ID", LAST_RECEIVED, type="string", pattern=r"^([A-Za-z0-9_-]{22}\.)?[0-9]{1,19}$")
-READING = (PROVEN_CURSOR, CURSOR, *LAST_EVENT_ID_IN_QUERY, DIALECT, PACE)
+READING = (PROVEN_CURSOR, CURSOR, *LAST_EVENT_ID_IN_QUERY, DIALECT)
 TICKET = query("ticket", "A ticket from `POST /v1/turns/{turn}/tickets`, instead of a key.")
 
 ROUTES = [
@@ -137,7 +132,7 @@ ROUTES = [
         body=NewTurn,
         result=AcceptedTurn,
         status=202,
-        parameters=(KEY, DIALECT, PACE, *RESUMING),
+        parameters=(KEY, DIALECT, *RESUMING),
     ),
     Route("GET", "/v1/turns/{turn}", get_turn, "read", TURNS, result=TurnRecord),
     Route(

@@ -18,7 +18,6 @@ from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.parameters import AZURE, KEY, PROJECT, SESSION
 from tailrace.gateway.http.route import SSE, Route, Section
 from tailrace.gateway.models.catalogue import Catalogue
-from tailrace.gateway.streaming.pacing import PACE
 from tailrace.gateway.turns.respond import Responder
 
 
@@ -63,6 +62,6 @@ ROUTES = [
         body=ChatCompletionRequest,
         result=COMPLETION,
         streams=SSE,
-        parameters=(KEY, SESSION, PROJECT, PACE, *AZURE),
+        parameters=(KEY, SESSION, PROJECT, *AZURE),
     ),
 ]

@@ -31,7 +31,6 @@ from tailrace.gateway.http.route import SSE, Route, Section, query
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import is_newest_first, limit_of, list_page
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.streaming.pacing import PACE
 from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
 from tailrace.gateway.streaming.response import EventStream, HeldStream, Start
 from tailrace.gateway.turns.delete import Deleter
@@ -222,7 +221,7 @@ ROUTES = [
         body=ResponseRequest,
         result=RESPONSE,
         streams=SSE,
-        parameters=(KEY, SESSION, PROJECT, PACE, *SENT_BY_SDKS),
+        parameters=(KEY, SESSION, PROJECT, *SENT_BY_SDKS),
     ),
     Route(
         "GET",

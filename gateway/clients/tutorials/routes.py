@@ -32,7 +32,6 @@ from tailrace.gateway.http.chat_cookie import COOKIE, cookie_of, format_cookie, 
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import GONE, KEY, KEY_SCHEMA, RESUMING
 from tailrace.gateway.http.route import SSE, TUTORIALS, Route, header
-from tailrace.gateway.streaming.pacing import PACE
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.submit import idempotency_key_of
@@ -152,7 +151,7 @@ ROUTES = [
         TUTORIALS,
         body=ChatStreamRequest,
         streams=SSE,
-        parameters=(KEY, PACE, *RESUMING),
+        parameters=(KEY, *RESUMING),
     ),
     Route(
         "POST",
@@ -162,7 +161,7 @@ ROUTES = [
         TUTORIALS,
         body=ChatRequest,
         streams="text/plain",
-        parameters=(KEY_WITHOUT_COOKIE, PACE),
+        parameters=(KEY_WITHOUT_COOKIE,),
     ),
     Route(
         "POST",
@@ -172,7 +171,7 @@ ROUTES = [
         TUTORIALS,
         body=AIChatRequest,
         streams=SSE,
-        parameters=(KEY, PACE, *RESUMING),
+        parameters=(KEY, *RESUMING),
     ),
     Route(
         "POST",

@@ -1,15 +1,17 @@
-"""The pace of a replay: with the original pauses between the entries (`?pace=`)."""
+"""The pace of a replay: with `?pace=`, stored entries are sent with their original pauses instead of at once."""
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 
-from tailrace.gateway.http.route import query
+from tailrace.gateway.feature import Feature, NoSettings, Parts
+from tailrace.gateway.http.route import Route, query
 from tailrace.gateway.streaming.endings import BROKEN, StreamEnding
 from tailrace.gateway.streaming.response import EventStream
 from tailrace.gateway.streaming.writer import FRAMES_MAX, TurnWriter
@@ -23,6 +25,18 @@ PACE = query(
     type="string",
     pattern=f"^({SPEED.pattern})$",
 )
+# The routes that stream one turn.
+PACED = {
+    ("POST", "/v1/turns"),
+    ("GET", "/v1/turns/{turn}/events"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/responses"),
+    ("POST", "/chat/stream"),
+    ("POST", "/chat"),
+    ("POST", "/ai/chat"),
+    ("POST", "/api/chat"),
+}
 
 
 class Pace:
@@ -65,12 +79,6 @@ class PacedWriter(TurnWriter):
         return wait_s <= self._heartbeat_s
 
 
-def pace_stream(response: EventStream, pace: Pace | None) -> None:
-    """Makes the response send stored entries at the pace instead of at once, if there is one."""
-    if pace is not None:
-        response.write_with(partial(PacedWriter, pace=pace, heartbeat_s=response.heartbeat_s))
-
-
 def pace_of(request: Request) -> Pace | None:
     """Returns the value of `?pace=`, where 1 is the original speed; None means at once. Raises Refused."""
     text = request.query_params.get("pace")
@@ -79,3 +87,26 @@ def pace_of(request: Request) -> Pace | None:
     if SPEED.fullmatch(text) is None:
         raise Refused("request_invalid", "`pace` is a multiple of the original speed: from 0.001 to 999")
     return Pace(float(text))
+
+
+def paced(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `endpoint` with the parameter `pace`, which a response that is no stream ignores."""
+
+    @wraps(endpoint)
+    async def respond(request: Request, **services: Any) -> Any:
+        pace, response = pace_of(request), await endpoint(request, **services)
+        if pace is not None and isinstance(response, EventStream):
+            response.write_with(partial(PacedWriter, pace=pace, heartbeat_s=response.heartbeat_s))
+        return response
+
+    return respond
+
+
+def wrap(route: Route) -> Route:
+    """Returns a route that streams one turn with the parameter `pace`, and any other route as it is."""
+    if (route.method, route.path) not in PACED:
+        return route
+    return msgspec.structs.replace(route, endpoint=paced(route.endpoint), parameters=(*route.parameters, PACE))
+
+
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), wrap=wrap)
