@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from tailrace.gateway.http.large_bodies import LargeBodies
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.limits.admit import count_request
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.storage_share import BLOBS, LOG, StorageShare
 from tailrace.gateway.limits.stream_slots import StreamSlots
@@ -34,24 +36,24 @@ from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.streaming.reader import StreamContext, TurnAccess
 from tailrace.gateway.streaming.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.streaming.stream_record import StreamRecords
-from tailrace.gateway.turns.auto_idempotency import auto_idempotency_feature
-from tailrace.gateway.turns.check_limits import Admissions, log_share_features, queue_features
-from tailrace.gateway.turns.check_schema import schema_feature
+from tailrace.gateway.turns.auto_idempotency import derive_key
+from tailrace.gateway.turns.check_schema import check_schema
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.delete import Deleter
-from tailrace.gateway.turns.deleted_parent import deleted_parent_feature
+from tailrace.gateway.turns.deleted_parent import ParentCheck
 from tailrace.gateway.turns.inline_files import UploadedFiles
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
+from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.reader_presence import ReaderPresence
+from tailrace.gateway.turns.repeats import Repeats
 from tailrace.gateway.turns.respond import Responder
-from tailrace.gateway.turns.sdk_retries import sdk_retry_features
+from tailrace.gateway.turns.sdk_retries import SdkRetries
 from tailrace.gateway.turns.store_blobs import RequestBlobs
-from tailrace.gateway.turns.store_trace import trace_features
-from tailrace.gateway.turns.submission import SubmitFeatures
+from tailrace.gateway.turns.store_trace import with_trace
 from tailrace.gateway.turns.submit import TurnSubmitter
-from tailrace.gateway.turns.unread_tokens import unread_tokens_feature
-from tailrace.gateway.turns.webhook_url import webhook_feature
+from tailrace.gateway.turns.unread_tokens import watch_readers
+from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto import service
 from tailrace.proto.models import parse_aliases
 from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Counters, Rpc, Slots, Tombstones, TurnLog
@@ -60,6 +62,7 @@ from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.logins import LoginStore
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.nats.used_tickets import UsedTickets
+from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.runtime.listen_error import listen_error
@@ -178,44 +181,41 @@ def build(
     streams = StreamContext(
         settings, log, history, fan_out, authenticator, counts, slots, records, draining, on_disconnect
     )
-    admissions = Admissions(limiter)
-    storage = build_storage(settings, connection, history, limiter, admissions)
+    storage = build_storage(settings, connection, history, limiter)
     deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s, draining)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     prompts = prompts or Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
     schemas = SchemaChecker(wait_s=CHECK_WAIT_S)
     queue = TurnQueue(connection, rpc, settings.queue_max)
     health = LogHealth(connection)
-    count_request, reserve = admissions.features()
-    check_share, count_stored = log_share_features(storage.log_share)
-    check_queue, add_position = queue_features(queue)
-    parent = deleted_parent_feature(log, history, deleter)
-    find_retried, claim_for_retries = sdk_retry_features(claims, presence)
-    # The features of each step run in this order.
-    features = SubmitFeatures(
-        prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims), find_retried),
-        admit=(check_queue, check_share, count_request, storage.uploaded_files.feature()),
-        amend=(
-            add_position,
-            schema_feature(schemas),
-            reserve,
-            storage.request_blobs.feature(),
-            *trace_features(),
-            # Last, so that a refused request claims nothing.
-            claim_for_retries,
-        ),
-        stored=(count_stored, parent, unread_tokens_feature(presence)),
+    retries = SdkRetries(claims, presence)
+    steps = OptionalSteps(
+        check_webhook=partial(check_webhook, settings),
+        render_prompt=prompts.render,
+        derive_key=partial(derive_key, log, claims),
+        find_retry=retries.find_retry,
+        check_queue=queue.check,
+        check_share=storage.log_share.check,
+        count_request=partial(count_request, limiter),
+        insert_files=storage.uploaded_files.insert_files,
+        estimate_position=queue.join,
+        check_schema=partial(check_schema, schemas),
+        store_blobs=storage.request_blobs.store_blobs,
+        add_trace=with_trace if tracing.is_on() else None,
+        claim_retry=retries.claim_retry,
+        count_stored=storage.log_share.add,
+        check_parent=ParentCheck(log, history, deleter).check_parent,
+        watch_readers=partial(watch_readers, presence),
     )
     submitter = TurnSubmitter(
         log,
-        claims,
-        Tombstones(connection),
+        Repeats(log, claims, Tombstones(connection)),
         Conversations(log, history),
         catalogue,
         settings,
         storage.fullness,
         draining,
-        features,
+        steps,
         streams.fan_out.expect,
     )
     return Gateway(
@@ -246,7 +246,7 @@ def build(
         deleter=deleter,
         uploaded_files=storage.uploaded_files,
         batch_builder=BatchBuilder(
-            connection, catalogue, prompts, schemas, admissions, storage.request_blobs, storage.uploaded_files, settings
+            connection, catalogue, prompts, schemas, limiter, storage.request_blobs, storage.uploaded_files, settings
         ),
         health_checks=HealthChecks(connection, rpc, health, storage.fullness, draining),
         administration=Administration(connection),
@@ -282,15 +282,13 @@ def reader_limits(settings: Settings) -> ReaderLimits:
     return ReaderLimits(total, of_tenant=settings.streams_tenant_max, of_address=settings.streams_address_max)
 
 
-def build_storage(
-    settings: Settings, connection: Connection, history: HistoryClient, limiter: Limiter, admissions: Admissions
-) -> Storage:
+def build_storage(settings: Settings, connection: Connection, history: HistoryClient, limiter: Limiter) -> Storage:
     bytes_max = settings.body_bytes_max
     fullness = LogFullness(connection, settings.full_at, Path(settings.disk) if settings.disk else None)
     log_share = StorageShare(LOG, limiter.counters, lambda: fullness.log, settings.tenant_log_share)
     blob_share = StorageShare(BLOBS, limiter.counters, lambda: fullness.blobs, settings.tenant_log_share)
     blobs = BlobStore(connection)
-    request_blobs = RequestBlobs(blobs, BlobPins(connection), blob_share, bytes_max, admissions.of)
+    request_blobs = RequestBlobs(blobs, BlobPins(connection), blob_share, bytes_max)
     large_bodies = LargeBodies(bytes_max=settings.large_bytes_max, timeout_s=settings.large_timeout_s)
     files = UploadedFiles(history, blobs, large_bodies, bytes_max)
     bodies = BodyReader(

@@ -19,6 +19,7 @@ from tailrace.gateway.clients.openai.batch_routes import RESULT_FILE, result_fil
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.examples import FILE, UNIX_S
 from tailrace.gateway.http.form import Form, FormFile
+from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.parameters import AFTER_ITEM, KEY_SCHEMA, ORDER, SENT_BY_SDKS
@@ -30,7 +31,6 @@ from tailrace.gateway.resources.paging import is_newest_first, limit_of, list_pa
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.store_blobs import RequestBlobs
-from tailrace.gateway.turns.submit import hash_body
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, Refused, not_found
 from tailrace.proto.files import CreateFile, DeleteFile, FileRecord, GetFile, ListFiles

@@ -6,14 +6,12 @@ The folder is read once, at the start. A client names a template; the name is lo
 import re
 import sys
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, Params, PromptUse
-from tailrace.gateway.turns.submission import Feature, TurnSubmission
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused, SandboxBusy, SandboxFailed, SettingsInvalid
 from tailrace.proto.ids import Tenant
@@ -96,14 +94,6 @@ class Prompts:
         """Returns the template of this name. Raises Refused if there is none."""
         prompt, _ = self._find(name)
         return prompt
-
-    def feature(self) -> Feature[TurnSubmission]:
-        """Returns the step of turn submission that renders the prompt of a new turn."""
-
-        async def render(submission: TurnSubmission) -> None:
-            submission.new_turn = await self.render(submission.new_turn, submission.principal.tenant)
-
-        return Feature(render, attrgetter("new_turn.prompt"))
 
     async def render(self, params: P, tenant: Tenant) -> P:
         """Returns `params` with its prompt rendered into `system` and `message`. Raises Refused."""

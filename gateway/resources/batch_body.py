@@ -13,20 +13,19 @@ import msgspec
 from msgspec import Meta
 
 from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.limits.cost_estimate import Estimate
-from tailrace.gateway.limits.limiter import Admission
+from tailrace.gateway.limits.limiter import Admission, Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.turns.check_limits import Admissions
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.inline_files import FileReader, UploadedFiles
+from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
 from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, check_turn, new_messages
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.store_trace import with_trace
-from tailrace.gateway.turns.submission import Submission
-from tailrace.gateway.turns.submit import hash_body
 from tailrace.proto import batch, entries
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import BatchSource, Via
@@ -90,7 +89,7 @@ class BatchBuilder:
         catalogue: Catalogue,
         prompts: Prompts,
         schema_checker: SchemaChecker,
-        admissions: Admissions,
+        limiter: Limiter,
         blobs: RequestBlobs,
         files: UploadedFiles,
         settings: Settings,
@@ -99,16 +98,16 @@ class BatchBuilder:
         self._catalogue = catalogue
         self._prompts = prompts
         self._schema_checker = schema_checker
-        self._admissions = admissions
+        self._limiter = limiter
         self._blobs = blobs
         self._files = files
         self._settings = settings
 
-    async def build(self, submission: Submission, new: NewBatch) -> entries.Request:
+    async def build(self, admitted: Admitted, new: NewBatch) -> BuiltEntry:
         """Returns the request entry of a batch, whose inputs are stored. Raises Refused, LogFull, LogUnavailable."""
-        inputs = await self.checker(submission, new.via)
+        inputs = await self.checker(admitted, new.via)
         rendered = await self._prompts.render_all(
-            [one.params for one in new.requests], submission.principal.tenant, self._settings.body_bytes_max
+            [one.params for one in new.requests], admitted.principal.tenant, self._settings.body_bytes_max
         )
         for index, one in enumerate(new.requests):
             if CUSTOM_ID.fullmatch(one.custom_id) is None or one.custom_id in inputs.names:
@@ -122,34 +121,36 @@ class BatchBuilder:
                 await inputs.add(one.custom_id, NewTurn(**msgspec.structs.asdict(params)))
             except Refused as refused:
                 raise _locate(index, refused) from refused
-        return await self.store(submission, inputs, new)
+        return await self.store(admitted, inputs, new)
 
-    async def checker(self, submission: Submission, via: Via) -> "InputChecker":
-        """Returns the checker of a new batch's inputs."""
-        admission = self._admissions.of_batch(submission)
-        offer = await self._catalogue.offer(submission.principal.tenant)
-        files = self._files.reader(submission.principal.tenant, submission.cleanup, submission.body_bytes)
-        return InputChecker(submission.principal, admission, offer, self._schema_checker, files, self._settings, via)
+    async def checker(self, admitted: Admitted, via: Via, file_bytes: int = 0) -> "InputChecker":
+        """Returns the checker of a new batch's inputs. `file_bytes`: the size of the file that has them."""
+        principal = admitted.principal
+        # Where no limit applies, it reserves nothing.
+        admission = admitted.admission or self._limiter.admission(principal)
+        offer = await self._catalogue.offer(principal.tenant)
+        files = self._files.reader(principal.tenant, admitted.held, admitted.body_bytes + file_bytes)
+        return InputChecker(principal, admission, offer, self._schema_checker, files, self._settings, via)
 
     async def store(
         self,
-        submission: Submission,
+        admitted: Admitted,
         inputs: "InputChecker",
         new: BatchOptions,
         source: BatchSource | None = None,
         refused: Sequence[bytes] = (),
-    ) -> entries.Request:
+    ) -> BuiltEntry:
         """Stores the checked inputs, and the lines of `refused` requests; returns the request entry of their batch."""
         # With `message_batches` the turns do not run here, so one slot is enough.
         at_once = new.parallel if new.via == "messages" else 1
-        turn = submission.turn.turn
+        turn = admitted.turn.turn
         each, slots, parallel = await inputs.admission.reserve_batch(turn, inputs.estimates, at_once)
-        await self._blobs.pin_until_over(submission)
+        await self._blobs.pin_until_over(admitted)
         lines: list[entries.Request] = []
         referred: set[str] = set()
         for index, (request, holds) in enumerate(zip(inputs.requests, each, strict=True)):
             try:
-                line, size = await self._blobs.lift(submission, msgspec.structs.replace(request, holds=holds or None))
+                line, size = await self._blobs.lift(admitted, msgspec.structs.replace(request, holds=holds or None))
             except Refused as refusal:
                 raise _locate(index, refusal) from refusal
             if size + ADDED_BYTES > self._connection.client.max_payload:
@@ -159,21 +160,21 @@ class BatchBuilder:
             referred.update(blobs_needed(line))
         content = batch.encode_inputs(lines) + b"".join(line + b"\n" for line in refused)
         sha256 = await hash_body(content)
-        await self._blobs.put(submission.own_turn, {sha256: content}, {sha256}, self._admissions.of(submission))
+        await self._blobs.put(admitted.own, {sha256: content}, {sha256}, admitted.admission)
         entry = entries.Request(
             model=inputs.model,
             max_tokens=lines[0].max_tokens if lines else 1,
             messages=[],
             session=inputs.session,
             metadata=new.metadata,
-            user=submission.principal.user,
-            by=submission.principal.key,
+            user=admitted.principal.user,
+            by=admitted.principal.key,
             holds=slots or None,
             webhook=new.webhook,
             batch=entries.Batch(sha256, len(content), len(lines), parallel, sorted(referred) or None, source),
             via=new.via,
         )
-        return with_trace(submission.turn, entry)
+        return with_trace(admitted.turn, entry), 0
 
 
 class InputChecker:

@@ -24,10 +24,10 @@ from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
-from tailrace.gateway.turns.auto_idempotency import AUTO
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.gateway.turns.submission import Submission
-from tailrace.gateway.turns.submit import TurnSubmitter, idempotency_key_of
+from tailrace.gateway.turns.draft import Draft
+from tailrace.gateway.turns.idempotency_key import AUTO, idempotency_key_of
+from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto import batch, entries
 from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns, StoredBatch, stored_batch
@@ -123,23 +123,23 @@ async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuil
     message_batches`.
     """
     new, raw = await request.read(NewBatch)
-    check_webhook(new.webhook, settings)
-    submission = submission_of(request, raw)
-    key, accepted = await submitter.store(submission, partial(builder.build, new=new))
+    if new.webhook is not None:
+        check_webhook(settings, new.webhook)
+    key, accepted, _ = await submitter.store(draft_batch(request, raw), partial(builder.build, new=new))
     of = accepted.batch.count if accepted.batch is not None else 0
     body = AcceptedBatch(batch=key.turn, session=accepted.session, of=of, links=links_of(key.turn))
     headers = {"location": links_of(key.turn)["self"], "tailrace-turn": key.turn}
     return json_response(body, status=202, headers=headers)
 
 
-def submission_of(request: ApiRequest, raw: bytes) -> Submission:
-    """Returns the submission of a batch. Raises Refused for the idempotency key `auto`."""
+def draft_batch(request: ApiRequest, raw: bytes) -> Draft:
+    """Returns the draft of a batch. Raises Refused for the idempotency key `auto`."""
     idempotency_key = idempotency_key_of(request)
     if idempotency_key == AUTO:
         raise Refused(
             "idempotency_key_invalid", "A batch does not support `auto`; send an Idempotency-Key of your own."
         )
-    return Submission(request.principal, raw, idempotency_key, request.response_headers)
+    return Draft(request.principal, raw, idempotency_key, response_headers=request.response_headers)
 
 
 async def batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:

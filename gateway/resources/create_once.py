@@ -4,8 +4,8 @@ from collections.abc import Awaitable, Callable
 from typing import Literal, TypeVar
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.turns.auto_idempotency import AUTO
-from tailrace.gateway.turns.submit import hash_body, idempotency_key_of
+from tailrace.gateway.http.hash_body import hash_body
+from tailrace.gateway.turns.idempotency_key import AUTO, idempotency_key_of
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import Claim, Claims

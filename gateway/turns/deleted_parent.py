@@ -1,34 +1,34 @@
 """Refuses and deletes a new turn whose parent was deleted during its submission (ADR 15)."""
 
-from operator import attrgetter
-
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.delete import Deleter
-from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto.errors import LogUnavailable, Refused
-from tailrace.proto.ids import TurnKey
+from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import GetTurn
 
 DELETED = "the conversation was deleted while this turn was submitted: repeat the request to start a new one"
 
 
-def deleted_parent_feature(log: TurnLog, history: HistoryClient, deleter: Deleter) -> Feature[Submission]:
-    """Returns the step that refuses and deletes a stored turn if the deletion of its parent may have missed it."""
+class ParentCheck:
+    """Deletes and refuses a stored turn if the deletion of its parent may have missed it."""
 
-    async def check(submission: Submission) -> None:
-        key, parent = submission.turn, submission.entry.parent
-        if parent is None or not await is_deleted(log, history, TurnKey(key.tenant, parent)):
+    def __init__(self, log: TurnLog, history: HistoryClient, deleter: Deleter) -> None:
+        self._log = log
+        self._history = history
+        self._deleter = deleter
+
+    async def check_parent(self, key: TurnKey, parent: TurnId) -> None:
+        """Raises Refused after it has deleted the turn; LogUnavailable."""
+        if not await is_deleted(self._log, self._history, TurnKey(key.tenant, parent)):
             return
         try:
             # The parent may have been erased, and the request repeats its text.
-            await deleter.delete(key.tenant, "turn", key.turn, erases=True)
+            await self._deleter.delete(key.tenant, "turn", key.turn, erases=True)
         except Refused as refused:
             if refused.code != "turn_not_found":
                 raise
         raise Refused("parent_not_found", DELETED)
-
-    return Feature(check, attrgetter("entry.parent"))
 
 
 async def is_deleted(log: TurnLog, history: HistoryClient, parent: TurnKey) -> bool:

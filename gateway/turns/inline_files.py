@@ -7,7 +7,7 @@ the file may be deleted after the turn was accepted.
 import asyncio
 import base64
 import mimetypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -15,9 +15,9 @@ import msgspec
 
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
+from tailrace.gateway.turns.file_references import find_files, has_files
 from tailrace.gateway.turns.media_types import IMAGES, PDF, PLAIN, accepted_type
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.submission import Feature, Submission, TurnSubmission
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BlobUnknown, Refused
@@ -44,9 +44,15 @@ class UploadedFiles:
         self.large_bodies = large_bodies
         self.bytes_max = bytes_max
 
-    def feature(self) -> Feature[Submission]:
-        """Returns the submit feature that inlines the files of a turn."""
-        return Feature(self._inline, _has_files)
+    async def insert_files(
+        self, new_turn: NewTurn, tenant: Tenant, body_bytes: int, held: AsyncExitStack
+    ) -> tuple[NewTurn, int]:
+        """Returns the turn with its files inlined, and their size. `held` is that of `reader`.
+
+        Raises Refused, LogUnavailable.
+        """
+        reader = self.reader(tenant, held, body_bytes)
+        return await reader.inline(new_turn), reader.bytes
 
     def reader(self, tenant: Tenant, holder: AsyncExitStack, body_bytes: int) -> "FileReader":
         """Returns the reader for one request, whose body has `body_bytes` bytes.
@@ -54,12 +60,6 @@ class UploadedFiles:
         Memory for large files is reserved until `holder` is closed.
         """
         return FileReader(self, tenant, holder, body_bytes)
-
-    async def _inline(self, submission: Submission) -> None:
-        assert isinstance(submission, TurnSubmission)  # noqa: S101  # by `_has_files`
-        reader = self.reader(submission.principal.tenant, submission.cleanup, submission.body_bytes)
-        submission.new_turn = await reader.inline(submission.new_turn)
-        submission.added_bytes += reader.bytes
 
 
 class FileReader:
@@ -85,7 +85,7 @@ class FileReader:
 
     async def inline_messages(self, messages: Sequence[Message]) -> list[Message]:
         """Returns the messages with their files inlined. Raises Refused, LogUnavailable."""
-        await self._look_up(dict.fromkeys(filter(None, _find_files([message.content for message in messages]))))
+        await self._look_up(dict.fromkeys(filter(None, find_files([message.content for message in messages]))))
         return [msgspec.structs.replace(one, content=await self._inline_content(one.content)) for one in messages]
 
     async def _look_up(self, files: Iterable[str]) -> None:
@@ -172,32 +172,6 @@ class FileReader:
                 "body_too_large",
                 f"the body and its files have more than {most} bytes in total: send fewer or smaller files",
             )
-
-
-def _has_files(submission: Submission) -> bool:
-    if not isinstance(submission, TurnSubmission) or submission.new_turn.messages is None:
-        return False
-    return has_files([message.content for message in submission.new_turn.messages])
-
-
-def has_files(contents: Sequence[object]) -> bool:
-    """Returns whether one of these contents of messages refers to a file, or has a `container_upload`."""
-    return any(True for _ in _find_files(contents))
-
-
-def _find_files(contents: Sequence[object]) -> Iterator[str | None]:
-    """Yields the id of the file to which each block refers; None for a `container_upload`."""
-    for content in contents:
-        for block in content if isinstance(content, list) else ():
-            match block:
-                case {"type": "document" | "image", "source": {"type": "file", "file_id": str(file)}}:
-                    yield file
-                case {"type": "container_upload"}:
-                    yield None
-                case {"type": "tool_result", "content": list(inner)}:
-                    yield from _find_files([inner])
-                case {"type": "document", "source": {"type": "content", "content": list(inner)}}:
-                    yield from _find_files([inner])
 
 
 def media_type_of(record: FileRecord) -> str:

@@ -15,18 +15,10 @@ from tailrace.gateway.streaming.endings import BROKEN, DRAINED, EXPIRED, StreamE
 from tailrace.gateway.streaming.feed import TurnFeed
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.streaming.response import EventStream, refusal_of, serve
-from tailrace.gateway.turns.auto_idempotency import is_chosen
+from tailrace.gateway.turns.draft import Stored, TurnDraft, draft_turn
+from tailrace.gateway.turns.idempotency_key import is_chosen
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.sdk_retries import counted_request
-from tailrace.gateway.turns.submission import TurnSubmission
-from tailrace.gateway.turns.submit import (
-    StoredTurn,
-    TurnSubmitter,
-    cursor_of_post,
-    idempotency_key_of,
-    is_repeatable,
-)
-from tailrace.proto import entries
+from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, TurnKey
@@ -45,45 +37,21 @@ class Responder:
         self._submitter = submitter
         self._streams = streams
 
-    async def submit(
-        self, request: ApiRequest, new_turn: NewTurn, raw: bytes, *, is_followed: bool = False
-    ) -> StoredTurn:
-        """Stores `new_turn` in the log, once for each Idempotency-Key. Returns the turn and its request entry.
-
-        `raw` is the body as it came, which a repeated POST must equal. `is_followed`: the response follows the turn,
-        which then need not be read from the log. A POST with a cursor starts no turn: the turn is the one of the
-        cursor. Raises Refused, LogError.
-        """
-        submission = _submission_of(request, new_turn, raw, is_followed=is_followed)
-        return await self._submitter.submit(submission, cursor_of_post(request))
-
-    async def submit_for_stream(self, request: ApiRequest, new_turn: NewTurn, raw: bytes) -> tuple[Reader, TurnKey]:
-        """Reserves a stream, then submits `new_turn`. Returns the access for an EventStream, too."""
+    async def submit_for_stream(self, request: ApiRequest, draft: TurnDraft) -> tuple[Reader, Stored]:
+        """Reserves a stream, then submits the turn. Returns the reader for an EventStream, too."""
         reader = Reader(self._streams, request)
         async with reader.reserve():
-            key, _ = await self.submit(request, new_turn, raw, is_followed=True)
-        return reader, key
+            return reader, await self._submitter.submit(draft)
 
-    async def answer_at_once(
-        self,
-        request: ApiRequest,
-        new_turn: NewTurn,
-        raw: bytes,
-        respond: Callable[[TurnKey], StreamedResponse],
-        *,
-        added_bytes: int = 0,
-    ) -> StreamedResponse:
-        """Submits `new_turn` and returns the response that `respond` makes, which does not wait for the answer.
+    async def accept(self, draft: TurnDraft, respond: Callable[[TurnKey], StreamedResponse]) -> StreamedResponse:
+        """Submits the turn and returns the response that `respond` makes, which does not wait for the answer.
 
-        `added_bytes` are those of `new_turn` that are not in `raw`. Raises Refused, LogError.
+        Raises Refused, LogError.
         """
-        submission = _submission_of(request, new_turn, raw, added_bytes=added_bytes)
-        key, entry = await self._submitter.submit(submission, cursor_of_post(request))
-        response = respond(key)
-        response.add_headers({"tailrace-turn": key.turn, **names_of(key, entry)})
-        response.is_repeatable = is_repeatable(request) or submission.when_delivered is not None
-        response.when_delivered = submission.when_delivered
-        return response
+        stored = await self._submitter.submit(draft)
+        response = respond(stored.key)
+        response.add_headers({"tailrace-turn": stored.key.turn, **names_of(stored)})
+        return _with_delivery(response, draft, stored)
 
     async def answer(
         self,
@@ -100,78 +68,55 @@ class Responder:
     ) -> StreamedResponse:
         """Submits `new_turn` and returns its stream, or its one JSON body. Raises Refused, LogError.
 
-        `idempotency_key` is for clients that send none. `added_bytes`: see `answer_at_once`.
+        `idempotency_key` is for clients that send none. `added_bytes` are those of `new_turn` that are not in `raw`.
         `waits_for_answer`: a turn that fails before the model begins to answer has an HTTP error, not a stream.
         The response names the turn and its session, so that a stream that was cut can be resumed at
         `/v1/turns/{turn}/events?dialect=…`.
         """
-        submission = _submission_of(
+        draft = draft_turn(
             request, new_turn, raw, default_key=idempotency_key, is_followed=True, added_bytes=added_bytes
         )
-        # The submitter may replace it.
-        idempotency_key = submission.idempotency_key
-        cursor = cursor_of_post(request)
-        fails_again = is_chosen(idempotency_key)
+        fails_again = is_chosen(draft.idempotency_key)
         reader = Reader(self._streams, request)
         render = None if is_streamed else dialect.render_json
         async with reader.reserve() if render is None else nullcontext():
-            key, entry = await self._submitter.submit(submission, cursor)
-        headers = {**names_of(key, entry), **(headers or {})}
+            stored = await self._submitter.submit(draft)
+        key, headers = stored.key, {**names_of(stored), **(headers or {})}
         response: StreamedResponse
         if render is None:
             response = EventStream(
                 reader,
                 key,
                 select_variant(dialect, accept_header(request.headers)),
-                cursor or BEFORE_FIRST,
+                draft.cursor or BEFORE_FIRST,
                 headers=headers,
-                waits_for_answer=waits_for_answer and cursor is None,
+                waits_for_answer=waits_for_answer and draft.cursor is None,
                 fails_again=fails_again,
             )
         else:
             response = JsonAnswer(reader, key, render, headers, fails_again=fails_again)
         # An error that replaces the response, such as the turn's own, names the turn, too.
         response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn, "x-request-id": key.turn})
-        response.is_repeatable = bool(idempotency_key or cursor or submission.when_delivered)
-        response.when_delivered = submission.when_delivered
-        return response
+        return _with_delivery(response, draft, stored)
 
 
-def _submission_of(
-    request: ApiRequest,
-    new_turn: NewTurn,
-    raw: bytes,
-    *,
-    default_key: str | None = None,
-    is_followed: bool = False,
-    added_bytes: int = 0,
-) -> TurnSubmission:
-    """Returns the submission of `new_turn`. `default_key` is its key if the request has no Idempotency-Key.
-
-    Raises Refused.
-    """
-    key = idempotency_key_of(request) or default_key
-    return TurnSubmission(
-        request.principal,
-        raw,
-        key,
-        request.response_headers,
-        new_turn=new_turn,
-        counted=counted_request(request) if key is None else None,
-        is_followed=is_followed,
-        added_bytes=added_bytes,
-    )
+def _with_delivery(response: StreamedResponse, draft: TurnDraft, stored: Stored) -> StreamedResponse:
+    """Sets whether the client may repeat its request, and what happens when the answer was delivered."""
+    response.is_repeatable = draft.is_repeatable or stored.when_delivered is not None
+    response.when_delivered = stored.when_delivered
+    return response
 
 
-def names_of(key: TurnKey, entry: entries.Request) -> dict[str, str]:
+def names_of(stored: Stored) -> dict[str, str]:
     """Returns the response headers that name a turn, its session and its project."""
+    turn, entry = stored.key.turn, stored.entry
     return {
         "x-session-id": entry.session,
         # The SDKs of Anthropic and OpenAI show these in errors.
-        "request-id": key.turn,
-        "x-request-id": key.turn,
+        "request-id": turn,
+        "x-request-id": turn,
         # AI SDK's workflow transport resumes with this.
-        "x-workflow-run-id": key.turn,
+        "x-workflow-run-id": turn,
         # The stored turn's own: a repeated POST may name another project.
         **({"x-project-id": entry.project} if entry.project is not None else {}),
     }

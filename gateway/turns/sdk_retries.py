@@ -7,17 +7,15 @@ cancelled, has readers, or is older than an hour (PROTOCOL R115).
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from operator import attrgetter
 
 import msgspec
-from starlette.requests import Request
 
+from tailrace.gateway.http.hash_body import hash_body
+from tailrace.gateway.turns.draft import TurnDraft
+from tailrace.gateway.turns.optional_steps import Retry, WhenDelivered
 from tailrace.gateway.turns.reader_presence import ReaderPresence
-from tailrace.gateway.turns.submission import CountedRequest, Feature, TurnSubmission
-from tailrace.gateway.turns.submit import hash_body, is_repeatable
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claim, Claims, TurnLog
@@ -32,59 +30,62 @@ REUSE_MAX = timedelta(hours=1)
 SUBSCRIBE_WAIT_S = 0.2
 
 
-def counted_request(request: Request) -> CountedRequest | None:
-    """Returns which repetition the request is, if its SDK says so.
+class SdkRetries:
+    """Finds the turn of a repetition, and claims the turn of any other request whose SDK counts."""
 
-    Returns None with an Idempotency-Key or a cursor, on other routes than the SDKs', and if the count is malformed.
-    Raises Refused.
-    """
-    path: str = request.scope["path"]
-    if path not in PATHS:
-        return None
-    counts = request.headers.getlist(RETRY_COUNT)
-    if len(counts) != 1 or COUNT.fullmatch(counts[0]) is None or is_repeatable(request):
-        return None
-    return CountedRequest(path, int(counts[0]))
+    def __init__(self, claims: Claims, presence: ReaderPresence) -> None:
+        self._claims = claims
+        self._presence = presence
 
+    async def find_retry(self, draft: TurnDraft) -> Retry | None:
+        """Returns the claim that the POST repeats, or where to claim its turn; None if it is not counted.
 
-def sdk_retry_features(
-    claims: Claims, presence: ReaderPresence
-) -> tuple[Feature[TurnSubmission], Feature[TurnSubmission]]:
-    """Returns the steps: `prepare` finds the turn of a repetition, `amend` claims the turn of any other request."""
-
-    async def find(submission: TurnSubmission) -> None:
-        if submission.counted is None:
-            return
-        tenant = submission.principal.tenant
-        key = await _key(submission, submission.counted, await hash_body(submission.raw))
-        found = await claims.read(tenant, key)
+        Waits for a moment before it returns a claim. Raises LogUnavailable.
+        """
+        repetition = repetition_of(draft)
+        if repetition is None:
+            return None
+        tenant, key = draft.principal.tenant, await _key(draft)
+        found = await self._claims.read(tenant, key)
         if found is None:
-            return
-        if submission.counted.repetition == 0:
+            return Retry(key)
+        if repetition == 0:
             # If this request is refused, its repetition must not get the answer to an earlier request that was equal.
-            await claims.remove(tenant, key, found.revision)
-            return
+            await self._claims.remove(tenant, key, found.revision)
+            return Retry(key)
         turn = TurnKey(tenant, found.claim.turn)
         await asyncio.sleep(SUBSCRIBE_WAIT_S)
-        if not await _is_reusable(presence.log, turn) or await presence.has_readers_anywhere(turn):
-            return
+        if not await _is_reusable(self._presence.log, turn) or await self._presence.has_readers_anywhere(turn):
+            return Retry(key)
         # Two clients may have sent equal requests, and repeat them at the same time: one of them gets the turn.
-        revision = await claims.renew(tenant, key, found)
-        if revision is not None:
-            submission.repeats = found.claim
-            submission.when_delivered = _remover(claims, tenant, key, revision)
+        revision = await self._claims.renew(tenant, key, found)
+        return Retry(key) if revision is None else Retry(key, found.claim, self._remover(tenant, key, revision))
 
-    async def claim(submission: TurnSubmission) -> None:
-        # A turn that is not the own one is that of the claim that `find` has renewed.
-        if submission.counted is None or submission.turn != submission.own_turn:
-            return
-        tenant = submission.principal.tenant
-        key = await _key(submission, submission.counted, submission.body_sha256)
+    async def claim_retry(self, tenant: Tenant, retry: Retry, claim: Claim) -> WhenDelivered:
+        """Stores the claim of a new turn. Returns the function that removes it. Raises LogUnavailable."""
         # An older claim is overwritten: equal requests that are no repetitions are different turns.
-        revision = await claims.put(tenant, key, Claim(submission.turn.turn, submission.body_sha256))
-        submission.when_delivered = _remover(claims, tenant, key, revision)
+        revision = await self._claims.put(tenant, retry.key, claim)
+        return self._remover(tenant, retry.key, revision)
 
-    return Feature(find, attrgetter("counted")), Feature(claim, attrgetter("counted"))
+    def _remover(self, tenant: Tenant, key: str, revision: int) -> WhenDelivered:
+        """Returns a function that removes the claim, so that a later request that is equal does not get its answer."""
+
+        async def remove() -> None:
+            with suppress(LogUnavailable):
+                await self._claims.remove(tenant, key, revision)
+
+        return remove
+
+
+def repetition_of(draft: TurnDraft) -> int | None:
+    """Returns the number of the repetition, 0 for the first request; None if no SDK has counted it.
+
+    Returns None on other routes than the SDKs', too, and if the count is malformed.
+    """
+    if draft.path not in PATHS:
+        return None
+    counts = draft.headers.getlist(RETRY_COUNT)
+    return int(counts[0]) if len(counts) == 1 and COUNT.fullmatch(counts[0]) is not None else None
 
 
 async def _is_reusable(log: TurnLog, key: TurnKey) -> bool:
@@ -98,20 +99,10 @@ async def _is_reusable(log: TurnLog, key: TurnKey) -> bool:
     return not is_old and turn.outcome not in ("failed", "cancelled")
 
 
-async def _key(submission: TurnSubmission, counted: CountedRequest, body_sha256: str) -> str:
+async def _key(draft: TurnDraft) -> str:
     """Returns the key of the request: it differs for each credential, user, path, body, and header of the turn."""
-    principal, new_turn = submission.principal, submission.new_turn
+    principal, new_turn = draft.principal, draft.new_turn
     headers = (new_turn.session, new_turn.project, new_turn.betas, new_turn.api_version)
-    parts = (principal.key, principal.user, counted.path, headers, body_sha256)
+    parts = (principal.key, principal.user, draft.path, headers, await hash_body(draft.raw))
     # The space keeps it apart from each Idempotency-Key that a client sends: none can contain one.
     return f"sdk {await hash_body(msgspec.json.encode(parts))}"
-
-
-def _remover(claims: Claims, tenant: Tenant, key: str, revision: int) -> Callable[[], Awaitable[None]]:
-    """Returns a function that removes the claim, so that a later request that is equal does not get its answer."""
-
-    async def remove() -> None:
-        with suppress(LogUnavailable):
-            await claims.remove(tenant, key, revision)
-
-    return remove

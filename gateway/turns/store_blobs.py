@@ -1,14 +1,14 @@
 """Stores the strings of a request that are too long for the log as blobs, before the request that refers to them."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 
 from tailrace.gateway.http.read_body import VALUES_MAX, count_values
 from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.limits.storage_share import StorageShare
-from tailrace.gateway.turns.submission import Feature, Submission
+from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
 from tailrace.proto import blobs, entries
 from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 from tailrace.proto.ids import TurnKey
@@ -36,41 +36,36 @@ class RequestBlobs:
         pins: BlobPins,
         share: StorageShare,
         bytes_max: int,
-        admission_of: Callable[[Submission], Admission | None],
     ) -> None:
-        """`admission_of` returns the counts of a submission; None where no limit applies."""
         self._store = store
         self._pins = pins
         self._share = share
         self._bytes_max = bytes_max
-        self._admission_of = admission_of
 
-    def feature(self) -> Feature[Submission]:
-        """Returns the step that replaces the long strings of a turn's entry by references."""
-        return Feature(self._replace_long_strings)
+    async def store_blobs(self, admitted: Admitted, entry: entries.Request, body_bytes: int) -> BuiltEntry:
+        """Returns a turn's entry with references to its long strings, which are stored, and its size.
 
-    async def _replace_long_strings(self, submission: Submission) -> None:
-        entry = submission.entry
+        `body_bytes` is the size of the request. Raises as `lift` does.
+        """
         # A long body or conversation is not encoded here: that would take milliseconds in the event loop.
-        is_short = not entry.history and submission.body_bytes <= blobs.INLINE_BYTES_MAX
+        is_short = not entry.history and body_bytes <= blobs.INLINE_BYTES_MAX
         if is_short and blobs.has_no_blobs(encoded := entries.encode(entry)):
-            submission.entry_bytes = len(encoded)
-            if (admission := self._admission_of(submission)) is not None:
-                await admission.count_stored_bytes(len(encoded))
-        else:
-            await self.pin_until_over(submission)
-            submission.entry, submission.entry_bytes = await self.lift(submission, entry, is_counted=True)
+            if admitted.admission is not None:
+                await admitted.admission.count_stored_bytes(len(encoded))
+            return entry, len(encoded)
+        await self.pin_until_over(admitted)
+        return await self.lift(admitted, entry, is_counted=True)
 
-    async def pin_until_over(self, submission: Submission) -> None:
+    async def pin_until_over(self, admitted: Admitted) -> None:
         """Releases the pins of `put` and `lift` when the submission is over."""
-        await submission.cleanup.enter_async_context(self.hold_pins(submission.own_turn))
+        await admitted.held.enter_async_context(self.hold_pins(admitted.own))
 
     def hold_pins(self, key: TurnKey) -> AbstractAsyncContextManager[None]:
         """Releases the pins of `put` for `key` after the block, unless it raises LogUnavailable."""
         return self._pins.release_after(key.tenant, key.turn)
 
     async def lift(
-        self, submission: Submission, request: entries.Request, *, is_counted: bool = False
+        self, admitted: Admitted, request: entries.Request, *, is_counted: bool = False
     ) -> tuple[entries.Request, int]:
         """Returns `request` with references to its long strings, which are stored, and the size of its entry.
 
@@ -83,9 +78,9 @@ class RequestBlobs:
         if sum(blob.bytes for blob in found) > self._bytes_max:
             raise Refused("body_too_large", TOO_LARGE.format(most=self._bytes_max))
         pinned, more = {blob.sha256 for blob in found}, size if is_counted else 0
-        await self.put(submission.own_turn, lifted, pinned, self._admission_of(submission), more_bytes=more)
+        await self.put(admitted.own, lifted, pinned, admitted.admission, more_bytes=more)
         try:
-            await self._store.renew(submission.turn.tenant, {blob for blob in found if blob.sha256 not in lifted})
+            await self._store.renew(admitted.own.tenant, {blob for blob in found if blob.sha256 not in lifted})
         except BlobUnknown as error:
             raise Refused("blob_expired", EXPIRED) from error
         return entry, size

@@ -1,21 +1,11 @@
-"""Stores the trace context of the request's span in the request entry, as a feature of turn submission."""
+"""Stores the trace context of the request's span in the request entry."""
 
 import msgspec
 from opentelemetry import trace
 
-from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto.entries import Request
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.runtime import tracing
-
-
-def trace_features() -> tuple[Feature[Submission], ...]:
-    """Returns the step that stores the trace in the entry, which other processes continue; none if traces are off."""
-
-    async def store(submission: Submission) -> None:
-        submission.entry = with_trace(submission.turn, submission.entry)
-
-    return (Feature(store),) if tracing.is_on() else ()
 
 
 def with_trace(key: TurnKey, entry: Request) -> Request:

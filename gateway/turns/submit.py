@@ -1,52 +1,42 @@
-"""Submits a turn: stores its request entry in the log, once for each idempotency key."""
+"""Submits a turn or a batch: stores its request entry in the log, once for each idempotency key."""
 
 import asyncio
-import hashlib
-import re
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 import structlog
-from starlette.requests import Request
 
 from tailrace.gateway import metrics
+from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.large_bodies import convert_body
-from tailrace.gateway.http.last_event_id import cursor_text
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.reader import refuse_when_draining
 from tailrace.gateway.turns.api_version import sampling_of
 from tailrace.gateway.turns.conversation import Conversations
+from tailrace.gateway.turns.draft import Draft, Stored, TurnDraft, cursor_mismatch
+from tailrace.gateway.turns.file_references import has_files
+from tailrace.gateway.turns.idempotency_key import AUTO
+from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry, OptionalSteps, Retry
+from tailrace.gateway.turns.repeats import New, OtherBody, OtherWriter, Repeat, Repeats, SameTurn
 from tailrace.gateway.turns.request_body import build_entry, check_turn
-from tailrace.gateway.turns.submission import (
-    Submission,
-    SubmitFeatures,
-    TurnSubmission,
-    run_features,
-)
 from tailrace.proto import entries
 from tailrace.proto.chain import START
-from tailrace.proto.errors import (
-    CursorUnknown,
-    EntryTooLarge,
-    FenceLost,
-    LogFull,
-    LogUnavailable,
-    Refused,
-    TurnUnknown,
-)
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey, parse_cursor
-from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
+from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavailable, Refused
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, TurnKey, new_id
+from tailrace.proto.nats import Claim, TurnLog
 from tailrace.proto.runtime.flag import Flag
 
 logger = structlog.get_logger()
 
-S = TypeVar("S", bound=Submission)
-StoredTurn = tuple[TurnKey, entries.Request]
-"""A turn in the log, and its request entry."""
+S = TypeVar("S")
+Build = Callable[[Admitted], Awaitable[BuiltEntry]]
+"""Makes the request entry of a POST that was admitted. Raises Refused, LogError."""
 
 UNCLEAR = (
     "the log did not answer in time, and the turn may still be stored: "
@@ -56,9 +46,6 @@ TOO_LONG = (
     "the conversation with its history is too long to be stored: "
     "start a new session, or continue from an earlier turn (`parent`)"
 )
-IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
-# Hashing this many bytes takes 10 µs, less than starting a thread.
-HASHED_INLINE_BYTES_MAX = 16 * 1024
 
 
 class TurnSubmitter:
@@ -67,21 +54,18 @@ class TurnSubmitter:
     def __init__(
         self,
         log: TurnLog,
-        claims: Claims,
-        tombstones: Tombstones,
+        repeats: Repeats,
         conversations: Conversations,
         catalogue: Catalogue,
         settings: Settings,
         fullness: LogFullness,
         draining: Flag,
-        features: SubmitFeatures,
+        steps: OptionalSteps,
         expect: Callable[[TurnKey], AbstractAsyncContextManager[None]],
     ) -> None:
         """`expect` surrounds the append of a turn that the response follows."""
         self._log = log
-        self._expect = expect
-        self._claims = claims
-        self._tombstones = tombstones
+        self._repeats = repeats
         self._conversations = conversations
         self._catalogue = catalogue
         self._max_tokens = settings.max_tokens
@@ -89,230 +73,197 @@ class TurnSubmitter:
         self._accept_timeout_s = settings.accept_timeout_s
         self._fullness = fullness
         self._draining = draining
-        self._features = features
+        self._steps = steps
+        self._expect = expect
 
-    async def submit(self, submission: TurnSubmission, cursor: Seq | None = None) -> StoredTurn:
-        """Stores the new turn. Returns the turn and its request entry; for a repeated POST, those of the first POST.
+    async def submit(self, draft: TurnDraft) -> Stored:
+        """Stores a new turn. Returns it; for a repeated POST, the turn of the first POST.
 
-        With `cursor`, nothing is stored: the turn is the one that has this entry. The response header
+        With a cursor, nothing is stored: the turn is the one that has this entry. The response header
         `tailrace-ignored` names the sampling parameters that were removed. Raises Refused, LogError.
         """
-        await run_features(self._features.prepare, submission)
-        await convert_body(submission.body_bytes, check_turn, submission.new_turn)
-        key, entry = await (self.store(submission, self._build) if cursor is None else self._resume(submission, cursor))
-        if removed := [name for name in sampling_of(submission.new_turn.options) if name not in (entry.options or {})]:
-            submission.response_headers.append(lambda _: {"tailrace-ignored": ", ".join(removed)})
-        return key, entry
+        steps, principal, new_turn = self._steps, draft.principal, draft.new_turn
+        if new_turn.webhook is not None:
+            _require(steps.check_webhook, "webhook")(new_turn.webhook)
+        if new_turn.prompt is not None:
+            new_turn = await _require(steps.render_prompt, "prompt")(new_turn, principal.tenant)
+            draft = replace(draft, new_turn=new_turn)
+        await convert_body(draft.body_bytes, check_turn, new_turn)
+        if draft.idempotency_key == AUTO:
+            derive_key = _require(steps.derive_key, f"Idempotency-Key: {AUTO}")
+            key, raw = await derive_key(principal, new_turn)
+            draft = replace(draft, idempotency_key=key, raw=raw)
+        if draft.cursor is not None:
+            stored = await self._resume(draft, draft.cursor)
+        else:
+            retry = None
+            if steps.find_retry is not None and draft.idempotency_key is None:
+                retry = await steps.find_retry(draft)
+            stored = await self.store(draft, partial(self._build, draft), retry)
+        if removed := [name for name in sampling_of(new_turn.options) if name not in (stored.entry.options or {})]:
+            draft.response_headers.append(lambda _: {"tailrace-ignored": ", ".join(removed)})
+        return stored
 
-    async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> StoredTurn:
-        """Like `submit`, but stores the entry that `build` makes. Runs only the features of `admit` and `stored`."""
+    async def store(self, draft: Draft, build: Build, retry: Retry | None = None) -> Stored:
+        """Stores the entry that `build` makes, of a turn or a batch; see `submit`. The order of the steps is fixed:
+
+        a repeated POST is found before anything is counted, stored or cancelled; money is reserved before the key is
+        claimed; a request that is refused claims nothing and gives back what it has reserved. `retry` is that of a
+        client without a key. Raises Refused, LogError.
+        """
         refuse_when_draining(self._draining)
-        async with submission.cleanup:
-            submission.body_sha256 = await hash_body(submission.raw)
-            # Look for a repeat before `build`, which may interrupt a running turn: perhaps the turn of this very POST.
-            if (repeated := await self._find_repeat(submission)) is not None:
-                return repeated
-            # Check this before blobs are stored: those of a refused turn would fill the disk, too.
+        steps, tenant, key = self._steps, draft.principal.tenant, draft.idempotency_key
+        own, body_sha256 = TurnKey(tenant, TurnId(new_id())), await hash_body(draft.raw)
+        known = retry.claim if retry is not None else None
+        find_repeat = partial(self._repeats.find_repeat, tenant, key, known, body_sha256)
+        async with AsyncExitStack() as held, AsyncExitStack() as reserved:
+            # Before `build`, which may interrupt a running turn: perhaps the turn of this very POST.
+            repeat = await find_repeat()
+            if (stored := _stored_turn(repeat, retry)) is not None:
+                return stored
+            # Before blobs are stored: those of a refused turn would fill the disk, too.
             self._fullness.require_room()
-            await run_features(self._features.admit, submission)
+            if steps.check_queue is not None and isinstance(draft, TurnDraft):
+                steps.check_queue(tenant)
+            if steps.check_share is not None:
+                steps.check_share(tenant, len(draft.raw))
+            admission = None
+            if steps.count_request is not None:
+                admission = await steps.count_request(draft.principal, draft.response_headers, reserved)
+            # A slot is held under this id. A claim that appears later does not change the holder of the slot.
+            turn = repeat.turn if isinstance(repeat, OtherWriter) else own
+            admitted = Admitted(draft.principal, own, turn, draft.body_bytes, body_sha256, admission, held, find_repeat)
             try:
-                submission.entry = await build(submission)
+                entry, entry_bytes = await build(admitted)
             except Refused:
                 # A refused request claims no key. But a concurrent POST with the same key may have stored its turn, and
                 # that turn may be the reason for this refusal: return it.
-                if (repeated := await self._find_repeat(submission)) is not None:
-                    return repeated
+                if (stored := _stored_turn(await find_repeat(), retry)) is not None:
+                    return stored
                 raise
-            if (repeated := await self._claim(submission)) is not None:
-                return repeated
+            when_delivered = retry.when_delivered if retry is not None else None
+            if steps.claim_retry is not None and retry is not None and turn == own:
+                when_delivered = await steps.claim_retry(tenant, retry, Claim(own.turn, body_sha256))
+            repeat = await self._repeats.claim(own, key, known, body_sha256)
+            if (stored := _stored_turn(repeat, retry)) is not None:
+                return stored
+            turn = own
+            if isinstance(repeat, OtherWriter):
+                # The other gateway may still append. Both must not believe that the stored entry is theirs: each has
+                # reserved money for it, and its end settles one reservation.
+                turn, entry = repeat.turn, msgspec.structs.replace(entry, submission=own.turn)
             try:
-                async with self._expect(submission.turn) if submission.is_followed else nullcontext():
-                    await self._append(submission)
+                async with self._expect(turn) if draft.is_followed else nullcontext():
+                    await self._append(turn, entry, reserved, may_repeat=bool(key or when_delivered))
             except FenceLost:
                 # Only a concurrent POST with the same idempotency key can have appended.
-                if (repeated := await self._load(submission.turn)) is None:
+                if (found := await self._repeats.load(turn)) is None:
                     raise
-                return repeated
-            await run_features(self._features.stored, submission)
+                return _repeated(found, retry)
+            if steps.count_stored is not None:
+                # An entry may be larger than its body: it has the conversation before it.
+                steps.count_stored(tenant, max(len(draft.raw), entry_bytes))
+            if steps.check_parent is not None and entry.parent is not None:
+                await steps.check_parent(turn, entry.parent)
+            if steps.watch_readers is not None and entry.batch is None:
+                steps.watch_readers(turn, entry.model)
         metrics.ACCEPTED.inc()
-        turn, entry = submission.turn, submission.entry
-        logger.info("turn accepted", turn=turn.turn, tenant=turn.tenant, session=entry.session, model=entry.model)
-        return turn, entry
+        logger.info("turn accepted", turn=turn.turn, tenant=tenant, session=entry.session, model=entry.model)
+        return Stored(turn, entry, when_delivered)
 
-    async def _build(self, submission: TurnSubmission) -> entries.Request:
-        """Returns the request entry of a turn: its messages at their position in the conversation."""
-        principal, new_turn = submission.principal, submission.new_turn
+    async def _build(self, draft: TurnDraft, admitted: Admitted) -> BuiltEntry:
+        """Returns the request entry of a turn at its position in the conversation."""
+        steps, principal, new_turn, body_bytes = self._steps, draft.principal, draft.new_turn, draft.body_bytes
+        if new_turn.messages is not None and has_files([message.content for message in new_turn.messages]):
+            insert_files = _require(steps.insert_files, "file_id")
+            new_turn, file_bytes = await insert_files(new_turn, principal.tenant, body_bytes, admitted.held)
+            body_bytes += file_bytes
 
         async def may_interrupt() -> bool:
             # A concurrent POST with the same key may have stored its turn, which would be the one to interrupt.
-            return await self._find_repeat(submission) is None
+            return isinstance(await admitted.find_repeat(), New | OtherWriter)
 
-        position = await self._conversations.find_position(principal.tenant, new_turn, may_interrupt, principal.key)
-        models = await self._catalogue.offer(principal.tenant)
-        submission.entry = build_entry(
+        place = await self._conversations.find_position(principal.tenant, new_turn, may_interrupt, principal.key)
+        entry = build_entry(
             new_turn,
-            position,
+            place,
             self._max_tokens,
-            models,
+            await self._catalogue.offer(principal.tenant),
             credential=principal.key,
             user=principal.user,
             cache=self._cache,
-            body_sha256=submission.body_sha256,
+            body_sha256=admitted.body_sha256,
         )
-        await run_features(self._features.amend, submission)
-        return submission.entry
+        if steps.estimate_position is not None and (ahead := steps.estimate_position(principal.tenant)) is not None:
+            entry = msgspec.structs.replace(entry, queue_position=ahead)
+            draft.response_headers.append(lambda _: {"tailrace-queue-position": str(ahead)})
+        if steps.check_schema is not None and entry.options is not None:
+            await steps.check_schema(entry, principal.tenant)
+        if admitted.admission is not None:
+            entry = await admitted.admission.reserve_turn(admitted.turn.turn, entry)
+        entry_bytes = 0
+        if steps.store_blobs is not None:
+            entry, entry_bytes = await steps.store_blobs(admitted, entry, body_bytes)
+        if steps.add_trace is not None:
+            entry = steps.add_trace(admitted.turn, entry)
+        return entry, entry_bytes
 
-    async def _resume(self, submission: Submission, cursor: Seq) -> StoredTurn:
+    async def _resume(self, draft: TurnDraft, cursor: Seq) -> Stored:
         """Returns the turn that has an entry at `cursor`, if it is this POST's: of its tenant, body and key (R78).
 
         An Idempotency-Key without a turn is allowed: some clients send a new key with each POST.
         Raises Refused, LogUnavailable.
         """
         refuse_when_draining(self._draining)
-        tenant = submission.principal.tenant
-        key = await self._log.find_turn_at(tenant, cursor) if cursor != BEFORE_FIRST else None
-        stored = await self._load(key) if key is not None else None
+        key = await self._log.find_turn_at(draft.principal.tenant, cursor) if cursor != BEFORE_FIRST else None
+        stored = await self._repeats.load(key) if key is not None else None
         if stored is None:
             raise cursor_mismatch(f"{cursor} is not an event id of an answer of yours, or its answer has left the log")
-        key, entry = stored
-        if entry.body_sha256 != await hash_body(submission.raw):
+        if stored.entry.body_sha256 != await hash_body(draft.raw):
             raise cursor_mismatch(f"{cursor} is an event id of the answer to another body")
-        if submission.idempotency_key is not None:
-            claim = await self._claims.find(tenant, submission.idempotency_key)
-            if claim is not None and claim.turn != key.turn:
-                raise cursor_mismatch(f"{cursor} is an event id of a turn with another Idempotency-Key")
-        return stored
+        if draft.idempotency_key is not None and await self._repeats.has_other_turn(draft.idempotency_key, stored.key):
+            raise cursor_mismatch(f"{cursor} is an event id of a turn with another Idempotency-Key")
+        return _repeated(stored)
 
-    async def _find_repeat(self, submission: Submission) -> StoredTurn | None:
-        """Returns the turn that was stored for the idempotency key; None without one, or without a key.
+    async def _append(
+        self, turn: TurnKey, entry: entries.Request, reserved: AsyncExitStack, *, may_repeat: bool
+    ) -> None:
+        """Appends the entry. From here on, `reserved` is given back only if the entry is certainly not stored.
 
-        Raises Refused if the key was used with another body.
+        Raises FenceLost, LogFull, LogUnavailable (the outcome is unclear), Refused.
         """
-        claim = submission.repeats
-        if submission.idempotency_key is not None:
-            claim = await self._claims.find(submission.principal.tenant, submission.idempotency_key)
-        return await self._adopt(submission, claim) if claim is not None else None
-
-    async def _claim(self, submission: Submission) -> StoredTurn | None:
-        """Claims the idempotency key, if there is one. Returns the turn that another POST has stored for it, or None.
-
-        A claim whose turn was deleted is replaced. Without a key, the claim may be that of an earlier POST.
-        """
-        (tenant, own_turn), idempotency_key = submission.own_turn, submission.idempotency_key
-        if idempotency_key is None:
-            if submission.repeats is None:
-                return None
-            repeated = await self._adopt(submission, submission.repeats)
-            _mark_other_turn(submission)
-            return repeated
-        own_claim = Claim(own_turn, submission.body_sha256)
-        claim = await self._claims.claim(tenant, idempotency_key, own_claim)
-        while claim != own_claim:
-            if (repeated := await self._adopt(submission, claim)) is not None:
-                return repeated
-            if _mark_other_turn(submission):
-                return None
-            claim = await self._claims.replace(tenant, idempotency_key, claim, own_claim)
-        submission.turn = submission.own_turn
-        return None
-
-    async def _adopt(self, submission: Submission, claim: Claim) -> StoredTurn | None:
-        """Returns the turn of another POST's claim if it is stored, else None. Raises Refused if its body is another.
-
-        If the turn is neither stored nor deleted, the gateway that claimed the key may have died before its append: the
-        submission then uses the turn's id. A slot is held under the id that the submission has when it reserves the
-        slot: `_find_repeat` runs before, so this is normally the claimed id. A claim that appears later does not change
-        the holder of the slot.
-        """
-        if claim.body_sha256 != submission.body_sha256:
-            raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
-        claimed = TurnKey(submission.principal.tenant, claim.turn)
-        if (repeated := await self._load(claimed)) is None:
-            is_deleted = await self._tombstones.exists(claimed)
-            submission.turn = submission.own_turn if is_deleted else claimed
-        return repeated
-
-    async def _load(self, key: TurnKey) -> StoredTurn | None:
-        """Returns the turn of an earlier POST if it is stored."""
-        try:
-            turn = await self._log.read_turn(key)
-        except TurnUnknown:
-            return None
-        if turn.request is None:
-            return None
-        metrics.REPEATED.inc()
-        return key, turn.request
-
-    async def _append(self, submission: Submission) -> None:
-        """Appends the entry. Raises FenceLost, LogFull, LogUnavailable (the outcome is unclear), Refused."""
-        # Set before the append: the entry may also be stored if this task is cancelled during it.
-        submission.may_be_stored = True
+        # Before the append: the entry may also be stored if this task is cancelled during it.
+        kept = reserved.pop_all()
         try:
             # `append` checks its own timeout between two tries only, and one try may take seconds.
             async with asyncio.timeout(self._accept_timeout_s):
-                await self._log.append(submission.turn, START, submission.entry)
+                await self._log.append(turn, START, entry)
         except (LogUnavailable, TimeoutError) as error:
             # The client does not know the turn's id; the error says how to repeat. The SDKs repeat a POST after a 503.
-            raise LogUnavailable(UNCLEAR, may_repeat=submission.is_repeatable) from error
+            raise LogUnavailable(UNCLEAR, may_repeat=may_repeat) from error
         except (FenceLost, LogFull):
-            submission.may_be_stored = False
+            await kept.aclose()
             raise
         except EntryTooLarge as error:
-            submission.may_be_stored = False
+            await kept.aclose()
             raise Refused("body_too_large", TOO_LONG) from error
 
 
-def _mark_other_turn(submission: Submission) -> bool:
-    """Returns whether the submission uses the id of another POST's turn; if so, its entry gets a mark of its own.
-
-    The other gateway may still append. Both must not believe that the stored entry is theirs: each has reserved money
-    for it, and its end settles one reservation.
-    """
-    is_other = submission.turn != submission.own_turn
-    if is_other:
-        submission.entry = msgspec.structs.replace(submission.entry, submission=submission.own_turn.turn)
-    return is_other
+def _stored_turn(repeat: Repeat, retry: Retry | None) -> Stored | None:
+    """Returns the turn of an earlier POST if it is stored. Raises Refused if the key was used with another body."""
+    if isinstance(repeat, OtherBody):
+        raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
+    return _repeated(repeat.stored, retry) if isinstance(repeat, SameTurn) else None
 
 
-async def hash_body(*pieces: bytes) -> str:
-    """Returns the SHA-256 of a request body or of a file in hex, also of one in pieces."""
-    digest = hashlib.sha256()
-    for piece in pieces:
-        if len(piece) <= HASHED_INLINE_BYTES_MAX:
-            digest.update(piece)
-        else:
-            # In a thread: 30 MB take 15 ms, during which the event loop would serve no stream.
-            await asyncio.to_thread(digest.update, piece)
-    return digest.hexdigest()
+def _repeated(stored: Stored, retry: Retry | None = None) -> Stored:
+    """Counts a repeated POST. Returns its turn with what happens when its answer was delivered."""
+    metrics.REPEATED.inc()
+    return stored if retry is None else stored._replace(when_delivered=retry.when_delivered)
 
 
-def cursor_mismatch(reason: str) -> Refused:
-    """Returns the error for a POST whose cursor resumes no turn. It must not start one, which would cost money."""
-    return Refused("cursor_mismatch", f"`Last-Event-ID`: {reason}: send the last `id:` of this answer and its body")
-
-
-def cursor_of_post(request: Request) -> Seq | None:
-    """Returns the cursor of a POST that resumes its answer, from `Last-Event-ID` or the query; None: a new turn.
-
-    fetch-event-source and sse.js repeat their POST with this header when the stream was cut. Raises Refused.
-    """
-    text = cursor_text(request)
-    if not text:
-        return None
-    try:
-        return parse_cursor(text)
-    except CursorUnknown as error:
-        raise cursor_mismatch(f"{text[:40]!r} is not an event id") from error
-
-
-def is_repeatable(request: Request) -> bool:
-    """Returns whether a repeated POST gets the same turn."""
-    return bool(idempotency_key_of(request) or cursor_of_post(request))
-
-
-def idempotency_key_of(request: Request) -> str | None:
-    """Returns the value of the Idempotency-Key header, or None. Raises Refused if it is malformed or repeated."""
-    keys = request.headers.getlist("idempotency-key")
-    if len(keys) > 1 or not all(map(IDEMPOTENCY_KEY.fullmatch, keys)):
-        raise Refused("idempotency_key_invalid", "send one Idempotency-Key header of 1 to 200 visible ASCII characters")
-    return keys[0] if keys else None
+def _require(step: S | None, field: str) -> S:
+    """Returns the step of an optional feature. Raises Refused if the client asks for a feature that is absent."""
+    if step is None:
+        raise Refused("request_invalid", f"`{field}` is not supported by this server: leave it out")
+    return step

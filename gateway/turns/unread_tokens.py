@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from tailrace.gateway import metrics
 from tailrace.gateway.streaming.feed import is_delta
 from tailrace.gateway.turns.reader_presence import ReaderPresence
-from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto.entries import End
 from tailrace.proto.errors import LogError
 from tailrace.proto.ids import BEFORE_FIRST, TurnKey
@@ -25,14 +24,9 @@ FIRST_LOOK_S = 1.0
 LOOK_EVERY_S = 5.0
 
 
-def unread_tokens_feature(presence: ReaderPresence) -> Feature[Submission]:
-    """Returns the step that begins to watch a stored turn. A batch has no answer of its own."""
-
-    async def begin(submission: Submission) -> None:
-        if submission.entry.batch is None:
-            presence.group.create_task(_watch(presence, submission.turn, submission.entry.model))
-
-    return Feature(begin)
+def watch_readers(presence: ReaderPresence, key: TurnKey, model: str) -> None:
+    """Begins to watch a stored turn, in a task of the gateway."""
+    presence.group.create_task(_watch(presence, key, model))
 
 
 async def _watch(presence: ReaderPresence, key: TurnKey, model: str) -> None:

@@ -7,7 +7,7 @@ from math import inf
 
 import msgspec
 
-from tailrace.gateway.turns.auto_idempotency import AUTO
+from tailrace.gateway.turns.idempotency_key import AUTO
 from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tests import promises
 from tests.checker import expected_answer

@@ -7,7 +7,8 @@ from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.turns.conversation import Conversations
-from tailrace.gateway.turns.submission import SubmitFeatures
+from tailrace.gateway.turns.optional_steps import OptionalSteps
+from tailrace.gateway.turns.repeats import Repeats
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.batches.runner import BatchRunner
@@ -18,10 +19,11 @@ from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.runtime.flag import Flag
 
 UNUSED: Any = None
+NO_STEPS = OptionalSteps()
 
 
 def build_turn_submitter(
-    service: Any, *, features: SubmitFeatures | None = None, is_full: bool = False, is_draining: bool = False
+    service: Any, *, steps: OptionalSteps = NO_STEPS, is_full: bool = False, is_draining: bool = False
 ) -> TurnSubmitter:
     """Returns a submitter whose log, claims, tombstones, history and catalogue are `service`."""
     fullness, draining = LogFullness(UNUSED, full_at=0.9), Flag()
@@ -30,14 +32,13 @@ def build_turn_submitter(
         draining.set()
     return TurnSubmitter(
         log=service,
-        claims=service,
-        tombstones=service,
+        repeats=Repeats(service, service, service),
         conversations=Conversations(service, service),
         catalogue=service,
         settings=Settings(),
         fullness=fullness,
         draining=draining,
-        features=features or SubmitFeatures(),
+        steps=steps,
         expect=FanOut(service, UNUSED, linger_s=1, heartbeat_s=1).expect,
     )
 

@@ -12,6 +12,7 @@ import structlog.testing
 from starlette.requests import Request
 from starlette.types import Message
 
+from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.http import error_responses, large_bodies
 from tailrace.gateway.http.json_response import json_response, large_json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
@@ -92,7 +93,7 @@ class NoClaims:
 async def test_the_loop_runs_while_a_key_auto_is_derived_and_a_large_response_is_encoded() -> None:
     pieces = 4
     text = "x" * pieces * long_strings.PIECE_BYTES
-    deriving = derive_key(cast("Any", None), cast("Any", NoClaims()), Tenant("a"), NewTurn(message=text))
+    deriving = derive_key(cast("Any", None), cast("Any", NoClaims()), LOCAL, NewTurn(message=text))
     assert await count_loop_turns(deriving) >= pieces
     assert await count_loop_turns(large_json_response(Shape(text))) >= pieces
     large, plain = await large_json_response(Shape(text)), json_response(Shape(text))

@@ -36,9 +36,7 @@ async def test_blobs_that_may_be_stored_although_their_upload_failed_count_for_t
     counters: Any = None
     share = StorageShare(BLOBS, counters, lambda: StreamSize(80, 100), 0.1)
     with suppress(type(failure)):
-        await RequestBlobs(store, pins, share, 100, lambda _: None).put(
-            TurnKey(OURS, TurnId("1")), {"a": b"123456"}, {"a"}, None
-        )
+        await RequestBlobs(store, pins, share, 100).put(TurnKey(OURS, TurnId("1")), {"a": b"123456"}, {"a"}, None)
     if is_counted:
         with pytest.raises(Refused, match="would exceed"):
             share.check(OURS, 6)

@@ -1,8 +1,8 @@
-"""Turn submission against a log and claims in memory: features, repeated POSTs and refusals."""
+"""Turn submission without optional features, against a log and claims in memory: repeated POSTs and refusals."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from operator import attrgetter
+from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,14 +12,15 @@ from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
 from tailrace.gateway.models.offer import Offer
-from tailrace.gateway.turns.request_body import MessageParam, NewTurn
-from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeatures, TurnSubmission
-from tailrace.gateway.turns.submit import UNCLEAR, StoredTurn
+from tailrace.gateway.turns.draft import Stored, TurnDraft
+from tailrace.gateway.turns.optional_steps import OptionalSteps, Retry, WhenDelivered
+from tailrace.gateway.turns.request_body import MessageParam, NewTurn, PromptUse
+from tailrace.gateway.turns.submit import UNCLEAR
 from tailrace.proto import entries
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tailrace.proto.nats import Claim
-from tests.harness.service_builders import build_turn_submitter
+from tests.harness.service_builders import NO_STEPS, build_turn_submitter
 
 HELLO = NewTurn(message="hello")
 
@@ -71,9 +72,9 @@ class Memory:
 
 
 def submit_to(
-    memory: Memory, features: SubmitFeatures | None = None, *, is_full: bool = False, is_draining: bool = False
-) -> Callable[..., Coroutine[Any, Any, StoredTurn]]:
-    submitter = build_turn_submitter(memory, features=features, is_full=is_full, is_draining=is_draining)
+    memory: Memory, steps: OptionalSteps = NO_STEPS, *, is_full: bool = False, is_draining: bool = False
+) -> Callable[..., Coroutine[Any, Any, Stored]]:
+    submitter = build_turn_submitter(memory, steps=steps, is_full=is_full, is_draining=is_draining)
 
     async def submit(
         who: Principal,
@@ -82,42 +83,65 @@ def submit_to(
         key: str | None = None,
         cursor: Seq | None = None,
         added_bytes: int = 0,
-    ) -> StoredTurn:
-        submission = TurnSubmission(who, raw, key, new_turn=new_turn, added_bytes=added_bytes)
-        return await submitter.submit(submission, cursor)
+    ) -> Stored:
+        return await submitter.submit(TurnDraft(who, raw, key, cursor, added_bytes, new_turn=new_turn))
 
     return submit
 
 
-class Recorder:
-    """A feature at each moment, for turns with a webhook; it records where it ran."""
+class Reservations:
+    """The step that counts requests; its count is given back unless it is kept."""
 
     def __init__(self) -> None:
-        self.moments: list[str] = []
-        self.submission: Submission | None = None
+        self.is_given_back = False
 
-    def features(self) -> SubmitFeatures:
-        return SubmitFeatures(*((self._feature(moment),) for moment in SubmitFeatures._fields))
-
-    def _feature(self, moment: str) -> Feature[Submission]:
-        async def run(submission: Submission) -> None:
-            self.submission = submission
-            self.moments.append(moment)
-            if moment == "admit":
-                submission.cleanup.callback(self.moments.append, "cleanup")
-
-        return Feature(run, attrgetter("new_turn.webhook"))
+    async def count_request(self, _: Principal, _headers: object, reserved: AsyncExitStack) -> None:
+        reserved.callback(setattr, self, "is_given_back", True)
 
 
-async def test_features_run_at_their_moments() -> None:
-    """In the order of a submission, and only for a turn that needs them."""
-    memory, recorder = Memory(), Recorder()
-    submit = submit_to(memory, recorder.features())
-    await submit(LOCAL, HELLO, b"{}")
-    assert recorder.moments == []
-    await submit(LOCAL, NewTurn(message="hello", webhook="https://hooks.example"), b"{}")
-    assert recorder.moments == ["prepare", "admit", "amend", "stored", "cleanup"]
-    assert len(memory.stored) == 2
+class Retries:
+    """The steps of a client that counts its repetitions, with the claim that its POST repeats."""
+
+    def __init__(self, claim: Claim | None) -> None:
+        self._claim = claim
+
+    async def find_retry(self, _: TurnDraft) -> Retry:
+        return Retry("retry", self._claim, self.delivered)
+
+    async def claim_retry(self, *_: object) -> WhenDelivered:
+        return self.delivered
+
+    async def delivered(self) -> None:
+        """Does nothing."""
+
+    def steps(self) -> OptionalSteps:
+        return OptionalSteps(find_retry=self.find_retry, claim_retry=self.claim_retry)
+
+
+@pytest.mark.parametrize(
+    ("new_turn", "key"),
+    [
+        (NewTurn(message="hi", webhook="https://hooks.example"), None),
+        (NewTurn(prompt=PromptUse(name="question")), None),
+        (NewTurn(message="hi"), "auto"),
+        (NewTurn(messages=[MessageParam("user", [{"type": "container_upload", "file_id": "f"}])]), None),
+        (
+            NewTurn(
+                messages=[
+                    MessageParam("user", [{"type": "image", "source": {"type": "file", "file_id": "file-of-operator"}}])
+                ]
+            ),
+            None,
+        ),
+    ],
+    ids=["webhook", "prompt", "auto", "container upload", "file"],
+)
+async def test_a_request_that_needs_an_absent_feature_is_refused(new_turn: NewTurn, key: str | None) -> None:
+    """Ignored, it would cost money without what the client wants; a file's id would reach the operator's workspace."""
+    memory = Memory()
+    with pytest.raises(Refused, match="is not supported by this server"):
+        await submit_to(memory)(LOCAL, new_turn, b"{}", key)
+    assert (memory.stored, memory.claims) == ({}, {})
 
 
 @pytest.mark.parametrize(("raw_bytes", "added_bytes"), [(SMALL_BYTES_MAX + 1, 0), (2, SMALL_BYTES_MAX)])
@@ -173,8 +197,8 @@ async def test_the_key_of_a_deleted_turn_starts_a_new_turn_once() -> None:
     submit = submit_to(memory)
     turns = []
     for _ in range(3):
-        key, entry = await submit(LOCAL, HELLO, b"{}", "key")
-        assert (await submit(LOCAL, HELLO, b"{}", "key"), entry.submission) == ((key, entry), None)
+        key, entry, _ = await submit(LOCAL, HELLO, b"{}", "key")
+        assert (await submit(LOCAL, HELLO, b"{}", "key"), entry.submission) == ((key, entry, None), None)
         turns.append(key)
         memory.delete(key)
     assert len(set(turns)) == 3
@@ -189,10 +213,10 @@ async def test_of_two_posts_with_the_key_of_a_deleted_turn_the_second_gets_the_t
 ) -> None:
     """Also if the first gateway dies after its claim."""
     memory = Memory()
-    deleted, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
+    deleted, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     memory.delete(deleted)
     stale = memory.claims.copy()
-    first, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
+    first, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     if not is_stored:
         del memory.stored[first]
 
@@ -201,7 +225,7 @@ async def test_of_two_posts_with_the_key_of_a_deleted_turn_the_second_gets_the_t
         return stale[key]
 
     memory.claim = claim  # type: ignore[method-assign]
-    second, entry = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
+    second, entry, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     assert (second, entry.submission is None) == (first, is_stored)
 
 
@@ -210,7 +234,7 @@ async def test_the_entries_of_concurrent_posts_with_one_key_differ() -> None:
     memory = Memory()
     names = []
     for _ in range(3):
-        key, entry = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
+        key, entry, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
         names.append(entry.submission)
         del memory.stored[key]
     assert names[0] is None
@@ -222,23 +246,23 @@ async def test_the_entries_of_concurrent_posts_with_one_key_differ() -> None:
 async def test_a_submission_with_a_claim_but_without_a_key_gets_the_claimed_turn(state: str) -> None:
     """If the turn is not stored, it may still be, by a gateway that is slow. A deleted turn's id is not used again."""
     memory = Memory()
-    first, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
+    first, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     claim = memory.claims.pop("key")
     if state == "deleted":
         memory.delete(first)
     elif state == "not stored":
         del memory.stored[first]
-    submission = TurnSubmission(LOCAL, b"{}", repeats=claim, new_turn=HELLO)
-    turn, entry = await build_turn_submitter(memory).submit(submission)
+    turn, entry, _ = await submit_to(memory, Retries(claim).steps())(LOCAL, HELLO, b"{}")
     assert (turn == first) is (state != "deleted")
-    assert entry.submission == (submission.own_turn.turn if state == "not stored" else None)
+    assert (entry.submission is not None) is (state == "not stored")
+    assert entry.submission != turn.turn
     assert (len(memory.stored), memory.claims) == (1, {})
 
 
 async def test_a_claim_that_expires_during_the_submission_does_not_name_its_turn() -> None:
     """A later POST with the key would find no turn under the new claim's id, and store a second one."""
     memory = Memory()
-    first, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
+    first, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     del memory.stored[first]
 
     async def claim(_: Tenant, key: str, own: Claim) -> Claim:
@@ -246,7 +270,7 @@ async def test_a_claim_that_expires_during_the_submission_does_not_name_its_turn
         return own
 
     memory.claim = claim  # type: ignore[method-assign]
-    second, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
+    second, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     assert (second.turn, second != first) == (memory.claims["key"].turn, True)
 
 
@@ -261,15 +285,11 @@ async def test_a_claim_that_expires_during_the_submission_does_not_name_its_turn
 )
 async def test_an_unclear_append_keeps_reservations(error: BaseException, *, may_be_stored: bool) -> None:
     """The turn may be stored, and its end settles them. After a clear refusal they are given back."""
-    memory, recorder = Memory(), Recorder()
+    memory, reservations = Memory(), Reservations()
     memory.error = error
     with pytest.raises((LogUnavailable, LogFull, asyncio.CancelledError)):
-        await submit_to(memory, recorder.features())(
-            LOCAL, NewTurn(message="hello", webhook="https://hooks.example"), b"{}"
-        )
-    assert recorder.moments == ["prepare", "admit", "amend", "cleanup"]
-    assert recorder.submission is not None
-    assert recorder.submission.may_be_stored is may_be_stored
+        await submit_to(memory, OptionalSteps(count_request=reservations.count_request))(LOCAL, HELLO, b"{}")
+    assert reservations.is_given_back is not may_be_stored
 
 
 @pytest.mark.parametrize("key", [None, "key"])
@@ -286,12 +306,8 @@ async def test_a_client_may_repeat_a_post_whose_turn_it_can_find_without_a_key()
     memory = Memory()
     memory.error = LogUnavailable("away")
 
-    async def delivered() -> None:
-        """Does nothing."""
-
-    submission = TurnSubmission(LOCAL, b"{}", new_turn=HELLO, when_delivered=delivered)
     with pytest.raises(LogUnavailable) as unclear:
-        await build_turn_submitter(memory).submit(submission)
+        await submit_to(memory, Retries(None).steps())(LOCAL, HELLO, b"{}")
     assert unclear.value.may_repeat
 
 

@@ -64,10 +64,9 @@ ADMIT = [
     "check the queue",
     "check the share of log_bytes",
     "count requests",
-    "query file",
-    "read a file",
 ]
-BUILD = ["query context", "offer the models"]
+FILES = ["query file", "read a file"]
+BUILD = [*FILES, "query context", "offer the models"]
 CHECK = ["estimate the queue", "check the schema"]
 RESERVE = ["count tokens", "acquire a slot", "count usd_day"]
 """Before the claim: a turn whose money is not reserved must not be found by a repeated POST."""
@@ -420,7 +419,7 @@ async def test_on_busy_interrupt_looks_up_the_key_again_before_it_cancels(
     if is_claimed_meanwhile:
         services.on_step = lambda step: services.claims.update(claim) if step == "query last" else None
     second = await post(body)
-    looked_up = [*LOOK_UP, *ADMIT, "query context", "query last", "look up the key"]
+    looked_up = [*LOOK_UP, *ADMIT, *FILES, "query context", "query last", "look up the key"]
     if is_claimed_meanwhile:
         assert second.json()["turn"] == first.json()["turn"]
         assert _split(services.steps)[0] == [*looked_up, "look up the key"]

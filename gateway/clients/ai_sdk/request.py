@@ -26,9 +26,9 @@ from tailrace.gateway.clients.ai_sdk.stream import MESSAGE
 from tailrace.gateway.clients.ai_sdk.tool_result import encode_output
 from tailrace.gateway.clients.openai.common import tool_definition
 from tailrace.gateway.clients.openai.unsupported import plain_names
+from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.gateway.turns.media_types import IMAGES, PDF, accepted_type
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy, refuse_fields
-from tailrace.gateway.turns.submit import IDEMPOTENCY_KEY
 from tailrace.proto.conversation import without_trailing_thinking
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.entries import OnInterrupt, OnPause

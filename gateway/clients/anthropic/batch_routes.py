@@ -36,10 +36,10 @@ from tailrace.gateway.resources.batches import (
     EndedInput,
     batch_of,
     cancel_batch,
+    draft_batch,
     ended_inputs,
     refresh_all,
     render_with_refused,
-    submission_of,
 )
 from tailrace.gateway.resources.paging import limit_of, list_page, require_one_cursor
 from tailrace.gateway.settings import Settings
@@ -47,10 +47,9 @@ from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.account_choice import refuse_account_headers
 from tailrace.gateway.turns.delete import Deleter
-from tailrace.gateway.turns.submission import Submission
+from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.gateway.turns.webhook_url import check_webhook
-from tailrace.proto import entries
 from tailrace.proto.batch_records import ListBatches, StoredBatch, stored_batch
 from tailrace.proto.entries import BatchSource, Failure
 from tailrace.proto.errors import CODES, Refused, not_found
@@ -97,10 +96,11 @@ async def post(
     """
     new, raw = await request.read(NewMessageBatch)
     refuse_account_headers(request.headers)
-    check_webhook(new.webhook, settings)
+    if new.webhook is not None:
+        check_webhook(settings, new.webhook)
     _check_names(new)
-    submission = submission_of(request, raw)
-    key, _ = await submitter.store(submission, partial(_build, new=new, builder=builder, headers=_headers(request)))
+    build = partial(_build, new=new, builder=builder, headers=_headers(request))
+    key, *_ = await submitter.store(draft_batch(request, raw), build)
     headers = {"location": f"/v1/messages/batches/{PREFIX}{key.turn}", "tailrace-turn": key.turn}
     return json_response(_render(stored_batch(key, await log.read_turn(key))), headers=headers)
 
@@ -121,14 +121,12 @@ def _headers(request: ApiRequest) -> Headers:
     return Headers(kept if version is None else kept | {"anthropic-version": version})
 
 
-async def _build(
-    submission: Submission, *, new: NewMessageBatch, builder: BatchBuilder, headers: Headers
-) -> entries.Request:
-    inputs = await builder.checker(submission, new.via)
+async def _build(admitted: Admitted, *, new: NewMessageBatch, builder: BatchBuilder, headers: Headers) -> BuiltEntry:
+    inputs = await builder.checker(admitted, new.via)
     named = ((one.custom_id, one.params) for one in new.requests)
     refused = await add_all(named, partial(_add, inputs=inputs, headers=headers), _refused_line)
     source = BatchSource(None, ENDPOINT, refused=len(refused))
-    return await builder.store(submission, inputs, new, source, refused)
+    return await builder.store(admitted, inputs, new, source, refused)
 
 
 async def _add(custom_id: str, params: dict[str, Any], inputs: InputChecker, headers: Headers) -> None:

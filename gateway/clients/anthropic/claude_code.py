@@ -11,10 +11,10 @@ most 64,000, and a thinking budget below that (observed with 2.1.332). That requ
 import msgspec
 from starlette.requests import Request
 
+from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.large_bodies import convert_body
-from tailrace.gateway.turns.auto_idempotency import find_usable_key
+from tailrace.gateway.turns.idempotency_key import find_usable_key
 from tailrace.gateway.turns.request_body import NewTurn, check_turn
-from tailrace.gateway.turns.submit import hash_body
 from tailrace.proto import long_strings
 from tailrace.proto.ids import Tenant, is_session_name
 from tailrace.proto.nats import Claims, TurnLog

@@ -20,7 +20,8 @@ from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.account_choice import refuse_account_fields, refuse_account_headers
 from tailrace.gateway.turns.api_version import SAMPLING, version_for
-from tailrace.gateway.turns.inline_files import UploadedFiles, has_files
+from tailrace.gateway.turns.file_references import has_files
+from tailrace.gateway.turns.inline_files import UploadedFiles
 from tailrace.gateway.turns.request_body import (
     API_VERSION,
     BODY_LEVELS_MAX,

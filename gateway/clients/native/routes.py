@@ -14,10 +14,11 @@ from tailrace.gateway.http.route import SSE, TURNS, Route, header, query
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.reader import Reader, TurnAccess, refuse_when_draining
 from tailrace.gateway.streaming.response import EventStream, HeldStream
+from tailrace.gateway.turns.draft import draft_turn
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder
-from tailrace.gateway.turns.submit import cursor_of_post, is_repeatable
+from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, TurnKey, parse_cursor
 from tailrace.proto.records import TurnRecord
@@ -37,7 +38,7 @@ class AcceptedTurn(msgspec.Struct, frozen=True):
     """Paths by name: the turn, its events, and its cancellation."""
 
 
-async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
+async def post_turn(request: ApiRequest, submitter: TurnSubmitter, responder: Responder) -> ASGIApp:
     """`POST /v1/turns`: starts a turn. Answers 202 with its id; with `Accept: text/event-stream`, the stream itself.
 
     The turn is stored before the response begins, and runs whether or not a client reads it. A repeated request
@@ -47,13 +48,14 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
     new_turn, raw = await request.read(NewTurn, has_model_output=True)
     try:
         if "text/event-stream" in accept_header(request.headers):
-            reader, key = await responder.submit_for_stream(request, new_turn, raw)
-            headers, cursor = {"location": f"/v1/turns/{key.turn}"}, cursor_of_post(request) or BEFORE_FIRST
+            draft = draft_turn(request, new_turn, raw, is_followed=True)
+            reader, (key, *_) = await responder.submit_for_stream(request, draft)
+            headers, cursor = {"location": f"/v1/turns/{key.turn}"}, draft.cursor or BEFORE_FIRST
             response = EventStream(reader, key, dialect, cursor, headers=headers)
             response.add_headers({"tailrace-turn": key.turn})
-            response.is_repeatable = is_repeatable(request)
+            response.is_repeatable = draft.is_repeatable
             return response
-        key, entry = await responder.submit(request, new_turn, raw)
+        key, entry, _ = await submitter.submit(draft_turn(request, new_turn, raw))
     except Refused as refused:
         refused.param = refused.param or FIELD_OF_ERROR.get(refused.code)
         raise

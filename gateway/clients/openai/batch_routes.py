@@ -31,21 +31,21 @@ from tailrace.gateway.resources.batches import (
     batch_of,
     cancel_batch,
     custom_id_of,
+    draft_batch,
     ended_inputs,
     find_batch,
     refresh_all,
     refused_lines,
     render_lines,
     render_with_refused,
-    submission_of,
 )
 from tailrace.gateway.resources.paging import limit_of, list_page
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.reader import StreamContext
-from tailrace.gateway.turns.submission import Submission
+from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.gateway.turns.webhook_url import check_webhook
-from tailrace.proto import batch, entries
+from tailrace.proto import batch
 from tailrace.proto.batch_records import ListBatches, StoredBatch, stored_batch
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import BatchSource
@@ -102,10 +102,10 @@ async def post(
     Each line of the file is a request to `endpoint`. The results become a file.
     """
     new, raw = await request.read(NewFileBatch)
-    check_webhook(new.webhook, settings)
-    submission = submission_of(request, raw)
+    if new.webhook is not None:
+        check_webhook(settings, new.webhook)
     build = partial(_build, new=new, history=history, builder=builder, bodies=bodies, blob_store=blob_store)
-    key, _ = await submitter.store(submission, build)
+    key, *_ = await submitter.store(draft_batch(request, raw), build)
     stored = stored_batch(key, await log.read_turn(key))
     headers = {"location": f"/v1/batches/{PREFIX}{key.turn}", "tailrace-turn": key.turn}
     return json_response(await _render(stored, blob_store, key), headers=headers)
@@ -123,34 +123,32 @@ async def _input_file(tenant: Tenant, history: HistoryClient, file: str) -> File
 
 
 async def _build(
-    submission: Submission,
+    admitted: Admitted,
     *,
     new: NewFileBatch,
     history: HistoryClient,
     builder: BatchBuilder,
     bodies: BodyReader,
     blob_store: BlobStore,
-) -> entries.Request:
+) -> BuiltEntry:
     """Returns the request entry of a batch whose inputs are the lines of a file."""
-    tenant = submission.turn.tenant
+    tenant = admitted.own.tenant
     record = await _input_file(tenant, history, new.input_file_id)
     if record.bytes > SMALL_BYTES_MAX:
-        held = len(submission.raw)
-        await bodies.large_bodies.reserve_more(submission.cleanup, tenant, record.bytes, held=held)
-    submission.added_bytes += record.bytes
+        await bodies.large_bodies.reserve_more(admitted.held, tenant, record.bytes, held=admitted.body_bytes)
     try:
         content = await blob_store.read(tenant, Blob(record.sha256, record.bytes))
     except BlobUnknown as error:
         raise not_found("file") from error
     requests, errors = await asyncio.to_thread(parse_lines, content, new.endpoint)
-    inputs = await builder.checker(submission, new.via)
+    inputs = await builder.checker(admitted, new.via, record.bytes)
     if errors:
         source = BatchSource(record.file, new.endpoint, refused=len(errors), is_invalid=True)
-        return await builder.store(submission, inputs, new, source, list(map(msgspec.json.encode, errors)))
+        return await builder.store(admitted, inputs, new, source, list(map(msgspec.json.encode, errors)))
     add = partial(add_request, endpoint=new.endpoint, bodies=bodies, inputs=inputs)
     refused = await add_all(requests, add, error_line)
     source = BatchSource(record.file, new.endpoint, refused=len(refused))
-    return await builder.store(submission, inputs, new, source, refused)
+    return await builder.store(admitted, inputs, new, source, refused)
 
 
 async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient, blob_store: BlobStore) -> Response:

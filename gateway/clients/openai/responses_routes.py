@@ -34,6 +34,7 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
 from tailrace.gateway.streaming.response import EventStream, HeldStream, Start
 from tailrace.gateway.turns.delete import Deleter
+from tailrace.gateway.turns.draft import draft_turn
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder
@@ -97,7 +98,7 @@ async def respond_in_background(
     def respond(key: TurnKey) -> StreamedResponse:
         return _StoredResponse(turns, key, headers)
 
-    return await responder.answer_at_once(request, new_turn, raw, respond, added_bytes=added_bytes)
+    return await responder.accept(draft_turn(request, new_turn, raw, added_bytes=added_bytes), respond)
 
 
 class _StoredResponse(StreamedResponse):

@@ -33,8 +33,10 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import GONE, KEY, KEY_SCHEMA, RESUMING
 from tailrace.gateway.http.route import SSE, TUTORIALS, Route, header
 from tailrace.gateway.streaming.reader import Reader, StreamContext
+from tailrace.gateway.turns.draft import draft_turn
+from tailrace.gateway.turns.idempotency_key import idempotency_key_of
 from tailrace.gateway.turns.respond import Responder
-from tailrace.gateway.turns.submit import idempotency_key_of
+from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.runtime import base64url
@@ -114,14 +116,14 @@ async def post_ai_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     return await responder.answer(request, ai_chat_turn(body), raw, CONTENT, is_streamed=True)
 
 
-async def post_job(request: ApiRequest, responder: Responder) -> Response:
+async def post_job(request: ApiRequest, submitter: TurnSubmitter) -> Response:
     """`POST /api/start-job`, `POST /api/process`: starts a job. Answers 202 with the job's id, which is the turn's.
 
     The stream of the job can be read any number of times, also after its end.
     """
     body, raw = await request.read(StartJobRequest)
     with name_as_client({} if body.prompt is None else {"message": "prompt"}):
-        key, entry = await responder.submit(request, job_turn(body), raw)
+        key, entry, _ = await submitter.submit(draft_turn(request, job_turn(body), raw))
     stream = f"/api/stream/{key.turn}"
     started = StartedJob(job_id=key.turn, session=entry.session, stream=stream)
     return json_response(started, status=202, headers={"location": stream, "tailrace-turn": key.turn})

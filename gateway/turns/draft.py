@@ -1,0 +1,110 @@
+"""A POST that creates a turn or a batch: what the client asks for, and the stored turn that it gets."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+from tailrace.gateway.auth.api_request import ApiRequest, HeaderSource
+from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.http.last_event_id import cursor_text
+from tailrace.gateway.turns.idempotency_key import idempotency_key_of
+from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.proto import entries
+from tailrace.proto.errors import CursorUnknown, Refused
+from tailrace.proto.ids import Seq, TurnKey, parse_cursor
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What one POST asks for."""
+
+    principal: Principal
+    raw: bytes
+    """The request body. A repeated POST must have the same one."""
+    idempotency_key: str | None = None
+    cursor: Seq | None = None
+    """The last event that the client has received. The POST then resumes its answer, and never starts a turn."""
+    added_bytes: int = 0
+    """The bytes of `new_turn` that are not in `raw`."""
+    is_followed: bool = False
+    """Whether the response follows the turn, so that the gateway subscribes to it before it is stored."""
+    path: str = ""
+    headers: Headers = field(default_factory=Headers)
+    response_headers: list[HeaderSource] = field(default_factory=list)
+    """Functions that return headers for the response or the error response; called once, when the endpoint is done."""
+
+    @property
+    def body_bytes(self) -> int:
+        """The bytes of the request with what was added to it."""
+        return len(self.raw) + self.added_bytes
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether a repeated POST gets the same turn."""
+        return bool(self.idempotency_key or self.cursor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnDraft(Draft):
+    """What a POST asks for that creates one turn."""
+
+    new_turn: NewTurn
+
+
+class Stored(NamedTuple):
+    """A turn in the log."""
+
+    key: TurnKey
+    entry: entries.Request
+    """The request entry."""
+    when_delivered: Callable[[], Awaitable[None]] | None = None
+    """Called after the whole answer was sent to the client. If it is set, a repeated POST gets this turn until then."""
+
+
+def draft_turn(
+    request: ApiRequest,
+    new_turn: NewTurn,
+    raw: bytes,
+    *,
+    default_key: str | None = None,
+    is_followed: bool = False,
+    added_bytes: int = 0,
+) -> TurnDraft:
+    """Returns the draft of `new_turn`. `default_key` is its key if the request has no Idempotency-Key.
+
+    Raises Refused for an invalid key or cursor.
+    """
+    return TurnDraft(
+        request.principal,
+        raw,
+        idempotency_key_of(request) or default_key,
+        cursor_of_post(request),
+        added_bytes,
+        is_followed,
+        request.scope["path"],
+        request.headers,
+        request.response_headers,
+        new_turn=new_turn,
+    )
+
+
+def cursor_of_post(request: Request) -> Seq | None:
+    """Returns the cursor of a POST that resumes its answer, from `Last-Event-ID` or the query; None: a new turn.
+
+    fetch-event-source and sse.js repeat their POST with this header when the stream was cut. Raises Refused.
+    """
+    text = cursor_text(request)
+    if not text:
+        return None
+    try:
+        return parse_cursor(text)
+    except CursorUnknown as error:
+        raise cursor_mismatch(f"{text[:40]!r} is not an event id") from error
+
+
+def cursor_mismatch(reason: str) -> Refused:
+    """Returns the error for a POST whose cursor resumes no turn. It must not start one, which would cost money."""
+    return Refused("cursor_mismatch", f"`Last-Event-ID`: {reason}: send the last `id:` of this answer and its body")

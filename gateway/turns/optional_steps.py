@@ -1,0 +1,92 @@
+"""The steps of a submission that optional features provide, by name. The submission itself is in submit.py."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import NamedTuple
+
+from tailrace.gateway.auth.api_request import HeaderSource
+from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.limits.limiter import Admission
+from tailrace.gateway.turns.draft import TurnDraft
+from tailrace.gateway.turns.repeats import Repeat
+from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.proto import entries
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.nats import Claim
+
+WhenDelivered = Callable[[], Awaitable[None]]
+
+
+BuiltEntry = tuple[entries.Request, int]
+"""A request entry, and its size with the conversation before it and without its blobs; 0 if that is unknown."""
+
+
+class Admitted(NamedTuple):
+    """A POST that was admitted, whose entry is built next."""
+
+    principal: Principal
+    own: TurnKey
+    """A key that no other POST has. It names the holder of pins."""
+    turn: TurnKey
+    """The turn's key: `own`, or that of another POST's claim on the idempotency key, if its turn is not stored."""
+    body_bytes: int
+    """The bytes of the request."""
+    body_sha256: str
+    admission: Admission | None
+    """What the POST has counted for its limits; None where no limit applies."""
+    held: AsyncExitStack
+    """Memory and pins, which are released when the submission is over."""
+    find_repeat: Callable[[], Awaitable[Repeat]]
+    """Looks for the turn of a concurrent POST with the same key."""
+
+
+class Retry(NamedTuple):
+    """A POST whose client counts its repetitions instead of sending a key."""
+
+    key: str
+    """The key of the claim by which a repetition finds the turn."""
+    claim: Claim | None = None
+    """The claim of the turn that this POST repeats; None if it is the first one, or starts another turn."""
+    when_delivered: WhenDelivered | None = None
+    """Removes `claim`."""
+
+
+class OptionalSteps(NamedTuple):
+    """Each step is a function, or None if its feature is absent. In the order in which they run.
+
+    Steps raise Refused and LogError unless they say otherwise. A step that reserves or holds something releases it by
+    the exit stack that it gets.
+    """
+
+    check_webhook: Callable[[str], None] | None = None
+    """Checks the webhook URL of a turn."""
+    render_prompt: Callable[[NewTurn, Tenant], Awaitable[NewTurn]] | None = None
+    """Returns the turn with its prompt template rendered."""
+    derive_key: Callable[[Principal, NewTurn], Awaitable[tuple[str | None, bytes]]] | None = None
+    """Returns the idempotency key of a turn, or None, and the bytes that it was derived from."""
+    find_retry: Callable[[TurnDraft], Awaitable[Retry | None]] | None = None
+    """Finds the turn that a POST without a key repeats."""
+    check_queue: Callable[[Tenant], None] | None = None
+    """Refuses a turn if too many wait for a generator."""
+    check_share: Callable[[Tenant, int], None] | None = None
+    """Refuses so many bytes if the tenant has stored too many."""
+    count_request: Callable[[Principal, list[HeaderSource], AsyncExitStack], Awaitable[Admission | None]] | None = None
+    """Counts the request for its limits. The stack gives back what is counted and reserved, unless it is kept."""
+    insert_files: Callable[[NewTurn, Tenant, int, AsyncExitStack], Awaitable[tuple[NewTurn, int]]] | None = None
+    """Returns the turn with the contents of the files that it refers to, and their size. Gets the body's size."""
+    estimate_position: Callable[[Tenant], int | None] | None = None
+    """Returns how many turns start before this one, from 1; None if it can start at once. Raises nothing."""
+    check_schema: Callable[[entries.Request, Tenant], Awaitable[None]] | None = None
+    """Checks the JSON Schema and the forced tool in the options of an entry."""
+    store_blobs: Callable[[Admitted, entries.Request, int], Awaitable[BuiltEntry]] | None = None
+    """Returns the entry with references to its long strings, which are stored, and its size. Gets the body's size."""
+    add_trace: Callable[[TurnKey, entries.Request], entries.Request] | None = None
+    """Returns the entry with the trace that other processes continue. Raises nothing."""
+    claim_retry: Callable[[Tenant, Retry, Claim], Awaitable[WhenDelivered]] | None = None
+    """Stores a claim by which a repetition finds this turn. Returns the function that removes it."""
+    count_stored: Callable[[Tenant, int], None] | None = None
+    """Counts bytes that were stored for the tenant. Raises nothing."""
+    check_parent: Callable[[TurnKey, TurnId], Awaitable[None]] | None = None
+    """Deletes and refuses a stored turn whose parent was deleted meanwhile."""
+    watch_readers: Callable[[TurnKey, str], None] | None = None
+    """Begins to watch whether a stored turn with this model has readers. Raises nothing."""

@@ -1,0 +1,88 @@
+"""Repeated POSTs: whose turn the idempotency key of a POST names. Nothing here changes a turn."""
+
+from typing import NamedTuple
+
+from tailrace.gateway.turns.draft import Stored
+from tailrace.proto.errors import TurnUnknown
+from tailrace.proto.ids import Tenant, TurnKey
+from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
+
+
+class New(NamedTuple):
+    """No turn has the key: it is free, or its turn was deleted."""
+
+
+class SameTurn(NamedTuple):
+    """An earlier POST with this key and body has stored its turn."""
+
+    stored: Stored
+
+
+class OtherBody(NamedTuple):
+    """The key was used with another body."""
+
+
+class OtherWriter(NamedTuple):
+    """Another POST has claimed the key for `turn`, which is neither stored nor deleted.
+
+    Its gateway may have died before its append, or may still append.
+    """
+
+    turn: TurnKey
+
+
+Repeat = New | SameTurn | OtherBody | OtherWriter
+
+
+class Repeats:
+    """The claims of idempotency keys, and the turns that they name."""
+
+    def __init__(self, log: TurnLog, claims: Claims, tombstones: Tombstones) -> None:
+        self._log = log
+        self._claims = claims
+        self._tombstones = tombstones
+
+    async def find_repeat(self, tenant: Tenant, key: str | None, known: Claim | None, body_sha256: str) -> Repeat:
+        """Returns what the log has for a POST with this key and body. Raises LogUnavailable.
+
+        `known` is a claim that was found in another way, for a POST without a key.
+        """
+        claim = await self._claims.find(tenant, key) if key is not None else known
+        return New() if claim is None else await self._examine(tenant, claim, body_sha256)
+
+    async def claim(self, own: TurnKey, key: str | None, known: Claim | None, body_sha256: str) -> Repeat:
+        """Claims the key for the turn `own`. Returns New if it is claimed, or what another POST has stored for it.
+
+        A claim whose turn was deleted is replaced. Without a key, nothing is claimed. Raises LogUnavailable.
+        """
+        if key is None:
+            return New() if known is None else await self._examine(own.tenant, known, body_sha256)
+        own_claim = Claim(own.turn, body_sha256)
+        claim = await self._claims.claim(own.tenant, key, own_claim)
+        while claim != own_claim:
+            repeat = await self._examine(own.tenant, claim, body_sha256)
+            if not isinstance(repeat, New):
+                return repeat
+            claim = await self._claims.replace(own.tenant, key, claim, own_claim)
+        return New()
+
+    async def has_other_turn(self, key: str, turn: TurnKey) -> bool:
+        """Returns whether the key is claimed for another turn than `turn`. Raises LogUnavailable."""
+        claim = await self._claims.find(turn.tenant, key)
+        return claim is not None and claim.turn != turn.turn
+
+    async def load(self, key: TurnKey) -> Stored | None:
+        """Returns the turn of an earlier POST if it is stored. Raises LogUnavailable."""
+        try:
+            turn = await self._log.read_turn(key)
+        except TurnUnknown:
+            return None
+        return Stored(key, turn.request) if turn.request is not None else None
+
+    async def _examine(self, tenant: Tenant, claim: Claim, body_sha256: str) -> Repeat:
+        if claim.body_sha256 != body_sha256:
+            return OtherBody()
+        claimed = TurnKey(tenant, claim.turn)
+        if (stored := await self.load(claimed)) is not None:
+            return SameTurn(stored)
+        return New() if await self._tombstones.exists(claimed) else OtherWriter(claimed)
