@@ -19,6 +19,7 @@ from tailrace.gateway.clients.anthropic.batch_routes import ROUTES as MESSAGE_BA
 from tailrace.gateway.clients.anthropic.count_tokens import ROUTES as COUNT_TOKENS_ROUTES
 from tailrace.gateway.clients.anthropic.managed_agents import ManagedAgentsAdvice
 from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
+from tailrace.gateway.clients.blobs import ROUTES as BLOB_ROUTES
 from tailrace.gateway.clients.files import ROUTES as FILE_ROUTES
 from tailrace.gateway.clients.native.routes import ROUTES as NATIVE_ROUTES
 from tailrace.gateway.clients.native.session_events import ROUTES as SESSION_EVENT_ROUTES
@@ -39,7 +40,6 @@ from tailrace.gateway.page.demo import demo_middleware
 from tailrace.gateway.resources import (
     admin,
     batches,
-    blobs,
     deletion,
     erasure,
     health,
@@ -64,7 +64,7 @@ ROUTES: list[Route] = [
     *tickets.ROUTES,
     *timeline.ROUTES,
     *batches.ROUTES,
-    *blobs.ROUTES,
+    *BLOB_ROUTES,
     *FILE_ROUTES,
     *OPENAI_BATCH_ROUTES,
     *deletion.ROUTES,

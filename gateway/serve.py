@@ -17,14 +17,14 @@ from tailrace.gateway.feature import Features
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import fd_limit, server
 from tailrace.gateway.http.large_bodies import LargeBodies
-from tailrace.gateway.http.log_fullness import LogFullness
-from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.limits.admit import count_request
 from tailrace.gateway.limits.limiter import Limiter
+from tailrace.gateway.limits.queue_estimate import QueueEstimate
 from tailrace.gateway.limits.storage_share import BLOBS, LOG, StorageShare
 from tailrace.gateway.limits.stream_slots import StreamSlots
-from tailrace.gateway.limits.turn_queue import TurnQueue
+from tailrace.gateway.log.fullness import LogFullness
+from tailrace.gateway.log.health import LogHealth
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources.batch_body import BatchBuilder
@@ -126,7 +126,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
             group.create_task(gateway.log_fullness.watch()),
             *(group.create_task(share.flush_periodically()) for share in gateway.storage_shares),
             group.create_task(gateway.log_health.watch()),
-            group.create_task(gateway.turn_queue.watch()),
+            group.create_task(gateway.queue_estimate.watch()),
             group.create_task(gateway.streams.slot_limits.renew_periodically()),
             group.create_task(key_cache.follow(keys, connection)),
             group.create_task(authenticator.jwts.refresh_periodically()),
@@ -186,7 +186,7 @@ def build(
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     prompts = prompts or Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
     schemas = SchemaChecker(wait_s=CHECK_WAIT_S)
-    queue = TurnQueue(connection, rpc, settings.queue_max)
+    queue = QueueEstimate(connection, rpc, settings.queue_max)
     health = LogHealth(connection)
     retries = SdkRetries(claims, presence)
     steps = OptionalSteps(
@@ -198,7 +198,7 @@ def build(
         check_share=storage.log_share.check,
         count_request=partial(count_request, limiter),
         insert_files=storage.uploaded_files.insert_files,
-        estimate_position=queue.join,
+        estimate_position=queue.estimate_position,
         check_schema=partial(check_schema, schemas),
         store_blobs=storage.request_blobs.store_blobs,
         add_trace=with_trace if tracing.is_on() else None,
@@ -230,7 +230,7 @@ def build(
         log_fullness=storage.fullness,
         storage_shares=(storage.log_share, storage.blob_share),
         log_health=health,
-        turn_queue=queue,
+        queue_estimate=queue,
         authenticator=authenticator,
         tickets=tickets,
         logins=logins,

@@ -7,12 +7,12 @@ from tailrace.gateway.auth.login import Logins
 from tailrace.gateway.auth.tickets import Tickets
 from tailrace.gateway.clients.native.new_turns import NewTurns
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.gateway.http.log_fullness import LogFullness
-from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.limits.limiter import Limiter
+from tailrace.gateway.limits.queue_estimate import QueueEstimate
 from tailrace.gateway.limits.storage_share import StorageShare
-from tailrace.gateway.limits.turn_queue import TurnQueue
+from tailrace.gateway.log.fullness import LogFullness
+from tailrace.gateway.log.health import LogHealth
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources.batch_body import BatchBuilder
@@ -43,7 +43,7 @@ class Gateway(NamedTuple):
     log_fullness: LogFullness
     storage_shares: tuple[StorageShare, ...]
     log_health: LogHealth
-    turn_queue: TurnQueue
+    queue_estimate: QueueEstimate
     authenticator: Authenticator
     tickets: Tickets
     logins: Logins

@@ -37,7 +37,7 @@ from tailrace.deploy.local.processes import is_simulated
 from tailrace.deploy.local.readiness import http_get
 from tailrace.deploy.local.terminal_text import table
 from tailrace.gateway.http import fd_limit
-from tailrace.gateway.http.log_fullness import disk_shortage
+from tailrace.gateway.log.fullness import disk_shortage
 from tailrace.persistence.database import display, is_url, open_database
 from tailrace.persistence.sqlite import find_moved_aside
 from tailrace.proto.errors import SettingsInvalid, TailraceError

@@ -15,17 +15,17 @@ from starlette.types import ASGIApp, Receive
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
+from tailrace.gateway.clients.blobs import HEADERS, headers_of
 from tailrace.gateway.clients.openai.batch_routes import RESULT_FILE, result_file
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.examples import FILE, UNIX_S
 from tailrace.gateway.http.form import Form, FormFile
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.parameters import AFTER_ITEM, KEY_SCHEMA, ORDER, SENT_BY_SDKS
 from tailrace.gateway.http.route import Route, Section, header, query
 from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.resources.blobs import HEADERS, headers_of
+from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.resources.create_once import create_once
 from tailrace.gateway.resources.paging import is_newest_first, limit_of, list_page, require_one_cursor
 from tailrace.gateway.streaming.download import Download

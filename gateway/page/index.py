@@ -11,11 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from tailrace.gateway.http.chat_cookie import cookie_of, format_cookie, new_cookie
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.http.page_file import NO_STORE, kept_file, page_file
 from tailrace.gateway.http.route import OPERATION, Route
+from tailrace.gateway.page.chat_cookie import cookie_of, format_cookie, new_cookie
 from tailrace.proto.version import VERSION
 
 NAME = "Tailrace"

@@ -17,9 +17,9 @@ from starlette.responses import Response
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.error_responses import RETRY_AFTER_S
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.http.log_fullness import LogFullness
-from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.route import OPERATION, Route
+from tailrace.gateway.log.fullness import LogFullness
+from tailrace.gateway.log.health import LogHealth
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection, Rpc

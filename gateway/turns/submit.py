@@ -13,7 +13,7 @@ import structlog
 from tailrace.gateway import metrics
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.large_bodies import convert_body
-from tailrace.gateway.http.log_fullness import LogFullness
+from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.reader import refuse_when_draining

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tailrace.gateway.http.log_fullness import LogFullness
+from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.turns.conversation import Conversations

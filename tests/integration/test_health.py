@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from tailrace.deploy.cli.status import fetch
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.limits.turn_queue import TurnQueue
+from tailrace.gateway.limits.queue_estimate import QueueEstimate
 from tailrace.generators.key_health import REFUSED
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Connection, Rpc, TurnLog
@@ -204,12 +204,12 @@ async def test_a_health_report_that_cannot_be_read_does_not_end_the_gateway(
 
     await until(is_named)
     rpc = CountingRpc(connection)
-    queue = TurnQueue(connection, rpc, most=1)
+    queue = QueueEstimate(connection, rpc, most=1)
     with capture_logs() as logged:
         watching = asyncio.create_task(queue.watch())
         # The queue has read the reports of a refresh before the next one.
         for number in range(1, 4):
-            queue.join(tenant)
+            queue.estimate_position(tenant)
             await until(partial(rpc.has_collected, number))
     assert not watching.done()
     watching.cancel()

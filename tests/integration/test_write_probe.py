@@ -53,8 +53,8 @@ async def test_a_gateway_is_not_ready_while_a_stream_stores_nothing(
     why: str,
 ) -> None:
     """NATS answers, but stores no entries, or no idempotency keys. The gateway becomes ready again by itself."""
-    monkeypatch.setattr("tailrace.gateway.http.log_health.TRY_EVERY_S", 0.05)
-    monkeypatch.setattr("tailrace.gateway.http.log_health.SILENT_S_MAX", 0.5)
+    monkeypatch.setattr("tailrace.gateway.log.health.TRY_EVERY_S", 0.05)
+    monkeypatch.setattr("tailrace.gateway.log.health.SILENT_S_MAX", 0.5)
     gateway = await new_gateway(own_server.url)
 
     async def log_detail() -> str:

@@ -20,9 +20,9 @@ from tailrace.gateway.app import app
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.deferred_response import send_deferred
-from tailrace.gateway.http.log_fullness import LogFullness
+from tailrace.gateway.limits.queue_estimate import QueueEstimate
 from tailrace.gateway.limits.storage_share import StorageShare
-from tailrace.gateway.limits.turn_queue import TurnQueue
+from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.prompts.templates import Prompts
@@ -107,7 +107,7 @@ class Services:
         replaced: dict[type, dict[str, Callable[..., Any]]] = {
             Prompts: {"render": self._render},
             LogFullness: {"require_room": self._require_room},
-            TurnQueue: {"check": self._check_queue, "join": self._join},
+            QueueEstimate: {"check": self._check_queue, "estimate_position": self._estimate_position},
             StorageShare: {"check": self._check_share, "add": self._add_to_share},
             Counters: {"add": self._count},
             Slots: {"acquire": self._acquire, "release": self._release, "list_held": self._no_slots},
@@ -139,11 +139,11 @@ class Services:
     def _require_room(self, _: LogFullness) -> None:
         self.step("check the room of the log")
 
-    def _check_queue(self, _: TurnQueue, tenant: Tenant) -> None:
+    def _check_queue(self, _: QueueEstimate, tenant: Tenant) -> None:
         del tenant
         self.step("check the queue")
 
-    def _join(self, _: TurnQueue, tenant: Tenant) -> int:
+    def _estimate_position(self, _: QueueEstimate, tenant: Tenant) -> int:
         del tenant
         self.step("estimate the queue")
         return 1

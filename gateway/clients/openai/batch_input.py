@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tailrace.gateway.clients.built_turn import BuiltTurn
 from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.clients.openai import chat_request, responses_request
-from tailrace.gateway.clients.openai.unsupported import BuiltTurn
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.error_responses import Problem
 from tailrace.gateway.http.large_bodies import convert_body

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from tailrace.gateway.clients.built_turn import BuiltTurn
 from tailrace.gateway.clients.openai import common
 from tailrace.gateway.clients.openai.chat_messages import (
     AssistantMessage,
@@ -18,7 +19,7 @@ from tailrace.gateway.clients.openai.chat_messages import (
 )
 from tailrace.gateway.clients.openai.chat_parameters import UNSUPPORTED
 from tailrace.gateway.clients.openai.common import Choice, Effort, RequestBody
-from tailrace.gateway.clients.openai.unsupported import BuiltTurn, ignored_parameters
+from tailrace.gateway.clients.openai.unsupported import ignored_parameters
 from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import Model

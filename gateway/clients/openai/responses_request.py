@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from tailrace.gateway.clients.built_turn import BuiltTurn
 from tailrace.gateway.clients.openai import common
 from tailrace.gateway.clients.openai.common import Choice, Effort, Fields, RequestBody
 from tailrace.gateway.clients.openai.responses_input import InputItem, messages_of, system_of
 from tailrace.gateway.clients.openai.responses_object import PREFIX
 from tailrace.gateway.clients.openai.responses_parameters import UNSUPPORTED
-from tailrace.gateway.clients.openai.unsupported import BuiltTurn, ignored_parameters
+from tailrace.gateway.clients.openai.unsupported import ignored_parameters
 from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn, refuse_fields
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_token

@@ -6,10 +6,9 @@ Each protocol has its own table.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
 
 IGNORED, REFUSED = False, True
@@ -25,16 +24,6 @@ class UnsupportedParameter(NamedTuple):
     allowed: tuple[object, ...]
     is_refused: bool
     reason: str
-
-
-class BuiltTurn(NamedTuple):
-    """The turn of a request."""
-
-    turn: NewTurn
-    ignored: list[str]
-    """The parameters of the request that were ignored."""
-    names: Mapping[str, str]
-    """The names in the request of the turn's fields that have another name there."""
 
 
 def ignored_parameters(body: Any, table: Iterable[UnsupportedParameter]) -> Iterator[str]:

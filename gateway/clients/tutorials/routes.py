@@ -28,10 +28,10 @@ from tailrace.gateway.clients.tutorials.request import (
     chat_turn,
     job_turn,
 )
-from tailrace.gateway.http.chat_cookie import COOKIE, cookie_of, format_cookie, new_cookie
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import GONE, KEY, KEY_SCHEMA, RESUMING
 from tailrace.gateway.http.route import SSE, TUTORIALS, Route, header
+from tailrace.gateway.page.chat_cookie import COOKIE, cookie_of, format_cookie, new_cookie
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.draft import draft_turn
 from tailrace.gateway.turns.idempotency_key import idempotency_key_of

@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 
 from tailrace.gateway.clients.ai_sdk import request as ai_sdk
 from tailrace.gateway.clients.anthropic import request as anthropic
+from tailrace.gateway.clients.built_turn import BuiltTurn
 from tailrace.gateway.clients.openai import chat_request, responses_request
-from tailrace.gateway.clients.openai.unsupported import BuiltTurn
 from tailrace.gateway.http.read_body import decode
 from tailrace.gateway.turns.request_body import NewTurn, check_turn
 from tailrace.proto.errors import Refused

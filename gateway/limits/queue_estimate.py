@@ -72,7 +72,7 @@ class QueueState(NamedTuple):
         return not (self.undelivered or any(one.waiting or one.free <= 0 for one in self.generators))
 
 
-class TurnQueue:
+class QueueEstimate:
     """The queue as this gateway sees it."""
 
     def __init__(self, connection: Connection, rpc: Rpc, most: int) -> None:
@@ -94,7 +94,7 @@ class TurnQueue:
             message = f"{self._most} turns or more wait for a generator before this one: retry later"
             raise Refused("queue_full", message, retry_after_s=RETRY_AFTER_S)
 
-    def join(self, tenant: Tenant) -> int | None:
+    def estimate_position(self, tenant: Tenant) -> int | None:
         """Counts a new turn of `tenant` and returns its estimated position, from 1; None if it can start at once."""
         ahead = self._count_ahead(tenant)
         self._submitted[tenant] += 1
