@@ -49,7 +49,6 @@ from tailrace.gateway.resources import (
     prompts,
     running,
     sessions,
-    tickets,
     timeline,
     usage,
 )
@@ -61,7 +60,6 @@ from tailrace.proto.runtime import tracing
 ROUTES: list[Route] = [
     *NATIVE_ROUTES,
     *SESSION_EVENT_ROUTES,
-    *tickets.ROUTES,
     *timeline.ROUTES,
     *batches.ROUTES,
     *BLOB_ROUTES,

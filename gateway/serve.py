@@ -11,7 +11,6 @@ from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.login import Logins
 from tailrace.gateway.auth.signed_tokens import TokenSigner
-from tailrace.gateway.auth.tickets import Tickets
 from tailrace.gateway.clients.native.new_turns import NewTurns
 from tailrace.gateway.feature import Features
 from tailrace.gateway.history_client import HistoryClient
@@ -33,7 +32,7 @@ from tailrace.gateway.services import Gateway
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.startup_checks import check, check_address, common_limits, networks
 from tailrace.gateway.streaming.feed import FanOut
-from tailrace.gateway.streaming.reader import StreamContext, TurnAccess
+from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.streaming.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.streaming.stream_record import StreamRecords
 from tailrace.gateway.turns.auto_idempotency import derive_key
@@ -61,7 +60,6 @@ from tailrace.proto.nats.administration import Administration
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.logins import LoginStore
 from tailrace.proto.nats.signing_secret import signing_secret
-from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.json_schema import SchemaChecker
@@ -170,7 +168,7 @@ def build(
     rpc = Rpc(connection)
     claims = Claims(connection)
     authenticator = authenticator or Authenticator(settings, ApiKeyCache())
-    tickets, logins = add_signed_tokens(authenticator, signer, connection)
+    logins = add_logins(authenticator, signer, connection)
     limiter = build_limiter(settings, connection, log, authenticator.api_keys)
     history = HistoryClient(rpc, settings.query_timeout_s)
     fan_out = FanOut(log, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
@@ -220,6 +218,7 @@ def build(
     )
     return Gateway(
         settings=settings,
+        connection=connection,
         rpc=rpc,
         log=log,
         history=history,
@@ -232,13 +231,12 @@ def build(
         log_health=health,
         queue_estimate=queue,
         authenticator=authenticator,
-        tickets=tickets,
+        signer=signer,
         logins=logins,
         bodies=storage.bodies,
         catalogue=catalogue,
         prompts=prompts,
         streams=streams,
-        turn_access=TurnAccess(streams, tickets),
         new_turns=NewTurns(log),
         turns=TurnReader(log, history),
         submitter=submitter,
@@ -253,15 +251,12 @@ def build(
     )
 
 
-def add_signed_tokens(
-    authenticator: Authenticator, signer: TokenSigner, connection: Connection
-) -> tuple[Tickets, Logins]:
-    """Makes `authenticator` accept tickets and access tokens."""
-    tickets = Tickets(signer, UsedTickets(connection), authenticator.find_key)
+def add_logins(authenticator: Authenticator, signer: TokenSigner, connection: Connection) -> Logins:
+    """Makes `authenticator` accept access tokens."""
     logins = Logins(signer, LoginStore(connection), authenticator.find_key)
     authenticator.add_verifier(logins)
-    authenticator.sources += [tickets.source, logins.source]
-    return tickets, logins
+    authenticator.sources.append(logins.source)
+    return logins
 
 
 def build_limiter(settings: Settings, connection: Connection, log: TurnLog, keys: ApiKeyCache) -> Limiter:

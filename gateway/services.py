@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.login import Logins
-from tailrace.gateway.auth.tickets import Tickets
+from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.clients.native.new_turns import NewTurns
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.read_body import BodyReader
@@ -18,14 +18,14 @@ from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources.batch_body import BatchBuilder
 from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.streaming.reader import StreamContext, TurnAccess
+from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.inline_files import UploadedFiles
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.submit import TurnSubmitter
-from tailrace.proto.nats import BlobStore, Claims, Rpc, TurnLog
+from tailrace.proto.nats import BlobStore, Claims, Connection, Rpc, TurnLog
 from tailrace.proto.nats.administration import Administration
 
 
@@ -33,6 +33,7 @@ class Gateway(NamedTuple):
     """The services of a gateway, each of its own type. Made once at startup."""
 
     settings: Settings
+    connection: Connection
     rpc: Rpc
     log: TurnLog
     history: HistoryClient
@@ -45,13 +46,12 @@ class Gateway(NamedTuple):
     log_health: LogHealth
     queue_estimate: QueueEstimate
     authenticator: Authenticator
-    tickets: Tickets
+    signer: TokenSigner
     logins: Logins
     bodies: BodyReader
     catalogue: Catalogue
     prompts: Prompts
     streams: StreamContext
-    turn_access: TurnAccess
     new_turns: NewTurns
     turns: TurnReader
     submitter: TurnSubmitter

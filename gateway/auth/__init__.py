@@ -1,1 +1,1 @@
-"""Authentication and authorization: API keys, JWTs, tickets, logins, scopes, CORS and allowed hosts."""
+"""Authentication and authorization: API keys, JWTs, logins, scopes, CORS and allowed hosts."""

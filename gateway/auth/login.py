@@ -14,9 +14,8 @@ from typing import Literal, NamedTuple
 from starlette.requests import Request
 
 from tailrace.gateway.auth.authenticate import CredentialSource, credential_invalid
-from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.auth.principal import KeyLookup, Principal
 from tailrace.gateway.auth.signed_tokens import Access, Refresh, TokenSigner
-from tailrace.gateway.auth.tickets import KeyLookup
 from tailrace.gateway.http.cookies import cookie_value
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import logins

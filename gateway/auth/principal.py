@@ -1,5 +1,6 @@
 """The principal of a request: tenant, credential name, scopes and expiry, as the credential states them."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from tailrace.proto.api_key import TENANT_SCOPES, Scope
@@ -27,3 +28,7 @@ class Principal(NamedTuple):
     """The end user that a JWT names: the user of every turn that it creates, whatever the body says."""
     counted_as: str | None = None
     """The id of the key whose limits this one shares, because rotations have replaced that key. None: its own."""
+
+
+KeyLookup = Callable[[str], Principal | None]
+"""Returns the principal of the API key with this id; None if it is unknown, revoked or expired."""

@@ -1,4 +1,4 @@
-"""Tokens that gateways sign and verify: tickets, access tokens and refresh tokens. Pure.
+"""Tokens that gateways sign and verify, such as the access tokens and refresh tokens of logins. Pure.
 
 The format is `{kind}{fields}.{mac}` (PROTOCOL R39): a prefix that scanners for leaked secrets can find, the fields as
 JSON in base64url, and HMAC-SHA256 over everything before the dot. Nothing in a token chooses the algorithm. The fields
@@ -7,41 +7,34 @@ are readable by the holder of the token; none of them is secret. docs/DEPENDENCI
 
 import hashlib
 import hmac
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import msgspec
 
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.runtime import base64url
 
 
-class Ticket(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """Permission to read the events of one turn. Times are Unix seconds.
+class Signed(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """The fields of a token. Each kind of token is a subclass."""
 
-    `key` is the id of the credential that created the ticket; with `has_key` it is an API key, and the ticket ends with
-    it. Without `key` no credential was needed, and the ticket ends with the first one. `once` is the id of a single-use
-    ticket, and empty for a shared one.
-    """
-
-    tenant: Tenant
-    turn: TurnId
-    key: str | None
-    has_key: bool
-    begin_by: int
-    until: int
-    once: str = ""
+    prefix: ClassVar[bytes]
+    """The beginning of the tokens of this kind."""
 
 
-class Access(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class Access(Signed, frozen=True, kw_only=True, array_like=True):
     """The access token of a login with the API key `key`."""
+
+    prefix = b"tra_"
 
     key: str
     until: int
 
 
-class Refresh(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class Refresh(Signed, frozen=True, kw_only=True, array_like=True):
     """The refresh token of a login, which is valid for one refresh."""
+
+    prefix = b"trr_"
 
     login: str
     key: str
@@ -49,8 +42,7 @@ class Refresh(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     until: int
 
 
-KINDS: dict[type[msgspec.Struct], bytes] = {Ticket: b"trt_", Access: b"tra_", Refresh: b"trr_"}
-S = TypeVar("S", Ticket, Access, Refresh)
+S = TypeVar("S", bound=Signed)
 
 
 class TokenSigner:
@@ -59,17 +51,17 @@ class TokenSigner:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def sign(self, fields: Ticket | Access | Refresh) -> str:
+    def sign(self, fields: Signed) -> str:
         """Returns the signed token."""
-        payload = KINDS[type(fields)] + base64url.encode(msgspec.json.encode(fields)).encode()
+        payload = fields.prefix + base64url.encode(msgspec.json.encode(fields)).encode()
         return f"{payload.decode()}.{self._mac(payload)}"
 
     def read(self, token: bytes, kind: type[S]) -> S | None:
         """Returns the fields of a token with a valid signature; else None. It does not check the expiry."""
         payload, _, mac = token.rpartition(b".")
-        if not (payload.startswith(KINDS[kind]) and hmac.compare_digest(mac, self._mac(payload).encode())):
+        if not (payload.startswith(kind.prefix) and hmac.compare_digest(mac, self._mac(payload).encode())):
             return None
-        fields = payload.removeprefix(KINDS[kind])
+        fields = payload.removeprefix(kind.prefix)
         try:
             return msgspec.json.decode(base64url.decode(fields), type=kind)
         except DECODE_ERRORS:

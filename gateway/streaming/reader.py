@@ -12,7 +12,6 @@ from starlette.types import Receive
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.auth.tickets import PARAMETER, Tickets
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.feed import FanOut
@@ -205,18 +204,3 @@ def refuse_when_draining(draining: Flag) -> None:
     """Raises Refused while this gateway drains. Call it before anything is stored, never after that."""
     if draining.is_set():
         raise Refused("draining", "this gateway is shutting down: repeat the request", retry_after_s=1)
-
-
-class TurnAccess:
-    """Permits requests for the events of one turn, with a credential or with a ticket in the URL."""
-
-    def __init__(self, streams: StreamContext, tickets: Tickets) -> None:
-        self._streams = streams
-        self._tickets = tickets
-
-    async def of(self, request: ApiRequest, key: TurnKey) -> Reader:
-        """Returns the access of `request` to the turn. Raises Refused if its ticket is not valid or was used."""
-        ticket = await self._tickets.read_single_use(request, key) if PARAMETER in request.query_params else None
-        if ticket is None:
-            return Reader(self._streams, request)
-        return Reader(self._streams, request, *self._tickets.stream_terms(ticket, request))

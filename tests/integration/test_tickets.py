@@ -12,13 +12,14 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.auth.signed_tokens import Ticket, TokenSigner
+from tailrace.features.tickets.tickets import Ticket
+from tailrace.features.tickets.used_tickets import UsedTickets
+from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.nats.signing_secret import signing_secret
-from tailrace.proto.nats.used_tickets import UsedTickets
 from tests.harness.freeze import freeze
 from tests.harness.refusals import problem_of
 from tests.harness.route_table import ROWS, path_parameters

@@ -11,7 +11,8 @@ from starlette import routing
 from starlette.requests import Request
 
 from tailrace.features.gateway import ROUTES
-from tailrace.gateway.auth.signed_tokens import KINDS, Access, Ticket, TokenSigner
+from tailrace.features.tickets.tickets import Ticket
+from tailrace.gateway.auth.signed_tokens import Access, TokenSigner
 from tailrace.gateway.clients.files import FILE_ID
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.examples import BATCH, FILE, MODEL, PARENT, TURN
@@ -210,8 +211,8 @@ def test_examples_are_read_by_the_parsers_of_the_product() -> None:
         assert (str(UUID(made)), UUID(made).version) == (made, 7)
     assert FILE_ID.fullmatch(FILE)
     assert KEY_ID.fullmatch(examples.KEY_ID)
-    assert examples.TICKET.startswith(KINDS[Ticket].decode())
-    assert examples.EXAMPLES["access_token"].startswith(KINDS[Access].decode())
+    assert examples.TICKET.startswith(Ticket.prefix.decode())
+    assert examples.EXAMPLES["access_token"].startswith(Access.prefix.decode())
     record = msgspec.convert(examples.WHOLE["TurnRecord"], TurnRecord)
     assert msgspec.to_builtins(record)["duration_s"] == examples.WHOLE["TurnRecord"]["duration_s"]
     after = examples.WHOLE["AuditEntry"]["after"]

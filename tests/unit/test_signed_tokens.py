@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.auth.signed_tokens import KINDS, Access, Refresh, Ticket, TokenSigner
+from tailrace.features.tickets.tickets import Ticket
+from tailrace.gateway.auth.signed_tokens import Access, Refresh, Signed, TokenSigner
 from tailrace.proto.ids import Tenant, TurnId
 
 OURS = TokenSigner(b"s" * 32)
@@ -20,6 +21,8 @@ SIGNED: list[Ticket | Access | Refresh] = [
     Access(key="key_1", until=9),
     Refresh(login="l", key="key_1", generation=3, until=9),
 ]
+
+KINDS: list[type[Signed]] = [Ticket, Access, Refresh]
 
 
 def mac_of(payload: bytes) -> bytes:
@@ -33,7 +36,7 @@ def test_a_token_is_read_as_its_own_kind_only(signed: Any) -> None:
     token = OURS.sign(signed).encode()
     payload, _, mac = token.rpartition(b".")
     assert mac == mac_of(payload)
-    assert {kind: TokenSigner(b"s" * 32).read(token, kind) for kind in KINDS} == {  # type: ignore[type-var]
+    assert {kind: TokenSigner(b"s" * 32).read(token, kind) for kind in KINDS} == {
         kind: signed if kind is type(signed) else None for kind in KINDS
     }
     assert TokenSigner(b"x" * 32).read(token, type(signed)) is None
@@ -73,7 +76,7 @@ def test_a_token_without_our_mac_is_not_valid() -> None:
 
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_raise_no_error(token: bytes) -> None:
-    assert all(OURS.read(token, kind) is None for kind in KINDS)  # type: ignore[type-var]
+    assert all(OURS.read(token, kind) is None for kind in KINDS)
 
 
 def test_a_token_with_unknown_fields_is_not_valid() -> None:

@@ -9,10 +9,10 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.last_event_id import cursor_text
 from tailrace.gateway.http.media_type import accept_header
-from tailrace.gateway.http.parameters import CURSOR, GONE, KEY, LAST_EVENT_ID_IN_QUERY, LAST_RECEIVED, RESUMING
-from tailrace.gateway.http.route import SSE, TURNS, Route, header, query
+from tailrace.gateway.http.parameters import GONE, KEY, RESUMING
+from tailrace.gateway.http.route import SSE, TURNS, Route, query
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
-from tailrace.gateway.streaming.reader import Reader, TurnAccess, refuse_when_draining
+from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
 from tailrace.gateway.streaming.response import EventStream, HeldStream
 from tailrace.gateway.turns.draft import draft_turn
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -65,15 +65,14 @@ async def post_turn(request: ApiRequest, submitter: TurnSubmitter, responder: Re
     return json_response(body, status=202, headers={"location": path, "tailrace-turn": key.turn})
 
 
-async def get_events(request: ApiRequest, turn_access: TurnAccess) -> ASGIApp:
+async def get_events(request: ApiRequest, streams: StreamContext) -> ASGIApp:
     """`GET /v1/turns/{turn}/events`: streams the turn from the cursor on.
 
     Send the `id:` of the last received event as `Last-Event-ID` to continue without a gap. Any number of clients
     may read the same turn.
     """
     key, dialect = request.turn(), dialect_of(request)
-    reader = await turn_access.of(request, key)
-    return stream_of(reader, request, key, cursor_of(request, reader.id_prefix), dialect)
+    return stream_of(Reader(streams, request), request, key, cursor_of(request), dialect)
 
 
 async def get_turn(request: ApiRequest, turns: TurnReader) -> Response:
@@ -119,10 +118,6 @@ def dialect_of(request: ApiRequest) -> Dialect:
 
 
 DIALECT = query("dialect", "The stream's format; `tailrace` by default.", type="string", enum=list(DIALECTS))
-# The ids of the stream of a single-use ticket begin with a proof (TokenSigner.proof).
-PROVEN_CURSOR = header("Last-Event-ID", LAST_RECEIVED, type="string", pattern=r"^([A-Za-z0-9_-]{22}\.)?[0-9]{1,19}$")
-READING = (PROVEN_CURSOR, CURSOR, *LAST_EVENT_ID_IN_QUERY, DIALECT)
-TICKET = query("ticket", "A ticket from `POST /v1/turns/{turn}/tickets`, instead of a key.")
 
 ROUTES = [
     Route(
@@ -144,7 +139,7 @@ ROUTES = [
         "read",
         TURNS,
         streams=SSE,
-        parameters=(*READING, TICKET),
+        parameters=(*RESUMING, DIALECT),
         statuses=GONE,
     ),
     Route("POST", "/v1/turns/{turn}/cancel", post_cancel, "write", TURNS, result=TurnRecord),

@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 
+from tailrace.features.tickets.used_tickets import UsedTickets
 from tailrace.gateway.auth.authenticate import CredentialSource, credential_invalid
-from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.auth.signed_tokens import Ticket, TokenSigner
+from tailrace.gateway.auth.principal import KeyLookup, Principal
+from tailrace.gateway.auth.signed_tokens import Signed, TokenSigner
 from tailrace.gateway.http.last_event_id import last_event_id
 from tailrace.proto.errors import not_found
-from tailrace.proto.ids import TurnId, TurnKey
-from tailrace.proto.nats.used_tickets import UsedTickets
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 
 PARAMETER = "ticket"
 # The only route that reads the parameter, so a ticket opens no other one.
@@ -31,8 +31,24 @@ BEGIN_S = 60
 ONCE_S = 3600
 SHARED_S_MIN, SHARED_S, SHARED_S_MAX = 60, 3600, 24 * 3600
 
-KeyLookup = Callable[[str], Principal | None]
-"""Returns the principal of the API key with this id; None if it is unknown, revoked or expired."""
+
+class Ticket(Signed, frozen=True, kw_only=True, array_like=True):
+    """Permission to read the events of one turn. Times are Unix seconds.
+
+    `key` is the id of the credential that created the ticket; with `has_key` it is an API key, and the ticket ends with
+    it. Without `key` no credential was needed, and the ticket ends with the first one. `once` is the id of a single-use
+    ticket, and empty for a shared one.
+    """
+
+    prefix = b"trt_"
+
+    tenant: Tenant
+    turn: TurnId
+    key: str | None
+    has_key: bool
+    begin_by: int
+    until: int
+    once: str = ""
 
 
 class Tickets:

@@ -1,0 +1,1 @@
+"""Tickets: tokens in a URL that permit reading the events of one turn."""
