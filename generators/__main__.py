@@ -1,4 +1,4 @@
-"""`python -m tailrace.generators`: runs a generator until SIGTERM."""
+"""`python -m tailrace.generators`: runs a generator with every feature, until SIGTERM."""
 
 import gc
 
@@ -6,13 +6,18 @@ import gc
 gc.disable()
 
 import sys
+from functools import partial
 
-from tailrace.generators.serve import preflight, probe, serve
+from tailrace.features.generators import FEATURES
+from tailrace.generators import serve as generator
 from tailrace.generators.settings import Settings
 from tailrace.proto import service
 
 gc.freeze()
 gc.enable()
 
+ABOUT = "Calls the model and stores its answers."
+
 if __name__ == "__main__":
-    sys.exit(service.main("generators", "Calls the model and stores its answers.", Settings, preflight, serve, probe))
+    serve = partial(generator.serve, features=FEATURES)
+    sys.exit(service.main("generators", ABOUT, Settings, generator.preflight, serve, generator.probe))

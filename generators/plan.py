@@ -3,8 +3,6 @@
 A generator that died and a model stream that broke leave the same kind of log, so one rule serves both.
 """
 
-from typing import Any
-
 import msgspec
 
 from tailrace.generators.backends.model_event import ModelEvent, from_event, stop_message
@@ -18,7 +16,6 @@ from tailrace.generators.half_calls import (
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Mode
 from tailrace.proto.fold import Turn
-from tailrace.proto.forced_tools import answer_schema, forced_functions
 from tailrace.proto.server_tools import is_executed_tool
 
 
@@ -31,7 +28,7 @@ class Leave(msgspec.Struct, frozen=True):
 
 
 class Complete(msgspec.Struct, frozen=True):
-    """The answer is complete: append its `end`, with `schema_valid` (whether the answer fits its schema)."""
+    """The answer is complete: append its `end`, with `schema_valid` (whether the answer passed its check)."""
 
     schema_valid: bool | None = None
 
@@ -40,13 +37,6 @@ class AppendEvents(msgspec.Struct, frozen=True):
     """The answer has reached a limit: append these events, which complete the message."""
 
     events: list[ModelEvent]
-
-
-class CheckSchema(msgspec.Struct, frozen=True):
-    """The answer is complete: check `text` against `schema`, then call `plan_after_check`."""
-
-    schema: dict[str, Any]
-    text: str
 
 
 class Fail(msgspec.Struct, frozen=True):
@@ -61,16 +51,13 @@ class MakeAttempt(msgspec.Struct, frozen=True):
     attempt: int
     mode: Mode
     misfit: str | None = None
-    """Why the answer so far, which is complete, does not fit its schema: the model is asked for a corrected one."""
+    """Why the answer so far, which is complete, did not pass its check: the model is asked for a corrected one."""
     reason: str | None = None
     """With the mode `restart`: why the answer so far cannot be continued."""
 
 
 Action = Acknowledge | Leave | Complete | AppendEvents | Fail | MakeAttempt
-Plan = Action | CheckSchema
 
-# With these stop reasons the answer is not final, so it is not checked: a tool's result or the rest follows.
-UNFINISHED = ("tool_use", events.PAUSE, "compaction")
 # With these stop reasons a second call may give another answer; a call cut by a limit would be cut again.
 CORRECTABLE = ("end_turn", "stop_sequence", "tool_use")
 CONTINUED_TYPES = ("text", "thinking", "redacted_thinking")
@@ -80,20 +67,21 @@ OBSTACLE_CHARS_MAX = 64
 ATTEMPTS_TOTAL_MAX = 50
 
 
-def plan(turn: Turn, attempts_max: int, cut: str | None = None) -> Plan:
+def plan(turn: Turn, attempts_max: int, cut: str | None = None, obstacle: str | None = None) -> Action:
     """Returns the next action for `turn`. It fails after `attempts_max` attempts in a row that stored nothing new.
 
-    `cut` is the stop reason of the limit that the turn has reached, if any: then no further call is made.
+    `cut` is the stop reason of the limit that the turn has reached, if any: then no further call is made. `obstacle`
+    is explained at `find_obstacle`. After `Complete`, a feature may check the answer: see `plan_after_check`.
     """
     if turn.end is not None:
         return Acknowledge()
     if turn.request is not None and turn.request.via != "messages":
         return Leave()
     if turn.stop.stop_reason is not None:
-        return schema_check(turn) or Complete()
+        return Complete()
     if turn.message is not None and cut is not None:
         return AppendEvents(closing_events(turn, cut))
-    mode = next_mode(turn)
+    mode = next_mode(turn, obstacle)
     if mode == "continue" and tokens_left(turn) <= 0:
         return AppendEvents(closing_events(turn, "max_tokens"))
     if turn.fruitless >= attempts_max:
@@ -107,39 +95,27 @@ def plan(turn: Turn, attempts_max: int, cut: str | None = None) -> Plan:
     messages = turn.request.messages if turn.request is not None else ()
     if mode == "continue" and not turn.is_paused and (closing := close_half_calls(turn.blocks, messages)):
         return AppendEvents([from_event(event) for event in closing])
-    return MakeAttempt(turn.attempt + 1, mode, reason=find_obstacle(turn) if mode == "restart" else None)
+    return MakeAttempt(turn.attempt + 1, mode, reason=find_obstacle(turn, obstacle) if mode == "restart" else None)
 
 
-def next_mode(turn: Turn) -> Mode | None:
-    """Returns the mode of the next attempt; None if the request does not want another one."""
+def next_mode(turn: Turn, obstacle: str | None = None) -> Mode | None:
+    """Returns the mode of the next attempt; None if the request does not want another one. See `find_obstacle`."""
     if turn.message is None:
         # No reader has seen anything, so there is nothing to continue and nothing to take back.
         return "fresh"
     if turn.is_paused:
-        # The model was not interrupted: `on_interrupt` and a schema do not apply.
+        # The model was not interrupted: `on_interrupt` and `obstacle` do not apply.
         return "continue"
     on_interrupt = turn.request.on_interrupt if turn.request else "continue"
     if turn.blocks and on_interrupt == "fail":
         return None
-    return "continue" if find_obstacle(turn) is None else "restart"
-
-
-def schema_check(turn: Turn) -> CheckSchema | None:
-    """Returns the check of the complete answer in `turn`; None if it has no schema, or is not final."""
-    if turn.request is None:
-        return None
-    functions = forced_functions(turn.request)
-    for block in turn.blocks:
-        if block.type == "tool_use" and (arguments := functions.get(str(block.start.get("name")))) is not None:
-            return CheckSchema(arguments, block.text)
-    schema = answer_schema(turn.request)
-    return None if schema is None or turn.stop.stop_reason in UNFINISHED else CheckSchema(schema, turn.text)
+    return "continue" if find_obstacle(turn, obstacle) is None else "restart"
 
 
 def plan_after_check(
     turn: Turn, misfit: str | None, attempts_max: int, cut: str | None = None
 ) -> Complete | MakeAttempt:
-    """Returns the action after the schema check; `misfit` says why the answer does not fit, None if it fits.
+    """Returns the action after a check of the complete answer; `misfit` says why it did not pass, None if it did.
 
     The model is asked for a corrected answer once. `cut` is explained at `plan`.
     """
@@ -165,12 +141,12 @@ def tokens_left(turn: Turn) -> int:
     return turn.request.max_tokens - turn.generated_tokens if turn.request else 0
 
 
-def find_obstacle(turn: Turn) -> str | None:
+def find_obstacle(turn: Turn, obstacle: str | None = None) -> str | None:
     """Returns why the partial answer in `turn` cannot be continued; None if it can.
 
-    `on_interrupt`: the request wants a restart. `schema`: the model must write the JSON from its beginning. Otherwise
-    the type of the block in the way: the API refuses half a thought, an unknown block, and a call of the client's tools
-    without its result.
+    `on_interrupt`: the request wants a restart. `obstacle`: what a feature has against it. Otherwise the type of the
+    block in the way: the API refuses half a thought, an unknown block, and a call of the client's tools without its
+    result.
 
     Completed calls of server tools are continued, so that none of them runs twice. After such a call, half a thought
     is left out of the next call instead. A call that the backend has executed itself is not sent.
@@ -180,8 +156,8 @@ def find_obstacle(turn: Turn) -> str | None:
     blocks = tuple(block for block in turn.blocks if not (block.is_closed and is_executed_tool(block.start)))
     if not blocks:
         return None
-    if turn.request is not None and answer_schema(turn.request) is not None:
-        return "schema"
+    if obstacle is not None:
+        return obstacle
     is_kept = has_results(blocks)
     sent = without_half_calls(blocks)
     for block in sent:

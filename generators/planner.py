@@ -1,46 +1,59 @@
-"""Plans a turn's next action and runs the JSON Schema check that a plan may ask for."""
+"""Plans a turn's next action, with what features know of it: limits, obstacles, and checks of complete answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
-import structlog
-
-from tailrace.generators import metrics
-from tailrace.generators.plan import Action, CheckSchema, Complete, plan, plan_after_check
-from tailrace.proto.errors import SandboxFailed
+from tailrace.generators.plan import Action, Complete, plan, plan_after_check
+from tailrace.proto.entries import Request
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnKey
-from tailrace.proto.runtime import json_schema
-
-logger = structlog.get_logger()
-
-# Longer than in a gateway: no client waits for a response here, and a batch may have a thousand answers checked at
-# once.
-CHECK_WAIT_S = 120.0
-
 
 Cut = Callable[[Turn], str | None]
 """Returns None, or, for a turn that has reached a limit, the stop reason with which its answer is completed."""
+FindObstacle = Callable[[Request], str | None]
+"""Returns why a partial answer to a request cannot be continued; None if it can."""
+
+
+class AnswerCheck(NamedTuple):
+    """The result of a check. `misfit` says why the answer did not pass; None: it did."""
+
+    misfit: str | None
+
+
+CheckAnswer = Callable[[TurnKey, Turn], Awaitable[AnswerCheck | None]]
+"""Checks the complete answer of a turn. Returns None if there is nothing to check, or if the check itself fails."""
 
 
 class Planner:
-    """Computes the next action of turns with `plan`, and the cuts and the schema check that it needs."""
+    """Computes the next action of turns with `plan`."""
 
-    def __init__(self, attempts_max: int, cuts: Sequence[Cut] = ()) -> None:
+    def __init__(
+        self,
+        attempts_max: int,
+        cuts: Sequence[Cut] = (),
+        obstacles: Sequence[FindObstacle] = (),
+        checks: Sequence[CheckAnswer] = (),
+    ) -> None:
         self._attempts_max = attempts_max
         self._cuts = cuts
-        self._checker = json_schema.SchemaChecker(wait_s=CHECK_WAIT_S)
+        self._obstacles = obstacles
+        self._checks = checks
 
     async def next_action(self, key: TurnKey, turn: Turn) -> Action:
-        """Returns the next action for `turn`. If the schema check itself fails, the answer is completed unchecked."""
+        """Returns the next action for `turn`. An answer that no check judges is completed unchecked."""
         cut = next(filter(None, (cut(turn) for cut in self._cuts)), None)
-        action = plan(turn, self._attempts_max, cut)
-        if not isinstance(action, CheckSchema):
-            return action
-        try:
-            misfit = await self._checker.find_mismatch(action.schema, action.text, key.tenant)
-        except SandboxFailed as error:
-            logger.warning("answer not checked against its schema", error=str(error))
-            metrics.SCHEMA_CHECKS.labels("unchecked").inc()
-            return Complete()
-        metrics.SCHEMA_CHECKS.labels("fits" if misfit is None else "misfit").inc()
-        return plan_after_check(turn, misfit, self._attempts_max, cut)
+        request, obstacle = turn.request, None
+        if request is not None:
+            obstacle = next(filter(None, (find(request) for find in self._obstacles)), None)
+        action = plan(turn, self._attempts_max, cut, obstacle)
+        if action == Complete() and (checked := await check_answer(self._checks, key, turn)) is not None:
+            return plan_after_check(turn, checked.misfit, self._attempts_max, cut)
+        return action
+
+
+async def check_answer(checks: Sequence[CheckAnswer], key: TurnKey, turn: Turn) -> AnswerCheck | None:
+    """Returns the result of the first check that judges the complete answer of `turn`; None if there is none."""
+    for check in checks:
+        if (checked := await check(key, turn)) is not None:
+            return checked
+    return None

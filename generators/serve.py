@@ -21,17 +21,15 @@ from tailrace.generators.batches.runner import BatchLane, BatchRunner
 from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.circuit_breaker import CircuitBreakers
 from tailrace.generators.failover import CLAUDE, FAILOVER_CODES, BackendOrders, parse_backends
-from tailrace.generators.forced_tools import request_forced_call, write_forced_call
+from tailrace.generators.feature import Features, Hooks, join_hooks
 from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
-from tailrace.generators.prompt_cache import cache_prompt
 from tailrace.generators.queued_turns import prepare_queued
 from tailrace.generators.retry import Retry
 from tailrace.generators.rpc import ModelRpc, cancel_turn
 from tailrace.generators.settings import Settings, parse_tenants, unique_name
-from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto import nats, service
@@ -48,10 +46,6 @@ from tailrace.proto.version import VERSION
 
 logger = structlog.get_logger()
 
-# They run in this order. The marks for the prompt cache come after the schema, which may be in the system prompt, and
-# before the correction, which the turn's first call does not have.
-CALL_FILTERS = (request_forced_call, request_schema, cache_prompt, add_correction)
-
 
 async def preflight(settings: Settings) -> None:
     """Checks models, tenants and backends before the process connects to NATS. Raises SettingsInvalid."""
@@ -61,8 +55,9 @@ async def preflight(settings: Settings) -> None:
         pass
 
 
-async def serve(settings: Settings, connection: Connection, stop: service.Stop) -> None:
-    """Runs turns until `stop` is set."""
+async def serve(settings: Settings, connection: Connection, stop: service.Stop, *, features: Features = ()) -> None:
+    """Runs turns with `features` until `stop` is set."""
+    hooks = join_hooks(features)
     name = unique_name(settings)
     log = TurnLog(connection)
     deliveries = await Deliveries.open(connection, GENERATORS)
@@ -79,14 +74,15 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
         claude = find_anthropic_api(backends)
         breakers = CircuitBreakers(orders)
         caller = ModelCaller(observe_backends(backends), breakers, retry, blobs)
-        planner = Planner(settings.attempts_max, [cut_at_cost])
+        checks = [new_check() for new_check in hooks.checks]
+        planner = Planner(settings.attempts_max, [cut_at_cost], hooks.obstacles, checks)
         runner = TurnRunner(
             log,
             caller,
             planner,
             name=name,
-            filters=CALL_FILTERS,
-            sinks=[write_forced_call, limit_cost],
+            filters=hooks.all_filters,
+            sinks=[*hooks.sinks, limit_cost],
             prepare=[partial(prepare_queued, log), breakers.prepare],
             observe=attempt_span,
             deadline_s=settings.deadline_s,
@@ -97,7 +93,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             deliveries,
             runner,
             settlement.settle,
-            [BatchLane(build_batch_runner(connection, name, settings, blobs, orders, claude))],
+            [BatchLane(build_batch_runner(connection, name, settings, blobs, orders, claude, hooks))],
             concurrency=settings.concurrency,
             grace_s=settings.grace_s,
             tenant_share=settings.tenant_share,
@@ -113,13 +109,13 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
         metrics.TENANTS.update(parse_tenants(settings.metrics_tenants))
         metrics.SLOTS.set(settings.concurrency)
         service.mark_ready(generator=name, concurrency=settings.concurrency)
-        checks = [asyncio.create_task(report_version(backends, worker))]
-        checks += [asyncio.create_task(check_key(claude, caller.keys))] if claude is not None else []
+        reports = [asyncio.create_task(report_version(backends, worker))]
+        reports += [asyncio.create_task(check_key(claude, caller.keys))] if claude is not None else []
         try:
             await worker.run(stop, stop.now)
         finally:
-            for check in checks:
-                check.cancel()
+            for report in reports:
+                report.cancel()
             if not connection.closed.is_set():
                 await endpoints.stop()
 
@@ -148,6 +144,7 @@ def build_batch_runner(
     blobs: BlobLoader,
     orders: BackendOrders,
     claude: AnthropicApi | None,
+    hooks: Hooks,
 ) -> BatchRunner:
     """Returns the runner of batches, whose turns get half of the slots at most."""
     return BatchRunner(
@@ -160,7 +157,7 @@ def build_batch_runner(
         concurrency=max(1, settings.concurrency // 2),
         attempts_max=settings.attempts_max,
         message_batches=MessageBatchesApi(claude.client) if claude is not None else None,
-        filters=CALL_FILTERS,
+        hooks=hooks,
         blobs=blobs,
         orders=orders,
     )

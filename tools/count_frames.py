@@ -22,6 +22,7 @@ import structlog
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
+from tailrace.features.generators import FEATURES as GENERATOR_FEATURES
 from tailrace.gateway.serve import serve
 from tailrace.gateway.settings import Settings
 from tailrace.generators.serve import serve as serve_generator
@@ -203,7 +204,9 @@ async def _count_model(nats_url: str) -> Functions:
     given = {"nats_url": nats_url, "anthropic_base_url": await url.get(), "anthropic_api_key": "sk-simulated"}
     connection = await Connection.open(nats_url, "count-frames-generator")
     sys.setprofile(counter.profile)
-    serving = asyncio.create_task(serve_generator(msgspec.convert(given, GeneratorSettings), connection, stop))
+    serving = asyncio.create_task(
+        serve_generator(msgspec.convert(given, GeneratorSettings), connection, stop, features=GENERATOR_FEATURES)
+    )
     try:
         await counting
     finally:

@@ -23,8 +23,8 @@ from tailrace.generators.backends import Call, process_reaper
 from tailrace.generators.backends.claude_code_output import ClaudeCodeOutput
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.schema_prompt import append_to_system, move_schema_to_prompt
 from tailrace.generators.settings import Settings, require_sound
-from tailrace.generators.structured_output import append_to_system, move_schema_to_prompt
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.ids import folder_name

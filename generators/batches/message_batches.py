@@ -15,9 +15,11 @@ from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import msgspec
 import structlog
 
 from tailrace.generators import metrics
+from tailrace.generators.attempt_runner import WrapSink
 from tailrace.generators.backends.anthropic_api import encode_body
 from tailrace.generators.backends.message_batches_api import (
     CanceledResult,
@@ -29,23 +31,22 @@ from tailrace.generators.backends.message_batches_api import (
     SucceededResult,
 )
 from tailrace.generators.backends.message_events import to_events
+from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.tally import BatchTally
-from tailrace.generators.continuation import FilterCall, build_call
+from tailrace.generators.continuation import build_call
 from tailrace.generators.event_writer import append_when_not_full, as_stored
 from tailrace.generators.failover import BackendOrders
-from tailrace.generators.forced_tools import map_forced_call
+from tailrace.generators.feature import Hooks
 from tailrace.generators.load_blobs import BlobLoader
-from tailrace.generators.plan import schema_check
-from tailrace.generators.planner import CHECK_WAIT_S
+from tailrace.generators.planner import check_answer
 from tailrace.proto import batch
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, End, Entry, Event, Failure, Mode, Outcome, Request
-from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, LogError, SandboxFailed, TurnUnknown
+from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Folding, Turn
 from tailrace.proto.ids import Seq, TurnId, TurnKey
 from tailrace.proto.nats import Tombstones, TurnLog
-from tailrace.proto.runtime import json_schema
 
 logger = structlog.get_logger()
 
@@ -96,7 +97,7 @@ class MessageBatchSubmitter:
         self,
         log: TurnLog,
         tombstones: Tombstones,
-        filters: Sequence[FilterCall],
+        hooks: Hooks,
         blobs: BlobLoader,
         api: MessageBatchesApi,
         orders: BackendOrders,
@@ -104,12 +105,12 @@ class MessageBatchSubmitter:
     ) -> None:
         self._log = log
         self._tombstones = tombstones
-        self._filters = filters
+        self._hooks = hooks
+        self._checks = [new_check() for new_check in hooks.checks]
         self._blobs = blobs
         self._api = api
         self._orders = orders
         self._wait_until_not_full = wait_until_not_full
-        self._checker = json_schema.SchemaChecker(wait_s=CHECK_WAIT_S)
 
     async def run(self, key: TurnKey, turn: Turn, attempt: int, lines: Sequence[bytes], tally: BatchTally) -> None:
         """Runs all inputs, `lines`. `turn` is the batch's fold before `attempt`, this runner's attempt.
@@ -263,7 +264,7 @@ class MessageBatchSubmitter:
         for number, line in enumerate(lines):
             request = batch.decode_input(line)
             model = self._orders.claude_model_id(request.model, "message batches")
-            async with self._blobs.load(key.tenant, build_call(request, self._filters)) as call:
+            async with self._blobs.load(key.tenant, build_call(request, self._hooks.all_filters)) as call:
                 bodies[batch.child_key(key, number).turn] = b"".join(await encode_body(call, model=model))
             if request.betas:
                 headers["anthropic-beta"] = ",".join(request.betas)
@@ -391,7 +392,9 @@ class MessageBatchSubmitter:
             Attempt(prev=writer.last, attempt=begun.attempt + 1, generator=name, backend=MESSAGE_BATCHES, mode=mode)
         )
         outcome, failure = await self._write_result(writer, request, result)
-        schema_valid = await self._fits(writer.turn, child) if outcome == "completed" else None
+        # A batch makes no call for a correction.
+        checked = await check_answer(self._checks, child, writer.turn) if outcome == "completed" else None
+        schema_valid = None if checked is None else checked.misfit is None
         end = build_end(writer.turn, outcome, failure, schema_valid=schema_valid)
         await writer.append(end)
         metrics.count_end(child, writer.turn)
@@ -404,7 +407,7 @@ class MessageBatchSubmitter:
         match result:
             case SucceededResult(message):
                 try:
-                    for event in map_forced_call(to_events(mark_as_batch(message)), request):
+                    for event in map_answer(to_events(mark_as_batch(message)), request, self._hooks.sinks):
                         await writer.append(Event(prev=writer.last, attempt=writer.attempt, event=event))
                 except BackendError as error:
                     return "failed", _failure(error)
@@ -419,17 +422,6 @@ class MessageBatchSubmitter:
                 return "failed", TOO_LATE
             case Failure():
                 return "failed", result
-
-    async def _fits(self, turn: Turn, child: TurnKey) -> bool | None:
-        """Returns whether the answer fits its schema; None if unknown. A batch makes no call for a correction."""
-        check = schema_check(turn)
-        if check is None:
-            return None
-        try:
-            return await self._checker.find_mismatch(check.schema, check.text, child.tenant) is None
-        except SandboxFailed as error:
-            logger.warning("answer not checked against its schema", turn=child.turn, error=str(error))
-            return None
 
     async def _end_of(self, child: TurnKey) -> End | None:
         try:
@@ -486,6 +478,19 @@ def mark_as_batch(message: dict[str, Any]) -> dict[str, Any]:
     """Returns `message` with the service tier `batch` in its usage, which decides its price."""
     usage = message.get("usage")
     return message | {"usage": usage | {"service_tier": "batch"}} if isinstance(usage, dict) else message
+
+
+def map_answer(answer: list[msgspec.Raw], request: Request, sinks: Sequence[WrapSink]) -> list[msgspec.Raw]:
+    """Returns the events of a complete answer as they are stored through `sinks`. Raises BackendError."""
+    stored = list[ModelEvent]()
+    wrapped = store = stored.append
+    for wrap in sinks:
+        wrapped = wrap(wrapped, request, EMPTY_TURN)
+    if wrapped is store:
+        return answer
+    for event in filter(None, map(read_event, map(bytes, answer))):
+        wrapped(event)
+    return [event.raw for event in stored]
 
 
 def _failure(error: BackendError) -> Failure:

@@ -19,9 +19,9 @@ from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.message_batches import MessageBatchSubmitter, read_own
 from tailrace.generators.batches.tally import BatchTally
-from tailrace.generators.continuation import FilterCall
 from tailrace.generators.event_writer import append_when_not_full, as_stored
 from tailrace.generators.failover import BackendOrders
+from tailrace.generators.feature import Hooks
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import batch
 from tailrace.proto.blobs import Blob
@@ -106,15 +106,15 @@ class BatchRunner:
         concurrency: int,
         attempts_max: int,
         message_batches: MessageBatchesApi | None,
-        filters: Sequence[FilterCall],
+        hooks: Hooks,
         blobs: BlobLoader,
         orders: BackendOrders,
     ) -> None:
         """At most `concurrency` turns of batches run or wait for a generator at once, so that other turns can start.
 
         Without `message_batches`, batches for Anthropic's Message Batches fail. A batch that has had `attempts_max`
-        attempts in a row without progress fails at the next unexpected error. `filters` change the calls of a message
-        batch.
+        attempts in a row without progress fails at the next unexpected error. `hooks` apply to the calls and answers
+        of a message batch.
         """
         self._log = log
         self._blob_store = blob_store
@@ -124,7 +124,7 @@ class BatchRunner:
         self._submitter: MessageBatchSubmitter | None = None
         if message_batches is not None:
             self._submitter = MessageBatchSubmitter(
-                log, tombstones, filters, blobs, message_batches, orders, self._wait_until_not_full
+                log, tombstones, hooks, blobs, message_batches, orders, self._wait_until_not_full
             )
         self._name = name
         self._slots = asyncio.Semaphore(concurrency)

@@ -346,7 +346,7 @@ async def test_an_answer_with_a_schema_is_asked_for_in_its_prompt(
 ) -> None:
     """It is checked like any other answer, and requested again when it does not fit."""
     schema = {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]}
-    given = {
+    given: dict[str, Any] = {
         "backends": "claude_code",
         "claude_code_binary": str(BINARY),
         "claude_code_root": tmp_path / "projects",
@@ -370,7 +370,7 @@ async def test_when_it_breaks_in_mid_sentence_claude_itself_goes_on(
     own_server: NatsServer, own_log: TurnLog, claude: str, tmp_path: Path
 ) -> None:
     """Failover to the backend `claude` continues the open block."""
-    given = {
+    given: dict[str, Any] = {
         "backends": "claude_code, claude",
         "claude_code_binary": str(BINARY),
         "claude_code_root": tmp_path / "projects",

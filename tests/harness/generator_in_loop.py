@@ -11,6 +11,8 @@ import nats.js.api
 from prometheus_client import REGISTRY
 
 from tailrace.deploy.simulated_claude.account import AccountReport
+from tailrace.features.generators import FEATURES
+from tailrace.generators.feature import Features
 from tailrace.generators.serve import serve
 from tailrace.generators.settings import Settings
 from tailrace.proto.chain import START
@@ -31,7 +33,9 @@ STALL_TIMEOUT_S = 90.0
 
 
 @asynccontextmanager
-async def running_generator(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator[Stop]:
+async def running_generator(
+    nats_url: str, claude_url: str, *, features: Features = FEATURES, **given: Any
+) -> AsyncIterator[Stop]:
     """Runs a generator like its process, with short waits between calls. Yields the event that acts as SIGTERM.
 
     Cancels the generator at the end of the context.
@@ -45,7 +49,7 @@ async def running_generator(nats_url: str, claude_url: str, **given: Any) -> Asy
     }
     stop = Stop()
     connection = await Connection.open(as_user(nats_url, GENERATORS), "test-generator")
-    serving = asyncio.create_task(serve(Settings(**settings | given), connection, stop))
+    serving = asyncio.create_task(serve(Settings(**settings | given), connection, stop, features=features))
     try:
         yield stop
     finally:

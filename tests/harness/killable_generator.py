@@ -7,6 +7,7 @@ from functools import partial
 from signal import SIGKILL
 from typing import Any
 
+from tailrace.features.generators import FEATURES
 from tailrace.generators import delta_buffer
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import MessagesApi
@@ -105,7 +106,7 @@ async def _serve_one(nats_url: str, claude_url: str, runner: Any) -> None:
         grace_s=30,
     )
     connection = await Connection.open(as_user(nats_url, GENERATORS), "killable-generator")
-    await serve(settings, connection, stop)
+    await serve(settings, connection, stop, features=FEATURES)
     await connection.close()
 
 

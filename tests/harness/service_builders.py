@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from tailrace.features.generators import FEATURES
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.feed import FanOut
@@ -13,6 +14,7 @@ from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.batches.runner import BatchRunner
 from tailrace.generators.failover import parse_backends
+from tailrace.generators.feature import join_hooks
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
@@ -66,7 +68,7 @@ def build_batch_runner(
         concurrency=concurrency,
         attempts_max=3,
         message_batches=message_batches,
-        filters=(),
+        hooks=join_hooks(FEATURES),
         blobs=BlobLoader(blob_store, FairSemaphore(1)),
         orders=parse_backends(backends),
     )

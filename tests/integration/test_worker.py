@@ -45,6 +45,12 @@ CONTINUED = ("fresh", "continue")
 pytestmark = pytest.mark.filterwarnings("ignore:The model 'claude-sonnet-4-5' is deprecated:DeprecationWarning")
 
 
+async def test_a_generator_without_features_answers_and_continues_a_broken_answer(own: OwnSystem) -> None:
+    async with own.running_generator(features=()):
+        turn = await own.answer("words=9 rate=0 fault=cut@4x1")
+    assert (turn.text, turn.outcome, turn.attempt) == (words(9), "completed", 2)
+
+
 @pytest.mark.rule("R51")
 async def test_a_request_of_an_older_generator_for_a_hedge_has_no_response(own: OwnSystem) -> None:
     """The server says so at once, and the older generator waits for its own call. It also may still listen there."""

@@ -6,18 +6,17 @@ from typing import Any
 
 import msgspec
 
+from tailrace.features.generators import FEATURES
 from tailrace.generators.attempt_span import attempt_span
 from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.circuit_breaker import CircuitBreakers
 from tailrace.generators.failover import BackendOrders, Candidate
-from tailrace.generators.forced_tools import request_forced_call, write_forced_call
+from tailrace.generators.feature import join_hooks
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
-from tailrace.generators.prompt_cache import cache_prompt
 from tailrace.generators.retry import Retry
 from tailrace.generators.settings import Settings
-from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Lane, Worker
 from tailrace.proto.chain import Chain
@@ -38,6 +37,7 @@ RETRY = Retry(tries_max=1, wait_s=0.01, wait_max_s=0.01)
 ORDERS = BackendOrders((Candidate("claude"), Candidate("bedrock")))
 RESTART_S = 0.05
 DRAIN_S = 3.0
+HOOKS = join_hooks(FEATURES)
 UNUSED: Any = None
 """In the place of services that these turns do not need: batches, blobs, counters."""
 
@@ -88,10 +88,10 @@ class Generator:
         runner = TurnRunner(
             log,
             caller,
-            Planner(DEFAULTS.attempts_max, [cut_at_cost]),
+            Planner(DEFAULTS.attempts_max, [cut_at_cost], HOOKS.obstacles, [new_check() for new_check in HOOKS.checks]),
             name=self.name,
-            filters=[request_forced_call, request_schema, cache_prompt, add_correction],
-            sinks=[write_forced_call, limit_cost],
+            filters=HOOKS.all_filters,
+            sinks=[*HOOKS.sinks, limit_cost],
             observe=attempt_span,
             deadline_s=DEFAULTS.deadline_s,
             delta_interval_s=DEFAULTS.delta_interval_s,

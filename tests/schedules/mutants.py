@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import msgspec
 
-from tailrace.generators.plan import Plan, plan
+from tailrace.generators.plan import Action, plan
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import End, Entry, StoredEntry
 from tailrace.proto.errors import CursorUnknown, TurnUnknown
@@ -67,8 +67,8 @@ def last_end() -> Patches:
     def accept_after_end(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
         return link(Chain(chain.last, chain.attempt), seq, entry)
 
-    def plan_again(turn: Turn, attempts_max: int, cut: str | None = None) -> Plan:
-        return plan(msgspec.structs.replace(turn, end=None), attempts_max, cut)
+    def plan_again(turn: Turn, *given: Any) -> Action:
+        return plan(msgspec.structs.replace(turn, end=None), *given)
 
     return [*(patch(name, accept_after_end) for name in LINKS), patch("tailrace.generators.planner.plan", plan_again)]
 

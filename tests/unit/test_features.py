@@ -7,6 +7,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from tailrace.features.generators import FEATURES
+from tailrace.features.prompt_cache.generator import cache_prompt
+from tailrace.features.structured_output.generator import add_correction, request_schema
+from tailrace.generators.feature import join_hooks
 from tailrace.proto.runtime.settings import extend, read, select, table
 
 
@@ -36,3 +40,9 @@ def test_the_core_loads_no_feature() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_the_marks_of_the_prompt_cache_come_after_the_schema_and_before_the_correction() -> None:
+    """The schema may be in the system prompt. The first call of a turn, which fills the cache, has no correction."""
+    found = join_hooks(FEATURES).all_filters
+    assert found.index(request_schema) < found.index(cache_prompt) < found.index(add_correction)

@@ -10,11 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.deploy.simulated_claude.request import decode
+from tailrace.features.structured_output.forced_calls import CallMapper, request_forced_call, write_forced_call
+from tailrace.features.structured_output.generator import (
+    add_correction,
+    find_checked_text,
+    find_schema_obstacle,
+    request_schema,
+)
 from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.generators.batches.message_batches import map_answer
 from tailrace.generators.continuation import build_call, prepare_call
-from tailrace.generators.forced_tools import CallMapper, map_forced_call, request_forced_call
-from tailrace.generators.plan import CheckSchema, Complete, MakeAttempt, plan, plan_after_check, schema_check
-from tailrace.generators.structured_output import add_correction, request_schema
+from tailrace.generators.plan import Complete, MakeAttempt, plan, plan_after_check
 from tailrace.proto import events
 from tailrace.proto.errors import Refused
 from tailrace.proto.forced_tools import answer_schema, call_schema, forced_functions, require_offered
@@ -178,7 +184,8 @@ def test_the_answer_is_stored_as_the_call(choice: dict[str, Any], text: str, dat
     assert (thought.type, call.type, call.text, call.is_closed) == ("thinking", "tool_use", ARGUMENTS, True)
     assert call.start == {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
     assert (turn.stop.stop_reason, turn.usage.output_tokens, turn.text) == ("tool_use", 7, "")
-    assert plan(turn, 5) == CheckSchema({"description": "Looks.", **DAY}, ARGUMENTS)
+    assert plan(turn, 5) == Complete()
+    assert find_checked_text(turn) == ({"description": "Looks.", **DAY}, ARGUMENTS)
     assert plan_after_check(turn, "no", 5) == MakeAttempt(2, "restart", "no")
 
 
@@ -212,20 +219,21 @@ def test_an_answer_that_is_no_call_stays_text_and_is_requested_again(choice: dic
     """With its text and the reason. A refusal is final."""
     turn = log_of(choice, model_answer([text[:3], text[3:]])).turn
     assert (turn.stop.stop_reason, turn.blocks[-1].type) == ("end_turn", "text")
-    check = plan(turn, 5)
-    assert isinstance(check, CheckSchema)
-    assert not is_valid(check)
+    assert plan(turn, 5) == Complete()
+    checked = find_checked_text(turn)
+    assert checked is not None
+    assert not is_valid(*checked)
     assert plan_after_check(turn, "no", 5) == MakeAttempt(2, "restart", "no")
     refused = log_of(choice, model_answer([text], "refusal")).turn
     assert plan_after_check(refused, "no", 5) == Complete(schema_valid=False)
 
 
-def is_valid(check: CheckSchema) -> bool:
+def is_valid(schema: dict[str, Any], text: str) -> bool:
     try:
-        answer = msgspec.json.decode(check.text)
+        answer = msgspec.json.decode(text)
     except msgspec.DecodeError:
         return False
-    return jsonschema_rs.validator_for(check.schema).is_valid(answer)
+    return jsonschema_rs.validator_for(schema).is_valid(answer)
 
 
 @pytest.mark.rule("R77")
@@ -241,27 +249,28 @@ def test_a_rejected_call_is_shown_to_the_model() -> None:
 def test_a_call_that_breaks_off_is_restarted() -> None:
     """Before the first block, the answer is continued: readers have no text to discard."""
     answer = model_answer([ARGUMENTS[:5]])
-    assert plan(log_of(ONE, answer[:-2]).turn, 5) == MakeAttempt(2, "restart", reason="schema")
-    assert plan(log_of(ONE, answer[:4]).turn, 5) == MakeAttempt(2, "restart", reason="schema")
-    assert plan(log_of(ONE, answer[:1]).turn, 5) == MakeAttempt(2, "continue")
+    turns = [log_of(ONE, answer[:count]).turn for count in (len(answer) - 2, 4, 1)]
+    assert [find_schema_obstacle(turn.request) for turn in turns if turn.request is not None] == ["schema"] * 3
+    restart = MakeAttempt(2, "restart", reason="schema")
+    assert [plan(turn, 5, obstacle="schema") for turn in turns] == [restart, restart, MakeAttempt(2, "continue")]
 
 
 def test_a_result_of_a_message_batch_is_mapped_alike() -> None:
     """By every generator to the same bytes."""
     turn_request = request(tools=TOOLS, options={"tool_choice": ONE})
     answer = [one.raw for one in model_answer([ARGUMENTS])]
-    mapped = map_forced_call(answer, turn_request)
-    assert mapped == map_forced_call(answer, turn_request)
+    mapped = map_answer(answer, turn_request, [write_forced_call])
+    assert mapped == map_answer(answer, turn_request, [write_forced_call])
     assert b'"toolu_1"' in bytes(mapped[4])
     stop = msgspec.json.decode(mapped[-1])
     assert stop == msgspec.json.decode(answer[-1]) | {"delta": {"stop_reason": "tool_use"}}
-    assert map_forced_call(answer, request()) == answer
+    assert map_answer(answer, request(), [write_forced_call]) is answer
 
 
 def test_without_a_forced_call_the_schema_is_that_of_the_text() -> None:
     options = with_schema({"tool_choice": ONE}, {"type": "object"})
     assert answer_schema(request(options=options, tools=TOOLS, model="claude-haiku-5-5")) == {"type": "object"}
-    assert schema_check(Handwritten().turn) is None
+    assert find_checked_text(Handwritten().turn) is None
 
 
 @pytest.mark.parametrize("api", ["chat", "responses", "messages"])

@@ -8,6 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailrace.features.structured_output.generator import (
+    add_correction,
+    find_checked_text,
+    find_schema_obstacle,
+    request_schema,
+)
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import from_event
 from tailrace.generators.continuation import ContinuationMapper, limit_tokens, prepare_call
@@ -16,7 +22,6 @@ from tailrace.generators.plan import (
     ATTEMPTS_TOTAL_MAX,
     Acknowledge,
     AppendEvents,
-    CheckSchema,
     Complete,
     Fail,
     Leave,
@@ -26,7 +31,6 @@ from tailrace.generators.plan import (
     plan_after_check,
     tokens_left,
 )
-from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Event, Failure, Message, Mode, OnInterrupt, OnPause
@@ -506,7 +510,7 @@ def schema_turn(prefix: Sequence[events.Event], misfit: str | None = None) -> Tu
 def test_an_answer_with_a_schema_is_checked_and_corrected_once() -> None:
     """A generator that takes over counts the corrections in the log."""
     first = schema_turn([START, *block_stop("text"), STOPPED])
-    assert plan(first, 5) == CheckSchema(SCHEMA, "some")
+    assert (plan(first, 5), find_checked_text(first)) == (Complete(), (SCHEMA, "some"))
     assert plan_after_check(first, None, 5) == Complete(schema_valid=True)
     # A complete answer has moved forward, so the last attempt may be corrected, too.
     assert [plan_after_check(first, "no", most) for most in (1, 5)] == [MakeAttempt(2, "restart", "no")] * 2
@@ -514,7 +518,7 @@ def test_an_answer_with_a_schema_is_checked_and_corrected_once() -> None:
     assert plan_after_check(last, "no", 6) == MakeAttempt(2, "restart", "no")
     assert plan_after_check(last, "no", 5) == Complete(schema_valid=False)
     second = schema_turn([START, *block_stop("text"), STOPPED], misfit="no")
-    assert plan(second, 5) == CheckSchema(SCHEMA, "some")
+    assert (plan(second, 5), find_checked_text(second)) == (Complete(), (SCHEMA, "some"))
     assert plan_after_check(second, "no again", 5) == Complete(schema_valid=False)
 
 
@@ -527,7 +531,8 @@ def test_an_answer_that_was_cut_is_checked_but_not_corrected_and_an_unfinished_o
 ) -> None:
     """A tool result comes first."""
     turn = schema_turn([START, *block_stop("text"), events.MessageDelta(events.StopReason(stop_reason))])
-    assert plan(turn, 5) == (CheckSchema(SCHEMA, "some") if is_checked else Complete())
+    assert plan(turn, 5) == Complete()
+    assert find_checked_text(turn) == ((SCHEMA, "some") if is_checked else None)
     if is_checked:
         assert plan_after_check(turn, "no", 5) == Complete(schema_valid=False)
 
@@ -537,9 +542,11 @@ def test_json_is_restarted_and_not_continued(misfit: str | None) -> None:
     """Without any block, continuing takes nothing back."""
     attempts = 2 if misfit is None else 3
     restart = MakeAttempt(attempts, "restart", reason="schema")
-    assert plan(schema_turn([START, *block_start("text")], misfit=misfit), 5) == restart
-    assert plan(schema_turn([START], misfit=misfit), 5) == MakeAttempt(attempts, "continue")
-    assert plan(schema_turn([], misfit=misfit), 5) == MakeAttempt(attempts, "fresh")
+    turns = [schema_turn(events, misfit=misfit) for events in ([START, *block_start("text")], [START], [])]
+    obstacles = [find_schema_obstacle(turn.request) for turn in turns if turn.request is not None]
+    assert obstacles == ["schema"] * 3
+    plans = [plan(turn, 5, obstacle="schema") for turn in turns]
+    assert plans == [restart, MakeAttempt(attempts, "continue"), MakeAttempt(attempts, "fresh")]
 
 
 @pytest.mark.parametrize("mode", ["fresh", "continue", "restart"])

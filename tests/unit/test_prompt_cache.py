@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from tailrace.features.prompt_cache.generator import add_cache_marks, cache_prompt
 from tailrace.generators.backends import Call
 from tailrace.generators.continuation import build_call, prepare_call
-from tailrace.generators.prompt_cache import add_cache_marks, cache_prompt
 from tailrace.proto.entries import CacheFor, Message, Mode
 from tests.harness.turn_builder import request, started_turn
 

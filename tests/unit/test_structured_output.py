@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from tailrace.deploy.simulated_claude.request import refuse_schema
+from tailrace.features.structured_output.generator import request_schema
+from tailrace.features.structured_output.native_schema import to_native
 from tailrace.generators.continuation import build_call
-from tailrace.generators.structured_output import move_schema_to_prompt, request_schema, to_native
+from tailrace.generators.schema_prompt import move_schema_to_prompt
 from tailrace.proto.errors import Refused
 from tailrace.proto.schema import SCHEMA_BYTES_MAX, require_small_schema, schema_of, with_schema
 from tests.harness.turn_builder import request

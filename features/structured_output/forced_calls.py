@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.model_event import ModelEvent, Sink, from_event, read_event
-from tailrace.generators.structured_output import append_to_system
+from tailrace.generators.backends.model_event import ModelEvent, Sink, from_event
+from tailrace.generators.schema_prompt import append_to_system
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Request
@@ -60,15 +60,6 @@ def write_forced_call(sink: Sink, request: Request, _turn: Turn) -> Sink:
             sink(one)
 
     return map_event
-
-
-def map_forced_call(answer: list[msgspec.Raw], request: Request) -> list[msgspec.Raw]:
-    """Returns the events of a complete answer as they are stored. Raises BackendError."""
-    functions = forced_functions(request)
-    if not functions:
-        return answer
-    mapper, read = CallMapper(functions), filter(None, map(read_event, map(bytes, answer)))
-    return [one.raw for event in read for one in mapper.map(event)]
 
 
 class CallMapper:

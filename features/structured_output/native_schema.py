@@ -1,8 +1,4 @@
-"""Structured output: how a model is asked for JSON that fits a schema, and for a correction if it does not. Pure.
-
-If the model has structured outputs (models.json) and they can express the schema (Anthropic's docs, "Structured
-outputs"), the API enforces it; otherwise the schema goes into the system prompt. Either way the answer is checked
-against the client's schema.
+"""A JSON Schema in the subset that Anthropic's structured outputs support (docs, "Structured outputs"). Pure.
 
 `anthropic.transform_schema` is not used, because it changes what a schema allows: an object with any names becomes an
 empty one, `oneOf` becomes `anyOf`, `patternProperties` and `not` become prose. A list of types makes it raise.
@@ -13,22 +9,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.generators.backends import Call
-from tailrace.proto.entries import Message, Request
-from tailrace.proto.fold import Turn
-from tailrace.proto.models import find_model
-from tailrace.proto.schema import schema_of
-
 Schema = dict[str, Any]
-
-SCHEMA_PROMPT = (
-    "Your whole answer is one JSON value that fits this JSON Schema, and nothing else: "
-    "no code fence, no introduction, no explanation.\n{schema}"
-)
-CORRECTION_PROMPT = (
-    "Your answer does not fit the JSON Schema: {misfit}\nGive the whole answer anew, corrected, and nothing else."
-)
-MISFIT_CHARS_MAX = 1000
 
 # What structured outputs support. Rules that they refuse and the check enforces go into the description.
 SUPPORTED = frozenset({"type", "title", "description", "default", "enum", "const", "required"})
@@ -40,56 +21,6 @@ LEFT_OUT = frozenset({"$schema", "$id", "$comment", "deprecated", "readOnly", "w
 # "In-place applicators" of JSON Schema: their schemas apply to the same value as the schema that they are in.
 IN_PLACE_APPLICATORS = ("$ref", "anyOf", "allOf")
 FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"})
-
-
-def request_schema(call: Call, _request: Request, _turn: Turn) -> Call:
-    """Returns `call` with the schema in its options changed into what its model supports."""
-    schema = schema_of(call.options)
-    if schema is None or not isinstance(call.options, dict) or "output_format" in call.options:
-        return call
-    model = find_model(call.model)
-    config = call.options["output_config"]
-    has_structured_outputs = model is not None and model.supports.structured_outputs is True
-    native = to_native(schema) if has_structured_outputs else None
-    if native is not None:
-        output_config = config | {"format": config["format"] | {"schema": native}}
-        return msgspec.structs.replace(call, options=call.options | {"output_config": output_config})
-    return move_schema_to_prompt(call)
-
-
-def move_schema_to_prompt(call: Call) -> Call:
-    """Returns `call` with the schema in the system prompt instead of the options."""
-    schema, options = schema_of(call.options), call.options or {}
-    if schema is None:
-        return call
-    kept = {name: value for name, value in options.items() if name not in ("output_config", "output_format")}
-    config = {name: value for name, value in options.get("output_config", {}).items() if name != "format"}
-    prompt = SCHEMA_PROMPT.format(schema=msgspec.json.encode(schema).decode())
-    return msgspec.structs.replace(
-        call,
-        options=kept | ({"output_config": config} if config else {}) or None,
-        system=append_to_system(call.system, prompt),
-    )
-
-
-def append_to_system(system: str | list[dict[str, Any]] | None, text: str) -> str | list[dict[str, Any]]:
-    """Returns a system prompt with `text` after it, in the form that `system` has: a text, or a list of blocks."""
-    match system:
-        case None | "":
-            return text
-        case str():
-            return f"{system}\n\n{text}"
-        case _:
-            return [*system, {"type": "text", "text": text}]
-
-
-def add_correction(call: Call, _request: Request, turn: Turn) -> Call:
-    """Returns `call`; if the turn's answer did not fit its schema, with that answer and the reason as messages."""
-    if turn.misfit is None:
-        return call
-    prompt = Message("user", CORRECTION_PROMPT.format(misfit=turn.misfit[:MISFIT_CHARS_MAX]))
-    rejected = [Message("assistant", turn.rejected)] if turn.rejected.strip() else []
-    return msgspec.structs.replace(call, messages=[*call.messages, *rejected, prompt])
 
 
 def to_native(schema: Schema) -> Schema | None:

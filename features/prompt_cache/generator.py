@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.backends import Call
+from tailrace.generators.feature import Feature, Hooks
 from tailrace.proto.blobs import references
 from tailrace.proto.entries import CacheFor, Request
 from tailrace.proto.fold import Turn
@@ -75,3 +76,6 @@ def estimate_prompt(call: Call) -> int:
     """Returns about how many tokens the prompt has, by Anthropic's ratio for English."""
     encoded = msgspec.json.encode([call.tools, call.system, call.messages])
     return estimate_tokens(len(encoded) + sum(blob.bytes for blob in references(call)))
+
+
+FEATURE = Feature(Hooks(filters=(cache_prompt,)))
