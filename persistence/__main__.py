@@ -1,10 +1,15 @@
-"""`python -m tailrace.persistence`: the process that records turns, answers queries and sends webhooks."""
+"""`python -m tailrace.persistence`: runs a persistence process with every feature."""
 
 import sys
+from functools import partial
 
-from tailrace.persistence.serve import preflight, probe, serve
-from tailrace.persistence.settings import Settings
+from tailrace.features.persistence import FEATURES, Settings
+from tailrace.persistence import serve as persistence
 from tailrace.proto import service
 
+preflight = partial(persistence.preflight, features=FEATURES)
+serve = partial(persistence.serve, features=FEATURES)
+
 if __name__ == "__main__":
-    sys.exit(service.main("persistence", "Records turns and answers queries.", Settings, preflight, serve, probe))
+    about = "Records turns and answers queries."
+    sys.exit(service.main("persistence", about, Settings, preflight, serve, persistence.probe))

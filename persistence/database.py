@@ -57,8 +57,6 @@ class Database(Protocol):
     system: DatabaseKind
     version: int
     """The version of its schema, which is the number of its last migration; 0 for an empty database."""
-    statements: Mapping[str, str]
-    """The statements of queries.sql."""
     reads_max: int
     """How many calls of `read` it runs at once. Further ones wait in the order in which they came."""
 

@@ -1,11 +1,6 @@
 """Prometheus metrics of persistence. Label values are fixed sets: never a tenant, turn or session."""
 
-from typing import Literal, get_args
-
 from prometheus_client import Counter, Gauge, Histogram
-
-GivenUp = Literal["gone", "expired", "refused", "tenant_limit", "error"]
-"""Why a webhook will not be delivered."""
 
 RECORDED = Counter("tailrace_persistence_turns_recorded_total", "Turn rows written, including those of running turns")
 BATCH_S = Histogram(
@@ -33,15 +28,3 @@ PROOF_MISMATCHES = Counter(
 SKIPPED = Counter("tailrace_persistence_skipped_entries_total", "Invalid stored entries (forks); 0 is normal")
 LEFT_OUT = Counter("tailrace_persistence_turns_left_out_total", "Turns that could not be recorded at all; 0 is normal")
 LOST = Counter("tailrace_persistence_turns_lost_total", "Turns that left the log without an end; 0 is normal")
-WEBHOOKS_TAKEN = Counter("tailrace_persistence_webhooks_taken_total", "Webhooks that their receivers accepted (2xx)")
-WEBHOOK_FAILURES = Counter(
-    "tailrace_persistence_webhook_failures_total", "Failed delivery attempts of webhooks; each is retried"
-)
-WEBHOOKS_GIVEN_UP = Counter(
-    "tailrace_persistence_webhooks_given_up_total", "Webhooks that will not be delivered, by reason", ["reason"]
-)
-WEBHOOKS_WAITING = Gauge("tailrace_persistence_webhooks_waiting", "Ended turns whose webhook is not yet delivered")
-
-# For Prometheus, a series that appears with its first event has not grown. So create those of alerts at 0.
-for _reason in get_args(GivenUp):
-    WEBHOOKS_GIVEN_UP.labels(_reason)

@@ -23,7 +23,7 @@ from asyncpg.pool import PoolConnectionProxy
 from tailrace.persistence import metrics
 from tailrace.persistence.database import display
 from tailrace.persistence.migrations import NEWEST, migrations, require_known_version
-from tailrace.persistence.sql import DatabaseKind, statements
+from tailrace.persistence.sql import DatabaseKind
 from tailrace.proto.errors import SettingsInvalid, StoreBusy, StoreError, StoreRefused, StoreUnwritable
 from tailrace.proto.runtime.tcp_options import keep_alive
 
@@ -47,7 +47,6 @@ TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended($1::text, 0))"
 MIGRATION_TIMEOUT_S = 24 * 3600.0
 # Any number that other programs in the same database do not use.
 WRITER_LOCK = 0x7461696C72616365
-STATEMENTS = statements("postgresql")
 VERSION_TABLE = "tailrace_version"
 GET_VERSION = f"SELECT max(version) FROM {VERSION_TABLE}"  # noqa: S608  # a table of ours
 SET_VERSION = f"""
@@ -153,7 +152,6 @@ class PostgreSQL:
     """A pool of connections to a database."""
 
     system: DatabaseKind = "postgresql"
-    statements = STATEMENTS
     reads_max = CONNECTIONS_MAX - 2  # a transaction and a search have the others
 
     def __init__(self, pool: asyncpg.Pool, url: str, options: Mapping[str, Any], version: int) -> None:

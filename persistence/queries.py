@@ -1,5 +1,6 @@
 """Read queries about turns and sessions, and the context of a follow-up turn."""
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 
@@ -7,8 +8,8 @@ from tailrace.persistence import paging
 from tailrace.persistence.paging import NEWEST, PageCursor
 from tailrace.persistence.rows import micros
 from tailrace.persistence.rpc import QueryHandler, fit_in_message, page_of
-from tailrace.persistence.search_words import hash_words
 from tailrace.persistence.store import BRANCH_TURNS_MAX, Store, convert_turns
+from tailrace.persistence.turn_list import Page, TurnPageQuery
 from tailrace.proto.conversation import build_context
 from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
@@ -32,8 +33,6 @@ from tailrace.proto.records import (
     TurnRecord,
 )
 
-# The different words of a search.
-WORDS_MAX = 50
 TOO_MANY = (
     "this conversation has more than {most} turns, which is the limit: "
     "start a new session, or continue from an earlier turn (`parent`)"
@@ -115,24 +114,24 @@ class Queries:
         return TurnPage(*await page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns(self, tenant: Tenant, query: ListTurns) -> TurnPage:
-        """Returns a page of turns, newest first, which match all labels and words, and the outcome.
+        """Returns a page of turns, newest first, which match all labels and the outcome.
 
-        The page may be short or empty although more pages follow. Raises Refused for a search text without words, or
-        with more than WORDS_MAX different ones, and for an invalid cursor.
+        The page may be short or empty although more pages follow. Raises Refused for an invalid cursor, and for a text
+        to search for.
         """
+        if query.text is not None:
+            raise Refused("request_invalid", "`q`: this persistence process has no search", param="q")
+        return await self.page_of_turns(tenant, query, self._store.turn_list.read_page)
+
+    async def page_of_turns(
+        self, tenant: Tenant, query: ListTurns, read: Callable[[TurnPageQuery], Awaitable[Page]]
+    ) -> TurnPage:
+        """Returns the page of turns that `read` reads for a query. Raises Refused for an invalid cursor."""
         limit = paging.clamp_limit(query.limit)
         latest = NEWEST if query.last is None else PageCursor(micros(_midnight(query.last) + timedelta(days=1)), "")
         start = None if query.first is None else _midnight(query.first)
-        words = hash_words(tenant, [query.text or ""]).split()
-        if query.text is not None and not words:
-            raise Refused("request_invalid", "`q` contains no word: write one or more words to search for", param="q")
-        if len(words) > WORDS_MAX:
-            why = f"`q` has {len(words)} different words, and at most {WORDS_MAX} are allowed: search for fewer words"
-            raise Refused("request_invalid", why, param="q")
         before = min(paging.start(query.after, NEWEST), latest)
-        found, end = await self._store.turn_list.read_page(
-            tenant, query.labels, start, before, limit + 1, words, query.outcome
-        )
+        found, end = await read(TurnPageQuery(tenant, query.labels, start, before, limit + 1, query.outcome))
         page, following = await page_of(found, limit, lambda one: (one.asked_at, one.turn))
         return TurnPage(page, following or (end and paging.encode(end)))
 

@@ -271,35 +271,6 @@ WHERE sessions.tenant = :tenant AND sessions.session = :session AND sessions.pro
 GROUP BY usage.tenant, moved.key, moved.value, usage.asked_at / 86400000000
 {add_to_totals}
 
--- name: put_words
--- Stores the words of a turn, unless its row is that of another fold. `number` is the next free one of the 1024 of the
--- microsecond `asked_at`. Runs after put_turn, in the same transaction.
-INSERT INTO searched (number, tenant, turn, words)
-SELECT coalesce(
-    (SELECT max(number) + 1 FROM searched
-        WHERE number >= turns.asked_at * 1024 AND number < turns.asked_at * 1024 + 1024),
-    turns.asked_at * 1024
-), tenant, turn, :words
-FROM turns WHERE tenant = :tenant AND turn = :turn AND cursor = :cursor
-ON CONFLICT (tenant, turn) DO UPDATE SET words = excluded.words WHERE searched.words <> excluded.words
-
--- name: delete_words
--- Deletes the words of a turn.
-DELETE FROM searched WHERE tenant = :tenant AND turn = :turn
-
--- name: unsearched
--- Some turns whose words are not stored yet, of all tenants.
-SELECT tenant, turn FROM unsearched LIMIT :limit
-
--- name: outdated_words
--- Some turns whose words another version of search_words.py has made, of all tenants. The order makes the planner use
--- the partial index. Without it, the planner expects many such turns, and reads the whole table.
-SELECT tenant, turn FROM searched WHERE substr(words, 1, 2) <> '2 ' ORDER BY tenant, turn LIMIT :limit
-
--- name: forget_unsearched
--- Removes a turn from `unsearched`, because its words are stored.
-DELETE FROM unsearched WHERE tenant = :tenant AND turn = :turn
-
 -- name: put_unstored
 -- Notes a turn with `store: false`, so that an erasure of its user finds it.
 INSERT INTO unstored (tenant, turn, user_hash) VALUES (:tenant, :turn, :user_hash)
@@ -696,37 +667,28 @@ NOT EXISTS (
         )
     )
 
--- fragment: contain_words (sqlite)
--- Whether a row of `searched` has all words of :words. Each is 8 characters long; spaces separate them.
-NOT EXISTS (
-            SELECT 1 FROM json_each('["' || replace(:words, ' ', '","') || '"]') AS word
-            WHERE instr(searched.words, word.value) = 0
-        )
-
--- fragment: contain_words (postgresql)
-tailrace_words(searched.words) @> string_to_array(:words, ' ')
-
--- fragment: has_words
--- Whether a row `one` of a turn has all words of :words, which may be empty.
-(:words = '' OR (
-        SELECT {contain_words} FROM searched WHERE searched.tenant = :tenant AND searched.turn = one.turn
-    ))
-
 -- fragment: has_outcome
 -- Whether a row `one` of a turn has the outcome :outcome, which may be empty.
 (:outcome = '' OR (
         SELECT outcome FROM turns WHERE turns.tenant = :tenant AND turns.turn = one.turn
     ) = :outcome)
 
--- name: turns
--- The turns with all words of :words and an outcome, from a position on and before a cursor, newest first. It checks no
--- labels.
+-- fragment: turns_in_range
+-- The turns with an outcome, from a position on and before a cursor. It checks no labels.
 SELECT one.*, usage.* FROM turns AS one
 {join} usage ON usage.tenant = :tenant AND usage.session = one.session AND usage.turn = one.turn
 WHERE one.tenant = :tenant
     AND (one.asked_at, one.turn) >= (:from_at, :start) AND (one.asked_at, one.turn) < (:before_at, :before)
-    AND {has_outcome} AND {has_words}
+    AND {has_outcome}
+
+-- fragment: newest_of_page
+-- The newest turns of a range.
 ORDER BY one.asked_at DESC, one.turn DESC LIMIT :limit
+
+-- name: turns
+-- The turns with an outcome, newest first.
+{turns_in_range}
+{newest_of_page}
 
 -- name: end_of_turns
 -- The position of the turn that is :offset turns older than the newest one of `turns`; none if there are fewer.
@@ -744,14 +706,18 @@ INDEXED BY turns_cancelled_or_failed
 -- Turns that are cancelled or failed, as :outcome says. In this form the databases find that the index has them all.
 outcome IN ('cancelled', 'failed') AND outcome = :outcome
 
--- name: turns_of_outcome
--- The same as `turns`, by the index of cancelled and failed turns, with all labels of `others`.
+-- fragment: turns_of_outcome_in_range
+-- The same as `turns_in_range`, by the index of cancelled and failed turns, with all labels of `others`.
 SELECT one.*, usage.* FROM turns AS one {by_outcome}
 {join} usage ON usage.tenant = :tenant AND usage.session = one.session AND usage.turn = one.turn
 WHERE one.tenant = :tenant AND {is_indexed_outcome}
     AND (one.asked_at, one.turn) >= (:from_at, :start) AND (one.asked_at, one.turn) < (:before_at, :before)
-    AND {has_labels} AND {has_words}
-ORDER BY one.asked_at DESC, one.turn DESC LIMIT :limit
+    AND {has_labels}
+
+-- name: turns_of_outcome
+-- The cancelled or failed turns, newest first.
+{turns_of_outcome_in_range}
+{newest_of_page}
 
 -- name: end_of_turns_of_outcome
 -- The same as `end_of_turns`, among the turns of an outcome.
@@ -760,15 +726,19 @@ WHERE tenant = :tenant AND {is_indexed_outcome}
     AND (asked_at, turn) >= (:from_at, :start) AND (asked_at, turn) < (:before_at, :before)
 ORDER BY asked_at DESC, turn DESC LIMIT 1 OFFSET :offset
 
--- name: labelled_turns
--- The same as `turns`, by the index of one label.
+-- fragment: labelled_turns_in_range
+-- The same as `turns_in_range`, by the index of one label, with all labels of `others`.
 SELECT turns.*, usage.* FROM labels AS one
 {join} turns ON turns.tenant = :tenant AND turns.turn = one.turn
 {join} usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
 WHERE one.tenant = :tenant AND one.name = :name AND one.value = :value
     AND (one.asked_at, one.turn) >= (:from_at, :start) AND (one.asked_at, one.turn) < (:before_at, :before)
-    AND {has_labels} AND {has_outcome} AND {has_words}
-ORDER BY one.asked_at DESC, one.turn DESC LIMIT :limit
+    AND {has_labels} AND {has_outcome}
+
+-- name: labelled_turns
+-- The turns with a label, newest first.
+{labelled_turns_in_range}
+{newest_of_page}
 
 -- name: end_of_labelled_turns
 -- The same as `end_of_turns`, among the turns with a label.
@@ -776,42 +746,6 @@ SELECT asked_at, turn FROM labels
 WHERE tenant = :tenant AND name = :name AND value = :value
     AND (asked_at, turn) >= (:from_at, :start) AND (asked_at, turn) < (:before_at, :before)
 ORDER BY asked_at DESC, turn DESC LIMIT 1 OFFSET :offset
-
--- fragment: found (sqlite)
--- The rows with :word and all words of :words, from the index of the first, which is in the order of `number`.
-SELECT number, turn FROM search CROSS JOIN searched ON searched.number = search.rowid
-WHERE search MATCH :word AND search.rowid >= :from_number AND search.rowid <= :before_number
-    AND searched.tenant = :tenant AND (:words = '' OR {contain_words})
-
--- fragment: found (postgresql)
--- The same in any range: the index of words has no order. At most :offset rows are read.
-SELECT number, turn FROM (
-    SELECT number, turn, tenant FROM searched WHERE {contain_words} LIMIT :offset
-) AS searched
-WHERE tenant = :tenant
-
--- name: end_of_found_turns (sqlite)
--- The same as `end_of_turns`, among the turns with the word :word.
-SELECT rowid / 1024 AS asked_at, '' AS turn FROM search
-WHERE search MATCH :word AND rowid >= :from_number AND rowid <= :before_number
-ORDER BY rowid DESC LIMIT 1 OFFSET :offset
-
--- name: end_of_found_turns (postgresql)
--- Whether more than :offset turns have all words of :words: a row without a position.
-SELECT 0 AS asked_at, '' AS turn FROM searched WHERE {contain_words} LIMIT 1 OFFSET :offset
-
--- name: found_turns
--- The same as `turns`, by the index of words, with all labels of `others`. For rare words: it reads all of their turns.
-WITH one AS ({found}), page AS (
-    SELECT number / 1024 AS asked_at, turn FROM one
-    WHERE (number / 1024, turn) >= (:from_at, :start) AND (number / 1024, turn) < (:before_at, :before)
-        AND {has_labels} AND {has_outcome}
-    ORDER BY number / 1024 DESC, turn DESC LIMIT :limit
-)
-SELECT turns.*, usage.* FROM page
-{join} turns ON turns.tenant = :tenant AND turns.turn = page.turn
-{join} usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
-ORDER BY page.asked_at DESC, page.turn DESC
 
 -- name: last_turn
 -- The newest turn of a session.

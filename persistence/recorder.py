@@ -16,7 +16,7 @@ import structlog
 from tailrace.persistence import metrics
 from tailrace.persistence.lost_turns import LostTurnFinder
 from tailrace.persistence.record_spans import RecordSpans
-from tailrace.persistence.rows import TurnRow, blobs_of, build_row
+from tailrace.persistence.rows import TurnRow, blobs_of
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
 from tailrace.proto.fold import Turn, text_proof
@@ -218,7 +218,7 @@ class Recorder:
             if await self._divert(key, turn):
                 return None
             self._spans.start(key, turn)
-            row = build_row(key, turn)
+            row = self._store.build_row(key, turn)
         except (StoreRefused, TurnUnknown) as error:
             # Also for a turn that a client has deleted: the log does not show whether it was deleted or has expired.
             leave_out(key.turn, error)

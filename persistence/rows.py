@@ -1,12 +1,12 @@
 """Conversion between folded turns, database rows and API records. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from tailrace.persistence.search_words import words_of
+from tailrace.persistence.tables import AddedRows
 from tailrace.proto.batch_records import BatchCounts, StoredBatch, counts_of
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import Failure, Message
@@ -39,9 +39,9 @@ _by_model = msgspec.json.Decoder(dict[str, ModelUsage])
 class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     """The columns of `turns`, `usage` and `sessions.project`: times in microseconds since 1970, structs as JSON.
 
-    Four fields become rows of other tables. `blobs` is a JSON list of the SHA-256 of the blobs that the turn refers
+    Some fields become rows of other tables. `blobs` is a JSON list of the SHA-256 of the blobs that the turn refers
     to, each of which is a row of `blob_uses`. `labels` is the JSON object that `labels_of` returns, each field of which
-    is a row of `labels`. `words` are the hashed words for the full text search, together one row of `searched`.
+    is a row of `labels`. `added` are the rows of the features.
     """
 
     tenant: str
@@ -84,11 +84,13 @@ class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     batch: str | None
     user: str | None
     labels: str
-    words: str
+    added: AddedRows = {}
 
 
-def build_row(key: TurnKey, turn: Turn) -> TurnRow:
-    """Returns the row of a folded turn. Raises TurnUnknown for a fold without a request."""
+def build_row(
+    key: TurnKey, turn: Turn, features: Sequence[Callable[[TurnKey, Turn, TurnRecord], AddedRows]] = ()
+) -> TurnRow:
+    """Returns the row of a folded turn, with the rows that `features` add. Raises TurnUnknown without a request."""
     found = record_from_fold(key, turn)
     counts = counts_of(turn)
     return TurnRow(
@@ -128,7 +130,7 @@ def build_row(key: TurnKey, turn: Turn) -> TurnRow:
         batch=_json(counts) if counts else None,
         user=found.user,
         labels=_json(labels_of(found, turn.request.by if turn.request else None)),
-        words=words_of(key.tenant, found),
+        added={name: values for rows_of in features for name, values in rows_of(key, turn, found).items()},
     )
 
 

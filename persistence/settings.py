@@ -47,25 +47,3 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     catch_up_timeout_s: Annotated[
         float, Meta(gt=0, description="how long a query waits until the database has caught up with the log")
     ] = 3.0
-    webhook_key: Annotated[
-        str,
-        Meta(
-            description="key from which each tenant's signing secret is derived, 32 characters or more; empty: no "
-            "webhooks are sent. To rotate it, set new and old key, separated by a comma: both sign"
-        ),
-    ] = ""
-    webhook_urls: Annotated[
-        str,
-        Meta(description="TENANT=URL pairs, separated by commas: default receivers for turns without a `webhook`"),
-    ] = ""
-    webhook_private_hosts: Annotated[
-        str, Meta(description="hosts, separated by commas, that may be private addresses and may use plain http")
-    ] = ""
-    webhook_timeout_s: Annotated[float, Meta(gt=0, description="time limit for a receiver's response")] = 15.0
-    webhook_wait_s: Annotated[
-        float, Meta(gt=0, description="wait before the first retry of a webhook; doubles up to an hour, with jitter")
-    ] = 5.0
-    webhook_give_up_s: Annotated[
-        float,
-        Meta(gt=0, le=SECONDS_MAX, description="a webhook is given up when its turn ended longer ago than this"),
-    ] = 24 * 3600.0

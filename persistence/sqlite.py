@@ -24,7 +24,7 @@ import aiosqlite
 
 from tailrace.persistence import metrics
 from tailrace.persistence.migrations import migrations, require_known_version
-from tailrace.persistence.sql import DatabaseKind, statements
+from tailrace.persistence.sql import DatabaseKind
 from tailrace.proto.errors import (
     SettingsInvalid,
     StoreBusy,
@@ -61,8 +61,6 @@ PRIMARY_CODE = 0xFF
 # Between two interruptions of a search.
 INTERRUPT_S = 0.05
 
-STATEMENTS = statements("sqlite")
-
 
 class SQLiteTransaction:
     """A transaction of the connection for writing."""
@@ -89,7 +87,6 @@ class SQLite:
     """An open database file, used by one process."""
 
     system: DatabaseKind = "sqlite"
-    statements = STATEMENTS
     reads_max = 1  # on one connection
 
     def __init__(

@@ -22,6 +22,7 @@ from tailrace.persistence.rows import (
     batch_record,
     billed_records,
     branch_of,
+    build_row,
     file_columns,
     file_record,
     micros,
@@ -31,12 +32,14 @@ from tailrace.persistence.rows import (
     turn_record,
     usage_record,
 )
-from tailrace.persistence.search_words import words_of
+from tailrace.persistence.sql import statements
+from tailrace.persistence.tables import Tables
 from tailrace.persistence.turn_list import TurnListReader
 from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreRefused, StoreRolledBack
 from tailrace.proto.files import FileRecord, ListFiles
+from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.records import SessionRecord, TurnPosition, TurnRecord
 from tailrace.proto.resources import (
@@ -62,7 +65,6 @@ DELETE_FILES_MAX = 1_000
 # Each is looked up in the log before the answer, for which a gateway waits some seconds.
 UNSTORED_MAX = 200
 RELEASED_MAX = 200
-UNSEARCHED_MAX = 200
 BUSY_SESSIONS_MAX = 1_000
 # Greater than every id of a file.
 LAST_NAME = "\U0010ffff"
@@ -83,7 +85,6 @@ DELETE_TURN = (
     ("uncount_deleted", -1),
     ("delete_empty_totals", 0),
     ("delete_labels", 0),
-    ("delete_words", 0),
     ("delete_usage", 0),
 )
 # Run before DELETE_TURN if all data of a user is erased: the blob with the inputs of a batch has texts of the user.
@@ -100,24 +101,29 @@ DELETE_EMPTY: dict[Kind, tuple[tuple[str, str], ...]] = {
 T = TypeVar("T")
 
 
-class _AnsweringTransaction:
-    """A transaction that calls `answered` after each statement."""
+class Writer:
+    """A transaction that runs statements by their names. All methods raise StoreError."""
 
-    def __init__(self, transaction: Transaction, answered: Callable[[], None]) -> None:
+    def __init__(self, transaction: Transaction, sql: Mapping[str, str], answered: Callable[[], None]) -> None:
+        """`answered` is called after each statement."""
         self._transaction = transaction
+        self._sql = sql
         self._answered = answered
 
-    async def execute(self, statement: str, values: Mapping[str, Any]) -> int:
-        written = await self._transaction.execute(statement, values)
+    async def execute(self, name: str, values: Mapping[str, Any]) -> int:
+        """See Transaction.execute."""
+        written = await self._transaction.execute(self._sql[name], values)
         self._answered()
         return written
 
-    async def executemany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        await self._transaction.executemany(statement, rows)
+    async def executemany(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """See Transaction.executemany."""
+        await self._transaction.executemany(self._sql[name], rows)
         self._answered()
 
-    async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        rows = await self._transaction.read(statement, values)
+    async def read(self, name: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """See Transaction.read."""
+        rows = await self._transaction.read(self._sql[name], values)
         self._answered()
         return rows
 
@@ -129,30 +135,33 @@ class Store:
     writes raises StoreError.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, tables: Sequence[Tables] = ()) -> None:
+        """`tables` are those of the features, whose statements `read` and `write` run, too."""
         self.database = database
-        """Runs statements that have no method here."""
-        self._sql = database.statements
+        """Runs statements that have no name."""
+        self._tables = tables
+        self.sql = statements(database.system, [one.queries for one in tables])
+        """The statements by name."""
         self._reads = FairSemaphore(database.reads_max)
         self._writes = FairSemaphore(1)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._is_queued = True
         self._recorded_upto = BEFORE_FIRST
         self.system = database.system
-        self.turn_list = TurnListReader(database, self._fetch)
+        self.turn_list = TurnListReader(self.read)
         self.answered_at = 0.0
         """When the database last answered a statement of a transaction, by the event loop's clock."""
 
     @classmethod
-    async def open(cls, where: Path | str, *, busy_timeout_s: float) -> Self:
+    async def open(cls, where: Path | str, tables: Sequence[Tables] = (), *, busy_timeout_s: float) -> Self:
         """Opens the SQLite file, or the PostgreSQL database of a URL. Call `migrate` before any other method.
 
-        Raises as `open_database` does.
+        `tables` are those of the features. Raises as `open_database` does.
         """
-        return cls(await open_database(where, busy_timeout_s=busy_timeout_s))
+        return cls(await open_database(where, busy_timeout_s=busy_timeout_s), tables)
 
     def without_queue(self) -> Self:
-        """Returns the same store for writes that skip the queue of the tenants' writes, see `_write`."""
+        """Returns the same store for writes that skip the queue of the tenants' writes, see `write`."""
         unqueued = copy(self)
         unqueued._is_queued = False  # noqa: SLF001  # of this class
         return unqueued
@@ -204,6 +213,10 @@ class Store:
         database lacks an earlier call of this process.
         """
         columns = [msgspec.structs.asdict(row) for row in rows]
+        added: dict[str, list[dict[str, Any]]] = {}
+        for row in columns:
+            for statement, values in row.pop("added").items():
+                added.setdefault(statement, []).append({**row, **values})
         # The first project that is named for a session is its project.
         joining: dict[tuple[str, str], dict[str, Any]] = {}
         for row in columns:
@@ -212,33 +225,34 @@ class Store:
         turns = msgspec.json.encode([(one.tenant, one.session, one.turn) for one in rows]).decode()
         # Few turns: the fold that has the usage by model replaces one without.
         by_model = [(one.tenant, one.session, one.turn) for one in rows if one.by_model is not None]
-        async with self._write() as writer:
+        async with self.write() as writer:
             await self._count_models(writer, by_model, -1)
-            await writer.executemany(self._sql["count_project"], joining.values())
+            await writer.executemany("count_project", joining.values())
             for statement in ("put_session", "put_project", "put_turn", "put_labels"):
-                await writer.executemany(self._sql[statement], columns)
-            await writer.execute(self._sql["count_usage"], {"listed": turns, "sign": -1})
-            await writer.executemany(self._sql["put_usage"], columns)
-            await writer.execute(self._sql["count_usage"], {"listed": turns, "sign": 1})
+                await writer.executemany(statement, columns)
+            await writer.execute("count_usage", {"listed": turns, "sign": -1})
+            await writer.executemany("put_usage", columns)
+            await writer.execute("count_usage", {"listed": turns, "sign": 1})
             await self._count_models(writer, by_model, 1)
             # A statement takes a round trip to the server, unless there are no rows for it.
-            await writer.executemany(self._sql["put_older_cost"], [row for row in columns if row["has_older_cost"]])
-            await writer.executemany(self._sql["put_words"], [row for row in columns if row["words"]])
-            await writer.executemany(self._sql["put_blob_uses"], [row for row in columns if row["blobs"] != "[]"])
-            if not await writer.execute(self._sql["set_recorded_upto"], {"seq": reached, "known": self._recorded_upto}):
+            await writer.executemany("put_older_cost", [row for row in columns if row["has_older_cost"]])
+            await writer.executemany("put_blob_uses", [row for row in columns if row["blobs"] != "[]"])
+            for statement, values in added.items():
+                await writer.executemany(statement, values)
+            if not await writer.execute("set_recorded_upto", {"seq": reached, "known": self._recorded_upto}):
                 await self._require_recorded(writer)
         self._recorded_upto = max(self._recorded_upto, reached)
 
-    async def _count_models(self, writer: Transaction, turns: Sequence[tuple[str, str, str]], sign: int) -> None:
+    async def _count_models(self, writer: Writer, turns: Sequence[tuple[str, str, str]], sign: int) -> None:
         """Adds the usage by model of turns to the totals, or removes it; see `billed_usage`."""
         if turns:
             listed = {"listed": msgspec.json.encode(turns).decode(), "sign": sign}
-            await writer.execute(self._sql["count_moved"], listed)
-            await writer.execute(self._sql["count_billed"], listed)
+            await writer.execute("count_moved", listed)
+            await writer.execute("count_billed", listed)
 
-    async def _require_recorded(self, writer: Transaction) -> None:
+    async def _require_recorded(self, writer: Writer) -> None:
         """Raises StoreRolledBack if the database lacks a commit of `record` of this process."""
-        (found,) = await writer.read(self._sql["recorded_upto"], {})
+        (found,) = await writer.read("recorded_upto", {})
         if found["seq"] < self._recorded_upto:
             raise StoreRolledBack(
                 f"the database has recorded the log up to {found['seq']}, and this process had recorded it up to "
@@ -248,35 +262,35 @@ class Store:
 
     async def read_id(self) -> str:
         """Returns the random id of the database."""
-        return str((await self._read("database_id"))[0]["id"])
+        return str((await self.read("database_id"))[0]["id"])
 
     async def read_recorded_upto(self) -> Seq:
         """Returns the sequence of the last recorded entry of the log."""
-        return Seq((await self._read("recorded_upto"))[0]["seq"])
+        return Seq((await self.read("recorded_upto"))[0]["seq"])
 
     async def reset_recorded_upto(self) -> None:
         """Resets what `read_recorded_upto` returns, before the whole log is recorded again."""
-        async with self._write() as writer:
-            await writer.execute(self._sql["reset_recorded_upto"], {})
+        async with self.write() as writer:
+            await writer.execute("reset_recorded_upto", {})
 
     async def fail_expired(self, first: Seq) -> int:
         """Ends the running turns that have left the log, which begins at `first`, as failed; returns their number.
 
         Raises StoreRolledBack as `record` does: it may be long until the next turn is recorded.
         """
-        async with self._write() as writer:
+        async with self.write() as writer:
             await self._require_recorded(writer)
-            return await writer.execute(self._sql["fail_expired_turns"], {"first": first, "error": LOST_ERROR})
+            return await writer.execute("fail_expired_turns", {"first": first, "error": LOST_ERROR})
 
     async def running_turns(self) -> list[TurnKey]:
         """Returns the running turns of all tenants."""
-        return [TurnKey(row["tenant"], row["turn"]) for row in await self._read("running_turns")]
+        return [TurnKey(row["tenant"], row["turn"]) for row in await self.read("running_turns")]
 
     async def fail_lost(self, lost: Sequence[TurnKey]) -> None:
         """Ends those of `lost` that are running as failed."""
         rows = [{"tenant": key.tenant, "turn": key.turn, "error": LOST_ERROR} for key in lost]
-        async with self._write() as writer:
-            await writer.executemany(self._sql["fail_turn"], rows)
+        async with self.write() as writer:
+            await writer.executemany("fail_turn", rows)
 
     async def new_session(self, tenant: Tenant, new: CreateSession, at: datetime) -> bool:
         """Inserts a session. Returns False, and changes nothing, if the name is in use."""
@@ -290,14 +304,14 @@ class Store:
             "user": new.user,
             "asked_at": micros(at),
         }
-        async with self._write(tenant) as writer:
-            made = await writer.execute(self._sql["create_session"], columns)
-            await writer.execute(self._sql["put_project"], columns)
+        async with self.write(tenant) as writer:
+            made = await writer.execute("create_session", columns)
+            await writer.execute("put_project", columns)
             return made > 0
 
     async def change_session(self, tenant: Tenant, change: ChangeSession) -> None:
         """Changes a session, except what is unset."""
-        async with self._write(tenant) as writer:
+        async with self.write(tenant) as writer:
             for column, value in (
                 ("title", change.title),
                 ("model", change.model),
@@ -305,13 +319,13 @@ class Store:
             ):
                 if value is not UNSET:
                     row = {"tenant": tenant, "session": change.session, "value": value}
-                    await writer.execute(self._sql[f"set_session_{column}"], row)
+                    await writer.execute(f"set_session_{column}", row)
 
     async def new_project(self, tenant: Tenant, new: CreateProject, at: datetime) -> bool:
         """Inserts a project. Returns False, and changes nothing, if the id is in use."""
         columns = {"tenant": tenant, **msgspec.structs.asdict(new), "created_at": micros(at)}
-        async with self._write(tenant) as writer:
-            made = await writer.execute(self._sql["create_project"], columns)
+        async with self.write(tenant) as writer:
+            made = await writer.execute("create_project", columns)
             return made > 0
 
     async def delete(self, tenant: Tenant, what: DeleteResource) -> DeletedRows:
@@ -320,7 +334,7 @@ class Store:
         The usage of these turns stays in the totals of the tenant and project, because it was paid for.
         The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
-        async with self._write(tenant) as writer:
+        async with self.write(tenant) as writer:
             return await self._delete(writer, tenant, what)
 
     async def delete_old(
@@ -334,40 +348,41 @@ class Store:
             "first": first,
             "log_created_at": micros(log_created_at),
         }
-        async with self._write() as writer:
-            if not await writer.read(self._sql["old_session"], old):
+        async with self.write() as writer:
+            if not await writer.read("old_session", old):
                 return False
             await self._delete(writer, tenant, what)
             return True
 
-    async def _delete(self, writer: Transaction, tenant: Tenant, what: DeleteResource) -> DeletedRows:
+    async def _delete(self, writer: Writer, tenant: Tenant, what: DeleteResource) -> DeletedRows:
         gone = {"turns": 0, "sessions": 0, "projects": 0}
         listed = {"tenant": tenant, "listed": msgspec.json.encode(what.purged).decode()}
         # A deletion may have many rounds: only the last one reads all sessions.
         has_many = what.kind in ("project", "user", "tenant")
-        sessions = await writer.read(self._sql["sessions_of_turns"], listed) if has_many else []
-        for statement, sign in (*(DELETE_INPUTS if what.kind == "user" else ()), *DELETE_TURN):
+        sessions = await writer.read("sessions_of_turns", listed) if has_many else []
+        of_features = [(statement, 0) for one in self._tables for statement in one.delete_turn]
+        for statement, sign in (*(DELETE_INPUTS if what.kind == "user" else ()), *of_features, *DELETE_TURN):
             rows = [{"tenant": tenant, "turn": turn, "sign": sign} for turn in what.purged]
-            await writer.executemany(self._sql[statement], rows)
-        gone["turns"] = await writer.execute(self._sql["delete_turns"], listed)
+            await writer.executemany(statement, rows)
+        gone["turns"] = await writer.execute("delete_turns", listed)
         left = {"tenant": tenant, "name": what.name, "limit": 1}
-        has_more = has_many and bool(await writer.read(self._sql[TURNS_TO_DELETE[what.kind]], left))
+        has_more = has_many and bool(await writer.read(TURNS_TO_DELETE[what.kind], left))
         if has_more:
             some = {
                 "tenant": tenant,
                 "listed": msgspec.json.encode([row["session"] for row in sessions]).decode(),
                 "user": what.name if what.kind == "user" else None,
             }
-            gone["sessions"] = await writer.execute(self._sql["delete_listed_sessions"], some)
+            gone["sessions"] = await writer.execute("delete_listed_sessions", some)
         else:
             for table, statement in DELETE_EMPTY[what.kind]:
-                deleted = await writer.execute(self._sql[statement], {"tenant": tenant, "name": what.name})
+                deleted = await writer.execute(statement, {"tenant": tenant, "name": what.name})
                 gone[table] = gone.get(table, 0) + deleted
         is_gone = gone["projects"] > 0 or (what.kind == "tenant" and not has_more)
         for dimension, first, last in _names_of(what, is_gone=is_gone):
             names = {"tenant": tenant, "dimension": dimension, "name": first, "last_name": last}
-            await writer.execute(self._sql["count_nameless"], names)
-            await writer.execute(self._sql["delete_totals"], names)
+            await writer.execute("count_nameless", names)
+            await writer.execute("delete_totals", names)
         self.database.note_deletion()
         return DeletedRows(gone["turns"], gone["sessions"], gone["projects"])
 
@@ -376,97 +391,75 @@ class Store:
         if not blobs:
             return
         named = {"tenant": tenant, "blobs": msgspec.json.encode(blobs).decode()}
-        async with self._write(tenant) as writer:
-            await writer.execute(self._sql["release_named_blobs"], named)
+        async with self.write(tenant) as writer:
+            await writer.execute("release_named_blobs", named)
 
     async def released_blobs(self, tenant: Tenant, after: str = "") -> list[str]:
         """Returns the SHA-256 of released blobs greater than `after`, in order, at most `RELEASED_MAX`."""
-        rows = await self._read("released_blobs", tenant=tenant, after=after, limit=RELEASED_MAX)
+        rows = await self.read("released_blobs", tenant=tenant, after=after, limit=RELEASED_MAX)
         return [row["sha256"] for row in rows]
 
     async def tenants_with_released_blobs(self) -> list[Tenant]:
         """Returns tenants that have released blobs, at most `RELEASED_MAX`."""
-        return [row["tenant"] for row in await self._read("tenants_with_released_blobs", limit=RELEASED_MAX)]
+        return [row["tenant"] for row in await self.read("tenants_with_released_blobs", limit=RELEASED_MAX)]
 
     async def referenced_blobs(self, tenant: Tenant, blobs: Sequence[str]) -> list[str]:
         """Returns those of `blobs` that a turn refers to."""
-        return [sha256 for sha256 in blobs if await self._read("blob_reference", tenant=tenant, sha256=sha256)]
+        return [sha256 for sha256 in blobs if await self.read("blob_reference", tenant=tenant, sha256=sha256)]
 
     async def forget_released(self, tenant: Tenant, blobs: Sequence[str]) -> None:
         """Removes `blobs` from the released ones: they were purged."""
-        async with self._write(tenant) as writer:
-            await writer.executemany(
-                self._sql["forget_released_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
-            )
+        async with self.write(tenant) as writer:
+            await writer.executemany("forget_released_blob", [{"tenant": tenant, "sha256": sha256} for sha256 in blobs])
 
     async def keep_referenced(self, tenant: Tenant, blobs: Sequence[str]) -> None:
         """Removes those of `blobs` from the released ones that a turn refers to."""
-        async with self._write(tenant) as writer:
-            await writer.executemany(
-                self._sql["keep_used_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
-            )
-
-    async def store_older_words(self) -> int:
-        """Stores the words of some turns that another version has recorded; returns the number of turns."""
-        left = await self._read("unsearched", limit=UNSEARCHED_MAX)
-        outdated = await self._read("outdated_words", limit=UNSEARCHED_MAX)
-        columns: list[dict[str, Any]] = []
-        wordless: list[dict[str, Any]] = []
-        for row in [*left, *outdated]:
-            found = await self.turn(TurnKey(row["tenant"], row["turn"]))
-            if found is not None and (words := words_of(row["tenant"], found)):
-                columns.append({**row, "cursor": found.cursor, "words": words})
-            else:
-                wordless.append(row)
-        async with self._write() as writer:
-            await writer.executemany(self._sql["delete_words"], wordless)
-            await writer.executemany(self._sql["put_words"], columns)
-            await writer.executemany(self._sql["forget_unsearched"], left)
-        return len(left) + len(outdated)
+        async with self.write(tenant) as writer:
+            await writer.executemany("keep_used_blob", [{"tenant": tenant, "sha256": sha256} for sha256 in blobs])
 
     async def put_unstored(self, key: TurnKey, user: str | None) -> None:
         """Notes a turn with `store: false`, with a hash of its user."""
         columns = {"tenant": key.tenant, "turn": key.turn, "user_hash": _user_hash(key.tenant, user)}
-        async with self._write() as writer:
-            await writer.execute(self._sql["put_unstored"], columns)
+        async with self.write() as writer:
+            await writer.execute("put_unstored", columns)
 
     async def list_unstored(self, tenant: Tenant, user: str | None) -> list[TurnId]:
         """Returns noted turns of a user, or of all users if `user` is None, at most `UNSTORED_MAX`."""
         if user is None:
-            rows = await self._read("tenant_unstored", tenant=tenant, limit=UNSTORED_MAX)
+            rows = await self.read("tenant_unstored", tenant=tenant, limit=UNSTORED_MAX)
         else:
             user_hash = _user_hash(tenant, user)
-            rows = await self._read("user_unstored", tenant=tenant, user_hash=user_hash, limit=UNSTORED_MAX)
+            rows = await self.read("user_unstored", tenant=tenant, user_hash=user_hash, limit=UNSTORED_MAX)
         return [row["turn"] for row in rows]
 
     async def every_unstored(self, after: TurnKey) -> list[TurnKey]:
         """Returns the noted turns of all tenants after `after`, in order, at most `UNSTORED_MAX`."""
-        rows = await self._read("every_unstored", tenant=after.tenant, turn=after.turn, limit=UNSTORED_MAX)
+        rows = await self.read("every_unstored", tenant=after.tenant, turn=after.turn, limit=UNSTORED_MAX)
         return [TurnKey(row["tenant"], row["turn"]) for row in rows]
 
     async def forget_unstored(self, turns: Sequence[TurnKey]) -> None:
         """Removes the notes of turns that are erased, or have left the log: of one tenant, except `without_queue`."""
-        async with self._write(turns[0].tenant) as writer:
+        async with self.write(turns[0].tenant) as writer:
             rows = [{"tenant": key.tenant, "turn": key.turn} for key in turns]
-            await writer.executemany(self._sql["forget_unstored"], rows)
+            await writer.executemany("forget_unstored", rows)
             self.database.note_deletion()
 
     async def put_file(self, tenant: Tenant, record: FileRecord) -> None:
         """Inserts a file, and its reference to its blob."""
         columns = {"tenant": tenant, **file_columns(record)}
-        async with self._write(tenant) as writer:
-            await writer.execute(self._sql["put_file"], columns)
-            await writer.execute(self._sql["put_file_use"], columns)
+        async with self.write(tenant) as writer:
+            await writer.execute("put_file", columns)
+            await writer.execute("put_file_use", columns)
 
     async def file(self, tenant: Tenant, file: str, now: datetime) -> FileRecord | None:
         """Returns the file, or None if it does not exist or has expired by `now`."""
-        rows = await self._read("file", tenant=tenant, file=file, now=micros(now))
+        rows = await self.read("file", tenant=tenant, file=file, now=micros(now))
         return file_record(rows[0]) if rows else None
 
     async def files(self, tenant: Tenant, query: ListFiles, limit: int, now: datetime) -> list[FileRecord]:
         """Returns the files that `query` selects and that have not expired, at most `limit`."""
         order, start = ("oldest_", "") if query.is_oldest_first else ("", LAST_NAME)
-        rows = await self._read(
+        rows = await self.read(
             f"{order}files" if query.purpose is None else f"{order}purpose_files",
             tenant=tenant,
             after=start if query.after is None else query.after,
@@ -478,21 +471,21 @@ class Store:
 
     async def every_file(self, tenant: Tenant) -> list[str]:
         """Returns the ids of all files of a tenant, including expired ones."""
-        return [row["file"] for row in await self._read("every_file", tenant=tenant)]
+        return [row["file"] for row in await self.read("every_file", tenant=tenant)]
 
     async def delete_files(self, tenant: Tenant, files: Sequence[str]) -> None:
         """Deletes files and releases their blobs, `DELETE_FILES_MAX` in each transaction."""
         for first in range(0, len(files), DELETE_FILES_MAX):
             rows = [{"tenant": tenant, "turn": file} for file in files[first : first + DELETE_FILES_MAX]]
-            async with self._write(tenant) as writer:
+            async with self.write(tenant) as writer:
                 for statement in ("release_blobs", "delete_blob_uses", "delete_file"):
-                    await writer.executemany(self._sql[statement], rows)
+                    await writer.executemany(statement, rows)
                 self.database.note_deletion()
 
     async def expired_files(self, now: datetime) -> dict[Tenant, list[str]]:
         """Returns expired files by their tenant, at most `RELEASED_MAX`."""
         found: dict[Tenant, list[str]] = {}
-        for row in await self._read("expired_files", now=micros(now), limit=RELEASED_MAX):
+        for row in await self.read("expired_files", now=micros(now), limit=RELEASED_MAX):
             found.setdefault(row["tenant"], []).append(row["file"])
         return found
 
@@ -506,26 +499,30 @@ class Store:
         rows: list[dict[str, Any]] = []
         if what.kind in ("user", "tenant"):
             user = what.name if what.kind == "user" else None
-            rows = await self._read("running_batches", tenant=tenant, user=user, limit=DELETE_TURNS_MAX)
+            rows = await self.read("running_batches", tenant=tenant, user=user, limit=DELETE_TURNS_MAX)
         if not rows:
-            rows = await self._read(TURNS_TO_DELETE[what.kind], tenant=tenant, name=what.name, **bounds)
+            rows = await self.read(TURNS_TO_DELETE[what.kind], tenant=tenant, name=what.name, **bounds)
         return [TurnToDelete(row["turn"], is_running=row["outcome"] == "running") for row in rows]
+
+    def build_row(self, key: TurnKey, turn: Turn) -> TurnRow:
+        """Returns the row of a folded turn, with those of the features. Raises TurnUnknown without a request."""
+        return build_row(key, turn, [one.rows for one in self._tables])
 
     async def turn(self, key: TurnKey) -> TurnRecord | None:
         """Returns the record of the turn, or None if it was never recorded or is deleted."""
-        rows = await self._read("turn", tenant=key.tenant, turn=key.turn)
+        rows = await self.read("turn", tenant=key.tenant, turn=key.turn)
         return turn_record(rows[0]) if rows else None
 
     async def batch(self, key: TurnKey) -> StoredBatch | None:
         """Returns the batch, or None if the turn is none or has no row."""
-        rows = await self._read("batch", tenant=key.tenant, turn=key.turn)
+        rows = await self.read("batch", tenant=key.tenant, turn=key.turn)
         return batch_record(rows[0]) if rows else None
 
     async def batches(self, tenant: Tenant, before: PageCursor, limit: int, of: Api | None = None) -> list[StoredBatch]:
         """Returns batches older than `before`, newest first; with `of` only those of one other API."""
         page = {"before_at": before.at, "before": before.name, "limit": limit, "of": of}
         statement = "batches" if of is None else "api_batches"
-        return [batch_record(row) for row in await self._read(statement, tenant=tenant, **page)]
+        return [batch_record(row) for row in await self.read(statement, tenant=tenant, **page)]
 
     async def newer_batches(
         self, tenant: Tenant, after: PageCursor, limit: int, of: Api | None = None
@@ -533,11 +530,11 @@ class Store:
         """Returns batches newer than `after`, oldest first; with `of` only those of one other API."""
         page = {"after_at": after.at, "after": after.name, "limit": limit, "of": of}
         statement = "newer_batches" if of is None else "newer_api_batches"
-        return [batch_record(row) for row in await self._read(statement, tenant=tenant, **page)]
+        return [batch_record(row) for row in await self.read(statement, tenant=tenant, **page)]
 
     async def session(self, tenant: Tenant, session: str, since: datetime) -> SessionRecord | None:
         """Returns the session, or None. It is active if it was used after `since`."""
-        rows = await self._read("session", tenant=tenant, session=session)
+        rows = await self.read("session", tenant=tenant, session=session)
         return session_record(rows[0], since) if rows else None
 
     async def sessions(
@@ -553,7 +550,7 @@ class Store:
         page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
         of = {"project": project, "user": user}
         kind = "".join(f"{name}_" for name, value in of.items() if value is not None)
-        rows = await self._read(f"{kind}sessions", tenant=tenant, **of, **page)
+        rows = await self.read(f"{kind}sessions", tenant=tenant, **of, **page)
         return [session_record(row, since) for row in rows]
 
     async def numbered_sessions(
@@ -562,17 +559,17 @@ class Store:
         """Returns sessions after the first `offset`, and the number of all, as `sessions` does."""
         page: dict[str, Any] = {"tenant": tenant, "limit": limit, "offset": offset}
         if user is not None:
-            rows = await self._read("user_sessions_from", user=user, project=project, **page)
-            counted = await self._read("count_user_sessions", tenant=tenant, user=user, project=project)
+            rows = await self.read("user_sessions_from", user=user, project=project, **page)
+            counted = await self.read("count_user_sessions", tenant=tenant, user=user, project=project)
         else:
             kind, given = ("sessions", {}) if project is None else ("project_sessions", {"project": project})
-            rows = await self._read(f"{kind}_from", **page, **given)
-            counted = await self._read("count_sessions", tenant=tenant, project=project or "")
+            rows = await self.read(f"{kind}_from", **page, **given)
+            counted = await self.read("count_sessions", tenant=tenant, project=project or "")
         return [session_record(row, since) for row in rows], counted[0]["total"]
 
     async def old_sessions(self, before: datetime, first: Seq, log_created_at: datetime) -> list[tuple[Tenant, str]]:
         """Returns sessions not used since `before` without turns in the log, which begins at `first`; a few at once."""
-        rows = await self._read(
+        rows = await self.read(
             "old_sessions",
             unused_since=micros(before),
             first=first,
@@ -587,60 +584,60 @@ class Store:
         """Returns turns of a session after `after`, oldest first; newest first, those before it."""
         statement = "session_turns_newest" if is_newest_first else "session_turns"
         page = {"after_at": after.at, "after": after.name, "limit": limit}
-        rows = await self._read(statement, tenant=tenant, session=session, **page)
+        rows = await self.read(statement, tenant=tenant, session=session, **page)
         return [turn_record(row) for row in rows]
 
     async def list_running(
         self, tenant: Tenant, session: str | None, after: PageCursor, limit: int
     ) -> list[TurnRecord]:
         """Returns running turns after `after`, oldest first; of all sessions if `session` is None."""
-        rows = await self._read(
+        rows = await self.read(
             "running", tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit
         )
         return [turn_record(row) for row in rows]
 
     async def turns_since(self, tenant: Tenant, session: str, since: Seq) -> list[TurnPosition]:
         """Returns the turns of a session that run, or whose last entry is after `since`, by that entry."""
-        rows = await self._read("turns_since", tenant=tenant, session=session, since=since)
+        rows = await self.read("turns_since", tenant=tenant, session=session, since=since)
         return [TurnPosition(row["turn"], row["cursor"], is_running=bool(row["is_running"])) for row in rows]
 
     async def last_turn(self, tenant: Tenant, session: str) -> TurnId | None:
         """Returns the newest turn of a session, or None without any."""
-        rows = await self._read("last_turn", tenant=tenant, session=session)
+        rows = await self.read("last_turn", tenant=tenant, session=session)
         return rows[0]["turn"] if rows else None
 
     async def branch(self, key: TurnKey, ancestors_max: int = BRANCH_TURNS_MAX) -> list[TurnRecord]:
         """Returns the turn and its stored ancestors, oldest first; empty if the turn is not stored."""
-        rows = await self._read("branch", tenant=key.tenant, turn=key.turn, depth_max=ancestors_max)
+        rows = await self.read("branch", tenant=key.tenant, turn=key.turn, depth_max=ancestors_max)
         return await convert_turns(len(rows), lambda: [turn_record(row) for row in rows])
 
     async def leaves(self, tenant: Tenant, session: str, before: PageCursor, limit: int) -> list[dict[str, Any]]:
         """Returns turns without follow-ups, older than `before`, newest first."""
-        return await self._read(
+        return await self.read(
             "leaves", tenant=tenant, session=session, before_at=before.at, before=before.name, limit=limit
         )
 
     async def branch_to(self, tenant: Tenant, leaf: dict[str, Any]) -> Branch:
         """Returns the branch that ends with the row `leaf` of `leaves`: at most BRANCH_TURNS_MAX of its turns."""
-        chain = await self._read("branch_ids", tenant=tenant, turn=leaf["turn"], depth_max=BRANCH_TURNS_MAX)
+        chain = await self.read("branch_ids", tenant=tenant, turn=leaf["turn"], depth_max=BRANCH_TURNS_MAX)
         return branch_of(leaf, [row["turn"] for row in chain])
 
     async def project(self, tenant: Tenant, project: str, since: datetime) -> ProjectRecord | None:
         """Returns the project, or None. It is active if it was used after `since`."""
-        rows = await self._read("project", tenant=tenant, project=project)
+        rows = await self.read("project", tenant=tenant, project=project)
         return project_record(rows[0], since) if rows else None
 
     async def projects(self, tenant: Tenant, before: PageCursor, limit: int, since: datetime) -> list[ProjectRecord]:
         """Returns projects created before `before`, newest first."""
-        rows = await self._read("projects", tenant=tenant, before_at=before.at, before=before.name, limit=limit)
+        rows = await self.read("projects", tenant=tenant, before_at=before.at, before=before.name, limit=limit)
         return [project_record(row, since) for row in rows]
 
     async def numbered_projects(
         self, tenant: Tenant, offset: int, limit: int, since: datetime
     ) -> tuple[list[ProjectRecord], int]:
         """Returns projects after the first `offset`, newest first, and the number of all."""
-        rows = await self._read("projects_from", tenant=tenant, limit=limit, offset=offset)
-        counted = await self._read("count_projects", tenant=tenant)
+        rows = await self.read("projects_from", tenant=tenant, limit=limit, offset=offset)
+        counted = await self.read("count_projects", tenant=tenant)
         return [project_record(row, since) for row in rows], counted[0]["total"]
 
     async def usage(
@@ -649,43 +646,45 @@ class Store:
         """Returns the usage of turns of the days `first` to `last`, grouped by `by`, by key from `start` on."""
         days = {"first": (first - EPOCH.date()).days, "last": (last - EPOCH.date()).days}
         statement = "usage_by_day" if by == "day" else "usage"
-        rows = await self._read(statement, tenant=tenant, dimension=by, start=start, limit=limit, **days)
+        rows = await self.read(statement, tenant=tenant, dimension=by, start=start, limit=limit, **days)
         return [usage_record(row) for row in rows]
 
     async def whole_since(self, tenant: Tenant) -> datetime | None:
         """Returns when the last turn was accepted whose usage and cost an older version has counted; None: no turn."""
-        rows = await self._read("older_cost", tenant=tenant)
+        rows = await self.read("older_cost", tenant=tenant)
         return moment(rows[0]["asked_at"]) if rows else None
 
     async def billed_usage(self, tenant: Tenant, first: date, last: date) -> list[BilledUsage]:
         """Returns the usage of the days `first` to `last` by day and by the model that is billed."""
         days = {"first": (first - EPOCH.date()).days, "last": (last - EPOCH.date()).days}
-        return billed_records(await self._read("billed_usage", tenant=tenant, **days))
+        return billed_records(await self.read("billed_usage", tenant=tenant, **days))
 
     async def tenants_with_usage(self, after: str, limit: int) -> list[Tenant]:
         """Returns tenants after `after` that have usage, in order."""
-        return [row["tenant"] for row in await self._read("tenants_with_usage", after=after, limit=limit)]
+        return [row["tenant"] for row in await self.read("tenants_with_usage", after=after, limit=limit)]
 
     async def active_sessions(self, tenant: Tenant, since: datetime) -> int:
         """Returns the number of sessions that were used after `since`."""
-        rows = await self._read("active_sessions", tenant=tenant, since=micros(since))
+        rows = await self.read("active_sessions", tenant=tenant, since=micros(since))
         return int(rows[0]["sessions"])
 
     async def usage_since(self, tenant: Tenant, since: datetime) -> list[UsageRecord]:
         """Returns the usage by model of the turns from the beginning of the UTC day of `since` on."""
-        rows = await self._read("usage_since", tenant=tenant, first=(since - EPOCH).days)
+        rows = await self.read("usage_since", tenant=tenant, first=(since - EPOCH).days)
         return [usage_record(row) for row in rows]
 
     async def busy_sessions(self, tenant: Tenant) -> list[SessionId]:
         """Returns the sessions that have a running turn, at most `BUSY_SESSIONS_MAX`."""
-        rows = await self._read("busy_sessions", tenant=tenant, limit=BUSY_SESSIONS_MAX)
+        rows = await self.read("busy_sessions", tenant=tenant, limit=BUSY_SESSIONS_MAX)
         return [row["session"] for row in rows]
 
-    async def _read(self, statement: str, **values: Any) -> list[dict[str, Any]]:
-        return await self._fetch(self._sql[statement], values)
+    async def read(self, name: str, /, **values: Any) -> list[dict[str, Any]]:
+        """Returns the rows of a named query. Tenants that wait take turns: one may have hundreds of slow queries."""
+        async with self._reads.reserve(tenant=values.get("tenant", "")):
+            return await self.database.read(self.sql[name], values)
 
     @asynccontextmanager
-    async def _write(self, tenant: str = "") -> AsyncIterator[Transaction]:
+    async def write(self, tenant: str = "") -> AsyncIterator[Writer]:
         """Runs the block in a transaction. Writes of tenants wait for each other, fairly by tenant.
 
         Writes of a store `without_queue`, and those without a `tenant`, wait only for the transaction that runs. In the
@@ -697,7 +696,7 @@ class Store:
         try:
             async with slot, self.database.transaction() as writer:
                 self._note_answer()
-                yield _AnsweringTransaction(writer, self._note_answer)
+                yield Writer(writer, self.sql, self._note_answer)
         except StoreRefused:
             # A newer schema may refuse what this version writes: a process of the newer version has to write it.
             await self.database.raise_if_too_new()
@@ -705,11 +704,6 @@ class Store:
 
     def _note_answer(self) -> None:
         self.answered_at = asyncio.get_running_loop().time()
-
-    async def _fetch(self, sql: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Returns the rows of a query. The tenants that wait take turns: one may have hundreds of slow queries."""
-        async with self._reads.reserve(tenant=values.get("tenant", "")):
-            return await self.database.read(sql, values)
 
 
 async def convert_turns(number: int, convert: Callable[[], T]) -> T:

@@ -204,6 +204,6 @@ def without_content(row: TurnRow) -> TurnRow:
         text_sha256=None,
         blobs="[]",
         user=None,
-        words="",
+        added={},
         labels=msgspec.json.encode({name: labels[name] for name in KEPT_LABELS if name in labels}).decode(),
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
+import tailrace.features.webhooks.metrics
 import tailrace.gateway.metrics
 import tailrace.generators.backends.measured
 import tailrace.generators.metrics
@@ -49,7 +50,7 @@ METRICS = {
     ),
     "Gateways": (tailrace.gateway.metrics,),
     "Generators": (tailrace.generators.metrics, tailrace.generators.backends.measured),
-    "Persistence": (tailrace.persistence.metrics,),
+    "Persistence": (tailrace.persistence.metrics, tailrace.features.webhooks.metrics),
     "Every process that exports traces": (tailrace.proto.runtime.trace_export,),
 }
 RECORD = re.compile(r"\bADR (\d+)")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from tailrace.deploy.cli.arguments import add_json, add_tenant
 from tailrace.deploy.cli.result import print_result
-from tailrace.persistence.webhooks import signature
+from tailrace.features.webhooks import signature
 from tailrace.proto.errors import SettingsInvalid
 
 DESCRIPTION = "Show the secret with which a tenant's webhooks are signed."

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 
 import tailrace.features.gateway
+import tailrace.features.persistence
 import tailrace.gateway.settings
 import tailrace.generators.settings
-import tailrace.persistence.settings
 from tailrace.deploy.local.options import Options
 from tailrace.gateway import startup_checks
 from tailrace.generators.backends.registry import require_known
 from tailrace.generators.failover import parse_backends
-from tailrace.persistence.webhooks import sender
+from tailrace.persistence import feature
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import extend_models
 from tailrace.proto.runtime import settings
@@ -20,7 +20,7 @@ from tailrace.proto.service import ProcessSettings
 SERVICES: tuple[tuple[str, type[ProcessSettings]], ...] = (
     ("gateway", tailrace.features.gateway.Settings),
     ("generators", tailrace.generators.settings.Settings),
-    ("persistence", tailrace.persistence.settings.Settings),
+    ("persistence", tailrace.features.persistence.Settings),
 )
 # Settings that `up` chooses for its processes: a value that it ignored silently would be worse than a refusal.
 CHOSEN = {
@@ -58,7 +58,8 @@ async def check(environ: Mapping[str, str]) -> None:
     extend_models(generators.models_file)
     for name in parse_backends(generators.backends).backends:
         require_known(name)
-    sender.check(settings.read(tailrace.persistence.settings.Settings, environ))
+    persistence = settings.read(tailrace.features.persistence.Settings, environ)
+    feature.check(persistence, tailrace.features.persistence.FEATURES)
     # Whether an address beyond loopback is allowed is checked when NATS runs, because it stores the API keys.
     gateway = settings.read(tailrace.features.gateway.Settings, environ)
     await startup_checks.check(gateway, tailrace.features.gateway.FEATURES)

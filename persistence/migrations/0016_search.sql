@@ -1,6 +1,6 @@
 -- Full text search, and turns with `store: false` by their user.
 
--- The words by which a search finds a turn: their hashes (search_words.py), separated by spaces. The order of `number`
+-- The words by which a search finds a turn: their hashes (features/search), separated by spaces. The order of `number`
 -- is that of `asked_at`.
 CREATE TABLE searched (
     number INTEGER NOT NULL PRIMARY KEY,

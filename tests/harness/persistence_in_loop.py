@@ -6,8 +6,8 @@ from typing import Self, TypeVar
 
 import msgspec
 
+from tailrace.features.persistence import FEATURES, Settings
 from tailrace.persistence.serve import serve
-from tailrace.persistence.settings import Settings
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.permissions import GATEWAY
@@ -38,7 +38,7 @@ class Persistence:
         ]
         serves, asks = self.connections
         self.services = Rpc(asks)
-        self.running = asyncio.create_task(serve(self.settings, serves, self.stop))
+        self.running = asyncio.create_task(serve(self.settings, serves, self.stop, features=FEATURES))
         await until(self.has_started)
         return self
 

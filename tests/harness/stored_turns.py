@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from tailrace.features.search.words import hash_words
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.rows import TurnRow, build_row, micros
-from tailrace.persistence.search_words import hash_words
 from tailrace.persistence.store import Store
+from tailrace.persistence.tables import AddedRows
 from tailrace.proto.batch_records import Api
 from tailrace.proto.files import FileRecord
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
@@ -115,7 +116,7 @@ def history(chance: random.Random) -> list[TurnRow]:
                 asked_by="k",
                 asked_at=micros(NOON + timedelta(days=day, seconds=chance.randrange(3))),
                 labels=msgspec.json.encode(labels).decode(),
-                words=hash_text(f"all {chance.choice(('odd', 'even'))}"),
+                added=words_row(hash_text(f"all {chance.choice(('odd', 'even'))}")),
                 parent=chance.choice(rows).turn if number % 3 else None,
                 outcome=chance.choice(("running", "completed", "completed", "cancelled", "failed")),
                 batch=f'{{"of":1,"parallel":1{SOURCES[of]}}}' if chance.random() < 0.5 else None,
@@ -156,6 +157,16 @@ DIMENSIONS = ("day", "session", "project", "model", "key", "user", "metadata.tea
 
 def hash_text(text: str) -> str:
     return hash_words(OURS, [text])
+
+
+def words_row(hashed: str) -> AddedRows:
+    """The row of a turn's words, which the search adds."""
+    return {"put_words": {"words": hashed}} if hashed else {}
+
+
+def words_of_row(row: TurnRow) -> str:
+    """The hashed words that `words_row` has added."""
+    return str(row.added["put_words"]["words"])
 
 
 @asynccontextmanager

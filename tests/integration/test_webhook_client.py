@@ -14,8 +14,8 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.web import Request, Response, StreamResponse
 
-from tailrace.persistence.webhooks import system_resolver
-from tailrace.persistence.webhooks.http import WebhookClient
+from tailrace.features.webhooks import system_resolver
+from tailrace.features.webhooks.http import WebhookClient
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
 from tests.harness.certificates import make_self_signed
 from tests.harness.stop_server import stop

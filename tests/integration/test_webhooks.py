@@ -21,7 +21,7 @@ from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.persistence.webhooks import payload, sender, signature
+from tailrace.features.webhooks import payload, sender, signature
 from tailrace.proto import entries, subjects
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import StoredEntry

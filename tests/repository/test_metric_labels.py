@@ -8,6 +8,7 @@ import prometheus_client
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
+import tailrace.features.webhooks.metrics
 import tailrace.gateway.metrics
 import tailrace.generators.backends.measured
 import tailrace.generators.metrics
@@ -17,13 +18,13 @@ import tailrace.proto.nats.setup_state
 import tailrace.proto.runtime.trace_export
 import tailrace.proto.service
 from tailrace.features.gateway import ROUTES
+from tailrace.features.webhooks.metrics import GivenUp
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.metrics import StreamEnd
 from tailrace.generators.backends import registry
 from tailrace.generators.backends.observed import CANCELLED, OTHER, PROVIDERS
 from tailrace.generators.failover import FAILOVER_CODES
 from tailrace.generators.settings import METRICS_TENANTS_MAX
-from tailrace.persistence.metrics import GivenUp
 from tailrace.proto.entries import Mode, Outcome
 from tailrace.proto.errors import CODES
 from tailrace.proto.models import models
@@ -81,6 +82,7 @@ MODULES = (
     tailrace.gateway.metrics,
     tailrace.generators.metrics,
     tailrace.generators.backends.measured,
+    tailrace.features.webhooks.metrics,
     tailrace.persistence.metrics,
     tailrace.proto.nats.follower,
     tailrace.proto.nats.setup_state,

@@ -31,7 +31,7 @@ from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options, default_data_dir
 from tailrace.deploy.local.ports import find_free
 from tailrace.deploy.local.status_file import ProcessEntry, Restart, UpStatus
-from tailrace.persistence.webhooks import signature
+from tailrace.features.webhooks import signature
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.runtime.exit_status import EXIT_ERROR, EXIT_USAGE

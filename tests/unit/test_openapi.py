@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from tailrace.features.gateway import ROUTES
 from tailrace.features.tickets.tickets import Ticket
+from tailrace.features.webhooks import payload, signature
 from tailrace.gateway.auth.signed_tokens import Access, TokenSigner
 from tailrace.gateway.clients.files import FILE_ID
 from tailrace.gateway.clients.registry import DIALECTS
@@ -22,7 +23,6 @@ from tailrace.gateway.openapi import examples, routes
 from tailrace.gateway.openapi.reference_page import render_page
 from tailrace.gateway.openapi.routes import document
 from tailrace.gateway.page.index import endpoints_of
-from tailrace.persistence.webhooks import payload, signature
 from tailrace.proto.api_key import KEY_ID, ApiKey
 from tailrace.proto.models import find_model
 from tailrace.proto.nats.administration import without_hash

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from structlog.testing import capture_logs
 
 from tailrace.persistence.recorder import Recorder
-from tailrace.persistence.rows import TurnRow
+from tailrace.persistence.rows import TurnRow, build_row
 from tailrace.proto.errors import StoreBusy, StoreUnwritable
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
@@ -78,6 +78,7 @@ class Store:
     """A transaction has some statements, and takes `write_s`. The first ones fail with `errors`."""
 
     system = "sqlite"
+    build_row = staticmethod(build_row)
 
     def __init__(self, write_s: float, errors: Iterable[Exception] = (), statements: int = 1) -> None:
         self._write_s = write_s

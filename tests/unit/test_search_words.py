@@ -2,7 +2,7 @@
 
 import tracemalloc
 
-from tailrace.persistence.search_words import hash_words
+from tailrace.features.search.words import hash_words
 from tailrace.proto.ids import Tenant
 
 TENANT = Tenant("ours")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.persistence.webhooks import payload
+from tailrace.features.webhooks import payload
 from tailrace.proto.entries import Outcome
 from tailrace.proto.records import record_from_fold
 from tests.harness.turn_builder import KEY, started_turn

@@ -8,7 +8,7 @@ import time
 import pytest
 from standardwebhooks import Webhook
 
-from tailrace.persistence.webhooks import signature
+from tailrace.features.webhooks import signature
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant
 

@@ -8,13 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tailrace.features.search.persistence import store_older_words
+from tailrace.features.search.reader import SearchReader
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST
 from tailrace.persistence.postgresql import SET_VERSION
 from tailrace.persistence.rows import build_row
-from tailrace.persistence.search_words import hash_words
 from tailrace.persistence.store import Store
+from tailrace.persistence.turn_list import TurnPageQuery
 from tailrace.proto.errors import StoreTooNew
 from tests.harness.open_store import open_store
 from tests.harness.postgresql import PostgreSQLServer
@@ -75,7 +77,7 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
             assert [(one.total_tokens, one.message_count) for one in found] == [(11 * n, 2 * n) for _, n in totals]
         (total,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
         assert round(total.cost_usd * 1e9) == 3 * 7 + made.cost_nusd
-        listed, _ = await store.turn_list.read_page(OURS, {"key": "k"}, None, NEWEST, 9)
+        listed, _ = await store.turn_list.read_page(TurnPageQuery(OURS, {"key": "k"}, None, NEWEST, 9))
         assert [one.turn for one in listed] == ["turn-2"]
         assert [(await store.numbered_sessions(OURS, project, 0, 9, NOON))[1] for project in (None, "rivers")] == [2, 1]
         theirs = await store.usage(THEIRS, "model", NOON.date(), NOON.date(), "", 9)
@@ -87,9 +89,11 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
         # Newer versions of SQLite do not cut a name at a NUL character.
         assert {row["name"]: row["value"] for row in rows if "\0" not in row["name"]} == labels
         assert await store.read_recorded_upto() == 99
-        monkeypatch.setattr("tailrace.persistence.store.UNSEARCHED_MAX", 1)
-        assert [await store.store_older_words() for _ in range(4)] == [1, 1, 1, 0]
-        listed, _ = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]).split())
+        monkeypatch.setattr("tailrace.features.search.persistence.UNSEARCHED_MAX", 1)
+        assert [await store_older_words(store) for _ in range(4)] == [1, 1, 1, 0]
+        listed, _ = await SearchReader(store).read_page(
+            TurnPageQuery(OURS, {}, None, NEWEST, 9), hash_text("light").split()
+        )
         assert [one.turn for one in listed] == ["turn-2", "turn-1"]
 
 
@@ -110,8 +114,10 @@ async def test_an_older_schema_of_postgresql_is_migrated_and_its_turns_are_searc
             "SELECT tenant, session, turn, 0, 0, 0, 0, 0, 0 FROM turns"
         )
     async with open_store(url) as store:
-        assert [await store.store_older_words() for _ in range(2)] == [1, 0]
-        found, _ = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, hash_text("light").split())
+        assert [await store_older_words(store) for _ in range(2)] == [1, 0]
+        found, _ = await SearchReader(store).read_page(
+            TurnPageQuery(OURS, {}, None, NEWEST, 9), hash_text("light").split()
+        )
         assert [one.turn for one in found] == ["turn-1"]
 
 

@@ -19,7 +19,7 @@ from tailrace.proto.errors import StoreBusy, StoreRefused, StoreUnwritable
 from tailrace.proto.ids import Seq
 from tests.harness.open_store import open_store
 from tests.harness.postgresql import PostgreSQLServer
-from tests.harness.stored_turns import OURS, key, running_row
+from tests.harness.stored_turns import OURS, hash_text, key, running_row, words_row
 from tests.harness.turn_builder import NOON, completed_turn
 from tests.harness.until import until
 
@@ -41,7 +41,8 @@ async def test_a_turn_is_recorded_with_few_requests_to_postgresql(
 
     for method in ("execute", "executemany", "fetch"):
         monkeypatch.setattr(asyncpg.Connection, method, count_calls(method))
-    await postgresql_store.record([running_row("turn-1")], Seq(1))
+    row = msgspec.structs.replace(running_row("turn-1"), added=words_row(hash_text("light")))
+    await postgresql_store.record([row], Seq(1))
     assert len(sent) == 12, sent
 
 

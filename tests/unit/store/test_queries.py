@@ -13,6 +13,8 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
+from tailrace.features.search.persistence import SearchQueries
+from tailrace.features.search.reader import SearchReader
 from tailrace.persistence.batch_queries import BatchQueries
 from tailrace.persistence.copy_database import read_digest
 from tailrace.persistence.database import TABLES as KEYS
@@ -20,9 +22,9 @@ from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, micros, moment, turn_record
-from tailrace.persistence.search_words import hash_words
 from tailrace.persistence.sql import load
 from tailrace.persistence.store import Store
+from tailrace.persistence.turn_list import TurnPageQuery
 from tailrace.proto.batch_records import Api, ListBatches, ListBatchTurns
 from tailrace.proto.entries import Outcome
 from tailrace.proto.files import ListFiles
@@ -53,6 +55,8 @@ from tests.harness.stored_turns import (
     record_history,
     running_row,
     session_of,
+    words_of_row,
+    words_row,
 )
 from tests.harness.turn_builder import MODEL, NOON, completed_turn
 
@@ -151,14 +155,16 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
             expected = latest_first(
                 row for row in rows
                 if labels.items() <= msgspec.json.decode(row.labels).items()
-                and set(hash_text(text or "").split()) <= set(row.words.split())
+                and set(hash_text(text or "").split()) <= set(words_of_row(row).split())
                 and outcome in (None, row.outcome)
                 and (day is None or day <= moment(row.asked_at).date() <= last)
             )  # fmt: skip
             listing = ListTurns(labels, text, day, last if day else None, outcome=outcome)
             # A long page ends with what one scan reads.
             for limit in (1, 50):
-                assert await all_pages(queries.turns, listing, "turns", "turn", limit) == expected, (listing, limit)
+                assert (
+                    await all_pages(SearchQueries(store, queries).turns, listing, "turns", "turn", limit) == expected
+                ), (listing, limit)
     for of, source in SOURCES.items():
         listed = latest_first(row for row in rows if row.batch and (of is None or source in row.batch))
         assert await all_pages(batches.batches, ListBatches(of=of), "batches", "batch") == listed
@@ -422,7 +428,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
             text=text(),
             stop_sequence=text(),
             labels=msgspec.json.encode(labels | {"user": user}).decode(),
-            words=hash_words(OURS, [chance.choice(("a b", "b c", "c"))]) if chance.random() < 0.9 else "",
+            added=words_row(hash_text(chance.choice(("a b", "b c", "c"))) if chance.random() < 0.9 else ""),
             parent=f"turn-{number - 1}" if chance.random() < 0.5 else None,
             project=name("project") if chance.random() < 0.5 else None,
             blobs=f'["{name("blob")}"]',
@@ -469,6 +475,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
     before, middle = PageCursor(micros(NOON + timedelta(seconds=900)), "turn-2"), "session2"
     sessions = await call_both("sessions", OURS, None, NEWEST, 99, NOON)
     project = next(one.project_id for one in sessions if one.project_id)
+    by_user = TurnPageQuery(OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9)
     queries: list[tuple[Any, ...]] = [
         ("sessions", OURS, None, before, 5, NOON),
         ("sessions", OURS, project, NEWEST, 5, NOON),
@@ -478,19 +485,9 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
         ("numbered_sessions", OURS, project, 0, 5, NOON, "user1"),
         ("projects", OURS, NEWEST, 5, NOON),
         ("numbered_projects", OURS, 1, 5, NOON),
-        ("turn_list.read_page", OURS, {}, None, before, 9),
-        ("turn_list.read_page", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9),
-        ("turn_list.read_page", OURS, {}, None, NEWEST, 9, (), "failed"),
-        ("turn_list.read_page", OURS, {}, None, before, 9, hash_words(OURS, ["b"]).split()),
-        (
-            "turn_list.read_page",
-            OURS,
-            {"model": MODEL, "user": "user1"},
-            NOON,
-            NEWEST,
-            9,
-            hash_words(OURS, ["B", "c"]).split(),
-        ),
+        ("turn_list.read_page", TurnPageQuery(OURS, {}, None, before, 9)),
+        ("turn_list.read_page", by_user),
+        ("turn_list.read_page", TurnPageQuery(OURS, {}, None, NEWEST, 9, "failed")),
         ("list_unstored", OURS, None),
         ("every_unstored", key("turn-118")),
         ("session_turns", OURS, middle, OLDEST, 9),
@@ -512,6 +509,10 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
     empty = [query for query in queries if not await call_both(*query)]
     assert not empty, empty
     assert await call_both("session_turns", OURS, middle, NEWEST, 9, is_newest_first=True)
+    for query, wanted in ((TurnPageQuery(OURS, {}, None, before, 9), "b"), (by_user, "B c")):
+        found = [await SearchReader(store).read_page(query, hash_text(wanted).split()) for store in stores]
+        assert found[0] == found[1]
+        assert found[0][0]
 
 
 def test_statements_are_loaded_by_name_without_comments_and_with_their_fragments() -> None:

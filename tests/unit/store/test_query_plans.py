@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from tailrace.features.persistence import TABLES
 from tailrace.persistence.postgresql import to_positional
 from tailrace.persistence.sql import statements
 from tailrace.persistence.store import Store
@@ -44,6 +45,7 @@ FOUND = (
 # They read one row for each tenant.
 ONE_ROW = re.compile(r"SEARCH (older_costs|totals) USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant[=>]\?\)$")
 FOR_EACH_TENANT = {"older_cost", "tenants_with_usage"}
+POSTGRESQL = statements("postgresql", [one.queries for one in TABLES])
 NUMBERED = {"count_projects", "count_sessions", "projects_from", "sessions_from"}
 
 
@@ -55,7 +57,7 @@ async def test_each_statement_uses_an_index(file_store: Store, path: Path) -> No
     with closing(sqlite3.connect(path)) as database:
         # Then the plan of a deletion has the search for the rows that refer to those that it deletes.
         database.execute("PRAGMA foreign_keys = ON")
-        for name, statement in statements("sqlite").items():
+        for name, statement in file_store.sql.items():
             parameters = dict.fromkeys(re.findall(r":(\w+)", statement), 1)
             plan = [step[3] for step in database.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
             # A Bloom filter is made by a scan of its table.
@@ -126,7 +128,7 @@ async def test_each_statement_uses_an_index_of_postgresql(filled_connection: asy
     # With these, it reads all of a table that is as small as here.
     for kind in ("seqscan", "bitmapscan", "hashjoin", "mergejoin"):
         await filled_connection.execute(f"SET enable_{kind} = off")
-    for name, statement in statements("postgresql").items():
+    for name, statement in POSTGRESQL.items():
         # An index of words gives only bitmaps.
         await filled_connection.execute(f"SET enable_bitmapscan = {'on' if 'found' in name else 'off'}")
         found = await scans_of(filled_connection, statement)
@@ -140,7 +142,7 @@ async def test_the_planner_of_postgresql_chooses_the_index_itself(
     filled_connection: asyncpg.Connection, name: str
 ) -> None:
     """For statements that limit its choice. Without that, it would read all turns."""
-    found = await scans_of(filled_connection, statements("postgresql")[name])
+    found = await scans_of(filled_connection, POSTGRESQL[name])
     assert [scan for scan in found if not is_by_index(name, scan)] == []
 
 

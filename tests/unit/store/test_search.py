@@ -1,40 +1,53 @@
 """Search for words: results, cost, time limit and fairness between tenants."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
+from tailrace.features.search.persistence import store_older_words
+from tailrace.features.search.reader import SEARCHES_WAITING_MAX, SearchReader
+from tailrace.features.search.words import hash_words
 from tailrace.persistence.paging import NEWEST, PageCursor
-from tailrace.persistence.rows import build_row, micros
-from tailrace.persistence.search_words import hash_words
+from tailrace.persistence.rows import micros
 from tailrace.persistence.store import Store
-from tailrace.persistence.turn_list import SEARCHES_WAITING_MAX
+from tailrace.persistence.turn_list import Page, TurnPageQuery
 from tailrace.proto.entries import Outcome
 from tailrace.proto.errors import Refused, StoreBusy
 from tailrace.proto.ids import Tenant, TurnId
-from tests.harness.stored_turns import OURS, THEIRS, counting_reads, hash_text, key, running_row
+from tests.harness.stored_turns import OURS, THEIRS, counting_reads, hash_text, key, running_row, words_row
 from tests.harness.turn_builder import completed_turn
+
+
+async def read_page(store: Store, query: TurnPageQuery, words: Sequence[str]) -> Page:
+    """Reads a page as ListTurns does: with or without words."""
+    return await (SearchReader(store).read_page(query, words) if words else store.turn_list.read_page(query))
+
+
+async def search(store: Store, words: Sequence[str]) -> Page:
+    """Searches all turns of `OURS`."""
+    return await read_page(store, TurnPageQuery(OURS, {}, None, NEWEST, 9), words)
 
 
 async def test_a_search_finds_no_turn_by_the_words_of_another_tenant(store: Store) -> None:
     """Both turns have the same id. The hashes of words differ by tenant, unless two are equal by chance."""
     ours, theirs = running_row("turn-1"), msgspec.structs.replace(running_row("turn-1"), tenant=THEIRS)
-    await store.record([ours, msgspec.structs.replace(theirs, words=hash_text("rare"))])
-    found, _ = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, hash_text("rare").split())
+    await store.record([ours, msgspec.structs.replace(theirs, added=words_row(hash_text("rare")))])
+    found, _ = await search(store, hash_text("rare").split())
     assert found == []
 
 
 async def test_words_that_an_older_version_writes_during_an_upgrade_are_stored_again(store: Store) -> None:
     """Also those that it writes after the migration, over the words of this version."""
-    made = build_row(key("turn-1"), completed_turn("Tailrace™").turn)
+    made = store.build_row(key("turn-1"), completed_turn("Tailrace™").turn)
     words = hash_words(OURS, ["tailracetm"]).split()
-    for row in (made, msgspec.structs.replace(made, words=hash_words(OURS, ["older"]))):
+    for row in (made, msgspec.structs.replace(made, added=words_row(hash_words(OURS, ["older"])))):
         await store.record([row])
-    assert await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, words) == ([], None)
-    assert [await store.store_older_words() for _ in range(2)] == [1, 0]
-    found, _ = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, words)
+    assert await search(store, words) == ([], None)
+    assert [await store_older_words(store) for _ in range(2)] == [1, 0]
+    found, _ = await search(store, words)
     assert [one.turn for one in found] == ["turn-1"]
 
 
@@ -65,24 +78,24 @@ ENDLESS = {
 async def test_a_search_that_takes_long_is_ended_and_delays_no_other_query(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await store.record([build_row(key("turn-1"), completed_turn("Light").turn)])
+    await store.record([store.build_row(key("turn-1"), completed_turn("Light").turn)])
     words = hash_words(OURS, ["light"]).split()
-    statements = store.database.statements
-    monkeypatch.setattr("tailrace.persistence.turn_list.SEARCH_S_MAX", 60.0)
+    statements = store.sql
+    monkeypatch.setattr("tailrace.features.search.reader.SEARCH_S_MAX", 60.0)
     search_statement = statements["found_turns"]
     monkeypatch.setitem(statements, "found_turns", ENDLESS[store.system])
-    searching = asyncio.create_task(store.turn_list.read_page(OURS, {}, None, NEWEST, 9, words))
+    searching = asyncio.create_task(search(store, words))
     async with asyncio.timeout(30):
         await asyncio.sleep(0.1)
         assert await store.turn(key("turn-1")) is not None
         assert not searching.done()
         searching.cancel()
         await asyncio.wait({searching})
-        monkeypatch.setattr("tailrace.persistence.turn_list.SEARCH_S_MAX", 0.1)
+        monkeypatch.setattr("tailrace.features.search.reader.SEARCH_S_MAX", 0.1)
         with pytest.raises(StoreBusy, match="search for fewer"):
-            await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, words)
+            await search(store, words)
     monkeypatch.setitem(statements, "found_turns", search_statement)
-    found, _ = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, words)
+    found, _ = await search(store, words)
     assert [one.turn for one in found] == ["turn-1"]
 
 
@@ -103,27 +116,28 @@ async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search also ends if it waits for too long."""
-    statements = store.database.statements
-    monkeypatch.setattr("tailrace.persistence.turn_list.SEARCH_S_MAX", 0.5)
-    monkeypatch.setattr("tailrace.persistence.turn_list.SEARCH_WAIT_S_MAX", 0.75)
+    statements = store.sql
+    monkeypatch.setattr("tailrace.features.search.reader.SEARCH_S_MAX", 0.5)
+    monkeypatch.setattr("tailrace.features.search.reader.SEARCH_WAIT_S_MAX", 0.75)
     search_statement = statements["found_turns"]
     monkeypatch.setitem(statements, "found_turns", ENDLESS[store.system])
 
-    def search(tenant: Tenant) -> asyncio.Task[Any]:
-        return asyncio.create_task(
-            store.turn_list.read_page(tenant, {}, None, NEWEST, 9, hash_words(tenant, ["light"]).split())
-        )
+    reader = SearchReader(store)
 
-    searches = [search(OURS) for _ in range(SEARCHES_WAITING_MAX + 1)]
+    def begin_search(tenant: Tenant) -> asyncio.Task[Any]:
+        query = TurnPageQuery(tenant, {}, None, NEWEST, 9)
+        return asyncio.create_task(reader.read_page(query, hash_words(tenant, ["light"]).split()))
+
+    searches = [begin_search(OURS) for _ in range(SEARCHES_WAITING_MAX + 1)]
     with pytest.raises(Refused, match="other searches of this tenant are waiting") as refused:
-        await search(OURS)
+        await begin_search(OURS)
     assert (refused.value.code, refused.value.retry_after_s) == ("rate_limited", 0.5)
-    theirs = search(THEIRS)
+    theirs = begin_search(THEIRS)
     async with asyncio.timeout(10):
         found = await asyncio.gather(*searches, theirs, return_exceptions=True)
     assert {type(one) for one in found} == {StoreBusy}
     monkeypatch.setitem(statements, "found_turns", search_statement)
-    assert await search(OURS) == ([], None)
+    assert await begin_search(OURS) == ([], None)
 
 
 async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
@@ -147,26 +161,25 @@ async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
                     expected[number].insert(0, f"t{n}")
             row = running_row(f"t{n}", step=n, session=f"s{n % 9}")
             encoded = msgspec.json.encode(labels).decode()
-            rows.append(msgspec.structs.replace(row, labels=encoded, words=hash_text(words), outcome=ended))
+            rows.append(msgspec.structs.replace(row, labels=encoded, added=words_row(hash_text(words)), outcome=ended))
         await store.record(rows)
         made = total
         costs.append([])
         for named, text, outcome in CONDITIONS:
             async with counting_reads(store) as read:
-                await store.turn_list.read_page(OURS, named, None, NEWEST, 20, hash_text(text).split(), outcome)
+                await read_page(store, TurnPageQuery(OURS, named, None, NEWEST, 20, outcome), hash_text(text).split())
             costs[-1].append(sum(read))
     for number, (named, text, outcome) in enumerate(CONDITIONS):
         found: list[str] = []
         before: PageCursor | None = NEWEST
         while before is not None:
-            page, end = await store.turn_list.read_page(
-                OURS, named, None, before, 200, hash_text(text).split(), outcome
-            )
+            query = TurnPageQuery(OURS, named, None, before, 200, outcome)
+            page, end = await read_page(store, query, hash_text(text).split())
             found += [one.turn for one in page]
             before = PageCursor(micros(page[-1].asked_at), TurnId(page[-1].turn)) if len(page) == 200 else end
         assert found == expected[number], (named, text, outcome)
     # The first page has them, because failed turns have an index.
-    failed, end = await store.turn_list.read_page(OURS, {}, None, NEWEST, 9, (), "failed")
+    failed, end = await store.turn_list.read_page(TurnPageQuery(OURS, {}, None, NEWEST, 9, "failed"))
     assert ([one.turn for one in failed], end) == (["t170", "t5"], None)
     small, large = costs
     assert [(more, less) for more, less in zip(large, small, strict=True) if more > 2 * less] == []

@@ -16,10 +16,8 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from tailrace.persistence import metrics
-from tailrace.persistence.settings import Settings
-from tailrace.persistence.webhooks import payload, signature
-from tailrace.persistence.webhooks.http import Answer, WebhookClient
+from tailrace.features.webhooks import metrics, payload, signature
+from tailrace.features.webhooks.http import Answer, WebhookClient
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TurnUnknown, WebhookFailed, WebhookRefused
 from tailrace.proto.fold import Turn
@@ -27,7 +25,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnKey, is_child_id, is_token
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.runtime.race import is_set_within, run_until
-from tailrace.proto.ssrf import UrlNotAllowed, check_url, parse_private_hosts
+from tailrace.proto.ssrf import UrlNotAllowed, check_url
 
 logger = structlog.get_logger()
 
@@ -316,12 +314,6 @@ class WebhookSender:
         await self._held[seq].ack()
         # After the acknowledgement, which is also valid for a newer lease that arrived during it.
         del self._held[seq]
-
-
-def check(settings: Settings) -> None:
-    """Raises SettingsInvalid for invalid signing keys or URLs."""
-    signature.parse_keys(settings.webhook_key)
-    parse_urls(settings.webhook_urls, parse_private_hosts(settings.webhook_private_hosts))
 
 
 def parse_urls(text: str, private: frozenset[str]) -> Mapping[Tenant, str]:

@@ -1,0 +1,15 @@
+"""The features of a persistence process, and its settings with theirs."""
+
+from tailrace.features.search.persistence import FEATURE as SEARCH
+from tailrace.features.webhooks.persistence import FEATURE as WEBHOOKS
+from tailrace.persistence.feature import Features
+from tailrace.persistence.settings import Settings as CoreSettings
+from tailrace.proto.runtime.settings import extend
+
+FEATURES: Features = (WEBHOOKS, SEARCH)
+
+Settings = extend(CoreSettings, [feature.settings for feature in FEATURES])
+"""The settings of the core and of each feature."""
+
+TABLES = [feature.tables for feature in FEATURES if feature.tables is not None]
+"""What the features add to the database."""

@@ -1,0 +1,65 @@
+"""An optional feature of persistence. The core knows features only by this type, and `__main__` lists them."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from tailrace.persistence.blob_gc import BlobCollector
+from tailrace.persistence.queries import Queries
+from tailrace.persistence.rpc import QueryHandler
+from tailrace.persistence.store import Store
+from tailrace.persistence.tables import Tables
+from tailrace.proto.nats import Connection, Tombstones, TurnLog
+from tailrace.proto.runtime.settings import select
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class NoSettings(msgspec.Struct, frozen=True):
+    """The settings of a feature that has none."""
+
+
+class Services(NamedTuple):
+    """What a feature gets of the process that it runs in."""
+
+    connection: Connection
+    log: TurnLog
+    tombstones: Tombstones
+    store: Store
+    queries: Queries
+    blobs: BlobCollector
+    retry_wait_s: float
+    """The wait before a database that cannot be used is tried again."""
+
+
+class Parts(NamedTuple):
+    """The parts of a feature in one process."""
+
+    handlers: Sequence[QueryHandler] = ()
+    """Queries, each with the method that answers it, in place of the core's for the same query."""
+    beside: Sequence[Callable[[asyncio.Event], AbstractAsyncContextManager[None]]] = ()
+    """Each runs while the process records. The event is set when the process stops; if the part fails, it sets it."""
+
+
+class Feature(NamedTuple, Generic[S]):
+    """A feature: its settings, its tables, and the function that makes its parts."""
+
+    settings: type[S]
+    """Read from the environment beside the settings of the core, and printed by `--env` with them."""
+    start: Callable[[Services, S], Parts]
+    tables: Tables | None = None
+    check: Callable[[S], None] | None = None
+    """Checks the settings before the process connects to NATS. Raises SettingsInvalid."""
+
+
+Features = Sequence[Feature[Any]]
+
+
+def check(settings: msgspec.Struct, features: Features) -> None:
+    """Raises SettingsInvalid if a feature cannot run with `settings`."""
+    for feature in features:
+        if feature.check is not None:
+            feature.check(select(settings, feature.settings))

@@ -1,0 +1,26 @@
+"""The part of a feature in the database: its statements, and what it adds to the core's transactions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnKey
+from tailrace.proto.records import TurnRecord
+
+AddedRows = Mapping[str, Mapping[str, Any]]
+"""Statements that are run for a turn after its row was written, each with the values that the row does not have."""
+
+
+def _add_nothing(_: TurnKey, __: Turn, ___: TurnRecord) -> AddedRows:
+    return {}
+
+
+class Tables(NamedTuple):
+    """What one feature adds. Its tables are made by the core's migrations, which both databases run in one order."""
+
+    queries: str
+    """The text of its queries.sql, see `read_queries`."""
+    rows: Callable[[TurnKey, Turn, TurnRecord], AddedRows] = _add_nothing
+    """Returns the rows of a turn, which are written in the transaction that records it. Must be pure."""
+    delete_turn: Sequence[str] = ()
+    """Statements that run before the row of a turn is deleted, with its `tenant` and `turn`."""
