@@ -5,8 +5,15 @@ from itertools import chain
 from typing import NamedTuple
 
 from tailrace.generators.attempt_runner import WrapSink
+from tailrace.generators.backend_order import BackendOrders
+from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.continuation import FilterCall
+from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.model_caller import Routing
 from tailrace.generators.planner import CheckAnswer, FindObstacle
+from tailrace.generators.settings import Settings
+from tailrace.generators.turn_runner import PrepareTurn
+from tailrace.proto.nats import Connection, TurnLog
 
 
 class Hooks(NamedTuple):
@@ -28,10 +35,36 @@ class Hooks(NamedTuple):
         return (*self.filters, *self.late_filters)
 
 
+class Generator(NamedTuple):
+    """The services of one generator, from which features make their parts."""
+
+    settings: Settings
+    connection: Connection
+    name: str
+    """The name of this process in the log."""
+    log: TurnLog
+    blobs: BlobLoader
+    orders: BackendOrders
+    claude: AnthropicApi | None
+    """Anthropic's API, if it is one of the backends."""
+    hooks: Hooks
+    """The hooks of all features."""
+
+
+class Parts(NamedTuple):
+    """What a feature adds to one generator."""
+
+    routing: Routing | None = None
+    """Chooses the backends of calls, in place of the core. At most one feature has one."""
+    prepare: Sequence[PrepareTurn] = ()
+    """They change or end a turn before it runs."""
+
+
 class Feature(NamedTuple):
     """A feature of a generator."""
 
     hooks: Hooks = Hooks()
+    start: Callable[[Generator], Parts] = lambda _: Parts()
 
 
 Features = Sequence[Feature]

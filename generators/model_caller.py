@@ -3,14 +3,14 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from typing import Protocol
 
 import msgspec
 
 from tailrace.generators import metrics
+from tailrace.generators.backend_order import BackendOrder, BackendOrders
 from tailrace.generators.backends import Backend, Call
 from tailrace.generators.backends.model_event import ModelEvent
-from tailrace.generators.circuit_breaker import CircuitBreakers
-from tailrace.generators.failover import BackendOrder
 from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.outage import NoteWait, Outage
@@ -20,28 +20,52 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnKey
 
 
+class Routing(Protocol):
+    """Chooses the backends of calls."""
+
+    def begin_call(self, tenant: str, model: str, last: str = "") -> BackendOrder:
+        """Returns the order of backends for a call that begins now. `last` is the backend of the last attempt."""
+        ...
+
+    def note_begin(self, backend: str, call: Call, error: BackendError | None) -> None:
+        """Is called when a call of `backend` has returned its first event, or with the error that came before."""
+        ...
+
+
+class OneBackend:
+    """The Routing without failover: a turn has the first backend of its list, or the one that has begun it."""
+
+    def __init__(self, orders: BackendOrders) -> None:
+        self._orders = orders
+
+    def begin_call(self, tenant: str, model: str, last: str = "") -> BackendOrder:  # noqa: ARG002
+        """See Routing."""
+        return self._orders.order_for(model, last).alone
+
+    def note_begin(self, backend: str, call: Call, error: BackendError | None) -> None:
+        """See Routing."""
+
+
 class ModelCaller:
     """The backends of this process and how they are called. Shared by all turns."""
 
-    def __init__(
-        self, backends: Mapping[str, Backend], breakers: CircuitBreakers, retry: Retry, blobs: BlobLoader
-    ) -> None:
-        """`backends` by name: all that `breakers` names."""
+    def __init__(self, backends: Mapping[str, Backend], routing: Routing, retry: Retry, blobs: BlobLoader) -> None:
+        """`backends` by name: all that `routing` names."""
         self.backends = backends
-        self.breakers = breakers
+        self.routing = routing
         self.retry = retry
         self.blobs = blobs
         self.keys = KeyHealth(backends)
 
     def note_begin(self, backend: str, call: Call, error: BackendError | None) -> None:
         """See retry.NoteBegin; for a call of `backend`."""
-        self.breakers.note_begin(backend, call, error)
+        self.routing.note_begin(backend, call, error)
         self.keys.note_call(backend, error)
 
     def route(self, key: TurnKey, turn: Turn) -> "Route":
         """Returns the route of the turn's next call. It begins with the backend of the last attempt."""
         assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
-        return Route(self, self.breakers.begin_call(key.tenant, turn.request.model, turn.backend))
+        return Route(self, self.routing.begin_call(key.tenant, turn.request.model, turn.backend))
 
 
 class Route:

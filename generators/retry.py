@@ -17,9 +17,9 @@ import msgspec
 import structlog
 
 from tailrace.generators import metrics
+from tailrace.generators.backend_order import REPEATED_FAULTS
 from tailrace.generators.backends import Backend, Call
 from tailrace.generators.backends.model_event import ModelEvent
-from tailrace.generators.failover import REPEATED_FAULTS
 from tailrace.generators.outage import NoteWait, Outage
 from tailrace.proto.errors import CODES, BackendError
 

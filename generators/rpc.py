@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import structlog
 
+from tailrace.generators.backend_order import BackendOrders
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
-from tailrace.generators.failover import BackendOrders
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import long_strings
 from tailrace.proto.errors import BackendError, LogUnavailable, Refused

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from itertools import product
 
 import structlog
 
 from tailrace.generators import metrics
 from tailrace.generators.attempt_span import attempt_span
+from tailrace.generators.backend_order import CLAUDE, BackendOrders, parse_backends
 from tailrace.generators.backends import Backend
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.claude_code import ClaudeCode
@@ -19,12 +19,10 @@ from tailrace.generators.backends.registry import open_backend
 from tailrace.generators.backends.traced import TracedBackend
 from tailrace.generators.batches.runner import BatchLane, BatchRunner
 from tailrace.generators.budget import cut_at_cost, limit_cost
-from tailrace.generators.circuit_breaker import CircuitBreakers
-from tailrace.generators.failover import CLAUDE, FAILOVER_CODES, BackendOrders, parse_backends
-from tailrace.generators.feature import Features, Hooks, join_hooks
+from tailrace.generators.feature import Features, Generator, Hooks, join_hooks
 from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
-from tailrace.generators.model_caller import ModelCaller
+from tailrace.generators.model_caller import ModelCaller, OneBackend
 from tailrace.generators.planner import Planner
 from tailrace.generators.queued_turns import prepare_queued
 from tailrace.generators.retry import Retry
@@ -72,8 +70,13 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
     settlement = Settlement(Counters(connection), Slots(connection))
     async with open_backends(settings) as (orders, backends):
         claude = find_anthropic_api(backends)
-        breakers = CircuitBreakers(orders)
-        caller = ModelCaller(observe_backends(backends), breakers, retry, blobs)
+        generator = Generator(settings, connection, name, log, blobs, orders, claude, hooks)
+        parts = [feature.start(generator) for feature in features]
+        routing = next((part.routing for part in parts if part.routing is not None), None)
+        if routing is None:
+            routing = OneBackend(orders)
+            warn_of_others(orders)
+        caller = ModelCaller(observe_backends(backends), routing, retry, blobs)
         checks = [new_check() for new_check in hooks.checks]
         planner = Planner(settings.attempts_max, [cut_at_cost], hooks.obstacles, checks)
         runner = TurnRunner(
@@ -83,7 +86,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
             name=name,
             filters=hooks.all_filters,
             sinks=[*hooks.sinks, limit_cost],
-            prepare=[partial(prepare_queued, log), breakers.prepare],
+            prepare=[partial(prepare_queued, log), *(prepare for part in parts for prepare in part.prepare)],
             observe=attempt_span,
             deadline_s=settings.deadline_s,
             delta_interval_s=settings.delta_interval_s,
@@ -104,8 +107,6 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
             handlers |= ModelRpc(claude, MessageBatchesApi(claude.client), blobs, orders).handlers
         endpoints = await rpc.serve(GENERATORS, VERSION, handlers)
         await rpc.serve_health(GENERATORS, worker.report_health)
-        for backend, code in product(backends, FAILOVER_CODES):
-            metrics.FAILOVERS.labels(backend, code)
         metrics.TENANTS.update(parse_tenants(settings.metrics_tenants))
         metrics.SLOTS.set(settings.concurrency)
         service.mark_ready(generator=name, concurrency=settings.concurrency)
@@ -118,6 +119,13 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
                 report.cancel()
             if not connection.closed.is_set():
                 await endpoints.stop()
+
+
+def warn_of_others(orders: BackendOrders) -> None:
+    """Logs a warning if the setting `backends` names backends that no turn begins with: there is no failover."""
+    first = {candidates[0].backend for candidates in (orders.common, *orders.by_model.values())}
+    if others := [name for name in orders.backends if name not in first]:
+        logger.warning("backends without effect", backends=others, why="this generator runs without failover")
 
 
 async def report_version(backends: Mapping[str, Backend], worker: Worker) -> None:

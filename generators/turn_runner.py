@@ -14,10 +14,10 @@ from structlog.contextvars import bound_contextvars
 
 from tailrace.generators import metrics
 from tailrace.generators.attempt_runner import LATE, AttemptRunner, PlannedAttempt, WrapSink
+from tailrace.generators.backend_order import REPEATED_FAULTS
 from tailrace.generators.continuation import FilterCall
 from tailrace.generators.delta_buffer import buffer_of
 from tailrace.generators.event_writer import EventWriter, append_when_not_full, as_stored
-from tailrace.generators.failover import REPEATED_FAULTS
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.plan import Acknowledge, AppendEvents, Complete, Fail, Leave, MakeAttempt
 from tailrace.generators.planner import Planner

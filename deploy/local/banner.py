@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from tailrace.deploy.local.processes import is_simulated
 from tailrace.deploy.local.terminal_text import table
-from tailrace.generators.failover import parse_backends
+from tailrace.generators.backend_order import parse_backends
 from tailrace.generators.settings import Settings
 from tailrace.proto.runtime.settings import read
 

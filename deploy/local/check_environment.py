@@ -8,8 +8,8 @@ import tailrace.gateway.settings
 import tailrace.generators.settings
 from tailrace.deploy.local.options import Options
 from tailrace.gateway import startup_checks
+from tailrace.generators.backend_order import parse_backends
 from tailrace.generators.backends.registry import require_known
-from tailrace.generators.failover import parse_backends
 from tailrace.persistence import feature
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import extend_models

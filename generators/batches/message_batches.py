@@ -20,6 +20,7 @@ import structlog
 
 from tailrace.generators import metrics
 from tailrace.generators.attempt_runner import WrapSink
+from tailrace.generators.backend_order import BackendOrders
 from tailrace.generators.backends.anthropic_api import encode_body
 from tailrace.generators.backends.message_batches_api import (
     CanceledResult,
@@ -36,7 +37,6 @@ from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.tally import BatchTally
 from tailrace.generators.continuation import build_call
 from tailrace.generators.event_writer import append_when_not_full, as_stored
-from tailrace.generators.failover import BackendOrders
 from tailrace.generators.feature import Hooks
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.planner import check_answer

@@ -11,9 +11,9 @@ from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.repeats import Repeats
 from tailrace.gateway.turns.submit import TurnSubmitter
+from tailrace.generators.backend_order import parse_backends
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.batches.runner import BatchRunner
-from tailrace.generators.failover import parse_backends
 from tailrace.generators.feature import join_hooks
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog

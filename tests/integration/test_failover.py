@@ -11,7 +11,7 @@ import pytest
 from anthropic.lib.aws._auth import _get_session
 
 from tailrace.deploy.local import ports
-from tailrace.generators.circuit_breaker import OPEN_S
+from tailrace.features.failover.circuit_breaker import OPEN_S
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import TurnLog
@@ -98,8 +98,8 @@ async def test_a_backend_that_is_down_is_not_called_by_the_next_turn(
 
     The first turn of another tenant calls the backend.
     """
-    monkeypatch.setattr("tailrace.generators.circuit_breaker.FAILING_S", 0.0)
-    monkeypatch.setattr("tailrace.generators.circuit_breaker.TURNS_MIN", 1)
+    monkeypatch.setattr("tailrace.features.failover.circuit_breaker.FAILING_S", 0.0)
+    monkeypatch.setattr("tailrace.features.failover.circuit_breaker.TURNS_MIN", 1)
     [port] = ports.find_free(1)
     async with own.running_generator(backends=BOTH, anthropic_base_url=f"http://127.0.0.1:{port}"):
         for count, tenant, tried in (

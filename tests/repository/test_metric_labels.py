@@ -21,9 +21,9 @@ from tailrace.features.gateway import ROUTES
 from tailrace.features.webhooks.metrics import GivenUp
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.metrics import StreamEnd
+from tailrace.generators.backend_order import FAILOVER_CODES
 from tailrace.generators.backends import registry
 from tailrace.generators.backends.observed import CANCELLED, OTHER, PROVIDERS
-from tailrace.generators.failover import FAILOVER_CODES
 from tailrace.generators.settings import METRICS_TENANTS_MAX
 from tailrace.proto.entries import Mode, Outcome
 from tailrace.proto.errors import CODES

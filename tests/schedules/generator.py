@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
+from tailrace.features.failover.circuit_breaker import CircuitBreakers
 from tailrace.features.generators import FEATURES
 from tailrace.generators.attempt_span import attempt_span
+from tailrace.generators.backend_order import BackendOrders, Candidate
 from tailrace.generators.budget import cut_at_cost, limit_cost
-from tailrace.generators.circuit_breaker import CircuitBreakers
-from tailrace.generators.failover import BackendOrders, Candidate
 from tailrace.generators.feature import join_hooks
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller

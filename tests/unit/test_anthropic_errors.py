@@ -14,6 +14,7 @@ from anthropic.types.shared.error_type import ErrorType
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailrace.generators.backend_order import REPEATED_FAULTS
 from tailrace.generators.backends.anthropic_api import backend_error
 from tailrace.generators.backends.api_errors import (
     CODES_BY_STATUS,
@@ -26,7 +27,6 @@ from tailrace.generators.backends.api_errors import (
     error_from_reason,
 )
 from tailrace.generators.backends.model_event import read_event
-from tailrace.generators.failover import REPEATED_FAULTS
 from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, CODES, BackendError
 from tailrace.proto.runtime.retry_after import parse_retry_after
 

@@ -8,10 +8,10 @@ import pytest
 import structlog.testing
 from prometheus_client import REGISTRY
 
+from tailrace.features.failover.circuit_breaker import DOWN_CODES, FAILING_S, OPEN_S, TURNS_MIN, CircuitBreakers
+from tailrace.generators.backend_order import FAILOVER_CODES, BackendOrders, Candidate
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import ModelEvent, from_event
-from tailrace.generators.circuit_breaker import DOWN_CODES, FAILING_S, OPEN_S, TURNS_MIN, CircuitBreakers
-from tailrace.generators.failover import FAILOVER_CODES, BackendOrders, Candidate
 from tailrace.generators.retry import Retry
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
@@ -206,7 +206,7 @@ async def test_a_turn_that_is_sent_to_a_backend_that_is_down_postpones_no_probe(
 
 async def test_the_tenants_whose_turns_have_failed_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The turns of further tenants call the backend."""
-    monkeypatch.setattr("tailrace.generators.circuit_breaker.TENANTS_MAX", 1)
+    monkeypatch.setattr("tailrace.features.failover.circuit_breaker.TENANTS_MAX", 1)
     one = ScriptedBackends("claude")
     await one.fail("claude")
     await one.call("claude", "backend_unreachable", OTHER)

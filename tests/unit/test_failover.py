@@ -1,8 +1,9 @@
 """The order of backends after failures, and the parser of the setting `backends`."""
 
 import pytest
+from structlog.testing import capture_logs
 
-from tailrace.generators.failover import (
+from tailrace.generators.backend_order import (
     FAILOVER_CODES,
     REPEATED_FAULTS,
     BackendOrder,
@@ -10,6 +11,8 @@ from tailrace.generators.failover import (
     Candidate,
     parse_backends,
 )
+from tailrace.generators.model_caller import OneBackend
+from tailrace.generators.serve import warn_of_others
 from tailrace.proto.errors import CODES, BackendError
 
 A, B, C = (Candidate(name) for name in ("a", "b", "c"))
@@ -128,3 +131,16 @@ def test_a_model_has_its_own_list_or_the_common_one() -> None:
     assert [one.backend for one in orders.order_for("claude-opus-5-5-latest").candidates] == ["bedrock", "vertex"]
     assert [one.backend for one in orders.order_for("claude-sonnet-5-5").candidates] == ["claude"]
     assert orders.backends == ["claude", "bedrock", "vertex"]
+
+
+def test_without_the_feature_a_turn_keeps_its_backend() -> None:
+    """That of its first attempt, also in a generator that takes over. Operators are warned of the others."""
+    alone = OneBackend(TWO)
+    assert [alone.begin_call("t", "m", last).current.backend for last in ("", "a", "b", "gone")] == ["a", "a", "b", "a"]
+    order = alone.begin_call("t", "m")
+    assert backends_after(order, "backend_overloaded", has_begun=True) == ["a"]
+    assert backends_after(order, "backend_overloaded", has_begun=False) is None
+    with capture_logs() as logged:
+        warn_of_others(TWO)
+        warn_of_others(BackendOrders((A,), {"m": (B,)}))
+    assert [(line["log_level"], line["backends"]) for line in logged] == [("warning", ["b"])]

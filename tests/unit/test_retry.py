@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailrace.generators.backend_order import REPEATED_FAULTS
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import ModelEvent, from_event
-from tailrace.generators.failover import REPEATED_FAULTS
 from tailrace.generators.retry import Retry
 from tailrace.proto import events
 from tailrace.proto.entries import Message

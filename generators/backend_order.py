@@ -1,4 +1,4 @@
-"""Order of the backends for a turn: the setting `backends`, and which backend follows one that failed. Pure.
+"""Order of the backends for a turn: the setting `backends`, and the backend after one that failed. Pure.
 
 A turn's order lasts while one generator runs the turn. The log holds only the backend of the last attempt: a generator
 that takes over begins with that one.
@@ -61,6 +61,11 @@ class BackendOrder(msgspec.Struct, frozen=True):
     def is_repeat(self) -> bool:
         """Whether the current backend has failed this turn before."""
         return self.untried <= 0
+
+    @property
+    def alone(self) -> "BackendOrder":
+        """The order with the current backend only."""
+        return BackendOrder(self.candidates[:1], 1)
 
     def after_failure(self, error: BackendError, *, has_begun: bool) -> "BackendOrder | None":
         """Returns the order after an attempt that failed with `error`; None if no backend could do better.

@@ -21,8 +21,8 @@ import msgspec
 import structlog
 
 from tailrace.generators import metrics
+from tailrace.generators.backend_order import BackendOrder, BackendOrders
 from tailrace.generators.backends import Call
-from tailrace.generators.failover import BackendOrder, BackendOrders
 from tailrace.proto.errors import CODES, BackendError
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnKey, is_child_id
