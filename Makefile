@@ -18,10 +18,10 @@ CLIENTS := tests/clients/js/node_modules/installed
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: no-copy conformance findings frames roll docs audit types style tests-compiled schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
+.PHONY: no-copy test-core test-all conformance findings frames roll docs audit types style tests-compiled schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: no-copy $(INSTALLED) $(LAUNCHER) ## install the product and the development tools into .venv
 
@@ -44,12 +44,22 @@ release: setup ## build wheel, source archive, image context and lists of packag
 	$(PYTHON) -m tools.release
 	CONTAINER_FROM_INDEX=1 $(PYTHON) -m pytest --timeout 600 tests/integration/test_container.py
 
-clients: $(CLIENTS) ## install the clients that the dialects are tested with; `test` does it too
+clients: $(CLIENTS) ## install the clients that the dialects are tested with; `test-all` does it too
 
 # Tests wait for most of their time, so each core has three workers.
-test: setup $(CLIENTS) ## run `check` and every test
+RUN_TESTS := $(PYTHON) -m tests.run --numprocesses 6 --dist worksteal
+
+test: setup ## run `check` and the quick tests, while you work: under ten minutes on two cores
 	@$(MAKE) --no-print-directory --jobs 2 $(CHECKS) tests-compiled
-	$(PYTHON) -m tests.run --numprocesses 6 --dist worksteal --durations 25
+	$(RUN_TESTS) --quick
+	@echo "Left to \`make test-all\`: tests/clients and the long tests of tests/integration."
+
+test-core: setup ## run the core as processes without any feature: POST, stream, cut, kill, resume, record, metrics
+	$(PYTHON) -m pytest tests/core
+
+test-all: setup $(CLIENTS) ## run `check` and every test, as CI does: also real clients in browsers, images, clusters
+	@$(MAKE) --no-print-directory --jobs 2 $(CHECKS) tests-compiled
+	$(RUN_TESTS) --durations 25
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: tests of the backend litellm. To run them: make litellm."
 	@test "$$(id -u)" = 0 || echo "SKIPPED: tests of power cuts and full disks, because they need root to mount a disk."
 	@command -v ntfs-3g > /dev/null || echo "SKIPPED: the test of a file system without permissions, because ntfs-3g is not on the PATH."
@@ -61,7 +71,7 @@ test: setup $(CLIENTS) ## run `check` and every test
 	@ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || command -v initdb > /dev/null || echo "SKIPPED: tests of PostgreSQL, because its server is not installed."
 	@command -v promtool > /dev/null || echo "SKIPPED: tests of dashboards, rules and alerts, because promtool and prometheus are not on the PATH."
 
-coverage: setup $(CLIENTS) ## run every test with coverage and list uncovered lines; 50 % slower than `test`
+coverage: setup $(CLIENTS) ## run every test with coverage and list uncovered lines; 50 % slower than `test-all`
 	$(PYTHON) -m pytest --numprocesses 3 --cov --cov-report term-missing:skip-covered
 
 # The types take as long as all else together: they are checked beside it.
@@ -107,7 +117,7 @@ lock: setup ## write the lock files from pyproject.toml
 	$(LOCK) -o requirements-clients.lock tests/clients/python/requirements.txt
 	$(LOCK) -o requirements-bench.lock benchmarks/compare/requirements.txt
 
-# Not part of `test`, which needs no network. Strict: a package that cannot be looked up is a failure.
+# Not part of `test-all`, which needs no network. Strict: a package that cannot be looked up is a failure.
 audit: setup ## look up known vulnerabilities of the locked packages; needs the network
 	for lock in requirements-dev.lock requirements-docs.lock requirements-container.lock requirements-litellm.lock requirements-clients.lock requirements-bench.lock; do \
 		.venv/bin/uv tool run pip-audit@2.10.1 --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || exit 1; \
@@ -145,11 +155,11 @@ mutation: setup ## change the pure core line by line, and count the changes that
 frames: setup ## count the functions that a POST, a delta and a resume run through
 	@exec $(PYTHON) -m tools.count_frames $(ARGS)
 
-fuzz: setup ## send generated requests to every route, more than `test` does; CASES=500, SEED=
+fuzz: setup ## send generated requests to every route, more than `test-all` does; CASES=500, SEED=
 	SCHEMATHESIS_CASES=$(or $(CASES),150) FUZZ_VALUES=$(or $(CASES),150) FUZZ_BYTES=$(or $(CASES),150)0 FUZZ_REQUESTS=10000 FUZZ_SEED=$(or $(SEED),7) \
 		$(PYTHON) -m pytest --timeout 3600 tests/clients/test_schemathesis.py tests/fuzz tests/integration/test_logging.py
 
-# Not part of `test`: it installs packages, and describes other projects.
+# Not part of `test-all`: it installs packages, and describes other projects.
 findings: setup ## run the facts about other libraries and tools (docs/FINDINGS.md); needs the network; ARGS='nats' for some
 	@exec $(PYTHON) -m tools.run_findings $(ARGS)
 

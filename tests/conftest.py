@@ -35,6 +35,9 @@ BYTES_MAX = 768 * 1024**2
 # How many short tests are between two files of long ones. About 2,500 short tests use servers, and come first.
 SHORT_BETWEEN = 60
 
+# What `--quick` leaves out: the clients, with their browsers and frameworks, and the integration tests that may take
+# longer than the default time limit, such as those of images, overlays and dashboards.
+CLIENTS, INTEGRATION = (Path(__file__).parent / name for name in ("clients", "integration"))
 # How many lines of each process are part of the report of a failure.
 LINES_SHOWN = 50
 BEGAN_AT = pytest.StashKey[float]()
@@ -71,6 +74,14 @@ with warnings.catch_warnings():
 gc.disable()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out tests/clients and long integration tests")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.getoption("quick") and collection_path == CLIENTS else None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Puts the temporary files of the run, also those of killed processes, into one folder and removes it at the end.
 
@@ -95,7 +106,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Moves the files of long tests forward, in equal distances: few run at once. Those of the longest come first.
 
-    A long test that is one of the last runs while the other workers have nothing left to do.
+    A long test that is one of the last runs while the other workers have nothing left to do. With `--quick`, long
+    integration tests are deselected.
     """
     limit_s = float(config.getini("timeout"))
 
@@ -103,6 +115,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marker = item.get_closest_marker("timeout")
         return float(marker.args[0]) if marker is not None else limit_s
 
+    if config.getoption("quick"):
+        left_out = [
+            item
+            for item in items
+            if CLIENTS in item.path.parents or (INTEGRATION in item.path.parents and seconds(item) > limit_s)
+        ]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
     long: dict[Path, list[pytest.Item]] = {}
     for item in sorted((item for item in items if seconds(item) > limit_s), key=seconds, reverse=True):
         long.setdefault(item.path, []).append(item)

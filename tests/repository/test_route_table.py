@@ -1,10 +1,12 @@
 """The rows of the routes: their scopes and paths, and the requests of tests/harness/route_table.py."""
 
 import re
+from typing import Any
 
 import pytest
 
 from tailrace.features.gateway import ROUTES
+from tailrace.gateway.http.route import TURNS, Route
 from tailrace.gateway.turns.request_body import RESERVED_NAMES
 from tailrace.proto.ids import is_session_name
 from tests.harness.route_table import BODIES, ENDLESS, EVERYBODYS, QUERIES
@@ -76,3 +78,10 @@ def test_a_path_names_one_resource() -> None:
     """The tests of tenant isolation take one kind of resource a route. Routes of operators are open to no tenant."""
     counts = {route.path: len(re.findall(r"{\w+}", route.path)) for route in ROUTES if route.need != "admin"}
     assert {path for path, count in counts.items() if count > 1} == set()
+
+
+def test_a_route_without_a_scope_does_not_import() -> None:
+    """A module with such a row raises TypeError when it is imported."""
+    row: Any = Route
+    with pytest.raises(TypeError, match="need"):
+        row("GET", "/v1/secrets", print, section=TURNS)

@@ -1,11 +1,14 @@
-"""`make test` runs failed tests once more, and fails only with those that fail again. A test ends at its timeout."""
+"""A run of all tests runs failed ones once more, and fails with those that fail again. A test ends at its timeout."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.run import run
 
+CHECKOUT = Path(__file__).parents[2]
 FLAKY_FIXTURE = """
 import pathlib, pytest
 
@@ -61,3 +64,18 @@ def test_failed_tests_run_once_more(
     assert run(tmp_path, ["--import-mode=importlib"]) == status
     out = capfd.readouterr().out
     assert {text: out.count(text) for text in shown} == shown
+
+
+def test_quick_tests_leave_out_clients_and_long_integration_tests_only() -> None:
+    """`make test` runs with `--quick`, and CI runs every test."""
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--quick"]
+    files = ["tests/clients/test_htmx.py", "tests/integration/test_dashboards.py", "tests/integration/test_takeover.py"]
+    short_versions = ["tests/chaos/test_short.py", "tests/kills/test_kills.py", "tests/schedules/test_schedules.py"]
+    done = subprocess.run(
+        [*collect, *files, *short_versions], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
+    assert {line.partition(":")[0] for line in done.stdout.split("\n") if line.startswith("tests/")} == {
+        "tests/integration/test_takeover.py",
+        *short_versions,
+    }
+    assert "make test-all" in (CHECKOUT / ".ci/run").read_text()

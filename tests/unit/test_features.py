@@ -1,16 +1,10 @@
-"""Features beside the core: their settings are read with those of the core, and a process without features is whole."""
+"""Features beside the core: their settings are read with those of the core."""
 
-import subprocess
-import sys
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from tailrace.features.generators import FEATURES
-from tailrace.features.prompt_cache.generator import cache_prompt
-from tailrace.features.structured_output.generator import add_correction, request_schema
-from tailrace.generators.feature import join_hooks
 from tailrace.proto.runtime.settings import extend, read, select, table
 
 
@@ -30,19 +24,3 @@ def test_the_settings_of_a_feature_are_read_and_listed_with_those_of_the_core() 
     assert [row[0] for row in table(both)] == ["TAILRACE_PORT", "TAILRACE_PANELS"]
     # A process without the feature: its default.
     assert select(Core(), Panels) == Panels()
-
-
-def test_the_core_loads_no_feature() -> None:
-    """`serve` of each process is imported without any module of a feature."""
-    program = (
-        "import sys, tailrace.gateway.serve, tailrace.generators.serve, tailrace.persistence.serve\n"
-        "print(*[name for name in sys.modules if name.startswith('tailrace.features')])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
-
-
-def test_the_marks_of_the_prompt_cache_come_after_the_schema_and_before_the_correction() -> None:
-    """The schema may be in the system prompt. The first call of a turn, which fills the cache, has no correction."""
-    found = join_hooks(FEATURES).all_filters
-    assert found.index(request_schema) < found.index(cache_prompt) < found.index(add_correction)

@@ -1,0 +1,74 @@
+"""The core alone, with the processes of a user and without any feature: `make test-core`.
+
+POST, stream, cut, kill, resume, record and metrics work, and no process has loaded a module of a feature.
+"""
+
+from pathlib import Path
+from signal import SIGKILL
+
+import httpx2
+import pytest
+
+from tailrace.deploy.local import ports
+from tests.harness.generator_in_loop import words
+from tests.harness.processes import Process
+from tests.harness.system import System
+from tests.harness.until import until
+
+WORDS = 60
+QUESTION = {"message": f"#sim words={WORDS} rate=20"}
+
+
+class CoreProcess(Process):
+    """A process of the core, of which no test has imported anything before."""
+
+    def __init__(self, module: str, folder: Path, **environ: object) -> None:
+        [self.metrics_port] = ports.find_free(1)
+        environ |= {"TAILRACE_METRICS_PORT": self.metrics_port}
+        super().__init__("tests.core.run_process", folder, module, **environ)
+
+    async def metrics(self) -> str:
+        async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
+            return (await client.get(f"http://127.0.0.1:{self.metrics_port}/metrics")).text
+
+
+@pytest.mark.timeout(120)
+async def test_a_turn_is_streamed_cut_taken_over_resumed_and_recorded_without_features(tmp_path: Path) -> None:
+    async with System(tmp_path, launch=CoreProcess) as system:
+        await system.start()
+        [gateway] = system.clients
+        turn = (await gateway.post("/v1/turns", json=QUESTION)).json()["turn"]
+
+        events, cursor = list[str](), ""
+        async with gateway.stream("GET", f"/v1/turns/{turn}/events") as stream:
+            async for line in stream.aiter_lines():
+                cursor = line.removeprefix("id: ") if line.startswith("id: ") else cursor
+                events += [line] * line.startswith("data: ")
+                if len(events) == 10:
+                    break
+        await system.generators[0].stop(SIGKILL)
+        await (await system.new_generator()).start()
+        rest = await gateway.get(f"/v1/turns/{turn}/events", headers={"last-event-id": cursor}, timeout=60)
+        assert rest.text.count("id: ") > 0
+        assert cursor not in rest.text.split()
+
+        async def is_recorded() -> bool:
+            answer = await gateway.get(f"/v1/sessions/{session}/turns")
+            return [each["outcome"] for each in answer.json()["turns"]] == ["completed"]
+
+        record = (await gateway.get(f"/v1/turns/{turn}")).json()
+        session = record["session"]
+        assert (record["outcome"], record["attempts"]) == ("completed", 2)
+        assert record["content"][0]["text"] == words(WORDS)
+        await until(is_recorded)
+
+        for name, metric in {
+            "gateway-0": "tailrace_gateway_turns_accepted_total 1.0",
+            "generator-1": 'tailrace_generator_ends_total{outcome="completed"} 1.0',
+            "persistence": "tailrace_persistence_turns_recorded_total",
+        }.items():
+            process = system.processes[name]
+            assert isinstance(process, CoreProcess)
+            assert metric in await process.metrics(), name
+            await process.stop()
+            assert "\nfeatures: []\n" in process.printed.read_text(), name
