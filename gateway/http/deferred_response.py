@@ -76,6 +76,8 @@ class StreamedResponse:
         self.is_begun = False
         self.is_delivered = False
         """Whether the whole answer was sent."""
+        self.accept: Callable[[], Awaitable[None]] | None = None
+        """Called right before status 200 is sent. May raise Refused."""
         self.when_delivered: Callable[[], Awaitable[None]] | None = None
         """Called after the whole answer was sent. Must not raise."""
         self._headers = dict(headers)
@@ -85,11 +87,10 @@ class StreamedResponse:
         """Sends through the middleware, which sees status, headers and errors. None after the beginning, so that the
         open stream does not hold the middleware's functions."""
 
-    def add_headers(self, headers: Mapping[str, str], *, are_for_errors: bool = True) -> None:
-        """Adds headers; `are_for_errors`: an error that replaces this response has them, too."""
+    def add_headers(self, headers: Mapping[str, str]) -> None:
+        """Adds headers, which an error that replaces this response has, too."""
         self._headers.update(headers)
-        if are_for_errors:
-            self._error_headers.update(headers)
+        self._error_headers.update(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send_through_layers = send
@@ -122,6 +123,8 @@ class StreamedResponse:
     async def begin(self, send: Send, status: int) -> None:
         """Sends status and headers, once."""
         if self._send_through_layers is not None:
+            if status == 200 and self.accept is not None:
+                await self.accept()
             raw = [(name.encode(), value.encode()) for name, value in self._headers.items()]
             await self._send_through_layers({"type": "http.response.start", "status": status, "headers": raw})
             self._send_through_layers = None

@@ -62,22 +62,19 @@ class Dialect(NamedTuple):
     with_ids: "Dialect | None" = None
     """The variant with `id:` lines, for clients that accept server-sent events; None: all clients get this one."""
 
-    def render_entry(self, state: Any, stored: StoredEntry) -> tuple[Frame, Any]:
-        """Like `render`; the wait for a model, for which a dialect has no event, is a comment (PROTOCOL R135).
+    def comment_on(self, stored: StoredEntry) -> Frame:
+        """Returns the comment for an entry that the dialect renders as nothing (PROTOCOL R135): the wait for a model.
 
         Clients ignore comments, and developers see them.
         """
-        frame, state = self.render(state, stored)
-        if not frame.data and not frame.is_break and self.heartbeat:
-            match stored.entry:
-                case Event(event=raw, is_hidden=True) if (wait := events.decode_wait(raw)) is not None:
-                    frame = Frame(data=self._comment(f"waiting for the model: {wait.obstacle}"))
-        return frame, state
-
-    def _comment(self, text: str) -> bytes:
-        """Returns a comment that ends as the heartbeat of the dialect."""
-        blank = b"\n" if self.heartbeat == sse.HEARTBEAT_FRAME else b""
-        return b": %s\n" % " ".join(text.split()).encode() + blank
+        match stored.entry:
+            case Event(event=raw, is_hidden=True) if self.heartbeat and (wait := events.decode_wait(raw)) is not None:
+                # A comment ends as the heartbeat of the dialect.
+                blank = b"\n" if self.heartbeat == sse.HEARTBEAT_FRAME else b""
+                text = " ".join(f"waiting for the model: {wait.obstacle}".split())
+                return Frame(data=b": %s\n" % text.encode() + blank)
+            case _:
+                return SILENT
 
 
 def select_variant(dialect: Dialect, accept: str) -> Dialect:

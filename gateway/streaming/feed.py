@@ -131,8 +131,8 @@ class TurnFeed:
             rendered = self._rendered[dialect.name] = _DialectFrames([], dialect.start(self.key))
         end = min(start + most, len(self.entries))
         for stored in self.entries[len(rendered.frames) : end]:
-            frame, rendered.state = dialect.render_entry(rendered.state, stored)
-            rendered.frames.append(frame)
+            frame, rendered.state = dialect.render(rendered.state, stored)
+            rendered.frames.append(frame if frame.data or frame.is_break else dialect.comment_on(stored))
         frames = rendered.frames[start:end]
         size = 0
         for index, frame in enumerate(frames):

@@ -82,19 +82,13 @@ class Reader:
         self.accept = accept
         self.requested_at = time.monotonic()
         self.principal = request.principal
-        self._address = request.client.host if request.client is not None else ""
+        # A proxy has one address for all its users. A credential says whose reader it is, so its tenant is counted.
+        self._address = None if self.principal.key is not None else request.client.host if request.client else ""
         self._counted: Groups | None = None
         self._slots: Slots | None = None
         self._is_acquired = False
         self._limit: asyncio.Timeout | None = None
         """The time limit of the block in `until_interrupted`. An interruption sets it to now."""
-
-    def enter(self) -> None:
-        """Counts the reader in this gateway. Raises Refused above a limit."""
-        if self._counted is None:
-            # A proxy has one address for all its users. A credential says whose reader it is, so its tenant is counted.
-            address = self._address if self.principal.key is None else None
-            self._counted = self.streams.counts.add(self.principal.tenant, address)
 
     async def acquire(self) -> None:
         """Acquires the reader's slots over all gateways, which are renewed until `release`. Raises Refused."""
@@ -118,7 +112,7 @@ class Reader:
     async def reserve(self) -> AsyncIterator[None]:
         """Admits the reader before its turn is submitted; releases it if that fails. Raises Refused."""
         try:
-            self.enter()
+            self._counted = self.streams.counts.add(self.principal.tenant, self._address)
             await self.acquire()
             yield
         except BaseException:
@@ -132,8 +126,8 @@ class Reader:
         `draining` is None for a response that a draining gateway completes. Raises Refused above a limit.
         """
         try:
-            if is_counted:
-                self.enter()
+            if is_counted and self._counted is None:
+                self._counted = self.streams.counts.add(self.principal.tenant, self._address)
             with self.streams.authenticator.watch(self.principal) as expired:
                 self._flags = (expired,) if draining is None else (expired, draining)
                 self._disconnecting = asyncio.create_task(_wait_for_disconnect(receive))

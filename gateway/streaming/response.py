@@ -102,6 +102,7 @@ class EventStream(StreamedResponse):
         turn fails earlier, the response is an HTTP error. `fails_again`: a repeated request would get that error, too.
         """
         super().__init__({"content-type": dialect.media_type, **sse.HEADERS, **dialect.headers, **(headers or {})})
+        self.accept = reader.accept
         self._reader = reader
         self._streams = reader.streams
         self.heartbeat_s = reader.streams.settings.heartbeat_s
@@ -121,11 +122,6 @@ class EventStream(StreamedResponse):
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._reader.open(receive, self._streams.draining):
             await self._stream(send, scope["method"])
-
-    async def begin(self, send: Send, status: int) -> None:
-        if status == 200 and self._reader.accept is not None and not self.is_begun:
-            await self._reader.accept()
-        await super().begin(send, status)
 
     async def _stream(self, send: Send, method: str) -> None:
         """Sends the response to its end. Raises Refused, LogError."""
@@ -198,7 +194,7 @@ class EventStream(StreamedResponse):
     async def _find_start(self) -> Start:
         start = self._start if isinstance(self._start, Start) else await self._start()
         self._dialect = start.dialect or self._dialect
-        self.add_headers({"tailrace-turn": start.key.turn, **start.headers}, are_for_errors=False)
+        self._headers |= {"tailrace-turn": start.key.turn, **start.headers}
         return start
 
     def _subscribe(self, start: Start) -> AbstractAsyncContextManager[TurnFeed]:

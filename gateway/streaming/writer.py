@@ -99,7 +99,7 @@ class TurnWriter(FrameWriter):
         self._to_skip = to_skip
         self._snapshot = snapshot
         self._observe = observe
-        self._is_begun = False
+        self._needs_begin = snapshot is not None or position > 0
         self._unfinished: tuple[Awaitable[None], int] | None = None
         """The rest of a write that `write_new` has begun and that waits for the client, and its first entry."""
 
@@ -120,8 +120,8 @@ class TurnWriter(FrameWriter):
 
     async def write_stored(self, most: int) -> bool:
         """Writes at most `most` entries that the feed has. Returns False after a break: the body must be cut short."""
-        if not self._is_begun:
-            self._is_begun = True
+        if self._needs_begin:
+            self._needs_begin = False
             await self._begin()
         start = self.position
         frames = self.feed.frames(self._dialect, start, most, PIECE_BYTES_MAX)
@@ -141,15 +141,20 @@ class TurnWriter(FrameWriter):
         feed, start = self.feed, self.position
         if start == len(feed.entries) or feed.is_ended or feed.is_broken:
             return False
-        frames = feed.frames(self._dialect, start, FRAMES_MAX, PIECE_BYTES_MAX)
+        if self._needs_retry:
+            return False
+        frames, prefix, pieces = feed.frames(self._dialect, start, FRAMES_MAX, PIECE_BYTES_MAX), self._id_prefix, []
         for frame in frames:
             if frame.is_break or len(frame.data) > PIECE_BYTES_MAX:
                 return False
+            pieces.append(sse.encode(frame.events, prefix) if prefix and frame.events else frame.data)
         self.position += len(frames)
-        data, _ = self._join(frames)
-        if data and (rest := run_to_first_wait(self._send(body(data, more=True)))) is not None:
-            self._unfinished, self.is_within_frame = (rest, start), True
-            return False
+        if data := b"".join(pieces):
+            metrics.SENT_BYTES.inc(len(data))
+            message = {"type": "http.response.body", "body": data, "more_body": True}
+            if (rest := run_to_first_wait(self._send(message))) is not None:
+                self._unfinished, self.is_within_frame = (rest, start), True
+                return False
         self._observe(feed.entries, start, self.position)
         return True
 

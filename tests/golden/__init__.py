@@ -72,7 +72,9 @@ def update() -> None:
 def _stream(dialect: Dialect, log: list[StoredEntry]) -> Iterator[str]:
     state = dialect.start(KEY)
     for stored in log:
-        frame, state = dialect.render_entry(state, stored)
+        frame, state = dialect.render(state, stored)
+        if not frame.data and not frame.is_break:
+            frame = dialect.comment_on(stored)
         yield _text(frame)
 
 
