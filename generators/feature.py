@@ -1,6 +1,6 @@
 """An optional feature of a generator. The core knows features only by this type, and `__main__` lists them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -13,7 +13,9 @@ from tailrace.generators.model_caller import Routing
 from tailrace.generators.planner import CheckAnswer, FindObstacle
 from tailrace.generators.settings import Settings
 from tailrace.generators.turn_runner import PrepareTurn
+from tailrace.generators.worker import Lane
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.rpc import Handler
 
 
 class Hooks(NamedTuple):
@@ -58,6 +60,10 @@ class Parts(NamedTuple):
     """Chooses the backends of calls, in place of the core. At most one feature has one."""
     prepare: Sequence[PrepareTurn] = ()
     """They change or end a turn before it runs."""
+    lanes: Sequence[Lane] = ()
+    """They run deliveries of one kind beside the turns."""
+    handlers: Mapping[str, Handler] = {}
+    """Handlers of queries by name."""
 
 
 class Feature(NamedTuple):

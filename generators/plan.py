@@ -24,7 +24,7 @@ class Acknowledge(msgspec.Struct, frozen=True):
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """Another writer stores the answer and its end."""
+    """Another writer stores the answer and its end: a generator with the feature `batches`."""
 
 
 class Complete(msgspec.Struct, frozen=True):
@@ -75,7 +75,7 @@ def plan(turn: Turn, attempts_max: int, cut: str | None = None, obstacle: str | 
     """
     if turn.end is not None:
         return Acknowledge()
-    if turn.request is not None and turn.request.via != "messages":
+    if turn.request is not None and (turn.request.via != "messages" or turn.request.batch is not None):
         return Leave()
     if turn.stop.stop_reason is not None:
         return Complete()

@@ -14,12 +14,10 @@ from tailrace.generators.backends import Backend
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.claude_code import ClaudeCode
 from tailrace.generators.backends.measured import MeasuredBackend
-from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.backends.registry import open_backend
 from tailrace.generators.backends.traced import TracedBackend
-from tailrace.generators.batches.runner import BatchLane, BatchRunner
 from tailrace.generators.budget import cut_at_cost, limit_cost
-from tailrace.generators.feature import Features, Generator, Hooks, join_hooks
+from tailrace.generators.feature import Features, Generator, join_hooks
 from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller, OneBackend
@@ -30,11 +28,11 @@ from tailrace.generators.rpc import ModelRpc, cancel_turn
 from tailrace.generators.settings import Settings, parse_tenants, unique_name
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
-from tailrace.proto import nats, service
+from tailrace.proto import service
 from tailrace.proto.errors import BackendError
 from tailrace.proto.model_records import CANCEL_TURN
 from tailrace.proto.models import extend_models
-from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Rpc, Slots, Tombstones, TurnLog
+from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Rpc, Slots, TurnLog
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime import tracing
@@ -96,7 +94,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
             deliveries,
             runner,
             settlement.settle,
-            [BatchLane(build_batch_runner(connection, name, settings, blobs, orders, claude, hooks))],
+            [lane for part in parts for lane in part.lanes],
             concurrency=settings.concurrency,
             grace_s=settings.grace_s,
             tenant_share=settings.tenant_share,
@@ -104,7 +102,9 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
         worker.facts = caller.keys.facts
         handlers: dict[str, Handler] = {CANCEL_TURN: partial(cancel_turn, log)}
         if claude is not None:
-            handlers |= ModelRpc(claude, MessageBatchesApi(claude.client), blobs, orders).handlers
+            handlers |= ModelRpc(claude, blobs, orders).handlers
+        for part in parts:
+            handlers |= part.handlers
         endpoints = await rpc.serve(GENERATORS, VERSION, handlers)
         await rpc.serve_health(GENERATORS, worker.report_health)
         metrics.TENANTS.update(parse_tenants(settings.metrics_tenants))
@@ -143,32 +143,6 @@ async def check_key(claude: AnthropicApi, keys: KeyHealth) -> None:
         keys.note_call(CLAUDE, error)
         if error.code != "backend_refused_key":
             logger.info("the model key could not be checked", **error.log_fields)
-
-
-def build_batch_runner(
-    connection: Connection,
-    name: str,
-    settings: Settings,
-    blobs: BlobLoader,
-    orders: BackendOrders,
-    claude: AnthropicApi | None,
-    hooks: Hooks,
-) -> BatchRunner:
-    """Returns the runner of batches, whose turns get half of the slots at most."""
-    return BatchRunner(
-        TurnLog(connection),
-        BlobStore(connection),
-        Tombstones(connection),
-        Counters(connection),
-        lambda: nats.fullness(connection),
-        name=name,
-        concurrency=max(1, settings.concurrency // 2),
-        attempts_max=settings.attempts_max,
-        message_batches=MessageBatchesApi(claude.client) if claude is not None else None,
-        hooks=hooks,
-        blobs=blobs,
-        orders=orders,
-    )
 
 
 async def probe(settings: Settings) -> bool:

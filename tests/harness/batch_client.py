@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from tailrace.generators.backends.message_batches_api import MessageBatchesApi
-from tailrace.generators.batches.runner import BatchRunner
+from tailrace.features.batches.message_batches_api import MessageBatchesApi
+from tailrace.features.batches.runner import BatchRunner
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, child_id
 from tailrace.proto.nats import BlobStore, Counters, Tombstones, fullness

@@ -7,13 +7,13 @@ from functools import partial
 from signal import SIGKILL
 from typing import Any
 
+from tailrace.features.batches import message_batches
+from tailrace.features.batches.runner import BatchRunner
 from tailrace.features.generators import FEATURES
 from tailrace.generators import delta_buffer
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import MessagesApi
 from tailrace.generators.backends.model_event import ModelEvent
-from tailrace.generators.batches import message_batches
-from tailrace.generators.batches.runner import BatchRunner
 from tailrace.generators.serve import serve
 from tailrace.generators.settings import Settings
 from tailrace.generators.turn_runner import TurnRunner

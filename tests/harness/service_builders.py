@@ -3,6 +3,8 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from tailrace.features.batches.message_batches_api import MessageBatchesApi
+from tailrace.features.batches.runner import BatchRunner
 from tailrace.features.generators import FEATURES
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.settings import Settings
@@ -12,8 +14,6 @@ from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.repeats import Repeats
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.generators.backend_order import parse_backends
-from tailrace.generators.backends.message_batches_api import MessageBatchesApi
-from tailrace.generators.batches.runner import BatchRunner
 from tailrace.generators.feature import join_hooks
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog

@@ -12,10 +12,10 @@ import httpx2
 import pytest
 from prometheus_client import REGISTRY
 
+from tailrace.features.batches import runner as batches
+from tailrace.features.batches.runner import BATCHES_MAX, BatchRunner
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.generators.batches import runner as batches
-from tailrace.generators.batches.runner import BATCHES_MAX, BatchRunner
 from tailrace.proto import batch as proto_batch
 from tailrace.proto import subjects
 from tailrace.proto.chain import Chain

@@ -11,9 +11,9 @@ import httpx2
 import msgspec
 import pytest
 
+from tailrace.features.batches.message_batches_api import MessageBatchesApi
 from tailrace.generators.backends import Call, http_client
 from tailrace.generators.backends.anthropic_api import AnthropicApi
-from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError

@@ -13,11 +13,11 @@ import httpx2
 import msgspec
 import pytest
 
-from tailrace.generators.backends.message_batches_api import CanceledResult, Line, MessageBatch, MessageBatchesApi
-from tailrace.generators.batches import message_batches
-from tailrace.generators.batches import runner as batches
-from tailrace.generators.batches.message_batches import WRITTEN_AT_ONCE
-from tailrace.generators.batches.runner import BATCHES_MAX
+from tailrace.features.batches import message_batches
+from tailrace.features.batches import runner as batches
+from tailrace.features.batches.message_batches import WRITTEN_AT_ONCE
+from tailrace.features.batches.message_batches_api import CanceledResult, Line, MessageBatch, MessageBatchesApi
+from tailrace.features.batches.runner import BATCHES_MAX
 from tailrace.proto import batch as stored_inputs
 from tailrace.proto.blobs import Blob
 from tailrace.proto.chain import START
@@ -609,7 +609,7 @@ async def test_a_generator_cancels_a_message_batch_on_request(
 
     With a slow API there are fewer tries: the gateway would not wait for more.
     """
-    monkeypatch.setattr("tailrace.generators.rpc.CANCEL_WAITS_S", (0.01, 3600))
+    monkeypatch.setattr("tailrace.features.batches.generator.CANCEL_WAITS_S", (0.01, 3600))
     params = FOREIGN | {"messages": [{"role": "user", "content": "#sim words=1 wait=3600 fault=unknownx1"}]}
     made = await own.api.messages.batches.create(requests=[{"custom_id": "a", "params": params}])
     rpc = Rpc(own.connection)

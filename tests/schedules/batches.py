@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
-from tailrace.generators.backends.message_batches_api import Line, MessageBatch, MessageBatchesApi, SucceededResult
-from tailrace.generators.batches.runner import BatchLane
+from tailrace.features.batches.message_batches_api import Line, MessageBatch, MessageBatchesApi, SucceededResult
+from tailrace.features.batches.runner import BatchLane
 from tailrace.proto.batch import child_key, encode_inputs
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Batch, Entry, Progress, Request, Via
@@ -161,7 +161,7 @@ class BatchSchedule:
             generator.start()
         with ExitStack() as stack:
             clock = type("Clock", (), {"now": lambda _: now(self.world)})
-            stack.enter_context(patch("tailrace.generators.batches.message_batches.datetime", clock))
+            stack.enter_context(patch("tailrace.features.batches.message_batches.datetime", clock))
             stack.enter_context(only_failures(self.world.failures))
             is_over = self.world.run_while(lambda: not self.is_acknowledged, HANDLES_MAX)
             for process in self.world.processes:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.batches.tally import BatchTally
+from tailrace.features.batches.tally import BatchTally
 from tailrace.proto import batch
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Batch, End, Progress, decode, encode

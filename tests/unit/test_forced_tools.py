@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.deploy.simulated_claude.request import decode
+from tailrace.features.batches.message_batches import map_answer
 from tailrace.features.structured_output.forced_calls import CallMapper, request_forced_call, write_forced_call
 from tailrace.features.structured_output.generator import (
     add_correction,
@@ -18,7 +19,6 @@ from tailrace.features.structured_output.generator import (
     request_schema,
 )
 from tailrace.generators.backends.model_event import ModelEvent, from_event
-from tailrace.generators.batches.message_batches import map_answer
 from tailrace.generators.continuation import build_call, prepare_call
 from tailrace.generators.plan import Complete, MakeAttempt, plan, plan_after_check
 from tailrace.proto import events

@@ -8,7 +8,7 @@ import anthropic
 import httpx2
 import pytest
 
-from tailrace.generators.backends.message_batches_api import MessageBatchesApi
+from tailrace.features.batches.message_batches_api import MessageBatchesApi
 
 
 @pytest.mark.rule("R67")

@@ -33,7 +33,7 @@ from tailrace.generators.plan import (
 )
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Event, Failure, Message, Mode, OnInterrupt, OnPause
+from tailrace.proto.entries import Batch, Event, Failure, Message, Mode, OnInterrupt, OnPause
 from tailrace.proto.events import (
     BlockDelta,
     BlockStart,
@@ -595,6 +595,13 @@ def test_a_turn_of_a_message_batch_is_left_to_the_batch() -> None:
     assert plan(handed.turn, 5) == Leave()
     handed.end("cancelled")
     assert plan(handed.turn, 5) == Acknowledge()
+
+
+def test_a_batch_itself_is_left_to_a_generator_with_batches() -> None:
+    """A generator without this feature would send the model a request without messages."""
+    batch = Handwritten()
+    batch.store_request(batch=Batch("sha256", 10, 1, parallel=1), messages=[])
+    assert plan(batch.turn, 5) == Leave()
 
 
 @pytest.mark.rule("R51")

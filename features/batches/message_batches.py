@@ -18,11 +18,8 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
-from tailrace.generators import metrics
-from tailrace.generators.attempt_runner import WrapSink
-from tailrace.generators.backend_order import BackendOrders
-from tailrace.generators.backends.anthropic_api import encode_body
-from tailrace.generators.backends.message_batches_api import (
+from tailrace.features.batches.input_span import input_span
+from tailrace.features.batches.message_batches_api import (
     CanceledResult,
     ErroredResult,
     ExpiredResult,
@@ -31,10 +28,13 @@ from tailrace.generators.backends.message_batches_api import (
     Result,
     SucceededResult,
 )
+from tailrace.features.batches.tally import BatchTally
+from tailrace.generators import metrics
+from tailrace.generators.attempt_runner import WrapSink
+from tailrace.generators.backend_order import BackendOrders
+from tailrace.generators.backends.anthropic_api import encode_body
 from tailrace.generators.backends.message_events import to_events
 from tailrace.generators.backends.model_event import ModelEvent, read_event
-from tailrace.generators.batches.input_span import input_span
-from tailrace.generators.batches.tally import BatchTally
 from tailrace.generators.continuation import build_call
 from tailrace.generators.event_writer import append_when_not_full, as_stored
 from tailrace.generators.feature import Hooks

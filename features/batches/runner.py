@@ -13,13 +13,13 @@ from datetime import timedelta
 import msgspec
 import structlog
 
+from tailrace.features.batches.input_span import input_span
+from tailrace.features.batches.message_batches import MessageBatchSubmitter, read_own
+from tailrace.features.batches.message_batches_api import MessageBatchesApi
+from tailrace.features.batches.tally import BatchTally
 from tailrace.generators import metrics
 from tailrace.generators.attempt_runner import TurnEnded
 from tailrace.generators.backend_order import BackendOrders
-from tailrace.generators.backends.message_batches_api import MessageBatchesApi
-from tailrace.generators.batches.input_span import input_span
-from tailrace.generators.batches.message_batches import MessageBatchSubmitter, read_own
-from tailrace.generators.batches.tally import BatchTally
 from tailrace.generators.event_writer import append_when_not_full, as_stored
 from tailrace.generators.feature import Hooks
 from tailrace.generators.load_blobs import BlobLoader
