@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from tailrace.persistence.recorder import Recorder
-from tailrace.persistence.rows import TurnRow, turn_record
+from tailrace.persistence.rows import TurnRow, build_row, turn_record
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.records import TurnRecord
@@ -35,6 +35,9 @@ class SimulatedStore:
             if row.ended_at is not None or self.row is None or self.row.ended_at is None:
                 self.row = row
             self._process.world.record(self._process.name, f"writes {row.outcome}")
+
+    def build_row(self, key: TurnKey, turn: Turn) -> TurnRow:
+        return build_row(key, turn)
 
     def raise_if_damaged(self) -> None:
         """It is never damaged."""
