@@ -187,6 +187,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "docs/FINDINGS.md": findings_table,
     "docs/KILLS.md": lambda: kills.tables(kills.read()),
     "docs/METRICS.md": metrics_tables,
+    "docs/PROGRAMS.md": lambda: csv_tables("tests/clients/programs.csv", "###"),
     "docs/SETTINGS.md": settings_tables,
     "docs/SIMULATED.md": simulated_help,
     "docs/asyncapi.json": lambda: schema_text(asyncapi.build_document(VERSION)),

@@ -1,5 +1,6 @@
 """Generated files equal what the code generates, and the generated pages of the site list all that they describe."""
 
+import csv
 import os
 import re
 from pathlib import Path
@@ -23,6 +24,12 @@ from tools.generate_docs import generate_files
 from tools.generated_pages import PARTS, build_page, main
 
 ROOT = Path(__file__).parents[2]
+
+
+def programs() -> list[dict[str, str]]:
+    """Returns the programs that were run by hand."""
+    with (ROOT / "tests/clients/programs.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_generated_files_are_up_to_date() -> None:
@@ -52,6 +59,7 @@ def test_each_page_with_a_mark_has_a_generated_part() -> None:
         ("CLAUDE_API", [[f"`{name}`"] for group in api_surface.read_table().values() for name in group.rows]),
         ("CLIENTS", [[proof.feature, proof.client] for proof in proofs()]),
         ("FINDINGS", [[run_findings.read_header(one)["title"]] for one in run_findings.scripts_of(ROOT / "findings")]),
+        ("PROGRAMS", [[f"| {row['program']} |", row["setting"]] for row in programs()]),
         ("SIMULATED", [[kind] for kind in FAULT_KINDS]),
         ("KILLS", [[f"`{name}`", "✓ 312", "✓ 156"] for name in DIALECTS]),
         ("FAULTS", [[f"| {fault} |"] for fault in rules("tests/faults.csv")]),
