@@ -182,6 +182,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "docs/BENCHMARKS.md": lambda: report.tables(report.read()),
     "docs/CLAUDE_API.md": claude_api_tables,
     "docs/CLIENTS.md": proofs.tables,
+    "docs/DEPENDENCIES.md": lambda: csv_tables("tools/dependencies.csv", "###"),
     "docs/ERRORS.md": errors_table,
     "docs/FAULTS.md": lambda: csv_tables("tests/faults.csv", "##"),
     "docs/FINDINGS.md": findings_table,

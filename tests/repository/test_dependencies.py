@@ -1,5 +1,6 @@
-"""docs/DEPENDENCIES.md explains what pyproject.toml and web/package.json ask for; the lock files pin it."""
+"""tools/dependencies.csv explains what pyproject.toml and web/package.json ask for; the lock files pin it."""
 
+import csv
 import json
 import re
 import tomllib
@@ -28,21 +29,27 @@ def locked_packages(lock: str) -> set[str]:
 
 
 def documented_licences() -> dict[str, set[str]]:
-    """The licences of each package in the tables of docs/DEPENDENCIES.md, as SPDX identifiers."""
-    page = (CHECKOUT / "docs/DEPENDENCIES.md").read_text()
-    tables = re.findall(r"^\| package \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", page, re.MULTILINE)
-    rows = re.findall(r"^\| ([^|]*) \| ([^|]*) \|", "".join(tables), re.MULTILINE)
-    return {
-        name: set(SPDX.findall(re.sub(r"\(.*\)", "", licences)))
-        for names, licences in rows
-        for name in re.sub(r"\(.*\)", "", names).replace(",", "").split()
-    }
+    """The licences of each package in tools/dependencies.csv, as SPDX identifiers."""
+    with (CHECKOUT / "tools/dependencies.csv").open(newline="") as file:
+        return {
+            name: set(SPDX.findall(re.sub(r"\(.*\)", "", row["licence"])))
+            for row in csv.DictReader(file)
+            for name in re.sub(r"\(.*\)", "", row["package"]).replace(",", "").split()
+        }
 
 
 def test_every_dependency_is_documented() -> None:
-    """The tables of packages in docs/DEPENDENCIES.md have a row for each package, and no other."""
+    """tools/dependencies.csv has a row for each package, and no other."""
     bundled = set(json.loads((CHECKOUT / "web/package.json").read_text())["devDependencies"])
     assert set(documented_licences()) == required_packages("dev") | bundled
+
+
+def test_documented_modules_exist() -> None:
+    """A module that moves takes its row along."""
+    text = "".join((CHECKOUT / path).read_text() for path in ("tools/dependencies.csv", "docs/DEPENDENCIES.md"))
+    named = set(re.findall(r"`((?:client|deploy|features|gateway|generators|persistence|proto|web)/[\w/.]*)`", text))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (CHECKOUT / name).exists()] == []
 
 
 def test_documented_licences_are_those_of_the_packages() -> None:

@@ -26,9 +26,8 @@ from tools.generated_pages import PARTS, build_page, main
 ROOT = Path(__file__).parents[2]
 
 
-def programs() -> list[dict[str, str]]:
-    """Returns the programs that were run by hand."""
-    with (ROOT / "tests/clients/programs.csv").open(newline="") as file:
+def rows_of(path: str) -> list[dict[str, str]]:
+    with (ROOT / path).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -59,7 +58,8 @@ def test_each_page_with_a_mark_has_a_generated_part() -> None:
         ("CLAUDE_API", [[f"`{name}`"] for group in api_surface.read_table().values() for name in group.rows]),
         ("CLIENTS", [[proof.feature, proof.client] for proof in proofs()]),
         ("FINDINGS", [[run_findings.read_header(one)["title"]] for one in run_findings.scripts_of(ROOT / "findings")]),
-        ("PROGRAMS", [[f"| {row['program']} |", row["setting"]] for row in programs()]),
+        ("PROGRAMS", [[f"| {row['program']} |", row["setting"]] for row in rows_of("tests/clients/programs.csv")]),
+        ("DEPENDENCIES", [[f"| {row['package']} |", row["licence"]] for row in rows_of("tools/dependencies.csv")]),
         ("SIMULATED", [[kind] for kind in FAULT_KINDS]),
         ("KILLS", [[f"`{name}`", "✓ 312", "✓ 156"] for name in DIALECTS]),
         ("FAULTS", [[f"| {fault} |"] for fault in rules("tests/faults.csv")]),
