@@ -1,12 +1,13 @@
 """The features of a persistence process, and its settings with theirs."""
 
+from tailrace.features.batches.persistence import FEATURE as BATCHES
 from tailrace.features.search.persistence import FEATURE as SEARCH
 from tailrace.features.webhooks.persistence import FEATURE as WEBHOOKS
 from tailrace.persistence.feature import Features
 from tailrace.persistence.settings import Settings as CoreSettings
 from tailrace.proto.runtime.settings import extend
 
-FEATURES: Features = (WEBHOOKS, SEARCH)
+FEATURES: Features = (WEBHOOKS, SEARCH, BATCHES)
 
 Settings = extend(CoreSettings, [feature.settings for feature in FEATURES])
 """The settings of the core and of each feature."""

@@ -72,12 +72,12 @@ ON CONFLICT (tenant, project) DO NOTHING
 -- Upserts a turn. A fold of fewer or the same entries of the log changes nothing.
 INSERT INTO turns (
     tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, fits,
-    error, attempts, metadata, asked_at, first_token_at, ended_at, cursor, text_chars, text_sha256, batch, cost_is_unknown,
+    error, attempts, metadata, asked_at, first_token_at, ended_at, cursor, text_chars, text_sha256, cost_is_unknown,
     project, "user", answered_by, by_model
 ) VALUES (
     :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :stop_sequence,
     :envelope, :fits, :error, :attempts, :metadata, :asked_at, :first_token_at, :ended_at, :cursor, :text_chars,
-    :text_sha256, :batch, :cost_is_unknown, :project, :user, :answered_by, :by_model
+    :text_sha256, :cost_is_unknown, :project, :user, :answered_by, :by_model
 )
 ON CONFLICT (tenant, turn) DO UPDATE SET
     outcome = excluded.outcome,
@@ -94,7 +94,6 @@ ON CONFLICT (tenant, turn) DO UPDATE SET
     cursor = excluded.cursor,
     text_chars = excluded.text_chars,
     text_sha256 = excluded.text_sha256,
-    batch = excluded.batch,
     cost_is_unknown = excluded.cost_is_unknown,
     answered_by = excluded.answered_by,
     by_model = excluded.by_model
@@ -355,24 +354,8 @@ ON CONFLICT (tenant, project) DO NOTHING
 INSERT INTO blob_releases (tenant, sha256) SELECT tenant, sha256 FROM blob_uses WHERE tenant = :tenant AND turn = :turn
 ON CONFLICT (tenant, sha256) DO NOTHING
 
--- fragment: ended_batch
--- The batch of a turn, if it has ended.
-SELECT turn FROM turns
-WHERE tenant = :tenant AND turn = (SELECT parent FROM turns WHERE tenant = :tenant AND turn = :turn)
-  AND batch IS NOT NULL AND outcome <> 'running'
-
--- name: release_batch_inputs
--- Releases the blobs of a turn's batch, if it has ended: its inputs, which only the results of a batch need then.
-INSERT INTO blob_releases (tenant, sha256)
-SELECT tenant, sha256 FROM blob_uses WHERE tenant = :tenant AND turn = ({ended_batch})
-ON CONFLICT (tenant, sha256) DO NOTHING
-
--- name: delete_batch_input_uses
--- Deletes which blobs the ended batch of a turn refers to. Its turns refer to those that they need themselves.
-DELETE FROM blob_uses WHERE tenant = :tenant AND turn = ({ended_batch})
-
 -- name: release_named_blobs
--- The same for a turn that has no row.
+-- Releases the blobs of a turn that has no row.
 INSERT INTO blob_releases (tenant, sha256) SELECT :tenant, value FROM {texts}(:blobs{as_json}) WHERE true
 ON CONFLICT (tenant, sha256) DO NOTHING
 
@@ -577,56 +560,6 @@ DELETE FROM projects WHERE tenant = :tenant AND project = :name
 SELECT * FROM turns JOIN usage USING (tenant, session, turn)
 WHERE tenant = :tenant AND turn = :turn
 
--- fragment: batch_columns
--- The columns of a batch.
-turn, session, outcome, error, metadata, asked_at, ended_at, batch
-
--- fragment: by_batch (sqlite)
--- By the primary key SQLite would read all turns of the tenant.
-INDEXED BY turns_batches
-
--- fragment: by_batch (postgresql)
-
--- fragment: batch_api (sqlite)
--- The API through which a batch was created: `openai`, `anthropic`, or null for Tailrace's own.
-CASE
-    WHEN batch -> 'file' ->> 'file' IS NOT NULL THEN 'openai'
-    WHEN batch -> 'file' ->> 'endpoint' = '/v1/messages' THEN 'anthropic'
-END
-
--- fragment: batch_api (postgresql)
-tailrace_batch_api(batch)
-
--- name: batch
--- A turn that is a batch.
-SELECT {batch_columns} FROM turns WHERE tenant = :tenant AND turn = :turn AND batch IS NOT NULL
-
--- fragment: of_page_of_batches
--- The batches before a cursor, newest first.
-batch IS NOT NULL AND (asked_at, turn) < (:before_at, :before)
-ORDER BY asked_at DESC, turn DESC LIMIT :limit
-
--- fragment: of_page_of_newer_batches
--- The batches after a cursor, oldest first.
-batch IS NOT NULL AND (asked_at, turn) > (:after_at, :after)
-ORDER BY asked_at, turn LIMIT :limit
-
--- name: batches
--- A page of batches, newest first.
-SELECT {batch_columns} FROM turns {by_batch} WHERE tenant = :tenant AND {of_page_of_batches}
-
--- name: newer_batches
--- A page of batches, oldest first.
-SELECT {batch_columns} FROM turns {by_batch} WHERE tenant = :tenant AND {of_page_of_newer_batches}
-
--- name: api_batches
--- A page of the batches of one API. A statement of its own, so that each has an index in the order of the page.
-SELECT {batch_columns} FROM turns WHERE tenant = :tenant AND {batch_api} = :of AND {of_page_of_batches}
-
--- name: newer_api_batches
--- The same, oldest first.
-SELECT {batch_columns} FROM turns WHERE tenant = :tenant AND {batch_api} = :of AND {of_page_of_newer_batches}
-
 -- name: session_turns
 -- The turns of a session after a cursor, oldest first.
 SELECT * FROM turns JOIN usage USING (tenant, session, turn)
@@ -804,12 +737,6 @@ SELECT turn, outcome FROM turns WHERE tenant = :tenant AND session = :name LIMIT
 SELECT turns.turn, turns.outcome FROM sessions
 {join} turns ON turns.tenant = :tenant AND turns.session = sessions.session
 WHERE sessions.tenant = :tenant AND sessions.project = :name LIMIT :limit
-
--- name: running_batches
--- Some running batches of a tenant, of one user unless it is null.
-SELECT turn, outcome FROM turns {by_running}
-WHERE tenant = :tenant AND batch IS NOT NULL AND outcome = 'running' AND (:user IS NULL OR "user" = :user)
-ORDER BY asked_at DESC, turn DESC LIMIT :limit
 
 -- fragment: newest_of_user
 -- The newest turns with a user.

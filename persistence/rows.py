@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from tailrace.persistence.tables import AddedRows
-from tailrace.proto.batch_records import BatchCounts, StoredBatch, counts_of
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import Failure, Message
 from tailrace.proto.files import FileRecord
@@ -31,7 +30,6 @@ _blocks = msgspec.json.Decoder(list[dict[str, Any]])
 _envelope = msgspec.json.Decoder(dict[str, Any])
 _failure = msgspec.json.Decoder(Failure)
 _system: msgspec.json.Decoder[str | list[dict[str, Any]]] = msgspec.json.Decoder(str | list[dict[str, Any]])
-_counts = msgspec.json.Decoder(BatchCounts)
 _metadata = msgspec.json.Decoder(dict[str, str])
 _by_model = msgspec.json.Decoder(dict[str, ModelUsage])
 
@@ -81,7 +79,6 @@ class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     messages: int
     asked_by: str | None
     blobs: str
-    batch: str | None
     user: str | None
     labels: str
     added: AddedRows = {}
@@ -92,7 +89,6 @@ def build_row(
 ) -> TurnRow:
     """Returns the row of a folded turn, with the rows that `features` add. Raises TurnUnknown without a request."""
     found = record_from_fold(key, turn)
-    counts = counts_of(turn)
     return TurnRow(
         tenant=key.tenant,
         turn=found.turn,
@@ -127,7 +123,6 @@ def build_row(
         messages=len(found.input) + bool(found.content),
         asked_by=turn.request.by if turn.request else None,
         blobs=_json(blobs_of(turn)),
-        batch=_json(counts) if counts else None,
         user=found.user,
         labels=_json(labels_of(found, turn.request.by if turn.request else None)),
         added={name: values for rows_of in features for name, values in rows_of(key, turn, found).items()},
@@ -179,20 +174,6 @@ def turn_record(row: Mapping[str, Any]) -> TurnRecord:
         first_token_at=moment(row["first_token_at"]) if row["first_token_at"] is not None else None,
         ended_at=moment(row["ended_at"]) if row["ended_at"] is not None else None,
         cursor=row["cursor"],
-    )
-
-
-def batch_record(row: Mapping[str, Any]) -> StoredBatch:
-    """Returns the batch in a row of `turns`, whose times are in microseconds since 1970."""
-    return StoredBatch(
-        batch=row["turn"],
-        session=row["session"],
-        outcome=row["outcome"],
-        counts=_counts.decode(row["batch"]),
-        error=_failure.decode(row["error"]) if row["error"] else None,
-        metadata=_metadata.decode(row["metadata"]),
-        asked_at=moment(row["asked_at"]),
-        ended_at=moment(row["ended_at"]) if row["ended_at"] is not None else None,
     )
 
 

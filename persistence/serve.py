@@ -7,7 +7,6 @@ from functools import partial
 import msgspec
 import structlog
 
-from tailrace.persistence.batch_queries import BatchQueries
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.commands import Commands, delete_again
@@ -108,7 +107,7 @@ async def _serve(
     commands = Commands(store, log, tombstones, unstored, blobs, queries, resources, caught_up)
     services = Services(connection, log, tombstones, store, queries, blobs, settings.retry_wait_s)
     started = [feature.start(services, select(settings, feature.settings)) for feature in features]
-    core = (queries, resources, BatchQueries(store), FileQueries(store, blobs, connection.now), commands)
+    core = (queries, resources, FileQueries(store, blobs, connection.now), commands)
     # The last handler of a query counts.
     of_each = [*(part.handlers() for part in core), *(parts.handlers for parts in started)]
     handlers = dict(handler(query, run, caught_up) for some in of_each for query, run in some)

@@ -19,7 +19,6 @@ from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.rows import (
     EPOCH,
     TurnRow,
-    batch_record,
     billed_records,
     branch_of,
     build_row,
@@ -35,7 +34,6 @@ from tailrace.persistence.rows import (
 from tailrace.persistence.sql import statements
 from tailrace.persistence.tables import Tables
 from tailrace.persistence.turn_list import TurnListReader
-from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreRefused, StoreRolledBack
 from tailrace.proto.files import FileRecord, ListFiles
@@ -87,8 +85,6 @@ DELETE_TURN = (
     ("delete_labels", 0),
     ("delete_usage", 0),
 )
-# Run before DELETE_TURN if all data of a user is erased: the blob with the inputs of a batch has texts of the user.
-DELETE_INPUTS = (("release_batch_inputs", 0), ("delete_batch_input_uses", 0))
 # Statements that delete what has no turns left, in this order, each with the table that it deletes from. Those of a
 # project, user or tenant run when it has none.
 DELETE_EMPTY: dict[Kind, tuple[tuple[str, str], ...]] = {
@@ -360,8 +356,12 @@ class Store:
         # A deletion may have many rounds: only the last one reads all sessions.
         has_many = what.kind in ("project", "user", "tenant")
         sessions = await writer.read("sessions_of_turns", listed) if has_many else []
-        of_features = [(statement, 0) for one in self._tables for statement in one.delete_turn]
-        for statement, sign in (*(DELETE_INPUTS if what.kind == "user" else ()), *of_features, *DELETE_TURN):
+        of_features = [
+            (statement, 0)
+            for one in self._tables
+            for statement in (*(one.erase_turn if what.kind == "user" else ()), *one.delete_turn)
+        ]
+        for statement, sign in (*of_features, *DELETE_TURN):
             rows = [{"tenant": tenant, "turn": turn, "sign": sign} for turn in what.purged]
             await writer.executemany(statement, rows)
         gone["turns"] = await writer.execute("delete_turns", listed)
@@ -492,14 +492,15 @@ class Store:
     async def turns_to_delete(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
         """Returns turns that a deletion includes, at most `DELETE_TURNS_MAX`.
 
-        For a turn, a user or a tenant, follow-ups come before their parent. Of an erasure, running batches come alone:
-        they are older than their turns, and submit a new one for each that is cancelled.
+        For a turn, a user or a tenant, follow-ups come before their parent. Of an erasure, those that a feature wants
+        to be deleted first come alone.
         """
         bounds = {"limit": DELETE_TURNS_MAX, "depth_max": BRANCH_TURNS_MAX}
         rows: list[dict[str, Any]] = []
         if what.kind in ("user", "tenant"):
             user = what.name if what.kind == "user" else None
-            rows = await self.read("running_batches", tenant=tenant, user=user, limit=DELETE_TURNS_MAX)
+            for statement in (one.erase_first for one in self._tables if one.erase_first):
+                rows += await self.read(statement, tenant=tenant, user=user, limit=DELETE_TURNS_MAX)
         if not rows:
             rows = await self.read(TURNS_TO_DELETE[what.kind], tenant=tenant, name=what.name, **bounds)
         return [TurnToDelete(row["turn"], is_running=row["outcome"] == "running") for row in rows]
@@ -512,25 +513,6 @@ class Store:
         """Returns the record of the turn, or None if it was never recorded or is deleted."""
         rows = await self.read("turn", tenant=key.tenant, turn=key.turn)
         return turn_record(rows[0]) if rows else None
-
-    async def batch(self, key: TurnKey) -> StoredBatch | None:
-        """Returns the batch, or None if the turn is none or has no row."""
-        rows = await self.read("batch", tenant=key.tenant, turn=key.turn)
-        return batch_record(rows[0]) if rows else None
-
-    async def batches(self, tenant: Tenant, before: PageCursor, limit: int, of: Api | None = None) -> list[StoredBatch]:
-        """Returns batches older than `before`, newest first; with `of` only those of one other API."""
-        page = {"before_at": before.at, "before": before.name, "limit": limit, "of": of}
-        statement = "batches" if of is None else "api_batches"
-        return [batch_record(row) for row in await self.read(statement, tenant=tenant, **page)]
-
-    async def newer_batches(
-        self, tenant: Tenant, after: PageCursor, limit: int, of: Api | None = None
-    ) -> list[StoredBatch]:
-        """Returns batches newer than `after`, oldest first; with `of` only those of one other API."""
-        page = {"after_at": after.at, "after": after.name, "limit": limit, "of": of}
-        statement = "newer_batches" if of is None else "newer_api_batches"
-        return [batch_record(row) for row in await self.read(statement, tenant=tenant, **page)]
 
     async def session(self, tenant: Tenant, session: str, since: datetime) -> SessionRecord | None:
         """Returns the session, or None. It is active if it was used after `since`."""

@@ -24,3 +24,7 @@ class Tables(NamedTuple):
     """Returns the rows of a turn, which are written in the transaction that records it. Must be pure."""
     delete_turn: Sequence[str] = ()
     """Statements that run before the row of a turn is deleted, with its `tenant` and `turn`."""
+    erase_turn: Sequence[str] = ()
+    """Statements that run before these if all data of the turn's user is erased."""
+    erase_first: str = ""
+    """A query of the turns that an erasure deletes before all others, with `tenant`, `limit`, and `user` or NULL."""
