@@ -8,8 +8,6 @@ finished are rows in the database, so a process that is killed in between contin
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from datetime import datetime
 
 import structlog
 
@@ -38,23 +36,18 @@ class BlobCollector:
         blob_store: BlobStore,
         pins: BlobPins,
         catch_up: CatchUp,
-        now: Callable[[], Awaitable[datetime]],
     ) -> None:
-        """`now` returns the time of the log's clock: a wrong clock of this machine would delete files too early."""
         self._store = store
         self._blob_store = blob_store
         self._pins = pins
         self._catch_up = catch_up
-        self._now = now
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deletes expired files, unreferenced blobs, and deleted rows in the journal, until `stop` is set."""
+        """Deletes unreferenced blobs, and deleted rows in the journal, until `stop` is set."""
         await run_every(INTERVAL_S, self._collect_all, "blob collection", stop)
 
     async def _collect_all(self) -> None:
         await self._store.erase_journal()
-        for tenant, files in (await self._store.expired_files(await self._now())).items():
-            await self._store.delete_files(tenant, files)
         for tenant in await self._store.tenants_with_released_blobs():
             await self.collect(tenant)
 

@@ -1,6 +1,6 @@
 """Commands that change the database and are not entries of the log: sessions, projects, titles, deletion."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime
 
 import structlog
@@ -33,6 +33,8 @@ logger = structlog.get_logger()
 # Concurrent requests to NATS for one deletion.
 PURGED_AT_ONCE = 16
 
+EraseTenant = Callable[[Tenant], Awaitable[DeletedRows]]
+
 
 class Commands:
     """Runs the commands of one tenant at a time; records of other tenants do not exist for it.
@@ -50,7 +52,9 @@ class Commands:
         queries: Queries,
         resources: ResourceQueries,
         catch_up: CatchUp,
+        erase_tenant: Sequence[EraseTenant] = (),
     ) -> None:
+        """Each of `erase_tenant` deletes what a feature has of a tenant without turns."""
         self._store = store
         self._log = log
         self._tombstones = tombstones
@@ -59,6 +63,7 @@ class Commands:
         self._queries = queries
         self._resources = resources
         self._catch_up = catch_up
+        self._erase_tenant = erase_tenant
 
     def handlers(self) -> list[QueryHandler]:
         """Returns each command with the method that answers it."""
@@ -113,9 +118,8 @@ class Commands:
             return Remaining(remaining)
         rows = await self._store.delete(tenant, what)
         if what.kind == "tenant" and not await self._store.turns_to_delete(tenant, what):
-            files = await self._store.every_file(tenant)
-            await self._store.delete_files(tenant, files)
-            rows += DeletedRows(files=len(files))
+            for erase in self._erase_tenant:
+                rows += await erase(tenant)
         rows += DeletedRows(blobs=await self._blobs.collect(tenant))
         return Remaining(await self._store.turns_to_delete(tenant, what), rows)
 

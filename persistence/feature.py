@@ -1,7 +1,7 @@
 """An optional feature of persistence. The core knows features only by this type, and `__main__` lists them."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -12,7 +12,9 @@ from tailrace.persistence.queries import Queries
 from tailrace.persistence.rpc import QueryHandler
 from tailrace.persistence.store import Store
 from tailrace.persistence.tables import Tables
+from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Tombstones, TurnLog
+from tailrace.proto.resources import DeletedRows
 from tailrace.proto.runtime.settings import select
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -42,6 +44,8 @@ class Parts(NamedTuple):
     """Queries, each with the method that answers it, in place of the core's for the same query."""
     beside: Sequence[Callable[[asyncio.Event], AbstractAsyncContextManager[None]]] = ()
     """Each runs while the process records. The event is set when the process stops; if the part fails, it sets it."""
+    erase_tenant: Callable[[Tenant], Awaitable[DeletedRows]] | None = None
+    """Deletes what the feature has of a tenant, when the tenant has no turn left."""
 
 
 class Feature(NamedTuple, Generic[S]):

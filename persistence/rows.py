@@ -9,7 +9,6 @@ import msgspec
 from tailrace.persistence.tables import AddedRows
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import Failure, Message
-from tailrace.proto.files import FileRecord
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold, shares_of
@@ -206,19 +205,6 @@ def project_record(row: Mapping[str, Any], since: datetime) -> ProjectRecord:
         sessions=row["sessions"],
         **_totals(row),
     )
-
-
-def file_columns(record: FileRecord) -> dict[str, Any]:
-    """Returns the columns of a row of `files`, with times in microseconds since 1970."""
-    expires_at = None if record.expires_at is None else micros(record.expires_at)
-    times = {"created_at": micros(record.created_at), "expires_at": expires_at}
-    return msgspec.structs.asdict(record) | times
-
-
-def file_record(row: Mapping[str, Any]) -> FileRecord:
-    """Returns the file in a row of `files`."""
-    expires_at = None if row["expires_at"] is None else moment(row["expires_at"])
-    return FileRecord(**{**row, "created_at": moment(row["created_at"]), "expires_at": expires_at})
 
 
 def billed_records(rows: Iterable[Mapping[str, Any]]) -> list[BilledUsage]:

@@ -12,7 +12,6 @@ from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.commands import Commands, delete_again
 from tailrace.persistence.database import display, global_name, move_aside, open_database
 from tailrace.persistence.feature import Features, Services, check
-from tailrace.persistence.file_queries import FileQueries
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.resource_queries import ResourceQueries
@@ -103,11 +102,12 @@ async def _serve(
     caught_up = SharedCatchUp(deliveries, lambda: recorder.failure, settings.catch_up_timeout_s).wait
     queries = Queries(store, settings.session_idle_s)
     resources = ResourceQueries(store, queries)
-    blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up, connection.now)
-    commands = Commands(store, log, tombstones, unstored, blobs, queries, resources, caught_up)
+    blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up)
     services = Services(connection, log, tombstones, store, queries, blobs, settings.retry_wait_s)
     started = [feature.start(services, select(settings, feature.settings)) for feature in features]
-    core = (queries, resources, FileQueries(store, blobs, connection.now), commands)
+    erase_tenant = [parts.erase_tenant for parts in started if parts.erase_tenant is not None]
+    commands = Commands(store, log, tombstones, unstored, blobs, queries, resources, caught_up, erase_tenant)
+    core = (queries, resources, commands)
     # The last handler of a query counts.
     of_each = [*(part.handlers() for part in core), *(parts.handlers for parts in started)]
     handlers = dict(handler(query, run, caught_up) for some in of_each for query, run in some)

@@ -22,8 +22,6 @@ from tailrace.persistence.rows import (
     billed_records,
     branch_of,
     build_row,
-    file_columns,
-    file_record,
     micros,
     moment,
     project_record,
@@ -36,7 +34,6 @@ from tailrace.persistence.tables import Tables
 from tailrace.persistence.turn_list import TurnListReader
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreRefused, StoreRolledBack
-from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.records import SessionRecord, TurnPosition, TurnRecord
@@ -59,12 +56,11 @@ BRANCH_TURNS_MAX = 10_000
 # Converting a turn takes up to 0.05 ms.
 CONVERT_IN_LOOP_MAX = 100
 DELETE_TURNS_MAX = 1_000
-DELETE_FILES_MAX = 1_000
 # Each is looked up in the log before the answer, for which a gateway waits some seconds.
 UNSTORED_MAX = 200
 RELEASED_MAX = 200
 BUSY_SESSIONS_MAX = 1_000
-# Greater than every id of a file.
+# Greater than every name that totals have.
 LAST_NAME = "\U0010ffff"
 LOST_ERROR = msgspec.json.encode(LOST_FAILURE).decode()
 
@@ -443,51 +439,6 @@ class Store:
             rows = [{"tenant": key.tenant, "turn": key.turn} for key in turns]
             await writer.executemany("forget_unstored", rows)
             self.database.note_deletion()
-
-    async def put_file(self, tenant: Tenant, record: FileRecord) -> None:
-        """Inserts a file, and its reference to its blob."""
-        columns = {"tenant": tenant, **file_columns(record)}
-        async with self.write(tenant) as writer:
-            await writer.execute("put_file", columns)
-            await writer.execute("put_file_use", columns)
-
-    async def file(self, tenant: Tenant, file: str, now: datetime) -> FileRecord | None:
-        """Returns the file, or None if it does not exist or has expired by `now`."""
-        rows = await self.read("file", tenant=tenant, file=file, now=micros(now))
-        return file_record(rows[0]) if rows else None
-
-    async def files(self, tenant: Tenant, query: ListFiles, limit: int, now: datetime) -> list[FileRecord]:
-        """Returns the files that `query` selects and that have not expired, at most `limit`."""
-        order, start = ("oldest_", "") if query.is_oldest_first else ("", LAST_NAME)
-        rows = await self.read(
-            f"{order}files" if query.purpose is None else f"{order}purpose_files",
-            tenant=tenant,
-            after=start if query.after is None else query.after,
-            purpose=query.purpose,
-            now=micros(now),
-            limit=limit,
-        )
-        return [file_record(row) for row in rows]
-
-    async def every_file(self, tenant: Tenant) -> list[str]:
-        """Returns the ids of all files of a tenant, including expired ones."""
-        return [row["file"] for row in await self.read("every_file", tenant=tenant)]
-
-    async def delete_files(self, tenant: Tenant, files: Sequence[str]) -> None:
-        """Deletes files and releases their blobs, `DELETE_FILES_MAX` in each transaction."""
-        for first in range(0, len(files), DELETE_FILES_MAX):
-            rows = [{"tenant": tenant, "turn": file} for file in files[first : first + DELETE_FILES_MAX]]
-            async with self.write(tenant) as writer:
-                for statement in ("release_blobs", "delete_blob_uses", "delete_file"):
-                    await writer.executemany(statement, rows)
-                self.database.note_deletion()
-
-    async def expired_files(self, now: datetime) -> dict[Tenant, list[str]]:
-        """Returns expired files by their tenant, at most `RELEASED_MAX`."""
-        found: dict[Tenant, list[str]] = {}
-        for row in await self.read("expired_files", now=micros(now), limit=RELEASED_MAX):
-            found.setdefault(row["tenant"], []).append(row["file"])
-        return found
 
     async def turns_to_delete(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
         """Returns turns that a deletion includes, at most `DELETE_TURNS_MAX`.

@@ -9,6 +9,7 @@ import pytest
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
+from tailrace.features.files.persistence import FileTable
 from tailrace.proto.ids import Tenant, new_id
 from tests.harness.open_store import open_store
 from tests.harness.system import System
@@ -82,7 +83,7 @@ async def test_expired_files_are_deleted(gateway: Gateway, sdk: AsyncOpenAI, sys
 
         async def is_gone() -> bool:
             later = datetime.now(UTC) + timedelta(days=1)
-            return tenant not in await store.expired_files(later)
+            return tenant not in await FileTable(store).expired_files(later)
 
         await until(is_gone)
 

@@ -106,6 +106,9 @@ def history(chance: random.Random) -> list[TurnRow]:
         day = chance.randrange(3)
         if day == 2:
             labels["metadata.team"] = "a"
+        row = msgspec.structs.replace(row, added=words_row(hash_text(f"all {chance.choice(('odd', 'even'))}")))
+        if chance.random() < 0.5:
+            row = with_batch(row, f'{{"of":1,"parallel":1{SOURCES[of]}}}')
         rows.append(
             msgspec.structs.replace(
                 row,
@@ -116,10 +119,8 @@ def history(chance: random.Random) -> list[TurnRow]:
                 asked_by="k",
                 asked_at=micros(NOON + timedelta(days=day, seconds=chance.randrange(3))),
                 labels=msgspec.json.encode(labels).decode(),
-                added=words_row(hash_text(f"all {chance.choice(('odd', 'even'))}")),
                 parent=chance.choice(rows).turn if number % 3 else None,
                 outcome=chance.choice(("running", "completed", "completed", "cancelled", "failed")),
-                batch=f'{{"of":1,"parallel":1{SOURCES[of]}}}' if chance.random() < 0.5 else None,
                 blobs=f'["{number % 7}"]',
                 cursor=number,
                 messages=number,
@@ -162,6 +163,16 @@ def hash_text(text: str) -> str:
 def words_row(hashed: str) -> AddedRows:
     """The row of a turn's words, which the search adds."""
     return {"put_words": {"words": hashed}} if hashed else {}
+
+
+def with_batch(row: TurnRow, batch: str | None) -> TurnRow:
+    """The row of a turn that is a batch with these counts as JSON, unless they are None."""
+    return row if batch is None else msgspec.structs.replace(row, added={**row.added, "put_batch": {"batch": batch}})
+
+
+def batch_of_row(row: TurnRow) -> str | None:
+    """The counts that `with_batch` has added, as JSON."""
+    return row.added["put_batch"]["batch"] if "put_batch" in row.added else None
 
 
 def words_of_row(row: TurnRow) -> str:

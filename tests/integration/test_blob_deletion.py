@@ -252,7 +252,7 @@ def collector(store: Store, connection: Connection) -> blob_gc.BlobCollector:
     async def no_wait() -> None:
         """The log has nothing that this database has not recorded."""
 
-    return blob_gc.BlobCollector(store, BlobStore(connection), BlobPins(connection), no_wait, connection.now)
+    return blob_gc.BlobCollector(store, BlobStore(connection), BlobPins(connection), no_wait)
 
 
 @pytest.mark.rule("R34")

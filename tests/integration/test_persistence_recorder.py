@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from tailrace.features.persistence import TABLES
 from tailrace.persistence import unstored as unstored_module
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rows import TurnRow, build_row
@@ -28,6 +29,7 @@ from tailrace.proto.nats.jetstream_log import ErasedEntries
 from tailrace.proto.subjects import CLAIMS_STREAM, PERSISTENCE, STREAM
 from tests.harness.generator_in_loop import shorten_lease
 from tests.harness.open_store import open_store
+from tests.harness.stored_turns import with_batch, words_row
 from tests.harness.turn_writer import OURS, new_writer, write_turn
 from tests.harness.until import until, until_equal
 
@@ -66,12 +68,14 @@ def rows(database: Path) -> list[TurnRow]:
     with closing(sqlite3.connect(database)) as reading:
         reading.row_factory = sqlite3.Row
         found = reading.execute(ROWS).fetchall()
-    return [TurnRow(**{name: one[name] for name in TurnRow.__struct_fields__}) for one in found]
+    names = set(TurnRow.__struct_fields__) - {"added"}
+    read = [TurnRow(**{name: one[name] for name in names}, added=words_row(one["words"])) for one in found]
+    return [with_batch(row, one["batch"]) for row, one in zip(read, found, strict=True)]
 
 
 async def expected_rows(log: TurnLog, keys: Sequence[TurnKey]) -> list[TurnRow]:
     """Returns the rows that the log implies."""
-    return [build_row(key, await log.read_turn(key)) for key in sorted(keys)]
+    return [build_row(key, await log.read_turn(key), [one.rows for one in TABLES]) for key in sorted(keys)]
 
 
 def recorder(log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int = 100) -> Recorder:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from tailrace.features.files.persistence import FileTable
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.paging import NEWEST
 from tailrace.persistence.rows import build_row, moment
@@ -28,6 +29,7 @@ from tests.harness.stored_turns import (
     latest_first,
     record_history,
     running_row,
+    with_batch,
 )
 from tests.harness.turn_builder import NOON, completed_turn
 
@@ -88,9 +90,9 @@ async def test_an_erasure_releases_the_inputs_of_batches_that_have_ended(
     store: Store, batch: str | None, outcome: str, is_released: bool
 ) -> None:
     """A running batch has inputs of other users to submit. The parent of other turns is no batch."""
-    parent = msgspec.structs.replace(running_row("parent"), batch=batch, outcome=outcome, blobs='["inputs"]')
+    parent = msgspec.structs.replace(running_row("parent"), outcome=outcome, blobs='["inputs"]')
     child = running_row("child", parent="parent", user="ann", step=2)
-    await store.record([parent, msgspec.structs.replace(child, blobs='["own"]')])
+    await store.record([with_batch(parent, batch), msgspec.structs.replace(child, blobs='["own"]')])
     await store.delete(OURS, DeleteResource("user", "ann", (TurnId("child"),)))
     assert await store.released_blobs(OURS) == (["inputs", "own"] if is_released else ["own"])
     assert await store.referenced_blobs(OURS, ["inputs", "own"]) == ([] if is_released else ["inputs"])
@@ -218,10 +220,8 @@ async def test_an_erasure_in_rounds_reads_a_part_of_the_turns_and_deletes_follow
     monkeypatch.setattr("tailrace.persistence.store.DELETE_TURNS_MAX", 10)
     ann, made, costs = DeleteResource("user", "ann"), 0, []
     for total in (40, 600):
-        ended = {"outcome": "completed", "batch": "{}"}
-        anns = [
-            msgspec.structs.replace(running_row(f"ann-{n:03}", step=n, user="ann"), **ended) for n in range(made, total)
-        ]
+        begun = [running_row(f"ann-{n:03}", step=n, user="ann") for n in range(made, total)]
+        anns = [with_batch(msgspec.structs.replace(row, outcome="completed"), "{}") for row in begun]
         # One continues its parent at once, the other when the user has many newer turns.
         bobs = [
             running_row(f"bob-{n:03}", step=n + later, user="bob", parent=f"ann-{n:03}")
@@ -247,15 +247,15 @@ async def test_an_erasure_in_rounds_reads_a_part_of_the_turns_and_deletes_follow
 
 
 async def test_many_files_are_deleted_in_few_transactions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tailrace.persistence.store.DELETE_FILES_MAX", 4)
-    files = [f"file-{number}" for number in range(10)]
+    monkeypatch.setattr("tailrace.features.files.persistence.DELETE_FILES_MAX", 4)
+    table, files = FileTable(store), [f"file-{number}" for number in range(10)]
     for file in files:
-        await store.put_file(OURS, file_record(file, expires_at=NOON))
-    assert await store.expired_files(NOON) == {OURS: files}
+        await table.put_file(OURS, file_record(file, expires_at=NOON))
+    assert await table.expired_files(NOON) == {OURS: files}
     before = REGISTRY.get_sample_value(TRANSACTIONS) or 0
-    await store.delete_files(OURS, await store.every_file(OURS))
+    await table.delete_files(OURS, await table.every_file(OURS))
     assert (REGISTRY.get_sample_value(TRANSACTIONS) or 0) - before == 3
-    assert await store.every_file(OURS) == []
+    assert await table.every_file(OURS) == []
     assert await store.released_blobs(OURS) == files
 
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from tailrace.features.files.persistence import FileTable
 from tailrace.persistence.store import Store
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.resources import CreateSession, DeleteResource
@@ -21,7 +22,7 @@ WORK: dict[str, tuple[Callable[[Store, Tenant], Awaitable[object]], int]] = {
     "keep_referenced": (lambda store, tenant: store.keep_referenced(tenant, ["a"]), 7),
     "forget_unstored": (lambda store, tenant: store.forget_unstored([key("turn-2", tenant)]), 7),
     "delete": (lambda store, tenant: store.delete(tenant, DeleteResource("turn", "turn-2")), 7),
-    "delete_files": (lambda store, tenant: store.delete_files(tenant, ["file-1"]), 7),
+    "delete_files": (lambda store, tenant: FileTable(store).delete_files(tenant, ["file-1"]), 7),
 }
 
 

@@ -13,9 +13,10 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
+from tailrace.features.batches.persistence import BatchQueries, BatchTable
+from tailrace.features.files.persistence import FileTable
 from tailrace.features.search.persistence import SearchQueries
 from tailrace.features.search.reader import SearchReader
-from tailrace.persistence.batch_queries import BatchQueries
 from tailrace.persistence.copy_database import read_digest
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
@@ -47,6 +48,7 @@ from tests.harness.stored_turns import (
     PROJECTS,
     SOURCES,
     THEIRS,
+    batch_of_row,
     counting_reads,
     file_record,
     hash_text,
@@ -55,6 +57,7 @@ from tests.harness.stored_turns import (
     record_history,
     running_row,
     session_of,
+    with_batch,
     words_of_row,
     words_row,
 )
@@ -166,7 +169,7 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
                     await all_pages(SearchQueries(store, queries).turns, listing, "turns", "turn", limit) == expected
                 ), (listing, limit)
     for of, source in SOURCES.items():
-        listed = latest_first(row for row in rows if row.batch and (of is None or source in row.batch))
+        listed = latest_first(row for row in rows if (batch := batch_of_row(row)) and (of is None or source in batch))
         assert await all_pages(batches.batches, ListBatches(of=of), "batches", "batch") == listed
         for number, batch in enumerate(listed):
             older = await batches.batches(OURS, ListBatches(of=of, after_batch=TurnId(batch), limit=2))
@@ -174,9 +177,9 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
             assert [one.batch for one in older.batches] == listed[number + 1 : number + 3]
             assert [one.batch for one in newer.batches] == listed[max(0, number - 2) : number]
     for what, user in ((DeleteResource("user", "ann"), "ann"), (DeleteResource("tenant", OURS), None)):
-        expected = latest_first(row for row in running if row.batch and user in (None, row.user))
+        expected = latest_first(row for row in running if batch_of_row(row) and user in (None, row.user))
         assert [one.turn for one in await store.turns_to_delete(OURS, what)] == expected != []
-    assert await store.batch(key(next(row.turn for row in rows if row.batch is None))) is None
+    assert await BatchTable(store).batch(key(next(row.turn for row in rows if batch_of_row(row) is None))) is None
     assert await store.new_session(OURS, CreateSession("session-10"), NOON - timedelta(days=9))
     assert await all_pages(queries.sessions, ListSessions(), "sessions", "session") == [*sessions, "session-10"]
     empty = await session_of(store, "session-10")
@@ -269,24 +272,24 @@ async def test_files_that_have_expired_are_in_no_list(store: Store) -> None:
     files = {"a": (None, "x"), "b": (later, "y"), "c": (after_that, "x"), "d": (None, "y"), "e": (after_that, "x")}
     for file, (expires_at, purpose) in files.items():
         for tenant in (OURS, THEIRS):
-            await store.put_file(tenant, file_record(file, purpose=purpose, expires_at=expires_at))
+            await FileTable(store).put_file(tenant, file_record(file, purpose=purpose, expires_at=expires_at))
     for now, wanted in product((NOON, later, after_that), (None, "x", "y")):
         expected = [
             file for file, (ends, of) in files.items() if (ends is None or ends > now) and wanted in (None, of)
         ]  # fmt: skip
         for is_oldest_first in (True, False):
             found, ask = list[str](), ListFiles(purpose=wanted, is_oldest_first=is_oldest_first)
-            while page := await store.files(OURS, ask, 2, now):
+            while page := await FileTable(store).files(OURS, ask, 2, now):
                 assert len(page) <= 2
                 found += [one.file for one in page]
                 ask = msgspec.structs.replace(ask, after=found[-1])
             assert found == (expected if is_oldest_first else expected[::-1])
     for file, now, exists in (("b", NOON, True), ("b", later, False), ("a", after_that, True), ("x", NOON, False)):
-        assert (await store.file(OURS, file, now) is not None) == exists
-    await store.delete_files(OURS, ["a", "c"])
-    assert (await store.every_file(OURS), await store.released_blobs(OURS)) == (["b", "d", "e"], ["a", "c"])
-    assert (await store.every_file(THEIRS), await store.released_blobs(THEIRS)) == ([*files], [])
-    assert await store.expired_files(later) == {OURS: ["b"], THEIRS: ["b"]}
+        assert (await FileTable(store).file(OURS, file, now) is not None) == exists
+    await FileTable(store).delete_files(OURS, ["a", "c"])
+    assert (await FileTable(store).every_file(OURS), await store.released_blobs(OURS)) == (["b", "d", "e"], ["a", "c"])
+    assert (await FileTable(store).every_file(THEIRS), await store.released_blobs(THEIRS)) == ([*files], [])
+    assert await FileTable(store).expired_files(later) == {OURS: ["b"], THEIRS: ["b"]}
 
 
 async def test_lists_and_statistics_of_sessions_read_as_much_for_many_turns_as_for_few(store: Store) -> None:
@@ -336,21 +339,19 @@ async def test_a_list_of_the_batches_of_one_api_or_of_the_files_with_one_purpose
     made, costs = 0, []
     for total in (40, 2000):
         rows = [running_row(f"turn-{n:04}", step=n, session=f"s-{n % 9}") for n in range(made, total)]
-        await store.record(
-            [msgspec.structs.replace(row, batch=few if row.turn == "turn-0020" else many) for row in rows]
-        )
+        await store.record([with_batch(row, few if row.turn == "turn-0020" else many) for row in rows])
         for n in range(made, total):
             purpose = "user_data" if n == 20 else "batch"
-            await store.put_file(OURS, file_record(f"file-{n:04}", sha256="a", purpose=purpose))
+            await FileTable(store).put_file(OURS, file_record(f"file-{n:04}", sha256="a", purpose=purpose))
         made = total
         async with counting_reads(store) as read:
             batches = [
-                *await store.batches(OURS, NEWEST, 9, "openai"),
-                *await store.newer_batches(OURS, OLDEST, 9, "openai"),
+                *await BatchTable(store).batches(OURS, NEWEST, 9, "openai"),
+                *await BatchTable(store).newer_batches(OURS, OLDEST, 9, "openai"),
             ]
             files = [
-                *await store.files(OURS, ListFiles(purpose="user_data"), 9, NOON),
-                *await store.files(OURS, ListFiles(purpose="user_data", is_oldest_first=True), 9, NOON),
+                *await FileTable(store).files(OURS, ListFiles(purpose="user_data"), 9, NOON),
+                *await FileTable(store).files(OURS, ListFiles(purpose="user_data", is_oldest_first=True), 9, NOON),
             ]
         assert ([one.batch for one in batches], [one.file for one in files]) == (["turn-0020"] * 2, ["file-0020"] * 2)
         costs.append(sum(read))
@@ -360,9 +361,9 @@ async def test_a_list_of_the_batches_of_one_api_or_of_the_files_with_one_purpose
 async def test_a_batch_of_an_api_that_is_unknown_here_is_only_in_the_list_of_all_batches(store: Store) -> None:
     """A newer version may have recorded it."""
     batch = '{"of":1,"parallel":1,"file":{"file":null,"endpoint":"/v1/newer"}}'
-    await store.record([msgspec.structs.replace(running_row("turn-1"), batch=batch)])
+    await store.record([with_batch(running_row("turn-1"), batch)])
     apis: tuple[Api | None, ...] = (None, "openai", "anthropic")
-    assert [len(await store.batches(OURS, NEWEST, 9, of)) for of in apis] == [1, 0, 0]
+    assert [len(await BatchTable(store).batches(OURS, NEWEST, 9, of)) for of in apis] == [1, 0, 0]
 
 
 async def test_turns_of_another_tenant_are_not_found(store: Store) -> None:
@@ -393,13 +394,15 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
     Every query returns the same, in order. Only the turns of a session or project to be deleted have no order.
     """
     stores = [file_store, postgresql_store]
+    parts_of_stores = [(store, BatchTable(store), FileTable(store)) for store in stores]
     chance, by_id = random.Random(34), attrgetter("turn")
     billed = random.Random(1)
     cursors = chance.sample(range(1000), 1000)
 
     async def call_both(method: str, *given: object, **named: object) -> Any:
         """Returns what both stores answer."""
-        answers = [await attrgetter(method)(store)(*given, **named) for store in stores]
+        parts = [next(one for one in parts if hasattr(one, method.partition(".")[0])) for parts in parts_of_stores]
+        answers = [await attrgetter(method)(part)(*given, **named) for part in parts]
         assert answers[0] == answers[1], (method, given)
         return answers[0]
 
@@ -421,7 +424,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
             name("user"),
             {"model": made.model, "metadata.team": name("team"), f"metadata.{label()}": label()},
         )
-        return msgspec.structs.replace(
+        made = msgspec.structs.replace(
             made,
             session=name("session"),
             user=user,
@@ -434,9 +437,9 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
             blobs=f'["{name("blob")}"]',
             by_model=billed.choice((None, '{"m":{"input_tokens":5,"cost_nusd":3},"n":{"output_tokens":7}}')),
             has_older_cost=billed.random() < 0.1,
-            batch=chance.choice((None, *(f'{{"of":1,"parallel":1{source}}}' for source in SOURCES.values()))),
             cursor=cursors.pop(),
         )
+        return with_batch(made, chance.choice((None, *(f'{{"of":1,"parallel":1{one}}}' for one in SOURCES.values()))))
 
     for number in range(120):
         rows = [row(chance.randrange(50)) for _ in range(3)]

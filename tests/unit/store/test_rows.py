@@ -14,7 +14,7 @@ from tailrace.proto.errors import StoreRefused, StoreRolledBack, StoreTooNew
 from tailrace.proto.ids import Seq
 from tailrace.proto.records import record_from_fold
 from tests.harness.open_store import open_store
-from tests.harness.stored_turns import OURS, THEIRS, content_of, key, running_row, session_of, turn_of
+from tests.harness.stored_turns import OURS, THEIRS, content_of, key, running_row, session_of, turn_of, with_batch
 from tests.harness.turn_builder import NOON, Handwritten, completed_turn
 
 
@@ -44,9 +44,10 @@ async def test_an_older_fold_never_overwrites_a_newer_one(store: Store) -> None:
 async def test_a_turn_that_has_ended_has_the_same_rows_if_it_was_recorded_before(store: Store) -> None:
     ended = msgspec.structs.replace(
         build_row(key("turn-1"), completed_turn("Light").turn), stop_sequence="s", envelope='{"a":1}', fits=True,
-        error="e", attempts=7, batch="{}", text_sha256="a", cost_is_unknown=True, cache_creation_input_tokens=3,
+        error="e", attempts=7, text_sha256="a", cost_is_unknown=True, cache_creation_input_tokens=3,
         cache_read_input_tokens=4, is_estimated=True, cost_nusd=5, messages=6, asked_by="k",
     )  # fmt: skip
+    ended = with_batch(ended, "{}")
     await store.record([running_row("turn-1")])
     await store.record([ended, msgspec.structs.replace(ended, tenant=THEIRS)])
     ours, theirs = [
