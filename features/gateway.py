@@ -2,6 +2,7 @@
 
 from tailrace.features.ops.gateway import FEATURE as OPS
 from tailrace.features.pace.gateway import FEATURE as PACE
+from tailrace.features.prompts.gateway import FEATURE as PROMPTS
 from tailrace.features.tickets.gateway import FEATURE as TICKETS
 from tailrace.gateway import app
 from tailrace.gateway.feature import Features
@@ -9,7 +10,7 @@ from tailrace.gateway.http.route import Route
 from tailrace.gateway.settings import Settings as CoreSettings
 from tailrace.proto.runtime.settings import extend
 
-FEATURES: Features = (OPS, TICKETS, PACE)
+FEATURES: Features = (OPS, TICKETS, PACE, PROMPTS)
 
 Settings = extend(CoreSettings, [feature.settings for feature in FEATURES])
 """The settings of the core and of each feature."""

@@ -7,6 +7,7 @@ import msgspec
 
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.services import Gateway
+from tailrace.gateway.turns.optional_steps import OptionalSteps
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -22,6 +23,10 @@ class Parts(NamedTuple):
     """Each is given to the endpoints that have a parameter of its type."""
     background: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = ()
     """Each runs from the start of the gateway until its end, when it is cancelled."""
+    prepare: Callable[[], Awaitable[None]] | None = None
+    """Awaited before the gateway serves requests."""
+    steps: OptionalSteps = OptionalSteps()
+    """The steps of a submission that the feature provides. No other feature provides the same ones."""
 
 
 class Feature(NamedTuple, Generic[S]):

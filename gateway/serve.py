@@ -12,7 +12,7 @@ from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.login import Logins
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.clients.native.new_turns import NewTurns
-from tailrace.gateway.feature import Features
+from tailrace.gateway.feature import Features, Started
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import fd_limit, server
 from tailrace.gateway.http.large_bodies import LargeBodies
@@ -25,7 +25,6 @@ from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.log.health import LogHealth
 from tailrace.gateway.models.catalogue import Catalogue
-from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources.batch_body import BatchBuilder
 from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.services import Gateway
@@ -66,7 +65,7 @@ from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.runtime.listen_error import listen_error
 from tailrace.proto.runtime.settings import select
 
-# How long the check of a schema, or the rendering of a prompt, waits for a free subprocess.
+# How long the check of a schema waits for a free subprocess.
 CHECK_WAIT_S = 10.0
 # Thresholds of the garbage collector's three generations; Python's defaults are (700, 10, 10). A full collection takes
 # most of a second with 5,000 streams, in which none is served, and finds little: mostly errors, such as the timeout of
@@ -113,13 +112,14 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
         listening = server.listen(settings.host, settings.port, settings.listen_fd)
     except OSError as error:
         raise listen_error("TAILRACE_PORT", settings.host, settings.port, error) from error
-    prompts = Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
-    await prompts.load()
     async with asyncio.TaskGroup() as group:
-        gateway = build(settings, connection, group, draining, authenticator, signer=signer, prompts=prompts)
+        gateway = build(settings, connection, group, draining, authenticator, signer=signer)
         await gateway.rpc.serve_presence(gateway.streams.fan_out.has_readers, gateway.streams.records.encode_readers)
         await gateway.rpc.serve_reader_queries(gateway.streams.records.encode_readers)
-        started = [(feature, feature.start(gateway, select(settings, feature.settings))) for feature in features]
+        started = start(gateway, settings, features)
+        for _, parts in started:
+            if parts.prepare is not None:
+                await parts.prepare()
         background = [
             group.create_task(gateway.log_fullness.watch()),
             *(group.create_task(share.flush_periodically()) for share in gateway.storage_shares),
@@ -139,6 +139,14 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
             task.cancel()
         gateway.catalogue.close()
         gateway.streams.fan_out.close()
+
+
+def start(gateway: Gateway, settings: Settings, features: Features) -> Started:
+    """Makes the services of the features, and adds their steps to each submission."""
+    started = [(feature, feature.start(gateway, select(settings, feature.settings))) for feature in features]
+    for _, parts in started:
+        gateway.submitter.add_steps(parts.steps)
+    return started
 
 
 class Storage(NamedTuple):
@@ -161,7 +169,6 @@ def build(
     authenticator: Authenticator | None = None,
     *,
     signer: TokenSigner,
-    prompts: Prompts | None = None,
 ) -> Gateway:
     """Returns the services of a gateway. Each is made from those before it."""
     log = TurnLog(connection)
@@ -182,14 +189,12 @@ def build(
     storage = build_storage(settings, connection, history, limiter)
     deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s, draining)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
-    prompts = prompts or Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
     schemas = SchemaChecker(wait_s=CHECK_WAIT_S)
     queue = QueueEstimate(connection, rpc, settings.queue_max)
     health = LogHealth(connection)
     retries = SdkRetries(claims, presence)
     steps = OptionalSteps(
         check_webhook=partial(check_webhook, settings),
-        render_prompt=prompts.render,
         derive_key=partial(derive_key, log, claims),
         find_retry=retries.find_retry,
         check_queue=queue.check,
@@ -235,7 +240,6 @@ def build(
         logins=logins,
         bodies=storage.bodies,
         catalogue=catalogue,
-        prompts=prompts,
         streams=streams,
         new_turns=NewTurns(log),
         turns=TurnReader(log, history),
@@ -244,7 +248,7 @@ def build(
         deleter=deleter,
         uploaded_files=storage.uploaded_files,
         batch_builder=BatchBuilder(
-            connection, catalogue, prompts, schemas, limiter, storage.request_blobs, storage.uploaded_files, settings
+            connection, catalogue, limiter, storage.request_blobs, storage.uploaded_files, settings
         ),
         health_checks=HealthChecks(connection, rpc, health, storage.fullness, draining),
         administration=Administration(connection),

@@ -14,7 +14,6 @@ from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.log.health import LogHealth
 from tailrace.gateway.models.catalogue import Catalogue
-from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources.batch_body import BatchBuilder
 from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.settings import Settings
@@ -50,7 +49,6 @@ class Gateway(NamedTuple):
     logins: Logins
     bodies: BodyReader
     catalogue: Catalogue
-    prompts: Prompts
     streams: StreamContext
     new_turns: NewTurns
     turns: TurnReader

@@ -148,9 +148,6 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         ),
     ] = ""
     limits_tenant: Annotated[str, Meta(description="the same limits for all keys of a tenant together")] = ""
-    prompts: Annotated[
-        str, Meta(description="folder of prompt templates NAME.j2, read at start; empty: no templates")
-    ] = ""
     cache: Annotated[
         Literal["auto", "5m", "1h", "off"],
         Meta(description="prompt cache time of a turn without its own; auto: 5m if the prompt is long enough"),

@@ -9,7 +9,6 @@ from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.feature import Features
 from tailrace.gateway.http import server
-from tailrace.gateway.prompts.templates import RENDER_S_MAX, Prompts
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.limits import Limits, parse_limits_setting
@@ -28,7 +27,6 @@ async def check(settings: Settings, features: Features) -> None:
     networks(settings.proxies)
     parse_private_hosts(settings.webhook_private_hosts)
     _check_disk(settings.disk)
-    await Prompts(settings.prompts, wait_s=RENDER_S_MAX).load()
     for feature in features:
         if feature.check is not None:
             await feature.check(select(settings, feature.settings))

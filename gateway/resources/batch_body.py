@@ -18,11 +18,10 @@ from tailrace.gateway.limits.cost_estimate import Estimate
 from tailrace.gateway.limits.limiter import Admission, Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
-from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.inline_files import FileReader, UploadedFiles
-from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
+from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry, OptionalSteps, require
 from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, check_turn, new_messages
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.store_trace import with_trace
@@ -33,8 +32,7 @@ from tailrace.proto.errors import CODES, Refused
 from tailrace.proto.forced_tools import require_offered
 from tailrace.proto.ids import SessionId, new_id
 from tailrace.proto.nats import Connection
-from tailrace.proto.runtime.json_schema import SchemaChecker
-from tailrace.proto.schema import require_small_schema, schema_of
+from tailrace.proto.schema import schema_of
 
 B = TypeVar("B")
 
@@ -87,8 +85,6 @@ class BatchBuilder:
         self,
         connection: Connection,
         catalogue: Catalogue,
-        prompts: Prompts,
-        schema_checker: SchemaChecker,
         limiter: Limiter,
         blobs: RequestBlobs,
         files: UploadedFiles,
@@ -96,8 +92,6 @@ class BatchBuilder:
     ) -> None:
         self._connection = connection
         self._catalogue = catalogue
-        self._prompts = prompts
-        self._schema_checker = schema_checker
         self._limiter = limiter
         self._blobs = blobs
         self._files = files
@@ -105,10 +99,13 @@ class BatchBuilder:
 
     async def build(self, admitted: Admitted, new: NewBatch) -> BuiltEntry:
         """Returns the request entry of a batch, whose inputs are stored. Raises Refused, LogFull, LogUnavailable."""
-        inputs = await self.checker(admitted, new.via)
-        rendered = await self._prompts.render_all(
-            [one.params for one in new.requests], admitted.principal.tenant, self._settings.body_bytes_max
-        )
+        inputs = await self.checker(admitted, new)
+        rendered: Sequence[Params | Refused] = [one.params for one in new.requests]
+        if any(one.params.prompt is not None for one in new.requests):
+            render = require(admitted.steps.render_prompts, "prompt")
+            rendered = await render(
+                [one.params for one in new.requests], admitted.principal.tenant, self._settings.body_bytes_max
+            )
         for index, one in enumerate(new.requests):
             if CUSTOM_ID.fullmatch(one.custom_id) is None or one.custom_id in inputs.names:
                 where = f"requests[{index}].custom_id"
@@ -123,14 +120,16 @@ class BatchBuilder:
                 raise _locate(index, refused) from refused
         return await self.store(admitted, inputs, new)
 
-    async def checker(self, admitted: Admitted, via: Via, file_bytes: int = 0) -> "InputChecker":
-        """Returns the checker of a new batch's inputs. `file_bytes`: the size of the file that has them."""
+    async def checker(self, admitted: Admitted, new: BatchOptions, file_bytes: int = 0) -> "InputChecker":
+        """Checks the webhook of a new batch. Returns the checker of its inputs, which are a file of `file_bytes`."""
         principal = admitted.principal
+        if new.webhook is not None:
+            require(admitted.steps.check_webhook, "webhook")(new.webhook)
         # Where no limit applies, it reserves nothing.
         admission = admitted.admission or self._limiter.admission(principal)
         offer = await self._catalogue.offer(principal.tenant)
         files = self._files.reader(principal.tenant, admitted.held, admitted.body_bytes + file_bytes)
-        return InputChecker(principal, admission, offer, self._schema_checker, files, self._settings, via)
+        return InputChecker(principal, admission, offer, admitted.steps, files, self._settings, new.via)
 
     async def store(
         self,
@@ -185,7 +184,7 @@ class InputChecker:
         principal: Principal,
         admission: Admission,
         offer: Offer,
-        schema_checker: SchemaChecker,
+        steps: OptionalSteps,
         files: FileReader,
         settings: Settings,
         via: Via,
@@ -197,7 +196,7 @@ class InputChecker:
         self.requests: list[entries.Request] = []
         self.estimates: list[Estimate] = []
         self._principal = principal
-        self._schema_checker = schema_checker
+        self._steps = steps
         self._files = files
         self._settings = settings
         self._via = via
@@ -241,13 +240,12 @@ class InputChecker:
 
     async def _check_schema(self, schema: dict[str, Any]) -> None:
         """Checks each of the inputs' schemas once: usually all have the same one. Raises Refused."""
-        require_small_schema(schema)
         encoded, checked = msgspec.json.encode(schema), self._checked_schemas
         if encoded not in checked:
             if len(checked) == SCHEMAS_MAX:
                 raise Refused("request_invalid", f"a batch has at most {SCHEMAS_MAX} different schemas: create several")
             try:
-                await self._schema_checker.check_schema(schema, self._principal.tenant)
+                await require(self._steps.check_schema, "schema")(schema, self._principal.tenant)
                 checked[encoded] = None
             except Refused as refusal:
                 if CODES[refusal.code].is_retryable:

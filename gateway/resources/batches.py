@@ -21,14 +21,12 @@ from tailrace.gateway.http.parameters import KEY_OF_BATCH, PAGE
 from tailrace.gateway.http.route import BATCHES, JSON_LINES, Route, query
 from tailrace.gateway.resources.batch_body import BatchBuilder, NewBatch
 from tailrace.gateway.resources.paging import Page, page_of
-from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.draft import Draft
 from tailrace.gateway.turns.idempotency_key import AUTO, idempotency_key_of
 from tailrace.gateway.turns.submit import TurnSubmitter
-from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto import batch, entries
 from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns, StoredBatch, stored_batch
 from tailrace.proto.blobs import Blob
@@ -116,15 +114,13 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: float | None = 0.0
 
 
-async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuilder, settings: Settings) -> Response:
+async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuilder) -> Response:
     """`POST /v1/turn-batches`: creates a batch of all inputs, or of none if one is not valid. 202 with its id.
 
     All inputs are checked before the batch is stored. The answers are turns, at half the price with `via:
     message_batches`.
     """
     new, raw = await request.read(NewBatch)
-    if new.webhook is not None:
-        check_webhook(settings, new.webhook)
     key, accepted, _ = await submitter.store(draft_batch(request, raw), partial(builder.build, new=new))
     of = accepted.batch.count if accepted.batch is not None else 0
     body = AcceptedBatch(batch=key.turn, session=accepted.session, of=of, links=links_of(key.turn))

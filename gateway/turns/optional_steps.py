@@ -1,20 +1,24 @@
 """The steps of a submission that optional features provide, by name. The submission itself is in submit.py."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tailrace.gateway.auth.api_request import HeaderSource
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.turns.draft import TurnDraft
 from tailrace.gateway.turns.repeats import Repeat
-from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.request_body import NewTurn, Params
 from tailrace.proto import entries
+from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Claim
 
+S = TypeVar("S")
 WhenDelivered = Callable[[], Awaitable[None]]
+RenderPrompts = Callable[[Sequence[Params], Tenant, int], Awaitable[Sequence[Params | Refused]]]
+"""Gets the most bytes that all of the results may have together as JSON."""
 
 
 BuiltEntry = tuple[entries.Request, int]
@@ -38,6 +42,7 @@ class Admitted(NamedTuple):
     """Memory and pins, which are released when the submission is over."""
     find_repeat: Callable[[], Awaitable[Repeat]]
     """Looks for the turn of a concurrent POST with the same key."""
+    steps: "OptionalSteps"
 
 
 class Retry(NamedTuple):
@@ -62,6 +67,8 @@ class OptionalSteps(NamedTuple):
     """Checks the webhook URL of a turn."""
     render_prompt: Callable[[NewTurn, Tenant], Awaitable[NewTurn]] | None = None
     """Returns the turn with its prompt template rendered."""
+    render_prompts: RenderPrompts | None = None
+    """Does the same for the inputs of a batch. Returns the error of each that cannot be rendered."""
     derive_key: Callable[[Principal, NewTurn], Awaitable[tuple[str | None, bytes]]] | None = None
     """Returns the idempotency key of a turn, or None, and the bytes that it was derived from."""
     find_retry: Callable[[TurnDraft], Awaitable[Retry | None]] | None = None
@@ -76,8 +83,8 @@ class OptionalSteps(NamedTuple):
     """Returns the turn with the contents of the files that it refers to, and their size. Gets the body's size."""
     estimate_position: Callable[[Tenant], int | None] | None = None
     """Returns how many turns start before this one, from 1; None if it can start at once. Raises nothing."""
-    check_schema: Callable[[entries.Request, Tenant], Awaitable[None]] | None = None
-    """Checks the JSON Schema and the forced tool in the options of an entry."""
+    check_schema: Callable[[dict[str, Any], Tenant], Awaitable[None]] | None = None
+    """Checks a JSON Schema of an answer."""
     store_blobs: Callable[[Admitted, entries.Request, int], Awaitable[BuiltEntry]] | None = None
     """Returns the entry with references to its long strings, which are stored, and its size. Gets the body's size."""
     add_trace: Callable[[TurnKey, entries.Request], entries.Request] | None = None
@@ -90,3 +97,19 @@ class OptionalSteps(NamedTuple):
     """Deletes and refuses a stored turn whose parent was deleted meanwhile."""
     watch_readers: Callable[[TurnKey, str], None] | None = None
     """Begins to watch whether a stored turn with this model has readers. Raises nothing."""
+
+
+def join_steps(first: OptionalSteps, second: OptionalSteps) -> OptionalSteps:
+    """Returns the steps of both. Raises ValueError if both have the same step."""
+    added = {name: step for name, step in second._asdict().items() if step is not None}
+    for name in added:
+        if getattr(first, name) is not None:
+            raise ValueError(f"two features provide the step {name}")
+    return first._replace(**added)
+
+
+def require(step: S | None, field: str) -> S:
+    """Returns the step of an optional feature. Raises Refused if the client asks for a feature that is absent."""
+    if step is None:
+        raise Refused("request_invalid", f"`{field}` is not supported by this server: leave it out")
+    return step

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 import msgspec
 import structlog
@@ -22,19 +21,20 @@ from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.draft import Draft, Stored, TurnDraft, cursor_mismatch
 from tailrace.gateway.turns.file_references import has_files
 from tailrace.gateway.turns.idempotency_key import AUTO
-from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry, OptionalSteps, Retry
+from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry, OptionalSteps, Retry, join_steps, require
 from tailrace.gateway.turns.repeats import New, OtherBody, OtherWriter, Repeat, Repeats, SameTurn
 from tailrace.gateway.turns.request_body import build_entry, check_turn
 from tailrace.proto import entries
 from tailrace.proto.chain import START
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavailable, Refused
+from tailrace.proto.forced_tools import require_offered
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, TurnLog
 from tailrace.proto.runtime.flag import Flag
+from tailrace.proto.schema import schema_of
 
 logger = structlog.get_logger()
 
-S = TypeVar("S")
 Build = Callable[[Admitted], Awaitable[BuiltEntry]]
 """Makes the request entry of a POST that was admitted. Raises Refused, LogError."""
 
@@ -76,6 +76,10 @@ class TurnSubmitter:
         self._steps = steps
         self._expect = expect
 
+    def add_steps(self, steps: OptionalSteps) -> None:
+        """Adds the steps of a feature. Raises ValueError if there are such steps already."""
+        self._steps = join_steps(self._steps, steps)
+
     async def submit(self, draft: TurnDraft) -> Stored:
         """Stores a new turn. Returns it; for a repeated POST, the turn of the first POST.
 
@@ -84,13 +88,13 @@ class TurnSubmitter:
         """
         steps, principal, new_turn = self._steps, draft.principal, draft.new_turn
         if new_turn.webhook is not None:
-            _require(steps.check_webhook, "webhook")(new_turn.webhook)
+            require(steps.check_webhook, "webhook")(new_turn.webhook)
         if new_turn.prompt is not None:
-            new_turn = await _require(steps.render_prompt, "prompt")(new_turn, principal.tenant)
+            new_turn = await require(steps.render_prompt, "prompt")(new_turn, principal.tenant)
             draft = replace(draft, new_turn=new_turn)
         await convert_body(draft.body_bytes, check_turn, new_turn)
         if draft.idempotency_key == AUTO:
-            derive_key = _require(steps.derive_key, f"Idempotency-Key: {AUTO}")
+            derive_key = require(steps.derive_key, f"Idempotency-Key: {AUTO}")
             key, raw = await derive_key(principal, new_turn)
             draft = replace(draft, idempotency_key=key, raw=raw)
         if draft.cursor is not None:
@@ -132,7 +136,9 @@ class TurnSubmitter:
                 admission = await steps.count_request(draft.principal, draft.response_headers, reserved)
             # A slot is held under this id. A claim that appears later does not change the holder of the slot.
             turn = repeat.turn if isinstance(repeat, OtherWriter) else own
-            admitted = Admitted(draft.principal, own, turn, draft.body_bytes, body_sha256, admission, held, find_repeat)
+            admitted = Admitted(
+                draft.principal, own, turn, draft.body_bytes, body_sha256, admission, held, find_repeat, steps
+            )
             try:
                 entry, entry_bytes = await build(admitted)
             except Refused:
@@ -175,7 +181,7 @@ class TurnSubmitter:
         """Returns the request entry of a turn at its position in the conversation."""
         steps, principal, new_turn, body_bytes = self._steps, draft.principal, draft.new_turn, draft.body_bytes
         if new_turn.messages is not None and has_files([message.content for message in new_turn.messages]):
-            insert_files = _require(steps.insert_files, "file_id")
+            insert_files = require(steps.insert_files, "file_id")
             new_turn, file_bytes = await insert_files(new_turn, principal.tenant, body_bytes, admitted.held)
             body_bytes += file_bytes
 
@@ -197,8 +203,10 @@ class TurnSubmitter:
         if steps.estimate_position is not None and (ahead := steps.estimate_position(principal.tenant)) is not None:
             entry = msgspec.structs.replace(entry, queue_position=ahead)
             draft.response_headers.append(lambda _: {"tailrace-queue-position": str(ahead)})
-        if steps.check_schema is not None and entry.options is not None:
-            await steps.check_schema(entry, principal.tenant)
+        if entry.options is not None:
+            require_offered(entry)
+            if (schema := schema_of(entry.options)) is not None:
+                await require(steps.check_schema, "schema")(schema, principal.tenant)
         if admitted.admission is not None:
             entry = await admitted.admission.reserve_turn(admitted.turn.turn, entry)
         entry_bytes = 0
@@ -260,10 +268,3 @@ def _repeated(stored: Stored, retry: Retry | None = None) -> Stored:
     """Counts a repeated POST. Returns its turn with what happens when its answer was delivered."""
     metrics.REPEATED.inc()
     return stored if retry is None else stored._replace(when_delivered=retry.when_delivered)
-
-
-def _require(step: S | None, field: str) -> S:
-    """Returns the step of an optional feature. Raises Refused if the client asks for a feature that is absent."""
-    if step is None:
-        raise Refused("request_invalid", f"`{field}` is not supported by this server: leave it out")
-    return step

@@ -11,13 +11,13 @@ import httpx2
 import pytest
 from prometheus_client import REGISTRY
 
+from tailrace.features.gateway import FEATURES, Settings
 from tailrace.gateway.app import app
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http import server
 from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.http.server import GRACE_S
-from tailrace.gateway.serve import build
-from tailrace.gateway.settings import Settings
+from tailrace.gateway.serve import build, start
 from tailrace.proto import subjects
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
@@ -93,7 +93,7 @@ async def in_process(
     async with asyncio.TaskGroup() as group:
         settings = Settings(nats_url=nats_url, api_keys=api_keys(tenant), linger_s=0)
         gateway = build(settings, connection, group, draining, signer=TokenSigner(b"secret"))
-        transport = httpx2.ASGITransport(app=send_deferred(app(gateway)))
+        transport = httpx2.ASGITransport(app=send_deferred(app(gateway, start(gateway, settings, FEATURES))))
         async with httpx2.AsyncClient(
             transport=transport, base_url="http://x", headers={"x-api-key": KEY, **headers}
         ) as client:

@@ -16,6 +16,8 @@ import httpx2
 import msgspec
 import pytest
 
+from tailrace.features.gateway import FEATURES, Settings
+from tailrace.features.prompts.templates import Prompts
 from tailrace.gateway.app import app
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.history_client import HistoryClient
@@ -25,9 +27,7 @@ from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
-from tailrace.gateway.prompts.templates import Prompts
-from tailrace.gateway.serve import build
-from tailrace.gateway.settings import Settings
+from tailrace.gateway.serve import build, start
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto import entries
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
@@ -318,7 +318,7 @@ async def post(body: dict[str, Any], path: str = "/v1/turns", **headers: str) ->
     async with asyncio.TaskGroup() as group:
         draining = Flag()
         gateway = build(settings, connection, group, draining, signer=TokenSigner(b"secret"))
-        transport = httpx2.ASGITransport(app=send_deferred(app(gateway)))
+        transport = httpx2.ASGITransport(app=send_deferred(app(gateway, start(gateway, settings, FEATURES))))
         all_headers = {"x-api-key": KEY, **(headers or {"idempotency-key": "key"})}
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=all_headers) as client:
             response = await client.post(path, json=body)

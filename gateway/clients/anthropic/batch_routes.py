@@ -42,14 +42,12 @@ from tailrace.gateway.resources.batches import (
     render_with_refused,
 )
 from tailrace.gateway.resources.paging import limit_of, list_page, require_one_cursor
-from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.account_choice import refuse_account_headers
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
 from tailrace.gateway.turns.submit import TurnSubmitter
-from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto.batch_records import ListBatches, StoredBatch, stored_batch
 from tailrace.proto.entries import BatchSource, Failure
 from tailrace.proto.errors import CODES, Refused, not_found
@@ -87,17 +85,13 @@ class NewMessageBatch(BatchOptions, frozen=True, kw_only=True, forbid_unknown_fi
     """The requests of the batch."""
 
 
-async def post(
-    request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuilder, log: TurnLog, settings: Settings
-) -> Response:
+async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuilder, log: TurnLog) -> Response:
     """`POST /v1/messages/batches`: creates a batch of Messages requests.
 
     All requests are checked before the batch is stored.
     """
     new, raw = await request.read(NewMessageBatch)
     refuse_account_headers(request.headers)
-    if new.webhook is not None:
-        check_webhook(settings, new.webhook)
     _check_names(new)
     build = partial(_build, new=new, builder=builder, headers=_headers(request))
     key, *_ = await submitter.store(draft_batch(request, raw), build)
@@ -122,7 +116,7 @@ def _headers(request: ApiRequest) -> Headers:
 
 
 async def _build(admitted: Admitted, *, new: NewMessageBatch, builder: BatchBuilder, headers: Headers) -> BuiltEntry:
-    inputs = await builder.checker(admitted, new.via)
+    inputs = await builder.checker(admitted, new)
     named = ((one.custom_id, one.params) for one in new.requests)
     refused = await add_all(named, partial(_add, inputs=inputs, headers=headers), _refused_line)
     source = BatchSource(None, ENDPOINT, refused=len(refused))

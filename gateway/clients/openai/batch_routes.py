@@ -40,11 +40,9 @@ from tailrace.gateway.resources.batches import (
     render_with_refused,
 )
 from tailrace.gateway.resources.paging import limit_of, list_page
-from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
 from tailrace.gateway.turns.submit import TurnSubmitter
-from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto import batch
 from tailrace.proto.batch_records import ListBatches, StoredBatch, stored_batch
 from tailrace.proto.blobs import Blob
@@ -95,15 +93,12 @@ async def post(
     blob_store: BlobStore,
     log: TurnLog,
     history: HistoryClient,
-    settings: Settings,
 ) -> Response:
     """`POST /v1/batches`: creates a batch of the requests in an uploaded file.
 
     Each line of the file is a request to `endpoint`. The results become a file.
     """
     new, raw = await request.read(NewFileBatch)
-    if new.webhook is not None:
-        check_webhook(settings, new.webhook)
     build = partial(_build, new=new, history=history, builder=builder, bodies=bodies, blob_store=blob_store)
     key, *_ = await submitter.store(draft_batch(request, raw), build)
     stored = stored_batch(key, await log.read_turn(key))
@@ -141,7 +136,7 @@ async def _build(
     except BlobUnknown as error:
         raise not_found("file") from error
     requests, errors = await asyncio.to_thread(parse_lines, content, new.endpoint)
-    inputs = await builder.checker(admitted, new.via, record.bytes)
+    inputs = await builder.checker(admitted, new, record.bytes)
     if errors:
         source = BatchSource(record.file, new.endpoint, refused=len(errors), is_invalid=True)
         return await builder.store(admitted, inputs, new, source, list(map(msgspec.json.encode, errors)))

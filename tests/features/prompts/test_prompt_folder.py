@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tailrace.gateway.prompts import templates
-from tailrace.gateway.prompts.templates import DIVIDED_MAX, RENDERED_AT_ONCE, SOURCE_CHARS_MAX, Prompts
+from tailrace.features.prompts import templates
+from tailrace.features.prompts.templates import DIVIDED_MAX, RENDERED_AT_ONCE, SOURCE_CHARS_MAX, Prompts
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, NewTurn, Params, PromptUse
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused, SettingsInvalid
