@@ -1,16 +1,33 @@
 """The features of a gateway, in the order of their routes, and its settings with theirs."""
 
+from tailrace.features.auto_idempotency.gateway import FEATURE as AUTO_IDEMPOTENCY
 from tailrace.features.ops.gateway import FEATURE as OPS
 from tailrace.features.pace.gateway import FEATURE as PACE
 from tailrace.features.prompts.gateway import FEATURE as PROMPTS
+from tailrace.features.sdk_retries.gateway import FEATURE as SDK_RETRIES
+from tailrace.features.structured_output.gateway import FEATURE as STRUCTURED_OUTPUT
 from tailrace.features.tickets.gateway import FEATURE as TICKETS
+from tailrace.features.timeline.gateway import FEATURE as TIMELINE
+from tailrace.features.unread_tokens.gateway import FEATURE as UNREAD_TOKENS
+from tailrace.features.webhooks.gateway import FEATURE as WEBHOOKS
 from tailrace.gateway import app
 from tailrace.gateway.feature import Features
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.settings import Settings as CoreSettings
 from tailrace.proto.runtime.settings import extend
 
-FEATURES: Features = (OPS, TICKETS, PACE, PROMPTS)
+FEATURES: Features = (
+    OPS,
+    TICKETS,
+    PACE,
+    PROMPTS,
+    WEBHOOKS,
+    STRUCTURED_OUTPUT,
+    AUTO_IDEMPOTENCY,
+    SDK_RETRIES,
+    UNREAD_TOKENS,
+    TIMELINE,
+)
 
 Settings = extend(CoreSettings, [feature.settings for feature in FEATURES])
 """The settings of the core and of each feature."""

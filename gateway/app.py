@@ -48,7 +48,6 @@ from tailrace.gateway.resources import (
     projects,
     running,
     sessions,
-    timeline,
     usage,
 )
 from tailrace.gateway.services import Gateway
@@ -59,7 +58,6 @@ from tailrace.proto.runtime import tracing
 ROUTES: list[Route] = [
     *NATIVE_ROUTES,
     *SESSION_EVENT_ROUTES,
-    *timeline.ROUTES,
     *batches.ROUTES,
     *BLOB_ROUTES,
     *FILE_ROUTES,

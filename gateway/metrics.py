@@ -72,12 +72,6 @@ WRITABLE = Gauge(
     "tailrace_gateway_log_writable",
     "1 while the log and the bucket CLAIMS store messages, 0 after one of them has stored none for some seconds",
 )
-UNREAD_TOKENS = Counter(
-    "tailrace_gateway_unread_tokens_total",
-    "Output tokens that turns accepted here generated while no reader was connected to any gateway, by model; an "
-    "estimate from a look at the readers every 5 s, counted at a turn's end; without turns of less than a second",
-    ["model"],
-)
 SENT_BYTES = Counter("tailrace_gateway_sent_bytes_total", "Bytes of frames written to streams")
 FULLNESS = Gauge("tailrace_gateway_log_fullness_ratio", "Share of the stream's byte limit that is used")
 OLDEST_WAITING_S = Gauge(

@@ -34,8 +34,6 @@ from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.streaming.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.streaming.stream_record import StreamRecords
-from tailrace.gateway.turns.auto_idempotency import derive_key
-from tailrace.gateway.turns.check_schema import check_schema
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.deleted_parent import ParentCheck
@@ -46,12 +44,9 @@ from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.repeats import Repeats
 from tailrace.gateway.turns.respond import Responder
-from tailrace.gateway.turns.sdk_retries import SdkRetries
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.store_trace import with_trace
 from tailrace.gateway.turns.submit import TurnSubmitter
-from tailrace.gateway.turns.unread_tokens import watch_readers
-from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto import service
 from tailrace.proto.models import parse_aliases
 from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Counters, Rpc, Slots, Tombstones, TurnLog
@@ -61,12 +56,9 @@ from tailrace.proto.nats.logins import LoginStore
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.flag import Flag
-from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.runtime.listen_error import listen_error
 from tailrace.proto.runtime.settings import select
 
-# How long the check of a schema waits for a free subprocess.
-CHECK_WAIT_S = 10.0
 # Thresholds of the garbage collector's three generations; Python's defaults are (700, 10, 10). A full collection takes
 # most of a second with 5,000 streams, in which none is served, and finds little: mostly errors, such as the timeout of
 # a request to NATS, which are in reference cycles.
@@ -189,26 +181,18 @@ def build(
     storage = build_storage(settings, connection, history, limiter)
     deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s, draining)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
-    schemas = SchemaChecker(wait_s=CHECK_WAIT_S)
     queue = QueueEstimate(connection, rpc, settings.queue_max)
     health = LogHealth(connection)
-    retries = SdkRetries(claims, presence)
     steps = OptionalSteps(
-        check_webhook=partial(check_webhook, settings),
-        derive_key=partial(derive_key, log, claims),
-        find_retry=retries.find_retry,
         check_queue=queue.check,
         check_share=storage.log_share.check,
         count_request=partial(count_request, limiter),
         insert_files=storage.uploaded_files.insert_files,
         estimate_position=queue.estimate_position,
-        check_schema=partial(check_schema, schemas),
         store_blobs=storage.request_blobs.store_blobs,
         add_trace=with_trace if tracing.is_on() else None,
-        claim_retry=retries.claim_retry,
         count_stored=storage.log_share.add,
         check_parent=ParentCheck(log, history, deleter).check_parent,
-        watch_readers=partial(watch_readers, presence),
     )
     submitter = TurnSubmitter(
         log,
@@ -246,6 +230,7 @@ def build(
         submitter=submitter,
         responder=Responder(submitter, streams),
         deleter=deleter,
+        presence=presence,
         uploaded_files=storage.uploaded_files,
         batch_builder=BatchBuilder(
             connection, catalogue, limiter, storage.request_blobs, storage.uploaded_files, settings

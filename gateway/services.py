@@ -21,6 +21,7 @@ from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.inline_files import UploadedFiles
 from tailrace.gateway.turns.read_turn import TurnReader
+from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.submit import TurnSubmitter
@@ -55,6 +56,7 @@ class Gateway(NamedTuple):
     submitter: TurnSubmitter
     responder: Responder
     deleter: Deleter
+    presence: ReaderPresence
     uploaded_files: UploadedFiles
     batch_builder: BatchBuilder
     health_checks: HealthChecks

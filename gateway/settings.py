@@ -160,9 +160,3 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         str,
         Meta(description="Unix socket of `tailrace up`, which kills processes for the demo on the page `/`"),
     ] = ""
-    webhooks: Annotated[
-        bool, Meta(description="whether a turn may name a webhook; persistence sends it and needs TAILRACE_WEBHOOK_KEY")
-    ] = False
-    webhook_private_hosts: Annotated[
-        str, Meta(description="hosts, separated by commas, that may be private addresses and may use plain http")
-    ] = ""

@@ -14,7 +14,6 @@ from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.limits import Limits, parse_limits_setting
 from tailrace.proto.models import extend_models, parse_aliases
 from tailrace.proto.runtime.settings import select
-from tailrace.proto.ssrf import parse_private_hosts
 
 
 async def check(settings: Settings, features: Features) -> None:
@@ -25,7 +24,6 @@ async def check(settings: Settings, features: Features) -> None:
     parse_aliases(settings.model_aliases)
     common_limits(settings)
     networks(settings.proxies)
-    parse_private_hosts(settings.webhook_private_hosts)
     _check_disk(settings.disk)
     for feature in features:
         if feature.check is not None:

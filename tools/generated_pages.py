@@ -16,6 +16,7 @@ from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
+import tailrace.features.unread_tokens.gateway
 import tailrace.features.webhooks.metrics
 import tailrace.gateway.metrics
 import tailrace.generators.backends.measured
@@ -48,7 +49,7 @@ METRICS = {
         tailrace.proto.nats.setup_state,
         tailrace.proto.nats.follower,
     ),
-    "Gateways": (tailrace.gateway.metrics,),
+    "Gateways": (tailrace.gateway.metrics, tailrace.features.unread_tokens.gateway),
     "Generators": (tailrace.generators.metrics, tailrace.generators.backends.measured),
     "Persistence": (tailrace.persistence.metrics, tailrace.features.webhooks.metrics),
     "Every process that exports traces": (tailrace.proto.runtime.trace_export,),

@@ -10,8 +10,8 @@ from tailrace.deploy.cli.arguments import add_data, add_json, add_turn_id, tenan
 from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import make_printable
+from tailrace.features.timeline.timeline import EndStep, Step, Timeline, read
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.gateway.turns.timeline import EndStep, Step, Timeline, read
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Rpc, TurnLog

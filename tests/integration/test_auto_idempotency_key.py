@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tailrace.gateway.turns import auto_idempotency
+from tailrace.features.auto_idempotency import gateway as auto_idempotency
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.ids import new_id
 from tests.harness import jwts

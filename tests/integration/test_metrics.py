@@ -9,8 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tailrace.deploy.local import ports
-from tailrace.gateway.metrics import UNREAD_TOKENS
-from tailrace.gateway.turns import unread_tokens
+from tailrace.features.unread_tokens import gateway as unread_tokens
+from tailrace.features.unread_tokens.gateway import UNREAD_TOKENS
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tests.harness.readers import read
 from tests.harness.system import System

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tailrace.gateway.turns import sdk_retries
-from tailrace.gateway.turns.sdk_retries import RETRY_COUNT, SUBSCRIBE_WAIT_S
+from tailrace.features.sdk_retries import gateway as sdk_retries
+from tailrace.features.sdk_retries.gateway import RETRY_COUNT, SUBSCRIBE_WAIT_S
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
 from tailrace.proto.subjects import CLAIMS_STREAM

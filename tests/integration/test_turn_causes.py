@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tailrace.gateway.turns.timeline import Timeline, build
+from tailrace.features.timeline.timeline import Timeline, build
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Event
 from tailrace.proto.ids import TurnKey, new_id

@@ -8,6 +8,7 @@ import prometheus_client
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
+import tailrace.features.unread_tokens.gateway
 import tailrace.features.webhooks.metrics
 import tailrace.gateway.metrics
 import tailrace.generators.backends.measured
@@ -82,6 +83,7 @@ MODULES = (
     tailrace.gateway.metrics,
     tailrace.generators.metrics,
     tailrace.generators.backends.measured,
+    tailrace.features.unread_tokens.gateway,
     tailrace.features.webhooks.metrics,
     tailrace.persistence.metrics,
     tailrace.proto.nats.follower,

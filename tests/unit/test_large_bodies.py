@@ -12,12 +12,12 @@ import structlog.testing
 from starlette.requests import Request
 from starlette.types import Message
 
+from tailrace.features.auto_idempotency.gateway import derive_key
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.http import error_responses, large_bodies
 from tailrace.gateway.http.json_response import json_response, large_json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
-from tailrace.gateway.turns.auto_idempotency import derive_key
 from tailrace.gateway.turns.inline_files import UploadedFiles
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.generators import load_blobs

@@ -314,7 +314,7 @@ async def post(body: dict[str, Any], path: str = "/v1/turns", **headers: str) ->
     nats = SimpleNamespace(max_payload=1_000_000, new_inbox=lambda: "inbox")
     connection: Any = SimpleNamespace(client=nats, jetstream=None)
     key = hashlib.sha256(KEY.encode()).hexdigest()
-    settings = Settings(api_keys=f"ours:{key}", limits_key=LIMITS, webhooks=True)
+    settings = msgspec.convert({"api_keys": f"ours:{key}", "limits_key": LIMITS, "webhooks": True}, Settings)
     async with asyncio.TaskGroup() as group:
         draining = Flag()
         gateway = build(settings, connection, group, draining, signer=TokenSigner(b"secret"))

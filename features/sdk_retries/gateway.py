@@ -12,9 +12,11 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+from tailrace.gateway.feature import Feature, NoSettings, Parts
 from tailrace.gateway.http.hash_body import hash_body
+from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.draft import TurnDraft
-from tailrace.gateway.turns.optional_steps import Retry, WhenDelivered
+from tailrace.gateway.turns.optional_steps import OptionalSteps, Retry, WhenDelivered
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnKey
@@ -106,3 +108,12 @@ async def _key(draft: TurnDraft) -> str:
     parts = (principal.key, principal.user, draft.path, headers, await hash_body(draft.raw))
     # The space keeps it apart from each Idempotency-Key that a client sends: none can contain one.
     return f"sdk {await hash_body(msgspec.json.encode(parts))}"
+
+
+def start(gateway: Gateway, _: NoSettings) -> Parts:
+    """Makes the steps that find the turn of a repetition, and claim that of any other request."""
+    retries = SdkRetries(gateway.claims, gateway.presence)
+    return Parts(steps=OptionalSteps(find_retry=retries.find_retry, claim_retry=retries.claim_retry))
+
+
+FEATURE = Feature(NoSettings, start)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.cli.turn import render
-from tailrace.gateway.turns.timeline import CANCEL_CAUSES, Timeline, build, read
+from tailrace.features.timeline.timeline import CANCEL_CAUSES, Timeline, build, read
 from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import CancelCause, Event, Failure, Mode, StoredEntry

@@ -4,11 +4,16 @@ A turn that failed or was cancelled is not reused: then the same key with a numb
 the same sequence of keys to the same turn.
 """
 
+from functools import partial
+
 import msgspec
 
 from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.feature import Feature, NoSettings, Parts
 from tailrace.gateway.http.hash_body import hash_body
+from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.idempotency_key import AUTO, find_usable_key
+from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import long_strings
 from tailrace.proto.nats import Claims, TurnLog
@@ -27,3 +32,11 @@ async def derive_key(log: TurnLog, claims: Claims, principal: Principal, new_tur
     key = f"{AUTO} {await hash_body(canonical)}"
     keys = [key, *(f"{key} {number}" for number in range(1, FAILED_MAX))]
     return await find_usable_key(log, claims, principal.tenant, keys), canonical
+
+
+def start(gateway: Gateway, _: NoSettings) -> Parts:
+    """Makes the step that derives the key."""
+    return Parts(steps=OptionalSteps(derive_key=partial(derive_key, gateway.log, gateway.claims)))
+
+
+FEATURE = Feature(NoSettings, start)

@@ -4,12 +4,13 @@ from functools import partial
 
 from starlette.responses import Response
 
+from tailrace.features.timeline import timeline
+from tailrace.features.timeline.timeline import Timeline
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.feature import Feature, NoSettings, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.route import TURNS, Route
-from tailrace.gateway.turns import timeline
-from tailrace.gateway.turns.timeline import Timeline
 from tailrace.proto.errors import TurnUnknown, not_found
 from tailrace.proto.nats import Rpc, TurnLog
 
@@ -33,3 +34,6 @@ async def get_timeline(request: ApiRequest, log: TurnLog, history: HistoryClient
 ROUTES = [
     Route("GET", "/v1/turns/{turn}/timeline", get_timeline, "read", TURNS, result=Timeline),
 ]
+
+
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES)
