@@ -27,7 +27,7 @@ from tailrace.proto.runtime import settings
 from tailrace.proto.service import HEALTH_CHECKS
 from tailrace.proto.version import VERSION
 from tests.harness.processes import CHECKOUT
-from tools.generated_pages import metrics_tables
+from tools.reference_tables import metrics_tables
 
 BIN = Path(sys.executable).parent
 HERE = CHECKOUT / "deploy/kubernetes"

@@ -10,7 +10,7 @@ import pytest
 
 from tailrace.deploy.monitoring.rules import ALERTS, SERVICE_LEVELS
 from tailrace.features.ops.panels import DASHBOARDS
-from tools.generated_pages import metrics_tables
+from tools.reference_tables import metrics_tables
 
 CHECKOUT = Path(__file__).parents[2]
 FOLDER = CHECKOUT / "deploy/monitoring"

@@ -32,7 +32,7 @@ from tailrace.proto.models import models
 from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
 from tailrace.proto.runtime.fast_histogram import FastHistogram
 from tailrace.proto.usage import Usage
-from tools.generated_pages import build_page, labels_of
+from tools.reference_tables import labels_of, metrics_tables
 
 STREAM_GAUGES = [f"jetstream_stream_{name}" for name in ("total_messages", "total_bytes", "limit_bytes")]
 CONSUMER_GAUGES = [f"jetstream_consumer_num_{name}" for name in ("pending", "ack_pending", "redelivered")]
@@ -110,6 +110,6 @@ def test_metrics_page_lists_every_scraped_name() -> None:
         r"^# TYPE ((?:tailrace|gen_ai|jetstream)_\S+) ", prometheus_client.generate_latest().decode(), re.MULTILINE
     )
     names = {name for name in scraped if not name.endswith("_created")}
-    page = build_page("docs/METRICS.md")
+    page = metrics_tables()
     assert len(names) == len(METRICS)
     assert names == set(re.findall(r"^\| `((?:tailrace|gen_ai|jetstream)_\w+)` \|", page, re.MULTILINE))

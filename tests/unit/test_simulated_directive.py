@@ -6,7 +6,7 @@ import pytest
 
 from tailrace.deploy.simulated_claude.directive import Directive, DirectiveInvalid, Setting, read, remove_directives
 from tailrace.deploy.simulated_claude.fault import FAULT_KINDS, Fault
-from tools.generated_pages import simulated_help
+from tools.reference_tables import simulated_help
 
 
 @pytest.mark.parametrize(

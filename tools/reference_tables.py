@@ -1,0 +1,128 @@
+"""Reference tables from the code, in Markdown: settings, metrics, error codes, the simulated Claude, Claude's API."""
+
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+
+from prometheus_client.metrics import MetricWrapperBase
+
+import tailrace.features.unread_tokens.gateway
+import tailrace.features.webhooks.metrics
+import tailrace.gateway.metrics
+import tailrace.generators.backends.measured
+import tailrace.generators.metrics
+import tailrace.persistence.metrics
+import tailrace.proto.nats.follower
+import tailrace.proto.nats.setup_state
+import tailrace.proto.runtime.trace_export
+import tailrace.proto.service
+from tailrace.deploy.local.check_environment import SERVICES
+from tailrace.deploy.simulated_claude.directive import HELP
+from tailrace.proto.errors import CODES
+from tailrace.proto.runtime import settings
+from tailrace.proto.runtime.fast_histogram import FastHistogram
+from tools import api_surface
+
+# The help text indents words by two columns and the kinds of faults by 19.
+HELP_WORD = re.compile(r"^  (\S+) +(.*)$", re.MULTILINE)
+HELP_KIND = re.compile(r"^ {19}(\S+(?: \S+)*) {2,}(.*)$", re.MULTILINE)
+METRICS = {
+    "Every process": (
+        tailrace.proto.service,
+        tailrace.proto.nats.setup_state,
+        tailrace.proto.nats.follower,
+    ),
+    "Gateways": (tailrace.gateway.metrics, tailrace.features.unread_tokens.gateway),
+    "Generators": (tailrace.generators.metrics, tailrace.generators.backends.measured),
+    "Persistence": (tailrace.persistence.metrics, tailrace.features.webhooks.metrics),
+    "Every process that exports traces": (tailrace.proto.runtime.trace_export,),
+}
+
+
+def settings_tables() -> str:
+    """Returns one table for each process."""
+    parts = []
+    for name, kind in SERVICES:
+        rows = [
+            f"| `{variable}` | {type_} | `{default}` | {why} |"
+            for variable, type_, default, why in settings.table(kind)
+        ]
+        parts += [
+            f"## python -m tailrace.{name}\n",
+            "| name | type | default | meaning |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def metrics_tables() -> str:
+    """Returns one table for each kind of process."""
+    parts = []
+    for of, modules in METRICS.items():
+        values = [value for module in modules for value in vars(module).values()]
+        rows = [metric_row(value) for value in values if isinstance(value, MetricWrapperBase | FastHistogram)]
+        parts += [f"## {of}\n", "| name | type | labels | meaning |", "|---|---|---|---|", *rows, ""]
+    return "\n".join(parts)
+
+
+def metric_row(metric: MetricWrapperBase | FastHistogram) -> str:
+    (family,) = metric.describe()
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    labels = ", ".join(f"`{label}`" for label in labels_of(metric))
+    return f"| `{name}` | {family.type} | {labels} | {family.documentation} |"
+
+
+def labels_of(metric: MetricWrapperBase | FastHistogram) -> Sequence[str]:
+    if isinstance(metric, FastHistogram):
+        return metric.labels
+    names: Sequence[str] = metric._labelnames  # noqa: SLF001  # there is no public attribute
+    return names
+
+
+def errors_table() -> str:
+    rows = [
+        f"| `{code}` | {row.status} | `{row.type}` | {'yes' if row.is_retryable else 'no'} "
+        f"| {row.meaning} | {row.advice} |"
+        for code, row in CODES.items()
+    ]
+    columns = ("code", "status", "type", "retry", "meaning", "what to do")
+    return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows, ""])
+
+
+def simulated_help() -> str:
+    """Returns the `--help` text of the simulated Claude, with its directives and faults as tables."""
+    about, _, rest = HELP.partition("\n\n")
+    listed, _, notes = rest.partition("\n\n")
+    return "\n".join(
+        [
+            f"{about}\n",
+            *("| word | meaning |", "|---|---|", *table_rows(HELP_WORD.findall(listed))),
+            *("\n| KIND | what happens |", "|---|---|", *table_rows(HELP_KIND.findall(listed))),
+            *(f"\n{textwrap.fill(paragraph, 100, break_on_hyphens=False)}" for paragraph in notes.split("\n\n")),
+            "",
+        ]
+    )
+
+
+def claude_api_tables() -> str:
+    """Returns the verdicts on the types of Claude's API as tables, each without its empty columns."""
+    groups = api_surface.read_table().values()
+    total = Counter(row.verdict for group in groups for row in group.rows.values())
+    meanings = [f"| {verdict} | {meaning} | {total[verdict]} |" for verdict, meaning in api_surface.VERDICTS.items()]
+    parts = ["| verdict | meaning | types |", "|---|---|---|", *meanings]
+    for group in groups:
+        about = textwrap.fill(group.about, 100, break_on_hyphens=False, break_long_words=False)
+        parts += [f"\n## {group.title}\n", *([f"{about}\n"] if about else [])]
+        columns = [name for name in api_surface.COLUMNS if any(getattr(row, name) for row in group.rows.values())]
+        parts += [f"| {' | '.join(['type', *(api_surface.COLUMNS[name] for name in columns)])} |"]
+        parts += ["|---" * (len(columns) + 1) + "|"]
+        for name, row in group.rows.items():
+            parts += [f"| {' | '.join([f'`{name}`', *(getattr(row, column) for column in columns)])} |"]
+    return "\n".join([*parts, ""])
+
+
+def table_rows(rows: list[tuple[str, str]]) -> list[str]:
+    return [f"| `{name}` | {meaning} |" for name, meaning in rows]
