@@ -35,9 +35,9 @@ BYTES_MAX = 768 * 1024**2
 # How many short tests are between two files of long ones. About 2,500 short tests use servers, and come first.
 SHORT_BETWEEN = 60
 
-# What `--quick` leaves out: the clients, with their browsers and frameworks, and the integration tests that may take
-# longer than the default time limit, such as those of images, overlays and dashboards.
-CLIENTS, INTEGRATION = (Path(__file__).parent / name for name in ("clients", "integration"))
+# What `--quick` leaves out: the clients, with their browsers and frameworks, and the tests of the whole system and of
+# features that may take longer than the default time limit, such as those of images, overlays and dashboards.
+CLIENTS, *MAY_BE_LONG = (Path(__file__).parent / name for name in ("clients", "integration", "features"))
 # How many lines of each process are part of the report of a failure.
 LINES_SHOWN = 50
 BEGAN_AT = pytest.StashKey[float]()
@@ -119,7 +119,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [
             item
             for item in items
-            if CLIENTS in item.path.parents or (INTEGRATION in item.path.parents and seconds(item) > limit_s)
+            if CLIENTS in item.path.parents
+            or (seconds(item) > limit_s and any(folder in item.path.parents for folder in MAY_BE_LONG))
         ]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
