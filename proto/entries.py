@@ -210,7 +210,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """The error of a failed turn: a code of proto.errors.CODES, a message, and the delay after which to retry."""
 
     code: str
-    """The code of the error, from docs/ERRORS.md."""
+    """The code of the error: `tailrace explain CODE` explains it."""
     message: str
     """The fault."""
     retry_after_s: float | None = None

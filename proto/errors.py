@@ -232,7 +232,7 @@ class BackendError(TailraceError):
 
 
 class Code(msgspec.Struct, frozen=True):
-    """A row of the error table: HTTP status, Anthropic's error type, and the text of docs/ERRORS.md."""
+    """A row of the error table: HTTP status, Anthropic's error type, and the texts of `tailrace explain`."""
 
     status: int
     type: str

@@ -242,7 +242,7 @@ WHAT_USERS_FEEL = Dashboard(
         Panel(
             "Refused requests, by code",
             "reqps",
-            "Responses with an error. docs/ERRORS.md lists the codes.",
+            "Responses with an error. `tailrace explain errors` lists the codes.",
             Threshold(1, 10),
             REFUSED,
             (rate("tailrace_gateway_refused_total", "code"),),
@@ -393,7 +393,7 @@ GENERATORS_AND_SCALING = Dashboard(
         Panel(
             "Failed turns, by code",
             "ops",
-            "Turns that ended as failed. docs/ERRORS.md lists the codes.",
+            "Turns that ended as failed. `tailrace explain errors` lists the codes.",
             Threshold(0.01, 0.1),
             SLOW,
             (rate("tailrace_generator_failures_total", "code"),),

@@ -40,7 +40,7 @@ class Problem(msgspec.Struct, frozen=True):
     type: str
     """The kind of error, as Anthropic's API names it."""
     code: str
-    """The code of the error, from docs/ERRORS.md."""
+    """The code of the error: `tailrace explain CODE` explains it."""
     param: str | None = None
     """The field or query parameter that is wrong, as OpenAI's API names it: `messages[0].content`."""
     details: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET

@@ -177,7 +177,7 @@ async def health(_: ApiRequest, checks: HealthChecks) -> Response:
 async def metrics(request: ApiRequest) -> Response:
     """`GET /metrics`: for Prometheus. In the OpenMetrics format, if it is accepted, histograms have exemplars.
 
-    docs/METRICS.md describes each metric.
+    A line `# HELP` describes each metric.
     """
     # Proxies hide this path (docs/PROXIES.md). Some, such as HAProxy, compare it as it was sent.
     if request.scope["raw_path"] != METRICS.encode():
