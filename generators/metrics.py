@@ -36,19 +36,11 @@ FAILOVERS = Counter(
     "Failovers of turns, by the new backend and the code of the failure",
     ["backend", "code"],
 )
-BACKEND_DOWN = Gauge(
-    "tailrace_generator_backend_down", "Whether this process has found a backend down, and turns avoid it", ["backend"]
-)
 KEY_REFUSED = Gauge(
     "tailrace_generator_key_refused", "Whether the API of a backend refused the key in its last call", ["backend"]
 )
 CALLS_REPEATED = Counter(
     "tailrace_generator_calls_repeated_total", "Calls repeated before the first event, by code", ["code"]
-)
-SCHEMA_CHECKS = Counter(
-    "tailrace_generator_schema_checks_total",
-    "Answers checked against a JSON Schema: fits, misfit, unchecked",
-    ["verdict"],
 )
 APPEND_S = FastHistogram(
     "tailrace_generator_append_seconds",

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from prometheus_client.metrics import MetricWrapperBase
 
+import tailrace.features.failover.metrics
+import tailrace.features.structured_output.metrics
 import tailrace.features.unread_tokens.gateway
 import tailrace.features.webhooks.metrics
 import tailrace.gateway.metrics
@@ -34,7 +36,12 @@ METRICS = {
         tailrace.proto.nats.follower,
     ),
     "Gateways": (tailrace.gateway.metrics, tailrace.features.unread_tokens.gateway),
-    "Generators": (tailrace.generators.metrics, tailrace.generators.backends.measured),
+    "Generators": (
+        tailrace.generators.metrics,
+        tailrace.generators.backends.measured,
+        tailrace.features.failover.metrics,
+        tailrace.features.structured_output.metrics,
+    ),
     "Persistence": (tailrace.persistence.metrics, tailrace.features.webhooks.metrics),
     "Every process that exports traces": (tailrace.proto.runtime.trace_export,),
 }

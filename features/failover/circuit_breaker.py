@@ -20,7 +20,7 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from tailrace.generators import metrics
+from tailrace.features.failover import metrics
 from tailrace.generators.backend_order import BackendOrder, BackendOrders
 from tailrace.generators.backends import Call
 from tailrace.proto.errors import CODES, BackendError

@@ -8,9 +8,9 @@ against the client's schema.
 import msgspec
 import structlog
 
+from tailrace.features.structured_output import metrics
 from tailrace.features.structured_output.forced_calls import request_forced_call, write_forced_call
 from tailrace.features.structured_output.native_schema import to_native
-from tailrace.generators import metrics
 from tailrace.generators.backends import Call
 from tailrace.generators.feature import Feature, Hooks
 from tailrace.generators.planner import AnswerCheck

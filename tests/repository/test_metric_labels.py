@@ -8,6 +8,8 @@ import prometheus_client
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
+import tailrace.features.failover.metrics
+import tailrace.features.structured_output.metrics
 import tailrace.features.unread_tokens.gateway
 import tailrace.features.webhooks.metrics
 import tailrace.gateway.metrics
@@ -83,6 +85,8 @@ MODULES = (
     tailrace.gateway.metrics,
     tailrace.generators.metrics,
     tailrace.generators.backends.measured,
+    tailrace.features.failover.metrics,
+    tailrace.features.structured_output.metrics,
     tailrace.features.unread_tokens.gateway,
     tailrace.features.webhooks.metrics,
     tailrace.persistence.metrics,
