@@ -1,6 +1,8 @@
 """The features of a gateway, in the order of their routes, and its settings with theirs."""
 
+from tailrace.features.admin.gateway import FEATURE as ADMIN
 from tailrace.features.auto_idempotency.gateway import FEATURE as AUTO_IDEMPOTENCY
+from tailrace.features.logins.gateway import FEATURE as LOGINS
 from tailrace.features.ops.gateway import FEATURE as OPS
 from tailrace.features.pace.gateway import FEATURE as PACE
 from tailrace.features.prompts.gateway import FEATURE as PROMPTS
@@ -17,9 +19,6 @@ from tailrace.gateway.settings import Settings as CoreSettings
 from tailrace.proto.runtime.settings import extend
 
 FEATURES: Features = (
-    OPS,
-    TICKETS,
-    PACE,
     PROMPTS,
     WEBHOOKS,
     STRUCTURED_OUTPUT,
@@ -27,6 +26,11 @@ FEATURES: Features = (
     SDK_RETRIES,
     UNREAD_TOKENS,
     TIMELINE,
+    TICKETS,
+    PACE,
+    LOGINS,
+    ADMIN,
+    OPS,
 )
 
 Settings = extend(CoreSettings, [feature.settings for feature in FEATURES])

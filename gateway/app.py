@@ -38,12 +38,10 @@ from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
 from tailrace.gateway.page import index
 from tailrace.gateway.page.demo import demo_middleware
 from tailrace.gateway.resources import (
-    admin,
     batches,
     deletion,
     erasure,
     health,
-    login,
     models,
     projects,
     running,
@@ -68,8 +66,6 @@ ROUTES: list[Route] = [
     *running.ROUTES,
     *projects.ROUTES,
     *usage.ROUTES,
-    *admin.ROUTES,
-    *login.ROUTES,
     *TUTORIAL_ROUTES,
     *AI_SDK_ROUTES,
     *OPENAI_CHAT_ROUTES,

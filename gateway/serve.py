@@ -9,7 +9,6 @@ from typing import NamedTuple
 from tailrace.gateway.app import app, overflow_app
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
-from tailrace.gateway.auth.login import Logins
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.clients.native.new_turns import NewTurns
 from tailrace.gateway.feature import Features, Started
@@ -50,9 +49,7 @@ from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto import service
 from tailrace.proto.models import parse_aliases
 from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Counters, Rpc, Slots, Tombstones, TurnLog
-from tailrace.proto.nats.administration import Administration
 from tailrace.proto.nats.api_keys import ApiKeyStore
-from tailrace.proto.nats.logins import LoginStore
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.flag import Flag
@@ -167,7 +164,6 @@ def build(
     rpc = Rpc(connection)
     claims = Claims(connection)
     authenticator = authenticator or Authenticator(settings, ApiKeyCache())
-    logins = add_logins(authenticator, signer, connection)
     limiter = build_limiter(settings, connection, log, authenticator.api_keys)
     history = HistoryClient(rpc, settings.query_timeout_s)
     fan_out = FanOut(log, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
@@ -221,7 +217,6 @@ def build(
         queue_estimate=queue,
         authenticator=authenticator,
         signer=signer,
-        logins=logins,
         bodies=storage.bodies,
         catalogue=catalogue,
         streams=streams,
@@ -236,16 +231,7 @@ def build(
             connection, catalogue, limiter, storage.request_blobs, storage.uploaded_files, settings
         ),
         health_checks=HealthChecks(connection, rpc, health, storage.fullness, draining),
-        administration=Administration(connection),
     )
-
-
-def add_logins(authenticator: Authenticator, signer: TokenSigner, connection: Connection) -> Logins:
-    """Makes `authenticator` accept access tokens."""
-    logins = Logins(signer, LoginStore(connection), authenticator.find_key)
-    authenticator.add_verifier(logins)
-    authenticator.sources.append(logins.source)
-    return logins
 
 
 def build_limiter(settings: Settings, connection: Connection, log: TurnLog, keys: ApiKeyCache) -> Limiter:

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from tailrace.gateway.auth.authenticate import Authenticator
-from tailrace.gateway.auth.login import Logins
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.clients.native.new_turns import NewTurns
 from tailrace.gateway.history_client import HistoryClient
@@ -26,7 +25,6 @@ from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.nats import BlobStore, Claims, Connection, Rpc, TurnLog
-from tailrace.proto.nats.administration import Administration
 
 
 class Gateway(NamedTuple):
@@ -47,7 +45,6 @@ class Gateway(NamedTuple):
     queue_estimate: QueueEstimate
     authenticator: Authenticator
     signer: TokenSigner
-    logins: Logins
     bodies: BodyReader
     catalogue: Catalogue
     streams: StreamContext
@@ -60,4 +57,3 @@ class Gateway(NamedTuple):
     uploaded_files: UploadedFiles
     batch_builder: BatchBuilder
     health_checks: HealthChecks
-    administration: Administration

@@ -88,8 +88,8 @@ class Route(msgspec.Struct, frozen=True):
     parameters: tuple[Parameter, ...] = ()
     statuses: Mapping[int, str] = {}
     """Further statuses that are not errors, with their descriptions."""
-    uses_cookie: bool = False
-    """Whether the credential is the login cookie instead of a key."""
+    cookie: str = ""
+    """The name of the cookie that is the credential instead of a key."""
 
     @property
     def query_names(self) -> frozenset[str]:

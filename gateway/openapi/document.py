@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.auth.login import COOKIE
 from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
 from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.http.form import Form
@@ -92,6 +91,7 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
     paths: dict[str, Json] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of, components)
+    cookie = next((one.cookie for one in routes if one.cookie), None)
     return {
         "openapi": OPENAPI_VERSION,
         "info": {"title": "Tailrace", "version": version, "description": ABOUT, "license": LICENSE},
@@ -103,7 +103,7 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
             "securitySchemes": {
                 # `x-api-key` is left out: clients of hey-api would send both headers, which the gateway refuses.
                 "bearer": {"type": "http", "scheme": "bearer", "description": BEARER},
-                "login": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+                **({"login": {"type": "apiKey", "in": "cookie", "name": cookie}} if cookie else {}),
             },
         },
     }
@@ -135,7 +135,7 @@ def _operation(route: Route, schema_of: dict[Any, Json], components: Json) -> Js
         operation["externalDocs"] = {"url": route.section.reference}
     _add_examples(operation, route, components)
     # OpenAPI 3.1.1, 4.8.30: the credential, with the scopes that the guard of the route requires.
-    credential = "login" if route.uses_cookie else "bearer"
+    credential = "login" if route.cookie else "bearer"
     operation["security"] = [] if route.need == "public" else [{credential: [route.need]}]
     return operation
 

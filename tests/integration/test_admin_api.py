@@ -17,7 +17,7 @@ from tailrace.deploy.cli.keys import create
 from tailrace.deploy.cli.limits import apply_change
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.resources import admin
+from tailrace.features.admin import gateway as admin
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant

@@ -11,9 +11,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.logins.logins import COOKIE
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.jwt import LEEWAY_S
-from tailrace.gateway.auth.login import COOKIE
 from tailrace.gateway.auth.signed_tokens import Access, TokenSigner
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.api_key import SCOPES, NewKey, Scope, hash_key, new_key

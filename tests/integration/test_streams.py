@@ -15,7 +15,7 @@ from nats.js.api import AckPolicy, DiscardPolicy, PersistMode, RePublish, Retent
 from tailrace.deploy.local.nats_cluster import new_specs
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.readiness import http_get
-from tailrace.gateway.auth.login import LOGIN_S
+from tailrace.features.logins.logins import LOGIN_S
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import Seq, Tenant

@@ -66,6 +66,7 @@ def test_failed_tests_run_once_more(
     assert {text: out.count(text) for text in shown} == shown
 
 
+@pytest.mark.timeout(180)
 def test_quick_tests_leave_out_clients_and_long_integration_tests_only() -> None:
     """`make test` runs with `--quick`, and CI runs every test."""
     collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--quick"]

@@ -7,6 +7,7 @@ from msgspec import Meta
 from starlette.responses import Response
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.feature import Feature, NoSettings, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import PAGE
@@ -15,6 +16,7 @@ from tailrace.gateway.limits.limiter import Admission, Limiter
 from tailrace.gateway.limits.quotas import Owner, effective_limits, owner_name
 from tailrace.gateway.resources.paging import Page, page_in_memory, page_of
 from tailrace.gateway.resources.usage import OF_USAGE, UsageList, usage_response
+from tailrace.gateway.services import Gateway
 from tailrace.proto.api_key import TENANT_SCOPES, ApiKey, Scope
 from tailrace.proto.errors import Refused, cursor_invalid
 from tailrace.proto.ids import CURSOR, Seq, Tenant, is_token
@@ -289,3 +291,11 @@ ROUTES = [
     ),
     Route("GET", "/v1/admin/audit", get_audit, "admin", ADMIN, result=AuditList, parameters=PAGE),
 ]
+
+
+def start(gateway: Gateway, _settings: NoSettings) -> Parts:
+    """Makes the service that changes keys and limits, and stores each change in the audit log."""
+    return Parts(services=(Administration(gateway.connection),))
+
+
+FEATURE = Feature(NoSettings, start, routes=ROUTES)

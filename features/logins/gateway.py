@@ -6,14 +6,17 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tailrace.features.logins.logins import ACCESS_S, COOKIE, REFRESH_PATH, Logins, Tokens, format_cookie
+from tailrace.features.logins.store import LoginStore
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.cors import is_cross_origin
-from tailrace.gateway.auth.login import ACCESS_S, COOKIE, REFRESH_PATH, Logins, Tokens, format_cookie
+from tailrace.gateway.feature import Feature, NoSettings, Parts
 from tailrace.gateway.http.cookies import cookie_value
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.route import LOGIN, Route
 from tailrace.gateway.limits.limiter import Limiter
+from tailrace.gateway.services import Gateway
 from tailrace.proto.errors import Refused
 
 OTHER_ORIGIN = (
@@ -83,6 +86,18 @@ def login_response(tokens: Tokens) -> Response:
 
 ROUTES = [
     Route("POST", "/v1/login", post, "read", LOGIN, result=LoggedIn),
-    Route("POST", REFRESH_PATH, refresh, "read", LOGIN, result=LoggedIn, uses_cookie=True),
+    Route("POST", REFRESH_PATH, refresh, "read", LOGIN, result=LoggedIn, cookie=COOKIE),
     Route("POST", "/v1/logout", logout, "public", LOGIN, status=204),
 ]
+
+
+def start(gateway: Gateway, _settings: NoSettings) -> Parts:
+    """Makes the gateway accept access tokens and login cookies."""
+    authenticator = gateway.authenticator
+    logins = Logins(gateway.signer, LoginStore(gateway.connection), authenticator.find_key)
+    authenticator.add_verifier(logins)
+    authenticator.sources.append(logins.source)
+    return Parts(services=(logins,))
+
+
+FEATURE = Feature(NoSettings, start, routes=ROUTES)

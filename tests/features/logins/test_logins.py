@@ -2,8 +2,8 @@
 
 import pytest
 
-from tailrace.gateway.auth.login import GRACE_S, format_cookie, judge
-from tailrace.proto.nats.logins import Login
+from tailrace.features.logins.logins import GRACE_S, format_cookie, judge
+from tailrace.features.logins.store import Login
 
 NOW = 1000.0
 

@@ -13,12 +13,12 @@ from typing import Literal, NamedTuple
 
 from starlette.requests import Request
 
+from tailrace.features.logins.store import Login, LoginStore
 from tailrace.gateway.auth.authenticate import CredentialSource, credential_invalid
 from tailrace.gateway.auth.principal import KeyLookup, Principal
 from tailrace.gateway.auth.signed_tokens import Access, Refresh, TokenSigner
 from tailrace.gateway.http.cookies import cookie_value
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import logins
 
 # `__Host-` ties the cookie to this host, to TLS and to the path /. Chromium and Firefox accept it on http://localhost.
 COOKIE = "__Host-tailrace_login"
@@ -43,7 +43,7 @@ class Tokens(NamedTuple):
 class Logins:
     """Creates, refreshes and ends logins, and verifies access tokens. All gateways accept each other's tokens."""
 
-    def __init__(self, signer: TokenSigner, store: logins.LoginStore, find_key: KeyLookup) -> None:
+    def __init__(self, signer: TokenSigner, store: LoginStore, find_key: KeyLookup) -> None:
         self._signer = signer
         self._store = store
         self._find_key = find_key
@@ -52,7 +52,7 @@ class Logins:
     async def create(self, key: str) -> Tokens:
         """Creates a login with the API key of this id. Raises LogUnavailable."""
         now = time.time()
-        login = logins.Login(key=key, until=int(now) + LOGIN_S, refreshed_at=now)
+        login = Login(key=key, until=int(now) + LOGIN_S, refreshed_at=now)
         login_id = secrets.token_hex(16)
         await self._store.put(login_id, login)
         return self._tokens(login_id, login)
@@ -70,7 +70,7 @@ class Logins:
             login, revision = found
             match judge(login, refresh.generation, now):
                 case "current":
-                    following = logins.Login(
+                    following = Login(
                         key=login.key, until=login.until, generation=login.generation + 1, refreshed_at=now
                     )
                     if await self._store.put(refresh.login, following, revision):
@@ -98,7 +98,7 @@ class Logins:
         principal = self._find_key(access.key)
         return principal and principal._replace(until=access.until)
 
-    def _tokens(self, login_id: str, login: logins.Login) -> Tokens:
+    def _tokens(self, login_id: str, login: Login) -> Tokens:
         now = int(time.time())
         refresh = Refresh(login=login_id, key=login.key, generation=login.generation, until=login.until)
         return Tokens(
@@ -121,7 +121,7 @@ class RefreshVerifier:
         return None if refresh is None or time.time() > refresh.until else self._find_key(refresh.key)
 
 
-def judge(login: logins.Login, generation: int, now: float) -> Literal["current", "previous", "reused", "ahead"]:
+def judge(login: Login, generation: int, now: float) -> Literal["current", "previous", "reused", "ahead"]:
     """Returns what a refresh token of this generation is to the login.
 
     `previous`: the one before the last, within GRACE_S. `ahead`: newer than the stored login, which was a stale read.
