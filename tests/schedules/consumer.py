@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from tailrace.proto.entries import KINDS, StoredEntry, encode
-from tailrace.proto.ids import Seq, TurnKey
-from tailrace.proto.nats.leases import RENEWALS, Backlog, Deliveries, Delivery
+from tailrace.proto.entries import StoredEntry
+from tailrace.proto.ids import TurnKey
+from tailrace.proto.nats import Delivery
 from tailrace.proto.nats.stream_configs import GENERATOR_ACK_WAIT_S as ACK_WAIT_S
+from tailrace.testing import MemoryDeliveries, MemoryDelivery
 from tests.schedules.process import Process
 from tests.schedules.server import SimulatedServer
 
@@ -122,22 +123,14 @@ class SimulatedConsumer:
         return messages
 
 
-class SimulatedDelivery(Delivery):
+class SimulatedDelivery(MemoryDelivery):
     """The product's Delivery, in one process."""
 
     def __init__(self, consumer: SimulatedConsumer, message: Message, process: Process) -> None:
+        super().__init__(message.key, message.stored, message.times, ACK_WAIT_S)
         self._consumer = consumer
         self._entry = message
         self._process = process
-        self.ack_wait_s = ACK_WAIT_S
-        self.key = message.key
-        self.kind = KINDS[type(message.stored.entry)]
-        self.seq = message.stored.seq
-        self.at = message.stored.at
-        self.times = message.times
-        self.is_batch = getattr(message.stored.entry, "batch", None) is not None
-        self.is_child = False
-        self._payload = encode(message.stored.entry) if self.times == 1 else None
 
     async def renew(self) -> None:
         if not self._process.is_dead:
@@ -152,22 +145,14 @@ class SimulatedDelivery(Delivery):
             self._consumer.offer_after(delay_s, self._entry)
 
 
-class SimulatedDeliveries(Deliveries):
+class SimulatedDeliveries(MemoryDeliveries):
     """The product's Deliveries, in one process."""
 
-    ack_wait_s = ACK_WAIT_S
-    renew_every_s = ACK_WAIT_S / RENEWALS
-
     def __init__(self, consumer: SimulatedConsumer, process: Process) -> None:
+        super().__init__(ACK_WAIT_S)
         self._consumer = consumer
         self._process = process
 
     async def next(self, most: int = 1) -> list[Delivery]:  # noqa: ARG002
         messages = await self._consumer.next(self._process)
         return [SimulatedDelivery(self._consumer, message, self._process) for message in messages]
-
-    async def first_seq(self) -> Seq:
-        return Seq(1)
-
-    async def backlog(self) -> Backlog:
-        return Backlog(0, 0, Seq(0), Seq(0))

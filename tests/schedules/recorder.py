@@ -6,10 +6,11 @@ from typing import Any
 import msgspec
 
 from tailrace.persistence.recorder import Recorder
-from tailrace.persistence.rows import TurnRow, build_row, turn_record
+from tailrace.persistence.rows import TurnRow, turn_record
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.records import TurnRecord
+from tailrace.testing import MemoryStore
 from tests.schedules.consumer import SimulatedConsumer, SimulatedDeliveries
 from tests.schedules.process import Process
 from tests.schedules.server import SimulatedLog, SimulatedServer
@@ -19,31 +20,20 @@ BATCH_MAX = 10
 UNUSED: Any = None
 
 
-class SimulatedStore:
-    """The product's Store for one turn. The row of an ended turn is never overwritten by that of a running one."""
+class SimulatedStore(MemoryStore):
+    """The store of one process, for one turn."""
 
     system = "sqlite"
-    answered_at = 0.0
 
     def __init__(self, process: Process) -> None:
-        self.row: TurnRow | None = None
+        super().__init__()
         self._process = process
 
-    async def record(self, rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:  # noqa: ARG002
+    async def record(self, rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:
         self._process.require_alive()
+        await super().record(rows, reached)
         for row in rows:
-            if row.ended_at is not None or self.row is None or self.row.ended_at is None:
-                self.row = row
             self._process.world.record(self._process.name, f"writes {row.outcome}")
-
-    def build_row(self, key: TurnKey, turn: Turn) -> TurnRow:
-        return build_row(key, turn)
-
-    def raise_if_damaged(self) -> None:
-        """It is never damaged."""
-
-    async def fail_expired(self, first: Seq) -> int:  # noqa: ARG002
-        return 0
 
     async def running_turns(self) -> list[TurnKey]:
         return []
@@ -70,5 +60,5 @@ class SimulatedRecorder:
     @property
     def record(self) -> TurnRecord | None:
         """The turn as the database has it."""
-        row = self._store.row
+        row = next(iter(self._store.rows.values()), None)
         return turn_record(msgspec.structs.asdict(row)) if row is not None else None

@@ -5,16 +5,16 @@ were seen on real servers: lost acknowledgements, late writes, stale reads, and 
 """
 
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from tailrace.proto.entries import Attempt, End, Entry, Event, Request, StoredEntry
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
-from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, PublishUnclear
+from tailrace.testing import MemoryLog, TurnEntries
+from tailrace.testing.log import TYPES
 from tests.harness.turn_builder import NOON
 from tests.schedules.faults import FAULTLESS_AFTER_PUBLISHES, FAULTLESS_AFTER_S, Faults
 from tests.schedules.process import Process
@@ -35,17 +35,15 @@ UNKNOWN_MAX = 3
 
 Answer = tuple[float, Any]
 """In how many seconds the answer comes, and the answer; an exception is raised at the caller."""
-Watch = Callable[[StoredEntry], None]
 
 
-class SimulatedServer:
+class SimulatedServer(TurnEntries):
     """`stored` is the log. Clients and processes read it with requests and with the live feed."""
 
     def __init__(self, world: World, faults: Faults) -> None:
+        super().__init__()
         self.world = world
         self.faults = faults
-        self.stored: list[StoredEntry] = []
-        self.tail: Seq = BEFORE_FIRST
         self.publishes = 0
         self.has_end = False
         """Whether an end is stored, valid or not."""
@@ -53,12 +51,8 @@ class SimulatedServer:
         """Whether faults are over."""
         self.happened: list[str] = []
         """The faults that have happened."""
-        self.watches: list[Watch] = []
-        """Called with each stored entry: the durable consumers."""
         self.at_publish: dict[int, list[Callable[[], Any]]] = {}
         """What to do at the publish of that number, from 1."""
-        self.feeds: list[_Subscription] = []
-        self._seqs: list[Seq] = []
         self._times: list[float] = []
         self._changing_since_s = 0.0
         self._changing_until_s = 0.0
@@ -91,17 +85,11 @@ class SimulatedServer:
         # Between two entries of a turn stand entries of other turns.
         last = self.stored[-1].seq if self.stored else 0
         seq = Seq(last + (1 if self.world.chance() < 0.7 else 3))
-        stored = StoredEntry(seq, NOON, entry)
-        self.stored.append(stored)
-        self._seqs.append(seq)
         self._times.append(self.world.time())
-        self.tail = seq
         self.has_end |= isinstance(entry, End)
         if self.world.trace is not None:
             self.world.record("server", f"stores {seq}: {describe(entry)}")
-        for watch in self.watches:
-            watch(stored)
-        self._republish(stored)
+        self.add(StoredEntry(seq, NOON, entry))
         return seq
 
     def publish(self, entry: Entry, fence: Seq) -> Answer:
@@ -166,23 +154,23 @@ class SimulatedServer:
         world, faults = self.world, self.faults
         soon_s = 0.0001 + world.chance() * 0.002
         if self.is_faultless:
-            return soon_s, self._page(after, limit, world.time())
+            return soon_s, self._page_at(after, limit, world.time())
         u = world.chance()
         if (u := u - faults.unreadable) < 0:
             self.happened.append("unreadable")
             return READ_GIVES_UP_S, LogUnavailable("no server answers")
         if (u := u - faults.stale) < 0:
             self.happened.append("stale read")
-            return soon_s, self._page(after, limit, world.time() - world.chance() * LAG_MAX_S)
+            return soon_s, self._page_at(after, limit, world.time() - world.chance() * LAG_MAX_S)
         if self._reaches_former_leader():
-            return soon_s, self._page(after, limit, self._slept_since_s)
+            return soon_s, self._page_at(after, limit, self._slept_since_s)
         if world.time() < self._behind_until_s and world.chance() < 0.5:
             self.happened.append("read of one that is behind")
-            return soon_s, self._page(after, limit, self._behind_since_s)
+            return soon_s, self._page_at(after, limit, self._behind_since_s)
         if u < faults.short:
             self.happened.append("short read")
-            return soon_s, self._page(after, min(limit, 1 + world.below(4)), world.time())
-        return soon_s, self._page(after, limit, world.time())
+            return soon_s, self._page_at(after, min(limit, 1 + world.below(4)), world.time())
+        return soon_s, self._page_at(after, limit, world.time())
 
     def last_seq(self, kind: Any = None) -> Answer:
         if kind is not None:
@@ -222,14 +210,13 @@ class SimulatedServer:
     def _is_changing(self) -> bool:
         return self.world.time() < self._changing_until_s and not self.is_faultless
 
-    def _page(self, after: Seq, limit: int, seen_s: float) -> EntryPage:
-        first, last = bisect_right(self._seqs, after), bisect_right(self._times, seen_s)
-        return EntryPage(self.stored[first : min(first + limit, last)], last - first <= limit)
+    def _page_at(self, after: Seq, limit: int, seen_s: float) -> EntryPage:
+        return self.page(after, limit, bisect_right(self._times, seen_s))
 
     def _reaches_former_leader(self) -> bool:
         return self.world.time() < self._woken_until_s and not self.is_faultless and self.world.chance() < 0.5
 
-    def _republish(self, stored: StoredEntry) -> None:
+    def republish(self, stored: StoredEntry) -> None:
         world, faults = self.world, self.faults
         for feed in self.feeds:
             if not isinstance(stored.entry, feed.kind):
@@ -245,38 +232,11 @@ class SimulatedServer:
                 world.call_after(wait_s + world.chance() * 0.1, feed.add, stored)
 
 
-class _Subscription:
-    """A live feed, until it is closed, of the process `owner`."""
-
-    def __init__(self, owner: Process, kind: Any) -> None:
-        self.owner = owner
-        self.kind = kind
-        self.feed = LiveFeed()
-        self.is_closed = False
-
-    def add(self, stored: StoredEntry) -> None:
-        if not self.is_closed:
-            self.feed.add(stored)
-
-
-KINDS: dict[str, Any] = {"request": Request, "attempt": Attempt, "event": Event, "end": End}
-
-
-class UnansweredConnection(Connection):
-    """A connection on which no process answers a query."""
-
-    def __init__(self) -> None: ...
-
-    async def request(self, *_: Any, **__: Any) -> Message:
-        raise LogUnavailable("no process answers")
-
-
-class SimulatedLog(TurnLog):
+class SimulatedLog(MemoryLog):
     """The product's TurnLog over a SimulatedServer, as one process uses it. There is one turn."""
 
-    connection = UnansweredConnection()
-
     def __init__(self, server: SimulatedServer, process: Process) -> None:
+        super().__init__()
         self._server = server
         self._process = process
 
@@ -290,9 +250,6 @@ class SimulatedLog(TurnLog):
         seq: Seq = await self._answer("publishes", (fence, entry), answer)
         return seq
 
-    def remember_request(self, key: TurnKey, first: Sequence[StoredEntry]) -> None:
-        """Does nothing: the server stores entries in clear."""
-
     async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
         self._process.require_alive()
         page: EntryPage = await self._answer("reads after", after, self.server_of(key).read(after, limit))
@@ -300,7 +257,7 @@ class SimulatedLog(TurnLog):
 
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
         self._process.require_alive()
-        answer = self.server_of(key).last_seq(KINDS[kind] if kind else None)
+        answer = self.server_of(key).last_seq(TYPES[kind] if kind else None)
         seq: Seq = await self._answer("asks the leader for the last", kind or "entry", answer)
         return seq
 
@@ -321,14 +278,8 @@ class SimulatedLog(TurnLog):
     @asynccontextmanager
     async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:
         self._process.require_alive()
-        server = self.server_of(key)
-        subscription = _Subscription(self._process, KINDS.get(kind, object))
-        server.feeds.append(subscription)
-        try:
-            yield subscription.feed
-        finally:
-            subscription.is_closed = True
-            server.feeds.remove(subscription)
+        async with self.server_of(key).subscribe(kind, self._process) as feed:
+            yield feed
 
     async def _answer(self, what: str, argument: object, answer: Answer) -> Any:
         wait_s, result = answer

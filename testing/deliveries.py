@@ -1,0 +1,113 @@
+"""MemoryDeliveries: a durable pull consumer in memory, whose leases expire unless they are renewed."""
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from tailrace.proto.batch import part_of_batch
+from tailrace.proto.entries import KINDS, StoredEntry, encode
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
+from tailrace.proto.nats.leases import PULL_S, Backlog, Deliveries, Delivery
+
+ACK_WAIT_S = 30.0
+
+
+class MemoryDelivery(Delivery):
+    """One delivery of an entry. `acked` and `released` say what its holder has done with it."""
+
+    def __init__(self, key: TurnKey, stored: StoredEntry, times: int = 1, ack_wait_s: float = ACK_WAIT_S) -> None:
+        self.ack_wait_s = ack_wait_s
+        self.key = key
+        self.kind = KINDS[type(stored.entry)]
+        self.seq = stored.seq
+        self.at = stored.at
+        self.times = times
+        self.number = times
+        part = part_of_batch(key.turn, payload := encode(stored.entry))
+        self.is_batch, self.is_child = part == "batch", part == "child"
+        self._payload = payload if times == 1 else None
+        self.is_acked = False
+        self.due_s = math.inf
+        """When it is delivered again, in the time of the event loop."""
+
+    async def renew(self) -> None:
+        self.due_s = asyncio.get_running_loop().time() + self.ack_wait_s
+
+    async def ack(self) -> None:
+        self.is_acked = True
+
+    async def release(self, delay_s: float = 0.0) -> None:
+        self.due_s = asyncio.get_running_loop().time() + delay_s
+
+
+class MemoryDeliveries(Deliveries):
+    """Delivers the entries that `add` gets, each until it is acknowledged."""
+
+    def __init__(self, ack_wait_s: float = ACK_WAIT_S) -> None:
+        self.ack_wait_s = ack_wait_s
+        self.delivered: list[MemoryDelivery] = []
+        """All deliveries, also repeated ones."""
+        self._entries: dict[tuple[TurnKey, Seq], tuple[StoredEntry, MemoryDelivery | None]] = {}
+        self._added = asyncio.Event()
+
+    def add(self, key: TurnKey, stored: StoredEntry) -> None:
+        """Adds an entry to be delivered."""
+        self._entries[key, stored.seq] = (stored, None)
+        self._added.set()
+
+    def watch(self, key: TurnKey, *kinds: type) -> Callable[[StoredEntry], None]:
+        """Returns a function for `TurnEntries.watches` that adds the turn's entries of `kinds`."""
+        return lambda stored: self.add(key, stored) if isinstance(stored.entry, kinds) else None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all entries are acknowledged."""
+        return all(last is not None and last.is_acked for _, last in self._entries.values())
+
+    async def next(self, most: int = 1) -> list[Delivery]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PULL_S
+        while not (due := self._find_due(loop.time())) and (left_s := deadline - loop.time()) > 0:
+            self._added.clear()
+            leased = (last for _, last in self._entries.values() if last is not None and not last.is_acked)
+            soonest_s = min((last.due_s for last in leased), default=math.inf)
+            waking = loop.call_later(min(left_s, max(0.0, soonest_s - loop.time())), self._added.set)
+            await self._added.wait()
+            waking.cancel()
+        return [await self._lease(*name) for name in due[:most]]
+
+    def _find_due(self, now_s: float) -> list[tuple[TurnKey, Seq]]:
+        return [
+            name
+            for name, (_, last) in self._entries.items()
+            if last is None or (not last.is_acked and last.due_s <= now_s)
+        ]
+
+    async def _lease(self, key: TurnKey, seq: Seq) -> Delivery:
+        stored, last = self._entries[key, seq]
+        delivery = MemoryDelivery(key, stored, 1 if last is None else last.times + 1, self.ack_wait_s)
+        self._entries[key, seq] = (stored, delivery)
+        self.delivered.append(delivery)
+        await delivery.renew()
+        return delivery
+
+    async def backlog(self) -> Backlog:
+        waiting = sum(last is None for _, last in self._entries.values())
+        open_seqs = [seq for (_, seq), (_, last) in self._entries.items() if last is None or not last.is_acked]
+        leased = len(open_seqs) - waiting
+        newest = max((one.seq for one in self.delivered), default=BEFORE_FIRST)
+        floor = Seq(min(open_seqs) - 1) if open_seqs else newest
+        return Backlog(waiting, leased, newest, floor)
+
+    async def is_drained(self) -> bool:
+        return self.is_done
+
+    async def first_seq(self) -> Seq:
+        return Seq(1)
+
+    async def last_seq(self) -> Seq:
+        return max((seq for _, seq in self._entries), default=BEFORE_FIRST)
+
+    async def reset(self) -> None:
+        self._entries = {name: (stored, None) for name, (stored, _) in self._entries.items()}
+        self._added.set()
