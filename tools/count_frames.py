@@ -22,6 +22,7 @@ import structlog
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
+from tailrace.features.gateway import FEATURES
 from tailrace.features.generators import FEATURES as GENERATOR_FEATURES
 from tailrace.gateway.serve import serve
 from tailrace.gateway.settings import Settings
@@ -34,7 +35,7 @@ from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.service import Stop
 
 ROOT = str(Path(__file__).resolve().parent.parent)
-FOLDERS = tuple(f"{ROOT}/{name}/" for name in ("gateway", "generators", "proto"))
+FOLDERS = tuple(f"{ROOT}/{name}/" for name in ("features", "gateway", "generators", "proto"))
 BYTES_MAX = 768 * 1024**2
 ROUNDS = 12
 # After this long nothing of the last delta is under way any more.
@@ -229,7 +230,7 @@ async def _count(nats_url: str) -> dict[str, Functions]:
     client = Client(port, nats_url, counter)
     connection = await Connection.open(nats_url, "count-frames-gateway")
     sys.setprofile(counter.profile)
-    serving = asyncio.create_task(serve(settings, connection, stop))
+    serving = asyncio.create_task(serve(settings, connection, stop, features=FEATURES))
     try:
         await asyncio.to_thread(asyncio.run, client.run())
     finally:

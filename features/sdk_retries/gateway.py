@@ -40,18 +40,21 @@ class SdkRetries:
         self._presence = presence
 
     async def find_retry(self, draft: TurnDraft) -> Retry | None:
-        """Returns the claim that the POST repeats, or where to claim its turn; None if it is not counted.
+        """Returns the claim that the POST repeats, or where to claim its turn.
 
-        Waits for a moment before it returns a claim. Raises LogUnavailable.
+        Returns None on other routes than the SDKs', and for a request without a valid count. Waits for a moment before
+        it returns a claim. Raises LogUnavailable.
         """
-        repetition = repetition_of(draft)
-        if repetition is None:
+        if draft.path not in PATHS:
+            return None
+        counts = draft.headers.getlist(RETRY_COUNT)
+        if len(counts) != 1 or COUNT.fullmatch(counts[0]) is None:
             return None
         tenant, key = draft.principal.tenant, await _key(draft)
         found = await self._claims.read(tenant, key)
         if found is None:
             return Retry(key)
-        if repetition == 0:
+        if int(counts[0]) == 0:
             # If this request is refused, its repetition must not get the answer to an earlier request that was equal.
             await self._claims.remove(tenant, key, found.revision)
             return Retry(key)
@@ -77,17 +80,6 @@ class SdkRetries:
                 await self._claims.remove(tenant, key, revision)
 
         return remove
-
-
-def repetition_of(draft: TurnDraft) -> int | None:
-    """Returns the number of the repetition, 0 for the first request; None if no SDK has counted it.
-
-    Returns None on other routes than the SDKs', too, and if the count is malformed.
-    """
-    if draft.path not in PATHS:
-        return None
-    counts = draft.headers.getlist(RETRY_COUNT)
-    return int(counts[0]) if len(counts) == 1 and COUNT.fullmatch(counts[0]) is not None else None
 
 
 async def _is_reusable(log: TurnLog, key: TurnKey) -> bool:

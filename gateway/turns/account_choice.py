@@ -25,10 +25,10 @@ def refuse_account_headers(headers: Mapping[str, str]) -> None:
             raise Refused("request_invalid", f"the header `{name}` is not supported: {advice}", param=name)
 
 
-def refuse_account_fields(options: Mapping[str, Any] | None) -> None:
+def refuse_account_fields(options: Mapping[str, Any]) -> None:
     """Raises Refused for a field of a model call that chooses an account."""
     for name, advice in FIELDS.items():
-        if name in (options or {}):
+        if name in options:
             raise Refused("request_invalid", f"`{name}` is not supported: {advice}", param=name)
     match options:
         case {"billing_policy": {"bill_to": bill_to}} if bill_to != "self":

@@ -32,7 +32,8 @@ def choose_version(
         if model.supports.sampling is not False:
             return options, WITH_SAMPLING
         options = {name: value for name, value in options.items() if name not in SAMPLING} or None
-    return options, version_for((one.role, one.content) for one in messages)
+    blocks = [(one.role, one.content) for one in messages if not isinstance(one.content, str)]
+    return options, version_for(blocks) if blocks else None
 
 
 def version_for(messages: Iterable[tuple[object, object]]) -> str | None:

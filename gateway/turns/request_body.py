@@ -149,18 +149,21 @@ def _check_prompt(new_turn: NewTurn) -> None:
         if not has_text and not (message.role == "system" and message.content == [] and message.output_config):
             where = "message" if new_turn.messages is None else f"messages[{index}].content"
             raise Refused("request_invalid", f"`{where}` is empty")
-    contents = nested_values(new)
-    if is_deeper([contents, new_turn.system, new_turn.tools, new_turn.options, new_turn.schema], BODY_LEVELS_MAX):
-        raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
-    refuse_blob_references([contents, new_turn.system, new_turn.tools])
-    check_system("system", new_turn.system)
+    contents, system, tools, options = nested_values(new), new_turn.system, new_turn.tools, new_turn.options
+    # Texts, which most turns consist of, have no levels and no keys.
+    if any(isinstance(value, list | dict) for value in (*contents, system, tools, options, new_turn.schema)):
+        if is_deeper([contents, system, tools, options, new_turn.schema], BODY_LEVELS_MAX):
+            raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
+        refuse_blob_references([contents, system, tools])
+        check_system("system", system)
 
 
 def _check_call(new_turn: NewTurn) -> None:
     """Checks the parameters of the model's call."""
-    if taken := TOP_LEVEL_FIELDS.intersection(new_turn.options or ()):
-        raise Refused("request_invalid", f"`{min(taken)}` is not an option: send it as a field of its own")
-    refuse_account_fields(new_turn.options)
+    if new_turn.options is not None:
+        if taken := TOP_LEVEL_FIELDS.intersection(new_turn.options):
+            raise Refused("request_invalid", f"`{min(taken)}` is not an option: send it as a field of its own")
+        refuse_account_fields(new_turn.options)
     if len(new_turn.betas or ()) > BETAS_MAX or not all(BETA.fullmatch(beta) for beta in new_turn.betas or ()):
         raise Refused(
             "request_invalid",
@@ -176,8 +179,10 @@ def _check_conversation(new_turn: NewTurn) -> None:
     """Checks what the turn belongs to, and what happens while it runs."""
     if not new_turn.store:
         refuse_fields(new_turn, "session", "parent", "full_history", "project", "webhook")
-    check_name("project", new_turn.project)
-    check_user(new_turn.user)
+    if new_turn.project is not None:
+        check_name("project", new_turn.project)
+    if new_turn.user is not None:
+        check_user(new_turn.user)
     if new_turn.create_session:
         check_session("session", new_turn.session)
     if new_turn.on_busy == "queue" and (new_turn.full_history or new_turn.verbatim):
@@ -294,8 +299,9 @@ def build_entry(
     system = new_turn.system
     if system is None:
         system = position.system
-        # That of a session may have been stored before `POST /v1/sessions` checked it.
-        refuse_blob_references(system)
+        if system is not None:
+            # That of a session may have been stored before `POST /v1/sessions` checked it.
+            refuse_blob_references(system)
     options = new_turn.options if new_turn.schema is None else with_schema(new_turn.options, new_turn.schema)
     messages = [*position.before, *position.new]
     options, api_version = choose_version(options, messages, model, new_turn.api_version)

@@ -22,7 +22,7 @@ from tailrace.gateway.turns.draft import Draft, Stored, TurnDraft, cursor_mismat
 from tailrace.gateway.turns.file_references import has_files
 from tailrace.gateway.turns.idempotency_key import AUTO
 from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry, OptionalSteps, Retry, join_steps, require
-from tailrace.gateway.turns.repeats import New, OtherBody, OtherWriter, Repeat, Repeats, SameTurn
+from tailrace.gateway.turns.repeats import New, OtherBody, OtherWriter, Repeats, SameTurn
 from tailrace.gateway.turns.request_body import build_entry, check_turn
 from tailrace.proto import entries
 from tailrace.proto.chain import START
@@ -104,7 +104,8 @@ class TurnSubmitter:
             if steps.find_retry is not None and draft.idempotency_key is None:
                 retry = await steps.find_retry(draft)
             stored = await self.store(draft, partial(self._build, draft), retry)
-        if removed := [name for name in sampling_of(new_turn.options) if name not in (stored.entry.options or {})]:
+        given = sampling_of(new_turn.options) if new_turn.options is not None else []
+        if removed := [name for name in given if name not in (stored.entry.options or {})]:
             draft.response_headers.append(lambda _: {"tailrace-ignored": ", ".join(removed)})
         return stored
 
@@ -123,8 +124,8 @@ class TurnSubmitter:
         async with AsyncExitStack() as held, AsyncExitStack() as reserved:
             # Before `build`, which may interrupt a running turn: perhaps the turn of this very POST.
             repeat = await find_repeat()
-            if (stored := _stored_turn(repeat, retry)) is not None:
-                return stored
+            if isinstance(repeat, SameTurn | OtherBody):
+                return _same_turn(repeat, retry)
             # Before blobs are stored: those of a refused turn would fill the disk, too.
             self._fullness.require_room()
             if steps.check_queue is not None and isinstance(draft, TurnDraft):
@@ -144,15 +145,15 @@ class TurnSubmitter:
             except Refused:
                 # A refused request claims no key. But a concurrent POST with the same key may have stored its turn, and
                 # that turn may be the reason for this refusal: return it.
-                if (stored := _stored_turn(await find_repeat(), retry)) is not None:
-                    return stored
+                if isinstance(repeat := await find_repeat(), SameTurn | OtherBody):
+                    return _same_turn(repeat, retry)
                 raise
             when_delivered = retry.when_delivered if retry is not None else None
             if steps.claim_retry is not None and retry is not None and turn == own:
                 when_delivered = await steps.claim_retry(tenant, retry, Claim(own.turn, body_sha256))
             repeat = await self._repeats.claim(own, key, known, body_sha256)
-            if (stored := _stored_turn(repeat, retry)) is not None:
-                return stored
+            if isinstance(repeat, SameTurn | OtherBody):
+                return _same_turn(repeat, retry)
             turn = own
             if isinstance(repeat, OtherWriter):
                 # The other gateway may still append. Both must not believe that the stored entry is theirs: each has
@@ -165,7 +166,7 @@ class TurnSubmitter:
                 # Only a concurrent POST with the same idempotency key can have appended.
                 if (found := await self._repeats.load(turn)) is None:
                     raise
-                return _repeated(found, retry)
+                return _same_turn(SameTurn(found), retry)
             if steps.count_stored is not None:
                 # An entry may be larger than its body: it has the conversation before it.
                 steps.count_stored(tenant, max(len(draft.raw), entry_bytes))
@@ -231,7 +232,7 @@ class TurnSubmitter:
             raise cursor_mismatch(f"{cursor} is an event id of the answer to another body")
         if draft.idempotency_key is not None and await self._repeats.has_other_turn(draft.idempotency_key, stored.key):
             raise cursor_mismatch(f"{cursor} is an event id of a turn with another Idempotency-Key")
-        return _repeated(stored)
+        return _same_turn(SameTurn(stored))
 
     async def _append(
         self, turn: TurnKey, entry: entries.Request, reserved: AsyncExitStack, *, may_repeat: bool
@@ -257,14 +258,9 @@ class TurnSubmitter:
             raise Refused("body_too_large", TOO_LONG) from error
 
 
-def _stored_turn(repeat: Repeat, retry: Retry | None) -> Stored | None:
-    """Returns the turn of an earlier POST if it is stored. Raises Refused if the key was used with another body."""
+def _same_turn(repeat: SameTurn | OtherBody, retry: Retry | None = None) -> Stored:
+    """Returns the turn of the earlier POST. Raises Refused if its key was used with another body."""
     if isinstance(repeat, OtherBody):
         raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
-    return _repeated(repeat.stored, retry) if isinstance(repeat, SameTurn) else None
-
-
-def _repeated(stored: Stored, retry: Retry | None = None) -> Stored:
-    """Counts a repeated POST. Returns its turn with what happens when its answer was delivered."""
     metrics.REPEATED.inc()
-    return stored if retry is None else stored._replace(when_delivered=retry.when_delivered)
+    return repeat.stored if retry is None else repeat.stored._replace(when_delivered=retry.when_delivered)
