@@ -10,6 +10,7 @@ from tests.integration.conftest import (
     own_claude,
     own_gateway,
     persistence,
+    second_gateway,
     shared_gateway,
     system,
     system_log,
@@ -17,4 +18,14 @@ from tests.integration.conftest import (
 from tests.unit.store.conftest import file_store, path, postgresql_store, store
 
 __all__ = ["claude", "file_store", "gateway", "generator", "lone_gateway", "new_gateway", "own", "own_claude"]
-__all__ += ["own_gateway", "path", "persistence", "postgresql_store", "shared_gateway", "store", "system", "system_log"]
+__all__ += [
+    "own_gateway",
+    "path",
+    "persistence",
+    "postgresql_store",
+    "second_gateway",
+    "shared_gateway",
+    "store",
+    "system",
+    "system_log",
+]
