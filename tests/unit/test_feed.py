@@ -11,9 +11,10 @@ from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.endings import BROKEN, FAILED, WHOLE
-from tailrace.gateway.streaming.feed import FanOut, TurnFeed
+from tailrace.gateway.streaming.feed import FanOut, TurnFeed, is_delta
 from tailrace.gateway.turns.reader_presence import ReaderPresence
-from tailrace.proto.entries import Failure, StoredEntry
+from tailrace.proto import events
+from tailrace.proto.entries import Event, Failure, StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Rpc, TurnLog
@@ -126,6 +127,13 @@ async def test_a_feed_says_how_a_stream_ends_that_was_sent_all_of_it() -> None:
     at_the_end.is_ended = True
     endings = [feed.ending for feed in (broken, at_the_end, feed_of(STORED), feed_of(failed.stored))]
     assert endings == [BROKEN, WHOLE, WHOLE, FAILED]
+
+
+def test_a_delta_is_an_event_that_adds_to_a_block() -> None:
+    """Neither the request, nor the start and the stop of a block, nor the end."""
+    kinds = [type(events.decode(one.entry.event)) if isinstance(one.entry, Event) else None for one in STORED]
+    assert [is_delta(one) for one in STORED] == [kind is events.BlockDelta for kind in kinds]
+    assert [is_delta(one) for one in STORED].count(True) == 1
 
 
 async def test_waiting_readers_are_woken_after_each_silence() -> None:

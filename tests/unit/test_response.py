@@ -16,13 +16,15 @@ from tailrace.gateway.clients.ai_sdk.stream import UI
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming import response
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.streaming.reader import Reader
 from tailrace.gateway.streaming.reader_counts import ReaderCounts, ReaderLimits
-from tailrace.gateway.streaming.response import EventStream
+from tailrace.gateway.streaming.response import EventStream, HeldStream
 from tailrace.gateway.streaming.stream_record import StreamRecords
 from tailrace.proto.entries import Attempt, Failure, StoredEntry
+from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.reader_report import GatewayReaders, ReaderReport
@@ -94,8 +96,10 @@ class Client:
     def readers(self) -> list[ReaderReport]:
         return msgspec.json.decode(self.streams.records.encode_readers(KEY), type=GatewayReaders).readers
 
-    async def run(self, dialect: Dialect = TAILRACE, method: str = "GET", **given: Any) -> None:
-        stream = EventStream(Reader(self.streams, self.request), KEY, dialect, **given)
+    async def run(
+        self, dialect: Dialect = TAILRACE, method: str = "GET", make: type[EventStream] = EventStream, **given: Any
+    ) -> None:
+        stream = make(Reader(self.streams, self.request), KEY, dialect, **given)
         scope = {"type": "http", "method": method, "path": "/", "headers": []}
         async with asyncio.timeout(5):
             await send_deferred(stream)(scope, self.receive, self.send)
@@ -160,6 +164,47 @@ async def test_each_interruption_ends_the_stream_of_a_running_turn(
         await streaming
     assert (one.status, one.disconnects, one.is_complete) == (200, disconnects, is_complete)
     assert [reader.ending for reader in one.readers] == [cause]
+
+
+class AwayLog(MemoryLog):
+    """A log that is unavailable for the first two reads."""
+
+    def __init__(self, stored: list[StoredEntry]) -> None:
+        super().__init__(stored)
+        self.connection = SimpleNamespace(is_up=True)
+        self.reads = 0
+
+    async def follow_into(
+        self, key: object, after: Seq, receive: Callable[[list[StoredEntry]], None], live: object = None
+    ) -> None:
+        self.reads += 1
+        if self.reads <= 2:
+            raise LogUnavailable("away")
+        await super().follow_into(key, after, receive, live)
+
+
+async def test_a_held_reader_receives_heartbeats_until_the_log_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EventSource treats a 503 as final. Without this it has an HTTP status."""
+    monkeypatch.setattr(response, "TRY_LOG_EVERY_S", 0.01)
+    stored = completed_turn("a", "b").stored
+    async with client(AwayLog(stored)) as one:
+        await one.run(make=HeldStream, cursor=stored[0].seq)
+    assert (one.status, one.is_complete, one.sent[1]["body"]) == (200, True, TAILRACE.heartbeat)
+    assert b"b" in one.body.rpartition(b"a")[2]
+    async with client(AwayLog(stored)) as one:
+        await one.run(cursor=stored[0].seq)
+    assert one.status == 503
+
+
+async def test_a_held_reader_is_sent_to_another_gateway_when_this_one_drains() -> None:
+    stored = completed_turn("a").stored
+    async with client(AwayLog(stored)) as one:
+        streaming = asyncio.create_task(one.run(make=HeldStream, cursor=stored[0].seq))
+        await until(lambda: one.body.count(TAILRACE.heartbeat) > 1)
+        one.draining.set()
+        await streaming
+    assert (one.status, one.is_complete, one.disconnects) == (200, True, [])
+    assert one.body == TAILRACE.heartbeat * one.body.count(TAILRACE.heartbeat)
 
 
 class RestartedLog(MemoryLog):

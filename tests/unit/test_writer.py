@@ -116,6 +116,16 @@ async def test_an_entry_is_written_when_it_is_added() -> None:
     assert [start for start, _ in client.notes] == [0, *range(2, len(TURN))]
 
 
+@pytest.mark.parametrize("stored", [0, 1])
+async def test_the_first_bytes_have_the_reconnection_delay_whether_they_are_stored_or_new(stored: int) -> None:
+    feed, client = feed_of(TURN[:stored]), Client()
+    async with writing(feed, client, TAILRACE):
+        feed.add(TURN[stored:-1])
+        await until(lambda: len(client.notes) == stored + 1)
+    assert b"".join(client.bodies).startswith(b"retry: ")
+    assert b"".join(client.bodies).count(b"retry: ") == 1
+
+
 async def test_a_slow_client_is_waited_for_alone() -> None:
     """It receives each entry once and in order, and what it has not received is not noted as written."""
     feed, slow, fast = feed_of(TURN[:1]), Client(), Client()

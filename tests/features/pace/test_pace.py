@@ -6,7 +6,7 @@ from starlette.requests import Request
 from tailrace.features.gateway import ROUTES
 from tailrace.features.pace.gateway import PACED, Pace, pace_of
 from tailrace.gateway import app
-from tailrace.gateway.http.route import SSE
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
 from tests.harness.turn_builder import completed_turn
 
@@ -61,7 +61,10 @@ def test_the_feature_adds_the_parameter_to_the_routes_that_stream_one_turn() -> 
     having = {(route.method, route.path) for route in ROUTES if "pace" in route.query_names}
     assert having == PACED
     assert not [route.path for route in app.ROUTES if "pace" in route.query_names]
-    streams = {(route.method, route.path) for route in ROUTES if route.streams == SSE}
-    # They stream a session, a job or a chat.
-    others = {"/v1/sessions/{session}/events", "/api/stream/{job_id}", "/api/chat/{chat}/stream"}
-    assert {path for _, path in streams - PACED} <= others | {"/v1/responses/{response_id}"}
+    # The requests that start a turn and may have its stream as their response.
+    streamed = {
+        (route.method, route.path)
+        for route in ROUTES
+        if route.method == "POST" and (route.streams or hasattr(route.body, "stream") or route.body is NewTurn)
+    }
+    assert having == streamed | {("GET", "/v1/turns/{turn}/events")}
