@@ -159,6 +159,11 @@ class Reader:
         """Whether the gateway drains and does not complete the response."""
         return self._flags[-1].is_set() and len(self._flags) > 1
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the credential has expired or the gateway drains, so that nothing new should begin."""
+        return any(flag.is_set() for flag in self._flags)
+
     @asynccontextmanager
     async def until_interrupted(self, timeout_s: float | None = None) -> AsyncIterator[None]:
         """Ends the block at its next wait when something interrupts the response, or after `timeout_s`.
@@ -169,7 +174,7 @@ class Reader:
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 self._limit = limit
-                if self.has_left or any(flag.is_set() for flag in self._flags):
+                if self._disconnecting.done() or self.is_over:
                     self._interrupt()
                 yield
         except TimeoutError:

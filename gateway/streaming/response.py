@@ -254,7 +254,7 @@ class HeldStream(EventStream):
         An error that is not retryable is raised if nothing was sent yet. Otherwise it only ends the response: the
         client repeats its request and receives the error as the answer.
         """
-        while not (self._reader.is_drained or self._reader.is_expired):
+        while not self._reader.is_over:
             try:
                 await super()._stream(send, method)
             except (LogError, Refused) as error:
