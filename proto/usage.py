@@ -107,11 +107,6 @@ class CallUsage(Usage, frozen=True, omit_defaults=True):
             if getattr(self, name) is None:
                 msgspec.structs.force_setattr(self, name, 0)
 
-    @property
-    def cache_creation_1h_input_tokens(self) -> int:
-        """Tokens written to the one-hour cache, which cost more; 0 if the model has not reported them."""
-        return one_hour_tokens(self.cache_creation, self.cache_creation_input_tokens)
-
 
 # More than any call uses. The cost of sums of such counts fits in 64 bits, the database's largest integer.
 COUNT_MAX = 2**32
