@@ -58,10 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
-    """Prints the rows that the name stands for. Raises SettingsInvalid for an unknown name."""
+    """Prints the rows that the name stands for. Raises SettingsInvalid for an unknown name, and a removed setting."""
     lists: dict[str, Sequence[ErrorCode | Setting]] = {"errors": all_errors(), "settings": all_settings()}
     rows = [row for found in lists.values() for row in found]
     found = lists.get(args.name) or [row for row in rows if args.name in (row.name, name_in_file(row.name))]
+    for removed, why in settings.REMOVED.items():
+        if args.name in (removed, name_in_file(removed)):
+            raise SettingsInvalid(f"{removed} has no effect: {why}")
     if not found:
         hint = suggest(args.name, [*lists, *(row.name for row in rows)], settings.PREFIX)
         raise SettingsInvalid(f"{args.name} is not an error code or a setting{hint}")

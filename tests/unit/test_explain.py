@@ -39,6 +39,12 @@ def test_a_list_as_json_has_each_row_once(capsys: pytest.CaptureFixture[str]) ->
     assert [row["name"] for row in msgspec.json.decode(capsys.readouterr().out)] == list(CODES)
 
 
+@pytest.mark.parametrize("name", ["TAILRACE_HEDGE_AFTER_S", "hedge_after_s"])
+def test_a_removed_setting_has_its_reason(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", name]) == 2
+    assert "TAILRACE_HEDGE_AFTER_S has no effect: hedging was removed" in capsys.readouterr().err
+
+
 def test_a_similar_name_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "TAILRACE_HOTS"]) == 2
     assert "TAILRACE_HOTS is not an error code or a setting (did you mean TAILRACE_HOSTS?)" in capsys.readouterr().err
