@@ -3,12 +3,13 @@
 from tailrace.features.batches.persistence import FEATURE as BATCHES
 from tailrace.features.files.persistence import FEATURE as FILES
 from tailrace.features.search.persistence import FEATURE as SEARCH
+from tailrace.features.unstored.persistence import FEATURE as UNSTORED
 from tailrace.features.webhooks.persistence import FEATURE as WEBHOOKS
 from tailrace.persistence.feature import Features
 from tailrace.persistence.settings import Settings as CoreSettings
 from tailrace.proto.runtime.settings import extend
 
-FEATURES: Features = (WEBHOOKS, SEARCH, BATCHES, FILES)
+FEATURES: Features = (UNSTORED, WEBHOOKS, SEARCH, BATCHES, FILES)
 
 Settings = extend(CoreSettings, [feature.settings for feature in FEATURES])
 """The settings of the core and of each feature."""

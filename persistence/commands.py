@@ -10,7 +10,7 @@ from tailrace.persistence.queries import Queries
 from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.rpc import CatchUp, QueryHandler
 from tailrace.persistence.store import DELETE_TURNS_MAX, Store
-from tailrace.persistence.unstored import UnstoredTurns
+from tailrace.persistence.unrecorded_turns import UnrecordedTurns
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Tombstones, TurnLog
@@ -47,22 +47,22 @@ class Commands:
         store: Store,
         log: TurnLog,
         tombstones: Tombstones,
-        unstored: UnstoredTurns,
         blobs: BlobCollector,
         queries: Queries,
         resources: ResourceQueries,
         catch_up: CatchUp,
+        unrecorded: Sequence[UnrecordedTurns] = (),
         erase_tenant: Sequence[EraseTenant] = (),
     ) -> None:
-        """Each of `erase_tenant` deletes what a feature has of a tenant without turns."""
+        """`unrecorded` find the turns without rows; `erase_tenant` delete what features have of a tenant."""
         self._store = store
         self._log = log
         self._tombstones = tombstones
-        self._unstored = unstored
         self._blobs = blobs
         self._queries = queries
         self._resources = resources
         self._catch_up = catch_up
+        self._unrecorded = unrecorded
         self._erase_tenant = erase_tenant
 
     def handlers(self) -> list[QueryHandler]:
@@ -107,11 +107,11 @@ class Commands:
         else:
             # First the blobs that an earlier deletion left: "not found" must mean that its blobs are gone as well.
             await self._blobs.collect(tenant)
-            if what.kind == "turn" and (one := await self._unstored.find_to_delete(TurnKey(tenant, TurnId(what.name)))):
-                return Remaining([one])
+            if what.kind == "turn" and (found := await self._find_unrecorded(TurnKey(tenant, TurnId(what.name)))):
+                return Remaining([found])
             await self._require_exists(tenant, what)
-        if unstored := await self._unstored_of(tenant, what):
-            return Remaining(unstored)
+        if unrecorded := await self._list_unrecorded(tenant, what):
+            return Remaining(unrecorded)
         remaining = await self._store.turns_to_delete(tenant, what)
         if what.kind in ("turn", "user") and not _may_delete_rows([one.turn for one in remaining], set(what.purged)):
             # A new follow-up: the rows of its ancestors are needed to find it.
@@ -123,11 +123,19 @@ class Commands:
         rows += DeletedRows(blobs=await self._blobs.collect(tenant))
         return Remaining(await self._store.turns_to_delete(tenant, what), rows)
 
-    async def _unstored_of(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
-        """Returns turns with `store: false` that an erasure includes."""
+    async def _find_unrecorded(self, key: TurnKey) -> TurnToDelete | None:
+        """Returns a turn without a row, such as one with `store: false`."""
+        for one in self._unrecorded:
+            if found := await one.find_to_delete(key):
+                return found
+        return None
+
+    async def _list_unrecorded(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
+        """Returns some turns without rows that an erasure includes."""
         if what.kind not in ("user", "tenant"):
             return []
-        return await self._unstored.list_of_user(tenant, what.name if what.kind == "user" else None)
+        user = what.name if what.kind == "user" else None
+        return [turn for one in self._unrecorded for turn in await one.list_of_user(tenant, user)]
 
     async def _require_exists(self, tenant: Tenant, what: DeleteResource) -> None:
         """Raises Refused (…_not_found) if the turn, session or project does not exist."""

@@ -12,6 +12,7 @@ from tailrace.persistence.queries import Queries
 from tailrace.persistence.rpc import QueryHandler
 from tailrace.persistence.store import Store
 from tailrace.persistence.tables import Tables
+from tailrace.persistence.unrecorded_turns import UnrecordedTurns
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Tombstones, TurnLog
 from tailrace.proto.resources import DeletedRows
@@ -44,6 +45,8 @@ class Parts(NamedTuple):
     """Queries, each with the method that answers it, in place of the core's for the same query."""
     beside: Sequence[Callable[[asyncio.Event], AbstractAsyncContextManager[None]]] = ()
     """Each runs while the process records. The event is set when the process stops; if the part fails, it sets it."""
+    unrecorded: UnrecordedTurns | None = None
+    """The turns of which the feature keeps the recorder from writing rows."""
     erase_tenant: Callable[[Tenant], Awaitable[DeletedRows]] | None = None
     """Deletes what the feature has of a tenant, when the tenant has no turn left."""
 

@@ -18,9 +18,6 @@ TRANSACTION_S = Histogram(
     "Time of a transaction of the database that was committed, without the wait for the one before it",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
 )
-UNSTORED_DUE = Gauge(
-    "tailrace_persistence_unstored_due", "Turns with `store: false` whose time is over and that are not yet erased"
-)
 BACKLOG = Gauge("tailrace_persistence_backlog", "Entries that are stored in the log and not yet in the database")
 PROOF_MISMATCHES = Counter(
     "tailrace_persistence_proof_mismatches_total", "Turns whose text does not match the hash in their end; 0 is normal"

@@ -270,27 +270,6 @@ WHERE sessions.tenant = :tenant AND sessions.session = :session AND sessions.pro
 GROUP BY usage.tenant, moved.key, moved.value, usage.asked_at / 86400000000
 {add_to_totals}
 
--- name: put_unstored
--- Notes a turn with `store: false`, so that an erasure of its user finds it.
-INSERT INTO unstored (tenant, turn, user_hash) VALUES (:tenant, :turn, :user_hash)
-ON CONFLICT (tenant, turn) DO NOTHING
-
--- name: user_unstored
--- Some turns of a user with `store: false`.
-SELECT turn FROM unstored WHERE tenant = :tenant AND user_hash = :user_hash LIMIT :limit
-
--- name: tenant_unstored
--- Some turns of a tenant with `store: false`.
-SELECT turn FROM unstored WHERE tenant = :tenant AND turn >= '' LIMIT :limit
-
--- name: every_unstored
--- Turns of all tenants with `store: false` after one of them.
-SELECT tenant, turn FROM unstored WHERE (tenant, turn) > (:tenant, :turn) ORDER BY tenant, turn LIMIT :limit
-
--- name: forget_unstored
--- Removes the note of a turn with `store: false`, because it is erased, or has left the log.
-DELETE FROM unstored WHERE tenant = :tenant AND turn = :turn
-
 -- name: put_blob_uses
 -- Stores which blobs a turn refers to. They follow from its request and never change.
 INSERT INTO blob_uses (tenant, sha256, turn) SELECT :tenant, value, :turn FROM {texts}(:blobs{as_json}) WHERE true

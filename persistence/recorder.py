@@ -6,7 +6,7 @@ log delivers the entries again later; streaming is not affected.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 
@@ -18,6 +18,7 @@ from tailrace.persistence.lost_turns import LostTurnFinder
 from tailrace.persistence.record_spans import RecordSpans
 from tailrace.persistence.rows import TurnRow, blobs_of
 from tailrace.persistence.store import Store
+from tailrace.persistence.unrecorded_turns import UnrecordedTurns
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
 from tailrace.proto.fold import Turn, text_proof
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
@@ -43,7 +44,7 @@ ERASING_S = 1.0
 
 
 class Recorder:
-    """Writes delivered turns to the store, except those for which `divert` returns True (turns with `store: false`).
+    """Writes delivered turns to the store, except those that one of `unrecorded` handles.
 
     `store` is one `without_queue`.
     """
@@ -54,7 +55,7 @@ class Recorder:
         tombstones: Tombstones,
         deliveries: Deliveries,
         store: Store,
-        divert: Callable[[TurnKey, Turn], Awaitable[bool]],
+        unrecorded: Sequence[UnrecordedTurns],
         *,
         batch_max: int,
         retry_wait_s: float,
@@ -63,7 +64,7 @@ class Recorder:
         self._tombstones = tombstones
         self._deliveries = deliveries
         self._store = store
-        self._divert = divert
+        self._unrecorded = unrecorded
         self._batch_max = batch_max
         self._retry_wait_s = retry_wait_s
         self._lost_turns = LostTurnFinder(log, deliveries, store)
@@ -215,8 +216,11 @@ class Recorder:
                     await self._remove(key)
                     logger.info("turn purged: its parent was deleted", turn=key.turn)
                     return None
-            if await self._divert(key, turn):
-                return None
+            for one in self._unrecorded:
+                if await one.divert(key, turn):
+                    return None
+            if turn.request is not None and not turn.request.store:
+                raise StoreRefused("a turn with `store: false` is not recorded")
             self._spans.start(key, turn)
             row = self._store.build_row(key, turn)
         except (StoreRefused, TurnUnknown) as error:

@@ -20,7 +20,6 @@ from tailrace.persistence.rpc import handler
 from tailrace.persistence.run_every import run_beside
 from tailrace.persistence.settings import Settings
 from tailrace.persistence.store import Store
-from tailrace.persistence.unstored import UnstoredTurns
 from tailrace.proto import service
 from tailrace.proto.errors import StoreCorrupt, StoreNotShared
 from tailrace.proto.nats import BlobPins, BlobStore, Connection, Deliveries, Rpc, Tombstones, TurnLog
@@ -89,24 +88,24 @@ async def _serve(
         await deliveries.reset()
         await store.reset_recorded_upto()
         logger.info("replaying the log from its beginning", why="restored database")
-    unstored = UnstoredTurns(log, tombstones, store, settings.unstored_s)
-    recorder = Recorder(
-        log,
-        tombstones,
-        deliveries,
-        store.without_queue(),
-        unstored.divert,
-        batch_max=settings.batch_max,
-        retry_wait_s=settings.retry_wait_s,
-    )
     caught_up = SharedCatchUp(deliveries, lambda: recorder.failure, settings.catch_up_timeout_s).wait
     queries = Queries(store, settings.session_idle_s)
     resources = ResourceQueries(store, queries)
     blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up)
     services = Services(connection, log, tombstones, store, queries, blobs, settings.retry_wait_s)
     started = [feature.start(services, select(settings, feature.settings)) for feature in features]
+    unrecorded = [parts.unrecorded for parts in started if parts.unrecorded is not None]
     erase_tenant = [parts.erase_tenant for parts in started if parts.erase_tenant is not None]
-    commands = Commands(store, log, tombstones, unstored, blobs, queries, resources, caught_up, erase_tenant)
+    recorder = Recorder(
+        log,
+        tombstones,
+        deliveries,
+        store.without_queue(),
+        unrecorded,
+        batch_max=settings.batch_max,
+        retry_wait_s=settings.retry_wait_s,
+    )
+    commands = Commands(store, log, tombstones, blobs, queries, resources, caught_up, unrecorded, erase_tenant)
     core = (queries, resources, commands)
     # The last handler of a query counts.
     of_each = [*(part.handlers() for part in core), *(parts.handlers for parts in started)]
@@ -130,7 +129,7 @@ async def _serve(
         async with AsyncExitStack() as beside:
             for run in (part for parts in started for part in parts.beside):
                 await beside.enter_async_context(run(stop))
-            for work in (blobs.run, unstored.run, Retention(store, deliveries, settings.history_days).run):
+            for work in (blobs.run, Retention(store, deliveries, settings.history_days).run):
                 await beside.enter_async_context(run_beside(work, stop))
             await recorder.run(answered)
     finally:

@@ -40,10 +40,6 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
             description="days without use after which a session is deleted with its turns; 0: never",
         ),
     ] = 0
-    unstored_s: Annotated[
-        float,
-        Meta(gt=0, le=SECONDS_MAX, description="time after its end in which a turn with `store: false` can be read"),
-    ] = 600.0
     catch_up_timeout_s: Annotated[
         float, Meta(gt=0, description="how long a query waits until the database has caught up with the log")
     ] = 3.0

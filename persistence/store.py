@@ -1,7 +1,6 @@
 """The typed operations on the database: records in and out. The statements are in queries.sql."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from copy import copy
@@ -56,8 +55,6 @@ BRANCH_TURNS_MAX = 10_000
 # Converting a turn takes up to 0.05 ms.
 CONVERT_IN_LOOP_MAX = 100
 DELETE_TURNS_MAX = 1_000
-# Each is looked up in the log before the answer, for which a gateway waits some seconds.
-UNSTORED_MAX = 200
 RELEASED_MAX = 200
 BUSY_SESSIONS_MAX = 1_000
 # Greater than every name that totals have.
@@ -413,33 +410,6 @@ class Store:
         async with self.write(tenant) as writer:
             await writer.executemany("keep_used_blob", [{"tenant": tenant, "sha256": sha256} for sha256 in blobs])
 
-    async def put_unstored(self, key: TurnKey, user: str | None) -> None:
-        """Notes a turn with `store: false`, with a hash of its user."""
-        columns = {"tenant": key.tenant, "turn": key.turn, "user_hash": _user_hash(key.tenant, user)}
-        async with self.write() as writer:
-            await writer.execute("put_unstored", columns)
-
-    async def list_unstored(self, tenant: Tenant, user: str | None) -> list[TurnId]:
-        """Returns noted turns of a user, or of all users if `user` is None, at most `UNSTORED_MAX`."""
-        if user is None:
-            rows = await self.read("tenant_unstored", tenant=tenant, limit=UNSTORED_MAX)
-        else:
-            user_hash = _user_hash(tenant, user)
-            rows = await self.read("user_unstored", tenant=tenant, user_hash=user_hash, limit=UNSTORED_MAX)
-        return [row["turn"] for row in rows]
-
-    async def every_unstored(self, after: TurnKey) -> list[TurnKey]:
-        """Returns the noted turns of all tenants after `after`, in order, at most `UNSTORED_MAX`."""
-        rows = await self.read("every_unstored", tenant=after.tenant, turn=after.turn, limit=UNSTORED_MAX)
-        return [TurnKey(row["tenant"], row["turn"]) for row in rows]
-
-    async def forget_unstored(self, turns: Sequence[TurnKey]) -> None:
-        """Removes the notes of turns that are erased, or have left the log: of one tenant, except `without_queue`."""
-        async with self.write(turns[0].tenant) as writer:
-            rows = [{"tenant": key.tenant, "turn": key.turn} for key in turns]
-            await writer.executemany("forget_unstored", rows)
-            self.database.note_deletion()
-
     async def turns_to_delete(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
         """Returns turns that a deletion includes, at most `DELETE_TURNS_MAX`.
 
@@ -646,12 +616,6 @@ async def convert_turns(number: int, convert: Callable[[], T]) -> T:
 
 def _encode_system(system: str | list[dict[str, Any]] | None) -> str | None:
     return msgspec.json.encode(system).decode() if system is not None else None
-
-
-def _user_hash(tenant: Tenant, user: str | None) -> str:
-    if user is None:
-        return ""
-    return hashlib.sha256(f"{tenant}\0{user}".encode(errors="surrogatepass")).hexdigest()
 
 
 def _names_of(what: DeleteResource, *, is_gone: bool) -> list[tuple[str, str, str]]:

@@ -10,6 +10,7 @@ from prometheus_client.metrics import MetricWrapperBase
 import tailrace.features.failover.metrics
 import tailrace.features.structured_output.metrics
 import tailrace.features.unread_tokens.gateway
+import tailrace.features.unstored.metrics
 import tailrace.features.webhooks.metrics
 import tailrace.gateway.metrics
 import tailrace.generators.backends.measured
@@ -42,7 +43,11 @@ METRICS = {
         tailrace.features.failover.metrics,
         tailrace.features.structured_output.metrics,
     ),
-    "Persistence": (tailrace.persistence.metrics, tailrace.features.webhooks.metrics),
+    "Persistence": (
+        tailrace.persistence.metrics,
+        tailrace.features.unstored.metrics,
+        tailrace.features.webhooks.metrics,
+    ),
     "Every process that exports traces": (tailrace.proto.runtime.trace_export,),
 }
 

@@ -155,7 +155,7 @@ def file_record(row: Mapping[str, Any]) -> FileRecord:
 def _start(services: Services, _: NoSettings) -> Parts:
     files = FileQueries(services.store, services.blobs, services.connection.now)
     delete_expired = partial(run_every, INTERVAL_S, files.delete_expired, "the deletion of expired files")
-    return Parts(files.handlers(), [partial(run_beside, delete_expired)], files.erase_tenant)
+    return Parts(files.handlers(), [partial(run_beside, delete_expired)], erase_tenant=files.erase_tenant)
 
 
 FEATURE = Feature(NoSettings, _start, Tables(read_queries(__package__)))

@@ -13,19 +13,21 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tailrace.features.persistence import TABLES
-from tailrace.persistence import unstored as unstored_module
+from tailrace.features.unstored import unstored_turns
+from tailrace.features.unstored.table import UnstoredTable
+from tailrace.features.unstored.unstored_turns import FIRST_TURN, UnstoredTurns
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rows import TurnRow, build_row
 from tailrace.persistence.store import Store
-from tailrace.persistence.unstored import FIRST_TURN, UnstoredTurns
 from tailrace.proto import subjects
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import LogUnavailable, StoreRefused
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnKey
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.nats.jetstream_log import ErasedEntries
+from tailrace.proto.resources import TurnToDelete
 from tailrace.proto.subjects import CLAIMS_STREAM, PERSISTENCE, STREAM
 from tests.harness.generator_in_loop import shorten_lease
 from tests.harness.open_store import open_store
@@ -81,7 +83,7 @@ async def expected_rows(log: TurnLog, keys: Sequence[TurnKey]) -> list[TurnRow]:
 def recorder(log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int = 100) -> Recorder:
     tombstones = Tombstones(log.connection)
     unstored = UnstoredTurns(log, tombstones, store, grace_s=600)
-    return Recorder(log, tombstones, deliveries, store, unstored.divert, batch_max=batch_max, retry_wait_s=0.05)
+    return Recorder(log, tombstones, deliveries, store, [unstored], batch_max=batch_max, retry_wait_s=0.05)
 
 
 @asynccontextmanager
@@ -250,19 +252,50 @@ async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
 
 @pytest.mark.rule("R109")
 async def test_a_turn_with_store_false_whose_note_is_refused_delays_no_other_turn(
-    own_log: TurnLog, deliveries: Deliveries, database: Path
+    own_log: TurnLog, deliveries: Deliveries, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class RefusingStore(Store):
-        async def put_unstored(self, key: TurnKey, user: str | None) -> None:
-            raise StoreRefused(f"{key.turn} {user}")
+    async def refuse(_: UnstoredTable, key: TurnKey, user: str | None) -> None:
+        raise StoreRefused(f"{key.turn} {user}")
 
+    monkeypatch.setattr(UnstoredTable, "put", refuse)
     before = count("turns_left_out")
     await new_writer(own_log).store_request(store=False)
     good = await write_turn(own_log, "Light")
-    async with open_store(database, RefusingStore) as store, running_recorder(own_log, deliveries, store):
+    async with open_store(database) as store, running_recorder(own_log, deliveries, store):
         await until(deliveries.is_drained)
     assert rows(database) == await expected_rows(own_log, [good])
     assert count("turns_left_out") == before + 1
+
+
+@pytest.mark.rule("R109")
+async def test_without_the_feature_a_turn_with_store_false_is_left_out(
+    own_log: TurnLog, deliveries: Deliveries, database: Path
+) -> None:
+    """And with another feature that handles other turns."""
+    before = count("turns_left_out")
+    await write_turn(own_log, "secret", store=False)
+    good = await write_turn(own_log, "Light")
+
+    class Others:
+        async def divert(self, _: TurnKey, __: Turn) -> bool:
+            return False
+
+        async def find_to_delete(self, _: TurnKey) -> None:
+            return None
+
+        async def list_of_user(self, _: Tenant, __: str | None) -> list[TurnToDelete]:
+            return []
+
+    async with open_store(database) as store:
+        tombstones = Tombstones(own_log.connection)
+        plain = Recorder(own_log, tombstones, deliveries, store, [Others()], batch_max=100, retry_wait_s=0.05)
+        stop = asyncio.Event()
+        running = asyncio.create_task(plain.run(stop))
+        await until(deliveries.is_drained)
+        stop.set()
+        await running
+    assert rows(database) == await expected_rows(own_log, [good])
+    assert count("turns_left_out") > before
 
 
 @asynccontextmanager
@@ -286,14 +319,16 @@ async def test_the_note_of_a_turn_with_store_false_is_removed_as_the_last_step_o
     tries: set[TurnKey] = set()
     is_failing = True
 
-    class FailingStore(Store):
-        async def forget_unstored(self, turns: Sequence[TurnKey]) -> None:
-            tries.update(turns)
-            if is_failing:
-                raise StoreRefused("full")
-            await super().forget_unstored(turns)
+    forget = UnstoredTable.forget
 
-    monkeypatch.setattr(unstored_module, "INTERVAL_S", 0.05)
+    async def fail(self: UnstoredTable, turns: Sequence[TurnKey]) -> None:
+        tries.update(turns)
+        if is_failing:
+            raise StoreRefused("full")
+        await forget(self, turns)
+
+    monkeypatch.setattr(UnstoredTable, "forget", fail)
+    monkeypatch.setattr(unstored_turns, "INTERVAL_S", 0.05)
     tombstones = Tombstones(own_connection)
     written, requestless = [await write_turn(own_log, "Light", store=False) for _ in range(2)]
     request, *_ = await own_log.read_entries(requestless)
@@ -305,7 +340,7 @@ async def test_the_note_of_a_turn_with_store_false_is_removed_as_the_last_step_o
     async def count_notes() -> int:
         return (await own_connection.jetstream.stream_info(CLAIMS_STREAM)).state.messages
 
-    async with open_store(database, FailingStore) as store:
+    async with open_store(database) as store:
         async with running_erasure(UnstoredTurns(own_log, tombstones, store, grace_s=0)):
             await until(lambda: tries == keys)
         assert await count_notes() == len(keys)
@@ -338,7 +373,7 @@ async def test_a_turn_with_store_false_is_counted_once_and_erased_although_anoth
                 raise LogUnavailable("stuck")
             return await super().erase(key, deadline, purges_rest=purges_rest)
 
-    monkeypatch.setattr(unstored_module, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(unstored_turns, "INTERVAL_S", 0.05)
     log = StuckLog(own_connection)
     stuck, erased = [await write_turn(log, "Light", store=False) for _ in range(2)]
     log.stuck = stuck
@@ -358,7 +393,7 @@ async def test_a_turn_with_store_false_is_counted_once_and_erased_although_anoth
             log.stuck = None
             await until(lambda: read_due_metric() == 0)
         assert not await log.has_turn(stuck)
-        assert await store.every_unstored(FIRST_TURN) == []
+        assert await UnstoredTable(store).every(FIRST_TURN) == []
         today = datetime.now(UTC).date()
         usage = await store.usage(OURS, "day", today - timedelta(days=1), today, "", 9)
     assert sum(day.turns for day in usage) == 2

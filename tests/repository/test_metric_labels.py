@@ -11,6 +11,7 @@ from prometheus_client.metrics import MetricWrapperBase
 import tailrace.features.failover.metrics
 import tailrace.features.structured_output.metrics
 import tailrace.features.unread_tokens.gateway
+import tailrace.features.unstored.metrics
 import tailrace.features.webhooks.metrics
 import tailrace.gateway.metrics
 import tailrace.generators.backends.measured
@@ -88,6 +89,7 @@ MODULES = (
     tailrace.features.failover.metrics,
     tailrace.features.structured_output.metrics,
     tailrace.features.unread_tokens.gateway,
+    tailrace.features.unstored.metrics,
     tailrace.features.webhooks.metrics,
     tailrace.persistence.metrics,
     tailrace.proto.nats.follower,

@@ -7,7 +7,6 @@ import msgspec
 
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rows import TurnRow, turn_record
-from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.records import TurnRecord
 from tailrace.testing import MemoryStore
@@ -39,11 +38,6 @@ class SimulatedStore(MemoryStore):
         return []
 
 
-async def _keep(_: TurnKey, __: Turn) -> bool:
-    """Diverts no turn."""
-    return False
-
-
 class SimulatedRecorder:
     """A Recorder in a process of its own."""
 
@@ -52,7 +46,7 @@ class SimulatedRecorder:
         self._store = SimulatedStore(self.process)
         store: Any = self._store
         log, deliveries = SimulatedLog(server, self.process), SimulatedDeliveries(consumer, self.process)
-        self._recorder = Recorder(log, UNUSED, deliveries, store, _keep, batch_max=BATCH_MAX, retry_wait_s=RETRY_WAIT_S)
+        self._recorder = Recorder(log, UNUSED, deliveries, store, (), batch_max=BATCH_MAX, retry_wait_s=RETRY_WAIT_S)
 
     def start(self) -> None:
         self.process.start(self._recorder.run(self.process.world.never))

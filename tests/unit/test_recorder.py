@@ -112,11 +112,6 @@ class Store:
         return []
 
 
-async def keep(_: TurnKey, __: Turn) -> bool:
-    """Diverts no turn."""
-    return False
-
-
 def transactions(*, every_s: float, write_s: float) -> int:
     """Returns the number of transactions in which `TURNS` turns are recorded."""
 
@@ -124,7 +119,7 @@ def transactions(*, every_s: float, write_s: float) -> int:
         deliveries: Any = Deliveries(every_s)
         store: Any = Store(write_s)
         log: Any = Log()
-        recorder = Recorder(log, UNUSED, deliveries, store, keep, batch_max=TURNS, retry_wait_s=1)
+        recorder = Recorder(log, UNUSED, deliveries, store, (), batch_max=TURNS, retry_wait_s=1)
         await recorder.run(deliveries.all_taken)
         assert store.turns == TURNS
         return int(store.transactions)
@@ -147,7 +142,7 @@ def recorded_turns(
         store: Any = Store(write_s, errors, statements)
         log: Any = Log()
         deliveries: Any = Deliveries(1)
-        recorder = Recorder(log, UNUSED, deliveries, store, keep, batch_max=TURNS, retry_wait_s=1)
+        recorder = Recorder(log, UNUSED, deliveries, store, (), batch_max=TURNS, retry_wait_s=1)
         failures = {}
 
         async def watch() -> None:
@@ -200,7 +195,7 @@ def test_a_database_that_is_away_is_reported_while_no_turn_is_delivered() -> Non
         store.check_errors, store.check_s = [StoreBusy("away")] * 2, 12.0
         log: Any = Log()
         deliveries: Any = NoDeliveries(1)
-        recorder = Recorder(log, UNUSED, deliveries, store, keep, batch_max=TURNS, retry_wait_s=1)
+        recorder = Recorder(log, UNUSED, deliveries, store, (), batch_max=TURNS, retry_wait_s=1)
         stop = asyncio.Event()
         running = asyncio.create_task(recorder.run(stop))
         failures = []

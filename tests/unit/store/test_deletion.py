@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tailrace.features.files.persistence import FileTable
+from tailrace.features.unstored.table import UnstoredTable
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.paging import NEWEST
 from tailrace.persistence.rows import build_row, moment
@@ -101,19 +102,19 @@ async def test_an_erasure_releases_the_inputs_of_batches_that_have_ended(
 async def test_the_notes_of_turns_that_are_not_stored_are_read_in_pages(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tailrace.persistence.store.UNSTORED_MAX", 2)
+    monkeypatch.setattr("tailrace.features.unstored.table.UNSTORED_MAX", 2)
     noted = [key(f"turn-{number}", tenant) for tenant in (OURS, THEIRS) for number in range(3)]
     for one in noted[::-1]:
-        await store.put_unstored(one, "ann")
+        await UnstoredTable(store).put(one, "ann")
     found, after = list[TurnKey](), TurnKey(Tenant(""), TurnId(""))
-    while page := await store.every_unstored(after):
+    while page := await UnstoredTable(store).every(after):
         assert len(page) <= 2
         found, after = [*found, *page], page[-1]
     assert found == noted
-    await store.forget_unstored(noted[:1])
+    await UnstoredTable(store).forget(noted[:1])
     for user in ("ann", None):
-        assert await store.list_unstored(OURS, user) == ["turn-1", "turn-2"]
-        assert len(await store.list_unstored(THEIRS, user)) == 2
+        assert await UnstoredTable(store).list_of_user(OURS, user) == ["turn-1", "turn-2"]
+        assert len(await UnstoredTable(store).list_of_user(THEIRS, user)) == 2
 
 
 async def tenant_rows(store: Store, tenant: Tenant) -> dict[str, list[dict[str, Any]]]:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tailrace.features.files.persistence import FileTable
+from tailrace.features.unstored.table import UnstoredTable
 from tailrace.persistence.store import Store
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.resources import CreateSession, DeleteResource
@@ -20,7 +21,7 @@ WORK: dict[str, tuple[Callable[[Store, Tenant], Awaitable[object]], int]] = {
     "release_blobs": (lambda store, tenant: store.release_blobs(tenant, ["a"]), 7),
     "forget_released": (lambda store, tenant: store.forget_released(tenant, ["a"]), 7),
     "keep_referenced": (lambda store, tenant: store.keep_referenced(tenant, ["a"]), 7),
-    "forget_unstored": (lambda store, tenant: store.forget_unstored([key("turn-2", tenant)]), 7),
+    "forget_unstored": (lambda store, tenant: UnstoredTable(store).forget([key("turn-2", tenant)]), 7),
     "delete": (lambda store, tenant: store.delete(tenant, DeleteResource("turn", "turn-2")), 7),
     "delete_files": (lambda store, tenant: FileTable(store).delete_files(tenant, ["file-1"]), 7),
 }
@@ -54,11 +55,11 @@ async def test_the_recorder_waits_for_one_write_of_a_tenant_at_most(store: Store
 
     async def record(turn: str) -> None:
         """Does what is written of a turn with `store: false`, until it is erased."""
-        await recorder.put_unstored(key(turn), None)
+        await UnstoredTable(recorder).put(key(turn), None)
         await recorder.record([running_row(turn)])
         await recorder.delete(OURS, DeleteResource("session", "1", (TurnId(turn),)))
         await recorder.release_blobs(OURS, ["a"])
-        await recorder.forget_unstored([key(turn)])
+        await UnstoredTable(recorder).forget([key(turn)])
         order.append("recorder")
 
     tenants = [OURS, *(Tenant(f"tenant-{number}") for number in range(19))]

@@ -17,6 +17,7 @@ from tailrace.features.batches.persistence import BatchQueries, BatchTable
 from tailrace.features.files.persistence import FileTable
 from tailrace.features.search.persistence import SearchQueries
 from tailrace.features.search.reader import SearchReader
+from tailrace.features.unstored.table import UnstoredTable
 from tailrace.persistence.copy_database import read_digest
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
@@ -394,7 +395,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
     Every query returns the same, in order. Only the turns of a session or project to be deleted have no order.
     """
     stores = [file_store, postgresql_store]
-    parts_of_stores = [(store, BatchTable(store), FileTable(store)) for store in stores]
+    parts_of_stores = [(store, BatchTable(store), FileTable(store), UnstoredTable(store)) for store in stores]
     chance, by_id = random.Random(34), attrgetter("turn")
     billed = random.Random(1)
     cursors = chance.sample(range(1000), 1000)
@@ -459,8 +460,8 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
         await call_both("put_file", OURS, file)
         await call_both("new_session", OURS, CreateSession(name("session"), project_id=name("project")), NOON)
         await call_both("change_session", OURS, ChangeSession(name("session"), text(), None, "system"))
-        await call_both("put_unstored", key(f"turn-{number}"), chance.choice((None, text())))
-        await call_both("forget_unstored", [key(f"turn-{number - 2}")])
+        await call_both("put", key(f"turn-{number}"), chance.choice((None, text())))
+        await call_both("forget", [key(f"turn-{number - 2}")])
         await call_both("delete_files", OURS, [name("file")])
     await call_both("record", [row(number) for number in range(50, 100)], Seq(999))
     await call_both("fail_expired", Seq(300))
@@ -491,8 +492,8 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
         ("turn_list.read_page", TurnPageQuery(OURS, {}, None, before, 9)),
         ("turn_list.read_page", by_user),
         ("turn_list.read_page", TurnPageQuery(OURS, {}, None, NEWEST, 9, "failed")),
-        ("list_unstored", OURS, None),
-        ("every_unstored", key("turn-118")),
+        ("list_of_user", OURS, None),
+        ("every", key("turn-118")),
         ("session_turns", OURS, middle, OLDEST, 9),
         ("list_running", OURS, None, OLDEST, 9),
         ("turns_since", OURS, middle, Seq(400)),

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 import msgspec
 import structlog
 
-from tailrace.persistence import metrics
+from tailrace.features.unstored import metrics
+from tailrace.features.unstored.table import UnstoredTable
 from tailrace.persistence.recorder import leave_out
 from tailrace.persistence.rows import TurnRow, blobs_of, build_row
 from tailrace.persistence.run_every import run_every
@@ -46,6 +47,7 @@ class UnstoredTurns:
         self._unqueued_store = store.without_queue()
         """For writes that no client waits for. They skip the queue of the tenants, so that a tenant with many writes
         does not delay the erasures of other tenants."""
+        self._notes, self._unqueued_notes = UnstoredTable(store), UnstoredTable(self._unqueued_store)
         self._grace = timedelta(seconds=grace_s)
         self._after = Seq(0)
         self._due: dict[Seq, ErasureNote] = {}
@@ -62,7 +64,7 @@ class UnstoredTurns:
         if turn.request is None or turn.request.store:
             return False
         # This comes first, so that a deletion which begins later finds the turn by its user.
-        await self._store.put_unstored(key, turn.request.user)
+        await self._notes.put(key, turn.request.user)
         if turn.end is None:
             return True
         # A row without content adds the usage to the totals, and its deletion leaves them. The tombstone is set in
@@ -101,11 +103,11 @@ class UnstoredTurns:
 
         Their fields are as `find_to_delete` sets them. Raises LogUnavailable, StoreError.
         """
-        while noted := await self._store.list_unstored(tenant, user):
+        while noted := await self._notes.list_of_user(tenant, user):
             keys = [TurnKey(tenant, turn) for turn in noted]
             found = await gather_limited(self.find_to_delete, keys, LOOKED_UP_AT_ONCE)
             if gone := [key for key, one in zip(keys, found, strict=True) if one is None]:
-                await self._store.forget_unstored(gone)
+                await self._notes.forget(gone)
             if left := [one for one in found if one is not None]:
                 return left
         return []
@@ -157,10 +159,10 @@ class UnstoredTurns:
         now = asyncio.get_running_loop().time()
         if now < self._next_look_up:
             return
-        noted = await self._store.every_unstored(self._looked_up)
+        noted = await self._notes.every(self._looked_up)
         stored = await self._log.find_stored(noted)
         if lost := [key for key in noted if key not in stored]:
-            await self._unqueued_store.forget_unstored(lost)
+            await self._unqueued_notes.forget(lost)
         if noted:
             self._looked_up = noted[-1]
         else:
@@ -182,7 +184,7 @@ class UnstoredTurns:
         await self._log.purge_events(note.key)
         if erased.entries:
             logger.info("turn erased", turn=note.key.turn)
-        await self._unqueued_store.forget_unstored([note.key])
+        await self._unqueued_notes.forget([note.key])
         await self._tombstones.remove_erasure_note(note.key)
         return True
 

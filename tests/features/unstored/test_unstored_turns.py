@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest_asyncio
 
-from tailrace.persistence import unstored
-from tailrace.persistence.store import UNSTORED_MAX, Store
-from tailrace.persistence.unstored import UnstoredTurns
+from tailrace.features.unstored import unstored_turns as module
+from tailrace.features.unstored.table import UNSTORED_MAX, UnstoredTable
+from tailrace.features.unstored.unstored_turns import UnstoredTurns
+from tailrace.persistence.store import Store
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
@@ -67,7 +68,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     """A database with the notes of TURNS, all of one user."""
     async with open_store(tmp_path / "tailrace.db") as store:
         for turn in TURNS:
-            await store.put_unstored(TurnKey(TENANT, TurnId(turn)), "ann")
+            await UnstoredTable(store).put(TurnKey(TENANT, TurnId(turn)), "ann")
         yield store
 
 
@@ -77,18 +78,18 @@ async def test_the_turns_of_a_user_are_found_within_the_time_of_a_query(store: S
     async with asyncio.timeout(ANSWER_S_MAX):
         found = await unstored_turns(store, set(kept)).list_of_user(TENANT, "ann")
     assert found == [TurnToDelete(TurnId(turn), is_running=True, is_unstored=True) for turn in kept]
-    assert await store.list_unstored(TENANT, "ann") == kept
+    assert await UnstoredTable(store).list_of_user(TENANT, "ann") == kept
 
 
 async def test_the_note_of_a_turn_that_has_left_the_log_without_an_end_is_removed(
     store: Store, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(unstored, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(module, "INTERVAL_S", 0.01)
     kept, stop = [TURNS[0], TURNS[-1]], asyncio.Event()
     running = asyncio.create_task(unstored_turns(store, set(kept)).run(stop))
 
     async def are_removed() -> bool:
-        return await store.list_unstored(TENANT, None) == kept
+        return await UnstoredTable(store).list_of_user(TENANT, None) == kept
 
     await until(are_removed)
     stop.set()
