@@ -31,7 +31,6 @@ FIRST_LOOK_S = 1.0
 LOOK_EVERY_S = 5.0
 TICK_S = 0.2
 
-
 UNREAD_TOKENS = Counter(
     "tailrace_gateway_unread_tokens_total",
     "Output tokens that turns accepted here generated while no reader was connected to any gateway, by model; an "
@@ -51,7 +50,7 @@ class WatchedTurn:
 
 
 class UnreadTokens:
-    """Watches the turns that this gateway has accepted, in one task. It ends when the gateway drains."""
+    """Watches the turns that this gateway has accepted, in one task, which runs while there are any."""
 
     def __init__(self, presence: ReaderPresence) -> None:
         self._presence = presence
@@ -73,12 +72,15 @@ class UnreadTokens:
     async def _watch(self) -> None:
         """Looks at each turn when it is due, until the gateway drains. Then counts those that have ended."""
         now = asyncio.get_running_loop().time
-        while not await is_set_within(self._presence.draining, TICK_S):
+        while self._due:
+            if await is_set_within(self._presence.draining, TICK_S):
+                await asyncio.gather(*(self._count_if_ended(turn) for _, _, turn in self._due))
+                break
             due = list[WatchedTurn]()
             while self._due and self._due[0][0] <= now():
                 due.append(heappop(self._due)[2])
             await asyncio.gather(*map(self._look, due))
-        await asyncio.gather(*(self._count_if_ended(turn) for _, _, turn in self._due))
+        self._task = None
 
     async def _look(self, turn: WatchedTurn) -> None:
         """Looks for readers. Counts a turn that has ended; one is not counted if the log is unavailable."""

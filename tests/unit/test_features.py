@@ -1,10 +1,12 @@
-"""Features beside the core: their settings are read with those of the core."""
+"""Features beside the core: their settings are read with those of the core, and each step of a submission is one's."""
 
 from typing import Annotated
 
 import msgspec
+import pytest
 from msgspec import Meta
 
+from tailrace.gateway.turns.optional_steps import OptionalSteps, join_steps
 from tailrace.proto.runtime.settings import extend, read, select, table
 
 
@@ -24,3 +26,12 @@ def test_the_settings_of_a_feature_are_read_and_listed_with_those_of_the_core() 
     assert [row[0] for row in table(both)] == ["TAILRACE_PORT", "TAILRACE_PANELS"]
     # A process without the feature: its default.
     assert select(Core(), Panels) == Panels()
+
+
+def test_the_steps_of_all_features_are_joined_and_none_is_replaced() -> None:
+    """Two features with the same step would hide one of them: a limit, for example."""
+    queue, share = OptionalSteps(check_queue=lambda _: None), OptionalSteps(check_share=lambda *_: None)
+    joined = join_steps(join_steps(OptionalSteps(), queue), share)
+    assert [step for step in joined if step is not None] == [queue.check_queue, share.check_share]
+    with pytest.raises(ValueError, match="check_queue"):
+        join_steps(joined, queue)
