@@ -15,7 +15,7 @@ class Principal(NamedTuple):
     key: str | None = None
     """The credential's id, which is not secret; usage is counted by it. None: no credential was needed.
 
-    A ticket or a login carries the id of the key that it was exchanged for, and ends with that key.
+    A credential that was exchanged for a key carries the id of that key, and ends with it.
     """
     scopes: frozenset[Scope] = TENANT_SCOPES
     until: float | None = None
