@@ -18,6 +18,8 @@ gc.enable()
 
 ABOUT = "Calls the model and stores its answers."
 
+preflight = generator.preflight
+serve = partial(generator.serve, features=FEATURES)
+
 if __name__ == "__main__":
-    serve = partial(generator.serve, features=FEATURES)
-    sys.exit(service.main("generators", ABOUT, Settings, generator.preflight, serve, generator.probe))
+    sys.exit(service.main("generators", ABOUT, Settings, preflight, serve, generator.probe))
