@@ -23,9 +23,9 @@ class MemoryClaims(Claims):
 
     async def replace(self, tenant: Tenant, key: str, deleted: Claim, mine: Claim) -> Claim:
         found = self.stored.get((tenant, key))
-        if found is not None and found.claim == deleted:
-            del self.stored[tenant, key]
-        return await self.claim(tenant, key, mine)
+        if found is None or found.claim == deleted:
+            await self.put(tenant, key, mine)
+        return self.stored[tenant, key].claim
 
     async def read(self, tenant: Tenant, key: str) -> StoredClaim | None:
         return self.stored.get((tenant, key))

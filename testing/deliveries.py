@@ -67,11 +67,11 @@ class MemoryDeliveries(Deliveries):
     async def next(self, most: int = 1) -> list[Delivery]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PULL_S
-        while not (due := self._find_due(loop.time())) and (left_s := deadline - loop.time()) > 0:
+        while not (due := self._find_due(loop.time())) and loop.time() < deadline:
             self._added.clear()
             leased = (last for _, last in self._entries.values() if last is not None and not last.is_acked)
             soonest_s = min((last.due_s for last in leased), default=math.inf)
-            waking = loop.call_later(min(left_s, max(0.0, soonest_s - loop.time())), self._added.set)
+            waking = loop.call_at(min(deadline, soonest_s), self._added.set)
             await self._added.wait()
             waking.cancel()
         return [await self._lease(*name) for name in due[:most]]

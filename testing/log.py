@@ -88,7 +88,9 @@ class TurnEntries:
 
 
 class UnansweredConnection(Connection):
-    """A connection on which no process answers a query."""
+    """A connection that is up, and on which no process answers a query."""
+
+    is_up = True
 
     def __init__(self) -> None: ...
 

@@ -7,6 +7,7 @@ from tailrace.features.batches.message_batches_api import MessageBatchesApi
 from tailrace.features.batches.runner import BatchRunner
 from tailrace.features.generators import FEATURES
 from tailrace.gateway.log.fullness import LogFullness
+from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.turns.conversation import Conversations
@@ -16,7 +17,8 @@ from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.generators.backend_order import parse_backends
 from tailrace.generators.feature import join_hooks
 from tailrace.generators.load_blobs import BlobLoader
-from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import BlobStore, Claims, Counters, Tombstones, TurnLog
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.runtime.flag import Flag
 
@@ -24,24 +26,40 @@ UNUSED: Any = None
 NO_STEPS = OptionalSteps()
 
 
+class AnyModel:
+    """A catalogue whose server offers every model."""
+
+    async def offer(self, _: Tenant) -> Offer:
+        return Offer()
+
+
+ANY_MODEL: Any = AnyModel()
+
+
 def build_turn_submitter(
-    service: Any, *, steps: OptionalSteps = NO_STEPS, is_full: bool = False, is_draining: bool = False
+    log: TurnLog,
+    claims: Claims,
+    tombstones: Tombstones,
+    *,
+    steps: OptionalSteps = NO_STEPS,
+    is_full: bool = False,
+    is_draining: bool = False,
 ) -> TurnSubmitter:
-    """Returns a submitter whose log, claims, tombstones, history and catalogue are `service`."""
+    """Returns a submitter of turns that continue none, for any model."""
     fullness, draining = LogFullness(UNUSED, full_at=0.9), Flag()
     fullness.detail = "nearly full" if is_full else ""
     if is_draining:
         draining.set()
     return TurnSubmitter(
-        log=service,
-        repeats=Repeats(service, service, service),
-        conversations=Conversations(service, service),
-        catalogue=service,
+        log=log,
+        repeats=Repeats(log, claims, tombstones),
+        conversations=Conversations(log, UNUSED),
+        catalogue=ANY_MODEL,
         settings=Settings(),
         fullness=fullness,
         draining=draining,
         steps=steps,
-        expect=FanOut(service, UNUSED, linger_s=1, heartbeat_s=1).expect,
+        expect=FanOut(log, UNUSED, linger_s=1, heartbeat_s=1).expect,
     )
 
 

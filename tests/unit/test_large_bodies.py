@@ -29,6 +29,7 @@ from tailrace.proto.files import FileRecord, GetFile
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import PromptFields
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
+from tailrace.testing import MemoryClaims
 
 MEMORY_BYTES = 24 * SMALL_BYTES_MAX
 BODY_BYTES_MAX = 2 * SMALL_BYTES_MAX
@@ -86,14 +87,10 @@ async def count_loop_turns(work: Awaitable[object]) -> int:
     return turns
 
 
-class NoClaims:
-    async def find(self, *_: object) -> None: ...
-
-
 async def test_the_loop_runs_while_a_key_auto_is_derived_and_a_large_response_is_encoded() -> None:
     pieces = 4
     text = "x" * pieces * long_strings.PIECE_BYTES
-    deriving = derive_key(cast("Any", None), cast("Any", NoClaims()), LOCAL, NewTurn(message=text))
+    deriving = derive_key(cast("Any", None), MemoryClaims(), LOCAL, NewTurn(message=text))
     assert await count_loop_turns(deriving) >= pieces
     assert await count_loop_turns(large_json_response(Shape(text))) >= pieces
     large, plain = await large_json_response(Shape(text)), json_response(Shape(text))

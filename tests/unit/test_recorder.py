@@ -1,128 +1,67 @@
 """How many transactions the recorder needs for a stream of turns, and what it reports when they fail."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from structlog.testing import capture_logs
 
 from tailrace.persistence.recorder import Recorder
-from tailrace.persistence.rows import TurnRow, build_row
+from tailrace.proto.entries import End
 from tailrace.proto.errors import StoreBusy, StoreUnwritable
-from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
-from tailrace.proto.nats.leases import Backlog
-from tests.harness.turn_builder import NOON, completed_turn
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.testing import MemoryDeliveries, MemoryLog, MemoryStore
+from tests.harness.turn_builder import completed_turn
+from tests.harness.until import until
 from tests.harness.virtual_time import run
 
 TURNS = 100
-TURN = completed_turn("done").turn
+KEYS = [TurnKey(Tenant("t"), TurnId(f"turn-{number}")) for number in range(TURNS)]
 UNUSED: Any = None
 
 
-class EndDelivery(NamedTuple):
-    """The delivery of a turn's end, whose entry is read from the log."""
-
-    key: TurnKey
-    seq: Seq
-    kind: str = "end"
-    at: datetime = NOON
-
-    def take_entry(self) -> list[object]:
-        return []
-
-    async def ack(self) -> None: ...
-
-    async def release(self, _: float) -> None: ...
-
-
-class Deliveries:
-    """One turn ends each `every_s`."""
+class Ends:
+    """A log in which one turn has ended each `every_s`, and the deliveries of their ends."""
 
     def __init__(self, every_s: float) -> None:
-        self._every_s = every_s
-        self.taken = 0
-        self.all_taken = asyncio.Event()
+        self.log, self.deliveries, self.all_done = MemoryLog(), MemoryDeliveries(), asyncio.Event()
+        self._ending = asyncio.create_task(self._end_turns(every_s))
 
-    async def next(self, most: int) -> list[EndDelivery]:
-        now = asyncio.get_running_loop().time
-        await asyncio.sleep((self.taken + 1) * self._every_s - now())
-        ended = min(round(now() / self._every_s), TURNS) - self.taken
-        first, self.taken = self.taken, self.taken + min(ended, most)
-        if self.taken == TURNS:
-            self.all_taken.set()
-        return [
-            EndDelivery(TurnKey(Tenant("t"), TurnId(f"turn-{n}")), Seq(TURN.tail)) for n in range(first, self.taken)
-        ]
+    async def _end_turns(self, every_s: float) -> None:
+        for key in KEYS:
+            await asyncio.sleep(every_s)
+            self.log.turn_of(key).watches.append(self.deliveries.watch(key, End))
+            self.log.load(key, completed_turn("done").stored)
+        await until(lambda: self.deliveries.is_done, 60)
+        self.all_done.set()
 
-    async def keep_renewed(self, _: object) -> None:
-        await asyncio.Event().wait()
-
-    async def backlog(self) -> Backlog:
-        return Backlog(0, 0, Seq(0), Seq(0))
-
-    async def first_seq(self) -> Seq:
-        return Seq(1)
+    def recorder(self, store: Any) -> Recorder:
+        return Recorder(self.log, UNUSED, self.deliveries, store, (), batch_max=TURNS, retry_wait_s=1)
 
 
-class Log:
-    async def read_turn_upto(self, _: TurnKey, __: Seq) -> Turn:
-        return TURN
-
-    async def find_stored(self, keys: Iterable[TurnKey]) -> set[TurnKey]:
-        return set(keys)
-
-
-class Store:
+def database(write_s: float, errors: Iterable[Exception] = (), statements: int = 1) -> MemoryStore:
     """A transaction has some statements, and takes `write_s`. The first ones fail with `errors`."""
+    store, left = MemoryStore(), list(errors)
 
-    system = "sqlite"
-    build_row = staticmethod(build_row)
+    async def write() -> None:
+        for _ in range(statements):
+            await asyncio.sleep(write_s / statements)
+            store.answered_at = asyncio.get_running_loop().time()
+        if left:
+            raise left.pop(0)
 
-    def __init__(self, write_s: float, errors: Iterable[Exception] = (), statements: int = 1) -> None:
-        self._write_s = write_s
-        self._statements = statements
-        self.answered_at = 0.0
-        self._errors = list(errors)
-        self.check_errors: list[Exception] = []
-        self.check_s = 0.0
-        self.transactions = 0
-        self.turns = 0
-
-    async def record(self, rows: Sequence[TurnRow], _: Seq) -> None:
-        for _statement in range(self._statements):
-            await asyncio.sleep(self._write_s / self._statements)
-            self.answered_at = asyncio.get_running_loop().time()
-        if self._errors:
-            raise self._errors.pop(0)
-        self.transactions += 1
-        self.turns += len(rows)
-
-    def raise_if_damaged(self) -> None: ...
-
-    async def fail_expired(self, *_: object) -> int:
-        if self.check_errors:
-            raise self.check_errors.pop(0)
-        await asyncio.sleep(self.check_s)
-        self.check_s = 0.0
-        return 0
-
-    async def running_turns(self) -> list[TurnKey]:
-        return []
+    store.write = write
+    return store
 
 
 def transactions(*, every_s: float, write_s: float) -> int:
     """Returns the number of transactions in which `TURNS` turns are recorded."""
 
     async def record() -> int:
-        deliveries: Any = Deliveries(every_s)
-        store: Any = Store(write_s)
-        log: Any = Log()
-        recorder = Recorder(log, UNUSED, deliveries, store, (), batch_max=TURNS, retry_wait_s=1)
-        await recorder.run(deliveries.all_taken)
-        assert store.turns == TURNS
-        return int(store.transactions)
+        ends, store = Ends(every_s), database(write_s)
+        await ends.recorder(store).run(ends.all_done)
+        assert list(store.rows) == KEYS
+        return store.transactions
 
     return run(record())
 
@@ -139,10 +78,8 @@ def recorded_turns(
     """Records the turns. Returns what was logged, and the recorder's failure by time."""
 
     async def record() -> dict[float, str]:
-        store: Any = Store(write_s, errors, statements)
-        log: Any = Log()
-        deliveries: Any = Deliveries(1)
-        recorder = Recorder(log, UNUSED, deliveries, store, (), batch_max=TURNS, retry_wait_s=1)
+        ends = Ends(1)
+        recorder = ends.recorder(database(write_s, errors, statements))
         failures = {}
 
         async def watch() -> None:
@@ -151,7 +88,7 @@ def recorded_turns(
                 failures[asyncio.get_running_loop().time()] = recorder.failure
 
         watching = asyncio.create_task(watch())
-        await recorder.run(deliveries.all_taken)
+        await recorder.run(ends.all_done)
         watching.cancel()
         return failures
 
@@ -184,18 +121,19 @@ def test_a_database_that_answers_slowly_is_not_reported() -> None:
 
 def test_a_database_that_is_away_is_reported_while_no_turn_is_delivered() -> None:
     """It is looked at every 10 s. The last of these looks has its answer after 12 s."""
+    answers: Iterator[Exception | float] = iter([StoreBusy("away"), StoreBusy("away"), 12.0])
 
-    class NoDeliveries(Deliveries):
-        async def next(self, _: int) -> list[EndDelivery]:
-            await asyncio.sleep(1)
-            return []
+    async def check() -> None:
+        match next(answers, 0.0):
+            case float(wait_s):
+                await asyncio.sleep(wait_s)
+            case Exception() as error:
+                raise error
 
     async def record() -> list[str]:
-        store: Any = Store(0.001)
-        store.check_errors, store.check_s = [StoreBusy("away")] * 2, 12.0
-        log: Any = Log()
-        deliveries: Any = NoDeliveries(1)
-        recorder = Recorder(log, UNUSED, deliveries, store, (), batch_max=TURNS, retry_wait_s=1)
+        store: Any = MemoryStore()
+        store.check = check
+        recorder = Recorder(MemoryLog(), UNUSED, MemoryDeliveries(), store, (), batch_max=TURNS, retry_wait_s=1)
         stop = asyncio.Event()
         running = asyncio.create_task(recorder.run(stop))
         failures = []

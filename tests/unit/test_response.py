@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,30 +23,23 @@ from tailrace.gateway.streaming.reader import Reader
 from tailrace.gateway.streaming.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.streaming.response import EventStream, HeldStream
 from tailrace.gateway.streaming.stream_record import StreamRecords
-from tailrace.proto.entries import Attempt, Failure, StoredEntry
+from tailrace.proto.entries import Failure, StoredEntry
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats import TurnLog
+from tailrace.proto.ids import Seq, TurnKey
+from tailrace.proto.nats.log_server import LiveFeed
 from tailrace.proto.reader_report import GatewayReaders, ReaderReport
 from tailrace.proto.runtime.flag import Flag
-from tests.harness.turn_builder import KEY, Handwritten, completed_turn
+from tailrace.testing import MemoryLog
+from tests.harness.turn_builder import KEY, Handwritten, attempt, completed_turn
 from tests.harness.until import until
 
 TAILRACE = DIALECTS["tailrace"]
 
 
-class MemoryLog:
-    """Follows `stored`; then waits, or ends when the turn has ended."""
-
-    def __init__(self, stored: list[StoredEntry]) -> None:
-        self.stored = stored
-
-    async def follow_into(
-        self, _: object, after: Seq, receive: Callable[[list[StoredEntry]], None], __: object = None
-    ) -> None:
-        receive([one for one in self.stored if one.seq > after])
-        if type(self.stored[-1].entry).__name__ != "End":
-            await asyncio.Event().wait()
+def log_of(stored: list[StoredEntry]) -> MemoryLog:
+    log = MemoryLog()
+    log.load(KEY, stored)
+    return log
 
 
 class Client:
@@ -57,7 +50,7 @@ class Client:
         self.disconnected = asyncio.Event()
         self.sent: list[Message] = []
         self.counts = ReaderCounts(ReaderLimits(1, 1, 1))
-        self.fan_out = FanOut(cast("TurnLog", log), group, linger_s=0, heartbeat_s=settings.heartbeat_s)
+        self.fan_out = FanOut(log, group, linger_s=0, heartbeat_s=settings.heartbeat_s)
         self.streams: Any = SimpleNamespace(
             settings=settings,
             authenticator=SimpleNamespace(watch=lambda _: _Watch(self.expired)),
@@ -132,7 +125,7 @@ def running_turn() -> list[StoredEntry]:
 
 async def test_other_tasks_run_while_the_chunks_of_a_long_answer_are_counted() -> None:
     """20,000 deltas took 110 ms."""
-    async with client(MemoryLog(completed_turn(*["a"] * 2000).stored)) as one:
+    async with client(log_of(completed_turn(*["a"] * 2000).stored)) as one:
         counting, runs = asyncio.create_task(count_chunks(one.streams, KEY, UI)), 0
         while not counting.done():
             runs += 1
@@ -157,7 +150,7 @@ async def test_each_interruption_ends_the_stream_of_a_running_turn(
     cause: str, disconnects: list[float], dialect: str, *, is_complete: bool, waits_for_answer: bool
 ) -> None:
     """A client that disconnects, or whose credential expires, leaves the turn; one of a draining gateway returns."""
-    async with client(MemoryLog(running_turn())) as one:
+    async with client(log_of(running_turn())) as one:
         streaming = asyncio.create_task(one.run(DIALECTS[dialect], waits_for_answer=waits_for_answer))
         await until(lambda: b"b" in one.body.rpartition(b"a")[2])
         getattr(one, cause).set()
@@ -167,20 +160,24 @@ async def test_each_interruption_ends_the_stream_of_a_running_turn(
 
 
 class AwayLog(MemoryLog):
-    """A log that is unavailable for the first two reads."""
+    """A log that is unavailable for the first two readers."""
 
     def __init__(self, stored: list[StoredEntry]) -> None:
-        super().__init__(stored)
-        self.connection = SimpleNamespace(is_up=True)
+        super().__init__()
+        self.load(KEY, stored)
         self.reads = 0
 
     async def follow_into(
-        self, key: object, after: Seq, receive: Callable[[list[StoredEntry]], None], live: object = None
+        self,
+        key: TurnKey,
+        after: Seq,
+        receive: Callable[[list[StoredEntry]], None],
+        subscription: AbstractAsyncContextManager[LiveFeed] | None = None,
     ) -> None:
         self.reads += 1
         if self.reads <= 2:
             raise LogUnavailable("away")
-        await super().follow_into(key, after, receive, live)
+        await super().follow_into(key, after, receive, subscription)
 
 
 async def test_a_held_reader_receives_heartbeats_until_the_log_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,25 +204,15 @@ async def test_a_held_reader_is_sent_to_another_gateway_when_this_one_drains() -
     assert one.body == TAILRACE.heartbeat * one.body.count(TAILRACE.heartbeat)
 
 
-class RestartedLog(MemoryLog):
-    """A running turn, whose answer begins anew while it is followed."""
-
-    async def follow_into(
-        self, _: object, after: Seq, receive: Callable[[list[StoredEntry]], None], __: object = None
-    ) -> None:
-        assert after == BEFORE_FIRST
-        receive(self.stored)
-        await asyncio.sleep(0.05)
-        last = self.stored[-1]
-        again = Attempt(prev=last.seq, attempt=2, generator="g", backend="claude", mode="restart")
-        receive([StoredEntry(Seq(last.seq + 1), last.at, again)])
-        await asyncio.Event().wait()
-
-
 async def test_a_reader_whose_stream_is_broken_off_has_time_to_resume() -> None:
     """OpenAI's SDK does not resume: without a reader, the on_disconnect policy may cancel the turn."""
-    async with client(RestartedLog(running_turn())) as one:
-        await one.run(DIALECTS["openai-chat"])
+    log = log_of(running_turn())
+    async with client(log) as one:
+        streaming = asyncio.create_task(one.run(DIALECTS["openai-chat"]))
+        await until(lambda: b"b" in one.body.rpartition(b"a")[2])
+        chain = (await log.read_turn(KEY)).chain
+        await log.append(KEY, chain, attempt(chain, "restart"))
+        await streaming
     assert (one.disconnects, one.is_complete) == ([15.0], False)
     assert [reader.ending for reader in one.readers] == ["broken"]
 
@@ -236,7 +223,7 @@ async def test_a_turn_that_fails_before_its_first_word_has_an_http_status(code: 
     log = Handwritten()
     log.store_request()
     log.end("failed", Failure(code, "Claude is overloaded"))
-    async with client(MemoryLog(log.stored)) as one:
+    async with client(log_of(log.stored)) as one:
         await one.run(waits_for_answer=True)
     assert one.status == status
     assert not one.disconnects
@@ -245,6 +232,6 @@ async def test_a_turn_that_fails_before_its_first_word_has_an_http_status(code: 
 async def test_a_head_request_has_headers_alone() -> None:
     """Whether the turn runs or has ended."""
     for stored in (running_turn(), completed_turn("a").stored):
-        async with client(MemoryLog(stored)) as one:
+        async with client(log_of(stored)) as one:
             await one.run(method="HEAD")
         assert (one.status, one.body, one.is_complete) == (200, b"", True)

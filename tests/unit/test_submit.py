@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,70 +10,39 @@ import pytest
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
-from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.draft import Stored, TurnDraft
 from tailrace.gateway.turns.optional_steps import OptionalSteps, Retry, WhenDelivered
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, PromptUse
 from tailrace.gateway.turns.submit import UNCLEAR
-from tailrace.proto import entries
-from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
+from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tailrace.proto.nats import Claim
+from tailrace.testing import MemoryClaims, MemoryLog, MemoryTombstones
 from tests.harness.service_builders import NO_STEPS, build_turn_submitter
 
 HELLO = NewTurn(message="hello")
 
 
-class Memory:
-    """A log, claims, tombstones and a model catalogue. `error` is raised by the next append."""
+class Services:
+    """A log, claims and tombstones."""
 
     def __init__(self) -> None:
-        self.stored: dict[TurnKey, entries.Request] = {}
-        self.claims: dict[str, Claim] = {}
-        self.deleted: set[TurnKey] = set()
-        self.error: BaseException | None = None
+        self.log, self.claims, self.tombstones = MemoryLog(), MemoryClaims(), MemoryTombstones()
 
-    async def append(self, key: TurnKey, _: object, entry: entries.Request) -> None:
-        if self.error is not None:
-            raise self.error
-        self.stored[key] = entry
+    async def delete(self, key: TurnKey) -> None:
+        await self.log.purge(key)
+        await self.tombstones.put([key])
 
-    async def read_turn(self, key: TurnKey) -> object:
-        if key not in self.stored:
-            raise TurnUnknown(key.turn)
-        return SimpleNamespace(request=self.stored[key])
-
-    async def find_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
-        """Each turn has one entry; the sequences count the turns."""
-        key = list(self.stored)[seq - 1] if seq <= len(self.stored) else None
-        return key if key is not None and key.tenant == tenant else None
-
-    async def find(self, _: Tenant, key: str) -> Claim | None:
-        return self.claims.get(key)
-
-    async def claim(self, _: Tenant, key: str, own: Claim) -> Claim:
-        return self.claims.setdefault(key, own)
-
-    async def exists(self, key: TurnKey) -> bool:
-        return key in self.deleted
-
-    async def replace(self, _: Tenant, key: str, deleted: Claim, own: Claim) -> Claim:
-        if self.claims[key] == deleted:
-            self.claims[key] = own
-        return self.claims[key]
-
-    def delete(self, key: TurnKey) -> None:
-        del self.stored[key]
-        self.deleted.add(key)
-
-    async def offer(self, _: Tenant) -> Offer:
-        return Offer()
+    def is_unused(self) -> bool:
+        return not (self.log.stored or self.claims.stored)
 
 
 def submit_to(
-    memory: Memory, steps: OptionalSteps = NO_STEPS, *, is_full: bool = False, is_draining: bool = False
+    memory: Services, steps: OptionalSteps = NO_STEPS, *, is_full: bool = False, is_draining: bool = False
 ) -> Callable[..., Coroutine[Any, Any, Stored]]:
-    submitter = build_turn_submitter(memory, steps=steps, is_full=is_full, is_draining=is_draining)
+    submitter = build_turn_submitter(
+        memory.log, memory.claims, memory.tombstones, steps=steps, is_full=is_full, is_draining=is_draining
+    )
 
     async def submit(
         who: Principal,
@@ -138,17 +106,17 @@ class Retries:
 )
 async def test_a_request_that_needs_an_absent_feature_is_refused(new_turn: NewTurn, key: str | None) -> None:
     """Ignored, it would cost money without what the client wants; a file's id would reach the operator's workspace."""
-    memory = Memory()
+    memory = Services()
     with pytest.raises(Refused, match="is not supported by this server"):
         await submit_to(memory)(LOCAL, new_turn, b"{}", key)
-    assert (memory.stored, memory.claims) == ({}, {})
+    assert memory.is_unused()
 
 
 @pytest.mark.parametrize(("raw_bytes", "added_bytes"), [(SMALL_BYTES_MAX + 1, 0), (2, SMALL_BYTES_MAX)])
 async def test_other_tasks_run_while_many_messages_are_checked(raw_bytes: int, added_bytes: int) -> None:
     """Also if the body is small, and names messages that the gateway inserts."""
     new_turn, raw = NewTurn(messages=[MessageParam("user", "hello")] * 20_000), b"x" * raw_bytes
-    submit = submit_to(Memory(), is_draining=True)
+    submit = submit_to(Services(), is_draining=True)
     checking, runs = asyncio.create_task(submit(LOCAL, new_turn, raw, added_bytes=added_bytes)), 0
     while not checking.done():
         runs += 1
@@ -177,7 +145,7 @@ async def test_a_post_with_a_cursor_resumes_its_turn_or_is_refused(
     body: bytes, key: str | None, cursor: int, tenant: Tenant, *, is_resumed: bool
 ) -> None:
     """It never starts a turn."""
-    memory = Memory()
+    memory = Services()
     submit = submit_to(memory)
     first = await submit(LOCAL, HELLO, b"{}", "key")
     await submit(LOCAL, HELLO, b"{}", "other turn")
@@ -187,20 +155,20 @@ async def test_a_post_with_a_cursor_resumes_its_turn_or_is_refused(
         with pytest.raises(Refused) as refused:
             await submit(LOCAL._replace(tenant=tenant), HELLO, body, key, cursor=Seq(cursor))
         assert refused.value.code == "cursor_mismatch"
-    assert len(memory.stored) == 2
+    assert len(memory.log.stored) == 2
 
 
 @pytest.mark.rule("R26")
 async def test_the_key_of_a_deleted_turn_starts_a_new_turn_once() -> None:
     """Under the old id, its usage and its webhook would count as repetitions of those of the deleted turn."""
-    memory = Memory()
+    memory = Services()
     submit = submit_to(memory)
     turns = []
     for _ in range(3):
         key, entry, _ = await submit(LOCAL, HELLO, b"{}", "key")
         assert (await submit(LOCAL, HELLO, b"{}", "key"), entry.submission) == ((key, entry, None), None)
         turns.append(key)
-        memory.delete(key)
+        await memory.delete(key)
     assert len(set(turns)) == 3
     with pytest.raises(Refused):
         await submit(LOCAL, HELLO, b"{ }", "key")
@@ -212,31 +180,32 @@ async def test_of_two_posts_with_the_key_of_a_deleted_turn_the_second_gets_the_t
     *, is_stored: bool
 ) -> None:
     """Also if the first gateway dies after its claim."""
-    memory = Memory()
+    memory = Services()
     deleted, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
-    memory.delete(deleted)
-    stale = memory.claims.copy()
+    await memory.delete(deleted)
+    stale = await memory.claims.find(LOCAL.tenant, "key")
+    assert stale is not None
     first, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     if not is_stored:
-        del memory.stored[first]
+        await memory.log.purge(first)
 
-    async def claim(_: Tenant, key: str, own: Claim) -> Claim:
-        del own
-        return stale[key]
+    async def claim(tenant: Tenant, key: str, mine: Claim) -> Claim:
+        del tenant, key, mine
+        return stale
 
-    memory.claim = claim  # type: ignore[method-assign]
+    memory.claims.claim = claim  # type: ignore[method-assign]
     second, entry, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     assert (second, entry.submission is None) == (first, is_stored)
 
 
 async def test_the_entries_of_concurrent_posts_with_one_key_differ() -> None:
     """Otherwise both would find their own bytes in the log, and keep the money that each has reserved."""
-    memory = Memory()
+    memory = Services()
     names = []
     for _ in range(3):
         key, entry, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
         names.append(entry.submission)
-        del memory.stored[key]
+        await memory.log.purge(key)
     assert names[0] is None
     assert len(set(names)) == 3
 
@@ -245,33 +214,35 @@ async def test_the_entries_of_concurrent_posts_with_one_key_differ() -> None:
 @pytest.mark.parametrize("state", ["stored", "not stored", "deleted"])
 async def test_a_submission_with_a_claim_but_without_a_key_gets_the_claimed_turn(state: str) -> None:
     """If the turn is not stored, it may still be, by a gateway that is slow. A deleted turn's id is not used again."""
-    memory = Memory()
+    memory = Services()
     first, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
-    claim = memory.claims.pop("key")
+    claim = memory.claims.stored.pop((LOCAL.tenant, "key")).claim
     if state == "deleted":
-        memory.delete(first)
+        await memory.delete(first)
     elif state == "not stored":
-        del memory.stored[first]
+        await memory.log.purge(first)
     turn, entry, _ = await submit_to(memory, Retries(claim).steps())(LOCAL, HELLO, b"{}")
     assert (turn == first) is (state != "deleted")
     assert (entry.submission is not None) is (state == "not stored")
     assert entry.submission != turn.turn
-    assert (len(memory.stored), memory.claims) == (1, {})
+    assert (len(memory.log.stored), memory.claims.stored) == (1, {})
 
 
 async def test_a_claim_that_expires_during_the_submission_does_not_name_its_turn() -> None:
     """A later POST with the key would find no turn under the new claim's id, and store a second one."""
-    memory = Memory()
+    memory = Services()
     first, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
-    del memory.stored[first]
+    await memory.log.purge(first)
 
-    async def claim(_: Tenant, key: str, own: Claim) -> Claim:
-        memory.claims[key] = own
-        return own
+    async def claim(tenant: Tenant, key: str, mine: Claim) -> Claim:
+        await memory.claims.put(tenant, key, mine)
+        return mine
 
-    memory.claim = claim  # type: ignore[method-assign]
+    memory.claims.claim = claim  # type: ignore[method-assign]
     second, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
-    assert (second.turn, second != first) == (memory.claims["key"].turn, True)
+    claimed = await memory.claims.find(LOCAL.tenant, "key")
+    assert claimed is not None
+    assert (second.turn, second != first) == (claimed.turn, True)
 
 
 @pytest.mark.parametrize(
@@ -285,8 +256,8 @@ async def test_a_claim_that_expires_during_the_submission_does_not_name_its_turn
 )
 async def test_an_unclear_append_keeps_reservations(error: BaseException, *, may_be_stored: bool) -> None:
     """The turn may be stored, and its end settles them. After a clear refusal they are given back."""
-    memory, reservations = Memory(), Reservations()
-    memory.error = error
+    memory, reservations = Services(), Reservations()
+    memory.log.append_errors.append(error)
     with pytest.raises((LogUnavailable, LogFull, asyncio.CancelledError)):
         await submit_to(memory, OptionalSteps(count_request=reservations.count_request))(LOCAL, HELLO, b"{}")
     assert reservations.is_given_back is not may_be_stored
@@ -294,8 +265,8 @@ async def test_an_unclear_append_keeps_reservations(error: BaseException, *, may
 
 @pytest.mark.parametrize("key", [None, "key"])
 async def test_only_with_a_key_a_client_may_repeat_a_post_after_an_unclear_append(key: str | None) -> None:
-    memory = Memory()
-    memory.error = LogUnavailable("away")
+    memory = Services()
+    memory.log.append_errors.append(LogUnavailable("away"))
     with pytest.raises(LogUnavailable) as unclear:
         await submit_to(memory)(LOCAL, HELLO, b"{}", key)
     assert (str(unclear.value), unclear.value.may_repeat) == (UNCLEAR, key is not None)
@@ -303,8 +274,8 @@ async def test_only_with_a_key_a_client_may_repeat_a_post_after_an_unclear_appen
 
 @pytest.mark.rule("R115")
 async def test_a_client_may_repeat_a_post_whose_turn_it_can_find_without_a_key() -> None:
-    memory = Memory()
-    memory.error = LogUnavailable("away")
+    memory = Services()
+    memory.log.append_errors.append(LogUnavailable("away"))
 
     with pytest.raises(LogUnavailable) as unclear:
         await submit_to(memory, Retries(None).steps())(LOCAL, HELLO, b"{}")
@@ -313,12 +284,12 @@ async def test_a_client_may_repeat_a_post_whose_turn_it_can_find_without_a_key()
 
 async def test_a_full_log_and_a_draining_gateway_store_nothing() -> None:
     """A draining gateway claims no key either. A repeated POST needs no room in the log."""
-    memory = Memory()
+    memory = Services()
     with pytest.raises(LogFull):
         await submit_to(memory, is_full=True)(LOCAL, HELLO, b"{}")
-    stored = Memory()
+    stored = Services()
     first = await submit_to(stored)(LOCAL, HELLO, b"{}", "key")
     assert await submit_to(stored, is_full=True)(LOCAL, HELLO, b"{}", "key") == first
     with pytest.raises(Refused) as refused:
         await submit_to(memory, is_draining=True)(LOCAL, HELLO, b"{}", "key")
-    assert (refused.value.code, memory.stored, memory.claims) == ("draining", {}, {})
+    assert (refused.value.code, memory.is_unused()) == ("draining", True)

@@ -16,6 +16,7 @@ from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
 from tailrace.proto.records import TurnRecord, record_from_fold
+from tailrace.testing import MemoryLog
 from tests.harness.turn_builder import KEY, NOON, Handwritten, attempt, completed_turn, started_turn
 
 LATE = Failure("deadline_exceeded", "the answer was not finished in time")
@@ -239,10 +240,7 @@ def test_every_cause_of_a_cancellation_has_words() -> None:
 
 
 class LeftTurn:
-    """A completed turn that has left the log, as the log and as the database."""
-
-    async def read_entries(self, *_: object) -> list[StoredEntry]:
-        return []
+    """The database's answer for a completed turn that has left the log."""
 
     async def query(self, *_: object) -> TurnRecord:
         return record_from_fold(KEY, fold(completed_turn("a").stored))
@@ -253,7 +251,7 @@ async def read_left_turn(*readers: ReaderReport) -> Timeline:
         return [msgspec.json.encode(GatewayReaders(NOON - timedelta(hours=1), list(readers)))]
 
     left: Any = LeftTurn()
-    return await read(left, left, KEY, ask_gateways)
+    return await read(MemoryLog(), left, KEY, ask_gateways)
 
 
 @pytest.mark.parametrize(
