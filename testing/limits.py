@@ -2,13 +2,13 @@
 
 import asyncio
 import math
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from tailrace.proto import subjects
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Counters, Slots
 from tailrace.proto.nats.slots import HeldSlot, Slot
-from tailrace.testing.log import BEGINNING
 
 
 class MemoryCounters(Counters):
@@ -63,7 +63,7 @@ class MemorySlots(Slots):
     def _hold(self, subject: str, holder: str, life_s: int | None) -> Slot:
         self._newest += 1
         until_s = math.inf if life_s is None else asyncio.get_running_loop().time() + life_s
-        self._held[subject] = _Held(HeldSlot(subject, Seq(self._newest), holder, BEGINNING), until_s)
+        self._held[subject] = _Held(HeldSlot(subject, Seq(self._newest), holder, datetime.now(UTC)), until_s)
         return Slot(subject, Seq(self._newest))
 
     def _find(self, subject: str) -> HeldSlot | None:

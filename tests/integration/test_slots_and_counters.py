@@ -1,6 +1,5 @@
 """Slots and counters in JetStream: N holders per owner at most, exact sums, and increments that are applied once."""
 
-import asyncio
 import functools
 from contextlib import AsyncExitStack
 from signal import SIGKILL
@@ -13,14 +12,12 @@ from tailrace.gateway.limits import stream_slots
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.quotas import TENANT
 from tailrace.gateway.limits.stream_slots import HeldSlots, StreamSlots
-from tailrace.proto.errors import LogFull, LogUnavailable, Refused
-from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.errors import LogUnavailable, Refused
+from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.limits import Limits
 from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
-from tailrace.proto.nats.slots import Slot
 from tailrace.proto.subjects import SLOTS
 from tests.harness.lossy_link import LossyLink
-from tests.harness.turn_builder import request
 from tests.harness.until import until
 
 
@@ -91,66 +88,6 @@ async def test_a_named_addition_is_applied_once(
         await Slots(own_connection).acquire(tenant, "k", "running", 1, "h")
 
 
-class SlowSlots(Slots):
-    """A renewal that returns only when a slot is being released."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection)
-        self.is_renewed, self.is_releasing = asyncio.Event(), asyncio.Event()
-        self.renewed = set[str]()
-
-    async def renew(self, place: Slot, holder: str, life_s: int) -> Slot | None:
-        renewed = await super().renew(place, holder, life_s)
-        self.renewed.add(holder)
-        self.is_renewed.set()
-        await self.is_releasing.wait()
-        return renewed
-
-    async def release(self, seq: Seq) -> None:
-        self.is_releasing.set()
-        await super().release(seq)
-
-
-async def test_a_stream_that_ends_during_a_renewal_releases_all_its_slots(
-    connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of its key and of its tenant: otherwise its client could not reconnect."""
-    monkeypatch.setattr(stream_slots, "RENEW_INTERVAL_S", 0.01)
-    slots, one = SlowSlots(connection), Limits(streams=1)
-    limiter = Limiter(Counters(connection), slots, TurnLog(connection), one, one)
-    streams, principal = StreamSlots(limiter), Principal(tenant)
-    renewing = asyncio.create_task(streams.renew_periodically())
-    held = streams.slots_of(principal)
-    assert held is not None
-    await held.acquire()
-    await slots.is_renewed.wait()
-    await held.release()
-
-    async def are_free() -> bool:
-        owners = [owner.name for owner in limiter.owners(principal)]
-        return not any([await slots.list_held(tenant, owner, stream_slots.STREAMS) for owner in owners])
-
-    await until(are_free, stream_slots.SLOT_LIFE_S / 3)
-    renewing.cancel()
-
-
-async def test_a_slow_renewal_does_not_delay_those_of_other_streams(
-    connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One after the other, the renewals of thousands of streams would take longer than a slot lives."""
-    monkeypatch.setattr(stream_slots, "RENEW_INTERVAL_S", 0.01)
-    slots = SlowSlots(connection)
-    limiter = Limiter(Counters(connection), slots, TurnLog(connection), Limits(streams=9), Limits())
-    streams = StreamSlots(limiter)
-    several = [held for _ in range(3) if (held := streams.slots_of(Principal(tenant))) is not None]
-    for held in several:
-        await held.acquire()
-    renewing = asyncio.create_task(streams.renew_periodically())
-    await until(lambda: slots.renewed == {held.holder for held in several})
-    slots.is_releasing.set()
-    renewing.cancel()
-
-
 @pytest.mark.rule("R37")
 async def test_a_stream_keeps_its_slot_if_the_acknowledgement_of_a_renewal_is_lost(
     own_server: NatsServer, tenant: Tenant
@@ -199,40 +136,3 @@ def two_streams(connection: Connection, tenant: Tenant) -> tuple[HeldSlots, Held
     assert one is not None
     assert other is not None
     return one, other
-
-
-@pytest.mark.parametrize("error", [Refused("request_invalid", "no"), LogFull("not stored")])
-async def test_a_request_that_stores_nothing_gives_its_counts_back(
-    connection: Connection, tenant: Tenant, error: Exception
-) -> None:
-    """An upload whose blob cannot be stored, for example."""
-    one = Limits(bytes_day=10)
-    limiter = Limiter(Counters(connection), Slots(connection), TurnLog(connection), one, one)
-
-    async def fail() -> None:
-        async with limiter.open_admission(Principal(tenant)) as admission:
-            await admission.count_stored_bytes(6)
-            raise error
-
-    for _ in range(2):
-        with pytest.raises(type(error)):
-            await fail()
-
-
-class FailingCounters(Counters):
-    """Counters that cannot be decreased."""
-
-    async def add(self, subject: str, amount: int) -> int:
-        if amount < 0:
-            raise LogUnavailable("slow")
-        return await super().add(subject, amount)
-
-
-async def test_a_counter_that_is_not_given_back_leaves_no_slot_taken(connection: Connection, tenant: Tenant) -> None:
-    limits = Limits(requests=9, running=1)
-    limiter = Limiter(FailingCounters(connection), Slots(connection), TurnLog(connection), Limits(), limits)
-    for _ in range(2):
-        admission = limiter.admission(Principal(tenant))
-        await admission.count_request()
-        await admission.reserve_turn(TurnId(new_id()), request())
-        await admission.release()

@@ -2,16 +2,18 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
+import pytest
 from structlog.testing import capture_logs
 
 from tailrace.persistence.recorder import Recorder
+from tailrace.persistence.store import Store
 from tailrace.proto.entries import End
 from tailrace.proto.errors import StoreBusy, StoreUnwritable
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
-from tailrace.testing import MemoryDeliveries, MemoryLog, MemoryStore
-from tests.harness.turn_builder import completed_turn
+from tailrace.testing import MemoryDeliveries, MemoryLog, MemoryStore, MemoryTombstones
+from tests.harness.turn_builder import completed_turn, request
 from tests.harness.until import until
 from tests.harness.virtual_time import run
 
@@ -148,3 +150,30 @@ def test_a_database_that_is_away_is_reported_while_no_turn_is_delivered() -> Non
         assert run(record()) == ["away", "away", "the database has not answered for 10 s", ""]
     cannot = "the database cannot be used"
     assert [line["event"] for line in logged] == [cannot, cannot, "the database works again"]
+
+
+@pytest.mark.rule("R35")
+@pytest.mark.parametrize("parent", ["deleted", "unknown", "posted again"])
+def test_only_a_follow_up_of_a_deleted_turn_is_removed_from_the_log(parent: str) -> None:
+    """A killed gateway has stored it after the deletion had searched for follow-ups.
+
+    A log and a database may have lost the parent, and a POST may have stored a turn again under its id.
+    """
+
+    async def record() -> tuple[set[TurnKey], set[TurnKey]]:
+        root, follow_up = KEYS[:2]
+        log, deliveries, store = MemoryLog(), MemoryDeliveries(), MemoryStore()
+        tombstones = MemoryTombstones(*([] if parent == "unknown" else [root]))
+        if parent == "posted again":
+            log.store(root, request())
+        deliveries.add(follow_up, log.store(follow_up, request(parent=root.turn)))
+        recorder = Recorder(log, tombstones, deliveries, cast("Store", store), (), batch_max=1, retry_wait_s=1)
+        stop = asyncio.Event()
+        recording = asyncio.create_task(recorder.run(stop))
+        await until(lambda: deliveries.is_done)
+        stop.set()
+        await recording
+        return {follow_up} & log.stored.keys(), {follow_up} & store.rows.keys()
+
+    kept = set() if parent == "deleted" else {KEYS[1]}
+    assert run(record()) == (kept, kept)
