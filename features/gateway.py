@@ -5,6 +5,7 @@ from tailrace.features.auto_idempotency.gateway import FEATURE as AUTO_IDEMPOTEN
 from tailrace.features.logins.gateway import FEATURE as LOGINS
 from tailrace.features.ops.gateway import FEATURE as OPS
 from tailrace.features.pace.gateway import FEATURE as PACE
+from tailrace.features.page.gateway import FEATURE as PAGE
 from tailrace.features.prompts.gateway import FEATURE as PROMPTS
 from tailrace.features.sdk_retries.gateway import FEATURE as SDK_RETRIES
 from tailrace.features.structured_output.gateway import FEATURE as STRUCTURED_OUTPUT
@@ -31,6 +32,7 @@ FEATURES: Features = (
     LOGINS,
     ADMIN,
     OPS,
+    PAGE,
 )
 
 Settings = extend(CoreSettings, [feature.settings for feature in FEATURES])

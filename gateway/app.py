@@ -35,8 +35,6 @@ from tailrace.gateway.http.refusal_events import RefusalEvents
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.http.traced_route import TracedApp
 from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
-from tailrace.gateway.page import index
-from tailrace.gateway.page.demo import demo_middleware
 from tailrace.gateway.resources import (
     batches,
     deletion,
@@ -75,7 +73,6 @@ ROUTES: list[Route] = [
     *models.ROUTES,
     *COUNT_TOKENS_ROUTES,
     *health.ROUTES,
-    *index.ROUTES,
     *OPENAPI_ROUTES,
 ]
 
@@ -108,7 +105,7 @@ def app(gateway: Gateway, features: Started = ()) -> Starlette:
     starlette = Starlette(
         routes=[serve(route) for route in routes],
         middleware=[
-            *_build_outermost_middleware(gateway),
+            *_build_outermost_middleware(gateway, features),
             Middleware(ManagedAgentsAdvice),
             Middleware(AdmissionQueue, urgent=urgent_paths),
             # The last handler of Starlette stands outside of CORS.
@@ -126,17 +123,18 @@ def app(gateway: Gateway, features: Started = ()) -> Starlette:
     return starlette
 
 
-def overflow_app(gateway: Gateway) -> Starlette:
+def overflow_app(gateway: Gateway, features: Started = ()) -> Starlette:
     """Returns the application for connections above the limit, which rejects every request."""
-    return Starlette(routes=[routing.Mount("", refuse_connection)], middleware=_build_outermost_middleware(gateway))
+    middleware = _build_outermost_middleware(gateway, features)
+    return Starlette(routes=[routing.Mount("", refuse_connection)], middleware=middleware)
 
 
-def _build_outermost_middleware(gateway: Gateway) -> list[Middleware]:
+def _build_outermost_middleware(gateway: Gateway, features: Started) -> list[Middleware]:
     """Returns the outermost middleware. CORS lets an EventSource of another origin read why it is rejected."""
     return [
         Middleware(RefusalEvents, renderers=REFUSAL_EVENTS),
         Middleware(HostMiddleware, hosts=AllowedHosts(gateway.settings), authenticator=gateway.authenticator),
-        *demo_middleware(gateway.settings.demo),
+        *(one for _, parts in features for one in parts.middleware),
         *cors_middleware(parse_origins(gateway.settings.origins)),
     ]
 

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
+from starlette.middleware import Middleware
 
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.services import Gateway
@@ -23,6 +24,8 @@ class Parts(NamedTuple):
     """Each is given to the endpoints that have a parameter of its type."""
     background: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = ()
     """Each runs from the start of the gateway until its end, when it is cancelled."""
+    middleware: tuple[Middleware, ...] = ()
+    """It sees the requests whose host is allowed."""
     prepare: Callable[[], Awaitable[None]] | None = None
     """Awaited before the gateway serves requests."""
     steps: OptionalSteps = OptionalSteps()

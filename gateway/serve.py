@@ -122,7 +122,12 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
         host, port = listening.getsockname()[:2]
         service.mark_ready(url=f"http://{host}:{port}")
         await server.serve(
-            app(gateway, started), overflow_app(gateway), listening, stop, draining, proxies=networks(settings.proxies)
+            app(gateway, started),
+            overflow_app(gateway, started),
+            listening,
+            stop,
+            draining,
+            proxies=networks(settings.proxies),
         )
         for task in background:
             task.cancel()

@@ -156,7 +156,3 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         str,
         Meta(description="NAME=MODEL pairs, separated by commas: other names for Claude's models"),
     ] = ""
-    demo: Annotated[
-        str,
-        Meta(description="Unix socket of `tailrace up`, which kills processes for the demo on the page `/`"),
-    ] = ""

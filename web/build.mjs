@@ -16,7 +16,7 @@ const notices = [
 await build({
   absWorkingDir: here("."),
   entryPoints: ["page/libraries.js"],
-  outfile: process.argv[2] ?? here("../gateway/page/libraries.js"),
+  outfile: process.argv[2] ?? here("../features/page/libraries.js"),
   bundle: true,
   minify: true,
   format: "esm",

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from tailrace.deploy.local.supervisor import Supervisor
-from tailrace.gateway.page.demo import DemoProcess, Processes, Question
+from tailrace.features.page.demo import DemoProcess, Processes, Question
 from tailrace.proto.decoding import DECODE_ERRORS
 
 ROLES = ("gateway", "generators")

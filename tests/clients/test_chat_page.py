@@ -564,7 +564,7 @@ def test_a_fresh_build_of_the_libraries_gives_the_committed_bytes(tmp_path: Path
         pytest.skip("the libraries of the page are not installed: run `make clients`")
     built = tmp_path / "libraries.js"
     subprocess.run([node.NODE, web / "build.mjs", built], check=True, timeout=60)
-    assert built.read_bytes() == (CHECKOUT / "gateway/page/libraries.js").read_bytes()
+    assert built.read_bytes() == (CHECKOUT / "features/page/libraries.js").read_bytes()
     packages = msgspec.json.decode((web / "package-lock.json").read_bytes())["packages"]
     pinned = [one for name, one in packages.items() if name]
     assert all("integrity" in one and "resolved" not in one for one in pinned)

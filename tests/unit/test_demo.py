@@ -18,7 +18,7 @@ from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.demo import Demo, serve_demo
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.up import start_demo
-from tailrace.gateway.page.demo import PATH, demo_middleware
+from tailrace.features.page.demo import PATH, demo_middleware
 from tests.harness.until import until
 
 URL = "http://127.0.0.1:8000"

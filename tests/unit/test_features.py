@@ -6,7 +6,11 @@ import msgspec
 import pytest
 from msgspec import Meta
 
+from tailrace.features.generators import FEATURES
+from tailrace.features.prompt_cache.generator import cache_prompt
+from tailrace.features.structured_output.generator import add_correction, request_schema
 from tailrace.gateway.turns.optional_steps import OptionalSteps, join_steps
+from tailrace.generators.feature import join_hooks
 from tailrace.proto.runtime.settings import extend, read, select, table
 
 
@@ -35,3 +39,9 @@ def test_the_steps_of_all_features_are_joined_and_none_is_replaced() -> None:
     assert [step for step in joined if step is not None] == [queue.check_queue, share.check_share]
     with pytest.raises(ValueError, match="check_queue"):
         join_steps(joined, queue)
+
+
+def test_the_marks_of_the_prompt_cache_come_after_the_schema_and_before_the_correction() -> None:
+    """The schema may be in the system prompt. The first call of a turn, which fills the cache, has no correction."""
+    found = join_hooks(FEATURES).all_filters
+    assert found.index(request_schema) < found.index(cache_prompt) < found.index(add_correction)

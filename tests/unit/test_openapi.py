@@ -11,6 +11,7 @@ from starlette import routing
 from starlette.requests import Request
 
 from tailrace.features.gateway import ROUTES
+from tailrace.features.page.gateway import endpoints_of
 from tailrace.features.tickets.tickets import Ticket
 from tailrace.features.webhooks import payload, signature
 from tailrace.gateway.auth.signed_tokens import Access, TokenSigner
@@ -22,7 +23,6 @@ from tailrace.gateway.http.route import SSE
 from tailrace.gateway.openapi import examples, routes
 from tailrace.gateway.openapi.reference_page import render_page
 from tailrace.gateway.openapi.routes import document
-from tailrace.gateway.page.index import endpoints_of
 from tailrace.proto.api_key import KEY_ID, ApiKey
 from tailrace.proto.models import find_model
 from tailrace.proto.nats.administration import without_hash

@@ -1,4 +1,4 @@
-// What the page at `/` uses, as one file: `npm run build` writes gateway/page/libraries.js.
+// What the page at `/` uses, as one file: `npm run build` writes features/page/libraries.js.
 export { default as DOMPurify } from "dompurify";
 export { default as hljs } from "highlight.js/lib/common";
 export { Marked } from "marked";

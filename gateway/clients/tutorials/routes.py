@@ -15,6 +15,7 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.clients.native.routes import cursor_of, stream_of
 from tailrace.gateway.clients.native.text_stream import TEXT
+from tailrace.gateway.clients.tutorials.chat_cookie import COOKIE, cookie_of, format_cookie, new_cookie
 from tailrace.gateway.clients.tutorials.content_stream import CONTENT
 from tailrace.gateway.clients.tutorials.delta_stream import DELTA, render_refusal
 from tailrace.gateway.clients.tutorials.job_stream import JOB
@@ -31,7 +32,6 @@ from tailrace.gateway.clients.tutorials.request import (
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import GONE, KEY, KEY_SCHEMA, RESUMING
 from tailrace.gateway.http.route import SSE, TUTORIALS, Route, header
-from tailrace.gateway.page.chat_cookie import COOKIE, cookie_of, format_cookie, new_cookie
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.draft import draft_turn
 from tailrace.gateway.turns.idempotency_key import idempotency_key_of

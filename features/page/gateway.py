@@ -4,18 +4,23 @@ The page is static and public. It reads and changes nothing but through the API,
 """
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 from starlette import routing
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from tailrace.features.page.demo import demo_middleware
+from tailrace.gateway.clients.tutorials.chat_cookie import cookie_of, format_cookie, new_cookie
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.http.page_file import NO_STORE, kept_file, page_file
 from tailrace.gateway.http.route import OPERATION, Route
-from tailrace.gateway.page.chat_cookie import cookie_of, format_cookie, new_cookie
+from tailrace.gateway.services import Gateway
 from tailrace.proto.version import VERSION
 
 NAME = "Tailrace"
@@ -28,6 +33,15 @@ FILES = frozenset(
     }
 )
 VARY = {"vary": "accept"}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of the page."""
+
+    demo: Annotated[
+        str,
+        Meta(description="Unix socket of `tailrace up`, which kills processes for the demo on the page `/`"),
+    ] = ""
 
 
 class Directory(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +67,7 @@ async def index(request: Request) -> Response:
     types = accept_header(request.headers)
     headers = VARY if cookie_of(request) else VARY | {"set-cookie": format_cookie(new_cookie(), request)}
     if "text/html" in types:
-        return page_file("tailrace.gateway.page", "page.html", headers)
+        return page_file("tailrace.features.page", "page.html", headers)
     endpoints = endpoints_of(request.app.routes)
     if "application/json" in types:
         return json_response(Directory(endpoints=endpoints), headers=headers)
@@ -67,7 +81,7 @@ async def turn(_: Request) -> Response:
 
     The page has an address of its own, so that `/v1/turns/{turn}` is JSON for every client.
     """
-    return page_file("tailrace.gateway.page", "timeline.html")
+    return page_file("tailrace.features.page", "timeline.html")
 
 
 async def file(request: Request) -> Response:
@@ -78,7 +92,7 @@ async def file(request: Request) -> Response:
     name = request.path_params["file"]
     if name not in FILES:
         raise HTTPException(404)
-    return kept_file(request, "tailrace.gateway.page", name)
+    return kept_file(request, "tailrace.features.page", name)
 
 
 def endpoints_of(routes: Iterable[routing.BaseRoute]) -> dict[str, list[str]]:
@@ -95,3 +109,11 @@ ROUTES = [
     Route("GET", "/turns/{turn}", turn, "public", OPERATION, streams="text/html"),
     Route("GET", "/page/{file}", file, "public", OPERATION, streams="text/javascript"),
 ]
+
+
+def start(_gateway: Gateway, settings: Settings) -> Parts:
+    """Makes the middleware of the demo, which only `tailrace up` turns on."""
+    return Parts(middleware=tuple(demo_middleware(settings.demo)))
+
+
+FEATURE = Feature(Settings, start, routes=ROUTES)
