@@ -86,6 +86,7 @@ class MemoryDeliveries(Deliveries):
     async def _lease(self, key: TurnKey, seq: Seq) -> Delivery:
         stored, last = self._entries[key, seq]
         delivery = MemoryDelivery(key, stored, 1 if last is None else last.times + 1, self.ack_wait_s)
+        delivery.number = len(self.delivered) + 1
         self._entries[key, seq] = (stored, delivery)
         self.delivered.append(delivery)
         await delivery.renew()

@@ -142,7 +142,7 @@ async def test_a_request_that_stores_nothing_gives_its_counts_back(error: Except
             raise error
 
     for _ in range(2):
-        with pytest.raises(type(error)):
+        with pytest.raises(type(error), match=str(error)):
             await fail()
 
 
