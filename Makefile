@@ -52,7 +52,7 @@ RUN_TESTS := $(PYTHON) -m tests.run --numprocesses 6 --dist worksteal
 test: setup ## run `check` and the quick tests, while you work: under ten minutes on two cores
 	@$(MAKE) --no-print-directory --jobs 2 $(CHECKS) tests-compiled
 	$(RUN_TESTS) --quick
-	@echo "Left to \`make test-all\`: tests/clients and the long tests of tests/integration."
+	@echo "Left to \`make test-all\`: tests/clients, long integration tests, and tests with servers that hold no numbered rule."
 
 test-core: setup ## run the core as processes without any feature: POST, stream, cut, kill, resume, record, metrics
 	$(PYTHON) -m pytest tests/core

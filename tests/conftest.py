@@ -35,9 +35,9 @@ BYTES_MAX = 768 * 1024**2
 # How many short tests are between two files of long ones. About 2,500 short tests use servers, and come first.
 SHORT_BETWEEN = 60
 
-# What `--quick` leaves out: the clients, with their browsers and frameworks, and the tests of the whole system and of
-# features that may take longer than the default time limit, such as those of images, overlays and dashboards.
-CLIENTS, *MAY_BE_LONG = (Path(__file__).parent / name for name in ("clients", "integration", "features"))
+CLIENTS, INTEGRATION = (Path(__file__).parent / name for name in ("clients", "integration"))
+# The fixtures of servers that tests share or own.
+SERVERS = {"nats_server", "own_server", "postgresql", "system"}
 # How many lines of each process are part of the report of a failure.
 LINES_SHOWN = 50
 BEGAN_AT = pytest.StashKey[float]()
@@ -74,8 +74,11 @@ with warnings.catch_warnings():
 gc.disable()
 
 
+QUICK = "leave out tests/clients, long integration tests, and tests with servers that hold no numbered rule"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="leave out tests/clients and long integration tests")
+    parser.addoption("--quick", action="store_true", help=QUICK)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -106,8 +109,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Moves the files of long tests forward, in equal distances: few run at once. Those of the longest come first.
 
-    A long test that is one of the last runs while the other workers have nothing left to do. With `--quick`, long
-    integration tests are deselected.
+    A long test that is one of the last runs while the other workers have nothing left to do. `--quick` deselects
+    tests.
     """
     limit_s = float(config.getini("timeout"))
 
@@ -116,12 +119,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return float(marker.args[0]) if marker is not None else limit_s
 
     if config.getoption("quick"):
-        left_out = [
-            item
-            for item in items
-            if CLIENTS in item.path.parents
-            or (seconds(item) > limit_s and any(folder in item.path.parents for folder in MAY_BE_LONG))
-        ]
+        left_out = [item for item in items if not is_quick(item, is_long=seconds(item) > limit_s)]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
     long: dict[Path, list[pytest.Item]] = {}
@@ -134,6 +132,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             ordered += next(files, [])
         ordered.append(item)
     items[:] = ordered + [item for together in files for item in together]
+
+
+def is_quick(item: pytest.Item, *, is_long: bool) -> bool:
+    """Returns whether `--quick` runs the test. It takes as little time as proves each rule of the protocol once."""
+    if CLIENTS in item.path.parents:
+        return False
+    is_integration = INTEGRATION in item.path.parents
+    if is_integration and is_long:
+        return False
+    needs_server = is_integration or not SERVERS.isdisjoint(getattr(item, "fixturenames", ()))
+    return not needs_server or item.get_closest_marker("rule") is not None
 
 
 def pytest_collection_finish() -> None:

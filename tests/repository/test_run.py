@@ -67,10 +67,15 @@ def test_failed_tests_run_once_more(
 
 
 @pytest.mark.timeout(180)
-def test_quick_tests_leave_out_clients_and_long_integration_tests_only() -> None:
+def test_quick_tests_leave_out_clients_long_tests_and_those_with_servers_that_hold_no_rule() -> None:
     """`make test` runs with `--quick`, and CI runs every test."""
     collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--quick"]
-    files = ["tests/clients/test_htmx.py", "tests/integration/test_dashboards.py", "tests/integration/test_takeover.py"]
+    files = [
+        "tests/clients/test_htmx.py",
+        "tests/integration/test_dashboards.py",
+        "tests/integration/test_cors.py",
+        "tests/integration/test_takeover.py",
+    ]
     short_versions = ["tests/chaos/test_short.py", "tests/kills/test_kills.py", "tests/schedules/test_schedules.py"]
     done = subprocess.run(
         [*collect, *files, *short_versions], cwd=CHECKOUT, capture_output=True, text=True, check=False
