@@ -76,7 +76,7 @@ def test_an_installed_tailrace_answers_a_turn_and_keeps_its_data_in_the_users_di
     (folder / ".env").write_text("TAILRACE_PORT=0\n")
     tailrace = [sys.executable, "-m", "tailrace"]
     version = subprocess.check_output(
-        [*tailrace, "--version"], cwd=folder, env=installed_environ, text=True, timeout=20
+        [*tailrace, "--version"], cwd=folder, env=installed_environ, text=True, timeout=60
     )
     assert version == "tailrace 0.1.0\n"
     up = subprocess.Popen(
@@ -93,16 +93,16 @@ def test_an_installed_tailrace_answers_a_turn_and_keeps_its_data_in_the_users_di
         program = "import sys; from tailrace import Client; print(Client(sys.argv[1]).ask(sys.argv[2]).done().text)"
         asking = [sys.executable, "-c", program, url, "Hi.\n#sim words=3"]
         answered = subprocess.run(
-            asking, cwd=tmp_path, env=installed_environ, capture_output=True, text=True, check=False, timeout=20
+            asking, cwd=tmp_path, env=installed_environ, capture_output=True, text=True, check=False, timeout=60
         )
         assert answered.stdout == f"{words(3)}\n", answered.stderr
         assert (tmp_path / "data/tailrace/tailrace.db").exists()
         shown = subprocess.check_output(
-            [*tailrace, "status", "--json"], cwd=folder, env=installed_environ, text=True, timeout=20
+            [*tailrace, "status", "--json"], cwd=folder, env=installed_environ, text=True, timeout=60
         )
         assert ("generator-1" in shown, "generator-2" in shown) == (True, False)
         assert {path.name for path in folder.iterdir()} == {"tailrace", "tailrace.toml", ".env"}
     finally:
         up.terminate()
-        up.communicate(timeout=20)
+        up.communicate(timeout=60)
     assert up.returncode == 0
