@@ -5,7 +5,7 @@ from tailrace.features.files.persistence import FEATURE as FILES
 from tailrace.features.search.persistence import FEATURE as SEARCH
 from tailrace.features.unstored.persistence import FEATURE as UNSTORED
 from tailrace.features.webhooks.persistence import FEATURE as WEBHOOKS
-from tailrace.persistence.feature import Features
+from tailrace.persistence.feature import Features, tables_of
 from tailrace.persistence.settings import Settings as CoreSettings
 from tailrace.proto.runtime.settings import extend
 
@@ -14,5 +14,5 @@ FEATURES: Features = (UNSTORED, WEBHOOKS, SEARCH, BATCHES, FILES)
 Settings = extend(CoreSettings, [feature.settings for feature in FEATURES])
 """The settings of the core and of each feature."""
 
-TABLES = [feature.tables for feature in FEATURES if feature.tables is not None]
-"""What the features add to the database."""
+TABLES = tables_of(FEATURES)
+"""The part of each feature in the database."""

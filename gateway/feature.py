@@ -13,10 +13,6 @@ from tailrace.gateway.turns.optional_steps import OptionalSteps
 S = TypeVar("S", bound=msgspec.Struct)
 
 
-class NoSettings(msgspec.Struct, frozen=True):
-    """The settings of a feature that has none."""
-
-
 class Parts(NamedTuple):
     """The services of a feature in one gateway."""
 

@@ -54,7 +54,7 @@ class Generator(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What a feature adds to one generator."""
+    """The parts of a feature in one generator."""
 
     routing: Routing | None = None
     """Chooses the backends of calls, in place of the core. At most one feature has one."""

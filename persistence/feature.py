@@ -21,12 +21,8 @@ from tailrace.proto.runtime.settings import select
 S = TypeVar("S", bound=msgspec.Struct)
 
 
-class NoSettings(msgspec.Struct, frozen=True):
-    """The settings of a feature that has none."""
-
-
 class Services(NamedTuple):
-    """What a feature gets of the process that it runs in."""
+    """The services of a persistence process, from which features make their parts."""
 
     connection: Connection
     log: TurnLog
@@ -63,6 +59,11 @@ class Feature(NamedTuple, Generic[S]):
 
 
 Features = Sequence[Feature[Any]]
+
+
+def tables_of(features: Features) -> list[Tables]:
+    """Returns the part of each feature in the database."""
+    return [feature.tables for feature in features if feature.tables is not None]
 
 
 def check(settings: msgspec.Struct, features: Features) -> None:

@@ -11,7 +11,7 @@ from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.commands import Commands, delete_again
 from tailrace.persistence.database import display, global_name, move_aside, open_database
-from tailrace.persistence.feature import Features, Services, check
+from tailrace.persistence.feature import Features, Services, check, tables_of
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.resource_queries import ResourceQueries
@@ -56,8 +56,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
     with the new name of the damaged database.
     """
     try:
-        tables = [feature.tables for feature in features if feature.tables is not None]
-        store = await Store.open(settings.database, tables, busy_timeout_s=settings.busy_timeout_s)
+        store = await Store.open(settings.database, tables_of(features), busy_timeout_s=settings.busy_timeout_s)
         try:
             await _serve(settings, connection, store, stop, features)
         finally:

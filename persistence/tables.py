@@ -16,7 +16,10 @@ def _add_nothing(_: TurnKey, __: Turn, ___: TurnRecord) -> AddedRows:
 
 
 class Tables(NamedTuple):
-    """What one feature adds. Its tables are made by the core's migrations, which both databases run in one order."""
+    """The part of one feature in the database.
+
+    The core's migrations make the tables, in one order for both databases.
+    """
 
     queries: str
     """The text of its queries.sql, see `read_queries`."""

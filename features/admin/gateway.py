@@ -7,7 +7,7 @@ from msgspec import Meta
 from starlette.responses import Response
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.feature import Feature, NoSettings, Parts
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import PAGE
@@ -23,6 +23,7 @@ from tailrace.proto.ids import CURSOR, Seq, Tenant, is_token
 from tailrace.proto.limits import GivenLimits, Limits
 from tailrace.proto.nats.administration import Administration, without_hash
 from tailrace.proto.nats.audit_log import Actor, AuditEntry
+from tailrace.proto.runtime.settings import NoSettings
 
 # Requests of one credential to these routes in a minute, at all gateways together.
 REQUESTS_MAX = 120

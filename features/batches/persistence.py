@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from tailrace.persistence import paging
-from tailrace.persistence.feature import Feature, NoSettings, Parts, Services
+from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.rows import micros, moment
 from tailrace.persistence.rpc import QueryHandler, fit_in_message, page_of
@@ -30,6 +30,7 @@ from tailrace.proto.errors import not_found
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, child_id
 from tailrace.proto.records import TurnRecord
+from tailrace.proto.runtime.settings import NoSettings
 
 _counts = msgspec.json.Decoder(BatchCounts)
 _failure = msgspec.json.Decoder(Failure)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tailrace.persistence.blob_gc import BlobCollector
-from tailrace.persistence.feature import Feature, NoSettings, Parts, Services
+from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.paging import clamp_limit
 from tailrace.persistence.rows import micros, moment
 from tailrace.persistence.rpc import QueryHandler, fit_in_message
@@ -20,6 +20,7 @@ from tailrace.proto.errors import not_found
 from tailrace.proto.files import CreateFile, DeleteFile, FilePage, FileRecord, GetFile, ListFiles
 from tailrace.proto.ids import Tenant
 from tailrace.proto.resources import DeletedRows
+from tailrace.proto.runtime.settings import NoSettings
 
 LIMIT_MAX = 1_000
 DELETE_FILES_MAX = 1_000

@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 
-from tailrace.gateway.feature import Feature, NoSettings, Parts
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.route import Route, query
 from tailrace.gateway.streaming.endings import BROKEN, StreamEnding
 from tailrace.gateway.streaming.response import EventStream
 from tailrace.gateway.streaming.writer import FRAMES_MAX, TurnWriter
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import Refused
+from tailrace.proto.runtime.settings import NoSettings
 
 SPEED = re.compile(r"[1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9]")
 PACE = query(

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from tailrace.gateway.feature import Feature, NoSettings, Parts
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.draft import TurnDraft
@@ -21,6 +21,7 @@ from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claim, Claims, TurnLog
+from tailrace.proto.runtime.settings import NoSettings
 
 RETRY_COUNT = "x-stainless-retry-count"
 COUNT = re.compile(r"[0-9]{1,4}")

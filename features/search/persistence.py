@@ -5,7 +5,7 @@ from typing import Any
 
 from tailrace.features.search.reader import SearchReader
 from tailrace.features.search.words import hash_words, words_of
-from tailrace.persistence.feature import Feature, NoSettings, Parts, Services
+from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.run_every import run_beside, run_every
 from tailrace.persistence.sql import read_queries
@@ -15,6 +15,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.records import ListTurns, TurnPage, TurnRecord
+from tailrace.proto.runtime.settings import NoSettings
 
 # The different words of a search.
 WORDS_MAX = 50

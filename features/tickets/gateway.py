@@ -8,7 +8,7 @@ from tailrace.features.tickets.tickets import PARAMETER, SHARED_S, SHARED_S_MAX,
 from tailrace.features.tickets.used_tickets import UsedTickets
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.native import routes
-from tailrace.gateway.feature import Feature, NoSettings, Parts
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import LAST_RECEIVED
 from tailrace.gateway.http.route import TURNS, Route, header, query
@@ -16,6 +16,7 @@ from tailrace.gateway.services import Gateway
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.errors import Refused
+from tailrace.proto.runtime.settings import NoSettings
 
 TICKET = query(PARAMETER, "A ticket from `POST /v1/turns/{turn}/tickets`, instead of a key.")
 # The ids of the stream of a single-use ticket begin with a proof (TokenSigner.proof).

@@ -7,12 +7,13 @@ from starlette.responses import Response
 from tailrace.features.timeline import timeline
 from tailrace.features.timeline.timeline import Timeline
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.feature import Feature, NoSettings, Parts
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.route import TURNS, Route
 from tailrace.proto.errors import TurnUnknown, not_found
 from tailrace.proto.nats import Rpc, TurnLog
+from tailrace.proto.runtime.settings import NoSettings
 
 # Gateways answer from memory.
 GATEWAYS_WAIT_S = 0.2

@@ -14,7 +14,7 @@ from itertools import count
 
 from prometheus_client import Counter
 
-from tailrace.gateway.feature import Feature, NoSettings, Parts
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.streaming.feed import is_delta
 from tailrace.gateway.turns.optional_steps import OptionalSteps
@@ -25,6 +25,7 @@ from tailrace.proto.ids import BEFORE_FIRST, TurnKey
 from tailrace.proto.models import model_label
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime.race import is_set_within
+from tailrace.proto.runtime.settings import NoSettings
 
 # A client that creates a turn and then opens its stream needs a moment.
 FIRST_LOOK_S = 1.0

@@ -19,7 +19,7 @@ from tailrace.proto.ids import Seq, TurnKey, parse_cursor
 
 @dataclass(frozen=True)
 class Draft:
-    """What one POST asks for."""
+    """The request of one POST that may create a turn or a batch."""
 
     principal: Principal
     raw: bytes
@@ -49,7 +49,7 @@ class Draft:
 
 @dataclass(frozen=True, kw_only=True)
 class TurnDraft(Draft):
-    """What a POST asks for that creates one turn."""
+    """The request of a POST that may create one turn."""
 
     new_turn: NewTurn
 

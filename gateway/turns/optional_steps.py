@@ -37,7 +37,7 @@ class Admitted(NamedTuple):
     """The bytes of the request."""
     body_sha256: str
     admission: Admission | None
-    """What the POST has counted for its limits; None where no limit applies."""
+    """The counts and reservations of the POST for its limits; None where no limit applies."""
     held: AsyncExitStack
     """Memory and pins, which are released when the submission is over."""
     find_repeat: Callable[[], Awaitable[Repeat]]

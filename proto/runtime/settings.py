@@ -35,6 +35,10 @@ S = TypeVar("S", bound=msgspec.Struct)
 P = TypeVar("P", bound=msgspec.Struct)
 
 
+class NoSettings(msgspec.Struct, frozen=True):
+    """The settings of a feature that has none."""
+
+
 def read(kind: type[S], environ: Mapping[str, str]) -> S:
     """Reads the settings of `kind` from `environ`. Raises SettingsInvalid with the variable and its valid values."""
     given = {
