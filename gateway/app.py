@@ -20,7 +20,6 @@ from tailrace.gateway.clients.anthropic.count_tokens import ROUTES as COUNT_TOKE
 from tailrace.gateway.clients.anthropic.managed_agents import ManagedAgentsAdvice
 from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
 from tailrace.gateway.clients.blobs import ROUTES as BLOB_ROUTES
-from tailrace.gateway.clients.files import ROUTES as FILE_ROUTES
 from tailrace.gateway.clients.native.routes import ROUTES as NATIVE_ROUTES
 from tailrace.gateway.clients.native.session_events import ROUTES as SESSION_EVENT_ROUTES
 from tailrace.gateway.clients.openai.batch_routes import ROUTES as OPENAI_BATCH_ROUTES
@@ -56,7 +55,6 @@ ROUTES: list[Route] = [
     *SESSION_EVENT_ROUTES,
     *batches.ROUTES,
     *BLOB_ROUTES,
-    *FILE_ROUTES,
     *OPENAI_BATCH_ROUTES,
     *deletion.ROUTES,
     *erasure.ROUTES,

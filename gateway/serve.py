@@ -36,7 +36,6 @@ from tailrace.gateway.streaming.stream_record import StreamRecords
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.deleted_parent import ParentCheck
-from tailrace.gateway.turns.inline_files import UploadedFiles
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -149,7 +148,6 @@ class Storage(NamedTuple):
     blobs: BlobStore
     request_blobs: RequestBlobs
     bodies: BodyReader
-    uploaded_files: UploadedFiles
     fullness: LogFullness
     log_share: StorageShare
     blob_share: StorageShare
@@ -179,7 +177,7 @@ def build(
     streams = StreamContext(
         settings, log, history, fan_out, authenticator, counts, slots, records, draining, on_disconnect
     )
-    storage = build_storage(settings, connection, history, limiter)
+    storage = build_storage(settings, connection, limiter)
     deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s, draining)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     queue = QueueEstimate(connection, rpc, settings.queue_max)
@@ -188,7 +186,6 @@ def build(
         check_queue=queue.check,
         check_share=storage.log_share.check,
         count_request=partial(count_request, limiter),
-        insert_files=storage.uploaded_files.insert_files,
         estimate_position=queue.estimate_position,
         store_blobs=storage.request_blobs.store_blobs,
         add_trace=with_trace if tracing.is_on() else None,
@@ -231,10 +228,7 @@ def build(
         responder=Responder(submitter, streams),
         deleter=deleter,
         presence=presence,
-        uploaded_files=storage.uploaded_files,
-        batch_builder=BatchBuilder(
-            connection, catalogue, limiter, storage.request_blobs, storage.uploaded_files, settings
-        ),
+        batch_builder=BatchBuilder(connection, catalogue, limiter, storage.request_blobs, settings),
         health_checks=HealthChecks(connection, rpc, health, storage.fullness, draining),
     )
 
@@ -257,7 +251,7 @@ def reader_limits(settings: Settings) -> ReaderLimits:
     return ReaderLimits(total, of_tenant=settings.streams_tenant_max, of_address=settings.streams_address_max)
 
 
-def build_storage(settings: Settings, connection: Connection, history: HistoryClient, limiter: Limiter) -> Storage:
+def build_storage(settings: Settings, connection: Connection, limiter: Limiter) -> Storage:
     bytes_max = settings.body_bytes_max
     fullness = LogFullness(connection, settings.full_at, Path(settings.disk) if settings.disk else None)
     log_share = StorageShare(LOG, limiter.counters, lambda: fullness.log, settings.tenant_log_share)
@@ -265,8 +259,7 @@ def build_storage(settings: Settings, connection: Connection, history: HistoryCl
     blobs = BlobStore(connection)
     request_blobs = RequestBlobs(blobs, BlobPins(connection), blob_share, bytes_max)
     large_bodies = LargeBodies(bytes_max=settings.large_bytes_max, timeout_s=settings.large_timeout_s)
-    files = UploadedFiles(history, blobs, large_bodies, bytes_max)
     bodies = BodyReader(
         large_bodies, bytes_max=bytes_max, timeout_s=settings.body_timeout_s, rate_min=settings.body_rate_min
     )
-    return Storage(blobs, request_blobs, bodies, files, fullness, log_share, blob_share)
+    return Storage(blobs, request_blobs, bodies, fullness, log_share, blob_share)

@@ -18,7 +18,6 @@ from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.turns.delete import Deleter
-from tailrace.gateway.turns.inline_files import UploadedFiles
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.respond import Responder
@@ -54,6 +53,5 @@ class Gateway(NamedTuple):
     responder: Responder
     deleter: Deleter
     presence: ReaderPresence
-    uploaded_files: UploadedFiles
     batch_builder: BatchBuilder
     health_checks: HealthChecks

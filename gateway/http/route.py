@@ -79,7 +79,9 @@ class Route(msgspec.Struct, frozen=True):
     """The scope that a request needs."""
     section: Section
     body: Any = None
-    """The Struct of the JSON body; `Form` for a form with a file."""
+    """The Struct of the JSON body."""
+    form: Json | None = None
+    """The schema of the body, if it is a form with a file."""
     result: Any = None
     """The Struct of the JSON response; an example of it if it has no Struct."""
     status: int = 200

@@ -11,7 +11,6 @@ import msgspec
 
 from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
 from tailrace.gateway.http.error_responses import Envelope
-from tailrace.gateway.http.form import Form
 from tailrace.gateway.http.route import SSE, Parameter, Route
 from tailrace.gateway.openapi.descriptions import describe, example_of, structs_in
 from tailrace.gateway.openapi.examples import BODIES, EVENT, EVENTS, IN_PATH, STREAMS
@@ -38,43 +37,11 @@ Json = dict[str, Any]
 
 # An object of another protocol, or one without a Struct.
 ANY_OBJECT: Json = {"type": "object", "additionalProperties": True}
-FORM_WITH_FILE: Json = {
-    "multipart/form-data": {
-        "schema": {
-            "type": "object",
-            "properties": {
-                "file": {
-                    "type": "string",
-                    "format": "binary",
-                    "contentMediaType": "application/octet-stream",
-                    "description": "The content of the file.",
-                },
-                "purpose": {"type": "string", "description": "The purpose of the file.", "examples": ["user_data"]},
-                "expires_after[anchor]": {
-                    "type": "string",
-                    "description": "When the lifetime begins (OpenAI).",
-                    "examples": ["created_at"],
-                },
-                "expires_after[seconds]": {
-                    "type": "string",
-                    "description": "The lifetime in seconds (OpenAI).",
-                    "examples": ["86400"],
-                },
-                "expires_in_seconds": {
-                    "type": "string",
-                    "description": "The lifetime in seconds (Anthropic).",
-                    "examples": ["86400"],
-                },
-            },
-            "required": ["file"],
-        }
-    }
-}
 
 
 def build_document(routes: Sequence[Route], version: str) -> Json:
     """Returns the document of `routes`, with the product's version."""
-    bodies = {route.body for route in routes} - {None, Form}
+    bodies = {route.body for route in routes} - {None}
     results = {route.result for route in routes if isinstance(route.result, type)}
     kinds = bodies | results | {Envelope, WebhookPayload}
     named = sorted(kinds, key=lambda kind: (kind.__module__, kind.__name__))
@@ -129,8 +96,12 @@ def _operation(route: Route, schema_of: dict[Any, Json], components: Json) -> Js
     if parameters:
         operation["parameters"] = parameters
     if route.body is not None:
-        content = {"application/json": {"schema": schema_of[route.body]}} if route.body is not Form else FORM_WITH_FILE
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": schema_of[route.body]}},
+        }
+    elif route.form is not None:
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": route.form}}}
     if route.section.reference:
         operation["externalDocs"] = {"url": route.section.reference}
     _add_examples(operation, route, components)
@@ -142,7 +113,7 @@ def _operation(route: Route, schema_of: dict[Any, Json], components: Json) -> Js
 
 def _add_examples(operation: Json, route: Route, components: Json) -> None:
     """Adds an example to each media type of the request and of the successful response that has one."""
-    if route.body not in (None, Form):
+    if route.body is not None:
         operation["requestBody"]["content"]["application/json"]["example"] = BODIES[route.body.__name__]
     for media_type, content in operation["responses"][str(route.status)].get("content", {}).items():
         if media_type == SSE:

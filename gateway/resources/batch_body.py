@@ -20,7 +20,7 @@ from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.conversation_match import Position
-from tailrace.gateway.turns.inline_files import FileReader, UploadedFiles
+from tailrace.gateway.turns.file_references import FileReader, has_files
 from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry, OptionalSteps, require
 from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, check_turn, new_messages
 from tailrace.gateway.turns.store_blobs import RequestBlobs
@@ -87,14 +87,12 @@ class BatchBuilder:
         catalogue: Catalogue,
         limiter: Limiter,
         blobs: RequestBlobs,
-        files: UploadedFiles,
         settings: Settings,
     ) -> None:
         self._connection = connection
         self._catalogue = catalogue
         self._limiter = limiter
         self._blobs = blobs
-        self._files = files
         self._settings = settings
 
     async def build(self, admitted: Admitted, new: NewBatch) -> BuiltEntry:
@@ -128,7 +126,8 @@ class BatchBuilder:
         # Where no limit applies, it reserves nothing.
         admission = admitted.admission or self._limiter.admission(principal)
         offer = await self._catalogue.offer(principal.tenant)
-        files = self._files.reader(principal.tenant, admitted.held, admitted.body_bytes + file_bytes)
+        size, open_files = admitted.body_bytes + file_bytes, admitted.steps.open_files
+        files = None if open_files is None else open_files(principal.tenant, size, admitted.held)
         return InputChecker(principal, admission, offer, admitted.steps, files, self._settings, new.via)
 
     async def store(
@@ -185,7 +184,7 @@ class InputChecker:
         admission: Admission,
         offer: Offer,
         steps: OptionalSteps,
-        files: FileReader,
+        files: FileReader | None,
         settings: Settings,
         via: Via,
     ) -> None:
@@ -211,7 +210,9 @@ class InputChecker:
     async def add(self, custom_id: str, new_turn: NewTurn) -> None:
         """Adds an input. Raises Refused if it cannot become a turn."""
         check_turn(new_turn)
-        new_turn = await self._files.inline(new_turn)
+        if new_turn.messages is not None and has_files([message.content for message in new_turn.messages]):
+            messages = await require(self._files, "file_id").insert(new_turn.messages)
+            new_turn = msgspec.structs.replace(new_turn, messages=messages)
         if self._via == "message_batches":
             self._first = self._first or new_turn
             require_alike(new_turn, self._first)

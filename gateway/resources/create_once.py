@@ -1,7 +1,7 @@
-"""Creates a session, a project or a file once for each Idempotency-Key."""
+"""Creates a resource, such as a session, once for each Idempotency-Key."""
 
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.hash_body import hash_body
@@ -17,23 +17,25 @@ async def create_once(
     request: ApiRequest,
     raw: bytes,
     claims: Claims,
-    kind: Literal["session", "project", "file"],
+    kind: str,
     chosen: str | None,
     create: Callable[[str], Awaitable[R]],
     find: Callable[[str], Awaitable[R]],
+    *,
+    id_prefix: str = "",
+    derives_key: bool = False,
 ) -> R:
     """Returns what `create` makes of the id `chosen`, or of a new one; for a repeated request, what `find` returns.
 
-    `raw` is the body, or what a repeated request has equal to it. Raises Refused if the request's Idempotency-Key was
-    used with another one, or is `auto` and not for a file.
+    `raw` is the body, or what a repeated request has equal to it. `derives_key`: the key `auto` is derived from it.
+    Raises Refused if the request's Idempotency-Key was used with another one, or is `auto` and is not derived.
     """
-    is_file = kind == "file"
-    new = f"file-{new_id()}" if is_file else new_id()
+    new = f"{id_prefix}{new_id()}"
     idempotency_key = idempotency_key_of(request)
     if idempotency_key is None:
         return await create(chosen or new)
     body_sha256 = await hash_body(raw)
-    if idempotency_key == AUTO and is_file:
+    if idempotency_key == AUTO and derives_key:
         idempotency_key = f"{AUTO} {body_sha256}"
     elif idempotency_key == AUTO:
         # Two new sessions often have equal bodies: a derived key would make one session of them.
@@ -57,7 +59,7 @@ async def create_once(
     own = Claim(TurnId(new), body_sha256)
     claim = await claims.claim(request.tenant, key, own)
     if claim.body_sha256 != own.body_sha256:
-        message = f"this Idempotency-Key was used with another {'file' if is_file else 'body'}: use a new one"
+        message = f"this Idempotency-Key was used with another {kind if derives_key else 'body'}: use a new one"
         raise Refused("idempotency_key_reused", message)
     name = chosen or claim.turn
     if claim != own and (found := await find_or_none(name)) is not None:

@@ -1,6 +1,26 @@
-"""References to uploaded files in the content blocks of messages."""
+"""References to uploaded files in the content blocks of messages, and the reader that replaces them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+from tailrace.proto.entries import Message
+from tailrace.proto.ids import Tenant
+
+
+class FileReader(Protocol):
+    """The files of one request, each of which is read once."""
+
+    @property
+    def bytes(self) -> int:
+        """The size of all contents so far. A file to which two blocks refer counts twice."""
+
+    async def insert(self, messages: Sequence[Message]) -> list[Message]:
+        """Returns the messages with the contents of the files to which they refer. Raises Refused, LogUnavailable."""
+
+
+OpenFiles = Callable[[Tenant, int, AsyncExitStack], FileReader]
+"""Gets the size of the request's body. Memory for large files is reserved until the stack is closed."""
 
 
 def has_files(contents: Sequence[object]) -> bool:

@@ -8,6 +8,7 @@ from tailrace.gateway.auth.api_request import HeaderSource
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.turns.draft import TurnDraft
+from tailrace.gateway.turns.file_references import OpenFiles
 from tailrace.gateway.turns.repeats import Repeat
 from tailrace.gateway.turns.request_body import NewTurn, Params
 from tailrace.proto import entries
@@ -79,8 +80,8 @@ class OptionalSteps(NamedTuple):
     """Refuses so many bytes if the tenant has stored too many."""
     count_request: Callable[[Principal, list[HeaderSource], AsyncExitStack], Awaitable[Admission | None]] | None = None
     """Counts the request for its limits. The stack gives back what is counted and reserved, unless it is kept."""
-    insert_files: Callable[[NewTurn, Tenant, int, AsyncExitStack], Awaitable[tuple[NewTurn, int]]] | None = None
-    """Returns the turn with the contents of the files that it refers to, and their size. Gets the body's size."""
+    open_files: OpenFiles | None = None
+    """Returns the reader of the files to which messages of a request refer. Called if there are such messages."""
     estimate_position: Callable[[Tenant], int | None] | None = None
     """Returns how many turns start before this one, from 1; None if it can start at once. Raises nothing."""
     check_schema: Callable[[dict[str, Any], Tenant], Awaitable[None]] | None = None

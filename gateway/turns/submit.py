@@ -73,12 +73,13 @@ class TurnSubmitter:
         self._accept_timeout_s = settings.accept_timeout_s
         self._fullness = fullness
         self._draining = draining
-        self._steps = steps
+        self.steps = steps
+        """Those of the core and of all features."""
         self._expect = expect
 
     def add_steps(self, steps: OptionalSteps) -> None:
         """Adds the steps of a feature. Raises ValueError if there are such steps already."""
-        self._steps = join_steps(self._steps, steps)
+        self.steps = join_steps(self.steps, steps)
 
     async def submit(self, draft: TurnDraft) -> Stored:
         """Stores a new turn. Returns it; for a repeated POST, the turn of the first POST.
@@ -86,7 +87,7 @@ class TurnSubmitter:
         With a cursor, nothing is stored: the turn is the one that has this entry. The response header
         `tailrace-ignored` names the sampling parameters that were removed. Raises Refused, LogError.
         """
-        steps, principal, new_turn = self._steps, draft.principal, draft.new_turn
+        steps, principal, new_turn = self.steps, draft.principal, draft.new_turn
         if new_turn.webhook is not None:
             require(steps.check_webhook, "webhook")(new_turn.webhook)
         if new_turn.prompt is not None:
@@ -117,7 +118,7 @@ class TurnSubmitter:
         client without a key. Raises Refused, LogError.
         """
         refuse_when_draining(self._draining)
-        steps, tenant, key = self._steps, draft.principal.tenant, draft.idempotency_key
+        steps, tenant, key = self.steps, draft.principal.tenant, draft.idempotency_key
         own, body_sha256 = TurnKey(tenant, TurnId(new_id())), await hash_body(draft.raw)
         known = retry.claim if retry is not None else None
         find_repeat = partial(self._repeats.find_repeat, tenant, key, known, body_sha256)
@@ -180,11 +181,11 @@ class TurnSubmitter:
 
     async def _build(self, draft: TurnDraft, admitted: Admitted) -> BuiltEntry:
         """Returns the request entry of a turn at its position in the conversation."""
-        steps, principal, new_turn, body_bytes = self._steps, draft.principal, draft.new_turn, draft.body_bytes
+        steps, principal, new_turn, body_bytes = self.steps, draft.principal, draft.new_turn, draft.body_bytes
         if new_turn.messages is not None and has_files([message.content for message in new_turn.messages]):
-            insert_files = require(steps.insert_files, "file_id")
-            new_turn, file_bytes = await insert_files(new_turn, principal.tenant, body_bytes, admitted.held)
-            body_bytes += file_bytes
+            files = require(steps.open_files, "file_id")(principal.tenant, body_bytes, admitted.held)
+            new_turn = msgspec.structs.replace(new_turn, messages=await files.insert(new_turn.messages))
+            body_bytes += files.bytes
 
         async def may_interrupt() -> bool:
             # A concurrent POST with the same key may have stored its turn, which would be the one to interrupt.

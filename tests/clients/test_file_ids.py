@@ -10,7 +10,7 @@ import pytest
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
-from tailrace.gateway.turns.inline_files import source_of
+from tailrace.features.files.inline_files import source_of
 from tailrace.proto.ids import new_id
 from tests.harness.processes import Process
 from tests.harness.system import System

@@ -17,6 +17,7 @@ from tests.harness.until import until
 
 WORDS = 60
 QUESTION = {"message": f"#sim words={WORDS} rate=20"}
+WITH_FILE = [{"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "file-1"}}]}]
 
 
 class CoreProcess(Process):
@@ -32,12 +33,26 @@ class CoreProcess(Process):
             return (await client.get(f"http://127.0.0.1:{self.metrics_port}/metrics")).text
 
 
+async def refuses_what_features_do(gateway: httpx2.AsyncClient) -> None:
+    """A field of an absent feature is named; its routes do not exist."""
+    body = {"model": "claude-haiku-5-5", "max_tokens": 9, "messages": WITH_FILE}
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        refused = (await gateway.post(path, json=body)).json()["error"]
+        assert (refused["code"], refused["message"]) == (
+            "request_invalid",
+            "`file_id` is not supported by this server: leave it out",
+        )
+    for path in ("/v1/files", "/v1/prompts"):
+        assert (await gateway.get(path)).json()["error"]["code"] == "route_not_found"
+
+
 @pytest.mark.timeout(120)
 async def test_a_turn_is_streamed_cut_taken_over_resumed_and_recorded_without_features(tmp_path: Path) -> None:
     async with System(tmp_path, launch=CoreProcess) as system:
         await system.start()
         [gateway] = system.clients
         turn = (await gateway.post("/v1/turns", json=QUESTION)).json()["turn"]
+        await refuses_what_features_do(gateway)
 
         events, cursor = list[str](), ""
         async with gateway.stream("GET", f"/v1/turns/{turn}/events") as stream:

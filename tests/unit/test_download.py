@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
+from tailrace.features.files.gateway import rendered_size
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import LOCAL, Authenticator
-from tailrace.gateway.clients.files import rendered_size
 from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
@@ -18,14 +17,12 @@ from tailrace.gateway.http import error_responses, large_bodies
 from tailrace.gateway.http.json_response import json_response, large_json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
-from tailrace.gateway.turns.inline_files import UploadedFiles
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.generators import load_blobs
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import blobs, long_strings, service
 from tailrace.proto.entries import Message as PromptMessage
 from tailrace.proto.errors import Refused
-from tailrace.proto.files import FileRecord, GetFile
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import PromptFields
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
@@ -209,55 +206,6 @@ async def test_a_request_does_not_wait_for_the_memory_that_it_holds() -> None:
     async with asyncio.timeout(1), AsyncExitStack() as holder:
         await bodies.reserve_copies(holder, Tenant("a"), size)
         await bodies.reserve_more(holder, Tenant("a"), size, held=size)
-
-
-class LargeFiles:
-    """Any file, in history and blob store."""
-
-    content = b"x" * (SMALL_BYTES_MAX + 1)
-
-    async def query(self, _: Tenant, query: GetFile) -> FileRecord:
-        await asyncio.sleep(0)
-        return FileRecord(
-            file=query.file,
-            sha256="",
-            bytes=len(self.content),
-            filename="a.txt",
-            media_type="text/plain",
-            purpose="user_data",
-            created_at=datetime.now(UTC),
-            expires_at=None,
-        )
-
-    async def read(self, *_: object) -> bytes:
-        return self.content
-
-
-async def test_a_message_with_a_file_keeps_its_other_field() -> None:
-    services, memory = cast("Any", LargeFiles()), LargeBodies(bytes_max=2**30, timeout_s=5)
-    files = UploadedFiles(services, services, memory, bytes_max=2**30)
-    content = [{"type": "document", "source": {"type": "file", "file_id": "file-1"}}]
-    async with AsyncExitStack() as holder:
-        reader = files.reader(Tenant("a"), holder, body_bytes=2)
-        (inlined,) = await reader.inline_messages([PromptMessage("user", content, {"effort": "low"})])
-    assert (inlined.role, inlined.output_config) == ("user", {"effort": "low"})
-
-
-async def test_the_memory_of_all_files_of_a_request_is_reserved_at_once() -> None:
-    """Otherwise two requests could wait for each other, each with its first file."""
-    services, size = cast("Any", LargeFiles()), len(LargeFiles.content)
-    memory = LargeBodies(bytes_max=2 * large_bodies.COPIES * 2 * size, timeout_s=30)
-    files = UploadedFiles(services, services, memory, bytes_max=3 * size)
-    content = [{"type": "document", "source": {"type": "file", "file_id": f"file-{number}"}} for number in "12"]
-
-    async def inline() -> int:
-        async with AsyncExitStack() as holder:
-            reader = files.reader(Tenant("a"), holder, body_bytes=2)
-            await reader.inline_messages([PromptMessage("user", content)])
-            return reader.bytes
-
-    assert min(await asyncio.gather(inline(), inline())) > 2 * size
-    assert memory.free == 2 * large_bodies.COPIES * 2 * size
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")], ids=repr)

@@ -1,30 +1,14 @@
-"""Media types under other names, in the three protocols whose requests are translated, and in uploaded files."""
+"""Media types under other names, in the three protocols whose requests are translated."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from tailrace.gateway.clients.ai_sdk.request import build_file_block
 from tailrace.gateway.clients.openai.common import document_block, image_block
-from tailrace.gateway.turns.inline_files import media_type_of
 from tailrace.gateway.turns.media_types import ALIASES, IMAGES, PDF, accepted_type
-from tailrace.proto.files import FileRecord
 
 DATA = "/9j/4AAQSkZJRgABAQ=="
-
-
-def record_of(media_type: str) -> FileRecord:
-    return FileRecord(
-        file="file-1",
-        sha256="0" * 64,
-        bytes=1,
-        filename="a",
-        media_type=media_type,
-        purpose="user_data",
-        created_at=datetime.now(UTC),
-        expires_at=None,
-    )
 
 
 @pytest.mark.parametrize(("name", "accepted"), ALIASES.items())
@@ -37,7 +21,6 @@ def test_a_media_type_has_the_name_that_claude_accepts(name: str, accepted: str)
         block = {"type": "document" if accepted == PDF else "image", "source": source}
         assert (document_block(url, None, "x") if accepted == PDF else image_block(url, "x")) == block
         assert build_file_block(given, url, None, "x") == block
-        assert media_type_of(record_of(given)) == accepted
 
 
 def test_an_unknown_media_type_keeps_its_name() -> None:

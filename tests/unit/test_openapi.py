@@ -10,12 +10,12 @@ from jsonschema_rs import Draft202012Validator
 from starlette import routing
 from starlette.requests import Request
 
+from tailrace.features.files.gateway import FILE_ID
 from tailrace.features.gateway import ROUTES
 from tailrace.features.page.gateway import endpoints_of
 from tailrace.features.tickets.tickets import Ticket
 from tailrace.features.webhooks import payload, signature
 from tailrace.gateway.auth.signed_tokens import Access, TokenSigner
-from tailrace.gateway.clients.files import FILE_ID
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.examples import BATCH, FILE, MODEL, PARENT, TURN
 from tailrace.gateway.http.last_event_id import QUERY_NAMES

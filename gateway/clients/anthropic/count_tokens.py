@@ -21,7 +21,7 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.account_choice import refuse_account_fields, refuse_account_headers
 from tailrace.gateway.turns.api_version import SAMPLING, version_for
 from tailrace.gateway.turns.file_references import has_files
-from tailrace.gateway.turns.inline_files import UploadedFiles
+from tailrace.gateway.turns.optional_steps import require
 from tailrace.gateway.turns.request_body import (
     API_VERSION,
     BODY_LEVELS_MAX,
@@ -30,6 +30,7 @@ from tailrace.gateway.turns.request_body import (
     refuse_blob_references,
 )
 from tailrace.gateway.turns.store_blobs import RequestBlobs
+from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import EntryTooLarge, Refused
@@ -70,7 +71,7 @@ async def post_count_tokens(
     request_blobs: RequestBlobs,
     limiter: Limiter,
     settings: Settings,
-    uploaded_files: UploadedFiles,
+    submitter: TurnSubmitter,
 ) -> Response:
     """`POST /v1/messages/count_tokens`: returns the number of tokens in a prompt, as Anthropic counts them.
 
@@ -98,9 +99,9 @@ async def post_count_tokens(
     elif API_VERSION.fullmatch(version) is None:
         raise Refused("request_invalid", "anthropic-version is not a date such as 2026-10-21")
     if isinstance(messages, list) and has_files([one.get("content") for one in messages if isinstance(one, dict)]):
-        reader, is_large = uploaded_files.reader(tenant, request.until_answered, len(raw)), True
-        inlined = await reader.inline_messages(read_body.convert(messages, list[MessageParam]))
-        fields["messages"] = msgspec.to_builtins(inlined)
+        files = require(submitter.steps.open_files, "file_id")(tenant, len(raw), request.until_answered)
+        inlined = await files.insert(read_body.convert(messages, list[MessageParam]))
+        fields["messages"], is_large = msgspec.to_builtins(inlined), True
     async with request_blobs.hold_pins(key):
         if is_large:
             fields |= await store_long_strings(request_blobs, key, fields, limiter, request.principal)

@@ -119,7 +119,7 @@ def document_block(file: str, filename: str | None, where: str) -> Fields:
 
 
 def file_block(kind: Literal["document", "image"], file: str, filename: str | None = None) -> Fields:
-    """Returns the content block of an uploaded file, whose content replaces its id (gateway/turns/inline_files.py)."""
+    """Returns the content block of an uploaded file, whose content replaces its id."""
     title = {} if filename is None else {"title": filename}
     return {"type": kind, "source": {"type": "file", "file_id": file}, **title}
 

@@ -1,4 +1,6 @@
-"""Routes of uploaded files, in OpenAI's format, and in Anthropic's for requests with the header `anthropic-version`.
+"""Uploaded files: their routes, and the step of a submission that replaces their ids by their contents.
+
+The routes have OpenAI's format, and Anthropic's for requests with the header `anthropic-version`.
 
 Sources: OpenAI's API reference, "Files"; Anthropic's docs, "Files API".
 """
@@ -13,29 +15,34 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive
 
+from tailrace.features.files.inline_files import UploadedFiles
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.clients.blobs import HEADERS, headers_of
 from tailrace.gateway.clients.openai.batch_routes import RESULT_FILE, result_file
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.examples import FILE, UNIX_S
 from tailrace.gateway.http.form import Form, FormFile
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import AFTER_ITEM, KEY_SCHEMA, ORDER, SENT_BY_SDKS
-from tailrace.gateway.http.route import Route, Section, header, query
+from tailrace.gateway.http.route import Json, Route, Section, header, query
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.resources.create_once import create_once
 from tailrace.gateway.resources.paging import is_newest_first, limit_of, list_page, require_one_cursor
+from tailrace.gateway.services import Gateway
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
+from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, Refused, not_found
 from tailrace.proto.files import CreateFile, DeleteFile, FileRecord, GetFile, ListFiles
 from tailrace.proto.ids import TurnId, TurnKey, is_token
 from tailrace.proto.nats import BlobStore, Claims, TurnLog
+from tailrace.proto.runtime.settings import NoSettings
 
 PURPOSES = ("assistants", "batch", "user_data", "vision")
 FILENAME_CHARS_MAX = 255
@@ -98,7 +105,7 @@ async def post(
 
     # These fields and not the body, because a repeated form has another boundary.
     given = msgspec.json.encode([sha256, file.filename, media_type, purpose])
-    made = await create_once(request, given, claims, "file", None, create, find)
+    made = await create_once(request, given, claims, "file", None, create, find, id_prefix="file-", derives_key=True)
     return json_response(_render(made, is_anthropic=is_anthropic))
 
 
@@ -281,6 +288,34 @@ SECTION = Section("files", "https://platform.openai.com/docs/api-reference/files
 STORED_FILE = {"id": FILE, "object": "file", "filename": "report.pdf", "bytes": 8120, "created_at": UNIX_S}
 FILE_LIST = {"object": "list", "data": [STORED_FILE], "has_more": False}
 DELETED = {"id": FILE, "object": "file", "deleted": True}
+FORM: Json = {
+    "type": "object",
+    "properties": {
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "contentMediaType": "application/octet-stream",
+            "description": "The content of the file.",
+        },
+        "purpose": {"type": "string", "description": "The purpose of the file.", "examples": ["user_data"]},
+        "expires_after[anchor]": {
+            "type": "string",
+            "description": "When the lifetime begins (OpenAI).",
+            "examples": ["created_at"],
+        },
+        "expires_after[seconds]": {
+            "type": "string",
+            "description": "The lifetime in seconds (OpenAI).",
+            "examples": ["86400"],
+        },
+        "expires_in_seconds": {
+            "type": "string",
+            "description": "The lifetime in seconds (Anthropic).",
+            "examples": ["86400"],
+        },
+    },
+    "required": ["file"],
+}
 KEY_OF_FILE = header(
     "Idempotency-Key",
     "A repeated request with the same key and file gets the same file; `auto` derives the key from the file's "
@@ -305,7 +340,7 @@ ROUTES = [
         post,
         "write",
         SECTION,
-        body=Form,
+        form=FORM,
         result=STORED_FILE,
         parameters=(KEY_OF_FILE, *SENT_BY_SDKS),
     ),
@@ -321,3 +356,14 @@ ROUTES = [
         parameters=SENT_BY_SDKS,
     ),
 ]
+
+
+def start(gateway: Gateway, _settings: NoSettings) -> Parts:
+    """Makes the step that reads the files to which messages refer."""
+    files = UploadedFiles(
+        gateway.history, gateway.blob_store, gateway.bodies.large_bodies, gateway.settings.body_bytes_max
+    )
+    return Parts(steps=OptionalSteps(open_files=files.open_files))
+
+
+FEATURE = Feature(NoSettings, start, routes=ROUTES)

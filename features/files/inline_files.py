@@ -15,9 +15,8 @@ import msgspec
 
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
-from tailrace.gateway.turns.file_references import find_files, has_files
+from tailrace.gateway.turns.file_references import find_files
 from tailrace.gateway.turns.media_types import IMAGES, PDF, PLAIN, accepted_type
-from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BlobUnknown, Refused
@@ -44,28 +43,18 @@ class UploadedFiles:
         self.large_bodies = large_bodies
         self.bytes_max = bytes_max
 
-    async def insert_files(
-        self, new_turn: NewTurn, tenant: Tenant, body_bytes: int, held: AsyncExitStack
-    ) -> tuple[NewTurn, int]:
-        """Returns the turn with its files inlined, and their size. `held` is that of `reader`.
-
-        Raises Refused, LogUnavailable.
-        """
-        reader = self.reader(tenant, held, body_bytes)
-        return await reader.inline(new_turn), reader.bytes
-
-    def reader(self, tenant: Tenant, holder: AsyncExitStack, body_bytes: int) -> "FileReader":
+    def open_files(self, tenant: Tenant, body_bytes: int, holder: AsyncExitStack) -> "InlineFiles":
         """Returns the reader for one request, whose body has `body_bytes` bytes.
 
         Memory for large files is reserved until `holder` is closed.
         """
-        return FileReader(self, tenant, holder, body_bytes)
+        return InlineFiles(self, tenant, body_bytes, holder)
 
 
-class FileReader:
+class InlineFiles:
     """Reads the files of one request, each once. The body and its files may have `bytes_max` bytes in total."""
 
-    def __init__(self, files: UploadedFiles, tenant: Tenant, holder: AsyncExitStack, body_bytes: int) -> None:
+    def __init__(self, files: UploadedFiles, tenant: Tenant, body_bytes: int, holder: AsyncExitStack) -> None:
         self.bytes = 0
         """The size of all contents so far. A file to which two blocks refer counts twice."""
         self._files = files
@@ -76,14 +65,7 @@ class FileReader:
         """Files whose memory is reserved."""
         self._sources: dict[str, tuple[FileRecord, Block, int]] = {}
 
-    async def inline(self, new_turn: NewTurn) -> NewTurn:
-        """Returns the turn with its files inlined. Raises Refused, LogUnavailable."""
-        messages = new_turn.messages or []
-        if not has_files([message.content for message in messages]):
-            return new_turn
-        return msgspec.structs.replace(new_turn, messages=await self.inline_messages(messages))
-
-    async def inline_messages(self, messages: Sequence[Message]) -> list[Message]:
+    async def insert(self, messages: Sequence[Message]) -> list[Message]:
         """Returns the messages with their files inlined. Raises Refused, LogUnavailable."""
         await self._look_up(dict.fromkeys(filter(None, find_files([message.content for message in messages]))))
         return [msgspec.structs.replace(one, content=await self._inline_content(one.content)) for one in messages]
