@@ -10,8 +10,9 @@ import socket
 import ssl
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import ParseResult
 
@@ -21,9 +22,9 @@ from nats.aio.client import Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.micro.service import Service
-from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from tailrace.proto.errors import EntryTooLarge
+from tailrace.proto.runtime.eager import run_to_first_wait
 from tailrace.proto.runtime.name_lookup import look_up
 
 NO_RESPONDERS = b"NATS/1.0 503"
@@ -32,17 +33,22 @@ HEADERS_BEGIN = "NATS/1.0"
 WHITE_SPACE = re.compile(r"\s")
 # How often requests are checked for their timeouts. One timer for all of them costs less than one for each.
 CHECK_TIMEOUTS_EVERY_S = 0.05
-# The words of the line before a message: the operation, subject, subscription, perhaps a reply subject, and sizes.
-MESSAGE_WORDS = {b"MSG": (4, 5), b"HMSG": (5, 6)}
+# The line before a message: whether it has headers, subject, subscription, reply subject, bytes of headers, all bytes.
+# A subject may contain vertical tabs and form feeds, at which nats-py's parser would split it.
+MESSAGE_LINE = re.compile(rb"(H)?MSG ([^ \r\n]+) (\d+) (?:([^ \r\n]+) )?(?(1)(\d+) )(\d+)\r\n")
+WITHOUT_WHITE_SPACE = bytes.maketrans(b"\v\f", b"__")
+
+Receive = Callable[[bytes, bytes, bytes, bytes], None]
+"""Receives a message as it is read: subject, header block, payload, and reply subject. Must return at once."""
 
 
 class Message(NamedTuple):
     """A message as it was read. Its headers are parsed when they are needed."""
 
-    subject: str
-    data: bytes
+    subject: bytes
     header_block: bytes
-    reply: str = ""
+    data: bytes
+    reply: bytes = b""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -55,12 +61,7 @@ class Message(NamedTuple):
 
     def header(self, name: bytes) -> str:
         """Returns one header without parsing the others; "" without it. Of a repeated header the last one counts."""
-        block = self.header_block
-        at = block.rfind(b"\r\n%s:" % name)
-        if at < 0:
-            return ""
-        begin = at + len(name) + 3
-        return block[begin : block.find(LINE_END, begin)].decode(errors="replace").strip()
+        return find_header(self.header_block, name).decode(errors="replace")
 
 
 class Client(NatsClient):
@@ -76,29 +77,35 @@ class Client(NatsClient):
 
     def __init__(self) -> None:
         super().__init__()
-        self._ps = MessageParser(self)
-        self._receivers: dict[int, Callable[[Message], None]] = {}
-        self._inbox = ""
+        # Python 3.11 asks the kernel for the process at each `get_running_loop`.
+        self._event_loop = asyncio.get_running_loop()
+        self._receivers: dict[bytes, Receive] = {}
+        """The functions of direct subscriptions, by the subscription's number."""
+        self._inbox = b""
         self._requests = 0
-        self._replies: dict[str, _Reply] = {}
+        self._waiting: dict[bytes, _Waiting] = {}
+        """The requests without a reply yet, by the reply subject."""
         self._timeouts: asyncio.TimerHandle | None = None
         self._will_write = False
         self._tries: Counter[str] = Counter()
         """Tries to connect, by the host in the URL."""
 
-    async def subscribe_directly(self, subject: str, receive: Callable[[Message], None]) -> Subscription:
-        """Calls `receive` with each message as it is read, without a queue and a task. It must return at once.
-
-        Raises nats-py's errors.
-        """
-        sid = self._sid + 1
-        self._receivers[sid] = receive
+    async def subscribe_directly(self, subject: str, receive: Receive) -> Subscription:
+        """Calls `receive` with each message as it is read, without a queue and a task. Raises nats-py's errors."""
+        number = b"%d" % (self._sid + 1)
+        self._receivers[number] = receive
         try:
             # With a future, nats-py starts no task.
-            return await self.subscribe(subject, future=asyncio.get_running_loop().create_future())
+            return await self.subscribe(subject, future=self._event_loop.create_future())
         except BaseException:
-            self._receivers.pop(sid, None)
+            self._receivers.pop(number, None)
             raise
+
+    async def open_inbox(self) -> None:
+        """Subscribes to the replies of requests. Raises nats-py's errors."""
+        inbox = f"{self.new_inbox()}."
+        await self.subscribe_directly(f"{inbox}*", self._receive_reply)
+        self._inbox = inbox.encode()
 
     async def request(
         self,
@@ -110,65 +117,70 @@ class Client(NatsClient):
     ) -> Msg:
         """Like nats-py's request. nats-py calls it for JetStream's API. Raises as `ask` does."""
         message = await self.ask(subject, payload, timeout, headers)
-        return Msg(self, message.subject, "", message.data, message.headers or None)
+        return Msg(self, message.subject.decode(), "", message.data, message.headers or None)
 
     async def ask(
         self, subject: str, payload: bytes, timeout_s: float, headers: dict[str, str] | None = None
     ) -> Message:
-        """Sends a request and returns its reply, with a counter in the reply subject and one timer for all requests.
+        """Sends a request and returns its reply. Raises as `send` does, nats-py's TimeoutError, NoRespondersError."""
+        replied: asyncio.Future[Message | None] = self._event_loop.create_future()
 
-        Raises as `send` does, and nats-py's TimeoutError and NoRespondersError.
-        """
-        if not self._inbox:
-            # Set first, so that concurrent requests share the subscription.
-            self._inbox = f"{self.new_inbox()}."
-            try:
-                await self.subscribe_directly(f"{self._inbox}*", self._receive_reply)
-            except BaseException:
-                self._inbox = ""
-                raise
-        self._requests += 1
-        subject_of_reply, loop = f"{self._inbox}{self._requests}", asyncio.get_running_loop()
-        self.send(subject, subject_of_reply, payload, headers)
-        reply: asyncio.Future[Message] = loop.create_future()
-        self._replies[subject_of_reply] = _Reply(reply, loop.time() + timeout_s)
-        if self._timeouts is None:
-            self._timeouts = loop.call_later(CHECK_TIMEOUTS_EVERY_S, self._check_timeouts)
+        def reply(message: Message | None) -> None:
+            if not replied.done():
+                replied.set_result(message)
+
+        reply_subject = self.ask_directly(*_encode(subject, headers), payload, timeout_s, reply)
         try:
-            message = await reply
+            message = await replied
         finally:
-            del self._replies[subject_of_reply]
-            # The future of a request that has timed out keeps its error, whose traceback keeps this frame. So they
-            # would stay in memory until a garbage collection.
-            del reply
+            self._waiting.pop(reply_subject, None)
+        if message is None:
+            raise nats.errors.TimeoutError
         if message.header_block.startswith(NO_RESPONDERS):
             raise nats.errors.NoRespondersError
         return message
 
+    def ask_directly(
+        self, subject: bytes, headers: bytes, payload: bytes, timeout_s: float, reply: Callable[[Message | None], None]
+    ) -> bytes:
+        """Sends a request, and calls `reply` as its reply is read; with None after `timeout_s`, checked now and then.
+
+        Returns the reply subject. A reply without a responder has the header block NO_RESPONDERS. Raises as
+        `send_bytes` does.
+        """
+        self._requests += 1
+        reply_subject = b"%b%d" % (self._inbox, self._requests)
+        self.send_bytes(subject, reply_subject, headers, payload)
+        self._waiting[reply_subject] = _Waiting(reply, self._event_loop.time() + timeout_s)
+        if self._timeouts is None:
+            self._timeouts = self._event_loop.call_later(CHECK_TIMEOUTS_EVERY_S, self._check_timeouts)
+        return reply_subject
+
     def send(self, subject: str, reply: str, payload: bytes, headers: dict[str, str] | None = None) -> None:
         """Publishes without nats-py's checks of each character.
 
-        Raises EntryTooLarge above the server's limit, and nats-py's errors: those of a connection that is lost or
-        closed, BadSubjectError for white space in the subject, and BadHeaderError for a line break in a header.
+        Raises as `send_bytes` does, BadSubjectError for white space in the subject, and BadHeaderError for a line break
+        in a header.
         """
-        if not subject or WHITE_SPACE.search(subject):
-            raise nats.errors.BadSubjectError
-        block = b""
-        if headers:
-            # nats-py names headers by members of an Enum of strings. An f-string may write the member's own name;
-            # `join` always uses its value.
-            lines = [HEADERS_BEGIN, *("".join((name, ": ", headers[name])) for name in headers), "", ""]
-            block = "\r\n".join(lines).encode()
-            if block.count(b"\n") != len(headers) + 2:
-                raise nats.errors.BadHeaderError(str(headers))
-        size = len(block) + len(payload)
+        encoded, block = _encode(subject, headers)
+        self.send_bytes(encoded, reply.encode(), block, payload)
+
+    def send_bytes(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        """Publishes a message whose subject and header block are known to be valid.
+
+        Raises EntryTooLarge above the server's limit, and nats-py's errors of a connection that is lost or closed.
+        """
+        size = len(headers) + len(payload)
         # nats-py checks the payload alone, and the server closes the connection for good at one byte too many.
         if size > self.max_payload:
             raise EntryTooLarge(f"{size} bytes exceed the NATS server's limit of {self.max_payload}: send less")
         if not self.is_connected:
             raise nats.errors.ConnectionClosedError if self.is_closed else nats.errors.ConnectionReconnectingError
-        line = f"HPUB {subject} {reply} {len(block)} {size}\r\n" if headers else f"PUB {subject} {reply} {size}\r\n"
-        self._pending.append(b"".join((line.encode(), block, payload, LINE_END)))
+        if headers:
+            line = b"HPUB %b %b %d %d\r\n" % (subject, reply, len(headers), size)
+        else:
+            line = b"PUB %b %b %d\r\n" % (subject, reply, size)
+        self._pending.append(b"".join((line, headers, payload, LINE_END)))
         self._write_soon()
 
     def abort(self) -> None:
@@ -176,35 +188,47 @@ class Client(NatsClient):
         if self._transport:
             self._transport._io_writer.transport.abort()  # type: ignore[attr-defined]  # noqa: SLF001
 
-    def _receive_reply(self, message: Message) -> None:
-        waiting = self._replies.get(message.subject)
-        if waiting is not None and not waiting.reply.done():
-            waiting.reply.set_result(message)
+    def _receive_reply(self, subject: bytes, headers: bytes, payload: bytes, reply: bytes) -> None:
+        waiting = self._waiting.pop(subject, None)
+        if waiting is not None:
+            waiting.reply(Message(subject, headers, payload, reply))
 
     def _check_timeouts(self) -> None:
-        loop = asyncio.get_running_loop()
         # First: after a MemoryError below, or in `call_later`, the checks must go on.
         self._timeouts = None
-        if self._replies:
-            self._timeouts = loop.call_later(CHECK_TIMEOUTS_EVERY_S, self._check_timeouts)
-        now = loop.time()
-        for waiting in self._replies.values():
-            if waiting.deadline <= now and not waiting.reply.done():
-                waiting.reply.set_exception(nats.errors.TimeoutError())
+        if self._waiting:
+            self._timeouts = self._event_loop.call_later(CHECK_TIMEOUTS_EVERY_S, self._check_timeouts)
+        now = self._event_loop.time()
+        for subject in [subject for subject, waiting in self._waiting.items() if waiting.deadline <= now]:
+            try:
+                self._waiting[subject].reply(None)
+            except MemoryError:
+                # It is called again at the next check.
+                continue
+            except Exception as error:  # noqa: BLE001  # the others must time out, too
+                self._report(error)
+            self._waiting.pop(subject, None)
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        receive = self._receivers.get(sid)
-        if receive is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
+    async def _process_connect_init(self) -> None:
+        await super()._process_connect_init()
+        # Not earlier: TLS has a reader of its own. The server has sent no message yet.
+        reader: asyncio.StreamReader = self._transport._io_reader  # type: ignore[union-attr]  # noqa: SLF001
+        splitter = MessageSplitter(self._receivers, reader.feed_data, self._report)
+        reader.feed_data = partial(self._split, splitter)  # type: ignore[method-assign]
+
+    def _split(self, splitter: "MessageSplitter", data: bytes) -> None:
         try:
-            # nats-py passes None for no headers.
-            receive(Message(subject.decode(), data, headers or b"", reply.decode()))
-        except Exception as error:  # noqa: BLE001  # as in nats-py: an error of a function is reported
-            await self._error_cb(error)
+            splitter.feed(data)
+        except MemoryError:
+            # What was read is lost. uvloop would close the socket with this error, after which nats-py's loops end.
+            self.abort()
+
+    def _report(self, error: Exception) -> None:
+        # As in nats-py. The callback waits for nothing.
+        run_to_first_wait(self._error_cb(error))
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
-        self._receivers.pop(sid, None)
+        self._receivers.pop(b"%d" % sid, None)
         super()._remove_sub(sid, max_msgs)
         if self.is_reconnecting:
             # nats-py sends no UNSUB then. But a SUB of this outage is queued, and would be sent after the reconnect.
@@ -216,7 +240,7 @@ class Client(NatsClient):
         nats-py raises for it, and the loop that reads ends.
         """
         if self._pongs and self._pongs[0].done():
-            self._pongs[0] = asyncio.get_running_loop().create_future()
+            self._pongs[0] = self._event_loop.create_future()
         await super()._process_pong()
 
     async def _flush_pending(self, force_flush: bool = False) -> None:  # noqa: ARG002  # nats-py's parameter
@@ -229,7 +253,7 @@ class Client(NatsClient):
     def _write_soon(self) -> None:
         if not self._will_write:
             self._will_write = True
-            asyncio.get_running_loop().call_soon(self._write_pending)
+            self._event_loop.call_soon(self._write_pending)
 
     def _write_pending(self) -> None:
         self._will_write = False
@@ -311,42 +335,79 @@ class TlsClient(Client):
         protocol._over_ssl = True  # noqa: SLF001
 
 
-class MessageParser(Parser):
-    """Parses complete messages without regular expressions, and leaves everything else to nats-py's parser."""
+class MessageSplitter:
+    """Passes messages of direct subscriptions to their functions, and everything else to nats-py's reader."""
 
-    async def parse(self, data: bytes = b"") -> None:
-        """Passes each complete message in the buffer to the client. Raises ProtocolError for a malformed message."""
-        buffer, parsed = self.buf, 0
-        buffer += data
-        try:
-            while self.state == AWAITING_CONTROL_LINE and (line_end := buffer.find(LINE_END, parsed)) >= 0:
-                # Not split(), which also splits at other white space. A subject may contain it.
-                words = bytes(buffer[parsed:line_end]).split(b" ")
-                if not words or len(words) not in MESSAGE_WORDS.get(words[0], ()):
-                    break
-                start = line_end + len(LINE_END)
-                end = start + int(words[-1])
-                if len(buffer) < end + len(LINE_END):
-                    return
-                parsed = end + len(LINE_END)
-                has_headers = words[0] == b"HMSG"
-                body = start + int(words[-2]) if has_headers else start
-                reply = words[3] if len(words) == MESSAGE_WORDS[words[0]][1] else b""
-                await self.nc._process_msg(  # noqa: SLF001
-                    int(words[2]), words[1], reply, bytes(buffer[body:end]), bytes(buffer[start:body])
-                )
-        except ValueError as error:
-            raise nats.errors.ProtocolError("nats: malformed message") from error
-        finally:
-            del buffer[:parsed]
-        if buffer:
-            await super().parse()
+    def __init__(
+        self, receivers: Mapping[bytes, Receive], feed: Callable[[bytes], None], report: Callable[[Exception], None]
+    ) -> None:
+        """`receivers`: the functions, by subscription. `feed` takes the rest, `report` an error of a function."""
+        self._receivers = receivers
+        self._feed = feed
+        self._report = report
+        self._pieces: list[bytes] = []
+        """The incomplete line or message at the end of what was read. It is joined once, when it is complete."""
+        self._missing = 0
+        """The bytes that it lacks, or a part of them."""
+        self._left = 0
+        """The bytes of nats-py's message that are still to come."""
+
+    def feed(self, data: bytes) -> None:
+        """Takes the next bytes from the server."""
+        if self._pieces:
+            self._pieces.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return
+            data, self._pieces = b"".join(self._pieces), []
+        size = len(data)
+        at = min(self._left, size)
+        if at:
+            self._left -= at
+            self._feed(data[:at])
+        while at < size:
+            end = self._take(data, at, size)
+            if end > size:
+                self._pieces, self._missing = [data[at:]], end - size
+                return
+            at = end
+
+    def _take(self, data: bytes, at: int, size: int) -> int:
+        """Takes the line or message that begins at `at`; returns where the next one begins.
+
+        A number above `size`: it is not complete, and was not taken.
+        """
+        line = MESSAGE_LINE.match(data, at)
+        if line is None:
+            # Neither a message nor a line that the first bytes of the connection have begun contains a line feed.
+            end = data.find(b"\n", at) + 1
+            if not end:
+                return size + 1
+            self._feed(data[at:end])
+            return end
+        start = line.end()
+        _, subject, number, reply, header_bytes, all_bytes = line.groups()
+        end = start + int(all_bytes)
+        after = end + len(LINE_END)
+        receive = self._receivers.get(number)
+        if receive is None:
+            self._feed(line.group().translate(WITHOUT_WHITE_SPACE))
+            self._feed(data[start:after])
+            self._left = max(after - size, 0)
+            return min(after, size)
+        if after <= size:
+            body = start + int(header_bytes or 0)
+            try:
+                receive(subject, data[start:body], data[body:end], reply or b"")
+            except Exception as error:  # noqa: BLE001  # as in nats-py: an error of a function is reported
+                self._report(error)
+        return after
 
 
-class _Reply(NamedTuple):
+class _Waiting(NamedTuple):
     """A request without a reply yet, and when it times out, in the loop's time."""
 
-    reply: asyncio.Future[Message]
+    reply: Callable[[Message | None], None]
     deadline: float
 
 
@@ -368,3 +429,25 @@ def parse_header_lines(lines: str) -> dict[str, str]:
         if colon:
             headers[name] = value.strip()
     return headers
+
+
+def find_header(block: bytes, name: bytes) -> bytes:
+    """Returns one header of a header block; b"" without it. Of a repeated header the last one counts."""
+    at = block.rfind(b"\r\n%b:" % name)
+    begin = at + len(name) + 3
+    return block[begin : block.find(LINE_END, begin)].strip() if at >= 0 else b""
+
+
+def _encode(subject: str, headers: dict[str, str] | None) -> tuple[bytes, bytes]:
+    """Returns a subject and a header block. Raises BadSubjectError, BadHeaderError."""
+    if not subject or WHITE_SPACE.search(subject):
+        raise nats.errors.BadSubjectError
+    if not headers:
+        return subject.encode(), b""
+    # nats-py names headers by members of an Enum of strings. An f-string may write the member's own name; `join` always
+    # uses its value.
+    lines = [HEADERS_BEGIN, *("".join((name, ": ", headers[name])) for name in headers), "", ""]
+    block = "\r\n".join(lines).encode()
+    if block.count(b"\n") != len(headers) + 2:
+        raise nats.errors.BadHeaderError(str(headers))
+    return subject.encode(), block

@@ -27,7 +27,7 @@ from nats.js import JetStreamContext
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import pub_ack, stream_info
-from tailrace.proto.nats.client import Client, Message, TlsClient
+from tailrace.proto.nats.client import Client, Message, Receive, TlsClient
 from tailrace.proto.nats.permissions import RIGHTS, inbox_prefix
 from tailrace.proto.nats.pub_ack import Ack
 from tailrace.proto.nats.stream_info import StreamInfo
@@ -126,6 +126,7 @@ class Connection:
                     reconnected_cb=connection._on_reconnected,
                     closed_cb=connection._on_closed,
                 )
+                await connection.client.open_inbox()
         except (nats.errors.Error, OSError, TimeoutError) as error:
             why = str(connection.client.last_error)
             await connection.close()
@@ -231,7 +232,7 @@ class Connection:
         """
         return await self._await_subscription(self.client.subscribe(subject, cb=on_message))
 
-    async def subscribe_directly(self, subject: str, receive: Callable[[Message], None]) -> Subscription:
+    async def subscribe_directly(self, subject: str, receive: Receive) -> Subscription:
         """Like `subscribe`, for a function that returns at once: it is called as each message is read.
 
         Raises LogUnavailable.

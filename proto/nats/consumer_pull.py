@@ -27,9 +27,9 @@ class Pull:
     def __init__(self, connection: Connection, stream: str, durable: str) -> None:
         self._connection = connection
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
-        self._inbox = f"{connection.client.new_inbox()}."
+        self._inbox = f"{connection.client.new_inbox()}.".encode()
         self._requests = 0
-        self._reply = ""
+        self._reply = b""
         self._most = 0
         self._found: list[Msg] = []
         self._answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -38,7 +38,7 @@ class Pull:
     async def open(cls, connection: Connection, stream: str, durable: str) -> Self:
         """Subscribes to the answers. Raises LogUnavailable."""
         pull = cls(connection, stream, durable)
-        await connection.subscribe_directly(f"{pull._inbox}*", pull._receive)
+        await connection.subscribe_directly(f"{pull._inbox.decode()}*", pull._receive)
         return pull
 
     async def fetch(self, most: int, timeout_s: float) -> list[Msg]:
@@ -54,12 +54,12 @@ class Pull:
 
     async def _request(self, most: int, timeout_s: float) -> None:
         self._requests += 1
-        self._reply, self._most = f"{self._inbox}{self._requests}", most
+        self._reply, self._most = b"%b%d" % (self._inbox, self._requests), most
         self._answered = asyncio.get_running_loop().create_future()
         # With `expires`, a request with `no_wait` ends with the first messages instead of at once (`processNextMsgReq`
         # of nats-server).
         query = {"batch": most, "expires": int(timeout_s * 1e9), "no_wait": True}
-        await self._connection.publish(self._subject, msgspec.json.encode(query), reply=self._reply)
+        await self._connection.publish(self._subject, msgspec.json.encode(query), reply=self._reply.decode())
         try:
             async with asyncio.timeout(timeout_s + ANSWER_S):
                 status = await self._answered
@@ -68,13 +68,13 @@ class Pull:
         if status not in NOTHING_MORE and not self._found:
             raise LogUnavailable(f"the consumer gives no messages (status {status}): retry")
 
-    def _receive(self, message: Message) -> None:
-        if not message.subject.startswith(self._inbox):
-            self._found.append(Msg(self._connection.client, message.subject, message.reply, message.data))
+    def _receive(self, subject: bytes, headers: bytes, payload: bytes, reply: bytes) -> None:
+        if not subject.startswith(self._inbox):
+            self._found.append(Msg(self._connection.client, subject.decode(), reply.decode(), payload))
             if len(self._found) >= self._most:
                 self._end(NOTHING_MORE[0])
-        elif message.subject == self._reply:
-            self._end(message.headers.get("Status", ""))
+        elif subject == self._reply:
+            self._end(Message(subject, headers, payload).headers.get("Status", ""))
 
     def _end(self, status: str) -> None:
         if not self._answered.done():

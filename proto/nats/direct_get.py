@@ -76,7 +76,7 @@ class DirectReader:
         self._connection = connection
         self._stream = stream
         self._inbox = connection.client.new_inbox()
-        self._batches: dict[str, _Batch] = {}
+        self._batches: dict[bytes, _Batch] = {}
         self._subscription: Subscription | None = None
         self._made = 0
         self._opening = asyncio.Lock()
@@ -108,21 +108,19 @@ class DirectReader:
     async def _request(self, query: bytes) -> _Batch:
         """Returns the first complete reply to any of the requests, so that a late server's reply still counts."""
         arrived = asyncio.Event()
-        tries: dict[str, _Batch] = {}
+        tries: dict[bytes, _Batch] = {}
         try:
             for timeout_s in TRY_TIMEOUTS_S:
                 self._made += 1
-                token = str(self._made)
-                tries[token] = self._batches[token] = _Batch(arrived)
+                inbox = f"{self._inbox}.{self._made}"
+                batch = tries[inbox.encode()] = self._batches[inbox.encode()] = _Batch(arrived)
                 try:
-                    await self._connection.publish(
-                        f"$JS.API.DIRECT.GET.{self._stream}", query, reply=f"{self._inbox}.{token}"
-                    )
-                    while tries[token].status is None:
+                    await self._connection.publish(f"$JS.API.DIRECT.GET.{self._stream}", query, reply=inbox)
+                    while batch.status is None:
                         async with asyncio.timeout(timeout_s):
                             await arrived.wait()
                         arrived.clear()
-                        if whole := next((batch for batch in tries.values() if batch.is_complete), None):
+                        if whole := next((one for one in tries.values() if one.is_complete), None):
                             return whole
                 except TimeoutError:
                     continue
@@ -130,8 +128,8 @@ class DirectReader:
                     pass
                 await asyncio.sleep(RETRY_WAIT_S)
         finally:
-            for token in tries:
-                del self._batches[token]
+            for subject in tries:
+                del self._batches[subject]
         raise LogUnavailable("the log cannot be read, because no server answers for the stream: retry")
 
     async def _open(self) -> None:
@@ -139,7 +137,7 @@ class DirectReader:
             if self._subscription is None:
                 self._subscription = await self._connection.subscribe_directly(f"{self._inbox}.*", self._on_message)
 
-    def _on_message(self, message: Message) -> None:
-        batch = self._batches.get(message.subject.rpartition(".")[2])
+    def _on_message(self, subject: bytes, headers: bytes, payload: bytes, _reply: bytes) -> None:
+        batch = self._batches.get(subject)
         if batch is not None:
-            batch.add(message)
+            batch.add(Message(subject, headers, payload))

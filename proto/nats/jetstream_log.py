@@ -20,7 +20,7 @@ from tailrace.proto.entries import Entry, Event, Request, StoredEntry, Unreadabl
 from tailrace.proto.entry_encryption import EncryptionKeys, is_encrypted
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
-from tailrace.proto.nats.client import Message
+from tailrace.proto.nats.client import Message, Receive, find_header
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.event_blobs import INLINE_BYTES_MAX, EventBlobs, is_stub
@@ -241,10 +241,10 @@ class JetStreamLog:
         """
         feed, turn = LiveFeed(), subjects.entries(key)
 
-        def add(message: Message) -> None:
-            if (stored := self._decode(message, turn)) is None:
+        def add(_subject: bytes, headers: bytes, payload: bytes, _reply: bytes) -> None:
+            if (stored := self._decode(headers, payload, turn)) is None:
                 return
-            if is_stub(stored) or (isinstance(stored.entry, Unreadable) and is_encrypted(message.data)):
+            if is_stub(stored) or (isinstance(stored.entry, Unreadable) and is_encrypted(payload)):
                 # The key, or the large event, is found when the log is read.
                 feed.reset()
             else:
@@ -268,32 +268,32 @@ class JetStreamLog:
         None: any session may have new turns, because messages may be missing. Raises LogUnavailable on entry.
         """
 
-        def notify(message: Message) -> None:
+        def notify(_subject: bytes, _headers: bytes, payload: bytes, _reply: bytes) -> None:
             with suppress(*DECODE_ERRORS):
-                call(_session.decode(message.data).session)
+                call(_session.decode(payload).session)
 
         async with self._listen(subjects.live_requests(tenant), notify, lambda: call(None)):
             yield
 
     def _decode_all(self, messages: Sequence[Message], turn: str) -> list[StoredEntry]:
-        return [stored for message in messages if (stored := self._decode(message, turn))]
+        return [stored for one in messages if (stored := self._decode(one.header_block, one.data, turn))]
 
-    def _decode(self, message: Message, turn: str) -> StoredEntry | None:
+    def _decode(self, headers: bytes, payload: bytes, turn: str) -> StoredEntry | None:
         """Returns the entry in a message that was read or republished; None if it is no entry of the filter `turn`.
 
         A NATS client may name a subject of the live feed as its reply subject. Such a message was not stored.
         """
-        subject, below = message.header(b"Nats-Subject"), turn[:-1]
+        subject, below = find_header(headers, b"Nats-Subject").decode(errors="replace"), turn[:-1]
         if not subject.startswith(below):
             return None
         kind = subject[len(below) :]
-        entry = entries.decode(kind, message.data)
-        if isinstance(entry, Unreadable) and is_encrypted(message.data):
-            entry = entries.decode(kind, self._keys.decrypt(turn, subject, message.data))
+        entry = entries.decode(kind, payload)
+        if isinstance(entry, Unreadable) and is_encrypted(payload):
+            entry = entries.decode(kind, self._keys.decrypt(turn, subject, payload))
         if isinstance(entry, Request) and entry.encryption_key is not None:
             self._keys.add(turn, entry.encryption_key)
-        seq = Seq(int(message.header(b"Nats-Sequence")))
-        return StoredEntry(seq, datetime.fromisoformat(message.header(b"Nats-Time-Stamp")), entry)
+        seq = Seq(int(find_header(headers, b"Nats-Sequence")))
+        return StoredEntry(seq, datetime.fromisoformat(find_header(headers, b"Nats-Time-Stamp").decode()), entry)
 
     async def _read_key(self, key: TurnKey) -> None:
         """Asks the stream's leader for the turn's request, and remembers its key. A second request would be a fork's.
@@ -313,9 +313,7 @@ class JetStreamLog:
             raise PublishUnclear(str(error), is_answered=False) from error
 
     @asynccontextmanager
-    async def _listen(
-        self, subject: str, receive: Callable[[Message], None], reset: Callable[[], None]
-    ) -> AsyncIterator[None]:
+    async def _listen(self, subject: str, receive: Receive, reset: Callable[[], None]) -> AsyncIterator[None]:
         """Passes the messages of the live feed on `subject` to `receive`. Calls `reset` when some may be missing."""
         subscription = await self.connection.subscribe_directly(subject, receive)
         forget = self.connection.on_reconnected(reset)

@@ -28,7 +28,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
 from tailrace.proto.nats import Connection, Deliveries, check, fullness, streams
 from tailrace.proto.nats.api_keys import ApiKeyStore
-from tailrace.proto.nats.client import Message
+from tailrace.proto.nats.client import Message, MessageSplitter
 from tailrace.proto.nats.connection import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
@@ -240,25 +240,45 @@ async def test_a_connection_that_has_no_memory_for_a_message_is_replaced(
     await connection.close()
 
 
-async def test_a_request_times_out_although_there_was_no_memory_for_the_error(
+async def test_a_connection_whose_bytes_were_lost_without_memory_is_replaced(
     monkeypatch: pytest.MonkeyPatch, own_connection: Connection
 ) -> None:
+    """uvloop would close the socket with the error, after which nats-py ends its loops."""
+    restored = asyncio.Event()
+    own_connection.on_reconnected(restored.set)
+    feed, failures = MessageSplitter.feed, [MemoryError]
+
+    def fail_first(self: MessageSplitter, data: bytes) -> None:
+        if failures:
+            raise failures.pop()
+        feed(self, data)
+
+    monkeypatch.setattr(MessageSplitter, "feed", fail_first)
+    with pytest.raises(LogUnavailable):
+        await own_connection.request("$JS.API.INFO", b"", timeout_s=1)
+    await asyncio.wait_for(restored.wait(), 20)
+    await check(own_connection)
+
+
+async def test_a_request_times_out_although_there_was_no_memory_for_another_one(own_connection: Connection) -> None:
     """One timer checks all requests. Without it, none would end."""
-    failures = [MemoryError]
+    failures, ended = [MemoryError], asyncio.Event()
 
-    class FailsOnce(nats.errors.TimeoutError):
-        def __init__(self) -> None:
-            if failures:
-                raise failures.pop()
+    def fail_first(_: Message | None) -> None:
+        if failures:
+            raise failures.pop()
+        ended.set()
 
-    async def ignore(_: object) -> None: ...
-
-    await own_connection.subscribe("silent", ignore)
-    monkeypatch.setattr(nats.errors, "TimeoutError", FailsOnce)
+    subscription = await own_connection.subscribe_directly("silent", print)
+    own_connection.client.ask_directly(b"silent", b"", b"", 0.1, fail_first)
     async with asyncio.timeout(5):
         with pytest.raises(LogUnavailable):
-            await own_connection.request("silent", b"", timeout_s=0.1)
-    assert failures == []
+            await own_connection.request("silent", b"", timeout_s=0.2)
+        await ended.wait()
+    await own_connection.unsubscribe(subscription)
+
+
+def ignore(*_: bytes) -> None: ...
 
 
 def fail_once(call: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
@@ -300,7 +320,7 @@ async def test_a_connection_is_read_after_a_flush_that_was_cancelled_before_its_
 
 
 async def test_a_request_that_times_out_is_freed_without_a_garbage_collection(connection: Connection) -> None:
-    subscription = await connection.subscribe_directly("silent.subject", lambda _: None)
+    subscription = await connection.subscribe_directly("silent.subject", ignore)
     gc.disable()
     try:
         try:
@@ -316,7 +336,7 @@ async def test_a_request_that_times_out_is_freed_without_a_garbage_collection(co
 async def test_the_function_of_an_ended_subscription_is_freed(connection: Connection) -> None:
     """A gateway subscribes to each turn that is read, and each function holds the entries of a turn."""
 
-    def receive(_: Message) -> None: ...
+    def receive(*_: bytes) -> None: ...
 
     function = weakref.ref(receive)
     subscription = await connection.subscribe_directly("unused.subject", receive)
@@ -389,7 +409,7 @@ async def test_a_request_that_was_not_sent_before_a_disconnect_is_not_sent_after
     """Its caller has received an error, perhaps an hour ago."""
     received: list[bytes] = []
     other = await Connection.open(own_server.url, "other")
-    await other.subscribe_directly("later", lambda message: received.append(message.data))
+    await other.subscribe_directly("later", lambda _subject, _headers, payload, _reply: received.append(payload))
     client = own_connection.client
     # Requests are written after the current iteration of the event loop, and the disconnect is noticed within it.
     client.send("later", "", b"lost")
@@ -429,12 +449,12 @@ async def test_a_message_above_the_limit_of_the_server_is_refused_and_the_connec
 async def test_a_subscription_that_was_begun_and_ended_while_disconnected_is_gone_after_the_reconnect(
     own_server: NatsServer, own_connection: Connection
 ) -> None:
-    received = list[Message]()
+    received = list[bytes]()
     await own_server.stop(SIGKILL)
     # Then the client has dropped what was pending, and queues new commands.
     await until(lambda: own_connection.disconnects)
-    kept = await own_connection.subscribe_directly("kept", received.append)
-    await own_connection.unsubscribe(await own_connection.subscribe_directly("ended", received.append))
+    kept = await own_connection.subscribe_directly("kept", lambda *message: received.append(message[0]))
+    await own_connection.unsubscribe(await own_connection.subscribe_directly("ended", ignore))
     await own_server.start()
     await until(lambda: own_connection.is_up)
     before = own_connection.client.stats["in_msgs"]
@@ -451,8 +471,8 @@ async def test_an_error_of_a_function_that_receives_messages_leaves_the_connecti
 ) -> None:
     received: list[bytes] = []
 
-    def fail_at_first(message: Message) -> None:
-        received.append(message.data)
+    def fail_at_first(_subject: bytes, _headers: bytes, payload: bytes, _reply: bytes) -> None:
+        received.append(payload)
         if len(received) == 1:
             raise ValueError
 
@@ -469,15 +489,15 @@ async def test_white_space_in_a_subject_does_not_hide_a_message_from_its_subscri
     own_server: NatsServer, own_connection: Connection
 ) -> None:
     """nats-server accepts it. nats-py's parser would take what follows for the number of a subscription."""
-    received: list[str] = []
-    await own_connection.subscribe_directly("odd.*", lambda message: received.append(message.subject))
+    received: list[bytes] = []
+    await own_connection.subscribe_directly("odd.*", lambda *message: received.append(message[0]))
     await own_connection.flush()
     url = urlsplit(own_server.url)
     login = msgspec.json.encode({"user": url.username, "pass": url.password, "verbose": False})
     with socket.create_connection((url.hostname, url.port)) as sender:
         sender.sendall(b"CONNECT %b\r\nPUB odd.a\x0b9 0\r\n\r\nPUB odd.b 0\r\n\r\n" % login)
-        await until(lambda: "odd.b" in received)
-    assert received == ["odd.a\x0b9", "odd.b"]
+        await until(lambda: b"odd.b" in received)
+    assert received == [b"odd.a\x0b9", b"odd.b"]
 
 
 async def test_a_server_that_closes_each_connection_is_not_tried_without_a_pause(

@@ -190,7 +190,7 @@ async def test_a_request_that_is_not_answered_before_the_stop_gets_a_503(
     gateway, queried = await new_gateway(nats_url), asyncio.Event()
     query = DeleteResource.query if is_repeatable else CreateProject.query
     silent = await Connection.open(processes.as_user(nats_url, PERSISTENCE), "test-silent")
-    await silent.subscribe_directly(subjects.query(tenant, query), lambda _: queried.set())
+    await silent.subscribe_directly(subjects.query(tenant, query), lambda *_: queried.set())
     await silent.flush()
     client = gateway.client
     request = client.delete("/v1/sessions/a") if is_repeatable else client.post("/v1/projects", json={"name": "a"})

@@ -1,7 +1,7 @@
-"""The parser of messages from NATS: the same messages as nats-py's parser, however the bytes are split."""
+"""The splitter of what NATS sends: the same messages as nats-py's parser, however the bytes are cut."""
 
-import asyncio
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import nats.errors
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from nats.aio.client import Client as NatsClient
 from nats.protocol.parser import Parser
 
-from tailrace.proto.nats.client import Message, MessageParser, parse_header_lines
+from tailrace.proto.nats.client import Message, MessageSplitter, parse_header_lines
+from tailrace.proto.runtime.eager import run_to_first_wait
 
 HEADERS = b"NATS/1.0\r\nNats-Sequence: 7\r\nNats-Subject: turns.t.x.event\r\n\r\n"
 STATUS = b"NATS/1.0 204 EOB\r\nNats-Num-Pending: 3\r\n\r\n"
@@ -30,11 +31,24 @@ STREAM = b"".join(
 
 
 class RecordingClient:
-    """A client that notes what its parser calls."""
+    """A client whose messages pass the splitter first. It notes them, and what nats-py's parser calls for the rest."""
 
-    def __init__(self, parser: type[Parser]) -> None:
+    def __init__(self, direct: Sequence[int] = ()) -> None:
+        """`direct`: the numbers of the direct subscriptions."""
         self.calls: list[tuple[Any, ...]] = []
-        self.parser = parser(self)
+        self.errors: list[Exception] = []
+        self.parser = Parser(self)
+        receivers = {b"%d" % number: self.receiver(number) for number in direct}
+        self.feed = MessageSplitter(receivers, self.parse, self.errors.append).feed
+
+    def receiver(self, number: int) -> Any:
+        def receive(subject: bytes, headers: bytes, payload: bytes, reply: bytes) -> None:
+            self.calls.append(("_process_msg", number, subject, reply, payload, headers))
+
+        return receive
+
+    def parse(self, data: bytes) -> None:
+        run_to_first_wait(self.parser.parse(data))
 
     def __getattr__(self, name: str) -> Any:
         async def note(*arguments: Any) -> None:
@@ -42,33 +56,50 @@ class RecordingClient:
 
         return note
 
-    async def parse(self, pieces: list[bytes]) -> list[tuple[Any, ...]]:
-        for piece in pieces:
-            await self.parser.parse(piece)
-        return self.calls
+
+@given(st.sets(st.integers(1, len(STREAM) - 1)), st.sets(st.sampled_from([1, 3, 22])))
+@example(set(), {1, 3, 22})
+@example(set(range(1, len(STREAM))), {1, 3, 22})
+@example(set(range(1, len(STREAM))), set())
+def test_messages_are_those_of_nats_py(cuts: set[int], direct: set[int]) -> None:
+    client, theirs = RecordingClient([*direct]), RecordingClient()
+    for start, end in itertools.pairwise([0, *sorted(cuts), len(STREAM)]):
+        client.feed(STREAM[start:end])
+    theirs.parse(STREAM)
+    assert client.calls == theirs.calls
+    assert len(client.calls) == 8
 
 
-@given(st.sets(st.integers(1, len(STREAM) - 1)))
-@example(set())
-@example(set(range(1, len(STREAM))))
-def test_messages_are_those_of_nats_py(cuts: set[int]) -> None:
-    bounds = [0, *sorted(cuts), len(STREAM)]
-    pieces = [STREAM[start:end] for start, end in itertools.pairwise(bounds)]
-    calls = asyncio.run(RecordingClient(MessageParser).parse(pieces))
-    assert calls == asyncio.run(RecordingClient(Parser).parse([STREAM]))
-    assert len(calls) == 8
+def test_a_large_message_in_many_pieces_is_copied_once() -> None:
+    """Copied at each of 100,000 pieces, it would take minutes."""
+    client, payload = RecordingClient([1]), bytes(4_000_000)
+    data = b"MSG a.b 1 %d\r\n%b\r\n" % (len(payload), payload)
+    for start in range(0, len(data), 40):
+        client.feed(data[start : start + 40])
+    assert client.calls == [("_process_msg", 1, b"a.b", b"", payload, b"")]
+
+
+def test_a_line_that_was_begun_before_the_splitter_is_ended_by_its_line_feed() -> None:
+    client = RecordingClient([1])
+    client.parse(b"PING\r")
+    client.feed(b"\n")
+    client.feed(b"MSG a.b 1 0\r\n\r\n")
+    assert client.calls == [("_process_ping",), ("_process_msg", 1, b"a.b", b"", b"", b"")]
 
 
 @pytest.mark.parametrize("line", [b"MSG a 1 x\r\n", b"HMSG a one 12 12\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n", b"MSG\r\n"])
 def test_a_malformed_message_breaks_the_connection(line: bytes) -> None:
     with pytest.raises(nats.errors.ProtocolError):
-        asyncio.run(RecordingClient(MessageParser).parse([line]))
+        RecordingClient([1]).feed(line)
 
 
-def test_white_space_in_a_subject_does_not_choose_the_subscription() -> None:
+@pytest.mark.parametrize(("direct", "subject"), [([1], b"live.t.a.x\x0b2"), ([], b"live.t.a.x_2")])
+def test_white_space_in_a_subject_does_not_choose_the_subscription(direct: list[int], subject: bytes) -> None:
     """nats-server accepts it. A publisher would otherwise send to any subscription of the connection."""
-    (call,) = asyncio.run(RecordingClient(MessageParser).parse([b"MSG live.t.a.x\x0b2 1 2\r\nhi\r\n"]))
-    assert call[:3] == ("_process_msg", 1, b"live.t.a.x\x0b2")
+    client = RecordingClient(direct)
+    client.feed(b"MSG live.t.a.x\x0b2 1 2\r\nhi\r\n")
+    (call,) = client.calls
+    assert call[:3] == ("_process_msg", 1, subject)
 
 
 def test_headers_are_those_of_nats_py() -> None:
@@ -80,9 +111,9 @@ def test_headers_are_those_of_nats_py() -> None:
 def test_the_last_of_repeated_headers_counts() -> None:
     """A writer may store headers with the names that the server appends when it republishes a message."""
     forged = b"NATS/1.0\r\nNats-Subject: turns.other.x.end\r\nNats-Sequence: 7\r\nNats-Subject: turns.t.x.event\r\n\r\n"
-    message = Message("live.t.x.event", b"\r\nNats-Sequence: 9\r\n", forged)
+    message = Message(b"live.t.x.event", forged, b"\r\nNats-Sequence: 9\r\n")
     assert (message.header(b"Nats-Subject"), message.header(b"Nats-Sequence")) == ("turns.t.x.event", "7")
     assert message.header(b"Subject") == message.header(b"Nats-Seq") == ""
     assert message.headers == {"Nats-Subject": "turns.t.x.event", "Nats-Sequence": "7"}
-    assert Message("a", b"", STATUS).headers == {"Status": "204", "Nats-Num-Pending": "3"}
-    assert Message("a", b"", b"").headers == {}
+    assert Message(b"a", STATUS, b"").headers == {"Status": "204", "Nats-Num-Pending": "3"}
+    assert Message(b"a", b"", b"").headers == {}
