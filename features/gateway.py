@@ -2,6 +2,7 @@
 
 from tailrace.features.admin.gateway import FEATURE as ADMIN
 from tailrace.features.auto_idempotency.gateway import FEATURE as AUTO_IDEMPOTENCY
+from tailrace.features.batches.gateway import FEATURE as BATCHES
 from tailrace.features.files.gateway import FEATURE as FILES
 from tailrace.features.logins.gateway import FEATURE as LOGINS
 from tailrace.features.ops.gateway import FEATURE as OPS
@@ -21,6 +22,7 @@ from tailrace.gateway.settings import Settings as CoreSettings
 from tailrace.proto.runtime.settings import extend
 
 FEATURES: Features = (
+    BATCHES,
     FILES,
     PROMPTS,
     WEBHOOKS,

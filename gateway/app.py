@@ -15,14 +15,12 @@ from tailrace.gateway.auth.allowed_hosts import AllowedHosts, HostMiddleware
 from tailrace.gateway.auth.cors import cors_middleware, parse_origins
 from tailrace.gateway.auth.guard import Endpoint, GuardedEndpoint
 from tailrace.gateway.clients.ai_sdk.routes import ROUTES as AI_SDK_ROUTES
-from tailrace.gateway.clients.anthropic.batch_routes import ROUTES as MESSAGE_BATCH_ROUTES
 from tailrace.gateway.clients.anthropic.count_tokens import ROUTES as COUNT_TOKENS_ROUTES
 from tailrace.gateway.clients.anthropic.managed_agents import ManagedAgentsAdvice
 from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
 from tailrace.gateway.clients.blobs import ROUTES as BLOB_ROUTES
 from tailrace.gateway.clients.native.routes import ROUTES as NATIVE_ROUTES
 from tailrace.gateway.clients.native.session_events import ROUTES as SESSION_EVENT_ROUTES
-from tailrace.gateway.clients.openai.batch_routes import ROUTES as OPENAI_BATCH_ROUTES
 from tailrace.gateway.clients.openai.chat_routes import ROUTES as OPENAI_CHAT_ROUTES
 from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RESPONSES_ROUTES
 from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
@@ -35,7 +33,6 @@ from tailrace.gateway.http.route import Route
 from tailrace.gateway.http.traced_route import TracedApp
 from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
 from tailrace.gateway.resources import (
-    batches,
     deletion,
     erasure,
     health,
@@ -53,9 +50,7 @@ from tailrace.proto.runtime import tracing
 ROUTES: list[Route] = [
     *NATIVE_ROUTES,
     *SESSION_EVENT_ROUTES,
-    *batches.ROUTES,
     *BLOB_ROUTES,
-    *OPENAI_BATCH_ROUTES,
     *deletion.ROUTES,
     *erasure.ROUTES,
     *sessions.ROUTES,
@@ -67,7 +62,6 @@ ROUTES: list[Route] = [
     *OPENAI_CHAT_ROUTES,
     *OPENAI_RESPONSES_ROUTES,
     *ANTHROPIC_ROUTES,
-    *MESSAGE_BATCH_ROUTES,
     *models.ROUTES,
     *COUNT_TOKENS_ROUTES,
     *health.ROUTES,

@@ -24,7 +24,6 @@ from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.log.health import LogHealth
 from tailrace.gateway.models.catalogue import Catalogue
-from tailrace.gateway.resources.batch_body import BatchBuilder
 from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.settings import Settings
@@ -228,7 +227,6 @@ def build(
         responder=Responder(submitter, streams),
         deleter=deleter,
         presence=presence,
-        batch_builder=BatchBuilder(connection, catalogue, limiter, storage.request_blobs, settings),
         health_checks=HealthChecks(connection, rpc, health, storage.fullness, draining),
     )
 

@@ -13,7 +13,6 @@ from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.log.health import LogHealth
 from tailrace.gateway.models.catalogue import Catalogue
-from tailrace.gateway.resources.batch_body import BatchBuilder
 from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.reader import StreamContext
@@ -53,5 +52,4 @@ class Gateway(NamedTuple):
     responder: Responder
     deleter: Deleter
     presence: ReaderPresence
-    batch_builder: BatchBuilder
     health_checks: HealthChecks

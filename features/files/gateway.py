@@ -6,20 +6,16 @@ Sources: OpenAI's API reference, "Files"; Anthropic's docs, "Files API".
 """
 
 import re
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from datetime import timedelta
-from typing import Any
 
 import msgspec
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive
+from starlette.types import ASGIApp
 
 from tailrace.features.files.inline_files import UploadedFiles
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.auth.authenticate import credential_invalid
-from tailrace.gateway.clients.blobs import HEADERS, headers_of
-from tailrace.gateway.clients.openai.batch_routes import RESULT_FILE, result_file
+from tailrace.gateway.clients.blobs import headers_of
+from tailrace.gateway.clients.file_object import is_for_anthropic, render_file
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.examples import FILE, UNIX_S
@@ -54,8 +50,6 @@ LIFE_S_MIN, LIFE_S_MAX = 3600, 30 * 24 * 3600
 LIST_MAX = 1_000
 CURSORS = ("after", "after_id", "page")
 FILE_ID = re.compile(r"file-[0-9a-f-]{36}")
-# The size of a result file is found by rendering all results. Rendering stops after so many bytes.
-COUNTED_BYTES_MAX = 100 * 1024 * 1024
 
 
 async def post(
@@ -72,7 +66,7 @@ async def post(
 
     A message can then name the file by its id. The file belongs to the tenant of the key.
     """
-    form, is_anthropic = await request.read_form(), _is_anthropic(request)
+    form, is_anthropic = await request.read_form(), is_for_anthropic(request)
     file, purpose = require_file(form), _purpose(form, is_anthropic=is_anthropic)
     life = await _life(form, blob_store)
     log_fullness.require_room()
@@ -106,7 +100,7 @@ async def post(
     # These fields and not the body, because a repeated form has another boundary.
     given = msgspec.json.encode([sha256, file.filename, media_type, purpose])
     made = await create_once(request, given, claims, "file", None, create, find, id_prefix="file-", derives_key=True)
-    return json_response(_render(made, is_anthropic=is_anthropic))
+    return json_response(render_file(made, request))
 
 
 async def list_files(request: ApiRequest, history: HistoryClient) -> Response:
@@ -123,62 +117,23 @@ async def list_files(request: ApiRequest, history: HistoryClient) -> Response:
         raise Refused("cursor_invalid", "the cursor is not the id of a file: send the id of the last one of the page")
     query = ListFiles(after, limit, parameters.get("purpose"), is_oldest_first=is_oldest_first)
     found = await history.query(request.tenant, query)
-    data = [_render(one, is_anthropic=_is_anthropic(request)) for one in found.files]
+    data = [render_file(one, request) for one in found.files]
     page = {"object": "list", **list_page(data, has_more=found.has_more)}
     return json_response({**page, "next_page": page["last_id"] if found.has_more else None})
 
 
-async def get(request: ApiRequest, history: HistoryClient, blob_store: BlobStore, streams: StreamContext) -> Response:
+async def get(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/files/{file_id}`: the name, size and times of one file.
 
     In the format of OpenAI's API, or of Anthropic's if the request has the header `anthropic-version`.
     """
-    if (results := await result_file(request, streams, blob_store)) is not None:
-        size = await rendered_size(Reader(streams, request), request.receive, results.pieces)
-        record = FileRecord(
-            file=_id_of(request),
-            sha256="",
-            bytes=size,
-            filename=results.name,
-            media_type="application/jsonl",
-            purpose="batch_output",
-            created_at=results.created_at,
-            expires_at=None,
-        )
-        return json_response(_render(record, is_anthropic=_is_anthropic(request)))
-    return json_response(_render(await _file_of(request, history), is_anthropic=_is_anthropic(request)))
-
-
-async def rendered_size(reader: Reader, receive: Receive, pieces: AsyncGenerator[bytes, None]) -> int:
-    """Returns the size of results by rendering them. It costs as much as a download, and counts as a stream.
-
-    Raises Refused if the credential ends or the client disconnects before that.
-    """
-
-    async def render() -> int:
-        size = 0
-        async with aclosing(pieces):
-            async for piece in pieces:
-                size += len(piece)
-                if size > COUNTED_BYTES_MAX:
-                    break
-        return min(size, COUNTED_BYTES_MAX)
-
-    async with reader.open(receive, None):
-        await reader.acquire()
-        async with reader.until_interrupted():
-            return await render()
-    if reader.is_expired and not reader.has_left:
-        raise credential_invalid()
-    raise Refused("request_invalid", "the client disconnected before the response")
+    return json_response(render_file(await _file_of(request, history), request))
 
 
 async def get_content(
     request: ApiRequest, history: HistoryClient, blob_store: BlobStore, streams: StreamContext
 ) -> ASGIApp:
     """`GET /v1/files/{file_id}/content`: the content of one file."""
-    if (results := await result_file(request, streams, blob_store)) is not None:
-        return Download(Reader(streams, request), results.pieces, HEADERS, is_stream=True)
     record = await _file_of(request, history)
     try:
         await blob_store.size(request.tenant, record.sha256)
@@ -193,10 +148,8 @@ async def delete(request: ApiRequest, history: HistoryClient) -> Response:
 
     A message that names the deleted file is refused.
     """
-    if RESULT_FILE.fullmatch(request.path_params["file_id"]) is not None:
-        raise Refused("request_invalid", "the results of a batch are deleted with its turn: DELETE /v1/turns/{turn}")
     file = (await history.query(request.tenant, DeleteFile(_id_of(request)))).file
-    if _is_anthropic(request):
+    if is_for_anthropic(request):
         return json_response({"id": file, "type": "file_deleted"})
     return json_response({"id": file, "object": "file", "deleted": True})
 
@@ -253,35 +206,6 @@ def _id_of(request: ApiRequest) -> str:
     if not is_token(file):
         raise not_found("file")
     return file
-
-
-def _is_anthropic(request: ApiRequest) -> bool:
-    return "anthropic-version" in request.headers
-
-
-def _render(record: FileRecord, *, is_anthropic: bool) -> dict[str, Any]:
-    """Returns the file object of OpenAI's API or of Anthropic's."""
-    if is_anthropic:
-        return {
-            "id": record.file,
-            "type": "file",
-            "filename": record.filename,
-            "mime_type": record.media_type,
-            "size_bytes": record.bytes,
-            "created_at": record.created_at,
-            "downloadable": True,
-            "expires_at": record.expires_at,
-        }
-    return {
-        "id": record.file,
-        "object": "file",
-        "bytes": record.bytes,
-        "created_at": int(record.created_at.timestamp()),
-        "expires_at": None if record.expires_at is None else int(record.expires_at.timestamp()),
-        "filename": record.filename,
-        "purpose": record.purpose,
-        "status": "processed",
-    }
 
 
 SECTION = Section("files", "https://platform.openai.com/docs/api-reference/files")

@@ -9,11 +9,6 @@ KEY = header(
     "A repeated request with the same key and body gets the same turn; `auto` derives the key from the body.",
     **KEY_SCHEMA,
 )
-KEY_OF_BATCH = header(
-    "Idempotency-Key",
-    "A repeated request with the same key and body gets the same batch. `auto` is refused.",
-    **KEY_SCHEMA,
-)
 KEY_OF_RESOURCE = header(
     "Idempotency-Key",
     "A repeated request with the same key and body gets the same session or project. `auto` is refused.",

@@ -61,7 +61,7 @@ class Section(NamedTuple):
     """The URL of the protocol's own reference, for the routes of another protocol."""
 
 
-TURNS, BATCHES, SESSIONS, PROJECTS = Section("turns"), Section("batches"), Section("sessions"), Section("projects")
+TURNS, SESSIONS, PROJECTS = Section("turns"), Section("sessions"), Section("projects")
 MODELS, LOGIN, ADMIN, OPERATION = Section("models"), Section("login"), Section("admin"), Section("operation")
 TUTORIALS = Section("tutorials")
 

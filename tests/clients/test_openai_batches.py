@@ -10,7 +10,7 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types import Batch
 
-from tailrace.gateway.clients.openai.batch_input import parse_lines
+from tailrace.features.batches.openai_input import parse_lines
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, child_id
 from tailrace.proto.nats import TurnLog
 from tests.clients import node
@@ -241,7 +241,7 @@ async def test_metadata_is_bounded(sdk: AsyncOpenAI) -> None:
 
 async def test_different_schemas_are_bounded(sdk: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each check of a schema starts a subprocess."""
-    monkeypatch.setattr("tailrace.gateway.resources.batch_body.SCHEMAS_MAX", 3)
+    monkeypatch.setattr("tailrace.features.batches.new_batch.SCHEMAS_MAX", 3)
 
     def schema(number: int) -> dict[str, Any]:
         # The first one is invalid, which is a check, too.

@@ -42,7 +42,7 @@ async def refuses_what_features_do(gateway: httpx2.AsyncClient) -> None:
             "request_invalid",
             "`file_id` is not supported by this server: leave it out",
         )
-    for path in ("/v1/files", "/v1/prompts"):
+    for path in ("/v1/files", "/v1/turn-batches", "/v1/batches", "/v1/messages/batches", "/v1/prompts"):
         assert (await gateway.get(path)).json()["error"]["code"] == "route_not_found"
 
 

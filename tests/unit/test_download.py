@@ -1,4 +1,4 @@
-"""Downloads that cannot be finished, and the size of result files."""
+"""Downloads that cannot be finished."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from tailrace.features.files.gateway import rendered_size
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import LOCAL, Authenticator
 from tailrace.gateway.http.deferred_response import send_deferred
@@ -49,20 +48,3 @@ async def test_an_error_in_the_middle_truncates_the_body(why: Exception) -> None
     await send_deferred(Download(build_reader(), pieces(), {}))(scope, receive, send)
     assert [message.get("body") for message in sent] == [None, b"half"]
     assert sent[-1]["more_body"]
-
-
-async def test_the_size_of_results_is_not_computed_any_further_for_a_client_that_has_disconnected() -> None:
-    is_rendering = asyncio.Event()
-
-    async def pieces() -> AsyncGenerator[bytes, None]:
-        while True:
-            await asyncio.sleep(0)
-            is_rendering.set()
-            yield b"x"
-
-    async def receive() -> Message:
-        await is_rendering.wait()
-        return {"type": "http.disconnect"}
-
-    with pytest.raises(Refused):
-        await asyncio.wait_for(rendered_size(build_reader(), receive, pieces()), 5)

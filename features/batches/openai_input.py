@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tailrace.features.batches.new_batch import INPUTS_MAX, InputChecker
 from tailrace.gateway.clients.built_turn import BuiltTurn
 from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.clients.openai import chat_request, responses_request
@@ -19,7 +20,6 @@ from tailrace.gateway.http.error_responses import Problem
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.read_body import VALUES_MAX, BodyReader, count_values
 from tailrace.gateway.models.offer import Offer
-from tailrace.gateway.resources.batch_body import INPUTS_MAX, InputChecker
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import CODES, Refused
 

@@ -1,58 +1,37 @@
-"""OpenAI's Batch API over Tailrace's batches: create, list, read, cancel, and the files with their results.
-
-The output and error files of a batch are not stored. They are rendered from its turns when a client reads them, so
-they exist as long as the turns do. Source: OpenAI's API reference, "Batch".
-"""
+"""OpenAI's Batch API over Tailrace's batches: create, list, read, cancel. Source: OpenAI's API reference, "Batch"."""
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 from starlette.responses import Response
 
+from tailrace.features.batches.new_batch import KEY_OF_BATCH, BatchBuilder, BatchOptions, add_all, draft_batch
+from tailrace.features.batches.openai_input import add_request, error_line, parse_lines
+from tailrace.features.batches.read_batch import batch_of, cancel_batch, refresh_all, refused_lines
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.failure import LOST, error_type, failure_of
-from tailrace.gateway.clients.openai import chat_object, responses_object
-from tailrace.gateway.clients.openai.batch_input import CHAT, add_request, error_line, parse_lines
+from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import examples
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
-from tailrace.gateway.http.parameters import AFTER_ITEM, AZURE, KEY_OF_BATCH
+from tailrace.gateway.http.parameters import AFTER_ITEM, AZURE
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.http.route import Route, Section, query
-from tailrace.gateway.resources.batch_body import BatchBuilder, BatchOptions, add_all
-from tailrace.gateway.resources.batches import (
-    EndedInput,
-    batch_of,
-    cancel_batch,
-    custom_id_of,
-    draft_batch,
-    ended_inputs,
-    find_batch,
-    refresh_all,
-    refused_lines,
-    render_lines,
-    render_with_refused,
-)
 from tailrace.gateway.resources.paging import limit_of, list_page
-from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
 from tailrace.gateway.turns.submit import TurnSubmitter
-from tailrace.proto import batch
 from tailrace.proto.batch_records import ListBatches, StoredBatch, stored_batch
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import BatchSource
-from tailrace.proto.errors import CODES, BlobUnknown, Refused, not_found
+from tailrace.proto.errors import BlobUnknown, Refused, not_found
 from tailrace.proto.files import FileRecord, GetFile
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
 from tailrace.proto.nats import BlobStore, TurnLog
-from tailrace.proto.records import TurnRecord
 
 PREFIX = "batch_"
 LIMIT_MAX = 100
@@ -239,79 +218,6 @@ async def _errors(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> d
 
 def _result_file(stored: StoredBatch, kind: str) -> str:
     return f"file-{stored.batch}-{kind}"
-
-
-class ResultFile(NamedTuple):
-    """The output or error file of a batch."""
-
-    name: str
-    created_at: datetime
-    pieces: AsyncGenerator[bytes, None]
-
-
-async def result_file(request: ApiRequest, streams: StreamContext, blob_store: BlobStore) -> ResultFile | None:
-    """Returns the result file that the path names; None if it names an uploaded file.
-
-    Raises Refused if its batch does not exist or has not ended.
-    """
-    found = RESULT_FILE.fullmatch(request.path_params["file_id"])
-    if found is None:
-        return None
-    key = TurnKey(request.tenant, TurnId(found[1]))
-    try:
-        _, stored, turn = await find_batch(key, streams.log, streams.history)
-        source_of(stored)
-    except Refused as error:
-        raise (not_found("file") if error.code == "batch_not_found" else error) from error
-    if not stored.is_over:
-        raise not_found("file")
-    inputs = ended_inputs(streams, blob_store, key, turn, range(stored.counts.of))
-    if found[2] == "output":
-        pieces = render_lines(inputs, partial(output_line, endpoint=source_of(stored).endpoint))
-    else:
-        pieces = render_with_refused(inputs, partial(failed_line, stored=stored), stored, blob_store, key)
-    return ResultFile(f"{PREFIX}{stored.batch}_{found[2]}.jsonl", stored.ended_at or stored.asked_at, pieces)
-
-
-def output_line(ended: EndedInput, endpoint: str) -> dict[str, Any] | None:
-    """Returns the line of a completed turn, None for others."""
-    turn = ended.turn
-    if turn is None or turn.outcome != "completed":
-        return None
-    # `custom_id` is no metadata of the client.
-    metadata = {name: value for name, value in turn.metadata.items() if name != batch.CUSTOM_ID}
-    shown = msgspec.structs.replace(turn, metadata=metadata)
-    is_chat = endpoint == CHAT
-    body = msgspec.Raw(chat_object.render_completion(shown)) if is_chat else responses_object.response_of(shown)
-    return _line(turn, {"status_code": 200, "request_id": turn.turn, "body": body})
-
-
-def failed_line(ended: EndedInput, stored: StoredBatch) -> dict[str, Any] | None:
-    """Returns the line of an input that was not completed, None for others."""
-    turn = ended.turn
-    if turn is not None and turn.outcome == "completed":
-        return None
-    if turn is not None and turn.outcome == "failed":
-        failure = failure_of(turn)
-        status = CODES[failure.code].status if failure.code in CODES else 500
-        problem = {"message": failure.message, "type": error_type(failure), "code": failure.code, "param": None}
-        return _line(turn, {"status_code": status, "request_id": turn.turn, "body": {"error": problem}})
-    line = {"id": None, "custom_id": ended.custom_id, "response": None} if turn is None else _line(turn, None)
-    return {**line, "error": _batch_error(stored, turn)}
-
-
-def _batch_error(stored: StoredBatch, turn: TurnRecord | None) -> dict[str, str]:
-    """Returns why an input has no response: the end of its batch, or that of its turn."""
-    if stored.outcome == "cancelled":
-        return {"code": "batch_cancelled", "message": "This request could not be executed: the batch was cancelled."}
-    failure = stored.error or (LOST if turn is None else failure_of(turn))
-    if failure.code == EXPIRED_FAILURE:
-        return {"code": "batch_expired", "message": "This request could not be executed before the batch ended."}
-    return {"code": failure.code, "message": failure.message}
-
-
-def _line(turn: TurnRecord, response: dict[str, Any] | None) -> dict[str, Any]:
-    return {"id": f"batch_req_{turn.turn}", "custom_id": custom_id_of(turn), "response": response, "error": None}
 
 
 SECTION = Section("batches", "https://platform.openai.com/docs/api-reference/batch")

@@ -1,4 +1,4 @@
-"""The body of `POST /v1/turn-batches`, and the entry that is built from it.
+"""A new batch: the body of `POST /v1/turn-batches`, and the entry that is built from it or from that of another API.
 
 The requests of all inputs are resolved and checked before the batch is stored: if one is not valid, the whole batch is
 refused, with the index of that input.
@@ -12,15 +12,20 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.hash_body import hash_body
+from tailrace.gateway.http.parameters import KEY_SCHEMA
+from tailrace.gateway.http.route import header
 from tailrace.gateway.limits.cost_estimate import Estimate
 from tailrace.gateway.limits.limiter import Admission, Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.conversation_match import Position
+from tailrace.gateway.turns.draft import Draft
 from tailrace.gateway.turns.file_references import FileReader, has_files
+from tailrace.gateway.turns.idempotency_key import AUTO, idempotency_key_of
 from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry, OptionalSteps, require
 from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, check_turn, new_messages
 from tailrace.gateway.turns.store_blobs import RequestBlobs
@@ -43,6 +48,11 @@ CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 SCHEMAS_MAX = 32
 # The bytes that a parent's id and the fence add to a line (PROTOCOL R8).
 ADDED_BYTES = 1024
+KEY_OF_BATCH = header(
+    "Idempotency-Key",
+    "A repeated request with the same key and body gets the same batch. `auto` is refused.",
+    **KEY_SCHEMA,
+)
 
 # As many as OpenAI allows. Each page of the list contains them.
 MetadataName = Annotated[str, Meta(max_length=64)]
@@ -76,6 +86,16 @@ class NewBatch(BatchOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     requests: Annotated[list[Input], Meta(min_length=1, max_length=INPUTS_MAX)]
     """The inputs, each of which becomes a turn."""
+
+
+def draft_batch(request: ApiRequest, raw: bytes) -> Draft:
+    """Returns the draft of a batch. Raises Refused for the idempotency key `auto`."""
+    idempotency_key = idempotency_key_of(request)
+    if idempotency_key == AUTO:
+        raise Refused(
+            "idempotency_key_invalid", "A batch does not support `auto`; send an Idempotency-Key of your own."
+        )
+    return Draft(request.principal, raw, idempotency_key, response_headers=request.response_headers)
 
 
 class BatchBuilder:

@@ -14,6 +14,24 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from tailrace.features.batches.new_batch import (
+    CUSTOM_ID,
+    INPUTS_MAX,
+    KEY_OF_BATCH,
+    BatchBuilder,
+    BatchOptions,
+    InputChecker,
+    add_all,
+    draft_batch,
+)
+from tailrace.features.batches.read_batch import (
+    EndedInput,
+    batch_of,
+    cancel_batch,
+    ended_inputs,
+    refresh_all,
+    render_with_refused,
+)
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.anthropic.request import MessagesRequest
 from tailrace.gateway.clients.anthropic.request import build_turn as build_message_turn
@@ -22,25 +40,8 @@ from tailrace.gateway.clients.failure import LOST, error_type, failure_of
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import examples, read_body
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.http.parameters import BETA, KEY_OF_BATCH
+from tailrace.gateway.http.parameters import BETA
 from tailrace.gateway.http.route import JSON_LINES, Route, Section, query
-from tailrace.gateway.resources.batch_body import (
-    CUSTOM_ID,
-    INPUTS_MAX,
-    BatchBuilder,
-    BatchOptions,
-    InputChecker,
-    add_all,
-)
-from tailrace.gateway.resources.batches import (
-    EndedInput,
-    batch_of,
-    cancel_batch,
-    draft_batch,
-    ended_inputs,
-    refresh_all,
-    render_with_refused,
-)
 from tailrace.gateway.resources.paging import limit_of, list_page, require_one_cursor
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
