@@ -46,22 +46,21 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """A limit has reserved this amount of a counter, or this slot, for a turn.
-
-    `subject` names the counter or the slot. `amount` was added to the counter; for a slot (`unit` is `slot`), it is the
-    sequence of the slot's message.
-    """
+    """A limit has reserved this amount of a counter, or this slot, for a turn (PROTOCOL R37)."""
 
     subject: str
+    """The subject of the counter or of the slot."""
     unit: Literal["tokens", "nusd", "slot"]
+    """The unit of the counter (`nusd`: billionths of a dollar), or `slot`."""
     amount: int
+    """The estimate that was added to the counter; of a slot, the sequence of its message."""
 
 
 class BatchSource(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where the inputs of a batch come from, if it was created through OpenAI's or Anthropic's batch API."""
 
     file: str | None
-    """The id of the uploaded file with the requests, which may have been deleted since. None: they were in the body."""
+    """The id of the uploaded file with the requests, which may have been deleted since. Null: the body had them."""
     endpoint: str
     """The path of the route to which each request is addressed."""
     refused: int = 0
@@ -74,90 +73,114 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     """The inputs of a batch: `count` requests, one per line, in a blob; at most `parallel` run at once."""
 
     sha256: str
+    """The SHA-256 of the blob that has the inputs (PROTOCOL R33)."""
     bytes: int
+    """The length of that blob."""
     count: int
+    """The number of inputs."""
     parallel: int
+    """How many turns of the batch run at once."""
     blobs: list[str] | None = None
     """The SHA-256 of each blob that the inputs refer to."""
     source: BatchSource | None = msgspec.field(default=None, name="file")
+    """Where the inputs come from; null if the batch was created through Tailrace's own API."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The request: everything that a generator needs, so that it needs no database."""
 
     prev: Seq = BEFORE_FIRST
+    """Always 0."""
     model: str
+    """The id of the model."""
     max_tokens: int
+    """The most tokens of output (PROTOCOL R74)."""
     messages: list[Message]
+    """The whole conversation, in Anthropic's format; if `is_queued`, only the messages of this turn."""
     history: int = 0
-    """How many of `messages` come from the session's earlier turns."""
+    """How many of `messages` come from earlier turns of the session."""
     system: str | list[dict[str, Any]] | None = None
+    """The system prompt: a text or content blocks."""
     tools: list[dict[str, Any]] | None = None
+    """Anthropic's tool definitions."""
     options: dict[str, Any] | None = None
     """Other fields of Anthropic's Messages API, unchanged: `thinking`, `tool_choice`, `stop_sequences`…"""
     betas: list[str] | None = None
-    """The values of the call's `anthropic-beta` header."""
+    """The values of the call's header `anthropic-beta`."""
     api_version: str | None = None
-    """The value of the call's `anthropic-version` header. None: the generator's default."""
+    """The value of the call's header `anthropic-version` (PROTOCOL R131). Null: the generator's default."""
     session: SessionId
+    """The session of the turn."""
     parent: TurnId | None = None
+    """The turn before this one in the session."""
     is_queued: bool = False
-    """The request was stored while `parent` ran: the generator puts the conversation before `messages`."""
+    """The request was stored while `parent` ran: the generator puts the conversation before `messages` (R79)."""
     store: bool = True
-    """Whether the turn is kept after its end. Otherwise persistence counts its usage and erases it (PROTOCOL R109)."""
+    """Whether the turn is kept after its end. If not, persistence counts its usage and erases it (PROTOCOL R109)."""
     project: str | None = None
+    """The project of the session."""
     user: str | None = None
-    """The end user who receives the answer, as the JWT or the request named them."""
+    """The end user who receives the answer (PROTOCOL R89)."""
     metadata: dict[str, str] | None = None
+    """The client's own labels."""
     cache: CacheFor | None = None
-    """Lifetime of the prompt cache. `auto`: five minutes, if the prompt is long enough to be cached."""
+    """How long the model caches the prompt (PROTOCOL R61)."""
     on_interrupt: OnInterrupt = "continue"
+    """What a generator does with an answer that was interrupted (PROTOCOL R19)."""
     on_pause: OnPause = "return"
-    """Whether a generator continues an answer that the model has paused (`pause_turn`), or the client does."""
+    """Whether a generator (`continue`) or the client (`return`) continues an answer that the model pauses (PROTOCOL
+    R117). The gateway always stores this field."""
     on_disconnect: str = "continue"
+    """What happens when the last reader disconnects: `continue`, `cancel` or `grace:SECONDS` (PROTOCOL R22)."""
     by: str | None = None
-    """The name of the client's credential, which is not secret."""
+    """The name of the credential that created the turn; usage is counted by it. It is not secret."""
     max_cost_nano_usd: int | None = msgspec.field(default=None, name="max_cost_nusd")
-    """The answer is ended when it has cost this much."""
+    """The most that the answer may cost, in billionths of a dollar (PROTOCOL R41)."""
     holds: list[Reservation] | None = None
-    """The amounts that limits reserved for this turn, by an estimate. Settled after the turn's end."""
+    """What limits have reserved for this turn, by an estimate; settled after the turn's end (PROTOCOL R37)."""
     webhook: str | None = None
-    """The URL that receives a POST at the turn's end."""
+    """The URL that receives a POST at the turn's end (PROTOCOL R45)."""
     batch: Batch | None = None
-    """The turn is a batch: it calls no model, runs each input as a child turn, and ends after them."""
+    """The turn is a batch (PROTOCOL R63): it calls no model, and each input becomes a turn."""
     via: Via = "messages"
-    """`message_batches` for a batch and its child turns: the generator of the batch writes their answers."""
+    """Which of Anthropic's APIs answers; a batch and its turns have the same value (PROTOCOL R67)."""
     queue_position: int | None = None
-    """The estimated position in the queue when the turn was accepted, from 1. None: a generator was free."""
+    """The gateway's estimate of the turn's position in the queue, from 1. Null: a generator was free."""
     traceparent: str | None = None
-    """The span of the client's request (W3C Trace Context); None while traces are off."""
+    """The span of the client's request (W3C Trace Context), which the gateway writes. Null: no traces are exported."""
     body_sha256: str | None = None
-    """The SHA-256 of the body. A POST with the same body may resume the turn. None: no POST can resume it."""
+    """The SHA-256 of the client's body, in lower-case hex; with the key `auto`, of the request (PROTOCOL R62). A POST
+    with a cursor must have the same one (PROTOCOL R78). Null: no POST can resume the turn."""
     submission: TurnId | None = None
-    """An id that only this POST has, if another POST has claimed the turn's id: the entries of both then differ."""
+    """A new id, if another POST with the same idempotency key has claimed the turn's id (PROTOCOL R26)."""
     encryption_key: bytes | None = None
-    """The key of the turn's other entries (PROTOCOL R113). None: they are not encrypted."""
+    """The key of the turn's other entries, in Base64 (PROTOCOL R113). Null: they are not encrypted."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A generator has started an attempt. Attempts with lower numbers may write no more."""
 
     prev: Seq
+    """The sequence of the last valid entry before this one (PROTOCOL R11)."""
     attempt: int
+    """The number of the attempt, from 1; higher than that of every attempt before it."""
     generator: str
+    """The name of the process. No two processes ever have the same name (PROTOCOL R13)."""
     backend: str
+    """The backend that the attempt calls: `claude`, `bedrock`… (PROTOCOL R50)."""
     mode: Mode
+    """What happens to the answer so far (PROTOCOL R19)."""
     misfit: str | None = None
-    """Why the previous, complete answer does not fit the schema. It is sent to the model with the repeated request."""
+    """Why the complete answer before this attempt did not match its schema (PROTOCOL R60)."""
     is_hedge: bool = False
-    """Whether the attempt is a hedge: its call ran beside that of the previous attempt, and had a token earlier."""
+    """A version before 0.1 made this call in parallel with that of the attempt before (PROTOCOL R51)."""
     traceparent: str | None = None
-    """The attempt's span; None while traces are off."""
+    """The span of the attempt. Null: no traces are exported."""
     cause: str | None = None
-    """Why the attempt follows another one: the code of the error that ended it, or `pause_turn`. None for the first
-    attempt, and after a takeover: a generator that died gives no reason."""
+    """Why the attempt follows another one of the same process: the code of the error that ended that attempt, or
+    `pause_turn`. Null for the first attempt, and after a takeover."""
     reason: str | None = None
-    """Why the partial answer before a restart could not be continued (plan.find_obstacle); None for other modes."""
+    """With the mode `restart`: why the answer so far cannot be continued (PROTOCOL R19)."""
 
     @property
     def is_shared(self) -> bool:
@@ -166,116 +189,136 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class EventBlob(msgspec.Struct, frozen=True):
-    """A reference to the blob that holds an event: its name and its length (PROTOCOL R120)."""
+    """A reference to the blob that holds an event (PROTOCOL R120)."""
 
     name: str
+    """The name of the blob in its subject."""
     bytes: int
+    """The length of the event."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One event of Anthropic's streaming vocabulary, as received or joined from several deltas.
-
-    `is_hidden` marks an event that only counts for the usage, such as a continuation's `message_start`. It is not sent
-    to readers.
-    `left_out`: how many bytes of the call's text since the stored event before this one are not stored (PROTOCOL R70).
-    `blob`: where the event is that is too large for its entry; `event` is then a stub. The log client replaces the stub
-    by the event, so no other code sees this field.
-    `original`: the event as the model sent it, if it is JSON that msgspec refuses; `event` is its regular form (R125).
-    """
+    """One event of Anthropic's streaming vocabulary. The log client replaces the stub of an event with a blob."""
 
     prev: Seq
+    """The sequence of the last valid entry before this one (PROTOCOL R11)."""
     attempt: int
+    """The attempt that the event belongs to."""
     event: msgspec.Raw
+    """The event as the model sent it, byte for byte, or joined from several deltas (PROTOCOL R9)."""
     is_hidden: bool = False
+    """True for an event that only counts for the usage, and is not sent to readers (PROTOCOL R20)."""
     left_out: int = 0
+    """How many bytes (UTF-8) of the call's text between the stored event before and this one are not stored: a
+    repetition, thinking at the start of a continuation, or text that was held back when the call ended (PROTOCOL R20,
+    R70)."""
     blob: EventBlob | None = None
+    """The event is in this blob, and `event` is a stub (PROTOCOL R120)."""
     original: str | None = None
+    """The event as the model sent it, if `event` is the regular form of odd JSON (PROTOCOL R125). Null also if the
+    original has more than 300,000 characters."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The progress of a batch with `of` turns: `done` of them are completed, and `failed` have ended otherwise."""
+    """The progress of a batch (PROTOCOL R64)."""
 
     prev: Seq
+    """The sequence of the last valid entry before this one (PROTOCOL R11)."""
     attempt: int
+    """The attempt that the entry belongs to."""
     done: int
+    """The number of turns of the batch that are completed."""
     failed: int
+    """The number of turns that have ended otherwise, or were deleted."""
     of: int
+    """The number of all turns of the batch."""
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
-    """The cost of the turns that have ended."""
+    """The cost of the turns that have ended, in billionths of a dollar."""
     message_batch: str | None = None
-    """The id of the batch in Anthropic's Message Batches API."""
+    """The id of the message batch at Anthropic (PROTOCOL R67)."""
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The error of a failed turn: a code of proto.errors.CODES, a message, and the delay after which to retry."""
+    """The error of a failed turn."""
 
     code: str
     """The code of the error: `tailrace explain CODE` explains it."""
     message: str
-    """The fault."""
+    """A sentence about the fault."""
     retry_after_s: float | None = None
-    """Seconds after which a retry may help."""
+    """The seconds after which the model's API allows a retry."""
     details: dict[str, Any] | None = None
     """`error.details` of the model's API, if they are about the request."""
 
 
 class Block(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One content block of the answer. `text` joins its deltas: text, thinking, or the JSON of a tool's input."""
+    """One content block of the answer (PROTOCOL R110)."""
 
     type: str
+    """The type of the block."""
     start: dict[str, Any]
-    """The `content_block` of its content_block_start."""
+    """The `content_block` of its `content_block_start`."""
     text: str = ""
+    """The joined deltas: text, thinking, or the JSON of a tool's input."""
     signature: str = ""
+    """The signature of a `thinking` block."""
     citations: tuple[dict[str, Any], ...] = ()
+    """The citations of a `text` block."""
     is_closed: bool = False
+    """Whether the block has its `content_block_stop`."""
     fields: dict[str, Any] | None = None
-    """The fields of `start` after deltas of other types (PROTOCOL R116). None without such deltas."""
+    """The fields of `start` after deltas of other types (PROTOCOL R116). Null without such deltas."""
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The last entry, which repeats the answer.
-
-    The count and hash of the text let a reader, the log and the database be compared.
-    """
+    """The last entry of a turn, which repeats the answer."""
 
     prev: Seq
+    """The sequence of the last valid entry before this one (PROTOCOL R11)."""
     attempt: int
+    """The current attempt; 0 if the turn has none."""
     outcome: Outcome
+    """How the turn ended."""
     stop_reason: str | None = None
+    """The model's stop reason. Null: it gave none, or one of more than 128 KiB."""
     stop_sequence: str | None = None
+    """The model's stop sequence, like `stop_reason`."""
     envelope: dict[str, Any] | None = None
-    """Other fields of the model's `message_delta`, of its usage, and in `message` of its `message_start`, unchanged.
-
-    The counts of its usage are here, too, if `usage` differs from them.
-    """
+    """The other fields of the model's `message_delta` and of its `usage`, and in `message` those of its
+    `message_start`, unchanged; also the counts of that `usage` if they differ from the billed ones (PROTOCOL R23). Null
+    if they have more than 256 KiB as JSON."""
     usage: Usage = Usage()
-    """The billed tokens of all calls and models (PROTOCOL R23)."""
+    """The billed tokens of all calls (PROTOCOL R23)."""
     usage_is_estimated: bool = False
-    """Whether a call broke off before the model had reported its output tokens."""
+    """Whether a call broke off before the model had counted its output (PROTOCOL R23)."""
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
+    """The cost of `usage`, in billionths of a dollar (PROTOCOL R23)."""
     cost_is_unknown: bool = False
-    """Whether a price is unknown; `cost_nano_usd` is then the cost of the rest."""
+    """Whether a price is unknown; `cost_nusd` is then the cost of the rest."""
     by_model: dict[str, ModelUsage] | None = None
-    """The same usage and cost by model; None if all of it is of the request's model."""
+    """The same usage and cost by the id of the model (PROTOCOL R121). Null: all of it is of the request's model."""
     answered_by: str | None = None
-    """The model that answered, if it is not the request's: see tailrace.proto.pricing.answering_model."""
+    """The model that answered, if it is not the request's (PROTOCOL R121)."""
     price_date: str | None = None
-    """The date of the price list. None in the `end` of an older version, which left out tokens beyond the top level."""
+    """The date of the price list. Null: an older version has written the entry, and counted only the top level of
+    PROTOCOL R121."""
     schema_valid: bool | None = msgspec.field(default=None, name="fits")
-    """Whether the answer is valid by the turn's JSON Schema; None: it has no schema, or it could not be checked."""
+    """Whether the answer matches the schema of its request (PROTOCOL R60). Null: no schema, or not checked."""
     error: Failure | None = None
+    """Why the turn failed."""
     text_chars: int
-    """Unicode code points in the answer's text blocks."""
+    """The number of code points of the answer's text (PROTOCOL R24)."""
     text_sha256: str
+    """The SHA-256 of the answer's text (PROTOCOL R24)."""
     blocks: tuple[Block, ...] | None = None
-    """The content blocks of the fold (PROTOCOL R110). None for a long answer, and in the `end` of an older version."""
+    """The content blocks of the answer (PROTOCOL R110). Null for a long answer, and in the `end` of an older
+    version."""
     length: int | None = None
-    """The number of valid entries of the turn, with this one; None without `blocks`, or if the writer does not know."""
+    """The number of valid entries of the turn, with this one (PROTOCOL R110). Null without `blocks`."""
     cause: str | None = None
-    """Why the turn was cancelled: a CancelCause, or one of a newer version. None: an older version cancelled it."""
+    """Why the turn was cancelled (PROTOCOL R22). Null for other outcomes, and in the `end` of an older version."""
     by: str | None = None
-    """The name of the credential of the client that cancelled the turn, as `by` of the request."""
+    """The name of the credential of the client that cancelled the turn, like `by` of the request."""
 
     @property
     def cost_usd(self) -> float | None:

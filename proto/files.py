@@ -32,7 +32,7 @@ class FilePage(msgspec.Struct, frozen=True):
 
 
 class CreateFile(Query[FileRecord], frozen=True):
-    """Stores the record of a file whose content is stored and pinned."""
+    """Stores the record of an uploaded file whose content is stored and has a hold (R34)."""
 
     query: ClassVar[str] = "new_file"
     record: FileRecord

@@ -241,7 +241,7 @@ class GetSession(Query[SessionRecord], frozen=True):
 
 
 class ListSessions(Query[SessionPage], frozen=True):
-    """A page of sessions, of one project if `project` is set. Refused: cursor_invalid."""
+    """A page of sessions, last used first, of one project if `project` is set. Refused: cursor_invalid."""
 
     query: ClassVar[str] = "sessions"
     after: str | None = None
@@ -254,7 +254,7 @@ class ListSessions(Query[SessionPage], frozen=True):
 
 
 class ListSessionTurns(Query[TurnPage], frozen=True):
-    """A page of a session's turns. Refused: session_not_found, cursor_invalid."""
+    """A page of a session's turns, oldest first by default. Refused: session_not_found, cursor_invalid."""
 
     query: ClassVar[str] = "session_turns"
     session: str
@@ -281,7 +281,7 @@ class ListTurns(Query[TurnPage], frozen=True):
 
 
 class ListRunning(Query[TurnPage], frozen=True):
-    """A page of the running turns, of one session if `session` is set. Refused: cursor_invalid."""
+    """A page of the running turns, oldest first, of one session if `session` is set. Refused: cursor_invalid."""
 
     query: ClassVar[str] = "running"
     session: str | None = None
@@ -304,7 +304,7 @@ class TurnPositions(msgspec.Struct, frozen=True):
 
 
 class ListTurnsSince(Query[TurnPositions], frozen=True):
-    """The turns of a session that run, or whose last entry is after `since`."""
+    """The turns of a session that run, or whose last entry is after the sequence `since`."""
 
     query: ClassVar[str] = "turns_since"
     session: str
@@ -312,7 +312,7 @@ class ListTurnsSince(Query[TurnPositions], frozen=True):
 
 
 class GetAncestry(Query[Ancestry], frozen=True):
-    """A turn and its ancestors. Refused: turn_not_found."""
+    """A turn and its ancestors, newest first; `next` is the first turn of the next page. Refused: turn_not_found."""
 
     query: ClassVar[str] = "ancestry"
     turn: TurnId
@@ -320,7 +320,7 @@ class GetAncestry(Query[Ancestry], frozen=True):
 
 
 class GetContext(Query[Context], frozen=True):
-    """The conversation that a new turn continues. Refused: session_not_found, parent_not_found, session_busy.
+    """The conversation up to the answer of `parent` (R112). Refused: session_not_found, parent_not_found, session_busy.
 
     Without `parent`, the new turn continues the session's last turn; without `session`, the parent's session.
     session_busy: the turn to continue still runs, so it has no answer yet. With `create_session`, an unknown session is

@@ -164,7 +164,7 @@ class GetProject(Query[ProjectRecord], frozen=True):
 
 
 class ListProjects(Query[ProjectPage], frozen=True):
-    """A page of projects. Refused: cursor_invalid."""
+    """A page of projects, newest first. Refused: cursor_invalid."""
 
     query: ClassVar[str] = "projects"
     after: str | None = None
@@ -174,7 +174,7 @@ class ListProjects(Query[ProjectPage], frozen=True):
 
 
 class ListBranches(Query[BranchPage], frozen=True):
-    """A page of a session's branches. Refused: session_not_found, cursor_invalid."""
+    """A page of a session's branches, newest leaf first. Refused: session_not_found, cursor_invalid."""
 
     query: ClassVar[str] = "branches"
     session: str
@@ -183,10 +183,11 @@ class ListBranches(Query[BranchPage], frozen=True):
 
 
 class GetUsage(Query[UsagePage], frozen=True):
-    """A page of usage from day `first` to day `last`, inclusive, in UTC. Refused: cursor_invalid."""
+    """A page of usage from day `first` to day `last`, inclusive, in UTC (R90). Refused: cursor_invalid."""
 
     query: ClassVar[str] = "usage"
     by: str
+    """`day`, `model`, `key` (`by` of the request), `user`, `session`, `project` or `metadata.NAME`."""
     first: date
     last: date
     after: str | None = None
@@ -196,7 +197,7 @@ class GetUsage(Query[UsagePage], frozen=True):
 
 
 class GetBilledUsage(Query[BilledUsageList], frozen=True):
-    """The usage of a tenant by day and billed model, and the next tenants that have usage."""
+    """The usage of a tenant by day and billed model (R121), and the next tenants that have usage; for operators."""
 
     query: ClassVar[str] = "billed"
     first: date

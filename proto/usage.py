@@ -50,8 +50,9 @@ class ModelUsage(Usage, frozen=True, kw_only=True, omit_defaults=True):
     """The billed tokens of one model, and their cost with the server tools that it used."""
 
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
+    """The cost of these tokens and server tools, in billionths of a dollar."""
     cost_is_unknown: bool = False
-    """Whether a part of the cost is unknown; `cost_nano_usd` is the rest."""
+    """Whether a part of the cost is unknown; `cost_nusd` is the rest."""
 
     def plus(self, other: "ModelUsage") -> "ModelUsage":
         """Returns the sum of both."""

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.openapi.descriptions import add_meanings
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, link
@@ -38,7 +39,9 @@ Json = dict[str, Any]
 
 def build_document(version: str) -> Json:
     """Returns the document."""
-    _, schemas = msgspec.json.schema_components(tuple(BY_KIND.values()), ref_template=REF)
+    kinds = tuple(BY_KIND.values())
+    _, schemas = msgspec.json.schema_components(kinds, ref_template=REF)
+    add_meanings(schemas, kinds)
     channels = {name: _channel(dialect) for name, dialect in DIALECTS.items()} | {"log": _log()}
     return {
         "asyncapi": "3.0.0",

@@ -30,14 +30,13 @@ UNSUPPORTED: dict[type, Iterable[UnsupportedParameter]] = {
 
 def describe(components: Json, kinds: Collection[Any]) -> None:
     """Adds descriptions and examples to the properties of `components`, the schemas of `kinds` and of their fields."""
+    add_meanings(components, kinds)
     for struct in structs_in(kinds):
         name = struct.__name__
-        meanings, whole = _meanings(struct), WHOLE.get(struct.__name__, {})
+        whole = WHOLE.get(struct.__name__, {})
         if whole:
             components[name]["examples"] = [whole]
         for field, schema in components[name].get("properties", {}).items():
-            if meaning := _constant(schema) or meanings.get(field):
-                schema["description"] = meaning
             if field in whole:
                 known = [whole[field]]
             else:
@@ -47,6 +46,15 @@ def describe(components: Json, kinds: Collection[Any]) -> None:
             found = known[0] if known else example_of(schema)
             if known or found is not None:
                 schema["examples"] = [found]
+
+
+def add_meanings(components: Json, kinds: Collection[Any]) -> None:
+    """Adds only the descriptions: a constant, or the docstring below the field."""
+    for struct in structs_in(kinds):
+        meanings = _meanings(struct)
+        for field, schema in components[struct.__name__].get("properties", {}).items():
+            if meaning := _constant(schema) or meanings.get(field):
+                schema["description"] = meaning
 
 
 def example_of(schema: Json, components: Json | None = None) -> Any:

@@ -1,6 +1,7 @@
 """Generated files equal what the code generates, and the generated pages of the site list all that they describe."""
 
 import csv
+import json
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from tailrace.deploy.monitoring.rules import ALERTS, SERVICE_LEVELS
 from tailrace.deploy.simulated_claude.fault import FAULT_KINDS
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.errors import CODES
+from tailrace.proto.records import Query
 from tailrace.proto.runtime import settings
 from tests.clients.proofs import proofs
 from tests.kills import page as kills
@@ -20,7 +22,7 @@ from tests.kills.round import PROCESSES
 from tests.rules import rules
 from tools import api_surface, run_findings
 from tools.docs_site import MARK
-from tools.generate_docs import generate_files
+from tools.generate_docs import entries_schema, generate_files, queries_schema
 from tools.generated_pages import PARTS, build_page, main
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +37,26 @@ def test_generated_files_are_up_to_date() -> None:
     """`make schema` writes them."""
     out_of_date = [path for path, content in generate_files().items() if (ROOT / path).read_text() != content]
     assert out_of_date == [], "out of date: run `make schema`"
+
+
+def test_the_schema_of_queries_has_each_query() -> None:
+    """Also those of features. Each question says which refusals it has, in its description."""
+    schema = json.loads(queries_schema())
+    assert set(schema["queries"]) == {query.query for query in Query.__subclasses__()}
+    assert "Refused: turn_not_found." in schema["$defs"]["GetTurn"]["description"]
+
+
+def test_each_field_of_an_entry_has_a_description() -> None:
+    """PROTOCOL.md does not repeat the fields, so their meaning must be in the schema."""
+    structs = json.loads(entries_schema())["$defs"]
+    assert list(structs["Event"]["properties"])[:3] == ["prev", "attempt", "event"]
+    undescribed = [
+        (name, field)
+        for name, struct in structs.items()
+        for field, schema in struct["properties"].items()
+        if "description" not in schema
+    ]
+    assert undescribed == []
 
 
 def test_each_page_with_a_mark_has_a_generated_part() -> None:
