@@ -4,6 +4,7 @@ from tailrace.features.admin.gateway import FEATURE as ADMIN
 from tailrace.features.auto_idempotency.gateway import FEATURE as AUTO_IDEMPOTENCY
 from tailrace.features.batches.gateway import FEATURE as BATCHES
 from tailrace.features.files.gateway import FEATURE as FILES
+from tailrace.features.limits.gateway import FEATURE as LIMITS
 from tailrace.features.logins.gateway import FEATURE as LOGINS
 from tailrace.features.ops.gateway import FEATURE as OPS
 from tailrace.features.pace.gateway import FEATURE as PACE
@@ -24,6 +25,7 @@ from tailrace.proto.runtime.settings import extend
 FEATURES: Features = (
     BATCHES,
     FILES,
+    LIMITS,
     PROMPTS,
     WEBHOOKS,
     STRUCTURED_OUTPUT,

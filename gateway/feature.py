@@ -6,6 +6,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 from starlette.middleware import Middleware
 
+from tailrace.gateway.auth.admission import Limiter
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.optional_steps import OptionalSteps
@@ -26,6 +27,8 @@ class Parts(NamedTuple):
     """Awaited before the gateway serves requests."""
     steps: OptionalSteps = OptionalSteps()
     """The steps of a submission that the feature provides. No other feature provides the same ones."""
+    limiter: Limiter | None = None
+    """The limits of the gateway, in place of the core's, which limits nothing. At most one feature has one."""
 
 
 class Feature(NamedTuple, Generic[S]):

@@ -2,11 +2,11 @@
 
 import asyncio
 import gc
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from tailrace.gateway.app import app, overflow_app
+from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.signed_tokens import TokenSigner
@@ -16,18 +16,13 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import fd_limit, server
 from tailrace.gateway.http.large_bodies import LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
-from tailrace.gateway.limits.admit import count_request
-from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.limits.queue_estimate import QueueEstimate
-from tailrace.gateway.limits.storage_share import BLOBS, LOG, StorageShare
-from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.log.health import LogHealth
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.startup_checks import check, check_address, common_limits, networks
+from tailrace.gateway.startup_checks import check, check_address, networks
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.streaming.reader_counts import ReaderCounts, ReaderLimits
@@ -37,6 +32,7 @@ from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.deleted_parent import ParentCheck
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
 from tailrace.gateway.turns.optional_steps import OptionalSteps
+from tailrace.gateway.turns.queue_estimate import QueueEstimate
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.repeats import Repeats
@@ -46,7 +42,7 @@ from tailrace.gateway.turns.store_trace import with_trace
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto import service
 from tailrace.proto.models import parse_aliases
-from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Counters, Rpc, Slots, Tombstones, TurnLog
+from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Rpc, Tombstones, TurnLog
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.runtime import tracing
@@ -109,10 +105,8 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
                 await parts.prepare()
         background = [
             group.create_task(gateway.log_fullness.watch()),
-            *(group.create_task(share.flush_periodically()) for share in gateway.storage_shares),
             group.create_task(gateway.log_health.watch()),
             group.create_task(gateway.queue_estimate.watch()),
-            group.create_task(gateway.streams.slot_limits.renew_periodically()),
             group.create_task(key_cache.follow(keys, connection)),
             group.create_task(authenticator.jwts.refresh_periodically()),
             *(group.create_task(run()) for _, parts in started for run in parts.background),
@@ -134,22 +128,22 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
 
 
 def start(gateway: Gateway, settings: Settings, features: Features) -> Started:
-    """Makes the services of the features, and adds their steps to each submission."""
+    """Makes the services of the features, with their steps of each submission and their limits."""
     started = [(feature, feature.start(gateway, select(settings, feature.settings))) for feature in features]
     for _, parts in started:
         gateway.submitter.add_steps(parts.steps)
+        if parts.limiter is not None:
+            gateway.admissions.limiter = parts.limiter
     return started
 
 
 class Storage(NamedTuple):
-    """The services that read and store large data, and those that limit what each tenant stores."""
+    """The services that read and store large data."""
 
     blobs: BlobStore
     request_blobs: RequestBlobs
     bodies: BodyReader
     fullness: LogFullness
-    log_share: StorageShare
-    blob_share: StorageShare
 
 
 def build(
@@ -166,29 +160,26 @@ def build(
     rpc = Rpc(connection)
     claims = Claims(connection)
     authenticator = authenticator or Authenticator(settings, ApiKeyCache())
-    limiter = build_limiter(settings, connection, log, authenticator.api_keys)
+    admissions = Admissions()
     history = HistoryClient(rpc, settings.query_timeout_s)
     fan_out = FanOut(log, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
-    counts, slots = ReaderCounts(reader_limits(settings)), StreamSlots(limiter)
+    counts = ReaderCounts(reader_limits(settings))
     records = StreamRecords(settings.log_streams)
     presence = ReaderPresence(log, rpc, fan_out, group, draining)
     on_disconnect = DisconnectPolicy(presence).handle_disconnect
     streams = StreamContext(
-        settings, log, history, fan_out, authenticator, counts, slots, records, draining, on_disconnect
+        settings, log, history, fan_out, authenticator, counts, admissions, records, draining, on_disconnect
     )
-    storage = build_storage(settings, connection, limiter)
-    deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s, draining)
+    storage = build_storage(settings, connection, admissions)
+    deleter = Deleter(connection, log, storage.blobs, history, rpc, settings.query_timeout_s, draining)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     queue = QueueEstimate(connection, rpc, settings.queue_max)
     health = LogHealth(connection)
     steps = OptionalSteps(
         check_queue=queue.check,
-        check_share=storage.log_share.check,
-        count_request=partial(count_request, limiter),
         estimate_position=queue.estimate_position,
         store_blobs=storage.request_blobs.store_blobs,
         add_trace=with_trace if tracing.is_on() else None,
-        count_stored=storage.log_share.add,
         check_parent=ParentCheck(log, history, deleter).check_parent,
     )
     submitter = TurnSubmitter(
@@ -199,6 +190,7 @@ def build(
         settings,
         storage.fullness,
         draining,
+        admissions,
         steps,
         streams.fan_out.expect,
     )
@@ -211,9 +203,8 @@ def build(
         claims=claims,
         blob_store=storage.blobs,
         request_blobs=storage.request_blobs,
-        limiter=limiter,
+        admissions=admissions,
         log_fullness=storage.fullness,
-        storage_shares=(storage.log_share, storage.blob_share),
         log_health=health,
         queue_estimate=queue,
         authenticator=authenticator,
@@ -231,33 +222,19 @@ def build(
     )
 
 
-def build_limiter(settings: Settings, connection: Connection, log: TurnLog, keys: ApiKeyCache) -> Limiter:
-    of_keys, tenant_defaults = common_limits(settings)
-    return Limiter(
-        Counters(connection),
-        Slots(connection),
-        log,
-        of_keys,
-        tenant_defaults,
-        own_limits_of=keys.limits.get,
-    )
-
-
 def reader_limits(settings: Settings) -> ReaderLimits:
     """Returns the limits of open streams: the setting, or less if the process may open fewer sockets."""
     total = min(settings.streams_max, fd_limit.streams_max())
     return ReaderLimits(total, of_tenant=settings.streams_tenant_max, of_address=settings.streams_address_max)
 
 
-def build_storage(settings: Settings, connection: Connection, limiter: Limiter) -> Storage:
+def build_storage(settings: Settings, connection: Connection, admissions: Admissions) -> Storage:
     bytes_max = settings.body_bytes_max
     fullness = LogFullness(connection, settings.full_at, Path(settings.disk) if settings.disk else None)
-    log_share = StorageShare(LOG, limiter.counters, lambda: fullness.log, settings.tenant_log_share)
-    blob_share = StorageShare(BLOBS, limiter.counters, lambda: fullness.blobs, settings.tenant_log_share)
     blobs = BlobStore(connection)
-    request_blobs = RequestBlobs(blobs, BlobPins(connection), blob_share, bytes_max)
+    request_blobs = RequestBlobs(blobs, BlobPins(connection), admissions, bytes_max)
     large_bodies = LargeBodies(bytes_max=settings.large_bytes_max, timeout_s=settings.large_timeout_s)
     bodies = BodyReader(
         large_bodies, bytes_max=bytes_max, timeout_s=settings.body_timeout_s, rate_min=settings.body_rate_min
     )
-    return Storage(blobs, request_blobs, bodies, fullness, log_share, blob_share)
+    return Storage(blobs, request_blobs, bodies, fullness)

@@ -2,14 +2,12 @@
 
 from typing import NamedTuple
 
+from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.clients.native.new_turns import NewTurns
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.read_body import BodyReader
-from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.limits.queue_estimate import QueueEstimate
-from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.log.health import LogHealth
 from tailrace.gateway.models.catalogue import Catalogue
@@ -17,6 +15,7 @@ from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.turns.delete import Deleter
+from tailrace.gateway.turns.queue_estimate import QueueEstimate
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.respond import Responder
@@ -36,9 +35,8 @@ class Gateway(NamedTuple):
     claims: Claims
     blob_store: BlobStore
     request_blobs: RequestBlobs
-    limiter: Limiter
+    admissions: Admissions
     log_fullness: LogFullness
-    storage_shares: tuple[StorageShare, ...]
     log_health: LogHealth
     queue_estimate: QueueEstimate
     authenticator: Authenticator

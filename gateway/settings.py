@@ -123,15 +123,6 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     full_at: Annotated[float, Meta(gt=0, le=1, description="fill level of the log at which new turns are refused")] = (
         0.9
     )
-    tenant_log_share: Annotated[
-        float,
-        Meta(
-            gt=0,
-            le=1,
-            description="share of the log that one tenant may fill in a day, and of the blob store in a week, once "
-            "they are 70 % full",
-        ),
-    ] = 0.4
     disk: Annotated[
         str,
         Meta(
@@ -140,14 +131,6 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         ),
     ] = ""
     max_tokens: Annotated[int, Meta(ge=1, description="output limit of a turn without `max_tokens`")] = 4096
-    limits_key: Annotated[
-        str,
-        Meta(
-            description="NAME=NUMBER pairs, separated by commas: limits of each key without its own limits; "
-            "requests, burst, tokens (a minute), running, streams, usd_day, usd_month, bytes_day"
-        ),
-    ] = ""
-    limits_tenant: Annotated[str, Meta(description="the same limits for all keys of a tenant together")] = ""
     cache: Annotated[
         Literal["auto", "5m", "1h", "off"],
         Meta(description="prompt cache time of a turn without its own; auto: 5m if the prompt is long enough"),

@@ -11,7 +11,6 @@ from tailrace.gateway.feature import Features
 from tailrace.gateway.http import server
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.limits import Limits, parse_limits_setting
 from tailrace.proto.models import extend_models, parse_aliases
 from tailrace.proto.runtime.settings import select
 
@@ -22,7 +21,6 @@ async def check(settings: Settings, features: Features) -> None:
     AllowedHosts(settings)
     extend_models(settings.models_file)
     parse_aliases(settings.model_aliases)
-    common_limits(settings)
     networks(settings.proxies)
     _check_disk(settings.disk)
     for feature in features:
@@ -50,14 +48,6 @@ def check_address(settings: Settings) -> None:
         raise SettingsInvalid(
             f"TAILRACE_HOST: {settings.host!r} is not an address of this machine: use 127.0.0.1, or 0.0.0.0 for all"
         ) from error
-
-
-def common_limits(settings: Settings) -> tuple[Limits, Limits]:
-    """Returns the limits of keys without their own, and of tenants. Raises SettingsInvalid."""
-    return (
-        parse_limits_setting("TAILRACE_LIMITS_KEY", settings.limits_key),
-        parse_limits_setting("TAILRACE_LIMITS_TENANT", settings.limits_tenant),
-    )
 
 
 def networks(proxies: str) -> list[str]:

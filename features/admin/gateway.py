@@ -6,14 +6,13 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
+from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import PAGE
 from tailrace.gateway.http.route import ADMIN, Route, query
-from tailrace.gateway.limits.limiter import Admission, Limiter
-from tailrace.gateway.limits.quotas import Owner, effective_limits, owner_name
 from tailrace.gateway.resources.paging import Page, page_in_memory, page_of
 from tailrace.gateway.resources.usage import OF_USAGE, UsageList, usage_response
 from tailrace.gateway.services import Gateway
@@ -25,8 +24,6 @@ from tailrace.proto.nats.administration import Administration, without_hash
 from tailrace.proto.nats.audit_log import Actor, AuditEntry
 from tailrace.proto.runtime.settings import NoSettings
 
-# Requests of one credential to these routes in a minute, at all gateways together.
-REQUESTS_MAX = 120
 LIFE_S_MAX = 10 * 366 * 86400
 GRACE_S_MAX = 30 * 86400
 
@@ -121,24 +118,23 @@ class AuditList(Page[AuditEntry], frozen=True, kw_only=True):
     """Changes by operators, newest first."""
 
 
-async def list_keys(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+async def list_keys(request: ApiRequest, administration: Administration) -> Response:
     """`GET /v1/admin/keys`: the keys of all tenants, oldest first, including revoked ones.
 
     Secrets are not stored, so none is shown. `tenant` selects one tenant.
     """
-    await _admit(request, limiter)
     tenant = request.query_params.get("tenant")
     keys = [_key(key) for key in await administration.list_keys() if tenant in (None, key.tenant)]
     page, following = page_in_memory(request, keys, lambda key: key.id)
     return json_response(KeyList(data=page, next=following))
 
 
-async def create_key(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+async def create_key(request: ApiRequest, administration: Administration) -> Response:
     """`POST /v1/admin/keys`: creates a key. 201; the response is the only one that contains the secret.
 
     A key with the scope `admin` can do everything on this installation, so give it a lifetime.
     """
-    actor = await _admit(request, limiter)
+    actor = _actor(request)
     new, _ = await request.read(NewKeyBody)
     if not new.name.isprintable():
         raise Refused("request_invalid", "`name` has a control character: leave it out", param="name")
@@ -148,24 +144,24 @@ async def create_key(request: ApiRequest, limiter: Limiter, administration: Admi
     return _render_created(made.record, made.secret)
 
 
-async def revoke_key(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+async def revoke_key(request: ApiRequest, administration: Administration) -> Response:
     """`DELETE /v1/admin/keys/{key_id}`: revokes a key, for good. Its open streams end within a second.
 
     The last key with the scope `admin` is not revoked (`409`): use `tailrace keys revoke` for it.
     """
-    actor = await _admit(request, limiter)
+    actor = _actor(request)
     revoked = await administration.revoke_key(actor, request.path_params["key_id"], may_be_last=False)
     if revoked is None:
         raise _unknown_key()
     return json_response(_key(revoked.record))
 
 
-async def rotate_key(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+async def rotate_key(request: ApiRequest, administration: Administration) -> Response:
     """`POST /v1/admin/keys/{key_id}/rotate`: replaces a key by a new one with the same rights. 201 with its secret.
 
     The old key ends at once, or after `grace_s` seconds, in which clients can change to the new one.
     """
-    actor = await _admit(request, limiter)
+    actor = _actor(request)
     body, _ = await request.read(RotateBody)
     made = await administration.rotate_key(actor, request.path_params["key_id"], body.grace_s)
     if made is None:
@@ -173,57 +169,53 @@ async def rotate_key(request: ApiRequest, limiter: Limiter, administration: Admi
     return _render_created(made.record, made.secret)
 
 
-async def list_tenants(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+async def list_tenants(request: ApiRequest, admissions: Admissions, administration: Administration) -> Response:
     """`GET /v1/admin/tenants`: the tenants that have a key, or limits of their own, by name.
 
     A tenant that only a JWT names is not listed, but can be read and limited by its name.
     """
-    await _admit(request, limiter)
     limits = await administration.tenant_limits()
     names = sorted({key.tenant for key in await administration.list_keys()} | set(limits))
-    tenants = [_tenant_body(name, limits.get(name, {}), limiter) for name in names]
+    tenants = [_tenant_body(name, limits.get(name, {}), admissions) for name in names]
     page, following = page_in_memory(request, tenants, lambda one: one.tenant)
     return json_response(TenantList(data=page, next=following))
 
 
-async def get_limits(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+async def get_limits(request: ApiRequest, admissions: Admissions, administration: Administration) -> Response:
     """`GET /v1/admin/tenants/{tenant}/limits`: the tenant's own limits, and those that apply.
 
     docs/LIMITS.md explains them. `usd_day` and `usd_month` are its budgets.
     """
-    await _admit(request, limiter)
     tenant = _tenant(request.path_params["tenant"])
     own = (await administration.tenant_limits()).get(tenant, {})
-    return json_response(_tenant_body(tenant, own, limiter))
+    return json_response(_tenant_body(tenant, own, admissions))
 
 
-async def put_limits(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+async def put_limits(request: ApiRequest, admissions: Admissions, administration: Administration) -> Response:
     """`PUT /v1/admin/tenants/{tenant}/limits`: replaces the tenant's own limits, at all gateways within a second.
 
     With `{"limits": {}}` those of the settings apply. Turns that run are not stopped.
     """
-    actor = await _admit(request, limiter)
+    actor = _actor(request)
     tenant = _tenant(request.path_params["tenant"])
     body, _ = await request.read(LimitsBody)
     await administration.set_tenant_limits(actor, tenant, body.limits, body.expected)
-    return json_response(_tenant_body(tenant, body.limits, limiter))
+    return json_response(_tenant_body(tenant, body.limits, admissions))
 
 
-async def get_usage(request: ApiRequest, limiter: Limiter, history: HistoryClient) -> Response:
+async def get_usage(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/admin/tenants/{tenant}/usage`: what `/v1/usage` shows, for any tenant.
 
     It contains sums, and the names of users, sessions and projects if `by` asks for them, but no text.
     """
-    await _admit(request, limiter)
     return await usage_response(request, history, _tenant(request.path_params["tenant"]))
 
 
-async def get_audit(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+async def get_audit(request: ApiRequest, administration: Administration) -> Response:
     """`GET /v1/admin/audit`: the changes that operators have made, newest first, in pages.
 
     Changes from the command line are included. No process of Tailrace can change or delete an entry.
     """
-    await _admit(request, limiter)
     after, limit = page_of(request)
     if after is not None and CURSOR.fullmatch(after) is None:
         raise cursor_invalid()
@@ -231,12 +223,8 @@ async def get_audit(request: ApiRequest, limiter: Limiter, administration: Admin
     return json_response(AuditList(data=found, next=None if older is None else str(older)))
 
 
-async def _admit(request: ApiRequest, limiter: Limiter) -> Actor:
-    """Counts the request against `REQUESTS_MAX`, and returns its sender. Raises Refused."""
-    principal = request.principal
-    owner = Owner(principal.tenant, owner_name("admin_", principal), Limits(requests=REQUESTS_MAX))
-    await Admission(limiter, principal.tenant, [owner]).count_request()
-    return Actor(principal.key or "", request.client.host if request.client is not None else "")
+def _actor(request: ApiRequest) -> Actor:
+    return Actor(request.principal.key or "", request.client.host if request.client is not None else "")
 
 
 def _tenant(name: str) -> Tenant:
@@ -249,8 +237,8 @@ def _unknown_key() -> Refused:
     return Refused("key_not_found", "no valid key has this id: see GET /v1/admin/keys")
 
 
-def _tenant_body(tenant: Tenant, own: GivenLimits, limiter: Limiter) -> TenantBody:
-    return TenantBody(tenant=tenant, limits=own, effective=effective_limits(own, limiter.tenant_defaults))
+def _tenant_body(tenant: Tenant, own: GivenLimits, admissions: Admissions) -> TenantBody:
+    return TenantBody(tenant=tenant, limits=own, effective=admissions.limiter.effective_limits(own))
 
 
 def _key(record: ApiKey) -> KeyRecord:

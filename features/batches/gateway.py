@@ -12,9 +12,7 @@ ROUTES = [*native_routes.ROUTES, *openai_routes.ROUTES, *anthropic_routes.ROUTES
 
 def start(gateway: Gateway, _settings: NoSettings) -> Parts:
     """Makes the services of the routes."""
-    builder = BatchBuilder(
-        gateway.connection, gateway.catalogue, gateway.limiter, gateway.request_blobs, gateway.settings
-    )
+    builder = BatchBuilder(gateway.connection, gateway.catalogue, gateway.request_blobs, gateway.settings)
     return Parts(services=(builder, ResultFiles(gateway.streams, gateway.blob_store)))
 
 

@@ -12,13 +12,12 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from tailrace.gateway.auth.admission import Reserved
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.parameters import KEY_SCHEMA
 from tailrace.gateway.http.route import header
-from tailrace.gateway.limits.cost_estimate import Estimate
-from tailrace.gateway.limits.limiter import Admission, Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.settings import Settings
@@ -105,13 +104,11 @@ class BatchBuilder:
         self,
         connection: Connection,
         catalogue: Catalogue,
-        limiter: Limiter,
         blobs: RequestBlobs,
         settings: Settings,
     ) -> None:
         self._connection = connection
         self._catalogue = catalogue
-        self._limiter = limiter
         self._blobs = blobs
         self._settings = settings
 
@@ -143,12 +140,10 @@ class BatchBuilder:
         principal = admitted.principal
         if new.webhook is not None:
             require(admitted.steps.check_webhook, "webhook")(new.webhook)
-        # Where no limit applies, it reserves nothing.
-        admission = admitted.admission or self._limiter.admission(principal)
         offer = await self._catalogue.offer(principal.tenant)
         size, open_files = admitted.body_bytes + file_bytes, admitted.steps.open_files
         files = None if open_files is None else open_files(principal.tenant, size, admitted.held)
-        return InputChecker(principal, admission, offer, admitted.steps, files, self._settings, new.via)
+        return InputChecker(principal, offer, admitted.steps, files, self._settings, new.via)
 
     async def store(
         self,
@@ -162,11 +157,13 @@ class BatchBuilder:
         # With `message_batches` the turns do not run here, so one slot is enough.
         at_once = new.parallel if new.via == "messages" else 1
         turn = admitted.turn.turn
-        each, slots, parallel = await inputs.admission.reserve_batch(turn, inputs.estimates, at_once)
+        reserved = Reserved([[]] * len(inputs.requests), [], at_once)
+        if admitted.admission is not None:
+            reserved = await admitted.admission.reserve_batch(turn, inputs.requests, at_once)
         await self._blobs.pin_until_over(admitted)
         lines: list[entries.Request] = []
         referred: set[str] = set()
-        for index, (request, holds) in enumerate(zip(inputs.requests, each, strict=True)):
+        for index, (request, holds) in enumerate(zip(inputs.requests, reserved.each, strict=True)):
             try:
                 line, size = await self._blobs.lift(admitted, msgspec.structs.replace(request, holds=holds or None))
             except Refused as refusal:
@@ -187,9 +184,9 @@ class BatchBuilder:
             metadata=new.metadata,
             user=admitted.principal.user,
             by=admitted.principal.key,
-            holds=slots or None,
+            holds=reserved.slots or None,
             webhook=new.webhook,
-            batch=entries.Batch(sha256, len(content), len(lines), parallel, sorted(referred) or None, source),
+            batch=entries.Batch(sha256, len(content), len(lines), reserved.parallel, sorted(referred) or None, source),
             via=new.via,
         )
         return with_trace(admitted.turn, entry), 0
@@ -201,19 +198,16 @@ class InputChecker:
     def __init__(
         self,
         principal: Principal,
-        admission: Admission,
         offer: Offer,
         steps: OptionalSteps,
         files: FileReader | None,
         settings: Settings,
         via: Via,
     ) -> None:
-        self.admission = admission
         self.offer = offer
         self.session = SessionId(new_id())
         self.names: set[str] = set()
         self.requests: list[entries.Request] = []
-        self.estimates: list[Estimate] = []
         self._principal = principal
         self._steps = steps
         self._files = files
@@ -252,10 +246,8 @@ class InputChecker:
             await self._check_schema(schema)
         metadata = {**(new_turn.metadata or {}), batch.CUSTOM_ID: custom_id}
         request = msgspec.structs.replace(request, metadata=metadata, via=self._via)
-        estimate = await self.admission.estimate(request)
         self.names.add(custom_id)
         self.requests.append(request)
-        self.estimates.append(estimate)
         # An input of many messages takes 30 ms. Other tasks, which write streams, run after each.
         await asyncio.sleep(0)
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from tailrace.features.files.inline_files import UploadedFiles
+from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.blobs import headers_of
 from tailrace.gateway.clients.file_object import is_for_anthropic, render_file
@@ -24,7 +25,6 @@ from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import AFTER_ITEM, KEY_SCHEMA, ORDER, SENT_BY_SDKS
 from tailrace.gateway.http.route import Json, Route, Section, header, query
-from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.resources.create_once import create_once
 from tailrace.gateway.resources.paging import is_newest_first, limit_of, list_page, require_one_cursor
@@ -56,7 +56,7 @@ async def post(
     request: ApiRequest,
     request_blobs: RequestBlobs,
     blob_store: BlobStore,
-    limiter: Limiter,
+    admissions: Admissions,
     log_fullness: LogFullness,
     history: HistoryClient,
     claims: Claims,
@@ -88,8 +88,7 @@ async def post(
         # Not a turn: the pin holds until the file's record refers to the blob.
         key = TurnKey(request.tenant, TurnId(name))
         async with request_blobs.hold_pins(key):
-            async with limiter.open_admission(request.principal) as admission:
-                await admission.count_request()
+            async with admissions.count(request.principal) as admission:
                 await request_blobs.put(key, {sha256: file.content}, {sha256}, admission, is_renewed=True)
             await history.query(request.tenant, CreateFile(record))
         return record

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from tailrace.features.logins.logins import ACCESS_S, COOKIE, REFRESH_PATH, Logins, Tokens, format_cookie
 from tailrace.features.logins.store import LoginStore
+from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.cors import is_cross_origin
@@ -15,7 +16,6 @@ from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.cookies import cookie_value
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.route import LOGIN, Route
-from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.services import Gateway
 from tailrace.proto.errors import Refused
 from tailrace.proto.runtime.settings import NoSettings
@@ -37,7 +37,7 @@ class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
     """The lifetime of the token, in seconds."""
 
 
-async def post(request: ApiRequest, authenticator: Authenticator, limiter: Limiter, logins: Logins) -> Response:
+async def post(request: ApiRequest, authenticator: Authenticator, admissions: Admissions, logins: Logins) -> Response:
     """`POST /v1/login`: exchanges an API key for an access token and a refresh cookie.
 
     For pages in a browser: the page keeps the token in memory, and the cookie is not visible to scripts.
@@ -47,7 +47,7 @@ async def post(request: ApiRequest, authenticator: Authenticator, limiter: Limit
     # An access token or a ticket must not create a login: logins would never end.
     if principal.key is None or principal != authenticator.find_key(principal.key):
         raise Refused("request_invalid", "Log in with an API key. Where requests need no key, no login is needed.")
-    async with limiter.count(principal):
+    async with admissions.count(principal):
         return login_response(await logins.create(principal.key))
 
 

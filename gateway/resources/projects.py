@@ -3,12 +3,12 @@
 import msgspec
 from starlette.responses import Response
 
+from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import KEY_OF_RESOURCE, NUMBERED_PAGE
 from tailrace.gateway.http.route import PROJECTS, Route
-from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.resources.create_once import create_once
 from tailrace.gateway.resources.deletion import DeletedObject, delete_response
 from tailrace.gateway.resources.paging import NumberedPage, number_of
@@ -69,7 +69,7 @@ async def projects(request: ApiRequest, history: HistoryClient) -> Response:
     )
 
 
-async def post(request: ApiRequest, limiter: Limiter, history: HistoryClient, claims: Claims) -> Response:
+async def post(request: ApiRequest, admissions: Admissions, history: HistoryClient, claims: Claims) -> Response:
     """`POST /v1/projects`: creates a project. Status 200, as clients of other servers for Claude check.
 
     A project groups sessions. If Claude Code answers, it has a folder of its own.
@@ -83,7 +83,7 @@ async def post(request: ApiRequest, limiter: Limiter, history: HistoryClient, cl
     check_text("description", new.description, DESCRIPTION_CHARS_MAX)
 
     async def create(name: str) -> ProjectRecord:
-        async with limiter.count(request.principal, len(raw)):
+        async with admissions.count(request.principal, len(raw)):
             return await history.query(tenant, CreateProject(name, new.name, new.description))
 
     async def find(name: str) -> ProjectRecord:

@@ -7,12 +7,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import KEY_OF_RESOURCE, NUMBERED_PAGE, OF_USER, PAGE
 from tailrace.gateway.http.route import SESSIONS, Route, query
-from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.resources.create_once import create_once
@@ -139,7 +139,7 @@ async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 async def post(
-    request: ApiRequest, limiter: Limiter, history: HistoryClient, catalogue: Catalogue, claims: Claims
+    request: ApiRequest, admissions: Admissions, history: HistoryClient, catalogue: Catalogue, claims: Claims
 ) -> Response:
     """`POST /v1/sessions`: creates a session without turns. Status 200, which clients of other servers check.
 
@@ -155,7 +155,7 @@ async def post(
 
     async def create(name: str) -> SessionRecord:
         session = CreateSession(name, new.title, new.model, new.system_prompt, new.project_id, user)
-        async with limiter.count(request.principal, len(raw)):
+        async with admissions.count(request.principal, len(raw)):
             return await history.query(tenant, session)
 
     async def find(name: str) -> SessionRecord:

@@ -5,13 +5,13 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from starlette.types import Receive
 
+from tailrace.gateway.auth.admission import Admissions, Slots
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
-from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.feed import FanOut
@@ -23,26 +23,6 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime.flag import Flag
 
 
-class Slots(Protocol):
-    """The slots of one stream, for limits on the open streams of all gateways."""
-
-    async def acquire(self) -> None:
-        """Acquires the slots. Raises Refused if all are taken."""
-
-    async def release(self) -> None:
-        """Frees the slots."""
-
-
-class SlotLimits(Protocol):
-    """The limits on the open streams of all gateways."""
-
-    def slots_of(self, principal: Principal) -> Slots | None:
-        """Returns the slots for one stream of `principal`; None without a limit."""
-
-    async def renew_periodically(self) -> None:
-        """Renews the slots of all open streams until it is cancelled."""
-
-
 class StreamContext(NamedTuple):
     """The services that all streamed responses of a gateway use. Made once at startup."""
 
@@ -52,7 +32,7 @@ class StreamContext(NamedTuple):
     fan_out: FanOut
     authenticator: Authenticator
     counts: ReaderCounts
-    slot_limits: SlotLimits
+    admissions: Admissions
     records: StreamRecords
     draining: Flag
     on_disconnect: Callable[[TurnKey, float], None]
@@ -94,7 +74,7 @@ class Reader:
         """Acquires the reader's slots over all gateways, which are renewed until `release`. Raises Refused."""
         if self._is_acquired:
             return
-        self._slots = self.streams.slot_limits.slots_of(self.principal)
+        self._slots = self.streams.admissions.limiter.slots_of(self.principal)
         if self._slots is not None:
             await self._slots.acquire()
         self._is_acquired = True

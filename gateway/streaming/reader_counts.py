@@ -1,7 +1,7 @@
 """Limits on the open readers of one gateway: in total, of one tenant, and from one address.
 
 They protect one gateway from one tenant's mistake, are on by default and need no NATS. The limit `streams` of a tenant
-over all gateways is in stream_slots.py.
+over all gateways is that of a limiter (auth/admission.py).
 """
 
 import ipaddress

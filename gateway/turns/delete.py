@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto import batch
 from tailrace.proto.batch_records import ListBatches
@@ -21,7 +20,7 @@ from tailrace.proto.entries import MESSAGE_BATCHES, Batch, Outcome, Via
 from tailrace.proto.errors import BlobUnknown, LogError, Refused, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_child_id
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
-from tailrace.proto.nats import BlobStore, Connection, Rpc, Tombstones, TurnLog
+from tailrace.proto.nats import BlobStore, Connection, Counters, Rpc, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back, give_back_deleted
 from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.runtime.flag import Flag
@@ -109,7 +108,6 @@ class Deleter:
         blobs: BlobStore,
         history: HistoryClient,
         rpc: Rpc,
-        limiter: Limiter,
         query_timeout_s: float,
         draining: Flag,
     ) -> None:
@@ -118,8 +116,8 @@ class Deleter:
         self._blobs = blobs
         self._history = history
         self._rpc = rpc
-        self._counters = limiter.counters
-        self._slots = limiter.slots
+        self._counters = Counters(connection)
+        self._slots = Slots(connection)
         self._query_timeout_s = query_timeout_s
         self._draining = draining
 

@@ -4,9 +4,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, TypeVar
 
-from tailrace.gateway.auth.api_request import HeaderSource
+from tailrace.gateway.auth.admission import Admission
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.turns.draft import TurnDraft
 from tailrace.gateway.turns.file_references import OpenFiles
 from tailrace.gateway.turns.repeats import Repeat
@@ -76,10 +75,6 @@ class OptionalSteps(NamedTuple):
     """Finds the turn that a POST without a key repeats."""
     check_queue: Callable[[Tenant], None] | None = None
     """Refuses a turn if too many wait for a generator."""
-    check_share: Callable[[Tenant, int], None] | None = None
-    """Refuses so many bytes if the tenant has stored too many."""
-    count_request: Callable[[Principal, list[HeaderSource], AsyncExitStack], Awaitable[Admission | None]] | None = None
-    """Counts the request for its limits. The stack gives back what is counted and reserved, unless it is kept."""
     open_files: OpenFiles | None = None
     """Returns the reader of the files to which messages of a request refer. Called if there are such messages."""
     estimate_position: Callable[[Tenant], int | None] | None = None
@@ -92,8 +87,6 @@ class OptionalSteps(NamedTuple):
     """Returns the entry with the trace that other processes continue. Raises nothing."""
     claim_retry: Callable[[Tenant, Retry, Claim], Awaitable[WhenDelivered]] | None = None
     """Stores a claim by which a repetition finds this turn. Returns the function that removes it."""
-    count_stored: Callable[[Tenant, int], None] | None = None
-    """Counts bytes that were stored for the tenant. Raises nothing."""
     check_parent: Callable[[TurnKey, TurnId], Awaitable[None]] | None = None
     """Deletes and refuses a stored turn whose parent was deleted meanwhile."""
     watch_readers: Callable[[TurnKey, str], None] | None = None

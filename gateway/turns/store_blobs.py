@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 
+from tailrace.gateway.auth.admission import Admission, Admissions
 from tailrace.gateway.http.read_body import VALUES_MAX, count_values
-from tailrace.gateway.limits.limiter import Admission
-from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
 from tailrace.proto import blobs, entries
 from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
@@ -34,12 +33,12 @@ class RequestBlobs:
         self,
         store: BlobStore,
         pins: BlobPins,
-        share: StorageShare,
+        admissions: Admissions,
         bytes_max: int,
     ) -> None:
         self._store = store
         self._pins = pins
-        self._share = share
+        self._admissions = admissions
         self._bytes_max = bytes_max
 
     async def store_blobs(self, admitted: Admitted, entry: entries.Request, body_bytes: int) -> BuiltEntry:
@@ -99,9 +98,9 @@ class RequestBlobs:
 
         `more_bytes` are counted with them. Raises Refused, LogFull, LogUnavailable.
         """
-        size = sum(map(len, contents.values()))
+        size, share = sum(map(len, contents.values())), self._admissions.limiter.blob_share
         if size:
-            self._share.check(key.tenant, size)
+            share.check(key.tenant, size)
         if admission is not None and size + more_bytes:
             await admission.count_stored_bytes(size + more_bytes)
         await self._pins.pin(key.tenant, key.turn, pinned)
@@ -109,9 +108,9 @@ class RequestBlobs:
             await self._store.put(key.tenant, contents, is_renewed=is_renewed)
         except LogUnavailable:
             # Perhaps all blobs are stored, and only the last acknowledgement is missing.
-            self._share.add(key.tenant, size)
+            share.add(key.tenant, size)
             raise
-        self._share.add(key.tenant, size)
+        share.add(key.tenant, size)
 
 
 def _lift(request: entries.Request) -> tuple[entries.Request, dict[str, bytes], int, list[blobs.Blob]]:

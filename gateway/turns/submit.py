@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from tailrace.gateway import metrics
+from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.log.fullness import LogFullness
@@ -60,6 +61,7 @@ class TurnSubmitter:
         settings: Settings,
         fullness: LogFullness,
         draining: Flag,
+        admissions: Admissions,
         steps: OptionalSteps,
         expect: Callable[[TurnKey], AbstractAsyncContextManager[None]],
     ) -> None:
@@ -73,6 +75,7 @@ class TurnSubmitter:
         self._accept_timeout_s = settings.accept_timeout_s
         self._fullness = fullness
         self._draining = draining
+        self._admissions = admissions
         self.steps = steps
         """Those of the core and of all features."""
         self._expect = expect
@@ -119,6 +122,7 @@ class TurnSubmitter:
         """
         refuse_when_draining(self._draining)
         steps, tenant, key = self.steps, draft.principal.tenant, draft.idempotency_key
+        limiter = self._admissions.limiter
         own, body_sha256 = TurnKey(tenant, TurnId(new_id())), await hash_body(draft.raw)
         known = retry.claim if retry is not None else None
         find_repeat = partial(self._repeats.find_repeat, tenant, key, known, body_sha256)
@@ -131,11 +135,11 @@ class TurnSubmitter:
             self._fullness.require_room()
             if steps.check_queue is not None and isinstance(draft, TurnDraft):
                 steps.check_queue(tenant)
-            if steps.check_share is not None:
-                steps.check_share(tenant, len(draft.raw))
-            admission = None
-            if steps.count_request is not None:
-                admission = await steps.count_request(draft.principal, draft.response_headers, reserved)
+            limiter.log_share.check(tenant, len(draft.raw))
+            if (admission := limiter.admission(draft.principal)) is not None:
+                draft.response_headers.append(admission.headers)
+                reserved.push_async_callback(admission.release)
+                await admission.count_request()
             # A slot is held under this id. A claim that appears later does not change the holder of the slot.
             turn = repeat.turn if isinstance(repeat, OtherWriter) else own
             admitted = Admitted(
@@ -168,9 +172,8 @@ class TurnSubmitter:
                 if (found := await self._repeats.load(turn)) is None:
                     raise
                 return _same_turn(SameTurn(found), retry)
-            if steps.count_stored is not None:
-                # An entry may be larger than its body: it has the conversation before it.
-                steps.count_stored(tenant, max(len(draft.raw), entry_bytes))
+            # An entry may be larger than its body: it has the conversation before it.
+            limiter.log_share.add(tenant, max(len(draft.raw), entry_bytes))
             if steps.check_parent is not None and entry.parent is not None:
                 await steps.check_parent(turn, entry.parent)
             if steps.watch_readers is not None and entry.batch is None:

@@ -6,6 +6,7 @@ from typing import Any
 from tailrace.features.batches.message_batches_api import MessageBatchesApi
 from tailrace.features.batches.runner import BatchRunner
 from tailrace.features.generators import FEATURES
+from tailrace.gateway.auth.admission import Admissions, Limiter
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.settings import Settings
@@ -42,6 +43,7 @@ def build_turn_submitter(
     tombstones: Tombstones,
     *,
     steps: OptionalSteps = NO_STEPS,
+    limiter: Limiter | None = None,
     is_full: bool = False,
     is_draining: bool = False,
 ) -> TurnSubmitter:
@@ -58,6 +60,7 @@ def build_turn_submitter(
         settings=Settings(),
         fullness=fullness,
         draining=draining,
+        admissions=Admissions(limiter),
         steps=steps,
         expect=FanOut(log, UNUSED, linger_s=1, heartbeat_s=1).expect,
     )

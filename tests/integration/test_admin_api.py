@@ -17,7 +17,7 @@ from tailrace.deploy.cli.keys import create
 from tailrace.deploy.cli.limits import apply_change
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.features.admin import gateway as admin
+from tailrace.features.limits import gateway as limits_feature
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
@@ -265,7 +265,7 @@ async def test_a_limit_is_shown_as_it_was_given(gateway: Gateway) -> None:
 
 async def test_a_credential_has_so_many_requests_a_minute(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """At least one of seven is refused, also if the minute ends in between."""
-    monkeypatch.setattr(admin, "REQUESTS_MAX", 3)
+    monkeypatch.setattr(limits_feature, "OPERATOR_REQUESTS_MAX", 3)
     first, *others = [await gateway.client.get("/v1/admin/tenants") for _ in range(7)]
     assert first.status_code == 200
     assert {one.json()["error"]["code"] for one in others if one.status_code != 200} == {"rate_limited"}

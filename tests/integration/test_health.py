@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from tailrace.deploy.cli.status import fetch
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.limits.queue_estimate import QueueEstimate
+from tailrace.gateway.turns.queue_estimate import QueueEstimate
 from tailrace.generators.key_health import REFUSED
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Connection, Rpc, TurnLog

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
+from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import LOCAL, Authenticator
 from tailrace.gateway.http.deferred_response import send_deferred
@@ -19,9 +20,9 @@ from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 
 
 def build_reader() -> Reader:
-    counts, slot_limits = ReaderCounts(ReaderLimits(1, 1, 1)), SimpleNamespace(slots_of=lambda _: None)
+    counts, admissions = ReaderCounts(ReaderLimits(1, 1, 1)), Admissions()
     authenticator = Authenticator(Settings(), ApiKeyCache())
-    streams: Any = SimpleNamespace(authenticator=authenticator, counts=counts, slot_limits=slot_limits)
+    streams: Any = SimpleNamespace(authenticator=authenticator, counts=counts, admissions=admissions)
     request: Any = SimpleNamespace(principal=LOCAL, client=None)
     return Reader(streams, request)
 

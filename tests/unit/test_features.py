@@ -34,9 +34,9 @@ def test_the_settings_of_a_feature_are_read_and_listed_with_those_of_the_core() 
 
 def test_the_steps_of_all_features_are_joined_and_none_is_replaced() -> None:
     """Two features with the same step would hide one of them: a limit, for example."""
-    queue, share = OptionalSteps(check_queue=lambda _: None), OptionalSteps(check_share=lambda *_: None)
-    joined = join_steps(join_steps(OptionalSteps(), queue), share)
-    assert [step for step in joined if step is not None] == [queue.check_queue, share.check_share]
+    queue, webhook = OptionalSteps(check_queue=lambda _: None), OptionalSteps(check_webhook=lambda _: None)
+    joined = join_steps(join_steps(OptionalSteps(), queue), webhook)
+    assert [step for step in joined if step is not None] == [webhook.check_webhook, queue.check_queue]
     with pytest.raises(ValueError, match="check_queue"):
         join_steps(joined, queue)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailrace.gateway.limits.queue_estimate import QueueState
+from tailrace.gateway.turns.queue_estimate import QueueState
 from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.ids import Tenant
 

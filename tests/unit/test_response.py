@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from starlette.types import Message
 
+from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.clients.ai_sdk.routes import count_chunks
 from tailrace.gateway.clients.ai_sdk.stream import UI
@@ -60,7 +61,7 @@ class Client:
             on_disconnect=lambda _, reconnect_window_s: self.disconnects.append(reconnect_window_s),
             log=log,
             counts=self.counts,
-            slot_limits=SimpleNamespace(slots_of=lambda _: None),
+            admissions=Admissions(),
             records=StreamRecords(),
         )
         self.request: Any = SimpleNamespace(principal=LOCAL, client=SimpleNamespace(host="127.0.0.1"))

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
+from tailrace.gateway.auth.admission import Limiter
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
@@ -14,8 +16,9 @@ from tailrace.gateway.turns.draft import Stored, TurnDraft
 from tailrace.gateway.turns.optional_steps import OptionalSteps, Retry, WhenDelivered
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, PromptUse
 from tailrace.gateway.turns.submit import UNCLEAR
+from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused
-from tailrace.proto.ids import Seq, Tenant, TurnKey
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Claim
 from tailrace.testing import MemoryClaims, MemoryLog, MemoryTombstones
 from tests.harness.service_builders import NO_STEPS, build_turn_submitter
@@ -38,10 +41,21 @@ class Services:
 
 
 def submit_to(
-    memory: Services, steps: OptionalSteps = NO_STEPS, *, is_full: bool = False, is_draining: bool = False
+    memory: Services,
+    steps: OptionalSteps = NO_STEPS,
+    *,
+    limiter: Limiter | None = None,
+    is_full: bool = False,
+    is_draining: bool = False,
 ) -> Callable[..., Coroutine[Any, Any, Stored]]:
     submitter = build_turn_submitter(
-        memory.log, memory.claims, memory.tombstones, steps=steps, is_full=is_full, is_draining=is_draining
+        memory.log,
+        memory.claims,
+        memory.tombstones,
+        steps=steps,
+        limiter=limiter,
+        is_full=is_full,
+        is_draining=is_draining,
     )
 
     async def submit(
@@ -57,14 +71,20 @@ def submit_to(
     return submit
 
 
-class Reservations:
-    """The step that counts requests; its count is given back unless it is kept."""
+class Reservations(Limiter):
+    """Limits whose admission notes whether it was given back."""
 
     def __init__(self) -> None:
         self.is_given_back = False
 
-    async def count_request(self, _: Principal, _headers: object, reserved: AsyncExitStack) -> None:
-        reserved.callback(setattr, self, "is_given_back", True)
+    def admission(self, _: Principal) -> Any:
+        async def release() -> None:
+            self.is_given_back = True
+
+        async def reserve_turn(_: TurnId, request: Request) -> Request:
+            return request
+
+        return SimpleNamespace(headers=None, count_request=AsyncMock(), reserve_turn=reserve_turn, release=release)
 
 
 class Retries:
@@ -259,7 +279,7 @@ async def test_an_unclear_append_keeps_reservations(error: BaseException, *, may
     memory, reservations = Services(), Reservations()
     memory.log.append_errors.append(error)
     with pytest.raises((LogUnavailable, LogFull, asyncio.CancelledError)):
-        await submit_to(memory, OptionalSteps(count_request=reservations.count_request))(LOCAL, HELLO, b"{}")
+        await submit_to(memory, limiter=reservations)(LOCAL, HELLO, b"{}")
     assert reservations.is_given_back is not may_be_stored
 
 

@@ -17,17 +17,17 @@ import msgspec
 import pytest
 
 from tailrace.features.gateway import FEATURES, Settings
+from tailrace.features.limits.storage_share import StorageShare
 from tailrace.features.prompts.templates import Prompts
 from tailrace.gateway.app import app
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.deferred_response import send_deferred
-from tailrace.gateway.limits.queue_estimate import QueueEstimate
-from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.serve import build, start
+from tailrace.gateway.turns.queue_estimate import QueueEstimate
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto import entries
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown

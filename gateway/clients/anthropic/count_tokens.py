@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.clients.anthropic.routes import SECTION
@@ -15,7 +16,6 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
 from tailrace.gateway.http.parameters import BETA
 from tailrace.gateway.http.route import Route
-from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.account_choice import refuse_account_fields, refuse_account_headers
@@ -69,7 +69,7 @@ async def post_count_tokens(
     catalogue: Catalogue,
     rpc: Rpc,
     request_blobs: RequestBlobs,
-    limiter: Limiter,
+    admissions: Admissions,
     settings: Settings,
     submitter: TurnSubmitter,
 ) -> Response:
@@ -104,7 +104,7 @@ async def post_count_tokens(
         fields["messages"], is_large = msgspec.to_builtins(inlined), True
     async with request_blobs.hold_pins(key):
         if is_large:
-            fields |= await store_long_strings(request_blobs, key, fields, limiter, request.principal)
+            fields |= await store_long_strings(request_blobs, key, fields, admissions, request.principal)
             # Passing a large body on may take as long as receiving it.
             timeout_s += settings.body_timeout_s
         query = CountTokens(msgspec.Raw(msgspec.json.encode(fields)), betas, is_large, version)
@@ -127,7 +127,7 @@ def _with_valid_tool_ids(messages: list[Any]) -> list[Any]:
 
 
 async def store_long_strings(
-    request_blobs: RequestBlobs, key: TurnKey, fields: dict[str, Any], limiter: Limiter, principal: Principal
+    request_blobs: RequestBlobs, key: TurnKey, fields: dict[str, Any], admissions: Admissions, principal: Principal
 ) -> dict[str, Any]:
     """Stores the long strings of a prompt as blobs, pinned for `key`. Returns its fields with references to them.
 
@@ -142,7 +142,7 @@ async def store_long_strings(
     short, lifted = await asyncio.to_thread(
         blobs.lift, PromptFields(list(prompt.messages), prompt.system, prompt.tools)
     )
-    async with limiter.open_admission(principal) as admission:
+    async with admissions.open(principal) as admission:
         await request_blobs.put(key, lifted, set(lifted), admission)
     return dict(msgspec.to_builtins(short))
 

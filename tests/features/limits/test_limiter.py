@@ -5,11 +5,12 @@ import time
 
 import pytest
 
+from tailrace.features.limits import stream_slots
+from tailrace.features.limits.limiter import Limiter
+from tailrace.features.limits.quotas import TENANT
+from tailrace.features.limits.stream_slots import SLOT_LIFE_S, HeldSlots, StreamSlots
+from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.limits import stream_slots
-from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.limits.quotas import TENANT
-from tailrace.gateway.limits.stream_slots import SLOT_LIFE_S, HeldSlots, StreamSlots
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.limits import UNLIMITED, Limits, parse_limits_setting
@@ -80,7 +81,8 @@ def limiter_of(
 async def admit(limiter: Limiter, turn: str = "") -> str:
     """Admits one turn. Returns "", or the code of its refusal."""
     try:
-        async with limiter.open_admission(PRINCIPAL) as admission:
+        async with Admissions(limiter).open(PRINCIPAL) as admission:
+            assert admission is not None
             await admission.count_request()
             await admission.reserve_turn(TurnId(turn or new_id()), request())
     except Refused as refused:
@@ -137,7 +139,8 @@ async def test_a_request_that_stores_nothing_gives_its_counts_back(error: Except
     limiter = limiter_of(Limits(bytes_day=10), of_keys=Limits(bytes_day=10))
 
     async def fail() -> None:
-        async with limiter.open_admission(PRINCIPAL) as admission:
+        async with Admissions(limiter).open(PRINCIPAL) as admission:
+            assert admission is not None
             await admission.count_stored_bytes(6)
             raise error
 
@@ -150,6 +153,7 @@ async def test_a_counter_that_is_not_given_back_leaves_no_slot_taken() -> None:
     limiter = limiter_of(Limits(requests=9, running=1), FailingCounters())
     for _ in range(2):
         admission = limiter.admission(PRINCIPAL)
+        assert admission is not None
         await admission.count_request()
         await admission.reserve_turn(TurnId(new_id()), request())
         await admission.release()
@@ -157,8 +161,7 @@ async def test_a_counter_that_is_not_given_back_leaves_no_slot_taken() -> None:
 
 def streams_of(limiter: Limiter, count: int) -> tuple[StreamSlots, list[HeldSlots]]:
     """Returns the slots of `count` streams of one tenant."""
-    streams = StreamSlots(limiter)
-    return streams, [held for _ in range(count) if (held := streams.slots_of(PRINCIPAL)) is not None]
+    return limiter.streams, [held for _ in range(count) if (held := limiter.slots_of(PRINCIPAL)) is not None]
 
 
 async def test_a_stream_that_ends_during_a_renewal_releases_all_its_slots(monkeypatch: pytest.MonkeyPatch) -> None:

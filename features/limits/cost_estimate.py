@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tailrace.gateway.limits.pdf_pages import UNKNOWN_PAGES, PageCounter, pages_of_size
+from tailrace.features.limits.pdf_pages import UNKNOWN_PAGES, PageCounter, pages_of_size
 from tailrace.proto.blobs import parse_reference
 from tailrace.proto.entries import Request
 from tailrace.proto.forced_tools import answer_schema

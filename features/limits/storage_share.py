@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import structlog
 
-from tailrace.gateway.limits.quotas import DAY_S, TENANT
+from tailrace.features.limits.quotas import DAY_S, TENANT
+from tailrace.gateway.auth.admission import Share
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Tenant
@@ -41,7 +42,7 @@ LOG = Store("log_bytes", "The log", "a day", DAY_S)
 BLOBS = Store("blob_bytes", "The blob store", "a week", 7 * DAY_S)
 
 
-class StorageShare:
+class StorageShare(Share):
     """Counts the bytes that each tenant has stored in the current period, and refuses those above the share."""
 
     def __init__(

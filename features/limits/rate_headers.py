@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from tailrace.gateway.limits.limiter import QuotaRest
+from tailrace.features.limits.quotas import QuotaRest
 
 ANTHROPIC = ("/v1/messages",)
 OPENAI = ("/v1/chat/completions", "/v1/responses")

@@ -7,19 +7,31 @@ a running turn counts as free as soon as the log has the turn's end, even if no 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
 
 import msgspec
 
+from tailrace.features.limits.cost_estimate import ZERO, Estimate, estimate_request
+from tailrace.features.limits.pdf_pages import PageCounter
+from tailrace.features.limits.quotas import (
+    Owner,
+    Quota,
+    QuotaRest,
+    What,
+    effective_limits,
+    owner_name,
+    owners_of,
+    quota_of,
+)
+from tailrace.features.limits.rate_headers import Headers, rate_headers
+from tailrace.features.limits.stream_slots import HeldSlots, StreamSlots
+from tailrace.gateway.auth import admission
+from tailrace.gateway.auth.admission import Reserved, Share
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.limits.cost_estimate import ZERO, Estimate, estimate_request
-from tailrace.gateway.limits.pdf_pages import PageCounter
-from tailrace.gateway.limits.quotas import Owner, Quota, What, effective_limits, owners_of, quota_of
 from tailrace.proto.entries import Request, Reservation
-from tailrace.proto.errors import LogError, LogUnavailable, Refused
+from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.limits import MINUTE_S, UNLIMITED, Limits
 from tailrace.proto.nats import Counters, Slots, TurnLog
@@ -38,14 +50,7 @@ UNITS = {"requests": "request", "tokens": "token", "bytes_day": "byte"}
 PERIOD = {"usd_day": "day", "usd_month": "month"}
 
 
-class QuotaRest(NamedTuple):
-    """The rest of a quota, for the rate-limit headers."""
-
-    quota: Quota
-    remaining: int
-
-
-class Limiter:
+class Limiter(admission.Limiter):
     """The limits of this gateway. `of_keys` and `tenant_defaults` apply to each key and tenant without its own.
 
     `now` returns Unix seconds. `own_limits_of` returns the limits that an operator has given to one tenant.
@@ -61,61 +66,42 @@ class Limiter:
         now: Callable[[], float] = time.time,
         *,
         own_limits_of: Callable[[Tenant], Mapping[str, float] | None] = lambda _: None,
+        log_share: Share = admission.Limiter.log_share,
+        blob_share: Share = admission.Limiter.blob_share,
     ) -> None:
         self.counters = counters
         self.slots = slots
         self.log = log
         self.now = now
+        self.streams = StreamSlots(slots)
+        self.log_share = log_share
+        self.blob_share = blob_share
         self._of_keys = of_keys
-        self.tenant_defaults = tenant_defaults
-        """The limits of each tenant without its own."""
+        self._tenant_defaults = tenant_defaults
         self._own_limits_of = own_limits_of
         self._has_common_limits = (of_keys, tenant_defaults) != (UNLIMITED, UNLIMITED)
 
-    def owners(self, principal: Principal) -> tuple[Owner, Owner]:
-        """Returns the key and the tenant of `principal` with their limits."""
-        return owners_of(
-            principal,
-            self._of_keys,
-            effective_limits(self._own_limits_of(principal.tenant) or {}, self.tenant_defaults),
-        )
+    def owners(self, principal: Principal) -> Sequence[Owner]:
+        """Returns the key and the tenant of `principal` with their limits; nothing if no limit can apply to them."""
+        own = self._own_limits_of(principal.tenant)
+        if not (self._has_common_limits or principal.limits or own):
+            return ()
+        return owners_of(principal, self._of_keys, self.effective_limits(own or {}))
 
-    def has_limits(self, principal: Principal) -> bool:
-        """Returns whether any limit may apply to the principal."""
-        return self._has_common_limits or bool(principal.limits or self._own_limits_of(principal.tenant))
+    def admission(self, principal: Principal) -> "Admission | None":
+        owners = self.owners(principal)
+        return Admission(self, principal.tenant, owners) if owners else None
 
-    def admission(self, principal: Principal) -> "Admission":
-        """Returns the admission of one request."""
-        return Admission(self, principal.tenant, self.owners(principal))
+    async def count_operator(self, principal: Principal, requests_max: int) -> None:
+        """Counts a request to a route for operators, of which a credential has so many a minute. Raises Refused."""
+        owner = Owner(principal.tenant, owner_name("admin_", principal), Limits(requests=requests_max))
+        await Admission(self, principal.tenant, [owner]).count_request()
 
-    @asynccontextmanager
-    async def open_admission(self, principal: Principal) -> AsyncIterator["Admission"]:
-        """Yields the admission of a request that stores no turn. Refused and LogError release its counts.
+    def slots_of(self, principal: Principal) -> HeldSlots | None:
+        return self.streams.slots_of(self.owners(principal))
 
-        LogUnavailable and `persistence_unavailable` do not: what was sent may be stored although no answer came.
-        """
-        admission = self.admission(principal)
-        try:
-            yield admission
-        except (Refused, LogError) as error:
-            # A count that is too high is safer: otherwise a slow disk would make every limit of storage ineffective.
-            if not _may_be_stored(error):
-                await admission.release()
-            raise
-
-    @asynccontextmanager
-    async def count(self, principal: Principal, stored_bytes: int = 0) -> AsyncIterator[None]:
-        """Counts a request that stores no turn, and the bytes that it stores, while the block stores them.
-
-        The counts are given back if the block raises an error which means that nothing is stored, see `open_admission`.
-        Raises Refused, LogUnavailable.
-        """
-        async with self.open_admission(principal) as admission:
-            await admission.count_request()
-            # A request that stores nothing, such as a login, is not refused when no bytes are left.
-            if stored_bytes:
-                await admission.count_stored_bytes(stored_bytes)
-            yield
+    def effective_limits(self, own: Mapping[str, float]) -> Limits:
+        return effective_limits(own, self._tenant_defaults)
 
 
 class Admission:
@@ -130,6 +116,10 @@ class Admission:
         self._counter = PageCounter()
         self.quota_rests: dict[str, QuotaRest] = {}
         """The rest of each counter when it was last read."""
+
+    def headers(self, path: str) -> Headers:
+        """Returns the response headers with the rest of the limits, in the form of the route's client protocol."""
+        return rate_headers(path, self.quota_rests.values(), self._limiter.now())
 
     async def release(self) -> None:
         """Gives back all counts and slots, if no turn was stored. Otherwise the turn's end settles them."""
@@ -155,7 +145,7 @@ class Admission:
         """Counts bytes of an entry, of its blobs, or of a row. Raises Refused, LogUnavailable."""
         await self._take("bytes_day", size)
 
-    async def estimate(self, request: Request) -> Estimate:
+    async def _estimate(self, request: Request) -> Estimate:
         """Returns the estimate for `request`; zero if no limit of tokens or money needs one."""
         if not any(owner.limits.is_estimated for owner in self._owners):
             return ZERO
@@ -164,16 +154,15 @@ class Admission:
 
     async def reserve_turn(self, turn: TurnId, request: Request) -> Request:
         """Returns `request` with its reservations in `holds`, until its end. Raises Refused, LogUnavailable."""
-        (holds,), slots, _ = await self.reserve_batch(turn, [await self.estimate(request)], 1)
+        (holds,), slots, _ = await self.reserve_batch(turn, [request], 1)
         return msgspec.structs.replace(request, holds=[*holds, *slots] or None)
 
-    async def reserve_batch(
-        self, turn: TurnId, estimates: Sequence[Estimate], parallel: int
-    ) -> tuple[list[list[Reservation]], list[Reservation], int]:
-        """Returns the reservations of each turn of a batch, its slots, and how many turns, up to `parallel`, may run.
+    async def reserve_batch(self, turn: TurnId, requests: Sequence[Request], parallel: int) -> Reserved:
+        """Reserves what all turns of a batch may use, and slots for up to `parallel` of them.
 
         Tokens and money of all turns are counted now; each turn settles its own. Raises Refused, LogUnavailable.
         """
+        estimates = [await self._estimate(request) for request in requests]
         tokens = await self._take("tokens", sum(estimate.tokens for estimate in estimates))
         # Before money: concurrent requests that find no slot would make the budget look exceeded to those that do.
         slots, running = await self._running_slots(turn, parallel)
@@ -184,7 +173,7 @@ class Admission:
             + [Reservation(subject, "nusd", cost) for subject in nano_usd]
             for estimate, cost in zip(estimates, costs, strict=True)
         ]
-        return each, slots, running
+        return Reserved(each, slots, running)
 
     def _known_cost(self, estimate: Estimate) -> int:
         """Returns the estimated cost. Raises Refused if it is unknown, but limited: the budget could not be kept."""
@@ -294,13 +283,6 @@ class Admission:
             return True
         age = datetime.fromtimestamp(self._limiter.now(), UTC) - slot.at
         return age > STORED_WITHIN and not await log.has_turn(key)
-
-
-def _may_be_stored(error: Refused | LogError) -> bool:
-    """Returns whether the request may have been stored although it failed."""
-    if isinstance(error, Refused):
-        return error.code == "persistence_unavailable"
-    return isinstance(error, LogUnavailable)
 
 
 def quota_error(quota: Quota, amount: int, held: int, now: float) -> Refused:

@@ -2,9 +2,8 @@
 
 import pytest
 
-from tailrace.gateway.limits.limiter import QuotaRest
-from tailrace.gateway.limits.quotas import Quota, What
-from tailrace.gateway.limits.rate_headers import duration, rate_headers
+from tailrace.features.limits.quotas import Quota, QuotaRest, What
+from tailrace.features.limits.rate_headers import duration, rate_headers
 
 NOW = 1_765_000_000.0
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailrace.features.limits.limiter import quota_error
+from tailrace.features.limits.quotas import TENANT, Owner, What, owners_of, quota_of
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.limits.limiter import quota_error
-from tailrace.gateway.limits.quotas import TENANT, Owner, What, owners_of, quota_of
 from tailrace.proto.ids import Tenant, is_token
 from tailrace.proto.limits import UNLIMITED, Limits
 

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from functools import partial
+from functools import partialmethod
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -16,14 +16,14 @@ import pytest
 
 from tailrace.deploy.cli.keys import create
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.limits.limiter import Limiter
+from tailrace.features.limits.quotas import owners_of, quota_of
+from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.limits.cost_estimate import ZERO
-from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.limits.quotas import owners_of, quota_of
 from tailrace.gateway.turns import delete
 from tailrace.proto import entries, events
 from tailrace.proto.api_key import SCOPES
-from tailrace.proto.entries import Reservation
+from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.limits import UNLIMITED, Limits
@@ -73,7 +73,11 @@ async def post_turns(gateways: list[Gateway]) -> list[httpx2.Response]:
 def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the gateways of this process, no window of a counter ends during a test."""
     now = time.time()
-    monkeypatch.setattr("tailrace.gateway.serve.Limiter", partial(Limiter, now=lambda: now))
+
+    class StoppedLimiter(Limiter):
+        __init__ = partialmethod(Limiter.__init__, now=lambda: now)
+
+    monkeypatch.setattr("tailrace.features.limits.gateway.Limiter", StoppedLimiter)
 
 
 def statuses(answers: list[httpx2.Response]) -> Counter[int]:
@@ -153,7 +157,9 @@ async def test_a_request_that_one_limit_refuses_is_not_counted_by_others(
 async def test_a_batch_frees_the_slot_of_its_key_if_its_tenant_has_none(connection: Connection, tenant: Tenant) -> None:
     slots = Slots(connection)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), Limits(running=3), Limits(running=2))
-    _, holds, running = await limiter.admission(Principal(tenant)).reserve_batch(TurnId(new_id()), [ZERO] * 3, 3)
+    admission = limiter.admission(Principal(tenant))
+    assert admission is not None
+    _, holds, running = await admission.reserve_batch(TurnId(new_id()), [request()] * 3, 3)
     held = [await slots.list_held(tenant, owner.name, "running") for owner in limiter.owners(Principal(tenant))]
     assert (running, len(holds), [len(each) for each in held]) == (2, 4, [2, 2])
 
@@ -239,13 +245,16 @@ async def test_a_slot_of_a_turn_that_was_never_stored_is_freed(connection: Conne
     owner, _ = owners_of(principal, limits, UNLIMITED)
     assert await slots.acquire(tenant, owner.name, "running", 1, new_id()) is not None
 
-    def limiter(after_s: float) -> Limiter:
+    async def reserve(after_s: float) -> Request:
         now = time.time() + after_s
-        return Limiter(Counters(connection), slots, TurnLog(connection), limits, UNLIMITED, lambda: now)
+        limiter = Limiter(Counters(connection), slots, TurnLog(connection), limits, UNLIMITED, lambda: now)
+        admission = limiter.admission(principal)
+        assert admission is not None
+        return await admission.reserve_turn(TurnId(new_id()), request())
 
     with pytest.raises(Refused, match="running turns"):
-        await limiter(0).admission(principal).reserve_turn(TurnId(new_id()), request())
-    reserved = await limiter(90).admission(principal).reserve_turn(TurnId(new_id()), request())
+        await reserve(after_s=0)
+    reserved = await reserve(after_s=90)
     assert [hold.unit for hold in reserved.holds or ()] == ["slot"]
 
 
@@ -314,9 +323,9 @@ async def test_a_request_that_stores_no_bytes_is_not_refused_by_bytes_day(
 ) -> None:
     """The limit may have been lowered below what the tenant has stored. A login stores no bytes."""
     principal, parts = Principal(tenant), (Counters(connection), Slots(connection), TurnLog(connection))
-    async with Limiter(*parts, UNLIMITED, Limits(bytes_day=9_000)).count(principal, 9_000):
+    async with Admissions(Limiter(*parts, UNLIMITED, Limits(bytes_day=9_000))).count(principal, 9_000):
         pass
-    lowered = Limiter(*parts, UNLIMITED, Limits(bytes_day=1_000))
+    lowered = Admissions(Limiter(*parts, UNLIMITED, Limits(bytes_day=1_000)))
     async with lowered.count(principal):
         pass
     with pytest.raises(Refused, match="bytes of storage a day"):
@@ -340,7 +349,7 @@ async def test_a_request_that_may_be_stored_although_it_failed_stays_counted(
     """A process that is slower than the gateway's timeout still stores what it was sent."""
     limiter = Limiter(Counters(connection), Slots(connection), TurnLog(connection), UNLIMITED, Limits(bytes_day=9_000))
     with pytest.raises(type(failure)):
-        async with limiter.count(Principal(tenant), 9_000):
+        async with Admissions(limiter).count(Principal(tenant), 9_000):
             raise failure
     quota = quota_of(limiter.owners(Principal(tenant))[1], "bytes_day", time.time())
     assert quota is not None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tailrace.gateway.limits.pdf_pages import (
+from tailrace.features.limits.pdf_pages import (
     DECOMPRESSED_BYTES_MAX,
     PAGES_MAX,
     STREAM_BYTES_MAX,

@@ -9,11 +9,10 @@ from contextlib import suppress
 
 import structlog
 
-from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.limits.quotas import Owner
+from tailrace.features.limits.quotas import Owner
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import new_id
+from tailrace.proto.nats import Slots
 from tailrace.proto.nats.leases import keep_renewed
 from tailrace.proto.nats.slots import Slot
 
@@ -29,14 +28,13 @@ STREAMS = "streams"
 class StreamSlots:
     """The slots of this gateway's streams, which are renewed."""
 
-    def __init__(self, limiter: Limiter) -> None:
-        self.limiter = limiter
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
         self.open: set[HeldSlots] = set()
         """Those of the streams that are open."""
 
-    def slots_of(self, principal: Principal) -> "HeldSlots | None":
-        """Returns the slots for one stream of `principal`; None without a limit."""
-        owners = self.limiter.owners(principal) if self.limiter.has_limits(principal) else ()
+    def slots_of(self, owners: Sequence[Owner]) -> "HeldSlots | None":
+        """Returns the slots for one stream of these owners; None without a limit."""
         limited = [owner for owner in owners if owner.limits.streams is not None]
         return HeldSlots(self, limited) if limited else None
 
@@ -79,7 +77,7 @@ class HeldSlots:
         self._is_open = True
 
     async def _acquire_of(self, owner: Owner) -> Slot | None:
-        return await self._streams.limiter.slots.acquire(
+        return await self._streams.slots.acquire(
             owner.tenant, owner.name, STREAMS, owner.limits.streams or 0, self.holder, life_s=SLOT_LIFE_S
         )
 
@@ -92,14 +90,14 @@ class HeldSlots:
         # A slot that cannot be freed expires.
         with suppress(LogError):
             for slot in slots.values():
-                await self._streams.limiter.slots.release(slot.seq)
+                await self._streams.slots.release(slot.seq)
 
     async def renew(self) -> None:
         """Renews the slots for SLOT_LIFE_S seconds. Changes nothing while NATS is unreachable.
 
         A slot may have expired while NATS was unreachable. The stream stays open, and takes one again if one is free.
         """
-        slots = self._streams.limiter.slots
+        slots = self._streams.slots
         with suppress(LogError):
             for owner in self._owners:
                 slot = self._slots.get(owner.name)

@@ -7,11 +7,11 @@ from signal import SIGKILL
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.limits import stream_slots
+from tailrace.features.limits.limiter import Limiter
+from tailrace.features.limits.quotas import TENANT
+from tailrace.features.limits.stream_slots import HeldSlots
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.limits import stream_slots
-from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.limits.quotas import TENANT
-from tailrace.gateway.limits.stream_slots import HeldSlots, StreamSlots
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.limits import Limits
@@ -131,8 +131,7 @@ async def test_a_stream_whose_slot_has_expired_takes_one_again(connection: Conne
 def two_streams(connection: Connection, tenant: Tenant) -> tuple[HeldSlots, HeldSlots]:
     """Returns the slots of two streams of a tenant that may have one."""
     limiter = Limiter(Counters(connection), Slots(connection), TurnLog(connection), Limits(), Limits(streams=1))
-    streams = StreamSlots(limiter)
-    one, other = (streams.slots_of(Principal(tenant)) for _ in range(2))
+    one, other = (limiter.slots_of(Principal(tenant)) for _ in range(2))
     assert one is not None
     assert other is not None
     return one, other

@@ -41,6 +41,13 @@ class Quota(NamedTuple):
     renews_at: float
 
 
+class QuotaRest(NamedTuple):
+    """The rest of a quota, for the rate-limit headers."""
+
+    quota: Quota
+    remaining: int
+
+
 def owners_of(principal: Principal, of_keys: Limits, of_tenants: Limits) -> tuple[Owner, Owner]:
     """Returns key and tenant of `principal`. The key is first: what it refuses is not counted for the tenant."""
     own = effective_limits(principal.limits or {}, of_keys)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tailrace.gateway.limits import storage_share
-from tailrace.gateway.limits.storage_share import BLOBS, LOG, StorageShare, Store
+from tailrace.features.limits import storage_share
+from tailrace.features.limits.storage_share import BLOBS, LOG, StorageShare, Store
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection, Counters, StreamSize

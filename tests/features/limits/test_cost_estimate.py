@@ -6,7 +6,7 @@ import base64
 import msgspec
 import pytest
 
-from tailrace.gateway.limits.cost_estimate import IMAGE_TOKENS, PAGE_TOKENS, SCHEMA_RETRY_TOKENS, estimate_request
+from tailrace.features.limits.cost_estimate import IMAGE_TOKENS, PAGE_TOKENS, SCHEMA_RETRY_TOKENS, estimate_request
 from tailrace.proto.entries import Message, Request
 from tailrace.proto.usage import PIECE_CHARS, utf8_bytes
 from tests.harness.loop_pause import longest_lock

@@ -1,0 +1,101 @@
+"""Makes the limiter of a gateway, and counts the requests of operators."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from tailrace.features.limits.limiter import Limiter
+from tailrace.features.limits.storage_share import BLOBS, LOG, StorageShare
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.feature import Feature, Parts
+from tailrace.gateway.http.route import Route
+from tailrace.gateway.services import Gateway
+from tailrace.proto.limits import Limits, parse_limits_setting
+from tailrace.proto.nats import Counters, Slots
+
+# Requests of one credential to the routes for operators in a minute, at all gateways together.
+OPERATOR_REQUESTS_MAX = 120
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits of keys and tenants without their own."""
+
+    limits_key: Annotated[
+        str,
+        Meta(
+            description="NAME=NUMBER pairs, separated by commas: limits of each key without its own limits; "
+            "requests, burst, tokens (a minute), running, streams, usd_day, usd_month, bytes_day"
+        ),
+    ] = ""
+    limits_tenant: Annotated[str, Meta(description="the same limits for all keys of a tenant together")] = ""
+    tenant_log_share: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="share of the log that one tenant may fill in a day, and of the blob store in a week, once "
+            "they are 70 % full",
+        ),
+    ] = 0.4
+
+
+def common_limits(settings: Settings) -> tuple[Limits, Limits]:
+    """Returns the limits of keys without their own, and of tenants. Raises SettingsInvalid."""
+    return (
+        parse_limits_setting("TAILRACE_LIMITS_KEY", settings.limits_key),
+        parse_limits_setting("TAILRACE_LIMITS_TENANT", settings.limits_tenant),
+    )
+
+
+async def check(settings: Settings) -> None:
+    """Raises SettingsInvalid for limits that are not valid."""
+    common_limits(settings)
+
+
+def counted(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns an endpoint that counts the requests of operators, and refuses those above `OPERATOR_REQUESTS_MAX`."""
+
+    @wraps(endpoint)
+    async def respond(request: ApiRequest, operator_limiter: Limiter, **services: Any) -> Any:
+        await operator_limiter.count_operator(request.principal, OPERATOR_REQUESTS_MAX)
+        return await endpoint(request, **services)
+
+    # The services that the gateway passes.
+    respond.__annotations__ = endpoint.__annotations__ | {"operator_limiter": Limiter}
+    return respond
+
+
+def wrap(route: Route) -> Route:
+    """Returns a route for operators with their limit, and any other route as it is."""
+    return msgspec.structs.replace(route, endpoint=counted(route.endpoint)) if route.need == "admin" else route
+
+
+def start(gateway: Gateway, settings: Settings) -> Parts:
+    """Makes the limiter, whose counters and slots all gateways share."""
+    counters, fullness = Counters(gateway.connection), gateway.log_fullness
+    log_share = StorageShare(LOG, counters, lambda: fullness.log, settings.tenant_log_share)
+    blob_share = StorageShare(BLOBS, counters, lambda: fullness.blobs, settings.tenant_log_share)
+    limiter = Limiter(
+        counters,
+        Slots(gateway.connection),
+        gateway.log,
+        *common_limits(settings),
+        own_limits_of=gateway.authenticator.api_keys.limits.get,
+        log_share=log_share,
+        blob_share=blob_share,
+    )
+    return Parts(
+        services=(limiter,),
+        background=(
+            limiter.streams.renew_periodically,
+            log_share.flush_periodically,
+            blob_share.flush_periodically,
+        ),
+        limiter=limiter,
+    )
+
+
+FEATURE = Feature(Settings, start, check=check, wrap=wrap)
