@@ -3,18 +3,21 @@
 from tailrace.features.admin.gateway import FEATURE as ADMIN
 from tailrace.features.auto_idempotency.gateway import FEATURE as AUTO_IDEMPOTENCY
 from tailrace.features.batches.gateway import FEATURE as BATCHES
+from tailrace.features.erasure.gateway import FEATURE as ERASURE
 from tailrace.features.files.gateway import FEATURE as FILES
 from tailrace.features.limits.gateway import FEATURE as LIMITS
 from tailrace.features.logins.gateway import FEATURE as LOGINS
 from tailrace.features.ops.gateway import FEATURE as OPS
 from tailrace.features.pace.gateway import FEATURE as PACE
 from tailrace.features.page.gateway import FEATURE as PAGE
+from tailrace.features.projects.gateway import FEATURE as PROJECTS
 from tailrace.features.prompts.gateway import FEATURE as PROMPTS
 from tailrace.features.sdk_retries.gateway import FEATURE as SDK_RETRIES
 from tailrace.features.structured_output.gateway import FEATURE as STRUCTURED_OUTPUT
 from tailrace.features.tickets.gateway import FEATURE as TICKETS
 from tailrace.features.timeline.gateway import FEATURE as TIMELINE
 from tailrace.features.unread_tokens.gateway import FEATURE as UNREAD_TOKENS
+from tailrace.features.usage.gateway import FEATURE as USAGE
 from tailrace.features.webhooks.gateway import FEATURE as WEBHOOKS
 from tailrace.gateway import app
 from tailrace.gateway.feature import Features
@@ -36,6 +39,9 @@ FEATURES: Features = (
     TICKETS,
     PACE,
     LOGINS,
+    ERASURE,
+    PROJECTS,
+    USAGE,
     ADMIN,
     OPS,
     PAGE,

@@ -1,15 +1,18 @@
 """The features of a persistence process, and its settings with theirs."""
 
 from tailrace.features.batches.persistence import FEATURE as BATCHES
+from tailrace.features.erasure.persistence import FEATURE as ERASURE
 from tailrace.features.files.persistence import FEATURE as FILES
+from tailrace.features.projects.persistence import FEATURE as PROJECTS
 from tailrace.features.search.persistence import FEATURE as SEARCH
 from tailrace.features.unstored.persistence import FEATURE as UNSTORED
+from tailrace.features.usage.persistence import FEATURE as USAGE
 from tailrace.features.webhooks.persistence import FEATURE as WEBHOOKS
 from tailrace.persistence.feature import Features, tables_of
 from tailrace.persistence.settings import Settings as CoreSettings
 from tailrace.proto.runtime.settings import extend
 
-FEATURES: Features = (UNSTORED, WEBHOOKS, SEARCH, BATCHES, FILES)
+FEATURES: Features = (UNSTORED, WEBHOOKS, SEARCH, BATCHES, FILES, PROJECTS, USAGE, ERASURE)
 
 Settings = extend(CoreSettings, [feature.settings for feature in FEATURES])
 """The settings of the core and of each feature."""

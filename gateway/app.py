@@ -34,13 +34,10 @@ from tailrace.gateway.http.traced_route import TracedApp
 from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
 from tailrace.gateway.resources import (
     deletion,
-    erasure,
     health,
     models,
-    projects,
     running,
     sessions,
-    usage,
 )
 from tailrace.gateway.services import Gateway
 from tailrace.proto.errors import LogError, Refused
@@ -52,11 +49,8 @@ ROUTES: list[Route] = [
     *SESSION_EVENT_ROUTES,
     *BLOB_ROUTES,
     *deletion.ROUTES,
-    *erasure.ROUTES,
     *sessions.ROUTES,
     *running.ROUTES,
-    *projects.ROUTES,
-    *usage.ROUTES,
     *TUTORIAL_ROUTES,
     *AI_SDK_ROUTES,
     *OPENAI_CHAT_ROUTES,
@@ -95,7 +89,8 @@ def app(gateway: Gateway, features: Started = ()) -> Starlette:
         return routing.Route(route.path, serving, methods=[route.method])
 
     starlette = Starlette(
-        routes=[serve(route) for route in routes],
+        # A path without parameters comes before those that match it: `/v1/sessions/stats` is no session.
+        routes=[serve(route) for route in sorted(routes, key=lambda route: "{" in route.path)],
         middleware=[
             *_build_outermost_middleware(gateway, features),
             Middleware(ManagedAgentsAdvice),

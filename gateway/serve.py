@@ -171,7 +171,7 @@ def build(
         settings, log, history, fan_out, authenticator, counts, admissions, records, draining, on_disconnect
     )
     storage = build_storage(settings, connection, admissions)
-    deleter = Deleter(connection, log, storage.blobs, history, rpc, settings.query_timeout_s, draining)
+    deleter = Deleter(connection, log, storage.blobs, history, rpc, settings.query_timeout_s)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     queue = QueueEstimate(connection, rpc, settings.queue_max)
     health = LogHealth(connection)

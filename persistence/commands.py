@@ -1,13 +1,12 @@
-"""Commands that change the database and are not entries of the log: sessions, projects, titles, deletion."""
+"""Commands that change the database and are not entries of the log: sessions, titles, deletion."""
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 import structlog
 
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.queries import Queries
-from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.rpc import CatchUp, QueryHandler
 from tailrace.persistence.store import DELETE_TURNS_MAX, Store
 from tailrace.persistence.unrecorded_turns import UnrecordedTurns
@@ -17,12 +16,10 @@ from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.records import GetSession, GetTurn, SessionRecord
 from tailrace.proto.resources import (
     ChangeSession,
-    CreateProject,
     CreateSession,
     DeletedRows,
     DeleteResource,
-    GetProject,
-    ProjectRecord,
+    Kind,
     Remaining,
     TurnToDelete,
 )
@@ -34,6 +31,8 @@ logger = structlog.get_logger()
 PURGED_AT_ONCE = 16
 
 EraseTenant = Callable[[Tenant], Awaitable[DeletedRows]]
+RequireExists = Callable[[Tenant, str], Awaitable[None]]
+"""Raises Refused (…_not_found) if the tenant has no resource of this name."""
 
 
 class Commands:
@@ -49,28 +48,34 @@ class Commands:
         tombstones: Tombstones,
         blobs: BlobCollector,
         queries: Queries,
-        resources: ResourceQueries,
         catch_up: CatchUp,
         unrecorded: Sequence[UnrecordedTurns] = (),
         erase_tenant: Sequence[EraseTenant] = (),
+        require_exists: Mapping[Kind, RequireExists] | None = None,
     ) -> None:
-        """`unrecorded` find the turns without rows; `erase_tenant` delete what features have of a tenant."""
+        """`unrecorded` find the turns without rows; `erase_tenant` delete what features have of a tenant.
+
+        `require_exists` has a function for each kind of resource of a feature.
+        """
         self._store = store
         self._log = log
         self._tombstones = tombstones
         self._blobs = blobs
         self._queries = queries
-        self._resources = resources
         self._catch_up = catch_up
         self._unrecorded = unrecorded
         self._erase_tenant = erase_tenant
+        self._require_exists = {
+            "turn": self._require_turn,
+            "session": self._require_session,
+            **(require_exists or {}),
+        }
 
     def handlers(self) -> list[QueryHandler]:
         """Returns each command with the method that answers it."""
         return [
             (CreateSession, self.new_session),
             (ChangeSession, self.change_session),
-            (CreateProject, self.new_project),
             (DeleteResource, self.delete),
         ]
 
@@ -85,18 +90,14 @@ class Commands:
         await self._store.change_session(tenant, new)
         return await self._queries.session(tenant, GetSession(new.session))
 
-    async def new_project(self, tenant: Tenant, new: CreateProject) -> ProjectRecord:
-        """Creates a project and returns it. Raises Refused if the id is in use."""
-        if not await self._store.new_project(tenant, new, datetime.now(UTC)):
-            raise Refused("project_exists", "`id`: a project with this id exists already: choose another id")
-        return await self._resources.project(tenant, GetProject(new.project))
-
     async def delete(self, tenant: Tenant, what: DeleteResource) -> Remaining:
         """Deletes the rows of the turns that the gateway has purged from the log; returns the turns that remain.
 
         The gateway purges those and repeats the command until none is left. Raises Refused if the resource does not
-        exist.
+        exist, or is of a feature that this process does not have.
         """
+        if (deletion := self._store.deletions.get(what.kind)) is None:
+            raise Refused("request_invalid", f"this persistence process cannot delete a {what.kind}")
         if what.purged:
             # Tombstones come before the search for follow-ups: a follow-up that is stored before is found below, and
             # one that is stored later finds its parent's tombstone. Thus no process has to survive in between (ADR 15).
@@ -109,15 +110,19 @@ class Commands:
             await self._blobs.collect(tenant)
             if what.kind == "turn" and (found := await self._find_unrecorded(TurnKey(tenant, TurnId(what.name)))):
                 return Remaining([found])
-            await self._require_exists(tenant, what)
-        if unrecorded := await self._list_unrecorded(tenant, what):
-            return Remaining(unrecorded)
+            # A user or a tenant is no resource: erasing it a second time finds nothing.
+            if (require := self._require_exists.get(what.kind)) is not None:
+                await require(tenant, what.name)
+        if deletion.erased is not None:
+            user = what.name if deletion.erased == "user" else None
+            if unrecorded := await self._list_unrecorded(tenant, user):
+                return Remaining(unrecorded)
         remaining = await self._store.turns_to_delete(tenant, what)
-        if what.kind in ("turn", "user") and not _may_delete_rows([one.turn for one in remaining], set(what.purged)):
+        if deletion.has_follow_ups and not _may_delete_rows([one.turn for one in remaining], set(what.purged)):
             # A new follow-up: the rows of its ancestors are needed to find it.
             return Remaining(remaining)
         rows = await self._store.delete(tenant, what)
-        if what.kind == "tenant" and not await self._store.turns_to_delete(tenant, what):
+        if deletion.erased == "tenant" and not await self._store.turns_to_delete(tenant, what):
             for erase in self._erase_tenant:
                 rows += await erase(tenant)
         rows += DeletedRows(blobs=await self._blobs.collect(tenant))
@@ -130,25 +135,15 @@ class Commands:
                 return found
         return None
 
-    async def _list_unrecorded(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
-        """Returns some turns without rows that an erasure includes."""
-        if what.kind not in ("user", "tenant"):
-            return []
-        user = what.name if what.kind == "user" else None
+    async def _list_unrecorded(self, tenant: Tenant, user: str | None) -> list[TurnToDelete]:
+        """Returns some turns without rows of a user, or of all users if `user` is None."""
         return [turn for one in self._unrecorded for turn in await one.list_of_user(tenant, user)]
 
-    async def _require_exists(self, tenant: Tenant, what: DeleteResource) -> None:
-        """Raises Refused (…_not_found) if the turn, session or project does not exist."""
-        match what.kind:
-            case "turn":
-                await self._queries.turn(tenant, GetTurn(TurnId(what.name)))
-            case "session":
-                await self._queries.session(tenant, GetSession(what.name))
-            case "project":
-                await self._resources.project(tenant, GetProject(what.name))
-            case "user" | "tenant":
-                # These are no resources: erasing them a second time finds nothing.
-                pass
+    async def _require_turn(self, tenant: Tenant, name: str) -> None:
+        await self._queries.turn(tenant, GetTurn(TurnId(name)))
+
+    async def _require_session(self, tenant: Tenant, name: str) -> None:
+        await self._queries.session(tenant, GetSession(name))
 
 
 async def delete_again(store: Store, tombstones: Tombstones, log: TurnLog) -> None:

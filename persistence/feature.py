@@ -1,21 +1,21 @@
 """An optional feature of persistence. The core knows features only by this type, and `__main__` lists them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from tailrace.persistence.blob_gc import BlobCollector
+from tailrace.persistence.commands import EraseTenant, RequireExists
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.rpc import QueryHandler
 from tailrace.persistence.store import Store
 from tailrace.persistence.tables import Tables
 from tailrace.persistence.unrecorded_turns import UnrecordedTurns
-from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Tombstones, TurnLog
-from tailrace.proto.resources import DeletedRows
+from tailrace.proto.resources import Kind
 from tailrace.proto.runtime.settings import select
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -43,8 +43,10 @@ class Parts(NamedTuple):
     """Each runs while the process records. The event is set when the process stops; if the part fails, it sets it."""
     unrecorded: UnrecordedTurns | None = None
     """The turns of which the feature keeps the recorder from writing rows."""
-    erase_tenant: Callable[[Tenant], Awaitable[DeletedRows]] | None = None
+    erase_tenant: EraseTenant | None = None
     """Deletes what the feature has of a tenant, when the tenant has no turn left."""
+    require_exists: Mapping[Kind, RequireExists] = {}
+    """For each kind of resource that the feature deletes: raises Refused if the resource does not exist."""
 
 
 class Feature(NamedTuple, Generic[S]):

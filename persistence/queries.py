@@ -32,6 +32,7 @@ from tailrace.proto.records import (
     TurnPositions,
     TurnRecord,
 )
+from tailrace.proto.resources import BranchPage, ListBranches
 
 TOO_MANY = (
     "this conversation has more than {most} turns, which is the limit: "
@@ -56,6 +57,7 @@ class Queries:
             (GetSession, self.session),
             (ListSessions, self.sessions),
             (ListSessionTurns, self.session_turns),
+            (ListBranches, self.branches),
             (ListTurns, self.turns),
             (ListRunning, self.list_running),
             (ListTurnsSince, self.turns_since),
@@ -66,7 +68,7 @@ class Queries:
 
     @property
     def since(self) -> datetime:
-        """Sessions and projects that were used after this time are active."""
+        """Sessions that were used after this time are active."""
         return datetime.now(UTC) - self._idle
 
     async def turn(self, tenant: Tenant, query: GetTurn) -> TurnRecord:
@@ -112,6 +114,20 @@ class Queries:
         if not found:
             await self.session(tenant, GetSession(query.session))
         return TurnPage(*await page_of(found, limit, lambda one: (one.asked_at, one.turn)))
+
+    async def branches(self, tenant: Tenant, query: ListBranches) -> BranchPage:
+        """Returns a page of branches, the newest first.
+
+        Raises Refused if the session does not exist, or for an invalid cursor.
+        """
+        limit = paging.clamp_limit(query.limit)
+        before = paging.start(query.after, paging.NEWEST)
+        found = await self._store.leaves(tenant, query.session, before, limit + 1)
+        if not found:
+            await self.session(tenant, GetSession(query.session))
+        # Each branch may be 10,000 turns to read.
+        branches = (await self._store.branch_to(tenant, leaf) for leaf in found)
+        return BranchPage(*await page_of(branches, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns(self, tenant: Tenant, query: ListTurns) -> TurnPage:
         """Returns a page of turns, newest first, which match all labels and the outcome.

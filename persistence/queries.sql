@@ -61,13 +61,6 @@ ON CONFLICT (tenant, session) DO UPDATE SET
     created_at = {least}(sessions.created_at, excluded.created_at),
     updated_at = {greatest}(sessions.updated_at, excluded.updated_at)
 
--- name: put_project
--- Creates the project of a session if it has one. Its name is its id until a client names it.
-INSERT INTO projects (tenant, project, name, created_at)
-SELECT tenant, project, project, :asked_at FROM sessions
-WHERE tenant = :tenant AND session = :session AND project IS NOT NULL
-ON CONFLICT (tenant, project) DO NOTHING
-
 -- name: put_turn
 -- Upserts a turn. A fold of fewer or the same entries of the log changes nothing.
 INSERT INTO turns (
@@ -247,15 +240,6 @@ WHERE turns.by_model IS NOT NULL
 GROUP BY usage.tenant, field.key, usage.asked_at / 86400000000
 {add_to_totals}
 
--- name: put_older_cost
--- Notes a turn whose usage and cost an older version has counted.
-INSERT INTO older_costs (tenant, asked_at) VALUES (:tenant, :asked_at)
-ON CONFLICT (tenant) DO UPDATE SET asked_at = {greatest}(older_costs.asked_at, excluded.asked_at)
-
--- name: older_cost
--- The last turn of a tenant whose usage and cost an older version has counted.
-SELECT asked_at FROM older_costs WHERE tenant = :tenant
-
 -- name: count_project
 -- Moves the usage of a session into the project that a turn names first. Runs before put_session.
 INSERT INTO totals
@@ -321,12 +305,6 @@ UPDATE sessions SET model = :value WHERE tenant = :tenant AND session = :session
 -- name: set_session_system
 -- Changes the system prompt of turns that have none.
 UPDATE sessions SET system = :value WHERE tenant = :tenant AND session = :session
-
--- name: create_project
--- Creates a project with a name; changes nothing if the id is in use.
-INSERT INTO projects (tenant, project, name, description, created_at)
-VALUES (:tenant, :project, :name, :description, :created_at)
-ON CONFLICT (tenant, project) DO NOTHING
 
 -- name: release_blobs
 -- Releases the blobs of a turn, before its row is deleted: the collector checks whether other turns refer to them.
@@ -428,15 +406,6 @@ SELECT session FROM sessions WHERE tenant = :tenant AND session = :session AND {
 DELETE FROM sessions WHERE tenant = :tenant AND session = :name
     AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
 
--- name: delete_project_sessions
--- Deletes the sessions of a project without turns.
-DELETE FROM sessions WHERE tenant = :tenant AND project = :name
-
--- name: delete_user_sessions
--- Deletes the sessions of a user that have no turns.
-DELETE FROM sessions WHERE tenant = :tenant AND "user" = :name
-    AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
-
 -- name: sessions_of_turns
 -- The sessions of turns: `listed` is a JSON list.
 SELECT DISTINCT session FROM {texts}(:listed{as_json}) AS written
@@ -447,18 +416,6 @@ SELECT DISTINCT session FROM {texts}(:listed{as_json}) AS written
 DELETE FROM sessions WHERE tenant = :tenant AND session IN (SELECT value FROM {texts}(:listed{as_json}))
     AND (:user IS NULL OR "user" = :user)
     AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
-
--- name: forget_session_user
--- Removes the name, title and system prompt of a user without turns from sessions that have turns of others.
-UPDATE sessions SET "user" = NULL, title = NULL, system = NULL WHERE tenant = :tenant AND "user" = :name
-
--- name: delete_tenant_sessions
--- Deletes the sessions of a tenant without turns.
-DELETE FROM sessions WHERE tenant = :tenant AND updated_at >= 0
-
--- name: delete_tenant_projects
--- Deletes the projects of a tenant without sessions.
-DELETE FROM projects WHERE tenant = :tenant AND created_at >= 0
 
 -- name: count_nameless
 -- Adds the totals of names that are about to be deleted, from one to another, to those without a name.
@@ -472,10 +429,6 @@ GROUP BY tenant, dimension, day
 -- name: delete_totals
 -- Deletes the totals of these names.
 DELETE FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key BETWEEN :name AND :last_name AND key <> ''
-
--- name: delete_project
--- Deletes a project without sessions.
-DELETE FROM projects WHERE tenant = :tenant AND project = :name
 
 -- name: turn
 -- One turn.
@@ -654,47 +607,6 @@ GROUP BY turns.turn, turns.outcome ORDER BY max(depth) DESC LIMIT :limit
 -- Some turns of a session.
 SELECT turn, outcome FROM turns WHERE tenant = :tenant AND session = :name LIMIT :limit
 
--- name: project_turn_ids
--- Some turns of a project.
-SELECT turns.turn, turns.outcome FROM sessions
-{join} turns ON turns.tenant = :tenant AND turns.session = sessions.session
-WHERE sessions.tenant = :tenant AND sessions.project = :name LIMIT :limit
-
--- fragment: newest_of_user
--- The newest turns with a user.
-SELECT turn FROM labels WHERE tenant = :tenant AND name = 'user' AND value = :name
-ORDER BY asked_at DESC, turn DESC LIMIT :limit
-
--- name: user_turn_ids (sqlite)
--- The newest turns of a user and those that continue them, newest first: no turn before its follow-ups. UNION removes
--- repeated turns: most turns of a user also continue another one of them.
-WITH RECURSIVE page (turn) AS ({newest_of_user}), branch (turn) AS (
-    SELECT turn FROM page
-    UNION
-    SELECT turns.turn FROM branch JOIN turns ON turns.tenant = :tenant AND turns.parent = branch.turn
-)
-SELECT turns.turn, turns.outcome FROM branch
-{join} turns ON turns.tenant = :tenant AND turns.turn = branch.turn
-ORDER BY asked_at DESC, turns.turn DESC LIMIT :limit
-
--- name: user_turn_ids (postgresql)
--- The same. Without OFFSET, the planner expects many follow-ups, and reads the turns of all tenants.
-WITH RECURSIVE page (turn) AS ({newest_of_user}), branch (turn) AS (
-    SELECT turn FROM page
-    UNION
-    SELECT found.turn FROM branch CROSS JOIN LATERAL (
-        SELECT turn FROM turns WHERE tenant = :tenant AND turns.parent = branch.turn OFFSET 0
-    ) AS found
-)
-SELECT found.turn, found.outcome FROM branch CROSS JOIN LATERAL (
-    SELECT turn, outcome, asked_at FROM turns WHERE tenant = :tenant AND turns.turn = branch.turn OFFSET 0
-) AS found
-ORDER BY found.asked_at DESC, found.turn DESC LIMIT :limit
-
--- name: tenant_turn_ids
--- Some turns of a tenant, newest first.
-SELECT turn, outcome FROM turns WHERE tenant = :tenant AND asked_at >= 0 ORDER BY asked_at DESC, turn DESC LIMIT :limit
-
 -- fragment: summed
 -- The columns of totals, without the number of turns.
     coalesce(sum(messages), 0) AS messages,
@@ -766,51 +678,6 @@ WITH page AS (
 )
 {with_totals}
 
--- fragment: project_facts
--- When a project in `page` was used, and the number of its sessions.
-    {greatest}(created_at, coalesce(
-        (SELECT max(updated_at) FROM sessions WHERE tenant = :tenant AND sessions.project = page.project), 0
-    )) AS updated_at,
-    coalesce(
-        (SELECT sessions FROM session_counts WHERE tenant = :tenant AND session_counts.project = page.project), 0
-    ) AS sessions
-
--- fragment: projects_with_totals (sqlite)
--- Projects in `page` with their totals, in which deleted turns are included.
-SELECT page.*, {project_facts}, {sums}
-FROM page LEFT JOIN totals ON totals.tenant = :tenant AND dimension = 'project' AND key = page.project
-GROUP BY page.project
-ORDER BY created_at DESC, page.project DESC
-
--- fragment: projects_with_totals (postgresql)
-SELECT page.*, {project_facts}, sums.*
-FROM page CROSS JOIN LATERAL (
-    SELECT {sums} FROM totals WHERE totals.tenant = :tenant AND dimension = 'project' AND key = page.project
-) AS sums
-ORDER BY created_at DESC, page.project DESC
-
--- name: project
--- One project, with the totals of all its sessions.
-WITH page AS (SELECT * FROM projects WHERE tenant = :tenant AND project = :project)
-{projects_with_totals}
-
--- name: projects
--- The projects of a tenant before a cursor, newest first, with totals.
-WITH page AS (
-    SELECT * FROM projects
-    WHERE tenant = :tenant AND (created_at, project) < (:before_at, :before)
-    ORDER BY created_at DESC, project DESC LIMIT :limit
-)
-{projects_with_totals}
-
--- name: projects_from
--- The projects of a tenant from the one with a number on, newest first, with totals.
-WITH page AS (
-    SELECT * FROM projects WHERE tenant = :tenant
-    ORDER BY created_at DESC, project DESC LIMIT :limit OFFSET :offset
-)
-{projects_with_totals}
-
 -- name: sessions_from
 -- The sessions of a tenant from the one with a number on, most recent first, with totals.
 WITH page AS (
@@ -835,10 +702,6 @@ WITH page AS (
 )
 {with_totals}
 
--- name: count_projects
--- The number of projects of a tenant.
-SELECT count(*) AS total FROM projects WHERE tenant = :tenant
-
 -- name: count_sessions
 -- The number of sessions of a project, of all sessions of the tenant for ''.
 SELECT coalesce(max(sessions), 0) AS total FROM session_counts WHERE tenant = :tenant AND project = :project
@@ -853,85 +716,3 @@ INDEXED BY sessions_by_user
 -- The number of sessions of a user.
 SELECT count(*) AS total FROM sessions {by_user}
 WHERE tenant = :tenant AND "user" = :user AND (:project IS NULL OR project = :project)
-
--- name: active_sessions
--- The number of sessions that were used since a time.
-SELECT count(*) AS sessions FROM sessions WHERE tenant = :tenant AND updated_at > :since
-
--- name: busy_sessions
--- The sessions that have a running turn.
-SELECT DISTINCT session FROM turns
-WHERE tenant = :tenant AND outcome = 'running' ORDER BY session LIMIT :limit
-
--- name: usage_by_day
--- Usage by UTC day.
-SELECT key, {sums} FROM totals
-WHERE tenant = :tenant AND dimension = 'day' AND key >= :start AND day BETWEEN :first AND :last
-GROUP BY key ORDER BY key LIMIT :limit
-
--- fragment: by_day (sqlite)
--- By the primary key SQLite would read all days.
-INDEXED BY totals_by_day
-
--- fragment: by_day (postgresql)
-
--- name: usage_since
--- Usage by model from a day on.
-SELECT key, {sums} FROM totals {by_day}
-WHERE tenant = :tenant AND dimension = 'model' AND day >= :first
-GROUP BY key ORDER BY key
-
--- fragment: recursion_max (sqlite)
--- Ends a recursion with the page. PostgreSQL computes only the rows that are read.
-LIMIT :limit
-
--- fragment: recursion_max (postgresql)
-
--- fragment: page_of_keys (sqlite)
-keys
-
--- fragment: page_of_keys (postgresql)
-(SELECT key FROM keys LIMIT :limit) AS keys
-
--- name: usage
--- Usage by another dimension. Each next key is the smallest one that follows on any of the days, so that a page costs the
--- same however many keys and days there are besides.
-WITH RECURSIVE days (day) AS (
-    SELECT :first UNION ALL SELECT day + 1 FROM days WHERE day < :last
-), keys (key) AS (
-    SELECT (SELECT min((
-        SELECT key FROM totals
-        WHERE tenant = :tenant AND dimension = :dimension AND totals.day = days.day AND key >= :start
-        ORDER BY key LIMIT 1
-    )) FROM days)
-    UNION ALL
-    SELECT (SELECT min((
-        SELECT key FROM totals
-        WHERE tenant = :tenant AND dimension = :dimension AND totals.day = days.day AND key > keys.key
-        ORDER BY key LIMIT 1
-    )) FROM days)
-    FROM keys WHERE keys.key IS NOT NULL
-    {recursion_max}
-)
-SELECT keys.key, {sums} FROM {page_of_keys}
-{join} totals ON totals.tenant = :tenant AND dimension = :dimension AND totals.key = keys.key
-    AND day BETWEEN :first AND :last
-GROUP BY keys.key ORDER BY keys.key
-
--- name: billed_usage
--- The usage of each day by model: of the requested ones, of turns to subtract from these, and of the billed ones.
-SELECT dimension, key, day, turns, input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens,
-    cost_nusd
-FROM totals {by_day}
-WHERE tenant = :tenant AND dimension IN ('model', 'moved', 'billed') AND day BETWEEN :first AND :last
-
--- name: tenants_with_usage
--- Tenants after one of them that have usage.
-WITH RECURSIVE found (tenant) AS (
-    SELECT (SELECT tenant FROM totals WHERE tenant > :after ORDER BY tenant LIMIT 1)
-    UNION ALL
-    SELECT (SELECT tenant FROM totals WHERE tenant > found.tenant ORDER BY tenant LIMIT 1)
-    FROM found WHERE found.tenant IS NOT NULL
-    {recursion_max}
-)
-SELECT tenant FROM found WHERE tenant IS NOT NULL LIMIT :limit

@@ -1,6 +1,6 @@
 """Conversion between folded turns, database rows and API records. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,14 +12,12 @@ from tailrace.proto.entries import Failure, Message
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold, shares_of
-from tailrace.proto.resources import BilledUsage, Branch, ProjectRecord, UsageRecord
+from tailrace.proto.resources import Branch
 from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
 
 # Times are whole microseconds: a float loses them from the year 2255 on, and earlier in sums.
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
-# The columns of `totals` that `billed_records` sums.
-BILLED_COLUMNS = ("turns", *Usage.__struct_fields__, "cost_nusd")
 # As much metadata as OpenAI's API allows a request.
 LABELS_MAX, LABEL_NAME_CHARS_MAX, LABEL_CHARS_MAX = 16, 64, 512
 
@@ -73,8 +71,6 @@ class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     cost_is_unknown: bool
     answered_by: str | None
     by_model: str | None
-    has_older_cost: bool
-    """Whether an older version has counted the usage and cost of the turn. It becomes a row of `older_costs`."""
     messages: int
     asked_by: str | None
     blobs: str
@@ -118,7 +114,6 @@ def build_row(
         cost_is_unknown=turn.end is not None and turn.end.cost_is_unknown,
         answered_by=found.answered_by,
         by_model=_json(turn.end.by_model) if turn.end is not None and turn.end.by_model else None,
-        has_older_cost=turn.end is not None and turn.end.price_date is None and any(found.usage.counts),
         messages=len(found.input) + bool(found.content),
         asked_by=turn.request.by if turn.request else None,
         blobs=_json(blobs_of(turn)),
@@ -189,42 +184,8 @@ def session_record(row: Mapping[str, Any], since: datetime) -> SessionRecord:
         created_at=moment(row["created_at"]),
         updated_at=moment(row["updated_at"]),
         is_active=moment(row["updated_at"]) > since,
-        **_totals(row),
+        **totals_of(row),
     )
-
-
-def project_record(row: Mapping[str, Any], since: datetime) -> ProjectRecord:
-    """Returns the project. It is active if it was used after `since`."""
-    return ProjectRecord(
-        id=row["project"],
-        name=row["name"],
-        description=row["description"],
-        created_at=moment(row["created_at"]),
-        updated_at=moment(row["updated_at"]),
-        is_active=moment(row["updated_at"]) > since,
-        sessions=row["sessions"],
-        **_totals(row),
-    )
-
-
-def billed_records(rows: Iterable[Mapping[str, Any]]) -> list[BilledUsage]:
-    """Returns the usage by day and billed model, from the totals of three dimensions: see `billed_usage`."""
-    found: dict[tuple[int, str], list[int]] = {}
-    for row in rows:
-        sign = -1 if row["dimension"] == "moved" else 1
-        counts = found.setdefault((row["day"], row["key"]), [0] * len(BILLED_COLUMNS))
-        for index, name in enumerate(BILLED_COLUMNS):
-            counts[index] += sign * row[name]
-    return [
-        BilledUsage(EPOCH.date() + timedelta(days=day), model, turns, Usage(*counts), cost)
-        for (day, model), (turns, *counts, cost) in sorted(found.items())
-        if any((turns, *counts, cost))
-    ]
-
-
-def usage_record(row: Mapping[str, Any]) -> UsageRecord:
-    """Returns the usage in a row of sums. Its key is null for turns without a value."""
-    return UsageRecord(key=row["key"] or None, last_used=moment(row["last_used_at"]), **_totals(row))
 
 
 def branch_of(leaf: Mapping[str, Any], turns: list[TurnId]) -> Branch:
@@ -248,8 +209,8 @@ def moment(micros: int) -> datetime:
     return EPOCH + micros * MICROSECOND
 
 
-def _totals(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of tailrace.proto.records.Totals."""
+def totals_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of tailrace.proto.records.Totals of a row of sums."""
     usage, cost_usd = _usage(row), row["cost_nusd"] / NANO_USD_PER_USD
     return {
         "turns": row["turns"],

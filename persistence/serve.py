@@ -14,7 +14,6 @@ from tailrace.persistence.database import display, global_name, move_aside, open
 from tailrace.persistence.feature import Features, Services, check, tables_of
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
-from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.retention import Retention
 from tailrace.persistence.rpc import handler
 from tailrace.persistence.run_every import run_beside
@@ -89,7 +88,6 @@ async def _serve(
         logger.info("replaying the log from its beginning", why="restored database")
     caught_up = SharedCatchUp(deliveries, lambda: recorder.failure, settings.catch_up_timeout_s).wait
     queries = Queries(store, settings.session_idle_s)
-    resources = ResourceQueries(store, queries)
     blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up)
     services = Services(connection, log, tombstones, store, queries, blobs, settings.retry_wait_s)
     started = [feature.start(services, select(settings, feature.settings)) for feature in features]
@@ -104,8 +102,9 @@ async def _serve(
         batch_max=settings.batch_max,
         retry_wait_s=settings.retry_wait_s,
     )
-    commands = Commands(store, log, tombstones, blobs, queries, resources, caught_up, unrecorded, erase_tenant)
-    core = (queries, resources, commands)
+    require_exists = {kind: require for parts in started for kind, require in parts.require_exists.items()}
+    commands = Commands(store, log, tombstones, blobs, queries, caught_up, unrecorded, erase_tenant, require_exists)
+    core = (queries, commands)
     # The last handler of a query counts.
     of_each = [*(part.handlers() for part in core), *(parts.handlers for parts in started)]
     handlers = dict(handler(query, run, caught_up) for some in of_each for query, run in some)

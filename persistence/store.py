@@ -1,10 +1,12 @@
 """The typed operations on the database: records in and out. The statements are in queries.sql."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from copy import copy
-from datetime import date, datetime
+from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from weakref import WeakValueDictionary
@@ -16,38 +18,29 @@ from tailrace.persistence.database import Database, Transaction, open_database
 from tailrace.persistence.migrations import ID_FROM_VERSION, REPLAY_BELOW_VERSION
 from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.rows import (
-    EPOCH,
     TurnRow,
-    billed_records,
     branch_of,
     build_row,
     micros,
-    moment,
-    project_record,
     session_record,
     turn_record,
-    usage_record,
 )
 from tailrace.persistence.sql import statements
-from tailrace.persistence.tables import Tables
+from tailrace.persistence.tables import Deletion, Tables
 from tailrace.persistence.turn_list import TurnListReader
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreRefused, StoreRolledBack
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.records import SessionRecord, TurnPosition, TurnRecord
 from tailrace.proto.resources import (
-    BilledUsage,
     Branch,
     ChangeSession,
-    CreateProject,
     CreateSession,
     DeletedRows,
     DeleteResource,
     Kind,
-    ProjectRecord,
     TurnToDelete,
-    UsageRecord,
 )
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 
@@ -56,18 +49,10 @@ BRANCH_TURNS_MAX = 10_000
 CONVERT_IN_LOOP_MAX = 100
 DELETE_TURNS_MAX = 1_000
 RELEASED_MAX = 200
-BUSY_SESSIONS_MAX = 1_000
 # Greater than every name that totals have.
 LAST_NAME = "\U0010ffff"
 LOST_ERROR = msgspec.json.encode(LOST_FAILURE).decode()
 
-TURNS_TO_DELETE = {
-    "turn": "turn_and_follow_ups",
-    "session": "session_turn_ids",
-    "project": "project_turn_ids",
-    "user": "user_turn_ids",
-    "tenant": "tenant_turn_ids",
-}
 # Statements that delete what belongs to a turn, before its row, in this order, each with the sign of its totals.
 DELETE_TURN = (
     ("release_blobs", 0),
@@ -78,14 +63,10 @@ DELETE_TURN = (
     ("delete_labels", 0),
     ("delete_usage", 0),
 )
-# Statements that delete what has no turns left, in this order, each with the table that it deletes from. Those of a
-# project, user or tenant run when it has none.
-DELETE_EMPTY: dict[Kind, tuple[tuple[str, str], ...]] = {
-    "turn": (),
-    "session": (("sessions", "delete_session"),),
-    "project": (("sessions", "delete_project_sessions"), ("projects", "delete_project")),
-    "user": (("sessions", "delete_user_sessions"), ("changed", "forget_session_user")),
-    "tenant": (("sessions", "delete_tenant_sessions"), ("projects", "delete_tenant_projects")),
+# The kinds of resources that the core deletes. Each feature has its own.
+DELETIONS: Mapping[Kind, Deletion] = {
+    "turn": Deletion("turn_and_follow_ups", has_follow_ups=True),
+    "session": Deletion("session_turn_ids", (("sessions", "delete_session"),)),
 }
 T = TypeVar("T")
 
@@ -118,9 +99,9 @@ class Writer:
 
 
 class Store:
-    """The turns, sessions, projects and usage of all tenants.
+    """The turns and sessions of all tenants.
 
-    Methods with `since`: sessions and projects that were used after this time are active. Every method that reads or
+    Methods with `since`: sessions that were used after this time are active. Every method that reads or
     writes raises StoreError.
     """
 
@@ -129,8 +110,12 @@ class Store:
         self.database = database
         """Runs statements that have no name."""
         self._tables = tables
+        of_features = chain.from_iterable(one.deletions.items() for one in tables)
+        self.deletions: Mapping[Kind, Deletion] = {**DELETIONS, **dict(of_features)}
+        """The kinds of resources that can be deleted."""
         self.sql = statements(database.system, [one.queries for one in tables])
         """The statements by name."""
+        self._put_session = [statement for one in tables for statement in one.put_session]
         self._reads = FairSemaphore(database.reads_max)
         self._writes = FairSemaphore(1)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -217,14 +202,13 @@ class Store:
         async with self.write() as writer:
             await self._count_models(writer, by_model, -1)
             await writer.executemany("count_project", joining.values())
-            for statement in ("put_session", "put_project", "put_turn", "put_labels"):
+            for statement in ("put_session", *self._put_session, "put_turn", "put_labels"):
                 await writer.executemany(statement, columns)
             await writer.execute("count_usage", {"listed": turns, "sign": -1})
             await writer.executemany("put_usage", columns)
             await writer.execute("count_usage", {"listed": turns, "sign": 1})
             await self._count_models(writer, by_model, 1)
             # A statement takes a round trip to the server, unless there are no rows for it.
-            await writer.executemany("put_older_cost", [row for row in columns if row["has_older_cost"]])
             await writer.executemany("put_blob_uses", [row for row in columns if row["blobs"] != "[]"])
             for statement, values in added.items():
                 await writer.executemany(statement, values)
@@ -295,7 +279,8 @@ class Store:
         }
         async with self.write(tenant) as writer:
             made = await writer.execute("create_session", columns)
-            await writer.execute("put_project", columns)
+            for statement in self._put_session:
+                await writer.execute(statement, columns)
             return made > 0
 
     async def change_session(self, tenant: Tenant, change: ChangeSession) -> None:
@@ -309,13 +294,6 @@ class Store:
                 if value is not UNSET:
                     row = {"tenant": tenant, "session": change.session, "value": value}
                     await writer.execute(f"set_session_{column}", row)
-
-    async def new_project(self, tenant: Tenant, new: CreateProject, at: datetime) -> bool:
-        """Inserts a project. Returns False, and changes nothing, if the id is in use."""
-        columns = {"tenant": tenant, **msgspec.structs.asdict(new), "created_at": micros(at)}
-        async with self.write(tenant) as writer:
-            made = await writer.execute("create_project", columns)
-            return made > 0
 
     async def delete(self, tenant: Tenant, what: DeleteResource) -> DeletedRows:
         """Deletes the rows of the turns in `what.purged`, then what `what` names as far as it has no turns left.
@@ -344,40 +322,40 @@ class Store:
             return True
 
     async def _delete(self, writer: Writer, tenant: Tenant, what: DeleteResource) -> DeletedRows:
-        gone = {"turns": 0, "sessions": 0, "projects": 0}
+        deletion, gone = self.deletions[what.kind], Counter[str]()
         listed = {"tenant": tenant, "listed": msgspec.json.encode(what.purged).decode()}
         # A deletion may have many rounds: only the last one reads all sessions.
-        has_many = what.kind in ("project", "user", "tenant")
+        has_many = deletion.has_many_sessions
         sessions = await writer.read("sessions_of_turns", listed) if has_many else []
         of_features = [
             (statement, 0)
             for one in self._tables
-            for statement in (*(one.erase_turn if what.kind == "user" else ()), *one.delete_turn)
+            for statement in (*(one.erase_turn if deletion.erased == "user" else ()), *one.delete_turn)
         ]
         for statement, sign in (*of_features, *DELETE_TURN):
             rows = [{"tenant": tenant, "turn": turn, "sign": sign} for turn in what.purged]
             await writer.executemany(statement, rows)
         gone["turns"] = await writer.execute("delete_turns", listed)
         left = {"tenant": tenant, "name": what.name, "limit": 1}
-        has_more = has_many and bool(await writer.read(TURNS_TO_DELETE[what.kind], left))
+        has_more = has_many and bool(await writer.read(deletion.turns, left))
         if has_more:
             some = {
                 "tenant": tenant,
                 "listed": msgspec.json.encode([row["session"] for row in sessions]).decode(),
-                "user": what.name if what.kind == "user" else None,
+                "user": what.name if deletion.erased == "user" else None,
             }
             gone["sessions"] = await writer.execute("delete_listed_sessions", some)
         else:
-            for table, statement in DELETE_EMPTY[what.kind]:
-                deleted = await writer.execute(statement, {"tenant": tenant, "name": what.name})
-                gone[table] = gone.get(table, 0) + deleted
-        is_gone = gone["projects"] > 0 or (what.kind == "tenant" and not has_more)
-        for dimension, first, last in _names_of(what, is_gone=is_gone):
+            of_tenant = [one.erase_tenant for one in self._tables] if deletion.erased == "tenant" else []
+            for field, statement in chain(deletion.when_empty, *of_tenant):
+                gone[field] += await writer.execute(statement, {"tenant": tenant, "name": what.name})
+        for dimension, first, last in deletion.names(what.name, not has_more):
             names = {"tenant": tenant, "dimension": dimension, "name": first, "last_name": last}
             await writer.execute("count_nameless", names)
             await writer.execute("delete_totals", names)
         self.database.note_deletion()
-        return DeletedRows(gone["turns"], gone["sessions"], gone["projects"])
+        gone.pop("", None)
+        return DeletedRows(**gone)
 
     async def release_blobs(self, tenant: Tenant, blobs: Sequence[str]) -> None:
         """Releases blobs of a turn that has no row. `blobs` are their SHA-256."""
@@ -413,17 +391,17 @@ class Store:
     async def turns_to_delete(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
         """Returns turns that a deletion includes, at most `DELETE_TURNS_MAX`.
 
-        For a turn, a user or a tenant, follow-ups come before their parent. Of an erasure, those that a feature wants
+        Follow-ups come before their parent if the deletion includes them. Of an erasure, those that a feature wants
         to be deleted first come alone.
         """
+        deletion, rows = self.deletions[what.kind], list[dict[str, Any]]()
         bounds = {"limit": DELETE_TURNS_MAX, "depth_max": BRANCH_TURNS_MAX}
-        rows: list[dict[str, Any]] = []
-        if what.kind in ("user", "tenant"):
-            user = what.name if what.kind == "user" else None
+        if deletion.erased is not None:
+            user = what.name if deletion.erased == "user" else None
             for statement in (one.erase_first for one in self._tables if one.erase_first):
                 rows += await self.read(statement, tenant=tenant, user=user, limit=DELETE_TURNS_MAX)
         if not rows:
-            rows = await self.read(TURNS_TO_DELETE[what.kind], tenant=tenant, name=what.name, **bounds)
+            rows = await self.read(deletion.turns, tenant=tenant, name=what.name, **bounds)
         return [TurnToDelete(row["turn"], is_running=row["outcome"] == "running") for row in rows]
 
     def build_row(self, key: TurnKey, turn: Turn) -> TurnRow:
@@ -525,62 +503,6 @@ class Store:
         chain = await self.read("branch_ids", tenant=tenant, turn=leaf["turn"], depth_max=BRANCH_TURNS_MAX)
         return branch_of(leaf, [row["turn"] for row in chain])
 
-    async def project(self, tenant: Tenant, project: str, since: datetime) -> ProjectRecord | None:
-        """Returns the project, or None. It is active if it was used after `since`."""
-        rows = await self.read("project", tenant=tenant, project=project)
-        return project_record(rows[0], since) if rows else None
-
-    async def projects(self, tenant: Tenant, before: PageCursor, limit: int, since: datetime) -> list[ProjectRecord]:
-        """Returns projects created before `before`, newest first."""
-        rows = await self.read("projects", tenant=tenant, before_at=before.at, before=before.name, limit=limit)
-        return [project_record(row, since) for row in rows]
-
-    async def numbered_projects(
-        self, tenant: Tenant, offset: int, limit: int, since: datetime
-    ) -> tuple[list[ProjectRecord], int]:
-        """Returns projects after the first `offset`, newest first, and the number of all."""
-        rows = await self.read("projects_from", tenant=tenant, limit=limit, offset=offset)
-        counted = await self.read("count_projects", tenant=tenant)
-        return [project_record(row, since) for row in rows], counted[0]["total"]
-
-    async def usage(
-        self, tenant: Tenant, by: str, first: date, last: date, start: str, limit: int
-    ) -> list[UsageRecord]:
-        """Returns the usage of turns of the days `first` to `last`, grouped by `by`, by key from `start` on."""
-        days = {"first": (first - EPOCH.date()).days, "last": (last - EPOCH.date()).days}
-        statement = "usage_by_day" if by == "day" else "usage"
-        rows = await self.read(statement, tenant=tenant, dimension=by, start=start, limit=limit, **days)
-        return [usage_record(row) for row in rows]
-
-    async def whole_since(self, tenant: Tenant) -> datetime | None:
-        """Returns when the last turn was accepted whose usage and cost an older version has counted; None: no turn."""
-        rows = await self.read("older_cost", tenant=tenant)
-        return moment(rows[0]["asked_at"]) if rows else None
-
-    async def billed_usage(self, tenant: Tenant, first: date, last: date) -> list[BilledUsage]:
-        """Returns the usage of the days `first` to `last` by day and by the model that is billed."""
-        days = {"first": (first - EPOCH.date()).days, "last": (last - EPOCH.date()).days}
-        return billed_records(await self.read("billed_usage", tenant=tenant, **days))
-
-    async def tenants_with_usage(self, after: str, limit: int) -> list[Tenant]:
-        """Returns tenants after `after` that have usage, in order."""
-        return [row["tenant"] for row in await self.read("tenants_with_usage", after=after, limit=limit)]
-
-    async def active_sessions(self, tenant: Tenant, since: datetime) -> int:
-        """Returns the number of sessions that were used after `since`."""
-        rows = await self.read("active_sessions", tenant=tenant, since=micros(since))
-        return int(rows[0]["sessions"])
-
-    async def usage_since(self, tenant: Tenant, since: datetime) -> list[UsageRecord]:
-        """Returns the usage by model of the turns from the beginning of the UTC day of `since` on."""
-        rows = await self.read("usage_since", tenant=tenant, first=(since - EPOCH).days)
-        return [usage_record(row) for row in rows]
-
-    async def busy_sessions(self, tenant: Tenant) -> list[SessionId]:
-        """Returns the sessions that have a running turn, at most `BUSY_SESSIONS_MAX`."""
-        rows = await self.read("busy_sessions", tenant=tenant, limit=BUSY_SESSIONS_MAX)
-        return [row["session"] for row in rows]
-
     async def read(self, name: str, /, **values: Any) -> list[dict[str, Any]]:
         """Returns the rows of a named query. Tenants that wait take turns: one may have hundreds of slow queries."""
         async with self._reads.reserve(tenant=values.get("tenant", "")):
@@ -616,18 +538,3 @@ async def convert_turns(number: int, convert: Callable[[], T]) -> T:
 
 def _encode_system(system: str | list[dict[str, Any]] | None) -> str | None:
     return msgspec.json.encode(system).decode() if system is not None else None
-
-
-def _names_of(what: DeleteResource, *, is_gone: bool) -> list[tuple[str, str, str]]:
-    """Returns the names that totals must not keep after a deletion: a dimension, and the first and last name."""
-    match what.kind:
-        case "project" if is_gone:
-            return [("project", what.name, what.name)]
-        case "user":
-            return [("user", what.name, what.name)]
-        case "tenant":
-            # Sessions that still have turns need their totals.
-            dimensions = ("user", "project", "session") if is_gone else ("user", "project")
-            return [(dimension, "", LAST_NAME) for dimension in dimensions]
-        case _:
-            return []

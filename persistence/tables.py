@@ -1,11 +1,12 @@
 """The part of a feature in the database: its statements, and what it adds to the core's transactions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.records import TurnRecord
+from tailrace.proto.resources import Kind
 
 AddedRows = Mapping[str, Mapping[str, Any]]
 """Statements that are run for a turn after its row was written, each with the values that the row does not have."""
@@ -13,6 +14,27 @@ AddedRows = Mapping[str, Mapping[str, Any]]
 
 def _add_nothing(_: TurnKey, __: Turn, ___: TurnRecord) -> AddedRows:
     return {}
+
+
+Names = Sequence[tuple[str, str, str]]
+"""Names that totals must not keep: each a dimension, and its first and last name."""
+
+
+class Deletion(NamedTuple):
+    """How the rows of one kind of resource are deleted. Each statement gets `tenant` and `name`."""
+
+    turns: str
+    """A query of the turns that the deletion includes, at most `limit`, with at most `depth_max` ancestors each."""
+    when_empty: Sequence[tuple[str, str]] = ()
+    """What is deleted after the last turn, in this order: a field of DeletedRows, or "", and a statement."""
+    has_follow_ups: bool = False
+    """Whether it includes the turns that continue others, which `turns` returns before these."""
+    has_many_sessions: bool = False
+    """Whether it includes whole sessions, each of which is deleted after its last turn."""
+    erased: Literal["user", "tenant"] | None = None
+    """Whose data is erased, also what features have of turns without rows; None for a deletion of a resource."""
+    names: Callable[[str, bool], Names] = lambda _, __: ()
+    """Gets the name, and whether no turn is left. Returns the names that totals must not keep. Must be pure."""
 
 
 class Tables(NamedTuple):
@@ -31,3 +53,9 @@ class Tables(NamedTuple):
     """Statements that run before these if all data of the turn's user is erased."""
     erase_first: str = ""
     """A query of the turns that an erasure deletes before all others, with `tenant`, `limit`, and `user` or NULL."""
+    erase_tenant: Sequence[tuple[str, str]] = ()
+    """What an erasure of a tenant deletes after its last turn, like `Deletion.when_empty`."""
+    put_session: Sequence[str] = ()
+    """Statements that run after each turn has written its session, and after a session is created without a turn."""
+    deletions: Mapping[Kind, Deletion] = {}
+    """The kinds of resources that the feature deletes."""

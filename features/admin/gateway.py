@@ -1,4 +1,4 @@
-"""Routes for operators: keys, limits and usage of all tenants, and the audit log. They need the scope `admin`."""
+"""Routes for operators: keys and limits of all tenants, and the audit log. They need the scope `admin`."""
 
 from typing import Annotated
 
@@ -7,18 +7,16 @@ from msgspec import Meta
 from starlette.responses import Response
 
 from tailrace.gateway.auth.admission import Admissions
-from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.auth.api_request import ApiRequest, parse_tenant
 from tailrace.gateway.feature import Feature, Parts
-from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import PAGE
 from tailrace.gateway.http.route import ADMIN, Route, query
 from tailrace.gateway.resources.paging import Page, page_in_memory, page_of
-from tailrace.gateway.resources.usage import OF_USAGE, UsageList, usage_response
 from tailrace.gateway.services import Gateway
 from tailrace.proto.api_key import TENANT_SCOPES, ApiKey, Scope
 from tailrace.proto.errors import Refused, cursor_invalid
-from tailrace.proto.ids import CURSOR, Seq, Tenant, is_token
+from tailrace.proto.ids import CURSOR, Seq, Tenant
 from tailrace.proto.limits import GivenLimits, Limits
 from tailrace.proto.nats.administration import Administration, without_hash
 from tailrace.proto.nats.audit_log import Actor, AuditEntry
@@ -139,7 +137,7 @@ async def create_key(request: ApiRequest, administration: Administration) -> Res
     if not new.name.isprintable():
         raise Refused("request_invalid", "`name` has a control character: leave it out", param="name")
     made, _ = await administration.create_key(
-        actor, _tenant(new.tenant), new.name, new.scopes or TENANT_SCOPES, new.limits, new.expires_in_s
+        actor, parse_tenant(new.tenant), new.name, new.scopes or TENANT_SCOPES, new.limits, new.expires_in_s
     )
     return _render_created(made.record, made.secret)
 
@@ -186,7 +184,7 @@ async def get_limits(request: ApiRequest, admissions: Admissions, administration
 
     docs/LIMITS.md explains them. `usd_day` and `usd_month` are its budgets.
     """
-    tenant = _tenant(request.path_params["tenant"])
+    tenant = parse_tenant(request.path_params["tenant"])
     own = (await administration.tenant_limits()).get(tenant, {})
     return json_response(_tenant_body(tenant, own, admissions))
 
@@ -197,18 +195,10 @@ async def put_limits(request: ApiRequest, admissions: Admissions, administration
     With `{"limits": {}}` those of the settings apply. Turns that run are not stopped.
     """
     actor = _actor(request)
-    tenant = _tenant(request.path_params["tenant"])
+    tenant = parse_tenant(request.path_params["tenant"])
     body, _ = await request.read(LimitsBody)
     await administration.set_tenant_limits(actor, tenant, body.limits, body.expected)
     return json_response(_tenant_body(tenant, body.limits, admissions))
-
-
-async def get_usage(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/admin/tenants/{tenant}/usage`: what `/v1/usage` shows, for any tenant.
-
-    It contains sums, and the names of users, sessions and projects if `by` asks for them, but no text.
-    """
-    return await usage_response(request, history, _tenant(request.path_params["tenant"]))
 
 
 async def get_audit(request: ApiRequest, administration: Administration) -> Response:
@@ -225,12 +215,6 @@ async def get_audit(request: ApiRequest, administration: Administration) -> Resp
 
 def _actor(request: ApiRequest) -> Actor:
     return Actor(request.principal.key or "", request.client.host if request.client is not None else "")
-
-
-def _tenant(name: str) -> Tenant:
-    if not is_token(name):
-        raise Refused("request_invalid", f"`tenant`: {name[:64]!r} is not 1 to 64 of a-z 0-9 _ -", param="tenant")
-    return Tenant(name)
 
 
 def _unknown_key() -> Refused:
@@ -269,15 +253,6 @@ ROUTES = [
     Route("GET", "/v1/admin/tenants", list_tenants, "admin", ADMIN, result=TenantList, parameters=PAGE),
     Route("GET", "/v1/admin/tenants/{tenant}/limits", get_limits, "admin", ADMIN, result=TenantBody),
     Route("PUT", "/v1/admin/tenants/{tenant}/limits", put_limits, "admin", ADMIN, body=LimitsBody, result=TenantBody),
-    Route(
-        "GET",
-        "/v1/admin/tenants/{tenant}/usage",
-        get_usage,
-        "admin",
-        ADMIN,
-        result=UsageList,
-        parameters=(*OF_USAGE, *PAGE),
-    ),
     Route("GET", "/v1/admin/audit", get_audit, "admin", ADMIN, result=AuditList, parameters=PAGE),
 ]
 

@@ -16,7 +16,7 @@ from tailrace.gateway.http.json_mistake import replace_halves
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.media_type import FORM
 from tailrace.gateway.http.read_body import BodyReader
-from tailrace.proto.errors import not_found
+from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
 
 B = TypeVar("B")
@@ -81,3 +81,10 @@ class ApiRequest(Request):
         if not is_token(turn):
             raise not_found("turn")
         return TurnKey(self.principal.tenant, TurnId(turn))
+
+
+def parse_tenant(name: str) -> Tenant:
+    """Returns the tenant of this name in a path or a body. Raises Refused if it is no name of a tenant."""
+    if not is_token(name):
+        raise Refused("request_invalid", f"`tenant`: {name[:64]!r} is not 1 to 64 of a-z 0-9 _ -", param="tenant")
+    return Tenant(name)

@@ -10,10 +10,9 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import FROM, OF_USER, PAGE, TO
-from tailrace.gateway.http.query_parameters import METADATA
+from tailrace.gateway.http.query_parameters import METADATA, day_of
 from tailrace.gateway.http.route import SESSIONS, TURNS, Route, query, query_object
 from tailrace.gateway.resources.paging import Page, page_of
-from tailrace.gateway.resources.usage import day_of
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.entries import Outcome

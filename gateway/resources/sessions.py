@@ -30,7 +30,7 @@ from tailrace.gateway.turns.request_body import (
 )
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import SessionId, TurnKey
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Claims
 from tailrace.proto.records import (
     GetSession,
@@ -39,7 +39,7 @@ from tailrace.proto.records import (
     SessionRecord,
     TurnPage,
 )
-from tailrace.proto.resources import Branch, ChangeSession, CreateSession, GetStats, ListBranches, UsageRecord
+from tailrace.proto.resources import Branch, ChangeSession, CreateSession, ListBranches
 
 TITLE_CHARS_MAX = 500
 # Every answer about a session contains it, and each answer is one NATS message.
@@ -83,39 +83,6 @@ class SessionList(NumberedPage[SessionRecord], frozen=True, kw_only=True):
 
 class BranchList(Page[Branch], frozen=True, kw_only=True):
     """Branches, newest leaf first."""
-
-
-class ActiveSessions(msgspec.Struct, frozen=True, kw_only=True):
-    """The number of active sessions and recent usage, with the field names of other servers for Claude.
-
-    The usage is that of all turns since the start of the UTC day that was `TAILRACE_SESSION_IDLE_S` seconds ago.
-    """
-
-    active_sessions: int
-    """The number of sessions used in the last `TAILRACE_SESSION_IDLE_S` seconds."""
-    turns: int
-    """The number of the turns."""
-    total_tokens: int
-    """Their tokens."""
-    total_cost: float
-    """Their cost in dollars."""
-    total_messages: int
-    """Their messages."""
-    models_in_use: list[str]
-    """Their models."""
-
-
-class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
-    """`claude_sessions`: the sessions with a running turn, at most 1,000."""
-
-    session_stats: ActiveSessions
-    """The number of active sessions, and recent usage."""
-    active_claude_sessions: int
-    """The number of sessions with a running turn."""
-    claude_sessions: list[SessionId]
-    """The ids of those sessions, at most 1,000."""
-    by_model: list[UsageRecord]
-    """The usage of each model."""
 
 
 async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
@@ -216,32 +183,6 @@ async def branches(request: ApiRequest, history: HistoryClient) -> Response:
     return json_response(BranchList(data=found.branches, next=found.next))
 
 
-async def stats(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/sessions/stats`: the number of active sessions, and recent usage.
-
-    A session is active if it was used in the last `TAILRACE_SESSION_IDLE_S` seconds. The usage is that of all turns
-    since the start of the UTC day on which that time began. `claude_sessions` are those with a running turn.
-    """
-    tenant = request.tenant
-    found = await history.query(tenant, GetStats())
-    active = ActiveSessions(
-        active_sessions=found.active_sessions,
-        turns=sum(model.turns for model in found.by_model),
-        total_tokens=sum(model.total_tokens for model in found.by_model),
-        total_cost=sum(model.total_cost for model in found.by_model),
-        total_messages=sum(model.message_count for model in found.by_model),
-        models_in_use=[str(model.key) for model in found.by_model],
-    )
-    return json_response(
-        SessionStats(
-            session_stats=active,
-            active_claude_sessions=len(found.running),
-            claude_sessions=found.running,
-            by_model=found.by_model,
-        )
-    )
-
-
 def check_text(field: str, text: str | None, chars_max: int) -> None:
     """Raises Refused if `text` is empty or longer than `chars_max`. None is valid."""
     if text is not None and not 1 <= len(text) <= chars_max:
@@ -291,7 +232,6 @@ ROUTES = [
         result=SessionRecord,
         parameters=(KEY_OF_RESOURCE,),
     ),
-    Route("GET", "/v1/sessions/stats", stats, "read", SESSIONS, result=SessionStats),
     Route("GET", "/v1/sessions/{session}", session, "read", SESSIONS, result=SessionRecord),
     Route("PATCH", "/v1/sessions/{session}", patch, "manage", SESSIONS, body=ChangeBody, result=SessionRecord),
     Route("DELETE", "/v1/sessions/{session}", delete, "manage", SESSIONS, result=DeletedObject),

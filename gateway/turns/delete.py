@@ -7,21 +7,20 @@ crash at any point the same request deletes the rest.
 import asyncio
 import math
 from datetime import timedelta
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto import batch
-from tailrace.proto.batch_records import ListBatches
 from tailrace.proto.blobs import Blob
-from tailrace.proto.entries import MESSAGE_BATCHES, Batch, Outcome, Via
-from tailrace.proto.errors import BlobUnknown, LogError, Refused, TurnUnknown
+from tailrace.proto.entries import Batch
+from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_child_id
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Connection, Counters, Rpc, Slots, Tombstones, TurnLog
-from tailrace.proto.nats.settlement import Settlement, give_back, give_back_deleted
+from tailrace.proto.nats.settlement import Settlement, give_back
 from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.gather import gather_limited
@@ -32,26 +31,12 @@ from tailrace.proto.subjects import GENERATORS
 ROUNDS_MAX = 100
 MANY_TURNS = 100
 LOOKED_AT_ONCE = 16
-BATCHES_PAGE = 200
-# No batch runs longer.
-BATCH_LIFE = timedelta(days=1)
 # An erasure deletes the rows of erased turns every ERASING_S seconds, and settles at most ERASED_TURNS turns before it
 # overwrites their entries. A gateway that stops waits a little longer (GRACE_S).
 ERASING_S, ERASED_TURNS = 3.0, 100
 # The generator settles a turn after its end. A counter remembers the names of its last increments only: a turn that
 # ended long ago would be refunded twice.
 SETTLED_WITHIN = timedelta(minutes=10)
-
-
-class Deletion(NamedTuple):
-    """The result of a deletion: the number of turns, of log entries and of rows."""
-
-    turns: int
-    log_entries: int
-    """Entries that were overwritten."""
-    rows: DeletedRows
-    is_complete: bool = True
-    """False: some are left, because its time was over, its gateway stops, or NATS or persistence became unavailable."""
 
 
 class PurgeRound(NamedTuple):
@@ -62,7 +47,7 @@ class PurgeRound(NamedTuple):
     """Whether the round has left turns to the next one."""
 
 
-class _Running:
+class RunningDeletion:
     """A deletion that runs: what it has deleted so far, and its time."""
 
     def __init__(self, *, erases: bool, within_s: float | None = None, draining: Flag | None = None) -> None:
@@ -93,11 +78,6 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _may_store(outcome: Outcome | Literal["running"], via: Via) -> bool:
-    """Returns whether turns of a batch may still be stored: answers of a message batch come after its cancellation."""
-    return outcome == "running" or (via == MESSAGE_BATCHES and outcome != "completed")
-
-
 class Deleter:
     """Deletes turns, sessions and projects of a tenant."""
 
@@ -109,7 +89,6 @@ class Deleter:
         history: HistoryClient,
         rpc: Rpc,
         query_timeout_s: float,
-        draining: Flag,
     ) -> None:
         self._tombstones = Tombstones(connection)
         self._log = log
@@ -119,7 +98,6 @@ class Deleter:
         self._counters = Counters(connection)
         self._slots = Slots(connection)
         self._query_timeout_s = query_timeout_s
-        self._draining = draining
 
     async def delete(self, tenant: Tenant, kind: Kind, name: str, *, erases: bool = False) -> int:
         """Deletes a turn with its follow-ups, a session, or a project with its sessions. Returns the number of turns.
@@ -129,33 +107,15 @@ class Deleter:
         """
         if kind == "turn":
             await self._cancel_batch(TurnKey(tenant, TurnId(name)))
-        deletion = _Running(erases=erases)
-        await self._delete(tenant, kind, name, deletion)
+        deletion = RunningDeletion(erases=erases)
+        await self.run(tenant, kind, name, deletion)
         return len(deletion.turns)
 
-    async def erase(
-        self, tenant: Tenant, kind: Literal["user", "tenant"], name: str, within_s: float | None = None
-    ) -> Deletion:
-        """As `delete`, for all data of a user or of the tenant, whose entries the log overwrites (PROTOCOL R91).
+    async def run(self, tenant: Tenant, kind: Kind, name: str, deletion: RunningDeletion) -> bool:
+        """Deletes in rounds, and adds to `deletion` what it has deleted. Returns False if its time was over before.
 
-        With `within_s`, it stops after about so many seconds, or when the gateway stops or a part of the system becomes
-        unavailable, and returns what it has erased. It then raises only if it has erased nothing. Each turn, entry and
-        row is counted by one call only.
+        Raises Refused, LogUnavailable.
         """
-        draining = None if within_s is None else self._draining
-        deletion = _Running(erases=True, within_s=within_s, draining=draining)
-        try:
-            if kind == "user":
-                await self._withdraw(tenant, name)
-            is_complete = await self._delete(tenant, kind, name, deletion)
-        except (LogError, Refused):
-            if within_s is None or deletion.results() == (0, 0, DeletedRows()):
-                raise
-            is_complete = False
-        return Deletion(len(deletion.turns), deletion.log_entries, deletion.rows, is_complete)
-
-    async def _delete(self, tenant: Tenant, kind: Kind, name: str, deletion: "_Running") -> bool:
-        """Deletes in rounds, and adds to `deletion` what it has deleted. Returns False if its time was over before."""
         purged = PurgeRound()
         few, is_large, results = -1, False, deletion.results()
         while few < ROUNDS_MAX:
@@ -174,7 +134,7 @@ class Deleter:
             is_large = len(purged.turns) >= MANY_TURNS or purged.is_cut
         raise Refused("session_busy", "turns were submitted during the deletion: repeat it when no client submits more")
 
-    async def _purge(self, tenant: Tenant, turns: list[TurnToDelete], deletion: "_Running") -> PurgeRound:
+    async def _purge(self, tenant: Tenant, turns: list[TurnToDelete], deletion: RunningDeletion) -> PurgeRound:
         """Removes turns from the log, and returns them.
 
         Purges none, but cancels those that run, if one was running: persistence must record its end first.
@@ -207,7 +167,7 @@ class Deleter:
                 deletion.turns.add(turn.turn)
         return PurgeRound(tuple(purged), is_cut=len(purged) < len(turns))
 
-    async def _erase(self, key: TurnKey, deletion: "_Running", deadline: float) -> bool:
+    async def _erase(self, key: TurnKey, deletion: RunningDeletion, deadline: float) -> bool:
         """Overwrites entries of a turn until `deadline`, but one at least. Returns whether none is left."""
         erased = await self._log.erase(key, deadline)
         deletion.log_entries += erased.entries
@@ -236,49 +196,7 @@ class Deleter:
         except TurnUnknown:
             return
 
-    async def _withdraw(self, tenant: Tenant, user: str) -> None:
-        """Keeps the batches of other users from submitting the user's inputs, or storing their answers."""
-        after: str | None = None
-        oldest = await self._log.now() - BATCH_LIFE
-        while True:
-            page = await self._history.query(tenant, ListBatches(after, BATCHES_PAGE))
-            for one in page.batches:
-                if _may_store(one.outcome, one.counts.via):
-                    await self._withdraw_from(TurnKey(tenant, one.batch), user)
-            after = page.next
-            if after is None or page.batches[-1].asked_at < oldest:
-                return
-
-    async def _withdraw_from(self, key: TurnKey, user: str) -> None:
-        """Marks the user's inputs of a batch that are no turns yet as deleted; gives back what they reserve."""
-        try:
-            turn = await self._log.read_turn(key)
-            if turn.request is None or turn.request.batch is None or turn.request.user == user:
-                return
-            if not _may_store(turn.outcome, turn.request.via):
-                return
-            lines = await self._inputs_of(key, turn.request.batch)
-        except (TurnUnknown, BlobUnknown):
-            return
-        of_user: dict[TurnKey, bytes] = {}
-        for number, line in enumerate(lines):
-            if batch.user_of(line) == user:
-                of_user[batch.child_key(key, number)] = line
-            await asyncio.sleep(0)
-        stored = await self._log.find_stored(of_user)
-        unstored = [child for child in of_user if child not in stored]
-        deleted = await self._tombstones.find_deleted(unstored)
-        new = [child for child in unstored if child not in deleted]
-        await gather_limited(self._tombstones.mark_deletion, new, LOOKED_AT_ONCE)
-        # The generator may have stored some before it could see the mark. The erasure finds these, and their own ends
-        # settle them.
-        stored = await self._log.find_stored(new)
-        if turn.request.via == "messages":
-            for child in new:
-                if child not in stored:
-                    await give_back_deleted(self._counters, child, of_user[child])
-
-    async def _inputs_of(self, key: TurnKey, spec: Batch) -> list[bytes]:
+    async def inputs_of(self, key: TurnKey, spec: Batch) -> list[bytes]:
         """Returns the inputs of a batch. Raises BlobUnknown, LogUnavailable."""
         blob = await self._blobs.read(key.tenant, Blob(spec.sha256, spec.bytes))
         return batch.split_inputs(blob)[: spec.count]
@@ -316,7 +234,7 @@ class Deleter:
     async def _give_back(self, key: TurnKey, spec: Batch) -> None:
         """Refunds the reservations of a batch's inputs that were never submitted."""
         try:
-            lines = await self._inputs_of(key, spec)
+            lines = await self.inputs_of(key, spec)
         except BlobUnknown:
             return
         children = [batch.child_key(key, number) for number in range(len(lines))]

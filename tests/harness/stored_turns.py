@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tailrace.features.projects.persistence import ProjectTable
 from tailrace.features.search.words import hash_words
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.rows import TurnRow, build_row, micros
@@ -140,7 +141,7 @@ async def record_history(store: Store) -> list[TurnRow]:
     for number, project in enumerate(("lakes", "hills", "rivers", "seas", "dunes")):
         created_at = NOON - timedelta(days=number // 3)
         for tenant in (THEIRS, OURS):
-            assert await store.new_project(tenant, CreateProject(project, project), created_at)
+            assert await ProjectTable(store).new_project(tenant, CreateProject(project, project), created_at)
     for tenant in (OURS, THEIRS):
         await store.record([msgspec.structs.replace(row, tenant=tenant) for row in rows])
     return rows

@@ -269,6 +269,9 @@ async def test_a_credential_has_so_many_requests_a_minute(gateway: Gateway, monk
     first, *others = [await gateway.client.get("/v1/admin/tenants") for _ in range(7)]
     assert first.status_code == 200
     assert {one.json()["error"]["code"] for one in others if one.status_code != 200} == {"rate_limited"}
+    # A route of another feature.
+    usage = [await gateway.client.get("/v1/admin/tenants/acme/usage") for _ in range(7)]
+    assert "rate_limited" in {one.json()["error"]["code"] for one in usage if one.status_code != 200}
 
 
 async def test_the_commands_of_the_page_work(gateway: Gateway) -> None:

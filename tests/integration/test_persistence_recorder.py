@@ -16,6 +16,7 @@ from tailrace.features.persistence import TABLES
 from tailrace.features.unstored import unstored_turns
 from tailrace.features.unstored.table import UnstoredTable
 from tailrace.features.unstored.unstored_turns import FIRST_TURN, UnstoredTurns
+from tailrace.features.usage.persistence import UsageTable
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rows import TurnRow, build_row
 from tailrace.persistence.store import Store
@@ -37,7 +38,7 @@ from tests.harness.until import until, until_equal
 
 LEASE_S = 0.4
 ROWS = """
-SELECT turns.*, usage.*, sessions.project, false AS has_older_cost, (
+SELECT turns.*, usage.*, sessions.project, (
     SELECT json_group_array(sha256) FROM (
         SELECT sha256 FROM blob_uses WHERE tenant = turns.tenant AND turn = turns.turn ORDER BY sha256
     )
@@ -395,5 +396,5 @@ async def test_a_turn_with_store_false_is_counted_once_and_erased_although_anoth
         assert not await log.has_turn(stuck)
         assert await UnstoredTable(store).every(FIRST_TURN) == []
         today = datetime.now(UTC).date()
-        usage = await store.usage(OURS, "day", today - timedelta(days=1), today, "", 9)
+        usage = await UsageTable(store).usage(OURS, "day", today - timedelta(days=1), today, "", 9)
     assert sum(day.turns for day in usage) == 2

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tailrace.features.files.persistence import FileTable
+from tailrace.features.projects.persistence import ProjectTable
 from tailrace.features.unstored.table import UnstoredTable
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.paging import NEWEST
@@ -299,14 +300,14 @@ async def test_a_project_is_deleted_with_its_last_session(store: Store) -> None:
         [running_row("turn-1", project="rivers"), running_row("turn-2", session="session-2", project="rivers")]
     )
     await store.delete(OURS, DeleteResource("project", "rivers", (TurnId("turn-1"),)))
-    left = await store.project(OURS, "rivers", NOON)
+    left = await ProjectTable(store).project(OURS, "rivers", NOON)
     assert left is not None
     assert (left.sessions, await store.turns_to_delete(OURS, DeleteResource("project", "rivers"))) == (
         1,
         [TurnToDelete(TurnId("turn-2"), is_running=True)],
     )
     await store.delete(OURS, DeleteResource("project", "rivers", (TurnId("turn-2"),)))
-    assert await store.project(OURS, "rivers", NOON) is None
+    assert await ProjectTable(store).project(OURS, "rivers", NOON) is None
 
 
 async def test_follow_ups_are_listed_before_their_parents(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

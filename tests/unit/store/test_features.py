@@ -1,8 +1,11 @@
 """Features in the database: what one adds to the core's transactions, and a store without any."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
+from tailrace.persistence.commands import Commands
 from tailrace.persistence.paging import NEWEST
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.sql import statements
@@ -88,3 +91,12 @@ def test_two_statements_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^two statements have the same name: put_turn$"):
         statements("sqlite", [QUERIES, "-- name: put_turn\nSELECT 1\n"])
     assert set(statements("sqlite", [QUERIES])) - set(statements("sqlite")) == {"put_note", "notes", "delete_note"}
+
+
+async def test_without_its_feature_a_kind_of_resource_is_not_deleted(store: Store) -> None:
+    nothing: Any = None
+    commands = Commands(Store(store.database), nothing, nothing, nothing, nothing, nothing)
+    for kind in ("project", "user", "tenant"):
+        with pytest.raises(Refused, match=f"^this persistence process cannot delete a {kind}$") as refused:
+            await commands.delete(OURS, DeleteResource(kind, "rivers"))
+        assert refused.value.code == "request_invalid"

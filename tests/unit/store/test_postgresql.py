@@ -13,6 +13,7 @@ import asyncpg
 import msgspec
 import pytest
 
+from tailrace.features.usage.persistence import UsageTable
 from tailrace.persistence.rows import build_row
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import StoreBusy, StoreRefused, StoreUnwritable
@@ -58,7 +59,7 @@ async def test_two_processes_write_one_after_the_other_and_count_each_turn_once(
         for store in (one, other):
             await store.record(rows)
         for by in ("day", "session", "model"):
-            (total,) = await one.usage(OURS, by, NOON.date(), NOON.date(), "", 9)
+            (total,) = await UsageTable(one).usage(OURS, by, NOON.date(), NOON.date(), "", 9)
             assert (by, total.turns) == (by, 2)
 
 

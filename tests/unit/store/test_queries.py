@@ -15,14 +15,15 @@ import pytest
 
 from tailrace.features.batches.persistence import BatchQueries, BatchTable
 from tailrace.features.files.persistence import FileTable
+from tailrace.features.projects.persistence import ProjectQueries, ProjectTable
 from tailrace.features.search.persistence import SearchQueries
 from tailrace.features.search.reader import SearchReader
 from tailrace.features.unstored.table import UnstoredTable
+from tailrace.features.usage.persistence import UsageQueries, UsageTable
 from tailrace.persistence.copy_database import read_digest
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.queries import Queries
-from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, micros, moment, turn_record
 from tailrace.persistence.sql import load
 from tailrace.persistence.store import Store
@@ -75,7 +76,7 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
     monkeypatch.setattr("tailrace.persistence.turn_list.SCAN_MAX", 12)
     rows = await record_history(store)
     queries, batches = Queries(store, 60), BatchQueries(store)
-    resources = ResourceQueries(store, queries)
+    projects_of, usage_of = ProjectQueries(store, queries), UsageQueries(store, queries)
     users: dict[str, str | None] = {}
     for row in rows:
         users[row.session] = users.get(row.session) or row.user
@@ -104,7 +105,7 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
         assert await all_pages(queries.session_turns, newest, "turns", "turn") == mine
         assert await store.last_turn(OURS, session) == mine[0]
         leaves = latest_first(row for row in rows if row.session == session and row.turn not in parents)
-        assert await all_pages(resources.branches, ListBranches(session), "branches", "turn") == leaves
+        assert await all_pages(queries.branches, ListBranches(session), "branches", "turn") == leaves
         begun = latest_first(row for row in running if row.session == session)[::-1]
         assert await all_pages(queries.list_running, ListRunning(session), "turns", "turn") == begun
         later = [row for row in rows if row.session == session and (row.cursor > 20 or row.outcome == "running")]
@@ -116,7 +117,7 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
             project, users[session], len(mine), total,
         )  # fmt: skip
     assert await all_pages(queries.list_running, ListRunning(), "turns", "turn") == latest_first(running)[::-1]
-    assert await store.busy_sessions(OURS) == sorted({row.session for row in running})
+    assert await UsageTable(store).busy_sessions(OURS) == sorted({row.session for row in running})
     for project, user in product((None, "hills", "rivers", "dunes"), (None, "ann", "bob")):
         expected = [
             one for one in sessions if project in (None, PROJECTS[one]) and user in (None, users[one])
@@ -128,11 +129,11 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
             assert [one.session for one in page.sessions] == expected[offset : offset + 2]
             assert (page.total, page.next is None) == (len(expected), len(expected) <= offset + 2)
     projects = ["rivers", "lakes", "hills", "seas", "dunes"]
-    assert await all_pages(resources.projects, ListProjects(), "projects", "id") == projects
-    numbered = await resources.projects(OURS, ListProjects(offset=1, limit=2))
+    assert await all_pages(projects_of.projects, ListProjects(), "projects", "id") == projects
+    numbered = await projects_of.projects(OURS, ListProjects(offset=1, limit=2))
     assert ([one.id for one in numbered.projects], numbered.total) == (["lakes", "hills"], 5)
     for project in projects:
-        one = await resources.project(OURS, GetProject(project))
+        one = await projects_of.project(OURS, GetProject(project))
         used_by = [row for row in rows if row.project == project]
         sessions_of = [session for session in PROJECTS if PROJECTS[session] == project]
         tokens = sum(row.input_tokens for row in used_by)
@@ -144,12 +145,12 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
         }  # fmt: skip
         usage = GetUsage(by, first, last)
         keys = sorted(names, key=lambda name: name or "")
-        assert await all_pages(resources.usage, usage, "usage", "key") == keys
+        assert await all_pages(usage_of.usage, usage, "usage", "key") == keys
         for name in names - {None}:
-            (one_key,) = (await resources.usage(OURS, msgspec.structs.replace(usage, key=name))).usage
+            (one_key,) = (await usage_of.usage(OURS, msgspec.structs.replace(usage, key=name))).usage
             assert one_key.key == name
     recent = Counter(row.model for row in rows if moment(row.asked_at).date() >= last)
-    since = await store.usage_since(OURS, NOON + timedelta(days=1))
+    since = await UsageTable(store).usage_since(OURS, NOON + timedelta(days=1))
     assert [(one.key, one.turns) for one in since] == sorted(recent.items())
     outcomes: tuple[Outcome | None, ...] = (None, "completed", "cancelled", "failed")
     for labels, text, outcome in product(
@@ -221,7 +222,7 @@ async def test_a_page_of_branches_reads_only_those_that_fit_in_a_message(
     monkeypatch.setattr("tailrace.persistence.rpc.PAGE_BYTES_MAX", 300)
     leaves = [f"leaf-{number:02}" for number in range(20)]
     await store.record([running_row("root"), *(running_row(leaf, parent="root", step=2) for leaf in leaves)])
-    queries, read = ResourceQueries(store, Queries(store, 60)), list[int]()
+    queries, read = Queries(store, 60), list[int]()
     branch_to = store.branch_to
 
     async def read_and_count(tenant: Tenant, leaf: dict[str, Any]) -> Branch:
@@ -306,7 +307,7 @@ async def test_lists_and_statistics_of_sessions_read_as_much_for_many_turns_as_f
         made = total
         async with counting_reads(store) as read:
             assert await counts() == [(total, 2 * total, 11 * total)]
-            assert [one.turns for one in await store.usage_since(OURS, NOON)] == [total]
+            assert [one.turns for one in await UsageTable(store).usage_since(OURS, NOON)] == [total]
         costs.append(sum(read))
     assert costs[1] < 2 * costs[0]
     for left in (198, 1):
@@ -315,7 +316,7 @@ async def test_lists_and_statistics_of_sessions_read_as_much_for_many_turns_as_f
         made = left
         assert await counts() == [(left, 2 * left, 11 * left)]
     await store.delete(OURS, DeleteResource("tenant", OURS, (TurnId("turn-000"),)))
-    usage = await store.usage(OURS, "session", NOON.date(), NOON.date(), "", 9)
+    usage = await UsageTable(store).usage(OURS, "session", NOON.date(), NOON.date(), "", 9)
     assert (await counts(), [(one.key, one.turns) for one in usage]) == ([], [(None, 200)])
 
 
@@ -377,9 +378,9 @@ async def test_turns_of_another_tenant_are_not_found(store: Store) -> None:
     assert await store.last_turn(THEIRS, "session-1") is None
     assert await store.branch(key("turn-1", THEIRS)) == []
     assert await store.leaves(THEIRS, "session-1", NEWEST, 9) == []
-    assert await store.projects(THEIRS, NEWEST, 9, NOON) == []
-    assert await store.usage_since(THEIRS, NOON) == []
-    assert await store.busy_sessions(THEIRS) == []
+    assert await ProjectTable(store).projects(THEIRS, NEWEST, 9, NOON) == []
+    assert await UsageTable(store).usage_since(THEIRS, NOON) == []
+    assert await UsageTable(store).busy_sessions(THEIRS) == []
     named: list[tuple[Kind, str]] = [("turn", "turn-1"), ("session", "session-1"), ("tenant", "theirs")]
     for kind, name in named:
         assert await store.turns_to_delete(THEIRS, DeleteResource(kind, name, (TurnId("turn-1"),))) == []
@@ -395,7 +396,8 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
     Every query returns the same, in order. Only the turns of a session or project to be deleted have no order.
     """
     stores = [file_store, postgresql_store]
-    parts_of_stores = [(store, BatchTable(store), FileTable(store), UnstoredTable(store)) for store in stores]
+    tables = (BatchTable, FileTable, UnstoredTable, ProjectTable, UsageTable)
+    parts_of_stores = [(store, *(table(store) for table in tables)) for store in stores]
     chance, by_id = random.Random(34), attrgetter("turn")
     billed = random.Random(1)
     cursors = chance.sample(range(1000), 1000)
@@ -437,9 +439,10 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
             project=name("project") if chance.random() < 0.5 else None,
             blobs=f'["{name("blob")}"]',
             by_model=billed.choice((None, '{"m":{"input_tokens":5,"cost_nusd":3},"n":{"output_tokens":7}}')),
-            has_older_cost=billed.random() < 0.1,
             cursor=cursors.pop(),
         )
+        if billed.random() < 0.1:
+            made = msgspec.structs.replace(made, added={**made.added, "put_older_cost": {}})
         return with_batch(made, chance.choice((None, *(f'{{"of":1,"parallel":1{one}}}' for one in SOURCES.values()))))
 
     for number in range(120):

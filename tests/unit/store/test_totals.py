@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from tailrace.features.projects.persistence import ProjectTable
+from tailrace.features.usage.persistence import UsageTable
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, micros, moment
 from tailrace.persistence.store import Store
 from tailrace.proto.ids import Tenant, TurnId
@@ -26,7 +28,7 @@ async def test_a_session_and_a_project_have_their_own_totals_although_other_thin
     names = dict.fromkeys(("session", "project", "user", "model", "asked_by"), "same")
     row = msgspec.structs.replace(row, labels=msgspec.json.encode(labels).decode(), **names)
     await store.record([row, msgspec.structs.replace(row, tenant=THEIRS)])
-    found = await store.project(OURS, "same", NOON)
+    found = await ProjectTable(store).project(OURS, "same", NOON)
     assert found is not None
     assert ((await session_of(store, "same")).turns, found.turns) == (1, 1)
 
@@ -38,19 +40,23 @@ async def test_deleted_turns_stay_in_the_totals_of_their_tenant_and_project(stor
     rows = [build_row(key(turn), ended) for turn in ("turn-1", "turn-2")]
     await store.record([msgspec.structs.replace(row, project="rivers", asked_by="key-1") for row in rows])
     groups = ("day", "model", "key", "project", "user")
-    before = [await store.usage(OURS, by, first, last, "", 9) for by in groups]
-    project = await store.project(OURS, "rivers", NOON)
+
+    async def turns_by(group: str) -> list[tuple[str | None, int]]:
+        return [(one.key, one.turns) for one in await UsageTable(store).usage(OURS, group, first, last, "", 9)]
+
+    before = [await UsageTable(store).usage(OURS, by, first, last, "", 9) for by in groups]
+    project = await ProjectTable(store).project(OURS, "rivers", NOON)
     for gone in rows[:1], rows[:1], rows[1:]:
         await store.delete(OURS, DeleteResource("session", "session-1", (TurnId(gone[0].turn),)))
-        assert [await store.usage(OURS, by, first, last, "", 9) for by in groups] == before
-        left = await store.project(OURS, "rivers", NOON)
+        assert [await UsageTable(store).usage(OURS, by, first, last, "", 9) for by in groups] == before
+        left = await ProjectTable(store).project(OURS, "rivers", NOON)
         assert project is not None
         assert left is not None
         assert (left.turns, left.cost_usd, left.usage) == (2, project.cost_usd, project.usage)
-    assert [(one.key, one.turns) for one in await store.usage(OURS, "session", first, last, "", 9)] == [(None, 2)]
+    assert await turns_by("session") == [(None, 2)]
     await store.delete(OURS, DeleteResource("project", "rivers"))
-    assert [(one.key, one.turns) for one in await store.usage(OURS, "project", first, last, "", 9)] == [(None, 2)]
-    assert await store.usage(THEIRS, "day", first, last, "", 9) == []
+    assert await turns_by("project") == [(None, 2)]
+    assert await UsageTable(store).usage(THEIRS, "day", first, last, "", 9) == []
 
 
 async def totals_of(
@@ -60,7 +66,7 @@ async def totals_of(
     return {
         (by, one.key): (one.turns, one.message_count, one.usage, round(one.cost_usd * 1e9), one.last_used)
         for by in DIMENSIONS
-        for one in await store.usage(tenant, by, first, last, "", 99)
+        for one in await UsageTable(store).usage(tenant, by, first, last, "", 99)
         if one.turns
     }
 
@@ -159,10 +165,10 @@ async def test_usage_is_grouped_by_utc_day(store: Store) -> None:
     )
 
     async def days(first: datetime, last: datetime, after: str = "") -> list[tuple[str | None, int]]:
-        totals = await store.usage(OURS, "day", first.date(), (last - MICROSECOND).date(), after, 9)
+        totals = await UsageTable(store).usage(OURS, "day", first.date(), (last - MICROSECOND).date(), after, 9)
         return [(one.key, one.total_tokens) for one in totals]
 
     assert await days(midnight - timedelta(days=1), midnight) == [("2026-01-01", 7)]
     assert await days(midnight, midnight + timedelta(days=1)) == [("2026-01-02", 7)]
     assert await days(midnight, midnight + timedelta(days=9), "2026-01-02\0") == [("2026-01-03", 7)]
-    assert await store.usage(THEIRS, "day", NOON.date(), midnight.date(), "", 9) == []
+    assert await UsageTable(store).usage(THEIRS, "day", NOON.date(), midnight.date(), "", 9) == []

@@ -6,14 +6,17 @@ import msgspec
 import structlog
 from starlette.responses import Response
 
+from tailrace.features.erasure.erasure import Eraser
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.route import PROJECTS, Route, query, required
 from tailrace.gateway.resources.paging import limit_of
-from tailrace.gateway.turns.delete import Deleter
+from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.request_body import check_user
 from tailrace.proto.errors import Refused
 from tailrace.proto.resources import DeletedRows
+from tailrace.proto.runtime.settings import NoSettings
 
 logger = structlog.get_logger()
 
@@ -40,7 +43,7 @@ class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
     """The data that remains, in one sentence."""
 
 
-async def delete_user(request: ApiRequest, deleter: Deleter) -> Response:
+async def delete_user(request: ApiRequest, eraser: Eraser) -> Response:
     """`DELETE /v1/users?user=NAME`: erases the turns and sessions of a user, and the turns that continue them.
 
     For a request under the GDPR. The response counts what was erased, and says what remains. With `max_seconds`, it
@@ -48,10 +51,10 @@ async def delete_user(request: ApiRequest, deleter: Deleter) -> Response:
     """
     user = request.query_params.get("user", "")
     check_user(user)
-    return await _erase(deleter, request, "user", user)
+    return await _erase(eraser, request, "user", user)
 
 
-async def delete_tenant(request: ApiRequest, deleter: Deleter) -> Response:
+async def delete_tenant(request: ApiRequest, eraser: Eraser) -> Response:
     """`DELETE /v1/tenant?confirm=TENANT`: erases all turns, sessions, projects and files of the credential's tenant.
 
     `confirm` repeats the name of the tenant, against mistakes. Keys, sums of usage and the folders of Claude Code
@@ -63,14 +66,14 @@ async def delete_tenant(request: ApiRequest, deleter: Deleter) -> Response:
             "request_invalid",
             f"`confirm` must be {tenant}, the name of your tenant: the request then erases everything of this tenant",
         )
-    return await _erase(deleter, request, "tenant", tenant)
+    return await _erase(eraser, request, "tenant", tenant)
 
 
-async def _erase(deleter: Deleter, request: ApiRequest, kind: Literal["user", "tenant"], name: str) -> Response:
+async def _erase(eraser: Eraser, request: ApiRequest, kind: Literal["user", "tenant"], name: str) -> Response:
     within_s = (
         limit_of(request, SECONDS_MAX, SECONDS_MAX, "max_seconds") if "max_seconds" in request.query_params else None
     )
-    done = await deleter.erase(request.tenant, kind, name, within_s)
+    done = await eraser.erase(request.tenant, kind, name, within_s)
     logger.info("erased", kind=kind, turns=done.turns, complete=done.is_complete)
     object_: Literal["user.erased", "tenant.erased"] = "user.erased" if kind == "user" else "tenant.erased"
     return json_response(
@@ -115,3 +118,11 @@ ROUTES = [
         parameters=(CONFIRM, MAX_SECONDS),
     ),
 ]
+
+
+def start(gateway: Gateway, _settings: NoSettings) -> Parts:
+    """Makes the service that erases."""
+    return Parts(services=(Eraser(gateway),))
+
+
+FEATURE = Feature(NoSettings, start, routes=ROUTES)

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from starlette.requests import Request
 
-from tailrace.gateway.resources.usage import DAYS_MAX, days_of, usage_response
+from tailrace.features.usage.gateway import DAYS_MAX, days_of, usage_response
 from tailrace.proto.ids import Tenant
 from tailrace.proto.resources import UsagePage
 

@@ -5,6 +5,7 @@ from starlette.responses import Response
 
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import KEY_OF_RESOURCE, NUMBERED_PAGE
@@ -19,6 +20,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, folder_name
 from tailrace.proto.nats import Claims
 from tailrace.proto.resources import CreateProject, GetProject, ListProjects, ProjectRecord
+from tailrace.proto.runtime.settings import NoSettings
 
 NAME_CHARS_MAX = 200
 DESCRIPTION_CHARS_MAX = 10_000
@@ -125,3 +127,4 @@ ROUTES = [
     Route("GET", "/v1/projects/{project}", project, "read", PROJECTS, result=Project),
     Route("DELETE", "/v1/projects/{project}", delete, "manage", PROJECTS, result=DeletedObject),
 ]
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES)

@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import msgspec
 
+from tailrace.features.usage.persistence import FEATURE, UsageQueries, UsageTable
 from tailrace.persistence.queries import Queries
-from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.rows import TurnRow, build_row, turn_record
 from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import build_end
@@ -28,7 +28,8 @@ def billed_row(turn: str, **given: object) -> TurnRow:
     log = started_turn("Light")
     fields: dict[str, object] = {"by_model": BY_MODEL, "usage": TOTAL, "cost_nano_usd": 49, "answered_by": "x"}
     log.store(msgspec.structs.replace(build_end(log.turn, "completed"), **(fields | given)))
-    return build_row(key(turn), log.turn)
+    assert FEATURE.tables is not None
+    return build_row(key(turn), log.turn, [FEATURE.tables.rows])
 
 
 async def test_a_record_has_the_model_that_answered_and_the_usage_of_each(store: Store) -> None:
@@ -57,14 +58,14 @@ async def test_the_billed_usage_has_each_model_with_what_it_is_billed_for(store:
         BilledUsage(TODAY, "claude-opus-4-8", 1, Usage(5, 1, 3, 4), 9),
         BilledUsage(TODAY, MODEL, 2, own, plain.cost_nusd + 40),
     ]
-    assert await store.billed_usage(OURS, TODAY, TODAY) == expected
-    (by_model,) = await store.usage(OURS, "model", TODAY, TODAY, "", 9)
+    assert await UsageTable(store).billed_usage(OURS, TODAY, TODAY) == expected
+    (by_model,) = await UsageTable(store).usage(OURS, "model", TODAY, TODAY, "", 9)
     assert (by_model.key, by_model.turns, by_model.usage) == (MODEL, 2, Usage(*plain_counts(plain)) + TOTAL)
-    assert await store.billed_usage(THEIRS, TODAY, TODAY) == []
-    assert await store.billed_usage(OURS, TODAY + timedelta(days=1), TODAY + timedelta(days=9)) == []
+    assert await UsageTable(store).billed_usage(THEIRS, TODAY, TODAY) == []
+    assert await UsageTable(store).billed_usage(OURS, TODAY + timedelta(days=1), TODAY + timedelta(days=9)) == []
     await store.record([msgspec.structs.replace(plain, tenant=THEIRS)])
-    assert await store.tenants_with_usage("", 9) == [OURS, THEIRS]
-    assert await store.tenants_with_usage(OURS, 9) == [THEIRS]
+    assert await UsageTable(store).tenants_with_usage("", 9) == [OURS, THEIRS]
+    assert await UsageTable(store).tenants_with_usage(OURS, 9) == [THEIRS]
 
 
 def plain_counts(row: TurnRow) -> tuple[int, ...]:
@@ -73,24 +74,24 @@ def plain_counts(row: TurnRow) -> tuple[int, ...]:
 
 async def test_turns_of_older_versions_say_since_when_the_cost_is_whole(store: Store) -> None:
     """The `end` of an older version has no date of the price list. A turn without tokens is whole in any version."""
-    assert await store.whole_since(OURS) is None
+    assert await UsageTable(store).whole_since(OURS) is None
     await store.record([billed_row("turn-1"), billed_row("turn-2", price_date=None, usage=Usage())])
-    assert await store.whole_since(OURS) is None
+    assert await UsageTable(store).whole_since(OURS) is None
     old = billed_row("turn-3", price_date=None)
     for seconds in (9, 5):
         await store.record([msgspec.structs.replace(old, turn=f"turn-{seconds}", asked_at=old.asked_at + seconds)])
-    since = await store.whole_since(OURS)
+    since = await UsageTable(store).whole_since(OURS)
     assert since is not None
     assert since - NOON == timedelta(seconds=1, microseconds=9)
-    queries = ResourceQueries(store, Queries(store, 60))
+    queries = UsageQueries(store, Queries(store, 60))
     assert (await queries.usage(OURS, GetUsage("day", TODAY, TODAY))).whole_since == since
     assert (await queries.billed(OURS, GetBilledUsage(TODAY, TODAY))).whole_since == since
-    assert await store.whole_since(THEIRS) is None
+    assert await UsageTable(store).whole_since(THEIRS) is None
 
 
 def test_a_row_without_the_columns_of_the_models_is_a_record() -> None:
     """As older versions have written it."""
     row = build_row(key("turn-1"), completed_turn("Light").turn)
     columns = msgspec.structs.asdict(row)
-    assert (row.answered_by, row.by_model, row.has_older_cost) == (None, None, False)
+    assert (row.answered_by, row.by_model) == (None, None)
     assert turn_record(columns).by_model is None

@@ -1,0 +1,158 @@
+"""Routes of usage: tokens and cost by day, model, key, user, session, project or metadata; and statistics."""
+
+from datetime import UTC, date, datetime, timedelta
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tailrace.gateway.auth.api_request import ApiRequest, parse_tenant
+from tailrace.gateway.feature import Feature, Parts
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.parameters import FROM, PAGE, TO
+from tailrace.gateway.http.query_parameters import day_of
+from tailrace.gateway.http.route import ADMIN, PROJECTS, SESSIONS, Route, query
+from tailrace.gateway.resources.paging import Page, page_of
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import SessionId, Tenant
+from tailrace.proto.resources import USAGE_BY, GetStats, GetUsage, UsageRecord
+from tailrace.proto.runtime.settings import NoSettings
+
+DAYS = 30
+DAYS_MAX = 366
+
+
+class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
+    """In the order of the keys of the groups."""
+
+    by: str
+    """The unit that the usage is summed by."""
+    first: date = msgspec.field(name="from")
+    """The first day (UTC)."""
+    last: date = msgspec.field(name="to")
+    """The last day (UTC)."""
+    whole_since: datetime | None
+    """Usage and cost are whole for turns that were accepted after this time; null: for all turns. An older version has
+    counted those before: without tokens beyond the top level of a usage object, and without server tools."""
+
+
+class ActiveSessions(msgspec.Struct, frozen=True, kw_only=True):
+    """The number of active sessions and recent usage, with the field names of other servers for Claude.
+
+    The usage is that of all turns since the start of the UTC day that was `TAILRACE_SESSION_IDLE_S` seconds ago.
+    """
+
+    active_sessions: int
+    """The number of sessions used in the last `TAILRACE_SESSION_IDLE_S` seconds."""
+    turns: int
+    """The number of the turns."""
+    total_tokens: int
+    """Their tokens."""
+    total_cost: float
+    """Their cost in dollars."""
+    total_messages: int
+    """Their messages."""
+    models_in_use: list[str]
+    """Their models."""
+
+
+class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
+    """`claude_sessions`: the sessions with a running turn, at most 1,000."""
+
+    session_stats: ActiveSessions
+    """The number of active sessions, and recent usage."""
+    active_claude_sessions: int
+    """The number of sessions with a running turn."""
+    claude_sessions: list[SessionId]
+    """The ids of those sessions, at most 1,000."""
+    by_model: list[UsageRecord]
+    """The usage of each model."""
+
+
+async def usage(request: ApiRequest, history: HistoryClient) -> Response:
+    """`GET /v1/usage?by=day|model|key|user|session|project|metadata.NAME&from=&to=`: usage of those days (UTC).
+
+    Only turns that have ended are counted. A deleted turn keeps its share of the sums.
+    """
+    return await usage_response(request, history, request.tenant)
+
+
+async def tenant_usage(request: ApiRequest, history: HistoryClient) -> Response:
+    """`GET /v1/admin/tenants/{tenant}/usage`: what `/v1/usage` shows, for any tenant.
+
+    It contains sums, and the names of users, sessions and projects if `by` asks for them, but no text.
+    """
+    return await usage_response(request, history, parse_tenant(request.path_params["tenant"]))
+
+
+async def stats(request: ApiRequest, history: HistoryClient) -> Response:
+    """`GET /v1/sessions/stats`: the number of active sessions, and recent usage.
+
+    A session is active if it was used in the last `TAILRACE_SESSION_IDLE_S` seconds. The usage is that of all turns
+    since the start of the UTC day on which that time began. `claude_sessions` are those with a running turn.
+    """
+    tenant = request.tenant
+    found = await history.query(tenant, GetStats())
+    active = ActiveSessions(
+        active_sessions=found.active_sessions,
+        turns=sum(model.turns for model in found.by_model),
+        total_tokens=sum(model.total_tokens for model in found.by_model),
+        total_cost=sum(model.total_cost for model in found.by_model),
+        total_messages=sum(model.message_count for model in found.by_model),
+        models_in_use=[str(model.key) for model in found.by_model],
+    )
+    return json_response(
+        SessionStats(
+            session_stats=active,
+            active_claude_sessions=len(found.running),
+            claude_sessions=found.running,
+            by_model=found.by_model,
+        )
+    )
+
+
+async def usage_response(request: Request, history: HistoryClient, tenant: Tenant) -> Response:
+    """Returns the usage of a tenant for the query of `request`. Raises Refused."""
+    after, limit = page_of(request)
+    first, last = days_of(request, datetime.now(UTC).date())
+    query = GetUsage(_parse_by(request), first, last, after, limit, request.query_params.get("key"))
+    found = await history.query(tenant, query)
+    return json_response(
+        UsageList(data=found.usage, next=found.next, by=query.by, first=first, last=last, whole_since=found.whole_since)
+    )
+
+
+def days_of(request: Request, today: date) -> tuple[date, date]:
+    """Returns the first and last day of the query; by default the DAYS days up to today. Raises Refused."""
+    last = day_of(request, "to") or today
+    first = day_of(request, "from") or last - timedelta(days=DAYS - 1)
+    if not timedelta() <= last - first < timedelta(days=DAYS_MAX):
+        raise Refused("request_invalid", f"`from` must not be after `to`, nor more than {DAYS_MAX} days before it.")
+    return first, last
+
+
+def _parse_by(request: Request) -> str:
+    grouping = request.query_params.get("by", "day")
+    if grouping in USAGE_BY or (grouping.startswith("metadata.") and grouping != "metadata."):
+        return grouping
+    raise Refused("request_invalid", f"`by` must be one of {', '.join(USAGE_BY)}, or `metadata.NAME`")
+
+
+BY = query("by", "The unit to sum by.", type="string", pattern=f"^({'|'.join(USAGE_BY)}|metadata\\..+)$")
+OF_USAGE = (BY, query("key", "Only the usage of this day, model, user…"), FROM, TO)
+
+ROUTES = [
+    Route("GET", "/v1/usage", usage, "read", PROJECTS, result=UsageList, parameters=(*OF_USAGE, *PAGE)),
+    Route("GET", "/v1/sessions/stats", stats, "read", SESSIONS, result=SessionStats),
+    Route(
+        "GET",
+        "/v1/admin/tenants/{tenant}/usage",
+        tenant_usage,
+        "admin",
+        ADMIN,
+        result=UsageList,
+        parameters=(*OF_USAGE, *PAGE),
+    ),
+]
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES)

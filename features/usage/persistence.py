@@ -1,0 +1,159 @@
+"""Usage in the database: sums of tokens and cost, and statistics. The recorder adds each turn to the totals."""
+
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime, timedelta
+from typing import Any
+
+from tailrace.persistence import paging
+from tailrace.persistence.feature import Feature, Parts, Services
+from tailrace.persistence.paging import PageCursor
+from tailrace.persistence.queries import Queries
+from tailrace.persistence.rows import EPOCH, micros, moment, totals_of
+from tailrace.persistence.rpc import QueryHandler
+from tailrace.persistence.sql import read_queries
+from tailrace.persistence.store import Store
+from tailrace.persistence.tables import AddedRows, Tables
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import SessionId, Tenant, TurnKey
+from tailrace.proto.records import TurnRecord
+from tailrace.proto.resources import (
+    BilledUsage,
+    BilledUsageList,
+    GetBilledUsage,
+    GetStats,
+    GetUsage,
+    Stats,
+    UsagePage,
+    UsageRecord,
+)
+from tailrace.proto.runtime.settings import NoSettings
+from tailrace.proto.usage import Usage
+
+TENANTS_MAX = 1000
+BUSY_SESSIONS_MAX = 1_000
+# The columns of `totals` that `billed_records` sums.
+BILLED_COLUMNS = ("turns", *Usage.__struct_fields__, "cost_nusd")
+
+
+class UsageTable:
+    """The usage of all tenants. Every method raises StoreError."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def usage(
+        self, tenant: Tenant, by: str, first: date, last: date, start: str, limit: int
+    ) -> list[UsageRecord]:
+        """Returns the usage of turns of the days `first` to `last`, grouped by `by`, by key from `start` on."""
+        statement = "usage_by_day" if by == "day" else "usage"
+        rows = await self._store.read(
+            statement, tenant=tenant, dimension=by, start=start, limit=limit, **_days(first, last)
+        )
+        return [usage_record(row) for row in rows]
+
+    async def whole_since(self, tenant: Tenant) -> datetime | None:
+        """Returns when the last turn was accepted whose usage and cost an older version has counted; None: no turn."""
+        rows = await self._store.read("older_cost", tenant=tenant)
+        return moment(rows[0]["asked_at"]) if rows else None
+
+    async def billed_usage(self, tenant: Tenant, first: date, last: date) -> list[BilledUsage]:
+        """Returns the usage of the days `first` to `last` by day and by the model that is billed."""
+        return billed_records(await self._store.read("billed_usage", tenant=tenant, **_days(first, last)))
+
+    async def tenants_with_usage(self, after: str, limit: int) -> list[Tenant]:
+        """Returns tenants after `after` that have usage, in order."""
+        return [row["tenant"] for row in await self._store.read("tenants_with_usage", after=after, limit=limit)]
+
+    async def active_sessions(self, tenant: Tenant, since: datetime) -> int:
+        """Returns the number of sessions that were used after `since`."""
+        rows = await self._store.read("active_sessions", tenant=tenant, since=micros(since))
+        return int(rows[0]["sessions"])
+
+    async def usage_since(self, tenant: Tenant, since: datetime) -> list[UsageRecord]:
+        """Returns the usage by model of the turns from the beginning of the UTC day of `since` on."""
+        rows = await self._store.read("usage_since", tenant=tenant, first=(since - EPOCH).days)
+        return [usage_record(row) for row in rows]
+
+    async def busy_sessions(self, tenant: Tenant) -> list[SessionId]:
+        """Returns the sessions that have a running turn, at most `BUSY_SESSIONS_MAX`."""
+        rows = await self._store.read("busy_sessions", tenant=tenant, limit=BUSY_SESSIONS_MAX)
+        return [row["session"] for row in rows]
+
+
+class UsageQueries:
+    """Runs the queries of one tenant at a time. Each query raises StoreError."""
+
+    def __init__(self, store: Store, queries: Queries) -> None:
+        self._table = UsageTable(store)
+        self._queries = queries
+
+    def handlers(self) -> list[QueryHandler]:
+        """Returns each query with the method that answers it."""
+        return [(GetUsage, self.usage), (GetBilledUsage, self.billed), (GetStats, self.stats)]
+
+    async def usage(self, tenant: Tenant, query: GetUsage) -> UsagePage:
+        """Returns a page of totals, one for each value of `query.by`; with `query.key`, only that of this value.
+
+        Raises Refused for an invalid cursor.
+        """
+        limit = paging.clamp_limit(query.limit)
+        # The text with a NUL added is the next one after a text.
+        start = f"{paging.decode(query.after).name}\0" if query.after is not None else query.key or ""
+        found = await self._table.usage(tenant, query.by, query.first, query.last, start, limit + 1)
+        if query.key is not None:
+            found = [record for record in found[:1] if record.key == query.key]
+        more = len(found) > limit
+        cursor = paging.encode(PageCursor(0, found[limit - 1].key or "")) if more else None
+        return UsagePage(found[:limit], cursor, await self._table.whole_since(tenant))
+
+    async def billed(self, tenant: Tenant, query: GetBilledUsage) -> BilledUsageList:
+        """Returns the usage by day and billed model, and the next tenants."""
+        found = await self._table.billed_usage(tenant, query.first, query.last)
+        tenants = await self._table.tenants_with_usage(tenant, TENANTS_MAX)
+        return BilledUsageList(found, tenants, await self._table.whole_since(tenant))
+
+    async def stats(self, tenant: Tenant, _: GetStats) -> Stats:
+        """Returns the number of active sessions, recent usage, and the sessions that have a running turn."""
+        since = self._queries.since
+        return Stats(
+            active_sessions=await self._table.active_sessions(tenant, since),
+            by_model=await self._table.usage_since(tenant, since),
+            running=await self._table.busy_sessions(tenant),
+        )
+
+
+def billed_records(rows: Iterable[Mapping[str, Any]]) -> list[BilledUsage]:
+    """Returns the usage by day and billed model, from the totals of three dimensions: see `billed_usage`."""
+    found: dict[tuple[int, str], list[int]] = {}
+    for row in rows:
+        sign = -1 if row["dimension"] == "moved" else 1
+        counts = found.setdefault((row["day"], row["key"]), [0] * len(BILLED_COLUMNS))
+        for index, name in enumerate(BILLED_COLUMNS):
+            counts[index] += sign * row[name]
+    return [
+        BilledUsage(EPOCH.date() + timedelta(days=day), model, turns, Usage(*counts), cost)
+        for (day, model), (turns, *counts, cost) in sorted(found.items())
+        if any((turns, *counts, cost))
+    ]
+
+
+def usage_record(row: Mapping[str, Any]) -> UsageRecord:
+    """Returns the usage in a row of sums. Its key is null for turns without a value."""
+    return UsageRecord(key=row["key"] or None, last_used=moment(row["last_used_at"]), **totals_of(row))
+
+
+def _days(first: date, last: date) -> dict[str, int]:
+    return {"first": (first - EPOCH.date()).days, "last": (last - EPOCH.date()).days}
+
+
+def _rows_of(_: TurnKey, turn: Turn, record: TurnRecord) -> AddedRows:
+    """Notes a turn whose usage and cost an older version has counted."""
+    is_older = turn.end is not None and turn.end.price_date is None and any(record.usage.counts)
+    return {"put_older_cost": {}} if is_older else {}
+
+
+def _start(services: Services, _: NoSettings) -> Parts:
+    return Parts(UsageQueries(services.store, services.queries).handlers())
+
+
+FEATURE = Feature(NoSettings, _start, Tables(read_queries(__package__), _rows_of))
