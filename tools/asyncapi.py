@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.gateway.openapi.descriptions import add_meanings
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, link
@@ -21,6 +20,7 @@ from tailrace.proto.entries import Attempt, End, Entry, Event, Message, Mode, Pr
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.usage import CallUsage
+from tools.openapi.descriptions import add_meanings
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 KEY = TurnKey(Tenant("local"), TurnId("01a1f7c0-0000-7000-8000-000000000001"))

@@ -15,13 +15,13 @@ import msgspec
 
 from tailrace.deploy.local import nats_server
 from tailrace.features.gateway import ROUTES
-from tailrace.gateway.openapi.descriptions import add_meanings
-from tailrace.gateway.openapi.document import build_document
 from tailrace.proto import batch_records, files, records, resources
 from tailrace.proto.entries import Attempt, End, Event, Progress, Request
 from tailrace.proto.nats.permissions import RIGHTS
 from tailrace.proto.version import VERSION
 from tools import monitoring
+from tools.openapi.descriptions import add_meanings
+from tools.openapi.document import build_document
 
 ROOT = Path(__file__).parent.parent
 QUERY_MODULES = (records, resources, batch_records, files)

@@ -20,7 +20,7 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.examples import BATCH, FILE, MODEL, PARENT, TURN
 from tailrace.gateway.http.last_event_id import QUERY_NAMES
 from tailrace.gateway.http.route import SSE
-from tailrace.gateway.openapi import examples, routes
+from tailrace.gateway.openapi import routes
 from tailrace.gateway.openapi.reference_page import render_page
 from tailrace.gateway.openapi.routes import document
 from tailrace.proto.api_key import KEY_ID, ApiKey
@@ -28,6 +28,7 @@ from tailrace.proto.models import find_model
 from tailrace.proto.nats.administration import without_hash
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tests.harness.turn_builder import KEY, completed_turn
+from tools.openapi import examples
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(document())
 METHODS = [(route.method, route.path) for route in ROUTES]

@@ -1,6 +1,6 @@
 """Builds the OpenAPI 3.1 document from the routes, their docstrings and the Structs of their bodies.
 
-Source: OpenAPI Specification 3.1.1. `make schema` writes the document beside this file; it is served at /openapi.json.
+Source: OpenAPI Specification 3.1.1. `make schema` writes the document to gateway/openapi/openapi.json.
 """
 
 import re
@@ -12,11 +12,11 @@ import msgspec
 from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
 from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.http.route import SSE, Parameter, Route
-from tailrace.gateway.openapi.descriptions import describe, example_of, structs_in
-from tailrace.gateway.openapi.examples import BODIES, EVENT, EVENTS, IN_PATH, STREAMS
-from tailrace.gateway.openapi.portable_schemas import always_written, rewrite
 from tailrace.proto.errors import CODES
 from tailrace.proto.records import WebhookPayload
+from tools.openapi.descriptions import describe, example_of, structs_in
+from tools.openapi.examples import BODIES, EVENT, EVENTS, IN_PATH, STREAMS
+from tools.openapi.portable_schemas import always_written, rewrite
 
 OPENAPI_VERSION = "3.1.1"
 REF = "#/components/schemas/{name}"

@@ -1,8 +1,7 @@
 """The descriptions and examples of the properties in the OpenAPI document.
 
 A description is the docstring below the field. For a parameter that Claude does not support, it comes from the table of
-its protocol, such as gateway/clients/openai/chat_parameters.py. This module parses the source, so only `make schema`
-runs it.
+its protocol, such as gateway/clients/openai/chat_parameters.py. This module parses the source.
 """
 
 import ast
@@ -19,7 +18,7 @@ from tailrace.gateway.clients.openai import chat_parameters, responses_parameter
 from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest
 from tailrace.gateway.clients.openai.unsupported import UnsupportedParameter
-from tailrace.gateway.openapi.examples import EXAMPLES, WHOLE
+from tools.openapi.examples import EXAMPLES, WHOLE
 
 Json = dict[str, Any]
 UNSUPPORTED: dict[type, Iterable[UnsupportedParameter]] = {
