@@ -13,6 +13,7 @@ from tailrace.features.page.gateway import FEATURE as PAGE
 from tailrace.features.projects.gateway import FEATURE as PROJECTS
 from tailrace.features.prompts.gateway import FEATURE as PROMPTS
 from tailrace.features.sdk_retries.gateway import FEATURE as SDK_RETRIES
+from tailrace.features.session_stream.gateway import FEATURE as SESSION_STREAM
 from tailrace.features.structured_output.gateway import FEATURE as STRUCTURED_OUTPUT
 from tailrace.features.tickets.gateway import FEATURE as TICKETS
 from tailrace.features.timeline.gateway import FEATURE as TIMELINE
@@ -29,6 +30,7 @@ FEATURES: Features = (
     BATCHES,
     FILES,
     LIMITS,
+    SESSION_STREAM,
     PROMPTS,
     WEBHOOKS,
     STRUCTURED_OUTPUT,

@@ -20,7 +20,6 @@ from tailrace.gateway.clients.anthropic.managed_agents import ManagedAgentsAdvic
 from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
 from tailrace.gateway.clients.blobs import ROUTES as BLOB_ROUTES
 from tailrace.gateway.clients.native.routes import ROUTES as NATIVE_ROUTES
-from tailrace.gateway.clients.native.session_events import ROUTES as SESSION_EVENT_ROUTES
 from tailrace.gateway.clients.openai.chat_routes import ROUTES as OPENAI_CHAT_ROUTES
 from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RESPONSES_ROUTES
 from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
@@ -46,7 +45,6 @@ from tailrace.proto.runtime import tracing
 # Those of the core; each feature has its own.
 ROUTES: list[Route] = [
     *NATIVE_ROUTES,
-    *SESSION_EVENT_ROUTES,
     *BLOB_ROUTES,
     *deletion.ROUTES,
     *sessions.ROUTES,

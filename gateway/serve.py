@@ -10,7 +10,6 @@ from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.signed_tokens import TokenSigner
-from tailrace.gateway.clients.native.new_turns import NewTurns
 from tailrace.gateway.feature import Features, Started
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import fd_limit, server
@@ -212,7 +211,6 @@ def build(
         bodies=storage.bodies,
         catalogue=catalogue,
         streams=streams,
-        new_turns=NewTurns(log),
         turns=TurnReader(log, history),
         submitter=submitter,
         responder=Responder(submitter, streams),

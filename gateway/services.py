@@ -5,7 +5,6 @@ from typing import NamedTuple
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.signed_tokens import TokenSigner
-from tailrace.gateway.clients.native.new_turns import NewTurns
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.log.fullness import LogFullness
@@ -44,7 +43,6 @@ class Gateway(NamedTuple):
     bodies: BodyReader
     catalogue: Catalogue
     streams: StreamContext
-    new_turns: NewTurns
     turns: TurnReader
     submitter: TurnSubmitter
     responder: Responder

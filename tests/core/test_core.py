@@ -17,6 +17,14 @@ from tests.harness.until import until
 
 WORDS = 60
 QUESTION = {"message": f"#sim words={WORDS} rate=20"}
+ABSENT = (
+    "/v1/files",
+    "/v1/turn-batches",
+    "/v1/batches",
+    "/v1/messages/batches",
+    "/v1/sessions/a/events",
+    "/v1/prompts",
+)
 WITH_FILE = [{"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "file-1"}}]}]
 
 
@@ -42,7 +50,7 @@ async def refuses_what_features_do(gateway: httpx2.AsyncClient) -> None:
             "request_invalid",
             "`file_id` is not supported by this server: leave it out",
         )
-    for path in ("/v1/files", "/v1/turn-batches", "/v1/batches", "/v1/messages/batches", "/v1/prompts"):
+    for path in ABSENT:
         assert (await gateway.get(path)).json()["error"]["code"] == "route_not_found"
 
 

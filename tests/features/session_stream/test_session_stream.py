@@ -8,7 +8,7 @@ import httpx2
 import msgspec
 import pytest
 
-from tailrace.gateway.clients.native import session_events
+from tailrace.features.session_stream import gateway as session_stream
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
@@ -101,7 +101,7 @@ async def test_ended_turns_come_whole_over_a_cut_after_every_few_events(
     gateway: Gateway, persistence: Process, generator: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One with many events, then more turns than are followed at once. Each `id:` that was sent is accepted."""
-    monkeypatch.setattr(session_events, "FOLLOWED_MAX", 8)
+    monkeypatch.setattr(session_stream, "FOLLOWED_MAX", 8)
     first = await post(gateway, message="#sim words=40 rate=400")
     own = {first["turn"]: await own_events(gateway, first["turn"])}
     page = Page(gateway.client, first["session"])

@@ -20,15 +20,17 @@ from functools import partial
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tailrace.features.session_stream.new_turns import NewTurns
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.native.new_turns import NewTurns
 from tailrace.gateway.clients.native.stream import OF_SESSION, reset_of
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.deferred_response import StreamedResponse, body
 from tailrace.gateway.http.last_event_id import cursor_text
 from tailrace.gateway.http.parameters import LAST_EVENT_ID_IN_QUERY, LAST_RECEIVED, SAME_AS_LAST_RECEIVED
 from tailrace.gateway.http.route import SESSIONS, SSE, Route, header, query
+from tailrace.gateway.services import Gateway
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.gateway.streaming.endings import BROKEN, LEFT, StreamEnding
 from tailrace.gateway.streaming.feed import TurnFeed
@@ -40,6 +42,7 @@ from tailrace.proto.errors import CursorUnknown, LogError, Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, TurnKey
 from tailrace.proto.records import GetSession, ListTurnsSince
 from tailrace.proto.runtime.race import run_until
+from tailrace.proto.runtime.settings import NoSettings
 
 FOLLOWED_MAX = 64
 # The maximum length of the cursor, in turns. No further turn is followed until some of them have ended.
@@ -314,3 +317,11 @@ ROUTES = [
         "GET", "/v1/sessions/{session}/events", get_events, "read", SESSIONS, streams=SSE, parameters=RESUMING_POSITION
     ),
 ]
+
+
+def start(gateway: Gateway, _settings: NoSettings) -> Parts:
+    """Makes the service that notices new turns."""
+    return Parts(services=(NewTurns(gateway.log),))
+
+
+FEATURE = Feature(NoSettings, start, routes=ROUTES)
