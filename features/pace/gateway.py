@@ -80,11 +80,8 @@ class PacedWriter(TurnWriter):
         return wait_s <= self._heartbeat_s
 
 
-def pace_of(request: Request) -> Pace | None:
-    """Returns the value of `?pace=`, where 1 is the original speed; None means at once. Raises Refused."""
-    text = request.query_params.get("pace")
-    if text is None:
-        return None
+def parse_pace(text: str) -> Pace:
+    """Returns the value of `?pace=`, where 1 is the original speed. Raises Refused."""
     if SPEED.fullmatch(text) is None:
         raise Refused("request_invalid", "`pace` is a multiple of the original speed: from 0.001 to 999")
     return Pace(float(text))
@@ -95,7 +92,9 @@ def paced(endpoint: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(endpoint)
     async def respond(request: Request, **services: Any) -> Any:
-        pace, response = pace_of(request), await endpoint(request, **services)
+        text = request.query_params.get("pace")
+        pace = parse_pace(text) if text is not None else None
+        response = await endpoint(request, **services)
         if pace is not None and isinstance(response, EventStream):
             response.write_with(partial(PacedWriter, pace=pace, heartbeat_s=response.heartbeat_s))
         return response

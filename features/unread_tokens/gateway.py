@@ -8,6 +8,7 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from heapq import heappop, heappush
 from itertools import count
@@ -40,14 +41,14 @@ UNREAD_TOKENS = Counter(
 )
 
 
+@dataclass(frozen=True, eq=False)
 class WatchedTurn:
     """A turn, and what each look at its readers has found."""
 
-    def __init__(self, key: TurnKey, model: str) -> None:
-        self.key = key
-        self.model = model
-        self.times: list[datetime] = []
-        self.is_unread: list[bool] = []
+    key: TurnKey
+    model: str
+    times: list[datetime] = field(default_factory=list)
+    is_unread: list[bool] = field(default_factory=list)
 
 
 class UnreadTokens:

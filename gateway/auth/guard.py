@@ -40,13 +40,23 @@ class GuardedEndpoint:
         self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response of the endpoint, with further headers. Measures the time until it begins.
+        """Authenticates the request, and sends the response of the endpoint, with further headers.
 
-        What the endpoint's request holds is released when it has returned its response, or failed.
+        Measures the time until the response begins. What the endpoint's request holds is released when it has returned
+        its response, or failed. Raises Refused, LogUnavailable for the credential.
         """
         began_at = time.monotonic()
         request = ApiRequest(scope, receive, self._authenticator, self._bodies)
-        await self._authenticate(request)
+        if (need := self._need) != "public":
+            principal = await self._authenticator.authenticate(request)
+            if principal.turn is not None and request.path_params.get("turn") != principal.turn:
+                raise not_found("turn")
+            if need not in principal.scopes:
+                raise Refused(
+                    "scope_missing",
+                    f"This needs a key with the scope `{need}`: tailrace keys create --tenant NAME --scope {need}",
+                )
+            request.principal = principal
         try:
             async with request.until_answered:
                 if scope["query_string"]:
@@ -67,18 +77,3 @@ class GuardedEndpoint:
             await send(message)
 
         await response(scope, receive, send_measured)
-
-    async def _authenticate(self, request: ApiRequest) -> None:
-        """Sets the principal of `request`, unless the route is public. Raises Refused, LogUnavailable."""
-        need = self._need
-        if need == "public":
-            return
-        principal = await self._authenticator.authenticate(request)
-        if principal.turn is not None and request.path_params.get("turn") != principal.turn:
-            raise not_found("turn")
-        if need not in principal.scopes:
-            raise Refused(
-                "scope_missing",
-                f"This needs a key with the scope `{need}`: tailrace keys create --tenant NAME --scope {need}",
-            )
-        request.principal = principal

@@ -1,4 +1,4 @@
-"""Finds keys that occur twice in one object of a JSON text.
+"""Refuses keys that occur twice in one object of a JSON text.
 
 JSON parsers disagree on which of the values counts (RFC 8259, section 4): a proxy may check one, and the model get the
 other. msgspec takes the last one without an error, so the text is parsed once more, with Python's parser. That takes
@@ -7,6 +7,11 @@ other. msgspec takes the last one without an error, so the text is parsed once m
 
 import json
 from typing import Any
+
+from tailrace.gateway.http.json_mistake import not_json
+from tailrace.proto.errors import Refused
+
+PATH_CHARS_MAX = 200
 
 Members = list[tuple[str, Any]]
 
@@ -41,18 +46,23 @@ _checker = json.JSONDecoder(object_pairs_hook=_check, parse_int=str, parse_float
 _marker = json.JSONDecoder(object_pairs_hook=_mark, parse_int=str, parse_float=str)
 
 
-def find_duplicate(body: bytes) -> str | None:
-    """Returns the path of a key that one object has twice, such as `messages[0].role`; None if there is none.
+def require_unique_keys(body: bytes) -> None:
+    """Raises Refused with the path, such as `messages[0].role`, if an object in `body` has a key twice.
 
-    Raises ValueError or RecursionError for a text that Python's parser rejects.
+    `body` was decoded before by a parser that accepts it.
     """
     # count_tokens leaves it to the API to refuse text that is not UTF-8.
     text = body.decode(errors="replace")
     try:
-        _checker.decode(text)
-    except _DuplicateFound:
-        return _path(_marker.decode(text), "")
-    return None
+        try:
+            _checker.decode(text)
+        except _DuplicateFound:
+            path = (_path(_marker.decode(text), "") or "")[:PATH_CHARS_MAX]
+        else:
+            return
+    except (ValueError, RecursionError) as error:
+        raise not_json(error, None) from error
+    raise Refused("request_invalid", f"`{path}` occurs twice in its object: send it once", param=path)
 
 
 def _path(value: object, path: str) -> str | None:

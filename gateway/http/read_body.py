@@ -6,6 +6,7 @@ A request is refused before its body is read where that is possible.
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -13,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
-from tailrace.gateway.http.duplicate_keys import find_duplicate
+from tailrace.gateway.http.duplicate_keys import require_unique_keys
 from tailrace.gateway.http.json_mistake import not_json
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.media_type import JSON, media_type
@@ -61,36 +62,34 @@ class BodyReader:
             raise Refused("content_type_unsupported", "send the body uncompressed")
         if (declared_bytes(request.headers) or 0) > self._bytes_max:
             raise self._too_large()
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._read(request, tenant, holder)
-        except TimeoutError as error:
-            raise Refused("body_timeout", f"the body did not arrive within {self._timeout_s:.0f} s") from error
-
-    async def _read(self, request: Request, tenant: Tenant, holder: AsyncExitStack) -> bytes:
         pieces: list[bytes] = []
         size = 0
         is_large, has_more = False, True
         rate = MinimumRate(self._rate_min)
-        # Not `request.stream()`, which yields an empty piece at the end: each piece costs a timeout of the event loop.
-        while has_more:
-            message = await rate.next(request.receive)
-            if message["type"] == "http.disconnect":
-                raise Refused("request_invalid", "the client disconnected while it sent the body")
-            piece, has_more = message.get("body", b""), message.get("more_body", False)
-            size += len(piece)
-            if size > self._bytes_max:
-                raise self._too_large()
-            if size > MEDIUM_BYTES >= size - len(piece):
-                # Bodies below SMALL_BYTES_MAX reserve nothing, and thousands of them can fill the memory.
-                self.large_bodies.require_memory()
-            if size > SMALL_BYTES_MAX and not is_large:
-                is_large = True
-                declared = declared_bytes(request.headers)
-                await self.large_bodies.reserve(holder, tenant, self._bytes_max if declared is None else declared)
-            pieces.append(piece)
-        if is_large:
-            await self.large_bodies.reserve_copies(holder, tenant, size)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                # Not `request.stream()`, which yields an empty piece at the end: each piece costs a timeout of the
+                # event loop.
+                while has_more:
+                    message = await rate.next(request.receive)
+                    if message["type"] == "http.disconnect":
+                        raise Refused("request_invalid", "the client disconnected while it sent the body")
+                    piece, has_more = message.get("body", b""), message.get("more_body", False)
+                    size += len(piece)
+                    if size > self._bytes_max:
+                        raise self._too_large()
+                    if size > MEDIUM_BYTES >= size - len(piece):
+                        # Bodies below SMALL_BYTES_MAX reserve nothing, and thousands of them can fill the memory.
+                        self.large_bodies.require_memory()
+                    if size > SMALL_BYTES_MAX and not is_large:
+                        is_large, declared = True, declared_bytes(request.headers)
+                        size_max = self._bytes_max if declared is None else declared
+                        await self.large_bodies.reserve(holder, tenant, size_max)
+                    pieces.append(piece)
+                if is_large:
+                    await self.large_bodies.reserve_copies(holder, tenant, size)
+        except TimeoutError as error:
+            raise Refused("body_timeout", f"the body did not arrive within {self._timeout_s:.0f} s") from error
         return b"".join(pieces)
 
     async def decode(self, body: bytes, kind: type[B]) -> B:
@@ -117,6 +116,7 @@ class BodyReader:
         return Refused("body_too_large", f"the body is larger than {self._bytes_max} bytes")
 
 
+@dataclass
 class MinimumRate:
     """The clock of one body. Each `rate_min * RATE_WINDOW_S` bytes must arrive within RATE_WINDOW_S seconds.
 
@@ -125,26 +125,25 @@ class MinimumRate:
     counts, not the time that the body waits for memory.
     """
 
-    def __init__(self, rate_min: int) -> None:
-        """`rate_min`: bytes a second."""
-        self._rate_min = rate_min
-        self._left_s = RATE_WINDOW_S
-        self._missing = RATE_WINDOW_S * rate_min
+    rate_min: int
+    """Bytes a second."""
+    _waited_s: float = 0
+    _arrived_bytes: int = 0
 
     async def next(self, receive: Receive) -> Message:
         """Returns the next message of `receive`. Raises Refused when the body arrives too slowly."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         try:
-            async with asyncio.timeout(self._left_s):
+            async with asyncio.timeout(RATE_WINDOW_S - self._waited_s):
                 arrived = await receive()
         except TimeoutError as error:
-            message = f"the body arrives too slowly: send {self._rate_min} bytes a second, without a pause"
+            message = f"the body arrives too slowly: send {self.rate_min} bytes a second, without a pause"
             raise Refused("body_timeout", message) from error
-        self._left_s -= loop.time() - began_s
-        self._missing -= len(arrived.get("body", b""))
-        if self._missing <= 0:
-            self._left_s, self._missing = RATE_WINDOW_S, RATE_WINDOW_S * self._rate_min
+        self._waited_s += loop.time() - began_s
+        self._arrived_bytes += len(arrived.get("body", b""))
+        if self._arrived_bytes >= RATE_WINDOW_S * self.rate_min:
+            self._waited_s = self._arrived_bytes = 0
         return arrived
 
 
@@ -192,17 +191,6 @@ def _invalid(error: Exception, kind: type, body: bytes | None = None) -> Refused
     # Fields are named as in all other errors: `messages[0]`, not `$.messages[0]`.
     shown = problem[:QUOTED_CHARS_MAX].replace(" - at `$.", " - at `")
     return Refused("request_invalid", shown + hint, param=param)
-
-
-def require_unique_keys(body: bytes) -> None:
-    """Raises Refused if an object in `body`, which was decoded before, has a key twice."""
-    try:
-        path = find_duplicate(body)
-    except (ValueError, RecursionError) as error:
-        raise not_json(error, None) from error
-    if path is not None:
-        path = path[:QUOTED_CHARS_MAX]
-        raise Refused("request_invalid", f"`{path}` occurs twice in its object: send it once", param=path)
 
 
 def require_few_values(body: bytes) -> None:

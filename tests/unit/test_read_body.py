@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from tailrace.gateway.http import read_body
+from tailrace.gateway.http.duplicate_keys import require_unique_keys
 from tailrace.gateway.http.json_mistake import replace_halves
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
@@ -231,10 +232,10 @@ def test_a_key_that_occurs_twice_is_refused_with_its_path(raw: bytes, path: str 
     body = raw % (b"x" * size)
     read_body.decode(body, dict[str, Any])
     if path is None:
-        read_body.require_unique_keys(body)
+        require_unique_keys(body)
         return
     with pytest.raises(Refused) as refused:
-        read_body.require_unique_keys(body)
+        require_unique_keys(body)
     assert (refused.value.code, refused.value.param) == ("request_invalid", path)
 
 
