@@ -1,7 +1,7 @@
 """Builds the AsyncAPI 3.0 document: the events of each dialect, and the entries of the log.
 
-Source: AsyncAPI Specification 3.0.0. The examples are rendered by the dialects from one turn. `make schema` writes the
-document to docs/asyncapi.json.
+Source: AsyncAPI Specification 3.0.0. The examples are rendered by the dialects from one turn. `make docs` writes the
+document to docs/asyncapi.json of the site.
 """
 
 import json
@@ -125,7 +125,7 @@ def _parse_event(fields: dict[str, str]) -> tuple[str, Any]:
     try:
         payload = json.loads(fields["data"])
     except json.JSONDecodeError:
-        return fields["data"].strip("[]").lower(), fields["data"]
+        return fields.get("event") or fields["data"].strip("[]").lower(), fields["data"]
     return str(fields.get("event") or payload.get("type") or payload.get("object") or next(iter(payload))), payload
 
 

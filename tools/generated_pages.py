@@ -64,6 +64,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "docs/CLIENTS.md": proofs.tables,
     "docs/DEPENDENCIES.md": lambda: csv_tables("tools/dependencies.csv", "###"),
     "docs/ERRORS.md": reference_tables.errors_table,
+    "docs/EVENTS.md": reference_tables.events_of_dialects,
     "docs/FAULTS.md": lambda: csv_tables("tests/faults.csv", "##"),
     "docs/FINDINGS.md": findings_table,
     "docs/KILLS.md": lambda: kills.tables(kills.read()),

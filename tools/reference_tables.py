@@ -1,5 +1,7 @@
-"""Reference tables from the code, in Markdown: settings, metrics, error codes, the simulated Claude, Claude's API."""
+"""Reference from the code, in Markdown: settings, metrics, error codes, events, the simulated Claude, Claude's API."""
 
+import inspect
+import json
 import re
 import textwrap
 from collections import Counter
@@ -22,14 +24,18 @@ import tailrace.proto.runtime.trace_export
 import tailrace.proto.service
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.simulated_claude.directive import HELP
+from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.clients.tutorials import content_stream, delta_stream
 from tailrace.proto.errors import CODES
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.fast_histogram import FastHistogram
-from tools import api_surface
+from tools import api_surface, asyncapi
 
 # The help text indents words by two columns and the kinds of faults by 19.
 HELP_WORD = re.compile(r"^  (\S+) +(.*)$", re.MULTILINE)
 HELP_KIND = re.compile(r"^ {19}(\S+(?: \S+)*) {2,}(.*)$", re.MULTILINE)
+# The module of their `render` is that of the field `cursor`.
+VARIANTS = {"delta": delta_stream, "content": content_stream}
 METRICS = {
     "Every process": (
         tailrace.proto.service,
@@ -102,6 +108,25 @@ def errors_table() -> str:
     ]
     columns = ("code", "status", "type", "retry", "meaning", "what to do")
     return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows, ""])
+
+
+def events_of_dialects() -> str:
+    """Returns, for each dialect, the docstring of its module, and one example of each event."""
+    parts = []
+    for name, dialect in DIALECTS.items():
+        module = VARIANTS.get(name) or inspect.getmodule(dialect.render)
+        about, *paragraphs = inspect.cleandoc(getattr(module, "__doc__", "")).split("\n\n")
+        meaning = about.partition(": ")[2] if about.startswith("The dialect") else about
+        parts += [f"## {name}\n", f"{meaning[0].upper()}{meaning[1:]}\n"]
+        for paragraph in paragraphs:
+            is_list = paragraph.startswith(("{", "event:", "data:"))
+            parts += ["```", paragraph, "```\n"] if is_list else [f"{textwrap.fill(paragraph, 100)}\n"]
+        examples: dict[str, object] = {}
+        for event, payload in asyncapi.render_example(dialect):
+            examples.setdefault(event, payload)
+        lines = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in examples.values()]
+        parts += ["Examples, one of each event:\n", "```", *lines, "```\n"]
+    return "\n".join(parts)
 
 
 def simulated_help() -> str:

@@ -1,7 +1,7 @@
 """Which stop reasons of the model end a whole answer, and sentences for the others.
 
-docs/API.md ("Stop reasons") has how each dialect shows them. A reason that this version does not know ends no whole
-answer: only the model's next version knows what it means. Source: Anthropic's docs, "Stop reasons".
+docs/claude_api.toml ("Stop reasons") says how each dialect shows them. A reason that this version does not know ends no
+whole answer: only the model's next version knows what it means. Source: Anthropic's docs, "Stop reasons".
 """
 
 from tailrace.proto.entries import End

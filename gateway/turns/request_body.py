@@ -104,17 +104,21 @@ class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     create_session: bool = False
     """Whether an unknown session is created instead of refused."""
     parent: str | msgspec.UnsetType | None = msgspec.UNSET
-    """The turn that this one continues; the newest of the session if it is left out; null: none."""
+    """The turn that this one continues: the newest of the session by default. An older turn starts a branch; null: no
+    history."""
     full_history: bool = False
-    """Whether `messages` are the whole conversation. Those that the session has are not stored again."""
+    """Whether `messages` are the whole conversation, perhaps without answers that have no text. The turn continues the
+    last turn of the session that is equal, whose messages are not stored again."""
     verbatim: bool = False
     """Whether the model gets exactly `messages`, independent of the session."""
     project: str | None = None
     """The project of the session."""
     on_disconnect: str = "continue"
-    """The reaction when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
+    """The reaction when the last reader disconnects: `continue`, `cancel` or `grace:SECONDS` (at most 99999). A reader
+    that vanishes without closing its connection counts for up to a minute."""
     on_busy: OnBusy = "reject"
-    """The reaction while the turn to continue still runs."""
+    """The reaction while the turn to continue still runs: reject the request, cancel that turn, let both run, or
+    wait for its end."""
     webhook: str | None = None
     """The URL that is notified when the turn has ended."""
     store: bool = True

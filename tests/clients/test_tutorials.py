@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,7 @@ from tests.harness.system import System
 from tests.harness.turn_builder import Handwritten
 from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
-API = CHECKOUT / "docs/API.md"
-JAVASCRIPT = re.compile(r"^```js\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+EXAMPLE = CHECKOUT / "examples/chat_stream.mjs"
 TEXT = words(40)
 LINE = "#sim words=40 rate=200"
 SLOW = "#sim words=4 rate=8"
@@ -48,17 +46,14 @@ async def lines_of(page: httpx.AsyncClient, url: str, body: dict[str, Any]) -> A
                 yield json.loads(line.removeprefix("data: "))
 
 
-async def test_the_loop_of_the_docs_shows_the_answer_or_the_refusal(
+async def test_the_example_of_a_loop_shows_the_answer_or_the_refusal(
     gateway: Gateway, page: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     """A refused request is not repeated."""
-    [example] = [block for block in JAVASCRIPT.findall(API.read_text()) if "/chat/stream" in block]
-    example = example.replace("http://localhost:8000", gateway.url)
-    (tmp_path / "refused.mjs").write_text(example)
-    (tmp_path / "answered.mjs").write_text(example.replace("my-secret-key", KEY))
+    command = [str(node.NODE), str(EXAMPLE), "Name a river."]
     refused, answered = [
-        await node.command([str(node.NODE), str(tmp_path / name)], {}, tmp_path)
-        for name in ("refused.mjs", "answered.mjs")
+        await node.command(command, {"TAILRACE_URL": gateway.url, "TAILRACE_KEY": key}, tmp_path)
+        for key in ("wrong", KEY)
     ]
     assert "credential_invalid" in refused
     answer = (await page.post(f"{gateway.url}/chat", json={"message": "Name a river."})).text

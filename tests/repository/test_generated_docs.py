@@ -95,6 +95,13 @@ def test_the_page_of_the_site_has_a_row_for_each(page: str, cells: list[list[str
     assert [row for row in cells if not any(all(cell in line for cell in row) for line in rows)] == []
 
 
+def test_the_page_of_events_has_each_dialect() -> None:
+    page = build_page("docs/EVENTS.md")
+    assert [name for name in DIALECTS if f"## {name}\n" not in page] == []
+    assert '{"type": "delta", "text": "Hel"}' in page
+    assert "event: warning  a sentence" in page
+
+
 def test_the_kept_result_of_the_kills_has_every_cell() -> None:
     """A run that was stopped would be kept with holes, which the page shows like entries that do not exist."""
     result = kills.read()

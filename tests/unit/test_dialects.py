@@ -238,7 +238,7 @@ def test_turn_from_the_database_equals_the_turn_from_the_log(log: Handwritten) -
     ],
 )
 def test_only_a_whole_answer_is_shown_as_complete(stop_reason: str, chat: str, responses: str | None, ui: str) -> None:
-    """The table of docs/API.md, "Stop reasons", live and from the database."""
+    """The table of docs/claude_api.toml, "Stop reasons", live and from the database."""
     log = attempted_turn(*opening_events(), events.BlockStop(0), events.MessageDelta(events.StopReason(stop_reason)))
     log.end()
     record = render_archived(log)

@@ -135,7 +135,12 @@ def _webhook(schema: Json) -> Json:
         # A tag of its own: openapi-generator would overwrite the file of the tag `turns` with the webhook alone.
         "tags": ["webhooks"],
         "summary": "The request to a turn's webhook after the turn has ended.",
-        "description": "Signed according to Standard Webhooks and repeated until accepted; in order within a session.",
+        "description": (
+            "Signed according to Standard Webhooks, and delivered at least once; in order within a session. Repeated "
+            "after any status except 2xx, or 15 s without a response: after 5 s, 10 s, 20 s and so on, up to an hour, "
+            "or after `Retry-After`. Given up a day after the turn's end, sooner if the log keeps turns for less time, "
+            "and at once after a 410. The body of the response is not read, and redirects are not followed."
+        ),
         "parameters": [
             {"name": name, "in": "header", "required": True, "schema": {"type": "string"}, "description": meaning}
             for name, meaning in WEBHOOK_HEADERS.items()

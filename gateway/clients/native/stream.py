@@ -4,18 +4,22 @@
 {"type":"usage","cache_read_input_tokens":…,…}         use of the prompt cache, if the model call used it
 {"type":"delta","text":…}                              a delta of the answer's text, of block `index` if that is not 0
 {"type":"thinking","text":…}                           a delta of the model's thinking, the same
-{"type":"citation","index":…,"citation":…}             a citation of a text block
+{"type":"citation","index":…,"citation":…}             a citation of a text block, in Anthropic's format
 {"type":"tool_use","index":…,"id":…,"name":…}          a tool call begins
-{"type":"tool_use","index":…,"partial_json":…}         a delta of its input
+{"type":"tool_use","index":…,"partial_json":…}         a delta of the input of the tool call or `block` with this index
 {"type":"block","index":…,"block":…}                   a block of another type begins, in Anthropic's format; of a text
                                                        or thinking, only the fields that have no other event
 {"type":"block","index":…,"delta":…}                   a delta of a type that this version does not know
-{"type":"event","event":…}                             an event of a type that this version does not know
+{"type":"event","event":…}                             an event of a type that this version does not know, unchanged
 {"type":"waiting","reason":"no such host"}             the model cannot be connected to, and the turn waits for it
 {"type":"progress","done":…,"failed":…,"of":…,…}       the progress of a batch, with its cost
-{"type":"reset"}                                       discard the text so far; perhaps with `cause` and `reason`
-{"type":"done","outcome":"completed"|"cancelled",…}    the end, with stop_reason, usage, cost, text length and hash
-{"type":"error","code":…,"message":…}                  the end of a failed turn, with the same fields
+{"type":"reset"}                                       discard the text so far: the answer starts again; perhaps with
+                                                       `cause`, the code of the error, and `reason`, why the answer was
+                                                       not continued: `on_interrupt`, `schema` or the type of a block
+{"type":"done","outcome":"completed"|"cancelled",…}    the end, with stop_reason, usage, cost, text length and hash;
+                                                       with `schema_valid` for a schema, and with `answered_by` if
+                                                       another model answered
+{"type":"error","code":…,"message":…}                  the end of a failed turn, with the same fields; the text remains
 """
 
 from typing import Any, NamedTuple

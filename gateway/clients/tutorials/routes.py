@@ -61,7 +61,10 @@ class StartedJob(msgspec.Struct, frozen=True):
 async def post_chat_stream(request: ApiRequest, responder: Responder) -> ASGIApp:
     """`POST /chat/stream`: answers one prompt in the dialect `delta`. A failure or refusal is an event of it.
 
-    For a page that was written after a tutorial for another server.
+    For a page that was written after a tutorial for another server. The `error` of a failure is `auth_error`,
+    `rate_limit` (with `retry_after`, in seconds), `token_limit`, `network_error` (a retry may help) or `unknown`. With
+    `Accept: application/json` or `Last-Event-ID`, a refusal is the usual error, so that libraries that resume repeat
+    the request.
     """
     body, raw = await request.read(ChatStreamRequest)
     return await responder.answer(request, chat_stream_turn(body), raw, DELTA, is_streamed=True, waits_for_answer=False)
@@ -70,7 +73,9 @@ async def post_chat_stream(request: ApiRequest, responder: Responder) -> ASGIApp
 async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     """`POST /chat`: answers in plain text, in the conversation that the cookie identifies, or in a new one.
 
-    With an Idempotency-Key the first POST of a conversation can be repeated, too: it gets the same cookie again.
+    `GET /` sets the cookie, too. The browser keeps it for 30 days; the conversation has no time limit. The session is
+    `chat:` and the SHA-256 of the cookie. With an Idempotency-Key the first POST of a conversation can be repeated: it
+    gets the same cookie again. Such a key gives access to the conversation.
     """
     body, raw = await request.read(ChatRequest)
     cookie = cookie_of(request)
@@ -110,7 +115,8 @@ def cookie_of_key(tenant: Tenant, key: str, raw: bytes) -> str:
 async def post_ai_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     """`POST /ai/chat`: continues a conversation that is sent in full. Answers in the dialect `content`.
 
-    Each request begins a new session, which has all of its messages.
+    Each request begins a new session, which has all of its messages. If the turn fails, the connection breaks off after
+    `data: {"error"}`.
     """
     body, raw = await request.read(AIChatRequest)
     return await responder.answer(request, ai_chat_turn(body), raw, CONTENT, is_streamed=True)
@@ -132,7 +138,8 @@ async def post_job(request: ApiRequest, submitter: TurnSubmitter) -> Response:
 async def get_job_stream(request: ApiRequest, streams: StreamContext) -> ASGIApp:
     """`GET /api/stream/{job_id}`: streams the job in the dialect `job`, from its start or from the cursor on.
 
-    `Last-Event-ID` continues without a gap.
+    `Last-Event-ID` continues without a gap. `progress` (0 to 100) is an estimate from the length of the text; of a
+    batch, it is the share of ended requests. At most four states a second are sent, fewer for a long text.
     """
     return stream_of(Reader(streams, request), request, request.turn("job_id"), cursor_of(request), JOB)
 
