@@ -16,9 +16,13 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.search.reader import SearchReader
+from tailrace.features.search.words import hash_words
 from tailrace.generators.plan import Acknowledge, MakeAttempt, plan
 from tailrace.persistence.migrations import migrations
+from tailrace.persistence.paging import NEWEST
 from tailrace.persistence.store import Store
+from tailrace.persistence.turn_list import TurnPageQuery
 from tailrace.proto import entries, subjects
 from tailrace.proto.entries import Attempt, Event
 from tailrace.proto.errors import StoreUnwritable
@@ -34,6 +38,7 @@ from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import CHECKOUT, ForkedProcess
 from tests.harness.readers import read_bytes
 from tests.harness.sse_parser import without_retry
+from tests.harness.turn_builder import completed_turn
 from tests.integration.conftest import Gateway, NewGateway
 from tests.upgrade import recording, roll
 
@@ -90,6 +95,20 @@ def assert_same(now: dict[str, Any], was: dict[str, Any], *without: str) -> None
     assert {name: now[name] for name in was if name not in without and name != "links"} == {
         name: what for name, what in was.items() if name not in without and name != "links"
     }
+
+
+async def test_a_recorded_database_is_restored_with_its_full_text_index(tmp_path: Path) -> None:
+    """`iterdump` alone writes rows into an index that does not exist yet."""
+    query = TurnPageQuery(OURS, {}, None, NEWEST, 9)
+    async with open_store(tmp_path / "written.db") as store:
+        await store.record([store.build_row(TurnKey(OURS, TurnId("turn-1")), completed_turn("Light scatters.").turn)])
+    restored = recording.restore(recording.dump(tmp_path / "written.db"), tmp_path / "restored.db")
+    for path in (tmp_path / "written.db", restored):
+        async with open_store(path) as store:
+            found, _ = await SearchReader(store).read_page(query, hash_words(OURS, ["scatters"]).split())
+            assert [one.turn for one in found] == ["turn-1"]
+            with closing(sqlite3.connect(path)) as reading:
+                assert reading.execute("PRAGMA user_version").fetchall() == [(len(migrations()),)]
 
 
 def without_times(stream: bytes) -> bytes:

@@ -7,11 +7,10 @@ database become `NAME.jsonl` and `NAME.sql`. Later versions must send the same.
 import argparse
 import asyncio
 import os
-import sqlite3
 import subprocess
 import sys
 import tempfile
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import nats
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tests.harness.processes import CHECKOUT, Process, simulated_claude
-from tests.upgrade.recording import FOLDER, Entry, Received, write
+from tests.upgrade.recording import FOLDER, Entry, Received, dump, write
 
 TOOLS = [{"name": "look", "description": "Looks.", "input_schema": {"type": "object"}}]
 # What a turn of each kind is asked with. How it is cut, cancelled and taken over says `Recorder`.
@@ -170,10 +169,7 @@ async def record(name: str, checkout: Path) -> None:
             recorder = Recorder(checkout, folder, server.url, claude.url)
             await recorder.play()
             write(name, await read_messages(server.url), recorder.received)
-        with closing(sqlite3.connect(folder / "tailrace.db")) as database:
-            ((version,),) = database.execute("PRAGMA user_version")
-            lines = [*database.iterdump(), f"PRAGMA user_version = {version};"]
-            (FOLDER / f"{name}.sql").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (FOLDER / f"{name}.sql").write_text(dump(folder / "tailrace.db"), encoding="utf-8")
 
 
 def main() -> int:

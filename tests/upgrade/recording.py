@@ -98,9 +98,30 @@ def names_with_database() -> list[str]:
 
 def database(name: str, path: Path) -> Path:
     """Creates the database of a recording."""
+    return restore((FOLDER / f"{name}.sql").read_text(encoding="utf-8"), path)
+
+
+def restore(statements: str, path: Path) -> Path:
+    """Creates a database of what `dump` returned."""
     with closing(sqlite3.connect(path)) as made:
-        made.executescript((FOLDER / f"{name}.sql").read_text(encoding="utf-8"))
+        made.executescript(statements)
     return path
+
+
+def dump(path: Path) -> str:
+    """Returns the SQL statements that create a database with the same content.
+
+    `iterdump` writes rows into a full text index before the index can be used. So the index is created empty at the
+    end, and rebuilt from the table that it was made of.
+    """
+    with closing(sqlite3.connect(path)) as written, closing(sqlite3.connect(":memory:")) as copy:
+        written.backup(copy)
+        virtual = copy.execute("SELECT name, sql FROM sqlite_schema WHERE sql LIKE 'CREATE VIRTUAL TABLE%'").fetchall()
+        for name, _ in virtual:
+            copy.execute(f"DROP TABLE {name}")
+        rebuilt = [f"{sql};\nINSERT INTO {name} ({name}) VALUES ('rebuild');" for name, sql in virtual]
+        ((version,),) = copy.execute("PRAGMA user_version")
+        return "\n".join([*copy.iterdump(), *rebuilt, f"PRAGMA user_version = {version};"]) + "\n"
 
 
 def downgrade(version: int, written: Path) -> Path:
