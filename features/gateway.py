@@ -3,6 +3,7 @@
 from tailrace.features.admin.gateway import FEATURE as ADMIN
 from tailrace.features.auto_idempotency.gateway import FEATURE as AUTO_IDEMPOTENCY
 from tailrace.features.batches.gateway import FEATURE as BATCHES
+from tailrace.features.departures.gateway import FEATURE as DEPARTURES
 from tailrace.features.erasure.gateway import FEATURE as ERASURE
 from tailrace.features.files.gateway import FEATURE as FILES
 from tailrace.features.limits.gateway import FEATURE as LIMITS
@@ -41,6 +42,7 @@ FEATURES: Features = (
     TICKETS,
     PACE,
     LOGINS,
+    DEPARTURES,
     ERASURE,
     PROJECTS,
     USAGE,

@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from tailrace.gateway.auth.admission import Limiter
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.services import Gateway
+from tailrace.gateway.streaming.reader import OnDisconnect
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -25,6 +26,8 @@ class Parts(NamedTuple):
     """It sees the requests whose host is allowed."""
     prepare: Callable[[], Awaitable[None]] | None = None
     """Awaited before the gateway serves requests."""
+    on_disconnect: OnDisconnect | None = None
+    """Called when the client of a running turn has disconnected, with the seconds that it has to reconnect."""
     steps: OptionalSteps = OptionalSteps()
     """The steps of a submission that the feature provides. No other feature provides the same ones."""
     limiter: Limiter | None = None

@@ -29,7 +29,6 @@ from tailrace.gateway.streaming.stream_record import StreamRecords
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.deleted_parent import ParentCheck
-from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.queue_estimate import QueueEstimate
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -131,6 +130,8 @@ def start(gateway: Gateway, settings: Settings, features: Features) -> Started:
     started = [(feature, feature.start(gateway, select(settings, feature.settings))) for feature in features]
     for _, parts in started:
         gateway.submitter.add_steps(parts.steps)
+        if parts.on_disconnect is not None:
+            gateway.streams.departures.append(parts.on_disconnect)
         if parts.limiter is not None:
             gateway.admissions.limiter = parts.limiter
     return started
@@ -165,10 +166,7 @@ def build(
     counts = ReaderCounts(reader_limits(settings))
     records = StreamRecords(settings.log_streams)
     presence = ReaderPresence(log, rpc, fan_out, group, draining)
-    on_disconnect = DisconnectPolicy(presence).handle_disconnect
-    streams = StreamContext(
-        settings, log, history, fan_out, authenticator, counts, admissions, records, draining, on_disconnect
-    )
+    streams = StreamContext(settings, log, history, fan_out, authenticator, counts, admissions, records, draining, [])
     storage = build_storage(settings, connection, admissions)
     deleter = Deleter(connection, log, storage.blobs, history, rpc, settings.query_timeout_s)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))

@@ -224,6 +224,8 @@ class InputChecker:
     async def add(self, custom_id: str, new_turn: NewTurn) -> None:
         """Adds an input. Raises Refused if it cannot become a turn."""
         check_turn(new_turn)
+        if new_turn.on_disconnect != "continue":
+            require(self._steps.check_on_disconnect, "on_disconnect")(new_turn.on_disconnect)
         if new_turn.messages is not None and has_files([message.content for message in new_turn.messages]):
             messages = await require(self._files, "file_id").insert(new_turn.messages)
             new_turn = msgspec.structs.replace(new_turn, messages=messages)

@@ -22,6 +22,8 @@ from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime.flag import Flag
 
+OnDisconnect = Callable[[TurnKey, float], None]
+
 
 class StreamContext(NamedTuple):
     """The services that all streamed responses of a gateway use. Made once at startup."""
@@ -35,8 +37,13 @@ class StreamContext(NamedTuple):
     admissions: Admissions
     records: StreamRecords
     draining: Flag
-    on_disconnect: Callable[[TurnKey, float], None]
-    """Called when the client of a running turn has disconnected, with the seconds that it has to reconnect."""
+    departures: list[OnDisconnect]
+    """The functions of features that are called when a client has disconnected."""
+
+    def on_disconnect(self, key: TurnKey, reconnect_window_s: float) -> None:
+        """Calls them after the client of a running turn has disconnected, which has so many seconds to reconnect."""
+        for call in self.departures:
+            call(key, reconnect_window_s)
 
 
 class Reader:

@@ -65,6 +65,8 @@ class OptionalSteps(NamedTuple):
 
     check_webhook: Callable[[str], None] | None = None
     """Checks the webhook URL of a turn."""
+    check_on_disconnect: Callable[[str], None] | None = None
+    """Checks what happens when the last reader of a turn disconnects."""
     render_prompt: Callable[[NewTurn, Tenant], Awaitable[NewTurn]] | None = None
     """Returns the turn with its prompt template rendered."""
     render_prompts: RenderPrompts | None = None

@@ -10,7 +10,6 @@ from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.account_choice import refuse_account_fields
 from tailrace.gateway.turns.api_version import choose_version
 from tailrace.gateway.turns.conversation_match import Position
-from tailrace.gateway.turns.on_disconnect import grace_s
 from tailrace.proto import blobs, entries, entry_encryption, odd_json
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import CacheFor, Message, OnInterrupt, OnPause
@@ -195,9 +194,6 @@ def _check_conversation(new_turn: NewTurn) -> None:
             "`on_busy: queue` continues the conversation of the session, so send only the new messages and no history",
             param="on_busy",
         )
-    if new_turn.on_disconnect != "continue" and grace_s(new_turn.on_disconnect) is None:
-        why = "must be `continue`, `cancel` or `grace:SECONDS`, with at most 99999 whole seconds"
-        raise Refused("request_invalid", f"`on_disconnect` {why}")
 
 
 def refuse_fields(body: msgspec.Struct, *names: str) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tailrace.gateway.turns import on_disconnect
-from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
+from tailrace.features.departures import gateway
+from tailrace.features.departures.gateway import DisconnectPolicy
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.runtime.flag import Flag
 from tests.harness.turn_builder import request
@@ -31,7 +31,7 @@ async def test_a_reader_that_leaves_does_not_close_the_window_of_another(
     async def has_readers_anywhere(_: TurnKey) -> bool:
         return False
 
-    monkeypatch.setattr(on_disconnect, "cancel", cancel)
+    monkeypatch.setattr(gateway, "cancel", cancel)
     async with asyncio.TaskGroup() as group:
         presence: Any = SimpleNamespace(
             draining=Flag(),

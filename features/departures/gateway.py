@@ -1,4 +1,4 @@
-"""The on_disconnect policy: cancels a turn when its last reader has disconnected, if the turn asks for that."""
+"""Departures: cancels a turn when its last reader has disconnected, if its `on_disconnect` says so."""
 
 import asyncio
 import re
@@ -6,12 +6,16 @@ from typing import NamedTuple
 
 import structlog
 
+from tailrace.gateway.feature import Feature, Parts
+from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.cancel import cancel
+from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto.entries import Request
-from tailrace.proto.errors import TailraceError
+from tailrace.proto.errors import Refused, TailraceError
 from tailrace.proto.ids import BEFORE_FIRST, TurnKey
 from tailrace.proto.runtime.race import is_set_within
+from tailrace.proto.runtime.settings import NoSettings
 
 logger = structlog.get_logger()
 
@@ -89,3 +93,19 @@ def grace_s(on_disconnect: str) -> float | None:
         return 0.0
     grace = GRACE.fullmatch(on_disconnect)
     return float(grace[1]) if grace else None
+
+
+def check_on_disconnect(on_disconnect: str) -> None:
+    """Raises Refused for a value that means nothing."""
+    if on_disconnect != "continue" and grace_s(on_disconnect) is None:
+        why = "must be `continue`, `cancel` or `grace:SECONDS`, with at most 99999 whole seconds"
+        raise Refused("request_invalid", f"`on_disconnect` {why}")
+
+
+def start(gateway: Gateway, _settings: NoSettings) -> Parts:
+    """Makes the policy, which gets the readers that disconnect."""
+    policy = DisconnectPolicy(gateway.presence)
+    return Parts(on_disconnect=policy.handle_disconnect, steps=OptionalSteps(check_on_disconnect=check_on_disconnect))
+
+
+FEATURE = Feature(NoSettings, start)
