@@ -4,6 +4,7 @@ from tailrace.features.batches.persistence import FEATURE as BATCHES
 from tailrace.features.erasure.persistence import FEATURE as ERASURE
 from tailrace.features.files.persistence import FEATURE as FILES
 from tailrace.features.projects.persistence import FEATURE as PROJECTS
+from tailrace.features.retention.persistence import FEATURE as RETENTION
 from tailrace.features.search.persistence import FEATURE as SEARCH
 from tailrace.features.unstored.persistence import FEATURE as UNSTORED
 from tailrace.features.usage.persistence import FEATURE as USAGE
@@ -12,7 +13,7 @@ from tailrace.persistence.feature import Features, tables_of
 from tailrace.persistence.settings import Settings as CoreSettings
 from tailrace.proto.runtime.settings import extend
 
-FEATURES: Features = (UNSTORED, WEBHOOKS, SEARCH, BATCHES, FILES, PROJECTS, USAGE, ERASURE)
+FEATURES: Features = (UNSTORED, WEBHOOKS, SEARCH, BATCHES, FILES, PROJECTS, USAGE, ERASURE, RETENTION)
 
 Settings = extend(CoreSettings, [feature.settings for feature in FEATURES])
 """The settings of the core and of each feature."""

@@ -14,7 +14,7 @@ from tailrace.persistence.rpc import QueryHandler
 from tailrace.persistence.store import Store
 from tailrace.persistence.tables import Tables
 from tailrace.persistence.unrecorded_turns import UnrecordedTurns
-from tailrace.proto.nats import Connection, Tombstones, TurnLog
+from tailrace.proto.nats import Connection, Deliveries, Tombstones, TurnLog
 from tailrace.proto.resources import Kind
 from tailrace.proto.runtime.settings import select
 
@@ -26,6 +26,8 @@ class Services(NamedTuple):
 
     connection: Connection
     log: TurnLog
+    deliveries: Deliveries
+    """The consumer of the recorder."""
     tombstones: Tombstones
     store: Store
     queries: Queries

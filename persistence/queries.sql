@@ -381,26 +381,6 @@ DELETE FROM usage WHERE tenant = :tenant AND turn = :turn
 -- Deletes turns: `listed` is a JSON list.
 DELETE FROM turns WHERE tenant = :tenant AND turn IN (SELECT value FROM {texts}(:listed{as_json}))
 
--- fragment: is_old
--- Whether a session was not used since a time, and the log has no turn of it any more. The cursors of turns that are
--- older than the log are those of another log.
-updated_at < :unused_since AND NOT EXISTS (
-    SELECT 1 FROM turns WHERE turns.tenant = sessions.tenant AND turns.session = sessions.session
-        AND (
-            turns.outcome = 'running'
-            OR (turns.cursor >= :first AND coalesce(turns.ended_at, turns.asked_at) >= :log_created_at)
-        )
-)
-
--- name: old_sessions
--- Old sessions of all tenants.
-SELECT tenant, session FROM sessions WHERE {is_old}
-ORDER BY updated_at, tenant, session LIMIT :limit
-
--- name: old_session
--- A session if it is old.
-SELECT session FROM sessions WHERE tenant = :tenant AND session = :session AND {is_old}
-
 -- name: delete_session
 -- Deletes a session if it has no turns: a turn that has just arrived keeps it.
 DELETE FROM sessions WHERE tenant = :tenant AND session = :name

@@ -14,7 +14,6 @@ from tailrace.persistence.database import display, global_name, move_aside, open
 from tailrace.persistence.feature import Features, Services, check, tables_of
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
-from tailrace.persistence.retention import Retention
 from tailrace.persistence.rpc import handler
 from tailrace.persistence.run_every import run_beside
 from tailrace.persistence.settings import Settings
@@ -89,7 +88,7 @@ async def _serve(
     caught_up = SharedCatchUp(deliveries, lambda: recorder.failure, settings.catch_up_timeout_s).wait
     queries = Queries(store, settings.session_idle_s)
     blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up)
-    services = Services(connection, log, tombstones, store, queries, blobs, settings.retry_wait_s)
+    services = Services(connection, log, deliveries, tombstones, store, queries, blobs, settings.retry_wait_s)
     started = [feature.start(services, select(settings, feature.settings)) for feature in features]
     unrecorded = [parts.unrecorded for parts in started if parts.unrecorded is not None]
     erase_tenant = [parts.erase_tenant for parts in started if parts.erase_tenant is not None]
@@ -127,8 +126,7 @@ async def _serve(
         async with AsyncExitStack() as beside:
             for run in (part for parts in started for part in parts.beside):
                 await beside.enter_async_context(run(stop))
-            for work in (blobs.run, Retention(store, deliveries, settings.history_days).run):
-                await beside.enter_async_context(run_beside(work, stop))
+            await beside.enter_async_context(run_beside(blobs.run, stop))
             await recorder.run(answered)
     finally:
         stop.set()

@@ -32,14 +32,6 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
         float,
         Meta(gt=0, le=SECONDS_MAX, description="a session without a new turn for this time is no longer active"),
     ] = 24 * 3600.0
-    history_days: Annotated[
-        int,
-        Meta(
-            ge=0,
-            le=DAYS_MAX,
-            description="days without use after which a session is deleted with its turns; 0: never",
-        ),
-    ] = 0
     catch_up_timeout_s: Annotated[
         float, Meta(gt=0, description="how long a query waits until the database has caught up with the log")
     ] = 3.0

@@ -302,26 +302,10 @@ class Store:
         The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
         async with self.write(tenant) as writer:
-            return await self._delete(writer, tenant, what)
+            return await self.delete_rows(writer, tenant, what)
 
-    async def delete_old(
-        self, tenant: Tenant, what: DeleteResource, before: datetime, first: Seq, log_created_at: datetime
-    ) -> bool:
-        """Deletes as `delete` does if `old_sessions` would return the session `what`. Returns whether it would."""
-        old = {
-            "tenant": tenant,
-            "session": what.name,
-            "unused_since": micros(before),
-            "first": first,
-            "log_created_at": micros(log_created_at),
-        }
-        async with self.write() as writer:
-            if not await writer.read("old_session", old):
-                return False
-            await self._delete(writer, tenant, what)
-            return True
-
-    async def _delete(self, writer: Writer, tenant: Tenant, what: DeleteResource) -> DeletedRows:
+    async def delete_rows(self, writer: Writer, tenant: Tenant, what: DeleteResource) -> DeletedRows:
+        """Deletes as `delete` does, in a transaction of the caller."""
         deletion, gone = self.deletions[what.kind], Counter[str]()
         listed = {"tenant": tenant, "listed": msgspec.json.encode(what.purged).decode()}
         # A deletion may have many rounds: only the last one reads all sessions.
@@ -447,17 +431,6 @@ class Store:
             rows = await self.read(f"{kind}_from", **page, **given)
             counted = await self.read("count_sessions", tenant=tenant, project=project or "")
         return [session_record(row, since) for row in rows], counted[0]["total"]
-
-    async def old_sessions(self, before: datetime, first: Seq, log_created_at: datetime) -> list[tuple[Tenant, str]]:
-        """Returns sessions not used since `before` without turns in the log, which begins at `first`; a few at once."""
-        rows = await self.read(
-            "old_sessions",
-            unused_since=micros(before),
-            first=first,
-            log_created_at=micros(log_created_at),
-            limit=RELEASED_MAX,
-        )
-        return [(row["tenant"], row["session"]) for row in rows]
 
     async def session_turns(
         self, tenant: Tenant, session: str, after: PageCursor, limit: int, *, is_newest_first: bool = False

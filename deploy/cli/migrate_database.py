@@ -8,10 +8,10 @@ from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from tailrace.deploy.cli.arguments import add_json
+from tailrace.deploy.cli.copy_database import TableDigest, copy_database
 from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local import data_dir
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.persistence.copy_database import TableDigest, copy_database
 from tailrace.persistence.database import display, is_url, open_database
 from tailrace.proto.errors import SettingsInvalid
 

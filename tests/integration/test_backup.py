@@ -18,10 +18,10 @@ import httpx2
 import msgspec
 import pytest
 
+from tailrace.deploy.cli.copy_database import TableDigest, copy_database
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local import backup, data_dir
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.persistence.copy_database import TableDigest, copy_database
 from tailrace.persistence.database import Database
 from tests.harness.open_store import open_store
 from tests.harness.until import until

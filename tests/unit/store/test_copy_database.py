@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tailrace.persistence.copy_database import TableHasher, copy_database
+from tailrace.deploy.cli.copy_database import TableHasher, copy_database
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import StoreRefused
 from tailrace.proto.ids import Seq

@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 
 from tailrace.features.files.persistence import FileTable
 from tailrace.features.projects.persistence import ProjectTable
+from tailrace.features.retention.persistence import Age, OldSessions
 from tailrace.features.unstored.table import UnstoredTable
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.paging import NEWEST
@@ -43,17 +44,18 @@ async def test_an_old_session_that_is_used_again_is_not_deleted(store: Store) ->
     old = msgspec.structs.replace(build_row(key("turn-1"), completed_turn("Light").turn), session="old")
     theirs = msgspec.structs.replace(old, tenant=THEIRS)
     await store.record([old, msgspec.structs.replace(old, turn="turn-2", session="unused"), theirs])
-    before, first = NOON + timedelta(days=1), Seq(old.cursor + 1)
-    assert await store.old_sessions(before, first, NOON) == [(OURS, "old"), (OURS, "unused"), (THEIRS, "old")]
-    assert await store.old_sessions(moment(max(old.asked_at, old.ended_at or 0)), first, NOON) == []
+    before, first, sessions = NOON + timedelta(days=1), Seq(old.cursor + 1), OldSessions(store)
+    age = Age(before, first, NOON)
+    assert await sessions.list(age) == [(OURS, "old"), (OURS, "unused"), (THEIRS, "old")]
+    assert await sessions.list(age._replace(before=moment(max(old.asked_at, old.ended_at or 0)))) == []
     # The sequences of another log, which is younger than the turns, say nothing.
-    assert await store.old_sessions(before, Seq(1), NOON) == []
-    assert len(await store.old_sessions(before, Seq(1), before)) == 3
+    assert await sessions.list(age._replace(first=Seq(1))) == []
+    assert len(await sessions.list(Age(before, Seq(1), before))) == 3
     late = build_row(key("turn-3"), completed_turn("Light").turn)
     await store.record([msgspec.structs.replace(late, session="old", cursor=first)])
     for session, turn, is_deleted in (("old", "turn-1", False), ("unused", "turn-2", True)):
         what = DeleteResource("session", session, (TurnId(turn),))
-        assert await store.delete_old(OURS, what, before, first, NOON) == is_deleted
+        assert await sessions.delete(OURS, what, age) == is_deleted
         assert (await store.turn(key(turn)) is None) == is_deleted
         assert (await store.session(OURS, session, NOON) is None) == is_deleted
 

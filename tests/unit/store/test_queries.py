@@ -13,14 +13,15 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
+from tailrace.deploy.cli.copy_database import read_digest
 from tailrace.features.batches.persistence import BatchQueries, BatchTable
 from tailrace.features.files.persistence import FileTable
 from tailrace.features.projects.persistence import ProjectQueries, ProjectTable
+from tailrace.features.retention.persistence import Age, OldSessions
 from tailrace.features.search.persistence import SearchQueries
 from tailrace.features.search.reader import SearchReader
 from tailrace.features.unstored.table import UnstoredTable
 from tailrace.features.usage.persistence import UsageQueries, UsageTable
-from tailrace.persistence.copy_database import read_digest
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.queries import Queries
@@ -396,7 +397,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
     Every query returns the same, in order. Only the turns of a session or project to be deleted have no order.
     """
     stores = [file_store, postgresql_store]
-    tables = (BatchTable, FileTable, UnstoredTable, ProjectTable, UsageTable)
+    tables = (BatchTable, FileTable, UnstoredTable, ProjectTable, UsageTable, OldSessions)
     parts_of_stores = [(store, *(table(store) for table in tables)) for store in stores]
     chance, by_id = random.Random(34), attrgetter("turn")
     billed = random.Random(1)
@@ -507,7 +508,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
         ("files", OURS, ListFiles(), 9, NOON),
         ("files", OURS, ListFiles(is_oldest_first=True), 9, NOON),
         ("expired_files", NOON + timedelta(seconds=200)),
-        ("old_sessions", NOON + timedelta(days=1), Seq(1000), NOON),
+        ("list", Age(NOON + timedelta(days=1), Seq(1000), NOON)),
         ("released_blobs", OURS),
         ("usage_since", OURS, NOON - timedelta(days=1)),
         ("busy_sessions", OURS),

@@ -42,7 +42,7 @@ async def test_a_session_that_was_not_used_for_long_is_deleted_when_the_log_has_
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return datetime.now(tz) + timedelta(days=365)
 
-    monkeypatch.setattr("tailrace.persistence.retention.datetime", WrongClock)
+    monkeypatch.setattr("tailrace.features.retention.persistence.datetime", WrongClock)
     database = tmp_path / "tailrace.db"
     old, used, in_log = [await write_turn(own_log, "Light", session=name) for name in ("old", "used", "in-log")]
     async with Persistence(own_server.url, database) as persistence:
