@@ -70,6 +70,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "docs/KILLS.md": lambda: kills.tables(kills.read()),
     "docs/METRICS.md": reference_tables.metrics_tables,
     "docs/PROGRAMS.md": lambda: csv_tables("tests/clients/programs.csv", "###"),
+    "docs/RUNBOOK.md": lambda: csv_tables("docs/database_errors.csv", "####"),
     "docs/SETTINGS.md": reference_tables.settings_tables,
     "docs/SIMULATED.md": reference_tables.simulated_help,
     "docs/asyncapi.json": lambda: schema_text(asyncapi.build_document(VERSION)),

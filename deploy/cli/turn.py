@@ -31,7 +31,9 @@ examples:
 It connects to the NATS of the `tailrace up` with this data directory (--data), or to TAILRACE_NATS_URL with the user
 admin. Each gateway remembers its last 10,000 streams until it stops. Not recorded: answers that were read without a
 stream, and streams of turns that were no longer in the log. "Sent" means that the gateway wrote the entries to the
-connection; it cannot know whether a client has shown them.
+connection; it cannot know whether a client has shown them. A reader is cut because its client or a proxy closed the
+connection (disconnected), after TAILRACE_STREAM_LIFE_S (aged), because the gateway stopped (draining) or its credential
+expired, or by an error that the gateway's log has (broken, failed).
 """
 QUERY_TIMEOUT_S = 5.0
 # Gateways answer from memory.

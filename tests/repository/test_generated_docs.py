@@ -80,6 +80,7 @@ def test_each_page_with_a_mark_has_a_generated_part() -> None:
         ("CLAUDE_API", [[f"`{name}`"] for group in api_surface.read_table().values() for name in group.rows]),
         ("CLIENTS", [[proof.feature, proof.client] for proof in proofs()]),
         ("FINDINGS", [[run_findings.read_header(one)["title"]] for one in run_findings.scripts_of(ROOT / "findings")]),
+        ("RUNBOOK", [[row["error"], row["action"]] for row in rows_of("docs/database_errors.csv")]),
         ("PROGRAMS", [[f"| {row['program']} |", row["setting"]] for row in rows_of("tests/clients/programs.csv")]),
         ("DEPENDENCIES", [[f"| {row['package']} |", row["licence"]] for row in rows_of("tools/dependencies.csv")]),
         ("SIMULATED", [[kind] for kind in FAULT_KINDS]),
