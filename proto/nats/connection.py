@@ -156,12 +156,20 @@ class Connection:
     async def close(self) -> None:
         """Closes the connection, within CLOSE_TIMEOUT_S."""
         self._is_closing = True
-        # nats-py flushes first, also while disconnected, and then fails an assertion. uvloop raises RuntimeError for a
-        # closed socket.
-        with suppress(OSError, AssertionError, RuntimeError):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self.client.close()
-        self.client.abort()
+        task = asyncio.current_task()
+        cancellations = task.cancelling() if task else 0
+        try:
+            # nats-py flushes first, also while disconnected, and then fails an assertion. uvloop raises RuntimeError
+            # for a closed socket.
+            with suppress(OSError, AssertionError, RuntimeError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self.client.close()
+        except asyncio.CancelledError:
+            # nats-py cancels its reconnect, and with it the future of the socket, for which it then waits itself.
+            if task and task.cancelling() > cancellations:
+                raise
+        finally:
+            self.client.abort()
 
     def leave_server(self) -> None:
         """Reconnects to the next server. Does nothing if there is only one server, or while disconnected."""
