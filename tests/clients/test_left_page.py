@@ -23,24 +23,17 @@ async def test_page_that_is_left_closes_its_streams_and_reads_the_rest_when_it_i
 
     # The headless shell has no such cache.
     browser = found_or_skip(shutil.which("chromium"), "chromium")
-
-    async def begin(**given: object) -> str:
-        turn: str = (await gateway.client.post("/v1/turns", json=given)).json()["turn"]
-        return turn
-
-    turns = {
-        reader: [
-            await begin(message="#sim words=3000 rate=15", on_disconnect="cancel"),
-            await begin(message="#sim words=150 rate=10"),
-        ]
-        for reader in READERS
-    }
-    arguments = (gateway.url, KEY, 2 * CLOSED_MAX_S + 10, msgspec.json.encode(turns).decode())
+    bodies = [
+        {"message": "#sim words=3000 rate=15", "on_disconnect": "cancel"},
+        {"message": "#sim words=150 rate=10"},
+    ]
+    given = {"readers": READERS, "bodies": bodies}
+    arguments = (gateway.url, KEY, 2 * CLOSED_MAX_S + 10, msgspec.json.encode(given).decode())
     shown = await node.run("left-page.mjs", *arguments, deadline_s=150, CHROMIUM=browser)
     read, questions = shown[: len(READERS)], shown[len(READERS) :]
     assert [one["reader"] for one in read] == list(READERS)
     for one in read:
-        cancelled, whole = turns[one["reader"]]
+        cancelled, whole = one["turns"]
         assert one["isRestored"], one
         assert one["cancelledAfter"] < CLOSED_MAX_S, one
         assert words(3000).startswith(one["texts"][0].rstrip()), one

@@ -1,11 +1,14 @@
 // Pages in Chromium whose user follows a link and comes back, each with another reader of left-page.jsx, all at once:
-// `left-page.mjs URL KEY SECONDS JSON`, where JSON has the two turns of each reader. The first one is cancelled when its reader leaves.
-// Prints for each reader after how many seconds it was cancelled, at most `SECONDS`, and what the page shows in the end. Then a line
-// for each client whose POST has had no response when the user leaves: what each of its POSTs had for a key, and the answer.
+// `left-page.mjs URL KEY SECONDS JSON`, where JSON has the readers and the bodies of the two turns of each. The first one is cancelled
+// when its reader leaves. Prints for each reader its turns, after how many seconds the first one was cancelled, at most `SECONDS`, and
+// what the page shows in the end. Then a line for each client whose POST has had no response when the user leaves: what each of its
+// POSTs had for a key, and the answer.
 import { browse } from "./chromium.mjs";
 
 const [url, key, seconds, given] = process.argv.slice(2);
-const recordOf = async (turn) => (await fetch(`${url}/v1/turns/${turn}`, { headers: { authorization: `Bearer ${key}` } })).json();
+const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
+const recordOf = async (turn) => (await fetch(`${url}/v1/turns/${turn}`, { headers })).json();
+const post = async (body) => (await (await fetch(`${url}/v1/turns`, { method: "POST", headers, body: JSON.stringify(body) })).json()).turn;
 
 async function goElsewhere(page) {
   await page.route(`${url}/elsewhere.html`, (route) => route.fulfill({ contentType: "text/html", body: "elsewhere" }));
@@ -19,8 +22,10 @@ async function goBack(page) {
   await page.waitForURL("**/client.html", { waitUntil: "commit" });
 }
 
-async function leave(open, reader, turns) {
+async function leave(open, reader, bodies) {
   const page = await open(url);
+  // Not before: on a busy machine, a browser takes longer to start than a turn takes, and an ended turn has no stream to resume.
+  const turns = await Promise.all(bodies.map(post));
   await page.evaluate(([key, reader, turns]) => globalThis.begin(key, reader, turns), [key, reader, turns]);
   const isReading = (turns) => turns.every((turn) => globalThis.shown()[turn]?.length > 20);
   await page.waitForFunction(isReading, turns, { polling: 50 });
@@ -32,11 +37,11 @@ async function leave(open, reader, turns) {
   await goBack(page);
   // A page that was loaded anew would have read nothing.
   const isRestored = await page.evaluate((turns) => Boolean(globalThis.shown?.()[turns[1]]), turns);
-  if (!isRestored) return { reader, cancelledAfter, isRestored, texts: [] };
+  if (!isRestored) return { reader, turns, cancelledAfter, isRestored, texts: [] };
   const isWhole = ([turn, text]) => globalThis.shown()[turn]?.length >= text.length;
   while ((await recordOf(turns[1])).outcome === "running") await new Promise((resolve) => setTimeout(resolve, 200));
   await page.waitForFunction(isWhole, [turns[1], (await recordOf(turns[1])).text], { polling: 50 });
-  return { reader, cancelledAfter, isRestored, texts: await page.evaluate((turns) => turns.map((turn) => globalThis.shown()[turn]), turns) };
+  return { reader, turns, cancelledAfter, isRestored, texts: await page.evaluate((turns) => turns.map((turn) => globalThis.shown()[turn]), turns) };
 }
 
 /** The first POST gets no response, and the user leaves. */
@@ -60,8 +65,9 @@ async function leaveAsking(open, asker) {
 }
 
 const leaveAll = (open) => {
-  const readers = Object.entries(JSON.parse(given)).map(([reader, turns]) => leave(open, reader, turns));
-  return Promise.all([...readers, ...["tailrace.js", "TailraceChatTransport"].map((asker) => leaveAsking(open, asker))]);
+  const { readers, bodies } = JSON.parse(given);
+  const left = readers.map((reader) => leave(open, reader, bodies));
+  return Promise.all([...left, ...["tailrace.js", "TailraceChatTransport"].map((asker) => leaveAsking(open, asker))]);
 };
 // Playwright switches off the back/forward cache.
 for (const seen of await browse("left-page.jsx", leaveAll, { ignoreDefaultArgs: ["--disable-back-forward-cache"] })) console.log(JSON.stringify(seen));
