@@ -9,6 +9,7 @@ import asyncio
 import gc
 import multiprocessing.util
 import os
+import signal
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -166,6 +167,16 @@ def pytest_runtest_makereport(
                 lines = path.read_text(errors="replace").splitlines()[-LINES_SHOWN:]
                 report.sections.append((f"last lines of {path.relative_to(root)}", "\n".join(lines)))
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hangup() -> None:
+    """Starts processes that end when the terminal is closed, also in a run that `nohup` has started.
+
+    Programs inherit an ignored signal, and not a handler.
+    """
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

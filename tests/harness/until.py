@@ -8,18 +8,20 @@ from typing import TypeVar, overload
 T = TypeVar("T")
 
 LOOK_EVERY_S = 0.01
+# Only a failed test waits so long. On a machine with twenty busy processes, ten seconds are one second of CPU time.
+DEADLINE_S = 30.0
 # A look may be a request, and most of a run is waiting: after a second it looks less often.
 LOOK_EVERY_S_MAX, SHARE_OF_WAITED = 0.05, 0.05
 
 
 @overload
 async def until(
-    condition: Callable[[], Awaitable[T]], deadline_s: float = 10.0, every_s: float = LOOK_EVERY_S
+    condition: Callable[[], Awaitable[T]], deadline_s: float = DEADLINE_S, every_s: float = LOOK_EVERY_S
 ) -> T: ...
 @overload
-async def until(condition: Callable[[], T], deadline_s: float = 10.0, every_s: float = LOOK_EVERY_S) -> T: ...
+async def until(condition: Callable[[], T], deadline_s: float = DEADLINE_S, every_s: float = LOOK_EVERY_S) -> T: ...
 async def until(
-    condition: Callable[[], T | Awaitable[T]], deadline_s: float = 10.0, every_s: float = LOOK_EVERY_S
+    condition: Callable[[], T | Awaitable[T]], deadline_s: float = DEADLINE_S, every_s: float = LOOK_EVERY_S
 ) -> T:
     """Returns the first true value of `condition`; fails after `deadline_s` seconds with the last value.
 
@@ -39,7 +41,7 @@ async def until(
 
 
 async def until_equal(look: Callable[[], object], expected: object) -> None:
-    """Waits until `look` returns `expected`; fails after ten seconds with the last value."""
+    """Waits until `look` returns `expected`; fails after DEADLINE_S with the last value."""
     seen: object = None
 
     async def is_equal() -> bool:
@@ -51,4 +53,4 @@ async def until_equal(look: Callable[[], object], expected: object) -> None:
     try:
         await until(is_equal)
     except AssertionError:
-        raise AssertionError(f"not {expected!r} within ten seconds; seen last: {seen!r}") from None
+        raise AssertionError(f"not {expected!r} within {DEADLINE_S} s; seen last: {seen!r}") from None

@@ -1,5 +1,6 @@
 """A run of all tests runs failed ones once more, and fails with those that fail again. A test ends at its timeout."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,23 @@ def test_quick_tests_leave_out_clients_long_tests_and_those_with_servers_that_ho
         *short_versions,
     }
     assert "make test-all" in (CHECKOUT / ".ci/run").read_text()
+
+
+def test_processes_of_tests_do_not_inherit_the_ignored_signal_of_nohup(tmp_path: Path) -> None:
+    """Otherwise `tailrace up` would not stop when its terminal is closed, as a test of it expects."""
+    program = "import signal; print(signal.getsignal(signal.SIGHUP) == signal.SIG_DFL)"
+    test = f"""
+import subprocess, sys
+
+def test_child(): assert subprocess.check_output([sys.executable, "-c", {program!r}]) == b"True\\n"
+"""
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    (folder / "test_child.py").write_text(test)
+    (folder / "conftest.py").write_text("from tests.conftest import hangup\n__all__ = ['hangup']\n")
+    command = [sys.executable, "-m", "pytest", "--numprocesses=0", "-c", str(CHECKOUT / "pyproject.toml"), str(folder)]
+    done = subprocess.run(
+        command, cwd=CHECKOUT, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # as nohup does
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout

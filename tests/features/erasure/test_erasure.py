@@ -309,7 +309,8 @@ async def test_a_turn_with_store_false_leaves_only_sums(
     own: OwnSystem, own_server: NatsServer, own_gateway: Gateway, tmp_path: Path
 ) -> None:
     """It can be read after its end, and then no file has its text. It belongs to no session."""
-    async with own.running_generator(), Persistence(own_server.url, tmp_path / "tailrace.db", unstored_s=3.0):
+    database = tmp_path / "tailrace.db"
+    async with own.running_generator(), Persistence(own_server.url, database):
         turn = await post_answered_turn(own_gateway, MARK, store=False)
         body = {"model": "claude-sonnet-5-5", "input": f"#sim words=9 rate=0 tag={MARK}", "store": False}
         response = (await own_gateway.client.post("/v1/responses", json=body)).json()
@@ -326,6 +327,8 @@ async def test_a_turn_with_store_false_leaves_only_sums(
         refused = await own_gateway.client.post("/v1/responses", json=continued)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "previous_response_id")
         assert "tailrace.db-wal" not in files_with(MARK, tmp_path)
+    # The time is over, for a process that starts now.
+    async with Persistence(own_server.url, database, unstored_s=0.001):
         await until_equal(lambda: files_with(MARK, tmp_path), {})
         for path in (f"/v1/turns/{turn['turn']}", f"/v1/responses/{response['id']}"):
             assert (await own_gateway.client.get(path)).status_code == 404

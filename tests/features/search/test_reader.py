@@ -143,8 +143,7 @@ async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
     assert await begin_search(OURS) == ([], None)
 
 
-# As soon as autovacuum has counted the rows, which is once a minute, PostgreSQL joins a table that is as small as here by
-# reading all of it.
+# Once autovacuum has counted the rows, PostgreSQL joins a table that is as small as here by reading all of it.
 BY_INDEX = "enable_seqscan=off&enable_hashjoin=off&enable_mergejoin=off"
 
 
