@@ -172,13 +172,6 @@ def build(
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     queue = QueueEstimate(connection, rpc, settings.queue_max)
     health = LogHealth(connection)
-    steps = OptionalSteps(
-        check_queue=queue.check,
-        estimate_position=queue.estimate_position,
-        store_blobs=storage.request_blobs.store_blobs,
-        add_trace=with_trace if tracing.is_on() else None,
-        check_parent=ParentCheck(log, history, deleter).check_parent,
-    )
     submitter = TurnSubmitter(
         log,
         Repeats(log, claims, Tombstones(connection)),
@@ -186,11 +179,15 @@ def build(
         catalogue,
         settings,
         storage.fullness,
+        queue,
+        storage.request_blobs,
+        ParentCheck(log, history, deleter),
         draining,
         admissions,
-        steps,
         streams.fan_out.expect,
     )
+    if tracing.is_on():
+        submitter.add_steps(OptionalSteps(add_trace=with_trace))
     return Gateway(
         settings=settings,
         connection=connection,

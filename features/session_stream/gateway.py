@@ -27,7 +27,7 @@ from tailrace.gateway.clients.native.stream import OF_SESSION, reset_of
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.deferred_response import StreamedResponse, body
-from tailrace.gateway.http.last_event_id import cursor_text
+from tailrace.gateway.http.last_event_id import AFTER, last_event_id
 from tailrace.gateway.http.parameters import LAST_EVENT_ID_IN_QUERY, LAST_RECEIVED, SAME_AS_LAST_RECEIVED
 from tailrace.gateway.http.route import SESSIONS, SSE, Route, header, query
 from tailrace.gateway.services import Gateway
@@ -66,7 +66,7 @@ async def get_events(request: ApiRequest, streams: StreamContext, new_turns: New
     The stream stays open between turns. Its `id:` is a position in the session, and `Last-Event-ID` continues
     there.
     """
-    text = cursor_text(request)
+    text = last_event_id(request, AFTER)
     if text and CURSOR_TEXT.fullmatch(text) is None:
         raise Refused(
             "cursor_invalid", f"{text[:40]!r} is not an `id:` of this stream: send the last `id:` that you received"

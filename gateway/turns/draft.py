@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from tailrace.gateway.auth.api_request import ApiRequest, HeaderSource
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.http.last_event_id import cursor_text
+from tailrace.gateway.http.last_event_id import AFTER, last_event_id
 from tailrace.gateway.turns.idempotency_key import idempotency_key_of
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import entries
@@ -96,7 +96,7 @@ def cursor_of_post(request: Request) -> Seq | None:
 
     fetch-event-source and sse.js repeat their POST with this header when the stream was cut. Raises Refused.
     """
-    text = cursor_text(request)
+    text = last_event_id(request, AFTER)
     if not text:
         return None
     try:

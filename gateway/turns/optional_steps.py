@@ -12,7 +12,7 @@ from tailrace.gateway.turns.repeats import Repeat
 from tailrace.gateway.turns.request_body import NewTurn, Params
 from tailrace.proto import entries
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claim
 
 S = TypeVar("S")
@@ -75,22 +75,14 @@ class OptionalSteps(NamedTuple):
     """Returns the idempotency key of a turn, or None, and the bytes that it was derived from."""
     find_retry: Callable[[TurnDraft], Awaitable[Retry | None]] | None = None
     """Finds the turn that a POST without a key repeats."""
-    check_queue: Callable[[Tenant], None] | None = None
-    """Refuses a turn if too many wait for a generator."""
     open_files: OpenFiles | None = None
     """Returns the reader of the files to which messages of a request refer. Called if there are such messages."""
-    estimate_position: Callable[[Tenant], int | None] | None = None
-    """Returns how many turns start before this one, from 1; None if it can start at once. Raises nothing."""
     check_schema: Callable[[dict[str, Any], Tenant], Awaitable[None]] | None = None
     """Checks a JSON Schema of an answer."""
-    store_blobs: Callable[[Admitted, entries.Request, int], Awaitable[BuiltEntry]] | None = None
-    """Returns the entry with references to its long strings, which are stored, and its size. Gets the body's size."""
     add_trace: Callable[[TurnKey, entries.Request], entries.Request] | None = None
     """Returns the entry with the trace that other processes continue. Raises nothing."""
     claim_retry: Callable[[Tenant, Retry, Claim], Awaitable[WhenDelivered]] | None = None
     """Stores a claim by which a repetition finds this turn. Returns the function that removes it."""
-    check_parent: Callable[[TurnKey, TurnId], Awaitable[None]] | None = None
-    """Deletes and refuses a stored turn whose parent was deleted meanwhile."""
     watch_readers: Callable[[TurnKey, str], None] | None = None
     """Begins to watch whether a stored turn with this model has readers. Raises nothing."""
 

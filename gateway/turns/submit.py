@@ -19,12 +19,15 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.reader import refuse_when_draining
 from tailrace.gateway.turns.api_version import sampling_of
 from tailrace.gateway.turns.conversation import Conversations
+from tailrace.gateway.turns.deleted_parent import ParentCheck
 from tailrace.gateway.turns.draft import Draft, Stored, TurnDraft, cursor_mismatch
 from tailrace.gateway.turns.file_references import has_files
 from tailrace.gateway.turns.idempotency_key import AUTO
 from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry, OptionalSteps, Retry, join_steps, require
+from tailrace.gateway.turns.queue_estimate import QueueEstimate
 from tailrace.gateway.turns.repeats import New, OtherBody, OtherWriter, Repeats, SameTurn
 from tailrace.gateway.turns.request_body import build_entry, check_turn
+from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.proto import entries
 from tailrace.proto.chain import START
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavailable, Refused
@@ -60,9 +63,11 @@ class TurnSubmitter:
         catalogue: Catalogue,
         settings: Settings,
         fullness: LogFullness,
+        queue: QueueEstimate,
+        blobs: RequestBlobs,
+        parents: ParentCheck,
         draining: Flag,
         admissions: Admissions,
-        steps: OptionalSteps,
         expect: Callable[[TurnKey], AbstractAsyncContextManager[None]],
     ) -> None:
         """`expect` surrounds the append of a turn that the response follows."""
@@ -74,10 +79,13 @@ class TurnSubmitter:
         self._cache = settings.cache
         self._accept_timeout_s = settings.accept_timeout_s
         self._fullness = fullness
+        self._queue = queue
+        self._blobs = blobs
+        self._parents = parents
         self._draining = draining
         self._admissions = admissions
-        self.steps = steps
-        """Those of the core and of all features."""
+        self.steps = OptionalSteps()
+        """Those of all features."""
         self._expect = expect
 
     def add_steps(self, steps: OptionalSteps) -> None:
@@ -135,8 +143,8 @@ class TurnSubmitter:
                 return _same_turn(repeat, retry)
             # Before blobs are stored: those of a refused turn would fill the disk, too.
             self._fullness.require_room()
-            if steps.check_queue is not None and isinstance(draft, TurnDraft):
-                steps.check_queue(tenant)
+            if isinstance(draft, TurnDraft):
+                self._queue.check(tenant)
             limiter.log_share.check(tenant, len(draft.raw))
             if (admission := limiter.admission(draft.principal)) is not None:
                 draft.response_headers.append(admission.headers)
@@ -176,8 +184,8 @@ class TurnSubmitter:
                 return _same_turn(SameTurn(found), retry)
             # An entry may be larger than its body: it has the conversation before it.
             limiter.log_share.add(tenant, max(len(draft.raw), entry_bytes))
-            if steps.check_parent is not None and entry.parent is not None:
-                await steps.check_parent(turn, entry.parent)
+            if entry.parent is not None:
+                await self._parents.check_parent(turn, entry.parent)
             if steps.watch_readers is not None and entry.batch is None:
                 steps.watch_readers(turn, entry.model)
         metrics.ACCEPTED.inc()
@@ -207,7 +215,7 @@ class TurnSubmitter:
             cache=self._cache,
             body_sha256=admitted.body_sha256,
         )
-        if steps.estimate_position is not None and (ahead := steps.estimate_position(principal.tenant)) is not None:
+        if (ahead := self._queue.estimate_position(principal.tenant)) is not None:
             entry = msgspec.structs.replace(entry, queue_position=ahead)
             draft.response_headers.append(lambda _: {"tailrace-queue-position": str(ahead)})
         if entry.options is not None:
@@ -216,9 +224,7 @@ class TurnSubmitter:
                 await require(steps.check_schema, "schema")(schema, principal.tenant)
         if admitted.admission is not None:
             entry = await admitted.admission.reserve_turn(admitted.turn.turn, entry)
-        entry_bytes = 0
-        if steps.store_blobs is not None:
-            entry, entry_bytes = await steps.store_blobs(admitted, entry, body_bytes)
+        entry, entry_bytes = await self._blobs.store_blobs(admitted, entry, body_bytes)
         if steps.add_trace is not None:
             entry = steps.add_trace(admitted.turn, entry)
         return entry, entry_bytes

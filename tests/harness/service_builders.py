@@ -13,7 +13,9 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.optional_steps import OptionalSteps
+from tailrace.gateway.turns.queue_estimate import QueueEstimate
 from tailrace.gateway.turns.repeats import Repeats
+from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.generators.backend_order import parse_backends
 from tailrace.generators.feature import join_hooks
@@ -52,18 +54,22 @@ def build_turn_submitter(
     fullness.detail = "nearly full" if is_full else ""
     if is_draining:
         draining.set()
-    return TurnSubmitter(
+    submitter = TurnSubmitter(
         log=log,
         repeats=Repeats(log, claims, tombstones),
         conversations=Conversations(log, UNUSED),
         catalogue=ANY_MODEL,
         settings=Settings(),
         fullness=fullness,
+        queue=QueueEstimate(UNUSED, UNUSED, most=1),
+        blobs=RequestBlobs(UNUSED, UNUSED, Admissions(limiter), bytes_max=1_000_000),
+        parents=UNUSED,
         draining=draining,
         admissions=Admissions(limiter),
-        steps=steps,
         expect=FanOut(log, UNUSED, linger_s=1, heartbeat_s=1).expect,
     )
+    submitter.add_steps(steps)
+    return submitter
 
 
 def build_batch_runner(

@@ -1,9 +1,8 @@
-"""A gateway without any optional step of a submission: it stores and streams turns."""
+"""A gateway without any feature: it stores and streams turns."""
 
 import asyncio
 
 import httpx2
-import pytest
 
 from tailrace.gateway.app import app
 from tailrace.gateway.auth.signed_tokens import TokenSigner
@@ -14,15 +13,13 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.runtime.flag import Flag
-from tests.harness.service_builders import NO_STEPS
 from tests.harness.turn_writer import Writer
 from tests.integration.conftest import KEY, api_keys
 
 
-async def test_a_turn_is_stored_once_and_streamed_without_any_optional_step(
-    nats_url: str, connection: Connection, tenant: Tenant, log: TurnLog, monkeypatch: pytest.MonkeyPatch
+async def test_a_turn_is_stored_once_and_streamed_without_any_feature(
+    nats_url: str, connection: Connection, tenant: Tenant, log: TurnLog
 ) -> None:
-    monkeypatch.setattr("tailrace.gateway.serve.OptionalSteps", lambda **_: NO_STEPS)
     async with asyncio.TaskGroup() as group:
         settings = Settings(nats_url=nats_url, api_keys=api_keys(tenant), linger_s=0)
         gateway = build(settings, connection, group, Flag(), signer=TokenSigner(b"secret"))

@@ -10,6 +10,7 @@ from tailrace.features.generators import FEATURES
 from tailrace.features.prompt_cache.generator import cache_prompt
 from tailrace.features.structured_output.generator import add_correction, request_schema
 from tailrace.gateway.turns.optional_steps import OptionalSteps, join_steps
+from tailrace.gateway.turns.store_trace import with_trace
 from tailrace.generators.feature import join_hooks
 from tailrace.proto.runtime.settings import extend, read, select, table
 
@@ -34,11 +35,11 @@ def test_the_settings_of_a_feature_are_read_and_listed_with_those_of_the_core() 
 
 def test_the_steps_of_all_features_are_joined_and_none_is_replaced() -> None:
     """Two features with the same step would hide one of them: a limit, for example."""
-    queue, webhook = OptionalSteps(check_queue=lambda _: None), OptionalSteps(check_webhook=lambda _: None)
-    joined = join_steps(join_steps(OptionalSteps(), queue), webhook)
-    assert [step for step in joined if step is not None] == [webhook.check_webhook, queue.check_queue]
-    with pytest.raises(ValueError, match="check_queue"):
-        join_steps(joined, queue)
+    trace, webhook = OptionalSteps(add_trace=with_trace), OptionalSteps(check_webhook=lambda _: None)
+    joined = join_steps(join_steps(OptionalSteps(), trace), webhook)
+    assert [step for step in joined if step is not None] == [webhook.check_webhook, trace.add_trace]
+    with pytest.raises(ValueError, match="add_trace"):
+        join_steps(joined, trace)
 
 
 def test_the_marks_of_the_prompt_cache_come_after_the_schema_and_before_the_correction() -> None:

@@ -84,7 +84,8 @@ class Reservations(Limiter):
         async def reserve_turn(_: TurnId, request: Request) -> Request:
             return request
 
-        return SimpleNamespace(headers=None, count_request=AsyncMock(), reserve_turn=reserve_turn, release=release)
+        counts = {"count_request": AsyncMock(), "count_stored_bytes": AsyncMock()}
+        return SimpleNamespace(headers=None, **counts, reserve_turn=reserve_turn, release=release)
 
 
 class Retries:
