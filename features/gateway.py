@@ -3,6 +3,7 @@
 from tailrace.features.admin.gateway import FEATURE as ADMIN
 from tailrace.features.auto_idempotency.gateway import FEATURE as AUTO_IDEMPOTENCY
 from tailrace.features.batches.gateway import FEATURE as BATCHES
+from tailrace.features.count_tokens.gateway import FEATURE as COUNT_TOKENS
 from tailrace.features.departures.gateway import FEATURE as DEPARTURES
 from tailrace.features.erasure.gateway import FEATURE as ERASURE
 from tailrace.features.files.gateway import FEATURE as FILES
@@ -32,6 +33,7 @@ FEATURES: Features = (
     FILES,
     LIMITS,
     SESSION_STREAM,
+    COUNT_TOKENS,
     PROMPTS,
     WEBHOOKS,
     STRUCTURED_OUTPUT,

@@ -1,10 +1,11 @@
 """The features of a generator, in the order in which they change calls and answers."""
 
 from tailrace.features.batches.generator import FEATURE as BATCHES
+from tailrace.features.count_tokens.generator import FEATURE as COUNT_TOKENS
 from tailrace.features.failover.generator import FEATURE as FAILOVER
 from tailrace.features.prompt_cache.generator import FEATURE as PROMPT_CACHE
 from tailrace.features.structured_output.generator import FEATURE as STRUCTURED_OUTPUT
 from tailrace.generators.feature import Features
 
 # The marks for the prompt cache come after the schema, which may be in the system prompt.
-FEATURES: Features = (STRUCTURED_OUTPUT, PROMPT_CACHE, FAILOVER, BATCHES)
+FEATURES: Features = (STRUCTURED_OUTPUT, PROMPT_CACHE, FAILOVER, BATCHES, COUNT_TOKENS)

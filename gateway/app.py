@@ -15,7 +15,6 @@ from tailrace.gateway.auth.allowed_hosts import AllowedHosts, HostMiddleware
 from tailrace.gateway.auth.cors import cors_middleware, parse_origins
 from tailrace.gateway.auth.guard import Endpoint, GuardedEndpoint
 from tailrace.gateway.clients.ai_sdk.routes import ROUTES as AI_SDK_ROUTES
-from tailrace.gateway.clients.anthropic.count_tokens import ROUTES as COUNT_TOKENS_ROUTES
 from tailrace.gateway.clients.anthropic.managed_agents import ManagedAgentsAdvice
 from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
 from tailrace.gateway.clients.blobs import ROUTES as BLOB_ROUTES
@@ -55,7 +54,6 @@ ROUTES: list[Route] = [
     *OPENAI_RESPONSES_ROUTES,
     *ANTHROPIC_ROUTES,
     *models.ROUTES,
-    *COUNT_TOKENS_ROUTES,
     *health.ROUTES,
     *OPENAPI_ROUTES,
 ]

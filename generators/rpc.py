@@ -1,32 +1,21 @@
-"""RPC handlers: cancel a turn, and what needs the model's API key: list models, count tokens.
+"""RPC handlers: cancel a turn, list the models of Anthropic's API.
 
 No failure of the model's API is retried here: the client that called the gateway may try again.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import msgspec
 
-from tailrace.generators.backend_order import BackendOrders
 from tailrace.generators.backends.anthropic_api import AnthropicApi
-from tailrace.generators.load_blobs import BlobLoader
-from tailrace.proto import long_strings
 from tailrace.proto.errors import BackendError, LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, TurnKey
-from tailrace.proto.model_records import (
-    COUNT_TOKENS,
-    MODELS,
-    CancelTurn,
-    CountTokens,
-    PromptFields,
-    TurnCancelled,
-)
+from tailrace.proto.model_records import CancelTurn, TurnCancelled
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.cancellation import append_cancellation
-from tailrace.proto.nats.rpc import Handler, decode_query
+from tailrace.proto.nats.rpc import decode_query
 
 # A gateway waits for 2 s.
 CANCEL_TURN_S = 2.0
@@ -46,36 +35,10 @@ async def cancel_turn(log: TurnLog, tenant: Tenant, body: bytes) -> bytes:
     return msgspec.json.encode(TurnCancelled(was_running))
 
 
-class ModelRpc:
-    """The handlers that call Anthropic's API."""
-
-    def __init__(self, claude: AnthropicApi, blobs: BlobLoader, orders: BackendOrders) -> None:
-        self._claude = claude
-        self._orders = orders
-        self._blobs = blobs
-
-    @property
-    def handlers(self) -> Mapping[str, Handler]:
-        """The handlers by RPC name (PROTOCOL R36)."""
-        return {
-            MODELS: self._list_models,
-            COUNT_TOKENS: self._count_tokens,
-        }
-
-    async def _list_models(self, _: Tenant, __: bytes) -> bytes:
-        with refuse_backend_errors():
-            return msgspec.json.encode(await self._claude.models())
-
-    async def _count_tokens(self, tenant: Tenant, body: bytes) -> bytes:
-        query = decode_query(body, CountTokens)
-        fields = decode_query(bytes(query.body), dict[str, Any])
-        with refuse_backend_errors():
-            fields["model"] = self._orders.claude_model_id(fields["model"], "token counts")
-            if not query.is_lifted:
-                return await self._claude.count_tokens(msgspec.json.encode(fields), query.betas, query.api_version)
-            async with self._blobs.load(tenant, msgspec.convert(fields, PromptFields)) as prompt:
-                pieces = await long_strings.encode(fields | msgspec.to_builtins(prompt))
-                return await self._claude.count_tokens(b"".join(pieces), query.betas, query.api_version)
+async def list_models(claude: AnthropicApi, _: Tenant, __: bytes) -> bytes:
+    """The handler that lists the models of Anthropic's API (PROTOCOL R36)."""
+    with refuse_backend_errors():
+        return msgspec.json.encode(await claude.models())
 
 
 @contextmanager

@@ -24,13 +24,13 @@ from tailrace.generators.model_caller import ModelCaller, OneBackend
 from tailrace.generators.planner import Planner
 from tailrace.generators.queued_turns import prepare_queued
 from tailrace.generators.retry import Retry
-from tailrace.generators.rpc import ModelRpc, cancel_turn
+from tailrace.generators.rpc import cancel_turn, list_models
 from tailrace.generators.settings import Settings, parse_tenants, unique_name
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto import service
 from tailrace.proto.errors import BackendError
-from tailrace.proto.model_records import CANCEL_TURN
+from tailrace.proto.model_records import CANCEL_TURN, MODELS
 from tailrace.proto.models import extend_models
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Rpc, Slots, TurnLog
 from tailrace.proto.nats.rpc import Handler
@@ -102,7 +102,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
         worker.facts = caller.keys.facts
         handlers: dict[str, Handler] = {CANCEL_TURN: partial(cancel_turn, log)}
         if claude is not None:
-            handlers |= ModelRpc(claude, blobs, orders).handlers
+            handlers[MODELS] = partial(list_models, claude)
         for part in parts:
             handlers |= part.handlers
         endpoints = await rpc.serve(GENERATORS, VERSION, handlers)

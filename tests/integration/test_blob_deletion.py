@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tailrace.gateway.clients.anthropic import count_tokens
+from tailrace.features.count_tokens import gateway as count_tokens
 from tailrace.persistence import blob_gc
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.rows import build_row

@@ -11,6 +11,7 @@ from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.clients.anthropic.routes import SECTION
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
@@ -37,6 +38,7 @@ from tailrace.proto.errors import EntryTooLarge, Refused
 from tailrace.proto.ids import TurnId, TurnKey, new_id
 from tailrace.proto.model_records import COUNT_TOKENS, CountTokens, PromptFields, TokenCount
 from tailrace.proto.nats import Rpc
+from tailrace.proto.runtime.settings import NoSettings
 from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.tool_ids import map_tool_ids
 
@@ -167,3 +169,5 @@ ROUTES = [
         parameters=(BETA,),
     ),
 ]
+
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES)
