@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from tailrace.proto.runtime.fast_histogram import FastHistogram
+from tailrace.proto.runtime.fast_metrics import FastCounter, FastHistogram
 
 WAIT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 # Few: of all series most are those of routes, and each line of a scrape takes CPU from the streams.
@@ -67,12 +67,14 @@ BROKEN_OFF = Counter(
 )
 AGED = Counter("tailrace_gateway_streams_aged_total", "Streams that were closed for their age; their readers resume")
 UNREAD = Counter("tailrace_gateway_connections_unread_total", "Connections closed because their clients did not read")
-ENTRIES = Counter("tailrace_gateway_entries_total", "Entries read from the log, once for each turn that is followed")
+ENTRIES = FastCounter(
+    "tailrace_gateway_entries_total", "Entries read from the log, once for each turn that is followed"
+)
 WRITABLE = Gauge(
     "tailrace_gateway_log_writable",
     "1 while the log and the bucket CLAIMS store messages, 0 after one of them has stored none for some seconds",
 )
-SENT_BYTES = Counter("tailrace_gateway_sent_bytes_total", "Bytes of frames written to streams")
+SENT_BYTES = FastCounter("tailrace_gateway_sent_bytes_total", "Bytes of frames written to streams")
 FULLNESS = Gauge("tailrace_gateway_log_fullness_ratio", "Share of the stream's byte limit that is used")
 OLDEST_WAITING_S = Gauge(
     "tailrace_gateway_oldest_waiting_turn_seconds", "Age of the oldest turn that waits for a generator; 0 without any"

@@ -13,7 +13,7 @@ from tailrace.proto.ids import TurnKey
 from tailrace.proto.models import model_label
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.clock import age_s
-from tailrace.proto.runtime.fast_histogram import FastHistogram
+from tailrace.proto.runtime.fast_metrics import FastHistogram
 from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
 
 # Up to the 900 s for which a turn may be worked on by default (`deadline_s`), and beyond.

@@ -28,7 +28,7 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.clients.tutorials import content_stream, delta_stream
 from tailrace.proto.errors import CODES
 from tailrace.proto.runtime import settings
-from tailrace.proto.runtime.fast_histogram import FastHistogram
+from tailrace.proto.runtime.fast_metrics import FastMetric
 from tools import api_surface, asyncapi
 
 # The help text indents words by two columns and the kinds of faults by 19.
@@ -81,20 +81,20 @@ def metrics_tables() -> str:
     parts = []
     for of, modules in METRICS.items():
         values = [value for module in modules for value in vars(module).values()]
-        rows = [metric_row(value) for value in values if isinstance(value, MetricWrapperBase | FastHistogram)]
+        rows = [metric_row(value) for value in values if isinstance(value, MetricWrapperBase | FastMetric)]
         parts += [f"## {of}\n", "| name | type | labels | meaning |", "|---|---|---|---|", *rows, ""]
     return "\n".join(parts)
 
 
-def metric_row(metric: MetricWrapperBase | FastHistogram) -> str:
+def metric_row(metric: MetricWrapperBase | FastMetric) -> str:
     (family,) = metric.describe()
     name = f"{family.name}_total" if family.type == "counter" else family.name
     labels = ", ".join(f"`{label}`" for label in labels_of(metric))
     return f"| `{name}` | {family.type} | {labels} | {family.documentation} |"
 
 
-def labels_of(metric: MetricWrapperBase | FastHistogram) -> Sequence[str]:
-    if isinstance(metric, FastHistogram):
+def labels_of(metric: MetricWrapperBase | FastMetric) -> Sequence[str]:
+    if isinstance(metric, FastMetric):
         return metric.labels
     names: Sequence[str] = metric._labelnames  # noqa: SLF001  # there is no public attribute
     return names

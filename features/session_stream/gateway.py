@@ -287,7 +287,7 @@ class SessionStream(StreamedResponse):
 
     async def _send(self, send: Send, data: bytes) -> None:
         self._is_silent = False
-        metrics.SENT_BYTES.inc(len(data))
+        metrics.SENT_BYTES.value += len(data)
         await send(body(data, more=True))
 
     def _encode_all(self, events: Sequence[sse.Event]) -> bytes:

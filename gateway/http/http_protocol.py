@@ -9,12 +9,12 @@ protocol classes is here.
 
 import asyncio
 import sys
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any
 
 import httptools
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -317,6 +317,26 @@ class ClientConnection(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+
+def direct_writer(send: Send) -> Callable[[bytes], bool]:
+    """Returns a function that writes a part of a body to the connection of `send`, and returns whether it has.
+
+    It writes only where `send` would write at once, without a wait: otherwise, the caller awaits `send`. A `send` that
+    is not uvicorn's own never writes at once.
+    """
+    cycle = getattr(send, "__self__", None)
+    if not isinstance(cycle, RequestResponseCycle):
+        return lambda _: False
+    flow, write = cycle.flow, cycle.transport.write
+
+    def write_part(data: bytes) -> bool:
+        if flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+            return False
+        write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
+    return write_part
 
 
 def _closes_at_once(connection: ClientConnection) -> bool:

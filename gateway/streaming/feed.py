@@ -22,6 +22,7 @@ from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.log_server import LiveFeed
+from tailrace.proto.runtime.flag import Flag
 
 # The timeout of the check that an ended turn is still in the log. The log answers within a millisecond, or not at all.
 KEPT_TIMEOUT_S = 0.5
@@ -43,7 +44,7 @@ class TurnFeed:
         self._after_restart = 0
         """The index of the entry after the last restart."""
         self._error: LogError | None = None
-        self._caught_up = asyncio.Event()
+        self._caught_up = Flag()
         self._heartbeat_s = heartbeat_s
         self._loop = asyncio.get_running_loop()
         self._woken_at = self._loop.time()
@@ -78,7 +79,7 @@ class TurnFeed:
             if isinstance(stored.entry, Attempt) and stored.entry.mode == "restart":
                 self._after_restart = len(self.entries)
         self.is_ended = bool(entries) and isinstance(entries[-1].entry, End)
-        metrics.ENTRIES.inc(len(entries))
+        metrics.ENTRIES.value += len(entries)
         self._caught_up.set()
         self._wake()
 

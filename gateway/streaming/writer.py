@@ -2,20 +2,20 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.types import Send
 
 from tailrace.gateway import metrics
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.deferred_response import body
+from tailrace.gateway.http.http_protocol import direct_writer
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.endings import BROKEN, StreamEnding
 from tailrace.gateway.streaming.feed import TurnFeed
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import TurnKey
-from tailrace.proto.runtime.eager import run_to_first_wait
 
 # Limits of one write, in frames and bytes: a late reader receives the past in large pieces, and a client that does not
 # read has only a few pieces in memory here.
@@ -42,6 +42,7 @@ class FrameWriter:
         self.is_within_frame = False
         """Whether only a part of a write was sent, so that the body would now end in the middle of a frame."""
         self._send = send
+        self._write_part = direct_writer(send)
         self._dialect = dialect
         self._id_prefix = id_prefix
         self._needs_retry = dialect.sends_retry
@@ -66,7 +67,7 @@ class FrameWriter:
                 is_break = True
                 break
         if data := b"".join(pieces):
-            metrics.SENT_BYTES.inc(len(data))
+            metrics.SENT_BYTES.value += len(data)
             if self._needs_retry:
                 data = sse.retry(random.randint(*RETRY_MS)) + data  # noqa: S311  # no secret
                 self._needs_retry = False
@@ -100,8 +101,6 @@ class TurnWriter(FrameWriter):
         self._snapshot = snapshot
         self._observe = observe
         self._needs_begin = snapshot is not None or position > 0
-        self._unfinished: tuple[Awaitable[None], int] | None = None
-        """The rest of a write that `write_new` has begun and that waits for the client, and its first entry."""
 
     async def step(self) -> StreamEnding | bool:
         """Writes what the feed has, then waits for more. Returns how the stream ends, or whether there was news.
@@ -134,29 +133,25 @@ class TurnWriter(FrameWriter):
         return True
 
     def write_new(self) -> bool:
-        """Writes new entries without waiting; returns whether it could, and whether the turn goes on.
+        """Writes new entries to the connection; returns whether that needs no wait, and the turn goes on.
 
-        It needs no task: the feed calls it as entries come.
+        It needs no task: the feed calls it as entries come. What it does not write is left to `write_stored`.
         """
-        feed, start = self.feed, self.position
-        if start == len(feed.entries) or feed.is_ended or feed.is_broken:
+        feed, start, end = self.feed, self.position, len(self.feed.entries)
+        if start == end or feed.is_ended or feed.is_broken or self._needs_retry:
             return False
-        if self._needs_retry:
-            return False
-        frames, prefix, pieces = feed.frames(self._dialect, start, FRAMES_MAX, PIECE_BYTES_MAX), self._id_prefix, []
-        for frame in frames:
-            if frame.is_break or len(frame.data) > PIECE_BYTES_MAX:
+        prefix, pieces = self._id_prefix, []
+        for frame in feed.frames(self._dialect, start, FRAMES_MAX):
+            if frame.is_break:
                 return False
             pieces.append(sse.encode(frame.events, prefix) if prefix and frame.events else frame.data)
-        self.position += len(frames)
-        if data := b"".join(pieces):
-            metrics.SENT_BYTES.inc(len(data))
-            message = {"type": "http.response.body", "body": data, "more_body": True}
-            if (rest := run_to_first_wait(self._send(message))) is not None:
-                self._unfinished, self.is_within_frame = (rest, start), True
-                return False
+        data = b"".join(pieces)
+        if len(data) > PIECE_BYTES_MAX or (data and not self._write_part(data)):
+            return False
+        metrics.SENT_BYTES.value += len(data)
+        self.position += len(pieces)
         self._observe(feed.entries, start, self.position)
-        return True
+        return self.position == end
 
     async def _follow(self) -> bool:
         """Writes new entries as they are added to the feed; returns False after a silence.
@@ -164,12 +159,6 @@ class TurnWriter(FrameWriter):
         Returns True when something is to be done that may wait: more entries, the end of the turn, a slow client.
         """
         await self.feed.call_at_changes(self.write_new)
-        if self._unfinished is not None:
-            rest, start = self._unfinished
-            await rest
-            self._unfinished, self.is_within_frame = None, False
-            self._observe(self.feed.entries, start, self.position)
-            return True
         return self.position < len(self.feed.entries) or self.feed.ending is not None
 
     async def _begin(self) -> None:

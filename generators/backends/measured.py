@@ -15,7 +15,7 @@ from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.backends.observed import ObservedBackend, error_type_of
 from tailrace.proto.events import BlockDelta
 from tailrace.proto.models import model_label
-from tailrace.proto.runtime.fast_histogram import FastHistogram
+from tailrace.proto.runtime.fast_metrics import FastHistogram
 
 PREFIX = re.compile(r".*[./]")
 # The conventions' buckets, in seconds.

@@ -45,20 +45,22 @@ class LiveFeed:
     """The republished entries of one turn that have arrived and were not taken yet. A hint: it may miss entries."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._entries: list[StoredEntry] = []
         self._may_have_missed = False
-        self._arrived = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None
+        """Ends the wait of the call of `next`."""
         self._accept: Callable[[StoredEntry], bool] | None = None
         """The `accept` of the call of `next` that waits."""
         self._silent_since = 0.0
 
     def add(self, stored: StoredEntry) -> None:
         """Adds an entry that has arrived: to `accept` of the waiting call of `next`, or else to its result."""
-        if self._accept is not None and not self._arrived.is_set() and self._accept(stored):
-            self._silent_since = asyncio.get_running_loop().time()
+        if self._accept is not None and self._accept(stored):
+            self._silent_since = self._loop.time()
             return
         self._entries.append(stored)
-        self._arrived.set()
+        self._wake()
 
     @property
     def has_whole_turn(self) -> bool:
@@ -69,7 +71,7 @@ class LiveFeed:
         """Drops what has arrived, because entries may be missing: `next` then returns an empty list at once."""
         self._entries.clear()
         self._may_have_missed = True
-        self._arrived.set()
+        self._wake()
 
     async def next(self, timeout_s: float, accept: Callable[[StoredEntry], bool] | None = None) -> list[StoredEntry]:
         """Returns the entries that have arrived; an empty list after `timeout_s` without any, and after `reset`.
@@ -78,16 +80,15 @@ class LiveFeed:
         until the log confirms it. While this call waits, `accept` is called with each entry that arrives; an entry for
         which it returns True is not returned.
         """
-        if not self._arrived.is_set():
-            loop = asyncio.get_running_loop()
-            self._silent_since = loop.time()
-            self._timer = loop.call_later(timeout_s, self._end_after_silence, timeout_s)
-            self._accept = accept
+        if not self._entries and not self._may_have_missed:
+            self._silent_since = self._loop.time()
+            self._timer = self._loop.call_later(timeout_s, self._end_after_silence, timeout_s)
+            self._accept, self._waiting = accept, self._loop.create_future()
             try:
-                await self._arrived.wait()
+                await self._waiting
             finally:
-                # It may lead to this feed. Such a cycle would keep the turn in memory until a garbage collection.
-                self._accept = None
+                # `accept` may lead to this feed. Such a cycle would keep the turn in memory until a garbage collection.
+                self._accept = self._waiting = None
                 self._timer.cancel()
         arrived: list[StoredEntry] = []
         if self._may_have_missed:
@@ -97,18 +98,21 @@ class LiveFeed:
             before_end = next((i for i, stored in enumerate(self._entries) if isinstance(stored.entry, End)), 0)
             count = before_end or len(self._entries)
             arrived, self._entries = self._entries[:count], self._entries[count:]
-        if not self._entries:
-            self._arrived.clear()
         return arrived
+
+    def _wake(self) -> None:
+        # The entries that arrive from now on follow this one: they are not accepted before it.
+        self._accept = None
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def _end_after_silence(self, timeout_s: float) -> None:
         """Ends the wait if nothing has arrived for `timeout_s`; otherwise schedules itself again."""
-        loop = asyncio.get_running_loop()
         ends_at = self._silent_since + timeout_s
-        if loop.time() >= ends_at:
-            self._arrived.set()
+        if self._loop.time() >= ends_at:
+            self._wake()
         else:
-            self._timer = loop.call_at(ends_at, self._end_after_silence, timeout_s)
+            self._timer = self._loop.call_at(ends_at, self._end_after_silence, timeout_s)
 
 
 class LogServer(Protocol):

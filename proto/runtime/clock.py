@@ -1,11 +1,12 @@
 """Differences between times of the log and of this machine's clock."""
 
-from datetime import UTC, datetime
+import time
+from datetime import datetime
 
 
 def age_s(since: datetime) -> float:
     """Returns the seconds since a time of the log, at least 0: the log's clock may be ahead of this machine's."""
-    return max((datetime.now(UTC) - since).total_seconds(), 0.0)
+    return max(time.time() - since.timestamp(), 0.0)
 
 
 def seconds_between(since: datetime | None, until: datetime | None) -> float | None:

@@ -22,6 +22,8 @@ class Flag:
 
     def set(self) -> None:
         """Sets the flag and calls each registered function once."""
+        if self._is_set:
+            return
         self._is_set = True
         calls, self._callbacks = self._callbacks, {}
         for call in calls:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from tailrace.deploy.local.spawn import die_with
-from tailrace.proto.runtime.fast_histogram import FastHistogram
+from tailrace.proto.runtime.fast_metrics import FastMetric
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKING_UP = "tests.harness.forking_up"
@@ -148,5 +148,5 @@ def _forget_metrics(names: set[str]) -> None:
     for part in ("gateway", "generators", "persistence"):
         if not names & {f"tailrace.{part}", part}:
             for one in vars(sys.modules[f"tailrace.{part}.metrics"]).values():
-                if isinstance(one, Counter | Gauge | Histogram | FastHistogram):
+                if isinstance(one, Counter | Gauge | Histogram | FastMetric):
                     REGISTRY.unregister(one)

@@ -33,7 +33,7 @@ from tailrace.proto.entries import Mode, Outcome
 from tailrace.proto.errors import CODES
 from tailrace.proto.models import models
 from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
-from tailrace.proto.runtime.fast_histogram import FastHistogram
+from tailrace.proto.runtime.fast_metrics import FastMetric
 from tailrace.proto.usage import Usage
 from tools.reference_tables import labels_of, metrics_tables
 
@@ -98,7 +98,7 @@ MODULES = (
     tailrace.proto.service,
 )
 METRICS = [
-    one for module in MODULES for one in vars(module).values() if isinstance(one, MetricWrapperBase | FastHistogram)
+    one for module in MODULES for one in vars(module).values() if isinstance(one, MetricWrapperBase | FastMetric)
 ]
 
 

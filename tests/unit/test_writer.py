@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
-from starlette.types import Message
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from tailrace.gateway.clients.native.stream import TAILRACE
+from tailrace.gateway.http.deferred_response import body
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.endings import BROKEN, WHOLE, StreamEnding
 from tailrace.gateway.streaming.feed import TurnFeed
@@ -25,31 +27,30 @@ TURN = completed_turn("a", "b").stored
 UNINTERRUPTED = cast("Reader", SimpleNamespace(until_interrupted=lambda _: nullcontext()))
 
 
-class Client:
-    """Receives the bodies that a writer sends. A slow client takes the next one after `read`."""
+class Client(asyncio.Transport):
+    """A connection of uvicorn, whose client receives the bodies that a writer sends, unless it stops reading."""
 
-    def __init__(self, *, is_slow: bool = False) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         self.bodies: list[bytes] = []
         self.notes: list[tuple[int, int]] = []
         self.failure: OSError | None = None
-        self._may_send = asyncio.Event()
-        self.read()
-        if is_slow:
-            self._may_send.clear()
+        self._flow = FlowControl(self)
+        given: Any = ({"method": "GET"}, self, self._flow, *[None] * 8)
+        self.cycle = RequestResponseCycle(*given)
+        self.cycle.response_started = self.cycle.chunked_encoding = True
+        self.send: Any = self.cycle.send
 
     def read(self) -> None:
-        self._may_send.set()
+        self._flow.resume_writing()
 
     def stop_reading(self) -> None:
-        self._may_send.clear()
+        self._flow.pause_writing()
 
-    async def send(self, message: Message) -> None:
-        # As uvicorn does: it waits first, and then writes.
-        if not self._may_send.is_set():
-            await self._may_send.wait()
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         if self.failure is not None:
             raise self.failure
-        self.bodies.append(message["body"])
+        self.bodies.append(bytes(data).split(b"\r\n", 1)[1].removesuffix(b"\r\n"))
 
     def note(self, _: Sequence[StoredEntry], start: int, end: int) -> None:
         if start < end:
@@ -78,7 +79,7 @@ async def writing(
     writer = TurnWriter(client.send, dialect, feed, observe=client.note)
 
     async def beat() -> None:
-        await client.send({"type": "http.response.body", "body": dialect.heartbeat})
+        await client.send(body(dialect.heartbeat, more=True))
 
     async with asyncio.timeout(10):
         task = asyncio.create_task(serve(UNINTERRUPTED, writer.step, beat))
