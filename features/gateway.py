@@ -7,6 +7,7 @@ from tailrace.features.count_tokens.gateway import FEATURE as COUNT_TOKENS
 from tailrace.features.departures.gateway import FEATURE as DEPARTURES
 from tailrace.features.erasure.gateway import FEATURE as ERASURE
 from tailrace.features.files.gateway import FEATURE as FILES
+from tailrace.features.guides.gateway import FEATURE as GUIDES
 from tailrace.features.limits.gateway import FEATURE as LIMITS
 from tailrace.features.logins.gateway import FEATURE as LOGINS
 from tailrace.features.ops.gateway import FEATURE as OPS
@@ -50,6 +51,7 @@ FEATURES: Features = (
     USAGE,
     ADMIN,
     OPS,
+    GUIDES,
     PAGE,
 )
 

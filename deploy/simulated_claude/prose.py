@@ -22,6 +22,16 @@ SNIPPETS = (
     'text = "".join(delta for delta in deltas)\nassert text == whole_answer',
     "async for entry in follow(turn, after=cursor):\n    print(entry)",
 )
+FUNCTION = '''\
+def merge(first, second):
+    merged = []
+    while first and second:
+        merged.append((first if first[0] <= second[0] else second).pop(0))
+    return merged + first + second
+
+
+def test_merge():
+    assert merge([1, 4], [2, 3]) == [1, 2, 3, 4]'''
 TABLE = """\
 | what fails | what the reader sees |
 |---|---|
@@ -37,17 +47,21 @@ DELTA = re.compile(r"\s*\S+|\s+\Z")
 
 
 def markdown(question: str) -> str:
-    """Returns about 100 words: a heading, an opening, a list, a table if the question names one, and some code."""
+    """Returns about 100 words: a heading, an opening, a list, and some code.
+
+    A question about a function gets one, and a question about a table gets a table.
+    """
     seed = hashlib.sha256(question.encode(errors="replace")).digest()
     first, second, third = (POINTS[(seed[0] + step) % len(POINTS)] for step in (0, 1, 2))
     table = f"{TABLE}\n\n" if "table" in question.lower() else ""
+    code = FUNCTION if "function" in question.lower() else pick(SNIPPETS, seed[2])
     return (
         f"## {topic(question)}\n\n"
         f"{pick(OPENINGS, seed[1])} I am a simulated Claude, so take the form and not the substance.\n\n"
         f"- {first}\n- {second}\n- {third}\n\n"
         f"{table}"
         f"In code, the heart of it is small:\n\n"
-        f"```python\n{pick(SNIPPETS, seed[2])}\n```\n\n"
+        f"```python\n{code}\n```\n\n"
         f"{pick(CLOSINGS, seed[3])}"
     )
 
@@ -58,8 +72,10 @@ def deltas(text: str) -> list[str]:
 
 
 def topic(question: str) -> str:
-    words = re.sub(r"[#*`>_\[\]]", " ", question).split()
-    return " ".join(words[:TOPIC_WORDS_MAX]) or "Hello"
+    """Returns the beginning of the question, up to the first comma or the end of a sentence, for a heading."""
+    words = re.sub(r"[#*`>_\[\]]", " ", re.split(r"(?<=\?)\s|[,.;:!](?:\s|$)", question.strip(), maxsplit=1)[0]).split()
+    more = "\N{HORIZONTAL ELLIPSIS}" if len(words) > TOPIC_WORDS_MAX else ""
+    return " ".join(words[:TOPIC_WORDS_MAX]) + more or "Hello"
 
 
 def pick(choices: Sequence[str], number: int) -> str:

@@ -25,9 +25,30 @@ const ALLOWED = {
   ALLOW_ARIA_ATTR: false,
   RETURN_DOM_FRAGMENT: true,
 };
+const MATH = { USE_PROFILES: { mathMl: true }, ADD_TAGS: ["semantics", "annotation"], ALLOW_DATA_ATTR: false, ALLOW_ARIA_ATTR: false, RETURN_DOM_FRAGMENT: true };
+// TeX in $, $$, \( or \[, without an empty line. As in Pandoc, no space follows the first $ or precedes the last one, and no
+// digit follows it: $5 is a price.
+const DISPLAYED = /^(?:\$\$((?:(?!\n\s*\n)[^]){1,2000}?)\$\$|\\\[((?:(?!\n\s*\n)[^]){1,2000}?)\\\])/;
+const INLINE = /^(?:\$(?![\s$])((?:\\.|[^\\$\n]){1,1000}?)(?<!\s)\$(?!\d)|\\\(((?:(?!\n\s*\n)[^]){1,1000}?)\\\))/;
+const REST_OF_LINE = /^[ \t]*(?:\n|$)/;
 const COLOURED = { ...ALLOWED, ALLOWED_TAGS: ["span"], ALLOWED_ATTR: ["class"] };
 
 const escapeMarkup = (text) => text.replace(/[&<>"']/g, (one) => `&#${one.charCodeAt(0)};`);
+
+/** Returns the token of a formula at the beginning of `src`, which no Markdown changes. */
+function formulaOf(src) {
+  const display = DISPLAYED.exec(src);
+  const found = display ?? INLINE.exec(src);
+  return found ? { type: "math", raw: found[0], tex: found[1] ?? found[2], isDisplayed: Boolean(display) } : undefined;
+}
+
+/** Returns the token of a formula that is a paragraph of its own. Its lines are no lists or headings. */
+function displayedOf(src) {
+  const token = DISPLAYED.test(src) ? formulaOf(src) : undefined;
+  return token && REST_OF_LINE.test(src.slice(token.raw.length)) ? { ...token, type: "displayed" } : undefined;
+}
+const formula = ({ raw, isDisplayed }) => `<code class="math${isDisplayed ? " displayed" : ""}">${escapeMarkup(raw)}</code>`;
+
 const marked = new Marked({
   renderer: {
     html: ({ text, block }) => (block ? `<p>${escapeMarkup(text)}</p>` : escapeMarkup(text)),
@@ -35,6 +56,8 @@ const marked = new Marked({
     checkbox: ({ checked }) => (checked ? "\u2611 " : "\u2610 "),
   },
   extensions: [
+    { name: "displayed", level: "block", tokenizer: displayedOf, renderer: (token) => `<p>${formula(token)}</p>` },
+    { name: "math", level: "inline", start: (src) => src.match(/\$|\\[([]/)?.index, tokenizer: formulaOf, renderer: formula },
     { name: "long", level: "inline", tokenizer: (src) => (src.length > INLINE_CHARS_MAX ? { type: "text", raw: src, text: src } : undefined) },
   ],
 });
@@ -93,7 +116,26 @@ function elementsOf(token, links, isGrowing) {
   for (const block of fragment.children) block.dir = "auto";
   for (const link of fragment.querySelectorAll("a")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
   for (const code of fragment.querySelectorAll("pre > code")) code.parentElement.replaceWith(frame(code, isGrowing));
+  for (const source of fragment.querySelectorAll("code.math")) drawFormula(source);
   return [...fragment.childNodes];
+}
+
+let math = null;
+
+/** Replaces TeX by the formula, when the library for it is loaded. What is no TeX stays as it was written. */
+async function drawFormula(source) {
+  const { tex, isDisplayed } = formulaOf(source.textContent);
+  try {
+    const { renderToString } = await (math ??= import("./math.js"));
+    const markup = renderToString(tex, { output: "mathml", displayMode: isDisplayed, strict: "ignore", maxSize: 20, maxExpand: 500 });
+    const fragment = DOMPurify.sanitize(markup, MATH);
+    // It repeats the source.
+    fragment.querySelector("annotation").remove();
+    source.replaceWith(fragment);
+  } catch {
+    // The file can be missing during an update of the gateway.
+    math = null;
+  }
 }
 
 /** Returns the frame of a code block: its language, a button that copies it, and the code. */

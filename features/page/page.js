@@ -21,6 +21,7 @@ const NOTICE_MS = 6000;
 const AGAIN_MS = 2000;
 const GONE = "There is no such chat. It may have been deleted.";
 const WAIT = "Wait for the answer, or stop it (Escape).";
+const QUEUED = "The question waits in the queue.";
 const EXAMPLES = [
   "Explain why rivers meander, with a small table.",
   "Write a Python function that merges two sorted lists, with a test.",
@@ -176,7 +177,7 @@ async function readTurns(isEarlier = false) {
   if (chat !== opened) return;
   const [known, { leaf }] = [chat.turns, chat];
   // A question of another tab hides neither the running answer to one of this tab nor a newer one (ids sort by time).
-  const isKept = isEarlier || runningTurn()?.asked !== undefined;
+  const isKept = isEarlier || chat.turns.get(chat.leaf)?.asked !== undefined && isBusy();
   // A question that was just sent has no id yet: it may be one of these.
   const unknown = known.has("") ? [] : page.turns.filter(({ turn }) => !known.has(turn)).reverse();
   if (isEarlier) chat.turns = new Map();
@@ -226,10 +227,11 @@ function drawChat() {
   drawSend();
 }
 
-/** The running turn that is shown last. */
+/** The running turn that is shown first: those after it wait for it. */
 const runningTurn = () => {
-  const turn = chat.turns.get(chat.leaf);
-  return turn?.isRunning ? turn : null;
+  let first = null;
+  for (let turn = chat.turns.get(chat.leaf); turn?.isRunning; turn = chat.turns.get(turn.record.parent)) first = turn;
+  return first;
 };
 
 function drawSend() {
@@ -301,6 +303,7 @@ async function follow(turn, begin, followed = chat) {
       turn.mark(null);
     }
   }
+  for (const id of childrenOf(turn.id)) chat.turns.get(id).drawFoot();
   speak(`The answer has ended: ${turn.plainText.length} characters.`);
   if (!isBusy() && byId("mark").textContent !== "caught up") mark(null);
   drawSend();
@@ -332,11 +335,12 @@ function takeBack(turn, error, asked) {
   drawChat();
 }
 
-/** Asks `messages` after the turn `parent`. */
-async function submit(messages, parent, asked) {
+/** Asks `messages` after the turn `parent`. If that runs, the question waits for its end. */
+async function submit(messages, parent, asked, model = chat.model) {
   notify("");
   const asking = chat;
-  const { isNew, model, system } = asking;
+  const { isNew, system } = asking;
+  const isQueued = Boolean(asking.turns.get(parent)?.isRunning);
   // Without a prompt, the session's own would apply.
   const own = { ...(model && { model }), ...((system || !isNew) && { system }) };
   if (!chat.id) {
@@ -350,7 +354,7 @@ async function submit(messages, parent, asked) {
   turn.asked = asked;
   drawChat();
   scroll.scrollTop = scroll.scrollHeight;
-  speak("The question is sent.");
+  speak(isQueued ? QUEUED : "The question is sent.");
   if (isNew) {
     const made = { id: chat.id, title: chat.title, ...(model && { model }), ...(system && { system_prompt: system }) };
     const create = request("/v1/sessions", { method: "POST", body: made });
@@ -358,7 +362,7 @@ async function submit(messages, parent, asked) {
     await create.then(() => (asking.isNew = false), () => {});
   }
   // Another chat may have been opened by now.
-  const place = isNew ? { create_session: true } : { parent };
+  const place = isNew ? { create_session: true } : { parent, ...(isQueued && { on_busy: "queue" }) };
   const body = { messages, session: asking.id, ...place, ...own };
   const idempotencyKey = randomName();
   follow(turn, (options) => ask(body, { ...options, idempotencyKey }), asking);
@@ -392,13 +396,34 @@ const acts = {
     }
   },
   whole,
-  async again(turn) {
+  /** Whether the turn waits for the end of the one before. */
+  isQueued: (turn) => Boolean(turn.isRunning && chat.turns.get(turn.record.parent)?.isRunning),
+  /** Deletes a question that waits, with its turn, and makes it the draft again. */
+  async withdraw(turn) {
+    const shown = chat;
+    try {
+      await request(`/v1/turns/${turn.id}`, { method: "DELETE" });
+    } catch (error) {
+      return notify(sentence(error));
+    }
+    turn.stream?.close();
+    if (chat !== shown) return;
+    chat.turns.delete(turn.id);
+    chat.leaf = turn.record.parent;
+    if (!question.value && !files.length) draftAgain(turn.record.input);
+    drawChat();
+    question.focus();
+    tellOtherTabs();
+  },
+  otherModels: (turn) => models.filter(({ id }) => id !== turn.record.model),
+  /** Asks the question of a turn again, of `model` if it is given. */
+  async again(turn, model) {
     const shown = chat;
     const { input, parent } = turn.record;
     try {
       const messages = await whole(input);
       // The user may have opened another chat, which has another `parent`, or clicked twice.
-      if (chat === shown && !chat.turns.has("")) await submit(messages, parent, textOf(messages));
+      if (chat === shown && !chat.turns.has("")) await submit(messages, parent, textOf(messages), model);
     } catch (error) {
       notify(error.message);
     }
@@ -486,17 +511,24 @@ function openShared(given) {
 
 // The question.
 
-byId("composer").addEventListener("submit", async (event) => {
+byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const running = runningTurn();
-  if (running) return stop(running);
+  if (running) stop(running);
+  else send();
+});
+
+/** Sends the draft. While an answer runs, the question waits for its end. */
+async function send() {
   const asked = chat;
   await attaching;
   // Without its turns, the question would not continue the chat.
   if (!(await asked.reading) && chat === asked) asked.reading = readChat();
-  if (!(await asked.reading) || chat !== asked || runningTurn()) return;
+  if (!(await asked.reading) || chat !== asked) return;
   const text = question.value.trim();
   if (!text && !files.length) return;
+  // A question that the server has not accepted yet cannot be waited for, and an edited one begins a branch.
+  if (runningTurn() && (edited || chat.turns.has(""))) return notify(WAIT, false);
   const blocks = files.map(({ block }) => block);
   const content = blocks.length ? [...blocks, ...(text ? [{ type: "text", text }] : [])] : text;
   const parent = edited ? edited.record.parent : chat.leaf;
@@ -505,7 +537,7 @@ byId("composer").addEventListener("submit", async (event) => {
   drawFiles();
   stopEditing();
   submit([{ role: "user", content }], parent, text);
-});
+}
 
 async function stop(turn) {
   speak("Stopping.");
@@ -521,8 +553,7 @@ const isOfInputMethod = (event) => event.isComposing || event.keyCode === 229;
 question.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || isOfInputMethod(event)) return;
   event.preventDefault();
-  if (!runningTurn()) byId("composer").requestSubmit();
-  else if (question.value.trim()) notify(WAIT, false);
+  send();
 });
 
 function stopEditing() {
@@ -676,8 +707,9 @@ function drawChats() {
     const day = new Date(one.updated_at).toDateString() === today ? "Today" : "Earlier";
     const name = isNamed(one) ? day : "In questions and answers";
     if (name !== group) items.push(element("li", {}, element("h2", { textContent: (group = name) })));
-    const link = element("a", { href: `/#${encodeURIComponent(one.id)}`, title }, element("span", { dir: "auto", textContent: titleOf(one) }));
-    if (isTwice) link.append(element("time", { textContent: `\u00a0\u00b7 ${when}` }));
+    const shown = element("div", { className: "title" }, element("span", { dir: "auto", textContent: titleOf(one) }));
+    if (isTwice) shown.append(element("time", { textContent: `\u00a0\u00b7 ${when}` }));
+    const link = element("a", { href: `/#${encodeURIComponent(one.id)}`, title }, shown);
     if (!isNamed(one)) link.append(element("small", { dir: "auto", textContent: inText.get(one.id) }));
     if (one.id === chat.id) link.ariaCurrent = "page";
     const rename = small("Rename", title, () => renameChat(one));
@@ -828,11 +860,14 @@ async function searchTexts() {
   drawChats();
 }
 
-/** Returns an excerpt of the first text that contains `word`, or of the first text. */
+/** Returns an excerpt of the first text that contains `word`, or of the first text. It begins and ends between words. */
 function excerptOf(texts, word) {
-  const text = texts.find((one) => one.toLowerCase().includes(word)) ?? texts[0];
-  const start = Math.max(0, text.toLowerCase().indexOf(word) - FOUND_CHARS / 4);
-  return `${start ? "\u2026" : ""}${text.slice(start, start + FOUND_CHARS).replace(/\s+/g, " ")}`;
+  const text = (texts.find((one) => one.toLowerCase().includes(word)) ?? texts[0]).replace(/\s+/g, " ");
+  const at = Math.max(0, text.toLowerCase().indexOf(word));
+  const start = at < FOUND_CHARS / 4 ? 0 : text.lastIndexOf(" ", at - FOUND_CHARS / 4) + 1;
+  const space = text.lastIndexOf(" ", start + FOUND_CHARS);
+  const end = text.length <= start + FOUND_CHARS ? text.length : space > at ? space : start + FOUND_CHARS;
+  return `${start ? "\u2026" : ""}${text.slice(start, end)}${end < text.length ? "\u2026" : ""}`;
 }
 
 // Other tabs, keys, and the drawer of a narrow window.

@@ -5,6 +5,7 @@ import { costOf } from "./requests.js";
 
 // After a frame that took long, the next one waits a multiple of it: the page stays responsive.
 const REST = 3;
+const QUEUED = "This question waits in the queue. It is asked when the answer before has ended.";
 /** The types of blocks that are files, and what they are called without a title. */
 export const FILES = { image: "A picture", document: "A document" };
 
@@ -187,11 +188,15 @@ export class Turn {
     const share = button("Share", () => acts.share(this, share));
     const timeline = element("a", { className: "plain", href: `/turns/${this.id}`, textContent: "Timeline" });
     const shown = this.id && !acts.isReadOnly ? [share, timeline] : [];
-    if (this.isRunning) return this.foot.replaceChildren(...shown);
+    const isQueued = acts.isQueued?.(this);
+    if (isQueued || this.place.textContent === QUEUED) Object.assign(this.place, { hidden: !isQueued, textContent: isQueued ? QUEUED : "" });
+    if (this.isRunning) return this.foot.replaceChildren(...(isQueued && this.id ? [button("Take back", () => acts.withdraw(this))] : shown));
     const copy = button("Copy", () => copyText(this.plainText, copy));
     const again = button("Try again", () => acts.again(this));
+    const other = modelList(acts.otherModels?.(this) ?? [], (model) => acts.again(this, model));
+    const download = button("Download", () => save(`${this.id || "answer"}.md`, `# ${textOf(record.input)}\n\n${this.plainText}\n`));
     const meta = element("span", { className: "meta", textContent: formatFigures(record, acts.isReadOnly), title: explain(record) });
-    this.foot.replaceChildren(copy, ...(acts.isReadOnly ? [] : [again]), ...shown, meta);
+    this.foot.replaceChildren(copy, ...(acts.isReadOnly ? [] : [again, ...other]), download, ...shown, meta);
   }
 }
 
@@ -199,6 +204,25 @@ function button(textContent, click) {
   const made = element("button", { type: "button", className: "plain", textContent });
   made.addEventListener("click", click);
   return made;
+}
+
+/** Returns a list of models, in an array; an empty one if there is nothing to choose. `choose` gets the id of the chosen model. */
+function modelList(models, choose) {
+  if (!models.length) return [];
+  const options = models.map(({ id, display_name }) => element("option", { value: id, textContent: display_name ?? id }));
+  const list = element("select", { className: "plain", ariaLabel: "Try again with" }, element("option", { value: "", textContent: "Other model" }), ...options);
+  list.addEventListener("change", () => {
+    if (list.value) choose(list.value);
+    list.value = "";
+  });
+  return [list];
+}
+
+/** Lets the browser save a text as a file. */
+function save(name, text) {
+  const href = URL.createObjectURL(new Blob([text], { type: "text/markdown" }));
+  element("a", { href, download: name }).click();
+  URL.revokeObjectURL(href);
 }
 
 /** Returns a part of the answer from a content block of a record. */

@@ -17,18 +17,20 @@ HEADERS = (
 OWN = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
 NOWHERE = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 TRUSTED_TYPES = "require-trusted-types-for 'script'; trusted-types dompurify; "
-TURN_PAGES = "/turns/"
+TURN_PAGES, GUIDES = "/turns/", "/guides"
 PAGE_POLICIES = {
     "/": (OWN + TRUSTED_TYPES + NOWHERE).encode(),
     TURN_PAGES: (OWN + TRUSTED_TYPES + NOWHERE).encode(),
     "/ops": (OWN + NOWHERE).encode(),
     "/docs": f"{POLICY}; img-src 'self'".encode(),
+    # With a form for the search.
+    GUIDES: f"{POLICY}; img-src 'self'".replace("form-action 'none'", "form-action 'self'").encode(),
 }
 
 
 def add_page_policy(path: str, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Returns `headers` with the policy of the page at `path`. A browser obeys all policies of a response at once."""
-    policy = PAGE_POLICIES.get(TURN_PAGES if path.startswith(TURN_PAGES) else path)
+    policy = PAGE_POLICIES.get(next((pages for pages in (TURN_PAGES, GUIDES) if path.startswith(pages)), path))
     if policy is None:
         return headers
     return [*(header for header in headers if header[0] != CSP), (CSP, policy)]

@@ -5,19 +5,9 @@ import re
 from html import escape
 from typing import Any
 
-Json = dict[str, Any]
+from tailrace.gateway.http.plain_page import plain_page
 
-STYLE = """
-:root { color-scheme: light dark; background: Canvas; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-code, pre { font: 14px/1.45 ui-monospace, monospace; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .75rem; border: 1px solid #8884; border-radius: 6px; }
-details { border-top: 1px solid #8884; padding: .5rem 0; }
-summary { cursor: pointer; }
-summary code { font-weight: 600; }
-.method { display: inline-block; min-width: 4.5rem; font-weight: 700; }
-table { border-collapse: collapse; } td, th { text-align: left; padding: .2rem .8rem .2rem 0; vertical-align: top; }
-"""
+Json = dict[str, Any]
 
 
 def render_page(document: Json) -> str:
@@ -36,17 +26,23 @@ def render_page(document: Json) -> str:
         for status, answer in document["components"]["responses"].items()
     )
     shapes = "".join(_schema(name, schema) for name, schema in sorted(schemas.items()))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="icon" href="/page/icon.svg">'
-        f"<title>{escape(info['title'])} API</title><style>{STYLE}</style></head><body><main>"
+    content = (
         f"<h1>{escape(info['title'])} API {escape(info['version'])}</h1><p>{_text(info['description'])}</p>"
         "<p>Send a key in <code>Authorization: Bearer</code> or <code>x-api-key</code>. "
         'Programs can read <a href="/openapi.json">the OpenAPI document</a>.</p>'
         f"{''.join(parts)}<section><h2>Errors</h2><table>{errors}</table></section><section><h2>Schemas</h2>{shapes}</section>"
-        "</main></body></html>"
     )
+    return plain_page(f"{info['title']} API", content, _pages(document), "/docs")
+
+
+def _pages(document: Json) -> dict[str, str]:
+    """Returns the paths of the HTML pages of this gateway by their names, such as `Guides`."""
+    return {
+        path[1:].capitalize(): path
+        for path, methods in document["paths"].items()
+        if "{" not in path
+        and "text/html" in methods.get("get", {}).get("responses", {}).get("200", {}).get("content", {})
+    }
 
 
 def _section(tag: str, operations: list[tuple[str, str, Json]]) -> str:

@@ -74,6 +74,26 @@ HOSTILE_BLOCKS: list[events.Event] = [
     events.BlockStart(3, {"type": "tool_use", "id": "toolu_2", "name": "cut", "input": {}}),
     events.BlockDelta(3, events.InputJsonDelta(HOSTILE_INPUT_CUT)),
 ]
+PLAIN = r"From $5 to $10, $ 3 and $\nosuchthing{$ stay."
+CONTENT = rf"""A comparison.
+
+| Broker | Throughput | Ordering guarantee | Acknowledgements | Retention | Replication | Subscriptions |
+|---|---|---|---|---|---|---|
+| RabbitMQ | considerable | per queue | publisher confirmations | acknowledged | quorum | exchanges |
+| JetStream | considerable | per stream | acknowledgement | limits, interest | replicas | consumers |
+
+$$
+\int_0^1 x^2\,dx
+= \frac{{1}}{{3}}
++ 0
+$$
+
+Mass is $E = mc^2$, and \(a_1 * b_2 * c\) a product:
+
+\[ \sum_i x_i \]
+
+{PLAIN}
+"""
 ARABIC = "\N{ARABIC LETTER SEEN}\N{ARABIC LETTER LAM}\N{ARABIC LETTER ALEF}\N{ARABIC LETTER MEEM}"
 LONG_LINE = "<b>" + "long line " * 100_000
 # Each would take the parser minutes, or exceed its call stack.
@@ -186,6 +206,58 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
         assert page["longLine"] == LONG_LINE
         assert page["expensive"] == [text.strip() for text in (*EXPENSIVE, f"markdownCopy{EXPENSIVE_CODE}")]
     assert len({page["background"] for page in seen["pages"]}) == 2
+
+
+@pytest.mark.timeout(120)
+async def test_wide_tables_scroll_formulas_are_drawn_and_a_search_hit_has_its_title(
+    own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, browser: str, tmp_path: Path, pictures: Path
+) -> None:
+    """On a phone, too. A price is no formula, and what is no TeX stays as it was written."""
+    async with Persistence(own_server.url, tmp_path / "tailrace.db"):
+        gateway = await new_gateway(own_server.url, api_keys="")
+        (await gateway.client.post("/v1/sessions", json={"id": "content", "title": "Brokers"})).raise_for_status()
+        for _ in range(2):
+            writer = Writer(own_log, TurnKey(Tenant("local"), TurnId(new_id())))
+            await writer.store_request(session=SessionId("content"))
+            await writer.begin(CONTENT)
+            await writer.end()
+
+        async def is_recorded() -> bool:
+            return len((await gateway.client.get("/v1/turns", params={"q": "throughput"})).json()["data"]) == 2
+
+        await until(is_recorded, 20)
+        steps = "content", gateway.url, "content", pictures
+        (seen,) = await node.run("chat-page.mjs", *steps, deadline_s=90, CHROMIUM=browser)
+    for page in seen["pages"]:
+        assert (page["complaints"], page["elsewhere"], page["isWide"], page["broken"]) == ([], [], False, [])
+        assert [display for _, display in page["formulas"]] == ["block", None, None, "block"]
+        assert page["formulas"][1][0] == "E=mc2"
+        assert page["text"] == PLAIN
+        assert page["branches"] == "1"
+        assert page["titleWidth"] > 100
+        is_titled, excerpt = page["found"]
+        assert is_titled
+        assert excerpt.strip("\N{HORIZONTAL ELLIPSIS}") in " ".join(CONTENT.split())
+        assert set(excerpt.strip("\N{HORIZONTAL ELLIPSIS}").split()) <= set(CONTENT.split())
+    assert all(page["isScrolled"] for page in seen["pages"])
+
+
+@pytest.mark.timeout(120)
+async def test_a_question_that_is_asked_while_an_answer_runs_waits_and_can_be_taken_back(
+    open_gateway: Gateway, browser: str
+) -> None:
+    """Also after a reload. An answer is asked of another model, and downloaded."""
+    (seen,) = await node.run("chat-page.mjs", "queued", open_gateway.url, deadline_s=100, CHROMIUM=browser)
+    assert seen["place"] == "This question waits in the queue. It is asked when the answer before has ended."
+    assert seen["draft"] == "Third.\n#sim words=3 rate=0"
+    assert [asked.partition("\n")[0] for asked in seen["asked"]] == ["First.", "Second."]
+    assert seen["last"] == words(3)
+    assert seen["name"].endswith(".md")
+    assert seen["file"] == f"# Second.\n#sim words=3 rate=0\n\n{words(3)}\n"
+    models = [model for model, _, _ in seen["turns"]]
+    assert [outcome for _, outcome, _ in seen["turns"]] == ["cancelled", "completed", "completed"]
+    assert models[1] != models[2] == "claude-haiku-5-5"
+    assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 
 @pytest.mark.timeout(180)
@@ -320,7 +392,7 @@ async def test_two_tabs_show_the_same_and_a_shared_answer_is_read_without_a_key(
     # Without the cost, which concerns only the sender of the link.
     assert re.fullmatch(r"\d+ \+ \d+ tokens", reader["shown"][2])
     assert re.fullmatch(r"This link can be read until .*\d+:\d\d.*\.", reader["shown"][3])
-    assert (reader["buttons"], reader["paths"]) == (["Copy", "Copy"], ["turns events"])
+    assert (reader["buttons"], reader["paths"]) == (["Copy", "Copy", "Download"], ["turns events"])
     assert (seen["spoken"], seen["isKeyWanted"]) == ("", False)
     assert seen["first"] == words(150)
     assert seen["own"] == ["One?", "Two?"]
@@ -562,9 +634,9 @@ def test_a_fresh_build_of_the_libraries_gives_the_committed_bytes(tmp_path: Path
     web = CHECKOUT / "web"
     if not (web / "node_modules").is_dir():
         pytest.skip("the libraries of the page are not installed: run `make clients`")
-    built = tmp_path / "libraries.js"
-    subprocess.run([node.NODE, web / "build.mjs", built], check=True, timeout=60)
-    assert built.read_bytes() == (CHECKOUT / "features/page/libraries.js").read_bytes()
+    subprocess.run([node.NODE, web / "build.mjs", tmp_path], check=True, timeout=60)
+    for name in ("libraries.js", "math.js"):
+        assert (tmp_path / name).read_bytes() == (CHECKOUT / "features/page" / name).read_bytes()
     packages = msgspec.json.decode((web / "package-lock.json").read_bytes())["packages"]
     pinned = [one for name, one in packages.items() if name]
     assert all("integrity" in one and "resolved" not in one for one in pinned)

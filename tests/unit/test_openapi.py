@@ -264,7 +264,14 @@ def test_reference_page_has_every_route_and_works_offline() -> None:
     # Backticks in docstrings become code elements.
     assert "`" not in page
     assert re.findall(r"<script|src=|url\(|@import|\bon[a-z]+=", page) == []
-    assert set(re.findall(r'href="([^"#]+)"', page)) == {"/openapi.json", "/page/icon.svg"}
+    assert set(re.findall(r'href="([^"#]+)"', page)) == {
+        "/openapi.json",
+        "/page/icon.svg",
+        "/",
+        "/docs",
+        "/guides",
+        "/ops",
+    }
 
 
 async def test_reference_page_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:

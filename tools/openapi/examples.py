@@ -211,4 +211,5 @@ IN_PATH: dict[str, tuple[str, str]] = {
     "key_id": ("The id of the key, as the list shows it.", "key_a38f6be3543f0e21"),
     "tenant": ("The name of the tenant.", "acme"),
     "file": ("The name of the file.", "page.js"),
+    "guide": ("The name of the guide.", "API"),
 }

@@ -292,11 +292,6 @@ const STEPS = {
     await page.keyboard.type("#sim words=4000 rate=20");
     await page.keyboard.press("Enter");
     await longer(page, 80);
-    await page.keyboard.type("Next?");
-    await page.keyboard.press("Enter");
-    await page.waitForSelector("#notice:has-text('Wait for the answer')");
-    await page.keyboard.press("Control+a");
-    await page.keyboard.press("Delete");
     await tabTo(page, "Stop");
     await page.keyboard.press("Enter");
     await page.waitForSelector(".meta:has-text('stopped')");
@@ -1030,7 +1025,8 @@ const STEPS = {
     await page.reload();
     await button("Cut my connection", false);
     await page.locator(".ids b").first().waitFor();
-    await page.locator("#new").click();
+    // Beside the panel, the list of chats is a drawer in a window of this size.
+    await page.locator("#new-narrow").click();
     await button("Cut my connection", true);
     await button("Start a long answer", false);
     await page.goBack();
@@ -1058,6 +1054,82 @@ const STEPS = {
   },
 
   /** Shows a session in each look, after a key, and looks for what an answer must not change. */
+  async content(session, folder) {
+    const shown = [];
+    for (const [colorScheme, size] of LOOKS) {
+      const { context, page, seen } = await open({ viewport: SIZES[size], colorScheme });
+      await page.goto(`${gateway}/#${session}`);
+      await page.waitForFunction(() => document.querySelectorAll(".text math").length === 4);
+      await page.screenshot({ path: `${folder}/content-${colorScheme}-${size}.png` });
+      const found = await page.evaluate(() => {
+        /** Returns the words of the table that are on more than one line. */
+        const broken = [...document.querySelectorAll(".text td")].flatMap((cell) => {
+          const range = document.createRange();
+          return [...cell.firstChild.data.matchAll(/\S+/g)].filter(({ 0: word, index }) => {
+            range.setStart(cell.firstChild, index);
+            range.setEnd(cell.firstChild, index + word.length);
+            return range.getClientRects().length > 1;
+          });
+        });
+        const table = document.querySelector(".text table");
+        return {
+          broken: broken.map(String),
+          isScrolled: table.scrollWidth > table.clientWidth,
+          isWide: document.documentElement.scrollWidth > innerWidth,
+          formulas: [...document.querySelectorAll(".text math")].map((one) => [one.textContent, one.getAttribute("display")]),
+          text: [...document.querySelectorAll(".text p")].at(-1).textContent,
+          heading: document.querySelector("#title").scrollWidth > document.querySelector("#title").clientWidth,
+          titleWidth: document.querySelector("#title").clientWidth,
+          branches: getComputedStyle(document.querySelector(".branches button")).opacity,
+        };
+      });
+      const search = async () => {
+        if (size === "phone") await page.locator("#menu").click();
+        await page.locator("#search").fill("throughput");
+        const hit = page.locator("#sessions a", { has: page.locator("small") });
+        await hit.waitFor();
+        await page.screenshot({ path: `${folder}/found-${colorScheme}-${size}.png` });
+        return [await hit.locator(".title").evaluate((one) => one.firstChild.clientWidth > 20), await hit.locator("small").textContent()];
+      };
+      shown.push({ size, ...found, found: await search(), ...seen });
+      await context.close();
+    }
+    return { pages: shown };
+  },
+
+  /** Asks three questions while the first answer runs, one of which is taken back; then another model, and a file of the answer. */
+  async queued() {
+    const { page, seen } = await open({ viewport: SIZES.small });
+    const waiting = (count) => page.waitForFunction((count) => document.querySelectorAll(".answer button").length && [...document.querySelectorAll(".answer button")].filter((one) => one.textContent === "Take back").length === count, count);
+    await page.goto(gateway);
+    await ask(page, "First.\n#sim words=4000 rate=20");
+    await longer(page, 80);
+    await ask(page, "Second.\n#sim words=3 rate=0");
+    await waiting(1);
+    await ask(page, "Third.\n#sim words=3 rate=0");
+    await waiting(2);
+    const place = await page.locator(".answer > .quiet:visible").first().textContent();
+    await page.reload();
+    await waiting(2);
+    await page.getByRole("button", { name: "Take back" }).last().click();
+    await waiting(1);
+    const draft = await (await page.waitForFunction(() => document.querySelector("#question").value)).jsonValue();
+    await page.getByLabel("Question").fill("");
+    await page.keyboard.press("Escape");
+    await page.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
+    const asked = await page.locator(".said").allTextContents();
+    const last = (await text(page)).trim();
+    const downloading = page.waitForEvent("download");
+    await page.getByRole("button", { name: "Download" }).last().click();
+    const download = await downloading;
+    const file = readFileSync(await download.path(), "utf8");
+    await page.getByLabel("Try again with").last().selectOption({ label: "Claude Haiku 5.5" });
+    await page.waitForFunction(() => [...document.querySelectorAll(".branches")].at(-1).textContent.includes("2 / 2") && document.querySelectorAll(".meta").length === 2);
+    const session = new URL(page.url()).hash.slice(1);
+    const { turns } = await (await fetch(`${gateway}/v1/sessions/${session}/turns`)).json();
+    return { place, draft, asked, last, file, name: download.suggestedFilename(), turns: turns.map(({ model, outcome, text }) => [model, outcome, text.length > 0]), ...seen };
+  },
+
   async hostile(session, folder, key) {
     const shown = [];
     for (const [colorScheme, size] of LOOKS) {

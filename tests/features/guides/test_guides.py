@@ -1,0 +1,62 @@
+"""The guides: their pages, links and search, and what a gateway serves of them."""
+
+import re
+
+import pytest
+
+from tailrace.features.guides import guides
+from tests.integration.conftest import Gateway
+
+HOSTILE = '<script>x</script>"'
+
+
+def test_each_link_of_a_guide_leads_to_a_heading_of_a_guide() -> None:
+    pages = {name: guides.read(name).html for name in guides.names()}
+    anchors = {name: set(re.findall(r'<h\d id="([^"]+)"', html)) for name, html in pages.items()}
+    links = [
+        (name, *link) for name, html in pages.items() for link in re.findall(r'href="/guides/(\w+)(#[^"]*)?"', html)
+    ]
+    missing = [link for link in links if link[1] not in anchors or (link[2] and link[2][1:] not in anchors[link[1]])]
+    assert len(links) > 50
+    assert missing == []
+
+
+def test_a_link_to_a_file_that_the_package_does_not_have_is_text() -> None:
+    hrefs = {href for name in guides.names() for href in re.findall(r'href="([^"]*)"', guides.read(name).html)}
+    assert {href for href in hrefs if not href.startswith(("https://", "http://", "#", "/guides/"))} == set()
+
+
+def test_each_found_section_is_a_heading_of_its_page_and_has_all_words() -> None:
+    """Words in a heading come first. Upper and lower case are the same."""
+    hits = guides.search("Last-Event-ID cursor")
+    assert hits
+    for hit in hits:
+        assert f'id="{hit.section.anchor}"' in guides.read(hit.section.guide).html
+        text = f"{hit.section.heading} {hit.section.text}".lower()
+        assert "last-event-id" in text
+        assert "cursor" in text
+        assert len(hit.excerpt) <= guides.EXCERPT_CHARS + 2
+    assert "postgresql" in guides.search("postgresql")[0].section.heading.lower()
+    assert guides.search("nosuchword") == guides.search(" ") == []
+
+
+@pytest.mark.rule("S8")
+async def test_the_guides_are_public_and_escape_what_is_searched(gateway: Gateway) -> None:
+    """They have no script. Only the form of the search may send something, to this server."""
+    async with gateway.new_client() as client:
+        del client.headers["authorization"]
+        index = await client.get("/guides")
+        found = await client.get("/guides", params={"q": "takeover"})
+        hostile = await client.get("/guides", params={"q": HOSTILE})
+        guide = await client.get("/guides/CONCEPTS")
+        absent = [(await client.get(f"/guides/{name}")).status_code for name in ("nothing", "..%2fREADME", "API.md")]
+    assert (index.status_code, found.status_code, guide.status_code, absent) == (200, 200, 200, [404, 404, 404])
+    assert 'href="/guides/API"' in index.text
+    assert re.search(r'<h3><a href="/guides/\w+#[^"]+">', found.text)
+    assert "No section contains" in hostile.text
+    assert HOSTILE not in hostile.text
+    assert all("<script" not in page.text for page in (index, found, guide, hostile))
+    policy = guide.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "form-action 'self'" in policy
+    assert "script-src" not in policy
