@@ -91,6 +91,9 @@ def _parse(name: str) -> list[Token]:
     for at, token in enumerate(tokens):
         if token.type == "heading_open":
             token.attrSet("id", _anchor(_plain(tokens[at + 1].content)))
+        if token.type in {"table_open", "fence", "code_block"}:
+            # A keyboard can scroll it.
+            token.attrSet("tabindex", "0")
         for link in token.children or ():
             if link.type == "link_open":
                 _point(link)

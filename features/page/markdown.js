@@ -115,6 +115,8 @@ function elementsOf(token, links, isGrowing) {
   const fragment = DOMPurify.sanitize(marked.parser(Object.assign([token], { links })), ALLOWED);
   for (const block of fragment.children) block.dir = "auto";
   for (const link of fragment.querySelectorAll("a")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
+  // A keyboard can scroll them.
+  for (const table of fragment.querySelectorAll("table")) table.tabIndex = 0;
   for (const code of fragment.querySelectorAll("pre > code")) code.parentElement.replaceWith(frame(code, isGrowing));
   for (const source of fragment.querySelectorAll("code.math")) drawFormula(source);
   return [...fragment.childNodes];

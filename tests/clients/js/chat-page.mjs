@@ -122,6 +122,9 @@ const STATES = {
     await page.goto(`${gateway}/docs`);
     await page.locator("summary").first().click();
   },
+  guides: (page) => page.goto(`${gateway}/guides`),
+  guide: (page) => page.goto(`${gateway}/guides/API`),
+  found: (page) => page.goto(`${gateway}/guides?q=cursor`),
   async ops(page) {
     await page.goto(`${gateway}/ops`);
     await page.waitForSelector("tbody tr");
