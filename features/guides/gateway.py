@@ -26,7 +26,7 @@ async def index(request: Request) -> Response:
     # In a thread: a search takes some milliseconds, which would stop every stream.
     hits = await asyncio.to_thread(guides.search, wanted)
     items = "".join(
-        f'<h3><a href="/guides/{one.section.guide}#{escape(one.section.anchor)}">{escape(one.section.heading)}</a></h3>'
+        f'<h2><a href="/guides/{one.section.guide}#{escape(one.section.anchor)}">{escape(one.section.heading)}</a></h2>'
         f'<p><span class="quiet">{escape(one.section.title)}</span><br>{escape(one.excerpt)}</p>'
         for one in hits
     )

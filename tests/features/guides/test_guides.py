@@ -52,7 +52,7 @@ async def test_the_guides_are_public_and_escape_what_is_searched(gateway: Gatewa
         absent = [(await client.get(f"/guides/{name}")).status_code for name in ("nothing", "..%2fREADME", "API.md")]
     assert (index.status_code, found.status_code, guide.status_code, absent) == (200, 200, 200, [404, 404, 404])
     assert 'href="/guides/API"' in index.text
-    assert re.search(r'<h3><a href="/guides/\w+#[^"]+">', found.text)
+    assert re.search(r'<h2><a href="/guides/\w+#[^"]+">', found.text)
     assert "No section contains" in hostile.text
     assert HOSTILE not in hostile.text
     assert all("<script" not in page.text for page in (index, found, guide, hostile))
