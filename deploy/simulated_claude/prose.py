@@ -22,7 +22,7 @@ SNIPPETS = (
     'text = "".join(delta for delta in deltas)\nassert text == whole_answer',
     "async for entry in follow(turn, after=cursor):\n    print(entry)",
 )
-FUNCTION = '''\
+FUNCTION = """\
 def merge(first, second):
     merged = []
     while first and second:
@@ -31,7 +31,7 @@ def merge(first, second):
 
 
 def test_merge():
-    assert merge([1, 4], [2, 3]) == [1, 2, 3, 4]'''
+    assert merge([1, 4], [2, 3]) == [1, 2, 3, 4]"""
 TABLE = """\
 | what fails | what the reader sees |
 |---|---|
