@@ -1,24 +1,16 @@
-"""Deletion of turns, sessions, projects, users, tenants, files and blobs, in rounds."""
+"""Deletion of turns, sessions, projects, users, tenants and blobs, in rounds."""
 
 import sqlite3
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from prometheus_client import REGISTRY
 
-from tailrace.features.files.persistence import FileTable
-from tailrace.features.projects.persistence import ProjectTable
-from tailrace.features.retention.persistence import Age, OldSessions
-from tailrace.features.unstored.table import UnstoredTable
 from tailrace.persistence.database import TABLES as KEYS
-from tailrace.persistence.paging import NEWEST
-from tailrace.persistence.rows import build_row, moment
 from tailrace.persistence.store import Store
-from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
-from tailrace.proto.resources import ChangeSession, DeleteResource, Kind, TurnToDelete
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.resources import DeleteResource, Kind
 from tests.harness.open_store import open_store
 from tests.harness.stored_turns import (
     COUNTS,
@@ -26,38 +18,11 @@ from tests.harness.stored_turns import (
     OURS,
     THEIRS,
     content_of,
-    counting_reads,
-    file_record,
     key,
     latest_first,
     record_history,
     running_row,
-    with_batch,
 )
-from tests.harness.turn_builder import NOON, completed_turn
-
-TRANSACTIONS = "tailrace_persistence_transaction_seconds_count"
-
-
-async def test_an_old_session_that_is_used_again_is_not_deleted(store: Store) -> None:
-    """Retention has found it just before."""
-    old = msgspec.structs.replace(build_row(key("turn-1"), completed_turn("Light").turn), session="old")
-    theirs = msgspec.structs.replace(old, tenant=THEIRS)
-    await store.record([old, msgspec.structs.replace(old, turn="turn-2", session="unused"), theirs])
-    before, first, sessions = NOON + timedelta(days=1), Seq(old.cursor + 1), OldSessions(store)
-    age = Age(before, first, NOON)
-    assert await sessions.list(age) == [(OURS, "old"), (OURS, "unused"), (THEIRS, "old")]
-    assert await sessions.list(age._replace(before=moment(max(old.asked_at, old.ended_at or 0)))) == []
-    # The sequences of another log, which is younger than the turns, say nothing.
-    assert await sessions.list(age._replace(first=Seq(1))) == []
-    assert len(await sessions.list(Age(before, Seq(1), before))) == 3
-    late = build_row(key("turn-3"), completed_turn("Light").turn)
-    await store.record([msgspec.structs.replace(late, session="old", cursor=first)])
-    for session, turn, is_deleted in (("old", "turn-1", False), ("unused", "turn-2", True)):
-        what = DeleteResource("session", session, (TurnId(turn),))
-        assert await sessions.delete(OURS, what, age) == is_deleted
-        assert (await store.turn(key(turn)) is None) == is_deleted
-        assert (await store.session(OURS, session, NOON) is None) == is_deleted
 
 
 async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(store: Store) -> None:
@@ -84,40 +49,6 @@ async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(
         await store.delete(tenant, DeleteResource("session", "session-1", tuple(map(TurnId, turns))))
         await store.forget_released(tenant, [shared, own])
     assert await content_of(store) == []
-
-
-@pytest.mark.parametrize(
-    ("batch", "outcome", "is_released"),
-    [("{}", "completed", True), ("{}", "running", False), (None, "completed", False)],
-)
-async def test_an_erasure_releases_the_inputs_of_batches_that_have_ended(
-    store: Store, batch: str | None, outcome: str, is_released: bool
-) -> None:
-    """A running batch has inputs of other users to submit. The parent of other turns is no batch."""
-    parent = msgspec.structs.replace(running_row("parent"), outcome=outcome, blobs='["inputs"]')
-    child = running_row("child", parent="parent", user="ann", step=2)
-    await store.record([with_batch(parent, batch), msgspec.structs.replace(child, blobs='["own"]')])
-    await store.delete(OURS, DeleteResource("user", "ann", (TurnId("child"),)))
-    assert await store.released_blobs(OURS) == (["inputs", "own"] if is_released else ["own"])
-    assert await store.referenced_blobs(OURS, ["inputs", "own"]) == ([] if is_released else ["inputs"])
-
-
-async def test_the_notes_of_turns_that_are_not_stored_are_read_in_pages(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tailrace.features.unstored.table.UNSTORED_MAX", 2)
-    noted = [key(f"turn-{number}", tenant) for tenant in (OURS, THEIRS) for number in range(3)]
-    for one in noted[::-1]:
-        await UnstoredTable(store).put(one, "ann")
-    found, after = list[TurnKey](), TurnKey(Tenant(""), TurnId(""))
-    while page := await UnstoredTable(store).every(after):
-        assert len(page) <= 2
-        found, after = [*found, *page], page[-1]
-    assert found == noted
-    await UnstoredTable(store).forget(noted[:1])
-    for user in ("ann", None):
-        assert await UnstoredTable(store).list_of_user(OURS, user) == ["turn-1", "turn-2"]
-        assert len(await UnstoredTable(store).list_of_user(THEIRS, user)) == 2
 
 
 async def tenant_rows(store: Store, tenant: Tenant) -> dict[str, list[dict[str, Any]]]:
@@ -192,77 +123,6 @@ async def test_a_deletion_deletes_all_rows_of_its_turns_and_none_of_others(
         assert max(row["asked_at"] for row in rest) == max(row.asked_at for row in paid)
 
 
-async def test_a_user_whose_turns_are_deleted_in_several_rounds_leaves_no_session(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A session in which another user has a turn stays, without the name and the title."""
-    monkeypatch.setattr("tailrace.persistence.store.DELETE_TURNS_MAX", 1)
-    rows = [running_row(f"turn-{n}", session=f"session-{n}", user="ann", step=n) for n in range(3)]
-    await store.record([*rows, running_row("turn-3", session="session-0", user="bob", step=3)])
-    await store.change_session(OURS, ChangeSession("session-0", "Ann on rivers"))
-    # The last turn of a session of another user.
-    bobs = [
-        running_row("turn-4", session="session-9", user="bob"),
-        running_row("turn-5", session="session-9", user="ann"),
-    ]
-    await store.record(bobs)
-    await store.delete(OURS, DeleteResource("turn", "turn-4", (TurnId("turn-4"),)))
-    ann = DeleteResource("user", "ann")
-    while turns := await store.turns_to_delete(OURS, ann):
-        await store.delete(OURS, msgspec.structs.replace(ann, purged=tuple(turn.turn for turn in turns)))
-    left = await store.sessions(OURS, None, NEWEST, 9, NOON)
-    assert [(one.session, one.user, one.title) for one in left] == [
-        ("session-0", None, None),
-        ("session-9", "bob", None),
-    ]
-
-
-async def test_an_erasure_in_rounds_reads_a_part_of_the_turns_and_deletes_follow_ups_before_their_parents(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also those of other users, which continue old and new turns of the user."""
-    monkeypatch.setattr("tailrace.persistence.store.DELETE_TURNS_MAX", 10)
-    ann, made, costs = DeleteResource("user", "ann"), 0, []
-    for total in (40, 600):
-        begun = [running_row(f"ann-{n:03}", step=n, user="ann") for n in range(made, total)]
-        anns = [with_batch(msgspec.structs.replace(row, outcome="completed"), "{}") for row in begun]
-        # One continues its parent at once, the other when the user has many newer turns.
-        bobs = [
-            running_row(f"bob-{n:03}", step=n + later, user="bob", parent=f"ann-{n:03}")
-            for n, later in ((made + 3, 2000), (total - 3, 1))
-        ]
-        await store.record([*anns, *bobs])
-        made = total
-        async with counting_reads(store) as read:
-            await store.turns_to_delete(OURS, ann)
-        costs.append(sum(read))
-    small, large = costs
-    # PostgreSQL reads a small table as a whole.
-    assert large < 2 * small or store.system == "postgresql"
-    deleted: list[TurnId] = []
-    while turns := await store.turns_to_delete(OURS, ann):
-        assert len(turns) <= 10
-        purged = tuple(turn.turn for turn in turns[:7])
-        await store.delete(OURS, msgspec.structs.replace(ann, purged=purged))
-        deleted += purged
-    bobs_parents = {turn: turn.replace("bob", "ann") for turn in deleted if turn.startswith("bob")}
-    assert (len(deleted), len(bobs_parents)) == (604, 4)
-    assert [turn for turn, parent in bobs_parents.items() if deleted.index(TurnId(parent)) < deleted.index(turn)] == []
-
-
-async def test_many_files_are_deleted_in_few_transactions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tailrace.features.files.persistence.DELETE_FILES_MAX", 4)
-    table, files = FileTable(store), [f"file-{number}" for number in range(10)]
-    for file in files:
-        await table.put_file(OURS, file_record(file, expires_at=NOON))
-    assert await table.expired_files(NOON) == {OURS: files}
-    before = REGISTRY.get_sample_value(TRANSACTIONS) or 0
-    await table.delete_files(OURS, await table.every_file(OURS))
-    assert (REGISTRY.get_sample_value(TRANSACTIONS) or 0) - before == 3
-    assert await table.every_file(OURS) == []
-    assert await store.released_blobs(OURS) == files
-
-
 @pytest.mark.parametrize("kind", ["project", "user", "tenant"])
 async def test_a_round_of_a_deletion_reads_a_part_of_the_sessions(
     path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
@@ -294,22 +154,6 @@ async def test_a_round_of_a_deletion_reads_a_part_of_the_sessions(
         deleted = await store.delete(OURS, msgspec.structs.replace(what, purged=purged))
         assert (deleted.turns, deleted.sessions) == (389, 390)
         assert await content_of(store) == []
-
-
-async def test_a_project_is_deleted_with_its_last_session(store: Store) -> None:
-    """Sessions without turns are deleted; a new turn keeps its session and project."""
-    await store.record(
-        [running_row("turn-1", project="rivers"), running_row("turn-2", session="session-2", project="rivers")]
-    )
-    await store.delete(OURS, DeleteResource("project", "rivers", (TurnId("turn-1"),)))
-    left = await ProjectTable(store).project(OURS, "rivers", NOON)
-    assert left is not None
-    assert (left.sessions, await store.turns_to_delete(OURS, DeleteResource("project", "rivers"))) == (
-        1,
-        [TurnToDelete(TurnId("turn-2"), is_running=True)],
-    )
-    await store.delete(OURS, DeleteResource("project", "rivers", (TurnId("turn-2"),)))
-    assert await ProjectTable(store).project(OURS, "rivers", NOON) is None
 
 
 async def test_follow_ups_are_listed_before_their_parents(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
