@@ -74,7 +74,7 @@ def test_quick_tests_leave_out_clients_long_tests_and_those_with_servers_that_ho
     files = [
         "tests/clients/test_htmx.py",
         "tests/integration/test_dashboards.py",
-        "tests/integration/test_usage_api.py",
+        "tests/features/usage/test_usage_api.py",
         "tests/integration/test_takeover.py",
     ]
     short_versions = ["tests/chaos/test_short.py", "tests/kills/test_kills.py", "tests/schedules/test_schedules.py"]
