@@ -482,7 +482,7 @@ async def test_a_deleted_turn_is_settled_without_a_generator_unless_it_is_old(
 
 @pytest.mark.usefixtures("generator")
 async def test_answers_and_refusals_have_rate_limit_headers(new_gateway: NewGateway, system: System) -> None:
-    """tests/unit/test_rate_headers.py has those of each protocol."""
+    """test_rate_headers.py has those of each protocol."""
     limited = await new_gateway(system.nats_url, limits_key="requests=1, burst=1, tokens=1000")
     messages = [{"role": "user", "content": "#sim words=1 rate=0"}]
     body = {"model": "claude-haiku-5-5", "max_tokens": 94, "messages": messages}
