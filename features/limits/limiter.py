@@ -145,12 +145,12 @@ class Admission:
         """Counts bytes of an entry, of its blobs, or of a row. Raises Refused, LogUnavailable."""
         await self._take("bytes_day", size)
 
-    async def _estimate(self, request: Request) -> Estimate:
-        """Returns the estimate for `request`; zero if no limit of tokens or money needs one."""
+    async def _estimate(self, requests: Sequence[Request]) -> list[Estimate]:
+        """Returns the estimate for each request; zero if no limit of tokens or money needs one."""
         if not any(owner.limits.is_estimated for owner in self._owners):
-            return ZERO
+            return [ZERO] * len(requests)
         # In a thread: counting the pages of long PDFs takes 0.1 s and would stop every stream.
-        return await asyncio.to_thread(estimate_request, request, self._counter)
+        return [await asyncio.to_thread(estimate_request, request, self._counter) for request in requests]
 
     async def reserve_turn(self, turn: TurnId, request: Request) -> Request:
         """Returns `request` with its reservations in `holds`, until its end. Raises Refused, LogUnavailable."""
@@ -162,7 +162,7 @@ class Admission:
 
         Tokens and money of all turns are counted now; each turn settles its own. Raises Refused, LogUnavailable.
         """
-        estimates = [await self._estimate(request) for request in requests]
+        estimates = await self._estimate(requests)
         tokens = await self._take("tokens", sum(estimate.tokens for estimate in estimates))
         # Before money: concurrent requests that find no slot would make the budget look exceeded to those that do.
         slots, running = await self._running_slots(turn, parallel)

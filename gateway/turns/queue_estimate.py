@@ -44,17 +44,18 @@ class QueueState(NamedTuple):
     undelivered_s: float = 0.0
     """The age of the oldest turn that no generator has fetched; 0 if there is none."""
 
-    def count_ahead(self, tenant: Tenant) -> int | None:
+    def count_ahead(self, tenant: Tenant, submitted: int = 0) -> int | None:
         """Returns how many turns at most are ahead of the next turn of `tenant`.
 
-        None if it can start at once, or if no generator has answered in time.
+        None if it can start at once, or if no generator has answered in time. `submitted`: how many turns the tenant
+        has submitted since the reports.
         """
         if any(one.free > 0 and tenant not in one.waiting for one in self.generators):
             return None
         if not self.generators and not self.undelivered:
             return None
         own = sum(one.waiting.get(tenant, 0) for one in self.generators)
-        return own + (self.orphan_count if own else 0) + self.undelivered
+        return own + (self.orphan_count if own else 0) + self.undelivered + submitted
 
     @property
     def orphan_count(self) -> int:
@@ -72,6 +73,9 @@ class QueueState(NamedTuple):
         return not (self.undelivered or any(one.waiting or one.free <= 0 for one in self.generators))
 
 
+EMPTY = QueueState((), undelivered=0, leased=0)
+
+
 class QueueEstimate:
     """The queue as this gateway sees it."""
 
@@ -80,8 +84,8 @@ class QueueEstimate:
         self._connection = connection
         self._rpc = rpc
         self._most = most
-        self._state: QueueState | None = None
-        """None: no turn waits, or it is not known."""
+        self._state = EMPTY
+        """EMPTY also while it is not known."""
         self._submitted: Counter[Tenant] = Counter()
         """Turns that this gateway has stored since the last refresh."""
         self._has_submission = asyncio.Event()
@@ -90,13 +94,13 @@ class QueueEstimate:
 
     def check(self, tenant: Tenant) -> None:
         """Raises Refused if too many turns may start before the tenant's next one."""
-        if (self._count_ahead(tenant) or 0) >= self._most:
+        if (self._state.count_ahead(tenant, self._submitted[tenant]) or 0) >= self._most:
             message = f"{self._most} turns or more wait for a generator before this one: retry later"
             raise Refused("queue_full", message, retry_after_s=RETRY_AFTER_S)
 
     def estimate_position(self, tenant: Tenant) -> int | None:
         """Counts a new turn of `tenant` and returns its estimated position, from 1; None if it can start at once."""
-        ahead = self._count_ahead(tenant)
+        ahead = self._state.count_ahead(tenant, self._submitted[tenant])
         self._submitted[tenant] += 1
         self._has_submission.set()
         return None if ahead is None else ahead + 1
@@ -104,15 +108,11 @@ class QueueEstimate:
     async def watch(self) -> None:
         """Refreshes the estimate until it is cancelled."""
         while True:
-            if self._state is None:
+            if self._state.is_empty:
                 await is_set_within(self._has_submission, REFRESH_IDLE_EVERY_S)
             self._has_submission.clear()
             await self._refresh()
             await asyncio.sleep(REFRESH_EVERY_S)
-
-    def _count_ahead(self, tenant: Tenant) -> int | None:
-        ahead = self._state.count_ahead(tenant) if self._state is not None else None
-        return None if ahead is None else ahead + self._submitted[tenant]
 
     async def _refresh(self) -> None:
         try:
@@ -121,11 +121,12 @@ class QueueEstimate:
             reports = await self._rpc.every_health(GENERATORS, wait_s=REPORTS_WAIT_S)
         except LogUnavailable as error:
             logger.debug("queue unknown", error=str(error))
-            self._state = None
+            self._state = EMPTY
             return
         generators = [health for report in reports if (health := self._decode(report)) is not None]
-        state = QueueState(generators, backlog.waiting, backlog.leased, age_s(oldest) if oldest is not None else 0.0)
-        self._state = None if state.is_empty else state
+        self._state = state = QueueState(
+            generators, backlog.waiting, backlog.leased, age_s(oldest) if oldest is not None else 0.0
+        )
         self._submitted.clear()
         metrics.OLDEST_WAITING_S.set(state.oldest_waiting_s)
         # The turns of a generator whose report cannot be read look like orphaned ones.

@@ -31,6 +31,7 @@ def state(*generators: tuple[int, int, dict[Tenant, int]], undelivered: int = 0,
 )
 def test_turns_ahead_of_a_tenants_next_turn(queue: QueueState, ahead: int | None) -> None:
     assert queue.count_ahead(A) == ahead
+    assert queue.count_ahead(A, submitted=4) == (None if ahead is None else ahead + 4)
 
 
 def test_the_oldest_waiting_turn_and_the_orphaned_ones_of_all_generators() -> None:
