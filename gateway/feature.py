@@ -10,6 +10,7 @@ from tailrace.gateway.auth.admission import Limiter
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.streaming.reader import OnDisconnect
+from tailrace.gateway.turns.delete import DeletionSteps
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -30,6 +31,8 @@ class Parts(NamedTuple):
     """Called when the client of a running turn has disconnected, with the seconds that it has to reconnect."""
     steps: OptionalSteps = OptionalSteps()
     """The steps of a submission that the feature provides. No other feature provides the same ones."""
+    deletion: DeletionSteps | None = None
+    """What the feature does when turns are deleted."""
     limiter: Limiter | None = None
     """The limits of the gateway, in place of the core's, which limits nothing. At most one feature has one."""
 

@@ -132,6 +132,8 @@ def start(gateway: Gateway, settings: Settings, features: Features) -> Started:
         gateway.submitter.add_steps(parts.steps)
         if parts.on_disconnect is not None:
             gateway.streams.departures.append(parts.on_disconnect)
+        if parts.deletion is not None:
+            gateway.deleter.steps.append(parts.deletion)
         if parts.limiter is not None:
             gateway.admissions.limiter = parts.limiter
     return started
@@ -168,7 +170,7 @@ def build(
     presence = ReaderPresence(log, rpc, fan_out, group, draining)
     streams = StreamContext(settings, log, history, fan_out, authenticator, counts, admissions, records, draining, [])
     storage = build_storage(settings, connection, admissions)
-    deleter = Deleter(connection, log, storage.blobs, history, rpc, settings.query_timeout_s)
+    deleter = Deleter(connection, log, history)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     queue = QueueEstimate(connection, rpc, settings.queue_max)
     health = LogHealth(connection)

@@ -6,25 +6,20 @@ crash at any point the same request deletes the rest.
 
 import asyncio
 import math
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import NamedTuple
 
-import msgspec
-
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.proto import batch
-from tailrace.proto.blobs import Blob
-from tailrace.proto.entries import Batch
-from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown
-from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_child_id
-from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
-from tailrace.proto.nats import BlobStore, Connection, Counters, Rpc, Slots, Tombstones, TurnLog
-from tailrace.proto.nats.settlement import Settlement, give_back
+from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
+from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.gather import gather_limited
-from tailrace.proto.subjects import GENERATORS
 
 # A round deletes up to a thousand turns. After so many consecutive rounds of fewer than MANY_TURNS turns, a deletion
 # competes with new turns of the session, and ends.
@@ -37,6 +32,17 @@ ERASING_S, ERASED_TURNS = 3.0, 100
 # The generator settles a turn after its end. A counter remembers the names of its last increments only: a turn that
 # ended long ago would be refunded twice.
 SETTLED_WITHIN = timedelta(minutes=10)
+
+
+class DeletionSteps(NamedTuple):
+    """What a feature does in deletions. The steps raise Refused and LogError, and can be repeated."""
+
+    begin: Callable[[TurnKey], Awaitable[None]]
+    """Called before a turn is deleted with its follow-ups."""
+    release: Callable[[TurnKey, Turn], Awaitable[None]]
+    """Called before the entries of a turn that has ended leave the log; of several turns at once."""
+    withdraw: Callable[[Tenant, str], Awaitable[None]]
+    """Called before the data of a user is erased."""
 
 
 class PurgeRound(NamedTuple):
@@ -74,6 +80,11 @@ class RunningDeletion:
         return min(_now() + ERASING_S, self._ends_at) if self.erases else math.inf
 
 
+async def is_unsettled(log: TurnLog, turn: Turn) -> bool:
+    """Returns whether a turn has ended so lately that its generator may not have settled it. Raises LogUnavailable."""
+    return turn.ended_at is not None and await log.now() - turn.ended_at < SETTLED_WITHIN
+
+
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -81,23 +92,14 @@ def _now() -> float:
 class Deleter:
     """Deletes turns, sessions and projects of a tenant."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        log: TurnLog,
-        blobs: BlobStore,
-        history: HistoryClient,
-        rpc: Rpc,
-        query_timeout_s: float,
-    ) -> None:
+    def __init__(self, connection: Connection, log: TurnLog, history: HistoryClient) -> None:
         self._tombstones = Tombstones(connection)
         self._log = log
-        self._blobs = blobs
         self._history = history
-        self._rpc = rpc
         self._counters = Counters(connection)
         self._slots = Slots(connection)
-        self._query_timeout_s = query_timeout_s
+        self.steps: list[DeletionSteps] = []
+        """Those of features."""
 
     async def delete(self, tenant: Tenant, kind: Kind, name: str, *, erases: bool = False) -> int:
         """Deletes a turn with its follow-ups, a session, or a project with its sessions. Returns the number of turns.
@@ -106,10 +108,16 @@ class Deleter:
         deleted; LogUnavailable. It can be repeated.
         """
         if kind == "turn":
-            await self._cancel_batch(TurnKey(tenant, TurnId(name)))
+            for steps in self.steps:
+                await steps.begin(TurnKey(tenant, TurnId(name)))
         deletion = RunningDeletion(erases=erases)
         await self.run(tenant, kind, name, deletion)
         return len(deletion.turns)
+
+    async def withdraw(self, tenant: Tenant, user: str) -> None:
+        """Keeps data of a user that is in turns of others from becoming turns of the user. Raises Refused, LogError."""
+        for steps in self.steps:
+            await steps.withdraw(tenant, user)
 
     async def run(self, tenant: Tenant, kind: Kind, name: str, deletion: RunningDeletion) -> bool:
         """Deletes in rounds, and adds to `deletion` what it has deleted. Returns False if its time was over before.
@@ -148,11 +156,7 @@ class Deleter:
         # Before the purge, because settling reads the log. Only turns that the log has are read: to learn that it lacks
         # a turn takes 100 ms, here together for all of them.
         stored = await self._log.find_stored(TurnKey(tenant, turn.turn) for turn in some)
-        keys = list(stored)
-        # One batch at a time, because its inputs are in memory.
-        for key, spec in zip(keys, await gather_limited(self._settle, keys, LOOKED_AT_ONCE), strict=True):
-            if spec is not None:
-                await self._give_back(key, spec)
+        await gather_limited(self._release, stored, LOOKED_AT_ONCE)
         purged: list[TurnId] = []
         deadline = deletion.round_deadline()
         for turn in some:
@@ -176,77 +180,25 @@ class Deleter:
     async def _try_cancel(self, key: TurnKey) -> bool:
         """Cancels a turn. False when the log has none of it."""
         try:
-            await self._cancel(key)
+            await self.cancel(key)
         except TurnUnknown:
             return False
         return True
 
-    async def _cancel(self, key: TurnKey) -> None:
+    async def cancel(self, key: TurnKey) -> None:
         """Cancels a turn. Raises TurnUnknown, LogUnavailable."""
         # First the mark: the cancelled turn would be sent to its webhook before it is purged.
         await self._tombstones.mark_deletion(key)
         await cancel(self._log, key, "deletion")
 
-    async def _cancel_batch(self, key: TurnKey) -> None:
-        """Cancels a batch before its turns: it would submit new ones during the deletion."""
+    async def _release(self, key: TurnKey) -> None:
+        """Settles the reservations of a turn that has just ended, once, in case its generator has died."""
         try:
             turn = await self._log.read_turn(key)
-            if turn.request is not None and turn.request.batch is not None:
-                await self._cancel(key)
         except TurnUnknown:
             return
-
-    async def inputs_of(self, key: TurnKey, spec: Batch) -> list[bytes]:
-        """Returns the inputs of a batch. Raises BlobUnknown, LogUnavailable."""
-        blob = await self._blobs.read(key.tenant, Blob(spec.sha256, spec.bytes))
-        return batch.split_inputs(blob)[: spec.count]
-
-    async def _settle(self, key: TurnKey) -> Batch | None:
-        """Settles the reservations of a turn that has just ended, once, in case its generator has died.
-
-        Returns its batch if the reservations of its inputs are to be given back. Marks an input of a batch.
-        """
-        try:
-            turn = await self._log.read_turn(key)
-        except TurnUnknown:
-            return None
-        if (request := turn.request) is None:
-            return None
-        if request.parent is not None and is_child_id(key.turn, request.parent):
-            # The tombstone follows the purge. In between, a generator that takes the batch over would store it again.
-            await self._tombstones.mark_deletion(key)
         # Most turns have nothing to settle: the log's time is requested for the others only.
-        is_fresh = (
-            turn.ended_at is not None
-            and (bool(request.holds) or request.batch is not None)
-            and await self._log.now() - turn.ended_at < SETTLED_WITHIN
-        )
-        if is_fresh:
+        if turn.request is not None and turn.request.holds and await is_unsettled(self._log, turn):
             await Settlement(self._counters, self._slots).settle(key, turn)
-        if request.batch is None or turn.outcome == "completed":
-            return None
-        if turn.progress is not None and turn.progress.message_batch is not None:
-            # Anthropic bills what it has answered, and no result will say how much: the reservation stays.
-            await self._stop_message_batch(key, turn.progress.message_batch)
-            return None
-        return request.batch if is_fresh else None
-
-    async def _give_back(self, key: TurnKey, spec: Batch) -> None:
-        """Refunds the reservations of a batch's inputs that were never submitted."""
-        try:
-            lines = await self.inputs_of(key, spec)
-        except BlobUnknown:
-            return
-        children = [batch.child_key(key, number) for number in range(len(lines))]
-        stored = await self._log.find_stored(children)
-        await gather_limited(
-            lambda number: give_back(self._tombstones, self._counters, children[number], lines[number]),
-            (number for number, child in enumerate(children) if child not in stored),
-            LOOKED_AT_ONCE,
-        )
-
-    async def _stop_message_batch(self, key: TurnKey, name: str) -> None:
-        """Cancels the message batch at Anthropic: after the purge no process knows of it."""
-        query = msgspec.json.encode(CancelMessageBatch(name))
-        timeout_s = self._query_timeout_s
-        await self._rpc.request(key.tenant, CANCEL_MESSAGE_BATCH, query, timeout_s=timeout_s, role=GENERATORS)
+        for steps in self.steps:
+            await steps.release(key, turn)
