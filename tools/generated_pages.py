@@ -57,18 +57,31 @@ def with_links(text: str) -> str:
 
 # The generated part of each page. A page without MARK is generated as a whole.
 PARTS: dict[str, Callable[[], str]] = {
+    "ARCHITECTURE.md": reference_tables.features_table,
     "SECURITY.md": lambda: csv_tables("tests/attacks.csv", "###"),
     "docs/ALERTS.md": monitoring.alerts_tables,
-    "docs/BENCHMARKS.md": lambda: report.tables(report.read()),
+    "docs/BENCHMARKS.md": lambda: "\n".join(
+        [
+            csv_tables("benchmarks/compare/arms.csv", "###"),
+            report.tables(report.read()),
+            csv_tables("benchmarks/taken_at_once.csv", "##"),
+            csv_tables("benchmarks/not_made.csv", "##"),
+        ]
+    ),
     "docs/CLAUDE_API.md": reference_tables.claude_api_tables,
-    "docs/CLIENTS.md": proofs.tables,
-    "docs/DEPENDENCIES.md": lambda: csv_tables("tools/dependencies.csv", "###"),
+    "docs/CLIENTS.md": lambda: f"{csv_tables('tests/clients/limitations.csv', '##')}\n{proofs.tables()}",
+    "docs/COMMAND_LINE.md": reference_tables.commands_table,
+    "docs/DEPENDENCIES.md": lambda: "\n".join(
+        csv_tables(f"tools/{name}.csv", "##") for name in ("dependencies", "own_code", "nats_py_overrides")
+    ),
     "docs/ERRORS.md": reference_tables.errors_table,
     "docs/EVENTS.md": reference_tables.events_of_dialects,
     "docs/FAULTS.md": lambda: csv_tables("tests/faults.csv", "##"),
     "docs/FINDINGS.md": findings_table,
+    "docs/GROWING.md": lambda: csv_tables("benchmarks/growing.csv", "###"),
     "docs/KILLS.md": lambda: kills.tables(kills.read()),
     "docs/METRICS.md": reference_tables.metrics_tables,
+    "docs/OPENAI.md": reference_tables.openai_parameters,
     "docs/PROGRAMS.md": lambda: csv_tables("tests/clients/programs.csv", "###"),
     "docs/RUNBOOK.md": lambda: csv_tables("docs/database_errors.csv", "####"),
     "docs/SETTINGS.md": reference_tables.settings_tables,

@@ -1,11 +1,14 @@
-"""Reference from the code, in Markdown: settings, metrics, error codes, events, the simulated Claude, Claude's API."""
+"""Reference from the code, in Markdown: settings, metrics, errors, events, commands, features, parameters."""
 
+import ast
 import inspect
 import json
 import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -22,15 +25,24 @@ import tailrace.proto.nats.follower
 import tailrace.proto.nats.setup_state
 import tailrace.proto.runtime.trace_export
 import tailrace.proto.service
+from tailrace.deploy.cli.main import GROUPS
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.simulated_claude.directive import HELP
+from tailrace.features.gateway import ROUTES
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.clients.tutorials import content_stream, delta_stream
 from tailrace.proto.errors import CODES
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.fast_metrics import FastMetric
+from tailrace.proto.version import VERSION
 from tools import api_surface, asyncapi
+from tools.openapi.document import build_document
 
+FEATURES = Path(__file__).parent.parent / "features"
+# The process of each module of a feature.
+PROCESSES = {"gateway.py": "gateway", "generator.py": "generators", "persistence.py": "persistence"}
+# The bodies of OpenAI's two protocols in the OpenAPI document.
+OPENAI_BODIES = {"POST /v1/chat/completions": "ChatCompletionRequest", "POST /v1/responses": "ResponseRequest"}
 # The help text indents words by two columns and the kinds of faults by 19.
 HELP_WORD = re.compile(r"^  (\S+) +(.*)$", re.MULTILINE)
 HELP_KIND = re.compile(r"^ {19}(\S+(?: \S+)*) {2,}(.*)$", re.MULTILINE)
@@ -56,6 +68,47 @@ METRICS = {
     ),
     "Every process that exports traces": (tailrace.proto.runtime.trace_export,),
 }
+
+
+def feature_folders() -> list[Path]:
+    """Returns the folder of each optional feature."""
+    return sorted(path.parent for path in FEATURES.glob("*/__init__.py"))
+
+
+def about_feature(folder: Path) -> str:
+    """Returns the first line of the docstring of a feature: of its package, else of its first module with one."""
+    paths = [path for name in ("__init__.py", *PROCESSES) if (path := folder / name).exists()]
+    docstrings = (ast.get_docstring(ast.parse(path.read_text())) for path in paths)
+    return next((text.partition("\n")[0] for text in docstrings if text), "")
+
+
+def features_table() -> str:
+    """Returns a row for each optional feature: its folder, what it does, and the processes that run it."""
+    rows = [
+        f"| [{folder.name}](features/{folder.name}) | {about_feature(folder)} "
+        f"| {', '.join(process for module, process in PROCESSES.items() if (folder / module).exists())} |"
+        for folder in feature_folders()
+    ]
+    return "\n".join(["| folder | feature | processes |", "|---|---|---|", *rows, ""])
+
+
+def commands_table() -> str:
+    """Returns a row for each command of `tailrace`, with its line in `tailrace --help`."""
+    rows = [f"| `{name}` | {about} |" for name, about in chain.from_iterable(one.items() for one in GROUPS.values())]
+    return "\n".join(["| command | use |", "|---|---|", *rows, ""])
+
+
+def openai_parameters() -> str:
+    """Returns the parameters of OpenAI's two protocols with their meanings, as in the OpenAPI document."""
+    schemas = build_document(ROUTES, VERSION)["components"]["schemas"]
+    parts = []
+    for route, name in OPENAI_BODIES.items():
+        rows = [
+            f"| `{field}` | {' '.join(schema.get('description', '').split())} |"
+            for field, schema in schemas[name]["properties"].items()
+        ]
+        parts += [f"### Parameters of `{route}`\n", "| parameter | meaning |", "|---|---|", *rows, ""]
+    return "\n".join(parts)
 
 
 def settings_tables() -> str:

@@ -1,0 +1,1 @@
+"""Token counts: a route asks a generator, which calls Anthropic's API."""

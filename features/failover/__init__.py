@@ -1,0 +1,1 @@
+"""Failover between backends, with circuit breakers: chooses the order of the backends for each call."""

@@ -1,0 +1,1 @@
+"""Prompt caching: a filter puts Anthropic's marks into each model call."""

@@ -1,0 +1,1 @@
+"""Repetitions by SDKs without a key: a step of the submission finds the turn of the first request."""

@@ -1,1 +1,1 @@
-"""Tickets: tokens in a URL that permit reading the events of one turn."""
+"""Tickets: tokens in a URL that permit reading the events of one turn. Wraps the route of the events."""

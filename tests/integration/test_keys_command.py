@@ -75,11 +75,11 @@ async def test_a_created_key_works_at_every_gateway_until_it_is_revoked(
 
 
 @pytest.mark.timeout(120)
-async def test_each_command_of_the_budget_key_page_works(
+async def test_each_command_of_the_key_with_a_budget_works(
     own: OwnSystem, new_gateway: NewGateway, tmp_path: Path
 ) -> None:
-    """The commands of docs/BUDGET_KEY.md, in order. The budget of the last key is too small for a turn."""
-    page = (Path(CHECKOUT) / "docs/BUDGET_KEY.md").read_text()
+    """The commands of docs/LIMITS.md, in order. The budget of the last key is too small for a turn."""
+    page = (Path(CHECKOUT) / "docs/LIMITS.md").read_text()
     blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     async with own.running_generator(), Persistence(own.server.url, tmp_path / "tailrace.db"):
         gateway = await new_gateway(own.server.url, api_keys="")

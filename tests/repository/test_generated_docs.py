@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tailrace.deploy.cli.main import GROUPS
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.monitoring.rules import ALERTS, SERVICE_LEVELS
 from tailrace.deploy.simulated_claude.fault import FAULT_KINDS
+from tailrace.gateway.clients.openai import chat_parameters, responses_parameters
+from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
+from tailrace.gateway.clients.openai.responses_request import ResponseRequest
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.errors import CODES
 from tailrace.proto.records import Query
@@ -20,10 +24,11 @@ from tests.kills import page as kills
 from tests.kills.cell import KINDS, POLICIES, UNACKNOWLEDGED, entries_of
 from tests.kills.round import PROCESSES
 from tests.rules import rules
-from tools import api_surface, run_findings
+from tools import api_surface, reference_tables, run_findings
 from tools.docs_site import MARK
 from tools.generate_docs import entries_schema, generate_files, queries_schema
 from tools.generated_pages import PARTS, build_page, main
+from tools.reference_tables import feature_folders
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,11 +88,24 @@ def test_each_page_with_a_mark_has_a_generated_part() -> None:
         ("RUNBOOK", [[row["error"], row["action"]] for row in rows_of("docs/database_errors.csv")]),
         ("PROGRAMS", [[f"| {row['program']} |", row["setting"]] for row in rows_of("tests/clients/programs.csv")]),
         ("DEPENDENCIES", [[f"| {row['package']} |", row["licence"]] for row in rows_of("tools/dependencies.csv")]),
+        ("DEPENDENCIES", [[row["module"], row["library"]] for row in rows_of("tools/own_code.csv")]),
+        ("DEPENDENCIES", [[row["private part"]] for row in rows_of("tools/nats_py_overrides.csv")]),
+        ("CLIENTS", [[row["client"], row["limitation"]] for row in rows_of("tests/clients/limitations.csv")]),
+        ("COMMAND_LINE", [[f"| `{name}` |", about] for group in GROUPS.values() for name, about in group.items()]),
+        ("OPENAI", [[f"| `{name}` |"] for name in ChatCompletionRequest.__struct_fields__]),
+        ("OPENAI", [[f"| `{name}` |"] for name in ResponseRequest.__struct_fields__]),
+        (
+            "OPENAI",
+            [[row.name, row.reason] for row in (*chat_parameters.UNSUPPORTED, *responses_parameters.UNSUPPORTED)],
+        ),
+        ("GROWING", [[row["change"]] for row in rows_of("benchmarks/growing.csv")]),
+        ("../ARCHITECTURE", [[f"| [{one.name}]", reference_tables.about_feature(one)] for one in feature_folders()]),
         ("SIMULATED", [[kind] for kind in FAULT_KINDS]),
         ("KILLS", [[f"`{name}`", "✓ 312", "✓ 156"] for name in DIALECTS]),
         ("FAULTS", [[f"| {fault} |"] for fault in rules("tests/faults.csv")]),
         ("../SECURITY", [[f"| {threat} |"] for threat in rules("tests/attacks.csv")]),
         ("BENCHMARKS", [["tailrace-always", "µs", "ms"], ["tuned", "1.00"]]),
+        ("BENCHMARKS", [[row["change"]] for row in rows_of("benchmarks/not_made.csv")]),
     ],
 )
 def test_the_page_of_the_site_has_a_row_for_each(page: str, cells: list[list[str]]) -> None:
@@ -101,6 +119,11 @@ def test_the_page_of_events_has_each_dialect() -> None:
     assert [name for name in DIALECTS if f"## {name}\n" not in page] == []
     assert '{"type": "delta", "text": "Hel"}' in page
     assert "event: warning  a sentence" in page
+
+
+def test_each_feature_says_what_it_does() -> None:
+    """In the first line of the docstring of its package or of its first module, which ARCHITECTURE.md shows."""
+    assert [folder.name for folder in feature_folders() if not reference_tables.about_feature(folder)] == []
 
 
 def test_the_kept_result_of_the_kills_has_every_cell() -> None:

@@ -1,9 +1,7 @@
 """Requests of OpenAI's two protocols: the tables of unsupported parameters. tests/golden/requests has the cases."""
 
 import json
-import re
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,8 +20,6 @@ from tailrace.gateway.turns.request_body import MessageParam, check_turn
 from tailrace.proto.errors import Refused
 from tests.golden.requests import HI, build_turn
 from tests.harness.strategies import JSON, TEXTS
-
-PAGE = Path(__file__).parents[2] / "docs/OPENAI.md"
 
 
 class Api(NamedTuple):
@@ -72,21 +68,6 @@ def test_every_parameter_of_openais_sdk_is_known(api: Api) -> None:
     assert {"model", "stream", "moderation"} <= api.of_sdk
     assert api.of_sdk <= api.supported
     assert {row.name for row in api.table} <= api.supported
-
-
-@pytest.mark.parametrize("api", APIS, ids=lambda api: api.name)
-def test_tables_in_the_docs_equal_the_code(api: Api) -> None:
-    """docs/OPENAI.md has a row for each supported parameter, and lists the refused and the ignored ones."""
-    found = re.findall(rf"^## `POST {api.path}`$(.*?)(?:^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    (section,) = found
-    rows = {
-        name for names in re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", section, re.MULTILINE) for name in names.split("`")
-    }
-    for treatment in ("refused", "ignored"):
-        (listed,) = re.findall(rf"^\| {treatment} \| (.*) \|$", section, re.MULTILINE)
-        expected = {row.name for row in api.table if row.is_refused == (treatment == "refused")}
-        assert set(re.findall(r"\w+", listed)) == expected
-    assert api.supported - {row.name for row in api.table} <= rows
 
 
 PARTS = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "file", "refusal", "x"])}) | JSON

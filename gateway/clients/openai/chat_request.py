@@ -97,21 +97,24 @@ class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unkno
     messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
     """The conversation, oldest message first."""
     stream_options: StreamOptions | None = None
-    """Options of the stream."""
+    """`include_usage`: one more chunk has the usage. Chunks are never padded."""
     max_tokens: int | None = None
-    """The older name of `max_completion_tokens`."""
+    """The older name of `max_completion_tokens`; if both are sent, they must be equal."""
     max_completion_tokens: int | None = None
-    """The most tokens that the answer may have."""
+    """The most output tokens that the answer may have, thinking included.
+
+    By default `TAILRACE_MAX_TOKENS`; OpenAI's default is the model's maximum.
+    """
     stop: str | list[str] | None = None
     """Texts at which the answer ends."""
     tools: list[ChatTool] | None = None
-    """The functions that the model may call."""
+    """The functions that the model may call. `strict` and Anthropic's `cache_control` are passed on."""
     tool_choice: Choice | NamedChatTool | None = None
-    """Whether the model may call a function, must, or which one."""
+    """`auto`, `none`, `required`, or the function that the model must call."""
     response_format: PlainText | AnyJson | JsonSchema | None = None
-    """Whether the answer is text, JSON, or JSON that fits a schema."""
+    """`text`, `json_object`, or `json_schema` with the schema that the answer must fit."""
     reasoning_effort: Effort | None = None
-    """How much the model thinks before it answers."""
+    """An effort level of the model, with thinking; `none` where thinking can be turned off."""
 
     n: Any = None
     logprobs: Any = None

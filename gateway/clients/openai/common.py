@@ -43,24 +43,30 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     stream: bool | None = None
     """Whether the response is a stream of events."""
     temperature: float | None = None
-    """How random the answer is: 0 is the least."""
+    """How random the answer is, 0 to 1, for models that support it. Current models ignore it."""
     top_p: float | None = None
-    """The share of the most likely tokens from which the model selects."""
+    """The share of the most likely tokens from which the model selects, for models that support it.
+
+    1 is not passed on, because Claude refuses `temperature` and `top_p` together.
+    """
     parallel_tool_calls: bool | None = None
     """Whether the model may call several functions at once."""
     metadata: dict[str, str] | None = None
-    """Labels of the turn, by which it can be found."""
+    """Your own labels of the turn, which are returned with it, and by which it can be found."""
     user: str | None = None
-    """The end user who receives the answer. The user that a JWT names takes precedence."""
+    """The end user who receives the answer, and the `user_id` that Anthropic receives.
+
+    The user that a JWT names takes precedence.
+    """
     safety_identifier: str | None = None
-    """OpenAI's newer name of `user`."""
+    """OpenAI's newer name of `user`. It takes precedence over `user`."""
 
     thinking: Fields | None = None
-    """Anthropic's field `thinking`, passed on to the model."""
+    """Anthropic's field `thinking`, passed on to the model. It takes precedence over the effort of reasoning."""
     session_id: str | None = None
-    """The session that the turn belongs to."""
+    """The session to continue or create; also as header `X-Session-ID`."""
     project_id: str | None = None
-    """The project of the session."""
+    """The project of the session; also as header `X-Project-ID`."""
     on_busy: OnBusy = "reject"
     """The reaction while the turn to continue still runs."""
     max_cost: float | None = None
@@ -68,7 +74,10 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     on_interrupt: OnInterrupt = "continue"
     """The reaction to a model call that breaks off: continue the answer, restart it, or fail."""
     on_pause: OnPause = "continue"
-    """The reaction to a pause for tools of the model's API: continue the answer, or return it."""
+    """The reaction to a pause for tools of the model's API: continue the answer, or return it.
+
+    Also as header `Tailrace-On-Pause`.
+    """
     on_disconnect: str = "continue"
     """The reaction when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
 

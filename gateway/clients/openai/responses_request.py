@@ -94,25 +94,40 @@ class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fie
     input: str | list[InputItem]
     """The new user message, or a list of messages and results of functions."""
     instructions: str | None = None
-    """The system prompt."""
+    """The system prompt of this response only; an empty one is none."""
     background: bool | None = None
-    """Whether the request returns at once, while the response is generated."""
+    """Whether the request returns at once, while the response is generated.
+
+    With `stream`, it does not wait for the first event.
+    """
     previous_response_id: str | None = None
-    """The response that this one continues."""
+    """The response that this one continues, also with a `session_id`: `input` has only what follows it.
+
+    404 if it does not exist, 409 while it runs.
+    """
     conversation: str | Conversation | None = None
-    """The session that this response continues."""
+    """The conversation to continue or create, a name of yours. Not with `previous_response_id`."""
     max_output_tokens: int | None = None
-    """The most tokens that the answer may have."""
+    """The most output tokens that the answer may have, thinking included.
+
+    By default `TAILRACE_MAX_TOKENS`; OpenAI's default is the model's maximum.
+    """
     tools: list[ResponseTool] | None = None
-    """The functions that the model may call."""
+    """The functions that the model may call; `strict` is passed on.
+
+    `allowed_callers`, `cache_control`, `defer_loading` and `output_schema` are ignored; OpenAI's built-in tools are
+    refused by name.
+    """
     tool_choice: Choice | NamedResponseTool | None = None
-    """Whether the model may call a function, must, or which one."""
+    """`auto`, `none`, `required`, or the function that the model must call."""
     reasoning: Reasoning | None = None
-    """How much the model thinks, and what is shown of it."""
+    """`effort`, with thinking; `summary`: visible thinking. `context` is ignored, `mode` must be `standard`."""
     text: Text | None = None
-    """The format of the answer."""
+    """`format`: `text`, `json_schema` or `json_object`. `verbosity` is ignored."""
     store: bool | None = None
-    """Whether the response is kept. False: it continues nothing, and is erased some minutes after its end."""
+    """Whether the response is kept. False: it continues nothing, cannot be continued, and is erased some minutes after
+    its end. Not with `background`, nor in a batch.
+    """
 
     prompt: Any = None
     context_management: Any = None
