@@ -4,8 +4,7 @@ Optional features plug in: the filters change the call, the sinks inspect events
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import NamedTuple
@@ -14,13 +13,13 @@ import msgspec
 import structlog
 
 from tailrace.generators import metrics
+from tailrace.generators.backends import Call
 from tailrace.generators.backends.large_events import LARGE_BYTES
-from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, wait_event
+from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, Wait, wait_event
 from tailrace.generators.continuation import ContinuationMapper, FilterCall, prepare_call
-from tailrace.generators.delta_buffer import DeltaBuffer
 from tailrace.generators.dropped_text import DroppedTextMeter
 from tailrace.generators.error_frames import free_frames
-from tailrace.generators.event_writer import EventWriter
+from tailrace.generators.event_writer import EventWriter, append_when_not_full, as_stored
 from tailrace.generators.model_caller import Route
 from tailrace.generators.pauses import hide_pause
 from tailrace.generators.plan import MakeAttempt
@@ -40,7 +39,6 @@ logger = structlog.get_logger()
 CLEANUP_S_MAX = 1.0
 LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
 
-OpenAnswer = AbstractAsyncContextManager[tuple[ModelEvent, AsyncIterator[ModelEvent]]]
 WrapSink = Callable[[Sink, Request, Turn], Sink]
 """Wraps the sink of an attempt in one that inspects its events. May raise CloseCall, so that no call is made."""
 
@@ -67,33 +65,28 @@ class PlannedAttempt(NamedTuple):
     """Why the attempt follows another one of this process; see Attempt.cause."""
 
 
-def put_wait(buffer: DeltaBuffer, obstacle: str) -> None:
-    """Stores, as a hidden event, that the turn waits for the model because of `obstacle` (R135)."""
-    buffer.put(wait_event(obstacle))
-
-
 class AttemptRunner:
     """Makes attempts. Holds no state of any turn."""
 
     def __init__(
         self,
         log: TurnLog,
-        writer: EventWriter,
         *,
         name: str,
         filters: Sequence[FilterCall],
         sinks: Sequence[WrapSink],
+        delta_interval_s: float,
     ) -> None:
-        """`name` identifies this process in the log.
+        """`name` identifies this process in the log. See EventWriter for `delta_interval_s`.
 
         `filters` change each call, in this order. The last of `sinks` receives the model's events first, and each
         passes them on to the one before it.
         """
         self._log = log
-        self._writer = writer
         self._name = name
         self._filters = filters
         self._sinks = sinks
+        self._delta_interval_s = delta_interval_s
 
     async def run(self, planned: PlannedAttempt, traceparent: str | None) -> tuple[Turn, BackendError | None]:
         """Returns the fold after an attempt, and the error that broke the answer off, if any.
@@ -118,7 +111,9 @@ class AttemptRunner:
         # Subscribe before the append: its fence shows that no end came earlier, and the feed shows later ones.
         async with self._log.subscribe(key, "end") as ends:
             # Append before anything that may raise: an attempt that breaks its generator must count against the limit.
-            await self._writer.append_attempt(key, folding, attempt)
+            chain = await append_when_not_full(self._log.append, key, folding.chain, attempt)
+            metrics.ATTEMPTS.labels(attempt.mode).inc()
+            folding.add(as_stored(chain, attempt))
             return await self._call(planned._replace(turn=folding.build()), folding, ends)
 
     async def _call(
@@ -126,14 +121,13 @@ class AttemptRunner:
     ) -> tuple[Turn, BackendError | None]:
         """Calls the model and appends its events; returns as `run` does. `ends` has every end after `planned.turn`."""
         key, turn, action, route, *_ = planned
-        buffer = DeltaBuffer()
+        writer = EventWriter(self._log, key, folding, self._delta_interval_s)
         call, continuation = prepare_call(turn, action.mode, self._filters)
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._raise_when_ended(key, ends))
-                opened = route.open(call, key, note_wait=partial(put_wait, buffer))
-                reading = group.create_task(self._read_model(planned, opened, buffer, continuation))
-                await group.create_task(self._writer.write(key, folding, buffer))
+                reading = group.create_task(self._read_model(planned, call, writer, continuation))
+                await group.create_task(writer.run())
                 error = await reading
                 watching.cancel()
         except asyncio.CancelledError:
@@ -161,23 +155,28 @@ class AttemptRunner:
     async def _read_model(
         self,
         planned: PlannedAttempt,
-        opened: OpenAnswer,
-        buffer: DeltaBuffer,
+        call: Call,
+        writer: EventWriter,
         continuation: ContinuationMapper | None,
     ) -> BackendError | None:
-        """Puts the model's events into `buffer`; returns the error that broke the answer off, if any."""
-        meter = DroppedTextMeter(buffer.put)
+        """Passes the model's events to `writer`; returns the error that broke the answer off, if any."""
+        meter = DroppedTextMeter(writer.put)
         try:
             sink = meter.wrap(partial(self._wrap, planned.turn, continuation))
+
+            def put(event: ModelEvent) -> Wait | None:
+                sink(hide_pause(event, planned.turn) if event.kind == "message_delta" else event)
+                # The call is not read on before a large event is stored: they must not pile up in memory.
+                return writer.drained if len(event.raw) > LARGE_BYTES else None
+
+            def note_wait(obstacle: str) -> None:
+                # A hidden event says that the turn waits for the model (R135).
+                writer.put(wait_event(obstacle))
+
             # The deadline limits the model's call and never interrupts an append: a writer that does not know whether
             # its entry is stored would be refused at its next append, by its own entry.
-            async with asyncio.timeout_at(planned.deadline), opened as (first, rest):
-                sink(first)
-                async for event in rest:
-                    sink(hide_pause(event, planned.turn) if event.kind == "message_delta" else event)
-                    if len(event.raw) > LARGE_BYTES:
-                        # The call is not read on before the event is stored: large ones must not pile up in memory.
-                        await buffer.drained()
+            async with asyncio.timeout_at(planned.deadline):
+                await planned.route.stream(call, planned.key, put, note_wait=note_wait)
         except CloseCall:
             return None
         except TimeoutError:
@@ -186,7 +185,7 @@ class AttemptRunner:
             return error
         finally:
             meter.report()
-            buffer.close()
+            writer.close()
         return None
 
     def _wrap(self, turn: Turn, continuation: ContinuationMapper | None, sink: Sink) -> Sink:

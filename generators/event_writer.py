@@ -2,20 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
+from typing import NamedTuple
 
 import structlog
 
 from tailrace.generators import metrics
+from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.delta_buffer import DeltaBuffer
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Attempt, Entry, Event, StoredEntry
+from tailrace.proto.entries import Entry, Event, StoredEntry
 from tailrace.proto.errors import LogFull
 from tailrace.proto.fold import Folding
-from tailrace.proto.ids import TurnKey
+from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats.log_server import PublishUnclear
 
 logger = structlog.get_logger()
 
@@ -28,51 +32,197 @@ JOIN_S = 0.05
 # An entry has the event twice then, and once as a JSON string: together below 1 MB.
 ORIGINAL_CHARS_MAX = 300_000
 
+
 Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
 
 
+class _Appending(NamedTuple):
+    """An append in flight. Its times are those of `time.monotonic`, but `began_at` is in the loop's time.
+
+    In uvloop, the loop's time counts milliseconds and stands still between two awaits, which is too coarse for metrics.
+    """
+
+    entry: Event
+    event: ModelEvent
+    put_at: float
+    published_at: float
+    began_at: float
+
+
 class EventWriter:
-    """Appends the entries of attempts. The deadline of a model call never cancels an append."""
+    """Appends events of one turn. At most one append is in flight; what is put meanwhile waits, and deltas are joined.
 
-    def __init__(self, log: TurnLog, delta_interval_s: float) -> None:
-        """`delta_interval_s` is the time after an append of a delta in which the next deltas wait for others."""
-        self._log = log
-        self._delta_interval_s = delta_interval_s
+    An event is published by the call of `put`, and the next one by the acknowledgement before it: both return at once.
+    Everything else is done by the task of `run`: an append that needs a wait, or whose outcome is not an
+    acknowledgement. The deadline of a model call never cancels an append.
+    """
 
-    async def write(self, key: TurnKey, folding: Folding, buffer: DeltaBuffer) -> None:
-        """Appends the buffer's events until it is closed and empty, and adds each to `folding`.
+    def __init__(self, log: TurnLog, key: TurnKey, folding: Folding, delta_interval_s: float = 0.0) -> None:
+        """Each stored event is added to `folding`.
 
-        Raises as TurnLog.append does.
+        `delta_interval_s` is the time after an append of a delta in which the next deltas wait for others.
         """
-        loop, join_until = asyncio.get_running_loop(), 0.0
-        while (event := await buffer.next(join_until)) is not None:
-            entry = Event(
-                prev=folding.chain.last,
-                attempt=folding.chain.attempt,
-                event=event.raw,
-                is_hidden=event.is_hidden,
-                left_out=event.left_out,
-                original=event.original if 0 < len(event.original) <= ORIGINAL_CHARS_MAX else None,
-            )
-            # `buffer.next` waits by the loop's clock. In uvloop, it counts milliseconds and stands still between two
-            # awaits, which is too coarse for the metrics: they use `time.monotonic`.
-            began, put_at, append_began_at = loop.time(), buffer.put_at, time.monotonic()
-            chain = await append_when_not_full(self._log.append, key, folding.chain, entry)
-            stored_at = time.monotonic()
-            metrics.APPEND_S.observe(stored_at - append_began_at)
-            # A delta after another event does not wait.
-            join_until = 0.0
-            if type(event.event) is events.BlockDelta:
-                join_s = max(JOIN_S if loop.time() - began >= SLOW_APPEND_S else 0.0, self._delta_interval_s)
-                join_until = began + join_s if join_s else 0.0
-                metrics.DELTA_STORED_S.observe(stored_at - put_at)
-            folding.add(as_stored(chain, entry), event.event)
+        self._log = log
+        self._key = key
+        self._folding = folding
+        self._delta_interval_s = delta_interval_s
+        self._loop = asyncio.get_running_loop()
+        self._buffer = DeltaBuffer()
+        self._appending: _Appending | None = None
+        self._join_until = 0.0
+        """Until when a delta waits for others, in the loop's time."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        self._is_over = False
+        self._is_unsent = False
+        """Whether `run` must append the entry in flight."""
+        self._failed: Exception | None = None
+        """The outcome of its publish, if that was no acknowledgement; or an error that `run` raises."""
+        self._changed: asyncio.Future[None] | None = None
+        """What `run` waits for."""
+        self._drained: asyncio.Future[None] | None = None
 
-    async def append_attempt(self, key: TurnKey, folding: Folding, attempt: Attempt) -> None:
-        """Appends an `attempt` entry and adds it to `folding`. Raises as TurnLog.append does."""
-        chain = await append_when_not_full(self._log.append, key, folding.chain, attempt)
-        metrics.ATTEMPTS.labels(attempt.mode).inc()
-        folding.add(as_stored(chain, attempt))
+    def put(self, event: ModelEvent) -> None:
+        """Adds an event, and publishes it at once if no other one is in flight."""
+        self._buffer.put(event, time.monotonic())
+        if self._appending is None:
+            self._append_next()
+
+    def close(self) -> None:
+        """Marks the end: nothing more will be put."""
+        self._is_closed = True
+        if self._appending is None:
+            self._append_next()
+
+    async def drained(self) -> None:
+        """Returns when all events that were put are stored."""
+        if self._buffer or self._appending is not None:
+            self._drained = self._loop.create_future()
+            await self._drained
+
+    async def run(self) -> None:
+        """Returns when the writer is closed and all events are stored. Raises as TurnLog.append does."""
+        try:
+            while True:
+                if self._is_unsent:
+                    await self._append_slowly()
+                elif self._failed is not None:
+                    raise self._take_error()
+                elif self._is_closed and self._appending is None and not self._buffer:
+                    return
+                else:
+                    self._changed = self._loop.create_future()
+                    await self._changed
+        finally:
+            self._is_over = True
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _take_error(self) -> Exception:
+        # The error leads to this writer, and the writer must not lead back to it (error_frames.py).
+        error, self._failed = self._failed, None
+        assert error is not None  # noqa: S101  # checked by the caller
+        return error
+
+    def _wake(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    def _append_next(self) -> None:
+        """Publishes the next event, unless it is a delta that waits for others."""
+        if self._is_over:
+            return
+        if not self._buffer:
+            if self._is_closed:
+                self._wake()
+            if self._drained is not None and not self._drained.done():
+                self._drained.set_result(None)
+            return
+        if self._join_until and self._waits_for_others():
+            return
+        event, put_at = self._buffer.take()
+        chain = self._folding.chain
+        entry = Event(
+            prev=chain.last,
+            attempt=chain.attempt,
+            event=event.raw,
+            is_hidden=event.is_hidden,
+            left_out=event.left_out,
+            original=event.original if 0 < len(event.original) <= ORIGINAL_CHARS_MAX else None,
+        )
+        self._appending = _Appending(entry, event, put_at, time.monotonic(), self._loop.time())
+        if not self._log.publish_soon(self._key, entry, chain.last, self._finish):
+            self._is_unsent = True
+            self._wake()
+
+    def _waits_for_others(self) -> bool:
+        """Returns whether the next event is a delta that still waits. Another event, and the close, end its wait."""
+        is_over = self._is_closed or not self._buffer.is_one_delta or self._loop.time() >= self._join_until
+        if is_over and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif not is_over and self._timer is None:
+            self._timer = self._loop.call_at(self._join_until, self._end_wait)
+        return not is_over
+
+    def _end_wait(self) -> None:
+        self._timer = None
+        self._go_on()
+
+    def _finish(self, outcome: Seq | Exception) -> None:
+        """Goes on after a publish, of which the outcome is the entry's sequence or an error."""
+        if self._is_over:
+            return
+        if isinstance(outcome, Exception):
+            self._failed, self._is_unsent = outcome, True
+            self._wake()
+        else:
+            self._go_on(outcome)
+
+    def _go_on(self, stored: Seq | None = None) -> None:
+        """Publishes the next event, after the one in flight if that is stored. `run` raises the errors."""
+        try:
+            if stored is not None:
+                self._store(stored)
+            self._append_next()
+        except Exception as error:  # noqa: BLE001  # it must not end the connection to NATS
+            self._failed = error
+            self._wake()
+
+    async def _append_slowly(self) -> None:
+        """Appends the entry in flight in this task, and goes on with the next one."""
+        assert self._appending is not None  # noqa: S101  # it is unsent
+        append: Append = self._log.append
+        if isinstance(self._failed, PublishUnclear):
+            append = partial(self._log.append, failed=self._failed)
+        self._failed, self._is_unsent = None, False
+        extended = await append_when_not_full(append, self._key, self._folding.chain, self._appending.entry)
+        self._store(extended.last)
+        self._append_next()
+
+    def _store(self, seq: Seq) -> None:
+        """Adds the entry in flight to the fold, as stored at `seq`."""
+        assert self._appending is not None  # noqa: S101
+        entry, event, put_at, published_at, began_at = self._appending
+        self._appending = None
+        stored_at = time.monotonic()
+        metrics.APPEND_S.observe(stored_at - published_at)
+        # A delta after another event does not wait.
+        self._join_until = 0.0
+        if type(event.event) is events.BlockDelta:
+            join_s = max(JOIN_S if self._loop.time() - began_at >= SLOW_APPEND_S else 0.0, self._delta_interval_s)
+            self._join_until = began_at + join_s if join_s else 0.0
+            metrics.DELTA_STORED_S.observe(stored_at - put_at)
+        self._folding.add(StoredEntry(seq, datetime.now(UTC), entry), event.event)
+
+
+async def write_all(log: TurnLog, key: TurnKey, folding: Folding, several: Iterable[ModelEvent]) -> None:
+    """Appends events, and adds each to `folding`. Raises as TurnLog.append does."""
+    writer = EventWriter(log, key, folding)
+    for event in several:
+        writer.put(event)
+    writer.close()
+    await writer.run()
 
 
 async def append_when_not_full(append: Append, key: TurnKey, chain: Chain, entry: Entry) -> Chain:

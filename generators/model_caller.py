@@ -1,7 +1,7 @@
 """Makes model calls: chooses backend and model name, loads blobs into the call, repeats a call that fails early."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Protocol
 
@@ -10,7 +10,8 @@ import msgspec
 from tailrace.generators import metrics
 from tailrace.generators.backend_order import BackendOrder, BackendOrders
 from tailrace.generators.backends import Backend, Call
-from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.backends.model_event import ModelEvent, Put, Wait
+from tailrace.generators.backends.observed import observed
 from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.outage import NoteWait, Outage
@@ -58,7 +59,7 @@ class ModelCaller:
         self.keys = KeyHealth(backends)
 
     def note_begin(self, backend: str, call: Call, error: BackendError | None) -> None:
-        """See retry.NoteBegin; for a call of `backend`."""
+        """See retry.NoteBegin; for the call `call` of `backend`."""
         self.routing.note_begin(backend, call, error)
         self.keys.note_call(backend, error)
 
@@ -84,16 +85,14 @@ class Route:
     def backend(self) -> str:
         return self._order.current.backend
 
-    @asynccontextmanager
-    async def open(
-        self, call: Call, key: TurnKey, *, note_wait: NoteWait
-    ) -> AsyncIterator[tuple[ModelEvent, AsyncIterator[ModelEvent]]]:
-        """Opens an answer: its first event, and an iterator of the rest. Leaving the context closes the connection.
+    async def stream(self, call: Call, key: TurnKey, put: Put, *, note_wait: NoteWait) -> None:
+        """Makes the call and passes the events of its answer to `put`. Cancelling it closes the connection.
 
         `note_wait` is called when the turn waits for a model that cannot be connected to, which it does if no other
-        backend is left. Raises BackendError, LogUnavailable.
+        backend is left. Raises BackendError, LogUnavailable, and what `put` raises.
         """
-        backend, retry = self._caller.backends[self.backend], self._caller.retry
+        name, caller = self.backend, self._caller
+        backend, retry = caller.backends[name], caller.retry
         model = self._order.current.model_id or backend.model_id(call.model)
         call = msgspec.structs.replace(call, model=model, tenant=key.tenant, turn=key.turn)
         is_single = self._order.current.is_single
@@ -101,20 +100,25 @@ class Route:
             retry = msgspec.structs.replace(retry, tries_max=1)
         if is_single or self._order.has_untried:
             retry = msgspec.structs.replace(retry, unreachable_s=0.0)
-        async with self._caller.blobs.load(key.tenant, call) as whole:
-            is_large = whole is not call
-            note = partial(self._caller.note_begin, self.backend)
-            first, rest = await retry.begin(
-                backend,
-                msgspec.structs.replace(whole, is_large=is_large),
-                note,
-                self._outage,
-                note_wait,
-            )
-            # Nothing keeps the long strings while the answer is read.
+        async with AsyncExitStack() as blobs:
+            whole = await blobs.enter_async_context(caller.blobs.load(key.tenant, call))
+            # The one reference to the long strings. None is left while the answer is read.
+            calls = [msgspec.structs.replace(whole, is_large=True)] if whole is not call else []
             del whole
-        async with aclosing(rest):
-            yield first, rest
+
+            async def call_model(put: Put) -> None:
+                with observed(put, name, call) as put_observed:
+                    await backend.stream(calls[-1] if calls else call, put_observed)
+
+            def put_first(event: ModelEvent) -> Wait | None:
+                wait = put(event)
+                if not calls:
+                    return wait
+                calls.clear()
+                return partial(_await_each, blobs.aclose, wait)
+
+            note = partial(caller.note_begin, name, call)
+            await retry.stream(call_model, put_first if calls else put, note, self._outage, note_wait)
 
     async def after_failure(self, error: BackendError, *, has_begun: bool) -> "Route | None":
         """Returns the route of the call after one that failed with `error`; None if no backend could do better.
@@ -131,3 +135,8 @@ class Route:
             await self._caller.retry.pause(failures, error)
         self._outage.next_attempt()
         return Route(self._caller, order, failures, self._outage)
+
+
+async def _await_each(*waits: Wait | None) -> None:
+    for wait in filter(None, waits):
+        await wait()

@@ -11,21 +11,22 @@ A call that cannot be connected may be repeated for longer: see outage.py.
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import structlog
 
 from tailrace.generators import metrics
 from tailrace.generators.backend_order import REPEATED_FAULTS
-from tailrace.generators.backends import Backend, Call
-from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.backends.model_event import ModelEvent, Put, Wait
 from tailrace.generators.outage import NoteWait, Outage
 from tailrace.proto.errors import CODES, BackendError
 
 logger = structlog.get_logger()
 
-NoteBegin = Callable[[Call, BackendError | None], None]
+CallModel = Callable[[Put], Awaitable[None]]
+"""Makes one call and passes the events of its answer on, as Backend.stream does."""
+NoteBegin = Callable[[BackendError | None], None]
 """Is called once for each call: with None at its first event, or with the error of a call that fails before."""
 
 
@@ -38,28 +39,37 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     unreachable_s: float = 0.0
     """The time that a turn waits for a model that cannot be connected to, beyond `tries_max`; 0: it does not wait."""
 
-    async def begin(
+    async def stream(
         self,
-        backend: Backend,
-        call: Call,
+        call: CallModel,
+        put: Put,
         note: NoteBegin,
         outage: Outage | None = None,
         note_wait: NoteWait = lambda _: None,
-    ) -> tuple[ModelEvent, AsyncGenerator[ModelEvent, None]]:
-        """Calls until an answer begins; returns its first event and the rest. Raises the last BackendError.
+    ) -> None:
+        """Calls until an answer begins, and passes its events to `put`. Raises the last BackendError.
 
         `note` is called as NoteBegin says. `outage` is the turn's. `note_wait` is called when the turn begins to wait
         for a model that cannot be connected to, for up to `unreachable_s`.
         """
-        outage, tries = outage or Outage(), 0
+        outage, tries, has_begun = outage or Outage(), 0, False
+
+        def put_first(event: ModelEvent) -> Wait | None:
+            nonlocal has_begun
+            if not has_begun:
+                has_begun = True
+                note(None)
+                outage.end()
+            return put(event)
+
         while True:
             tries += 1
-            # An async generator that raises has ended, so its connection is closed.
-            answer = backend.answer(call)
             try:
-                first = await anext(answer)
+                return await call(put_first)
             except BackendError as error:
-                note(call, error)
+                if has_begun:
+                    raise
+                note(error)
                 if not error.obstacle and outage.end():
                     # The model can be connected to again: this error has its own tries.
                     tries = 1
@@ -70,10 +80,6 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
                     raise outage.explain(error) from error.__cause__
                 logger.info("call failed and is repeated", **error.log_fields, delay_s=round(delay_s, 3))
                 metrics.CALLS_REPEATED.labels(error.code).inc()
-            else:
-                note(call, None)
-                outage.end()
-                return first, answer
             await asyncio.sleep(delay_s)
 
     async def pause(self, failures: int, error: BackendError) -> None:

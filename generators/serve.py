@@ -13,9 +13,7 @@ from tailrace.generators.backend_order import CLAUDE, BackendOrders, parse_backe
 from tailrace.generators.backends import Backend
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.claude_code import ClaudeCode
-from tailrace.generators.backends.measured import MeasuredBackend
 from tailrace.generators.backends.registry import open_backend
-from tailrace.generators.backends.traced import TracedBackend
 from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.feature import Features, Generator, join_hooks
 from tailrace.generators.key_health import KeyHealth
@@ -35,7 +33,6 @@ from tailrace.proto.models import extend_models
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Rpc, Slots, TurnLog
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.version import VERSION
@@ -74,7 +71,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
         if routing is None:
             routing = OneBackend(orders)
             warn_of_others(orders)
-        caller = ModelCaller(observe_backends(backends), routing, retry, blobs)
+        caller = ModelCaller(backends, routing, retry, blobs)
         checks = [new_check() for new_check in hooks.checks]
         planner = Planner(settings.attempts_max, [cut_at_cost], hooks.obstacles, checks)
         runner = TurnRunner(
@@ -171,12 +168,6 @@ async def open_backends(settings: Settings) -> AsyncIterator[tuple[BackendOrders
             backends[name] = open_backend(name, settings)
             stack.push_async_callback(backends[name].close)
         yield orders, backends
-
-
-def observe_backends(backends: Mapping[str, Backend]) -> dict[str, Backend]:
-    """Returns the backends with metrics of each call and, where traces are on, a span."""
-    measured: dict[str, Backend] = {name: MeasuredBackend(name, backend) for name, backend in backends.items()}
-    return {name: TracedBackend(name, backend) for name, backend in measured.items()} if tracing.is_on() else measured
 
 
 def find_anthropic_api(backends: Mapping[str, Backend]) -> AnthropicApi | None:

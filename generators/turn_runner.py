@@ -16,8 +16,7 @@ from tailrace.generators import metrics
 from tailrace.generators.attempt_runner import LATE, AttemptRunner, PlannedAttempt, WrapSink
 from tailrace.generators.backend_order import REPEATED_FAULTS
 from tailrace.generators.continuation import FilterCall
-from tailrace.generators.delta_buffer import buffer_of
-from tailrace.generators.event_writer import EventWriter, append_when_not_full, as_stored
+from tailrace.generators.event_writer import append_when_not_full, as_stored, write_all
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.plan import Acknowledge, AppendEvents, Complete, Fail, Leave, MakeAttempt
 from tailrace.generators.planner import Planner
@@ -67,8 +66,7 @@ class TurnRunner:
         self._prepare = prepare
         self._observe = observe
         self._deadline_s = deadline_s
-        self._writer = EventWriter(log, delta_interval_s)
-        self._attempts = AttemptRunner(log, self._writer, name=name, filters=filters, sinks=sinks)
+        self._attempts = AttemptRunner(log, name=name, filters=filters, sinks=sinks, delta_interval_s=delta_interval_s)
 
     async def run(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
         """Runs a turn until its log holds an `end`; returns the fold.
@@ -122,7 +120,7 @@ class TurnRunner:
                     return await self._end(key, turn, "completed", schema_valid=schema_valid)
                 case AppendEvents(closing):
                     folding = Folding(turn)
-                    await self._writer.write(key, folding, buffer_of(closing))
+                    await write_all(self._log, key, folding, closing)
                     turn = folding.build()
                 case Fail(failure):
                     return await self._end(key, turn, "failed", with_cause(failure, last_error))

@@ -9,14 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import KINDS, Entry, Request, StoredEntry
+from tailrace.proto.entries import KINDS, Entry, Event, Request, StoredEntry
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.nats.append import TIMEOUT_S
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.jetstream_log import ErasedEntries
-from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, PublishUnclear
+from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, Published, PublishUnclear
 
 # Entries are dated from here on, by one second for each sequence.
 BEGINNING = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -87,6 +86,13 @@ class TurnEntries:
             self.feeds.remove(subscription)
 
 
+def _outcome(publishing: asyncio.Task[Seq]) -> Seq | Exception:
+    try:
+        return publishing.result()
+    except Exception as error:  # noqa: BLE001  # whatever it is
+        return error
+
+
 class UnansweredConnection(Connection):
     """A connection that is up, and on which no process answers a query."""
 
@@ -139,11 +145,18 @@ class MemoryLog(TurnLog):
                     if tenant == key.tenant:
                         call(one.entry.session)
 
-    async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S) -> Chain:
+    async def append(self, key: TurnKey, chain: Chain, entry: Entry, **options: Any) -> Chain:
         """See TurnLog.append, and `append_errors`."""
         if self.append_errors:
             raise self.append_errors.pop(0)
-        return await super().append(key, chain, entry, timeout_s=timeout_s)
+        return await super().append(key, chain, entry, **options)
+
+    def publish_soon(self, key: TurnKey, entry: Event, fence: Seq, done: Published) -> bool:
+        if self.append_errors:
+            return False
+        task = asyncio.ensure_future(self.publish(key, entry, fence))
+        task.add_done_callback(lambda task: None if task.cancelled() else done(_outcome(task)))
+        return True
 
     async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
         if fence != self.turn_of(key).tail:

@@ -217,7 +217,7 @@ async def _count_model(nats_url: str) -> Functions:
         await connection.close()
     # The first count also has the beginning of the call. A delta that comes early is in the count before its own, which
     # then lacks a part.
-    whole = [count for count in model.deltas[1:-1] if {"_read_model", "append"} <= {one.co_name for one in count}]
+    whole = [count for count in model.deltas[1:-1] if {"receive", "publish_soon"} <= {one.co_name for one in count}]
     return min(whole, key=len)
 
 

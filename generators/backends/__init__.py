@@ -1,11 +1,10 @@
 """The interface of model backends: a `Call` goes in, `ModelEvent`s come out. One module a backend."""
 
-from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 import msgspec
 
-from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.backends.model_event import Put
 from tailrace.proto.entries import Message
 
 
@@ -39,11 +38,11 @@ class Backend(Protocol):
         """Returns the backend's own name of one of Claude's models, as it goes into the call."""
         ...
 
-    def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
-        """Yields the events to store, in order: all but `ping` and `message_stop` (PROTOCOL R6).
+    async def stream(self, call: Call, put: Put) -> None:
+        """Passes the events to store to `put`, in order: all but `ping` and `message_stop` (PROTOCOL R6).
 
-        Ends only after a complete answer; raises BackendError otherwise. Closing the iterator closes the connection to
-        the model, which also stops the billing.
+        Returns only after a complete answer; raises BackendError otherwise, and what `put` raises. Whatever ends it
+        closes the connection to the model, which also stops the billing. Keeps nothing of `call` once it is sent.
         """
         ...
 

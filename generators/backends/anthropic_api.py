@@ -9,8 +9,9 @@ and an HTML page with status 200.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 
 import anthropic
 import httpx2
@@ -20,9 +21,9 @@ from tailrace.generators.backends import Call
 from tailrace.generators.backends.api_errors import api_error, code_for
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.half_pairs import HalfPairs
-from tailrace.generators.backends.http_client import HttpClient
+from tailrace.generators.backends.http_client import HttpClient, TimedBody
 from tailrace.generators.backends.large_events import LARGE_BYTES, LargeEventMemory, cut, restore
-from tailrace.generators.backends.model_event import ModelEvent, read_event
+from tailrace.generators.backends.model_event import ModelEvent, Put, Wait, read_event
 from tailrace.generators.backends.obstacle import find_obstacle
 from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import PINGS_TIMEOUT_S, Settings, require_sound
@@ -50,43 +51,19 @@ class MessagesApi:
     memory = LargeEventMemory()
     """That of all backends: one process has one memory."""
 
-    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
-        """See Backend.answer."""
-        decoder, order, now = SseDecoder(), EventOrder(), asyncio.get_running_loop().time
-        halves, tenant = HalfPairs(), call.tenant
+    async def stream(self, call: Call, put: Put) -> None:
+        """See Backend.stream."""
+        answer = _Answer(put, self.pings_timeout_s, partial(self.memory.reserve, call.tenant))
         try:
-            async with self._stream(call) as response, AsyncExitStack() as memory:
+            async with self._open(call) as response, answer.memory:
                 del call
-                last_event_at = now()
                 require_event_stream(response.headers)
-                chunks, is_large = chunks_of(response), False
-                async for chunk in chunks:
-                    is_progress = False
-                    for data in decoder.decode(chunk):
-                        rest, strings = (data, {}) if len(data) <= LARGE_BYTES else await cut(data)
-                        read = read_event(rest)
-                        if read is None:
-                            continue
-                        is_progress = True
-                        for event in halves.add(read):
-                            for one in order.accept(event):
-                                yield await restore(one, data, rest, strings) if strings else one
-                            if event.kind == "message_stop":
-                                await drain(chunks)
-                                return
-                    if (decoder.pending_bytes > LARGE_BYTES) != is_large:
-                        # A large event has begun, or it is complete, and the reader of this answer has stored it.
-                        is_large = not is_large
-                        if is_large:
-                            await memory.enter_async_context(self.memory.reserve(tenant))
-                        else:
-                            await memory.aclose()
-                    is_progress |= is_large
-                    # Complete silence is noticed by the read timeout. Comments and blank lines are no events at all.
-                    if is_progress:
-                        last_event_at = now()
-                    elif now() - last_event_at > self.pings_timeout_s:
-                        raise BackendError("backend_stalled", "the model sent only pings or comments for too long")
+                body = body_of(response)
+                while (wait := await body.read_until(answer.receive)) is not None:
+                    await wait()
+                    if answer.is_complete:
+                        await drain(body)
+                        return
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             raise backend_error(error, time.time()) from error
         raise BackendError("backend_broken", "the model's answer ended before it was complete")
@@ -112,7 +89,7 @@ class MessagesApi:
         await self.client.close()
 
     @contextlib.asynccontextmanager
-    async def _stream(self, call: Call) -> AsyncIterator[httpx2.Response]:
+    async def _open(self, call: Call) -> AsyncIterator[httpx2.Response]:
         # With a compressed body, a proxy would hold deltas back until its compression block is full.
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if call.betas:
@@ -126,6 +103,85 @@ class MessagesApi:
         del body
         async with contextlib.aclosing(response):
             yield response
+
+
+class _Answer:
+    """The state of one answer. Each piece of it is decoded and stored as it arrives."""
+
+    def __init__(
+        self, put: Put, pings_timeout_s: float, reserve: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> None:
+        """`reserve` waits for the memory of a large event."""
+        self.memory = AsyncExitStack()
+        """Holds the memory of the large event that arrives, until it is stored."""
+        self.is_complete = False
+        self._put = put
+        self._pings_timeout_s = pings_timeout_s
+        self._reserve = reserve
+        self._now = asyncio.get_running_loop().time
+        self._decoder, self._halves, self._order = SseDecoder(), HalfPairs(), EventOrder()
+        self._is_large = False
+        self._last_event_at = self._now()
+        self._waits: list[Wait] = []
+
+    def receive(self, piece: bytes) -> Wait | None:
+        """Puts the events that a piece of the body completes. Returns a wait if one is due, and at the answer's end."""
+        found, last_event_at = self._decoder.decode(piece), self._last_event_at
+        for number, data in enumerate(found):
+            if len(data) > LARGE_BYTES:
+                return partial(self._receive_slowly, found[number:])
+            for event in self._read(data):
+                self._store(event)
+        if self.is_complete or self._waits or (self._decoder.pending_bytes > LARGE_BYTES) != self._is_large:
+            return partial(self._receive_slowly, ())
+        if self._last_event_at == last_event_at:
+            self._check_progress()
+        return None
+
+    def _read(self, data: bytes) -> Sequence[ModelEvent]:
+        """Returns the events that are stored for one of the model's. After the last one: none."""
+        read = None if self.is_complete else read_event(data)
+        if read is None:
+            return ()
+        self._last_event_at = self._now()
+        self.is_complete = read.kind == "message_stop"
+        ready = self._halves.add(read)
+        if len(ready) == 1:
+            return self._order.accept(ready[0])
+        return [one for event in ready for one in self._order.accept(event)]
+
+    def _store(self, event: ModelEvent) -> None:
+        if (wait := self._put(event)) is not None:
+            self._waits.append(wait)
+
+    async def _receive_slowly(self, found: Sequence[bytes]) -> None:
+        """Puts large events, decoded in steps, and waits until they are stored. Changes the reserved memory."""
+        for data in found:
+            rest, strings = await cut(data)
+            for event in self._read(rest):
+                self._store(await restore(event, data, rest, strings))
+        for wait in self._waits:
+            await wait()
+        self._waits.clear()
+        if (self._decoder.pending_bytes > LARGE_BYTES) != self._is_large:
+            # A large event has begun, or it is complete and stored.
+            self._is_large = not self._is_large
+            if self._is_large:
+                await self.memory.enter_async_context(self._reserve())
+            else:
+                await self.memory.aclose()
+        self._check_progress()
+
+    def _check_progress(self) -> None:
+        """Raises BackendError if the model sends no events for too long: comments and blank lines are none.
+
+        Complete silence is noticed by the read timeout.
+        """
+        now = self._now()
+        if self._is_large:
+            self._last_event_at = now
+        elif now - self._last_event_at > self._pings_timeout_s:
+            raise BackendError("backend_stalled", "the model sent only pings or comments for too long")
 
 
 class AnthropicApi(MessagesApi):
@@ -243,20 +299,19 @@ def require_event_stream(headers: Mapping[str, str]) -> None:
         raise BackendError("backend_broken", f"the model's address answered with {content_type}, not with events")
 
 
-def chunks_of(response: httpx2.Response) -> AsyncIterator[bytes]:
+def body_of(response: httpx2.Response) -> TimedBody:
     """Returns the body as it arrives. httpx2's own iterators add a quarter to the time of reading a delta."""
+    body = response.stream
+    assert isinstance(body, TimedBody)  # noqa: S101  # HttpClient sets it
     is_plain = response.headers.get("content-encoding", "identity") == "identity"
-    if is_plain and isinstance(response.stream, httpx2.AsyncByteStream):
-        return aiter(response.stream)
-    return response.aiter_bytes()
+    return body if is_plain else TimedBody(response.aiter_bytes(), body.silence_s)
 
 
-async def drain(chunks: AsyncIterator[bytes]) -> None:
+async def drain(body: TimedBody) -> None:
     """Reads a response to its end after the last event. Errors here do not affect the answer."""
     with contextlib.suppress(TimeoutError, httpx2.HTTPError):
         async with asyncio.timeout(DRAIN_S):
-            async for _ in chunks:
-                pass
+            await body.read_until(lambda _: None)
 
 
 def backend_error(error: Exception, now: float) -> BackendError:

@@ -22,7 +22,7 @@ import msgspec
 from tailrace.generators.backends import Call, process_reaper
 from tailrace.generators.backends.claude_code_output import ClaudeCodeOutput
 from tailrace.generators.backends.event_order import EventOrder
-from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.backends.model_event import ModelEvent, Put, put_each
 from tailrace.generators.schema_prompt import append_to_system, move_schema_to_prompt
 from tailrace.generators.settings import Settings, require_sound
 from tailrace.proto.entries import Message
@@ -56,8 +56,11 @@ class ClaudeCode:
         """See Backend.model_id."""
         return model
 
-    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
-        """See Backend.answer."""
+    async def stream(self, call: Call, put: Put) -> None:
+        """See Backend.stream."""
+        await put_each(put, self._answer(call))
+
+    async def _answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         call = ask_schema_in_prompt(call)
         refuse_unsupported(call)
         output, order = ClaudeCodeOutput(), EventOrder()

@@ -50,6 +50,11 @@ class EventOrder:
         the message. Raises BackendError if `event` cannot come next.
         """
         match event.event:
+            case events.BlockDelta(index, delta) if self._early_stop is None:
+                # Most events.
+                if not events.fits_block(delta, self._open.get(index, "")):
+                    raise _misfit(event)
+                return (event,)
             case events.MessageStart() if not event.is_hidden:
                 start, blocks = self._split_start(event)
                 self._check(start)
@@ -120,7 +125,7 @@ class EventOrder:
                 read_fields(event.raw)
                 fits &= event.kind != "message_stop" or self._has_stopped
         if not fits:
-            raise unreadable(f"a {event.kind[:40]} that does not fit its answer so far")
+            raise _misfit(event)
         self._has_begun = True
 
 
@@ -129,6 +134,10 @@ def _read(fields: dict[str, Any]) -> ModelEvent:
     event = read_event(msgspec.json.encode(fields), is_regular=True)
     assert event is not None  # noqa: S101  # not a ping
     return event
+
+
+def _misfit(event: ModelEvent) -> BackendError:
+    return unreadable(f"a {event.kind[:40]} that does not fit its answer so far")
 
 
 def without_usage(event: ModelEvent) -> ModelEvent:

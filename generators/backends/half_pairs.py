@@ -5,6 +5,7 @@ whole character again when they join the deltas. Stored texts are UTF-8, which h
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from tailrace.generators.backends.model_event import ModelEvent, read_event
@@ -21,10 +22,10 @@ class HalfPairs:
     def __init__(self) -> None:
         self._held: ModelEvent | None = None
 
-    def add(self, event: ModelEvent) -> list[ModelEvent]:
+    def add(self, event: ModelEvent) -> Sequence[ModelEvent]:
         """Returns the events that are complete: `event`, after or joined with the one before it, or nothing yet."""
         if self._held is None and not event.original:
-            return [event]
+            return (event,)
         ready: list[ModelEvent] = []
         if self._held is not None:
             joined = _join(self._held, event)

@@ -1,16 +1,18 @@
 """The HTTP client of the model's API: aiohttp under the SDK's client, with a time limit for every wait of an exchange.
 
-aiohttp's own timers have gaps (3.14.5). None runs while a request is sent. After a malformed chunk, aiohttp stops its
-read timer and never passes the error to the reader of the body, which then waits forever.
+aiohttp's own timers have gaps (3.14.5). None runs while a request is sent. After a malformed chunk, aiohttp closes the
+socket and never passes the error to the reader of the body, which then waits forever.
 """
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from typing import Any, TypeVar
 
 import anthropic
 import httpx2
+
+T = TypeVar("T")
 
 # Slower than this, a connection is as good as down: the largest body (32 MB) then takes two minutes.
 UPLOAD_BYTES_S_MIN = 250_000
@@ -29,6 +31,8 @@ class HttpClient(anthropic.DefaultAioHttpClient):
     async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
         """See httpx2.AsyncClient.send."""
         limits = request.extensions["timeout"]
+        # aiohttp would set its timer anew for each piece of the body.
+        request.extensions = request.extensions | {"timeout": limits | {"read": None}}
         upload_s = int(request.headers.get("content-length", 0)) / UPLOAD_BYTES_S_MIN
         try:
             async with asyncio.timeout(limits["connect"] + upload_s + limits["read"]):
@@ -56,40 +60,143 @@ async def read_error(response: httpx2.Response) -> httpx2.Response:
 class TimedBody(httpx2.AsyncByteStream):
     """The body of a response. One timer closes it if a read waits for longer than `silence_s`.
 
-    The timer is not set anew for each chunk, which would cost more than the rest of the read: it looks when the read
-    began that waits now. It cancels no task, because the first chunk and the next ones may be read by different tasks.
+    The timer is not set anew for each piece, which would cost more than the rest of the read: it looks when the read
+    began that waits now.
+
+    A piece is received in the callback of its socket, without a future, a task and an iteration of the event loop: a
+    protocol before that of aiohttp looks what has arrived once aiohttp has parsed it (ADR 32).
     """
 
-    def __init__(self, body: httpx2.AsyncByteStream, silence_s: float) -> None:
+    def __init__(self, body: AsyncIterable[bytes], silence_s: float) -> None:
+        self.silence_s = silence_s
         self._body = body
-        self._silence_s = silence_s
+        self._pieces = aiter(body)
+        self._response: Any = getattr(getattr(body, "_stream", None), "_aiohttp_response", None)
+        """aiohttp's response below the streams of httpx2 and of the SDK; None if there is none."""
+        self._loop = asyncio.get_running_loop()
+        self._receive: Callable[[bytes], Any] = bytes
+        self._found: Any = None
+        """What `receive` has returned in the callback of the socket."""
+        self._errors: list[Exception] = []
+        """What it has raised. A future would keep the error, whose traceback leads to the future."""
+        self._changed: asyncio.Future[None] | None = None
+        """What `read_until` waits for."""
         self._waits_since = math.inf
         self._closing: asyncio.Task[None] | None = None
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        now = asyncio.get_running_loop().time
-        self._waits_since = now()
-        self._look()
+    async def read_until(self, receive: Callable[[bytes], T | None]) -> T | None:
+        """Calls `receive` with each piece as it arrives, until it returns a result; None: the body has ended.
+
+        `receive` must return at once. Raises what it raises, and httpx2's errors.
+        """
+        self._receive, self._waits_since = receive, self._loop.time()
+        self._look_later()
         try:
-            async for chunk in self._body:
-                self._waits_since = math.inf
-                yield chunk
-                self._waits_since = now()
+            while not self._take():
+                if (transport := self._transport) is not None:
+                    await self._wait(transport)
+                else:
+                    # An error of aiohttp becomes one of httpx2 here.
+                    piece = await anext(self._pieces, None)
+                    if piece is None or (found := receive(piece)) is not None:
+                        return None if piece is None else found
+            if self._errors:
+                raise self._errors.pop()
         except httpx2.TransportError as error:
             if self._closing is None:
                 raise
             raise httpx2.ReadTimeout("the response was silent for too long") from error
         finally:
+            self._waits_since = math.inf
             self._timer.cancel()
+        found, self._found = self._found, None
+        return found  # type: ignore[no-any-return]  # `receive` has returned it
+
+    @property
+    def _transport(self) -> asyncio.Transport | None:
+        """The socket, while more of the body may come; None if aiohttp has its end or an error.
+
+        After a malformed chunk, aiohttp closes the socket without an error for the reader. Raises ReadTimeout then, as
+        without a look at the socket.
+        """
+        if self._response is None or self._response.content.exception() or self._response.content.is_eof():
+            return None
+        connection = self._response.connection
+        transport: asyncio.Transport | None = None if connection is None else connection.transport
+        if transport is None:
+            raise httpx2.ReadTimeout("the response is malformed")
+        return transport
+
+    def _take(self) -> bool:
+        """Receives what has arrived; returns whether that has a result or an error."""
+        content = self._response and self._response.content
+        if content is not None and content.exception() is None and (piece := content.read_nowait()):
+            self._waits_since = self._loop.time()
+            try:
+                self._found = self._receive(piece)
+            except Exception as error:  # noqa: BLE001  # `read_until` raises it
+                self._errors.append(error)
+        return self._found is not None or bool(self._errors)
+
+    async def _wait(self, transport: asyncio.Transport) -> None:
+        """Receives what arrives, until there is a result or an error, or the body ends."""
+        protocol, self._changed = transport.get_protocol(), self._loop.create_future()
+        transport.set_protocol(_Listener(protocol, self._note))  # type: ignore[arg-type]  # aiohttp's is a Protocol
+        try:
+            await self._changed
+        finally:
+            self._changed = None
+            transport.set_protocol(protocol)
+
+    def _note(self, *, is_lost: bool = False) -> None:
+        """Receives what has arrived, and wakes `read_until` if it has something to do."""
+        changed = self._changed
+        # It is done already if its task was cancelled.
+        if changed is None or changed.done():
+            return
+        if self._take() or is_lost or self._response.content.is_eof():
+            changed.set_result(None)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while (piece := await self.read_until(bytes)) is not None:
+            yield piece
 
     async def aclose(self) -> None:
-        await self._body.aclose()
+        if isinstance(self._body, httpx2.AsyncByteStream):
+            await self._body.aclose()
 
-    def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        left_s = self._waits_since + self._silence_s - loop.time()
+    def _look_later(self) -> None:
+        left_s = self._waits_since + self.silence_s - self._loop.time()
         if left_s > 0:
-            self._timer = loop.call_later(min(left_s, self._silence_s), self._look)
+            self._timer = self._loop.call_later(min(left_s, self.silence_s), self._look_later)
         else:
-            # This wakes the read with an error.
-            self._closing = loop.create_task(self._body.aclose())
+            self._closing = self._loop.create_task(self._close_silent())
+
+    async def _close_silent(self) -> None:
+        """Closes the body, which wakes the read with an error."""
+        await self.aclose()
+        self._note(is_lost=True)
+
+
+class _Listener(asyncio.Protocol):
+    """Passes everything on to another protocol, and then calls `note`."""
+
+    def __init__(self, protocol: asyncio.Protocol, note: Callable[..., None]) -> None:
+        self._note = note
+        self._receive = protocol.data_received
+        self._protocol = protocol
+        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+
+    def data_received(self, data: bytes) -> None:
+        self._receive(data)
+        self._note()
+
+    def eof_received(self) -> bool | None:
+        stays_open = self._protocol.eof_received()
+        self._note()
+        return stays_open
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._protocol.connection_lost(error)
+        self._note(is_lost=True)

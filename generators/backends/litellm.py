@@ -16,7 +16,7 @@ from litellm.llms.anthropic.pass_through.adapters.transformation import Anthropi
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.api_errors import api_error, code_for
 from tailrace.generators.backends.event_order import EventOrder
-from tailrace.generators.backends.model_event import ModelEvent, read_event
+from tailrace.generators.backends.model_event import ModelEvent, Put, put_each, read_event
 from tailrace.generators.backends.obstacle import find_obstacle
 from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import Settings
@@ -52,8 +52,11 @@ class LiteLLM:
         """Returns `model` after the provider's name, as LiteLLM names models."""
         return f"anthropic/{model}"
 
-    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
-        """See Backend.answer."""
+    async def stream(self, call: Call, put: Put) -> None:
+        """See Backend.stream."""
+        await put_each(put, self._answer(call))
+
+    async def _answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         refuse_unsupported(call)
         decoder, order, adapter = SseDecoder(), EventOrder(), AnthropicAdapter()
         try:

@@ -1,23 +1,25 @@
-"""MeasuredBackend: metrics of the calls to a model, with OpenTelemetry's names for generative AI.
+"""Metrics of the calls to a model, with OpenTelemetry's names for generative AI.
 
 Source: OpenTelemetry's semantic conventions for generative AI, "Generative AI client metrics" (in development). Dots
 become underscores, as its Prometheus exporter writes them.
 """
 
+import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prometheus_client import Histogram
 
-from tailrace.generators.backends.model_event import ModelEvent
-from tailrace.generators.backends.observed import ObservedBackend, error_type_of
+from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Put, Wait
+from tailrace.proto.errors import BackendError
 from tailrace.proto.events import BlockDelta
 from tailrace.proto.models import model_label
 from tailrace.proto.runtime.fast_metrics import FastHistogram
 
 PREFIX = re.compile(r".*[./]")
+CANCELLED, OTHER = "cancelled", "_OTHER"
 # The conventions' buckets, in seconds.
 CALL_BUCKETS_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 FIRST_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -44,29 +46,47 @@ DELTA_S = FastHistogram(
 )
 
 
-class MeasuredBackend(ObservedBackend):
-    """Measures the calls."""
+@contextmanager
+def measured(put: Put, provider: str, model: str) -> Iterator[Put]:
+    """Measures a call to `model` until the context is left. Yields what takes its events and passes them to `put`."""
+    # Bedrock and LiteLLM put the provider before the name of the model, with a dot or a slash.
+    label = model_label(PREFIX.sub("", model))
+    observe, begun_at, last_at, error_type = DELTA_S.get_series(label).observe, time.monotonic(), 0.0, ""
 
-    async def _observe(
-        self, model: str, _max_tokens: int, answer: AsyncGenerator[ModelEvent, None]
-    ) -> AsyncGenerator[ModelEvent, None]:
-        # Bedrock and LiteLLM put the provider before the name of the model, with a dot or a slash.
-        label = model_label(PREFIX.sub("", model))
-        deltas = DELTA_S.get_series(label)
-        begun_at, last_at, error_type = time.monotonic(), 0.0, ""
-        try:
-            async with aclosing(answer):
-                async for event in answer:
-                    if type(event.event) is BlockDelta:
-                        now = time.monotonic()
-                        if last_at:
-                            deltas.observe(now - last_at)
-                        else:
-                            FIRST_S.labels(self._provider, label).observe(now - begun_at)
-                        last_at = now
-                    yield event
-        except BaseException as error:
-            error_type = error_type_of(error)
-            raise
-        finally:
-            CALL_S.labels(self._provider, label, error_type).observe(time.monotonic() - begun_at)
+    def put_measured(event: ModelEvent) -> Wait | None:
+        nonlocal last_at
+        if type(event.event) is BlockDelta:
+            now = time.monotonic()
+            if last_at:
+                observe(now - last_at)
+            else:
+                FIRST_S.labels(provider, label).observe(now - begun_at)
+            last_at = now
+        return put(event)
+
+    try:
+        yield put_measured
+    except BaseException as error:
+        error_type = error_type_of(error)
+        raise
+    finally:
+        CALL_S.labels(provider, label, error_type).observe(time.monotonic() - begun_at)
+
+
+def error_type_of(error: BaseException) -> str:
+    """Returns the value of OpenTelemetry's `error.type` for what ended a call; empty if it did not fail.
+
+    The conventions ("Recording errors") count every call that raises as failed; `_OTHER` is their value for errors
+    without one. A call that its sink closes, because it has enough of the answer, did not fail. CANCELLED is a call
+    that this process stopped before its answer was complete: at the turn's deadline, because a client cancelled the
+    turn, or in a drain.
+    """
+    match error:
+        case BackendError():
+            return error.code
+        case CloseCall():
+            return ""
+        case asyncio.CancelledError():
+            return CANCELLED
+        case _:
+            return OTHER

@@ -1,6 +1,7 @@
 """One event of a model's answer: decoded once, together with the bytes that are stored."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -30,6 +31,9 @@ class ModelEvent(msgspec.Struct, frozen=True):
 
 Sink = Callable[[ModelEvent], None]
 """Takes the events of a call. May raise CloseCall."""
+Wait = Callable[[], Awaitable[None]]
+Put = Callable[[ModelEvent], Wait | None]
+"""Takes the next event of an answer. If it returns a wait, the answer is read on after that. May raise CloseCall."""
 
 
 class CloseCall(Exception):
@@ -66,7 +70,8 @@ def read_event(data: bytes, *, is_regular: bool = False) -> ModelEvent | None:
         if not data.isascii():
             data.decode()
         event = events.decode_strictly(data)
-        if not is_regular:
+        # Of a delta, its text is all that is read.
+        if type(event) is not events.BlockDelta and not is_regular:
             require_regular(data, event)
     except DECODE_ERRORS:
         return _read_other(data, is_regular=is_regular)
@@ -153,6 +158,14 @@ def move(event: ModelEvent, index: int) -> ModelEvent:
     fields = msgspec.json.decode(event.raw, type=dict[str, msgspec.Raw]) | {"index": msgspec.Raw(b"%d" % index)}
     raw = msgspec.Raw(msgspec.json.encode(fields))
     return msgspec.structs.replace(event, event=events.decode(raw), raw=raw, index=index, original="")
+
+
+async def put_each(put: Put, answer: AsyncGenerator[ModelEvent, None]) -> None:
+    """Passes the events of `answer` to `put`, and closes it."""
+    async with aclosing(answer):
+        async for event in answer:
+            if (wait := put(event)) is not None:
+                await wait()
 
 
 def from_event(event: events.Event) -> ModelEvent:

@@ -14,7 +14,7 @@ EVENT_BYTES_MAX = 32 * 2**20
 class SseDecoder:
     """The state of one stream: the line and the event that are not complete yet."""
 
-    __slots__ = ("_data", "_is_after_cr", "_is_first", "_line")
+    __slots__ = ("_data", "_is_after_cr", "_is_first", "_line", "pending_bytes")
 
     def __init__(self) -> None:
         # Byte arrays: to append to one does not copy it.
@@ -22,16 +22,13 @@ class SseDecoder:
         self._data: bytes | bytearray | None = None  # the data lines of an event that is not complete
         self._is_first = True
         self._is_after_cr = False
-
-    @property
-    def pending_bytes(self) -> int:
+        self.pending_bytes = 0
         """The size of the event that is not complete yet, as far as it has come."""
-        return len(self._line) + (0 if self._data is None else len(self._data))
 
     def decode(self, chunk: bytes) -> list[bytes]:
         """Returns the data of each event that `chunk` completes. Raises BackendError beyond EVENT_BYTES_MAX."""
         events: list[bytes] = []
-        for line in self._lines(chunk) if chunk else ():
+        for line in self._split(chunk):
             if line.startswith(b"data:"):
                 data = line[6:] if line[5:6] == b" " else line[5:]
                 if self._data is None:
@@ -43,7 +40,8 @@ class SseDecoder:
                     raise too_large()
                 events.append(bytes(self._data))
                 self._data = None
-        if (self._line or self._data is not None) and self.pending_bytes > EVENT_BYTES_MAX:
+        self.pending_bytes = len(self._line) + (0 if self._data is None else len(self._data))
+        if self.pending_bytes > EVENT_BYTES_MAX:
             raise too_large()
         return events
 
@@ -54,7 +52,8 @@ class SseDecoder:
         self._data += b"\n"
         self._data += data
 
-    def _lines(self, chunk: bytes) -> list[bytes]:
+    def _split(self, chunk: bytes) -> list[bytes]:
+        """Returns the lines that `chunk` completes, without their ends."""
         if self._is_after_cr:
             chunk = chunk.removeprefix(b"\n")  # the second half of a CRLF that was split
         if self._is_first:

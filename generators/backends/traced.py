@@ -1,53 +1,53 @@
-"""TracedBackend: one span for each call to a model, by OpenTelemetry's conventions for generative AI.
+"""One span for each call to a model, by OpenTelemetry's conventions for generative AI.
 
 Neither prompts nor answers are recorded.
 """
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from opentelemetry.trace import Span, SpanKind
 
-from tailrace.generators.backends.model_event import ModelEvent
-from tailrace.generators.backends.observed import ObservedBackend, error_type_of
+from tailrace.generators.backends.measured import error_type_of
+from tailrace.generators.backends.model_event import ModelEvent, Put, Wait
 from tailrace.proto import events
 from tailrace.proto.runtime import tracing
 from tailrace.proto.usage_meter import UsageMeter
 
 
-class TracedBackend(ObservedBackend):
-    """Makes a span of each call."""
+@contextmanager
+def traced(put: Put, provider: str, model: str, max_tokens: int) -> Iterator[Put]:
+    """Makes a span of a call to `model`. Yields what takes its events and passes them to `put`."""
+    span = tracing.start(f"chat {model}", kind=SpanKind.CLIENT)
+    span.set_attributes(
+        {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": provider,
+            "gen_ai.request.model": model,
+            "gen_ai.request.max_tokens": max_tokens,
+            "gen_ai.request.stream": True,
+        }
+    )
+    begun_at, has_token, meter = time.monotonic(), False, UsageMeter()
 
-    async def _observe(
-        self, model: str, max_tokens: int, answer: AsyncGenerator[ModelEvent, None]
-    ) -> AsyncGenerator[ModelEvent, None]:
-        span = tracing.start(f"chat {model}", kind=SpanKind.CLIENT)
-        span.set_attributes(
-            {
-                "gen_ai.operation.name": "chat",
-                "gen_ai.provider.name": self._provider,
-                "gen_ai.request.model": model,
-                "gen_ai.request.max_tokens": max_tokens,
-                "gen_ai.request.stream": True,
-            }
-        )
-        begun_at, has_token, meter = time.monotonic(), False, UsageMeter()
-        try:
-            async with aclosing(answer):
-                async for event in answer:
-                    if not has_token and isinstance(event.event, events.BlockDelta):
-                        has_token = True
-                        span.set_attribute("gen_ai.response.time_to_first_chunk", time.monotonic() - begun_at)
-                    meter.add(event.event, event.left_out)
-                    describe(span, event, meter)
-                    yield event
-        except BaseException as error:
-            if error_type := error_type_of(error):
-                tracing.fail(span, error_type)
-            raise
-        finally:
-            span.end()
+    def put_traced(event: ModelEvent) -> Wait | None:
+        nonlocal has_token
+        if not has_token and isinstance(event.event, events.BlockDelta):
+            has_token = True
+            span.set_attribute("gen_ai.response.time_to_first_chunk", time.monotonic() - begun_at)
+        meter.add(event.event, event.left_out)
+        describe(span, event, meter)
+        return put(event)
+
+    try:
+        yield put_traced
+    except BaseException as error:
+        if error_type := error_type_of(error):
+            tracing.fail(span, error_type)
+        raise
+    finally:
+        span.end()
 
 
 def describe(span: Span, event: ModelEvent, meter: UsageMeter) -> None:

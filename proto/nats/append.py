@@ -31,21 +31,33 @@ class Tail(NamedTuple):
     """The fence for the next publish."""
 
 
-async def append(server: LogServer, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S) -> Chain:
+async def append(
+    server: LogServer,
+    key: TurnKey,
+    chain: Chain,
+    entry: Entry,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    failed: PublishUnclear | None = None,
+) -> Chain:
     """Stores `entry` as the next link of `chain`; returns the extended chain.
 
-    `entry.prev` must be `chain.last`. Raises FenceLost when another writer has continued the turn, TurnUnknown when the
-    turn was purged, LogFull, EntryTooLarge, and LogUnavailable when the outcome is still unclear after `timeout_s`
-    seconds (the entry may then be stored). Raises AssertionError for an entry that does not continue the chain.
+    `entry.prev` must be `chain.last`. `failed`: the outcome of `publish_soon`, which has published the entry already.
+    Raises FenceLost when another writer has continued the turn, TurnUnknown when the turn was purged, LogFull,
+    EntryTooLarge, and LogUnavailable when the outcome is still unclear after `timeout_s` seconds (the entry may then be
+    stored). Raises AssertionError for an entry that does not continue the chain.
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
     if link(chain, Seq(chain.last + 1), entry) is None:
         # Without the entry, which would be in the log of the process.
         raise AssertionError(f"a {type(entry).__name__} after {entry.prev} does not continue the chain at {chain.last}")
-    try:
-        seq = await server.publish(key, entry, chain.last)
-    except (PublishUnclear, LogFull) as error:
-        seq = await _publish_again(server, key, chain, entry, error, deadline)
+    if failed is not None:
+        seq = await _publish_again(server, key, chain, entry, failed, deadline)
+    else:
+        try:
+            seq = await server.publish(key, entry, chain.last)
+        except (PublishUnclear, LogFull) as error:
+            seq = await _publish_again(server, key, chain, entry, error, deadline)
     extended = link(chain, seq, entry)
     assert extended is not None  # noqa: S101  # as above: `seq` makes no difference
     # After a change of leader a stored end may belong to a fork. The turn then has no valid end: its writer must know.

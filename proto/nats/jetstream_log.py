@@ -8,7 +8,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import msgspec
@@ -20,16 +20,19 @@ from tailrace.proto.entries import Entry, Event, Request, StoredEntry, Unreadabl
 from tailrace.proto.entry_encryption import EncryptionKeys, is_encrypted
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
-from tailrace.proto.nats.client import Message, Receive, find_header
+from tailrace.proto.nats import pub_ack
+from tailrace.proto.nats.client import NO_RESPONDERS, Message, Receive, find_header
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.event_blobs import INLINE_BYTES_MAX, EventBlobs, is_stub
-from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, PublishUnclear
+from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, Published, PublishUnclear
 from tailrace.proto.nats.replay import ask_twice
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import STREAM
 
 FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
+# The header block of an append: the fence, and its subject.
+HEADERS = f"NATS/1.0\r\n{pub_ack.FENCE}: %d\r\n{FENCE_SUBJECT}: %b\r\n\r\n".encode()
 
 PUBLISH_TIMEOUT_S = 2.0
 PURGE_TIMEOUT_S = 10.0
@@ -73,19 +76,36 @@ class JetStreamLog:
                 payload = self._keys.encrypt(turn, subject, entries.encode(entry))
             except LogUnavailable as error:
                 raise PublishUnclear(str(error)) from error
+        headers = {pub_ack.FENCE: str(fence), FENCE_SUBJECT: turn}
         try:
-            stored = await self.connection.store(
-                subject, payload, timeout_s=PUBLISH_TIMEOUT_S, fence=fence, headers={FENCE_SUBJECT: turn}
-            )
+            reply = await self.connection.request(subject, payload, timeout_s=PUBLISH_TIMEOUT_S, headers=headers)
         except LogUnavailable as error:
             raise PublishUnclear(str(error), is_answered=False) from error
-        if stored.error is None:
-            return stored.seq
-        if stored.is_full:
-            raise LogFull("the log is full: wait until old turns are removed, or give the stream TURNS more bytes")
-        # 10071: the fence did not match, perhaps because this entry is already stored. 10164: an earlier write is not
-        # settled. Other codes come from a server without a leader. All are as unclear as no answer.
-        raise PublishUnclear(f"{stored.error.err_code} {stored.error.description}")
+        outcome = _outcome(reply)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def publish_soon(self, key: TurnKey, entry: Event, fence: Seq, done: Published) -> bool:
+        """Like `publish`, but returns at once, and calls `done` later. False: nothing was sent; use `publish`."""
+        turn, subject, encoded_turn, encoded_subject = _subjects(key)
+        if len(entry.event) > INLINE_BYTES_MAX:
+            return False
+        try:
+            payload = self._keys.encrypt(turn, subject, entries.encode(entry))
+        except LogUnavailable:
+            # The key must be read first.
+            return False
+
+        def settle(message: Message | None) -> None:
+            try:
+                outcome = _outcome(message)
+            except Exception as error:  # noqa: BLE001  # without memory, or an answer that cannot be read
+                outcome = error
+            done(outcome)
+
+        headers = HEADERS % (fence, encoded_turn)
+        return self.connection.request_soon(encoded_subject, headers, payload, PUBLISH_TIMEOUT_S, settle)
 
     async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
         """See LogServer.read. Raises LogUnavailable."""
@@ -331,6 +351,27 @@ class _Session(msgspec.Struct):
 
 
 _session = msgspec.json.Decoder(_Session)
+
+
+@lru_cache(1024)
+def _subjects(key: TurnKey) -> tuple[str, str, bytes, bytes]:
+    """Returns the filter of a turn's entries and the subject of its events, as texts and as bytes."""
+    turn, subject = subjects.entries(key), subjects.entry(key, "event")
+    return turn, subject, turn.encode(), subject.encode()
+
+
+def _outcome(message: Message | None) -> Seq | Exception:
+    """Returns the sequence of a published entry, PublishUnclear, or LogFull. None: no answer came in time."""
+    if message is None or message.header_block.startswith(NO_RESPONDERS):
+        return PublishUnclear("the log does not answer", is_answered=False)
+    ack = pub_ack.decode(message.data)
+    if ack.error is None:
+        return ack.seq
+    if ack.is_full:
+        return LogFull("the log is full: wait until old turns are removed, or give the stream TURNS more bytes")
+    # 10071: the fence did not match, perhaps because this entry is already stored. 10164: an earlier write is not
+    # settled. Other codes come from a server without a leader. All are as unclear as no answer.
+    return PublishUnclear(f"{ack.error.err_code} {ack.error.description}")
 
 
 def _seq_of(message: Message) -> Seq:

@@ -27,6 +27,10 @@ class PublishUnclear(Exception):
         self.is_answered = is_answered
 
 
+Published = Callable[[Seq | Exception], None]
+"""Is called with the sequence of a published entry, or with PublishUnclear or LogFull."""
+
+
 class EntryPage(NamedTuple):
     """The entries of one read, oldest first, valid or not; `is_last`: none followed at the time of the read."""
 

@@ -14,7 +14,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import append, replay
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
-from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed
+from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed, PublishUnclear
 
 # The wait after a failed read for an end. All turns of a process may wait for a leader at once.
 REREAD_AFTER_ERROR_S = 1.0
@@ -31,10 +31,18 @@ class TurnLog(JetStreamLog):
     find_stored = replay.find_stored
     require_turn = replay.require_turn
 
-    async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = append.TIMEOUT_S) -> Chain:
+    async def append(
+        self,
+        key: TurnKey,
+        chain: Chain,
+        entry: Entry,
+        *,
+        timeout_s: float = append.TIMEOUT_S,
+        failed: PublishUnclear | None = None,
+    ) -> Chain:
         """See append.append. If the turn was purged meanwhile, removes a large event that was stored for the entry."""
         try:
-            return await append.append(self, key, chain, entry, timeout_s=timeout_s)
+            return await append.append(self, key, chain, entry, timeout_s=timeout_s, failed=failed)
         except TurnUnknown:
             await self.forget_event(key, entry)
             raise

@@ -1,6 +1,6 @@
 """Records a process: `python -m tests.checker.recorded_process HISTORY MODULE [ARGUMENT…]`.
 
-Wraps the three methods with which a process changes stored state: append, acknowledge, commit.
+Wraps the methods with which a process changes stored state: append, publish, acknowledge, commit.
 `recorded_process(module, folder)` launches it.
 """
 
@@ -8,17 +8,19 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from tailrace.persistence.rows import TurnRow
 from tailrace.persistence.store import Store
 from tailrace.proto import entries
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Entry
+from tailrace.proto.entries import Entry, Event
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Delivery, TurnLog
-from tailrace.proto.nats.append import TIMEOUT_S
+from tailrace.proto.nats.log_server import Published
 from tests.checker.history import HISTORY, Ack, Append, Commit, Recorder, digest
 from tests.harness.processes import ForkedProcess, Process
 
@@ -27,27 +29,37 @@ REFUSED = (FenceLost, LogFull, EntryTooLarge)
 
 
 def record(recorder: Recorder) -> None:
-    """Wraps the three methods in this process."""
-    append, ack, commit = TurnLog.append, Delivery.ack, Store.record
+    """Wraps the methods in this process."""
+    append, publish_soon, ack, commit = TurnLog.append, TurnLog.publish_soon, Delivery.ack, Store.record
 
-    async def recorded_append(
-        self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S
-    ) -> Chain:
-        begun = Append(
-            tenant=key.tenant,
-            turn=key.turn,
-            kind=entries.KINDS[type(entry)],
-            prev=chain.last,
-            sha256=digest(entries.encode(entry)),
-        )
-        with recorder.recording(begun) as appending:
+    def begun(key: TurnKey, prev: Seq, entry: Entry) -> Append:
+        sha256 = digest(entries.encode(entry))
+        return Append(tenant=key.tenant, turn=key.turn, kind=entries.KINDS[type(entry)], prev=prev, sha256=sha256)
+
+    async def recorded_append(self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, **options: Any) -> Chain:
+        with recorder.recording(begun(key, chain.last, entry)) as appending:
             try:
-                extended = await append(self, key, chain, entry, timeout_s=timeout_s)
+                extended = await append(self, key, chain, entry, **options)
             except REFUSED:
                 appending.fail()
                 raise
             appending.ok(seq=extended.last)
             return extended
+
+    def recorded_publish(self: TurnLog, key: TurnKey, entry: Event, fence: Seq, done: Published) -> bool:
+        with ExitStack() as unclear:
+            appending = unclear.enter_context(recorder.recording(begun(key, fence, entry)))
+
+            def note(outcome: Seq | Exception) -> None:
+                if not isinstance(outcome, Exception):
+                    appending.ok(seq=outcome)
+                recording.close()
+                done(outcome)
+
+            is_sent = publish_soon(self, key, entry, fence, note)
+            if is_sent:
+                recording = unclear.pop_all()
+            return is_sent
 
     async def recorded_ack(self: Delivery) -> None:
         consumer = self._message.metadata.consumer
@@ -64,6 +76,7 @@ def record(recorder: Recorder) -> None:
             committing.ok()
 
     TurnLog.append = recorded_append  # type: ignore[method-assign]
+    TurnLog.publish_soon = recorded_publish  # type: ignore[assignment,method-assign]
     Delivery.ack = recorded_ack  # type: ignore[method-assign]
     Store.record = recorded_commit  # type: ignore[method-assign]
 

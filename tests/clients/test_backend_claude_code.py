@@ -25,6 +25,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.schema import with_schema
 from tests.clients import node
 from tests.harness import processes
+from tests.harness.answers import answer_of
 from tests.harness.generator_in_loop import (
     append_request,
     read_attempts,
@@ -77,7 +78,7 @@ def tool_question(tool: str, **fields: str) -> Call:
 
 
 async def answer(backend: ClaudeCode, call: Call) -> list[dict[str, Any]]:
-    return [msgspec.json.decode(event.raw) async for event in backend.answer(call)]
+    return [msgspec.json.decode(event.raw) async for event in answer_of(backend, call)]
 
 
 def text(events: list[dict[str, Any]]) -> str:
@@ -295,7 +296,7 @@ def is_running(mark: str) -> bool:
 async def test_no_prompt_and_no_key_is_a_command_line_argument(claude: str, tmp_path: Path) -> None:
     """Other users of a machine can read arguments: they contain neither prompt nor key."""
     call = build_call("words=200 rate=20\nmy-secret-question", system="my-secret-system")
-    events = new_backend(claude, tmp_path).answer(call)
+    events = answer_of(new_backend(claude, tmp_path), call)
     await anext(events)
     ours = [line for line in command_lines() if str(BINARY.resolve()) in line]
     await events.aclose()

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from functools import partial
 from signal import SIGKILL
 from typing import Any
@@ -13,15 +13,16 @@ from tailrace.features.generators import FEATURES
 from tailrace.generators import delta_buffer
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import MessagesApi
-from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.backends.model_event import Put
 from tailrace.generators.serve import serve
 from tailrace.generators.settings import Settings
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Entry, encode
-from tailrace.proto.ids import TurnKey
+from tailrace.proto.entries import Entry, Event, encode
+from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.leases import Delivery
+from tailrace.proto.nats.log_server import Published
 from tailrace.proto.service import Stop
 from tailrace.proto.subjects import GENERATORS
 from tests.harness.forks import FORKS
@@ -62,21 +63,39 @@ async def run_and_kill_at_call(word: str, nats_url: str, claude_url: str) -> boo
 def run_until_killed(
     nats_url: str, claude_url: str, appends: int, *, is_batch: bool, is_before: bool, containing: bytes
 ) -> None:
-    append, appended = TurnLog.append, 0
+    append, publish_soon, appended = TurnLog.append, TurnLog.publish_soon, 0
 
-    async def killing_append(
-        self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = 10
-    ) -> Chain:
+    def count(entry: Entry) -> None:
         nonlocal appended
         appended += containing in encode(entry)
         if is_before and appended == appends:
             os.kill(os.getpid(), SIGKILL)
-        chain = await append(self, key, chain, entry, timeout_s=timeout_s)
+
+    def kill_after_last() -> None:
         if appended == appends:
             os.kill(os.getpid(), SIGKILL)
+
+    async def killing_append(self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, **options: Any) -> Chain:
+        if not options:
+            count(entry)
+        chain = await append(self, key, chain, entry, **options)
+        kill_after_last()
         return chain
 
+    def killing_publish(self: TurnLog, key: TurnKey, entry: Event, fence: Seq, done: Published) -> bool:
+        def finish(outcome: Seq | Exception) -> None:
+            if not isinstance(outcome, Exception):
+                kill_after_last()
+            done(outcome)
+
+        # A large event is appended by `killing_append`.
+        is_sent = publish_soon(self, key, entry, fence, finish)
+        if is_sent:
+            count(entry)
+        return is_sent
+
     TurnLog.append = killing_append  # type: ignore[method-assign]
+    TurnLog.publish_soon = killing_publish  # type: ignore[assignment,method-assign]
     # Each delta is an entry of its own: with joined deltas, the answer of a busy machine may have fewer appends.
     delta_buffer.JOINED_BYTES_MAX = 0
     message_batches.POLL_WAIT_S = POLL_S
@@ -112,20 +131,19 @@ async def _serve_one(nats_url: str, claude_url: str, runner: Any) -> None:
 
 def run_until_called(word: str, nats_url: str, claude_url: str) -> None:
     ended: list[TurnKey] = []
-    answer, ack = MessagesApi.answer, Delivery.ack
+    stream, ack = MessagesApi.stream, Delivery.ack
 
-    async def killing_answer(self: MessagesApi, call: Call) -> AsyncGenerator[ModelEvent, None]:
+    async def killing_stream(self: MessagesApi, call: Call, put: Put) -> None:
         if word in str(call.messages):
             await until(lambda: ended)
             os.kill(os.getpid(), SIGKILL)
-        async for raw in answer(self, call):
-            yield raw
+        await stream(self, call, put)
 
     async def recorded_ack(self: Delivery) -> None:
         ended.append(self.key)
         await ack(self)
 
-    MessagesApi.answer = killing_answer  # type: ignore[method-assign]
+    MessagesApi.stream = killing_stream  # type: ignore[method-assign]
     Delivery.ack = recorded_ack  # type: ignore[method-assign]
     asyncio.run(_work(nats_url, claude_url))
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
+from typing import Any
 
 import httpx2
 import pytest
@@ -141,7 +142,11 @@ class Hold:
 @pytest.fixture
 def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
     """Each delta is an entry of its own. Gateways, which cancel by another way, are never held."""
-    hold, append = Hold(), TurnLog.append
+    hold, append, publish_soon = Hold(), TurnLog.append, TurnLog.publish_soon
+
+    def held_publish(self: TurnLog, key: TurnKey, *given: Any) -> bool:
+        # An entry that may be held is appended by `held_append`.
+        return key not in hold.before and key not in hold.after and publish_soon(self, key, *given)
 
     async def held_append(self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = 10) -> Chain:
         if not isinstance(entry, Request):
@@ -152,6 +157,7 @@ def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
         return chain
 
     monkeypatch.setattr(TurnLog, "append", held_append)
+    monkeypatch.setattr(TurnLog, "publish_soon", held_publish)
     monkeypatch.setattr("tailrace.generators.delta_buffer.JOINED_BYTES_MAX", 0)
     return hold
 

@@ -17,6 +17,7 @@ from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
+from tests.harness.answers import answer_of
 from tests.harness.generator_in_loop import read_stats
 from tests.harness.until import until
 
@@ -36,7 +37,7 @@ def call(line: str = "", **fields: Any) -> Call:
 
 
 async def answer(claude: AnthropicApi, call: Call) -> list[dict[str, Any]]:
-    return [msgspec.json.decode(event.raw) async for event in claude.answer(call)]
+    return [msgspec.json.decode(event.raw) async for event in answer_of(claude, call)]
 
 
 async def collect(events: AsyncIterator[ModelEvent], received: list[ModelEvent]) -> None:
@@ -83,7 +84,7 @@ async def test_a_failure_is_a_backend_error_after_the_events_before_it(
     received: list[ModelEvent] = []
     async with running_backend(own_claude) as claude:
         with pytest.raises(BackendError) as failure:
-            await collect(claude.answer(call(f"#sim words=9 rate=0 {line}")), received)
+            await collect(answer_of(claude, call(f"#sim words=9 rate=0 {line}")), received)
     assert (failure.value.code, len(received)) == (code, events)
     assert failure.value.retry_after_s == (7 if "retry_after" in line else None)
     assert "secret" not in str(failure.value)
@@ -97,7 +98,7 @@ async def test_a_model_that_only_pings_is_stalled(own_claude: str) -> None:
         claude.pings_timeout_s = 0.3
         received: list[ModelEvent] = []
         with pytest.raises(BackendError, match="only pings") as failure:
-            await collect(claude.answer(call("#sim words=9 rate=0 fault=pings@3")), received)
+            await collect(answer_of(claude, call("#sim words=9 rate=0 fault=pings@3")), received)
     assert failure.value.code == "backend_stalled"
     assert sum(event.kind == "content_block_delta" for event in received) == 3
 
@@ -340,10 +341,18 @@ async def test_a_count_of_tokens_sends_body_and_betas_unchanged(own_claude: str)
 async def test_closing_the_iterator_closes_the_connection(own_claude: str, line: str) -> None:
     """Whether the stream is silent, busy or blocked by back-pressure."""
     async with running_backend(own_claude) as claude:
-        async with aclosing(claude.answer(call(f"#sim {line}", max_tokens=1_000_000))) as events:
+        async with aclosing(answer_of(claude, call(f"#sim {line}", max_tokens=1_000_000))) as events:
             await anext(events)
             await until_stats(own_claude, streams_open=1)
         await until_stats(own_claude, streams_open=0, streams_aborted=1)
+
+
+async def test_a_delta_is_passed_on_in_the_callback_of_its_socket(own_claude: str) -> None:
+    """Without a task: a library whose private parts have changed would make each delta slower, and nothing else."""
+    tasks: list[asyncio.Task[Any] | None] = []
+    async with running_backend(own_claude) as claude:
+        await claude.stream(call("#sim words=9 rate=50"), lambda _: tasks.append(asyncio.current_task()))
+    assert tasks.count(None) >= 9
 
 
 async def test_a_connection_is_reused_after_a_whole_answer() -> None:
@@ -356,7 +365,7 @@ async def test_a_connection_is_reused_after_a_whole_answer() -> None:
     async with server(whole, is_read.wait, b"0\r\n\r\n") as (url, connections), running_backend(url) as claude:
         for _ in range(3):
             is_read.clear()
-            async for event in claude.answer(call()):
+            async for event in answer_of(claude, call()):
                 assert bytes(event.raw) in (start, stop)
                 is_read.set()
         assert len(connections) == 1

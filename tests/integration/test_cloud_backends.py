@@ -17,6 +17,7 @@ from tailrace.generators.backends.vertex import Vertex
 from tailrace.generators.settings import Settings
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
+from tests.harness.answers import answer_of
 from tests.harness.cloud_endpoints import AWS_KEY, Cloud, running_cloud
 from tests.harness.generator_in_loop import read_stats, words
 
@@ -57,14 +58,14 @@ def call_of(backend: Backend, line: str, model: str = "claude-sonnet-5-5") -> Ca
 
 async def failure_of(backend: Backend, call: Call) -> BackendError:
     with pytest.raises(BackendError) as failure:
-        async for _ in backend.answer(call):
+        async for _ in answer_of(backend, call):
             pass
     return failure.value
 
 
 @each_cloud
 async def test_an_answer_is_the_events_of_the_api(backend: Backend, clouds: Cloud) -> None:
-    raw = [event.raw async for event in backend.answer(call_of(backend, "words=3 rate=0"))]
+    raw = [event.raw async for event in answer_of(backend, call_of(backend, "words=3 rate=0"))]
     events = [msgspec.json.decode(one) for one in raw]
     assert "".join(e["delta"]["text"] for e in events if e["type"] == "content_block_delta") == words(3)
     assert (events[0]["type"], events[-1]["type"]) == ("message_start", "message_delta")
@@ -94,7 +95,7 @@ async def test_a_request_equals_that_of_the_sdk(backend: Backend, clouds: Cloud)
     ) as stream:
         async for _ in stream:
             pass
-    async for _ in backend.answer(call):
+    async for _ in answer_of(backend, call):
         pass
     theirs, ours = clouds.received
     assert (ours.path, ours.body) == (theirs.path, theirs.body)
@@ -148,7 +149,7 @@ def test_an_internal_error_of_bedrock_is_no_refused_key(monkeypatch: pytest.Monk
     async def call_without_threads() -> None:
         async with new_backend("bedrock") as backend:
             await asyncio.get_running_loop().shutdown_default_executor()
-            async for _ in backend.answer(call_of(backend, "words=1")):
+            async for _ in answer_of(backend, call_of(backend, "words=1")):
                 pass
 
     with pytest.raises(RuntimeError, match="shutdown"):

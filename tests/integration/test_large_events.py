@@ -126,10 +126,10 @@ async def test_an_append_whose_outcome_is_unclear_finds_its_large_event(
 ) -> None:
     """The acknowledgement is lost: the entry that is read from the log equals the one being appended (R13)."""
     monkeypatch.setattr("tailrace.proto.nats.jetstream_log.PUBLISH_TIMEOUT_S", 0.2)
-    store, lost = Connection.store, list[str]()
+    request, lost = Connection.request, list[str]()
 
     def lose_once(self: Connection, subject: str, payload: bytes, **options: object) -> Awaitable[object]:
-        stored = store(self, subject, payload, **options)  # type: ignore[arg-type]
+        stored = request(self, subject, payload, **options)  # type: ignore[arg-type]
         if not subject.endswith(".event") or lost:
             return stored
         lost.append(subject)
@@ -140,7 +140,7 @@ async def test_an_append_whose_outcome_is_unclear_finds_its_large_event(
 
         return lose()
 
-    monkeypatch.setattr(Connection, "store", lose_once)
+    monkeypatch.setattr(Connection, "request", lose_once)
     await writer.store(large_entry(writer.chain, fetched()))
     assert lost
     await writer.store_events(events.BlockStop(1))

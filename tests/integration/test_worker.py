@@ -6,13 +6,12 @@ It runs in the test's event loop as its process would, with short waits. The sim
 import asyncio
 import gc
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partialmethod
 from signal import SIGKILL
 from typing import Any, NamedTuple, cast
 
-import msgspec
 import pytest
 from nats.aio.msg import Msg
 
@@ -21,12 +20,11 @@ from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import AnthropicApi
-from tailrace.generators.backends.model_event import ModelEvent
-from tailrace.generators.event_writer import EventWriter
+from tailrace.generators.backends.model_event import Put
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
-from tailrace.proto import events
-from tailrace.proto.entries import Attempt
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Attempt, Entry, Event
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogUnavailable
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnKey
@@ -196,16 +194,15 @@ async def test_a_turn_that_an_outage_interrupts_is_freed_without_a_garbage_colle
         await until(lambda: not is_kept("interrupted"), deadline_s=2)
 
 
-async def break_off(_: AnthropicApi, call: Call) -> AsyncGenerator[ModelEvent, None]:
+async def break_off(_: AnthropicApi, call: Call, put: Put) -> None:
     raise ZeroDivisionError(call.model)
-    yield ModelEvent(events.UnknownEvent(), msgspec.Raw())
 
 
 @pytest.mark.usefixtures("no_collection")
 async def test_a_turn_that_raises_in_its_generator_is_freed_without_a_garbage_collection(
     own: OwnSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(AnthropicApi, "answer", break_off)
+    monkeypatch.setattr(AnthropicApi, "stream", break_off)
     async with own.running_generator(attempts_max=1):
         await own.append_request("words=3", session="broken")
         await own.wait_until_acknowledged()
@@ -224,11 +221,16 @@ async def test_a_turn_whose_calls_fail_is_freed_without_a_garbage_collection(own
 async def test_a_turn_with_an_event_that_cannot_be_stored_is_freed_without_a_garbage_collection(
     own: OwnSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(*_: object) -> None:
+    append = TurnLog.append
+
+    async def refuse(self: TurnLog, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
+        if not isinstance(entry, Event):
+            return await append(self, key, chain, entry)
         await own.wait_for_open_streams(1)
         raise EntryTooLarge("9 bytes exceed the limit")
 
-    monkeypatch.setattr(EventWriter, "write", refuse)
+    monkeypatch.setattr(TurnLog, "publish_soon", lambda *_: False)
+    monkeypatch.setattr(TurnLog, "append", refuse)
     async with own.running_generator():
         key = await own.append_request("words=4000 rate=20", session="large")
         await own.wait_until_acknowledged()
@@ -454,7 +456,7 @@ async def test_after_the_grace_period_another_generator_continues_at_once(own: O
 async def test_a_turn_that_raises_in_every_generator_ends(own: OwnSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts with an internal error count, so the turn fails after the last one; the generator continues."""
     with monkeypatch.context() as patched:
-        patched.setattr(AnthropicApi, "answer", break_off)
+        patched.setattr(AnthropicApi, "stream", break_off)
         async with own.running_generator(attempts_max=2):
             turn = await own.wait_until_settled(await own.append_request("words=3"))
             patched.undo()

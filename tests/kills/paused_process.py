@@ -11,15 +11,17 @@ import runpy
 import sys
 from pathlib import Path
 from signal import SIGUSR1, signal
+from typing import Any
 
 import structlog
 
 from tailrace.generators import delta_buffer
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Entry, Request, StoredEntry
+from tailrace.proto.entries import Entry, Event, Request, StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
-from tailrace.proto.ids import TurnId, TurnKey
+from tailrace.proto.ids import Seq, TurnId, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
+from tailrace.proto.nats.log_server import Published
 from tests.checker.history import HISTORY, Recorder
 from tests.checker.recorded_process import record
 from tests.harness.processes import ForkedProcess
@@ -50,7 +52,7 @@ class Gate:
 
 def patch(gate: Gate, role: str) -> None:
     """Patches the methods at which this process pauses."""
-    read_turn, append = TurnLog.read_turn, TurnLog.append
+    read_turn, append, publish_soon = TurnLog.read_turn, TurnLog.append, TurnLog.publish_soon
     take_entry, ack, take = Delivery.take_entry, Delivery.ack, Deliveries.next
     entries_left: dict[TurnKey, int] = {}
     pauses_at_request: set[TurnKey] = set()
@@ -82,14 +84,26 @@ def patch(gate: Gate, role: str) -> None:
         await pause_at_request(key)
         return turn
 
-    async def paused_append(self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = 10) -> Chain:
+    async def paused_append(self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, **options: Any) -> Chain:
         await pause_at_request(key)
-        chain = await append(self, key, chain, entry, timeout_s=timeout_s)
+        chain = await append(self, key, chain, entry, **options)
         if key in entries_left:
             entries_left[key] -= 1
             if not entries_left[key]:
                 await gate.pause(key.turn)
         return chain
+
+    def paused_publish(self: TurnLog, key: TurnKey, entry: Event, fence: Seq, done: Published) -> bool:
+        if key in pauses_at_request or entries_left.get(key) == 1:
+            # `paused_append` appends it.
+            return False
+
+        def count(outcome: Seq | Exception) -> None:
+            if key in entries_left and not isinstance(outcome, Exception):
+                entries_left[key] -= 1
+            done(outcome)
+
+        return publish_soon(self, key, entry, fence, count)
 
     async def paused_ack(self: Delivery) -> None:
         if self.key in pauses_before_ack:
@@ -105,6 +119,7 @@ def patch(gate: Gate, role: str) -> None:
     TurnLog.read_turn = paused_turn  # type: ignore[assignment]
     Delivery.take_entry = paused_take_entry  # type: ignore[method-assign]
     TurnLog.append = paused_append  # type: ignore[method-assign]
+    TurnLog.publish_soon = paused_publish  # type: ignore[assignment,method-assign]
     Delivery.ack = paused_ack  # type: ignore[method-assign]
     Deliveries.next = waiting_next  # type: ignore[method-assign]
     if role == PAUSES:

@@ -27,7 +27,8 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.metrics import StreamEnd
 from tailrace.generators.backend_order import FAILOVER_CODES
 from tailrace.generators.backends import registry
-from tailrace.generators.backends.observed import CANCELLED, OTHER, PROVIDERS
+from tailrace.generators.backends.measured import CANCELLED, OTHER
+from tailrace.generators.backends.observed import PROVIDERS
 from tailrace.generators.settings import METRICS_TENANTS_MAX
 from tailrace.proto.entries import Mode, Outcome
 from tailrace.proto.errors import CODES

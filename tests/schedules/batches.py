@@ -10,11 +10,11 @@ from tailrace.features.batches.message_batches_api import Line, MessageBatch, Me
 from tailrace.features.batches.runner import BatchLane
 from tailrace.proto.batch import child_key, encode_inputs
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Batch, Entry, Progress, Request, Via
+from tailrace.proto.entries import Batch, Entry, Event, Progress, Request, Via
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn, fold
-from tailrace.proto.ids import Tenant, TurnId, TurnKey
-from tailrace.proto.nats.append import TIMEOUT_S
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
+from tailrace.proto.nats.log_server import Published
 from tests.harness.service_builders import build_batch_runner
 from tests.harness.turn_builder import MODEL, NOON, request
 from tests.schedules.client import Poster
@@ -52,18 +52,35 @@ class BatchLog(GeneratorLog):
         self._process.require_alive()
         return now(self._process.world)
 
-    async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S) -> Chain:
+    async def append(self, key: TurnKey, chain: Chain, entry: Entry, **options: Any) -> Chain:
         self._process.require_alive()
         self._schedule.appends += 1
         is_killed = self._schedule.appends in self._schedule.kills
         if is_killed and self._schedule.is_before:
             self._generator.kill()
             self._process.require_alive()
-        chain = await super().append(key, chain, entry, timeout_s=timeout_s)
+        chain = await super().append(key, chain, entry, **options)
         if is_killed:
             self._generator.kill()
         self._process.require_alive()
         return chain
+
+    def publish_soon(self, key: TurnKey, entry: Event, fence: Seq, done: Published) -> bool:
+        if self._process.is_dead:
+            return True
+        self._schedule.appends += 1
+        is_killed = self._schedule.appends in self._schedule.kills
+        if is_killed and self._schedule.is_before:
+            self._generator.kill()
+            return True
+
+        def finish(outcome: Seq | Exception) -> None:
+            if is_killed:
+                self._generator.kill()
+            else:
+                done(outcome)
+
+        return super().publish_soon(key, entry, fence, finish)
 
 
 class SimulatedMessageBatches(MessageBatchesApi):

@@ -20,9 +20,9 @@ from tailrace.generators.settings import Settings
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Lane, Worker
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Entry
-from tailrace.proto.ids import TurnKey
-from tailrace.proto.nats.append import TIMEOUT_S
+from tailrace.proto.entries import Entry, Event
+from tailrace.proto.ids import Seq, TurnKey
+from tailrace.proto.nats.log_server import Published
 from tailrace.proto.nats.settlement import Settlement
 from tests.schedules.consumer import SimulatedConsumer, SimulatedDeliveries
 from tests.schedules.model import Script, SimulatedBackend
@@ -51,10 +51,18 @@ class GeneratorLog(SimulatedLog):
         self.name = process.name
         self._acknowledged = acknowledged
 
-    async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S) -> Chain:
-        extended = await super().append(key, chain, entry, timeout_s=timeout_s)
+    async def append(self, key: TurnKey, chain: Chain, entry: Entry, **options: Any) -> Chain:
+        extended = await super().append(key, chain, entry, **options)
         self._acknowledged.append((self.name, extended))
         return extended
+
+    def publish_soon(self, key: TurnKey, entry: Event, fence: Seq, done: Published) -> bool:
+        def note(outcome: Seq | Exception) -> None:
+            if not isinstance(outcome, Exception):
+                self._acknowledged.append((self.name, Chain(outcome, entry.attempt)))
+            done(outcome)
+
+        return super().publish_soon(key, entry, fence, note)
 
 
 class Generator:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.model_event import ModelEvent, read_event
+from tailrace.generators.backends.model_event import ModelEvent, Put, put_each, read_event
 from tailrace.proto import events
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import BackendError
@@ -125,7 +125,10 @@ class SimulatedBackend:
     def model_id(self, model: str) -> str:
         return model
 
-    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
+    async def stream(self, call: Call, put: Put) -> None:
+        await put_each(put, self._answer(call))
+
+    async def _answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         self._process.require_alive()
         world, faults, is_faultless = self._server.world, self._server.faults, self._server.is_faultless
         self.calls += 1

@@ -19,6 +19,7 @@ from tailrace.proto.events import UnknownEvent
 from tailrace.proto.fold import Turn
 from tailrace.proto.pricing import price_calls
 from tailrace.proto.usage import Usage
+from tests.harness.answers import answer_of
 from tests.harness.turn_builder import Handwritten, request
 
 
@@ -152,7 +153,7 @@ async def test_the_usage_of_the_last_call_counts_if_no_result_follows(
     events: list[ModelEvent] = []
 
     async def read_answer() -> None:
-        async for event in backend.answer(call):
+        async for event in answer_of(backend, call):
             events.append(event)  # noqa: PERF401  # a comprehension would lose the events before the error
 
     with pytest.raises(BackendError):

@@ -1,6 +1,5 @@
 """The delta buffer: waiting deltas are joined without changing the fold, and keep their order."""
 
-import asyncio
 import json
 from datetime import timedelta
 from typing import Any
@@ -35,33 +34,32 @@ def text(piece: str, index: int = 0) -> BlockDelta:
     return BlockDelta(index, TextDelta(piece))
 
 
-async def drain(buffer: DeltaBuffer) -> list[ModelEvent]:
-    """Takes everything up to the close."""
+def drain(buffer: DeltaBuffer) -> list[ModelEvent]:
+    """Takes everything."""
     left = []
-    while (event := await buffer.next()) is not None:
-        left.append(event)
+    while buffer:
+        left.append(buffer.take()[0])
     return left
 
 
-async def pass_through(*what: Event) -> list[Event | events.UnknownEvent]:
+def pass_through(*what: Event) -> list[Event | events.UnknownEvent]:
     """Returns the entries of the buffer after all of `what` had to wait."""
     buffer = DeltaBuffer()
     for one in what:
-        buffer.put(from_event(one))
-    buffer.close()
-    return [events.decode(event.raw) for event in await drain(buffer)]
+        buffer.put(from_event(one), 0.0)
+    return [events.decode(event.raw) for event in drain(buffer)]
 
 
-async def test_waiting_deltas_of_one_block_are_joined() -> None:
+def test_waiting_deltas_of_one_block_are_joined() -> None:
     """A slow log gets fewer and larger entries."""
-    assert await pass_through(text("The"), text(" sky"), text(" is")) == [text("The sky is")]
+    assert pass_through(text("The"), text(" sky"), text(" is")) == [text("The sky is")]
     thoughts = [BlockDelta(0, ThinkingDelta(piece)) for piece in ("hm", "m")]
-    assert await pass_through(*thoughts) == [BlockDelta(0, ThinkingDelta("hmm"))]
+    assert pass_through(*thoughts) == [BlockDelta(0, ThinkingDelta("hmm"))]
     inputs = [BlockDelta(1, InputJsonDelta(piece)) for piece in ('{"a"', ":1}")]
-    assert await pass_through(*inputs) == [BlockDelta(1, InputJsonDelta('{"a":1}'))]
+    assert pass_through(*inputs) == [BlockDelta(1, InputJsonDelta('{"a":1}'))]
 
 
-async def test_other_events_are_not_joined() -> None:
+def test_other_events_are_not_joined() -> None:
     """Deltas of another block or another kind, and deltas with another event between them, stay separate."""
     apart: list[Event] = [
         text("a"),
@@ -73,22 +71,22 @@ async def test_other_events_are_not_joined() -> None:
         BlockStart(2, {"type": "text"}),
         text("f", index=2),
     ]
-    assert await pass_through(*apart) == apart
+    assert pass_through(*apart) == apart
 
 
-async def test_an_event_that_was_not_joined_keeps_its_bytes() -> None:
+def test_an_event_that_was_not_joined_keeps_its_bytes() -> None:
     """The log holds what the model sent, including fields that this version does not know."""
     buffer = DeltaBuffer()
     for what in ({"type": "newer", "b": 1, "a": 2}, {"type": "content_block_stop", "index": 0, "more": "x"}):
         event = ModelEvent(events.decode(raw(what)), raw(what), is_hidden=True)
-        buffer.put(event)
-        assert await buffer.next() is event
+        buffer.put(event, 1.0)
+        assert buffer.take() == (event, 1.0)
 
 
 @pytest.mark.rule("R9")
 @pytest.mark.parametrize("place", ["delta", "event"])
 @pytest.mark.parametrize("position", [0, 1, 2])
-async def test_a_delta_with_a_field_of_a_newer_version_is_not_joined(place: str, position: int) -> None:
+def test_a_delta_with_a_field_of_a_newer_version_is_not_joined(place: str, position: int) -> None:
     """A joined delta has the fields of this version only."""
     sent: list[dict[str, Any]] = [
         {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": piece}}
@@ -98,17 +96,16 @@ async def test_a_delta_with_a_field_of_a_newer_version_is_not_joined(place: str,
     target["newer"] = {"x": 1}
     buffer = DeltaBuffer()
     for one in sent:
-        buffer.put(ModelEvent(events.decode(raw(one)), raw(one)))
-    buffer.close()
-    stored = [json.loads(bytes(event.raw)) for event in await drain(buffer)]
+        buffer.put(ModelEvent(events.decode(raw(one)), raw(one)), 0.0)
+    stored = [json.loads(bytes(event.raw)) for event in drain(buffer)]
     assert sent[position] in stored
     assert "".join(one["delta"]["thinking"] for one in stored) == "abc"
 
 
-async def test_joined_deltas_stay_below_the_limit() -> None:
+def test_joined_deltas_stay_below_the_limit() -> None:
     """An entry must fit in a message and in a slow reader's buffer."""
     pieces = [f"{number:06d}" for number in range(6000)]
-    joined = await pass_through(*map(text, pieces))
+    joined = pass_through(*map(text, pieces))
     deltas = [
         event.delta.text for event in joined if isinstance(event, BlockDelta) and isinstance(event.delta, TextDelta)
     ]
@@ -117,67 +114,30 @@ async def test_joined_deltas_stay_below_the_limit() -> None:
     assert len(joined) < len(pieces) / 100
 
 
-async def test_a_delta_above_the_limit_is_not_split() -> None:
+def test_a_delta_above_the_limit_is_not_split() -> None:
     large = text("x" * 2 * JOINED_BYTES_MAX)
-    assert await pass_through(text("a"), large, text("b")) == [text("a"), large, text("b")]
+    assert pass_through(text("a"), large, text("b")) == [text("a"), large, text("b")]
 
 
-async def test_next_wakes_up_at_an_event_and_at_the_close() -> None:
-    """The writer sleeps while the model is silent, and ends with it."""
+def test_joined_deltas_have_the_time_of_the_first_one() -> None:
     buffer = DeltaBuffer()
-    writing = asyncio.create_task(drain(buffer))
-    await asyncio.sleep(0)
-    buffer.put(PING)
-    await asyncio.sleep(0)
-    buffer.close()
-    async with asyncio.timeout(1):
-        assert await writing == [PING]
-
-
-@pytest.mark.parametrize("end", ["another event", "the close"])
-async def test_a_delta_waits_for_others_until_something_else_follows(end: str) -> None:
-    """Deltas that come before `join_until` are joined. Another event, or the close, ends the wait."""
-    buffer, in_an_hour = DeltaBuffer(), asyncio.get_running_loop().time() + 3600
-    buffer.put(from_event(text("The")))
-    taking = asyncio.create_task(buffer.next(in_an_hour))
-    for piece in (" sky", " is"):
-        await asyncio.sleep(0)
-        buffer.put(from_event(text(piece)))
-    await asyncio.sleep(0.01)
-    assert not taking.done()
-    if end == "the close":
-        buffer.close()
-    else:
-        buffer.put(PING)
-    async with asyncio.timeout(5):
-        taken = await taking
-        assert taken is not None
-        assert taken.event == text("The sky is")
-        if end != "the close":
-            assert await buffer.next(in_an_hour) is PING
-
-
-async def test_a_delta_does_not_wait_beyond_the_given_time() -> None:
-    """A model that pauses does not delay what it has sent."""
-    buffer, loop = DeltaBuffer(), asyncio.get_running_loop()
-    for _ in range(2):
-        buffer.put(from_event(text("a")))
-        async with asyncio.timeout(5):
-            assert await buffer.next(loop.time() + 0.01) == from_event(text("a"))
+    for now, piece in enumerate("abc"):
+        buffer.put(from_event(text(piece)), float(now))
+        assert buffer.is_one_delta
+    assert buffer.take()[1] == 0.0
 
 
 @pytest.mark.rule("R9")
 @given(st.lists(st.tuples(anthropic_events(), st.booleans()), max_size=30))
-async def test_joining_does_not_change_the_fold(put: list[tuple[Event, bool]]) -> None:
+def test_joining_does_not_change_the_fold(put: list[tuple[Event, bool]]) -> None:
     """However many events are taken between the puts."""
-    buffer, out = DeltaBuffer(), []
+    buffer, out = DeltaBuffer(), list[ModelEvent]()
     for event, is_taken in put:
-        buffer.put(from_event(event))
+        buffer.put(from_event(event), 0.0)
         if is_taken:
-            out.append(await buffer.next())
-    buffer.close()
-    out += await drain(buffer)
-    stored = [events.decode(event.raw) for event in out if event is not None]
+            out.append(buffer.take()[0])
+    out += drain(buffer)
+    stored = [events.decode(event.raw) for event in out]
     known = [event for event in stored if not isinstance(event, events.UnknownEvent)]
     assert fold_of(known) == fold_of([event for event, _ in put])
 
@@ -188,5 +148,4 @@ def fold_of(answer: list[Event]) -> Turn:
     return msgspec.structs.replace(log.turn, chain=Chain(), tail=Seq(0), last_entry_at=None, worked=timedelta(0))
 
 
-PING = ModelEvent(events.UnknownEvent(), raw({"type": "ping"}), "ping")
 OPENING: list[Event] = [MessageStart(MessageHead("msg_1")), BlockStart(0, {"type": "text"})]

@@ -11,7 +11,6 @@ from tailrace.generators.backends import large_events
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.large_events import LARGE_BYTES, LargeEventMemory, cut, restore
 from tailrace.generators.backends.model_event import ModelEvent, read_event
-from tailrace.generators.delta_buffer import DeltaBuffer
 from tailrace.proto.errors import BackendError
 from tailrace.proto.long_strings import PIECE_BYTES
 
@@ -110,18 +109,3 @@ async def test_the_memory_of_large_events_is_bounded() -> None:
     await third
     await second.__aexit__(None, None, None)
     assert large_events.MEMORY_BYTES < 512 * 2**20
-
-
-async def test_a_buffer_is_drained_when_its_consumer_comes_back() -> None:
-    """Not when it has taken the last event, which is being stored then."""
-    buffer, event = DeltaBuffer(), read_event(json.dumps(START).encode())
-    assert event is not None
-    buffer.put(event)
-    draining = asyncio.create_task(buffer.drained())
-    await buffer.next()
-    await asyncio.sleep(0)
-    assert not draining.done()
-    waiting = asyncio.create_task(buffer.next())
-    await draining
-    buffer.close()
-    assert await waiting is None

@@ -1,22 +1,17 @@
 """Which failed calls are repeated, when, and how often."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.generators.backend_order import REPEATED_FAULTS
-from tailrace.generators.backends import Call
-from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.generators.backends.model_event import ModelEvent, Put, from_event
 from tailrace.generators.retry import Retry
 from tailrace.proto import events
-from tailrace.proto.entries import Message
 from tailrace.proto.errors import CODES, BackendError
 
-CALL = Call(model="m", max_tokens=1, messages=[Message("user", "x")])
 FIRST, SECOND = (from_event(events.BlockStop(index)) for index in (1, 2))
 RETRY = Retry(tries_max=4, wait_s=1.0, wait_max_s=5.0)
 AT_ONCE = Retry(tries_max=4, wait_s=0.0, wait_max_s=5.0)
@@ -26,30 +21,23 @@ OVERLOADED = BackendError("backend_overloaded", "Overloaded")
 class ScriptedBackend:
     """A backend with scripted calls: events, or an error to raise. Counts the calls begun and closed."""
 
-    def model_id(self, model: str) -> str:
-        return model
-
     def __init__(self, *calls: list[ModelEvent | Exception]) -> None:
         self.calls = list(calls)
         self.is_called = asyncio.Event()
         self.begun = 0
         self.closed = 0
 
-    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
-        assert call is CALL
+    async def call(self, put: Put) -> None:
         self.begun += 1
         self.is_called.set()
         try:
             for event in self.calls[self.begun - 1]:
                 if isinstance(event, Exception):
                     raise event
-                yield event
+                put(event)
             await asyncio.Event().wait()
         finally:
             self.closed += 1
-
-    async def close(self) -> None:
-        pass
 
 
 @pytest.mark.parametrize("code", sorted({code for code in CODES if code.startswith("backend_")} - REPEATED_FAULTS))
@@ -65,7 +53,7 @@ async def test_a_call_that_breaks_the_rules_of_the_api_ends_its_attempt(code: st
     """The log counts attempts, over all backends and generators, but not the calls of an attempt."""
     backend = ScriptedBackend([BackendError(code, "x")], [FIRST])
     with pytest.raises(BackendError, match="x"):
-        await AT_ONCE.begin(backend, CALL, ignore_begin)
+        await AT_ONCE.stream(backend.call, ignore, ignore)
     assert backend.begun == 1
 
 
@@ -92,17 +80,18 @@ def test_a_retry_after_above_the_cap_ends_the_retries() -> None:
     assert RETRY.next_delay_s(error, tries=1, chance=0.0) is None
 
 
-def ignore_begin(_: Call, __: Exception | None) -> None: ...
+def ignore(_: object) -> None: ...
 
 
 async def test_a_call_is_repeated_until_its_first_event() -> None:
     """Each failed call has been closed."""
     backend = ScriptedBackend([OVERLOADED], [OVERLOADED], [FIRST, SECOND])
-    noted: list[Exception | None] = []
-    first, rest = await AT_ONCE.begin(backend, CALL, lambda _, error: noted.append(error))
-    async with aclosing(rest):
-        assert [first, await anext(rest)] == [FIRST, SECOND]
-        assert (backend.begun, backend.closed) == (3, 2)
+    noted, received = list[Exception | None](), asyncio.Queue[ModelEvent]()
+    streaming = asyncio.create_task(AT_ONCE.stream(backend.call, received.put_nowait, noted.append))
+    assert [await received.get(), await received.get()] == [FIRST, SECOND]
+    assert (backend.begun, backend.closed) == (3, 2)
+    streaming.cancel()
+    await asyncio.wait([streaming])
     assert backend.closed == 3
     assert noted == [OVERLOADED, OVERLOADED, None]
 
@@ -110,11 +99,10 @@ async def test_a_call_is_repeated_until_its_first_event() -> None:
 async def test_a_failure_after_the_first_event_is_not_repeated() -> None:
     """What readers have seen is continued by the next attempt, from the log."""
     backend = ScriptedBackend([FIRST, OVERLOADED], [FIRST])
-    first, rest = await AT_ONCE.begin(backend, CALL, ignore_begin)
-    assert first == FIRST
+    received: list[ModelEvent] = []
     with pytest.raises(BackendError):
-        await anext(rest)
-    assert backend.begun == 1
+        await AT_ONCE.stream(backend.call, received.append, ignore)
+    assert (received, backend.begun) == ([FIRST], 1)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +112,7 @@ async def test_the_last_error_is_raised(error: Exception, calls: int) -> None:
     """After the last try, or at once if another call cannot help."""
     backend = ScriptedBackend([error], [error], [error], [error])
     with pytest.raises(type(error)) as raised:
-        await AT_ONCE.begin(backend, CALL, ignore_begin)
+        await AT_ONCE.stream(backend.call, ignore, ignore)
     assert (raised.value, backend.begun) == (error, calls)
 
 
@@ -134,7 +122,7 @@ async def test_the_last_error_is_raised(error: Exception, calls: int) -> None:
 async def test_a_cancelled_wait_ends_at_once(retry: Retry, calls: list[list[ModelEvent | Exception]]) -> None:
     """A cancelled turn makes no further call, whether it waits for the model or for its next try."""
     backend = ScriptedBackend(*calls)
-    waiting = asyncio.create_task(retry.begin(backend, CALL, ignore_begin))
+    waiting = asyncio.create_task(retry.stream(backend.call, ignore, ignore))
     async with asyncio.timeout(1):
         await backend.is_called.wait()
         waiting.cancel()

@@ -1,6 +1,5 @@
 """When a circuit breaker opens, which turns it spares a call, and when it closes."""
 
-from collections.abc import AsyncGenerator
 from contextlib import suppress
 from functools import partial
 
@@ -11,7 +10,7 @@ from prometheus_client import REGISTRY
 from tailrace.features.failover.circuit_breaker import DOWN_CODES, FAILING_S, OPEN_S, TURNS_MIN, CircuitBreakers
 from tailrace.generators.backend_order import FAILOVER_CODES, BackendOrders, Candidate
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.generators.backends.model_event import Put, from_event
 from tailrace.generators.retry import Retry
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
@@ -32,22 +31,17 @@ class ScriptedBackends:
         self.code: str | None = None
         self.breakers = CircuitBreakers(BackendOrders(tuple(map(Candidate, names))), lambda: self.now)
 
-    def model_id(self, model: str) -> str:
-        return model
-
-    async def answer(self, _: Call) -> AsyncGenerator[ModelEvent, None]:
+    async def answer(self, put: Put) -> None:
         if self.code is not None:
             raise BackendError(self.code, SECRET)
-        yield from_event(BlockStop(0))
-
-    async def close(self) -> None: ...
+        put(from_event(BlockStop(0)))
 
     async def call(self, name: str, code: str | None = None, tenant: Tenant = TENANT, turn: str = "") -> None:
         """Makes a call of the turn `turn`, by default of a new one."""
         self.code = code
         call = Call(model="m", max_tokens=1, messages=[Message("user", "x")], tenant=tenant, turn=turn or new_id())
         with suppress(BackendError):
-            await ONE_TRY.begin(self, call, partial(self.breakers.note_begin, name))
+            await ONE_TRY.stream(self.answer, lambda _: None, partial(self.breakers.note_begin, name, call))
 
     async def fail(
         self, name: str, turns: int = TURNS_MIN, over_s: float = FAILING_S, code: str = "", turn: str = ""
