@@ -217,11 +217,11 @@ class Store:
         self._recorded_upto = max(self._recorded_upto, reached)
 
     async def _count_models(self, writer: Writer, turns: Sequence[tuple[str, str, str]], sign: int) -> None:
-        """Adds the usage by model of turns to the totals, or removes it; see `billed_usage`."""
+        """Adds the usage by model of turns to the totals of features, or removes it."""
         if turns:
             listed = {"listed": msgspec.json.encode(turns).decode(), "sign": sign}
-            await writer.execute("count_moved", listed)
-            await writer.execute("count_billed", listed)
+            for statement in (statement for one in self._tables for statement in one.count_models):
+                await writer.execute(statement, listed)
 
     async def _require_recorded(self, writer: Writer) -> None:
         """Raises StoreRolledBack if the database lacks a commit of `record` of this process."""

@@ -57,5 +57,8 @@ class Tables(NamedTuple):
     """What an erasure of a tenant deletes after its last turn, like `Deletion.when_empty`."""
     put_session: Sequence[str] = ()
     """Statements that run after each turn has written its session, and after a session is created without a turn."""
+    count_models: Sequence[str] = ()
+    """Statements that add the usage by model of turns to totals (`sign` 1) after their rows are written, and remove it
+    (-1) before. `listed` is a JSON list of [tenant, session, turn], of those turns that have such usage."""
     deletions: Mapping[Kind, Deletion] = {}
     """The kinds of resources that the feature deletes."""

@@ -156,4 +156,5 @@ def _start(services: Services, _: NoSettings) -> Parts:
     return Parts(UsageQueries(services.store, services.queries).handlers())
 
 
-FEATURE = Feature(NoSettings, _start, Tables(read_queries(__package__), _rows_of))
+TABLES = Tables(read_queries(__package__), _rows_of, count_models=["count_moved", "count_billed"])
+FEATURE = Feature(NoSettings, _start, TABLES)

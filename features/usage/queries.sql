@@ -90,3 +90,44 @@ WITH RECURSIVE found (tenant) AS (
     {recursion_max}
 )
 SELECT tenant FROM found WHERE tenant IS NOT NULL LIMIT :limit
+
+-- fragment: models_of_turn (sqlite)
+-- A row for each model in the usage by model of a turn.
+json_each(turns.by_model)
+
+-- fragment: models_of_turn (postgresql)
+LATERAL json_each(turns.by_model::json)
+
+-- name: count_moved
+-- Adds the usage of turns that also other models than the requested one have answered to totals by requested model
+-- (:sign 1), or removes it (-1). Billed to a model is: its total, minus this one, plus that of count_billed. Like
+-- count_usage.
+INSERT INTO totals
+SELECT usage.tenant, 'moved', usage.model, usage.asked_at / 86400000000, :sign * count(*), :sign * sum(messages),
+    :sign * sum(input_tokens), :sign * sum(output_tokens), :sign * sum(cache_creation_input_tokens),
+    :sign * sum(cache_read_input_tokens), :sign * sum(cost_nusd), max(usage.asked_at)
+FROM {lists}(:listed{as_json}) AS written
+{join} usage ON usage.tenant = written.value ->> 0 AND usage.session = written.value ->> 1
+    AND usage.turn = written.value ->> 2
+{join} turns ON turns.tenant = usage.tenant AND turns.turn = usage.turn
+WHERE turns.by_model IS NOT NULL
+GROUP BY usage.tenant, usage.model, usage.asked_at / 86400000000
+{add_to_totals}
+
+-- name: count_billed
+-- Adds the usage of the same turns to totals by the model that is billed. Like count_moved.
+INSERT INTO totals
+SELECT usage.tenant, 'billed', field.key, usage.asked_at / 86400000000, :sign * count(*), 0,
+    :sign * sum(CAST(coalesce(field.value ->> 'input_tokens', '0') AS BIGINT)),
+    :sign * sum(CAST(coalesce(field.value ->> 'output_tokens', '0') AS BIGINT)),
+    :sign * sum(CAST(coalesce(field.value ->> 'cache_creation_input_tokens', '0') AS BIGINT)),
+    :sign * sum(CAST(coalesce(field.value ->> 'cache_read_input_tokens', '0') AS BIGINT)),
+    :sign * sum(CAST(coalesce(field.value ->> 'cost_nusd', '0') AS BIGINT)), max(usage.asked_at)
+FROM {lists}(:listed{as_json}) AS written
+{join} usage ON usage.tenant = written.value ->> 0 AND usage.session = written.value ->> 1
+    AND usage.turn = written.value ->> 2
+{join} turns ON turns.tenant = usage.tenant AND turns.turn = usage.turn
+CROSS JOIN {models_of_turn} AS field {key_value}
+WHERE turns.by_model IS NOT NULL
+GROUP BY usage.tenant, field.key, usage.asked_at / 86400000000
+{add_to_totals}

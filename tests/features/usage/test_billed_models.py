@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import msgspec
 
-from tailrace.features.usage.persistence import FEATURE, UsageQueries, UsageTable
+from tailrace.features.usage.persistence import TABLES, UsageQueries, UsageTable
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.rows import TurnRow, build_row, turn_record
 from tailrace.persistence.store import Store
@@ -28,8 +28,7 @@ def billed_row(turn: str, **given: object) -> TurnRow:
     log = started_turn("Light")
     fields: dict[str, object] = {"by_model": BY_MODEL, "usage": TOTAL, "cost_nano_usd": 49, "answered_by": "x"}
     log.store(msgspec.structs.replace(build_end(log.turn, "completed"), **(fields | given)))
-    assert FEATURE.tables is not None
-    return build_row(key(turn), log.turn, [FEATURE.tables.rows])
+    return build_row(key(turn), log.turn, [TABLES.rows])
 
 
 async def test_a_record_has_the_model_that_answered_and_the_usage_of_each(store: Store) -> None:
