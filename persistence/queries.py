@@ -130,14 +130,16 @@ class Queries:
         return BranchPage(*await page_of(branches, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns(self, tenant: Tenant, query: ListTurns) -> TurnPage:
-        """Returns a page of turns, newest first, which match all labels and the outcome.
+        """Returns a page of turns, newest first or by `order`, which match all labels and the outcome.
 
         The page may be short or empty although more pages follow. Raises Refused for an invalid cursor, and for a text
         to search for.
         """
         if query.text is not None:
             raise Refused("request_invalid", "`q`: this persistence process has no search", param="q")
-        return await self.page_of_turns(tenant, query, self._store.turn_list.read_page)
+        lists = self._store.turn_list
+        read = lists.read_page if query.order == "asked_at" else lists.read_slowest
+        return await self.page_of_turns(tenant, query, read)
 
     async def page_of_turns(
         self, tenant: Tenant, query: ListTurns, read: Callable[[TurnPageQuery], Awaitable[Page]]

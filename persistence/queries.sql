@@ -437,6 +437,18 @@ ORDER BY one.asked_at DESC, one.turn DESC LIMIT :limit
 {turns_in_range}
 {newest_of_page}
 
+-- name: slowest_turns
+-- Among the newest :offset turns of a range, those with all labels and the outcome whose first token took longest.
+SELECT one.*, usage.* FROM (
+    SELECT tenant, session, turn, asked_at, first_token_at - asked_at AS waited FROM turns
+    WHERE tenant = :tenant AND (asked_at, turn) >= (:from_at, :start) AND (asked_at, turn) < (:before_at, :before)
+    ORDER BY asked_at DESC, turn DESC LIMIT :offset
+) AS found
+{join} turns AS one ON one.tenant = :tenant AND one.turn = found.turn
+{join} usage ON usage.tenant = :tenant AND usage.session = one.session AND usage.turn = one.turn
+WHERE found.waited IS NOT NULL AND {has_labels} AND {has_outcome}
+ORDER BY found.waited DESC, one.turn LIMIT :limit
+
 -- name: end_of_turns
 -- The position of the turn that is :offset turns older than the newest one of `turns`; none if there are fewer.
 SELECT asked_at, turn FROM turns

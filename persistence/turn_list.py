@@ -14,6 +14,8 @@ from tailrace.proto.records import TurnRecord
 
 # The most turns that are read for one page.
 SCAN_MAX = 1000
+# The most turns among which the slowest ones are looked for.
+COMPARED_MAX = 100_000
 # Most turns are completed. They are found by another index.
 INDEXED_OUTCOMES = ("cancelled", "failed")
 # The order in which labels are tried: those that are not listed have the fewest turns each, models the most.
@@ -92,6 +94,11 @@ class TurnListReader:
                 scan = await self.scan("turns", query.values)
         rows = await self._read(scan.statement, **query.values_of(scan))
         return page_of_scan(scan, rows)
+
+    async def read_slowest(self, query: TurnPageQuery) -> Page:
+        """Returns the turns whose first token took longest, among the newest COMPARED_MAX of the query's days."""
+        values = query.values | {"others": msgspec.json.encode(query.labels).decode(), "offset": COMPARED_MAX}
+        return [turn_record(row) for row in await self._read("slowest_turns", **values)][: query.limit - 1], None
 
     async def best_scan(self, query: TurnPageQuery) -> Scan:
         """Returns the scan whose `end` is the oldest: that of the rarest label or outcome; NEWEST without."""

@@ -263,11 +263,15 @@ class ListSessionTurns(Query[TurnPage], frozen=True):
     is_newest_first: bool = False
 
 
+TurnOrder = Literal["asked_at", "first_token_s"]
+
+
 class ListTurns(Query[TurnPage], frozen=True):
     """A page of the turns that have all `labels`, newest first, of the days `first` to `last`. Refused: cursor_invalid.
 
     With `outcome` only those that have ended so. Labels are `model`, `key`, `user`, and `metadata.NAME`. With `text`
-    only those that contain all of its words; Refused: request_invalid for a text without a word.
+    only those that contain all of its words; Refused: request_invalid for a text without a word. With the order
+    `first_token_s` the turns whose first token took longest come first, and there is one page.
     """
 
     query: ClassVar[str] = "turns"
@@ -278,6 +282,7 @@ class ListTurns(Query[TurnPage], frozen=True):
     after: str | None = None
     limit: int = 50
     outcome: Outcome | None = None
+    order: TurnOrder = "asked_at"
 
 
 class ListRunning(Query[TurnPage], frozen=True):

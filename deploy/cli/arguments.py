@@ -3,6 +3,7 @@
 import argparse
 import errno
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 from tailrace.deploy.local.data_dir import NamedDataDir
@@ -98,6 +99,17 @@ def host(text: str) -> str:
         # It would be every address of the machine.
         raise argparse.ArgumentTypeError("'' is not an address")
     return text[1:-1] if text.startswith("[") and text.endswith("]") else text
+
+
+def day(text: str) -> date:
+    """argparse type: a date such as 2026-01-31, from 1970 to 9998 as in `GET /v1/usage`."""
+    try:
+        found = date.fromisoformat(text)
+    except ValueError:
+        found = date.min
+    if not 1970 <= found.year <= 9998:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day such as 2026-01-31")
+    return found
 
 
 def tenant(text: str) -> Tenant:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import msgspec
 
 from tailrace.deploy.cli import vendor_report
-from tailrace.deploy.cli.arguments import add_data, add_json
+from tailrace.deploy.cli.arguments import add_data, add_json, day
 from tailrace.deploy.cli.result import print_json
-from tailrace.deploy.cli.usage import TIMEOUT_S, day
+from tailrace.deploy.cli.usage import TIMEOUT_S
 from tailrace.deploy.cli.vendor_report import COMPARED_COSTS, KEY_SETTING, Report, ReportClient, counts_of, model_name
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table

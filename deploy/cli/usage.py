@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import msgspec
 
-from tailrace.deploy.cli.arguments import add_connection, add_json, tenant
+from tailrace.deploy.cli.arguments import add_connection, add_json, day, tenant
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
@@ -53,17 +53,6 @@ def dimension(text: str) -> str:
     if text not in USAGE_BY and not text.startswith("metadata."):
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(USAGE_BY)}, metadata.NAME")
     return text
-
-
-def day(text: str) -> date:
-    """argparse type: a date such as 2026-01-31, from 1970 to 9998 as in `GET /v1/usage`."""
-    try:
-        found = date.fromisoformat(text)
-    except ValueError:
-        found = date.min
-    if not 1970 <= found.year <= 9998:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a day such as 2026-01-31")
-    return found
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:

@@ -19,7 +19,7 @@ from tailrace.proto.entries import Outcome
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.records import PAGE_ITEMS_MAX, GetSession, ListRunning, ListTurns, TurnRecord
+from tailrace.proto.records import PAGE_ITEMS_MAX, GetSession, ListRunning, ListTurns, TurnOrder, TurnRecord
 
 TEXT_CHARS_MAX = 1000
 ENDED: tuple[str, ...] = get_args(Outcome)
@@ -28,7 +28,10 @@ LABELS = ("user", "model", "key")
 
 
 class TurnList(Page[TurnRecord], frozen=True, kw_only=True):
-    """Turns, newest first; with `status=running` the running ones, oldest first, with their text so far."""
+    """Turns, newest first; with `status=running` the running ones, oldest first, with their text so far.
+
+    With `order=first_token_s` those that waited longest for their first token, in one page.
+    """
 
 
 class CancelledSession(msgspec.Struct, frozen=True):
@@ -41,10 +44,11 @@ class CancelledSession(msgspec.Struct, frozen=True):
 
 
 async def get_turns(request: ApiRequest, history: HistoryClient, reader: TurnReader) -> Response:
-    """`GET /v1/turns`: turns by words, user, model, key, metadata, outcome and day, newest first.
+    """`GET /v1/turns`: turns by words, user, model, key, metadata, outcome and day, newest first or slowest first.
 
     `status=running` lists those that run, oldest first. Conditions are combined: a turn must fulfil all of them. `q`
-    finds turns whose message and answer contain all of its words.
+    finds turns whose message and answer contain all of its words. `order=first_token_s` lists the turns of a day whose
+    first token took longest, at most `limit`.
     """
     tenant, (after, limit) = request.tenant, page_of(request)
     query = _query_of(request, after, limit)
@@ -78,10 +82,26 @@ def _query_of(request: ApiRequest, after: str | None, limit: int) -> ListRunning
                 f"`q` has {len(text):,} characters, and at most {TEXT_CHARS_MAX:,} are allowed: search for fewer words"
             )
             raise Refused("request_invalid", why, param="q")
-        return ListTurns(labels, parameters.get("q"), first, last, after, limit, cast("Outcome | None", status))
-    if labels or first or last or "q" in parameters:
+        order = _order_of(request)
+        return ListTurns(labels, parameters.get("q"), first, last, after, limit, cast("Outcome | None", status), order)
+    if labels or first or last or "q" in parameters or "order" in parameters:
         raise Refused("request_invalid", "`status=running` can be combined with `session` only: leave the others out")
     return ListRunning(parameters.get("session"), after, limit)
+
+
+def _order_of(request: ApiRequest) -> TurnOrder:
+    """Returns the parameter `order`. Raises Refused."""
+    parameters = request.query_params
+    order = parameters.get("order", "asked_at")
+    if order not in get_args(TurnOrder):
+        why = f"`order` must be one of {', '.join(get_args(TurnOrder))}; leave it out for the newest turns first"
+        raise Refused("request_invalid", why, param="order")
+    if order == "first_token_s":
+        if "from" not in parameters:
+            raise Refused("request_invalid", "`order=first_token_s` needs a day: `from=2026-01-31`", param="from")
+        if "q" in parameters or "after" in parameters:
+            raise Refused("request_invalid", "`order=first_token_s` has one page, and no `q` or `after`", param="order")
+    return cast("TurnOrder", order)
 
 
 async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
@@ -123,6 +143,9 @@ FILTERS = (
     query_object("metadata", "Only turns with these fields: `metadata[team]=search`."),
     FROM,
     TO,
+    query(
+        "order", "The order; `first_token_s`, which needs `from`, is the slowest first.", enum=list(get_args(TurnOrder))
+    ),
 )
 
 ROUTES = [

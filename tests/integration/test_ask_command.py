@@ -212,6 +212,10 @@ async def test_a_conversation_is_asked_listed_and_exported(commands: Commands, t
     assert [turn["turn"] for turn in found] == [turn["turn"] for turn in turns[:-3:-1]]
     assert turns[-1]["turn"] in (await commands.run("turns", "--search", "w000006")).out
     assert (await commands.run("turns", "--search", "estuary")).out == "no turns\n"
+    slowest = msgspec.json.decode((await commands.run("turns", "--slowest", "--limit", "2", "--json")).out)
+    assert slowest[0]["first_token_s"] >= slowest[1]["first_token_s"]
+    assert f"{slowest[0]['first_token_s']:.1f} s" in (await commands.run("turns", "--slowest")).out
+    assert (await commands.run("turns", "--slowest", "--to", "2020-01-01")).out == "no turns\n"
     assert (await commands.run("export", name, "--output", str(tmp_path / "it.md"))).status == 0
     assert (tmp_path / "it.md").read_text().count("## claude-haiku-5-5") == 2
     exported = msgspec.json.decode((await commands.run("export", name, "--json")).out)

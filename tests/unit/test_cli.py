@@ -69,6 +69,7 @@ class Terminal(io.StringIO):
         (["keys", "lisst"], "invalid choice: 'lisst' (did you mean list?)"),
         (["turns", "--search", "\udcff"], "the argument '\\udcff' is not UTF-8"),
         (["turns", "--sesion", "x"], "unrecognized arguments: --sesion x (did you mean --session?)"),
+        (["turns", "--slowest", "--from", "monday"], "'monday' is not a day such as 2026-01-31"),
         (["turns", "--session", ""], "'' is not the id of a session: see `tailrace sessions`"),
         (["export", ".."], "'..' is not the id of a session"),
         (["turns", "now"], "tailrace turns: unrecognized arguments: now; see `tailrace turns --help`"),
