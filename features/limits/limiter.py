@@ -98,7 +98,8 @@ class Limiter(admission.Limiter):
         await Admission(self, principal.tenant, [owner]).count_request()
 
     def slots_of(self, principal: Principal) -> HeldSlots | None:
-        return self.streams.slots_of(self.owners(principal))
+        limited = [owner for owner in self.owners(principal) if owner.limits.streams is not None]
+        return HeldSlots(self.streams, limited) if limited else None
 
     def effective_limits(self, own: Mapping[str, float]) -> Limits:
         return effective_limits(own, self._tenant_defaults)

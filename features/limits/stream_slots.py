@@ -33,11 +33,6 @@ class StreamSlots:
         self.open: set[HeldSlots] = set()
         """Those of the streams that are open."""
 
-    def slots_of(self, owners: Sequence[Owner]) -> "HeldSlots | None":
-        """Returns the slots for one stream of these owners; None without a limit."""
-        limited = [owner for owner in owners if owner.limits.streams is not None]
-        return HeldSlots(self, limited) if limited else None
-
     async def renew_periodically(self) -> None:
         """Renews the slots of all open streams until it is cancelled."""
         await keep_renewed(lambda: self.open, RENEW_INTERVAL_S)
