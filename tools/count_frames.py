@@ -238,6 +238,8 @@ async def _count(nats_url: str) -> dict[str, Functions]:
         stop.set()
         await serving
         await connection.close()
+    # On a busy machine the turn's feed may still be there when its reader resumes, which then reads no log.
+    client.paths["resume"] = [run for run in client.paths["resume"] if "page" in {one.co_name for one in run}]
     return {name: min(runs, key=len) for name, runs in client.paths.items()}
 
 

@@ -22,7 +22,6 @@ from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.log_server import LiveFeed
-from tailrace.proto.runtime.flag import Flag
 
 # The timeout of the check that an ended turn is still in the log. The log answers within a millisecond, or not at all.
 KEPT_TIMEOUT_S = 0.5
@@ -44,7 +43,8 @@ class TurnFeed:
         self._after_restart = 0
         """The index of the entry after the last restart."""
         self._error: LogError | None = None
-        self._caught_up = Flag()
+        self._caught_up: asyncio.Event | None = asyncio.Event()
+        """Set, and then None, when the feed has all entries that were stored when it began."""
         self._heartbeat_s = heartbeat_s
         self._loop = asyncio.get_running_loop()
         self._woken_at = self._loop.time()
@@ -80,7 +80,7 @@ class TurnFeed:
                 self._after_restart = len(self.entries)
         self.is_ended = bool(entries) and isinstance(entries[-1].entry, End)
         metrics.ENTRIES.value += len(entries)
-        self._caught_up.set()
+        self._end_catching_up()
         self._wake()
 
     @property
@@ -98,7 +98,7 @@ class TurnFeed:
 
     def close(self) -> None:
         """Wakes the readers for the last time: no more entries will come."""
-        self._caught_up.set()
+        self._end_catching_up()
         self._wake()
         self._silence.cancel()
 
@@ -107,7 +107,8 @@ class TurnFeed:
 
         Raises TurnUnknown, CursorUnknown, LogUnavailable.
         """
-        await self._caught_up.wait()
+        if self._caught_up is not None:
+            await self._caught_up.wait()
         if self._error is not None:
             raise self._error
 
@@ -160,6 +161,11 @@ class TurnFeed:
             await stopped
         finally:
             del self._waiting[stopped]
+
+    def _end_catching_up(self) -> None:
+        if self._caught_up is not None:
+            self._caught_up.set()
+            self._caught_up = None
 
     def _wake(self) -> None:
         self._woken_at = self._loop.time()

@@ -12,7 +12,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import ParseResult
 
@@ -96,10 +95,13 @@ class Client(NatsClient):
         self._receivers[number] = receive
         try:
             # With a future, nats-py starts no task.
-            return await self.subscribe(subject, future=self._event_loop.create_future())
+            subscription = await self.subscribe(subject, future=self._event_loop.create_future())
         except BaseException:
             self._receivers.pop(number, None)
             raise
+        # It gets no message, and would take 3 kB for each turn that a gateway reads.
+        subscription._pending_queue = None  # type: ignore[assignment]  # noqa: SLF001
+        return subscription
 
     async def open_inbox(self) -> None:
         """Subscribes to the replies of requests. Raises nats-py's errors."""
@@ -213,15 +215,8 @@ class Client(NatsClient):
         await super()._process_connect_init()
         # Not earlier: TLS has a reader of its own. The server has sent no message yet.
         reader: asyncio.StreamReader = self._transport._io_reader  # type: ignore[union-attr]  # noqa: SLF001
-        splitter = MessageSplitter(self._receivers, reader.feed_data, self._report)
-        reader.feed_data = partial(self._split, splitter)  # type: ignore[method-assign]
-
-    def _split(self, splitter: "MessageSplitter", data: bytes) -> None:
-        try:
-            splitter.feed(data)
-        except MemoryError:
-            # What was read is lost. uvloop would close the socket with this error, after which nats-py's loops end.
-            self.abort()
+        splitter = MessageSplitter(self._receivers, reader.feed_data, self._report, self.abort)
+        reader.feed_data = splitter.feed  # type: ignore[assignment, method-assign]
 
     def _report(self, error: Exception) -> None:
         # As in nats-py. The callback waits for nothing.
@@ -339,12 +334,20 @@ class MessageSplitter:
     """Passes messages of direct subscriptions to their functions, and everything else to nats-py's reader."""
 
     def __init__(
-        self, receivers: Mapping[bytes, Receive], feed: Callable[[bytes], None], report: Callable[[Exception], None]
+        self,
+        receivers: Mapping[bytes, Receive],
+        feed: Callable[[bytes], None],
+        report: Callable[[Exception], None],
+        abort: Callable[[], None],
     ) -> None:
-        """`receivers`: the functions, by subscription. `feed` takes the rest, `report` an error of a function."""
+        """`receivers`: the functions, by subscription. `feed` takes the rest, `report` an error of a function.
+
+        `abort` is called when bytes are lost for a lack of memory.
+        """
         self._receivers = receivers
         self._feed = feed
         self._report = report
+        self._abort = abort
         self._pieces: list[bytes] = []
         """The incomplete line or message at the end of what was read. It is joined once, when it is complete."""
         self._missing = 0
@@ -354,23 +357,27 @@ class MessageSplitter:
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes from the server."""
-        if self._pieces:
-            self._pieces.append(data)
-            self._missing -= len(data)
-            if self._missing > 0:
-                return
-            data, self._pieces = b"".join(self._pieces), []
-        size = len(data)
-        at = min(self._left, size)
-        if at:
-            self._left -= at
-            self._feed(data[:at])
-        while at < size:
-            end = self._take(data, at, size)
-            if end > size:
-                self._pieces, self._missing = [data[at:]], end - size
-                return
-            at = end
+        try:
+            if self._pieces:
+                self._pieces.append(data)
+                self._missing -= len(data)
+                if self._missing > 0:
+                    return
+                data, self._pieces = b"".join(self._pieces), []
+            size = len(data)
+            at = min(self._left, size)
+            if at:
+                self._left -= at
+                self._feed(data[:at])
+            while at < size:
+                end = self._take(data, at, size)
+                if end > size:
+                    self._pieces, self._missing = [data[at:]], end - size
+                    return
+                at = end
+        except MemoryError:
+            # uvloop would close the socket with this error, after which nats-py's loops end.
+            self._abort()
 
     def _take(self, data: bytes, at: int, size: int) -> int:
         """Takes the line or message that begins at `at`; returns where the next one begins.

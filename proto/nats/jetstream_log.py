@@ -5,11 +5,11 @@ Its `publish` is the only function that publishes entries of a turn. It sets sub
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -29,6 +29,8 @@ from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed,
 from tailrace.proto.nats.replay import ask_twice
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import STREAM
+
+T = TypeVar("T")
 
 FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 # The header block of an append: the fence, and its subject.
@@ -253,8 +255,7 @@ class JetStreamLog:
         if not is_deleted and await self.has_entry(key, seq):
             raise LogUnavailable(f"an entry of {key.turn} could not be erased: retry")
 
-    @asynccontextmanager
-    async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:
+    def subscribe(self, key: TurnKey, kind: str = ">") -> AbstractAsyncContextManager[LiveFeed]:
         """Yields the live feed of a turn, for all kinds of entries or one. A lost connection resets the feed.
 
         Raises LogUnavailable on entry.
@@ -270,8 +271,7 @@ class JetStreamLog:
             else:
                 feed.add(stored)
 
-        async with self._listen(f"{subjects.live(key)[:-1]}{kind}", add, feed.reset):
-            yield feed
+        return _Listening(self.connection, f"{subjects.live(key)[:-1]}{kind}", add, feed.reset, feed)
 
     async def now(self) -> datetime:
         """Returns the time of the server's clock, which dates the entries. Raises LogUnavailable."""
@@ -281,8 +281,7 @@ class JetStreamLog:
         """Returns the sequence of the newest entry of all turns. Raises LogUnavailable."""
         return (await self.connection.stream_info(STREAM)).state.last_seq
 
-    @asynccontextmanager
-    async def new_turns(self, tenant: Tenant, call: Callable[[SessionId | None], None]) -> AsyncIterator[None]:
+    def new_turns(self, tenant: Tenant, call: Callable[[SessionId | None], None]) -> AbstractAsyncContextManager[None]:
         """Calls `call` with the session of each new turn of the tenant, until the context is left. A hint.
 
         None: any session may have new turns, because messages may be missing. Raises LogUnavailable on entry.
@@ -292,8 +291,7 @@ class JetStreamLog:
             with suppress(*DECODE_ERRORS):
                 call(_session.decode(payload).session)
 
-        async with self._listen(subjects.live_requests(tenant), notify, lambda: call(None)):
-            yield
+        return _Listening(self.connection, subjects.live_requests(tenant), notify, lambda: call(None), None)
 
     def _decode_all(self, messages: Sequence[Message], turn: str) -> list[StoredEntry]:
         return [stored for one in messages if (stored := self._decode(one.header_block, one.data, turn))]
@@ -332,16 +330,32 @@ class JetStreamLog:
         except LogUnavailable as error:
             raise PublishUnclear(str(error), is_answered=False) from error
 
-    @asynccontextmanager
-    async def _listen(self, subject: str, receive: Receive, reset: Callable[[], None]) -> AsyncIterator[None]:
-        """Passes the messages of the live feed on `subject` to `receive`. Calls `reset` when some may be missing."""
-        subscription = await self.connection.subscribe_directly(subject, receive)
-        forget = self.connection.on_reconnected(reset)
-        try:
-            yield
-        finally:
-            forget()
-            await self.connection.unsubscribe(subscription)
+
+class _Listening(Generic[T]):
+    """Passes the messages of the live feed on `subject` to `receive`. Calls `reset` when some may be missing.
+
+    A class, because two generators for each turn that is read would take 1 kB more.
+    """
+
+    __slots__ = ("_connection", "_forget", "_receive", "_reset", "_result", "_subject", "_subscription")
+
+    def __init__(
+        self, connection: Connection, subject: str, receive: Receive, reset: Callable[[], None], result: T
+    ) -> None:
+        self._connection = connection
+        self._subject = subject
+        self._receive = receive
+        self._reset = reset
+        self._result = result
+
+    async def __aenter__(self) -> T:
+        self._subscription = await self._connection.subscribe_directly(self._subject, self._receive)
+        self._forget = self._connection.on_reconnected(self._reset)
+        return self._result
+
+    async def __aexit__(self, *_: object) -> None:
+        self._forget()
+        await self._connection.unsubscribe(self._subscription)
 
 
 class _Session(msgspec.Struct):

@@ -246,14 +246,14 @@ async def test_a_connection_whose_bytes_were_lost_without_memory_is_replaced(
     """uvloop would close the socket with the error, after which nats-py ends its loops."""
     restored = asyncio.Event()
     own_connection.on_reconnected(restored.set)
-    feed, failures = MessageSplitter.feed, [MemoryError]
+    take, failures = MessageSplitter._take, [MemoryError]  # noqa: SLF001
 
-    def fail_first(self: MessageSplitter, data: bytes) -> None:
+    def fail_first(self: MessageSplitter, data: bytes, at: int, size: int) -> int:
         if failures:
             raise failures.pop()
-        feed(self, data)
+        return take(self, data, at, size)
 
-    monkeypatch.setattr(MessageSplitter, "feed", fail_first)
+    monkeypatch.setattr(MessageSplitter, "_take", fail_first)
     with pytest.raises(LogUnavailable):
         await own_connection.request("$JS.API.INFO", b"", timeout_s=1)
     await asyncio.wait_for(restored.wait(), 20)

@@ -30,6 +30,10 @@ STREAM = b"".join(
 )
 
 
+def abort() -> None:
+    raise AssertionError
+
+
 class RecordingClient:
     """A client whose messages pass the splitter first. It notes them, and what nats-py's parser calls for the rest."""
 
@@ -39,7 +43,7 @@ class RecordingClient:
         self.errors: list[Exception] = []
         self.parser = Parser(self)
         receivers = {b"%d" % number: self.receiver(number) for number in direct}
-        self.feed = MessageSplitter(receivers, self.parse, self.errors.append).feed
+        self.feed = MessageSplitter(receivers, self.parse, self.errors.append, abort).feed
 
     def receiver(self, number: int) -> Any:
         def receive(subject: bytes, headers: bytes, payload: bytes, reply: bytes) -> None:
