@@ -1,7 +1,6 @@
 """OpenAI's SDK and its Agents SDK in JavaScript, besides what the client matrix tests."""
 
 import asyncio
-import re
 from pathlib import Path
 from signal import SIGKILL
 
@@ -19,7 +18,7 @@ from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, api_keys
 
 NODE = "openai (Node)"
-PAGE = Path(__file__).parents[2] / "docs/OPENAI.md"
+EXAMPLE = Path(__file__).parents[2] / "examples/openai_resume.mjs"
 AGENTS = "@openai/agents"
 REFUSED = {"error": "InternalServerError", "status": 529, "code": "backend_overloaded"}
 
@@ -40,9 +39,9 @@ async def test_chat_completions(gateway: Gateway) -> None:
     assert failed == {"error": "APIError", "code": "interrupted", "text": words(5)}
 
 
-async def test_the_example_in_the_docs_resumes_and_raises_the_error_of_a_failed_answer(gateway: Gateway) -> None:
+async def test_the_example_resumes_and_raises_the_error_of_a_failed_answer(gateway: Gateway) -> None:
     """It took a part of an answer that had failed for all of it."""
-    [example] = re.findall(r"^```js\n(import OpenAI.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    example = EXAMPLE.read_text()
 
     async def run(url: str, question: str) -> str:
         code = example.replace("http://localhost:8000", url).replace("my-secret-key", KEY)

@@ -26,8 +26,10 @@ PRINTED_S_MAX = 90
 
 
 def blocks() -> Iterator[tuple[str, str]]:
+    """Yields the examples of all pages, and the program to which docs/OPENAI.md refers."""
     for page in sorted(DOCS.glob("*.md")):
         yield from ((page.name, block) for block in BLOCK.findall(page.read_text()))
+    yield "openai_resume.py", (DOCS.parent / "examples/openai_resume.py").read_text()
 
 
 BLOCKS = list(blocks())
