@@ -1,6 +1,7 @@
 """The features of a gateway, in the order of their routes, and its settings with theirs."""
 
 from tailrace.features.admin.gateway import FEATURE as ADMIN
+from tailrace.features.api_reference.gateway import FEATURE as API_REFERENCE
 from tailrace.features.auto_idempotency.gateway import FEATURE as AUTO_IDEMPOTENCY
 from tailrace.features.batches.gateway import FEATURE as BATCHES
 from tailrace.features.count_tokens.gateway import FEATURE as COUNT_TOKENS
@@ -30,6 +31,7 @@ from tailrace.gateway.settings import Settings as CoreSettings
 from tailrace.proto.runtime.settings import extend
 
 FEATURES: Features = (
+    API_REFERENCE,
     BATCHES,
     FILES,
     LIMITS,

@@ -29,7 +29,6 @@ from tailrace.gateway.http.admission_queue import AdmissionQueue, refuse_connect
 from tailrace.gateway.http.refusal_events import RefusalEvents
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.http.traced_route import TracedApp
-from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
 from tailrace.gateway.resources import (
     deletion,
     health,
@@ -55,7 +54,6 @@ ROUTES: list[Route] = [
     *ANTHROPIC_ROUTES,
     *models.ROUTES,
     *health.ROUTES,
-    *OPENAPI_ROUTES,
 ]
 
 

@@ -31,7 +31,7 @@ BY_KIND = {"request": Request, "attempt": Attempt, "event": Event, "progress": P
 EXAMPLES_MAX = 3
 ABOUT = (
     "The events that a reader of a turn receives in each dialect, as server-sent events or plain text, and the entries "
-    "of the log. The rules are in proto/PROTOCOL.md, the routes in gateway/openapi/openapi.json."
+    "of the log. The rules are in proto/PROTOCOL.md, the routes in features/api_reference/openapi.json."
 )
 
 Json = dict[str, Any]

@@ -34,7 +34,7 @@ def generate_files() -> dict[str, str]:
         "proto/entries.schema.json": entries_schema(),
         "proto/queries.schema.json": queries_schema(),
         "docs/nats-users.conf": accounts_configuration(),
-        "gateway/openapi/openapi.json": schema_text(build_document(ROUTES, VERSION)),
+        "features/api_reference/openapi.json": schema_text(build_document(ROUTES, VERSION)),
         **monitoring.generate_files(WRITTEN_BY),
     }
 

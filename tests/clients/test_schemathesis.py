@@ -20,7 +20,7 @@ from tests.harness.refusals import problem_of
 from tests.harness.system import System
 from tests.integration.conftest import KEY, api_keys
 
-DOCUMENT = Path(__file__).parents[2] / "gateway/openapi/openapi.json"
+DOCUMENT = Path(__file__).parents[2] / "features/api_reference/openapi.json"
 CASES = int(os.environ.get("SCHEMATHESIS_CASES", "3"))
 # Any text fits their only parameter, and they need no credential.
 ALWAYS_VALID = {"GET /page/{file}", "GET /turns/{turn}"}

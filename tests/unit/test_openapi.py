@@ -10,6 +10,9 @@ from jsonschema_rs import Draft202012Validator
 from starlette import routing
 from starlette.requests import Request
 
+from tailrace.features.api_reference import gateway as routes
+from tailrace.features.api_reference.gateway import document
+from tailrace.features.api_reference.reference_page import render_page
 from tailrace.features.files.gateway import FILE_ID
 from tailrace.features.gateway import ROUTES
 from tailrace.features.page.gateway import endpoints_of
@@ -20,9 +23,6 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.examples import BATCH, FILE, MODEL, PARENT, TURN
 from tailrace.gateway.http.last_event_id import QUERY_NAMES
 from tailrace.gateway.http.route import SSE
-from tailrace.gateway.openapi import routes
-from tailrace.gateway.openapi.reference_page import render_page
-from tailrace.gateway.openapi.routes import document
 from tailrace.proto.api_key import KEY_ID, ApiKey
 from tailrace.proto.models import find_model
 from tailrace.proto.nats.administration import without_hash

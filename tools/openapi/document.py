@@ -1,6 +1,6 @@
 """Builds the OpenAPI 3.1 document from the routes, their docstrings and the Structs of their bodies.
 
-Source: OpenAPI Specification 3.1.1. `make schema` writes the document to gateway/openapi/openapi.json.
+Source: OpenAPI Specification 3.1.1. `make schema` writes the document to features/api_reference/openapi.json.
 """
 
 import re

@@ -7,10 +7,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tailrace.features.api_reference.reference_page import render_page
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.route import OPERATION, Route
-from tailrace.gateway.openapi.reference_page import render_page
+from tailrace.proto.runtime.settings import NoSettings
 
-DOCUMENT = files("tailrace.gateway.openapi") / "openapi.json"
+DOCUMENT = files("tailrace.features.api_reference") / "openapi.json"
 
 
 @cache
@@ -38,3 +40,5 @@ ROUTES = [
     Route("GET", "/openapi.json", openapi, "public", OPERATION, result={"openapi": "3.1.1"}),
     Route("GET", "/docs", docs, "public", OPERATION, streams="text/html"),
 ]
+
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES)
