@@ -26,7 +26,7 @@ class ListedModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ListedModels(msgspec.Struct, frozen=True):
-    """The reply to `models`."""
+    """The reply to `models`, whose question is empty. Refused: backend_…."""
 
     data: list[ListedModel]
     is_simulated: bool = False
@@ -41,18 +41,24 @@ class TokenCount(msgspec.Struct, frozen=True):
 
 
 class CountTokens(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`body` is a Messages request, `betas` the value of its anthropic-beta header. The reply is Anthropic's."""
+    """`body` is a Messages request, `betas` the value of its anthropic-beta header. The reply is Anthropic's.
+
+    The generator replaces the model by the operator's name for it. Refused: backend_…, blob_expired.
+    """
 
     body: msgspec.Raw
     betas: str = ""
     is_lifted: bool = False
-    """Whether `body` may have references in place of long strings (R33)."""
+    """Whether `body` may have references in place of long strings (R33), which the generator replaces first."""
     api_version: str | None = None
     """The value of the header anthropic-version; None: the SDK's default."""
 
 
 class CancelMessageBatch(msgspec.Struct, frozen=True):
-    """Cancels one of Anthropic's Message Batches, because its batch is being deleted. The reply is empty."""
+    """Cancels one of Anthropic's Message Batches, because its batch is being deleted and has not completed.
+
+    The reply is empty, also if Anthropic does not have the message batch or it has ended. Refused: backend_….
+    """
 
     message_batch: str
 
