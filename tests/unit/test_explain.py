@@ -34,6 +34,22 @@ def test_each_error_code_and_setting_is_explained(
     assert [text for text in texts if text not in printed] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("SQLITE_FULL", "make space"),
+        ("SQLITE_LOCKED", "end that program"),
+        ("55P03", "look for long transactions"),
+        ("53100", "repair it on the server"),
+        ("SQLITE_CORRUPT", "restore older turns from a backup, or from the damaged file."),
+    ],
+)
+def test_an_error_of_the_database_is_explained(name: str, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`/readyz` and the log of persistence show the code. A SQLSTATE is explained by its class."""
+    assert main(["explain", name]) == 0
+    assert advice in capsys.readouterr().out
+
+
 def test_a_list_as_json_has_each_row_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "errors", "--json"]) == 0
     assert [row["name"] for row in msgspec.json.decode(capsys.readouterr().out)] == list(CODES)
