@@ -4,6 +4,8 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 # Written when the packages of requirements.lock are installed: what the product needs to run.
 RUNTIME := .venv/installed
+# Written when the packages of requirements-test.lock are installed as well: what one test needs.
+TESTING := .venv/installed-test
 # Written when the packages of requirements-dev.lock are installed as well: tests, linters, client libraries.
 INSTALLED := .venv/installed-dev
 # The `tailrace` command of this checkout, callable from any folder and through a link. It finds the checkout when it
@@ -18,12 +20,14 @@ CLIENTS := tests/clients/js/node_modules/installed
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: no-copy test-core test-all conformance findings frames roll docs audit types style tests-compiled schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
+.PHONY: no-copy test-core test-all conformance findings frames roll docs audit types style tests-compiled schedules kills wear fuzz help setup setup-test clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: no-copy $(INSTALLED) $(LAUNCHER) ## install the product and the development tools into .venv
+
+setup-test: no-copy $(TESTING) ## install only what tests/unit needs, in under a minute; then `.venv/bin/python -m pytest FILE`
 
 run: no-copy $(RUNTIME) $(LAUNCHER) ## start the whole system, with its data in .tailrace; ARGS='--help' lists the options
 	@exec $(LAUNCHER) up --data .tailrace $(ARGS)
@@ -111,6 +115,7 @@ docs: setup .venv-docs/installed ## build the documentation as a site into dist/
 lock: setup ## write the lock files from pyproject.toml
 	$(LOCK) -o requirements.lock pyproject.toml
 	$(LOCK) --extra dev --constraint requirements.lock -o requirements-dev.lock pyproject.toml
+	$(LOCK) --extra test --constraint requirements-dev.lock -o requirements-test.lock pyproject.toml
 	$(LOCK) --extra otlp --extra postgres --extra bedrock --extra vertex --constraint requirements-dev.lock -o requirements-container.lock pyproject.toml
 	$(LOCK) -o requirements-docs.lock tools/requirements.txt
 	$(LOCK) --extra litellm -o requirements-litellm.lock pyproject.toml
@@ -196,10 +201,16 @@ $(RUNTIME): requirements.lock | .venv/bin/python
 	@$(call install,.venv) -r requirements.lock
 	@touch $@
 
+# --no-compile: Python compiles the modules that a test imports.
+$(TESTING): requirements-test.lock requirements.lock | .venv/bin/python
+	@echo "Installing what tests/unit needs into .venv (about 190 MB, once)." >&2
+	@$(call install,.venv) --no-compile -r requirements-test.lock
+	@touch $(RUNTIME) $@
+
 $(INSTALLED): requirements-dev.lock requirements.lock | .venv/bin/python
 	@echo "Installing the development tools into .venv (about 1,100 MB, once)." >&2
 	@$(call install,.venv) -r requirements-dev.lock
-	@touch $(RUNTIME) $@
+	@touch $(RUNTIME) $(TESTING) $@
 
 $(LAUNCHER): Makefile | .venv/bin/python
 	@printf '%s\n' '#!/bin/sh' 'bin=$$(dirname "$$(readlink -f "$$0")")' \

@@ -5,16 +5,21 @@ of each other's way by tenant: `tenant` is a new one each time. A test that kill
 `own_server`.
 """
 
+from __future__ import annotations
+
 import asyncio
 import gc
+import importlib.util
 import multiprocessing.util
 import os
+import re
 import signal
+import sys
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -22,13 +27,16 @@ import structlog
 import uvloop
 from hypothesis import HealthCheck, settings
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
-from tailrace.proto.nats import Connection, TurnLog, streams
-from tailrace.proto.runtime import sandbox
 from tests.harness.patches import patch_process, write_authority
-from tests.harness.postgresql import PostgreSQLMissing, PostgreSQLServer
 from tests.harness.timeouts import Timeouts
+
+if TYPE_CHECKING:
+    # Imported by the fixtures: a test of a pure function imports no client of NATS. That of PostgreSQL is none of the
+    # packages of requirements-test.lock.
+    from tailrace.deploy.local.nats_server import NatsServer
+    from tailrace.proto.nats import Connection, TurnLog
+    from tests.harness.postgresql import PostgreSQLServer
 
 # The streams must fit into the store of a test server, which is 1 GiB (NatsServer's default).
 BYTES_MAX = 768 * 1024**2
@@ -60,9 +68,6 @@ def configure_uncached(**settings: Any) -> None:
 structlog.configure = configure_uncached  # type: ignore[assignment]
 console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
 structlog.configure(processors=[*structlog.get_config()["processors"][:-1], console])
-
-patch_process()
-
 
 # As the processes run. It also takes an eighth less CPU time than asyncio's loop. Not by pytest-asyncio's hook: that
 # makes the loop's factory a parameter of each test, and a new parameter ends the loop of the session with its servers.
@@ -106,6 +111,17 @@ def pytest_configure(config: pytest.Config) -> None:
         patched.setenv("SSL_CERT_FILE", str(write_authority(Path(folder.name))))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skips a file that imports a package of `make setup`, after `make setup-test`."""
+    report = yield
+    missing = re.search(r"No module named '(\w+)", str(report.longrepr)) if report.failed else None
+    if missing is not None and missing[1] != "tailrace" and importlib.util.find_spec("openai") is None:
+        report.outcome = "skipped"
+        report.longrepr = (report.nodeid, 1, f"Skipped: {missing[1]} is not installed: run `make setup`")
+    return report
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Moves the files of long tests forward, in equal distances: few run at once. Those of the longest come first.
@@ -147,7 +163,9 @@ def is_quick(item: pytest.Item, *, is_long: bool) -> bool:
 
 
 def pytest_collection_finish() -> None:
-    """Enables garbage collection, without the million objects that a worker has loaded by now and keeps."""
+    """Patches what the tests have imported. Enables garbage collection, without the million objects loaded by now."""
+    if not {"uvicorn.server", "tailrace.proto.nats"}.isdisjoint(sys.modules):
+        patch_process()
     gc.freeze()
     gc.enable()
 
@@ -193,6 +211,8 @@ def log_lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def nats_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
     """The nats-server that tests share, with all streams, buckets and consumers. Tests must not stop it."""
+    from tailrace.deploy.local.nats_server import NatsServer
+
     async with NatsServer(tmp_path_factory.mktemp("nats")) as server:
         await apply_streams(server.url)
         yield server
@@ -201,6 +221,9 @@ async def nats_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def postgresql() -> AsyncIterator[PostgreSQLServer]:
     """The PostgreSQL server that tests share, each with databases of its own. Tests must not stop it."""
+    pytest.importorskip("asyncpg", reason="asyncpg is not installed: run `make setup`")
+    from tests.harness.postgresql import PostgreSQLMissing, PostgreSQLServer
+
     try:
         server = PostgreSQLServer()
     except PostgreSQLMissing as error:
@@ -228,6 +251,8 @@ def nats_url(nats_server: NatsServer) -> str:
 @pytest_asyncio.fixture
 async def own_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
     """A nats-server for one test, with all streams: the test may kill, freeze, fill and restart it."""
+    from tailrace.deploy.local.nats_server import NatsServer
+
     async with NatsServer(tmp_path) as server:
         await apply_streams(server.url)
         yield server
@@ -235,6 +260,8 @@ async def own_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
 
 @pytest_asyncio.fixture
 async def connection(nats_url: str) -> AsyncIterator[Connection]:
+    from tailrace.proto.nats import Connection
+
     connection = await Connection.open(nats_url, "test")
     yield connection
     await connection.close()
@@ -242,6 +269,8 @@ async def connection(nats_url: str) -> AsyncIterator[Connection]:
 
 @pytest_asyncio.fixture
 async def own_connection(own_server: NatsServer) -> AsyncIterator[Connection]:
+    from tailrace.proto.nats import Connection
+
     connection = await Connection.open(own_server.url, "test")
     yield connection
     await connection.close()
@@ -250,16 +279,20 @@ async def own_connection(own_server: NatsServer) -> AsyncIterator[Connection]:
 @pytest.fixture
 def one_cpu_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits the CPU time of a sandboxed check to one second instead of three."""
-    monkeypatch.setattr(sandbox, "CPU_S_MAX", 1)
+    monkeypatch.setattr("tailrace.proto.runtime.sandbox.CPU_S_MAX", 1)
 
 
 @pytest.fixture
 def log(connection: Connection) -> TurnLog:
+    from tailrace.proto.nats import TurnLog
+
     return TurnLog(connection)
 
 
 @pytest.fixture
 def own_log(own_connection: Connection) -> TurnLog:
+    from tailrace.proto.nats import TurnLog
+
     return TurnLog(own_connection)
 
 
@@ -276,6 +309,8 @@ def key(tenant: Tenant) -> TurnKey:
 
 
 async def apply_streams(url: str) -> None:
+    from tailrace.proto.nats import Connection, streams
+
     connection = await Connection.open(url, "test-streams")
     try:
         await streams.apply(connection, bytes_max=BYTES_MAX)

@@ -13,11 +13,6 @@ from types import ModuleType
 from typing import Any
 
 import certifi
-import httpcore2
-import uvicorn.server
-
-from tailrace.gateway.http import server
-from tailrace.proto.nats import rpc
 
 # How often uvicorn checks whether to stop, and whether its connections are closed.
 LOOK_EVERY_S = 0.01
@@ -36,7 +31,13 @@ class Asyncio(ModuleType):
 
 
 def patch_process() -> None:
-    """Patches all servers and clients of queries of this process."""
+    """Patches all servers and clients of queries of this process. Imports them, which takes a second."""
+    import httpcore2
+    import uvicorn.server
+
+    from tailrace.gateway.http import server
+    from tailrace.proto.nats import rpc
+
     uvicorn.server.asyncio = Asyncio("asyncio")  # type: ignore[attr-defined]
     server.ARRIVAL_S = LOOK_EVERY_S
     rpc.RESTART_S_MAX = RESTART_S_MAX

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import subprocess
 import tomllib
 from importlib.metadata import metadata
 from pathlib import Path
@@ -16,7 +17,10 @@ SPDX = re.compile(r"\b(?:MIT|[A-Z]+-\d-Clause|[A-Z][A-Za-z]*-\d\.\d)\b")
 def required_packages(extra: str | None = None) -> set[str]:
     """The names of the packages that pyproject.toml asks for, with those of an extra."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + (extras[extra] if extra else [])
+    if "tailrace[test]" in wanted:
+        wanted = [line for line in wanted if line != "tailrace[test]"] + extras["test"]
     return {re.split(r"[\[=<>~ ]", line)[0] for line in wanted}
 
 
@@ -65,6 +69,7 @@ def test_every_dependency_is_locked_with_its_hashes() -> None:
     """`make run` and `make test` install only packages whose hashes are known."""
     assert required_packages() - locked_packages("requirements.lock") == set()
     assert required_packages("dev") - locked_packages("requirements-dev.lock") == set()
+    assert required_packages("test") - locked_packages("requirements-test.lock") == set()
     assert required_packages("otlp") - locked_packages("requirements-container.lock") == set()
 
 
@@ -73,10 +78,21 @@ def test_the_product_installs_no_development_tool() -> None:
     assert locked_packages("requirements.lock") & (required_packages("dev") - required_packages()) == set()
 
 
+def test_one_test_needs_the_product_and_little_more() -> None:
+    """`make setup-test` installs no Node, browser, linter, client library or proxy: those take 1.1 GB."""
+    added = locked_packages("requirements-test.lock") - locked_packages("requirements.lock")
+    needed_by_pytest = {"colorama", "coverage", "execnet", "iniconfig", "packaging", "pluggy", "sortedcontainers"}
+    assert added - required_packages("test") - needed_by_pytest == set()
+    command = ["make", "--always-make", "--dry-run", "setup-test"]
+    made = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r" -r (\S+)$", made, re.MULTILINE) == ["requirements-test.lock"]
+
+
 @pytest.mark.parametrize(
     "lock",
     [
         "requirements.lock",
+        "requirements-test.lock",
         "requirements-dev.lock",
         "requirements-container.lock",
         "requirements-docs.lock",

@@ -1,14 +1,19 @@
 """Stores with a real SQLite file and a real PostgreSQL server."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
 from tailrace.persistence.store import Store
 from tests.harness.open_store import open_store
-from tests.harness.postgresql import PostgreSQLServer
+
+if TYPE_CHECKING:
+    from tests.harness.postgresql import PostgreSQLServer
 
 
 @pytest.fixture
