@@ -23,7 +23,6 @@ from nats.aio.subscription import Subscription
 from nats.micro.service import Service
 
 from tailrace.proto.errors import EntryTooLarge
-from tailrace.proto.runtime.eager import run_to_first_wait
 from tailrace.proto.runtime.name_lookup import look_up
 
 NO_RESPONDERS = b"NATS/1.0 503"
@@ -76,6 +75,8 @@ class Client(NatsClient):
 
     def __init__(self) -> None:
         super().__init__()
+        self.report: Callable[[Exception], None] = lambda _: None
+        """Called with the errors of functions that receive messages."""
         # Python 3.11 asks the kernel for the process at each `get_running_loop`.
         self._event_loop = asyncio.get_running_loop()
         self._receivers: dict[bytes, Receive] = {}
@@ -208,19 +209,15 @@ class Client(NatsClient):
                 # It is called again at the next check.
                 continue
             except Exception as error:  # noqa: BLE001  # the others must time out, too
-                self._report(error)
+                self.report(error)
             self._waiting.pop(subject, None)
 
     async def _process_connect_init(self) -> None:
         await super()._process_connect_init()
         # Not earlier: TLS has a reader of its own. The server has sent no message yet.
         reader: asyncio.StreamReader = self._transport._io_reader  # type: ignore[union-attr]  # noqa: SLF001
-        splitter = MessageSplitter(self._receivers, reader.feed_data, self._report, self.abort)
+        splitter = MessageSplitter(self._receivers, reader.feed_data, self.report, self.abort)
         reader.feed_data = splitter.feed  # type: ignore[assignment, method-assign]
-
-    def _report(self, error: Exception) -> None:
-        # As in nats-py. The callback waits for nothing.
-        run_to_first_wait(self._error_cb(error))
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         self._receivers.pop(b"%d" % sid, None)

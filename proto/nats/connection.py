@@ -103,6 +103,7 @@ class Connection:
             )
         tls = ssl_context(addresses)
         connection = cls(TlsClient() if tls else Client())
+        connection.client.report = connection._report
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await connection.client.connect(
@@ -295,6 +296,9 @@ class Connection:
         if not self._is_opened:
             # nats-py tries to connect until it is cancelled.
             raise_if_cancelled()
+        self._report(error)
+
+    def _report(self, error: Exception) -> None:
         self._has_unknown_name |= isinstance(error, socket.gaierror)
         text = str(error).lower()
         if AUTH_ERROR in text:

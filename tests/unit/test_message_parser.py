@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import nats.errors
@@ -12,7 +13,6 @@ from nats.aio.client import Client as NatsClient
 from nats.protocol.parser import Parser
 
 from tailrace.proto.nats.client import Message, MessageSplitter, parse_header_lines
-from tailrace.proto.runtime.eager import run_to_first_wait
 
 HEADERS = b"NATS/1.0\r\nNats-Sequence: 7\r\nNats-Subject: turns.t.x.event\r\n\r\n"
 STATUS = b"NATS/1.0 204 EOB\r\nNats-Num-Pending: 3\r\n\r\n"
@@ -52,7 +52,8 @@ class RecordingClient:
         return receive
 
     def parse(self, data: bytes) -> None:
-        run_to_first_wait(self.parser.parse(data))
+        with suppress(StopIteration):
+            self.parser.parse(data).send(None)
 
     def __getattr__(self, name: str) -> Any:
         async def note(*arguments: Any) -> None:

@@ -32,6 +32,7 @@ class Client(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
+        self.written: list[bytes] = []
         self.bodies: list[bytes] = []
         self.notes: list[tuple[int, int]] = []
         self.failure: OSError | None = None
@@ -50,6 +51,7 @@ class Client(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self.failure is not None:
             raise self.failure
+        self.written.append(bytes(data))
         self.bodies.append(bytes(data).split(b"\r\n", 1)[1].removesuffix(b"\r\n"))
 
     def note(self, _: Sequence[StoredEntry], start: int, end: int) -> None:
