@@ -17,11 +17,13 @@ from tailrace.deploy.cli.main import add_config
 from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
+from tailrace.features.limits.quotas import What, owner_of_key, quota_of
+from tailrace.features.limits.rests import rest_of
 from tailrace.proto.api_key import SCOPES, TENANT_SCOPES, ApiKey, NewKey, Scope
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant
 from tailrace.proto.limits import NAMES, parse_limits_setting
-from tailrace.proto.nats import Connection, check
+from tailrace.proto.nats import Connection, Counters, check
 from tailrace.proto.nats.administration import Administration, without_hash
 from tailrace.proto.nats.audit_log import Actor
 from tailrace.proto.nats.permissions import ADMIN
@@ -43,7 +45,9 @@ Keys are stored in the NATS of the `tailrace up` with this data directory (--dat
 NAME_CHARS_MAX = 100
 LIFE = re.compile(r"([1-9][0-9]{0,3})([dhm])")
 LIFE_MAX = 9999
-HEADINGS = ("ID", "TENANT", "SCOPES", "CREATED", "EXPIRES", "REVOKED", "NAME")
+HEADINGS = ("ID", "TENANT", "SCOPES", "CREATED", "EXPIRES", "REVOKED", "LIMITS", "LEFT", "NAME")
+# The limits whose rest the list shows. Those of a minute are whole again before it is read.
+BUDGETS: tuple[What, ...] = ("usd_day", "usd_month", "bytes_day")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,12 +138,13 @@ async def run_create(url: str, args: argparse.Namespace) -> int:
 
 async def run_list(url: str, args: argparse.Namespace) -> int:
     """Prints all keys of all tenants without their hashes. Raises LogError."""
-    async with open_administration(url) as administration:
-        keys = await administration.list_keys()
+    async with open_connection(url) as connection:
+        keys = await Administration(connection).list_keys()
+        left = {key.id: await read_left(Counters(connection), key) for key in keys}
     if args.json:
-        print_json([without_hash(key) for key in keys])
+        print_json([without_hash(key) | {"left": left[key.id]} for key in keys])
     else:
-        print(render(keys))
+        print(render(keys, left))
     return 0
 
 
@@ -210,16 +215,29 @@ def actor() -> Actor:
     return Actor("command line", socket.gethostname())
 
 
-def render(keys: Sequence[ApiKey]) -> str:
+async def read_left(counters: Counters, key: ApiKey) -> dict[str, float]:
+    """Returns the rest of the key's own budgets, by the names of the limits. Raises LogUnavailable."""
+    owner, now = owner_of_key(key), time.time()
+    quotas = [quota for what in BUDGETS if (quota := quota_of(owner, what, now)) is not None]
+    return {quota.what: rest_of(quota, await counters.read(quota.subject)).left for quota in quotas}
+
+
+def render(keys: Sequence[ApiKey], left: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns a table. `left` has the rest of the budgets of each key by its id."""
     rows = [
         (
             *(key.id, key.tenant, ",".join(key.scopes)),
             *(day(key.created_at), day(key.expires_at), day(key.revoked_at)),
-            key.name,
+            *(format_limits(key.limits or {}), format_limits(left[key.id]), key.name),
         )
         for key in keys
     ]
     return table([HEADINGS, *rows])
+
+
+def format_limits(values: Mapping[str, float]) -> str:
+    """Formats limits as `--limits` takes them; `-` for none."""
+    return ",".join(f"{name}={round(value, 4):.12g}" for name, value in values.items()) or "-"
 
 
 def day(time_s: int | None) -> str:
@@ -230,9 +248,16 @@ def day(time_s: int | None) -> str:
 @asynccontextmanager
 async def open_administration(url: str) -> AsyncIterator[Administration]:
     """Yields the Administration with the rights of an operator. Raises LogUnavailable and LogMisconfigured."""
+    async with open_connection(url) as connection:
+        yield Administration(connection)
+
+
+@asynccontextmanager
+async def open_connection(url: str) -> AsyncIterator[Connection]:
+    """Yields a connection with the rights of an operator. Raises LogUnavailable and LogMisconfigured."""
     connection = await Connection.open(url, "tailrace-keys", ADMIN)
     try:
         await check(connection)
-        yield Administration(connection)
+        yield connection
     finally:
         await connection.close()

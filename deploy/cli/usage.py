@@ -9,12 +9,14 @@ import msgspec
 
 from tailrace.deploy.cli.arguments import add_connection, add_json, day, tenant
 from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.cli.keys import open_connection
 from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import LOCAL, Tenant
 from tailrace.proto.nats import Connection, Rpc
+from tailrace.proto.nats.administration import Administration
 from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.resources import USAGE_BY, GetUsage, UsagePage, UsageRecord
 
@@ -65,23 +67,40 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if first > args.last:
         raise SettingsInvalid(f"--from {first} is after --to {args.last}: exchange them")
     if args.url or (environ.get("TAILRACE_URL") and not environ.get("TAILRACE_NATS_URL")):
-        records = request(args, environ, first)
+        records, names = request(args, environ, first)
     else:
         url = nats_server.find_url(args.data, environ)
-        records = asyncio.run(fetch(url, args.tenant or LOCAL, args.by, first, args.last))
+        records, names = asyncio.run(fetch_with_names(url, args, first))
     if args.json:
         print_json(records)
     else:
-        print(render(args.by, records))
+        print(render(args.by, records, names))
     return 0
 
 
-def request(args: argparse.Namespace, environ: Mapping[str, str], first: date) -> list[UsageRecord]:
-    """Returns the usage of the key's tenant, or of `--tenant`, from a gateway. Raises GatewayFailed."""
+def request(
+    args: argparse.Namespace, environ: Mapping[str, str], first: date
+) -> tuple[list[UsageRecord], dict[str, str]]:
+    """Returns the usage of the key's tenant, or of `--tenant`, from a gateway, and names of keys by their ids.
+
+    Only a key for operators, which `--tenant` needs, can read names. Raises GatewayFailed.
+    """
     path = "/v1/usage" if args.tenant is None else f"/v1/admin/tenants/{args.tenant}/usage"
     query = {"by": args.by, "from": str(first), "to": str(args.last), "limit": str(PAGE)}
     with connect(args, environ) as client:
-        return msgspec.convert(list(client.items(path, query)), list[UsageRecord])
+        records = msgspec.convert(list(client.items(path, query)), list[UsageRecord])
+        has_names = args.by == "key" and args.tenant is not None
+        keys = client.items("/v1/admin/keys", {"tenant": args.tenant, "limit": "200"}) if has_names else ()
+        return records, {key["id"]: key.get("name", "") for key in keys}
+
+
+async def fetch_with_names(url: str, args: argparse.Namespace, first: date) -> tuple[list[UsageRecord], dict[str, str]]:
+    """Returns the usage, and with `--by key` the names of the keys by their ids. Raises Refused, LogError."""
+    records = await fetch(url, args.tenant or LOCAL, args.by, first, args.last)
+    if args.by != "key":
+        return records, {}
+    async with open_connection(url) as connection:
+        return records, {key.id: key.name for key in await Administration(connection).list_keys()}
 
 
 async def fetch(url: str, tenant: Tenant, by: str, first: date, last: date) -> list[UsageRecord]:
@@ -102,10 +121,17 @@ async def fetch(url: str, tenant: Tenant, by: str, first: date, last: date) -> l
         await connection.close()
 
 
-def render(by: str, records: Sequence[UsageRecord]) -> str:
-    """Returns a table with one row a record, and a row with the totals."""
+def render(by: str, records: Sequence[UsageRecord], names: Mapping[str, str]) -> str:
+    """Returns a table with one row a record, and a row with the totals. `names` are those of keys by their ids."""
     headings = (by.upper(), "TURNS", "INPUT", "OUTPUT", "CACHE WRITES", "CACHE READS", "COST $", "LAST USED")
-    rows = [(record.key or NO_KEY, *_counts([record]), f"{record.last_used:%Y-%m-%d %H:%M}") for record in records]
+    rows = [
+        (
+            " ".join(filter(None, (record.key or NO_KEY, names.get(record.key or "")))),
+            *_counts([record]),
+            f"{record.last_used:%Y-%m-%d %H:%M}",
+        )
+        for record in records
+    ]
     return table([headings, *rows, ("all", *_counts(records), "")])
 
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from tailrace.features.limits.limiter import Limiter
+from tailrace.features.limits.rests import ROUTES
 from tailrace.features.limits.storage_share import BLOBS, LOG, StorageShare
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.feature import Feature, Parts
@@ -98,4 +99,4 @@ def start(gateway: Gateway, settings: Settings) -> Parts:
     )
 
 
-FEATURE = Feature(Settings, start, check=check, wrap=wrap)
+FEATURE = Feature(Settings, start, check=check, routes=ROUTES, wrap=wrap)

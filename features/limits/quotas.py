@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto import subjects
+from tailrace.proto.api_key import ApiKey
 from tailrace.proto.ids import Tenant
-from tailrace.proto.limits import NAMES, Limits, Rate, merge_limits, parse_limits, request_rate, token_rate
+from tailrace.proto.limits import NAMES, UNLIMITED, Limits, Rate, merge_limits, parse_limits, request_rate, token_rate
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 What = Literal["requests", "tokens", "usd_day", "usd_month", "bytes_day"]
@@ -57,9 +58,20 @@ def owners_of(principal: Principal, of_keys: Limits, of_tenants: Limits) -> tupl
 
 def owner_name(prefix: str, principal: Principal) -> str:
     """Returns the name of the counters of the principal's key. All requests without a key share theirs."""
+    return counter_name(prefix, principal.counted_as or principal.key or "")
+
+
+def counter_name(prefix: str, credential: str) -> str:
+    """Returns the name of the counters of a credential with this id."""
     # Hashed, because an id of a credential may contain `.` or `*`.
-    name = principal.counted_as or principal.key or ""
-    return prefix + hashlib.sha256(name.encode()).hexdigest()[:KEY_CHARS]
+    return prefix + hashlib.sha256(credential.encode()).hexdigest()[:KEY_CHARS]
+
+
+def owner_of_key(key: ApiKey) -> Owner:
+    """Returns a stored key with its own limits."""
+    return Owner(
+        key.tenant, counter_name("k_", key.counted_as or key.id), effective_limits(key.limits or {}, UNLIMITED)
+    )
 
 
 def effective_limits(own: Mapping[str, float], common: Limits) -> Limits:

@@ -9,6 +9,8 @@ import msgspec
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
+from tailrace.proto.nats.stream_leader import Leader
+from tailrace.proto.subjects import BUDGETS, EVERY_BUDGET, LIMITS
 
 ADD_TIMEOUT_S = 2.0
 INCREMENT = "Nats-Incr"
@@ -36,6 +38,12 @@ class Counters:
         if added.val is None:
             raise LogUnavailable("the counter's value is missing in the server's reply")
         return added.val
+
+    async def read(self, subject: str) -> int:
+        """Returns the value of a counter, from the leader of its stream. Raises LogUnavailable."""
+        stream = BUDGETS if subject.startswith(f"{EVERY_BUDGET[:-1]}") else LIMITS
+        message = await Leader(self._connection, stream).last(subject)
+        return 0 if message is None else _decode(message.data).val or 0
 
     async def add_once(self, subject: str, amount: int, name: str) -> None:
         """Adds `amount` once, however often it is called with the same `name` within the deduplication window.
