@@ -21,36 +21,33 @@ class DeltaBuffer:
     """A queue of events, each with the time at which it was put; of joined deltas, that of the first one."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[ModelEvent, float]] = deque()
+        self.waiting: deque[tuple[ModelEvent, float]] = deque()
         self._last_bytes = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
 
     @property
     def is_one_delta(self) -> bool:
         """Whether one delta waits, so that the next event may be joined to it."""
-        return len(self._waiting) == 1 and isinstance(self._waiting[0][0].event, events.BlockDelta)
+        return len(self.waiting) == 1 and isinstance(self.waiting[0][0].event, events.BlockDelta)
 
     def put(self, event: ModelEvent, now: float) -> None:
         """Adds an event. Joins it to the last waiting one if both are deltas of one block, up to JOINED_BYTES_MAX."""
         size = len(event.raw)
-        if self._waiting and self._last_bytes + size <= JOINED_BYTES_MAX:
-            last, put_at = self._waiting[-1]
+        if self.waiting and self._last_bytes + size <= JOINED_BYTES_MAX:
+            last, put_at = self.waiting[-1]
             joined = events.join_deltas(last.event, event.event)
             if joined is not None and _has_no_more_fields(last) and _has_no_more_fields(event):
                 left_out = last.left_out + event.left_out
                 last = msgspec.structs.replace(last, event=joined, raw=JOINED, left_out=left_out)
-                self._waiting[-1] = last, put_at
+                self.waiting[-1] = last, put_at
                 self._last_bytes += size
                 metrics.JOINED.inc()
                 return
-        self._waiting.append((event, now))
+        self.waiting.append((event, now))
         self._last_bytes = size
 
     def take(self) -> tuple[ModelEvent, float]:
         """Removes and returns the next event, and when it was put. Raises IndexError without one."""
-        event, put_at = self._waiting.popleft()
+        event, put_at = self.waiting.popleft()
         if event.raw is JOINED:
             assert isinstance(event.event, events.BlockDelta)  # noqa: S101  # only deltas are joined
             event = msgspec.structs.replace(event, raw=events.encode(event.event))

@@ -84,6 +84,9 @@ class EventWriter:
 
     def put(self, event: ModelEvent) -> None:
         """Adds an event, and publishes it at once if no other one is in flight."""
+        if self._appending is None and not self._join_until and not self._is_over:
+            self._publish(event, time.monotonic())
+            return
         self._buffer.put(event, time.monotonic())
         if self._appending is None:
             self._append_next()
@@ -96,7 +99,7 @@ class EventWriter:
 
     async def drained(self) -> None:
         """Returns when all events that were put are stored."""
-        if self._buffer or self._appending is not None:
+        if self._buffer.waiting or self._appending is not None:
             self._drained = self._loop.create_future()
             await self._drained
 
@@ -108,7 +111,7 @@ class EventWriter:
                     await self._append_slowly()
                 elif self._failed is not None:
                     raise self._take_error()
-                elif self._is_closed and self._appending is None and not self._buffer:
+                elif self._is_closed and self._appending is None and not self._buffer.waiting:
                     return
                 else:
                     self._changed = self._loop.create_future()
@@ -132,15 +135,15 @@ class EventWriter:
         """Publishes the next event, unless it is a delta that waits for others."""
         if self._is_over:
             return
-        if not self._buffer:
+        if not self._buffer.waiting:
             if self._is_closed:
                 self._wake()
             if self._drained is not None and not self._drained.done():
                 self._drained.set_result(None)
-            return
-        if self._join_until and self._waits_for_others():
-            return
-        event, put_at = self._buffer.take()
+        elif not self._join_until or not self._waits_for_others():
+            self._publish(*self._buffer.take())
+
+    def _publish(self, event: ModelEvent, put_at: float) -> None:
         chain = self._folding.chain
         entry = Event(
             prev=chain.last,
@@ -167,27 +170,29 @@ class EventWriter:
 
     def _end_wait(self) -> None:
         self._timer = None
-        self._go_on()
+        try:
+            self._append_next()
+        except Exception as error:  # noqa: BLE001  # `run` raises it
+            self._fail(error)
 
     def _finish(self, outcome: Seq | Exception) -> None:
         """Goes on after a publish, of which the outcome is the entry's sequence or an error."""
         if self._is_over:
             return
         if isinstance(outcome, Exception):
-            self._failed, self._is_unsent = outcome, True
-            self._wake()
-        else:
-            self._go_on(outcome)
-
-    def _go_on(self, stored: Seq | None = None) -> None:
-        """Publishes the next event, after the one in flight if that is stored. `run` raises the errors."""
+            self._is_unsent = True
+            self._fail(outcome)
+            return
         try:
-            if stored is not None:
-                self._store(stored)
-            self._append_next()
-        except Exception as error:  # noqa: BLE001  # it must not end the connection to NATS
-            self._failed = error
-            self._wake()
+            self._store(outcome)
+            if self._buffer.waiting or self._is_closed or self._drained is not None:
+                self._append_next()
+        except Exception as error:  # noqa: BLE001  # `run` raises it; it must not end the connection to NATS
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._failed = error
+        self._wake()
 
     async def _append_slowly(self) -> None:
         """Appends the entry in flight in this task, and goes on with the next one."""

@@ -102,7 +102,8 @@ class EncryptionKeys:
 
     def encrypt(self, turn: str, subject: str, payload: bytes) -> bytes:
         """Returns the payload of a new entry of the turn as NATS is to store it. Raises LogUnavailable as `valid`."""
-        key = self.valid(turn)
+        request = self._valid.get(turn)
+        key = self.valid(turn) if request is None else request.encryption_key
         return payload if key is None else encrypt(key, subject, payload)
 
     def decrypt(self, turn: str, subject: str, payload: bytes) -> bytes:

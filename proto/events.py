@@ -4,6 +4,7 @@ Source: Anthropic's docs, "Streaming Messages". `ping` and `message_stop` are ne
 heartbeat, and the turn's `end` replaces `message_stop` (PROTOCOL R6).
 """
 
+from functools import lru_cache
 from typing import Annotated, Any, get_args
 
 import msgspec
@@ -220,15 +221,12 @@ def merge_fields(before: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any
     return merged
 
 
-def fits_block(delta: Delta, block_type: str) -> bool:
-    """Returns whether `delta` may occur in a content block of type `block_type`."""
-    match delta:
-        case TextDelta() | CitationsDelta():
-            return block_type == "text"
-        case ThinkingDelta() | SignatureDelta():
-            return block_type == "thinking"
-        case InputJsonDelta():
-            return is_tool_use(block_type)
+@lru_cache(128)
+def fits_block(delta: type[Delta], block_type: str) -> bool:
+    """Returns whether a delta of this type may occur in a content block of type `block_type`."""
+    if delta in (TextDelta, CitationsDelta):
+        return block_type == "text"
+    return block_type == "thinking" if delta in (ThinkingDelta, SignatureDelta) else is_tool_use(block_type)
 
 
 def is_tool_use(block_type: str) -> bool:

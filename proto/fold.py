@@ -20,7 +20,7 @@ from tailrace.proto.depth import LEVELS_MAX
 from tailrace.proto.entries import Attempt, Block, End, Event, Failure, Mode, Outcome, Progress, Request, StoredEntry
 from tailrace.proto.pricing import Bill, price_calls
 from tailrace.proto.server_tools import is_call
-from tailrace.proto.usage import CallUsage, Usage, estimate_usage
+from tailrace.proto.usage import CallUsage, Usage, estimate_usage, utf8_bytes
 from tailrace.proto.usage_meter import UsageMeter
 
 # A tool's input is nested in five levels of the next turn's request: entry, messages, message, content, block (R7).
@@ -380,9 +380,20 @@ class Folding:
                 one = self.blocks[index]
                 one.fields = events.merge_fields(one.block.start if one.fields is None else one.fields, fields)
             case events.BlockDelta(index, delta) if 0 <= index < len(self.blocks):
-                if events.fits_block(delta, self.blocks[index].block.type):
-                    self.add_delta(index, delta)
-                    self.meter.add(event)
+                one = self.blocks[index]
+                if not events.fits_block(type(delta), one.block.type):
+                    return
+                match delta:
+                    case events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece):
+                        one.pieces.append(piece)
+                        self.length.add_text(index, piece)
+                        # As `meter.add` would count it.
+                        self.meter.unreported_bytes += len(piece) if piece.isascii() else utf8_bytes(piece)
+                    case events.SignatureDelta(signature):
+                        # Whole in each delta: a later one replaces the earlier one, as in the SDK's accumulators.
+                        one.signature = signature
+                    case events.CitationsDelta(citation):
+                        one.citations.append(citation)
             case events.BlockStop(index) if 0 <= index < len(self.blocks):
                 if not self.blocks[index].is_closed:
                     self.blocks[index].is_closed = True
@@ -413,19 +424,6 @@ class Folding:
         calls = (one for one in reversed(self.blocks) if is_call(one.block.start) and one.block.start.get("id") == name)
         call = next(calls, None)
         return None if call is None else call.build()
-
-    def add_delta(self, index: int, delta: events.Delta) -> None:
-        """Adds a delta to a block."""
-        block = self.blocks[index]
-        match delta:
-            case events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece):
-                block.pieces.append(piece)
-                self.length.add_text(index, piece)
-            case events.SignatureDelta(signature):
-                # Whole in each delta: a later one replaces the earlier one, as in the SDK's accumulators.
-                block.signature = signature
-            case events.CitationsDelta(citation):
-                block.citations.append(citation)
 
     def build(self) -> Turn:
         """Returns the turn after all entries that were added."""

@@ -122,7 +122,7 @@ class _Answer:
         self._decoder, self._halves, self._order = SseDecoder(), HalfPairs(), EventOrder()
         self._is_large = False
         self._last_event_at = self._now()
-        self._waits: list[Wait] = []
+        self._waits: list[Wait | None] = []
 
     def receive(self, piece: bytes) -> Wait | None:
         """Puts the events that a piece of the body completes. Returns a wait if one is due, and at the answer's end."""
@@ -131,7 +131,8 @@ class _Answer:
             if len(data) > LARGE_BYTES:
                 return partial(self._receive_slowly, found[number:])
             for event in self._read(data):
-                self._store(event)
+                if (wait := self._put(event)) is not None:
+                    self._waits.append(wait)
         if self.is_complete or self._waits or (self._decoder.pending_bytes > LARGE_BYTES) != self._is_large:
             return partial(self._receive_slowly, ())
         if self._last_event_at == last_event_at:
@@ -145,22 +146,17 @@ class _Answer:
             return ()
         self._last_event_at = self._now()
         self.is_complete = read.kind == "message_stop"
-        ready = self._halves.add(read)
-        if len(ready) == 1:
-            return self._order.accept(ready[0])
-        return [one for event in ready for one in self._order.accept(event)]
-
-    def _store(self, event: ModelEvent) -> None:
-        if (wait := self._put(event)) is not None:
-            self._waits.append(wait)
+        if self._halves.held is None and not read.original:
+            return self._order.accept(read)
+        return [one for event in self._halves.add(read) for one in self._order.accept(event)]
 
     async def _receive_slowly(self, found: Sequence[bytes]) -> None:
         """Puts large events, decoded in steps, and waits until they are stored. Changes the reserved memory."""
         for data in found:
             rest, strings = await cut(data)
             for event in self._read(rest):
-                self._store(await restore(event, data, rest, strings))
-        for wait in self._waits:
+                self._waits.append(self._put(await restore(event, data, rest, strings)))
+        for wait in filter(None, self._waits):
             await wait()
         self._waits.clear()
         if (self._decoder.pending_bytes > LARGE_BYTES) != self._is_large:

@@ -52,7 +52,7 @@ class EventOrder:
         match event.event:
             case events.BlockDelta(index, delta) if self._early_stop is None:
                 # Most events.
-                if not events.fits_block(delta, self._open.get(index, "")):
+                if not events.fits_block(type(delta), self._open.get(index, "")):
                     raise _misfit(event)
                 return (event,)
             case events.MessageStart() if not event.is_hidden:
@@ -103,7 +103,7 @@ class EventOrder:
         fits = is_start != self._has_begun or (is_start and event.is_hidden)
         match event.event:
             case events.BlockDelta(index, delta):
-                fits &= events.fits_block(delta, self._open.get(index, ""))
+                fits &= events.fits_block(type(delta), self._open.get(index, ""))
             case events.BlockStart(index, block):
                 require_readable_start(block)
                 # A stop reason completes the message.

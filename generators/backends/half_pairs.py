@@ -5,7 +5,6 @@ whole character again when they join the deltas. Stored texts are UTF-8, which h
 """
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from tailrace.generators.backends.model_event import ModelEvent, read_event
@@ -20,22 +19,23 @@ class HalfPairs:
     """The state of one stream: a delta that ends with the first half of a pair, until the next event has come."""
 
     def __init__(self) -> None:
-        self._held: ModelEvent | None = None
+        self.held: ModelEvent | None = None
 
-    def add(self, event: ModelEvent) -> Sequence[ModelEvent]:
-        """Returns the events that are complete: `event`, after or joined with the one before it, or nothing yet."""
-        if self._held is None and not event.original:
-            return (event,)
+    def add(self, event: ModelEvent) -> list[ModelEvent]:
+        """Returns the events that are complete: `event`, after or joined with the one before it, or nothing yet.
+
+        With nothing held, that is `event` itself unless it has an `original`.
+        """
         ready: list[ModelEvent] = []
-        if self._held is not None:
-            joined = _join(self._held, event)
+        if self.held is not None:
+            joined = _join(self.held, event)
             if joined is None:
-                ready.append(self._held)
+                ready.append(self.held)
             else:
                 event = joined
-            self._held = None
+            self.held = None
         if event.original and _ends_with_half(event):
-            self._held = event
+            self.held = event
         else:
             ready.append(event)
         return ready

@@ -57,14 +57,15 @@ async def read_error(response: httpx2.Response) -> httpx2.Response:
     return response
 
 
-class TimedBody(httpx2.AsyncByteStream):
+class TimedBody(httpx2.AsyncByteStream, asyncio.Protocol):
     """The body of a response. One timer closes it if a read waits for longer than `silence_s`.
 
     The timer is not set anew for each piece, which would cost more than the rest of the read: it looks when the read
     began that waits now.
 
-    A piece is received in the callback of its socket, without a future, a task and an iteration of the event loop: a
-    protocol before that of aiohttp looks what has arrived once aiohttp has parsed it (ADR 32).
+    A piece is received in the callback of its socket, without a future, a task and an iteration of the event loop: as
+    the socket's protocol, before that of aiohttp, this object looks what has arrived once aiohttp has parsed it
+    (ADR 32).
     """
 
     def __init__(self, body: AsyncIterable[bytes], silence_s: float) -> None:
@@ -79,8 +80,10 @@ class TimedBody(httpx2.AsyncByteStream):
         """What `receive` has returned in the callback of the socket."""
         self._errors: list[Exception] = []
         """What it has raised. A future would keep the error, whose traceback leads to the future."""
-        self._changed: asyncio.Future[None] | None = None
+        self._changed: asyncio.Future[None] = self._loop.create_future()
         """What `read_until` waits for."""
+        self._protocol: Any = None
+        """aiohttp's protocol."""
         self._waits_since = math.inf
         self._closing: asyncio.Task[None] | None = None
 
@@ -140,22 +143,41 @@ class TimedBody(httpx2.AsyncByteStream):
 
     async def _wait(self, transport: asyncio.Transport) -> None:
         """Receives what arrives, until there is a result or an error, or the body ends."""
-        protocol, self._changed = transport.get_protocol(), self._loop.create_future()
-        transport.set_protocol(_Listener(protocol, self._note))  # type: ignore[arg-type]  # aiohttp's is a Protocol
+        self._changed, self._protocol = self._loop.create_future(), transport.get_protocol()
+        transport.set_protocol(self)
         try:
             await self._changed
         finally:
-            self._changed = None
-            transport.set_protocol(protocol)
+            transport.set_protocol(self._protocol)
 
-    def _note(self, *, is_lost: bool = False) -> None:
-        """Receives what has arrived, and wakes `read_until` if it has something to do."""
-        changed = self._changed
-        # It is done already if its task was cancelled.
-        if changed is None or changed.done():
-            return
-        if self._take() or is_lost or self._response.content.is_eof():
-            changed.set_result(None)
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self._protocol.data_received(data)
+        # The future is done already if its task was cancelled.
+        if not self._changed.done() and (self._take() or self._response.content.is_eof()):
+            self._changed.set_result(None)
+
+    def eof_received(self) -> bool | None:
+        """See asyncio.Protocol."""
+        stays_open: bool | None = self._protocol.eof_received()
+        return stays_open
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._protocol.connection_lost(error)
+        self._wake()
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._protocol.resume_writing()
+
+    def _wake(self) -> None:
+        if not self._changed.done():
+            self._changed.set_result(None)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while (piece := await self.read_until(bytes)) is not None:
@@ -175,28 +197,4 @@ class TimedBody(httpx2.AsyncByteStream):
     async def _close_silent(self) -> None:
         """Closes the body, which wakes the read with an error."""
         await self.aclose()
-        self._note(is_lost=True)
-
-
-class _Listener(asyncio.Protocol):
-    """Passes everything on to another protocol, and then calls `note`."""
-
-    def __init__(self, protocol: asyncio.Protocol, note: Callable[..., None]) -> None:
-        self._note = note
-        self._receive = protocol.data_received
-        self._protocol = protocol
-        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
-
-    def data_received(self, data: bytes) -> None:
-        self._receive(data)
-        self._note()
-
-    def eof_received(self) -> bool | None:
-        stays_open = self._protocol.eof_received()
-        self._note()
-        return stays_open
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._protocol.connection_lost(error)
-        self._note(is_lost=True)
+        self._wake()

@@ -28,7 +28,22 @@ class SseDecoder:
     def decode(self, chunk: bytes) -> list[bytes]:
         """Returns the data of each event that `chunk` completes. Raises BackendError beyond EVENT_BYTES_MAX."""
         events: list[bytes] = []
-        for line in self._split(chunk):
+        if not chunk:
+            return events
+        if self._is_after_cr:
+            chunk = chunk.removeprefix(b"\n")  # the second half of a CRLF that was split
+        if self._is_first:
+            chunk = self._without_bom(chunk)
+        self._is_after_cr = chunk.endswith(b"\r")
+        lines = chunk.splitlines()
+        rest = b"" if not chunk or chunk.endswith((b"\r", b"\n")) else lines.pop()
+        if self._line and lines:
+            self._line += lines[0]
+            lines[0] = bytes(self._line)
+            self._line.clear()
+        if rest:
+            self._line += rest
+        for line in lines:
             if line.startswith(b"data:"):
                 data = line[6:] if line[5:6] == b" " else line[5:]
                 if self._data is None:
@@ -52,28 +67,15 @@ class SseDecoder:
         self._data += b"\n"
         self._data += data
 
-    def _split(self, chunk: bytes) -> list[bytes]:
-        """Returns the lines that `chunk` completes, without their ends."""
-        if self._is_after_cr:
-            chunk = chunk.removeprefix(b"\n")  # the second half of a CRLF that was split
-        if self._is_first:
-            chunk = bytes(self._line) + chunk
-            self._line.clear()
-            if len(chunk) < len(BOM) and BOM.startswith(chunk):
-                self._line += chunk
-                return []
-            chunk = chunk.removeprefix(BOM)
-            self._is_first = False
-        self._is_after_cr = chunk.endswith(b"\r")
-        lines = chunk.splitlines()
-        rest = b"" if not chunk or chunk.endswith((b"\r", b"\n")) else lines.pop()
-        if self._line and lines:
-            self._line += lines[0]
-            lines[0] = bytes(self._line)
-            self._line.clear()
-        if rest:
-            self._line += rest
-        return lines
+    def _without_bom(self, chunk: bytes) -> bytes:
+        """Returns the first chunk, with what came before it and without a BOM; empty if it may be a part of a BOM."""
+        chunk = bytes(self._line) + chunk
+        self._line.clear()
+        if len(chunk) < len(BOM) and BOM.startswith(chunk):
+            self._line += chunk
+            return b""
+        self._is_first = False
+        return chunk.removeprefix(BOM)
 
 
 def too_large() -> BackendError:

@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
-from tailrace.proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
+from tailrace.proto.errors import LogUnavailable, SettingsInvalid
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import pub_ack, stream_info
 from tailrace.proto.nats.client import Client, Message, Receive, TlsClient
@@ -187,24 +187,6 @@ class Connection:
         except nats.errors.Error as error:
             # Clients receive this message, too.
             raise LogUnavailable(f"the log does not answer ({type(error).__name__}): retry") from error
-
-    def request_soon(
-        self,
-        subject: bytes,
-        headers: bytes,
-        payload: bytes,
-        timeout_s: float,
-        reply: Callable[[Message | None], None],
-    ) -> bool:
-        """Sends a request, and calls `reply` as its reply is read; with None without one in time.
-
-        Returns False if it cannot be sent: the connection is lost, or the message is too large.
-        """
-        try:
-            self.client.ask_directly(subject, headers, payload, timeout_s, reply)
-        except (nats.errors.Error, EntryTooLarge):
-            return False
-        return True
 
     async def store(
         self,

@@ -12,20 +12,22 @@ from functools import lru_cache, partial
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
+import nats.errors
 
 from tailrace.proto import entries, subjects
 from tailrace.proto.chain import START, link
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Entry, Event, Request, StoredEntry, Unreadable
 from tailrace.proto.entry_encryption import EncryptionKeys, is_encrypted
-from tailrace.proto.errors import LogFull, LogUnavailable
+from tailrace.proto.errors import EntryTooLarge, LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import pub_ack
-from tailrace.proto.nats.client import NO_RESPONDERS, Message, Receive, find_header
+from tailrace.proto.nats.client import Message, Receive, find_header
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.event_blobs import INLINE_BYTES_MAX, EventBlobs, is_stub
 from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, Published, PublishUnclear
+from tailrace.proto.nats.pub_ack import Ack
 from tailrace.proto.nats.replay import ask_twice
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import STREAM
@@ -78,15 +80,15 @@ class JetStreamLog:
                 payload = self._keys.encrypt(turn, subject, entries.encode(entry))
             except LogUnavailable as error:
                 raise PublishUnclear(str(error)) from error
-        headers = {pub_ack.FENCE: str(fence), FENCE_SUBJECT: turn}
         try:
-            reply = await self.connection.request(subject, payload, timeout_s=PUBLISH_TIMEOUT_S, headers=headers)
+            stored = await self.connection.store(
+                subject, payload, timeout_s=PUBLISH_TIMEOUT_S, fence=fence, headers={FENCE_SUBJECT: turn}
+            )
         except LogUnavailable as error:
             raise PublishUnclear(str(error), is_answered=False) from error
-        outcome = _outcome(reply)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        if stored.error is not None:
+            raise _failure(stored)
+        return stored.seq
 
     def publish_soon(self, key: TurnKey, entry: Event, fence: Seq, done: Published) -> bool:
         """Like `publish`, but returns at once, and calls `done` later. False: nothing was sent; use `publish`."""
@@ -100,14 +102,20 @@ class JetStreamLog:
             return False
 
         def settle(message: Message | None) -> None:
+            outcome: Seq | Exception
             try:
-                outcome = _outcome(message)
+                ack = None if message is None else pub_ack.decode(message.data)
+                outcome = _failure(ack) if ack is None or ack.error is not None else ack.seq
             except Exception as error:  # noqa: BLE001  # without memory, or an answer that cannot be read
                 outcome = error
             done(outcome)
 
         headers = HEADERS % (fence, encoded_turn)
-        return self.connection.request_soon(encoded_subject, headers, payload, PUBLISH_TIMEOUT_S, settle)
+        try:
+            self.connection.client.ask_directly(encoded_subject, headers, payload, PUBLISH_TIMEOUT_S, settle)
+        except (nats.errors.Error, EntryTooLarge):
+            return False
+        return True
 
     async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
         """See LogServer.read. Raises LogUnavailable."""
@@ -374,13 +382,10 @@ def _subjects(key: TurnKey) -> tuple[str, str, bytes, bytes]:
     return turn, subject, turn.encode(), subject.encode()
 
 
-def _outcome(message: Message | None) -> Seq | Exception:
-    """Returns the sequence of a published entry, PublishUnclear, or LogFull. None: no answer came in time."""
-    if message is None or message.header_block.startswith(NO_RESPONDERS):
+def _failure(ack: Ack | None) -> PublishUnclear | LogFull:
+    """Returns why an entry is not stored for certain, or not at all. None: no answer came in time."""
+    if ack is None or ack.error is None:
         return PublishUnclear("the log does not answer", is_answered=False)
-    ack = pub_ack.decode(message.data)
-    if ack.error is None:
-        return ack.seq
     if ack.is_full:
         return LogFull("the log is full: wait until old turns are removed, or give the stream TURNS more bytes")
     # 10071: the fence did not match, perhaps because this entry is already stored. 10164: an earlier write is not

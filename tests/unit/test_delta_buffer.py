@@ -37,7 +37,7 @@ def text(piece: str, index: int = 0) -> BlockDelta:
 def drain(buffer: DeltaBuffer) -> list[ModelEvent]:
     """Takes everything."""
     left = []
-    while buffer:
+    while buffer.waiting:
         left.append(buffer.take()[0])
     return left
 

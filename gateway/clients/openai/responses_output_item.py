@@ -53,7 +53,7 @@ def open_item(turn: str, block: int, output: int, start: dict[str, Any]) -> tupl
 
 def add_delta(opened: OpenItem, delta: events.Delta) -> tuple[OpenItem, Events]:
     """Adds a delta. Returns its event; none for an empty delta or one that does not fit the block."""
-    if not events.fits_block(delta, opened.kind):
+    if not events.fits_block(type(delta), opened.kind):
         return opened, []
     match delta:
         case events.SignatureDelta(signature):
