@@ -8,10 +8,13 @@ import pytest
 
 from tailrace.gateway.clients.openai.item_references import READ_AT_ONCE, insert_items
 from tailrace.gateway.clients.openai.responses_input import InputItem
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnKey
+from tailrace.proto.nats import Rpc
 from tailrace.proto.records import TurnRecord, record_from_fold
+from tailrace.testing import MemoryLog
 from tests.harness.scripted_log import KEY
 from tests.harness.turn_builder import completed_turn
 
@@ -20,16 +23,14 @@ REFERENCE = InputItem(type="item_reference", id=f"msg_{KEY.turn}_0")
 ANSWER = "a" * 10_000
 
 
-class EndedTurnReader:
-    """The reader of one turn, which has ended."""
-
-    async def read(self, key: TurnKey) -> TurnRecord:
-        assert key == KEY
-        return record_from_fold(key, completed_turn(ANSWER).turn)
+def reader_of_ended_turn() -> TurnReader:
+    log = MemoryLog()
+    log.load(KEY, completed_turn(ANSWER).stored)
+    return TurnReader(log, HistoryClient(Rpc(log.connection), 1.0))
 
 
 async def insert(items: Any, bytes_max: int) -> tuple[list[InputItem], int]:
-    replaced, inserted_bytes = await insert_items(items, Tenant("t"), cast("TurnReader", EndedTurnReader()), bytes_max)
+    replaced, inserted_bytes = await insert_items(items, Tenant("t"), reader_of_ended_turn(), bytes_max)
     return cast("list[InputItem]", replaced), inserted_bytes
 
 
@@ -52,10 +53,11 @@ async def test_inserted_items_are_limited_together() -> None:
     assert len((await insert([REFERENCE] * 4, 45_000))[0]) == 4
 
 
-class Slow(EndedTurnReader):
+class Slow(TurnReader):
     """The reader of turns that have left the log, of which each takes a while."""
 
     def __init__(self) -> None:
+        super().__init__(MemoryLog(), HistoryClient(Rpc(MemoryLog.connection), 1.0))
         self.running = self.most = self.reads = 0
 
     async def read(self, key: TurnKey) -> TurnRecord:
@@ -71,12 +73,12 @@ async def test_responses_are_read_some_at_a_time() -> None:
     """So that a long conversation of yesterday is not delayed, and no more is read than the limit allows."""
     given = [msgspec.structs.replace(REFERENCE, id=f"msg_turn-{number}_0") for number in range(40)]
     turns = Slow()
-    replaced, _ = await insert_items([*given, *given], Tenant("t"), cast("TurnReader", turns), 10**6)
+    replaced, _ = await insert_items([*given, *given], Tenant("t"), turns, 10**6)
     assert len(replaced) == 80
     assert (turns.most, turns.reads) == (READ_AT_ONCE, 40)
     turns = Slow()
     with pytest.raises(Refused, match="have more than 45000 bytes"):
-        await insert_items(given, Tenant("t"), cast("TurnReader", turns), 45_000)
+        await insert_items(given, Tenant("t"), turns, 45_000)
     assert turns.reads == READ_AT_ONCE
 
 
