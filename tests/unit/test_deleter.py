@@ -29,15 +29,20 @@ class Rows(HistoryClient):
         self.left = list(log.stored)
         self.log = log
         self.early: list[TurnId] = []
-        """Turns whose rows were deleted while the log still had their entries: persistence would record them again."""
+        """Turns that were purged before persistence knew their end, or whose rows were deleted before they were purged.
+
+        Persistence would record them again.
+        """
+        self._running: set[TurnId] = set()
 
     async def query(self, _: Tenant, query: Any) -> Any:
         assert isinstance(query, DeleteResource)
         purged = [one for one in self.left if one.turn in query.purged]
-        self.early += [one.turn for one in purged if one in self.log.stored]
+        self.early += [one.turn for one in purged if one in self.log.stored or one.turn in self._running]
         self.left = [one for one in self.left if one not in purged]
         newest_first = self.left[::-1]
         turns = [TurnToDelete(one.turn, is_running=await self._is_running(one)) for one in newest_first]
+        self._running = {one.turn for one in turns if one.is_running}
         return Remaining(turns, DeletedRows(turns=len(purged)))
 
     async def _is_running(self, key: TurnKey) -> bool:
