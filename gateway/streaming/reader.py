@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from starlette.types import Receive
 
@@ -106,28 +106,36 @@ class Reader:
             await self.release()
             raise
 
-    @asynccontextmanager
-    async def open(self, receive: Receive, draining: Flag | None, *, is_counted: bool = True) -> AsyncIterator[None]:
-        """Counts the reader, and watches for what ends its response early, until the context is left.
+    def open(self, receive: Receive, draining: Flag | None, *, is_counted: bool = True) -> Self:
+        """Returns a context in which the reader is counted, and which watches for what ends its response early.
 
-        `draining` is None for a response that a draining gateway completes. Raises Refused above a limit.
+        `draining` is None for a response that a draining gateway completes. Entering it raises Refused above a limit.
         """
+        self._receive, self._draining, self._is_counted = receive, draining, is_counted
+        return self
+
+    async def __aenter__(self) -> None:
         try:
-            if is_counted and self._counted is None:
+            if self._is_counted and self._counted is None:
                 self._counted = self.streams.counts.add(self.principal.tenant, self._address)
-            with self.streams.authenticator.watch(self.principal) as expired:
-                self._flags = (expired,) if draining is None else (expired, draining)
-                self._disconnecting = asyncio.create_task(_wait_for_disconnect(receive))
-                self._disconnecting.add_done_callback(self._interrupt)
-                for flag in self._flags:
-                    flag.add_callback(self._interrupt)
-                try:
-                    yield
-                finally:
-                    for flag in self._flags:
-                        flag.remove_callback(self._interrupt)
-                    self._disconnecting.cancel()
-                    await asyncio.wait((self._disconnecting,))
+            self._watch = self.streams.authenticator.watch(self.principal)
+            expired = self._watch.__enter__()
+        except BaseException:
+            await self.release()
+            raise
+        self._flags = (expired,) if self._draining is None else (expired, self._draining)
+        self._disconnecting = asyncio.create_task(_wait_for_disconnect(self._receive))
+        self._disconnecting.add_done_callback(self._interrupt)
+        for flag in self._flags:
+            flag.add_callback(self._interrupt)
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            for flag in self._flags:
+                flag.remove_callback(self._interrupt)
+            self._watch.__exit__(None, None, None)
+            self._disconnecting.cancel()
+            await asyncio.wait((self._disconnecting,))
         finally:
             await self.release()
 

@@ -1,4 +1,4 @@
-"""Flag: an event that is set once and calls registered functions, without a task for each."""
+"""Flag: an event that calls registered functions when it is set, without a task for each."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Literal
 
 
 class Flag:
-    """Like an asyncio.Event that is never cleared. A function can be registered, and removed in constant time.
+    """Like an asyncio.Event. A function can be registered, and removed in constant time.
 
     A gateway watches two flags for each open stream. With tasks that wait for events, each takes 2 kB more.
     """
@@ -28,6 +28,10 @@ class Flag:
         calls, self._callbacks = self._callbacks, {}
         for call in calls:
             call()
+
+    def clear(self) -> None:
+        """Unsets the flag."""
+        self._is_set = False
 
     def add_callback(self, call: Callable[[], None]) -> None:
         """Calls `call` when the flag is set; at once if it is set already."""
