@@ -33,7 +33,8 @@ WHITE_SPACE = re.compile(r"\s")
 CHECK_TIMEOUTS_EVERY_S = 0.05
 # The line before a message: whether it has headers, subject, subscription, reply subject, bytes of headers, all bytes.
 # A subject may contain vertical tabs and form feeds, at which nats-py's parser would split it.
-MESSAGE_LINE = re.compile(rb"(H)?MSG ([^ \r\n]+) (\d+) (?:([^ \r\n]+) )?(?(1)(\d+) )(\d+)\r\n")
+# Of an empty reply subject, as in the answer to the reset of a consumer, nats-server sends both spaces (`msgHeader`).
+MESSAGE_LINE = re.compile(rb"(H)?MSG ([^ \r\n]+) (\d+) (?:([^ \r\n]*) )?(?(1)(\d+) )(\d+)\r\n")
 WITHOUT_WHITE_SPACE = bytes.maketrans(b"\v\f", b"__")
 
 Receive = Callable[[bytes, bytes, bytes, bytes], None]

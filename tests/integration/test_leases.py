@@ -49,6 +49,20 @@ async def test_waiting_entries_come_with_one_request_and_none_is_held_back_or_lo
     assert await waiting == []
 
 
+async def test_a_reset_delivers_all_entries_again(own: OwnSystem) -> None:
+    """To a user without an account of its own, nats-server answers with an empty reply subject."""
+    key = await own.append_request("words=1")
+    deliveries = await Deliveries.open(own.connection, GENERATORS)
+    (first,) = await until(deliveries.next)
+    await first.ack()
+    await until(deliveries.is_drained)
+    for _ in range(2):
+        await deliveries.reset()
+        (again,) = await until(deliveries.next)
+        assert (again.key, again.seq) == (key, first.seq)
+    assert own.connection.disconnects == 0
+
+
 @pytest.mark.rule("S2")
 @pytest.mark.parametrize(("durable", "kind"), [(GENERATORS, "request"), (WEBHOOKS, "end")])
 @pytest.mark.parametrize("turn", ["*.turn", "tenant.UPPER"])

@@ -25,6 +25,9 @@ STREAM = b"".join(
         b"+OK\r\nPING\r\n",
         b"HMSG _INBOX.a 3 reply.to %d %d\r\n%b\r\n" % (len(STATUS), len(STATUS), STATUS),
         b"-ERR 'Permissions Violation'\r\n",
+        # The reply subject is empty.
+        b"MSG a.b 3  5\r\nhello\r\n",
+        b"HMSG a.b 22  %d %d\r\n%b\r\n" % (len(STATUS), len(STATUS), STATUS),
         b"MSG last 1 2\r\n\r\n\r\n",
     ]
 )
@@ -40,6 +43,8 @@ class RecordingClient:
     def __init__(self, direct: Sequence[int] = ()) -> None:
         """`direct`: the numbers of the direct subscriptions."""
         self.calls: list[tuple[Any, ...]] = []
+        self.direct: list[tuple[Any, ...]] = []
+        """Those of the calls that the splitter has made itself."""
         self.errors: list[Exception] = []
         self.parser = Parser(self)
         receivers = {b"%d" % number: self.receiver(number) for number in direct}
@@ -47,7 +52,8 @@ class RecordingClient:
 
     def receiver(self, number: int) -> Any:
         def receive(subject: bytes, headers: bytes, payload: bytes, reply: bytes) -> None:
-            self.calls.append(("_process_msg", number, subject, reply, payload, headers))
+            self.direct.append(("_process_msg", number, subject, reply, payload, headers))
+            self.calls.append(self.direct[-1])
 
         return receive
 
@@ -72,7 +78,9 @@ def test_messages_are_those_of_nats_py(cuts: set[int], direct: set[int]) -> None
         client.feed(STREAM[start:end])
     theirs.parse(STREAM)
     assert client.calls == theirs.calls
-    assert len(client.calls) == 8
+    assert len(client.calls) == 10
+    # nats-py would end the connection at the second message of a direct subscription.
+    assert client.direct == [call for call in client.calls if call[0] == "_process_msg" and call[1] in direct]
 
 
 def test_a_large_message_in_many_pieces_is_copied_once() -> None:
