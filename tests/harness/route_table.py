@@ -111,6 +111,7 @@ def path_parameters(
         "sha256": LONG_SHA256,
         "model": "claude-sonnet-5-5",
         "name": "none",
+        "guide": "API",
         "file": "page.js",
         "key_id": "key_0123456789abcdef",
         "tenant": "acme",
