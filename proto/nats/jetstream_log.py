@@ -5,6 +5,7 @@ Its `publish` is the only function that publishes entries of a turn. It sets sub
 
 import asyncio
 import math
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
@@ -37,6 +38,9 @@ T = TypeVar("T")
 FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 # The header block of an append: the fence, and its subject.
 HEADERS = f"NATS/1.0\r\n{pub_ack.FENCE}: %d\r\n{FENCE_SUBJECT}: %b\r\n\r\n".encode()
+
+# What nats-server appends to the headers of an entry, in its order.
+PLACE = re.compile(rb"\r\nNats-Subject: ([^\r]*)\r\nNats-Sequence: (\d+)\r\nNats-Time-Stamp: ([^\r]*)\r\n")
 
 PUBLISH_TIMEOUT_S = 2.0
 PURGE_TIMEOUT_S = 10.0
@@ -309,7 +313,8 @@ class JetStreamLog:
 
         A NATS client may name a subject of the live feed as its reply subject. Such a message was not stored.
         """
-        subject, below = find_header(headers, b"Nats-Subject").decode(errors="replace"), turn[:-1]
+        place, below = find_place(headers), turn[:-1]
+        subject = place[0].decode(errors="replace")
         if not subject.startswith(below):
             return None
         kind = subject[len(below) :]
@@ -318,8 +323,7 @@ class JetStreamLog:
             entry = entries.decode(kind, self._keys.decrypt(turn, subject, payload))
         if isinstance(entry, Request) and entry.encryption_key is not None:
             self._keys.add(turn, entry.encryption_key)
-        seq = Seq(int(find_header(headers, b"Nats-Sequence")))
-        return StoredEntry(seq, datetime.fromisoformat(find_header(headers, b"Nats-Time-Stamp").decode()), entry)
+        return StoredEntry(Seq(int(place[1])), datetime.fromisoformat(place[2].decode()), entry)
 
     async def _read_key(self, key: TurnKey) -> None:
         """Asks the stream's leader for the turn's request, and remembers its key. A second request would be a fork's.
@@ -337,6 +341,17 @@ class JetStreamLog:
             await self._read_key(key)
         except LogUnavailable as error:
             raise PublishUnclear(str(error), is_answered=False) from error
+
+
+def find_place(headers: bytes) -> Sequence[bytes]:
+    """Returns the subject, sequence and time of an entry that was read or republished; empty ones of another message.
+
+    The last headers count: a writer may store headers with the same names.
+    """
+    found = PLACE.match(headers, headers.rfind(b"\r\nNats-Subject:"))
+    if found is not None:
+        return found.groups()
+    return [find_header(headers, name) for name in (b"Nats-Subject", b"Nats-Sequence", b"Nats-Time-Stamp")]
 
 
 class _Listening(Generic[T]):

@@ -13,6 +13,7 @@ from nats.aio.client import Client as NatsClient
 from nats.protocol.parser import Parser
 
 from tailrace.proto.nats.client import Message, MessageSplitter, parse_header_lines
+from tailrace.proto.nats.jetstream_log import find_place
 
 HEADERS = b"NATS/1.0\r\nNats-Sequence: 7\r\nNats-Subject: turns.t.x.event\r\n\r\n"
 STATUS = b"NATS/1.0 204 EOB\r\nNats-Num-Pending: 3\r\n\r\n"
@@ -130,3 +131,14 @@ def test_the_last_of_repeated_headers_counts() -> None:
     assert message.headers == {"Nats-Subject": "turns.t.x.event", "Nats-Sequence": "7"}
     assert Message(b"a", STATUS, b"").headers == {"Status": "204", "Nats-Num-Pending": "3"}
     assert Message(b"a", b"", b"").headers == {}
+
+
+@pytest.mark.parametrize(
+    "order", list(itertools.permutations(["Subject: turns.t.x.event", "Sequence: 7", "Time-Stamp: a"]))
+)
+def test_the_place_of_an_entry_is_in_the_last_headers_in_any_order(order: tuple[str, ...]) -> None:
+    forged = "Nats-Subject: turns.other.x.end\r\nNats-Sequence: 9\r\nNats-Time-Stamp: then\r\n"
+    servers = "".join(f"Nats-{one}\r\n" for one in order)
+    block = f"NATS/1.0\r\n{forged}Nats-Stream: TURNS\r\n{servers}Nats-Last-Sequence: 6\r\n\r\n".encode()
+    assert [*find_place(block)] == [b"turns.t.x.event", b"7", b"a"]
+    assert [*find_place(STATUS)] == [b"", b"", b""]
