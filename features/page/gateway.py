@@ -4,6 +4,7 @@ The page is static and public. It reads and changes nothing but through the API,
 """
 
 from collections.abc import Iterable
+from html import escape
 from typing import Annotated
 
 import msgspec
@@ -42,6 +43,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(description="Unix socket of `tailrace up`, which kills processes for the demo on the page `/`"),
     ] = ""
+    page_titles_model: Annotated[
+        str,
+        Meta(
+            description="model that writes the title of a chat of the page `/`, once, after its first answer, at the "
+            "cost of the chat's key; without it, the title is the beginning of the question",
+            examples=["claude-haiku-5-5"],
+        ),
+    ] = ""
 
 
 class Directory(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +68,7 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True):
     """Every path with its methods."""
 
 
-async def index(request: Request) -> Response:
+async def index(request: Request, settings: Settings) -> Response:
     """`GET /`: a page with chats if the client accepts HTML; the routes, as JSON if it accepts that, else as text.
 
     Sets the cookie of the chat page.
@@ -67,13 +76,20 @@ async def index(request: Request) -> Response:
     types = accept_header(request.headers)
     headers = VARY if cookie_of(request) else VARY | {"set-cookie": format_cookie(new_cookie(), request)}
     if "text/html" in types:
-        return page_file("tailrace.features.page", "page.html", headers)
+        page = page_file("tailrace.features.page", "page.html", headers)
+        return page if not settings.page_titles_model else _with_titles(page, settings.page_titles_model)
     endpoints = endpoints_of(request.app.routes)
     if "application/json" in types:
         return json_response(Directory(endpoints=endpoints), headers=headers)
     lines = [f"{' '.join(methods)} {path}" for path, methods in endpoints.items()]
     text = "\n".join([f"{NAME} {VERSION}: {ABOUT}.", PAGES, "", *lines, ""])
     return PlainTextResponse(text, headers=NO_STORE | headers)
+
+
+def _with_titles(page: Response, model: str) -> Response:
+    """Returns the page, which lets the model write titles."""
+    body = bytes(page.body).replace(b"<body>", f'<body data-titles-model="{escape(model)}">'.encode())
+    return Response(body, headers={name: page.headers[name] for name in page.headers if name != "content-length"})
 
 
 async def turn(_: Request) -> Response:
@@ -113,7 +129,7 @@ ROUTES = [
 
 def start(_gateway: Gateway, settings: Settings) -> Parts:
     """Makes the middleware of the demo, which only `tailrace up` turns on."""
-    return Parts(middleware=tuple(demo_middleware(settings.demo)))
+    return Parts(services=(settings,), middleware=tuple(demo_middleware(settings.demo)))
 
 
 FEATURE = Feature(Settings, start, routes=ROUTES)

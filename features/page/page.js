@@ -19,6 +19,7 @@ const PAGES_MAX = 20;
 const TYPING_MS = 250;
 const NOTICE_MS = 6000;
 const AGAIN_MS = 2000;
+const TITLE_SOURCE_CHARS = 2000;
 const GONE = "There is no such chat. It may have been deleted.";
 const WAIT = "Wait for the answer, or stop it (Escape).";
 const QUEUED = "The question waits in the queue.";
@@ -304,12 +305,31 @@ async function follow(turn, begin, followed = chat) {
     }
   }
   for (const id of childrenOf(turn.id)) chat.turns.get(id).drawFoot();
+  if (!turn.record.parent && turn.record.outcome === "completed") writeTitle(turn, followed);
   speak(`The answer has ended: ${turn.plainText.length} characters.`);
   if (!isBusy() && byId("mark").textContent !== "caught up") mark(null);
   drawSend();
   drawChats();
   // The list could perhaps not be read when the turn began.
   if (!chats.some(({ id }) => id === chat.id)) readChats().catch(() => {});
+  tellOtherTabs();
+}
+
+/** Lets the model of the operator write the title of a new chat. Its key makes a second request get the first one's answer. */
+async function writeTitle(turn, named) {
+  const model = document.body.dataset.titlesModel;
+  const asked = textOf(turn.record.input);
+  if (!model || named.turns.size > 1 || named.title !== (titleFrom(asked) || "Files")) return;
+  const exchange = [asked, turn.plainText].map((text) => cut(text, TITLE_SOURCE_CHARS));
+  const message = `Write a title of at most six words for this conversation. Reply with the title alone.\n\n${exchange.join("\n\n")}`;
+  const answer = ask({ message, model, store: false, max_tokens: 60 }, { headers, idempotencyKey: `title-${named.id}` });
+  const { outcome, text } = await answer.done.catch(() => ({}));
+  const title = cut((text ?? "").trim().split("\n")[0], TITLE_CHARS_MAX);
+  if (outcome !== "completed" || !title) return;
+  await request(`/v1/sessions/${encodeURIComponent(named.id)}`, { method: "PATCH", body: { title } }).catch(() => {});
+  named.title = title;
+  if (chat === named) drawChat();
+  readChats().catch(() => {});
   tellOtherTabs();
 }
 

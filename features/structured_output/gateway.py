@@ -3,11 +3,11 @@
 from functools import partial
 from typing import Any
 
+from tailrace.features.structured_output.json_schema import SchemaChecker
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.proto.ids import Tenant
-from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.proto.schema import require_small_schema
 

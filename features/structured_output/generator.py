@@ -8,7 +8,7 @@ against the client's schema.
 import msgspec
 import structlog
 
-from tailrace.features.structured_output import metrics
+from tailrace.features.structured_output import json_schema, metrics
 from tailrace.features.structured_output.forced_calls import request_forced_call, write_forced_call
 from tailrace.features.structured_output.native_schema import to_native
 from tailrace.generators.backends import Call
@@ -22,7 +22,6 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.forced_tools import Schema, answer_schema, forced_functions
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.models import find_model
-from tailrace.proto.runtime import json_schema
 from tailrace.proto.schema import schema_of
 
 logger = structlog.get_logger()

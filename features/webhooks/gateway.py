@@ -6,11 +6,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from tailrace.features.webhooks.ssrf import UrlNotAllowed, check_url, parse_private_hosts
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.proto.errors import Refused
-from tailrace.proto.ssrf import UrlNotAllowed, check_url, parse_private_hosts
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,10 +14,10 @@ import aiohttp
 from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver
 
+from tailrace.features.webhooks.ssrf import UrlNotAllowed, check_url, is_public
 from tailrace.features.webhooks.system_resolver import SystemResolver
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
 from tailrace.proto.runtime.retry_after import parse_retry_after
-from tailrace.proto.ssrf import UrlNotAllowed, check_url, is_public
 from tailrace.proto.version import VERSION
 
 

@@ -13,13 +13,13 @@ from msgspec import Meta
 from tailrace.features.webhooks import signature
 from tailrace.features.webhooks.http import WebhookClient
 from tailrace.features.webhooks.sender import WebhookSender, parse_urls
+from tailrace.features.webhooks.ssrf import parse_private_hosts
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.settings import SECONDS_MAX
 from tailrace.proto.errors import StoreBusy, StoreUnwritable
 from tailrace.proto.nats import Deliveries
 from tailrace.proto.runtime.logged_causes import LoggedCauses
 from tailrace.proto.runtime.race import is_set_within
-from tailrace.proto.ssrf import parse_private_hosts
 from tailrace.proto.subjects import WEBHOOKS
 
 logger = structlog.get_logger()

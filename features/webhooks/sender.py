@@ -18,6 +18,7 @@ import structlog
 
 from tailrace.features.webhooks import metrics, payload, signature
 from tailrace.features.webhooks.http import Answer, WebhookClient
+from tailrace.features.webhooks.ssrf import UrlNotAllowed, check_url
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TurnUnknown, WebhookFailed, WebhookRefused
 from tailrace.proto.fold import Turn
@@ -25,7 +26,6 @@ from tailrace.proto.ids import Seq, Tenant, TurnKey, is_child_id, is_token
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.runtime.race import is_set_within, run_until
-from tailrace.proto.ssrf import UrlNotAllowed, check_url
 
 logger = structlog.get_logger()
 

@@ -260,6 +260,22 @@ async def test_a_question_that_is_asked_while_an_answer_runs_waits_and_can_be_ta
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 
+@pytest.mark.usefixtures("open_gateway")
+@pytest.mark.timeout(120)
+async def test_a_model_writes_the_title_of_a_chat_once_if_the_operator_names_it(
+    new_gateway: NewGateway, system: System, browser: str
+) -> None:
+    gateway = await new_gateway(system.nats_url, api_keys="", page_titles_model="claude-haiku-5-5")
+    (seen,) = await node.run("chat-page.mjs", "titled", gateway.url, deadline_s=100, CHROMIUM=browser)
+    assert seen == {
+        "title": words(3),
+        "titles": [["claude-haiku-5-5", False]],
+        "asked": 3,
+        "complaints": [],
+        "elsewhere": [],
+    }
+
+
 @pytest.mark.timeout(180)
 async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_shown_once(
     browser: str, tmp_path: Path, pictures: Path

@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
+from tailrace.features.structured_output.json_schema import SchemaChecker
 from tailrace.proto import chain as proto_chain
 from tailrace.proto import events
 from tailrace.proto.chain import START
 from tailrace.proto.entries import End, Event, Request
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
-from tailrace.proto.runtime.json_schema import SchemaChecker
 from tests.schedules import model
 from tests.schedules.client import Canceller, Poster, TurnPoller
 from tests.schedules.consumer import SimulatedConsumer

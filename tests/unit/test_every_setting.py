@@ -40,6 +40,8 @@ ANY = frozenset(
         *(f"TAILRACE_JWT_{kind}_CLAIM" for kind in ("TENANT", "SCOPES", "USER")),
         "TAILRACE_CLAUDE_CODE_TOOLS",
         "TAILRACE_DEMO",
+        # The list of models may change.
+        "TAILRACE_PAGE_TITLES_MODEL",
         # The file may appear later. Until then, `GET /targets` names it.
         "TAILRACE_METRICS_TARGETS",
     }

@@ -19,6 +19,7 @@ import pytest
 from tailrace.features.gateway import FEATURES, Settings
 from tailrace.features.limits.storage_share import StorageShare
 from tailrace.features.prompts.templates import Prompts
+from tailrace.features.structured_output.json_schema import SchemaChecker
 from tailrace.gateway.app import app
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.history_client import HistoryClient
@@ -39,7 +40,6 @@ from tailrace.proto.nats.log_server import LiveFeed
 from tailrace.proto.nats.slots import Slot
 from tailrace.proto.records import Context, GetContext, GetLastTurn
 from tailrace.proto.runtime.flag import Flag
-from tailrace.proto.runtime.json_schema import SchemaChecker
 
 KEY = "sk-test-of-the-order"
 PARENT = TurnId("parent")

@@ -1100,6 +1100,22 @@ const STEPS = {
     return { pages: shown };
   },
 
+  /** Asks two questions of a new chat whose title a model writes. */
+  async titled() {
+    const { page, seen } = await open({ viewport: SIZES.small });
+    const bodies = [];
+    page.on("request", (request) => request.method() === "POST" && request.url() === `${gateway}/v1/turns` && bodies.push(request.postDataJSON()));
+    await page.goto(gateway);
+    await ask(page, "Rivers?\n#sim words=3 rate=0");
+    await page.waitForFunction(() => document.querySelector("#title").textContent === "w000000 w000001 w000002");
+    await ask(page, "And lakes?\n#sim words=2 rate=0");
+    await page.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
+    await page.reload();
+    await page.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
+    const title = await page.locator("#title").textContent();
+    return { title, titles: bodies.filter((body) => body.message).map(({ model, store }) => [model, store]), asked: bodies.length, ...seen };
+  },
+
   /** Asks three questions while the first answer runs, one of which is taken back; then another model, and a file of the answer. */
   async queued() {
     const { page, seen } = await open({ viewport: SIZES.small });

@@ -18,6 +18,7 @@ from tailrace.features.batches import runner as batches
 from tailrace.features.batches.message_batches import WRITTEN_AT_ONCE
 from tailrace.features.batches.message_batches_api import CanceledResult, Line, MessageBatch, MessageBatchesApi
 from tailrace.features.batches.runner import BATCHES_MAX
+from tailrace.features.structured_output.json_schema import SchemaChecker
 from tailrace.proto import batch as stored_inputs
 from tailrace.proto.blobs import Blob
 from tailrace.proto.chain import START
@@ -27,7 +28,6 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones, TurnLog
-from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.subjects import GENERATORS
 from tests.harness import batch_client, turn_builder
 from tests.harness.batch_client import BatchSystem, read_results

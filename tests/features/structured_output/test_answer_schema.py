@@ -8,11 +8,11 @@ import pytest
 from tailrace.proto.errors import SandboxBusy
 from tailrace.proto.ids import new_id
 from tailrace.proto.runtime.sandbox import Sandbox
+from tests.features.structured_output.test_json_schema import doubling
 from tests.harness.displayed_text import SAYS, data
 from tests.harness.readers import read
 from tests.harness.requests import run_turn
 from tests.integration.conftest import Gateway
-from tests.unit.test_json_schema import doubling
 
 SCHEMA = {"type": "object", "properties": {"km": {"type": "integer"}}, "required": ["km"]}
 VALID, INVALID = '{"km":1230}', '{"km":"long"}'

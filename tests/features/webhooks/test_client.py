@@ -17,10 +17,10 @@ from aiohttp.web import Request, Response, StreamResponse
 from tailrace.features.webhooks import system_resolver
 from tailrace.features.webhooks.http import WebhookClient
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
+from tests.features.webhooks.test_ssrf import NO_URL, NOT_HTTPS, NOT_PUBLIC
 from tests.harness.certificates import make_self_signed
 from tests.harness.stop_server import stop
 from tests.harness.webhook_receiver import ReceivedWebhook, Receiver, answer_with
-from tests.unit.test_ssrf import NO_URL, NOT_HTTPS, NOT_PUBLIC
 
 LOOPBACK = frozenset({"127.0.0.1"})
 NAMED = frozenset({"hooks.test"})

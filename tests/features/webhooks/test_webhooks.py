@@ -31,6 +31,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey, child
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import WEBHOOKS
+from tests.features.webhooks.test_ssrf import LOW_PORT, NO_PORT, NO_URL, NOT_HTTPS, NOT_PUBLIC
 from tests.harness import processes
 from tests.harness.generator_in_loop import shorten_lease
 from tests.harness.lossy_link import LossyLink
@@ -41,7 +42,6 @@ from tests.harness.turn_writer import OURS, Writer, new_writer, write_turn
 from tests.harness.until import until
 from tests.harness.webhook_receiver import ReceivedWebhook, Receiver, answer_after, answer_with, hang
 from tests.integration.conftest import NewGateway
-from tests.unit.test_ssrf import LOW_PORT, NO_PORT, NO_URL, NOT_HTTPS, NOT_PUBLIC
 
 KEY = "a-key-that-only-this-test-has-0123"
 THEIRS = Tenant("theirs")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.proto.ssrf import Destination, UrlNotAllowed, check_url, is_public, parse_private_hosts
+from tailrace.features.webhooks.ssrf import Destination, UrlNotAllowed, check_url, is_public, parse_private_hosts
 
 NO_HOSTS: frozenset[str] = frozenset()
 PUBLIC = [

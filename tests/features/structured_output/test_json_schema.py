@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from tailrace.features.structured_output import json_schema
+from tailrace.features.structured_output.json_schema import SchemaChecker
 from tailrace.proto.errors import Refused, SandboxFailed
 from tailrace.proto.ids import Tenant
-from tailrace.proto.runtime import json_schema
-from tailrace.proto.runtime.json_schema import SchemaChecker
 
 LONG_S = 60.0
 ACME = Tenant("acme")
