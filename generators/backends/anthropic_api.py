@@ -55,10 +55,12 @@ class MessagesApi:
         """See Backend.stream."""
         answer = _Answer(put, self.pings_timeout_s, partial(self.memory.reserve, call.tenant))
         try:
-            async with self._open(call) as response, answer.memory:
-                del call
+            response = await self._open(call)
+            async with contextlib.aclosing(_timed(response)), answer.memory:
                 require_event_stream(response.headers)
                 body = body_of(response)
+                # The headers of both sides, and the prompt, are not needed while the answer is read.
+                del call, response
                 while (wait := await body.read_until(answer.receive)) is not None:
                     await wait()
                     if answer.is_complete:
@@ -88,8 +90,8 @@ class MessagesApi:
     async def close(self) -> None:
         await self.client.close()
 
-    @contextlib.asynccontextmanager
-    async def _open(self, call: Call) -> AsyncIterator[httpx2.Response]:
+    async def _open(self, call: Call) -> httpx2.Response:
+        """Sends the request. The body of the response is still to be read, and to be closed."""
         # With a compressed body, a proxy would hold deltas back until its compression block is full.
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if call.betas:
@@ -99,10 +101,7 @@ class MessagesApi:
         path, body = await self.build_request(call)
         # A large body is in memory only until it is sent.
         del call
-        response = await self.post(path, body, headers)
-        del body
-        async with contextlib.aclosing(response):
-            yield response
+        return await self.post(path, body, headers)
 
 
 class _Answer:
@@ -297,10 +296,14 @@ def require_event_stream(headers: Mapping[str, str]) -> None:
 
 def body_of(response: httpx2.Response) -> TimedBody:
     """Returns the body as it arrives. httpx2's own iterators add a quarter to the time of reading a delta."""
-    body = response.stream
-    assert isinstance(body, TimedBody)  # noqa: S101  # HttpClient sets it
+    body = _timed(response)
     is_plain = response.headers.get("content-encoding", "identity") == "identity"
     return body if is_plain else TimedBody(response.aiter_bytes(), body.silence_s)
+
+
+def _timed(response: httpx2.Response) -> TimedBody:
+    assert isinstance(response.stream, TimedBody)  # noqa: S101  # HttpClient sets it
+    return response.stream
 
 
 async def drain(body: TimedBody) -> None:
