@@ -340,7 +340,7 @@ class MessageSplitter:
     ) -> None:
         """`receivers`: the functions, by subscription. `feed` takes the rest, `report` an error of a function.
 
-        `abort` is called when bytes are lost for a lack of memory.
+        `abort` is called when bytes are lost for a lack of memory, and after a malformed message.
         """
         self._receivers = receivers
         self._feed = feed
@@ -373,9 +373,10 @@ class MessageSplitter:
                     self._pieces, self._missing = [data[at:]], end - size
                     return
                 at = end
-        except MemoryError:
+        except (MemoryError, nats.errors.ProtocolError) as error:
             # uvloop would close the socket with this error, after which nats-py's loops end.
             self._abort()
+            self._report(error)
 
     def _take(self, data: bytes, at: int, size: int) -> int:
         """Takes the line or message that begins at `at`; returns where the next one begins.
@@ -388,6 +389,9 @@ class MessageSplitter:
             end = data.find(b"\n", at) + 1
             if not end:
                 return size + 1
+            if data.startswith((b"MSG", b"HMSG"), at):
+                # Its payload would be read as lines, which its publisher has written.
+                raise nats.errors.ProtocolError
             self._feed(data[at:end])
             return end
         start = line.end()

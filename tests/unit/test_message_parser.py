@@ -34,10 +34,6 @@ STREAM = b"".join(
 )
 
 
-def abort() -> None:
-    raise AssertionError
-
-
 class RecordingClient:
     """A client whose messages pass the splitter first. It notes them, and what nats-py's parser calls for the rest."""
 
@@ -47,9 +43,10 @@ class RecordingClient:
         self.direct: list[tuple[Any, ...]] = []
         """Those of the calls that the splitter has made itself."""
         self.errors: list[Exception] = []
+        self.aborts = 0
         self.parser = Parser(self)
         receivers = {b"%d" % number: self.receiver(number) for number in direct}
-        self.feed = MessageSplitter(receivers, self.parse, self.errors.append, abort).feed
+        self.feed = MessageSplitter(receivers, self.parse, self.errors.append, self.abort).feed
 
     def receiver(self, number: int) -> Any:
         def receive(subject: bytes, headers: bytes, payload: bytes, reply: bytes) -> None:
@@ -57,6 +54,9 @@ class RecordingClient:
             self.calls.append(self.direct[-1])
 
         return receive
+
+    def abort(self) -> None:
+        self.aborts += 1
 
     def parse(self, data: bytes) -> None:
         with suppress(StopIteration):
@@ -101,10 +101,13 @@ def test_a_line_that_was_begun_before_the_splitter_is_ended_by_its_line_feed() -
     assert client.calls == [("_process_ping",), ("_process_msg", 1, b"a.b", b"", b"", b"")]
 
 
-@pytest.mark.parametrize("line", [b"MSG a 1 x\r\n", b"HMSG a one 12 12\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n", b"MSG\r\n"])
-def test_a_malformed_message_breaks_the_connection(line: bytes) -> None:
-    with pytest.raises(nats.errors.ProtocolError):
-        RecordingClient([1]).feed(line)
+@pytest.mark.parametrize("line", [b"MSG a 1 x\r\n", b"HMSG a one 12 12\r\n", b"MSG a\t1 15\r\n", b"MSG\r\n"])
+def test_a_malformed_message_breaks_the_connection_and_its_payload_is_no_message(line: bytes) -> None:
+    client = RecordingClient([1])
+    client.feed(line + b"MSG b 1 0\r\n\r\n")
+    assert client.aborts == 1
+    assert [type(error) for error in client.errors] == [nats.errors.ProtocolError]
+    assert client.calls == []
 
 
 @pytest.mark.parametrize(("direct", "subject"), [([1], b"live.t.a.x\x0b2"), ([], b"live.t.a.x_2")])
