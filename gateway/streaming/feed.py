@@ -80,7 +80,8 @@ class TurnFeed:
                 self._after_restart = len(self.entries)
         self.is_ended = bool(entries) and isinstance(entries[-1].entry, End)
         metrics.ENTRIES.value += len(entries)
-        self._end_catching_up()
+        if self._caught_up is not None:
+            self._end_catching_up()
         self._wake()
 
     @property
