@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from tailrace.deploy.local import nats_server
 from tailrace.features.gateway import ROUTES
 from tailrace.proto import batch_records, files, model_records, records, resources
 from tailrace.proto.entries import Attempt, End, Event, Progress, Request
+from tailrace.proto.nats import stream_configs
 from tailrace.proto.nats.permissions import RIGHTS
+from tailrace.proto.nats.setup_differences import OF_OPERATOR, OFF
 from tailrace.proto.version import VERSION
 from tools import monitoring
 from tools.openapi.descriptions import add_meanings
@@ -40,6 +43,7 @@ def generate_files() -> dict[str, str]:
     return {
         "proto/entries.schema.json": entries_schema(),
         "proto/queries.schema.json": queries_schema(),
+        "proto/streams.json": required_streams(),
         "docs/nats-users.conf": accounts_configuration(),
         "features/api_reference/openapi.json": schema_text(build_document(ROUTES, VERSION)),
         **monitoring.generate_files(WRITTEN_BY),
@@ -87,6 +91,41 @@ def queries_schema() -> str:
         for name, (question, answer) in kinds.items()
     }
     return schema_text({"$comment": WRITTEN_BY, "queries": by_name, "$defs": definitions})
+
+
+def required_streams() -> str:
+    """Returns the streams, buckets and consumers with the settings that the protocol requires (PROTOCOL R31).
+
+    `max_age` and `ack_wait`, in nanoseconds, are defaults.
+    """
+    turns = stream_configs.turns_stream(1, stream_configs.BYTES_MAX, stream_configs.RETENTION_S)
+    bodies = stream_configs.bodies_stream(1, stream_configs.BYTES_MAX, stream_configs.BODIES_RETENTION_S)
+    operator = OF_OPERATOR - {"name", "max_age"}
+    streams = [
+        turns,
+        bodies,
+        *stream_configs.limit_streams(1),
+        stream_configs.audit_stream(1),
+        *stream_configs.buckets(1, stream_configs.RETENTION_S),
+    ]
+    comment = f"{WRITTEN_BY} `max_age` and `ack_wait` are defaults in nanoseconds; an absent setting is off."
+    return schema_text(
+        {
+            "$comment": comment,
+            "streams": [settings_on(one.as_dict(), operator) for one in streams],
+            "consumers": [settings_on(one.as_dict(), set()) for one in stream_configs.consumers()],
+        }
+    )
+
+
+def settings_on(configuration: dict[str, Any], left_out: Collection[str]) -> dict[str, Any]:
+    """Returns the settings of a stream or consumer that are on, without those that are left out."""
+    unlimited = {"max_deliver": -1}
+    return {
+        name: value
+        for name, value in configuration.items()
+        if name not in left_out and (value not in OFF or unlimited.get(name) == value)
+    }
 
 
 def schema_text(document: Any) -> str:

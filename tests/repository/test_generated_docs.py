@@ -17,6 +17,7 @@ from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.errors import CODES
+from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
 from tailrace.proto.records import Query
 from tailrace.proto.runtime import settings
 from tests.clients.proofs import proofs
@@ -26,7 +27,7 @@ from tests.kills.round import PROCESSES
 from tests.rules import rules
 from tools import api_surface, reference_tables, run_findings
 from tools.docs_site import MARK
-from tools.generate_docs import GENERATOR_QUERIES, entries_schema, generate_files, queries_schema
+from tools.generate_docs import GENERATOR_QUERIES, entries_schema, generate_files, queries_schema, required_streams
 from tools.generated_pages import PARTS, build_page, main
 from tools.reference_tables import feature_folders
 
@@ -62,6 +63,16 @@ def test_each_field_of_an_entry_has_a_description() -> None:
         if "description" not in schema
     ]
     assert undescribed == []
+
+
+def test_the_required_streams_have_each_stream_and_consumer() -> None:
+    """With the settings that are on: PROTOCOL.md does not repeat them."""
+    required = json.loads(required_streams())
+    streams = {one["name"]: one for one in required["streams"]}
+    assert set(streams) == set(EVERY_STREAM)
+    assert streams["TURNS"]["republish"] == {"src": "turns.>", "dest": "live.>"}
+    assert [name for name, one in streams.items() if "max_bytes" in one or "num_replicas" in one] == []
+    assert {one["durable_name"]: one["max_deliver"] for one in required["consumers"]} == dict.fromkeys(CONSUMERS, -1)
 
 
 def test_each_page_with_a_mark_has_a_generated_part() -> None:
