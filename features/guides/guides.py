@@ -66,7 +66,8 @@ def search(wanted: str) -> list[Hit]:
 
     First those whose heading contains one, then those in which the words occur most.
     """
-    words = wanted.lower().split()
+    # A word that is repeated a hundred times must not cost a hundred searches.
+    words = list(dict.fromkeys(wanted.lower().split()))
     if not words:
         return []
 
@@ -74,9 +75,13 @@ def search(wanted: str) -> list[Hit]:
         text = section.text.lower()
         return any(word in section.heading.lower() for word in words), sum(text.count(word) for word in words)
 
-    found = [one for one in _all_sections() if all(word in f"{one.heading} {one.text}".lower() for word in words)]
+    found = [one for one in _all_sections() if _has_all(f"{one.heading} {one.text}".lower(), words)]
     found.sort(key=rank, reverse=True)
     return [Hit(one, _excerpt(one.text, words[0])) for one in found[:FOUND_MAX]]
+
+
+def _has_all(text: str, words: list[str]) -> bool:
+    return all(word in text for word in words)
 
 
 @cache
