@@ -44,6 +44,7 @@ from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Rpc, To
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.runtime import tracing
+from tailrace.proto.runtime.at_most_one import at_most_one
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.listen_error import listen_error
 from tailrace.proto.runtime.settings import select
@@ -126,7 +127,10 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
 
 
 def start(gateway: Gateway, settings: Settings, features: Features) -> Started:
-    """Makes the services of the features, with their steps of each submission and their limits."""
+    """Makes the services of the features, with their steps of each submission and their limits.
+
+    Raises ValueError if two features provide the same step, or a limiter.
+    """
     started = [(feature, feature.start(gateway, select(settings, feature.settings))) for feature in features]
     for _, parts in started:
         gateway.submitter.add_steps(parts.steps)
@@ -134,8 +138,8 @@ def start(gateway: Gateway, settings: Settings, features: Features) -> Started:
             gateway.streams.departures.append(parts.on_disconnect)
         if parts.deletion is not None:
             gateway.deleter.steps.append(parts.deletion)
-        if parts.limiter is not None:
-            gateway.admissions.limiter = parts.limiter
+    if (limiter := at_most_one((parts.limiter for _, parts in started), "limiter")) is not None:
+        gateway.admissions.limiter = limiter
     return started
 
 

@@ -33,6 +33,7 @@ from tailrace.proto.models import extend_models
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Rpc, Slots, TurnLog
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.runtime.at_most_one import at_most_one
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.version import VERSION
@@ -67,7 +68,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
         claude = find_anthropic_api(backends)
         generator = Generator(settings, connection, name, log, blobs, orders, claude, hooks)
         parts = [feature.start(generator) for feature in features]
-        routing = next((part.routing for part in parts if part.routing is not None), None)
+        routing = at_most_one((part.routing for part in parts), "routing")
         if routing is None:
             routing = OneBackend(orders)
             warn_of_others(orders)

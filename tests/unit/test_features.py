@@ -1,6 +1,7 @@
 """Features beside the core: their settings are read with those of the core, and each step of a submission is one's."""
 
 from typing import Annotated
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -9,10 +10,14 @@ from msgspec import Meta
 from tailrace.features.generators import FEATURES
 from tailrace.features.prompt_cache.generator import cache_prompt
 from tailrace.features.structured_output.generator import add_correction, request_schema
+from tailrace.gateway.auth.admission import Admissions, Limiter
+from tailrace.gateway.feature import Feature, Parts
+from tailrace.gateway.serve import start
+from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.optional_steps import OptionalSteps, join_steps
 from tailrace.gateway.turns.store_trace import with_trace
 from tailrace.generators.feature import join_hooks
-from tailrace.proto.runtime.settings import extend, read, select, table
+from tailrace.proto.runtime.settings import NoSettings, extend, read, select, table
 
 
 class Core(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +45,25 @@ def test_the_steps_of_all_features_are_joined_and_none_is_replaced() -> None:
     assert [step for step in joined if step is not None] == [webhook.check_webhook, trace.add_trace]
     with pytest.raises(ValueError, match="add_trace"):
         join_steps(joined, trace)
+
+
+def test_at_most_one_feature_has_the_limiter() -> None:
+    """With two, the limits of one of them would not apply."""
+
+    def feature(limiter: Limiter | None) -> Feature[NoSettings]:
+        return Feature(NoSettings, lambda _gateway, _settings: Parts(limiter=limiter))
+
+    def limiter_of(*features: Feature[NoSettings]) -> Limiter:
+        gateway = Mock(admissions=Admissions())
+        start(gateway, Settings(), features)
+        limiter: Limiter = gateway.admissions.limiter
+        return limiter
+
+    own = Limiter()
+    assert limiter_of(feature(None), feature(own), feature(None)) is own
+    assert limiter_of(feature(None)) is not own
+    with pytest.raises(ValueError, match="2 features provide the limiter"):
+        limiter_of(feature(own), feature(Limiter()))
 
 
 def test_the_marks_of_the_prompt_cache_come_after_the_schema_and_before_the_correction() -> None:
