@@ -34,7 +34,7 @@ FIRST_SEEN = {
     "reader_end_check": 1438,
     "reader_end_wait": 1438,
     "cursor_retry": 304,
-    "recorder_entry_count": 275,
+    "recorder_entry_count": 4745,
     "get_second_read": 274,
 }
 SEEDS_FOR_A_MUTANT = 8_000
