@@ -43,7 +43,7 @@ class CaseBackend(SimulatedBackend):
         super().__init__(server, process, SCRIPTS[0])
         self._case = case
 
-    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
+    async def _answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         self._process.require_alive()
         self.calls += 1
         messages = msgspec.json.decode(msgspec.json.encode(call.messages), type=list[Message])
