@@ -71,7 +71,14 @@ async def test_markup_is_shown_as_text(
     assert [one for one in shown if one["ran"] or one["elsewhere"]] == []
     pages = [one for one in shown if one["headers"] is not None]
     # The script of /ops makes no markup of values; that of / shows titles, and makes markup of sanitised Markdown only.
-    assert {one["path"] for one in pages if one["links"]} == {"/", "/docs", "/ops", f"/turns/{turn}"}
+    assert {one["path"] for one in pages if one["links"]} == {
+        "/",
+        "/docs",
+        "/guides",
+        "/guides/API",
+        "/ops",
+        f"/turns/{turn}",
+    }
     policies = {one["path"]: one["headers"]["content-security-policy"] for one in pages}
     own = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
     nowhere = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -82,6 +89,9 @@ async def test_markup_is_shown_as_text(
         f"/turns/{turn}": own + trusted + nowhere,
         "/docs": SECURITY_HEADERS["content-security-policy"] + "; img-src 'self'",
     }
+    # Their form sends a search to this server.
+    searched = of_pages["/docs"].replace("form-action 'none'", "form-action 'self'")
+    of_pages |= {"/guides": searched, "/guides/API": searched}
     assert {
         path: policy for path, policy in policies.items() if policy != SECURITY_HEADERS["content-security-policy"]
     } == of_pages

@@ -51,7 +51,7 @@ QUERIES = {
     ("GET", "/api/chat/{chat}/stream"): "?startIndex=0",
 }
 # The routes whose named resource belongs to all tenants, as a model does.
-EVERYBODYS = {"/v1/models/{model}", "/v1/prompts/{name}", "/turns/{turn}", "/page/{file}"}
+EVERYBODYS = {"/v1/models/{model}", "/v1/prompts/{name}", "/turns/{turn}", "/page/{file}", "/guides/{guide}"}
 # The routes whose response has no end by itself.
 ENDLESS = {"/v1/sessions/{session}/events"}
 

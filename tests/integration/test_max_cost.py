@@ -2,14 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import AnthropicApi
-from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.generators.backends.model_event import Put, from_event
 from tailrace.proto import events
 from tailrace.proto.errors import BackendError
 from tailrace.proto.usage import CallUsage
@@ -77,18 +76,18 @@ async def test_text_that_is_not_stored_counts(
     start = events.MessageStart(events.MessageHead("msg_1", usage=CallUsage(input_tokens=10)))
     calls = 0
 
-    async def answer(_: AnthropicApi, _call: Call) -> AsyncGenerator[ModelEvent, None]:
+    async def stream(_: AnthropicApi, _call: Call, put: Put) -> None:
         nonlocal calls
         calls += 1
         for event in [start, *before] if calls == 1 else [start, begin]:
-            yield from_event(event)
+            put(from_event(event))
         if calls == 1:
             raise BackendError("backend_broken", "the call broke off")
         while True:
             await asyncio.sleep(0)
-            yield from_event(events.BlockDelta(0, delta))
+            put(from_event(events.BlockDelta(0, delta)))
 
-    monkeypatch.setattr(AnthropicApi, "answer", answer)
+    monkeypatch.setattr(AnthropicApi, "stream", stream)
     async with own.running_generator():
         turn = await own.answer("words=1", model=BODY["model"], max_cost_nano_usd=NANO_USD, **given)
     text = "Half an answer" if before else ""

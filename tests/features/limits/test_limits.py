@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from functools import partialmethod
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -73,11 +72,13 @@ async def post_turns(gateways: list[Gateway]) -> list[httpx2.Response]:
 def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the gateways of this process, no window of a counter ends during a test."""
     now = time.time()
+    begin = Limiter.__init__
 
-    class StoppedLimiter(Limiter):
-        __init__ = partialmethod(Limiter.__init__, now=lambda: now)
+    def begin_stopped(limiter: Limiter, *services: Any, **named: Any) -> None:
+        # The sixth one is `now`.
+        begin(limiter, *services, **named if len(services) > 5 else {"now": lambda: now, **named})
 
-    monkeypatch.setattr("tailrace.features.limits.gateway.Limiter", StoppedLimiter)
+    monkeypatch.setattr(Limiter, "__init__", begin_stopped)
 
 
 def statuses(answers: list[httpx2.Response]) -> Counter[int]:

@@ -118,6 +118,10 @@ async def test_a_generator_that_is_stopped_during_an_append_hands_its_turn_over(
 
         deltas = 0
 
+        def publish_soon(self, *_: Any) -> bool:
+            """Sends each event by `append`."""
+            return False
+
         async def append(self, key: TurnKey, chain: Chain, entry: Entry, **named: Any) -> Chain:
             after = await super().append(key, chain, entry, **named)
             if isinstance(entry, Event) and b"content_block_delta" in bytes(entry.event):
