@@ -32,7 +32,7 @@ class Parts(NamedTuple):
     steps: OptionalSteps = OptionalSteps()
     """The steps of a submission that the feature provides. No other feature provides the same ones."""
     deletion: DeletionSteps | None = None
-    """What the feature does when turns are deleted."""
+    """The steps of the feature in a deletion of turns."""
     limiter: Limiter | None = None
     """The limits of the gateway, in place of the core's, which limits nothing. At most one feature has one."""
 

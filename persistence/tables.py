@@ -26,7 +26,7 @@ class Deletion(NamedTuple):
     turns: str
     """A query of the turns that the deletion includes, at most `limit`, with at most `depth_max` ancestors each."""
     when_empty: Sequence[tuple[str, str]] = ()
-    """What is deleted after the last turn, in this order: a field of DeletedRows, or "", and a statement."""
+    """The deletions after the last turn, in this order: a field of DeletedRows, or "", and a statement."""
     has_follow_ups: bool = False
     """Whether it includes the turns that continue others, which `turns` returns before these."""
     has_many_sessions: bool = False
@@ -54,7 +54,7 @@ class Tables(NamedTuple):
     erase_first: str = ""
     """A query of the turns that an erasure deletes before all others, with `tenant`, `limit`, and `user` or NULL."""
     erase_tenant: Sequence[tuple[str, str]] = ()
-    """What an erasure of a tenant deletes after its last turn, like `Deletion.when_empty`."""
+    """The deletions of an erased tenant after its last turn, like `Deletion.when_empty`."""
     put_session: Sequence[str] = ()
     """Statements that run after each turn has written its session, and after a session is created without a turn."""
     count_models: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""What batches do when turns are deleted: end with them, give back what their inputs reserve, and forget inputs."""
+"""Steps of a deletion for batches: they end with their turns, give back reservations, and forget deleted inputs."""
 
 import asyncio
 from collections.abc import Sequence

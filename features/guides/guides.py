@@ -48,10 +48,11 @@ class Hit(NamedTuple):
     excerpt: str
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """Returns the names of the guides, such as `API`, in alphabetical order."""
     folder = files("tailrace") / "docs"
-    return sorted(one.name.removesuffix(".md") for one in folder.iterdir() if one.name.endswith(".md"))
+    return tuple(sorted(one.name.removesuffix(".md") for one in folder.iterdir() if one.name.endswith(".md")))
 
 
 @cache

@@ -23,7 +23,7 @@ class Reserved(NamedTuple):
 
 
 class Admission(Protocol):
-    """What one request has counted and reserved. Its methods raise Refused and LogUnavailable, except the first two."""
+    """The counts and reservations of a request. Its methods raise Refused and LogUnavailable, except the first two."""
 
     def headers(self, path: str) -> Mapping[str, str]:
         """Returns the response headers with the rest of the limits, in the form of the route's client protocol."""

@@ -79,7 +79,7 @@ class TimedBody(httpx2.AsyncByteStream, asyncio.Protocol):
         self._found: Any = None
         """What `receive` has returned in the callback of the socket."""
         self._errors: list[Exception] = []
-        """What it has raised. A future would keep the error, whose traceback leads to the future."""
+        """The error that it has raised. A future would keep the error, whose traceback leads to the future."""
         self._changed: asyncio.Future[None] = self._loop.create_future()
         """What `read_until` waits for."""
         self._protocol: Any = None
