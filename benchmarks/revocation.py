@@ -16,10 +16,11 @@ import httpx2
 
 from benchmarks.command_line import count, new_parser
 from benchmarks.log_server import running_log
-from tailrace.proto.api_key import SCOPES, NewKey, new_key
+from tailrace.gateway.auth.api_key import NewKey, new_key
+from tailrace.gateway.auth.api_key_store import ApiKeyStore
+from tailrace.gateway.http.scope import SCOPES
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.nats.api_keys import ApiKeyStore
 from tests.harness import processes
 from tests.harness.processes import CHECKOUT
 from tests.harness.turn_writer import Writer

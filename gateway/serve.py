@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 from tailrace.gateway.app import app, overflow_app
 from tailrace.gateway.auth.admission import Admissions
+from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.signed_tokens import TokenSigner
+from tailrace.gateway.auth.signing_secret import signing_secret
 from tailrace.gateway.feature import Features, Started
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import fd_limit, server
@@ -41,8 +43,6 @@ from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto import service
 from tailrace.proto.models import parse_aliases
 from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Rpc, Tombstones, TurnLog
-from tailrace.proto.nats.api_keys import ApiKeyStore
-from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.at_most_one import at_most_one
 from tailrace.proto.runtime.flag import Flag

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from tailrace.persistence import metrics
+from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.lost_turns import LostTurnFinder
 from tailrace.persistence.record_spans import RecordSpans
 from tailrace.persistence.rows import TurnRow, blobs_of
@@ -24,7 +25,6 @@ from tailrace.proto.fold import Turn, text_proof
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
-from tailrace.proto.persistence_health import PersistenceHealth
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.logged_causes import LoggedCauses
 from tailrace.proto.runtime.race import is_set_within

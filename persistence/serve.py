@@ -12,6 +12,7 @@ from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.commands import Commands, delete_again
 from tailrace.persistence.database import display, global_name, move_aside, open_database
 from tailrace.persistence.feature import Features, Services, check, tables_of
+from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rpc import handler
@@ -21,7 +22,6 @@ from tailrace.persistence.store import Store
 from tailrace.proto import service
 from tailrace.proto.errors import StoreCorrupt, StoreNotShared
 from tailrace.proto.nats import BlobPins, BlobStore, Connection, Deliveries, Rpc, Tombstones, TurnLog
-from tailrace.proto.persistence_health import PersistenceHealth
 from tailrace.proto.runtime.settings import select
 from tailrace.proto.subjects import PERSISTENCE
 from tailrace.proto.version import VERSION

@@ -17,15 +17,16 @@ from tailrace.deploy.cli.main import add_config
 from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
+from tailrace.features.admin.administration import Administration, without_hash
+from tailrace.features.admin.audit_log import Actor
 from tailrace.features.limits.quotas import What, owner_of_key, quota_of
 from tailrace.features.limits.rests import rest_of
-from tailrace.proto.api_key import SCOPES, TENANT_SCOPES, ApiKey, NewKey, Scope
+from tailrace.gateway.auth.api_key import ApiKey, NewKey
+from tailrace.gateway.auth.limits import NAMES, parse_limits_setting
+from tailrace.gateway.http.scope import SCOPES, TENANT_SCOPES, Scope
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant
-from tailrace.proto.limits import NAMES, parse_limits_setting
 from tailrace.proto.nats import Connection, Counters, check
-from tailrace.proto.nats.administration import Administration, without_hash
-from tailrace.proto.nats.audit_log import Actor
 from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 

@@ -19,13 +19,13 @@ from tailrace.deploy.local.console import Problem
 from tailrace.deploy.local.readiness import find_unready, passes
 from tailrace.deploy.local.status_file import ProcessEntry
 from tailrace.deploy.local.terminal_text import has_cursor, make_printable, table
+from tailrace.persistence.health import PersistenceHealth
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.nats import Connection, Rpc, stream_size
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.nats.setup_state import read_setup_state
-from tailrace.proto.persistence_health import PersistenceHealth
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 from tailrace.proto.subjects import BODIES, GENERATORS, PERSISTENCE, STREAM
 from tailrace.proto.version import VERSION

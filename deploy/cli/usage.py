@@ -13,10 +13,10 @@ from tailrace.deploy.cli.keys import open_connection
 from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
+from tailrace.features.admin.administration import Administration
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import LOCAL, Tenant
 from tailrace.proto.nats import Connection, Rpc
-from tailrace.proto.nats.administration import Administration
 from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.resources import USAGE_BY, GetUsage, UsagePage, UsageRecord
 

@@ -6,20 +6,21 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
+from tailrace.features.admin.administration import Administration, without_hash
+from tailrace.features.admin.audit_log import Actor, AuditEntry
 from tailrace.gateway.auth.admission import Admissions
+from tailrace.gateway.auth.api_key import ApiKey
 from tailrace.gateway.auth.api_request import ApiRequest, parse_tenant
+from tailrace.gateway.auth.limits import GivenLimits, Limits
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import PAGE
 from tailrace.gateway.http.route import ADMIN, Route, query
+from tailrace.gateway.http.scope import TENANT_SCOPES, Scope
 from tailrace.gateway.resources.paging import Page, page_in_memory, page_of
 from tailrace.gateway.services import Gateway
-from tailrace.proto.api_key import TENANT_SCOPES, ApiKey, Scope
 from tailrace.proto.errors import Refused, cursor_invalid
 from tailrace.proto.ids import CURSOR, Seq, Tenant
-from tailrace.proto.limits import GivenLimits, Limits
-from tailrace.proto.nats.administration import Administration, without_hash
-from tailrace.proto.nats.audit_log import Actor, AuditEntry
 from tailrace.proto.runtime.settings import NoSettings
 
 LIFE_S_MAX = 10 * 366 * 86400

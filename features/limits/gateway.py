@@ -11,10 +11,10 @@ from tailrace.features.limits.limiter import Limiter
 from tailrace.features.limits.rests import ROUTES
 from tailrace.features.limits.storage_share import BLOBS, LOG, StorageShare
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.auth.limits import Limits, parse_limits_setting
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.services import Gateway
-from tailrace.proto.limits import Limits, parse_limits_setting
 from tailrace.proto.nats import Counters, Slots
 
 # Requests of one credential to the routes for operators in a minute, at all gateways together.

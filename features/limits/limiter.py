@@ -29,11 +29,11 @@ from tailrace.features.limits.rate_headers import Headers, rate_headers
 from tailrace.features.limits.stream_slots import HeldSlots, StreamSlots
 from tailrace.gateway.auth import admission
 from tailrace.gateway.auth.admission import Reserved, Share
+from tailrace.gateway.auth.limits import MINUTE_S, UNLIMITED, Limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
-from tailrace.proto.limits import MINUTE_S, UNLIMITED, Limits
 from tailrace.proto.nats import Counters, Slots, TurnLog
 from tailrace.proto.nats.slots import HeldSlot
 from tailrace.proto.usage import NANO_USD_PER_USD

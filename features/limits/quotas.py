@@ -5,11 +5,20 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
+from tailrace.gateway.auth.api_key import ApiKey
+from tailrace.gateway.auth.limits import (
+    NAMES,
+    UNLIMITED,
+    Limits,
+    Rate,
+    merge_limits,
+    parse_limits,
+    request_rate,
+    token_rate,
+)
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto import subjects
-from tailrace.proto.api_key import ApiKey
 from tailrace.proto.ids import Tenant
-from tailrace.proto.limits import NAMES, UNLIMITED, Limits, Rate, merge_limits, parse_limits, request_rate, token_rate
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 What = Literal["requests", "tokens", "usd_day", "usd_month", "bytes_day"]

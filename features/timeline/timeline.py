@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 import msgspec
 
 from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.streaming.reader_report import GatewayReaders, ReaderReport
 from tailrace.proto import events
 from tailrace.proto.chain import START, link
 from tailrace.proto.entries import Attempt, End, Event, Mode, Outcome, Request, StoredEntry
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.reader_report import GatewayReaders, ReaderReport
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 

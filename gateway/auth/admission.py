@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol
 
+from tailrace.gateway.auth.limits import UNLIMITED, GivenLimits, Limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.limits import UNLIMITED, GivenLimits, Limits
 
 
 class Reserved(NamedTuple):

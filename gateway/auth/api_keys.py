@@ -13,13 +13,14 @@ from datetime import datetime
 import structlog
 from starlette.requests import Request
 
+from tailrace.gateway.auth.api_key import KEY_ID, ApiKey, hash_key
+from tailrace.gateway.auth.api_key_store import ApiKeyStore, RecordChange
+from tailrace.gateway.auth.limits import GivenLimits
 from tailrace.gateway.auth.principal import Principal
-from tailrace.proto.api_key import KEY_ID, ApiKey, hash_key, scopes_of
+from tailrace.gateway.http.scope import scopes_of
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Tenant
-from tailrace.proto.limits import GivenLimits
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.api_keys import ApiKeyStore, RecordChange
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.race import is_set_within
 

@@ -18,9 +18,9 @@ from tailrace.gateway.auth.cors import is_cross_origin_simple_post, parse_origin
 from tailrace.gateway.auth.jwt import JwtVerifier
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.static_keys import StaticKeys
+from tailrace.gateway.http.scope import ADMIN_SCOPE, SCOPES
 from tailrace.gateway.settings import Settings
 from tailrace.proto import ids
-from tailrace.proto.api_key import ADMIN_SCOPE, SCOPES
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.ip_address import is_loopback

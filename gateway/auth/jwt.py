@@ -17,8 +17,8 @@ from starlette.requests import Request
 
 from tailrace.gateway.auth.jwks import JwksCache, VerificationKey
 from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.http.scope import ADMIN_SCOPE, TENANT_SCOPES, Scope, scopes_of
 from tailrace.gateway.settings import Settings
-from tailrace.proto.api_key import ADMIN_SCOPE, TENANT_SCOPES, Scope, scopes_of
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant, is_token, is_user

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tailrace.proto.api_key import TENANT_SCOPES, Scope
+from tailrace.gateway.auth.limits import GivenLimits
+from tailrace.gateway.http.scope import TENANT_SCOPES, Scope
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.limits import GivenLimits
 
 
 class Principal(NamedTuple):

@@ -4,8 +4,8 @@ import re
 
 from starlette.requests import Request
 
+from tailrace.gateway.auth.api_key import hash_key
 from tailrace.gateway.auth.principal import Principal
-from tailrace.proto.api_key import hash_key
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant, is_token
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from tailrace.proto.api_key import Scope
+from tailrace.gateway.http.scope import Scope
 
 Json = dict[str, Any]
 

@@ -6,8 +6,9 @@ import time
 import structlog
 
 from tailrace.gateway import metrics
+from tailrace.gateway.log.write_probe import WriteProbe
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import Connection, WriteProbe
+from tailrace.proto.nats import Connection
 
 logger = structlog.get_logger()
 

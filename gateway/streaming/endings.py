@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from tailrace.gateway.metrics import StreamEnd
-from tailrace.proto.reader_report import Ending
+from tailrace.gateway.streaming.reader_report import Ending
 
 # A client that does not resume within this time has left.
 RECONNECT_WINDOW_S = 15.0

@@ -14,9 +14,9 @@ import structlog
 from tailrace.gateway import metrics
 from tailrace.gateway.streaming.endings import StreamEnding
 from tailrace.gateway.streaming.feed import TurnFeed, is_delta
+from tailrace.gateway.streaming.reader_report import Ending, GatewayReaders, ReaderReport
 from tailrace.proto.entries import Event, StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
-from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.clock import age_s
 

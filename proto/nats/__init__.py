@@ -1,5 +1,8 @@
 """The NATS client of all processes; no other package imports `nats`. One module per stream, bucket or RPC."""
 
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
 from tailrace.proto.nats.blob_pins import BlobPins
 from tailrace.proto.nats.blobs import BlobStore
 from tailrace.proto.nats.connection import Connection
@@ -11,7 +14,6 @@ from tailrace.proto.nats.slots import Slots
 from tailrace.proto.nats.streams import StreamSize, check, fullness, stream_size
 from tailrace.proto.nats.tombstones import Tombstones
 from tailrace.proto.nats.turn_log import TurnLog
-from tailrace.proto.nats.write_probe import WriteProbe
 
 __all__ = [
     "BlobPins",
@@ -22,12 +24,13 @@ __all__ = [
     "Counters",
     "Deliveries",
     "Delivery",
+    "Msg",
     "Rpc",
     "Slots",
     "StreamSize",
+    "Subscription",
     "Tombstones",
     "TurnLog",
-    "WriteProbe",
     "check",
     "fullness",
     "stream_size",

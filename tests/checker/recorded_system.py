@@ -16,8 +16,8 @@ from typing import Any, Self
 
 import httpx2
 
+from tailrace.gateway.auth.api_key import hash_key
 from tailrace.gateway.auth.authenticate import LOCAL
-from tailrace.proto.api_key import hash_key
 from tailrace.proto.ids import Tenant, new_id
 from tests.checker.collect import collect
 from tests.checker.history import HISTORY, Recorder, ResourceCount

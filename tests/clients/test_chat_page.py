@@ -15,12 +15,13 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.ops.panels import DASHBOARDS
+from tailrace.gateway.auth.api_key import new_key
+from tailrace.gateway.auth.api_key_store import ApiKeyStore
+from tailrace.gateway.http.scope import SCOPES
 from tailrace.proto import events
-from tailrace.proto.api_key import SCOPES, new_key
 from tailrace.proto.entries import Message
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.nats.api_keys import ApiKeyStore
 from tests.clients import node
 from tests.harness import jwts
 from tests.harness.faulty_upstream import KEY_REFUSED, BrokenAnswer, faulty_claude

@@ -7,11 +7,11 @@ from typing import Self, TypeVar
 import msgspec
 
 from tailrace.features.persistence import FEATURES, Settings
+from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.serve import serve
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.permissions import GATEWAY
-from tailrace.proto.persistence_health import PersistenceHealth
 from tailrace.proto.subjects import PERSISTENCE
 from tests.harness.processes import as_user
 from tests.harness.until import until

@@ -18,11 +18,11 @@ from tailrace.deploy.cli.limits import apply_change
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.limits import gateway as limits_feature
+from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.subjects import AUDIT
 from tests.harness.processes import CHECKOUT
 from tests.harness.until import until, until_equal

@@ -15,10 +15,11 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.ports import find_free
-from tailrace.proto.api_key import SCOPES, new_key
+from tailrace.gateway.auth.api_key import new_key
+from tailrace.gateway.auth.api_key_store import ApiKeyStore
+from tailrace.gateway.http.scope import SCOPES
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.nats.api_keys import ApiKeyStore
 from tests.harness import processes
 from tests.harness.forks import CommandResult, run_command
 from tests.harness.generator_in_loop import words

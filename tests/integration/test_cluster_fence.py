@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tailrace.features.tickets.used_tickets import UsedTickets
+from tailrace.gateway.auth.signing_secret import signing_secret
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Entry, StoredEntry, encode
@@ -22,7 +23,6 @@ from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
 from tailrace.proto.nats.log_server import PublishUnclear
 from tailrace.proto.nats.setup_state import read_setup_state
-from tailrace.proto.nats.signing_secret import signing_secret
 from tests.harness.nats_cluster import Cluster
 from tests.harness.turn_builder import NOON, attempt, event, opening_events, request, text_delta
 

@@ -25,9 +25,9 @@ from nats.aio.client import Client as NatsClient
 from nats.protocol.parser import Parser
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
 from tailrace.proto.nats import Connection, Deliveries, check, fullness, streams
-from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.client import Message, MessageSplitter
 from tailrace.proto.nats.connection import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
 from tailrace.proto.nats.leases import consumer_backlog

@@ -13,17 +13,18 @@ import pytest_asyncio
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.gateway import FEATURES, ROUTES
 from tailrace.gateway.app import app, overflow_app
+from tailrace.gateway.auth.api_key import NewKey, new_key
+from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.jwt import LEEWAY_S
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http import server
+from tailrace.gateway.http.scope import SCOPES, Scope
 from tailrace.gateway.serve import build
 from tailrace.gateway.settings import Settings
-from tailrace.proto.api_key import SCOPES, NewKey, Scope, new_key
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.runtime.flag import Flag
 from tests.conftest import apply_streams
 from tests.harness import jwts

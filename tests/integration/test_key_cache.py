@@ -13,13 +13,14 @@ from starlette.requests import Request
 from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.auth.api_key import NewKey, new_key
+from tailrace.gateway.auth.api_key_store import ApiKeyStore, KeyPosition, RecordChange
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.principal import Principal
-from tailrace.proto.api_key import SCOPES, NewKey, new_key
+from tailrace.gateway.http.scope import SCOPES
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.api_keys import ApiKeyStore, KeyPosition, RecordChange
 from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM, limits_of_tenant
 from tests.conftest import apply_streams
 from tests.harness.until import until

@@ -13,9 +13,9 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.logins.logins import COOKIE
 from tailrace.features.logins.store import Login, LoginStore
 from tailrace.gateway.auth.signed_tokens import Access, Refresh, TokenSigner
+from tailrace.gateway.auth.signing_secret import signing_secret
 from tailrace.proto.errors import LogMisconfigured
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.subjects import SECRETS
 from tests.integration.conftest import KEY, Gateway, NewGateway
 

@@ -20,14 +20,14 @@ from tailrace.deploy.cli import streams
 from tailrace.deploy.local import nats_server, ports
 from tailrace.deploy.local.nats_server import ROOT_USER
 from tailrace.deploy.local.spawn import signal_group, spawn
+from tailrace.gateway.auth.api_key import ApiKey
+from tailrace.gateway.auth.api_key_store import ApiKeyStore, RecordChange
 from tailrace.proto import subjects
-from tailrace.proto.api_key import ApiKey
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.model_records import MODELS
 from tailrace.proto.nats import Connection, Rpc, TurnLog, check
-from tailrace.proto.nats.api_keys import ApiKeyStore, RecordChange
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.nats.stream_configs import BUCKETS, EVERY_STREAM
 from tailrace.proto.subjects import AUDIT, GENERATORS, PERSISTENCE, STREAM

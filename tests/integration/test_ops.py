@@ -15,10 +15,11 @@ from tailrace.deploy.local import ports
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.ops import sources
 from tailrace.features.ops.panels import DASHBOARDS
-from tailrace.proto.api_key import TENANT_SCOPES, Scope, new_key
+from tailrace.gateway.auth.api_key import new_key
+from tailrace.gateway.auth.api_key_store import ApiKeyStore
+from tailrace.gateway.http.scope import TENANT_SCOPES, Scope
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.runtime import metrics_targets
 from tests.harness import jwts
 from tests.harness.until import until, until_equal

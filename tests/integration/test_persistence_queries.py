@@ -16,6 +16,7 @@ from tailrace.deploy.cli import status
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.database import global_name
+from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.serve import OTHERS_WAIT_S
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogUnavailable, Refused, StoreNotShared
@@ -23,7 +24,6 @@ from tailrace.proto.ids import Seq, SessionId, TurnId
 from tailrace.proto.nats import Connection, Deliveries, Rpc, TurnLog
 from tailrace.proto.nats.leases import Backlog
 from tailrace.proto.nats.permissions import ADMIN
-from tailrace.proto.persistence_health import PersistenceHealth
 from tailrace.proto.records import (
     Ancestry,
     Context,

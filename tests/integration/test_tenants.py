@@ -9,10 +9,11 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.proto.api_key import SCOPES, new_key
+from tailrace.gateway.auth.api_key import new_key
+from tailrace.gateway.auth.api_key_store import ApiKeyStore
+from tailrace.gateway.http.scope import SCOPES
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.api_keys import ApiKeyStore
 from tests.harness.forks import run_module
 from tests.harness.processes import Process
 from tests.harness.refusals import problem_of

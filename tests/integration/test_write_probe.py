@@ -6,8 +6,9 @@ from signal import SIGCONT
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.log.write_probe import WriteProbe
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import Connection, WriteProbe, streams
+from tailrace.proto.nats import Connection, streams
 from tailrace.proto.subjects import CLAIMS_STREAM, STREAM
 from tests.harness.freeze import freeze
 from tests.harness.until import until, until_equal
@@ -25,7 +26,7 @@ async def test_a_probe_stores_and_removes_an_entry_and_fails_for_a_silent_log_bu
     own_server: NatsServer, own_connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sequence grows, and the stream has no message. A full log answers, and Fullness reports it."""
-    monkeypatch.setattr("tailrace.proto.nats.write_probe.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("tailrace.gateway.log.write_probe.TIMEOUT_S", 0.2)
     probe = WriteProbe(own_connection)
     for number in range(3):
         await probe.run()

@@ -3,10 +3,10 @@
 import pytest
 
 from tailrace.gateway.auth.admission import Admissions
+from tailrace.gateway.auth.limits import UNLIMITED
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
-from tailrace.proto.limits import UNLIMITED
 
 TENANT = Tenant("ours")
 # A key that an operator has given limits, which a gateway with the feature would apply.

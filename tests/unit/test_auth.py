@@ -7,14 +7,15 @@ import msgspec
 import pytest
 from starlette.requests import Request
 
+from tailrace.gateway.auth.api_key import new_key
+from tailrace.gateway.auth.api_key_store import ApiKeyStore, KeyPosition, RecordChange
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.http.scope import SCOPES
 from tailrace.gateway.settings import Settings
-from tailrace.proto.api_key import SCOPES, new_key
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Seq, Tenant
-from tailrace.proto.nats.api_keys import ApiKeyStore, KeyPosition, RecordChange
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 OTHER_HASH = hashlib.sha256(b"other").hexdigest()

@@ -5,7 +5,7 @@ from typing import get_args
 from tailrace.gateway.metrics import StreamEnd
 from tailrace.gateway.streaming import endings
 from tailrace.gateway.streaming.endings import StreamEnding
-from tailrace.proto.reader_report import Ending
+from tailrace.gateway.streaming.reader_report import Ending
 
 ROWS = [row for row in vars(endings).values() if isinstance(row, StreamEnding)]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailrace.proto.limits import UNLIMITED, Limits, Rate, parse_limits, parse_limits_setting, request_rate
+from tailrace.gateway.auth.limits import UNLIMITED, Limits, Rate, parse_limits, parse_limits_setting, request_rate
 
 
 def test_a_setting_lists_limits_in_any_order() -> None:

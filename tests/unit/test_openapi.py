@@ -10,6 +10,7 @@ from jsonschema_rs import Draft202012Validator
 from starlette import routing
 from starlette.requests import Request
 
+from tailrace.features.admin.administration import without_hash
 from tailrace.features.api_reference import gateway as routes
 from tailrace.features.api_reference.gateway import document
 from tailrace.features.api_reference.reference_page import render_page
@@ -18,14 +19,13 @@ from tailrace.features.gateway import ROUTES
 from tailrace.features.page.gateway import endpoints_of
 from tailrace.features.tickets.tickets import Ticket
 from tailrace.features.webhooks import payload, signature
+from tailrace.gateway.auth.api_key import KEY_ID, ApiKey
 from tailrace.gateway.auth.signed_tokens import Access, TokenSigner
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.examples import BATCH, FILE, MODEL, PARENT, TURN
 from tailrace.gateway.http.last_event_id import QUERY_NAMES
 from tailrace.gateway.http.route import SSE
-from tailrace.proto.api_key import KEY_ID, ApiKey
 from tailrace.proto.models import find_model
-from tailrace.proto.nats.administration import without_hash
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tests.harness.turn_builder import KEY, completed_turn
 from tools.openapi import examples

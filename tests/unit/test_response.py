@@ -22,13 +22,13 @@ from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.streaming.reader import Reader
 from tailrace.gateway.streaming.reader_counts import ReaderCounts, ReaderLimits
+from tailrace.gateway.streaming.reader_report import GatewayReaders, ReaderReport
 from tailrace.gateway.streaming.response import EventStream, HeldStream
 from tailrace.gateway.streaming.stream_record import StreamRecords
 from tailrace.proto.entries import Failure, StoredEntry
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.nats.log_server import LiveFeed
-from tailrace.proto.reader_report import GatewayReaders, ReaderReport
 from tailrace.proto.runtime.flag import Flag
 from tailrace.testing import MemoryLog
 from tests.harness.turn_builder import KEY, Handwritten, attempt, completed_turn

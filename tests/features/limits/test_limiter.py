@@ -10,10 +10,10 @@ from tailrace.features.limits.limiter import Limiter
 from tailrace.features.limits.quotas import TENANT
 from tailrace.features.limits.stream_slots import SLOT_LIFE_S, HeldSlots, StreamSlots
 from tailrace.gateway.auth.admission import Admissions
+from tailrace.gateway.auth.limits import UNLIMITED, Limits, parse_limits_setting
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
-from tailrace.proto.limits import UNLIMITED, Limits, parse_limits_setting
 from tailrace.proto.nats.slots import Slot
 from tailrace.testing import MemoryCounters, MemoryLog, MemorySlots
 from tests.harness.turn_builder import completed_turn, request

@@ -18,14 +18,14 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.limits.limiter import Limiter
 from tailrace.features.limits.quotas import owners_of, quota_of
 from tailrace.gateway.auth.admission import Admissions
+from tailrace.gateway.auth.limits import UNLIMITED, Limits
 from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.http.scope import SCOPES
 from tailrace.gateway.turns import delete
 from tailrace.proto import entries, events
-from tailrace.proto.api_key import SCOPES
 from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
-from tailrace.proto.limits import UNLIMITED, Limits
 from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back
 from tailrace.proto.subjects import CLAIMS_STREAM, LIMITS, SLOTS

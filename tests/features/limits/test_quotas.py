@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tailrace.features.limits.limiter import quota_error
 from tailrace.features.limits.quotas import TENANT, Owner, What, owners_of, quota_of
+from tailrace.gateway.auth.limits import UNLIMITED, Limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.ids import Tenant, is_token
-from tailrace.proto.limits import UNLIMITED, Limits
 
 ACME = Tenant("acme")
 LIMITS = Limits(requests=60, burst=10, tokens=1000, usd_day=2.5, usd_month=50, bytes_day=9)

@@ -11,10 +11,10 @@ from tailrace.features.limits import stream_slots
 from tailrace.features.limits.limiter import Limiter
 from tailrace.features.limits.quotas import TENANT
 from tailrace.features.limits.stream_slots import HeldSlots
+from tailrace.gateway.auth.limits import Limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, new_id
-from tailrace.proto.limits import Limits
 from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
 from tailrace.proto.subjects import SLOTS
 from tests.harness.lossy_link import LossyLink

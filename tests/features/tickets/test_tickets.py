@@ -15,11 +15,11 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.tickets.tickets import Ticket
 from tailrace.features.tickets.used_tickets import UsedTickets
 from tailrace.gateway.auth.signed_tokens import TokenSigner
+from tailrace.gateway.auth.signing_secret import signing_secret
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.kv import Bucket
-from tailrace.proto.nats.signing_secret import signing_secret
 from tests.harness.freeze import freeze
 from tests.harness.refusals import problem_of
 from tests.harness.route_table import ROWS, path_parameters

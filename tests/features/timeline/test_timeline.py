@@ -9,12 +9,12 @@ import pytest
 
 from tailrace.deploy.cli.turn import render
 from tailrace.features.timeline.timeline import CANCEL_CAUSES, Timeline, build, read
+from tailrace.gateway.streaming.reader_report import Ending, GatewayReaders, ReaderReport
 from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import CancelCause, Event, Failure, Mode, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.testing import MemoryLog
 from tests.harness.turn_builder import KEY, NOON, Handwritten, attempt, completed_turn, started_turn

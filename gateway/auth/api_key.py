@@ -4,21 +4,13 @@ import hashlib
 import re
 import secrets
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import msgspec
 
+from tailrace.gateway.auth.limits import GivenLimits
+from tailrace.gateway.http.scope import Scope
 from tailrace.proto.ids import Tenant
-from tailrace.proto.limits import GivenLimits
-
-Scope = Literal["write", "read", "manage", "operate", "admin"]
-"""A right of a credential. `write` creates and cancels turns, `read` reads them, `manage` renames and deletes.
-`operate` reads the metrics of all tenants; `admin` changes their keys and limits, and reads their usage."""
-
-ADMIN_SCOPE: Scope = "admin"
-SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
-TENANT_SCOPES: frozenset[Scope] = SCOPES - {"operate", ADMIN_SCOPE}
-"""The scopes of a credential that names none: they are limited to its own tenant."""
 
 # Lets people and secret scanners recognise a key.
 PREFIX = "tr_"
@@ -83,11 +75,6 @@ def new_key(
         expires_at=expires_at,
     )
     return NewKey(secret, record)
-
-
-def scopes_of(names: Iterable[str]) -> frozenset[Scope]:
-    """Returns the known scopes among `names`. An unknown name grants nothing."""
-    return SCOPES.intersection(names)
 
 
 def hash_key(key: bytes) -> str:

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tailrace.proto.api_key import ADMIN_SCOPE, KEY_ID, ApiKey, NewKey, Scope, new_key
+from tailrace.features.admin.audit_log import Action, Actor, AuditEntry, AuditLog
+from tailrace.gateway.auth.api_key import KEY_ID, ApiKey, NewKey, new_key
+from tailrace.gateway.auth.api_key_store import ApiKeyStore
+from tailrace.gateway.auth.limits import GivenLimits, parse_limits, require_useful
+from tailrace.gateway.http.scope import ADMIN_SCOPE, Scope
 from tailrace.proto.errors import LogUnavailable, Refused, TailraceError
 from tailrace.proto.ids import Tenant
-from tailrace.proto.limits import GivenLimits, parse_limits, require_useful
-from tailrace.proto.nats.api_keys import ApiKeyStore
-from tailrace.proto.nats.audit_log import Action, Actor, AuditEntry, AuditLog
 from tailrace.proto.nats.connection import Connection
 
 # A key that ends sooner leaves too little time to create another one.

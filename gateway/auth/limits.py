@@ -15,7 +15,7 @@ from tailrace.proto.errors import SettingsInvalid
 PositiveInt = Annotated[int, Meta(ge=1, le=10**12)]
 Usd = Annotated[float, Meta(ge=0, le=1e9)]
 MINUTE_S = 60.0
-# The counter of a window is kept longer than the window lasts: see LIMITS_KEPT_S in proto/nats/streams.py.
+# The counter of a window is kept longer than the window lasts: see LIMITS_KEPT_S in stream_configs.py.
 WINDOW_S_MAX = 3600.0
 
 

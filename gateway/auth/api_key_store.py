@@ -10,17 +10,15 @@ from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
+from tailrace.gateway.auth.api_key import ApiKey
+from tailrace.gateway.auth.limits import GivenLimits
 from tailrace.proto import subjects
-from tailrace.proto.api_key import ApiKey
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
-from tailrace.proto.limits import GivenLimits
+from tailrace.proto.nats import Connection, Msg, Subscription
 from tailrace.proto.nats.client import Message
-from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
