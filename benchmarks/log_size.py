@@ -20,10 +20,11 @@ import uvloop
 from benchmarks.command_line import new_parser
 from benchmarks.process_usage import cpu_s
 from tailrace.deploy.local.nats_server import GIB, NatsServer
+from tailrace.deploy.nats import setup
 from tailrace.proto import entries, subjects
 from tailrace.proto.chain import START
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
-from tailrace.proto.nats import Connection, TurnLog, streams
+from tailrace.proto.nats import Connection, TurnLog
 from tests.harness.readers import read_all_entries
 from tests.harness.turn_builder import text_delta
 from tests.harness.turn_writer import Writer
@@ -94,7 +95,7 @@ async def measure_both(connection: Connection, pid: int) -> tuple[Cost, Cost]:
 async def main(count: int, folder: Path) -> None:
     async with NatsServer(folder, sync="default", file_bytes_max=16 * GIB) as server:
         connection = await Connection.open(server.url, "benchmark")
-        await streams.apply(connection, bytes_max=8 * GIB)
+        await setup.apply(connection, bytes_max=8 * GIB)
         rows: dict[int, list[float]] = {}
         for size in (FEW, count):
             await fill(connection, size)

@@ -309,10 +309,11 @@ def key(tenant: Tenant) -> TurnKey:
 
 
 async def apply_streams(url: str) -> None:
-    from tailrace.proto.nats import Connection, streams
+    from tailrace.deploy.nats import setup
+    from tailrace.proto.nats import Connection
 
     connection = await Connection.open(url, "test-streams")
     try:
-        await streams.apply(connection, bytes_max=BYTES_MAX)
+        await setup.apply(connection, bytes_max=BYTES_MAX)
     finally:
         await connection.close()

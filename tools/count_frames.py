@@ -21,6 +21,7 @@ import msgspec
 import structlog
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.nats import setup
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.features.gateway import FEATURES
 from tailrace.features.generators import FEATURES as GENERATOR_FEATURES
@@ -31,7 +32,7 @@ from tailrace.generators.settings import Settings as GeneratorSettings
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
-from tailrace.proto.nats import Connection, TurnLog, streams
+from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.service import Stop
 
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -189,7 +190,7 @@ async def count() -> dict[str, Functions]:
     with tempfile.TemporaryDirectory() as folder:
         async with NatsServer(Path(folder)) as server:
             admin = await Connection.open(server.url, "count-frames-streams")
-            await streams.apply(admin, bytes_max=BYTES_MAX)
+            await setup.apply(admin, bytes_max=BYTES_MAX)
             await admin.close()
             return await _count(server.url) | {"model": await _count_model(server.url)}
 

@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 
 from tailrace.deploy.local import nats_server
+from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.features.gateway import ROUTES
 from tailrace.proto import batch_records, files, model_records, records, resources
 from tailrace.proto.entries import Attempt, End, Event, Progress, Request
 from tailrace.proto.nats import stream_configs
-from tailrace.proto.nats.permissions import RIGHTS
 from tailrace.proto.nats.setup_differences import OF_OPERATOR, OFF
 from tailrace.proto.version import VERSION
 from tools import monitoring

@@ -42,7 +42,7 @@ from tailrace.persistence.database import display, is_url, open_database
 from tailrace.persistence.sqlite import find_moved_aside
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.nats import Connection, check
-from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 

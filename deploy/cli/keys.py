@@ -27,7 +27,7 @@ from tailrace.gateway.http.scope import SCOPES, TENANT_SCOPES, Scope
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Counters, check
-from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 
 DESCRIPTION = "Create, list, rotate and revoke API keys. Changes take effect within a second."

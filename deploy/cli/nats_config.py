@@ -12,7 +12,7 @@ from tailrace.deploy.cli.arguments import add_json, add_number
 from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.nats_server import GIB, LAME_DUCK, PAYLOAD_BYTES_MAX, accounts, render
-from tailrace.proto.nats.permissions import RIGHTS
+from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.proto.runtime.exit_status import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.runtime.ip_address import is_loopback
 

@@ -19,7 +19,7 @@ from tailrace.deploy.local.terminal_text import table
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc
-from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.resources import BilledUsage, BilledUsageList, GetBilledUsage
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage

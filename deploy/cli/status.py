@@ -24,8 +24,8 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.nats import Connection, Rpc, stream_size
 from tailrace.proto.nats.leases import consumer_backlog
-from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.nats.setup_state import read_setup_state
+from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 from tailrace.proto.subjects import BODIES, GENERATORS, PERSISTENCE, STREAM
 from tailrace.proto.version import VERSION

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 from tailrace.deploy.cli.arguments import add_json, number
 from tailrace.deploy.cli.result import print_result
+from tailrace.deploy.nats import setup
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import stream_configs, streams
+from tailrace.proto.nats import stream_configs
 from tailrace.proto.nats.connection import Connection
-from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.nats.users import ADMIN
 
 DESCRIPTION = "Create missing streams and buckets in the NATS at TAILRACE_NATS_URL; existing ones do not change."
 EXAMPLES = """\
@@ -61,16 +62,16 @@ async def apply(
 
     Without `file_bytes_max` or `replicas`, the size or the replicas of the existing streams are used. Retries for
     `wait_s` seconds, because the servers of a cluster answer before they have elected a leader. Raises LogMisconfigured
-    if an existing stream or consumer differs, LogUnavailable if no server answers. `repairs`: see proto.nats.streams.
+    if an existing stream or consumer differs, LogUnavailable if no server answers. `repairs`: see deploy.nats.setup.
     """
     connection = await Connection.open(url, "tailrace-streams", ADMIN)
     deadline = time.monotonic() + wait_s
     try:
         while True:
             try:
-                existing = await streams.read_existing(connection)
+                existing = await setup.read_existing(connection)
                 bytes_max = existing.bytes_max if file_bytes_max is None else log_bytes_max(file_bytes_max)
-                return await streams.apply(
+                return await setup.apply(
                     connection,
                     replicas=replicas or existing.replicas or 1,
                     bytes_max=bytes_max or log_bytes_max(GIB_OF_SERVER * GIB),

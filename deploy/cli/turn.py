@@ -15,7 +15,7 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Rpc, TurnLog
-from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.nats.users import ADMIN
 
 DESCRIPTION = "Show the timeline of one turn."
 EXAMPLES = """\

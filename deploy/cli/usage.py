@@ -17,7 +17,7 @@ from tailrace.features.admin.administration import Administration
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import LOCAL, Tenant
 from tailrace.proto.nats import Connection, Rpc
-from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.resources import USAGE_BY, GetUsage, UsagePage, UsageRecord
 
 DESCRIPTION = "Show a tenant's turns, tokens and cost in US dollars."

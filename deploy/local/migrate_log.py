@@ -32,9 +32,10 @@ from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_server import NatsServer, ServerSpec
 from tailrace.deploy.local.options import Options
+from tailrace.deploy.nats import stream_copy
+from tailrace.deploy.nats.permissions import LOG
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import Connection, stream_copy
-from tailrace.proto.nats.permissions import LOG
+from tailrace.proto.nats import Connection
 
 STAGE = "moving"
 OLD = ".before"

@@ -21,10 +21,11 @@ from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_log import FILE
 from tailrace.deploy.local.options import Sync
 from tailrace.deploy.local.spawn import describe, signal_group, spawn
+from tailrace.deploy.nats.permissions import ACCOUNTS, LOG, RIGHTS, Import, account, has_many_replies, imports_of
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.nats import streams
-from tailrace.proto.nats.permissions import ACCOUNTS, ADMIN, LOG, RIGHTS, Import, account, has_many_replies, imports_of
+from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.runtime.race import run_until
 
 GIB = 1024**3
@@ -76,7 +77,7 @@ class ServerSpec(msgspec.Struct, frozen=True):
     directory: Path
     port: int
     monitor_port: int
-    # By user: those of proto/nats/permissions.py. Any other user may do everything in the log's account.
+    # By user: those of deploy/nats/permissions.py. Any other user may do everything in the log's account.
     passwords: Mapping[str, str]
     sync: Sync
     file_bytes_max: int

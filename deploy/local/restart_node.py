@@ -13,9 +13,9 @@ from signal import SIGUSR2
 
 from tailrace.deploy.local import nats_cluster, nats_server, status_file
 from tailrace.deploy.local.errors import UpRefused
+from tailrace.deploy.nats.setup import lagging_servers
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.streams import lagging_servers
 
 # In lame duck mode it disconnects its clients one by one, over 30 s.
 EXIT_S_MAX = 60.0

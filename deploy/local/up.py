@@ -46,10 +46,11 @@ from tailrace.deploy.local.status_file import FILE as STATUS_FILE
 from tailrace.deploy.local.status_file import StatusFile, write_metrics_targets
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import watch
+from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.gateway.serve import load_authenticator
 from tailrace.persistence.sqlite import require_known_schema
 from tailrace.proto.errors import StoreError, StoreTooNew
-from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
+from tailrace.proto.nats.users import ADMIN, GATEWAY
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.ip_address import is_loopback
 from tailrace.proto.runtime.logging_setup import configure, is_coloured

@@ -24,10 +24,11 @@ from tailrace.deploy.local.nats_server import ServerSpec, wait_started
 from tailrace.deploy.local.readiness import BEAT, HealthCheck, Response, ask, http_get
 from tailrace.deploy.local.status_file import StatusFile
 from tailrace.deploy.local.supervisor import Supervisor
+from tailrace.deploy.nats import setup
 from tailrace.proto.errors import LogError
-from tailrace.proto.nats import Connection, streams
-from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.nats import Connection
 from tailrace.proto.nats.setup_state import SetupState, read_setup_state
+from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.service import BEAT_LATE_S
 
 INTERVAL_S = 5.0
@@ -161,7 +162,7 @@ class SetupRepair:
             found = await read_setup_state(self._connection)
             if found.missing:
                 self._console.log(f"NATS lacks {', '.join(found.missing)}: creating it again")
-                await streams.apply(
+                await setup.apply(
                     self._connection, replicas=self._replicas, bytes_max=self._bytes_max, after=self._known
                 )
                 found = await read_setup_state(self._connection)

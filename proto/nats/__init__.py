@@ -1,4 +1,4 @@
-"""The NATS client of all processes; no other package imports `nats`. One module per stream, bucket or RPC."""
+"""The NATS client of all processes. Besides `deploy.nats`, no package imports `nats`. One module per bucket or RPC."""
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription

@@ -28,10 +28,10 @@ from tailrace.proto.errors import LogUnavailable, SettingsInvalid
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import pub_ack, stream_info
 from tailrace.proto.nats.client import Client, Message, Receive, TlsClient
-from tailrace.proto.nats.permissions import RIGHTS, inbox_prefix
 from tailrace.proto.nats.pub_ack import Ack
 from tailrace.proto.nats.stream_info import StreamInfo
 from tailrace.proto.nats.tls import ssl_context
+from tailrace.proto.nats.users import USERS, inbox_prefix
 from tailrace.proto.runtime.race import raise_if_cancelled
 from tailrace.proto.subjects import STREAM
 
@@ -91,12 +91,12 @@ class Connection:
     async def open(cls, url: str, name: str, user: str | None = None) -> Self:
         """Connects to `url`: `nats://USER:PASSWORD@HOST:PORT`, several separated by commas; for `tls://` see tls.py.
 
-        `user` is the role of this process: a URL with another role of permissions.py is refused. Raises LogUnavailable,
+        `user` is the role of this process: a URL with the user of another role is refused. Raises LogUnavailable,
         or SettingsInvalid for an invalid URL.
         """
         addresses = parse_servers(url)
         named = user_of(addresses)
-        if user is not None and named in RIGHTS and named != user:
+        if user is not None and named in USERS and named != user:
             # NATS would refuse each publish and subscription by itself, without the reason.
             raise SettingsInvalid(
                 f"TAILRACE_NATS_URL has the user {named}, but this process needs nats://{user}:PASSWORD@HOST:PORT"

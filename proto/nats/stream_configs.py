@@ -139,6 +139,11 @@ def buckets(replicas: int, retention_s: float) -> list[StreamConfig]:
     ]
 
 
+def other_streams(replicas: int, retention_s: float) -> list[StreamConfig]:
+    """Returns the configurations of the streams besides the log and the blobs."""
+    return [*limit_streams(replicas), audit_stream(replicas), *buckets(replicas, retention_s)]
+
+
 def bucket(
     name: str,
     replicas: int,

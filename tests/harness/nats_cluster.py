@@ -13,8 +13,9 @@ from nats.js.api import ClusterInfo
 from tailrace.deploy.local import nats_cluster
 from tailrace.deploy.local.nats_server import NatsServer, ServerSpec
 from tailrace.deploy.local.options import Sync
+from tailrace.deploy.nats import setup
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import Connection, streams
+from tailrace.proto.nats import Connection
 from tailrace.proto.subjects import STREAM
 from tests.harness.until import until
 
@@ -77,7 +78,7 @@ class Cluster:
     async def is_whole(self) -> bool:
         """Whether all replicas are current and every consumer has a leader."""
         with suppress(LogUnavailable):
-            return not await streams.lagging_servers(self.connection)
+            return not await setup.lagging_servers(self.connection)
         return False
 
     async def kill_all(self) -> None:
@@ -98,7 +99,7 @@ class Cluster:
 
 async def _apply_streams(connection: Connection, bytes_max: int) -> bool:
     try:
-        await streams.apply(connection, replicas=NODES, bytes_max=bytes_max)
+        await setup.apply(connection, replicas=NODES, bytes_max=bytes_max)
     except LogUnavailable:
         return False
     return True

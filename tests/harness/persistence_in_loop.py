@@ -11,7 +11,7 @@ from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.serve import serve
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc
-from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.nats.users import GATEWAY
 from tailrace.proto.subjects import PERSISTENCE
 from tests.harness.processes import as_user
 from tests.harness.until import until

@@ -13,7 +13,7 @@ import msgspec
 
 from tailrace.deploy.local.nats_server import ROOT_USER
 from tailrace.deploy.local.spawn import spawn
-from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.nats.users import GATEWAY
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.harness.forks import Fork, fork
 from tests.harness.until import until

@@ -12,7 +12,7 @@ from tailrace.proto.chain import START, link
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Connection, Rpc, TurnLog
-from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.nats.users import GATEWAY
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
 from tests.harness.processes import as_user

@@ -20,12 +20,13 @@ import httpx2
 from tailrace.deploy.local import nats_cluster, nats_server, ports
 from tailrace.deploy.local.nats_server import NatsServer, ServerSpec
 from tailrace.deploy.local.options import Sync
+from tailrace.deploy.nats import setup
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnKey
-from tailrace.proto.nats import Connection, Deliveries, TurnLog, streams
+from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.nats.leases import consumer_backlog
-from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.nats.users import GATEWAY
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.harness import processes
 from tests.harness.generator_in_loop import read_attempts
@@ -267,7 +268,7 @@ class System:
             self.servers = [await self._stack.enter_async_context(NatsServer(self.folder, spec=specs[0]))]
             self.connection = await Connection.open(self.nats_url, "test-system")
             self._stack.push_async_callback(self.connection.close)
-            await streams.apply(self.connection, bytes_max=self._log_bytes)
+            await setup.apply(self.connection, bytes_max=self._log_bytes)
         else:
             cluster = Cluster(self.folder, specs=specs, bytes_max=self._log_bytes)
             self.cluster = await self._stack.enter_async_context(cluster)

@@ -24,7 +24,7 @@ from tailrace.gateway.settings import Settings as CoreSettings
 from tailrace.proto import subjects
 from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.nats.users import GATEWAY
 from tailrace.proto.subjects import STREAM
 from tests.harness import processes
 from tests.harness.own_system import OwnSystem

@@ -13,11 +13,12 @@ import nats.js.errors
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.nats import setup
 from tailrace.proto import subjects
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, LogFull, LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, new_id
-from tailrace.proto.nats import BlobStore, Connection, chunks, stream_configs, streams
+from tailrace.proto.nats import BlobStore, Connection, chunks, stream_configs
 from tailrace.proto.nats.chunks import CHUNK_BYTES
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.stream_leader import Leader, StoredMessage
@@ -47,9 +48,7 @@ async def short_lived_bucket(tmp_path: Path) -> AsyncIterator[Connection]:
     """A server where a blob lives for `LIFE_S`, and that holds 4 MB of blobs."""
     async with NatsServer(tmp_path) as server:
         connection = await Connection.open(server.url, "test")
-        await streams.apply(
-            connection, bytes_max=int(4_000_000 / stream_configs.BODIES_SHARE), bodies_retention_s=LIFE_S
-        )
+        await setup.apply(connection, bytes_max=int(4_000_000 / stream_configs.BODIES_SHARE), bodies_retention_s=LIFE_S)
         yield connection
         await connection.close()
 

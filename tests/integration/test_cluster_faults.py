@@ -16,9 +16,10 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from tailrace.deploy.nats import setup
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import TurnKey
-from tailrace.proto.nats import Connection, stream_configs, streams
+from tailrace.proto.nats import Connection, stream_configs
 from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.harness import readers
 from tests.harness.cluster_faults import FAULTS, Fault, freeze_the_gateways, kill_leader, kill_the_generators
@@ -212,5 +213,5 @@ async def test_a_consumer_without_a_leader_is_reported_as_lagging(system: Cluste
     other = await Connection.open(next(one.url for one in cluster.nodes if one is not node), "test")
     freeze(node)
     with pytest.raises(LogUnavailable):
-        await streams.lagging_servers(other)
+        await setup.lagging_servers(other)
     await other.close()

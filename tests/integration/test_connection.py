@@ -25,13 +25,15 @@ from nats.aio.client import Client as NatsClient
 from nats.protocol.parser import Parser
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.nats import setup
+from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
-from tailrace.proto.nats import Connection, Deliveries, check, fullness, streams
+from tailrace.proto.nats import Connection, Deliveries, check, fullness
 from tailrace.proto.nats.client import Message, MessageSplitter
 from tailrace.proto.nats.connection import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
 from tailrace.proto.nats.leases import consumer_backlog
-from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
+from tailrace.proto.nats.users import ADMIN, GATEWAY
 from tailrace.proto.subjects import PERSISTENCE, STREAM
 from tests.harness.forks import run_module
 from tests.harness.freeze import freeze
@@ -49,7 +51,7 @@ async def test_a_request_without_a_responder_says_to_retry(connection: Connectio
 async def test_a_nats_server_without_jetstream_is_named(own_server: NatsServer) -> None:
     async with without_jetstream(own_server):
         connection = await Connection.open(own_server.url, "test")
-        for call in (check, streams.apply):
+        for call in (check, setup.apply):
             with pytest.raises(LogUnavailable, match="this NATS server has no JetStream: add"):
                 await call(connection)
         await connection.close()

@@ -22,13 +22,13 @@ import pytest
 
 from tailrace.deploy.local import ports
 from tailrace.deploy.monitoring.rules import ALERTS
+from tailrace.deploy.nats import setup
 from tailrace.features.ops.panels import DASHBOARDS, Panel
 from tailrace.gateway.http.http_protocol import UNREAD_TIMEOUT_S
 from tailrace.persistence.migrations import migrations
 from tailrace.proto import entries, subjects
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
-from tailrace.proto.nats import streams
 from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS
 from tests.clients import node
 from tests.clients.node import find_browser
@@ -214,7 +214,7 @@ async def deleted_consumer(loaded: LoadedSystem) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        await streams.apply(loaded.system.connection)
+        await setup.apply(loaded.system.connection)
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from tailrace.gateway.turns.queue_estimate import QueueEstimate
 from tailrace.generators.key_health import REFUSED
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Connection, Rpc, TurnLog
-from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.nats.users import GATEWAY
 from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.version import VERSION
 from tests.harness import processes

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.nats import setup
 from tailrace.gateway.clients.ai_sdk import request as ui_request
 from tailrace.gateway.clients.anthropic import request as messages_request
 from tailrace.gateway.turns.request_body import NewTurn
@@ -24,7 +25,7 @@ from tailrace.proto import blobs, long_strings, subjects
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
-from tailrace.proto.nats import BlobStore, Connection, TurnLog, stream_configs, streams
+from tailrace.proto.nats import BlobStore, Connection, TurnLog, stream_configs
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import BODIES, STREAM
 from tests.harness import turn_builder
@@ -293,7 +294,7 @@ async def test_a_conversation_has_the_limits_of_a_body(
 async def test_a_full_store_is_503(tmp_path: Path, new_gateway: NewGateway) -> None:
     async with NatsServer(tmp_path) as server:
         connection = await Connection.open(server.url, "test")
-        await streams.apply(connection, bytes_max=int(MB / stream_configs.BODIES_SHARE))
+        await setup.apply(connection, bytes_max=int(MB / stream_configs.BODIES_SHARE))
         await connection.close()
         gateway = await new_gateway(server.url)
         refused = await gateway.client.post("/v1/turns", json=with_image(random_base64(2 * MB)))

@@ -9,13 +9,14 @@ import httpx2
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.nats import setup
 from tailrace.gateway.streaming.response import EventStream
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import JsonAnswer
 from tailrace.gateway.turns.submit import UNCLEAR
 from tailrace.proto.chain import Chain
 from tailrace.proto.ids import TurnId, TurnKey, new_id
-from tailrace.proto.nats import Connection, TurnLog, fullness, streams
+from tailrace.proto.nats import Connection, TurnLog, fullness
 from tests.harness.freeze import freeze
 from tests.harness.raw_http import error_of
 from tests.harness.readers import read, story_of
@@ -169,7 +170,7 @@ async def test_a_full_log_refuses_new_turns_and_lets_running_ones_end(
     """From 90 % on: the rest is for the turns that were accepted."""
     async with NatsServer(tmp_path) as server:
         connection = await Connection.open(server.url, "test")
-        await streams.apply(connection, bytes_max=500_000)
+        await setup.apply(connection, bytes_max=500_000)
         log = TurnLog(connection)
         gateway = await new_gateway(server.url)
         writer, filler = Writer(log, key), Writer(log, TurnKey(key.tenant, TurnId(new_id())))

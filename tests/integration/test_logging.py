@@ -23,7 +23,7 @@ from tailrace.deploy.local.nats_server import ROOT_USER, NatsServer
 from tailrace.proto.errors import CODES
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Deliveries, TurnLog
-from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.subjects import PERSISTENCE
 from tests.harness import processes
 from tests.harness.processes import CHECKOUT, Process, as_user

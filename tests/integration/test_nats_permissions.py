@@ -20,6 +20,7 @@ from tailrace.deploy.cli import streams
 from tailrace.deploy.local import nats_server, ports
 from tailrace.deploy.local.nats_server import ROOT_USER
 from tailrace.deploy.local.spawn import signal_group, spawn
+from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.gateway.auth.api_key import ApiKey
 from tailrace.gateway.auth.api_key_store import ApiKeyStore, RecordChange
 from tailrace.proto import subjects
@@ -28,8 +29,8 @@ from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.model_records import MODELS
 from tailrace.proto.nats import Connection, Rpc, TurnLog, check
-from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.nats.stream_configs import BUCKETS, EVERY_STREAM
+from tailrace.proto.nats.users import ADMIN, GATEWAY
 from tailrace.proto.subjects import AUDIT, GENERATORS, PERSISTENCE, STREAM
 from tests.harness.processes import CHECKOUT, as_user
 from tests.harness.turn_writer import Writer

@@ -21,8 +21,9 @@ from tailrace.deploy.local.nats_server import (
     storage_limit,
     wait_started,
 )
-from tailrace.proto.nats import Connection, streams
-from tailrace.proto.nats.permissions import RIGHTS
+from tailrace.deploy.nats import setup
+from tailrace.deploy.nats.permissions import RIGHTS
+from tailrace.proto.nats import Connection
 
 
 async def reply(server: NatsServer, password: str, user: str) -> bytes:
@@ -77,7 +78,7 @@ async def create_streams(server: NatsServer, without: str = "") -> int:
     try:
         if without:
             await connection.jetstream.delete_stream(without)
-        return await streams.apply(connection, bytes_max=log_bytes_max(server.spec.file_bytes_max))
+        return await setup.apply(connection, bytes_max=log_bytes_max(server.spec.file_bytes_max))
     finally:
         await connection.close()
 

@@ -14,9 +14,10 @@ import uvloop
 
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.nats_server import NatsServer, config
+from tailrace.deploy.nats import setup
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid
-from tailrace.proto.nats import Connection, check, streams
-from tailrace.proto.nats.permissions import ADMIN, GATEWAY
+from tailrace.proto.nats import Connection, check
+from tailrace.proto.nats.users import ADMIN, GATEWAY
 from tests.harness import processes
 from tests.harness.freeze import freeze
 from tests.harness.until import until
@@ -75,7 +76,7 @@ def url(server: NatsServer, user: str, certificates: Certificates | None, *, wit
 async def test_processes_and_commands_connect_with_tls(tmp_path: Path, server: NatsServer, ours: Certificates) -> None:
     """The command creates the streams, and a gateway starts, with uvloop."""
     connection = await Connection.open(url(server, ADMIN, ours), "test")
-    await streams.apply(connection, bytes_max=nats_server.GIB // 4)
+    await setup.apply(connection, bytes_max=nats_server.GIB // 4)
     async with processes.gateway(tmp_path, url(server, GATEWAY, ours)) as gateway:
         assert gateway.url
     await check(connection)

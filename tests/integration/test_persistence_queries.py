@@ -23,7 +23,7 @@ from tailrace.proto.errors import LogUnavailable, Refused, StoreNotShared
 from tailrace.proto.ids import Seq, SessionId, TurnId
 from tailrace.proto.nats import Connection, Deliveries, Rpc, TurnLog
 from tailrace.proto.nats.leases import Backlog
-from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.records import (
     Ancestry,
     Context,

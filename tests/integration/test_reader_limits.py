@@ -17,7 +17,7 @@ from tailrace.gateway.streaming.endings import AGED
 from tailrace.gateway.turns import reader_presence
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.nats.users import GATEWAY
 from tests.harness.processes import Process, as_user
 from tests.harness.raw_http import RawConnection
 from tests.harness.readers import build_reader, read, read_history

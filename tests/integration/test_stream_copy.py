@@ -17,10 +17,11 @@ from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.options import Options
+from tailrace.deploy.nats import stream_copy
+from tailrace.deploy.nats.setup import apply
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import Connection, stream_copy
+from tailrace.proto.nats import Connection
 from tailrace.proto.nats.stream_configs import EVERY_STREAM
-from tailrace.proto.nats.streams import apply
 from tailrace.proto.subjects import STREAM
 
 BYTES_MAX = 64 * 1024**2

@@ -15,6 +15,7 @@ from nats.js.api import AckPolicy, DiscardPolicy, PersistMode, RePublish, Retent
 from tailrace.deploy.local.nats_cluster import new_specs
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.readiness import http_get
+from tailrace.deploy.nats import setup
 from tailrace.features.logins.logins import LOGIN_S
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
@@ -104,7 +105,7 @@ async def test_streams_and_consumers_have_the_settings_of_the_protocol(connectio
 @pytest.mark.rule("R26")
 async def test_buckets_keep_their_entries_as_long_as_they_are_needed(bare: Connection) -> None:
     """Claims as long as the log, logins as long as a login, secrets for ever; only the leader reads the last two."""
-    await streams.apply(bare, bytes_max=BYTES_MAX, retention_s=3600)
+    await setup.apply(bare, bytes_max=BYTES_MAX, retention_s=3600)
     found = {name: await (await bare.jetstream.key_value(name)).status() for name in (CLAIMS, SECRETS, LOGINS)}
     assert {name: status.ttl for name, status in found.items()} == {CLAIMS: 3600, SECRETS: 0, LOGINS: LOGIN_S}
     assert not any(found[name].stream_info.config.allow_direct for name in (SECRETS, LOGINS))
@@ -116,8 +117,8 @@ async def test_an_existing_stream_is_not_changed(bare: Connection) -> None:
     for config in stream_configs.limit_streams(1)[:2]:
         await bare.jetstream.add_stream(config.evolve(max_msgs_per_subject=1))
     every = len(stream_configs.EVERY_STREAM) + len(CONSUMERS)
-    assert await streams.apply(bare, bytes_max=1_000_000, retention_s=3600) == every - 2
-    assert await streams.apply(bare, bytes_max=2_000_000, retention_s=7200) == 0
+    assert await setup.apply(bare, bytes_max=1_000_000, retention_s=3600) == every - 2
+    assert await setup.apply(bare, bytes_max=2_000_000, retention_s=7200) == 0
     config = (await bare.jetstream.stream_info(STREAM)).config
     assert (config.max_bytes, config.max_age) == (1_000_000, 3600)
     await check(bare)
@@ -218,18 +219,18 @@ async def test_a_stream_or_consumer_with_another_setting_is_refused(bare: Connec
 
     async def assert_refused(setting: str) -> None:
         with pytest.raises(LogMisconfigured, match=setting):
-            await streams.apply(bare, bytes_max=BYTES_MAX)
+            await setup.apply(bare, bytes_max=BYTES_MAX)
 
     jetstream = bare.jetstream
     for setting, stream in WRONG_STREAMS.items():
-        await streams.apply(bare, bytes_max=BYTES_MAX)
+        await setup.apply(bare, bytes_max=BYTES_MAX)
         await jetstream.delete_stream(str(stream.name))
         await jetstream.add_stream(stream)
         await assert_refused(setting)
         await jetstream.delete_stream(str(stream.name))
     for consumer in stream_configs.consumers():
         for setting, value in WRONG_CONSUMERS.items():
-            await streams.apply(bare, bytes_max=BYTES_MAX)
+            await setup.apply(bare, bytes_max=BYTES_MAX)
             await jetstream.delete_consumer(STREAM, str(consumer.durable_name))
             await jetstream.add_consumer(STREAM, consumer.evolve(**{setting: value}))
             await assert_refused(setting)
@@ -279,7 +280,7 @@ async def test_an_edit_that_breaks_the_protocol_is_refused_and_set_back_by_up(
     bare: Connection, stream: str, changes: dict[str, Any]
 ) -> None:
     """The settings of the operator stay."""
-    await streams.apply(bare, bytes_max=BYTES_MAX)
+    await setup.apply(bare, bytes_max=BYTES_MAX)
     # nats-server cannot take back `allow_msg_ttl`, which counters do not allow, and which breaks nothing.
     await edit(
         bare,
@@ -288,14 +289,14 @@ async def test_an_edit_that_breaks_the_protocol_is_refused_and_set_back_by_up(
     )
     with pytest.raises(LogMisconfigured, match=rf"stream {stream}: {next(iter(changes))} is .*`nats stream edit`"):
         await check(bare)
-    await streams.apply(bare, bytes_max=BYTES_MAX, repairs=True)
+    await setup.apply(bare, bytes_max=BYTES_MAX, repairs=True)
     assert (await bare.jetstream.stream_info(stream)).config.description == "Ours."
 
 
 @pytest.mark.rule("R31")
 async def test_nats_py_knows_every_setting_of_nats_server(bare: Connection) -> None:
     """It drops the others without a word, so that `check` would not see them."""
-    await streams.apply(bare, bytes_max=BYTES_MAX)
+    await setup.apply(bare, bytes_max=BYTES_MAX)
     known = {field.name for field in fields(StreamConfig)}
     for name in stream_configs.EVERY_STREAM:
         config = json.loads((await bare.client.request(f"$JS.API.STREAM.INFO.{name}")).data)["config"]
@@ -304,7 +305,7 @@ async def test_nats_py_knows_every_setting_of_nats_server(bare: Connection) -> N
 
 @pytest.mark.rule("R31")
 async def test_an_expired_value_that_has_left_a_marker_is_absent(bare: Connection) -> None:
-    await streams.apply(bare, bytes_max=BYTES_MAX)
+    await setup.apply(bare, bytes_max=BYTES_MAX)
     await edit(bare, f"KV_{CLAIMS}", {"subject_delete_marker_ttl": 60_000_000_000, "allow_rollup_hdrs": True})
     bucket = Bucket(bare, CLAIMS, "the claim")
     await bare.jetstream.publish(f"$KV.{CLAIMS}.a", b"old", headers={"Nats-TTL": "1s"})
@@ -324,7 +325,7 @@ async def test_an_expired_value_that_has_left_a_marker_is_absent(bare: Connectio
 
 @pytest.mark.rule("R31")
 async def test_an_expired_slot_that_has_left_a_marker_is_free(bare: Connection) -> None:
-    await streams.apply(bare, bytes_max=BYTES_MAX)
+    await setup.apply(bare, bytes_max=BYTES_MAX)
     await edit(bare, SLOTS, {"subject_delete_marker_ttl": 60_000_000_000, "allow_rollup_hdrs": True})
     slots, tenant = Slots(bare), Tenant("acme")
     assert await slots.acquire(tenant, "owner", "turns", 1, "killed", life_s=1)
@@ -353,7 +354,7 @@ async def test_a_missing_stream_consumer_or_bucket_is_reported_with_the_command(
     with pytest.raises(LogMisconfigured, match="`tailrace streams`"):
         await check(bare)
     for delete in deletions:
-        await streams.apply(bare, bytes_max=BYTES_MAX)
+        await setup.apply(bare, bytes_max=BYTES_MAX)
         await check(bare)
         await delete()
         with pytest.raises(LogMisconfigured, match="`tailrace streams`"):
@@ -375,12 +376,12 @@ async def test_a_server_that_is_down_is_unavailable_and_not_misconfigured(server
     with pytest.raises(LogUnavailable):
         await check(bare)
     with pytest.raises(LogUnavailable):
-        await streams.apply(bare)
+        await setup.apply(bare)
 
 
 @pytest.mark.rule("R32")
 async def test_fullness_is_the_share_of_the_byte_limit(bare: Connection) -> None:
-    await streams.apply(bare, bytes_max=100_000)
+    await setup.apply(bare, bytes_max=100_000)
     assert await fullness(bare) == 0
     await bare.jetstream.publish("turns.t.x.request", b"x" * 50_000)
     assert 0.5 < await fullness(bare) < 0.51

@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 
 from benchmarks.lost import lost_acknowledgements
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.nats import setup
 from tailrace.proto import entries, subjects
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end
@@ -22,7 +23,7 @@ from tailrace.proto.entries import KINDS, StoredEntry
 from tailrace.proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFull, LogUnavailable, TurnUnknown
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey, new_id
-from tailrace.proto.nats import Connection, TurnLog, jetstream_log, streams
+from tailrace.proto.nats import Connection, TurnLog, jetstream_log
 from tailrace.proto.nats.direct_get import DirectReader, MessagePage
 from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT, ErasedEntries
 from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed
@@ -180,7 +181,7 @@ async def test_a_full_log_refuses_appends_and_serves_its_readers(tmp_path: Path,
     """No stored entry is evicted; space that retention frees is used."""
     async with NatsServer(tmp_path) as server:
         connection = await Connection.open(server.url, "small")
-        await streams.apply(connection, bytes_max=100_000)
+        await setup.apply(connection, bytes_max=100_000)
         log = TurnLog(connection)
         old, new = Writer(log, another_turn(key)), Writer(log, key)
         await old.open("x" * 50_000)

@@ -37,7 +37,7 @@ from tailrace.deploy.local.nats_server import go_runtime
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.supervisor import Supervisor
 from tailrace.deploy.local.up import handle_signals, start_nats
-from tailrace.proto.nats.permissions import RIGHTS
+from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.proto.version import VERSION
 from tests.harness import jwts, processes
 from tests.harness.disk import disk_without_permissions, needs_ntfs

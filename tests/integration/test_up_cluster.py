@@ -11,10 +11,10 @@ import httpx2
 import pytest
 
 from tailrace.deploy.local import data_dir, nats_cluster, nats_server
+from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.nats.permissions import RIGHTS
 from tailrace.proto.nats.stream_configs import EVERY_STREAM, consumers
 from tailrace.proto.subjects import STREAM
 from tests.harness.forks import CommandResult, run_to_end

@@ -6,9 +6,10 @@ from signal import SIGCONT
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.nats import setup
 from tailrace.gateway.log.write_probe import WriteProbe
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import Connection, streams
+from tailrace.proto.nats import Connection
 from tailrace.proto.subjects import CLAIMS_STREAM, STREAM
 from tests.harness.freeze import freeze
 from tests.harness.until import until, until_equal
@@ -32,7 +33,7 @@ async def test_a_probe_stores_and_removes_an_entry_and_fails_for_a_silent_log_bu
         await probe.run()
         assert await stream_state(own_connection) == (0, number + 1)
     await own_connection.jetstream.delete_stream(STREAM)
-    await streams.apply(own_connection, bytes_max=1)
+    await setup.apply(own_connection, bytes_max=1)
     await WriteProbe(own_connection).run()
     assert await stream_state(own_connection) == (0, 0)
     freeze(own_server)

@@ -9,7 +9,7 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Connection, Counters, TurnLog
-from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.nats.users import GATEWAY
 from tailrace.proto.subjects import PERSISTENCE
 from tests.chaos.clock import Clock
 from tests.harness.batch_client import post_batch, read_results

@@ -24,11 +24,12 @@ from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.spawn import signal_group
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
+from tailrace.deploy.nats import setup
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.proto.entries import Attempt, Event, StoredEntry
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import TurnKey
-from tailrace.proto.nats import Connection, TurnLog, streams
+from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import GENERATORS
 from tests.harness.generator_in_loop import append_request, read_calls, words
 from tests.harness.processes import CHECKOUT, START_S_MAX, as_user
@@ -79,7 +80,7 @@ async def wear(plan: Plan, folder: Path) -> WearResult:
     """Runs `plan` in a system of its own, without a gateway: the log is written and read here."""
     async with NatsServer(folder) as server, run_simulated_claude() as claude:
         admin = await Connection.open(server.url, "wear")
-        await streams.apply(admin, bytes_max=BYTES_MAX)
+        await setup.apply(admin, bytes_max=BYTES_MAX)
         log = TurnLog(admin)
         environ = {
             "PYTHONPATH": str(CHECKOUT),

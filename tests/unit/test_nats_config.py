@@ -16,7 +16,7 @@ from tailrace.deploy.local.nats_server import (
     storage_limit,
 )
 from tailrace.deploy.local.options import Sync
-from tailrace.proto.nats.permissions import RIGHTS
+from tailrace.deploy.nats.permissions import RIGHTS
 
 SPEC = ServerSpec(
     Path("/data"),

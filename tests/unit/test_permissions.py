@@ -4,7 +4,8 @@ from itertools import permutations
 
 import pytest
 
-from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS, imports_of
+from tailrace.deploy.nats.permissions import RIGHTS, imports_of
+from tailrace.proto.nats.users import ADMIN, GATEWAY
 
 
 def overlap(one: str, other: str) -> bool:

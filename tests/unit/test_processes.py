@@ -10,7 +10,7 @@ from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import Plan, process_specs
 from tailrace.deploy.local.status_file import write_metrics_targets
 from tailrace.deploy.local.supervisor import ProcessSpec
-from tailrace.proto.nats.permissions import RIGHTS
+from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.proto.runtime import metrics_targets
 
 PASSWORD, KEY = "password-of", "key-of-claude"

@@ -9,7 +9,7 @@ from nats.aio.msg import Msg
 from tailrace.proto import subjects
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.nats.users import GATEWAY
 from tests.harness.processes import as_user
 from tests.harness.readers import is_read, read
 from tests.harness.turn_writer import Writer

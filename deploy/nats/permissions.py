@@ -5,7 +5,7 @@ accounts, and nothing else crosses accounts. nats-server sends a reply to any su
 permission check; in a separate account such a reply reaches no other role (ADR 23). The user's permissions repeat the
 rules, so that a mistake is reported as an error instead of a lost message.
 
-`deploy` writes the server's configuration from this module. A new subject needs a row here.
+The server's configuration is written from this module. A new subject needs a row here.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ import msgspec
 
 from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns
 from tailrace.proto.files import CreateFile, DeleteFile, GetFile, ListFiles
-from tailrace.proto.ids import is_token
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CANCEL_TURN, COUNT_TOKENS, MODELS
+from tailrace.proto.nats.users import ADMIN, GATEWAY, inbox_prefix
 from tailrace.proto.records import (
     GetAncestry,
     GetContext,
@@ -71,10 +71,6 @@ from tailrace.proto.subjects import (
     every_query,
     health,
 )
-
-GATEWAY = "gateway"
-# The user of `up` and of the commands: sets NATS up, creates keys, queries usage. Reads all entries, stores none.
-ADMIN = "admin"
 
 # The account of the log, and of all users without a role.
 LOG = "TAILRACE"
@@ -147,11 +143,6 @@ class Import(NamedTuple):
     """The account that exports the subject."""
     subject: str
     is_stream: bool = False
-
-
-def inbox_prefix(user: str) -> str:
-    """Returns the prefix of a user's inboxes, to which no other user may subscribe."""
-    return f"_INBOX.{user}" if is_token(user) else "_INBOX"
 
 
 def consume_subjects(durable: str) -> tuple[str, ...]:

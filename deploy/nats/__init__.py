@@ -1,0 +1,1 @@
+"""The setup of nats-server for Tailrace: streams, permissions, and the copy of the streams to another server."""
