@@ -1,10 +1,9 @@
-"""Generates files from the code: schemas, NATS users, dashboards, alert rules. Run by `make schema`.
+"""Generates files from the code: schemas, NATS users, dashboards, alert rules, tables of pages: `make schema`.
 
-A test compares the files with what the code generates. tools/generated_pages.py has the pages of the documentation.
+A test compares the files with what the code generates. tools/generated_pages.py has the tables of pages.
 """
 
 import argparse
-import inspect
 import json
 import re
 import sys
@@ -22,9 +21,10 @@ from tailrace.proto.entries import Attempt, End, Event, Progress, Request
 from tailrace.proto.nats import stream_configs
 from tailrace.proto.nats.setup_differences import OF_OPERATOR, OFF
 from tailrace.proto.version import VERSION
-from tools import monitoring
+from tools import generated_pages, monitoring
 from tools.openapi.descriptions import add_meanings
 from tools.openapi.document import build_document
+from tools.schema_text import schema_text
 
 ROOT = Path(__file__).parent.parent
 # The question and the answer of queries that generators answer; None: an empty payload. msgspec has no schema of a
@@ -47,6 +47,7 @@ def generate_files() -> dict[str, str]:
         "docs/nats-users.conf": accounts_configuration(),
         "features/api_reference/openapi.json": schema_text(build_document(ROUTES, VERSION)),
         **monitoring.generate_files(WRITTEN_BY),
+        **generated_pages.tables(),
     }
 
 
@@ -126,26 +127,6 @@ def settings_on(configuration: dict[str, Any], left_out: Collection[str]) -> dic
         for name, value in configuration.items()
         if name not in left_out and (value not in OFF or unlimited.get(name) == value)
     }
-
-
-def schema_text(document: Any) -> str:
-    """Returns a document with schemas as JSON."""
-    return json.dumps(without_indents(document), indent=1) + "\n"
-
-
-def without_indents(document: Any) -> Any:
-    """Returns a document whose descriptions have no indentation. Docstrings have none since Python 3.13."""
-    match document:
-        case dict():
-            return {
-                key: inspect.cleandoc(value)
-                if key == "description" and isinstance(value, str)
-                else without_indents(value)
-                for key, value in document.items()
-            }
-        case list():
-            return [without_indents(value) for value in document]
-    return document
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """The generated parts of the documentation: reference tables from the code, reports from the last results.
 
-`make docs` puts each part in the place of MARK in its page (tools/docs_site.py). The pages themselves are written by
-hand.
+`make schema` writes each part into docs/tables, to which its page links by a line, MARK. `make docs` and /guides show
+the part in the place of this line. The pages themselves are written by hand.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from tailrace.proto.version import VERSION
 from tests.clients import proofs
 from tests.kills import page as kills
 from tools import asyncapi, monitoring, reference_tables, run_findings
-from tools.docs_site import GENERATED, MARK
-from tools.generate_docs import schema_text
+from tools.docs_site import GENERATED, LINK, MARK
+from tools.schema_text import schema_text
 
 ROOT = Path(__file__).parent.parent
 RECORD = re.compile(r"\bADR (\d+)")
@@ -93,7 +93,18 @@ PARTS: dict[str, Callable[[], str]] = {
 def build_page(path: str) -> str:
     """Returns a page of the site as a whole."""
     part, page = PARTS[path](), ROOT / path
-    return page.read_text().replace(MARK, part.strip()) if page.exists() else part
+    return MARK.sub(lambda _: part.strip(), page.read_text()) if page.exists() else part
+
+
+def tables() -> dict[str, str]:
+    """Returns the generated part of each Markdown page by its path in docs/tables."""
+    return {f"docs/tables/{Path(path).name}": table(path) for path in PARTS if path.endswith(".md")}
+
+
+def table(path: str) -> str:
+    """Returns the generated part of a page, with links that begin in docs/tables."""
+    up = "../" * (2 - len(Path(path).parent.parts))
+    return LINK.sub(lambda link: f"[{link[1]}]({up}{link[2]}{link[3] or ''})", PARTS[path]()).strip() + "\n"
 
 
 def main() -> int:

@@ -46,8 +46,8 @@ def test_the_wheel_has_the_files_of_the_packages_under_one_import_name(wheel: Pa
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *PACKAGES, "tailrace/*.*"]
     listed = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.splitlines()
     expected = {f"tailrace/{name.removeprefix('tailrace/')}" for name in listed if (CHECKOUT / name).is_file()}
-    documents = [*(CHECKOUT / "docs").glob("*.md"), *(CHECKOUT / "docs").glob("*.csv")]
-    expected |= {f"tailrace/docs/{path.name}" for path in documents}
+    documents = [path for pattern in ("*.md", "*.csv", "tables/*.md") for path in (CHECKOUT / "docs").glob(pattern)]
+    expected |= {f"tailrace/{path.relative_to(CHECKOUT)}" for path in documents}
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names} == {"tailrace", "tailrace-0.1.0.dist-info"}
     assert {name for name in names if name.startswith("tailrace/")} == expected

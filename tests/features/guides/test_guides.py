@@ -41,6 +41,24 @@ def test_each_found_section_is_a_heading_of_its_page_and_has_all_words() -> None
     assert guides.search("nosuchword") == guides.search(" ") == []
 
 
+@pytest.mark.parametrize(
+    ("guide", "cell"),
+    [
+        ("SETTINGS", "TAILRACE_ATTEMPTS_MAX"),
+        ("METRICS", "tailrace_ready"),
+        ("ALERTS", "ProcessDown"),
+        ("ERRORS", "persistence_unavailable"),
+        ("RUNBOOK", "SQLITE_FULL"),
+    ],
+)
+def test_a_guide_shows_its_generated_tables(guide: str, cell: str) -> None:
+    """Their files are part of the package. A search finds their words, too."""
+    html = guides.read(guide).html
+    assert re.search(rf"<td>(<code>)?{cell}", html)
+    assert guide in {hit.section.guide for hit in guides.search(cell)}
+    assert not [name for name in guides.names() if "tables/" in guides.read(name).html]
+
+
 def test_a_repeated_word_is_searched_once() -> None:
     """The route is public. A hundred words `e` in one request took 0.3 s of CPU."""
 
