@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -125,10 +125,22 @@ class CommandParser(Parser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuses an unknown argument here, where the options of the command are known."""
         self.load()
+        # An option first: argparse would complain of its value, which it takes for the argument of the command.
+        if not any(isinstance(action, argparse._SubParsersAction) for action in self._actions):  # noqa: SLF001  # see below
+            self._refuse_unknown([one for one in takewhile("--".__ne__, args or ()) if self._is_unknown_option(one)])
         found, rest = super().parse_known_args(args, namespace)
-        if rest:
-            self.error(f"unrecognized arguments: {' '.join(rest)}{suggest(rest[0], self._option_string_actions, '--')}")
+        self._refuse_unknown(rest)
         return found, rest
+
+    def _is_unknown_option(self, argument: str) -> bool:
+        # As argparse: an argument with a space is none.
+        name = argument.partition("=")[0]
+        return name.startswith("--") and " " not in argument and name not in self._option_string_actions
+
+    def _refuse_unknown(self, arguments: Sequence[str]) -> None:
+        if arguments:
+            suggestion = suggest(arguments[0], self._option_string_actions, "--")
+            self.error(f"unrecognized arguments: {' '.join(arguments)}{suggestion}")
 
     def load(self) -> None:
         """Adds the arguments of the command, at the first call."""

@@ -506,7 +506,7 @@ function openShared(given) {
   byId("title").textContent = "A shared answer";
   const endsAt = new Date(1000 * until).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
   const asked = shorten(given.get("asked") ?? "", SHARED_CHARS_MAX);
-  const about = [until && `This link can be read until ${endsAt}.`, asked && "Its sender quotes the question."];
+  const about = [until && `This link can be read until ${endsAt}.`, asked && "The sender of the link has added the question."];
   const life = element("p", { className: "quiet", textContent: about.filter(Boolean).join(" ") });
   const input = asked ? [{ role: "user", content: asked }] : [];
   const record = { turn: given.get("shared"), parent: null, input, content: [], outcome: "running", cursor: "" };

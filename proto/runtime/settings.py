@@ -54,6 +54,9 @@ def read(kind: type[S], environ: Mapping[str, str]) -> S:
             why = str(error).removesuffix(f" - at `$.{name}`")
             if not text and hints[name] is not str:
                 why = "it is empty"
+            elif why.endswith(", got `str`"):
+                # The description names the type that was expected.
+                why = repr(text)
             if "matching regex" in why:
                 # The description says in words what the expression means.
                 raise SettingsInvalid(

@@ -78,7 +78,7 @@ def test_without_a_file_the_environment_is_unchanged_and_dotenv_is_not_read() ->
         ("TAILRACE_HEARTBEAT_S = 1", "TAILRACE_HEARTBEAT_S is not a setting (did you mean heartbeat_s?)"),
         ("[gateway]\nheartbeat_s = 1", "gateway is not a setting"),
         ("heartbeat_s = 0", "heartbeat_s: Expected `float` > 0.0"),
-        ('concurrency = "many"', "concurrency: Expected `int`"),
+        ('concurrency = "many"', "concurrency: 'many'; expected a whole number"),
         ("hosts = 2026-01-01", "hosts is not a text, a number, true or false"),
         ("generators = 4", "generators is an option of `tailrace up`: write it below a line [up]"),
         ("[up]\nheartbeat_s = 1", "heartbeat_s is a setting, not an option of [up]: move it above the line [up]"),

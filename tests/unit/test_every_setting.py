@@ -48,7 +48,12 @@ ANY = frozenset(
 )
 # For each type: invalid values, and what the message contains.
 BY_TYPE = {
-    "int": [("", "it is empty; expected a whole number"), *each("x", "1.5", says="a whole number"), ("-1", ">= ")],
+    "int": [
+        ("", "it is empty; expected a whole number"),
+        ("x", "'x'; expected a whole number"),
+        ("1.5", "'1.5'; expected a whole number"),
+        ("-1", ">= "),
+    ],
     "float": [("", "it is empty; expected a number"), *each("x", "nan", "inf", says="a number"), ("-1", "0")],
     "bool": each("", "maybe", says="true or false"),
 }
