@@ -1,11 +1,12 @@
 """The features of a generator, in the order in which they change calls and answers."""
 
+from tailrace.features.backends import BACKENDS
 from tailrace.features.batches.generator import FEATURE as BATCHES
 from tailrace.features.count_tokens.generator import FEATURE as COUNT_TOKENS
 from tailrace.features.failover.generator import FEATURE as FAILOVER
 from tailrace.features.prompt_cache.generator import FEATURE as PROMPT_CACHE
 from tailrace.features.structured_output.generator import FEATURE as STRUCTURED_OUTPUT
-from tailrace.generators.feature import Features
+from tailrace.generators.feature import Feature, Features
 
 # The marks for the prompt cache come after the schema, which may be in the system prompt.
-FEATURES: Features = (STRUCTURED_OUTPUT, PROMPT_CACHE, FAILOVER, BATCHES, COUNT_TOKENS)
+FEATURES: Features = (STRUCTURED_OUTPUT, PROMPT_CACHE, FAILOVER, BATCHES, COUNT_TOKENS, Feature(backends=BACKENDS))

@@ -8,9 +8,9 @@ gc.disable()
 import sys
 from functools import partial
 
+from tailrace.features.backends import Settings
 from tailrace.features.generators import FEATURES
 from tailrace.generators import serve as generator
-from tailrace.generators.settings import Settings
 from tailrace.proto import service
 
 gc.freeze()
@@ -18,8 +18,9 @@ gc.enable()
 
 ABOUT = "Calls the model and stores its answers."
 
-preflight = generator.preflight
+preflight = partial(generator.preflight, features=FEATURES)
+probe = partial(generator.probe, features=FEATURES)
 serve = partial(generator.serve, features=FEATURES)
 
 if __name__ == "__main__":
-    sys.exit(service.main("generators", ABOUT, Settings, preflight, serve, generator.probe))
+    sys.exit(service.main("generators", ABOUT, Settings, preflight, serve, probe))

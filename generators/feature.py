@@ -7,6 +7,7 @@ from typing import NamedTuple
 from tailrace.generators.attempt_runner import WrapSink
 from tailrace.generators.backend_order import BackendOrders
 from tailrace.generators.backends.anthropic_api import AnthropicApi
+from tailrace.generators.backends.registry import Kinds
 from tailrace.generators.continuation import FilterCall
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import Routing
@@ -71,9 +72,15 @@ class Feature(NamedTuple):
 
     hooks: Hooks = Hooks()
     start: Callable[[Generator], Parts] = lambda _: Parts()
+    backends: Kinds = ()
 
 
 Features = Sequence[Feature]
+
+
+def kinds_of(features: Features) -> Kinds:
+    """Returns the kinds of backends of all features."""
+    return [kind for feature in features for kind in feature.backends]
 
 
 def join_hooks(features: Features) -> Hooks:

@@ -107,7 +107,7 @@ class Route:
             del whole
 
             async def call_model(put: Put) -> None:
-                with observed(put, name, call) as put_observed:
+                with observed(put, backend.provider, call) as put_observed:
                     await backend.stream(calls[-1] if calls else call, put_observed)
 
             def put_first(event: ModelEvent) -> Wait | None:

@@ -10,12 +10,11 @@ import structlog
 from tailrace.generators import metrics
 from tailrace.generators.attempt_span import attempt_span
 from tailrace.generators.backend_order import CLAUDE, BackendOrders, parse_backends
-from tailrace.generators.backends import Backend
+from tailrace.generators.backends import Backend, FactsReporter
 from tailrace.generators.backends.anthropic_api import AnthropicApi
-from tailrace.generators.backends.claude_code import ClaudeCode
-from tailrace.generators.backends.registry import open_backend
+from tailrace.generators.backends.registry import Kinds, open_backend
 from tailrace.generators.budget import cut_at_cost, limit_cost
-from tailrace.generators.feature import Features, Generator, join_hooks
+from tailrace.generators.feature import Features, Generator, join_hooks, kinds_of
 from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller, OneBackend
@@ -41,11 +40,11 @@ from tailrace.proto.version import VERSION
 logger = structlog.get_logger()
 
 
-async def preflight(settings: Settings) -> None:
+async def preflight(settings: Settings, *, features: Features = ()) -> None:
     """Checks models, tenants and backends before the process connects to NATS. Raises SettingsInvalid."""
     extend_models(settings.models_file)
     parse_tenants(settings.metrics_tenants)
-    async with open_backends(settings):
+    async with open_backends(settings, kinds_of(features)):
         pass
 
 
@@ -64,7 +63,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
     blobs = BlobLoader(BlobStore(connection), FairSemaphore(settings.large_bytes_max))
     rpc = Rpc(connection)
     settlement = Settlement(Counters(connection), Slots(connection))
-    async with open_backends(settings) as (orders, backends):
+    async with open_backends(settings, kinds_of(features)) as (orders, backends):
         claude = find_anthropic_api(backends)
         generator = Generator(settings, connection, name, log, blobs, orders, claude, hooks)
         parts = [feature.start(generator) for feature in features]
@@ -108,7 +107,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
         metrics.TENANTS.update(parse_tenants(settings.metrics_tenants))
         metrics.SLOTS.set(settings.concurrency)
         service.mark_ready(generator=name, concurrency=settings.concurrency)
-        reports = [asyncio.create_task(report_version(backends, worker))]
+        reports = [asyncio.create_task(report_facts(backends, worker))]
         reports += [asyncio.create_task(check_key(claude, caller.keys))] if claude is not None else []
         try:
             await worker.run(stop, stop.now)
@@ -126,11 +125,11 @@ def warn_of_others(orders: BackendOrders) -> None:
         logger.warning("backends without effect", backends=others, why="this generator runs without failover")
 
 
-async def report_version(backends: Mapping[str, Backend], worker: Worker) -> None:
-    """Sets the version of Claude Code in the health report, if it is one of the backends."""
+async def report_facts(backends: Mapping[str, Backend], worker: Worker) -> None:
+    """Adds the fields of the backends to the health report."""
     for backend in backends.values():
-        if isinstance(backend, ClaudeCode):
-            worker.facts["claude_version"] = await backend.version()
+        if isinstance(backend, FactsReporter):
+            worker.facts.update(await backend.facts())
 
 
 async def check_key(claude: AnthropicApi, keys: KeyHealth) -> None:
@@ -143,12 +142,12 @@ async def check_key(claude: AnthropicApi, keys: KeyHealth) -> None:
             logger.info("the model key could not be checked", **error.log_fields)
 
 
-async def probe(settings: Settings) -> bool:
+async def probe(settings: Settings, *, features: Features = ()) -> bool:
     """Raises BackendError, with the address, if Anthropic's API does not answer or refuses the key.
 
     Returns whether it was asked: the other backends have no request that is free of charge.
     """
-    async with open_backends(settings) as (_, backends):
+    async with open_backends(settings, kinds_of(features)) as (_, backends):
         claude = find_anthropic_api(backends)
         try:
             if claude is not None:
@@ -160,13 +159,16 @@ async def probe(settings: Settings) -> bool:
 
 
 @asynccontextmanager
-async def open_backends(settings: Settings) -> AsyncIterator[tuple[BackendOrders, dict[str, Backend]]]:
-    """Yields the orders of backends, and the backends that they name, by name. Raises SettingsInvalid."""
+async def open_backends(settings: Settings, kinds: Kinds) -> AsyncIterator[tuple[BackendOrders, dict[str, Backend]]]:
+    """Yields the orders of backends, and the backends that they name, by name; each is of the core or of `kinds`.
+
+    Raises SettingsInvalid.
+    """
     orders = parse_backends(settings.backends)
     async with AsyncExitStack() as stack:
         backends = {}
         for name in orders.backends:
-            backends[name] = open_backend(name, settings)
+            backends[name] = open_backend(name, settings, kinds)
             stack.push_async_callback(backends[name].close)
         yield orders, backends
 

@@ -2,7 +2,6 @@
 
 import re
 import secrets
-from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -45,18 +44,6 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     anthropic_base_url: Annotated[str, Meta(description="URL of Anthropic's API, or of a compatible server")] = (
         "https://api.anthropic.com"
     )
-    claude_code_oauth_token: Annotated[
-        str, Meta(description="token of `claude setup-token`: claude_code uses your login instead of an API key")
-    ] = ""
-    claude_code_binary: Annotated[
-        str, Meta(description="path of Claude Code's program; empty: searched on PATH and in its usual folders")
-    ] = ""
-    claude_code_root: Annotated[
-        Path, Meta(description="folder of Claude Code's working folders, one for each project")
-    ] = Path(".tailrace/projects")
-    claude_code_tools: Annotated[
-        str, Meta(description="tools that Claude Code may use, in the format of --allowedTools; it refuses all others")
-    ] = "Read, Glob, Grep"
     connect_timeout_s: Annotated[float, Meta(gt=0, description="time limit of a connection to the model")] = 10.0
     stall_timeout_s: Annotated[
         float, Meta(gt=0, description="time without data from the model after which its answer has broken off")
@@ -135,18 +122,18 @@ def unique_name(settings: Settings) -> str:
     return f"{settings.generator}-{secrets.token_hex(3)}"
 
 
+def require_key(name: str, secret: str) -> None:
+    """Raises SettingsInvalid for a key or token, the value of the variable `name`, that does not fit in a header."""
+    if secret and API_KEY.fullmatch(secret) is None:
+        raise SettingsInvalid(f"{name}: a key is visible ASCII, without spaces")
+    if secret and secret[0] in "\"'":
+        # `docker run --env-file` passes the quotes of a file on.
+        raise SettingsInvalid(f"{name}: remove the quotes around the key")
+
+
 def require_sound(settings: Settings) -> None:
-    """Raises SettingsInvalid for a key or token that does not fit in a header, an unusable URL, and a SOCKS proxy."""
-    secrets_by_name = {
-        "ANTHROPIC_API_KEY": settings.anthropic_api_key,
-        "CLAUDE_CODE_OAUTH_TOKEN": settings.claude_code_oauth_token,
-    }
-    for name, secret in secrets_by_name.items():
-        if secret and API_KEY.fullmatch(secret) is None:
-            raise SettingsInvalid(f"{name}: a key is visible ASCII, without spaces")
-        if secret and secret[0] in "\"'":
-            # `docker run --env-file` passes the quotes of a file on.
-            raise SettingsInvalid(f"{name}: remove the quotes around the key")
+    """Raises SettingsInvalid for a key that does not fit in a header, an unusable URL, and a SOCKS proxy."""
+    require_key("ANTHROPIC_API_KEY", settings.anthropic_api_key)
     try:
         url = urlsplit(settings.anthropic_base_url)
         is_url = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 
+import tailrace.features.backends
 import tailrace.gateway.settings
-import tailrace.generators.settings
 from tailrace.deploy.cli.arguments import add_address, add_data, add_json
 from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import (
@@ -233,11 +233,12 @@ async def _model(environ: Mapping[str, str]) -> Sequence[Finding]:
             return [Finding("Model key", "ok", why)]
         return [Finding("Model key", "ok", "ANTHROPIC_API_KEY is not set: a simulated Claude answers")]
     try:
-        chosen = settings.read(tailrace.generators.settings.Settings, environ)
+        chosen = settings.read(tailrace.features.backends.Settings, environ)
         # The SDK takes 1 s to load, so it is imported only when it is needed.
+        from tailrace.features.generators import FEATURES  # noqa: PLC0415
         from tailrace.generators.serve import probe  # noqa: PLC0415
 
-        is_checked = await probe(chosen)
+        is_checked = await probe(chosen, features=FEATURES)
     except TailraceError as error:
         return [Finding("Model key", "error", str(error), "check ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL")]
     if not is_checked:

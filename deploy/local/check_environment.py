@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
+import tailrace.features.backends
 import tailrace.features.gateway
 import tailrace.features.persistence
 import tailrace.gateway.settings
-import tailrace.generators.settings
 from tailrace.deploy.local.options import Options
 from tailrace.gateway import startup_checks
 from tailrace.generators.backend_order import parse_backends
-from tailrace.generators.backends.registry import require_known
+from tailrace.generators.backends.registry import find_kind
 from tailrace.persistence import feature
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import extend_models
@@ -19,7 +19,7 @@ from tailrace.proto.service import ProcessSettings
 
 SERVICES: tuple[tuple[str, type[ProcessSettings]], ...] = (
     ("gateway", tailrace.features.gateway.Settings),
-    ("generators", tailrace.generators.settings.Settings),
+    ("generators", tailrace.features.backends.Settings),
     ("persistence", tailrace.features.persistence.Settings),
 )
 # Settings that `up` chooses for its processes: a value that it ignored silently would be worse than a refusal.
@@ -54,10 +54,10 @@ async def check(environ: Mapping[str, str]) -> None:
             raise SettingsInvalid(f"{name} is not a setting{hint}; `tailrace explain settings` lists all")
     for _, kind in SERVICES:
         settings.read(kind, environ)
-    generators = settings.read(tailrace.generators.settings.Settings, environ)
+    generators = settings.read(tailrace.features.backends.Settings, environ)
     extend_models(generators.models_file)
     for name in parse_backends(generators.backends).backends:
-        require_known(name)
+        find_kind(name, tailrace.features.backends.BACKENDS)
     persistence = settings.read(tailrace.features.persistence.Settings, environ)
     feature.check(persistence, tailrace.features.persistence.FEATURES)
     # Whether an address beyond loopback is allowed is checked when NATS runs, because it stores the API keys.

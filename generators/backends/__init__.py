@@ -1,6 +1,6 @@
 """The interface of model backends: a `Call` goes in, `ModelEvent`s come out. One module a backend."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -34,6 +34,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 class Backend(Protocol):
     """A source of answers in Anthropic's streaming vocabulary."""
 
+    provider: str
+    """The value of `gen_ai.provider.name` in OpenTelemetry's conventions for generative AI."""
+
     def model_id(self, model: str) -> str:
         """Returns the backend's own name of one of Claude's models, as it goes into the call."""
         ...
@@ -47,3 +50,12 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class FactsReporter(Protocol):
+    """A backend of which the health report has fields."""
+
+    async def facts(self) -> dict[str, Any]:
+        """Returns the fields (PROTOCOL R29)."""
+        ...

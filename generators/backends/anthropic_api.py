@@ -45,6 +45,7 @@ _decode_token_count = msgspec.json.Decoder(TokenCount).decode
 class MessagesApi:
     """The Messages API through a client of the SDK (Anthropic, Bedrock, Vertex), which pools connections."""
 
+    provider = "anthropic"
     client: anthropic.AsyncAnthropic | anthropic.AsyncAnthropicBedrockMantle | anthropic.AsyncAnthropicVertex
     pings_timeout_s: float = PINGS_TIMEOUT_S
     """How long the model may send only pings or comments, which are not a part of its answer."""

@@ -9,21 +9,14 @@ from tailrace.generators.backends.model_event import Put
 from tailrace.generators.backends.traced import traced
 from tailrace.proto.runtime import tracing
 
-# The values of `gen_ai.provider.name` in OpenTelemetry's conventions for generative AI, by backend. LiteLLM calls
-# several providers, so its own name stands for them.
-PROVIDERS = {
-    "claude": "anthropic",
-    "claude_code": "anthropic",
-    "bedrock": "aws.bedrock",
-    "vertex": "gcp.vertex_ai",
-    "litellm": "litellm",
-}
-
 
 @contextmanager
-def observed(put: Put, backend: str, call: Call) -> Iterator[Put]:
-    """Observes a call of `backend` until the context is left. Yields what takes its events and passes them to `put`."""
-    provider, model, max_tokens = PROVIDERS[backend], call.model, call.max_tokens
+def observed(put: Put, provider: str, call: Call) -> Iterator[Put]:
+    """Observes a call to `provider` until the context is left. Yields what takes its events and passes them to `put`.
+
+    `provider` is a value of `gen_ai.provider.name`.
+    """
+    model, max_tokens = call.model, call.max_tokens
     # Its long strings use much memory.
     del call
     with measured(put, provider, model) as put_measured:

@@ -15,10 +15,10 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
+from tailrace.features.backends import BACKENDS, Settings
+from tailrace.features.claude_code.backend import ClaudeCode, build_prompt, find
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.claude_code import ClaudeCode, build_prompt, find
 from tailrace.generators.backends.registry import open_backend
-from tailrace.generators.settings import Settings
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.nats import TurnLog
@@ -61,7 +61,7 @@ def new_backend(claude: str, root: Path, **given: Any) -> ClaudeCode:
         "claude_code_root": root / "projects",
         "stall_timeout_s": STALL_TIMEOUT_S,
     }
-    backend = open_backend("claude_code", Settings(**settings | given))
+    backend = open_backend("claude_code", Settings(**settings | given), BACKENDS)
     assert isinstance(backend, ClaudeCode)
     return backend
 

@@ -10,6 +10,9 @@ import httpx2
 import pytest
 
 from tailrace.deploy.local import ports
+from tailrace.generators.serve import preflight
+from tailrace.generators.settings import Settings
+from tailrace.proto.errors import SettingsInvalid
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import Process
 from tests.harness.system import System
@@ -51,6 +54,16 @@ async def refuses_what_features_do(gateway: httpx2.AsyncClient) -> None:
     )
     for path in ABSENT:
         assert (await gateway.get(path)).json()["error"]["code"] == "route_not_found"
+
+
+@pytest.mark.parametrize(
+    "backends", ["claude_code", "claude, litellm:openai/gpt-4o", "claude; claude-opus-5-5 = bedrock"]
+)
+async def test_the_core_refuses_the_backend_of_a_feature_and_says_what_to_do(backends: str) -> None:
+    """Before any call: otherwise a turn would wait for a backend that does not exist."""
+    settings = Settings(backends=backends, anthropic_api_key="sk-test")
+    with pytest.raises(SettingsInvalid, match=r"not one of claude: name one of these, or .*features/backends\.py"):
+        await preflight(settings)
 
 
 @pytest.mark.timeout(120)

@@ -11,10 +11,10 @@ import nats.js.api
 from prometheus_client import REGISTRY
 
 from tailrace.deploy.simulated_claude.account import AccountReport
+from tailrace.features.backends import Settings
 from tailrace.features.generators import FEATURES
 from tailrace.generators.feature import Features
 from tailrace.generators.serve import serve
-from tailrace.generators.settings import Settings
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Attempt, Message
 from tailrace.proto.fold import Turn

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from anthropic.lib.aws._auth import _get_session
 
+from tailrace.features.backends import BACKENDS, Settings
+from tailrace.features.bedrock.backend import Bedrock
+from tailrace.features.vertex.backend import Vertex
 from tailrace.generators.backends import Backend, Call
-from tailrace.generators.backends.bedrock import Bedrock
 from tailrace.generators.backends.registry import open_backend
-from tailrace.generators.backends.vertex import Vertex
-from tailrace.generators.settings import Settings
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tests.harness.answers import answer_of
@@ -41,7 +41,7 @@ async def clouds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 @asynccontextmanager
 async def new_backend(name: str) -> AsyncIterator[Backend]:
-    backend = open_backend(name, SETTINGS)
+    backend = open_backend(name, SETTINGS, BACKENDS)
     yield backend
     await backend.close()
 
@@ -178,7 +178,7 @@ async def test_the_error_names_a_missing_variable(
     for removed in (variable, "ANTHROPIC_BEDROCK_MANTLE_BASE_URL", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(removed, raising=False)
     with pytest.raises(SettingsInvalid, match=variable):
-        open_backend(name, SETTINGS)
+        open_backend(name, SETTINGS, BACKENDS)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +191,6 @@ async def test_the_error_names_a_missing_variable(
 )
 def test_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, name: str, library: str, message: str) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.delitem(sys.modules, f"tailrace.generators.backends.{name}", raising=False)
+    monkeypatch.delitem(sys.modules, f"tailrace.features.{name}.backend", raising=False)
     with pytest.raises(SettingsInvalid, match=message):
-        open_backend(name, SETTINGS)
+        open_backend(name, SETTINGS, BACKENDS)

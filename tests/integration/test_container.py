@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.check_environment import SERVICES
-from tailrace.generators.settings import Settings as GeneratorSettings
+from tailrace.features.backends import Settings as GeneratorSettings
 from tailrace.proto.runtime import settings
 from tests.harness.container import PACKAGES, Host, Image, needs_namespaces, service
 from tests.harness.processes import CHECKOUT

@@ -19,9 +19,9 @@ import pytest
 from tailrace.deploy.cli.nats_config import PORT, TO_CLUSTER, TO_MONITORING
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.local.nats_server import GIB
+from tailrace.features.backends import Settings as GeneratorSettings
 from tailrace.features.gateway import ROUTES
 from tailrace.gateway.http.server import GRACE_S
-from tailrace.generators.settings import Settings as GeneratorSettings
 from tailrace.persistence.database import is_url
 from tailrace.proto.runtime import settings
 from tailrace.proto.service import HEALTH_CHECKS

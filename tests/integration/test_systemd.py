@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tailrace.deploy.local.check_environment import SERVICES
+from tailrace.features.backends import Settings as GeneratorSettings
 from tailrace.gateway.http.server import GRACE_S
-from tailrace.generators.settings import Settings as GeneratorSettings
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.exit_status import EXIT_USAGE
 from tests.harness.processes import CHECKOUT

@@ -21,14 +21,14 @@ import tailrace.proto.nats.follower
 import tailrace.proto.nats.setup_state
 import tailrace.proto.runtime.trace_export
 import tailrace.proto.service
+from tailrace.features.backends import BACKENDS
 from tailrace.features.gateway import ROUTES
 from tailrace.features.webhooks.metrics import GivenUp
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.metrics import StreamEnd
 from tailrace.generators.backend_order import FAILOVER_CODES
-from tailrace.generators.backends import registry
 from tailrace.generators.backends.measured import CANCELLED, OTHER
-from tailrace.generators.backends.observed import PROVIDERS
+from tailrace.generators.backends.registry import CORE
 from tailrace.generators.settings import METRICS_TENANTS_MAX
 from tailrace.proto.entries import Mode, Outcome
 from tailrace.proto.errors import CODES
@@ -43,6 +43,8 @@ CONSUMER_GAUGES = [f"jetstream_consumer_num_{name}" for name in ("pending", "ack
 MODELS = (*models(), "other")
 # Those that the operator lists.
 TENANTS = [*map(str, range(METRICS_TENANTS_MAX)), "other"]
+BACKEND_NAMES = [kind.name for kind in (*CORE, *BACKENDS)]
+PROVIDERS = ("anthropic", "aws.bedrock", "gcp.vertex_ai", "litellm")
 # The possible values of each label. A value from a client or a model would make the number of series unbounded.
 LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_gateway_request_seconds", "route"): {route.path for route in ROUTES},
@@ -50,10 +52,10 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_gateway_request_seconds", "status"): ("2xx", "3xx", "4xx", "5xx"),
     ("tailrace_gateway_streams_open", "dialect"): DIALECTS,
     ("tailrace_gateway_first_token_seconds", "dialect"): DIALECTS,
-    ("gen_ai_client_operation_duration_seconds", "gen_ai_provider_name"): PROVIDERS.values(),
+    ("gen_ai_client_operation_duration_seconds", "gen_ai_provider_name"): PROVIDERS,
     ("gen_ai_client_operation_duration_seconds", "gen_ai_request_model"): MODELS,
     ("gen_ai_client_operation_duration_seconds", "error_type"): ("", CANCELLED, OTHER, *CODES),
-    ("gen_ai_client_operation_time_to_first_chunk_seconds", "gen_ai_provider_name"): PROVIDERS.values(),
+    ("gen_ai_client_operation_time_to_first_chunk_seconds", "gen_ai_provider_name"): PROVIDERS,
     ("gen_ai_client_operation_time_to_first_chunk_seconds", "gen_ai_request_model"): MODELS,
     ("gen_ai_client_operation_time_per_output_chunk_seconds", "gen_ai_request_model"): MODELS,
     ("tailrace_generator_turn_seconds", "outcome"): get_args(Outcome),
@@ -69,9 +71,9 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_generator_ends", "outcome"): get_args(Outcome),
     ("tailrace_generator_backend_failures", "code"): CODES,
     ("tailrace_generator_failures", "code"): CODES,
-    ("tailrace_generator_failovers", "backend"): registry.NAMES,
-    ("tailrace_generator_backend_down", "backend"): registry.NAMES,
-    ("tailrace_generator_key_refused", "backend"): registry.NAMES,
+    ("tailrace_generator_failovers", "backend"): BACKEND_NAMES,
+    ("tailrace_generator_backend_down", "backend"): BACKEND_NAMES,
+    ("tailrace_generator_key_refused", "backend"): BACKEND_NAMES,
     ("tailrace_generator_failovers", "code"): FAILOVER_CODES,
     ("tailrace_generator_calls_repeated", "code"): CODES,
     ("tailrace_generator_schema_checks", "verdict"): ("fits", "misfit", "unchecked"),

@@ -116,6 +116,8 @@ def _events(blocks: tuple[Part, ...]) -> tuple[bytes, ...]:
 class SimulatedBackend:
     """A Backend of one generator process."""
 
+    provider = "anthropic"
+
     def __init__(self, server: SimulatedServer, process: Process, script: Script) -> None:
         self._server = server
         self._process = process

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
+from tailrace.features.vertex.backend import Vertex
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.api_version import WITH_SAMPLING, choose_version
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.request_body import NewTurn, build_entry, new_messages
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.vertex import Vertex
 from tailrace.proto.entries import Message
 from tailrace.proto.ids import SessionId
 from tailrace.proto.models import Model, Supports, models

@@ -141,6 +141,7 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
 }
 # Other settings without which a setting is not used.
 BESIDES = {
+    "CLAUDE_CODE_OAUTH_TOKEN": {"TAILRACE_BACKENDS": "claude_code"},
     "TAILRACE_CLAUDE_CODE_BINARY": {"TAILRACE_BACKENDS": "claude_code"},
     "TAILRACE_CLAUDE_CODE_ROOT": {"TAILRACE_BACKENDS": "claude_code", "TAILRACE_CLAUDE_CODE_BINARY": "/bin/true"},
 }

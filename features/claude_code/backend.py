@@ -19,15 +19,18 @@ from typing import Any
 
 import msgspec
 
-from tailrace.generators.backends import Call, process_reaper
-from tailrace.generators.backends.claude_code_output import ClaudeCodeOutput
+from tailrace.features.claude_code import process_reaper
+from tailrace.features.claude_code.generator import ClaudeCodeSettings
+from tailrace.features.claude_code.output import ClaudeCodeOutput
+from tailrace.generators.backends import Call
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import ModelEvent, Put, put_each
 from tailrace.generators.schema_prompt import append_to_system, move_schema_to_prompt
-from tailrace.generators.settings import Settings, require_sound
+from tailrace.generators.settings import Settings, require_key, require_sound
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.ids import folder_name
+from tailrace.proto.runtime.settings import select
 from tailrace.proto.schema import schema_of
 
 LINE_BYTES_MAX = 16 * 2**20  # a line may contain the complete result of a tool
@@ -47,10 +50,13 @@ CONTINUE_PROMPT = "Your last message above was interrupted. Write only what come
 class ClaudeCode:
     """The backend `claude_code`."""
 
-    def __init__(self, binary: Path, settings: Settings) -> None:
+    provider = "anthropic"
+
+    def __init__(self, binary: Path, settings: Settings, own: ClaudeCodeSettings) -> None:
         self._binary = binary
         self._settings = settings
-        self._root = settings.claude_code_root.resolve()
+        self._own = own
+        self._root = own.claude_code_root.resolve()
 
     def model_id(self, model: str) -> str:
         """See Backend.model_id."""
@@ -79,6 +85,10 @@ class ClaudeCode:
                     raise failure
 
     async def close(self) -> None: ...
+
+    async def facts(self) -> dict[str, Any]:
+        """See FactsReporter.facts."""
+        return {"claude_version": await self.version()}
 
     async def version(self) -> str:
         """Returns what the program says about its version; an empty text if it says nothing in time."""
@@ -130,7 +140,7 @@ class ClaudeCode:
         """Starts the process. Raises OSError, BackendError."""
         folder, arguments = self._folder(call, home), self._arguments(call, home)
         # After everything else that may fail: an open pipe must be closed again.
-        key = open_pipe(self._settings.anthropic_api_key or self._settings.claude_code_oauth_token)
+        key = open_pipe(self._settings.anthropic_api_key or self._own.claude_code_oauth_token)
         try:
             return await asyncio.create_subprocess_exec(
                 *process_reaper.command([str(self._binary), *arguments], key, home),
@@ -163,7 +173,7 @@ class ClaudeCode:
         return folder
 
     def _arguments(self, call: Call, home: Path) -> list[str]:
-        allowed = [rule.strip() for rule in re.split(r",(?![^(]*\))", self._settings.claude_code_tools) if rule.strip()]
+        allowed = [rule.strip() for rule in re.split(r",(?![^(]*\))", self._own.claude_code_tools) if rule.strip()]
         tools = dict.fromkeys(rule.partition("(")[0] for rule in allowed)
         arguments = ["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"]
         arguments += ["--include-partial-messages", "--no-session-persistence", "--model", call.model]
@@ -284,14 +294,16 @@ def refuse_unsupported(call: Call) -> None:
 
 def backend(settings: Settings) -> ClaudeCode:
     """Opens the backend. Raises SettingsInvalid without a key or token, or without the program."""
-    if not (settings.anthropic_api_key or settings.claude_code_oauth_token):
+    own = select(settings, ClaudeCodeSettings)
+    if not (settings.anthropic_api_key or own.claude_code_oauth_token):
         raise SettingsInvalid(
             "ANTHROPIC_API_KEY is not set: the backend claude_code needs a key, or CLAUDE_CODE_OAUTH_TOKEN"
         )
     require_sound(settings)
-    if settings.claude_code_root.exists() and not settings.claude_code_root.is_dir():
-        raise SettingsInvalid(f"TAILRACE_CLAUDE_CODE_ROOT: {settings.claude_code_root} is a file; expected a folder")
-    return ClaudeCode(find(settings.claude_code_binary), settings)
+    require_key("CLAUDE_CODE_OAUTH_TOKEN", own.claude_code_oauth_token)
+    if own.claude_code_root.exists() and not own.claude_code_root.is_dir():
+        raise SettingsInvalid(f"TAILRACE_CLAUDE_CODE_ROOT: {own.claude_code_root} is a file; expected a folder")
+    return ClaudeCode(find(own.claude_code_binary), settings, own)
 
 
 def find(given: str) -> Path:

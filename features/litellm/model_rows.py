@@ -1,7 +1,7 @@
 """Writes rows of TAILRACE_MODELS_FILE from the table of prices and limits that LiteLLM is installed with.
 
-.venv-litellm/bin/python -m tailrace.generators.backends.litellm_models openai/gpt-4o > models.json
-.venv-litellm/bin/python -m tailrace.generators.backends.litellm_models --list openai
+.venv-litellm/bin/python -m tailrace.features.litellm.model_rows openai/gpt-4o > models.json
+.venv-litellm/bin/python -m tailrace.features.litellm.model_rows --list openai
 """
 
 import argparse
@@ -35,7 +35,7 @@ ROUNDING_MAX = 0.01
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tailrace.generators.backends.litellm_models",
+        prog="python -m tailrace.features.litellm.model_rows",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

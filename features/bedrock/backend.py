@@ -20,6 +20,7 @@ NO_CREDENTIALS = "Could not resolve AWS credentials from session"
 class Bedrock(MessagesApi):
     """Region, credentials and address come from AWS's environment variables, which the SDK reads."""
 
+    provider = "aws.bedrock"
     client: anthropic.AsyncAnthropicBedrockMantle
 
     def __init__(self, connect_timeout_s: float, stall_timeout_s: float) -> None:

@@ -45,6 +45,9 @@ logging.getLogger("LiteLLM").disabled = True
 class LiteLLM:
     """The backend `litellm`."""
 
+    provider = "litellm"
+    """It calls several providers, so its own name stands for them."""
+
     def __init__(self, stall_timeout_s: float) -> None:
         self._stall_timeout_s = stall_timeout_s
 

@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from tailrace.features.claude_code.backend import ClaudeCode
+from tailrace.features.claude_code.generator import ClaudeCodeSettings
+from tailrace.features.claude_code.output import ClaudeCodeOutput
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.claude_code import ClaudeCode
-from tailrace.generators.backends.claude_code_output import ClaudeCodeOutput
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent
 from tailrace.generators.budget import limit_cost
@@ -148,7 +149,7 @@ async def test_the_usage_of_the_last_call_counts_if_no_result_follows(
     printed.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
     program.write_text(f"#!/bin/sh\ncat > /dev/null\ncat {printed}\n")
     program.chmod(0o700)
-    backend = ClaudeCode(program, Settings(anthropic_api_key="key", claude_code_root=tmp_path))
+    backend = ClaudeCode(program, Settings(anthropic_api_key="key"), ClaudeCodeSettings(claude_code_root=tmp_path))
     call = Call(model="claude-sonnet-5-5", max_tokens=9, messages=[Message("user", "x")], tenant="acme", project=None)
     events: list[ModelEvent] = []
 

@@ -9,7 +9,7 @@ from signal import SIGKILL, SIGTERM
 
 import pytest
 
-from tailrace.generators.backends import process_reaper
+from tailrace.features.claude_code import process_reaper
 from tests.harness.until import until
 
 # A grandchild that has left session and group and ignores SIGTERM: only its subreaper finds it.
@@ -17,7 +17,7 @@ HIDING = "setsid sh -c 'trap \"\" TERM; echo $$; sleep 300' & trap '' TERM; echo
 PARENT = """
 import asyncio, os, sys
 from pathlib import Path
-from tailrace.generators.backends import process_reaper
+from tailrace.features.claude_code import process_reaper
 async def main():
     read, write = os.pipe()
     arguments = process_reaper.command(["sh", "-c", sys.argv[1]], read, Path(sys.argv[2]))

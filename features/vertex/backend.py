@@ -24,6 +24,7 @@ DATED = re.compile(r"^(.*)-(20\d{6})$")
 class Vertex(MessagesApi):
     """Region, project and credentials come from Google's environment variables, which the SDK reads."""
 
+    provider = "gcp.vertex_ai"
     client: anthropic.AsyncAnthropicVertex
 
     def __init__(self, connect_timeout_s: float, stall_timeout_s: float) -> None:

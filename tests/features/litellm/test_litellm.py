@@ -198,7 +198,7 @@ def test_rows_of_the_models_file_come_from_litellms_table(tmp_path: Path) -> Non
     """Limits, prices and features; a process accepts the file. An unknown model is an error that says what to do."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(PYTHON), "-m", "tailrace.generators.backends.litellm_models", *arguments]
+        command = [str(PYTHON), "-m", "tailrace.features.litellm.model_rows", *arguments]
         return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
 
     names = run("--list", "openai").stdout.split()

@@ -1,0 +1,1 @@
+"""The backend `bedrock`: Claude in Amazon Bedrock."""

@@ -1,0 +1,5 @@
+"""The kind of backend `bedrock`. Imports no library of it."""
+
+from tailrace.generators.backends.registry import BackendKind
+
+BACKEND = BackendKind("bedrock", "tailrace.features.bedrock.backend")

@@ -1,0 +1,1 @@
+"""The backend `litellm`: models of other providers, through LiteLLM."""

@@ -1,0 +1,7 @@
+"""The kind of backend `litellm`. Imports no library of it."""
+
+from tailrace.generators.backends.registry import BackendKind
+
+BACKEND = BackendKind(
+    "litellm", "tailrace.features.litellm.backend", install="make litellm, and start it from .venv-litellm"
+)

@@ -1,0 +1,1 @@
+"""The backend `vertex`: Claude on Google's Vertex AI."""

@@ -1,0 +1,5 @@
+"""The kind of backend `vertex`. Imports no library of it."""
+
+from tailrace.generators.backends.registry import BackendKind
+
+BACKEND = BackendKind("vertex", "tailrace.features.vertex.backend")
