@@ -1,6 +1,7 @@
 """The features of a gateway, in the order of their routes, and its settings with theirs."""
 
 from tailrace.features.admin.gateway import FEATURE as ADMIN
+from tailrace.features.ai_sdk.gateway import FEATURE as AI_SDK
 from tailrace.features.api_reference.gateway import FEATURE as API_REFERENCE
 from tailrace.features.auto_idempotency.gateway import FEATURE as AUTO_IDEMPOTENCY
 from tailrace.features.batches.gateway import FEATURE as BATCHES
@@ -21,10 +22,12 @@ from tailrace.features.session_stream.gateway import FEATURE as SESSION_STREAM
 from tailrace.features.structured_output.gateway import FEATURE as STRUCTURED_OUTPUT
 from tailrace.features.tickets.gateway import FEATURE as TICKETS
 from tailrace.features.timeline.gateway import FEATURE as TIMELINE
+from tailrace.features.tutorials.gateway import FEATURE as TUTORIALS
 from tailrace.features.unread_tokens.gateway import FEATURE as UNREAD_TOKENS
 from tailrace.features.usage.gateway import FEATURE as USAGE
 from tailrace.features.webhooks.gateway import FEATURE as WEBHOOKS
 from tailrace.gateway import app
+from tailrace.gateway.clients.registry import Dialects
 from tailrace.gateway.feature import Features
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.settings import Settings as CoreSettings
@@ -32,6 +35,8 @@ from tailrace.proto.runtime.settings import extend
 
 FEATURES: Features = (
     API_REFERENCE,
+    TUTORIALS,
+    AI_SDK,
     BATCHES,
     FILES,
     LIMITS,
@@ -62,3 +67,6 @@ Settings = extend(CoreSettings, [feature.settings for feature in FEATURES])
 
 ROUTES: list[Route] = app.routes_of(FEATURES)
 """The routes of the core and of each feature."""
+
+DIALECTS: Dialects = app.dialects_of(FEATURES)
+"""The dialects of the core and of each feature."""

@@ -1,6 +1,7 @@
 """The ASGI application: its routes, the services that their endpoints use, middleware and error handlers."""
 
 import inspect
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,15 +15,13 @@ from starlette.types import ASGIApp
 from tailrace.gateway.auth.allowed_hosts import AllowedHosts, HostMiddleware
 from tailrace.gateway.auth.cors import cors_middleware, parse_origins
 from tailrace.gateway.auth.guard import Endpoint, GuardedEndpoint
-from tailrace.gateway.clients.ai_sdk.routes import ROUTES as AI_SDK_ROUTES
 from tailrace.gateway.clients.anthropic.managed_agents import ManagedAgentsAdvice
 from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
 from tailrace.gateway.clients.blobs import ROUTES as BLOB_ROUTES
-from tailrace.gateway.clients.native.routes import ROUTES as NATIVE_ROUTES
+from tailrace.gateway.clients.native import routes as native
 from tailrace.gateway.clients.openai.chat_routes import ROUTES as OPENAI_CHAT_ROUTES
 from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RESPONSES_ROUTES
-from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
-from tailrace.gateway.clients.tutorials.routes import ROUTES as TUTORIAL_ROUTES
+from tailrace.gateway.clients.registry import Dialects, with_core
 from tailrace.gateway.feature import Features, Started
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.admission_queue import AdmissionQueue, refuse_connection
@@ -40,15 +39,12 @@ from tailrace.gateway.services import Gateway
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.runtime import tracing
 
-# Those of the core; each feature has its own.
+# Those of the core without a turn's, which take the names of all dialects.
 ROUTES: list[Route] = [
-    *NATIVE_ROUTES,
     *BLOB_ROUTES,
     *deletion.ROUTES,
     *sessions.ROUTES,
     *running.ROUTES,
-    *TUTORIAL_ROUTES,
-    *AI_SDK_ROUTES,
     *OPENAI_CHAT_ROUTES,
     *OPENAI_RESPONSES_ROUTES,
     *ANTHROPIC_ROUTES,
@@ -57,9 +53,15 @@ ROUTES: list[Route] = [
 ]
 
 
+def dialects_of(features: Features) -> Dialects:
+    """Returns the dialects of the core and of `features`. Raises ValueError if two have the same name."""
+    return with_core(dialect for feature in features for dialect in feature.dialects)
+
+
 def routes_of(features: Features) -> list[Route]:
     """Returns the routes of the core and of `features`, each wrapped by all features."""
-    routes = [*ROUTES, *(route for feature in features for route in feature.routes)]
+    routes = [*native.routes(dialects_of(features)), *ROUTES]
+    routes += [route for feature in features for route in feature.routes]
     for feature in features:
         routes = [feature.wrap(route) for route in routes]
     return routes
@@ -70,9 +72,11 @@ def app(gateway: Gateway, features: Started = ()) -> Starlette:
 
     Each endpoint receives the services that its parameters are annotated with.
     """
+    listed = [feature for feature, _ in features]
     services = dict(zip(inspect.get_annotations(Gateway).values(), gateway, strict=True))
     services |= {type(service): service for _, parts in features for service in parts.services}
-    routes = routes_of([feature for feature, _ in features])
+    services[Dialects] = dialects_of(listed)
+    routes = routes_of(listed)
     urgent_paths = health.PATHS.union(*(feature.urgent_paths for feature, _ in features))
 
     def serve(route: Route) -> routing.Route:
@@ -86,7 +90,7 @@ def app(gateway: Gateway, features: Started = ()) -> Starlette:
         # A path without parameters comes before those that match it: `/v1/sessions/stats` is no session.
         routes=[serve(route) for route in sorted(routes, key=lambda route: "{" in route.path)],
         middleware=[
-            *_build_outermost_middleware(gateway, features),
+            *_build_outermost_middleware(gateway, features, routes),
             Middleware(ManagedAgentsAdvice),
             Middleware(AdmissionQueue, urgent=urgent_paths),
             # The last handler of Starlette stands outside of CORS.
@@ -106,14 +110,14 @@ def app(gateway: Gateway, features: Started = ()) -> Starlette:
 
 def overflow_app(gateway: Gateway, features: Started = ()) -> Starlette:
     """Returns the application for connections above the limit, which rejects every request."""
-    middleware = _build_outermost_middleware(gateway, features)
+    middleware = _build_outermost_middleware(gateway, features, routes_of([feature for feature, _ in features]))
     return Starlette(routes=[routing.Mount("", refuse_connection)], middleware=middleware)
 
 
-def _build_outermost_middleware(gateway: Gateway, features: Started) -> list[Middleware]:
+def _build_outermost_middleware(gateway: Gateway, features: Started, routes: Sequence[Route]) -> list[Middleware]:
     """Returns the outermost middleware. CORS lets an EventSource of another origin read why it is rejected."""
     return [
-        Middleware(RefusalEvents, renderers=REFUSAL_EVENTS),
+        Middleware(RefusalEvents, renderers={one.path: one.render_refusal for one in routes if one.render_refusal}),
         Middleware(HostMiddleware, hosts=AllowedHosts(gateway.settings), authenticator=gateway.authenticator),
         *(one for _, parts in features for one in parts.middleware),
         *cors_middleware(parse_origins(gateway.settings.origins)),

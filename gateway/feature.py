@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from tailrace.gateway.auth.admission import Limiter
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.services import Gateway
+from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.reader import OnDisconnect
 from tailrace.gateway.turns.delete import DeletionSteps
 from tailrace.gateway.turns.optional_steps import OptionalSteps
@@ -46,6 +47,8 @@ class Feature(NamedTuple, Generic[S]):
     check: Callable[[S], Awaitable[None]] | None = None
     """Checks the settings before the process connects to NATS. Raises SettingsInvalid."""
     routes: Sequence[Route] = ()
+    dialects: Sequence[Dialect] = ()
+    """They can be requested by name (`?dialect=`) like those of the core."""
     wrap: Callable[[Route], Route] = lambda route: route
     """Returns a route of the core or of any feature with what the feature adds to it: parameters, a wrapper around its
     endpoint. A route that it does not concern is returned as it is."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, link

@@ -28,9 +28,8 @@ import tailrace.proto.service
 from tailrace.deploy.cli.main import GROUPS
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.simulated_claude.directive import HELP
-from tailrace.features.gateway import ROUTES
-from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.gateway.clients.tutorials import content_stream, delta_stream
+from tailrace.features.gateway import DIALECTS, ROUTES
+from tailrace.features.tutorials import content_stream, delta_stream
 from tailrace.proto.errors import CODES
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.fast_metrics import FastMetric

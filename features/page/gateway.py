@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from tailrace.features.page.demo import demo_middleware
-from tailrace.gateway.clients.tutorials.chat_cookie import cookie_of, format_cookie, new_cookie
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.media_type import accept_header
@@ -69,21 +68,17 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def index(request: Request, settings: Settings) -> Response:
-    """`GET /`: a page with chats if the client accepts HTML; the routes, as JSON if it accepts that, else as text.
-
-    Sets the cookie of the chat page.
-    """
+    """`GET /`: a page with chats if the client accepts HTML; the routes, as JSON if it accepts that, else as text."""
     types = accept_header(request.headers)
-    headers = VARY if cookie_of(request) else VARY | {"set-cookie": format_cookie(new_cookie(), request)}
     if "text/html" in types:
-        page = page_file("tailrace.features.page", "page.html", headers)
+        page = page_file("tailrace.features.page", "page.html", VARY)
         return page if not settings.page_titles_model else _with_titles(page, settings.page_titles_model)
     endpoints = endpoints_of(request.app.routes)
     if "application/json" in types:
-        return json_response(Directory(endpoints=endpoints), headers=headers)
+        return json_response(Directory(endpoints=endpoints), headers=VARY)
     lines = [f"{' '.join(methods)} {path}" for path, methods in endpoints.items()]
     text = "\n".join([f"{NAME} {VERSION}: {ABOUT}.", PAGES, "", *lines, ""])
-    return PlainTextResponse(text, headers=NO_STORE | headers)
+    return PlainTextResponse(text, headers=NO_STORE | VARY)
 
 
 def _with_titles(page: Response, model: str) -> Response:

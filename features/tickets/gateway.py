@@ -8,6 +8,7 @@ from tailrace.features.tickets.tickets import PARAMETER, SHARED_S, SHARED_S_MAX,
 from tailrace.features.tickets.used_tickets import UsedTickets
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.native import routes
+from tailrace.gateway.clients.registry import Dialects
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import LAST_RECEIVED
@@ -67,14 +68,15 @@ async def post(request: ApiRequest, tickets: Tickets, turns: TurnReader) -> Resp
     return json_response(made)
 
 
-async def get_events(request: ApiRequest, streams: StreamContext, tickets: Tickets) -> ASGIApp:
+async def get_events(request: ApiRequest, streams: StreamContext, dialects: Dialects, tickets: Tickets) -> ASGIApp:
     key = request.turn()
     ticket = await tickets.read_single_use(request, key) if PARAMETER in request.query_params else None
     if ticket is None:
-        return await routes.get_events(request, streams)
+        return await routes.get_events(request, streams, dialects)
     proof, use = tickets.stream_terms(ticket, request)
     reader = Reader(streams, request, id_prefix=proof, accept=use)
-    return routes.stream_of(reader, request, key, routes.cursor_of(request, proof), routes.dialect_of(request))
+    dialect = routes.dialect_of(request, dialects)
+    return routes.stream_of(reader, request, key, routes.cursor_of(request, proof), dialect)
 
 
 get_events.__doc__ = routes.get_events.__doc__

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from tailrace.gateway import metrics
 from tailrace.gateway.http.absent_routes import advice_for
@@ -56,28 +56,6 @@ class Envelope(msgspec.Struct, frozen=True):
     """The type of this body in Anthropic's API."""
 
 
-REFUSAL = "tailrace.refusal"
-"""The key of an error's start message that has its ErrorResponse. No server knows the key; see refusal_events.py."""
-
-
-class ErrorResponse(Response):
-    """A `Problem` in its envelope. Its start message carries the response itself, for a client of another format."""
-
-    def __init__(self, problem: Problem, status: int, headers: Mapping[str, str], retry_after_s: int | None) -> None:
-        """`retry_after_s` is the delay after which a retry may help, as `headers` state it."""
-        super().__init__(msgspec.json.encode(Envelope(problem)), status, headers, JSON)
-        self.problem = problem
-        self.retry_after_s = retry_after_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_refusal(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message[REFUSAL] = self
-            await send(message)
-
-        await super().__call__(scope, receive, send_with_refusal)
-
-
 def response(
     code: str,
     message: str,
@@ -100,16 +78,15 @@ def response(
     extra = {"cache-control": "no-store", **(headers or {})}
     if not row.is_retryable:
         extra |= NO_RETRY
-    wait_s = math.ceil(retry_after_s or RETRY_AFTER_S) if row.status == 503 or retry_after_s is not None else None
-    if wait_s is not None:
-        extra["retry-after"] = str(wait_s)
+    if row.status == 503 or retry_after_s is not None:
+        extra["retry-after"] = str(math.ceil(retry_after_s or RETRY_AFTER_S))
     if row.status == 408:
         # The rest of the body may never come, and no other request can on this connection.
         extra["connection"] = "close"
     if row.status == 401:
         extra["www-authenticate"] = "Bearer"
     problem = Problem(message, row.type, code, param, details or msgspec.UNSET)
-    return ErrorResponse(problem, row.status, extra, wait_s)
+    return Response(msgspec.json.encode(Envelope(problem)), row.status, extra, JSON)
 
 
 def render_error(error: Refused | LogError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:

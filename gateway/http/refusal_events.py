@@ -7,11 +7,12 @@ no event stream (fetch-event-source) or has no status 200 (sse.js), and would ta
 
 from collections.abc import Callable, Mapping
 
+import msgspec
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http import sse
-from tailrace.gateway.http.error_responses import REFUSAL, ErrorResponse
+from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.http.media_type import JSON, accept_header
 
 RenderRefusal = Callable[[str, str, int | None], bytes]
@@ -30,16 +31,21 @@ class RefusalEvents:
         if render is None or scope["method"] != "POST" or _wants_envelope(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
-        body: bytes | None = None
+        start: Message | None = None
 
         async def send_events(message: Message) -> None:
-            nonlocal body
-            refusal: ErrorResponse | None = message.pop(REFUSAL, None)
-            if refusal is not None:
-                body = render(refusal.problem.code, refusal.problem.message, refusal.retry_after_s)
-                headers = {"content-type": sse.MEDIA_TYPE, "content-length": str(len(body))}
-                MutableHeaders(scope=message).update(headers)
-            elif body is not None:
+            nonlocal start
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                # Its headers have the length of the body, which comes in one message.
+                start = message
+                return
+            if start is not None:
+                problem = msgspec.json.decode(message["body"], type=Envelope).error
+                headers = MutableHeaders(scope=start)
+                retry_after = headers.get("retry-after")
+                body = render(problem.code, problem.message, None if retry_after is None else int(retry_after))
+                headers.update({"content-type": sse.MEDIA_TYPE, "content-length": str(len(body))})
+                await send(start)
                 message["body"] = body
             await send(message)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from tailrace.gateway.http.refusal_events import RenderRefusal
 from tailrace.gateway.http.scope import Scope
 
 Json = dict[str, Any]
@@ -63,7 +64,6 @@ class Section(NamedTuple):
 
 TURNS, SESSIONS, PROJECTS = Section("turns"), Section("sessions"), Section("projects")
 MODELS, LOGIN, ADMIN, OPERATION = Section("models"), Section("login"), Section("admin"), Section("operation")
-TUTORIALS = Section("tutorials")
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -90,6 +90,8 @@ class Route(msgspec.Struct, frozen=True):
     parameters: tuple[Parameter, ...] = ()
     statuses: Mapping[int, str] = {}
     """Further statuses that are not errors, with their descriptions."""
+    render_refusal: RenderRefusal | None = None
+    """Renders a refusal for clients that read the body of a stream without looking at the status."""
     cookie: str = ""
     """The name of the cookie that is the credential instead of a key."""
 

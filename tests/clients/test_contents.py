@@ -13,8 +13,8 @@ import httpx
 import pytest
 from httpx_sse import EventSource
 
+from tailrace.features.gateway import DIALECTS
 from tailrace.gateway.auth.authenticate import LOCAL
-from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.sse import EVENT_NAME, MEDIA_TYPE
 from tailrace.proto import events
 from tailrace.proto.entries import Failure

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tests.clients import node
 from tests.harness.route_table import ROWS, path_parameters
 from tests.integration.conftest import Gateway

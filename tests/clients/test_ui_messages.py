@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from tailrace.gateway.clients.ai_sdk import message
-from tailrace.gateway.clients.ai_sdk.stream import UI, record_chunks
+from tailrace.features.ai_sdk import message
+from tailrace.features.ai_sdk.stream import UI, record_chunks
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Message
 from tailrace.proto.ids import Tenant, TurnId, TurnKey

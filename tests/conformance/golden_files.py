@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tests.conformance.case import read_cases
 from tests.conformance.played import Play
 from tests.golden import render_log

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, StoredEntry
 from tests.conformance.case import read_cases

@@ -27,6 +27,8 @@ ABSENT = (
     "/v1/messages/batches",
     "/v1/sessions/a/events",
     "/v1/prompts",
+    "/chat/stream",
+    "/api/chat/a/messages",
 )
 WITH_FILE = [{"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "file-1"}}]}]
 
@@ -54,6 +56,11 @@ async def refuses_what_features_do(gateway: httpx2.AsyncClient) -> None:
     )
     for path in ABSENT:
         assert (await gateway.get(path)).json()["error"]["code"] == "route_not_found"
+    refused = (await gateway.post("/v1/turns?dialect=ui", json=QUESTION)).json()["error"]
+    assert (refused["code"], refused["message"]) == (
+        "dialect_unknown",
+        "`dialect` must be one of tailrace, text, anthropic, openai-chat, openai-chat-usage, openai-responses",
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tailrace.gateway.history_client import close_record
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.proto import entries

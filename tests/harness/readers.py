@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import msgspec
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tailrace.proto.chain import START, link
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from tailrace.gateway.clients.failure import Word, word_of
+from tailrace.features.tutorials.delta_stream import Word, word_of
 from tailrace.gateway.http.error_responses import Envelope, Problem
 from tailrace.proto.entries import Failure
 from tailrace.proto.errors import CODES

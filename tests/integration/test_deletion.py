@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.persistence.store import Store

@@ -4,7 +4,7 @@ import asyncio
 import json
 from typing import NamedTuple
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import words
 from tests.harness.sse_parser import EventStream, SseEvent

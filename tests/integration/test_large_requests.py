@@ -15,7 +15,7 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.nats import setup
-from tailrace.gateway.clients.ai_sdk import request as ui_request
+from tailrace.features.ai_sdk import request as ui_request
 from tailrace.gateway.clients.anthropic import request as messages_request
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.generators.backends import Call

@@ -8,7 +8,7 @@ from signal import SIGKILL
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tailrace.persistence.lost_turns import LostTurnFinder
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Batch, BatchSource

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import httpx2
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tailrace.proto.ids import TurnKey
 from tests.harness.sse_parser import EventStream, SseEvent
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tailrace.proto.nats import stream_configs
 from tests.checker import invariants
 from tests.checker.recorded_system import RecordedSystem

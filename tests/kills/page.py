@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tests.kills.cell import ALONE, BLOCKS, CLOSING, OF_BLOCK, OPENING, POLICIES, TOGETHER, UNACKNOWLEDGED
 from tests.kills.results import Hit
 from tests.kills.round import PROCESSES

@@ -10,7 +10,7 @@ from time import monotonic_ns
 import msgspec
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.runtime.gather import gather_limited
 from tests.checker.history import Fault

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tests.kills.cell import ALONE, UNACKNOWLEDGED, Cell
 from tests.kills.matrix import Matrix, run
 from tests.kills.page import evidence, summarize, tables

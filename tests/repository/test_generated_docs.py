@@ -12,10 +12,10 @@ from tailrace.deploy.cli.main import GROUPS
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.monitoring.rules import ALERTS, SERVICE_LEVELS
 from tailrace.deploy.simulated_claude.fault import FAULT_KINDS
+from tailrace.features.gateway import DIALECTS
 from tailrace.gateway.clients.openai import chat_parameters, responses_parameters
 from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest
-from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.errors import CODES
 from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
 from tailrace.proto.records import Query

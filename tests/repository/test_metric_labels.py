@@ -22,9 +22,8 @@ import tailrace.proto.nats.setup_state
 import tailrace.proto.runtime.trace_export
 import tailrace.proto.service
 from tailrace.features.backends import BACKENDS
-from tailrace.features.gateway import ROUTES
+from tailrace.features.gateway import DIALECTS, ROUTES
 from tailrace.features.webhooks.metrics import GivenUp
-from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.metrics import StreamEnd
 from tailrace.generators.backend_order import FAILOVER_CODES
 from tailrace.generators.backends.measured import CANCELLED, OTHER

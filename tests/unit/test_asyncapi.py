@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tailrace.proto.fold import fold
 from tailrace.proto.version import VERSION
 from tools import asyncapi

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tailrace.features.gateway import DIALECTS
+from tailrace.features.tutorials.state_stream import GROWTH
 from tailrace.gateway.clients.native.stream import OF_SESSION, TAILRACE
-from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.gateway.clients.tutorials.state_stream import GROWTH
 from tailrace.gateway.history_client import close_record
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Dialect, Frame

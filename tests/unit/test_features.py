@@ -10,10 +10,13 @@ from msgspec import Meta
 from tailrace.features.generators import FEATURES
 from tailrace.features.prompt_cache.generator import cache_prompt
 from tailrace.features.structured_output.generator import add_correction, request_schema
+from tailrace.gateway import app
 from tailrace.gateway.auth.admission import Admissions, Limiter
+from tailrace.gateway.clients.native.text_stream import TEXT
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.serve import start
 from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.turns.optional_steps import OptionalSteps, join_steps
 from tailrace.gateway.turns.store_trace import with_trace
 from tailrace.generators.feature import join_hooks
@@ -64,6 +67,21 @@ def test_at_most_one_feature_has_the_limiter() -> None:
     assert limiter_of(feature(None)) is not own
     with pytest.raises(ValueError, match="2 features provide the limiter"):
         limiter_of(feature(own), feature(Limiter()))
+
+
+def test_a_dialect_of_a_feature_stands_beside_those_of_the_core() -> None:
+    """In the routes that take a name, too. Two of one name would hide one of them: its readers get the other's."""
+
+    def feature(dialect: Dialect) -> Feature[NoSettings]:
+        return Feature(NoSettings, lambda _gateway, _settings: Parts(), dialects=(dialect,))
+
+    own = TEXT._replace(name="own")
+    assert app.dialects_of([feature(own)]) == app.dialects_of(()) | {"own": own}
+    for features, is_listed in (((), False), ([feature(own)], True)):
+        listed = [one for route in app.routes_of(features) for one in route.parameters if one.name == "dialect"]
+        assert [("own" in one.documented["schema"]["enum"]) for one in listed] == [is_listed] * 2
+    with pytest.raises(ValueError, match="two dialects have the name text"):
+        app.dialects_of([feature(own._replace(name="text"))])
 
 
 def test_the_marks_of_the_prompt_cache_come_after_the_schema_and_before_the_correction() -> None:

@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
+from tailrace.features.gateway import DIALECTS
 from tailrace.gateway.clients.native.stream import TAILRACE
-from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.endings import BROKEN, FAILED, WHOLE
 from tailrace.gateway.streaming.feed import FanOut, TurnFeed, is_delta

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tests.golden import CASES, golden_path, render_golden, requests
 from tests.golden.requests import Case
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tailrace.gateway.clients.ai_sdk.request import build_file_block
+from tailrace.features.ai_sdk.request import build_file_block
 from tailrace.gateway.clients.openai.common import document_block, image_block
 from tailrace.gateway.turns.media_types import ALIASES, IMAGES, PDF, accepted_type
 

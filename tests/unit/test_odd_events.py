@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tailrace.generators.backends.anthropic_api import encode_body
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.half_pairs import HalfPairs

@@ -11,7 +11,7 @@ from anthropic.lib.streaming._beta_messages import accumulate_event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.features.gateway import DIALECTS
 from tailrace.gateway.history_client import close_record
 from tailrace.proto import events
 from tailrace.proto.entries import Outcome

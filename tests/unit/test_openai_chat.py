@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from tailrace.features.gateway import DIALECTS
 from tailrace.gateway.clients.openai.chat_object import render_completion
-from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt
 from tailrace.proto.fold import fold

@@ -12,9 +12,9 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from tailrace.features.gateway import DIALECTS
 from tailrace.gateway.clients.openai.responses_object import response_of
 from tailrace.gateway.clients.openai.responses_stream import render_snapshot
-from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.gateway.streaming.writer import skip_events

@@ -6,14 +6,14 @@ import msgspec
 import pytest
 from starlette.datastructures import Headers
 
-from tailrace.gateway.clients.ai_sdk.request import UIChatRequest
-from tailrace.gateway.clients.ai_sdk.request import build_turn as build_page_turn
+from tailrace.features.ai_sdk.request import UIChatRequest
+from tailrace.features.ai_sdk.request import build_turn as build_page_turn
+from tailrace.features.tutorials.request import ChatStreamRequest, StartJobRequest, chat_stream_turn, job_turn
 from tailrace.gateway.clients.anthropic.request import MessagesRequest, build_turn
 from tailrace.gateway.clients.openai import chat_request, responses_request
 from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest
 from tailrace.gateway.clients.session_headers import apply_session_headers
-from tailrace.gateway.clients.tutorials.request import ChatStreamRequest, StartJobRequest, chat_stream_turn, job_turn
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, build_entry, new_messages

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from starlette.types import Message
 
+from tailrace.features.ai_sdk.gateway import count_chunks
+from tailrace.features.ai_sdk.stream import UI
+from tailrace.features.gateway import DIALECTS
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.authenticate import LOCAL
-from tailrace.gateway.clients.ai_sdk.routes import count_chunks
-from tailrace.gateway.clients.ai_sdk.stream import UI
-from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming import response

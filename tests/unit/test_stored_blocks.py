@@ -8,10 +8,10 @@ import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tailrace.gateway.clients.ai_sdk import message
+from tailrace.features.ai_sdk import message
+from tailrace.features.gateway import DIALECTS
 from tailrace.gateway.clients.openai.responses_input import items_of
 from tailrace.gateway.clients.openai.responses_object import response_of
-from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto.entries import Block, Message
 from tailrace.proto.fold import content

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
 from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.http.route import SSE, Parameter, Route
 from tailrace.proto.errors import CODES
@@ -84,7 +83,7 @@ def _operation(route: Route, schema_of: dict[Any, Json], components: Json) -> Js
         "summary": _capitalise(re.sub(r"^`[^`]*`(, `[^`]*`)*(: )?", "", summary)),
         "responses": _responses(route, schema_of),
     }
-    if route.method == "POST" and route.path in REFUSAL_EVENTS:
+    if route.render_refusal is not None:
         events = {SSE: _stream_content(SSE)}
         operation["responses"] |= {str(status): _error(status, schema_of, events) for status in _error_statuses()}
     if more.strip():

@@ -5,7 +5,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.clients.registry import Dialects
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.last_event_id import AFTER, last_event_id
 from tailrace.gateway.http.media_type import accept_header
@@ -38,13 +38,13 @@ class AcceptedTurn(msgspec.Struct, frozen=True):
     """Paths by name: the turn, its events, and its cancellation."""
 
 
-async def post_turn(request: ApiRequest, submitter: TurnSubmitter, responder: Responder) -> ASGIApp:
+async def post_turn(request: ApiRequest, submitter: TurnSubmitter, responder: Responder, dialects: Dialects) -> ASGIApp:
     """`POST /v1/turns`: starts a turn. Answers 202 with its id; with `Accept: text/event-stream`, the stream itself.
 
     The turn is stored before the response begins, and runs whether or not a client reads it. A repeated request
     with the same `Idempotency-Key` gets the same turn.
     """
-    dialect = dialect_of(request)
+    dialect = dialect_of(request, dialects)
     new_turn, raw = await request.read(NewTurn, has_model_output=True)
     try:
         if "text/event-stream" in accept_header(request.headers):
@@ -65,13 +65,13 @@ async def post_turn(request: ApiRequest, submitter: TurnSubmitter, responder: Re
     return json_response(body, status=202, headers={"location": path, "tailrace-turn": key.turn})
 
 
-async def get_events(request: ApiRequest, streams: StreamContext) -> ASGIApp:
+async def get_events(request: ApiRequest, streams: StreamContext, dialects: Dialects) -> ASGIApp:
     """`GET /v1/turns/{turn}/events`: streams the turn from the cursor on.
 
     Send the `id:` of the last received event as `Last-Event-ID` to continue without a gap. Any number of clients
     may read the same turn.
     """
-    key, dialect = request.turn(), dialect_of(request)
+    key, dialect = request.turn(), dialect_of(request, dialects)
     return stream_of(Reader(streams, request), request, key, cursor_of(request), dialect)
 
 
@@ -109,38 +109,39 @@ def cursor_of(request: ApiRequest, id_prefix: bytes = b"") -> Seq:
     return parse_cursor(last_event_id(request, AFTER).removeprefix(id_prefix.decode()) or "0")
 
 
-def dialect_of(request: ApiRequest) -> Dialect:
+def dialect_of(request: ApiRequest, dialects: Dialects) -> Dialect:
     """Returns the dialect of `?dialect=`. Raises Refused for an unknown name."""
     name = request.query_params.get("dialect", "tailrace")
-    if name not in DIALECTS:
-        raise Refused("dialect_unknown", f"`dialect` must be one of {', '.join(DIALECTS)}")
-    return select_variant(DIALECTS[name], accept_header(request.headers))
+    if name not in dialects:
+        raise Refused("dialect_unknown", f"`dialect` must be one of {', '.join(dialects)}")
+    return select_variant(dialects[name], accept_header(request.headers))
 
 
-DIALECT = query("dialect", "The stream's format; `tailrace` by default.", type="string", enum=list(DIALECTS))
-
-ROUTES = [
-    Route(
-        "POST",
-        "/v1/turns",
-        post_turn,
-        "write",
-        TURNS,
-        body=NewTurn,
-        result=AcceptedTurn,
-        status=202,
-        parameters=(KEY, DIALECT, *RESUMING),
-    ),
-    Route("GET", "/v1/turns/{turn}", get_turn, "read", TURNS, result=TurnRecord),
-    Route(
-        "GET",
-        "/v1/turns/{turn}/events",
-        get_events,
-        "read",
-        TURNS,
-        streams=SSE,
-        parameters=(*RESUMING, DIALECT),
-        statuses=GONE,
-    ),
-    Route("POST", "/v1/turns/{turn}/cancel", post_cancel, "write", TURNS, result=TurnRecord),
-]
+def routes(dialects: Dialects) -> list[Route]:
+    """Returns the routes, which take the names of `dialects`."""
+    dialect = query("dialect", "The stream's format; `tailrace` by default.", type="string", enum=list(dialects))
+    return [
+        Route(
+            "POST",
+            "/v1/turns",
+            post_turn,
+            "write",
+            TURNS,
+            body=NewTurn,
+            result=AcceptedTurn,
+            status=202,
+            parameters=(KEY, dialect, *RESUMING),
+        ),
+        Route("GET", "/v1/turns/{turn}", get_turn, "read", TURNS, result=TurnRecord),
+        Route(
+            "GET",
+            "/v1/turns/{turn}/events",
+            get_events,
+            "read",
+            TURNS,
+            streams=SSE,
+            parameters=(*RESUMING, dialect),
+            statuses=GONE,
+        ),
+        Route("POST", "/v1/turns/{turn}/cancel", post_cancel, "write", TURNS, result=TurnRecord),
+    ]

@@ -54,7 +54,7 @@ def test_the_feature_adds_the_parameter_to_the_routes_that_stream_one_turn() -> 
     """And to no other one: the guard refuses the parameter there. Without the feature no route has it."""
     having = {(route.method, route.path) for route in ROUTES if "pace" in route.query_names}
     assert having == PACED
-    assert not [route.path for route in app.ROUTES if "pace" in route.query_names]
+    assert not [route.path for route in app.routes_of(()) if "pace" in route.query_names]
     # The requests that start a turn and may have its stream as their response.
     streamed = {
         (route.method, route.path)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from starlette.datastructures import Headers
 
-from tailrace.gateway.clients.ai_sdk import request as ai_sdk
+from tailrace.features.ai_sdk import request as ai_sdk
 from tailrace.gateway.clients.anthropic import request as anthropic
 from tailrace.gateway.clients.built_turn import BuiltTurn
 from tailrace.gateway.clients.openai import chat_request, responses_request

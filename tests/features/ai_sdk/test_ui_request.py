@@ -6,8 +6,8 @@ from urllib.parse import unquote
 import pytest
 from hypothesis import given
 
-from tailrace.gateway.clients.ai_sdk import tool_result
-from tailrace.gateway.clients.ai_sdk.request import unknown_fields
+from tailrace.features.ai_sdk import tool_result
+from tailrace.features.ai_sdk.request import unknown_fields
 from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.errors import Refused
 from tailrace.proto.long_strings import PIECE_BYTES

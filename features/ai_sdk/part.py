@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tailrace.gateway.clients.ai_sdk.tool_result import decode_output
+from tailrace.features.ai_sdk.tool_result import decode_output
 from tailrace.gateway.clients.block_start import further_fields, split_start
 from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.proto import events, odd_json

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict, replace
 
-from tailrace.gateway.clients.ai_sdk.part import (
+from tailrace.features.ai_sdk.part import (
     Chunk,
     OpenPart,
     add_delta,

@@ -7,11 +7,11 @@ the last event has an empty `content`, the `stop_reason` and `warnings`.
 
 import msgspec
 
+from tailrace.features.tutorials.cursor_field import with_cursor_field
 from tailrace.gateway.clients.answer_warnings import Warnings, warnings_field
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.clients.stop_reasons import stop_reason_field
 from tailrace.gateway.clients.text_state import TextState, record_warnings, start_text
-from tailrace.gateway.clients.tutorials.cursor_field import with_cursor_field
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, StoredEntry

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
+from tailrace.features.tutorials import state_stream
+from tailrace.features.tutorials.state_stream import JobState, end_fields
 from tailrace.gateway.clients.answer_warnings import Warnings
 from tailrace.gateway.clients.text_state import record_warnings
-from tailrace.gateway.clients.tutorials import state_stream
-from tailrace.gateway.clients.tutorials.state_stream import JobState, end_fields
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Frame
 from tailrace.proto.entries import Attempt, End, Request, StoredEntry

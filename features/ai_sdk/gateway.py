@@ -13,15 +13,16 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from tailrace.features.ai_sdk.history import newest_branch
+from tailrace.features.ai_sdk.message import build_messages
+from tailrace.features.ai_sdk.request import UIChatRequest, build_turn, client_names, unknown_fields
+from tailrace.features.ai_sdk.stream import DONE, UI, earlier_messages, replay_dialect
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.ai_sdk.history import newest_branch
-from tailrace.gateway.clients.ai_sdk.message import build_messages
-from tailrace.gateway.clients.ai_sdk.request import UIChatRequest, build_turn, client_names, unknown_fields
-from tailrace.gateway.clients.ai_sdk.stream import DONE, UI, earlier_messages, replay_dialect
 from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.clients.native.routes import cursor_of, stream_of
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.stored_messages import read_texts
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import read_body, sse
 from tailrace.gateway.http.examples import QUESTION
@@ -40,6 +41,7 @@ from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey, is_token
 from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.records import GetLastTurn, GetTurn, TurnRecord
+from tailrace.proto.runtime.settings import NoSettings
 
 # A page that loaded its messages while the answer ran requests the stream at most this much later.
 LATE_S = 10.0
@@ -254,3 +256,5 @@ ROUTES = [
     Route("POST", "/api/chat/{chat}/stop", post_stop, "write", SECTION, result=StoppedTurn),
     Route("GET", "/api/chat/{chat}/messages", get_messages, "read", SECTION, result=MESSAGES),
 ]
+
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES, dialects=(UI,))

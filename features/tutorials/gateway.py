@@ -5,21 +5,21 @@ header `tailrace-turn` has the id), and every conversation is in the history.
 """
 
 import hashlib
-from typing import Literal
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.field_names import name_as_client
-from tailrace.gateway.clients.native.routes import cursor_of, stream_of
-from tailrace.gateway.clients.native.text_stream import TEXT
-from tailrace.gateway.clients.tutorials.chat_cookie import COOKIE, cookie_of, format_cookie, new_cookie
-from tailrace.gateway.clients.tutorials.content_stream import CONTENT
-from tailrace.gateway.clients.tutorials.delta_stream import DELTA, render_refusal
-from tailrace.gateway.clients.tutorials.job_stream import JOB
-from tailrace.gateway.clients.tutorials.request import (
+from tailrace.features.tutorials.chat_cookie import COOKIE, cookie_of, format_cookie, new_cookie
+from tailrace.features.tutorials.content_stream import CONTENT
+from tailrace.features.tutorials.delta_stream import DELTA, render_refusal
+from tailrace.features.tutorials.html_stream import HTML
+from tailrace.features.tutorials.job_stream import JOB
+from tailrace.features.tutorials.request import (
     AIChatRequest,
     ChatRequest,
     ChatStreamRequest,
@@ -29,9 +29,15 @@ from tailrace.gateway.clients.tutorials.request import (
     chat_turn,
     job_turn,
 )
+from tailrace.features.tutorials.state_stream import STATE
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.field_names import name_as_client
+from tailrace.gateway.clients.native.routes import cursor_of, stream_of
+from tailrace.gateway.clients.native.text_stream import TEXT
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import GONE, KEY, KEY_SCHEMA, RESUMING
-from tailrace.gateway.http.route import SSE, TUTORIALS, Route, header
+from tailrace.gateway.http.route import SSE, Route, Section, header
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.draft import draft_turn
 from tailrace.gateway.turns.idempotency_key import idempotency_key_of
@@ -40,6 +46,7 @@ from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.runtime import base64url
+from tailrace.proto.runtime.settings import NoSettings
 
 # The length of 16 random bytes in base64; a UUID is longer.
 FIRST_KEY_CHARS_MIN = 22
@@ -151,23 +158,26 @@ KEY_WITHOUT_COOKIE = header(
     **KEY_SCHEMA,
 )
 
+SECTION = Section("tutorials")
+
 ROUTES = [
     Route(
         "POST",
         "/chat/stream",
         post_chat_stream,
         "write",
-        TUTORIALS,
+        SECTION,
         body=ChatStreamRequest,
         streams=SSE,
         parameters=(KEY, *RESUMING),
+        render_refusal=render_refusal,
     ),
     Route(
         "POST",
         "/chat",
         post_chat,
         "write",
-        TUTORIALS,
+        SECTION,
         body=ChatRequest,
         streams="text/plain",
         parameters=(KEY_WITHOUT_COOKIE,),
@@ -177,7 +187,7 @@ ROUTES = [
         "/ai/chat",
         post_ai_chat,
         "write",
-        TUTORIALS,
+        SECTION,
         body=AIChatRequest,
         streams=SSE,
         parameters=(KEY, *RESUMING),
@@ -187,7 +197,7 @@ ROUTES = [
         "/api/start-job",
         post_job,
         "write",
-        TUTORIALS,
+        SECTION,
         body=StartJobRequest,
         result=StartedJob,
         status=202,
@@ -198,7 +208,7 @@ ROUTES = [
         "/api/process",
         post_job,
         "write",
-        TUTORIALS,
+        SECTION,
         body=StartJobRequest,
         result=StartedJob,
         status=202,
@@ -209,10 +219,36 @@ ROUTES = [
         "/api/stream/{job_id}",
         get_job_stream,
         "read",
-        TUTORIALS,
+        SECTION,
         streams=SSE,
         parameters=RESUMING,
         statuses=GONE,
     ),
 ]
-REFUSAL_EVENTS = {"/chat/stream": render_refusal}
+
+
+def set_cookie(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the endpoint of a page, whose responses set the cookie of `POST /chat` for a browser without one."""
+
+    @wraps(endpoint)
+    async def respond(request: Request, **services: Any) -> Response:
+        response: Response = await endpoint(request, **services)
+        if cookie_of(request) is None:
+            response.headers["set-cookie"] = format_cookie(new_cookie(), request)
+        return response
+
+    return respond
+
+
+def wrap(route: Route) -> Route:
+    """Returns the route of the page `/`, which sets the cookie, and any other route as it is."""
+    return msgspec.structs.replace(route, endpoint=set_cookie(route.endpoint)) if route.path == "/" else route
+
+
+FEATURE = Feature(
+    NoSettings,
+    lambda _gateway, _settings: Parts(),
+    routes=ROUTES,
+    dialects=(DELTA, CONTENT, JOB, STATE, HTML),
+    wrap=wrap,
+)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.clients.ai_sdk import message
-from tailrace.gateway.clients.ai_sdk.part import content_chunks
-from tailrace.gateway.clients.ai_sdk.stream import UI, replay_dialect
+from tailrace.features.ai_sdk import message
+from tailrace.features.ai_sdk.part import content_chunks
+from tailrace.features.ai_sdk.stream import UI, replay_dialect
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import events
 from tailrace.proto.entries import Event, Message, Outcome

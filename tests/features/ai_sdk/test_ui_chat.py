@@ -10,7 +10,7 @@ import httpx2
 import msgspec
 import pytest
 
-from tailrace.gateway.clients.ai_sdk.routes import EARLIER_BYTES_MAX, LATE_S, is_over
+from tailrace.features.ai_sdk.gateway import EARLIER_BYTES_MAX, LATE_S, is_over
 from tailrace.gateway.http.last_event_id import QUERY_NAMES
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
@@ -211,7 +211,7 @@ def test_ended_turn_can_be_resumed_for_some_seconds() -> None:
 
 async def test_history_has_every_page_of_the_newest_branch(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """An edited message in another tab starts a branch."""
-    monkeypatch.setattr("tailrace.gateway.clients.ai_sdk.history.PAGE_TURNS", 1)
+    monkeypatch.setattr("tailrace.features.ai_sdk.history.PAGE_TURNS", 1)
     chat = new_id()
     await ask(gateway, user("#sim words=1 rate=0"), id=chat)
     sent = [user("#sim words=1 rate=0"), assistant(words(1))]

@@ -22,8 +22,8 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from msgspec import Meta
 
-from tailrace.gateway.clients.ai_sdk.stream import MESSAGE
-from tailrace.gateway.clients.ai_sdk.tool_result import encode_output
+from tailrace.features.ai_sdk.stream import MESSAGE
+from tailrace.features.ai_sdk.tool_result import encode_output
 from tailrace.gateway.clients.openai.common import tool_definition
 from tailrace.gateway.clients.openai.unsupported import plain_names
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY

@@ -7,19 +7,22 @@
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from tailrace.features.tutorials.cursor_field import with_cursor_field
 from tailrace.gateway.clients.answer_warnings import Warnings, warnings_field
-from tailrace.gateway.clients.failure import failure_of, word_of
+from tailrace.gateway.clients.failure import error_type, failure_of
 from tailrace.gateway.clients.stop_reasons import stop_reason_field
 from tailrace.gateway.clients.text_state import TextState, record_warnings, start_text
-from tailrace.gateway.clients.tutorials.cursor_field import with_cursor_field
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Failure, StoredEntry
+from tailrace.proto.errors import CODES
 from tailrace.proto.records import TurnRecord
+
+Word = Literal["auth_error", "rate_limit", "token_limit", "network_error", "unknown"]
 
 # For a rate limit without a time.
 RETRY_AFTER_S = 5.0
@@ -60,6 +63,25 @@ def error_event(failure: Failure) -> dict[str, Any]:
         after_s = after_s or RETRY_AFTER_S
     retry = {} if after_s is None else {"retry_after": math.ceil(after_s)}
     return {"type": "error", "error": word, "code": failure.code, "message": failure.message, **retry}
+
+
+def word_of(failure: Failure) -> Word:
+    """Returns one of the five words that the pages of tutorials know for a failure."""
+    if failure.code == "backend_refused_key":
+        return "auth_error"
+    if failure.code == "backend_refused_request" and "too long" in failure.message:
+        return "token_limit"
+    match error_type(failure):
+        case "authentication_error" | "permission_error":
+            return "auth_error"
+        case "rate_limit_error":
+            return "rate_limit"
+        case "request_too_large":
+            return "token_limit"
+        case _ if failure.code in CODES and CODES[failure.code].is_retryable:
+            return "network_error"
+        case _:
+            return "unknown"
 
 
 def render_refusal(code: str, message: str, retry_after_s: float | None) -> bytes:

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from tailrace.gateway.clients.ai_sdk.part import Chunk, content_chunks
-from tailrace.gateway.clients.ai_sdk.stream import MESSAGE, message_id, record_chunks, tool_results
+from tailrace.features.ai_sdk.part import Chunk, content_chunks
+from tailrace.features.ai_sdk.stream import MESSAGE, message_id, record_chunks, tool_results
 from tailrace.proto.entries import Message
 from tailrace.proto.records import TurnRecord
 

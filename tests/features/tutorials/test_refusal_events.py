@@ -5,7 +5,7 @@ import msgspec
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
+from tailrace.features.tutorials.delta_stream import render_refusal
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.refusal_events import RefusalEvents
 from tests.harness.refusals import problem_of
@@ -19,7 +19,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def ask(method: str, path: str, **headers: str) -> httpx2.Response:
-    transport = httpx2.ASGITransport(app=RefusalEvents(app, REFUSAL_EVENTS))
+    transport = httpx2.ASGITransport(app=RefusalEvents(app, {PATH: render_refusal}))
     async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
         return await client.request(method, path, headers={name.replace("_", "-"): headers[name] for name in headers})
 
