@@ -10,6 +10,7 @@ from tailrace.features.departures.gateway import FEATURE as DEPARTURES
 from tailrace.features.erasure.gateway import FEATURE as ERASURE
 from tailrace.features.files.gateway import FEATURE as FILES
 from tailrace.features.guides.gateway import FEATURE as GUIDES
+from tailrace.features.jwt.gateway import FEATURE as JWT
 from tailrace.features.limits.gateway import FEATURE as LIMITS
 from tailrace.features.logins.gateway import FEATURE as LOGINS
 from tailrace.features.ops.gateway import FEATURE as OPS
@@ -51,6 +52,7 @@ FEATURES: Features = (
     TIMELINE,
     TICKETS,
     PACE,
+    JWT,
     LOGINS,
     DEPARTURES,
     ERASURE,

@@ -11,6 +11,7 @@ ABOUT = "Serves HTTP: stores requests in the log, and streams turns to clients."
 
 preflight = partial(gateway.preflight, features=FEATURES)
 serve = partial(gateway.serve, features=FEATURES)
+probe = partial(gateway.probe, features=FEATURES)
 
 if __name__ == "__main__":
-    sys.exit(service.main("gateway", ABOUT, Settings, preflight, serve, gateway.probe))
+    sys.exit(service.main("gateway", ABOUT, Settings, preflight, serve, probe))

@@ -7,6 +7,7 @@ import msgspec
 from starlette.middleware import Middleware
 
 from tailrace.gateway.auth.admission import Limiter
+from tailrace.gateway.auth.authenticate import Verifier
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.streaming.dialect import Dialect
@@ -46,6 +47,9 @@ class Feature(NamedTuple, Generic[S]):
     start: Callable[[Gateway, S], Parts]
     check: Callable[[S], Awaitable[None]] | None = None
     """Checks the settings before the process connects to NATS. Raises SettingsInvalid."""
+    make_verifier: Callable[[S], Verifier | None] = lambda _: None
+    """Makes the verifier of a further credential in the headers, with which no request is anonymous any more. Returns
+    None if the settings name no such credential. Raises SettingsInvalid."""
     routes: Sequence[Route] = ()
     dialects: Sequence[Dialect] = ()
     """They can be requested by name (`?dialect=`) like those of the core."""

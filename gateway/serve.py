@@ -23,7 +23,7 @@ from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.startup_checks import check, check_address, networks
+from tailrace.gateway.startup_checks import build_authenticator, check, check_address, networks
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.streaming.reader_counts import ReaderCounts, ReaderLimits
@@ -61,12 +61,12 @@ async def preflight(settings: Settings, *, features: Features = ()) -> None:
     check_address(settings)
 
 
-async def probe(settings: Settings) -> None:
+async def probe(settings: Settings, *, features: Features = ()) -> None:
     """Raises SettingsInvalid for an address other than loopback without any credential."""
-    await load_authenticator(settings)
+    await load_authenticator(settings, features)
 
 
-async def load_authenticator(settings: Settings) -> Authenticator:
+async def load_authenticator(settings: Settings, features: Features) -> Authenticator:
     """Returns the authenticator with the API keys that NATS has at this moment."""
     connection = await Connection.open(settings.nats_url, "tailrace-probe")
     try:
@@ -74,7 +74,7 @@ async def load_authenticator(settings: Settings) -> Authenticator:
         await key_cache.load(ApiKeyStore(connection))
     finally:
         await connection.close()
-    authenticator = Authenticator(settings, key_cache)
+    authenticator = build_authenticator(settings, features, key_cache)
     authenticator.require_credentials()
     return authenticator
 
@@ -85,7 +85,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
     gc.set_threshold(*GARBAGE_AFTER)
     keys, key_cache = ApiKeyStore(connection), ApiKeyCache()
     await key_cache.load(keys)
-    authenticator = Authenticator(settings, key_cache)
+    authenticator = build_authenticator(settings, features, key_cache)
     authenticator.require_credentials()
     # Not in the group below: the message of an error in it would be hidden by a traceback.
     signer = TokenSigner(await signing_secret(connection))
@@ -107,7 +107,6 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
             group.create_task(gateway.log_health.watch()),
             group.create_task(gateway.queue_estimate.watch()),
             group.create_task(key_cache.follow(keys, connection)),
-            group.create_task(authenticator.jwts.refresh_periodically()),
             *(group.create_task(run()) for _, parts in started for run in parts.background),
         ]
         host, port = listening.getsockname()[:2]

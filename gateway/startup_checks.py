@@ -17,7 +17,7 @@ from tailrace.proto.runtime.settings import select
 
 async def check(settings: Settings, features: Features) -> None:
     """Raises SettingsInvalid, with the variable's name and what it may be."""
-    Authenticator(settings, ApiKeyCache())
+    build_authenticator(settings, features, ApiKeyCache())
     AllowedHosts(settings)
     extend_models(settings.models_file)
     parse_aliases(settings.model_aliases)
@@ -26,6 +26,12 @@ async def check(settings: Settings, features: Features) -> None:
     for feature in features:
         if feature.check is not None:
             await feature.check(select(settings, feature.settings))
+
+
+def build_authenticator(settings: Settings, features: Features, api_keys: ApiKeyCache) -> Authenticator:
+    """Returns the authenticator with the credentials of all features. Raises SettingsInvalid."""
+    made = [feature.make_verifier(select(settings, feature.settings)) for feature in features]
+    return Authenticator(settings, api_keys, [one for one in made if one is not None])
 
 
 def _check_disk(directory: str) -> None:

@@ -68,7 +68,7 @@ async def check(environ: Mapping[str, str]) -> None:
 def gateway_settings(options: Options, environ: Mapping[str, str], nats_url: str) -> tailrace.gateway.settings.Settings:
     """Returns the settings that a gateway of this `up` will have."""
     return settings.read(
-        tailrace.gateway.settings.Settings, {**environ, "TAILRACE_HOST": options.host, "TAILRACE_NATS_URL": nats_url}
+        tailrace.features.gateway.Settings, {**environ, "TAILRACE_HOST": options.host, "TAILRACE_NATS_URL": nats_url}
     )
 
 

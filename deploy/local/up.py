@@ -47,6 +47,7 @@ from tailrace.deploy.local.status_file import StatusFile, write_metrics_targets
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import watch
 from tailrace.deploy.nats.permissions import RIGHTS
+from tailrace.features.gateway import FEATURES
 from tailrace.gateway.serve import load_authenticator
 from tailrace.persistence.sqlite import require_known_schema
 from tailrace.proto.errors import StoreError, StoreTooNew
@@ -183,7 +184,8 @@ async def start_and_watch(
     await migrate_log.migrate(options, console)
     servers = migrate_log.server_specs(options, options.data_dir)
     nats_urls = await start_nats(options, environ, servers, supervisor)
-    authenticator = await load_authenticator(check_environment.gateway_settings(options, environ, nats_urls[GATEWAY]))
+    gateway_settings = check_environment.gateway_settings(options, environ, nats_urls[GATEWAY])
+    authenticator = await load_authenticator(gateway_settings, FEATURES)
     plan = make_plan(options, environ, port, listen_fd, nats_urls, demo)
     for warning in check_environment.find_mistyped(environ):
         console.log(warning)

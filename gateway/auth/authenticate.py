@@ -15,7 +15,6 @@ from starlette.requests import Request
 
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.cors import is_cross_origin_simple_post, parse_origins
-from tailrace.gateway.auth.jwt import JwtVerifier
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.static_keys import StaticKeys
 from tailrace.gateway.http.scope import ADMIN_SCOPE, SCOPES
@@ -60,18 +59,21 @@ class CredentialSource(NamedTuple):
 class Authenticator:
     """Returns the principal of a request. Where no credential is needed, every request is the tenant `local`."""
 
-    def __init__(self, settings: Settings, api_keys: ApiKeyCache) -> None:
-        """Raises SettingsInvalid if keys, secrets or key URLs in the settings are not valid."""
+    def __init__(self, settings: Settings, api_keys: ApiKeyCache, verifiers: Sequence[Verifier] = ()) -> None:
+        """`verifiers`: of further credentials in the headers, because of which no request is anonymous.
+
+        Raises SettingsInvalid if keys in the settings are not valid.
+        """
         self._host = settings.host
         self._static_keys = StaticKeys(settings.api_keys)
         self.api_keys = api_keys
-        self.jwts = JwtVerifier(settings)
-        self._has_credentials = bool(self._static_keys or self.jwts)
+        self.verifiers = verifiers
+        self._has_credentials = bool(self._static_keys or verifiers)
         is_anonymous_allowed = settings.allow_anonymous or is_loopback(settings.host)
         self._is_open_without_keys = is_anonymous_allowed and not self._has_credentials
         self._origins = parse_origins(settings.origins)
         self.sources: list[CredentialSource] = [
-            CredentialSource(_read_headers, [self._static_keys, self.api_keys, self.jwts])
+            CredentialSource(_read_headers, [self._static_keys, self.api_keys, *verifiers])
         ]
         """Sources may be added before the first request."""
 

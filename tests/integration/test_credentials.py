@@ -11,18 +11,17 @@ import pytest
 import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.features.gateway import FEATURES, ROUTES
+from tailrace.features.gateway import FEATURES, ROUTES, Settings
+from tailrace.features.jwt.verifier import LEEWAY_S
 from tailrace.gateway.app import app, overflow_app
 from tailrace.gateway.auth.api_key import NewKey, new_key
 from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.gateway.auth.api_keys import ApiKeyCache
-from tailrace.gateway.auth.authenticate import Authenticator
-from tailrace.gateway.auth.jwt import LEEWAY_S
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http import server
 from tailrace.gateway.http.scope import SCOPES, Scope
 from tailrace.gateway.serve import build
-from tailrace.gateway.settings import Settings
+from tailrace.gateway.startup_checks import build_authenticator
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection
 from tailrace.proto.runtime.flag import Flag
@@ -111,7 +110,7 @@ async def routes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rout
         listening = server.listen("127.0.0.1", 0, 0)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         async with asyncio.TaskGroup() as group:
-            authenticator = Authenticator(settings, cache)
+            authenticator = build_authenticator(settings, FEATURES, cache)
             gateway = build(settings, connection, group, draining, authenticator, signer=TokenSigner(b"s" * 32))
             started = [(feature, feature.start(gateway, feature.settings())) for feature in FEATURES]
             application, overflow = app(gateway, started), overflow_app(gateway)

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from tailrace.gateway.auth.api_key import new_key
 from tailrace.gateway.auth.api_key_store import ApiKeyStore, KeyPosition, RecordChange
 from tailrace.gateway.auth.api_keys import ApiKeyCache
-from tailrace.gateway.auth.authenticate import Authenticator
+from tailrace.gateway.auth.authenticate import Authenticator, Verifier
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.scope import SCOPES
 from tailrace.gateway.settings import Settings
@@ -19,14 +19,15 @@ from tailrace.proto.ids import Seq, Tenant
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 OTHER_HASH = hashlib.sha256(b"other").hexdigest()
+ALICE = Principal(Tenant("alice"), "jwt_ffffffffffffffff", until=4e9)
 
 
 def build_request(*headers: tuple[bytes, bytes]) -> Request:
     return Request({"type": "http", "method": "GET", "headers": list(headers)})
 
 
-def build(**given: object) -> Authenticator:
-    return Authenticator(Settings(**given), ApiKeyCache())  # type: ignore[arg-type]
+def build(*verifiers: Verifier, **given: object) -> Authenticator:
+    return Authenticator(Settings(**given), ApiKeyCache(), verifiers)  # type: ignore[arg-type]
 
 
 async def test_a_configured_key_gives_its_tenant() -> None:
@@ -44,7 +45,7 @@ async def test_beyond_loopback_a_credential_or_allow_anonymous_is_needed(host: s
         build(host=host).require_credentials()
     for closed in (
         build(host=host, api_keys=f"alice:{HASH}"),
-        build(host=host, jwt_secret="s" * 32, jwt_issuer="me", jwt_audience="you"),
+        build(AcceptingVerifier(ALICE), host=host),
         await with_revoked_key(build(host=host)),
     ):
         closed.require_credentials()
@@ -64,8 +65,7 @@ async def test_loopback_is_open_until_a_credential_exists(host: str, allow_anony
     open_to_all.require_credentials()
     assert open_to_all.is_open
     assert not build(host=host, allow_anonymous=allow_anonymous, api_keys=f"alice:{HASH}").is_open
-    tokens = {"jwt_secret": "s" * 32, "jwt_issuer": "me", "jwt_audience": "you"}
-    assert not build(host=host, allow_anonymous=allow_anonymous, **tokens).is_open
+    assert not build(AcceptingVerifier(ALICE), host=host, allow_anonymous=allow_anonymous).is_open
     assert not (await with_revoked_key(open_to_all)).is_open
 
 

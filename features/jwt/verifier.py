@@ -15,10 +15,10 @@ import msgspec
 import structlog
 from starlette.requests import Request
 
-from tailrace.gateway.auth.jwks import JwksCache, VerificationKey
+from tailrace.features.jwt.jwks import JwksCache, VerificationKey
+from tailrace.features.jwt.settings import Settings
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.scope import ADMIN_SCOPE, TENANT_SCOPES, Scope, scopes_of
-from tailrace.gateway.settings import Settings
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant, is_token, is_user

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from tailrace.gateway.auth.jwks import parse
-from tailrace.gateway.auth.jwt import LEEWAY_S, JwtVerifier, scopes_in, tenant_of_claim
+from tailrace.features.jwt.jwks import parse
+from tailrace.features.jwt.settings import Settings
+from tailrace.features.jwt.verifier import LEEWAY_S, JwtVerifier, scopes_in, tenant_of_claim
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.scope import TENANT_SCOPES
-from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import is_token
 from tests.harness import jwts

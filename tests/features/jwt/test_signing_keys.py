@@ -9,9 +9,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.requests import Request
 
-from tailrace.gateway.auth.jwks import JwksCache
-from tailrace.gateway.auth.jwt import JwtVerifier
-from tailrace.gateway.settings import Settings
+from tailrace.features.jwt.jwks import JwksCache
+from tailrace.features.jwt.settings import Settings
+from tailrace.features.jwt.verifier import JwtVerifier
 from tailrace.proto.errors import CODES, Refused
 from tests.harness import jwts
 from tests.harness.jwts import EC_KEY, RSA_KEY
@@ -175,7 +175,7 @@ async def test_a_stalling_issuer_is_given_up_after_the_timeout(
     issuer.set_response(jwts.key_set(ec=EC_KEY))
     keys = JwksCache(url)
     await keys.read()
-    monkeypatch.setattr("tailrace.gateway.auth.jwks.TIMEOUT_S", 0.3)
+    monkeypatch.setattr("tailrace.features.jwt.jwks.TIMEOUT_S", 0.3)
     over = asyncio.Event()
 
     async def silent(writer: asyncio.StreamWriter) -> None:
