@@ -5,6 +5,7 @@ from tailrace.features.ai_sdk.gateway import FEATURE as AI_SDK
 from tailrace.features.api_reference.gateway import FEATURE as API_REFERENCE
 from tailrace.features.auto_idempotency.gateway import FEATURE as AUTO_IDEMPOTENCY
 from tailrace.features.batches.gateway import FEATURE as BATCHES
+from tailrace.features.client_calls.gateway import FEATURE as CLIENT_CALLS
 from tailrace.features.count_tokens.gateway import FEATURE as COUNT_TOKENS
 from tailrace.features.departures.gateway import FEATURE as DEPARTURES
 from tailrace.features.erasure.gateway import FEATURE as ERASURE
@@ -42,6 +43,7 @@ FEATURES: Features = (
     FILES,
     LIMITS,
     SESSION_STREAM,
+    CLIENT_CALLS,
     COUNT_TOKENS,
     PROMPTS,
     WEBHOOKS,

@@ -1,6 +1,7 @@
 """The features of a persistence process, and its settings with theirs."""
 
 from tailrace.features.batches.persistence import FEATURE as BATCHES
+from tailrace.features.client_calls.persistence import FEATURE as CLIENT_CALLS
 from tailrace.features.erasure.persistence import FEATURE as ERASURE
 from tailrace.features.files.persistence import FEATURE as FILES
 from tailrace.features.projects.persistence import FEATURE as PROJECTS
@@ -13,7 +14,7 @@ from tailrace.persistence.feature import Features, tables_of
 from tailrace.persistence.settings import Settings as CoreSettings
 from tailrace.proto.runtime.settings import extend
 
-FEATURES: Features = (UNSTORED, WEBHOOKS, SEARCH, BATCHES, FILES, PROJECTS, USAGE, ERASURE, RETENTION)
+FEATURES: Features = (UNSTORED, WEBHOOKS, SEARCH, BATCHES, CLIENT_CALLS, FILES, PROJECTS, USAGE, ERASURE, RETENTION)
 
 Settings = extend(CoreSettings, [feature.settings for feature in FEATURES])
 """The settings of the core and of each feature."""

@@ -29,6 +29,8 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "unsearched": ("tenant", "turn"),
     "unstored": ("tenant", "turn"),
     "files": ("tenant", "file"),
+    "parked_turns": ("tenant", "session"),
+    "call_decisions": ("tenant", "session", "turn", "call"),
     "reached": ("seq",),
     "session_counts": ("tenant", "project"),
 }

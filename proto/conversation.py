@@ -213,7 +213,7 @@ def _with_results(answer: Message, questions: Sequence[Message], new: Sequence[M
     `new` are the messages after `questions`, which stay as they are. If they have results of the calls, the rest of
     `questions` comes before `answer`: the API allows no text between a call and its result.
     """
-    calls = {call for block in _blocks(answer) if (call := _call_id(block))}
+    calls = {call for block in _blocks(answer) if (call := call_id(block))}
     late = {call for message in new for call in _results(message)} & calls
     results = {call: block for message in questions for call, block in _results(message).items()}
     results = {call: block for call, block in results.items() if call in calls and call not in late}
@@ -229,7 +229,7 @@ def _blocks(message: Message) -> list[Block]:
     return message.content if isinstance(message.content, list) else []
 
 
-def _call_id(block: Block) -> str | None:
+def call_id(block: Block) -> str | None:
     """Returns the id of a call of the client's tools, MALFORMED if the API refuses the call; None for another block."""
     match block:
         case {"type": "tool_use", "id": str(call), "name": str(name), "input": dict()} if name:
@@ -256,9 +256,9 @@ def _without_results(questions: Iterable[Message]) -> list[Message]:
 
 def _without_calls(answer: Message, unanswered: set[str]) -> list[Message]:
     """Returns `answer` without the calls `unanswered`; no message if nothing else is in it."""
-    if not any(_call_id(block) in unanswered for block in _blocks(answer)):
+    if not any(call_id(block) in unanswered for block in _blocks(answer)):
         return [answer]
-    blocks = [block for block in _blocks(answer) if _call_id(block) not in unanswered]
+    blocks = [block for block in _blocks(answer) if call_id(block) not in unanswered]
     # The code of a server tool may have made the call: its own result would have come after that of the call.
     blocks = without_trailing_thinking([block for block in blocks if _has_result(block, blocks)])
     return [Message("assistant", _simplify(blocks))] if blocks else []

@@ -380,6 +380,12 @@ CODES: dict[str, Code] = {
         "The batch does not exist, was deleted, or belongs to another tenant.",
         "Check the batch's id and the credential.",
     ),
+    "call_not_found": Code(
+        404,
+        NOT_FOUND,
+        "The session waits for no tool call of this id: it is unknown, or the conversation has gone on.",
+        "Read the calls that wait: GET /v1/sessions/{session}/calls.",
+    ),
     "session_not_found": Code(
         404,
         NOT_FOUND,
@@ -454,6 +460,12 @@ CODES: dict[str, Code] = {
         "The turn to continue from, or a turn to be deleted, is still running.",
         "Wait for its end, cancel it, continue from another turn (`parent`, or `previous_response_id` in "
         "`/v1/responses`), or set `on_busy`.",
+    ),
+    "call_decided": Code(
+        409,
+        INVALID,
+        "The tool call has another decision already. The first one counts.",
+        "Read the decision: GET /v1/sessions/{session}/calls.",
     ),
     "session_exists": Code(
         409,

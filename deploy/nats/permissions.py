@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns
+from tailrace.proto.client_calls import DecideCall, GetContinuation, ListCalls, ListDecided, ListParked
 from tailrace.proto.files import CreateFile, DeleteFile, GetFile, ListFiles
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CANCEL_TURN, COUNT_TOKENS, MODELS
 from tailrace.proto.nats.users import ADMIN, GATEWAY, inbox_prefix
@@ -119,6 +120,7 @@ PERSISTENCE_QUERIES = tuple(
             DeleteFile,
         ),
         *(GetBatch, ListBatches, ListBatchTurns),
+        *(DecideCall, GetContinuation, ListCalls, ListDecided, ListParked),
     )
 )
 # Used by `nats micro ls`.

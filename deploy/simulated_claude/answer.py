@@ -71,7 +71,7 @@ def build_answer(
     if directed.server:
         blocks = server_blocks(blocks[0], blocks[1], directed.server)
     if directed.tool and not conversation.has_tool_result:
-        blocks.append(tool_call(directed.tool, directed.input_json or INPUT))
+        blocks += [tool_call(name, directed.input_json or INPUT) for name in directed.tool.split(",")]
     elif forced is not None:
         name, tool_input = forced
         blocks[1:] = [tool_call(name, directed.input_json or tool_input)]

@@ -19,7 +19,7 @@ A line `#sim …` in the last user message directs the answer:
   files=1        the text begins with the SHA-256 of all pictures and documents (their base64) in the conversation
   cites=N        the text ends with N citations: of a document, of a page, of a file, and so on
   thinking=N     a thinking block of N words comes first
-  tool=NAME      a tool_use block comes last (not again once its result is in the conversation)
+  tool=NAME,…    a tool_use block of each NAME comes last (not again once the results are in the conversation)
   server=TOOL,…  calls of the API's own tools, each with its result, divide the text; TOOL*N stands for N calls
   pauses=N       the first N calls of server= are paused (pause_turn): the result comes when the answer is sent back
   case=NAME      the events of the case NAME, which a POST to /_sim/cases/NAME has set; nothing else but rate and faults
@@ -216,7 +216,8 @@ def setting(name: str, value: str) -> dict[str, object]:
     if name in ("json", "wrong"):
         return {"input_json" if name == "json" else "wrong_json": value}
     if name in ("tag", "tool", "case"):
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
+        pattern = r"[A-Za-z0-9_-]{1,64}"
+        if not re.fullmatch(rf"{pattern}(,{pattern})*" if name == "tool" else pattern, value):
             raise DirectiveInvalid(f"#sim: {name}= wants letters and digits, got {value!r}")
         return {name: value}
     if name == "server":

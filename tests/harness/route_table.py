@@ -29,6 +29,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/batches"): {"input_file_id": "file-none", "endpoint": "/v1/responses", "completion_window": "24h"},
     ("POST", "/v1/sessions"): {"title": "Rivers"},
     ("PATCH", "/v1/sessions/{session}"): {"title": "Rivers"},
+    ("POST", "/v1/sessions/{session}/calls/{call}"): {"result": "blue"},
     ("POST", "/v1/projects"): {"name": "Rivers"},
     ("POST", "/v1/admin/keys"): {"tenant": "acme"},
     ("POST", "/v1/admin/keys/{key_id}/rotate"): {},
@@ -72,7 +73,7 @@ class Row(NamedTuple):
 def row_of(route: Route) -> Row:
     """Returns the row of a route."""
     name = (route.method, route.path)
-    # A path has one parameter, or a test of the table fails.
+    # A path has one parameter, or that of a session and of a call in it, or a test of the table fails.
     kinds = re.findall(r"{(\w+)}", route.path) if route.need != "admin" else []
     return Row(
         names="".join(kinds),
@@ -95,6 +96,7 @@ def path_parameters(
     file: str = "none",
     file_batch: str = "none",
     message_batch: str = "none",
+    call: str = "none",
 ) -> dict[str, str]:
     """Returns the path parameters of a turn, its session and its project."""
     return {
@@ -108,6 +110,7 @@ def path_parameters(
         "file_id": file,
         "file_batch": file_batch,
         "message_batch": message_batch,
+        "call": call,
         "sha256": LONG_SHA256,
         "model": "claude-sonnet-5-5",
         "name": "none",

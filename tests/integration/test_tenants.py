@@ -50,6 +50,11 @@ async def create(gateway: Gateway) -> dict[str, str]:
     body = {"message": LONG_MESSAGE, "project": new_id()}
     accepted = (await gateway.client.post("/v1/turns", json=body)).json()
     await gateway.client.get(accepted["links"]["events"])
+    calling = {"message": f"{LINE} tool=look", "tools": [{"name": "look", "input_schema": {}}]}
+    calling["session"] = accepted["session"]
+    called = (await gateway.client.post("/v1/turns", json=calling)).json()
+    await gateway.client.get(called["links"]["events"])
+    waiting = (await gateway.client.get(f"/v1/sessions/{called['session']}/calls")).json()["calls"]
     batch = (await gateway.client.post("/v1/turn-batches", json=BATCH)).json()
     await gateway.client.get(batch["links"]["events"])
     line = {"custom_id": "one", "url": "/v1/responses", "body": {"input": LINE}}
@@ -59,7 +64,8 @@ async def create(gateway: Gateway) -> dict[str, str]:
     made = (await gateway.client.post("/v1/batches", json=new)).json()["id"]
     messages = (await gateway.client.post("/v1/messages/batches", json=MESSAGE_BATCH)).json()["id"]
     await gateway.client.get(f"/v1/turns/{messages.removeprefix('msgbatch_')}/events")
-    return path_parameters(accepted["turn"], accepted["session"], body["project"], batch["batch"], file, made, messages)
+    ids = (accepted["turn"], accepted["session"], body["project"], batch["batch"], file, made, messages)
+    return path_parameters(*ids, waiting[0]["call"])
 
 
 @pytest.mark.rule("S1")

@@ -24,6 +24,7 @@ BY_INDEX = re.compile(
     r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND |"
     r"SEARCH sessions USING (COVERING )?INDEX sessions_by_age \(updated_at<\?\)$|"
     r"SEARCH files USING COVERING INDEX files_expiring \(expires_at<\?\)$|"
+    r"SEARCH parked_turns USING INDEX parked_decided \(\(tenant,session\)>\(\?,\?\)\)$|"
     r"SEARCH unstored USING PRIMARY KEY \(\(tenant,turn\)>\(\?,\?\)\)$|"
     r"SEARCH searched USING (COVERING INDEX \w+|INTEGER PRIMARY KEY) \(rowid[>=]|"
     r"SCAN search VIRTUAL TABLE INDEX \d+:M1><$|"
@@ -98,6 +99,9 @@ INSERT INTO usage SELECT tenant, session, turn, 1, 1, 1, 1, 0, 1, 1, 'm', asked_
 INSERT INTO labels SELECT tenant, turn, name, 'v' || asked_at / 20, asked_at
 FROM turns CROSS JOIN (VALUES ('user'), ('metadata.a'), ('model')) AS made (name);
 INSERT INTO searched SELECT asked_at * 1024, tenant, turn, 'w' || asked_at || ' w' || asked_at % 900 || ' w' FROM turns;
+INSERT INTO parked_turns SELECT 'ours', 's' || n, 't' || n * 10 - 1, n, n, n % 2, CASE WHEN n % 100 = 0 THEN n END, '{}'
+FROM generate_series(1, 1900) AS n;
+INSERT INTO call_decisions SELECT tenant, session, turn, 'c', '{}', 'k', asked_at FROM turns;
 INSERT INTO unstored SELECT 'ours', turn, 'u' || asked_at FROM turns;
 INSERT INTO totals SELECT 'ours', 'user', 'u' || n, n % 300, 1, 1, 1, 1, 1, 1, 1, 1 FROM generate_series(1, 19000) AS n;
 INSERT INTO blob_uses SELECT tenant, 'b' || asked_at, turn FROM turns;
@@ -169,5 +173,5 @@ def is_by_index(name: str, scan: dict[str, Any]) -> bool:
     condition = scan.get("Index Cond", "") or scan.get("Recheck Cond", "")
     if "tailrace_words" in condition or "number >=" in condition:
         return True
-    across_tenants = scan.get("Index Name") in ("sessions_by_age", "files_expiring", "unstored_pkey")
+    across_tenants = scan.get("Index Name") in ("sessions_by_age", "files_expiring", "unstored_pkey", "parked_decided")
     return " AND " in condition or (bool(condition) and (name in NUMBERED | FOR_EACH_TENANT or across_tenants))
