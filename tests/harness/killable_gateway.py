@@ -11,6 +11,7 @@ from signal import SIGKILL
 from tailrace.features.client_calls.continuations import Continuations
 from tailrace.features.gateway import Settings
 from tailrace.gateway import __main__ as program
+from tailrace.gateway.serve import probe
 from tailrace.proto import service
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Request
@@ -39,12 +40,12 @@ def main(when: str) -> int:
         return appended
 
     # It dies in the request that decides.
-    Continuations.run = find_none  # type: ignore[method-assign]
+    Continuations.run = find_none  # type: ignore[method-assign,assignment]
     if when == "before_claim":
-        Continuations.start = start  # type: ignore[method-assign]
+        Continuations.start = start  # type: ignore[method-assign,assignment]
     else:
-        TurnLog.append = append_and_die  # type: ignore[method-assign]
-    return service.main("gateway", "Dies.", Settings, program.preflight, program.serve, program.gateway.probe)
+        TurnLog.append = append_and_die  # type: ignore[method-assign,assignment]
+    return service.main("gateway", "Dies.", Settings, program.preflight, program.serve, probe)
 
 
 if __name__ == "__main__":

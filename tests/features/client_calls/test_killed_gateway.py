@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from tailrace.deploy.local import ports
-from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.nats.users import GATEWAY
 from tests.harness.processes import ForkedProcess, as_user
 from tests.harness.system import System
 from tests.harness.until import until
@@ -36,6 +36,7 @@ async def follow_ups(client: httpx2.AsyncClient, session: str) -> list[str]:
     return [one["turn"] for one in (await client.get(f"/v1/sessions/{session}/turns")).json()["turns"][1:]]
 
 
+@pytest.mark.rule("R136")
 @pytest.mark.parametrize("when", ["before_claim", "before_append", "after_append"])
 async def test_a_decided_turn_goes_on_once_after_a_kill(running: System, tmp_path: Path, when: str) -> None:
     """By the repeated request at another gateway, or by the next gateway that starts."""
