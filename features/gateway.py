@@ -14,6 +14,7 @@ from tailrace.features.guides.gateway import FEATURE as GUIDES
 from tailrace.features.jwt.gateway import FEATURE as JWT
 from tailrace.features.limits.gateway import FEATURE as LIMITS
 from tailrace.features.logins.gateway import FEATURE as LOGINS
+from tailrace.features.models.gateway import FEATURE as MODELS
 from tailrace.features.ops.gateway import FEATURE as OPS
 from tailrace.features.pace.gateway import FEATURE as PACE
 from tailrace.features.page.gateway import FEATURE as PAGE
@@ -39,6 +40,7 @@ FEATURES: Features = (
     API_REFERENCE,
     TUTORIALS,
     AI_SDK,
+    MODELS,
     BATCHES,
     FILES,
     LIMITS,

@@ -31,7 +31,6 @@ from tailrace.gateway.http.traced_route import TracedApp
 from tailrace.gateway.resources import (
     deletion,
     health,
-    models,
     running,
     sessions,
 )
@@ -48,7 +47,6 @@ ROUTES: list[Route] = [
     *OPENAI_CHAT_ROUTES,
     *OPENAI_RESPONSES_ROUTES,
     *ANTHROPIC_ROUTES,
-    *models.ROUTES,
     *health.ROUTES,
 ]
 

@@ -1,9 +1,11 @@
 """Routes for operators: keys and limits of all tenants, and the audit log. They need the scope `admin`."""
 
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
+from starlette.requests import Request
 from starlette.responses import Response
 
 from tailrace.features.admin.administration import Administration, without_hash
@@ -17,11 +19,13 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import PAGE
 from tailrace.gateway.http.route import ADMIN, Route, query
 from tailrace.gateway.http.scope import TENANT_SCOPES, Scope
-from tailrace.gateway.resources.paging import Page, page_in_memory, page_of
+from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.services import Gateway
 from tailrace.proto.errors import Refused, cursor_invalid
 from tailrace.proto.ids import CURSOR, Seq, Tenant
 from tailrace.proto.runtime.settings import NoSettings
+
+R = TypeVar("R")
 
 LIFE_S_MAX = 10 * 366 * 86400
 GRACE_S_MAX = 30 * 86400
@@ -236,6 +240,23 @@ def _render_created(record: ApiKey, secret: str) -> Response:
 
 
 OF_TENANT = query("tenant", "Only keys of this tenant.")
+
+
+def page_in_memory(request: Request, items: Sequence[R], cursor_of: Callable[[R], str]) -> tuple[list[R], str | None]:
+    """Returns the page of `items` that `?after=` and `?limit=` name, and its `next`. Raises Refused.
+
+    `cursor_of(item)` is the `after` of the page that begins after the item.
+    """
+    after, limit = page_of(request)
+    begin = 0
+    if after is not None:
+        cursors = list(map(cursor_of, items))
+        if after not in cursors:
+            raise cursor_invalid()
+        begin = cursors.index(after) + 1
+    page = list(items[begin : begin + limit])
+    return page, cursor_of(page[-1]) if begin + limit < len(items) else None
+
 
 ROUTES = [
     Route("GET", "/v1/admin/keys", list_keys, "admin", ADMIN, result=KeyList, parameters=(OF_TENANT, *PAGE)),

@@ -12,6 +12,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from tailrace.features.files.form import Form, FormFile, read_form
 from tailrace.features.files.inline_files import UploadedFiles
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -20,7 +21,6 @@ from tailrace.gateway.clients.file_object import is_for_anthropic, render_file
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.examples import FILE, UNIX_S
-from tailrace.gateway.http.form import Form, FormFile
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import AFTER_ITEM, KEY_SCHEMA, ORDER, SENT_BY_SDKS
@@ -66,7 +66,7 @@ async def post(
 
     A message can then name the file by its id. The file belongs to the tenant of the key.
     """
-    form, is_anthropic = await request.read_form(), is_for_anthropic(request)
+    form, is_anthropic = await read_form(request), is_for_anthropic(request)
     file, purpose = require_file(form), _purpose(form, is_anthropic=is_anthropic)
     life = await _life(form, blob_store)
     log_fullness.require_room()

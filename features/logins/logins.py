@@ -16,7 +16,7 @@ from starlette.requests import Request
 from tailrace.features.logins.store import Login, LoginStore
 from tailrace.gateway.auth.authenticate import CredentialSource, credential_invalid
 from tailrace.gateway.auth.principal import KeyLookup, Principal
-from tailrace.gateway.auth.signed_tokens import Access, Refresh, TokenSigner
+from tailrace.gateway.auth.signed_tokens import Signed, TokenSigner
 from tailrace.gateway.http.cookies import cookie_value
 from tailrace.proto.errors import LogUnavailable
 
@@ -29,6 +29,26 @@ LOGIN_S = 30 * 24 * 3600
 GRACE_S = 30
 TRIES = 10
 STALE_WAIT_S = 0.02
+
+
+class Access(Signed, frozen=True, kw_only=True, array_like=True):
+    """The access token of a login with the API key `key`."""
+
+    prefix = b"tra_"
+
+    key: str
+    until: int
+
+
+class Refresh(Signed, frozen=True, kw_only=True, array_like=True):
+    """The refresh token of a login, which is valid for one refresh."""
+
+    prefix = b"trr_"
+
+    login: str
+    key: str
+    generation: int
+    until: int
 
 
 class Tokens(NamedTuple):

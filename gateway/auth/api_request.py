@@ -11,10 +11,8 @@ from starlette.types import Receive, Scope
 from tailrace.gateway.auth.authenticate import Authenticator, credential_invalid
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http import read_body
-from tailrace.gateway.http.form import Form, parse_form
 from tailrace.gateway.http.json_mistake import replace_halves
 from tailrace.gateway.http.large_bodies import convert_body
-from tailrace.gateway.http.media_type import FORM
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
@@ -57,15 +55,12 @@ class ApiRequest(Request):
         surrogate pairs (PROTOCOL R125).
         """
         types = read_body.JSON_OR_TEXT if is_text_allowed else read_body.ONLY_JSON
-        raw = await self._read_bytes(types)
+        raw = await self.read_bytes(types)
         regular = await convert_body(len(raw), replace_halves, raw) if has_model_output else raw
         return await self._bodies.decode(regular, kind), raw
 
-    async def read_form(self) -> Form:
-        """Returns the fields and the file of a `multipart/form-data` body. Raises Refused."""
-        return await parse_form(await self._read_bytes(frozenset({FORM})), self.headers)
-
-    async def _read_bytes(self, types: frozenset[str]) -> bytes:
+    async def read_bytes(self, types: frozenset[str]) -> bytes:
+        """Returns the body, of one of these media types. Raises Refused."""
         raw = await self._bodies.read(self, self.principal.tenant, self.until_answered, types)
         # A body may take minutes to arrive, and the credential may have ended meanwhile.
         self._authenticator.require_valid(self.principal)

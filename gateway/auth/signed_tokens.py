@@ -22,26 +22,6 @@ class Signed(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """The beginning of the tokens of this kind."""
 
 
-class Access(Signed, frozen=True, kw_only=True, array_like=True):
-    """The access token of a login with the API key `key`."""
-
-    prefix = b"tra_"
-
-    key: str
-    until: int
-
-
-class Refresh(Signed, frozen=True, kw_only=True, array_like=True):
-    """The refresh token of a login, which is valid for one refresh."""
-
-    prefix = b"trr_"
-
-    login: str
-    key: str
-    generation: int
-    until: int
-
-
 S = TypeVar("S", bound=Signed)
 
 

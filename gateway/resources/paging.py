@@ -1,13 +1,13 @@
 """Paging of lists: the query parameters `after` and `limit`, or `page` and `per_page`, and the response body."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 from starlette.requests import Request
 
-from tailrace.proto.errors import Refused, cursor_invalid
+from tailrace.proto.errors import Refused
 from tailrace.proto.records import PAGE_ITEMS_MAX
 
 LIMIT = re.compile(r"[0-9]{1,4}")
@@ -126,22 +126,6 @@ def page_of(request: Request) -> tuple[str | None, int]:
         # A client that counts pages would get the first page again and again.
         raise Refused("request_invalid", "`page` is not supported here; send the previous `next` as `after`.")
     return request.query_params.get("after"), limit
-
-
-def page_in_memory(request: Request, items: Sequence[R], cursor_of: Callable[[R], str]) -> tuple[list[R], str | None]:
-    """Returns the page of `items` that `?after=` and `?limit=` name, and its `next`. Raises Refused.
-
-    `cursor_of(item)` is the `after` of the page that begins after the item.
-    """
-    after, limit = page_of(request)
-    begin = 0
-    if after is not None:
-        cursors = list(map(cursor_of, items))
-        if after not in cursors:
-            raise cursor_invalid()
-        begin = cursors.index(after) + 1
-    page = list(items[begin : begin + limit])
-    return page, cursor_of(page[-1]) if begin + limit < len(items) else None
 
 
 def list_page(data: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:

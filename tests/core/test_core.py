@@ -28,6 +28,7 @@ ABSENT = (
     "/v1/sessions/a/events",
     "/v1/prompts",
     "/chat/stream",
+    "/v1/models",
     "/api/chat/a/messages",
 )
 WITH_FILE = [{"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "file-1"}}]}]

@@ -13,11 +13,11 @@ from prometheus_client import REGISTRY
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.gateway import DIALECTS
 from tailrace.features.jwt.verifier import LEEWAY_S
-from tailrace.features.logins.logins import COOKIE
+from tailrace.features.logins.logins import COOKIE, Access
 from tailrace.gateway.auth.api_key import NewKey, hash_key, new_key
 from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.gateway.auth.authenticate import LOCAL
-from tailrace.gateway.auth.signed_tokens import Access, TokenSigner
+from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.auth.signing_secret import signing_secret
 from tailrace.gateway.http.scope import SCOPES, Scope
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.features.logins.logins import COOKIE
+from tailrace.features.logins.logins import COOKIE, Access, Refresh
 from tailrace.features.logins.store import Login, LoginStore
-from tailrace.gateway.auth.signed_tokens import Access, Refresh, TokenSigner
+from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.auth.signing_secret import signing_secret
 from tailrace.proto.errors import LogMisconfigured
 from tailrace.proto.nats import Connection

@@ -16,11 +16,12 @@ from tailrace.features.api_reference.gateway import document
 from tailrace.features.api_reference.reference_page import render_page
 from tailrace.features.files.gateway import FILE_ID
 from tailrace.features.gateway import DIALECTS, ROUTES
+from tailrace.features.logins.logins import Access
 from tailrace.features.page.gateway import endpoints_of
 from tailrace.features.tickets.tickets import Ticket
 from tailrace.features.webhooks import payload, signature
 from tailrace.gateway.auth.api_key import KEY_ID, ApiKey
-from tailrace.gateway.auth.signed_tokens import Access, TokenSigner
+from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http.examples import BATCH, FILE, MODEL, PARENT, TURN
 from tailrace.gateway.http.last_event_id import QUERY_NAMES
 from tailrace.gateway.http.route import SSE

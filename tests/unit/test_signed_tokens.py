@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailrace.features.logins.logins import Access, Refresh
 from tailrace.features.tickets.tickets import Ticket
-from tailrace.gateway.auth.signed_tokens import Access, Refresh, Signed, TokenSigner
+from tailrace.gateway.auth.signed_tokens import Signed, TokenSigner
 from tailrace.proto.ids import Tenant, TurnId
 
 OURS = TokenSigner(b"s" * 32)

@@ -10,6 +10,8 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.http.media_type import FORM
 from tailrace.proto.errors import Refused
 
 # It warns of malformed forms, which the client hears of.
@@ -34,6 +36,11 @@ class FormFile(NamedTuple):
 class Form(NamedTuple):
     fields: dict[str, str]
     file: FormFile | None
+
+
+async def read_form(request: ApiRequest) -> Form:
+    """Returns the fields and the file of the body. Raises Refused."""
+    return await parse_form(await request.read_bytes(frozenset({FORM})), request.headers)
 
 
 async def parse_form(body: bytes, headers: Headers) -> Form:

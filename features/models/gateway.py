@@ -3,11 +3,7 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.http.parameters import AZURE, BETA, SENT_BY_SDKS
-from tailrace.gateway.http.route import MODELS, Route, query
-from tailrace.gateway.models.card import (
+from tailrace.features.models.card import (
     LIMIT_MAX,
     ModelCard,
     ModelPage,
@@ -16,9 +12,15 @@ from tailrace.gateway.models.card import (
     build_page,
     build_sheet,
 )
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.feature import Feature, Parts
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.parameters import AZURE, BETA, SENT_BY_SDKS
+from tailrace.gateway.http.route import MODELS, Route, query
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import limit_of
 from tailrace.proto.errors import Refused
+from tailrace.proto.runtime.settings import NoSettings
 
 LIFECYCLES = ("active", "deprecated", "retired")
 
@@ -78,3 +80,5 @@ ROUTES = [
     Route("GET", "/v1/models/capabilities", capabilities, "read", MODELS, result=ModelSheets),
     Route("GET", "/v1/models/{model}", model, "read", MODELS, result=ModelCard, parameters=SENT_BY_SDKS),
 ]
+
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailrace.features.models.card import ModelPage, build_card, build_page, build_sheet
 from tailrace.gateway.models.capabilities import update_supports
-from tailrace.gateway.models.card import ModelPage, build_card, build_page, build_sheet
 from tailrace.gateway.models.catalogue import index_by_id
 from tailrace.gateway.models.offer import Offer
 from tailrace.proto.errors import Refused
