@@ -1,6 +1,8 @@
 """DeltaBuffer: the events that wait for their append. Deltas of one block that wait are joined into one entry. Pure.
 
 So the log keeps up with any model. The queue needs no limit: what waits is a few blocks, however many deltas they have.
+The first delta of a block is an entry of its own: so a short answer that the model sends at once has a position between
+its beginning and its end.
 """
 
 from collections import deque
@@ -23,16 +25,18 @@ class DeltaBuffer:
     def __init__(self) -> None:
         self.waiting: deque[tuple[ModelEvent, float]] = deque()
         self._last_bytes = 0
+        self._begins_block = False
+        self._is_first = False
 
     @property
     def is_one_delta(self) -> bool:
-        """Whether one delta waits, so that the next event may be joined to it."""
-        return len(self.waiting) == 1 and isinstance(self.waiting[0][0].event, events.BlockDelta)
+        """Whether one delta waits to which the next event may be joined."""
+        return len(self.waiting) == 1 and not self._is_first and isinstance(self.waiting[0][0].event, events.BlockDelta)
 
     def put(self, event: ModelEvent, now: float) -> None:
         """Adds an event. Joins it to the last waiting one if both are deltas of one block, up to JOINED_BYTES_MAX."""
         size = len(event.raw)
-        if self.waiting and self._last_bytes + size <= JOINED_BYTES_MAX:
+        if self.waiting and not self._is_first and self._last_bytes + size <= JOINED_BYTES_MAX:
             last, put_at = self.waiting[-1]
             joined = events.join_deltas(last.event, event.event)
             if joined is not None and _has_no_more_fields(last) and _has_no_more_fields(event):
@@ -44,6 +48,8 @@ class DeltaBuffer:
                 return
         self.waiting.append((event, now))
         self._last_bytes = size
+        self._is_first = self._begins_block
+        self._begins_block = isinstance(event.event, events.BlockStart)
 
     def take(self) -> tuple[ModelEvent, float]:
         """Removes and returns the next event, and when it was put. Raises IndexError without one."""

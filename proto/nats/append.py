@@ -99,7 +99,7 @@ async def _publish_again(
 
 
 async def read_tail(
-    server: LogServer, key: TurnKey, chain: Chain, entry: Entry, fence: Seq, *, has_leader: bool = True
+    server: LogServer, key: TurnKey, chain: Chain, entry: Entry, fence: Seq, *, has_leader: bool
 ) -> Tail:
     """Reads the log after `chain` and returns whether `entry` is stored, and the fence for the next publish.
 

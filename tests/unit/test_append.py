@@ -39,6 +39,7 @@ def test_a_refusal_without_a_rival_asks_the_leader_whether_the_turn_exists() -> 
     assert append_entry(server) == Chain(STORED, 1)
     assert server.names == ["publish", *2 * ["read", "last_request", "publish"]]
     assert [one.arguments for one in server.requests if one.name == "publish"] == 3 * [(ENTRY, CHAIN.last)]
+    assert {one.arguments[0] for one in server.requests if one.name == "read"} == {CHAIN.last}
     assert waits_of(server) == [0.05, 0.05]
     server = ScriptedServer(publish=[REFUSED, Seq(1)], read=[NOTHING])
     assert run(append(server, KEY, START, started_turn().stored[0].entry, timeout_s=30)).last == 1
@@ -64,6 +65,33 @@ def test_a_stored_attempt_with_followers_is_an_earlier_one_of_this_process(*, is
     tail = page(there, following) if is_last else page(there, is_last=False)
     with pytest.raises(FenceLost, match=r"^turn-1 already has this attempt, at 8$"):
         append_entry(ScriptedServer(publish=[REFUSED], read=[tail]), attempt)
+
+
+@pytest.mark.rule("R13")
+def test_a_stored_attempt_without_followers_is_the_one_whose_answer_was_lost() -> None:
+    attempt = attempt_of("anthropic", "g-1")
+    tail = page(StoredEntry(STORED, NOON, attempt))
+    assert append_entry(ScriptedServer(publish=[NO_ANSWER], read=[tail]), attempt) == Chain(STORED, 2)
+
+
+@pytest.mark.rule("R13")
+@pytest.mark.parametrize("failed", [REFUSED, NO_ANSWER])
+def test_an_entry_that_was_published_already_is_looked_for_before_it_is_published_again(failed: PublishUnclear) -> None:
+    """`publish_soon` has published it, and `append` receives the unclear outcome."""
+    stored = ScriptedServer(read=[page(StoredEntry(STORED, NOON, ENTRY))])
+    assert run(append(stored, KEY, CHAIN, ENTRY, timeout_s=30, failed=failed)) == Chain(STORED, 1)
+    assert stored.names == ["read"]
+    missing = ScriptedServer(publish=[STORED], read=[NOTHING], last_request=[Seq(1)])
+    assert run(append(missing, KEY, CHAIN, ENTRY, timeout_s=30, failed=failed)) == Chain(STORED, 1)
+    assert missing.names == ["read", *(["last_request"] if failed.is_answered else []), "publish"]
+    assert missing.requests[-1].arguments == (ENTRY, CHAIN.last)
+
+
+def test_an_entry_that_was_published_already_is_unavailable_after_the_timeout() -> None:
+    server = ScriptedServer(publish=[NO_ANSWER], read=[LogUnavailable("no leader")])
+    with pytest.raises(LogUnavailable, match=r"no leader$"):
+        run(append(server, KEY, CHAIN, ENTRY, timeout_s=3, failed=NO_ANSWER))
+    assert 3 <= server.requests[-1].at_s < 4
 
 
 @pytest.mark.rule("R13")

@@ -50,6 +50,14 @@ def pass_through(*what: Event) -> list[Event | events.UnknownEvent]:
     return [events.decode(event.raw) for event in drain(buffer)]
 
 
+def test_the_first_delta_of_a_block_is_not_joined() -> None:
+    """So a short answer that the model sends at once has a position between its beginning and its end."""
+    start = BlockStart(0, {"type": "text", "text": ""})
+    assert pass_through(start, text("The"), text(" sky"), text(" is")) == [start, text("The"), text(" sky is")]
+    later = BlockStart(1, {"type": "text", "text": ""})
+    assert pass_through(text("a"), later, text("b", 1), text("c", 1)) == [text("a"), later, text("b", 1), text("c", 1)]
+
+
 def test_waiting_deltas_of_one_block_are_joined() -> None:
     """A slow log gets fewer and larger entries."""
     assert pass_through(text("The"), text(" sky"), text(" is")) == [text("The sky is")]

@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 
 from tailrace.features.gateway import DIALECTS
+from tailrace.gateway import metrics
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.endings import BROKEN, FAILED, WHOLE
@@ -19,8 +20,9 @@ from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnU
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Rpc, TurnLog
 from tailrace.proto.runtime.flag import Flag
-from tests.harness.turn_builder import KEY, Handwritten, completed_turn, opening_events
+from tests.harness.turn_builder import KEY, Handwritten, attempted_turn, completed_turn, opening_events
 from tests.harness.until import until
+from tests.harness.virtual_time import run
 
 TEXT = DIALECTS["text"]
 STORED = completed_turn("a").stored
@@ -144,6 +146,66 @@ async def test_waiting_readers_are_woken_after_each_silence() -> None:
     leaving.cancel()
     assert not await staying
     assert not await feed.wait_for_change(0)
+
+
+def test_a_silence_is_counted_from_the_last_entry() -> None:
+    """In virtual time: a heartbeat each second without an entry, and none after an entry came."""
+
+    async def times_of_writes() -> list[float]:
+        loop, feed, times = asyncio.get_running_loop(), feed_of(heartbeat_s=1.0), list[float]()
+
+        def write() -> bool:
+            times.append(round(loop.time() - begun, 3))
+            return len(times) < 5
+
+        begun = loop.time()
+        loop.call_later(2.5, feed.add, STORED[:1])
+        await feed.call_at_changes(write)
+        feed.close()
+        return times
+
+    assert run(times_of_writes()) == [1.0, 2.0, 2.5, 3.5, 4.5]
+
+
+async def test_a_reader_whose_write_fails_raises_its_error_and_stops_no_other() -> None:
+    feed = feed_of()
+
+    def fail() -> bool:
+        raise ZeroDivisionError
+
+    def end() -> bool:
+        return False
+
+    failing, leaving, staying = (asyncio.create_task(feed.call_at_changes(write)) for write in (fail, end, end))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    feed.add(STORED[:1])
+    await staying
+    with pytest.raises(ZeroDivisionError):
+        await failing
+    feed.close()
+
+
+async def test_entries_are_counted() -> None:
+    before = metrics.ENTRIES.value
+    feed_of(STORED[:2], STORED[2:5])
+    assert metrics.ENTRIES.value == before + 5
+
+
+async def test_the_request_is_known_of_a_turn_that_is_followed_from_its_beginning() -> None:
+    async with fanned_out(STORED, None) as (_, __, fan_out):
+        assert fan_out.request_of(KEY) is None
+        await subscribe(fan_out)
+        assert fan_out.request_of(KEY) == STORED[0].entry
+
+
+@pytest.mark.rule("R135")
+async def test_the_wait_for_a_model_is_a_comment_and_other_hidden_entries_are_nothing() -> None:
+    log = attempted_turn()
+    log.store(Event(prev=log.chain.last, attempt=1, event=events.encode_wait("no such host"), is_hidden=True))
+    log.store_events(*opening_events(), is_hidden=True)
+    sent = [frame.data for frame in feed_of(log.stored[2:]).frames(DIALECTS["openai-chat"], 0, 100)]
+    assert sent == [b": waiting for the model: no such host\n"] + [b""] * (len(sent) - 1)
 
 
 async def test_a_reader_starts_after_its_cursor() -> None:

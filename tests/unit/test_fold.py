@@ -14,7 +14,16 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Block, End, Failure, Progress, Request, StoredEntry, Unknown
 from tailrace.proto.entries import Event as EventEntry
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, TextDelta, UsageSoFar
-from tailrace.proto.fold import EMPTY_TURN, Turn, content, fold, fold_first_and_end, text_proof
+from tailrace.proto.fold import (
+    EMPTY_TURN,
+    Folding,
+    Turn,
+    content,
+    contents,
+    fold,
+    fold_first_and_end,
+    text_proof,
+)
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.server_tools import is_executed_tool
 from tailrace.proto.usage import CallUsage, Usage
@@ -205,6 +214,11 @@ BLOCKS: list[tuple[dict[str, Any], list[events.Delta], dict[str, Any]]] = [
         {"type": "text", "text": "A", "citations": [{"cited_text": "B"}]},
     ),
     (
+        {"type": "text", "text": "", "citations": [{"cited_text": "A"}]},
+        [TextDelta("A"), events.CitationsDelta({"cited_text": "B"})],
+        {"type": "text", "text": "A", "citations": [{"cited_text": "A"}, {"cited_text": "B"}]},
+    ),
+    (
         {"type": "thinking", "thinking": "", "signature": ""},
         [events.ThinkingDelta("A"), events.ThinkingDelta("B"), events.SignatureDelta("S")],
         {"type": "thinking", "thinking": "AB", "signature": "S"},
@@ -267,6 +281,27 @@ def test_a_record_marks_a_tool_call_that_was_cut(
     assert record.content == [whole | mark]
     assert message_of(record)["content"] == [whole]
     assert b"partial_json" not in render_record(record, 0).data.replace(b'"input_json_delta","partial_json"', b"")
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_an_input_that_came_with_the_start_of_its_call_is_whole(*, is_closed: bool) -> None:
+    log = attempted_turn(BlockStart(0, TOOL_START | {"input": {"a": 1}}), *([BlockStop(0)] if is_closed else []))
+    assert contents(log.turn.blocks, "max_tokens") == [TOOL_START | {"input": {"a": 1}}]
+
+
+def test_a_result_finds_the_last_call_of_a_server_tool_with_its_id() -> None:
+    """Not a call of the client's tool, and not a block of another type with the same id."""
+    log = attempted_turn(
+        *(
+            BlockStart(index, one)
+            for index, one in enumerate((SERVER_TOOL | {"name": "first"}, SERVER_TOOL, TOOL_START))
+        ),
+        BlockStart(3, SERVER_TOOL | {"id": "u"}),
+        BlockStart(4, {"type": "text", "id": "t", "text": ""}),
+    )
+    folding = Folding(log.turn)
+    found = [folding.find_call(name) for name in ("t", "u", "v")]
+    assert [one and one.start for one in found] == [SERVER_TOOL, SERVER_TOOL | {"id": "u"}, None]
 
 
 @pytest.mark.rule("R111")
@@ -466,6 +501,19 @@ def test_the_first_entries_and_the_end_give_the_record_of_all_entries() -> None:
     assert record_from_fold(KEY, found) == record_from_fold(KEY, whole)
     assert (found.chain, found.tail, found.last_entry_at) == (whole.chain, whole.tail, whole.last_entry_at)
     assert fold_first_and_end(whole, end) == whole
+
+
+@pytest.mark.rule("R110")
+def test_the_record_has_the_last_attempt_of_an_answer_that_was_continued() -> None:
+    log = started_turn("The")
+    first = log.turn
+    log.store_attempt("continue")
+    log.store_texts(" sky")
+    log.store_events(*closing_events(3))
+    log.end()
+    found = fold_first_and_end(first, log.stored[-1])
+    assert found is not None
+    assert found.chain == log.turn.chain
 
 
 @pytest.mark.parametrize(
