@@ -123,7 +123,7 @@ class AnswerState:
 
     @property
     def state(self) -> State:
-        """The state of the connection. `on_state` is called with each new one."""
+        """The state of the connection. `on_state` is called with each new state."""
         return self._reading.state
 
     @property

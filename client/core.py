@@ -250,7 +250,8 @@ class Core:
             after = {name: cursor}
 
     async def results(self, batch: str) -> AsyncIterator[dict[str, Any]]:
-        """Yields the results of a batch once each, and requests those after the last one if the connection is lost."""
+        """Yields each result of a batch once. After a lost connection, requests the results after the last one
+        received."""
         last, tries = None, Tries()
         while True:
             after = "" if last is None else f"?after={last}"

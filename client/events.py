@@ -200,7 +200,7 @@ class End(Ending, kw_only=True):
     """The end of a turn that was read. A failed turn has `code` and `message`.
 
     `text` is the text that was read: after `resume` with a cursor, the text after it. If nothing comes after the
-    cursor, the other fields are those of `GET /v1/turns/{turn}`; `outcome` is None if that is refused.
+    cursor, the other fields are those of `GET /v1/turns/{turn}`; `outcome` is None if this request is refused.
     """
 
     turn: str

@@ -15,7 +15,7 @@ from tailrace.proto.runtime import tracing
 def attempt_span(key: TurnKey, turn: Turn, action: MakeAttempt) -> Iterator[str | None]:
     """Runs an attempt in a span. Yields the `traceparent` that the attempt's entry stores; None while traces are off.
 
-    The attempt after a takeover or a failover thus leads to the one that it continues.
+    The attempt after a takeover or a failover thus links to the attempt that it continues.
     """
     if not tracing.is_on():
         yield None

@@ -119,7 +119,7 @@ def append_blocks(messages: list[Message], blocks: list[dict[str, Any]]) -> list
 def send_container(call: Call, turn: Turn) -> Call:
     """Returns `call` with the id of the container in which the answer has run code so far, if it has one.
 
-    The files of that container would be missing in a new one. `container` is an id, or an object with skills.
+    The files of that container would be missing in a new container. `container` is an id, or an object with skills.
     """
     reported = turn.envelope.get("delta", {}).get("container") or turn.envelope.get("message", {}).get("container")
     match reported:

@@ -20,7 +20,7 @@ JOINED = msgspec.Raw(b"")
 
 
 class DeltaBuffer:
-    """A queue of events, each with the time at which it was put; of joined deltas, that of the first one."""
+    """A queue of events, each with the time at which it was put; of joined deltas, the time of the first."""
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[ModelEvent, float]] = deque()
@@ -34,7 +34,8 @@ class DeltaBuffer:
         return len(self.waiting) == 1 and not self._is_first and isinstance(self.waiting[0][0].event, events.BlockDelta)
 
     def put(self, event: ModelEvent, now: float) -> None:
-        """Adds an event. Joins it to the last waiting one if both are deltas of one block, up to JOINED_BYTES_MAX."""
+        """Adds an event. Joins it to the last waiting event if both are deltas of the same block, up to
+        JOINED_BYTES_MAX."""
         size = len(event.raw)
         if self.waiting and not self._is_first and self._last_bytes + size <= JOINED_BYTES_MAX:
             last, put_at = self.waiting[-1]

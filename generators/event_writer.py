@@ -52,7 +52,7 @@ class _Appending(NamedTuple):
 class EventWriter:
     """Appends events of one turn. At most one append is in flight; what is put meanwhile waits, and deltas are joined.
 
-    An event is published by the call of `put`, and the next one by the acknowledgement before it: both return at once.
+    `put` publishes an event, and each acknowledgement publishes the next event. Both return at once.
     Everything else is done by the task of `run`: an append that needs a wait, or whose outcome is not an
     acknowledgement. The deadline of a model call never cancels an append.
     """
@@ -83,7 +83,7 @@ class EventWriter:
         self._drained: asyncio.Future[None] | None = None
 
     def put(self, event: ModelEvent) -> None:
-        """Adds an event, and publishes it at once if no other one is in flight."""
+        """Adds an event, and publishes it at once if no other event is in flight."""
         if self._appending is None and not self._join_until and not self._is_over:
             self._publish(event, time.monotonic())
             return

@@ -21,7 +21,7 @@ class KeyHealth:
             metrics.KEY_REFUSED.labels(backend).set(0)
 
     def note_call(self, backend: str, error: BackendError | None) -> None:
-        """Notes a call of `backend` that failed with `error`, or None for one that succeeded.
+        """Notes a call of `backend` that failed with `error`, or None for a call that succeeded.
 
         Other failures say nothing about the key.
         """

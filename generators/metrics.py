@@ -105,7 +105,7 @@ FAILURES.labels("attempts_exhausted")
 
 
 def observe_start(turn: Turn) -> None:
-    """Observes how long a turn has waited for this generator: in the queue, or since another one stopped."""
+    """Observes how long a turn has waited for this generator: in the queue, or since another generator stopped."""
     if turn.end is not None or turn.asked_at is None or turn.last_entry_at is None:
         return
     trace = tracing.exemplar(turn.request.traceparent if turn.request is not None else None)

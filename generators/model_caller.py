@@ -34,7 +34,7 @@ class Routing(Protocol):
 
 
 class OneBackend:
-    """The Routing without failover: a turn has the first backend of its list, or the one that has begun it."""
+    """The Routing without failover: a turn uses the backend that has begun it, or else the first of its list."""
 
     def __init__(self, orders: BackendOrders) -> None:
         self._orders = orders
@@ -121,7 +121,7 @@ class Route:
             await retry.stream(call_model, put_first if calls else put, note, self._outage, note_wait)
 
     async def after_failure(self, error: BackendError, *, has_begun: bool) -> "Route | None":
-        """Returns the route of the call after one that failed with `error`; None if no backend could do better.
+        """Returns the route after a call that failed with `error`; None if no backend could do better.
 
         Waits before a backend is called again. `has_begun`: readers have seen the beginning of an answer.
         """

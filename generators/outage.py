@@ -35,7 +35,7 @@ class Outage:
     def next_delay_s(
         self, error: BackendError, delay_s: float | None, chance: float, limit_s: float, note_wait: NoteWait
     ) -> float | None:
-        """Returns the seconds until the next call, after one that failed with `error`; None: no call.
+        """Returns the seconds until the next call, after a call that failed with `error`; None: no call.
 
         The answer is `delay_s` if the call was connected, or if the outage has lasted longer than `limit_s`. `chance`,
         0 to 1, spreads the calls of turns that wait together. Calls `note_wait` if the turn waits because of an

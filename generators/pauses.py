@@ -16,7 +16,7 @@ PAUSES_MAX = 10
 def hide_pause(event: ModelEvent, turn: Turn) -> ModelEvent:
     """Returns the `message_delta` of a model's answer, hidden if it is a pause that a generator continues.
 
-    `turn` is the fold before the answer.
+    `turn` is the fold before this answer.
     """
     assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
     match event.event:

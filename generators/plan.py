@@ -99,7 +99,7 @@ def plan(turn: Turn, attempts_max: int, cut: str | None = None, obstacle: str | 
 
 
 def next_mode(turn: Turn, obstacle: str | None = None) -> Mode | None:
-    """Returns the mode of the next attempt; None if the request does not want another one. See `find_obstacle`."""
+    """Returns the mode of the next attempt; None if the request does not want another attempt. See `find_obstacle`."""
     if turn.message is None:
         # No reader has seen anything, so there is nothing to continue and nothing to take back.
         return "fresh"

@@ -24,7 +24,7 @@ def repeatable_texts(blocks: Sequence[Block]) -> list[str]:
 
 
 class RepeatedAnswer:
-    """The first blocks of a call, as long as they are texts that may be the last stored ones again.
+    """The first blocks of a call, as long as they are texts that may repeat the last stored texts.
 
     Their events are held until one comes that goes further. A call that breaks off before adds nothing. The texts are
     left out only if they are all of the stored texts from one block on, and `is_unique` holds for them: otherwise a

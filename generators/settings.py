@@ -118,7 +118,7 @@ def parse_tenants(text: str) -> set[str]:
 
 
 def unique_name(settings: Settings) -> str:
-    """Returns a name for the log. It must be unique: an attempt is recognised by it (PROTOCOL R13)."""
+    """Returns a name for the log. The name must be unique: an attempt is recognised by its name (PROTOCOL R13)."""
     return f"{settings.generator}-{secrets.token_hex(3)}"
 
 

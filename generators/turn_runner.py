@@ -167,8 +167,8 @@ class TurnRunner:
 def is_repeated_fault(turn: Turn, error: BackendError) -> bool:
     """Returns whether an earlier attempt ended with the same error, and a further one would not help (R118).
 
-    What a model, or a proxy, sends against the rules of the API it would send again, however far each attempt comes. A
-    second backend has been called by then: it follows the one that failed.
+    A model or a proxy that has broken the rules of the API twice would do so again, however far each attempt comes. A
+    second backend, if there is one, has been called by then.
     """
     return error.code in REPEATED_FAULTS and error.code in turn.causes
 

@@ -18,7 +18,7 @@ POLL_S = 0.01
 
 
 class RecordingProgress(NamedTuple):
-    """How far the log is recorded. `last`: its last entry. `floor`: all entries up to this one are recorded."""
+    """How far the log is recorded. `last`: its last entry. `floor`: all entries up to this sequence are recorded."""
 
     last: Seq
     floor: Seq

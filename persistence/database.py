@@ -149,7 +149,7 @@ OPTION_WITH_AT = re.compile(r"\?\w+=.*@", re.DOTALL)
 def global_name(where: Path | str) -> str:
     """Returns a name by which processes on several hosts compare their databases.
 
-    It is `display` for a URL. For a file, it is the host and the full path.
+    For a URL, the name is its `display`; for a file, the host and the full path.
     """
     return display(where) if is_url(where) else f"{socket.gethostname()}:{Path(where).resolve()}"
 

@@ -41,7 +41,7 @@ class LostTurnFinder:
         An expired turn is recognised by its cursor, which is before the log's first sequence. But the cursors of a
         restored database may be those of another log, and cannot be compared with this log. Therefore each turn that
         was running at the start is also looked up in the log once, some turns in each call. While the log cannot be
-        reached, no turn is lost. An `end` that appears in the log later replaces the one that was written here.
+        reached, no turn is lost. An `end` that appears in the log later replaces the `end` that was written here.
         """
         now = asyncio.get_running_loop().time()
         if now < self._next_check:

@@ -50,9 +50,10 @@ async def page_of(
 
 
 async def fit_in_message(records: AsyncIterable[T] | Sequence[T], limit: int) -> tuple[list[T], T | None]:
-    """Returns the first `limit` records, or as many as fit in `PAGE_BYTES_MAX`, and the next one; None if none is left.
+    """Returns the first `limit` records, or as many as fit in `PAGE_BYTES_MAX`, and the next record; None if none is
+    left.
 
-    The page has at least one record, also if that is larger. Reads no record after the next one.
+    The page has at least one record, also if that is larger. Reads no further record.
     """
     page, left = list[T](), PAGE_BYTES_MAX
     async for record in _each(records) if isinstance(records, Sequence) else records:

@@ -130,7 +130,7 @@ class Store:
     async def open(cls, where: Path | str, tables: Sequence[Tables] = (), *, busy_timeout_s: float) -> Self:
         """Opens the SQLite file, or the PostgreSQL database of a URL. Call `migrate` before any other method.
 
-        `tables` are those of the features. Raises as `open_database` does.
+        `tables` are the tables of the features. Raises as `open_database` does.
         """
         return cls(await open_database(where, busy_timeout_s=busy_timeout_s), tables)
 
@@ -177,7 +177,7 @@ class Store:
 
     @property
     def is_new(self) -> bool:
-        """Whether there was no database, or an empty one, when it was opened."""
+        """Whether the database was absent or empty when it was opened."""
         return self.database.version == 0
 
     async def record(self, rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:
@@ -260,7 +260,7 @@ class Store:
         return [TurnKey(row["tenant"], row["turn"]) for row in await self.read("running_turns")]
 
     async def fail_lost(self, lost: Sequence[TurnKey]) -> None:
-        """Ends those of `lost` that are running as failed."""
+        """Ends the turns of `lost` that are still running, as failed."""
         rows = [{"tenant": key.tenant, "turn": key.turn, "error": LOST_ERROR} for key in lost]
         async with self.write() as writer:
             await writer.executemany("fail_turn", rows)
@@ -359,16 +359,16 @@ class Store:
         return [row["tenant"] for row in await self.read("tenants_with_released_blobs", limit=RELEASED_MAX)]
 
     async def referenced_blobs(self, tenant: Tenant, blobs: Sequence[str]) -> list[str]:
-        """Returns those of `blobs` that a turn refers to."""
+        """Returns the `blobs` that a turn refers to."""
         return [sha256 for sha256 in blobs if await self.read("blob_reference", tenant=tenant, sha256=sha256)]
 
     async def forget_released(self, tenant: Tenant, blobs: Sequence[str]) -> None:
-        """Removes `blobs` from the released ones: they were purged."""
+        """Removes `blobs`, which were purged, from the released blobs."""
         async with self.write(tenant) as writer:
             await writer.executemany("forget_released_blob", [{"tenant": tenant, "sha256": sha256} for sha256 in blobs])
 
     async def keep_referenced(self, tenant: Tenant, blobs: Sequence[str]) -> None:
-        """Removes those of `blobs` from the released ones that a turn refers to."""
+        """Removes the `blobs` that a turn refers to from the released blobs."""
         async with self.write(tenant) as writer:
             await writer.executemany("keep_used_blob", [{"tenant": tenant, "sha256": sha256} for sha256 in blobs])
 
@@ -389,7 +389,7 @@ class Store:
         return [TurnToDelete(row["turn"], is_running=row["outcome"] == "running") for row in rows]
 
     def build_row(self, key: TurnKey, turn: Turn) -> TurnRow:
-        """Returns the row of a folded turn, with those of the features. Raises TurnUnknown without a request."""
+        """Returns the row of a folded turn, with the rows of the features. Raises TurnUnknown without a request."""
         return build_row(key, turn, [one.rows for one in self._tables])
 
     async def turn(self, key: TurnKey) -> TurnRecord | None:

@@ -22,7 +22,7 @@ class _Uncounted(msgspec.Struct):
 class AnswerLength:
     """The code points of the answer's text, thinking and partial JSON, plus one for each closed block.
 
-    A block that is the same as an earlier one does not count: a model that begins anew in each attempt, and calls its
+    A repeated block does not count: a model that begins anew in each attempt, and calls its
     tools again, does not move forward. So text counts when it differs from the beginnings of all earlier blocks. A call
     of a server tool counts when it is closed; it is the same as an earlier one of the same tool with the same input,
     also if their results differ. The error that closes half a call does not count.

@@ -74,7 +74,7 @@ def accepted_before(new: Iterable[Message], history: Sequence[Message]) -> list[
     """Returns `history`, messages of a branch, as the API accepts them before the messages `new`.
 
     The API requires that the user messages after a tool call begin with its only result. A call without a result, a
-    malformed call and a result without its call are left out. Of two results of a call, the newer one stays. System
+    malformed call and a result without its call are left out. Of two results of a call, the newer result stays. System
     messages that the model does not see any more are left out, too (Message.clear_at).
     """
     new = list(new)

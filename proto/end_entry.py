@@ -73,7 +73,7 @@ def build_end(
 
 
 def other_answering_model(turn: Turn) -> str | None:
-    """Returns the model that answered, if it has reported to be another one than the request's."""
+    """Returns the model that answered, if the API has reported another model than the request's."""
     reported = [call for call in turn.calls if call != CallUsage()]
     name = answering_model(reported[-1]) if reported else None
     if turn.request is None or name is None or name == turn.request.model:

@@ -202,9 +202,9 @@ class BackendError(TailraceError):
     """The model call failed. `code` is a key of CODES, which says whether to retry.
 
     `retry_after_s` is the delay that the backend asked for, or None. `reason` says why there is no connection. It names
-    hosts, so it is for the operator and not in `message`, which users see. `obstacle` says it in a few words without
-    names, if the call was not sent and a later one may connect. `details` are the API's own about the request, by which
-    Anthropic's SDKs choose the class of the error.
+    hosts, so it is for the operator and not in `message`, which users see. `obstacle` names the cause in a few words
+    without hosts, if the call was not sent and a later call may connect. `details` are the API's own about the
+    request, by which Anthropic's SDKs choose the class of the error.
     """
 
     def __init__(

@@ -313,8 +313,8 @@ MESSAGE_FIELDS = ("id", "type", "role", "model", "content", "stop_reason", "stop
 def envelope(raw: bytes | msgspec.Raw) -> dict[str, Any]:
     """Returns the fields of a message that no Struct here declares: `container`, `context_management`, other counts…
 
-    The result has the shape of a `message_delta`, which has most of them. Those of `message_start` are in `message`,
-    without its usage, which is in `usage`. Empty for other events and for undecodable fields.
+    The result has the shape of a `message_delta`, which has most of them. The fields of `message_start` are in
+    `message`, without its usage, which is in `usage`. Empty for other events and for undecodable fields.
     """
     extra: dict[str, Any] = {}
     try:

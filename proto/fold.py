@@ -156,7 +156,7 @@ def fold_first_and_end(first: Turn, end: StoredEntry) -> Turn | None:
     """Returns the fold of an ended turn as far as a record needs it. `first` is the fold of its first entries.
 
     None if all entries must be folded. The caller has checked that all entries of the turn are valid (PROTOCOL R110).
-    The fields about attempts and calls stay those of `first`: a record does not need them.
+    Does not update the fields about attempts and calls, which a record does not need.
     """
     entry = end.entry
     if not isinstance(entry, End) or entry.blocks is None:
@@ -404,7 +404,7 @@ class Folding:
                 pass
 
     def add_stop(self, stop: events.StopReason, *, is_hidden: bool) -> None:
-        """Applies a stop reason. A hidden one is that of a pause which a generator continues (PROTOCOL R117)."""
+        """Applies a stop reason. A hidden stop reason belongs to a pause that a generator continues (PROTOCOL R117)."""
         if not is_hidden:
             self.changes["stop"] = stop
         elif stop.stop_reason == events.PAUSE:

@@ -142,7 +142,8 @@ def accepted_by_models(text: str) -> str:
 
 
 def make_regular(data: bytes) -> bytes | None:
-    """Returns an event, or a result of a batch, that msgspec refuses as one that it accepts. None if it is not valid.
+    """Returns an event, or a result of a batch, that msgspec refuses, in a form that msgspec accepts. None if it is
+    not valid.
 
     In a content block, a list or an object with a value that msgspec refuses becomes a wrapper as a whole. Elsewhere a
     number becomes a wrapper, and half of a surrogate pair becomes U+FFFD.

@@ -110,7 +110,7 @@ Probe = Callable[[S], Awaitable[object]]
 
 
 class Stop(asyncio.Event):
-    """Set by the first SIGTERM or SIGINT: the process finishes what it runs. `now` is set by the second one."""
+    """Set by the first SIGTERM or SIGINT: the process finishes what it runs. `now` is set by the second signal."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ MAPPED = "tailrace_"
 
 
 def with_valid_tool_ids(messages: list[Message]) -> list[Message]:
-    """Returns `messages`, in which each tool call has a valid id of its own, and each result that of its call."""
+    """Returns `messages`, in which each tool call has a valid id of its own, and each result the id of its call."""
     contents = [one.content for one in messages]
     mapped = map_tool_ids(contents)
     if mapped is contents:

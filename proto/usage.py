@@ -121,7 +121,7 @@ def read_count(value: object) -> int:
 def one_hour_tokens(split: object, written: int) -> int:
     """Returns how many of the `written` tokens went to the one-hour cache by `split`, a field `cache_creation`.
 
-    The split of a call with several steps is that of its first step. If only the one-hour cache was written there, the
+    A call with several steps has the split of its first step. If only the one-hour cache was written there, the
     tokens that the split leaves out were written to it, too: a call's marks of both lifetimes show in its first step.
     """
     if not isinstance(split, dict):

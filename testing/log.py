@@ -118,7 +118,7 @@ class MemoryLog(TurnLog):
 
     @property
     def stored(self) -> dict[TurnKey, list[StoredEntry]]:
-        """The entries of each turn that has any, in the order of their first ones."""
+        """The entries of each turn that has any, in the order of their first entries."""
         return {key: turn.stored for key, turn in self._turns.items() if turn.stored}
 
     def turn_of(self, key: TurnKey) -> TurnEntries:

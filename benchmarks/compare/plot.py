@@ -11,7 +11,8 @@ STYLE = (
 
 
 def bars(title: str, unit: str, groups: dict[str, dict[str, float]]) -> str:
-    """Returns a bar chart with a logarithmic scale. A group has one bar an arm; those of Tailrace are coloured."""
+    """Returns a bar chart with a logarithmic scale. A group has one bar for each arm; the bars of Tailrace are
+    coloured."""
     values = [value for group in groups.values() for value in group.values() if value > 0]
     low, high = min(values) / 2, max(values)
     parts, top = [_text(0, 18, f"{title} (logarithmic scale)", "title")], 44

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Prints the findings. Returns EXIT_ERROR if one of them is an error; warnings do not count."""
+    """Prints the findings. Returns EXIT_ERROR if a finding is an error; warnings do not count."""
     options = Options(host=args.host, port=args.port, data_dir=args.data)
     findings = asyncio.run(examine(options, environ))
     if args.json:

@@ -150,7 +150,7 @@ async def run_list(url: str, args: argparse.Namespace) -> int:
 
 
 async def run_rotate(url: str, args: argparse.Namespace) -> int:
-    """Prints a key that replaces `args.id`. The old one is valid for another `args.grace` seconds.
+    """Prints a key that replaces `args.id`. The old key is valid for another `args.grace` seconds.
 
     Returns EXIT_ERROR for an unknown key. Raises LogError.
     """

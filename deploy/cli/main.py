@@ -262,7 +262,7 @@ def parser_of_all() -> Parser:
 
 
 def all_parsers(parser: argparse.ArgumentParser) -> "list[argparse.ArgumentParser]":
-    """Returns a parser and those of its subcommands."""
+    """Returns a parser and the parsers of its subcommands."""
     found = [parser]
     for action in parser._actions:  # noqa: SLF001  # argparse has no public list of actions; shtab uses this one, too
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001

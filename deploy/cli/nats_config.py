@@ -121,7 +121,8 @@ def absolute_path(text: str) -> Path:
 def write(folder: Path, servers: Sequence[Server], tls: Path | None, store: Path, gib: int) -> list[Path]:
     """Writes the files into a new folder, with new passwords; returns their paths. Raises FileExistsError.
 
-    `tls` is the folder of ca.pem, cert.pem and key.pem on each machine. `store` is that of the log on each server.
+    `tls` is the folder of ca.pem, cert.pem and key.pem on each machine. `store` is the directory of the log on each
+    server.
     """
     folder.mkdir(mode=0o700)
     passwords = {user: new_password() for user in RIGHTS}

@@ -108,10 +108,10 @@ class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The status of a system.
 
-    `state` is that of the gateway's `/health`. `ok` is false if it is `unhealthy`.
+    `state` is the status of the gateway's `/health`. `ok` is false if it is `unhealthy`.
 
-    `version` is that of this command. `up_version`, `url` and `processes` are empty without a local `up`. `problems`
-    ends with the parts that the gateway's `/readyz` reports as not ready.
+    `version` is the version of this command. `up_version`, `url` and `processes` are empty without a local `up`.
+    `problems` ends with the parts that the gateway's `/readyz` reports as not ready.
     """
 
     ok: bool

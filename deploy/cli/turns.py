@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def find_turns(client: Client, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yields the turns that the arguments select; the running ones if they select none."""
+    """Yields the turns that the arguments select, or the running turns if they select none."""
     if args.slowest:
         first = args.first or (args.last or datetime.now(UTC).date()) - timedelta(days=0 if args.last else 1)
         days = {"from": first.isoformat()} | ({"to": args.last.isoformat()} if args.last else {})

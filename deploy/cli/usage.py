@@ -122,7 +122,7 @@ async def fetch(url: str, tenant: Tenant, by: str, first: date, last: date) -> l
 
 
 def render(by: str, records: Sequence[UsageRecord], names: Mapping[str, str]) -> str:
-    """Returns a table with one row a record, and a row with the totals. `names` are those of keys by their ids."""
+    """Returns a table with one row a record, and a row with the totals. `names` are the names of keys by their ids."""
     headings = (by.upper(), "TURNS", "INPUT", "OUTPUT", "CACHE WRITES", "CACHE READS", "COST $", "LAST USED")
     rows = [
         (

@@ -22,7 +22,7 @@ class Configuration(NamedTuple):
 
 
 def load(named: Path | None, environ: Mapping[str, str]) -> Configuration:
-    """Reads the file that `--config` names, or else the one that `find` returns, and the `.env` beside it.
+    """Reads the file that `--config` names, or else the file that `find` returns, and the `.env` beside it.
 
     Raises SettingsInvalid with the file, the name and what is expected.
     """

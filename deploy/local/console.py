@@ -33,7 +33,7 @@ COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
 
 
 def split_lines(text: bytes) -> tuple[list[str], bytes]:
-    """Returns the complete lines of `text`, without empty ones, and the incomplete rest."""
+    """Returns the complete lines of `text`, without empty lines, and the incomplete rest."""
     *lines, rest = text.split(b"\n")
     if len(rest) > LINE_BYTES_MAX:
         lines, rest = [*lines, rest], b""

@@ -194,7 +194,7 @@ def streams_dir(store: Path) -> Path:
 
 
 def url(data_dir: Path, environ: Mapping[str, str]) -> str:
-    """Returns the NATS URL for a command: TAILRACE_NATS_URL, or that of the `up` with this data directory.
+    """Returns the NATS URL for a command: TAILRACE_NATS_URL, or the URL of the `up` with this data directory.
 
     Raises SettingsInvalid if there is neither, or if the directory belongs to another user.
     """

@@ -25,7 +25,7 @@ _held = deque[int]()
 def listen(host: str, port: int) -> socket.socket:
     """Returns a listening socket, which all gateways inherit. Raises UpRefused if the address cannot be bound.
 
-    Of a name with IPv4 and IPv6 addresses, such as `localhost` usually has, it binds the first one of IPv4.
+    For a name with IPv4 and IPv6 addresses, such as `localhost`, binds the first IPv4 address.
     """
     listener = None
     try:

@@ -79,7 +79,7 @@ def is_simulated(environ: Mapping[str, str]) -> bool:
 def without_proxy(environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the settings with which HTTP clients use no proxy for this machine: no proxy reaches its loopback.
 
-    Python's libraries read both spellings, and prefer the one in lower case.
+    Python's libraries read both spellings, and prefer the lower-case spelling.
     """
     names = environ.get("no_proxy") or environ.get("NO_PROXY", "")
     # "*" means every host, but only if it stands alone.

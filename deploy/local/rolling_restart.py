@@ -58,7 +58,7 @@ class Numbers(msgspec.Struct, frozen=True):
 class Request(msgspec.Struct, frozen=True):
     """The content of the file REQUEST: new numbers of processes, of which None keeps one; without both, a restart.
 
-    `version` is the one that is installed.
+    `version` is the installed version.
     """
 
     generators: int | None = None

@@ -10,7 +10,7 @@ ACTION = f"{sys.executable} -m pip uninstall --yes tailrace; rm -f {Path(sys.pre
 def find(prefix: Path | None = None, packages: Path | None = None) -> Path | None:
     """Returns the copy in the folder `packages` of the venv `prefix`; None in a venv that belongs to no checkout.
 
-    Both are by default those of the running Python. Only the Makefile of a checkout makes the folder `checkout`.
+    By default, both belong to the running Python. Only the Makefile of a checkout makes the folder `checkout`.
     """
     if not (prefix or Path(sys.prefix)).joinpath("checkout", "tailrace").exists():
         return None

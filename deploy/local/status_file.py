@@ -83,7 +83,7 @@ class StatusFile:
 
 
 def write_metrics_targets(data_dir: Path, specs: Iterable["ProcessSpec"]) -> None:
-    """Writes the file METRICS_TARGETS with those of the processes that have metrics. Raises OSError."""
+    """Writes the file METRICS_TARGETS with the targets of the processes that have metrics. Raises OSError."""
     found = {
         f"{in_url(check.host)}:{check.port}": spec.role
         for spec in specs

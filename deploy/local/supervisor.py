@@ -219,7 +219,7 @@ class Supervisor:
             await process.wait()
 
     def restart(self, name: str, number: Signals = SIGTERM) -> None:
-        """Sends a process a signal that ends it, after which it is started again. SIGKILL for one that hangs."""
+        """Sends a process a signal that ends it, after which it is started again. A process that hangs gets SIGKILL."""
         process = self.children[name].process
         if process and self.children[name].pid and not self.is_stopping:
             process.send_signal(number)

@@ -144,7 +144,7 @@ def is_working(response: Response, now: float) -> bool:
 
 
 class SetupRepair:
-    """The checks of one `up`, over a connection of the administrator's user that is opened by the first one."""
+    """The checks of one `up`, over a connection of the administrator's user that the first check opens."""
 
     def __init__(self, admin_url: str, console: Console, servers: Sequence[ServerSpec]) -> None:
         self._url = admin_url

@@ -53,7 +53,7 @@ def build_answer(
 ) -> Part:
     """Returns the complete answer. A tool of `tool=` is not called again after its result.
 
-    `json_sample`: the text is JSON, that of `json=` or else this one. `forced`: the answer is a call of the tool with
+    `json_sample`: the text is the JSON of `json=`, or else this sample. `forced`: the answer is a call of the tool with
     this name, and the input of `json=` or else this one.
     """
     if directed.words is not None:

@@ -150,7 +150,7 @@ async def show_batch(http: HttpRequest) -> Response:
 
 
 async def cancel_batch(http: HttpRequest) -> Response:
-    """Answers with the batch, which ends a moment later. Raises Refusal for one that has ended."""
+    """Answers with the batch, which ends a moment later. Raises Refusal for a batch that has ended."""
     batch = batch_of(http, "cancel")
     batch.cancel()
     return json(batch.describe(str(http.base_url)))

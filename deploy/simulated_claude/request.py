@@ -91,7 +91,7 @@ class ToolChoice(msgspec.Struct, frozen=True):
 
 
 class Tool(msgspec.Struct, frozen=True):
-    """A tool; those of the API's own have no schema."""
+    """A tool. Tools of the API itself have no schema."""
 
     name: str = ""
     input_schema: dict[str, Any] = {}
@@ -232,7 +232,7 @@ def refuse_messages(messages: list[Message]) -> None:
 
 
 def refuse_blocks(messages: list[Message]) -> None:
-    """Raises Refusal for a block that no message may have, and for a second call with the id of another one."""
+    """Raises Refusal for a block that no message may have, and for a second call with the id of another call."""
     ids: set[str] = set()
     for number, message in enumerate(messages):
         for index, block in enumerate(message.blocks):

@@ -81,7 +81,7 @@ def first_value(options: list[Any], root: Any, levels: int, within: frozenset[st
 
 
 def members(schema: dict[str, Any], root: Any, levels: int, within: frozenset[str]) -> Iterator[tuple[str, Any]]:
-    """Yields the members of an object, without optional ones that are endless. Raises Endless."""
+    """Yields the members of an object, without optional members that are endless. Raises Endless."""
     for name, inner in schema.get("properties", {}).items():
         try:
             yield name, value(inner, root, levels, within)

@@ -40,7 +40,7 @@ class Stats(msgspec.Struct):
         return call
 
     def reset(self) -> None:
-        """Sets all counters to zero, except that of open streams."""
+        """Sets all counters to zero, except the counter of open streams."""
         fresh = Stats(streams_open=self.streams_open)
         for name in self.__struct_fields__:
             setattr(self, name, getattr(fresh, name))

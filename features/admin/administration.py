@@ -77,8 +77,8 @@ class Administration:
     async def revoke_key(self, actor: Actor, key_id: str, *, may_be_last: bool) -> Revocation | None:
         """Revokes a key. Returns None if there is no such key.
 
-        Raises Refused for the last key with the scope `admin`, unless `may_be_last`: the caller needs no key to create
-        another one.
+        Raises Refused for the last key with the scope `admin`, unless `may_be_last`: the caller needs no key to
+        create an admin key.
         """
         if (record := await self._find(key_id)) is None:
             return None
@@ -108,8 +108,9 @@ class Administration:
         Returns None if there is no such valid key. Raises Refused for a key that another rotation has replaced.
 
         The new key is stored first, and then its id in the record of the old key. Only from then on does it count as
-        another admin key. So if this process ends in between, the old key stays valid and can be rotated again. Of
-        rotations of one key at the same time, one stores its id, and the others revoke the keys that they have made.
+        another admin key. So if this process ends in between, the old key stays valid and can be rotated again. If
+        several rotations of a key run at the same time, one stores the id of its key, and the others revoke their
+        keys.
         """
         now = int(time.time())
         if (old := await self._find(key_id)) is None or not old.is_good(now):
@@ -144,7 +145,7 @@ class Administration:
     async def set_tenant_limits(
         self, actor: Actor, tenant: Tenant, limits: Mapping[str, float], expected: Mapping[str, float] | None = None
     ) -> None:
-        """Replaces the tenant's own limits; without any, those of the settings apply.
+        """Replaces the tenant's own limits; without any, the limits of the settings apply.
 
         Raises Refused, also if its limits are not those that are `expected`; None: any.
         """
@@ -197,7 +198,7 @@ def _leaves_admin(keys: Iterable[ApiKey], key_id: str, now: int) -> bool:
     by_id = {key.id: key for key in keys}
 
     def is_complete(key: ApiKey) -> bool:
-        """Returns whether no rotation has made the key, or one that is complete."""
+        """Returns True, unless an incomplete rotation has made the key."""
         old = by_id.get(key.replaces or "")
         return old is None or old.replaced_by == key.id
 

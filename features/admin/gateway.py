@@ -92,7 +92,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CreatedKey(KeyRecord, frozen=True, kw_only=True):
-    """A new key. This response is the only one that contains its secret."""
+    """A new key. No other response contains its secret."""
 
     key: str
     """The key itself."""
@@ -133,7 +133,7 @@ async def list_keys(request: ApiRequest, administration: Administration) -> Resp
 
 
 async def create_key(request: ApiRequest, administration: Administration) -> Response:
-    """`POST /v1/admin/keys`: creates a key. 201; the response is the only one that contains the secret.
+    """`POST /v1/admin/keys`: creates a key. 201; no other response contains the secret.
 
     A key with the scope `admin` can do everything on this installation, so give it a lifetime.
     """
@@ -197,7 +197,7 @@ async def get_limits(request: ApiRequest, admissions: Admissions, administration
 async def put_limits(request: ApiRequest, admissions: Admissions, administration: Administration) -> Response:
     """`PUT /v1/admin/tenants/{tenant}/limits`: replaces the tenant's own limits, at all gateways within a second.
 
-    With `{"limits": {}}` those of the settings apply. Turns that run are not stopped.
+    With `{"limits": {}}`, the limits of the settings apply. Turns that run are not stopped.
     """
     actor = _actor(request)
     tenant = parse_tenant(request.path_params["tenant"])

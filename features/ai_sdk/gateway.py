@@ -62,7 +62,7 @@ class StoppedTurn(msgspec.Struct, frozen=True):
 async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     """`POST /api/chat`: answers the newest message of a chat with a UI message stream.
 
-    Messages that the chat already has are not stored again; different ones start a branch. The response header
+    Messages that the chat already has are not stored again; different messages start a branch. The response header
     `tailrace-ignored` names unknown fields.
     """
     fields, raw = await request.read(dict[str, Any], is_text_allowed=True, has_model_output=True)

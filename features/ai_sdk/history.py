@@ -22,7 +22,7 @@ TOO_LARGE = "the chat is larger than {most} bytes: read /v1/sessions/{chat}/turn
 async def newest_branch(
     history: HistoryClient, blob_store: BlobStore, tenant: Tenant, chat: str, bytes_max: int
 ) -> list[TurnRecord]:
-    """Returns the chat's turns, oldest first. Raises Refused for an unknown chat, and for one that is too large."""
+    """Returns the chat's turns, oldest first. Raises Refused for an unknown chat, and for a chat that is too large."""
     too_large = Refused("body_too_large", TOO_LARGE.format(most=bytes_max, chat=chat))
     found: list[TurnRecord] = []
     size, next_turn = 0, await last_turn(history, tenant, chat)

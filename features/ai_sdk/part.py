@@ -69,7 +69,7 @@ def open_part(index: int, block: dict[str, Any], calls: Collection[str]) -> tupl
 
 
 def add_delta(part: OpenPart, delta: events.Delta) -> tuple[list[Chunk], OpenPart]:
-    """Adds a delta. Returns no chunks for one that does not fit the block, as in a fold."""
+    """Adds a delta. Returns no chunks for a delta that does not fit the block, as in a fold."""
     if not events.fits_block(type(delta), str(part.block.get("type"))):
         return [], part
     match delta:

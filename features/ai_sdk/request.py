@@ -220,7 +220,7 @@ def system_of(chat: UIChatRequest) -> str | list[Block] | None:
 def messages_of(chat: UIChatRequest) -> list[MessageParam]:
     """Returns the messages for the model without those of `system_of`. Raises Refused.
 
-    An empty message before the last one is left out: it was refused, and the page sends it again with the next one.
+    Leaves out an empty message before the last message: it was refused, and the page sends it again with the next.
     """
     numbered = itertools.dropwhile(lambda pair: _is_system(pair[1]), enumerate(chat.messages))
     found = [(number, message) for number, one in numbered for message in convert_message(one, number)]

@@ -189,7 +189,7 @@ def _opening(turn: TurnId, request_metadata: Mapping[str, str], metadata: dict[s
 
 
 def earlier_messages(messages: list[Message]) -> list[Message]:
-    """Returns those of a request's messages that belong to the UI message which the answer continues."""
+    """Returns the messages of a request that belong to the UI message which the answer continues."""
     return messages[_last_question(messages) + 1 :]
 
 

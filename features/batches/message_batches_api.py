@@ -124,7 +124,7 @@ class MessageBatchesApi:
         return _decode(await _receive(self._client.get(f"{PATH}/{name}", cast_to=httpx2.Response)), _batch)
 
     async def cancel(self, name: str) -> bool:
-        """Cancels a message batch. Running requests may still finish; one that has ended stays as it is.
+        """Cancels a message batch. Running requests may still finish. A batch that has ended stays as it is.
 
         Returns False if the API refuses it: the batch has ended, or the API does not know it.
         """

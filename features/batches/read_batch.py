@@ -205,7 +205,7 @@ async def render_with_refused(
     blob_store: BlobStore,
     key: TurnKey,
 ) -> AsyncGenerator[bytes, None]:
-    """Yields the lines of the requests that were refused, and then those of `render_lines`."""
+    """Yields the lines of the requests that were refused, and then the lines of `render_lines`."""
     for line in await refused_lines(stored, blob_store, key):
         yield line + b"\n"
     async for piece in render_lines(inputs, render):

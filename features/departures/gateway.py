@@ -41,7 +41,7 @@ class DisconnectPolicy:
         """Applies the policy after a reader of a running turn has disconnected. A wait that runs starts again.
 
         `reconnect_window_s`: the gateway closed the stream, and the reader has so many seconds to reconnect. The
-        window of an earlier reader, which may be the same one, stays open.
+        window of an earlier reader stays open; it may be the same reader.
         """
         if self._presence.fan_out.has_readers(key):
             return

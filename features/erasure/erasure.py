@@ -33,8 +33,8 @@ class Eraser:
         """As `Deleter.delete`, for all data of a user or the tenant, whose entries the log overwrites (PROTOCOL R91).
 
         With `within_s`, it stops after about so many seconds, or when the gateway stops or a part of the system becomes
-        unavailable, and returns what it has erased. It then raises only if it has erased nothing. Each turn, entry and
-        row is counted by one call only.
+        unavailable, and returns what it has erased. After that, it raises only if it has erased nothing. Each turn,
+        entry and row is counted by one call only.
         """
         draining = None if within_s is None else self._draining
         deletion = RunningDeletion(erases=True, within_s=within_s, draining=draining)

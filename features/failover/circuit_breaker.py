@@ -60,7 +60,7 @@ class Breaker:
         return self._is_open and self._clock() < self._probe_at.get(tenant, 0.0)
 
     def begin_probe(self, tenant: str) -> bool:
-        """Returns whether a call that begins now is a probe. After a probe, the next one is due in OPEN_S seconds."""
+        """Returns whether a call that begins now is a probe. After a probe, the next probe is due in OPEN_S seconds."""
         if not self._is_open or tenant not in self._probe_at or self.is_down(tenant):
             return False
         self._probe_at[tenant] = self._clock() + OPEN_S

@@ -64,7 +64,7 @@ def read(name: str) -> Guide:
 def search(wanted: str) -> list[Hit]:
     """Returns the sections that contain all words of `wanted`, at most FOUND_MAX.
 
-    First those whose heading contains one, then those in which the words occur most.
+    First the sections whose heading contains a word, then the sections in which the words occur most.
     """
     # A word that is repeated a hundred times must not cost a hundred searches.
     words = list(dict.fromkeys(wanted.lower().split()))

@@ -86,7 +86,7 @@ class JwksCache:
         return found
 
     async def refresh_periodically(self) -> None:
-        """Reads the keys every ten minutes, which also drops withdrawn ones, until it is cancelled."""
+        """Reads the keys every ten minutes, which also drops withdrawn keys, until it is cancelled."""
         while True:
             await self.read()
             await asyncio.sleep(REFRESH_INTERVAL_S)
@@ -118,7 +118,10 @@ class JwksCache:
 
 
 def parse(text: bytes) -> dict[str | None, VerificationKey]:
-    """Returns the usable keys of a JWKS by `kid`; under None the one without, or the only one. Raises DECODE_ERRORS."""
+    """Returns the usable keys of a JWKS by `kid`; under None the key without a `kid`, or the only key.
+
+    Raises DECODE_ERRORS.
+    """
     keys: dict[str | None, VerificationKey] = {}
     for jwk in msgspec.json.decode(text, type=KeySet).keys:
         key = _key(jwk)

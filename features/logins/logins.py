@@ -129,7 +129,7 @@ class Logins:
 
 
 class RefreshVerifier:
-    """Verifies a refresh token's signature and expiry. `Logins.refresh` finds out whether it is the last one."""
+    """Verifies a refresh token's signature and expiry. `Logins.refresh` finds out whether it is the newest token."""
 
     def __init__(self, signer: TokenSigner, find_key: KeyLookup) -> None:
         self._signer = signer
@@ -144,7 +144,7 @@ class RefreshVerifier:
 def judge(login: Login, generation: int, now: float) -> Literal["current", "previous", "reused", "ahead"]:
     """Returns what a refresh token of this generation is to the login.
 
-    `previous`: the one before the last, within GRACE_S. `ahead`: newer than the stored login, which was a stale read.
+    `previous`: the token before the last, within GRACE_S. `ahead`: newer than the stored login, which was a stale read.
     """
     if generation == login.generation:
         return "current"

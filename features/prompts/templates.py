@@ -105,8 +105,8 @@ class Prompts:
     async def render_all(self, params: Sequence[P], tenant: Tenant, bytes_max: int = sys.maxsize) -> list[P | Refused]:
         """Renders the prompt of each of `params` that names one; returns for each the result or its error.
 
-        Stops at the first result with which all of them are longer than `bytes_max` as JSON: it becomes an error, and
-        the later ones are returned as they were given. Raises Refused if no subprocess was free within `wait_s`.
+        Stops at the result with which all results together are longer than `bytes_max` as JSON: this result becomes
+        an error, and the later items are returned unchanged. Raises Refused if no subprocess was free within `wait_s`.
         """
         bytes_left = bytes_max
         results: list[P | Refused] = list(params)

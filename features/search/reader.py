@@ -36,8 +36,8 @@ class SearchReader:
         """Returns a page of the turns with all hashed `words`, of which there is at least one.
 
         It reads at most `SCAN_MAX` turns, by the index of the rarest label, word or outcome. Searches run one at a
-        time, those of each tenant in turn. Raises StoreBusy for one that runs or waits for too long, and Refused if
-        SEARCHES_WAITING_MAX of the tenant's searches wait.
+        time, those of each tenant in turn. Raises StoreBusy for a search that runs or waits for too long, and Refused
+        if SEARCHES_WAITING_MAX of the tenant's searches wait.
         """
         async with self._slot(query.tenant):
             scan = await self._best_scan(query, words)

@@ -36,8 +36,8 @@ class Ticket(Signed, frozen=True, kw_only=True, array_like=True):
     """Permission to read the events of one turn. Times are Unix seconds.
 
     `key` is the id of the credential that created the ticket; with `has_key` it is an API key, and the ticket ends with
-    it. Without `key` no credential was needed, and the ticket ends with the first one. `once` is the id of a single-use
-    ticket, and empty for a shared one.
+    it. Without `key` no credential was needed, and the ticket ends when the first key is created. `once` is the id of
+    a single-use ticket, and empty for a shared one.
     """
 
     prefix = b"trt_"

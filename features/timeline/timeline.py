@@ -243,7 +243,7 @@ def _lost_readers(
 async def read(
     log: TurnLog, history: HistoryClient, key: TurnKey, ask_gateways: Callable[[], Awaitable[list[bytes]]]
 ) -> Timeline:
-    """Returns the timeline of a turn; of one that has left the log, the fields of its record.
+    """Returns the timeline of a turn; if the turn has left the log, the fields of its record.
 
     `ask_gateways` returns the readers of the turn at each gateway, as JSON. It is called for a turn that exists.
     Raises TurnUnknown, Refused, LogUnavailable.

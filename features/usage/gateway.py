@@ -90,7 +90,7 @@ async def stats(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/sessions/stats`: the number of active sessions, and recent usage.
 
     A session is active if it was used in the last `TAILRACE_SESSION_IDLE_S` seconds. The usage is that of all turns
-    since the start of the UTC day on which that time began. `claude_sessions` are those with a running turn.
+    since the start of the UTC day on which that time began. `claude_sessions` are the sessions with a running turn.
     """
     tenant = request.tenant
     found = await history.query(tenant, GetStats())

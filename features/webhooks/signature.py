@@ -21,7 +21,7 @@ PURPOSE = b"tailrace webhook secret\0"
 
 
 def parse_keys(text: str) -> Sequence[bytes]:
-    """Returns the keys of the setting, newest first. Raises SettingsInvalid for one that is too short."""
+    """Returns the keys of the setting, newest first. Raises SettingsInvalid for a key that is too short."""
     found = [key.strip().encode() for key in text.split(",") if key.strip()]
     if any(len(key) < KEY_CHARS_MIN for key in found):
         raise SettingsInvalid(

@@ -55,7 +55,7 @@ class Slots(Protocol):
 
 
 class Share:
-    """How much of a store each tenant may fill. This one is not limited."""
+    """How much of a store each tenant may fill: here without limit."""
 
     def check(self, tenant: Tenant, size: int) -> None:
         """Raises Refused if `size` more bytes would be too many for the tenant."""
@@ -65,7 +65,7 @@ class Share:
 
 
 class Limiter:
-    """The limits of one gateway. This one limits nothing; that of a feature replaces it."""
+    """The limits of one gateway: here none. The limiter of a feature replaces this class."""
 
     log_share = Share()
     blob_share = Share()

@@ -22,7 +22,7 @@ Endpoint = Callable[[ApiRequest], Awaitable[ASGIApp]]
 class GuardedEndpoint:
     """The ASGI application of `route`: authentication before `endpoint`, which receives an ApiRequest.
 
-    `endpoint` is that of the route with its services. Query parameters without a row are refused.
+    `endpoint` is the route's endpoint with its services. Query parameters without a row are refused.
     """
 
     # A class, because Starlette would wrap a function in a second request and error handler.

@@ -26,7 +26,7 @@ def retry_delay_s() -> float:
 
 
 def is_resuming_reader(scope: Scope) -> bool:
-    """Returns whether the request is that of an EventSource that resumes after the last id that it has received."""
+    """Returns whether an EventSource sends the request to resume after the last id that it has received."""
     request = HTTPConnection(scope)
     is_reader = scope["method"] == "GET" and sse.MEDIA_TYPE in accept_header(request.headers)
     return is_reader and bool(last_event_id(request))

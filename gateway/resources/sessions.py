@@ -173,7 +173,7 @@ async def turns(request: ApiRequest, history: HistoryClient, reader: TurnReader)
 
 
 async def branches(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/sessions/{session}/branches`: the turns that no other one continues, each with those before it.
+    """`GET /v1/sessions/{session}/branches`: the turns that no other turn continues, each with the turns before it.
 
     Each of them is one way to read the conversation.
     """

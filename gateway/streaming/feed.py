@@ -201,7 +201,7 @@ class _DialectFrames:
 
 
 class FanOut:
-    """The feeds of this process. A task in `group` follows each one until it has had no reader for `linger_s`."""
+    """The feeds of this process. A task in `group` follows each turn until it has had no reader for `linger_s`."""
 
     def __init__(self, log: TurnLog, group: asyncio.TaskGroup, *, linger_s: float, heartbeat_s: float) -> None:
         self._log = log

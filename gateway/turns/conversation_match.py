@@ -17,7 +17,7 @@ from tailrace.proto.records import Context
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):
-    """`before` are the session's messages, `new` those of this turn; `model` and `system` are the session's."""
+    """`before` are the session's messages, `new` the messages of this turn; `model` and `system` are the session's."""
 
     session: SessionId
     parent: TurnId | None = None
@@ -44,7 +44,7 @@ def position_after(context: Context, new: list[Message]) -> Position:
 def match_history(context: Context, conversation: list[Message]) -> Position:
     """Returns the position of a conversation that a client sent as a whole.
 
-    It follows the last turn up to which the messages equal those of the session; the rest is new. The session's own
+    The position is after the last turn up to which the messages equal the session's; the rest is new. The session's own
     messages replace the client's: they have what clients leave out (signatures, citations).
     """
     parent, before, sent = None, 0, 0

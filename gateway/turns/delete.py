@@ -35,7 +35,7 @@ SETTLED_WITHIN = timedelta(minutes=10)
 
 
 class DeletionSteps(NamedTuple):
-    """The steps of a feature in deletions. They raise Refused and LogError, and can be repeated."""
+    """The steps of a feature in deletions. The steps raise Refused and LogError, and can be repeated."""
 
     begin: Callable[[TurnKey], Awaitable[None]]
     """Called before a turn is deleted with its follow-ups."""

@@ -106,5 +106,6 @@ def cursor_of_post(request: Request) -> Seq | None:
 
 
 def cursor_mismatch(reason: str) -> Refused:
-    """Returns the error for a POST whose cursor resumes no turn. It must not start one, which would cost money."""
+    """Returns the error for a POST whose cursor resumes no turn. The POST must not start a turn, which would cost
+    money."""
     return Refused("cursor_mismatch", f"`Last-Event-ID`: {reason}: send the last `id:` of this answer and its body")

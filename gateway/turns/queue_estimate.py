@@ -93,7 +93,7 @@ class QueueEstimate:
         """Why health reports could not be read. Never cleared."""
 
     def check(self, tenant: Tenant) -> None:
-        """Raises Refused if too many turns may start before the tenant's next one."""
+        """Raises Refused if too many turns may start before the tenant's next turn."""
         if (self._state.count_ahead(tenant, self._submitted[tenant]) or 0) >= self._most:
             message = f"{self._most} turns or more wait for a generator before this one: retry later"
             raise Refused("queue_full", message, retry_after_s=RETRY_AFTER_S)

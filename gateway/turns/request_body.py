@@ -228,7 +228,7 @@ def check_system(field: str, system: str | list[dict[str, Any]] | None) -> None:
 
 
 def check_session(field: str, name: str | None) -> None:
-    """Like `check_name`, for a new session. Its name must not be that of another route under /v1/sessions."""
+    """Like `check_name`, for a new session. Its name must not be the name of another route under /v1/sessions."""
     check_name(field, name)
     if name in RESERVED_NAMES:
         raise Refused("request_invalid", f"`{field}`: /v1/sessions/{name} is a route: choose another name")
@@ -279,8 +279,8 @@ def build_entry(
     """Returns the request entry for `new_turn` at `position` in its session.
 
     `max_tokens` and `cache` are the defaults of turns without their own. `credential` is the id of the key or token
-    that usage is counted for, and `user` the user that it names. `body_sha256` is that of the body that the client
-    sent. Raises Refused.
+    that usage is counted for, and `user` the user that it names. `body_sha256` is the hash of the body that the
+    client sent. Raises Refused.
     """
     model = offer.model(new_turn.model or position.model or None)
     most = model.output_tokens_max or MAX_TOKENS

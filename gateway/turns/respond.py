@@ -68,7 +68,8 @@ class Responder:
     ) -> StreamedResponse:
         """Submits `new_turn` and returns its stream, or its one JSON body. Raises Refused, LogError.
 
-        `idempotency_key` is for clients that send none. `added_bytes` are those of `new_turn` that are not in `raw`.
+        `idempotency_key` is for clients that send none. `added_bytes` are the bytes of `new_turn` that are not in
+        `raw`.
         `waits_for_answer`: a turn that fails before the model begins to answer has an HTTP error, not a stream.
         The response names the turn and its session, so that a stream that was cut can be resumed at
         `/v1/turns/{turn}/events?dialect=…`.
@@ -125,7 +126,7 @@ def names_of(stored: Stored) -> dict[str, str]:
 class JsonAnswer(StreamedResponse):
     """The response without a stream: one JSON body, sent when the turn has ended.
 
-    A turn that failed raises TurnFailed, with its code; one that was cancelled raises Refused.
+    A turn that failed raises TurnFailed, with its code; a cancelled turn raises Refused.
     """
 
     def __init__(

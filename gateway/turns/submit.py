@@ -95,7 +95,7 @@ class TurnSubmitter:
     async def submit(self, draft: TurnDraft) -> Stored:
         """Stores a new turn. Returns it; for a repeated POST, the turn of the first POST.
 
-        With a cursor, nothing is stored: the turn is the one that has this entry. The response header
+        With a cursor, nothing is stored: the turn is that of the cursor's entry. The response header
         `tailrace-ignored` names the sampling parameters that were removed. Raises Refused, LogError.
         """
         steps, principal, new_turn = self.steps, draft.principal, draft.new_turn

@@ -44,8 +44,8 @@ class Pull:
     async def fetch(self, most: int, timeout_s: float) -> list[Msg]:
         """Returns the messages that the server has now, at most `most`; without any, waits for the first one.
 
-        An empty list after `timeout_s`. What arrives after a timeout, or during a cancelled call, is returned by the
-        next one. Raises LogUnavailable.
+        An empty list after `timeout_s`. The next call returns what arrives after a timeout, or during a cancelled
+        call. Raises LogUnavailable.
         """
         if not self._found:
             await self._request(most, timeout_s)

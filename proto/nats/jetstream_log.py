@@ -344,7 +344,8 @@ class JetStreamLog:
 
 
 def find_place(headers: bytes) -> Sequence[bytes]:
-    """Returns the subject, sequence and time of an entry that was read or republished; empty ones of another message.
+    """Returns the subject, sequence and time of an entry that was read or republished; empty values for another
+    message.
 
     The last headers count: a writer may store headers with the same names.
     """

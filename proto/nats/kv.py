@@ -43,9 +43,9 @@ class Bucket:
         self._bucket: KeyValue | None = None
 
     async def create(self, key: str, data: bytes) -> bytes:
-        """Stores `data` unless `key` exists. Returns the value of `key` after that: `data`, or an earlier one.
+        """Stores `data` unless `key` exists. Returns the value of `key` after that: `data`, or an earlier value.
 
-        If the acknowledgement was lost, the same call again returns the value that the first one has stored. Raises
+        If the acknowledgement was lost, the same call again returns the value that the first call has stored. Raises
         LogUnavailable.
         """
         for _ in range(CREATE_TRIES):

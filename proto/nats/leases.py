@@ -225,7 +225,7 @@ class Deliveries:
         return await self.last_seq() >= seq and not any(BEFORE_FIRST < one <= floor for one in later)
 
     async def first_seq(self) -> Seq:
-        """Returns the stream's first sequence, or the next one if it is empty. Raises LogUnavailable."""
+        """Returns the stream's first sequence, or its next sequence if it is empty. Raises LogUnavailable."""
         return (await self.stream_info()).state.first_seq
 
     async def stream_info(self) -> StreamInfo:

@@ -156,7 +156,8 @@ async def is_valid(server: LogServer, key: TurnKey, seq: Seq, start: Chain) -> b
 
 
 async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain, EntryPage]:
-    """Returns the chain whose last entry is the one at `cursor`, valid or not, and the first page of entries after it.
+    """Returns the chain whose last entry is the entry at `cursor`, valid or not, and the first page of entries after
+    it.
 
     Raises CursorUnknown when the turn has no such entry, LogUnavailable.
     """

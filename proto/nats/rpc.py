@@ -78,7 +78,7 @@ class Endpoints:
         self._running = running
 
     async def stop(self) -> None:
-        """Answers the queries that have arrived, within `ANSWER_S_MAX`. Later ones go to other processes.
+        """Answers the queries that have arrived, within `ANSWER_S_MAX`. Later requests go to other processes.
 
         Returns within `STOP_S_MAX`, also if nats-server does not answer.
         """

@@ -86,7 +86,7 @@ class Tombstones:
         return await self.is_deletion_marked(key) or await self.exists(key)
 
     async def find_deleted(self, turns: Iterable[TurnKey]) -> set[TurnKey]:
-        """Returns those of `turns` for which `is_deleted` is true, some looked up at once. Raises LogUnavailable."""
+        """Returns the `turns` for which `is_deleted` is true. Looks several up at once. Raises LogUnavailable."""
         keys = list(turns)
         deleted = await gather_limited(self.is_deleted, keys, LOOKED_UP_AT_ONCE)
         return {key for key, is_deleted in zip(keys, deleted, strict=True) if is_deleted}

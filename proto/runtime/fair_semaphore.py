@@ -10,7 +10,7 @@ class FairSemaphore:
     """`async with semaphore.reserve(size, tenant=tenant):` waits for `size` free units, at most for all of them.
 
     First in, first out within a tenant: a small request does not overtake a large one, which would otherwise wait for
-    as long as small ones arrive.
+    as long as small requests arrive.
     """
 
     def __init__(self, units: int) -> None:

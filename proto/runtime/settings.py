@@ -80,7 +80,7 @@ def extend(kind: type[S], parts: Iterable[type[msgspec.Struct]]) -> type[S]:
 
 
 def select(settings: msgspec.Struct, part: type[P]) -> P:
-    """Returns those of `settings` that `part` has, which are its defaults if `settings` has none of them."""
+    """Returns the fields of `settings` that `part` has; the defaults of `part` if `settings` has none of them."""
     return msgspec.convert(settings, part, from_attributes=True)
 
 
