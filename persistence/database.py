@@ -5,7 +5,7 @@ A value of a statement is an integer, a text or None. A statement names its valu
 
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +48,9 @@ class Transaction(Protocol):
 
     async def executemany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Runs a statement with the values of each row. Raises StoreError."""
+
+    async def execute_all(self, steps: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
+        """Runs several statements in order, each with the values of each of its rows. Raises StoreError."""
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns the rows of a query, which sees what the transaction has written. Raises StoreError."""

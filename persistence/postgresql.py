@@ -11,7 +11,7 @@ import asyncio
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from typing import Any, Self
@@ -110,6 +110,11 @@ class PostgreSQLTransaction:
         # asyncpg would send a request also without rows.
         if values := [[row[name] for name in names] for row in rows]:
             await self._connection.executemany(text, values)
+
+    async def execute_all(self, steps: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
+        """See Transaction.execute_all."""
+        for statement, rows in steps:
+            await self.executemany(statement, rows)
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """See Transaction.read."""

@@ -39,6 +39,8 @@ WRITING_SHARE = 0.25
 PAUSE_S_MAX = 0.1
 # A database that answers no statement is reported after this time. Its error may come a minute later.
 STALLED_S = 10.0
+# How often the backlog is counted, for its metric. A request for each batch would cost as much as a turn's rows.
+COUNT_EVERY_S = 1.0
 # How long the entries of one turn are overwritten. Meanwhile nothing else is recorded.
 ERASING_S = 1.0
 
@@ -84,7 +86,7 @@ class Recorder:
 
         Raises StoreCorrupt, StoreTooNew and StoreRolledBack; then no entry of the current batch was acknowledged.
         """
-        loop = asyncio.get_running_loop()
+        loop, next_count = asyncio.get_running_loop(), 0.0
         while not stop.is_set():
             batch = await self._deliveries.next(self._batch_max)
             began = loop.time()
@@ -95,9 +97,11 @@ class Recorder:
             pause_s = 0.0 if is_full else (loop.time() - began) * (1 / WRITING_SHARE - 1)
             self._store.raise_if_damaged()
             await self._find_lost_turns()
-            with suppress(LogUnavailable):
-                backlog = await self._deliveries.backlog()
-                metrics.BACKLOG.set(backlog.waiting + backlog.leased)
+            if loop.time() >= next_count:
+                next_count = loop.time() + COUNT_EVERY_S
+                with suppress(LogUnavailable):
+                    backlog = await self._deliveries.backlog()
+                    metrics.BACKLOG.set(backlog.waiting + backlog.leased)
             await is_set_within(stop, min(pause_s, PAUSE_S_MAX))
 
     def report_health(self, database: str, database_id: str) -> bytes:

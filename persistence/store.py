@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from copy import copy
 from datetime import datetime
@@ -89,6 +89,11 @@ class Writer:
     async def executemany(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """See Transaction.executemany."""
         await self._transaction.executemany(self._sql[name], rows)
+        self._answered()
+
+    async def execute_all(self, steps: Iterable[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
+        """See Transaction.execute_all. Leaves out statements without rows."""
+        await self._transaction.execute_all([(self._sql[name], rows) for name, rows in steps if rows])
         self._answered()
 
     async def read(self, name: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -199,29 +204,30 @@ class Store:
         turns = msgspec.json.encode([(one.tenant, one.session, one.turn) for one in rows]).decode()
         # Few turns: the fold that has the usage by model replaces one without.
         by_model = [(one.tenant, one.session, one.turn) for one in rows if one.by_model is not None]
+        steps: list[tuple[str, Sequence[Mapping[str, Any]]]] = [
+            *self._count_models(by_model, -1),
+            ("count_project", list(joining.values())),
+            *((name, columns) for name in ("put_session", *self._put_session, "put_turn", "put_labels")),
+            ("count_usage", [{"listed": turns, "sign": -1}]),
+            ("put_usage", columns),
+            ("count_usage", [{"listed": turns, "sign": 1}]),
+            *self._count_models(by_model, 1),
+            ("put_blob_uses", [row for row in columns if row["blobs"] != "[]"]),
+            *added.items(),
+        ]
         async with self.write() as writer:
-            await self._count_models(writer, by_model, -1)
-            await writer.executemany("count_project", joining.values())
-            for statement in ("put_session", *self._put_session, "put_turn", "put_labels"):
-                await writer.executemany(statement, columns)
-            await writer.execute("count_usage", {"listed": turns, "sign": -1})
-            await writer.executemany("put_usage", columns)
-            await writer.execute("count_usage", {"listed": turns, "sign": 1})
-            await self._count_models(writer, by_model, 1)
-            # A statement takes a round trip to the server, unless there are no rows for it.
-            await writer.executemany("put_blob_uses", [row for row in columns if row["blobs"] != "[]"])
-            for statement, values in added.items():
-                await writer.executemany(statement, values)
+            await writer.execute_all(steps)
             if not await writer.execute("set_recorded_upto", {"seq": reached, "known": self._recorded_upto}):
                 await self._require_recorded(writer)
         self._recorded_upto = max(self._recorded_upto, reached)
 
-    async def _count_models(self, writer: Writer, turns: Sequence[tuple[str, str, str]], sign: int) -> None:
-        """Adds the usage by model of turns to the totals of features, or removes it."""
+    def _count_models(
+        self, turns: Sequence[tuple[str, str, str]], sign: int
+    ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Yields the statements that add the usage by model of turns to the totals of features, or remove it."""
         if turns:
             listed = {"listed": msgspec.json.encode(turns).decode(), "sign": sign}
-            for statement in (statement for one in self._tables for statement in one.count_models):
-                await writer.execute(statement, listed)
+            yield from ((statement, [listed]) for one in self._tables for statement in one.count_models)
 
     async def _require_recorded(self, writer: Writer) -> None:
         """Raises StoreRolledBack if the database lacks a commit of `record` of this process."""

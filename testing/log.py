@@ -66,7 +66,8 @@ class TurnEntries:
     def page(self, after: Seq, limit: int, upto: int | None = None) -> EntryPage:
         """Returns the entries after `after`, at most `limit`, among the first `upto` (None: among all)."""
         first, last = bisect_right(self._seqs, after), len(self.stored) if upto is None else upto
-        return EntryPage(self.stored[first : min(first + limit, last)], last - first <= limit)
+        end = min(first + limit, last)
+        return EntryPage(self.stored[first:end], end == last, last - end)
 
     def clear(self) -> None:
         """Removes all entries."""

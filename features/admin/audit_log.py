@@ -74,7 +74,7 @@ class AuditLog:
         # Nothing is deleted, so the sequences have no gaps.
         first, seq, found = max(last - limit + 1, 1), 0, list[AuditEntry]()
         while first <= last and seq < last:
-            messages, is_last = await self._reader.page(EVERY_AUDIT, Seq(max(first, seq + 1)))
+            messages, is_last, _ = await self._reader.page(EVERY_AUDIT, Seq(max(first, seq + 1)))
             for message in messages:
                 seq = int((message.headers or {})["Nats-Sequence"])
                 if seq <= last and (entry := _read_entry(message.data, seq)) is not None:

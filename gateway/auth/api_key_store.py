@@ -190,7 +190,7 @@ class ApiKeyStore:
         changes: list[RecordChange] = []
         is_last = False
         while not is_last:
-            messages, is_last = await self._reader.page(EVERY_KEY, Seq(seq + 1))
+            messages, is_last, _ = await self._reader.page(EVERY_KEY, Seq(seq + 1))
             changes += [_change(message) for message in messages]
             seq = changes[-1].seq if changes else seq
         return changes

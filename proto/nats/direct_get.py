@@ -39,6 +39,8 @@ class MessagePage(NamedTuple):
 
     messages: list[Message]
     is_last: bool
+    following: int = 0
+    """How many messages followed."""
 
 
 class _Batch:
@@ -103,7 +105,7 @@ class DirectReader:
                     "the log cannot be read, because too many other reads are waiting: retry"
                 ) from error
             batch = await self._request(query)
-            return MessagePage(batch.messages, is_last=batch.pending == 0)
+            return MessagePage(batch.messages, batch.pending == 0, batch.pending)
 
     async def _request(self, query: bytes) -> _Batch:
         """Returns the first complete reply to any of the requests, so that a late server's reply still counts."""

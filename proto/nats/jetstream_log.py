@@ -135,7 +135,7 @@ class JetStreamLog:
             await self._read_key(key)
             found = self._decode_all(page.messages, turn)
         whole = await self._event_blobs.complete(key, found) if any(map(is_stub, found)) else found
-        return EntryPage(whole, page.is_last and len(whole) == len(found))
+        return EntryPage(whole, page.is_last and len(whole) == len(found), page.following)
 
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
         """See LogServer.last_seq. Raises LogUnavailable."""

@@ -36,6 +36,8 @@ class EntryPage(NamedTuple):
 
     entries: list[StoredEntry]
     is_last: bool
+    following: int = 0
+    """How many entries followed, if the server counts them."""
 
 
 class Count(NamedTuple):

@@ -141,7 +141,7 @@ def cursor_retry() -> Patches:
 
     async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain, EntryPage]:
         for _ in range(3 if cursor else 0):
-            found, is_last = await server.read(key, Seq(cursor - 1))
+            found, is_last, _ = await server.read(key, Seq(cursor - 1))
             if found and found[0].seq == cursor:
                 entry = found[0].entry
                 chain = Chain(cursor, getattr(entry, "attempt", 0), isinstance(entry, End))

@@ -13,7 +13,7 @@ from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats.log_server import Count
+from tailrace.proto.nats.log_server import Count, EntryPage
 from tailrace.proto.nats.replay import (
     FIRST_ENTRIES,
     READ_TIMEOUT_S,
@@ -184,9 +184,22 @@ def test_an_ended_turn_is_recorded_from_its_first_entries_and_its_end() -> None:
     turn = run(read_ended_turn(server, KEY, END))
     assert build_row(KEY, turn) == build_row(KEY, ENDED.turn)
     assert [(request.name, *request.arguments) for request in server.requests] == [
-        ("count",),
         ("read", BEFORE_FIRST, FIRST_ENTRIES),
+        ("count",),
     ]
+
+
+@pytest.mark.rule("R110")
+@pytest.mark.parametrize("more", [0, 1, -1], ids=["whole", "an entry of a writer without a fence", "purged meanwhile"])
+def test_the_read_of_the_first_entries_counts_those_of_a_log_without_forks(more: int) -> None:
+    """One request is enough. With another number of entries, all of them are folded."""
+    following = ALL.entries - FIRST_ENTRIES + more
+    first = EntryPage(ENDED.stored[:FIRST_ENTRIES], is_last=False, following=following)
+    server = ScriptedServer(read=[first, page(*ENDED.stored)])
+    server.forkless_after = BEFORE_FIRST
+    turn = run(read_ended_turn(server, KEY, END))
+    assert build_row(KEY, turn) == build_row(KEY, ENDED.turn)
+    assert server.names == ["read"] * (2 if more else 1)
 
 
 @pytest.mark.rule("R110")
@@ -208,8 +221,7 @@ def test_all_entries_are_folded_when_the_first_ones_and_the_end_are_not_enough(
 ) -> None:
     end = msgspec.structs.replace(END, entry=msgspec.structs.replace(END.entry, **changed))
     log = [*ENDED.stored[:-1], end]
-    has_read_first = count == ALL and "length" not in changed
-    first_page = [page(*log[:first], is_last=False)] if has_read_first else []
+    first_page = [page(*log[:first], is_last=False)] if "length" not in changed else []
     server = ScriptedServer(count=[count], read=[*first_page, page(*log)])
     assert run(read_ended_turn(server, KEY, end)) == fold(log)
 
