@@ -20,7 +20,7 @@ CALLERS = 5 * READS_MAX
 
 @pytest.mark.rule("R14")
 async def test_a_page_has_a_byte_limit(connection: Connection, key: TurnKey) -> None:
-    """An entry that exceeds it is the last of its page; no entry is left out."""
+    """An entry that exceeds it is the last of its page; no entry is left out, and those that follow are counted."""
     subject = subjects.entry(key, "event")
     sizes = [10, 3 * PAGE_BYTES_MAX, 20, PAGE_BYTES_MAX // 2, PAGE_BYTES_MAX, 30]
     for size in sizes:
@@ -29,6 +29,7 @@ async def test_a_page_has_a_byte_limit(connection: Connection, key: TurnKey) -> 
     while True:
         page = await reads.page(subject, first)
         pages.append([len(message.data) for message in page.messages])
+        assert page.following == len(sizes) - sum(map(len, pages))
         if page.is_last:
             break
         first = Seq(int((page.messages[-1].headers or {})["Nats-Sequence"]) + 1)
