@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command_line import count, new_parser
+from tailrace.features.batches.message_events import to_events
 from tailrace.generators.backends.event_order import EventOrder
-from tailrace.generators.backends.message_events import to_events
 from tailrace.generators.backends.model_event import read_event
 from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.proto.end_entry import build_end

@@ -14,6 +14,7 @@ from tailrace.features.guides.gateway import FEATURE as GUIDES
 from tailrace.features.jwt.gateway import FEATURE as JWT
 from tailrace.features.limits.gateway import FEATURE as LIMITS
 from tailrace.features.logins.gateway import FEATURE as LOGINS
+from tailrace.features.max_cost.gateway import FEATURE as MAX_COST
 from tailrace.features.models.gateway import FEATURE as MODELS
 from tailrace.features.ops.gateway import FEATURE as OPS
 from tailrace.features.pace.gateway import FEATURE as PACE
@@ -49,6 +50,7 @@ FEATURES: Features = (
     COUNT_TOKENS,
     PROMPTS,
     WEBHOOKS,
+    MAX_COST,
     STRUCTURED_OUTPUT,
     AUTO_IDEMPOTENCY,
     SDK_RETRIES,

@@ -4,9 +4,21 @@ from tailrace.features.backends import BACKENDS
 from tailrace.features.batches.generator import FEATURE as BATCHES
 from tailrace.features.count_tokens.generator import FEATURE as COUNT_TOKENS
 from tailrace.features.failover.generator import FEATURE as FAILOVER
+from tailrace.features.max_cost.generator import FEATURE as MAX_COST
 from tailrace.features.prompt_cache.generator import FEATURE as PROMPT_CACHE
 from tailrace.features.structured_output.generator import FEATURE as STRUCTURED_OUTPUT
+from tailrace.features.traces.generator import FEATURE as TRACES
 from tailrace.generators.feature import Feature, Features
 
-# The marks for the prompt cache come after the schema, which may be in the system prompt.
-FEATURES: Features = (STRUCTURED_OUTPUT, PROMPT_CACHE, FAILOVER, BATCHES, COUNT_TOKENS, Feature(backends=BACKENDS))
+FEATURES: Features = (
+    STRUCTURED_OUTPUT,
+    # The marks for the prompt cache come after the schema, which may be in the system prompt.
+    PROMPT_CACHE,
+    FAILOVER,
+    BATCHES,
+    COUNT_TOKENS,
+    TRACES,
+    Feature(backends=BACKENDS),
+    # Last, so that it counts the model's own events: also text that other features hold or leave out.
+    MAX_COST,
+)

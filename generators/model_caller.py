@@ -1,7 +1,7 @@
 """Makes model calls: chooses backend and model name, loads blobs into the call, repeats a call that fails early."""
 
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from typing import Protocol
 
@@ -10,8 +10,8 @@ import msgspec
 from tailrace.generators import metrics
 from tailrace.generators.backend_order import BackendOrder, BackendOrders
 from tailrace.generators.backends import Backend, Call
+from tailrace.generators.backends.measured import ObserveCall, measured
 from tailrace.generators.backends.model_event import ModelEvent, Put, Wait
-from tailrace.generators.backends.observed import observed
 from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.outage import NoteWait, Outage
@@ -50,12 +50,20 @@ class OneBackend:
 class ModelCaller:
     """The backends of this process and how they are called. Shared by all turns."""
 
-    def __init__(self, backends: Mapping[str, Backend], routing: Routing, retry: Retry, blobs: BlobLoader) -> None:
-        """`backends` by name: all that `routing` names."""
+    def __init__(
+        self,
+        backends: Mapping[str, Backend],
+        routing: Routing,
+        retry: Retry,
+        blobs: BlobLoader,
+        observe: Sequence[ObserveCall] = (),
+    ) -> None:
+        """`backends` by name: all that `routing` names. Each of `observe` observes every call, beside the metrics."""
         self.backends = backends
         self.routing = routing
         self.retry = retry
         self.blobs = blobs
+        self.observe = (measured, *observe)
         self.keys = KeyHealth(backends)
 
     def note_begin(self, backend: str, call: Call, error: BackendError | None) -> None:
@@ -107,8 +115,10 @@ class Route:
             del whole
 
             async def call_model(put: Put) -> None:
-                with observed(put, backend.provider, call) as put_observed:
-                    await backend.stream(calls[-1] if calls else call, put_observed)
+                with ExitStack() as observing:
+                    for observe in caller.observe:
+                        put = observing.enter_context(observe(put, backend.provider, call))
+                    await backend.stream(calls[-1] if calls else call, put)
 
             def put_first(event: ModelEvent) -> Wait | None:
                 wait = put(event)

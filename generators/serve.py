@@ -8,12 +8,10 @@ from functools import partial
 import structlog
 
 from tailrace.generators import metrics
-from tailrace.generators.attempt_span import attempt_span
 from tailrace.generators.backend_order import CLAUDE, BackendOrders, parse_backends
 from tailrace.generators.backends import Backend, FactsReporter
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.registry import Kinds, open_backend
-from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.feature import Features, Generator, join_hooks, kinds_of
 from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
@@ -71,18 +69,19 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
         if routing is None:
             routing = OneBackend(orders)
             warn_of_others(orders)
-        caller = ModelCaller(backends, routing, retry, blobs)
+        observers = [part.observe_call for part in parts if part.observe_call is not None]
+        caller = ModelCaller(backends, routing, retry, blobs, observers)
         checks = [new_check() for new_check in hooks.checks]
-        planner = Planner(settings.attempts_max, [cut_at_cost], hooks.obstacles, checks)
+        planner = Planner(settings.attempts_max, hooks.cuts, hooks.obstacles, checks)
         runner = TurnRunner(
             log,
             caller,
             planner,
             name=name,
             filters=hooks.all_filters,
-            sinks=[*hooks.sinks, limit_cost],
+            sinks=hooks.sinks,
             prepare=[partial(prepare_queued, log), *(prepare for part in parts for prepare in part.prepare)],
-            observe=attempt_span,
+            observe=at_most_one((part.observe_attempt for part in parts), "observer of attempts"),
             deadline_s=settings.deadline_s,
             delta_interval_s=settings.delta_interval_s,
         )

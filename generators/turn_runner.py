@@ -7,7 +7,7 @@ turn has ended. Optional features plug in: the planner and its cuts decide the n
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import structlog
 from structlog.contextvars import bound_contextvars
@@ -51,7 +51,7 @@ class TurnRunner:
         filters: Sequence[FilterCall],
         sinks: Sequence[WrapSink] = (),
         prepare: Sequence[PrepareTurn] = (),
-        observe: ObserveAttempt,
+        observe: ObserveAttempt | None = None,
         deadline_s: float,
         delta_interval_s: float = 0.0,
     ) -> None:
@@ -64,7 +64,7 @@ class TurnRunner:
         self._model_caller = model_caller
         self._planner = planner
         self._prepare = prepare
-        self._observe = observe
+        self._observe = observe or (lambda *_: nullcontext())
         self._deadline_s = deadline_s
         self._attempts = AttemptRunner(log, name=name, filters=filters, sinks=sinks, delta_interval_s=delta_interval_s)
 

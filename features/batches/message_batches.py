@@ -28,12 +28,12 @@ from tailrace.features.batches.message_batches_api import (
     Result,
     SucceededResult,
 )
+from tailrace.features.batches.message_events import to_events
 from tailrace.features.batches.tally import BatchTally
 from tailrace.generators import metrics
 from tailrace.generators.attempt_runner import WrapSink
 from tailrace.generators.backend_order import BackendOrders
 from tailrace.generators.backends.anthropic_api import encode_body
-from tailrace.generators.backends.message_events import to_events
 from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.generators.continuation import build_call
 from tailrace.generators.event_writer import append_when_not_full, as_stored

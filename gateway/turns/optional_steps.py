@@ -67,6 +67,8 @@ class OptionalSteps(NamedTuple):
     """Checks the webhook URL of a turn."""
     check_on_disconnect: Callable[[str], None] | None = None
     """Checks what happens when the last reader of a turn disconnects."""
+    check_max_cost: Callable[[float], None] | None = None
+    """Checks the cost limit of a turn, in dollars."""
     render_prompt: Callable[[NewTurn, Tenant], Awaitable[NewTurn]] | None = None
     """Returns the turn with its prompt template rendered."""
     render_prompts: RenderPrompts | None = None

@@ -25,7 +25,6 @@ OnBusy = Literal["reject", "interrupt", "branch", "queue"]
 BODY_LEVELS_MAX = LEVELS_MAX - 4
 # Fields of a model request that `options` must not have: NewTurn has them, or the gateway sets them.
 TOP_LEVEL_FIELDS = frozenset({"model", "messages", "max_tokens", "system", "tools", "stream", "betas", "max_cost"})
-COST_USD_MAX = 1e6
 # The largest `max_tokens` for a model whose limit is unknown.
 MAX_TOKENS = 10_000_000
 # Names that no session may have: /v1/sessions/stats is another route.
@@ -174,8 +173,6 @@ def _check_call(new_turn: NewTurn) -> None:
         )
     if new_turn.api_version is not None and API_VERSION.fullmatch(new_turn.api_version) is None:
         raise Refused("request_invalid", "`api_version` is not a date such as 2026-10-21")
-    if new_turn.max_cost is not None and not 0 < new_turn.max_cost <= COST_USD_MAX:
-        raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:,.0f}")
 
 
 def _check_conversation(new_turn: NewTurn) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.generators.backends.message_events import block_events
+from tailrace.generators.backends.block_events import block_events
 from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS

@@ -7,11 +7,12 @@ become underscores, as its Prometheus exporter writes them.
 import asyncio
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from prometheus_client import Histogram
 
+from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Put, Wait
 from tailrace.proto.errors import BackendError
 from tailrace.proto.events import BlockDelta
@@ -46,11 +47,20 @@ DELTA_S = FastHistogram(
 )
 
 
+ObserveCall = Callable[[Put, str, Call], AbstractContextManager[Put]]
+"""Observes a call to a provider, a value of `gen_ai.provider.name`, until the context is left.
+
+Yields what takes the events of the call and passes them to the given Put. Keeps nothing of the call.
+"""
+
+
 @contextmanager
-def measured(put: Put, provider: str, model: str) -> Iterator[Put]:
-    """Measures a call to `model` until the context is left. Yields what takes its events and passes them to `put`."""
+def measured(put: Put, provider: str, call: Call) -> Iterator[Put]:
+    """Measures a call. See ObserveCall."""
     # Bedrock and LiteLLM put the provider before the name of the model, with a dot or a slash.
-    label = model_label(PREFIX.sub("", model))
+    label = model_label(PREFIX.sub("", call.model))
+    # Its long strings use much memory.
+    del call
     observe, begun_at, last_at, error_type = DELTA_S.get_series(label).observe, time.monotonic(), 0.0, ""
 
     def put_measured(event: ModelEvent) -> Wait | None:

@@ -55,6 +55,8 @@ async def refuses_what_features_do(gateway: httpx2.AsyncClient) -> None:
         "request_invalid",
         "`file_id` is not supported by this server: leave it out",
     )
+    costly = (await gateway.post("/v1/turns", json=QUESTION | {"max_cost": 1})).json()["error"]
+    assert costly["message"] == "`max_cost` is not supported by this server: leave it out"
     for path in ABSENT:
         assert (await gateway.get(path)).json()["error"]["code"] == "route_not_found"
     refused = (await gateway.post("/v1/turns?dialect=ui", json=QUESTION)).json()["error"]

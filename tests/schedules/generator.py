@@ -8,9 +8,8 @@ import msgspec
 
 from tailrace.features.failover.circuit_breaker import CircuitBreakers
 from tailrace.features.generators import FEATURES
-from tailrace.generators.attempt_span import attempt_span
+from tailrace.features.traces.attempt_span import attempt_span
 from tailrace.generators.backend_order import BackendOrders, Candidate
-from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.feature import join_hooks
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
@@ -96,10 +95,10 @@ class Generator:
         runner = TurnRunner(
             log,
             caller,
-            Planner(DEFAULTS.attempts_max, [cut_at_cost], HOOKS.obstacles, [new_check() for new_check in HOOKS.checks]),
+            Planner(DEFAULTS.attempts_max, HOOKS.cuts, HOOKS.obstacles, [new_check() for new_check in HOOKS.checks]),
             name=self.name,
             filters=HOOKS.all_filters,
-            sinks=[*HOOKS.sinks, limit_cost],
+            sinks=HOOKS.sinks,
             observe=attempt_span,
             deadline_s=DEFAULTS.deadline_s,
             delta_interval_s=DEFAULTS.delta_interval_s,

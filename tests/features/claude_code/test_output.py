@@ -9,10 +9,10 @@ import pytest
 from tailrace.features.claude_code.backend import ClaudeCode
 from tailrace.features.claude_code.generator import ClaudeCodeSettings
 from tailrace.features.claude_code.output import ClaudeCodeOutput
+from tailrace.features.max_cost.cost_meter import limit_cost
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent
-from tailrace.generators.budget import limit_cost
 from tailrace.generators.settings import Settings
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, BackendError

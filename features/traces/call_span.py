@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from opentelemetry.trace import Span, SpanKind
 
+from tailrace.generators.backends import Call
 from tailrace.generators.backends.measured import error_type_of
 from tailrace.generators.backends.model_event import ModelEvent, Put, Wait
 from tailrace.proto import events
@@ -17,8 +18,14 @@ from tailrace.proto.usage_meter import UsageMeter
 
 
 @contextmanager
-def traced(put: Put, provider: str, model: str, max_tokens: int) -> Iterator[Put]:
-    """Makes a span of a call to `model`. Yields what takes its events and passes them to `put`."""
+def call_span(put: Put, provider: str, call: Call) -> Iterator[Put]:
+    """Observes a call in a span, while traces are on. See measured.ObserveCall."""
+    model, max_tokens = call.model, call.max_tokens
+    # Its long strings use much memory.
+    del call
+    if not tracing.is_on():
+        yield put
+        return
     span = tracing.start(f"chat {model}", kind=SpanKind.CLIENT)
     span.set_attributes(
         {

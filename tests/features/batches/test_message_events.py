@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tailrace.features.batches.message_events import to_events
+from tailrace.generators.backends.block_events import PIECE_CHARS
 from tailrace.generators.backends.event_order import EventOrder
-from tailrace.generators.backends.message_events import PIECE_CHARS, to_events
 from tailrace.generators.backends.model_event import read_event
 from tailrace.proto.entries import Attempt, Event, StoredEntry
 from tailrace.proto.errors import BackendError

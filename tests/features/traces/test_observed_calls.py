@@ -1,4 +1,4 @@
-"""The observer of calls keeps nothing of a call while its answer is read, and records how it ended."""
+"""Each observer of calls keeps nothing of a call while its answer is read, and records how it ended."""
 
 import asyncio
 import weakref
@@ -12,9 +12,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import REGISTRY
 
+from tailrace.features.traces.call_span import call_span
 from tailrace.generators.backends import Call
+from tailrace.generators.backends.measured import ObserveCall, measured
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Put, from_event
-from tailrace.generators.backends.observed import observed
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
 from tailrace.proto.events import BlockDelta, TextDelta
@@ -27,12 +28,17 @@ class Large:
     """Stands for the long strings of a call."""
 
 
-def test_an_observer_keeps_nothing_of_a_call() -> None:
+@pytest.mark.parametrize("observe", [measured, call_span])
+@pytest.mark.parametrize("is_traced", [True, False])
+def test_an_observer_keeps_nothing_of_a_call(
+    monkeypatch: pytest.MonkeyPatch, observe: ObserveCall, *, is_traced: bool
+) -> None:
+    monkeypatch.setattr(tracing, "is_on", lambda: is_traced)
     large = Large()
     kept = weakref.ref(large)
     call = Call(model="m", max_tokens=1, messages=[Message("user", "a")], options={"large": large})
     del large
-    with observed(ignore, "anthropic", call) as put:
+    with observe(ignore, "anthropic", call) as put:
         del call
         assert kept() is None
         put(DELTA)
@@ -78,7 +84,8 @@ async def test_a_call_is_recorded_with_what_ended_it(
     monkeypatch.setattr(tracing, "start", provider.get_tracer("test").start_span)
     with suppress(TimeoutError, BackendError, ZeroDivisionError, CloseCall):
         async with asyncio.timeout(0.05):
-            with observed(take, "anthropic", Call(model="m", max_tokens=1, messages=[])) as put:
+            call = Call(model="m", max_tokens=1, messages=[])
+            with measured(take, "anthropic", call) as put_measured, call_span(put_measured, "anthropic", call) as put:
                 put(DELTA)
                 await rest()
     (span,) = spans.get_finished_spans()

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from hypothesis import given
 
+from tailrace.features.max_cost.cost_meter import CostMeter, cut_at_cost, limit_cost
 from tailrace.features.structured_output.forced_calls import write_forced_call
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, from_event
-from tailrace.generators.budget import CostMeter, cut_at_cost, limit_cost
 from tailrace.generators.continuation import build_mapper
 from tailrace.generators.dropped_text import DroppedTextMeter
 from tailrace.generators.plan import AppendEvents, Complete, MakeAttempt, closing_events, plan, plan_after_check

@@ -1,0 +1,1 @@
+"""The cost limit of a turn (`max_cost`): the answer is cut when it has cost that much."""
