@@ -245,6 +245,14 @@ class Client:
         """Ends a turn, and returns it. Raises TailraceError."""
         return drive(self._core.cancel(turn))
 
+    def decide(self, session: str, call: str, **decision: object) -> dict[str, Any]:
+        """Sends `result=…` of a tool call, or `decision="denied"` with a `reason`. Raises TailraceError.
+
+        Returns the calls of the turn, and in `next` the turn that continues it when all calls are decided.
+        """
+        found: dict[str, Any] = self.request("POST", call_path(session, call), decision, idempotency_key=call)
+        return found
+
     def turn(self, turn: str) -> dict[str, Any]:
         """Returns a turn as `GET /v1/turns/{turn}` does. Raises TailraceError."""
         return drive(self._core.request("GET", f"/v1/turns/{path_segment(turn)}"))
@@ -338,6 +346,11 @@ class AsyncClient:
         """Ends a turn, and returns it. Raises TailraceError."""
         return await self._core.cancel(turn)
 
+    async def decide(self, session: str, call: str, **decision: object) -> dict[str, Any]:
+        """Sends a decision about a tool call, see Client.decide. Raises TailraceError."""
+        found: dict[str, Any] = await self.request("POST", call_path(session, call), decision, idempotency_key=call)
+        return found
+
     async def turn(self, turn: str) -> dict[str, Any]:
         """Returns a turn as `GET /v1/turns/{turn}` does. Raises TailraceError."""
         found: dict[str, Any] = await self._core.request("GET", f"/v1/turns/{path_segment(turn)}")
@@ -385,6 +398,11 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def call_path(session: str, call: str) -> str:
+    """Returns the path of a tool call. A decision may be sent again: the same one changes nothing."""
+    return f"/v1/sessions/{path_segment(session)}/calls/{path_segment(call)}"
 
 
 def turns_of(session: str | None) -> tuple[str, dict[str, str]]:

@@ -13,7 +13,7 @@ import msgspec
 from tailrace.proto.conversation import AWAITS_CLIENT, MALFORMED, call_id
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import SessionId, Tenant, TurnId
+from tailrace.proto.ids import SessionId, Tenant, TurnId, is_child_id
 from tailrace.proto.records import Query, SessionPage, TurnRecord
 
 Block = dict[str, Any]
@@ -149,10 +149,21 @@ class ListDecided(Query[DecidedTurns], frozen=True):
 
 
 def calls_of(turn: TurnRecord) -> dict[str, Block]:
-    """Returns the calls of the client's tools with which a turn was completed, by their ids, in order."""
-    if turn.outcome != "completed" or turn.stop_reason != AWAITS_CLIENT:
+    """Returns the calls of the client's tools with which a turn was completed, by their ids, in order.
+
+    None of a turn of a batch, which nothing continues, and of a turn without a parent whose client has sent answers of
+    a model: it keeps the conversation itself, and continues it in another session.
+    """
+    if is_of_batch(turn) or turn.outcome != "completed" or turn.stop_reason != AWAITS_CLIENT:
+        return {}
+    if turn.parent is None and any(message.role == "assistant" for message in turn.input):
         return {}
     return {call: block for block in turn.content if (call := call_id(block)) and call != MALFORMED}
+
+
+def is_of_batch(turn: TurnRecord) -> bool:
+    """Returns whether the turn is one of a batch."""
+    return turn.parent is not None and is_child_id(turn.turn, turn.parent)
 
 
 def result_block(call: str, decision: Decision) -> Block:

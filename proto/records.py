@@ -122,11 +122,12 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
 class WebhookPayload(msgspec.Struct, frozen=True):
     """The body of a webhook as Standard Webhooks defines it. `data` equals the response of `GET /v1/turns/{turn}`.
 
-    The type is `turn.completed`, `turn.cancelled` or `turn.failed`.
+    The type is `turn.completed`, `turn.cancelled` or `turn.failed`; with TAILRACE_WEBHOOK_REQUIRES_ACTION, that of a
+    completed turn with calls of client tools is `turn.requires_action`.
     """
 
     type: str
-    """The event: `turn.` and the outcome."""
+    """The event: `turn.` and the outcome, or `turn.requires_action`."""
     timestamp: datetime
     """When the turn ended."""
     data: TurnRecord

@@ -126,6 +126,17 @@ export function follow(
 export function request(path: string, options?: Options, init?: RequestInit): Promise<any>;
 
 /**
+ * Sends the decision about a tool call. It may be sent again after a lost connection: the same decision changes nothing. When all
+ * calls of the turn are decided, `next` is the turn that continues it.
+ */
+export function decide(
+  session: string,
+  call: string,
+  decision: { result: string | object[]; is_error?: boolean } | { decision: "denied"; reason?: string },
+  options?: Options,
+): Promise<{ next: string | null; undecided_calls: string[]; waits_because: string | null; calls: any[] }>;
+
+/**
  * Adds the text of a `delta` to `texts`, the texts of the content blocks, which begin as `[]`. Returns the text of the answer,
  * which was `before`. Blocks may be open at the same time: the answer has their texts in the order of the blocks.
  */

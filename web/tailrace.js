@@ -54,6 +54,12 @@ export function request(path, options = {}, init = {}) {
   return persist(options, async () => jsonOf(await send(options, path, init, options.signal)), options.signal);
 }
 
+/** Sends a decision about a tool call. */
+export function decide(session, call, decision, options = {}) {
+  const init = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(decision) };
+  return request(`/v1/sessions/${[session, "calls", call].map(encodeURIComponent).join("/")}`, options, init);
+}
+
 /** An answer that is read from now on. */
 class Answer {
   turn = null;

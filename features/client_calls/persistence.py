@@ -29,12 +29,13 @@ from tailrace.proto.client_calls import (
     SessionCalls,
     call_not_found,
     calls_of,
+    is_of_batch,
     result_block,
 )
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, is_child_id
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.records import GetSession, GetTurn, SessionPage, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
 
@@ -174,15 +175,12 @@ def _client_call(call: str, block: dict[str, Any], decided: Mapping[str, Any] | 
     )
 
 
-def _rows_of(key: TurnKey, turn: Turn, record: TurnRecord) -> AddedRows:
+def _rows_of(_: TurnKey, turn: Turn, record: TurnRecord) -> AddedRows:
     """Returns the row of a turn that ended with calls. A turn that continues another one removes that one's row."""
-    request = turn.request
-    if request is None or (request.parent is not None and is_child_id(key.turn, request.parent)):
-        # Nothing continues a turn of a batch.
-        return {}
-    if calls := calls_of(record):
-        return {"park_turn": {"calls_number": len(calls), "request": msgspec.json.encode(_kept(request)).decode()}}
-    return {"unpark_older": {}} if request.parent is not None else {}
+    if turn.request is not None and (calls := calls_of(record)):
+        kept = msgspec.json.encode(_kept(turn.request)).decode()
+        return {"park_turn": {"calls_number": len(calls), "request": kept}}
+    return {"unpark_older": {}} if record.parent is not None and not is_of_batch(record) else {}
 
 
 def _kept(request: Request) -> Request:

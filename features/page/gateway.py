@@ -28,7 +28,17 @@ ABOUT = "Resumable streams of Claude's answers that survive the death of any pro
 PAGES = "In a browser, / is a page with chats, /docs describes the routes, and /ops shows how the system is doing."
 FILES = frozenset(
     {
-        *("base.css", "demo.css", "demo.js", "dom.js", "icon.svg", "libraries.js", "markdown.js", "math.js"),
+        *(
+            "base.css",
+            "calls.js",
+            "demo.css",
+            "demo.js",
+            "dom.js",
+            "icon.svg",
+            "libraries.js",
+            "markdown.js",
+            "math.js",
+        ),
         *("page.css", "page.js", "requests.js", "timeline.css", "timeline.js", "turn.js"),
     }
 )

@@ -1,4 +1,5 @@
 // The page at `/`: chats over the API of this gateway. An answer goes on after a reload, a lost connection or a restart.
+import { drawCalls } from "./calls.js";
 import { byId, decodePart, element, storage } from "./dom.js";
 import { ask, resume } from "./libraries.js";
 import { copyText } from "./markdown.js";
@@ -238,6 +239,7 @@ const runningTurn = () => {
 function drawSend() {
   const isRunning = Boolean(runningTurn());
   watcher.shown(chat.turns.get(chat.leaf) ?? null);
+  drawCalls(isRunning ? null : chat.turns.get(chat.leaf)?.record, () => readTurns().catch((error) => notify(sentence(error))));
   byId("send").ariaLabel = isRunning ? "Stop" : "Send";
   byId("send").title = isRunning ? "Stop (Escape)" : "";
   byId("send").querySelector("use").setAttribute("href", isRunning ? "#i-stop" : "#i-send");

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from tailrace.proto import odd_json
+from tailrace.proto.client_calls import calls_of
 from tailrace.proto.records import TurnRecord, WebhookPayload
 
 # A receiver that was down for hours gets its webhooks within an hour after it is back.
@@ -14,10 +15,16 @@ JITTER = 0.25
 Verdict = Literal["delivered", "retry", "gone"]
 
 
-def render(turn: TurnRecord) -> bytes:
-    """Returns the JSON body of a turn's webhook: the same bytes for each attempt."""
+def render(turn: TurnRecord, *, names_action: bool = False) -> bytes:
+    """Returns the JSON body of a turn's webhook: the same bytes for each attempt.
+
+    With `names_action`, the type says whether the turn has ended with calls of client tools.
+    """
     links = {"self": f"/v1/turns/{turn.turn}"}
-    return odd_json.encode(WebhookPayload(f"turn.{turn.outcome}", turn.ended_at or turn.asked_at, turn, links))
+    event: str = turn.outcome
+    if names_action and calls_of(turn):
+        event, links["calls"] = "requires_action", f"/v1/sessions/{turn.session}/calls"
+    return odd_json.encode(WebhookPayload(f"turn.{event}", turn.ended_at or turn.asked_at, turn, links))
 
 
 def classify(status: int) -> Verdict:

@@ -50,6 +50,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Meta(gt=0, le=SECONDS_MAX, description="a webhook is given up when its turn ended longer ago than this"),
     ] = 24 * 3600.0
+    webhook_requires_action: Annotated[
+        bool,
+        Meta(
+            description="whether a completed turn that ended with calls of the client's tools has the type "
+            "`turn.requires_action` in its webhook, and not `turn.completed`"
+        ),
+    ] = False
 
 
 def check(settings: Settings) -> None:
@@ -84,6 +91,7 @@ async def _send(
             urls=parse_urls(settings.webhook_urls, private),
             first_wait_s=settings.webhook_wait_s,
             give_up_s=settings.webhook_give_up_s,
+            names_action=settings.webhook_requires_action,
         )
         is_sender, logged = asyncio.Event(), LoggedCauses()
 

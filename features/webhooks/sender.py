@@ -51,7 +51,7 @@ class WebhookSender:
     One sender at a time: the order within a session is kept in its memory.
 
     `keys` are the operator's signing keys (signature.py). The wait before a retry is `first_wait_s` and doubles, until
-    the end is older than `give_up_s`. Each webhook is attempted at least once.
+    the end is older than `give_up_s`. Each webhook is attempted at least once. `names_action` is that of its payload.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class WebhookSender:
         urls: Mapping[Tenant, str],
         first_wait_s: float,
         give_up_s: float,
+        names_action: bool = False,
     ) -> None:
         self._log = log
         self._tombstones = tombstones
@@ -74,6 +75,7 @@ class WebhookSender:
         self._urls = urls
         self._first_wait_s = first_wait_s
         self._give_up_s = give_up_s
+        self._names_action = names_action
         self._held: dict[Seq, Delivery] = {}
         self._number = 0
         """The number of the last delivery."""
@@ -294,7 +296,7 @@ class WebhookSender:
         return await self._tombstones.is_deletion_marked(TurnKey(key.tenant, batch))
 
     async def _post(self, key: TurnKey, turn: Turn, url: str) -> Answer:
-        body = payload.render(record_from_fold(key, turn))
+        body = payload.render(record_from_fold(key, turn), names_action=self._names_action)
         secrets = [signature.derive_secret(operator_key, key.tenant) for operator_key in self._keys]
         return await self._client.post(url, signature.sign(key.turn, int(time.time()), body, secrets), body)
 

@@ -261,6 +261,19 @@ async def test_a_question_that_is_asked_while_an_answer_runs_waits_and_can_be_ta
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 
+async def test_tool_calls_that_wait_are_decided_on_the_page(
+    open_gateway: Gateway, browser: str, pictures: Path
+) -> None:
+    (seen,) = await node.run("chat-page.mjs", "decided", open_gateway.url, str(pictures), CHROMIUM=browser)
+    assert seen == {
+        "said": "The answer waits for you: send the result of each tool call, or deny it.",
+        "results": ["blue", "the user denied this tool call"],
+        "count": 2,
+        "complaints": [],
+        "elsewhere": [],
+    }
+
+
 @pytest.mark.usefixtures("open_gateway")
 @pytest.mark.timeout(120)
 async def test_a_model_writes_the_title_of_a_chat_once_if_the_operator_names_it(

@@ -38,6 +38,10 @@ async def test_to_stop_reading_does_not_cancel_and_refusals_are_errors_with_a_co
     }
 
 
+async def test_a_decision_about_a_tool_call_is_one_line(gateway: Gateway) -> None:
+    assert await node.run("decide.mjs", gateway.url, KEY) == [{"outcome": "completed", "isSame": True}]
+
+
 def test_the_module_has_about_5_kb_compressed() -> None:
     assert len(gzip.compress((CHECKOUT / "web/tailrace.js").read_bytes())) < 5500
 

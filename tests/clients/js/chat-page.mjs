@@ -1149,6 +1149,25 @@ const STEPS = {
     return { place, draft, asked, last, file, name: download.suggestedFilename(), turns: turns.map(({ model, outcome, text }) => [model, outcome, text.length > 0]), ...seen };
   },
 
+  async decided(folder) {
+    const { page, seen } = await open({ viewport: SIZES.desktop });
+    const tools = ["look", "listen"].map((name) => ({ name, input_schema: { type: "object" } }));
+    const body = JSON.stringify({ message: "#sim words=2 rate=0 tool=look,listen", tools });
+    const asked = await (await fetch(`${gateway}/v1/turns`, { method: "POST", headers: { "content-type": "application/json" }, body })).json();
+    await page.goto(`${gateway}/#${asked.session}`);
+    const banner = page.getByRole("region", { name: "Tool calls that wait" });
+    await banner.getByRole("textbox", { name: "Result of look" }).fill("blue");
+    await page.screenshot({ path: `${folder}/decided.png` });
+    const said = await banner.locator("p").textContent();
+    await banner.getByRole("button", { name: "Deny listen" }).click();
+    await banner.getByRole("textbox", { name: "Result of listen" }).waitFor({ state: "detached" });
+    await banner.getByRole("button", { name: "Send the result of look" }).click();
+    await page.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
+    await banner.waitFor({ state: "hidden" });
+    const { turns } = await (await fetch(`${gateway}/v1/sessions/${asked.session}/turns`)).json();
+    return { said, results: turns[1].input[0].content.map(({ content }) => content), count: turns.length, ...seen };
+  },
+
   async hostile(session, folder, key) {
     const shown = [];
     for (const [colorScheme, size] of LOOKS) {

@@ -19,6 +19,7 @@ from tailrace.proto.client_calls import (
     ListParked,
     SessionCalls,
 )
+from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, TurnId, child_id, new_id
 from tailrace.proto.resources import DeleteResource
@@ -157,7 +158,7 @@ async def test_a_forced_tool_is_not_forced_again(store: Store) -> None:
     assert found.request.options == {"temperature": 1}
 
 
-async def test_turns_of_batches_and_without_calls_wait_for_nobody(store: Store) -> None:
+async def test_turns_of_batches_without_calls_and_of_clients_with_an_own_history_do_not_wait(store: Store) -> None:
     batch = TurnId(new_id())
     row = calling_row(store, "turn-1", calls=0)
     log = Handwritten(3)
@@ -166,7 +167,9 @@ async def test_turns_of_batches_and_without_calls_wait_for_nobody(store: Store) 
     log.store_events(*opening_events(), events.BlockStop(0), *answer_block(1, "tool_use", "{}"))
     log.store_events(events.MessageDelta(events.StopReason("tool_use"), events.UsageSoFar(output_tokens=1)))
     log.end()
-    await store.record([row, store.build_row(key(child_id(batch, 0)), log.turn)])
+    own = [Message("user", "And?"), Message("assistant", "Well."), Message("user", "Go on.")]
+    stateless = calling_row(store, "turn-3", session=SessionId("session-3"), messages=own)
+    await store.record([row, store.build_row(key(child_id(batch, 0)), log.turn), stateless])
     assert await parked(store) == []
 
 

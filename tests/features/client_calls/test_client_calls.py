@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tailrace.client import AsyncClient, TailraceError
 from tailrace.features.client_calls import continuations
 from tailrace.features.client_calls.gateway import RESULT_BYTES_MAX
 from tailrace.proto.ids import Tenant
@@ -13,7 +14,7 @@ from tests.harness.processes import Process
 from tests.harness.requests import get, post_until_ended, run_turn
 from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import Gateway, NewGateway
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 TOOL = {"tools": [{"name": name, "input_schema": {"type": "object"}} for name in ("look", "listen")]}
 CALL = "#sim words=2 rate=0 tool=look"
@@ -80,6 +81,17 @@ async def test_two_calls_that_are_decided_at_the_same_moment_start_one_turn(
     assert len((await get(gateway, f"/v1/sessions/{session}/turns"))["turns"]) == 2
     decided = await get(gateway, f"/v1/sessions/{session}/calls?turn={turn['turn']}")
     assert [one["decided_by"] is not None for one in decided["calls"]] == [True, True]
+
+
+async def test_the_python_client_decides_in_one_line(gateway: Gateway) -> None:
+    """Also again: the same decision changes nothing."""
+    session, call, _ = await park(gateway)
+    async with AsyncClient(gateway.url, KEY) as client:
+        found = [await client.decide(session, call, result="blue") for _ in range(2)]
+        assert found[0]["next"] == found[1]["next"] is not None
+        with pytest.raises(TailraceError) as refused:
+            await client.decide(session, call, decision="denied")
+    assert refused.value.code == "call_decided"
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

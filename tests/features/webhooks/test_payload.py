@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.features.webhooks import payload
+from tailrace.proto import events
 from tailrace.proto.entries import Outcome
 from tailrace.proto.records import record_from_fold
-from tests.harness.turn_builder import KEY, started_turn
+from tests.harness.turn_builder import KEY, answer_block, attempted_turn, opening_events, started_turn
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -29,6 +30,21 @@ def test_a_webhook_has_the_turns_record_and_outcome_and_the_same_bytes_each_time
         "data": msgspec.to_builtins(record),
         "links": {"self": "/v1/turns/turn-1"},
     }
+
+
+@pytest.mark.parametrize("stop_reason", ["tool_use", "end_turn"])
+def test_a_webhook_names_the_required_action_only_if_the_operator_wants_it(stop_reason: str) -> None:
+    log = attempted_turn(*opening_events(), events.BlockStop(0), *answer_block(1, "tool_use", "{}"))
+    usage = events.UsageSoFar(output_tokens=1)
+    log.store_events(events.MessageDelta(events.StopReason(stop_reason), usage))
+    log.end()
+    record = record_from_fold(KEY, log.turn)
+    assert msgspec.json.decode(payload.render(record))["type"] == "turn.completed"
+    named = msgspec.json.decode(payload.render(record, names_action=True))
+    is_waiting = stop_reason == "tool_use"
+    assert named["type"] == ("turn.requires_action" if is_waiting else "turn.completed")
+    assert named["data"]["outcome"] == "completed"
+    assert named["links"].get("calls") == ("/v1/sessions/session-1/calls" if is_waiting else None)
 
 
 @pytest.mark.parametrize(

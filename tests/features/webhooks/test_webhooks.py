@@ -209,7 +209,7 @@ async def test_a_webhook_is_given_up_and_its_session_continues(
     """At 410, after webhook_give_up_s seconds, for an address that is not allowed any more, at an internal error."""
     render, before = payload.render, count_given_up(reason)
 
-    def render_fails_once(record: TurnRecord) -> bytes:
+    def render_fails_once(record: TurnRecord, **_: bool) -> bytes:
         monkeypatch.setattr(payload, "render", render)
         raise KeyError(record.turn)
 
