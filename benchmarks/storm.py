@@ -112,7 +112,8 @@ class Reader(asyncio.Protocol):
 
 
 async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ: object) -> StormMeasurements:
-    """Everything in `folder`, and `readers` that come back within `over_s` seconds. It ends all that it has started."""
+    """Everything in `folder`, and `readers` that come back within `over_s` seconds. Ends all processes that it has
+    started."""
     seen, chance = StormMeasurements(), random.Random(seed)
     async with AsyncExitStack() as stack:
         server, connection = await stack.enter_async_context(running_log(folder))

@@ -224,7 +224,7 @@ class ContinuationMapper:
     def wrap(self, sink: Sink) -> Sink:
         """Returns a sink that passes on each event of the new call as `map` changes it.
 
-        It raises CloseCall after a stop sequence whose beginning was stored before the call.
+        The sink raises CloseCall after a stop sequence whose beginning was stored before the call.
         """
 
         def map_event(event: ModelEvent) -> None:

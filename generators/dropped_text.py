@@ -9,7 +9,8 @@ from tailrace.proto.usage_meter import UsageMeter
 class DroppedTextMeter:
     """Counts the bytes of text of a call that the sinks around `sink` do not pass on to it.
 
-    They hold text back while it may be left out: of what they still hold when the call ends, nothing is stored.
+    These sinks hold text back while it may be left out; text that they still hold at the end of the call is not
+    stored.
     """
 
     def __init__(self, sink: Sink) -> None:

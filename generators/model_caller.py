@@ -72,7 +72,7 @@ class ModelCaller:
         self.keys.note_call(backend, error)
 
     def route(self, key: TurnKey, turn: Turn) -> "Route":
-        """Returns the route of the turn's next call. It begins with the backend of the last attempt."""
+        """Returns the route of the turn's next call, which begins with the backend of the last attempt."""
         assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
         return Route(self, self.routing.begin_call(key.tenant, turn.request.model, turn.backend))
 

@@ -68,7 +68,8 @@ ATTEMPTS_TOTAL_MAX = 50
 
 
 def plan(turn: Turn, attempts_max: int, cut: str | None = None, obstacle: str | None = None) -> Action:
-    """Returns the next action for `turn`. It fails after `attempts_max` attempts in a row that stored nothing new.
+    """Returns the next action for `turn`. The turn fails after `attempts_max` attempts in a row that stored nothing
+    new.
 
     `cut` is the stop reason of the limit that the turn has reached, if any: then no further call is made. `obstacle`
     is explained at `find_obstacle`. After `Complete`, a feature may check the answer: see `plan_after_check`.

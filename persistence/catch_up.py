@@ -29,7 +29,7 @@ DRAINED = RecordingProgress(last=BEFORE_FIRST, floor=Seq(2**63 - 1))
 
 
 class SharedCatchUp:
-    """Makes queries wait for the recorder. Those that wait together share the requests to nats-server.
+    """Makes queries wait for the recorder. Queries that wait together share the requests to nats-server.
 
     Hundreds of queries that each asked every POLL_S would take the CPU that the recorder needs.
     """

@@ -130,9 +130,8 @@ def move_aside(where: Path | str) -> str:
 
 
 def is_url(where: Path | str) -> bool:
-    """Returns whether `where` is a URL of PostgreSQL. Raises SettingsInvalid for another or a mistyped URL.
-
-    Otherwise it would be taken as the name of a new SQLite file.
+    """Returns whether `where` is a URL of PostgreSQL. Raises SettingsInvalid for another or a mistyped URL, which
+    would be taken as the name of a new SQLite file.
     """
     found = None if isinstance(where, Path) else URL.match(where)
     if found is None:

@@ -136,7 +136,7 @@ async def _serve(
 async def require_one_database(rpc: Rpc, store: Store, name: str) -> None:
     """Raises StoreNotShared if another persistence process answers that uses another database than `store`.
 
-    `name` is the name of the database. This name decides if `store` has no id yet.
+    `name` is the name of the database, which is compared if `store` has no id yet.
     """
     for report in await rpc.every_health(PERSISTENCE, wait_s=OTHERS_WAIT_S):
         other = msgspec.json.decode(report, type=PersistenceHealth)

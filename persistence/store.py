@@ -404,7 +404,7 @@ class Store:
         return turn_record(rows[0]) if rows else None
 
     async def session(self, tenant: Tenant, session: str, since: datetime) -> SessionRecord | None:
-        """Returns the session, or None. It is active if it was used after `since`."""
+        """Returns the session, or None. The session is active if it was used after `since`."""
         rows = await self.read("session", tenant=tenant, session=session)
         return session_record(rows[0], since) if rows else None
 

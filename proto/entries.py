@@ -327,7 +327,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Unknown(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry of a kind that this version does not know. It is part of the chain and otherwise ignored."""
+    """An entry of a kind that this version does not know. The entry is part of the chain and otherwise ignored."""
 
     prev: Seq
     attempt: int

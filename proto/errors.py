@@ -170,7 +170,7 @@ class StoreRefused(StoreError):
 
 
 class StoreCorrupt(StoreError):
-    """The file is damaged, missing or not a database. It is moved aside and rebuilt from the log."""
+    """The file is damaged, missing or not a database: it is moved aside, and a new database is built from the log."""
 
 
 class StoreTooNew(StoreError):
@@ -201,10 +201,10 @@ BACKEND_MESSAGE_CHARS_MAX = 2000
 class BackendError(TailraceError):
     """The model call failed. `code` is a key of CODES, which says whether to retry.
 
-    `retry_after_s` is the delay that the backend asked for, or None. `reason` says why there is no connection. It names
-    hosts, so it is for the operator and not in `message`, which users see. `obstacle` names the cause in a few words
-    without hosts, if the call was not sent and a later call may connect. `details` are the API's own about the
-    request, by which Anthropic's SDKs choose the class of the error.
+    `retry_after_s` is the delay that the backend asked for, or None. `reason` says why there is no connection, with
+    names of hosts, for the operator; users see only `message`. `obstacle` names the cause in a few words without
+    hosts, if the call was not sent and a later call may connect. `details` are the API's own about the request, by
+    which Anthropic's SDKs choose the class of the error.
     """
 
     def __init__(

@@ -142,7 +142,7 @@ class MessageDelta(msgspec.Struct, frozen=True, tag="message_delta"):
 
 
 class UnknownEvent(msgspec.Struct, frozen=True):
-    """An event that this version does not know. It is stored and passed on unread."""
+    """An event that this version does not know, which is stored and passed on unread."""
 
 
 class OtherDelta(UnknownEvent, frozen=True):

@@ -31,7 +31,7 @@ def answer_schema(request: Request) -> Schema | None:
 def forced_functions(request: Request) -> Functions:
     """Returns the functions of which the answer must call one.
 
-    It is empty if no call is forced, or if the model supports forced calls.
+    The list is empty if no call is forced, or if the model supports forced calls.
     """
     options = request.options or {}
     choice = options.get("tool_choice")

@@ -154,7 +154,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionRecord(Totals, frozen=True, kw_only=True):
-    """A conversation, with the totals of all its branches. It is active until a set time after its last use.
+    """A conversation, with the totals of all its branches. The session is active until a set time after its last use.
 
     `model` and `system_prompt` are the defaults of its turns.
     """

@@ -83,7 +83,7 @@ class CallUsage(Usage, frozen=True, omit_defaults=True):
     """Token counts of one call, with the other fields of Anthropic's `usage` object that its price depends on.
 
     The counts are those of the object's top level, which leave out some billed tokens: proto/pricing.py adds them.
-    The fields are Any: values of an unexpected type are ignored. They are not part of a turn's sum.
+    The fields are Any: values of an unexpected type are ignored. These counts are not part of a turn's sum.
     """
 
     input_tokens: ReportedCount = 0

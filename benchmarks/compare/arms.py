@@ -61,7 +61,8 @@ class Missing(Exception):
 
 
 class Process(NamedTuple):
-    """A started process, and the file of its output. It is not a pipe, because a full pipe would block the process."""
+    """A started process, and the file of its output. The output goes to a file, because a full pipe would block the
+    process."""
 
     started: subprocess.Popen[bytes]
     output: Path

@@ -62,7 +62,8 @@ class SteppedModel(Model):
 class SteppingReader(Reader):
     """A reader that lets the model send the next delta when it has received one.
 
-    It waits for `resume` after the first delta and before the end, so that the CPU between can be measured.
+    The reader waits for `resume` after the first delta and before the end, so that the CPU in between can be
+    measured.
     """
 
     def __init__(self, arm: Arm, words: int, turn: int, is_paused: bool) -> None:

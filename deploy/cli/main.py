@@ -217,7 +217,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def config_path(argv: Sequence[str] | None) -> Path | None:
-    """Returns the value of `--config`. It is parsed first, because the file sets the defaults of other options."""
+    """Returns the value of `--config`.
+
+    Parses this option first, because the file sets the defaults of other options.
+    """
     first = Parser(prog="tailrace", add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     found: Path | None = first.parse_known_args(argv)[0].config

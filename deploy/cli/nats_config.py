@@ -139,7 +139,8 @@ def write(folder: Path, servers: Sequence[Server], tls: Path | None, store: Path
 
 
 def new_password() -> str:
-    """Returns a password. It begins with a letter, because nats-server may read a variable with digits as a number."""
+    """Returns a password. The password begins with a letter, because nats-server may read a variable with digits as a
+    number."""
     return f"p{secrets.token_hex(24)}"
 
 

@@ -72,7 +72,7 @@ class ClusterMember(msgspec.Struct, frozen=True):
 
 
 class ServerSpec(msgspec.Struct, frozen=True):
-    """Directory, ports, passwords and limits of one server. They stay the same when it is restarted."""
+    """Directory, ports, passwords and limits of one server. All stay the same when the server is restarted."""
 
     directory: Path
     port: int
@@ -265,8 +265,8 @@ def _count_cores() -> int:
 def storage_limit(store: Path, servers: int = 1) -> int:
     """Returns the bytes that each of `servers` may store on this disk, including what is stored already.
 
-    It is more than the sum of the limits of the existing streams, which were made when the disk had more space: else
-    nats-server would create no further stream ("insufficient storage resources").
+    The result is more than the sum of the limits of the existing streams, which were made when the disk had more
+    space. Otherwise nats-server would create no further stream ("insufficient storage resources").
     """
     store.mkdir(exist_ok=True)
     used = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
@@ -307,8 +307,8 @@ async def wait_started(port: int) -> None:
 class NatsServer:
     """A server for a test or a migration: `async with NatsServer(directory) as server: … server.url`.
 
-    It can be paused, stopped or killed, and started again with the same port, passwords and store. Its output is in
-    `directory/nats.log`. `url` is that of a user without limits; all users have the same password.
+    The server can be paused, stopped or killed, and started again with the same port, passwords and store. Its output
+    is in `directory/nats.log`. `url` is that of a user without limits; all users have the same password.
     """
 
     def __init__(

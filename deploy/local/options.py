@@ -23,7 +23,7 @@ def default_data_dir() -> Path:
 
 
 class Options(msgspec.Struct, frozen=True):
-    """The options. Those with a description can also be set in the table `[up]` of the configuration file."""
+    """The options. Options with a description can also be set in the table `[up]` of the configuration file."""
 
     host: str = "127.0.0.1"
     port: int = 8000

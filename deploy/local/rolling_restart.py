@@ -72,8 +72,8 @@ RESTART_ALL = Request(version=VERSION)
 class RollingRestart:
     """Restarts all services of an `up`, or changes their numbers, each time that `requested` is set.
 
-    `scale` returns the specs for other numbers of processes. It is called with the metrics ports of those that run, by
-    name, and raises UpRefused.
+    `scale` returns the specs for other numbers of processes. `scale` gets the metrics ports of the running processes,
+    by name, and raises UpRefused.
     """
 
     def __init__(

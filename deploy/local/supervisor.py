@@ -201,9 +201,8 @@ class Supervisor:
         del self.children[name], self.runs[name]
 
     async def end(self, name: str, within_s: float) -> None:
-        """Returns when a process has ended, which finishes what it runs. Kills it if that takes longer than `within_s`.
-
-        It is then started again, unless it is a spare.
+        """Returns when a process has ended, which finishes what it runs. Kills the process if that takes longer than
+        `within_s`. The supervisor then starts it again, unless it is a spare.
         """
         process = self.children[name].process
         self.restart(name)

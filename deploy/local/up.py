@@ -100,7 +100,7 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
 def require_limits(options: Options) -> None:
     """Raises UpRefused if a limit of this user is too low for all processes, which would fail one after the other.
 
-    They need more for many clients: the gateway warns about that.
+    Many clients need higher limits: the gateway warns about that.
     """
     services = options.generators + options.gateways
     for which, what, option, needed in (
@@ -323,7 +323,8 @@ def make_plan(
 
 
 def scale_plan(plan: Plan, options: Options, environ: Mapping[str, str], running_ports: Mapping[str, int]) -> Plan:
-    """Returns the plan for other numbers of processes. Those that run, and are in `running_ports`, keep their ports."""
+    """Returns the plan for other numbers of processes. Running processes, which are in `running_ports`, keep their
+    ports."""
     if first := settings.read(ProcessSettings, environ).metrics_port:
         chosen = ports.find_fixed(first, options.generators, options.gateways, running_ports.values())
     else:

@@ -417,7 +417,7 @@ def refuse_model(request: Request, model: Model) -> None:
 def ends_with_pause(messages: list[Message]) -> bool:
     """Returns whether the last messages, of the assistant, are an answer that paused: it goes on if it is sent back.
 
-    It has a call of a server tool without its result, or ends with a compaction (docs, "Compaction").
+    Such an answer has a call of a server tool without its result, or ends with a compaction (docs, "Compaction").
     """
     last = itertools.takewhile(lambda message: message.role == "assistant", reversed(messages))
     blocks = [block for message in last for block in message.blocks]

@@ -28,7 +28,8 @@ class Actor(NamedTuple):
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A change by an operator. It is stored before the change; a second entry with `error` says that it failed."""
+    """A change by an operator. The entry is stored before the change; a second entry with `error` says that the
+    change failed."""
 
     at: datetime
     """When the change was requested."""

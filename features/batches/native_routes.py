@@ -121,7 +121,7 @@ async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuil
 async def batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
     """`GET /v1/turn-batches`: all batches, newest first, in pages.
 
-    For a key with the scope `read`. They are in the order of creation.
+    For a key with the scope `read`. The batches are in the order of creation.
     """
     tenant = request.tenant
     after, limit = page_of(request)

@@ -133,7 +133,7 @@ def wrap(route: Route) -> Route:
 
 
 async def rendered_size(reader: Reader, receive: Receive, pieces: AsyncGenerator[bytes, None]) -> int:
-    """Returns the size of results by rendering them. It costs as much as a download, and counts as a stream.
+    """Returns the size of results by rendering them. This costs as much as a download, and counts as a stream.
 
     Raises Refused if the credential ends or the client disconnects before that.
     """

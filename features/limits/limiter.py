@@ -123,7 +123,7 @@ class Admission:
         return rate_headers(path, self.quota_rests.values(), self._limiter.now())
 
     async def release(self) -> None:
-        """Gives back all counts and slots, if no turn was stored. Otherwise the turn's end settles them."""
+        """Gives back all counts and slots if no turn was stored. If a turn was stored, its end settles them."""
         taken, self._taken = self._taken, []
         slots, self._slots = self._slots, []
         # If NATS is unreachable it stays counted: requests for a minute, an estimate for the day.

@@ -136,7 +136,7 @@ def has_url(content: object) -> bool:
 
 
 def backend_error(error: Exception) -> BackendError:
-    """Maps an exception of LiteLLM to a BackendError. Those about the provider are the openai library's."""
+    """Maps an exception of LiteLLM to a BackendError. Exceptions about the provider are of the openai library."""
     match error:
         case litellm.exceptions.Timeout():
             return BackendError("backend_stalled", "the provider sent nothing for too long")

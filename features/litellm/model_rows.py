@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def find(name: str) -> dict[str, Any] | None:
-    """Returns LiteLLM's row of a model. It lists some providers' models without the provider's name."""
+    """Returns LiteLLM's row of a model. LiteLLM lists some providers' models without the provider's name."""
     found: dict[str, Any] | None = litellm.model_cost.get(name) or litellm.model_cost.get(name.partition("/")[2])
     return found
 

@@ -122,7 +122,7 @@ class Gauge(Selection):
 class Growth(Selection):
     """The sum of counters: events per second, or the number of events if `is_increase`.
 
-    Both are over `window_s` seconds; if it is None, over the window that `promql` or the samples use.
+    The window has `window_s` seconds; None means the window that `promql` or the samples use.
     """
 
     window_s: int | None = None

@@ -121,7 +121,7 @@ class Ops:
         await self._source.watch()
 
     async def values(self) -> bytes:
-        """Returns an Overview as JSON. It is encoded once for all pages that are open."""
+        """Returns an Overview as JSON. The JSON is encoded once for all open pages."""
         collected = await self._source.read()
         newest = collected.times[-1] if collected.times else 0.0
         if newest != self._encoded[0] or not newest:

@@ -98,7 +98,8 @@ def _with_titles(page: Response, model: str) -> Response:
 
 
 async def turn(_: Request) -> Response:
-    """`GET /turns/{turn}`: a page with the timeline of a turn. It reads `/v1/turns/{turn}` and its timeline with a key.
+    """`GET /turns/{turn}`: a page with the timeline of a turn. The page reads `/v1/turns/{turn}` and the timeline
+    with a key.
 
     The page has an address of its own, so that `/v1/turns/{turn}` is JSON for every client.
     """

@@ -22,7 +22,7 @@ from tailrace.proto.runtime.settings import NoSettings
 
 
 class ProjectTable:
-    """The projects of all tenants. Those that were used after `since` are active. Every method raises StoreError."""
+    """The projects of all tenants. A project that was used after `since` is active. Every method raises StoreError."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -96,7 +96,7 @@ class ProjectQueries:
 
 
 def project_record(row: Mapping[str, Any], since: datetime) -> ProjectRecord:
-    """Returns the project in a row. It is active if it was used after `since`."""
+    """Returns the project in a row. The project is active if it was used after `since`."""
     return ProjectRecord(
         id=row["project"],
         name=row["name"],

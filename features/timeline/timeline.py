@@ -245,7 +245,7 @@ async def read(
 ) -> Timeline:
     """Returns the timeline of a turn; if the turn has left the log, the fields of its record.
 
-    `ask_gateways` returns the readers of the turn at each gateway, as JSON. It is called for a turn that exists.
+    `ask_gateways` returns the readers of the turn at each gateway, as JSON. The turn must exist.
     Raises TurnUnknown, Refused, LogUnavailable.
     """
     stored: list[StoredEntry] = []

@@ -106,8 +106,8 @@ async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
 def cookie_of_key(tenant: Tenant, key: str, raw: bytes) -> str:
     """Returns the cookie of the conversation that a POST with this Idempotency-Key and body starts.
 
-    It is derived, so that a client that lost the response gets the same cookie from the repeated POST. The key then
-    grants as much as the cookie: raises Refused for a key that is short enough to guess.
+    The cookie is derived, so that a client that lost the response gets the same cookie from the repeated POST. The key
+    then grants as much as the cookie: raises Refused for a key that is short enough to guess.
     """
     if len(key) < FIRST_KEY_CHARS_MIN:
         raise Refused(

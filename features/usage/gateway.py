@@ -81,7 +81,7 @@ async def usage(request: ApiRequest, history: HistoryClient) -> Response:
 async def tenant_usage(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/admin/tenants/{tenant}/usage`: what `/v1/usage` shows, for any tenant.
 
-    It contains sums, and the names of users, sessions and projects if `by` asks for them, but no text.
+    The totals have the names of users, sessions and projects if `by` asks for them, but no text.
     """
     return await usage_response(request, history, parse_tenant(request.path_params["tenant"]))
 

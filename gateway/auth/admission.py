@@ -29,7 +29,7 @@ class Admission(Protocol):
         """Returns the response headers with the rest of the limits, in the form of the route's client protocol."""
 
     async def release(self) -> None:
-        """Gives back everything, if nothing was stored. Otherwise the end of the turn settles it."""
+        """Gives back everything if nothing was stored. If a turn was stored, its end settles the reservations."""
 
     async def count_request(self) -> None:
         """Counts one request."""

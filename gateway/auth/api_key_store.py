@@ -48,7 +48,7 @@ class RecordChange(NamedTuple):
 
     @property
     def tenant(self) -> Tenant | None:
-        """The tenant whose limits these are; None for a key."""
+        """The tenant that the limits are for; None for a key."""
         return subjects.tenant_of_limits(self.id)
 
 

@@ -85,7 +85,7 @@ def parse_limits(given: Mapping[str, float]) -> Limits:
 
 
 def require_useful(given: Mapping[str, float]) -> None:
-    """Raises ValueError if a limit of `given`, which an operator sets, has no effect without another one."""
+    """Raises ValueError if a limit of `given`, which an operator sets, has no effect without another limit."""
     # Not in `parse_limits`: a key that an older Tailrace has stored must stay valid.
     if "burst" in given and "requests" not in given:
         raise ValueError("`burst` needs `requests`: set both")

@@ -37,7 +37,7 @@ class TokenSigner:
         return f"{payload.decode()}.{self._mac(payload)}"
 
     def read(self, token: bytes, kind: type[S]) -> S | None:
-        """Returns the fields of a token with a valid signature; else None. It does not check the expiry."""
+        """Returns the fields of a token with a valid signature; else None. Does not check the expiry."""
         payload, _, mac = token.rpartition(b".")
         if not (payload.startswith(kind.prefix) and hmac.compare_digest(mac, self._mac(payload).encode())):
             return None

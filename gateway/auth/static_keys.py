@@ -15,7 +15,7 @@ KEY = re.compile(r"([^:]+):([0-9a-f]{64})")
 
 
 class StaticKeys:
-    """The keys of TAILRACE_API_KEYS. They have all scopes of a tenant and do not expire."""
+    """The keys of TAILRACE_API_KEYS. Static keys have all scopes of a tenant and do not expire."""
 
     def __init__(self, text: str) -> None:
         """Raises SettingsInvalid if `text` is not a list of TENANT:SHA256."""

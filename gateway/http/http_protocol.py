@@ -325,7 +325,7 @@ class ClientConnection(HttpToolsProtocol):
 def direct_writer(send: Send) -> Callable[[bytes], bool]:
     """Returns a function that writes a part of a body to the connection of `send`, and returns whether it has.
 
-    It writes only where `send` would write at once, without a wait: otherwise, the caller awaits `send`. A `send` that
+    The function writes only where `send` would write at once: otherwise, the caller awaits `send`. A `send` that
     is not uvicorn's own never writes at once.
     """
     cycle = getattr(send, "__self__", None)

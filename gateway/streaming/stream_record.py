@@ -110,7 +110,7 @@ class StreamRecord:
 
 
 class StreamRecords:
-    """The last `STREAMS_KEPT` streams. It is in memory only: a gateway that restarts has forgotten them."""
+    """The last `STREAMS_KEPT` streams. The records are in memory only: a gateway that restarts has forgotten them."""
 
     def __init__(self, level: Literal["debug", "info"] = "debug") -> None:
         """`level` is the level of the log lines: one when a stream opens or resumes, and one when it ends."""

@@ -135,7 +135,8 @@ class TurnWriter(FrameWriter):
     def write_new(self) -> bool:
         """Writes new entries to the connection; returns whether that needs no wait, and the turn goes on.
 
-        It needs no task: the feed calls it as entries come. What it does not write is left to `write_stored`.
+        The feed calls this function as entries come, so no task is needed. What it does not write is left to
+        `write_stored`.
         """
         feed, start, end = self.feed, self.position, len(self.feed.entries)
         if start == end or feed.is_ended or feed.is_broken or self._needs_retry:

@@ -128,7 +128,7 @@ def verbatim_position(position: Position, conversation: list[Message]) -> Positi
 
 
 class Identity(NamedTuple):
-    """The parts of a message by which it is compared. They are the same in each client protocol."""
+    """The parts of a message by which it is compared: the same in each client protocol."""
 
     role: str
     text: str

@@ -153,7 +153,7 @@ def unreadable(what: str) -> BackendError:
 def require_readable_start(block: object) -> None:
     """Raises BackendError unless the start of a content block can be used.
 
-    It needs a type and fields of their types, and a tool call needs an id and a name.
+    A start needs a type and fields of their types, and a tool call needs an id and a name.
     """
     if not isinstance(block, dict):
         raise unreadable("a content block that is no object")

@@ -56,7 +56,7 @@ async def cut(data: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 async def restore(event: ModelEvent, data: bytes, rest: bytes, strings: Mapping[str, str]) -> ModelEvent:
-    """Returns an event with its long strings. It comes from `rest`, which `cut` has returned for `data`."""
+    """Returns an event with its long strings. The strings come from `rest`, which `cut` has returned for `data`."""
     if not strings or not any(name.encode() in bytes(event.raw) for name in strings):
         return event
     fields = long_strings.put_back(msgspec.json.decode(event.raw), strings)

@@ -134,7 +134,8 @@ def unreadable() -> BackendError:
 
 
 def stop_message(stop_reason: str, stop_sequence: str | None = None) -> ModelEvent:
-    """Returns a `message_delta` that completes a message. It reports no usage, so that it is estimated (R23)."""
+    """Returns a `message_delta` that completes a message. The event reports no usage, so that usage is estimated
+    (R23)."""
     stop = {"stop_reason": stop_reason, "stop_sequence": stop_sequence}
     raw = msgspec.Raw(msgspec.json.encode({"type": "message_delta", "delta": stop, "usage": {}}))
     return ModelEvent(events.decode(raw), raw, "message_delta")

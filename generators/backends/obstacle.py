@@ -14,9 +14,8 @@ SEVERAL = "Multiple exceptions: [Errno"
 
 
 def find_obstacle(error: BaseException | None) -> str:
-    """Returns what prevents the connection, without names: `no such host`. Empty if a later call would fail, too.
-
-    It is also empty if the call may have been sent. Certificates and proxies that refuse are not waited for.
+    """Returns what prevents the connection, without names: `no such host`. Empty if a later call would fail, too, or
+    if the call may have been sent. Certificates and proxies that refuse are not waited for.
     """
     while error is not None:
         match error:

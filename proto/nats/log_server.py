@@ -41,7 +41,8 @@ class EntryPage(NamedTuple):
 
 
 class Count(NamedTuple):
-    """The number of stored entries of a turn, valid or not. It includes all entries up to the sequence `upto`."""
+    """The number of stored entries of a turn, valid or not. The number includes all entries up to the sequence
+    `upto`."""
 
     entries: int
     upto: Seq

@@ -21,7 +21,7 @@ class StreamState(msgspec.Struct, frozen=True):
 
 
 class StreamConfig(msgspec.Struct, frozen=True):
-    """The limits of a stream. Those that are 0 or less do not exist."""
+    """The limits of a stream. A limit of 0 or less does not exist."""
 
     max_bytes: int = -1
     max_age: int = 0

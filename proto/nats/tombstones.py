@@ -43,7 +43,7 @@ class Tombstones:
         self._leader = Leader(connection, CLAIMS_STREAM)
 
     async def put(self, turns: Iterable[TurnKey]) -> None:
-        """Sets a tombstone for each of `turns`. After LogUnavailable some may be set."""
+        """Sets a tombstone for each of `turns`. After LogUnavailable, some tombstones may be set."""
         names = [subjects.tombstone(key) for key in turns]
         await asyncio.gather(*(self._publish(name, "deleted turns cannot be marked") for name in names))
 

@@ -45,8 +45,9 @@ class NotAccepted(requests.RequestException):
 class CountedExporter(SpanExporter):
     """Exports spans over OTLP and counts them. Of an outage, it logs the first line and the end.
 
-    OpenTelemetry's exporter logs up to four lines for each lost batch, twelve batches a minute. It takes a redirect,
-    which it does not follow, for success, and does not read which spans the collector has rejected.
+    OpenTelemetry's exporter logs up to four lines for each lost batch, twelve batches a minute. OpenTelemetry's
+    exporter takes a redirect, which it does not follow, for success, and does not read which spans the collector has
+    rejected.
     """
 
     def __init__(self) -> None:

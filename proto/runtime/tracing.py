@@ -115,7 +115,7 @@ def traceparent() -> str | None:
 def exemplar(traceparent: str | None = None) -> dict[str, str] | None:
     """Returns the exemplar of a measurement: its trace, by which a histogram's bucket leads to a trace.
 
-    It is that of `traceparent`, or of the current span without one; None while traces are off, or not sampled.
+    The trace is that of `traceparent`, or without it, of the current span; None while traces are off, or not sampled.
     """
     if _stop is None:
         return None

@@ -57,8 +57,9 @@ def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Header
 
     The model gets exactly these messages, not the session's: `cache_control` and the prompt cache depend on them.
     Raises Refused for `thread`, with which Anthropic's servers keep the conversation under the id of its last answer.
-    They do not know the ids of Tailrace's answers. The tool runners of Anthropic's SDKs send `thread` by default, and
-    the whole conversation after this error code. Source: `recovers_from` in `anthropic/lib/threads/_thread_state.py`.
+    Anthropic's servers do not know the ids of Tailrace's answers. The tool runners of Anthropic's SDKs send `thread`
+    by default, and the whole conversation after this error code. Source: `recovers_from` in
+    `anthropic/lib/threads/_thread_state.py`.
     """
     refuse_account_headers(headers)
     if fields.get("thread") is not None:

@@ -32,7 +32,7 @@ async def insert_items(
 ) -> tuple[str | Sequence[InputItem], int]:
     """Returns the input with each reference replaced by its item, and the bytes of the inserted items.
 
-    They may have `bytes_max` bytes together. Other tasks run after each inserted item.
+    All inserted items together may have `bytes_max` bytes. Other tasks run after each inserted item.
     Raises Refused, LogUnavailable.
     """
     if isinstance(items, str):

@@ -111,7 +111,7 @@ def render_record(record: TurnRecord, seen: int) -> Frame:
 def render_snapshot(key: TurnKey, turn: Turn, number: int) -> sse.Events:
     """Renders `turn` in the fewest events. The last has the number before `number`, with which the stream goes on.
 
-    They are never more events than the stream had, so the first number is not negative.
+    A snapshot never has more events than the stream had, so the first number is not negative.
     """
     state = start(key)
     if turn.request is not None and turn.asked_at is not None:
