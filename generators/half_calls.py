@@ -50,7 +50,7 @@ def has_results(blocks: Iterable[Block]) -> bool:
 def without_half_calls(blocks: Sequence[Block], *, keeps_pending: bool = False) -> list[Block]:
     """Returns the blocks without calls that have no result, and without the errors that stand for their results.
 
-    With `keeps_pending`, calls that nothing stands for stay: those of a paused answer, which the API still executes.
+    With `keeps_pending`, calls without a result stay: the calls of a paused answer, which the API still executes.
     """
     starts = [block.start for block in blocks]
     answered = answered_calls(starts)
@@ -97,7 +97,7 @@ def pending_calls(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def without_pending_calls(messages: Sequence[Message], blocks: Sequence[Block]) -> list[Message]:
-    """Returns `messages` without those of `pending_calls` whose results are not in `blocks`, the answer to them."""
+    """Returns `messages` without the `pending_calls` whose results are not in `blocks`, the answer."""
     answered = answered_calls(block.start for block in blocks)
     pending = [call for call in pending_calls(messages) if call.get("id") not in answered]
     if not pending:
@@ -111,7 +111,7 @@ def without_pending_calls(messages: Sequence[Message], blocks: Sequence[Block]) 
 def close_half_calls(blocks: Sequence[Block], messages: Sequence[Message] = ()) -> list[events.Event]:
     """Returns the events that close what a continuation cannot go on with: half calls and half thoughts.
 
-    An open block gets its stop, and each call without a result gets an error, also those of `pending_calls`. Empty if
+    An open block gets its stop, and each call without a result gets an error, also each of `pending_calls`. Empty if
     there is nothing to close. An open text block at the end stays open if no error follows it: the continuation goes
     on in it.
     """

@@ -31,7 +31,7 @@ DRAINED = RecordingProgress(last=BEFORE_FIRST, floor=Seq(2**63 - 1))
 class SharedCatchUp:
     """Makes queries wait for the recorder. Queries that wait together share the requests to nats-server.
 
-    Hundreds of queries that each asked every POLL_S would take the CPU that the recorder needs.
+    If each of hundreds of queries asked every POLL_S, the recorder would lack CPU.
     """
 
     def __init__(self, deliveries: Deliveries, failure: Callable[[], str], timeout_s: float) -> None:

@@ -39,7 +39,7 @@ class LostTurnFinder:
         Returns whether it has used the database. Raises StoreBusy, StoreUnwritable and StoreRolledBack.
 
         An expired turn is recognised by its cursor, which is before the log's first sequence. But the cursors of a
-        restored database may be those of another log, and cannot be compared with this log. Therefore each turn that
+        restored database may belong to another log, and cannot be compared with this log. Therefore each turn that
         was running at the start is also looked up in the log once, some turns in each call. While the log cannot be
         reached, no turn is lost. An `end` that appears in the log later replaces the `end` that was written here.
         """

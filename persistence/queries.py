@@ -184,7 +184,8 @@ class Queries:
         return await self.turn(tenant, GetTurn(last))
 
     async def context(self, tenant: Tenant, query: GetContext) -> Context:
-        """Returns the conversation that a new turn continues: that of `parent`, or of the session's newest turn.
+        """Returns the conversation that a new turn continues: the conversation of `parent`, or of the session's
+        newest turn.
 
         Raises Refused if the parent or the session does not exist, unless `create_session` allows a new session.
         """

@@ -101,7 +101,7 @@ class TurnListReader:
         return [turn_record(row) for row in await self._read("slowest_turns", **values)][: query.limit - 1], None
 
     async def best_scan(self, query: TurnPageQuery) -> Scan:
-        """Returns the scan whose `end` is the oldest: that of the rarest label or outcome; NEWEST without."""
+        """Returns the scan whose `end` is the oldest (of the rarest label or outcome), or NEWEST without scans."""
         best, values = Scan("turns", {}, NEWEST), query.values
         if query.outcome in INDEXED_OUTCOMES:
             best = await self.scan("turns_of_outcome", values)

@@ -80,7 +80,8 @@ class GetBatch(Query[StoredBatch], frozen=True):
 
 
 class ListBatches(Query[BatchPage], frozen=True):
-    """A page of batches, newest first; with `of`, those of one other API. Refused: cursor_invalid, batch_not_found.
+    """A page of batches, newest first; with `of`, the batches of one other API. Refused: cursor_invalid,
+    batch_not_found.
 
     The page begins after the cursor `after`, or after the batch `after_batch`, or ends before the batch `before_batch`.
     """

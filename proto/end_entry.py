@@ -85,8 +85,8 @@ def other_answering_model(turn: Turn) -> str | None:
 def reported_envelope(turn: Turn) -> dict[str, Any]:
     """Returns the envelope, with the usage that the model has reported as far as the `end`'s usage differs from it.
 
-    The counts are sums over all calls, as are those of server tools and cache lifetimes. `iterations` has the steps of
-    all calls. Other fields are those of the last call that reported them.
+    The counts, also of server tools and cache lifetimes, are sums over all calls. `iterations` has the steps of
+    all calls. Other fields are from the last call that reported them.
     """
     calls = [call for call in turn.calls if call != CallUsage()]
     fields: dict[str, Any] = {}

@@ -108,7 +108,7 @@ class LogError(TailraceError):
 
 
 class LogUnavailable(LogError):
-    """The log did not answer in time. `may_repeat` is that of Refused."""
+    """The log did not answer in time. `may_repeat`: see Refused."""
 
     def __init__(self, message: str, *, may_repeat: bool = True) -> None:
         super().__init__(message)

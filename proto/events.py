@@ -203,7 +203,7 @@ def decode_wait(raw: bytes | msgspec.Raw) -> Wait | None:
 def merge_fields(before: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields of a content block after a delta of a type that no Struct declares.
 
-    Every delta of Anthropic's API follows this rule, except those of citations and of a tool's input: a string or list
+    Every delta of Anthropic's API follows this rule, except deltas of citations and of a tool's input: a string or list
     is appended to the field of its name, null changes nothing, and any other value replaces the field. Opaque values
     are whole in each delta (`signature`, `encrypted_content`: the SDK's accumulators, anthropic 2.14.0).
     """

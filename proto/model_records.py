@@ -66,7 +66,7 @@ class CancelMessageBatch(msgspec.Struct, frozen=True):
 class CancelTurn(msgspec.Struct, frozen=True, omit_defaults=True):
     """Cancels a turn, for a gateway that loses the fence to the turn's generator.
 
-    `cause` and `by` are those of its `end`.
+    `cause` and `by` are stored in its `end`.
     """
 
     turn: TurnId

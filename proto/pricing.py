@@ -39,7 +39,7 @@ class Factor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PriceList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Prices apart from those of tokens. None: Anthropic has not published the price."""
+    """Prices, except the prices of tokens. None: Anthropic has not published the price."""
 
     source: str
     date: str

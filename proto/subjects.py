@@ -150,8 +150,8 @@ def tombstone(key: TurnKey) -> str:
 def deletion_mark(key: TurnKey) -> str:
     """Returns the subject of the mark of a turn that is being deleted, in the bucket CLAIMS (PROTOCOL R35).
 
-    It is one token, as those of idempotency keys, so that a gateway with the NATS permissions of an older Tailrace may
-    write it. No idempotency key has this name: theirs are hexadecimal.
+    The mark is one token, like the mark of an idempotency key, so that a gateway with the NATS permissions of an
+    older Tailrace may write it. No idempotency key has this name: theirs are hexadecimal.
     """
     return f"$KV.{CLAIMS}.deleting={_token(key.tenant)}={_token(key.turn)}"
 

@@ -82,7 +82,7 @@ NO_CONTEXT = CallContext()
 class CallUsage(Usage, frozen=True, omit_defaults=True):
     """Token counts of one call, with the other fields of Anthropic's `usage` object that its price depends on.
 
-    The counts are those of the object's top level, which leave out some billed tokens: proto/pricing.py adds them.
+    The counts of the object's top level lack some billed tokens, which proto/pricing.py adds.
     The fields are Any: values of an unexpected type are ignored. These counts are not part of a turn's sum.
     """
 

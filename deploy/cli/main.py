@@ -239,7 +239,7 @@ def configure_logging() -> None:
 
 
 def parser(defaults: Mapping[str, object] | None = None) -> Parser:
-    """Returns the parser of all commands. `defaults` are those of the configuration file, by option."""
+    """Returns the parser of all commands. `defaults` are the values of the configuration file, by option."""
     tailrace = MainParser(
         prog="tailrace",
         description="Durable streams of Claude's answers: readers can resume, and no acknowledged turn is lost.",

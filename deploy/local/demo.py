@@ -25,7 +25,7 @@ QUESTION_S_MAX = 5.0
 
 
 class Demo:
-    """The token, the socket, and the answers. `path` is that of the socket."""
+    """The token, the socket, and the answers. `path` is the path of the socket."""
 
     def __init__(self, supervisor: Supervisor, path: Path) -> None:
         self.token = secrets.token_urlsafe(24)

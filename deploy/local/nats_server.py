@@ -227,7 +227,7 @@ def find_url(data_dir: Path, environ: Mapping[str, str], *, is_change: bool = Fa
 def command(spec: ServerSpec) -> tuple[str, ...]:
     """Writes the configuration file, which contains the passwords, and returns the command that starts the server.
 
-    The binary is that of the running virtual environment: Debian's is too old, and is first in some PATHs.
+    The binary belongs to the running virtual environment: Debian's is too old, and is first in some PATHs.
     """
     binary = Path(sys.executable).parent / "nats-server"
     if not binary.exists():
@@ -308,7 +308,7 @@ class NatsServer:
     """A server for a test or a migration: `async with NatsServer(directory) as server: … server.url`.
 
     The server can be paused, stopped or killed, and started again with the same port, passwords and store. Its output
-    is in `directory/nats.log`. `url` is that of a user without limits; all users have the same password.
+    is in `directory/nats.log`. `url` has a user without limits; all users have the same password.
     """
 
     def __init__(

@@ -108,9 +108,9 @@ def _require_loopback() -> None:
 def find_fixed(first: int, generators: int, gateways: int, own: Collection[int] = ()) -> list[int]:
     """Returns the metrics ports from TAILRACE_METRICS_PORT=`first` on: persistence, generators, gateways.
 
-    Each role has a range of its own, so that a further generator does not change the port of a gateway. The ranges are
-    those of the units in deploy/systemd. Raises UpRefused if one is not a port number, or is in use and none of `own`,
-    which processes of this `up` have.
+    Each role has a range of its own, so that a further generator does not change the port of a gateway. The ranges
+    are the same as in the units in deploy/systemd. Raises UpRefused if one is not a port number, or is in use and none
+    of `own`, which processes of this `up` have.
     """
     of_generators = range(first + GENERATORS_OFFSET + 1, first + GENERATORS_OFFSET + 1 + generators)
     ports = [first, *of_generators, *range(first + 1, first + 1 + gateways)]

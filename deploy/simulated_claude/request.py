@@ -343,7 +343,7 @@ def refuse_results(number: int, calls: list[str], blocks: list[Block]) -> None:
 def refuse_server_calls(messages: list[Message]) -> None:
     """Raises Refusal for a call of a server tool without its result, except in a last message of the assistant.
 
-    Anthropic's docs, "Server tools" (`pause_turn`); the wording is that of anthropic-sdk-python#1339. Code that has
+    Anthropic's docs, "Server tools" (`pause_turn`); the wording is from anthropic-sdk-python#1339. Code that has
     called a tool of the client has its result in a later answer: docs, "Programmatic tool calling".
 
     Also raises Refusal for a result without its call before it; anthropics/claude-code#64383 quotes the message.

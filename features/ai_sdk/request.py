@@ -218,7 +218,7 @@ def system_of(chat: UIChatRequest) -> str | list[Block] | None:
 
 
 def messages_of(chat: UIChatRequest) -> list[MessageParam]:
-    """Returns the messages for the model without those of `system_of`. Raises Refused.
+    """Returns the messages for the model, except the messages that `system_of` returns. Raises Refused.
 
     Leaves out an empty message before the last message: it was refused, and the page sends it again with the next.
     """

@@ -49,7 +49,7 @@ class BatchTable:
         return batch_record(rows[0]) if rows else None
 
     async def batches(self, tenant: Tenant, before: PageCursor, limit: int, of: Api | None = None) -> list[StoredBatch]:
-        """Returns batches older than `before`, newest first; with `of` only those of one other API."""
+        """Returns batches older than `before`, newest first; with `of` only the batches of one other API."""
         page = {"before_at": before.at, "before": before.name, "limit": limit, "of": of}
         statement = "batches" if of is None else "api_batches"
         return [batch_record(row) for row in await self._store.read(statement, tenant=tenant, **page)]
@@ -57,7 +57,7 @@ class BatchTable:
     async def newer_batches(
         self, tenant: Tenant, after: PageCursor, limit: int, of: Api | None = None
     ) -> list[StoredBatch]:
-        """Returns batches newer than `after`, oldest first; with `of` only those of one other API."""
+        """Returns batches newer than `after`, oldest first; with `of` only the batches of one other API."""
         page = {"after_at": after.at, "after": after.name, "limit": limit, "of": of}
         statement = "newer_batches" if of is None else "newer_api_batches"
         return [batch_record(row) for row in await self._store.read(statement, tenant=tenant, **page)]

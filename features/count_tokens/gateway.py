@@ -77,7 +77,7 @@ async def post_count_tokens(
 ) -> Response:
     """`POST /v1/messages/count_tokens`: returns the number of tokens in a prompt, as Anthropic counts them.
 
-    The request is the same as that of `POST /v1/messages`. No answer is generated.
+    The request is the same as for `POST /v1/messages`. No answer is generated.
     """
     tenant, timeout_s = request.tenant, settings.query_timeout_s
     # Not the key of a turn: an id that pins the blobs until they are counted.

@@ -34,7 +34,7 @@ class LimitRest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitRests(msgspec.Struct, frozen=True):
-    """The limits of the credential, then those of its tenant."""
+    """The limits of the credential, then the limits of its tenant."""
 
     data: list[LimitRest]
     """The limits. A limit that is not set does not apply, and is left out."""

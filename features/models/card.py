@@ -20,7 +20,7 @@ NANO_USD_PER_USD_A_MILLION = 1000
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A model: OpenAI's four fields, then those of Anthropic's ModelInfo."""
+    """A model: OpenAI's four fields, then the fields of Anthropic's ModelInfo."""
 
     id: str
     """The id of the model."""
@@ -133,7 +133,7 @@ class ModelSheets(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_card(model: Model, listed: Listed | None) -> ModelCard:
-    """Returns a model as `GET /v1/models` lists it. Limits that Anthropic lists replace those of our table."""
+    """Returns a model as `GET /v1/models` lists it. Limits that Anthropic lists replace the limits in our table."""
     info = (listed or {}).get(model.id) or ListedModel(id=model.id)
     created_at = info.created_at or midnight(model.released or UNKNOWN_DAY)
     return ModelCard(

@@ -260,7 +260,7 @@ def fill_gaps(points: list[Point], value: Point) -> list[Point]:
 
 
 def legend(query: Query, group: Group) -> str:
-    """Returns the legend of a group: that of its query, with the values of the labels."""
+    """Returns the legend of a group: the legend of its query, with the values of the labels."""
     text = query.legend
     for label, value in zip(query.expression.by, group, strict=True):
         text = text.replace(f"{{{{{label}}}}}", value)

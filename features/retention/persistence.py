@@ -45,7 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 class Age(NamedTuple):
     """When a session is old: not used since `before`, and without turns in the log, which begins at `first`.
 
-    The cursors of turns from before `log_created_at` are those of another log.
+    The cursors of turns from before `log_created_at` belong to another log.
     """
 
     before: datetime
@@ -85,7 +85,7 @@ class OldSessions:
 class Retention:
     """Deletes sessions of all tenants that were not used for `days`; none if `days` is 0.
 
-    The ages are those of the log's clock: a wrong clock of this machine would delete the whole history.
+    Ages are measured by the log's clock: a wrong clock of this machine would delete the whole history.
     """
 
     def __init__(self, store: Store, deliveries: Deliveries, days: int) -> None:

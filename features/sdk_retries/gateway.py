@@ -104,7 +104,7 @@ async def _key(draft: TurnDraft) -> str:
 
 
 def start(gateway: Gateway, _: NoSettings) -> Parts:
-    """Makes the steps that find the turn of a repetition, and claim that of any other request."""
+    """Makes the steps that find the turn of a repetition, and claim the turn of any other request."""
     retries = SdkRetries(gateway.claims, gateway.presence)
     return Parts(steps=OptionalSteps(find_retry=retries.find_retry, claim_retry=retries.claim_retry))
 

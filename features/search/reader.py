@@ -36,7 +36,7 @@ class SearchReader:
         """Returns a page of the turns with all hashed `words`, of which there is at least one.
 
         It reads at most `SCAN_MAX` turns, by the index of the rarest label, word or outcome. Searches run one at a
-        time, those of each tenant in turn. Raises StoreBusy for a search that runs or waits for too long, and Refused
+        time; tenants take turns. Raises StoreBusy for a search that runs or waits for too long, and Refused
         if SEARCHES_WAITING_MAX of the tenant's searches wait.
         """
         async with self._slot(query.tenant):

@@ -24,6 +24,6 @@ def cookie_of(request: Request) -> str | None:
 
 
 def format_cookie(cookie: str, request: Request) -> str:
-    """Returns the value of Set-Cookie. Its path is that of the page, `/`, so that a reload keeps the conversation."""
+    """Returns the value of Set-Cookie. Its path is the page's, `/`, so that a reload keeps the conversation."""
     secure = "; Secure" if request.url.scheme == "https" else ""
     return f"{COOKIE}={cookie}; Path=/; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Lax{secure}"

@@ -40,7 +40,7 @@ class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
 class ActiveSessions(msgspec.Struct, frozen=True, kw_only=True):
     """The number of active sessions and recent usage, with the field names of other servers for Claude.
 
-    The usage is that of all turns since the start of the UTC day that was `TAILRACE_SESSION_IDLE_S` seconds ago.
+    The usage is the sum over all turns since the start of the UTC day that was `TAILRACE_SESSION_IDLE_S` seconds ago.
     """
 
     active_sessions: int
@@ -89,8 +89,9 @@ async def tenant_usage(request: ApiRequest, history: HistoryClient) -> Response:
 async def stats(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/sessions/stats`: the number of active sessions, and recent usage.
 
-    A session is active if it was used in the last `TAILRACE_SESSION_IDLE_S` seconds. The usage is that of all turns
-    since the start of the UTC day on which that time began. `claude_sessions` are the sessions with a running turn.
+    A session is active if it was used in the last `TAILRACE_SESSION_IDLE_S` seconds. The usage is the sum over all
+    turns since the start of the UTC day on which that time began. `claude_sessions` are the sessions with a running
+    turn.
     """
     tenant = request.tenant
     found = await history.query(tenant, GetStats())

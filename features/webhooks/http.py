@@ -29,7 +29,7 @@ class Answer(NamedTuple):
 class WebhookClient:
     """Posts webhooks. Use it as an async context manager.
 
-    `private` are the hosts that may have private addresses; `resolver` is by default that of the system.
+    `private` are the hosts that may have private addresses; `resolver` is by default the system's.
     """
 
     def __init__(self, private: frozenset[str], *, timeout_s: float, resolver: AbstractResolver | None = None) -> None:

@@ -14,7 +14,7 @@ KNOWN_FIELDS = {"text": ("type", "text", "citations"), "thinking": ("type", "thi
 
 
 def further_fields(block: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the other fields of a text or thinking block, also those of its deltas of unknown types."""
+    """Returns the other fields of a text or thinking block, also of its deltas of unknown types."""
     known = KNOWN_FIELDS.get(str(block.get("type")), tuple(block))
     return {name: value for name, value in block.items() if name not in known and value is not None}
 
@@ -23,7 +23,7 @@ def split_start(block: dict[str, Any]) -> tuple[dict[str, Any], list[events.Delt
     """Returns the start of a text or thinking block without its content, and the content as deltas.
 
     Blocks of other types are returned unchanged: a tool's input in the start is replaced by deltas, not continued. The
-    block may come from a client, so its fields may be any JSON values; those of a wrong type are left out.
+    block may come from a client, so its fields may be any JSON values; fields of a wrong type are left out.
     """
     deltas: list[events.Delta] = []
     match block.get("type"):

@@ -35,7 +35,7 @@ class TurnList(Page[TurnRecord], frozen=True, kw_only=True):
 
 
 class CancelledSession(msgspec.Struct, frozen=True):
-    """A session, and those of its turns that this request has ended."""
+    """A session, and its turns that this request has ended."""
 
     session: SessionId
     """The id of the session."""

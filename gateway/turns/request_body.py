@@ -53,7 +53,7 @@ class MessageParam(Message, frozen=True, forbid_unknown_fields=True):
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a turn without those of its conversation: all fields that an input of a batch may have."""
+    """The fields of a turn, except the fields of its conversation: all fields that an input of a batch may have."""
 
     message: str | None = None
     """The new user message. A turn has either `message` or `messages`."""

@@ -27,7 +27,7 @@ TOO_MANY = (
 
 
 class RequestBlobs:
-    """Stores the long strings of request entries; all those of an entry together may have `bytes_max` bytes."""
+    """Stores the long strings of request entries; all strings of an entry together may have `bytes_max` bytes."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class RequestBlobs:
         more_bytes: int = 0,
         is_renewed: bool = False,
     ) -> None:
-        """Stores blobs, by SHA-256, after they are counted and pinned for `key`. `is_renewed` is that of BlobStore.put.
+        """Stores blobs, by SHA-256, after they are counted and pinned for `key`. `is_renewed`: see BlobStore.put.
 
         `more_bytes` are counted with them. Raises Refused, LogFull, LogUnavailable.
         """

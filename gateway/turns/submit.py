@@ -129,8 +129,8 @@ class TurnSubmitter:
         """Stores the entry that `build` makes, of a turn or a batch; see `submit`. The order of the steps is fixed:
 
         a repeated POST is found before anything is counted, stored or cancelled; money is reserved before the key is
-        claimed; a request that is refused claims nothing and gives back what it has reserved. `retry` is that of a
-        client without a key. Raises Refused, LogError.
+        claimed; a request that is refused claims nothing and gives back what it has reserved. `retry` is the
+        repetition of a client without a key. Raises Refused, LogError.
         """
         refuse_when_draining(self._draining)
         steps, tenant, key = self.steps, draft.principal.tenant, draft.idempotency_key

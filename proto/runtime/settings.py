@@ -69,7 +69,7 @@ def read(kind: type[S], environ: Mapping[str, str]) -> S:
 
 
 def extend(kind: type[S], parts: Iterable[type[msgspec.Struct]]) -> type[S]:
-    """Returns the settings of `kind` with those of each of `parts`, as one Struct."""
+    """Returns the settings of `kind` with the settings of each of `parts`, as one Struct."""
     fields = [
         (field.encode_name, field.type, field.default) for part in parts for field in msgspec.structs.fields(part)
     ]
@@ -85,7 +85,7 @@ def select(settings: msgspec.Struct, part: type[P]) -> P:
 
 
 def find_mistyped(kind: type[msgspec.Struct], environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns the variables whose names are nearly those of a setting of `kind`, each with the name of that setting.
+    """Returns the variables that look like mistyped settings of `kind`, each with the name of that setting.
 
     The settings of other processes are not found, as they may be in the same environment.
     """

@@ -9,7 +9,7 @@ from tailrace.proto.records import GetSession, GetTurn
 async def read_session_model(
     history: HistoryClient, tenant: Tenant, session: str | None, parent: str | None
 ) -> str | None:
-    """Returns the model that was set for the session, or for that of the turn `parent`.
+    """Returns the model that was set for the session, or for the session of the turn `parent`.
 
     None if no model was set, or if the session or turn does not exist. Raises Refused if persistence does not answer.
     """
