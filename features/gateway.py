@@ -21,6 +21,7 @@ from tailrace.features.pace.gateway import FEATURE as PACE
 from tailrace.features.page.gateway import FEATURE as PAGE
 from tailrace.features.projects.gateway import FEATURE as PROJECTS
 from tailrace.features.prompts.gateway import FEATURE as PROMPTS
+from tailrace.features.queued_turns.gateway import FEATURE as QUEUED_TURNS
 from tailrace.features.sdk_retries.gateway import FEATURE as SDK_RETRIES
 from tailrace.features.session_stream.gateway import FEATURE as SESSION_STREAM
 from tailrace.features.structured_output.gateway import FEATURE as STRUCTURED_OUTPUT
@@ -51,6 +52,7 @@ FEATURES: Features = (
     PROMPTS,
     WEBHOOKS,
     MAX_COST,
+    QUEUED_TURNS,
     STRUCTURED_OUTPUT,
     AUTO_IDEMPOTENCY,
     SDK_RETRIES,

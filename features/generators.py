@@ -6,11 +6,14 @@ from tailrace.features.count_tokens.generator import FEATURE as COUNT_TOKENS
 from tailrace.features.failover.generator import FEATURE as FAILOVER
 from tailrace.features.max_cost.generator import FEATURE as MAX_COST
 from tailrace.features.prompt_cache.generator import FEATURE as PROMPT_CACHE
+from tailrace.features.queued_turns.generator import FEATURE as QUEUED_TURNS
 from tailrace.features.structured_output.generator import FEATURE as STRUCTURED_OUTPUT
 from tailrace.features.traces.generator import FEATURE as TRACES
 from tailrace.generators.feature import Feature, Features
 
 FEATURES: Features = (
+    # First: the others get the whole conversation.
+    QUEUED_TURNS,
     STRUCTURED_OUTPUT,
     # The marks for the prompt cache come after the schema, which may be in the system prompt.
     PROMPT_CACHE,

@@ -17,7 +17,6 @@ from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller, OneBackend
 from tailrace.generators.planner import Planner
-from tailrace.generators.queued_turns import prepare_queued
 from tailrace.generators.retry import Retry
 from tailrace.generators.rpc import cancel_turn, list_models
 from tailrace.generators.settings import Settings, parse_tenants, unique_name
@@ -80,7 +79,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
             name=name,
             filters=hooks.all_filters,
             sinks=hooks.sinks,
-            prepare=[partial(prepare_queued, log), *(prepare for part in parts for prepare in part.prepare)],
+            prepare=[prepare for part in parts for prepare in part.prepare],
             observe=at_most_one((part.observe_attempt for part in parts), "observer of attempts"),
             deadline_s=settings.deadline_s,
             delta_interval_s=settings.delta_interval_s,

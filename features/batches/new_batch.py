@@ -226,6 +226,8 @@ class InputChecker:
         check_turn(new_turn)
         if new_turn.on_disconnect != "continue":
             require(self._steps.check_on_disconnect, "on_disconnect")(new_turn.on_disconnect)
+        if new_turn.on_busy == "queue":
+            require(self._steps.check_queue, "on_busy: queue")(new_turn)
         if new_turn.max_cost is not None:
             require(self._steps.check_max_cost, "max_cost")(new_turn.max_cost)
         if new_turn.messages is not None and has_files([message.content for message in new_turn.messages]):

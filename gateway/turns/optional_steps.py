@@ -69,6 +69,8 @@ class OptionalSteps(NamedTuple):
     """Checks what happens when the last reader of a turn disconnects."""
     check_max_cost: Callable[[float], None] | None = None
     """Checks the cost limit of a turn, in dollars."""
+    check_queue: Callable[[NewTurn], None] | None = None
+    """Checks a turn that may have to wait for the turn before it."""
     render_prompt: Callable[[NewTurn, Tenant], Awaitable[NewTurn]] | None = None
     """Returns the turn with its prompt template rendered."""
     render_prompts: RenderPrompts | None = None

@@ -185,12 +185,6 @@ def _check_conversation(new_turn: NewTurn) -> None:
         check_user(new_turn.user)
     if new_turn.create_session:
         check_session("session", new_turn.session)
-    if new_turn.on_busy == "queue" and (new_turn.full_history or new_turn.verbatim):
-        raise Refused(
-            "request_invalid",
-            "`on_busy: queue` continues the conversation of the session, so send only the new messages and no history",
-            param="on_busy",
-        )
 
 
 def refuse_fields(body: msgspec.Struct, *names: str) -> None:

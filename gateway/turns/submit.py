@@ -105,6 +105,8 @@ class TurnSubmitter:
             require(steps.check_on_disconnect, "on_disconnect")(new_turn.on_disconnect)
         if new_turn.max_cost is not None:
             require(steps.check_max_cost, "max_cost")(new_turn.max_cost)
+        if new_turn.on_busy == "queue":
+            require(steps.check_queue, "on_busy: queue")(new_turn)
         if new_turn.prompt is not None:
             new_turn = await require(steps.render_prompt, "prompt")(new_turn, principal.tenant)
             draft = replace(draft, new_turn=new_turn)

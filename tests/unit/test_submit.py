@@ -113,6 +113,7 @@ class Retries:
         (NewTurn(message="hi", webhook="https://hooks.example"), None),
         (NewTurn(message="hi", on_disconnect="cancel"), None),
         (NewTurn(message="hi", max_cost=0.01), None),
+        (NewTurn(message="hi", on_busy="queue"), None),
         (NewTurn(prompt=PromptUse(name="question")), None),
         (NewTurn(message="hi"), "auto"),
         (NewTurn(messages=[MessageParam("user", [{"type": "container_upload", "file_id": "f"}])]), None),
@@ -125,7 +126,7 @@ class Retries:
             None,
         ),
     ],
-    ids=["webhook", "on_disconnect", "max_cost", "prompt", "auto", "container upload", "file"],
+    ids=["webhook", "on_disconnect", "max_cost", "on_busy", "prompt", "auto", "container upload", "file"],
 )
 async def test_a_request_that_needs_an_absent_feature_is_refused(new_turn: NewTurn, key: str | None) -> None:
     """Ignored, it would cost money without what the client wants; a file's id would reach the operator's workspace."""

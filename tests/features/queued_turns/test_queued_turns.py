@@ -52,7 +52,7 @@ async def test_a_queued_turn_fails_if_a_bug_prevents_its_start(own: OwnSystem, m
     def raise_bug(*_: object) -> None:
         raise KeyError("id")
 
-    monkeypatch.setattr("tailrace.generators.queued_turns.accepted_before", raise_bug)
+    monkeypatch.setattr("tailrace.features.queued_turns.generator.accepted_before", raise_bug)
     given = {"session": SessionId("s")}
     async with own.running_generator():
         first = await own.append_request("words=1 rate=0", **given)

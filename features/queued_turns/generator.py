@@ -4,8 +4,11 @@ Such a request has only its own messages. The conversation before them is read f
 ended. A turn does not change after its end, so every generator reads the same.
 """
 
+from functools import partial
+
 from msgspec.structs import replace
 
+from tailrace.generators.feature import Feature, Parts
 from tailrace.proto.conversation import accepted_before, messages
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import BackendError, TurnUnknown
@@ -50,3 +53,6 @@ async def _read(log: TurnLog, key: TurnKey) -> tuple[TurnRecord, Request]:
         raise BackendError("parent_not_found", GONE) from error
     assert turn.request is not None  # noqa: S101  # a record has one
     return record, turn.request
+
+
+FEATURE = Feature(start=lambda generator: Parts(prepare=(partial(prepare_queued, generator.log),)))

@@ -1,0 +1,20 @@
+"""The check of a new turn that may be queued."""
+
+from tailrace.gateway.feature import Feature, Parts
+from tailrace.gateway.turns.optional_steps import OptionalSteps
+from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.proto.errors import Refused
+from tailrace.proto.runtime.settings import NoSettings
+
+
+def check_queue(new_turn: NewTurn) -> None:
+    """Raises Refused for a turn that brings its own history: a queued one gets that of the turn before it."""
+    if new_turn.full_history or new_turn.verbatim:
+        raise Refused(
+            "request_invalid",
+            "`on_busy: queue` continues the conversation of the session, so send only the new messages and no history",
+            param="on_busy",
+        )
+
+
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(steps=OptionalSteps(check_queue=check_queue)))
