@@ -16,8 +16,8 @@ import httpx2
 
 from benchmarks.command_line import count, new_parser
 from benchmarks.log_server import running_log
-from tailrace.gateway.auth.api_key import NewKey, new_key
-from tailrace.gateway.auth.api_key_store import ApiKeyStore
+from tailrace.features.admin.key_store import KeyStore
+from tailrace.features.admin.new_key import NewKey, new_key
 from tailrace.gateway.http.scope import SCOPES
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
@@ -35,7 +35,7 @@ async def main(runs: int) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         nats, connection = await stack.enter_async_context(running_log(folder, sync="always"))
         first = new_key(TENANT, now=1, scopes=SCOPES)
-        await ApiKeyStore(connection).create(first.record)
+        await KeyStore(connection).create(first.record)
         urls = []
         for number in range(GATEWAYS):
             own = folder / str(number)
@@ -43,15 +43,15 @@ async def main(runs: int) -> None:
             urls.append((await stack.enter_async_context(processes.gateway(own, nats.url))).url)
         turn = TurnKey(TENANT, TurnId(new_id()))
         await Writer(TurnLog(connection), turn).open("half an answer")
-        stored = [await run(ApiKeyStore(connection), urls, turn, is_typed=False) for _ in range(runs)]
-        keys = ApiKeyStore(connection)
+        stored = [await run(KeyStore(connection), urls, turn, is_typed=False) for _ in range(runs)]
+        keys = KeyStore(connection)
         typed = [await run(keys, urls, turn, is_typed=True, nats_url=nats.url) for _ in range(-(-runs // 4))]
     print(f"{GATEWAYS} gateways, {GATEWAYS * STREAMS} streams of the key; until the last one is closed, in ms")
     for name, times in (("from stored", stored), ("from typed", typed)):
         print(f"{name:12} median {median(times):5.0f}   most {max(times):5.0f}   of {len(times)} runs")
 
 
-async def run(keys: ApiKeyStore, urls: list[str], turn: TurnKey, *, is_typed: bool, nats_url: str = "") -> float:
+async def run(keys: KeyStore, urls: list[str], turn: TurnKey, *, is_typed: bool, nats_url: str = "") -> float:
     key = new_key(TENANT, now=1, scopes=SCOPES)
     await keys.create(key.record)
     opened: asyncio.Queue[None] = asyncio.Queue()

@@ -27,6 +27,7 @@ from tailrace.features.session_stream.gateway import FEATURE as SESSION_STREAM
 from tailrace.features.structured_output.gateway import FEATURE as STRUCTURED_OUTPUT
 from tailrace.features.tickets.gateway import FEATURE as TICKETS
 from tailrace.features.timeline.gateway import FEATURE as TIMELINE
+from tailrace.features.turn_lists.gateway import FEATURE as TURN_LISTS
 from tailrace.features.tutorials.gateway import FEATURE as TUTORIALS
 from tailrace.features.unread_tokens.gateway import FEATURE as UNREAD_TOKENS
 from tailrace.features.usage.gateway import FEATURE as USAGE
@@ -43,6 +44,7 @@ FEATURES: Features = (
     TUTORIALS,
     AI_SDK,
     MODELS,
+    TURN_LISTS,
     BATCHES,
     FILES,
     LIMITS,

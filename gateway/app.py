@@ -31,7 +31,6 @@ from tailrace.gateway.http.traced_route import TracedApp
 from tailrace.gateway.resources import (
     deletion,
     health,
-    running,
     sessions,
 )
 from tailrace.gateway.services import Gateway
@@ -43,7 +42,6 @@ ROUTES: list[Route] = [
     *BLOB_ROUTES,
     *deletion.ROUTES,
     *sessions.ROUTES,
-    *running.ROUTES,
     *OPENAI_CHAT_ROUTES,
     *OPENAI_RESPONSES_ROUTES,
     *ANTHROPIC_ROUTES,

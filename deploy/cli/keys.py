@@ -19,10 +19,12 @@ from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
 from tailrace.features.admin.administration import Administration, without_hash
 from tailrace.features.admin.audit_log import Actor
+from tailrace.features.admin.new_key import NewKey
 from tailrace.features.limits.quotas import What, owner_of_key, quota_of
+from tailrace.features.limits.rates import parse_limits_setting
 from tailrace.features.limits.rests import rest_of
-from tailrace.gateway.auth.api_key import ApiKey, NewKey
-from tailrace.gateway.auth.limits import NAMES, parse_limits_setting
+from tailrace.gateway.auth.api_key import ApiKey
+from tailrace.gateway.auth.limits import NAMES
 from tailrace.gateway.http.scope import SCOPES, TENANT_SCOPES, Scope
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.features.admin.audit_log import Action, Actor, AuditEntry, AuditLog
-from tailrace.gateway.auth.api_key import KEY_ID, ApiKey, NewKey, new_key
-from tailrace.gateway.auth.api_key_store import ApiKeyStore
+from tailrace.features.admin.key_store import KeyStore
+from tailrace.features.admin.new_key import NewKey, new_key
+from tailrace.gateway.auth.api_key import KEY_ID, ApiKey
 from tailrace.gateway.auth.limits import GivenLimits, parse_limits, require_useful
 from tailrace.gateway.http.scope import ADMIN_SCOPE, Scope
 from tailrace.proto.errors import LogUnavailable, Refused, TailraceError
@@ -36,7 +37,7 @@ class Administration:
     """Operators' commands. Every change raises LogUnavailable, and is not made, if the audit log cannot store it."""
 
     def __init__(self, connection: Connection) -> None:
-        self._keys = ApiKeyStore(connection)
+        self._keys = KeyStore(connection)
         self.audit = AuditLog(connection)
 
     async def list_keys(self) -> list[ApiKey]:

@@ -8,10 +8,11 @@ import msgspec
 from msgspec import Meta
 
 from tailrace.features.limits.limiter import Limiter
+from tailrace.features.limits.rates import parse_limits_setting
 from tailrace.features.limits.rests import ROUTES
 from tailrace.features.limits.storage_share import BLOBS, LOG, StorageShare
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.auth.limits import Limits, parse_limits_setting
+from tailrace.gateway.auth.limits import Limits
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.services import Gateway

@@ -26,10 +26,11 @@ from tailrace.features.limits.quotas import (
     quota_of,
 )
 from tailrace.features.limits.rate_headers import Headers, rate_headers
+from tailrace.features.limits.rates import MINUTE_S
 from tailrace.features.limits.stream_slots import HeldSlots, StreamSlots
 from tailrace.gateway.auth import admission
 from tailrace.gateway.auth.admission import Reserved, Share
-from tailrace.gateway.auth.limits import MINUTE_S, UNLIMITED, Limits
+from tailrace.gateway.auth.limits import UNLIMITED, Limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogError, Refused

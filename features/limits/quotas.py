@@ -5,17 +5,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
+from tailrace.features.limits.rates import Rate, merge_limits, request_rate, token_rate
 from tailrace.gateway.auth.api_key import ApiKey
-from tailrace.gateway.auth.limits import (
-    NAMES,
-    UNLIMITED,
-    Limits,
-    Rate,
-    merge_limits,
-    parse_limits,
-    request_rate,
-    token_rate,
-)
+from tailrace.gateway.auth.limits import NAMES, UNLIMITED, Limits, parse_limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto import subjects
 from tailrace.proto.ids import Tenant

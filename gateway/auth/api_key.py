@@ -2,19 +2,12 @@
 
 import hashlib
 import re
-import secrets
-from collections.abc import Iterable
-from typing import NamedTuple
 
 import msgspec
 
 from tailrace.gateway.auth.limits import GivenLimits
-from tailrace.gateway.http.scope import Scope
 from tailrace.proto.ids import Tenant
 
-# Lets people and secret scanners recognise a key.
-PREFIX = "tr_"
-SECRET_BYTES = 32
 ID_BYTES = 8
 KEY_ID = re.compile(rf"key_[0-9a-f]{{{2 * ID_BYTES}}}")
 
@@ -45,36 +38,6 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def is_good(self, now: float) -> bool:
         """Returns whether the key is valid at `now`, in Unix seconds: neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
-
-
-class NewKey(NamedTuple):
-    secret: str
-    """The key itself. Shown once, then never again."""
-    record: ApiKey
-
-
-def new_key(
-    tenant: Tenant,
-    *,
-    now: int,
-    name: str = "",
-    scopes: Iterable[Scope],
-    limits: GivenLimits | None = None,
-    expires_at: int | None = None,
-) -> NewKey:
-    """Returns a new key of 256 random bits, and its record."""
-    secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
-    record = ApiKey(
-        id=f"key_{secrets.token_hex(ID_BYTES)}",
-        sha256=hash_key(secret.encode()),
-        tenant=tenant,
-        scopes=sorted(set(scopes)),
-        created_at=now,
-        name=name,
-        limits=limits,
-        expires_at=expires_at,
-    )
-    return NewKey(secret, record)
 
 
 def hash_key(key: bytes) -> str:

@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.admin.key_store import KeyStore
+from tailrace.features.admin.new_key import new_key
 from tailrace.features.ops.panels import DASHBOARDS
-from tailrace.gateway.auth.api_key import new_key
-from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.gateway.http.scope import SCOPES
 from tailrace.proto import events
 from tailrace.proto.entries import Message
@@ -572,7 +572,7 @@ async def test_a_refusal_is_one_sentence_that_keeps_the_question_and_another_key
     own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant, browser: str, tmp_path: Path
 ) -> None:
     """A spent budget, a full log, and a key that is revoked in the middle of an answer. A JWT replaces it."""
-    keys = ApiKeyStore(own_log.connection)
+    keys = KeyStore(own_log.connection)
     key = new_key(tenant, now=int(time.time()), scopes=SCOPES)
     await keys.create(key.record)
     async with Persistence(own_server.url, tmp_path / "tailrace.db"):

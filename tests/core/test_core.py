@@ -29,6 +29,7 @@ ABSENT = (
     "/v1/prompts",
     "/chat/stream",
     "/v1/models",
+    "/v1/sessions/a/cancel",
     "/api/chat/a/messages",
 )
 WITH_FILE = [{"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "file-1"}}]}]

@@ -17,8 +17,8 @@ from tailrace.deploy.cli.keys import create
 from tailrace.deploy.cli.limits import apply_change
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.admin.key_store import KeyStore
 from tailrace.features.limits import gateway as limits_feature
-from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
@@ -157,7 +157,7 @@ async def test_nothing_is_changed_without_an_entry_and_a_failed_change_has_two(
         raise LogUnavailable("the bucket is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(ApiKeyStore, "create", fail)
+        patched.setattr(KeyStore, "create", fail)
         assert (await gateway.client.post("/v1/admin/keys", json={"tenant": "acme"})).status_code == 503
     failed, begun, *_ = await audit(gateway)
     assert (failed["target"], failed["error"], begun.get("error")) == (begun["target"], "the bucket is full", None)

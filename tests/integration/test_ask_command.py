@@ -15,8 +15,8 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.ports import find_free
-from tailrace.gateway.auth.api_key import new_key
-from tailrace.gateway.auth.api_key_store import ApiKeyStore
+from tailrace.features.admin.key_store import KeyStore
+from tailrace.features.admin.new_key import new_key
 from tailrace.gateway.http.scope import SCOPES
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
@@ -164,7 +164,7 @@ async def test_a_spent_budget_a_full_log_and_a_revoked_key_are_one_sentence_each
     own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant, tmp_path: Path
 ) -> None:
     """On a terminal the chat goes on after the refusal. A key is revoked in the middle of an answer."""
-    keys = ApiKeyStore(own_log.connection)
+    keys = KeyStore(own_log.connection)
     key = new_key(tenant, now=int(time.time()), scopes=SCOPES)
     await keys.create(key.record)
     spent = await new_gateway(own_server.url, limits_tenant="usd_day=0.000001")

@@ -27,7 +27,7 @@ from nats.protocol.parser import Parser
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.nats import setup
 from tailrace.deploy.nats.permissions import RIGHTS
-from tailrace.gateway.auth.api_key_store import ApiKeyStore
+from tailrace.features.admin.key_store import KeyStore
 from tailrace.proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
 from tailrace.proto.nats import Connection, Deliveries, check, fullness
 from tailrace.proto.nats.client import Message, MessageSplitter
@@ -356,7 +356,7 @@ async def next_delivery(connection: Connection) -> object:
     "call",
     [
         fullness,
-        lambda connection: ApiKeyStore(connection).position(),
+        lambda connection: KeyStore(connection).position(),
         lambda connection: consumer_backlog(connection, PERSISTENCE),
         next_delivery,
     ],

@@ -11,11 +11,11 @@ import pytest
 import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.admin.key_store import KeyStore
+from tailrace.features.admin.new_key import NewKey, new_key
 from tailrace.features.gateway import FEATURES, ROUTES, Settings
 from tailrace.features.jwt.verifier import LEEWAY_S
 from tailrace.gateway.app import app, overflow_app
-from tailrace.gateway.auth.api_key import NewKey, new_key
-from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http import server
@@ -94,7 +94,7 @@ async def routes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rout
     async with NatsServer(tmp_path_factory.mktemp("credentials")) as nats:
         await apply_streams(nats.url)
         connection = await Connection.open(nats.url, "test")
-        stored, cache = ApiKeyStore(connection), ApiKeyCache()
+        stored, cache = KeyStore(connection), ApiKeyCache()
         keys = {scope: new_key(TENANT, now=1, scopes=[scope]) for scope in SCOPES}
         revoked = new_key(TENANT, now=1, scopes=SCOPES)
         for key in (*keys.values(), revoked):

@@ -11,11 +11,12 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.admin.key_store import KeyStore
+from tailrace.features.admin.new_key import NewKey, new_key
 from tailrace.features.gateway import DIALECTS
 from tailrace.features.jwt.verifier import LEEWAY_S
 from tailrace.features.logins.logins import COOKIE, Access
-from tailrace.gateway.auth.api_key import NewKey, hash_key, new_key
-from tailrace.gateway.auth.api_key_store import ApiKeyStore
+from tailrace.gateway.auth.api_key import hash_key
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.auth.signing_secret import signing_secret
@@ -33,18 +34,18 @@ TEXT = "half an answer"
 
 
 @pytest.fixture
-def keys(own_connection: Connection) -> ApiKeyStore:
-    return ApiKeyStore(own_connection)
+def keys(own_connection: Connection) -> KeyStore:
+    return KeyStore(own_connection)
 
 
-async def store(keys: ApiKeyStore, tenant: Tenant, *scopes: Scope) -> NewKey:
+async def store(keys: KeyStore, tenant: Tenant, *scopes: Scope) -> NewKey:
     key = new_key(tenant, now=int(time.time()), scopes=scopes or SCOPES)
     await keys.create(key.record)
     return key
 
 
 @pytest.fixture
-async def api_key(keys: ApiKeyStore, tenant: Tenant) -> NewKey:
+async def api_key(keys: KeyStore, tenant: Tenant) -> NewKey:
     return await store(keys, tenant)
 
 
@@ -148,9 +149,7 @@ async def until_known(gateway: Gateway, *keys: NewKey) -> None:
 
 
 @pytest.mark.rule("R38")
-async def test_a_revocation_ends_the_streams_of_every_dialect(
-    gateway: Gateway, keys: ApiKeyStore, turn: TurnKey
-) -> None:
+async def test_a_revocation_ends_the_streams_of_every_dialect(gateway: Gateway, keys: KeyStore, turn: TurnKey) -> None:
     """With a clean end where the dialect marks its end, else without a last chunk, as in a drain."""
     made = {dialect: await store(keys, turn.tenant) for dialect in DIALECTS}
     await until_known(gateway, *made.values())
@@ -172,7 +171,7 @@ async def test_a_revocation_ends_the_streams_of_every_dialect(
 @pytest.mark.rule("R38")
 @pytest.mark.rule("R39")
 async def test_the_first_key_ends_the_streams_and_tickets_of_clients_without_one(
-    own_server: NatsServer, own_log: TurnLog, keys: ApiKeyStore, new_gateway: NewGateway
+    own_server: NatsServer, own_log: TurnLog, keys: KeyStore, new_gateway: NewGateway
 ) -> None:
     """Otherwise a stream of a session would show all later turns, too. The setting of keys ends tickets, too."""
     gateway = await new_gateway(own_server.url, api_keys="", heartbeat_s=0.2)
@@ -200,7 +199,7 @@ async def test_a_revocation_reaches_every_gateway_and_only_its_key(
     own_server: NatsServer,
     gateway: Gateway,
     new_gateway: NewGateway,
-    keys: ApiKeyStore,
+    keys: KeyStore,
     api_key: NewKey,
     turn: TurnKey,
 ) -> None:
@@ -229,7 +228,7 @@ async def test_a_revocation_reaches_every_gateway_and_only_its_key(
 
 @pytest.mark.rule("R38")
 async def test_an_expired_key_ends_its_streams_tickets_and_logins(
-    gateway: Gateway, keys: ApiKeyStore, tenant: Tenant, turn: TurnKey
+    gateway: Gateway, keys: KeyStore, tenant: Tenant, turn: TurnKey
 ) -> None:
     now = int(time.time())
     short = new_key(tenant, now=now, scopes=SCOPES, expires_at=now + 4)
@@ -299,7 +298,7 @@ async def until_cancelled(log: TurnLog, turn: TurnKey) -> None:
 async def test_a_revocation_refuses_a_request_that_waits_for_its_answer(
     own_server: NatsServer,
     new_gateway: NewGateway,
-    keys: ApiKeyStore,
+    keys: KeyStore,
     api_key: NewKey,
     tenant: Tenant,
     own_log: TurnLog,
@@ -333,7 +332,7 @@ class LateBody:
 
 @pytest.mark.rule("R38")
 async def test_a_request_is_refused_when_its_credential_ends_before_its_body_has_arrived(
-    gateway: Gateway, keys: ApiKeyStore, api_key: NewKey, tenant: Tenant
+    gateway: Gateway, keys: KeyStore, api_key: NewKey, tenant: Tenant
 ) -> None:
     """A revoked key could otherwise create another key with a body that it began before."""
     login = await gateway.client.post("/v1/login", headers=bearer(api_key.secret))
@@ -362,7 +361,7 @@ async def test_a_request_is_refused_when_its_credential_ends_before_its_body_has
 
 @pytest.mark.rule("R38")
 async def test_the_first_key_refuses_a_request_without_one_whose_body_has_not_arrived(
-    own_server: NatsServer, keys: ApiKeyStore, new_gateway: NewGateway
+    own_server: NatsServer, keys: KeyStore, new_gateway: NewGateway
 ) -> None:
     gateway = await new_gateway(own_server.url, api_keys="")
     gateway.client.headers.pop("authorization")
@@ -401,7 +400,7 @@ async def store_blob(connection: Connection, tenant: Tenant) -> str:
 
 @pytest.mark.parametrize("how", ["revoked", "expired"])
 async def test_a_download_breaks_off_when_its_credential_ends(
-    gateway: Gateway, keys: ApiKeyStore, api_key: NewKey, own_log: TurnLog, tenant: Tenant, how: str
+    gateway: Gateway, keys: KeyStore, api_key: NewKey, own_log: TurnLog, tenant: Tenant, how: str
 ) -> None:
     """Without a last chunk, so that the client does not take it for complete."""
     path = await store_blob(own_log.connection, tenant)
@@ -418,7 +417,7 @@ async def test_a_download_breaks_off_when_its_credential_ends(
     assert len(whole.content) >= LONG_BYTES
 
 
-async def test_a_login_or_ticket_has_the_scopes_of_its_key(gateway: Gateway, keys: ApiKeyStore, turn: TurnKey) -> None:
+async def test_a_login_or_ticket_has_the_scopes_of_its_key(gateway: Gateway, keys: KeyStore, turn: TurnKey) -> None:
     reader, writer = await store(keys, turn.tenant, "read"), await store(keys, turn.tenant, "write")
     await until_known(gateway, reader, writer)
     client, path = gateway.client, f"/v1/turns/{turn.turn}"

@@ -13,8 +13,9 @@ from starlette.requests import Request
 from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.auth.api_key import NewKey, new_key
-from tailrace.gateway.auth.api_key_store import ApiKeyStore, KeyPosition, RecordChange
+from tailrace.features.admin.key_store import KeyStore
+from tailrace.features.admin.new_key import NewKey, new_key
+from tailrace.gateway.auth.api_key_store import KeyPosition, RecordChange
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.scope import SCOPES
@@ -35,11 +36,11 @@ def make_key(tenant: Tenant = ALICE) -> NewKey:
 
 
 @pytest.fixture
-def keys(own_connection: Connection) -> ApiKeyStore:
-    return ApiKeyStore(own_connection)
+def keys(own_connection: Connection) -> KeyStore:
+    return KeyStore(own_connection)
 
 
-async def load_cache(keys: ApiKeyStore) -> ApiKeyCache:
+async def load_cache(keys: KeyStore) -> ApiKeyCache:
     """Returns a cache of the keys that does not follow changes."""
     cache = ApiKeyCache()
     await cache.load(keys)
@@ -47,7 +48,7 @@ async def load_cache(keys: ApiKeyStore) -> ApiKeyCache:
 
 
 @asynccontextmanager
-async def followed_cache(cache: ApiKeyCache, keys: ApiKeyStore, connection: Connection) -> AsyncIterator[ApiKeyCache]:
+async def followed_cache(cache: ApiKeyCache, keys: KeyStore, connection: Connection) -> AsyncIterator[ApiKeyCache]:
     task = asyncio.create_task(cache.follow(keys, connection))
     try:
         yield cache
@@ -58,7 +59,7 @@ async def followed_cache(cache: ApiKeyCache, keys: ApiKeyStore, connection: Conn
 
 
 @pytest.fixture
-async def cache(keys: ApiKeyStore, own_connection: Connection) -> AsyncIterator[ApiKeyCache]:
+async def cache(keys: KeyStore, own_connection: Connection) -> AsyncIterator[ApiKeyCache]:
     """A cache that follows changes, as in a gateway."""
     async with followed_cache(await load_cache(keys), keys, own_connection) as cache:
         yield cache
@@ -68,7 +69,7 @@ async def verify(cache: ApiKeyCache, key: NewKey) -> Principal | None:
     return await cache.verify(key.secret.encode(), REQUEST)
 
 
-async def create(cache: ApiKeyCache, keys: ApiKeyStore) -> NewKey:
+async def create(cache: ApiKeyCache, keys: KeyStore) -> NewKey:
     """Creates a key and waits until the cache has it."""
     key = make_key()
     await keys.create(key.record)
@@ -78,7 +79,7 @@ async def create(cache: ApiKeyCache, keys: ApiKeyStore) -> NewKey:
 
 @pytest.mark.rule("S13")
 @pytest.mark.rule("R38")
-async def test_a_stored_record_does_not_contain_the_secret(keys: ApiKeyStore, own_connection: Connection) -> None:
+async def test_a_stored_record_does_not_contain_the_secret(keys: KeyStore, own_connection: Connection) -> None:
     key = make_key()
     await keys.create(key.record)
     stored = await own_connection.jetstream.get_last_msg(KEYS_STREAM, f"$KV.{KEYS}.{key.record.id}")
@@ -97,7 +98,7 @@ async def test_a_stored_record_does_not_contain_the_secret(keys: ApiKeyStore, ow
 
 
 @pytest.mark.rule("R38")
-async def test_a_watched_key_ends_at_the_expiry_that_a_rotation_has_set(cache: ApiKeyCache, keys: ApiKeyStore) -> None:
+async def test_a_watched_key_ends_at_the_expiry_that_a_rotation_has_set(cache: ApiKeyCache, keys: KeyStore) -> None:
     key = await create(cache, keys)
     ended = cache.watch(key.record.id)
     assert await keys.replace(key.record.id, "key_0000000000000000", int(time.time()), 1)
@@ -105,7 +106,7 @@ async def test_a_watched_key_ends_at_the_expiry_that_a_rotation_has_set(cache: A
 
 
 @pytest.mark.rule("R38")
-async def test_load_reads_several_pages_of_keys_and_revocations(keys: ApiKeyStore) -> None:
+async def test_load_reads_several_pages_of_keys_and_revocations(keys: KeyStore) -> None:
     made = [make_key(Tenant(f"tenant-{number}")) for number in range(600)]
     await asyncio.gather(*(keys.create(key.record) for key in made))
     await keys.revoke(made[7].record.id, 1)
@@ -117,7 +118,7 @@ async def test_load_reads_several_pages_of_keys_and_revocations(keys: ApiKeyStor
 
 
 @pytest.mark.rule("R38")
-async def test_polling_finds_what_the_live_feed_missed(own_connection: Connection, keys: ApiKeyStore) -> None:
+async def test_polling_finds_what_the_live_feed_missed(own_connection: Connection, keys: KeyStore) -> None:
     """The bucket republishes nothing here."""
     await own_connection.jetstream.delete_key_value(KEYS)
     await own_connection.jetstream.create_key_value(KeyValueConfig(bucket=KEYS, direct=True))
@@ -129,7 +130,7 @@ async def test_polling_finds_what_the_live_feed_missed(own_connection: Connectio
 
 @pytest.mark.rule("R38")
 async def test_keys_stay_valid_without_nats_and_changes_arrive_after_a_reconnect(
-    own_server: NatsServer, cache: ApiKeyCache, keys: ApiKeyStore
+    own_server: NatsServer, cache: ApiKeyCache, keys: KeyStore
 ) -> None:
     key, other = await create(cache, keys), make_key()
     await own_server.stop(SIGKILL)
@@ -138,8 +139,8 @@ async def test_keys_stay_valid_without_nats_and_changes_arrive_after_a_reconnect
     assert await verify(cache, key) is not None
     await own_server.start()
     connection = await Connection.open(own_server.url, "test-other")
-    await ApiKeyStore(connection).create(other.record)
-    await ApiKeyStore(connection).revoke(key.record.id, 1)
+    await KeyStore(connection).create(other.record)
+    await KeyStore(connection).revoke(key.record.id, 1)
     await connection.close()
     await until(lambda: verify(cache, other))
     await until(lambda: cache.is_ended(key.record.id))
@@ -147,7 +148,7 @@ async def test_keys_stay_valid_without_nats_and_changes_arrive_after_a_reconnect
 
 @pytest.mark.rule("R38")
 async def test_a_revoked_key_stays_revoked_if_a_server_that_lags_behind_is_read_after_a_reconnect(
-    keys: ApiKeyStore, monkeypatch: pytest.MonkeyPatch
+    keys: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That server has as many records as the leader, and the key's record from before its revocation."""
     key = make_key()
@@ -166,7 +167,7 @@ async def test_a_revoked_key_stays_revoked_if_a_server_that_lags_behind_is_read_
 
 @pytest.mark.rule("R38")
 async def test_keys_of_a_deleted_bucket_or_record_end(
-    own_server: NatsServer, cache: ApiKeyCache, keys: ApiKeyStore, own_connection: Connection
+    own_server: NatsServer, cache: ApiKeyCache, keys: KeyStore, own_connection: Connection
 ) -> None:
     """The sequences of a new bucket begin at 1 again."""
     first, old = await create(cache, keys), await create(cache, keys)
@@ -185,7 +186,7 @@ async def test_keys_of_a_deleted_bucket_or_record_end(
 
 
 async def test_unreadable_records_are_ignored_and_each_is_logged_once(
-    keys: ApiKeyStore, own_connection: Connection
+    keys: KeyStore, own_connection: Connection
 ) -> None:
     """Also a record that is stored under the id of another key, and limits of a tenant."""
     bucket = await own_connection.jetstream.key_value(KEYS)
@@ -207,7 +208,7 @@ async def test_unreadable_records_are_ignored_and_each_is_logged_once(
     assert [line["entry"] for line in logged] == names
 
 
-async def test_unknown_scopes_are_ignored(keys: ApiKeyStore) -> None:
+async def test_unknown_scopes_are_ignored(keys: KeyStore) -> None:
     key = make_key()
     await keys.create(msgspec.structs.replace(key.record, scopes=["read", "fly"]))
     principal = await verify(await load_cache(keys), key)
@@ -215,7 +216,7 @@ async def test_unknown_scopes_are_ignored(keys: ApiKeyStore) -> None:
     assert principal.scopes == {"read"}
 
 
-async def test_concurrent_revocations_store_one_time(keys: ApiKeyStore, own_connection: Connection) -> None:
+async def test_concurrent_revocations_store_one_time(keys: KeyStore, own_connection: Connection) -> None:
     key = make_key()
     await keys.create(key.record)
     revoked = await asyncio.gather(*(keys.revoke(key.record.id, now) for now in range(1, 6)))
@@ -238,14 +239,14 @@ async def test_the_bucket_republishes_and_allows_direct_reads(own_connection: Co
 async def test_failed_polls_keep_the_polling_interval(
     own_server: NatsServer,
     own_connection: Connection,
-    keys: ApiKeyStore,
+    keys: KeyStore,
     cache: ApiKeyCache,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A poll that fails at once and is repeated at once would starve the loop."""
-    position, failed = ApiKeyStore.position, 0
+    position, failed = KeyStore.position, 0
 
-    async def count_reads(store: ApiKeyStore) -> KeyPosition:
+    async def count_reads(store: KeyStore) -> KeyPosition:
         nonlocal failed
         try:
             return await position(store)
@@ -254,7 +255,7 @@ async def test_failed_polls_keep_the_polling_interval(
             assert failed < 50
             raise
 
-    monkeypatch.setattr(ApiKeyStore, "position", count_reads)
+    monkeypatch.setattr(KeyStore, "position", count_reads)
     async with without_jetstream(own_server):
         await until(lambda: failed > 0)
     since = failed

@@ -21,8 +21,9 @@ from tailrace.deploy.local import nats_server, ports
 from tailrace.deploy.local.nats_server import ROOT_USER
 from tailrace.deploy.local.spawn import signal_group, spawn
 from tailrace.deploy.nats.permissions import RIGHTS
+from tailrace.features.admin.key_store import KeyStore
 from tailrace.gateway.auth.api_key import ApiKey
-from tailrace.gateway.auth.api_key_store import ApiKeyStore, RecordChange
+from tailrace.gateway.auth.api_key_store import RecordChange
 from tailrace.proto import subjects
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.errors import LogUnavailable, Refused
@@ -271,7 +272,7 @@ async def test_a_gateway_does_not_accept_a_key_or_an_end_that_another_gateway_fo
     async def reply(message: Msg) -> None:
         await message.respond(message.data)
 
-    await ApiKeyStore(gateway).watch(receive)
+    await KeyStore(gateway).watch(receive)
     writer = Writer(TurnLog(root), key)
     await writer.store_request()
     forged_end = build_end(await writer.log.read_turn(key), "cancelled")
@@ -296,7 +297,7 @@ async def test_a_gateway_does_not_accept_a_key_or_an_end_that_another_gateway_fo
             await forger.client.publish("readers.acme.x", payload, target, headers)
         for stores in ("bodies.acme.key_x", "turns.acme.x.end"):
             await until_read(forger, stores)
-        await ApiKeyStore(root).create(record)
+        await KeyStore(root).create(record)
         await until(lambda: changes)
         assert [(change.seq, change.record) for change in changes] == [(1, record)]
         end = await writer.end("cancelled")

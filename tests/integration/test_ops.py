@@ -13,10 +13,10 @@ import pytest
 
 from tailrace.deploy.local import ports
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.admin.key_store import KeyStore
+from tailrace.features.admin.new_key import new_key
 from tailrace.features.ops import sources
 from tailrace.features.ops.panels import DASHBOARDS
-from tailrace.gateway.auth.api_key import new_key
-from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.gateway.http.scope import TENANT_SCOPES, Scope
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection
@@ -39,7 +39,7 @@ async def test_only_a_credential_with_the_scope_operate_sees_the_values(
 
     async def store(*scopes: Scope) -> str:
         key = new_key(Tenant("acme"), now=int(time.time()), scopes=scopes)
-        await ApiKeyStore(own_connection).create(key.record)
+        await KeyStore(own_connection).create(key.record)
         return key.secret
 
     operator, user = await store("operate"), await store(*TENANT_SCOPES)

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.auth.api_key import new_key
-from tailrace.gateway.auth.api_key_store import ApiKeyStore
+from tailrace.features.admin.key_store import KeyStore
+from tailrace.features.admin.new_key import new_key
 from tailrace.gateway.http.scope import SCOPES
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection
@@ -167,5 +167,5 @@ async def test_beyond_loopback_a_gateway_without_keys_does_not_start(
         assert sentence.startswith("gateway: TAILRACE_HOST: 0.0.0.0 is reachable from other machines")
         assert "tailrace keys create" in sentence
         assert "ready" not in sentence
-    await ApiKeyStore(own_connection).create(new_key(Tenant("alice"), now=1, scopes=SCOPES).record)
+    await KeyStore(own_connection).create(new_key(Tenant("alice"), now=1, scopes=SCOPES).record)
     assert (await run_module("tailrace.gateway", "--check", **environ)).status == 0

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from starlette.requests import Request
 
-from tailrace.gateway.auth.api_key import new_key
+from tailrace.features.admin.new_key import new_key
 from tailrace.gateway.auth.api_key_store import ApiKeyStore, KeyPosition, RecordChange
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator, Verifier

@@ -8,9 +8,10 @@ import pytest
 from tailrace.features.limits import stream_slots
 from tailrace.features.limits.limiter import Limiter
 from tailrace.features.limits.quotas import TENANT
+from tailrace.features.limits.rates import parse_limits_setting
 from tailrace.features.limits.stream_slots import SLOT_LIFE_S, HeldSlots, StreamSlots
 from tailrace.gateway.auth.admission import Admissions
-from tailrace.gateway.auth.limits import UNLIMITED, Limits, parse_limits_setting
+from tailrace.gateway.auth.limits import UNLIMITED, Limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id

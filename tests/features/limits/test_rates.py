@@ -2,7 +2,8 @@
 
 import pytest
 
-from tailrace.gateway.auth.limits import UNLIMITED, Limits, Rate, parse_limits, parse_limits_setting, request_rate
+from tailrace.features.limits.rates import Rate, parse_limits_setting, request_rate
+from tailrace.gateway.auth.limits import UNLIMITED, Limits, parse_limits
 
 
 def test_a_setting_lists_limits_in_any_order() -> None:

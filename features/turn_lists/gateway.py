@@ -7,6 +7,7 @@ import msgspec
 from starlette.responses import Response
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import FROM, OF_USER, PAGE, TO
@@ -20,6 +21,7 @@ from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import PAGE_ITEMS_MAX, GetSession, ListRunning, ListTurns, TurnOrder, TurnRecord
+from tailrace.proto.runtime.settings import NoSettings
 
 TEXT_CHARS_MAX = 1000
 ENDED: tuple[str, ...] = get_args(Outcome)
@@ -152,3 +154,5 @@ ROUTES = [
     Route("GET", "/v1/turns", get_turns, "read", TURNS, result=TurnList, parameters=(*FILTERS, *PAGE)),
     Route("POST", "/v1/sessions/{session}/cancel", post_cancel, "write", SESSIONS, result=CancelledSession),
 ]
+
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES)
