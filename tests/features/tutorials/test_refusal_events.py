@@ -5,12 +5,13 @@ import msgspec
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from tailrace.features.tutorials.delta_stream import render_refusal
+from tailrace.features.gateway import ROUTES
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.refusal_events import RefusalEvents
 from tests.harness.refusals import problem_of
 
 PATH = "/chat/stream"
+RENDERERS = {route.path: route.render_refusal for route in ROUTES if route.render_refusal is not None}
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -19,7 +20,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def ask(method: str, path: str, **headers: str) -> httpx2.Response:
-    transport = httpx2.ASGITransport(app=RefusalEvents(app, {PATH: render_refusal}))
+    transport = httpx2.ASGITransport(app=RefusalEvents(app, RENDERERS))
     async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
         return await client.request(method, path, headers={name.replace("_", "-"): headers[name] for name in headers})
 
