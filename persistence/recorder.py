@@ -263,7 +263,8 @@ class Recorder:
         """Folds the turn at least up to the entry `last`."""
         if last.kind == "end" and (entry := last.take_entry()):
             return await self._log.read_ended_turn(last.key, entry[0])
-        return await self._log.read_turn_upto(last.key, last.seq)
+        # A running turn is recorded as its request alone: its `end` is delivered later.
+        return await self._log.read_turn_upto(last.key, last.seq, 1 if last.kind == "request" else None)
 
     async def _is_orphan(self, key: TurnKey, turn: Turn) -> bool:
         """Returns whether the turn continues a deleted one, whose text is part of its request (ADR 15).

@@ -53,8 +53,15 @@ async def read_turn_direct(server: LogServer, key: TurnKey, known: Turn = EMPTY_
         await asyncio.sleep(STALE_WAIT_S)
 
 
-async def read_turn_upto(server: LogServer, key: TurnKey, seq: Seq) -> Turn:
-    """Folds the turn, including the entry at `seq`, which is known to be stored. Raises TurnUnknown, LogUnavailable."""
+async def read_turn_upto(server: LogServer, key: TurnKey, seq: Seq, enough: int | None = None) -> Turn:
+    """Folds the turn, including the entry at `seq`, which is known to be stored. Raises TurnUnknown, LogUnavailable.
+
+    Folds only the first `enough` entries if the one at `seq` is among them.
+    """
+    if enough is not None:
+        first = fold((await server.read(key, BEFORE_FIRST, enough)).entries)
+        if first.request is not None and first.tail >= seq:
+            return first
     return await _read_on(server, key, await read_turn_direct(server, key), seq)
 
 

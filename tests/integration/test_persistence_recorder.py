@@ -190,10 +190,10 @@ async def test_a_turn_that_the_process_has_no_memory_for_is_recorded_later(
     failures = [MemoryError]
 
     class LogWithoutMemory(TurnLog):
-        async def read_turn_upto(self, key: TurnKey, reached: Seq) -> Turn:
+        async def read_turn_upto(self, key: TurnKey, reached: Seq, enough: int | None = None) -> Turn:
             if failures:
                 raise failures.pop()
-            return await super().read_turn_upto(key, reached)
+            return await super().read_turn_upto(key, reached, enough)
 
     assert await record(LogWithoutMemory(own_connection), deliveries, database) == await expected_rows(own_log, [key])
 
@@ -237,8 +237,8 @@ async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
     await own_connection.jetstream.purge_stream(STREAM, subject=subjects.entry(purged, "request"))
 
     class BrokenLog(TurnLog):
-        async def read_turn_upto(self, key: TurnKey, reached: Seq) -> Turn:
-            return await super().read_turn_upto(key, reached) if key != unfoldable else 1 / 0  # type: ignore[return-value]
+        async def read_turn_upto(self, key: TurnKey, reached: Seq, enough: int | None = None) -> Turn:
+            return await super().read_turn_upto(key, reached, enough) if key != unfoldable else 1 / 0  # type: ignore[return-value]
 
         async def read_ended_turn(self, key: TurnKey, end: StoredEntry) -> Turn:
             return await super().read_ended_turn(key, end) if key != unfoldable else 1 / 0  # type: ignore[return-value]

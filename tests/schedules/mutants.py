@@ -166,7 +166,7 @@ def acknowledgement_check() -> Patches:
 def recorder_entry_wait() -> Patches:
     """Persistence folds what a single read returns."""
 
-    async def read_turn_upto(self: TurnLog, key: TurnKey, _: Seq) -> Turn:
+    async def read_turn_upto(self: TurnLog, key: TurnKey, _: Seq, __: int | None = None) -> Turn:
         return await read_turn_direct(self, key)
 
     async def read_direct(server: LogServer, key: TurnKey, _: Seq) -> Turn:

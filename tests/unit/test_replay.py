@@ -13,7 +13,7 @@ from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats.log_server import Count, EntryPage
+from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage
 from tailrace.proto.nats.replay import (
     FIRST_ENTRIES,
     READ_TIMEOUT_S,
@@ -249,6 +249,18 @@ def test_a_turn_is_read_in_pages_up_to_an_entry_that_is_stored() -> None:
     seqs = [BEFORE_FIRST, log.stored[0].seq, log.stored[1].seq, log.stored[1].seq]
     assert [request.arguments[0] for request in server.requests] == seqs
     assert server.requests[-1].at_s == 2 * STALE_WAIT_S
+
+
+@pytest.mark.rule("R27")
+@pytest.mark.parametrize("behind", [[], [NOTHING]], ids=["up to date", "behind"])
+def test_a_running_turn_is_read_up_to_its_request(behind: list[EntryPage]) -> None:
+    """One entry is enough. A server that does not have it yet is read again, for all that is stored by then."""
+    log = open_log()
+    server = ScriptedServer(read=[*behind, page(*log.stored[: None if behind else 1])])
+    turn = run(read_turn_upto(server, KEY, log.stored[0].seq, 1))
+    assert turn == fold(log.stored[: None if behind else 1])
+    limits = [request.arguments[1] for request in server.requests]
+    assert limits == ([1, PAGE_MAX] if behind else [1])
 
 
 @pytest.mark.rule("R16")
