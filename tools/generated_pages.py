@@ -64,6 +64,7 @@ PARTS: dict[str, Callable[[], str]] = {
         [
             csv_tables("benchmarks/compare/arms.csv", "###"),
             report.tables(report.read()),
+            csv_tables("benchmarks/turn_cost.csv", "##"),
             csv_tables("benchmarks/taken_at_once.csv", "##"),
             csv_tables("benchmarks/not_made.csv", "##"),
         ]
