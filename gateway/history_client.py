@@ -1,16 +1,11 @@
 """Queries persistence over NATS. The gateway has no database."""
 
-from typing import TypeVar
-
 import msgspec
 
-from tailrace.proto.batch_records import StoredBatch
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Rpc
 from tailrace.proto.records import A, GetTurn, Query, TurnRecord, answer_type
-
-R = TypeVar("R", TurnRecord, StoredBatch)
 
 
 class HistoryClient:
@@ -31,7 +26,7 @@ class HistoryClient:
         return close_record(await self.query(key.tenant, GetTurn(key.turn)))
 
 
-def close_record(record: R) -> R:
+def close_record(record: TurnRecord) -> TurnRecord:
     """Returns the record of a turn that has left the log: as failed if it has no end, since none can be appended."""
     if record.outcome != "running":
         return record

@@ -119,23 +119,6 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
         msgspec.structs.force_setattr(self, "duration_s", seconds_between(self.asked_at, self.ended_at))
 
 
-class WebhookPayload(msgspec.Struct, frozen=True):
-    """The body of a webhook as Standard Webhooks defines it. `data` equals the response of `GET /v1/turns/{turn}`.
-
-    The type is `turn.completed`, `turn.cancelled` or `turn.failed`; with TAILRACE_WEBHOOK_REQUIRES_ACTION, that of a
-    completed turn with calls of client tools is `turn.requires_action`.
-    """
-
-    type: str
-    """The event: `turn.` and the outcome, or `turn.requires_action`."""
-    timestamp: datetime
-    """When the turn ended."""
-    data: TurnRecord
-    """The turn."""
-    links: dict[str, str]
-    """Paths by name."""
-
-
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """Sums over turns. The last three repeat values under other APIs' names; `total_tokens` is the sum of `usage`."""
 

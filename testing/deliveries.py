@@ -4,10 +4,9 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from tailrace.proto.batch import part_of_batch
 from tailrace.proto.entries import KINDS, StoredEntry, encode
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
-from tailrace.proto.nats.leases import PULL_S, Backlog, Deliveries, Delivery
+from tailrace.proto.nats.leases import PULL_S, Backlog, Deliveries, Delivery, part_of_batch
 
 ACK_WAIT_S = 30.0
 

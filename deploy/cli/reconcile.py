@@ -16,11 +16,11 @@ from tailrace.deploy.cli.usage import TIMEOUT_S
 from tailrace.deploy.cli.vendor_report import COMPARED_COSTS, KEY_SETTING, Report, ReportClient, counts_of, model_name
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
+from tailrace.features.usage.records import BilledUsage, BilledUsageList, GetBilledUsage
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.users import ADMIN
-from tailrace.proto.resources import BilledUsage, BilledUsageList, GetBilledUsage
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 

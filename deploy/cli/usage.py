@@ -14,11 +14,11 @@ from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
 from tailrace.features.admin.administration import Administration
+from tailrace.features.usage.records import USAGE_BY, GetUsage, UsagePage, UsageRecord
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import LOCAL, Tenant
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.users import ADMIN
-from tailrace.proto.resources import USAGE_BY, GetUsage, UsagePage, UsageRecord
 
 DESCRIPTION = "Show a tenant's turns, tokens and cost in US dollars."
 EXAMPLES = """\

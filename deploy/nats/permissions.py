@@ -13,10 +13,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns
+from tailrace.features.batches.records import CANCEL_MESSAGE_BATCH, GetBatch, ListBatches, ListBatchTurns
+from tailrace.features.count_tokens.records import COUNT_TOKENS
+from tailrace.features.projects.records import CreateProject, GetProject, ListProjects
+from tailrace.features.usage.records import GetBilledUsage, GetStats, GetUsage
 from tailrace.proto.client_calls import DecideCall, GetContinuation, ListCalls, ListDecided, ListParked
 from tailrace.proto.files import CreateFile, DeleteFile, GetFile, ListFiles
-from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CANCEL_TURN, COUNT_TOKENS, MODELS
+from tailrace.proto.model_records import CANCEL_TURN, MODELS
 from tailrace.proto.nats.users import ADMIN, GATEWAY, inbox_prefix
 from tailrace.proto.records import (
     GetAncestry,
@@ -30,18 +33,7 @@ from tailrace.proto.records import (
     ListTurns,
     ListTurnsSince,
 )
-from tailrace.proto.resources import (
-    ChangeSession,
-    CreateProject,
-    CreateSession,
-    DeleteResource,
-    GetBilledUsage,
-    GetProject,
-    GetStats,
-    GetUsage,
-    ListBranches,
-    ListProjects,
-)
+from tailrace.proto.resources import ChangeSession, CreateSession, DeleteResource, ListBranches
 from tailrace.proto.subjects import (
     AUDIT,
     BODIES,

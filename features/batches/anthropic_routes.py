@@ -32,6 +32,7 @@ from tailrace.features.batches.read_batch import (
     refresh_all,
     render_with_refused,
 )
+from tailrace.features.batches.records import ListBatches, StoredBatch, stored_batch
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.anthropic.request import MessagesRequest
 from tailrace.gateway.clients.anthropic.request import build_turn as build_message_turn
@@ -49,7 +50,6 @@ from tailrace.gateway.turns.account_choice import refuse_account_headers
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
 from tailrace.gateway.turns.submit import TurnSubmitter
-from tailrace.proto.batch_records import ListBatches, StoredBatch, stored_batch
 from tailrace.proto.entries import BatchSource, Failure
 from tailrace.proto.errors import CODES, Refused, not_found
 from tailrace.proto.fold import Turn

@@ -7,18 +7,17 @@ from typing import Literal
 
 import msgspec
 
+from tailrace.features.batches import input_lines
+from tailrace.features.batches.give_back import give_back, give_back_deleted
+from tailrace.features.batches.records import CANCEL_MESSAGE_BATCH, CancelMessageBatch, ListBatches
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.delete import LOOKED_AT_ONCE, DeletionSteps, is_unsettled
-from tailrace.proto import batch
-from tailrace.proto.batch_records import ListBatches
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import MESSAGE_BATCHES, Batch, Outcome, Via
 from tailrace.proto.errors import BlobUnknown, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnKey, is_child_id
-from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import Counters, Tombstones
-from tailrace.proto.nats.settlement import give_back, give_back_deleted
 from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import GENERATORS
 
@@ -83,7 +82,7 @@ class BatchDeletion:
             lines = await self._inputs_of(key, spec)
         except BlobUnknown:
             return
-        children = [batch.child_key(key, number) for number in range(len(lines))]
+        children = [input_lines.child_key(key, number) for number in range(len(lines))]
         stored = await self._log.find_stored(children)
         await gather_limited(
             lambda number: give_back(self._tombstones, self._counters, children[number], lines[number]),
@@ -123,8 +122,8 @@ class BatchDeletion:
             return
         of_user: dict[TurnKey, bytes] = {}
         for number, line in enumerate(lines):
-            if batch.user_of(line) == user:
-                of_user[batch.child_key(key, number)] = line
+            if input_lines.user_of(line) == user:
+                of_user[input_lines.child_key(key, number)] = line
             await asyncio.sleep(0)
         stored = await self._log.find_stored(of_user)
         unstored = [child for child in of_user if child not in stored]
@@ -142,4 +141,4 @@ class BatchDeletion:
     async def _inputs_of(self, key: TurnKey, spec: Batch) -> Sequence[bytes]:
         """Returns the inputs of a batch. Raises BlobUnknown, LogUnavailable."""
         blob = await self._blobs.read(key.tenant, Blob(spec.sha256, spec.bytes))
-        return batch.split_inputs(blob)[: spec.count]
+        return input_lines.split_inputs(blob)[: spec.count]

@@ -6,13 +6,13 @@ import time
 import structlog
 
 from tailrace.features.batches.message_batches_api import MessageBatchesApi
+from tailrace.features.batches.records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.features.batches.runner import BatchLane, BatchRunner
 from tailrace.generators.feature import Feature, Generator, Parts
 from tailrace.generators.rpc import refuse_backend_errors
 from tailrace.proto import nats
 from tailrace.proto.errors import BackendError
 from tailrace.proto.ids import Tenant
-from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog
 from tailrace.proto.nats.rpc import decode_query
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
+from tailrace.features.batches import input_lines
 from tailrace.features.batches.input_span import input_span
 from tailrace.features.batches.message_batches_api import (
     CanceledResult,
@@ -40,7 +41,6 @@ from tailrace.generators.event_writer import append_when_not_full, as_stored
 from tailrace.generators.feature import Hooks
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.planner import check_answer
-from tailrace.proto import batch
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, End, Entry, Event, Failure, Mode, Outcome, Request
 from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, LogError, TurnUnknown
@@ -174,7 +174,7 @@ class MessageBatchSubmitter:
         # The entries have times of the log's clock, and the list those of this machine's.
         ahead = datetime.now(UTC) - await self._log.now()
         first, last = turn.asked_at + ahead - SKEW_MAX, datetime.now(UTC) + CREATION_DELAY_MAX
-        ours: set[str] = {batch.child_key(key, number).turn for number in range(count)}
+        ours: set[str] = {input_lines.child_key(key, number).turn for number in range(count)}
         # Inputs that were deleted before its creation are not in it.
         fewest = count - len(await self._find_deleted(key, ours))
         candidates: set[str] = set()
@@ -262,10 +262,10 @@ class MessageBatchSubmitter:
         bodies: dict[str, bytes] = {}
         headers: dict[str, str] = {}
         for number, line in enumerate(lines):
-            request = batch.decode_input(line)
+            request = input_lines.decode_input(line)
             model = self._orders.claude_model_id(request.model, "message batches")
             async with self._blobs.load(key.tenant, build_call(request, self._hooks.all_filters)) as call:
-                bodies[batch.child_key(key, number).turn] = b"".join(await encode_body(call, model=model))
+                bodies[input_lines.child_key(key, number).turn] = b"".join(await encode_body(call, model=model))
             if request.betas:
                 headers["anthropic-beta"] = ",".join(request.betas)
             # The version that a client names is the same for all inputs. Without one, an input may need an older
@@ -299,12 +299,12 @@ class MessageBatchSubmitter:
         """
         assert turn.request is not None  # noqa: S101
         traceparent = turn.request.traceparent
-        left: dict[str, int] = {batch.child_key(key, number).turn: number for number in range(len(lines))}
+        left: dict[str, int] = {input_lines.child_key(key, number).turn: number for number in range(len(lines))}
         unread = set(left)
 
         async def write(custom_id: str, result: Result | Failure) -> None:
             number = left.pop(custom_id)
-            child, request = batch.child_key(key, number), batch.child_request(key, lines[number])
+            child, request = input_lines.child_key(key, number), input_lines.child_request(key, lines[number])
             try:
                 end = await self._write_turn(child, request, made.id, result, traceparent)
             except TurnUnknown:

@@ -20,6 +20,7 @@ from tailrace.features.batches.read_batch import (
     refresh_all,
     render_lines,
 )
+from tailrace.features.batches.records import ListBatches, StoredBatch
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
@@ -29,7 +30,6 @@ from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.submit import TurnSubmitter
-from tailrace.proto.batch_records import ListBatches, StoredBatch
 from tailrace.proto.entries import Failure, Outcome, Via
 from tailrace.proto.ids import SessionId, TurnId, parse_cursor
 from tailrace.proto.nats import BlobStore, TurnLog

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from tailrace.features.batches import input_lines
 from tailrace.gateway.auth.admission import Reserved
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.principal import Principal
@@ -29,7 +30,7 @@ from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry, Optional
 from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, check_turn, new_messages
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.store_trace import with_trace
-from tailrace.proto import batch, entries
+from tailrace.proto import entries
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import BatchSource, Via
 from tailrace.proto.errors import CODES, Refused
@@ -173,7 +174,7 @@ class BatchBuilder:
             lines.append(line)
             # Here, because the loop serves streams after each line: those of 10,000 lines take 0.1 s.
             referred.update(blobs_needed(line))
-        content = batch.encode_inputs(lines) + b"".join(line + b"\n" for line in refused)
+        content = input_lines.encode_inputs(lines) + b"".join(line + b"\n" for line in refused)
         sha256 = await hash_body(content)
         await self._blobs.put(admitted.own, {sha256: content}, {sha256}, admitted.admission)
         entry = entries.Request(
@@ -250,7 +251,7 @@ class InputChecker:
         require_offered(request)
         if (schema := schema_of(request.options)) is not None:
             await self._check_schema(schema)
-        metadata = {**(new_turn.metadata or {}), batch.CUSTOM_ID: custom_id}
+        metadata = {**(new_turn.metadata or {}), input_lines.CUSTOM_ID: custom_id}
         request = msgspec.structs.replace(request, metadata=metadata, via=self._via)
         self.names.add(custom_id)
         self.requests.append(request)

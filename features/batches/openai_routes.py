@@ -12,6 +12,7 @@ from starlette.responses import Response
 from tailrace.features.batches.new_batch import KEY_OF_BATCH, BatchBuilder, BatchOptions, add_all, draft_batch
 from tailrace.features.batches.openai_input import add_request, error_line, parse_lines
 from tailrace.features.batches.read_batch import batch_of, cancel_batch, refresh_all, refused_lines
+from tailrace.features.batches.records import ListBatches, StoredBatch, stored_batch
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.history_client import HistoryClient
@@ -24,7 +25,6 @@ from tailrace.gateway.http.route import Route, Section, query
 from tailrace.gateway.resources.paging import limit_of, list_page
 from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
 from tailrace.gateway.turns.submit import TurnSubmitter
-from tailrace.proto.batch_records import ListBatches, StoredBatch, stored_batch
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import BatchSource
 from tailrace.proto.errors import BlobUnknown, Refused, not_found

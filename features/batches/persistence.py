@@ -5,15 +5,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.persistence import paging
-from tailrace.persistence.feature import Feature, Parts, Services
-from tailrace.persistence.paging import PageCursor
-from tailrace.persistence.rows import micros, moment
-from tailrace.persistence.rpc import QueryHandler, fit_in_message, page_of
-from tailrace.persistence.sql import read_queries
-from tailrace.persistence.store import Store
-from tailrace.persistence.tables import AddedRows, Tables
-from tailrace.proto.batch_records import (
+from tailrace.features.batches.records import (
     Api,
     BatchCounts,
     BatchPage,
@@ -25,6 +17,14 @@ from tailrace.proto.batch_records import (
     StoredBatch,
     counts_of,
 )
+from tailrace.persistence import paging
+from tailrace.persistence.feature import Feature, Parts, Services
+from tailrace.persistence.paging import PageCursor
+from tailrace.persistence.rows import micros, moment
+from tailrace.persistence.rpc import QueryHandler, fit_in_message, page_of
+from tailrace.persistence.sql import read_queries
+from tailrace.persistence.store import Store
+from tailrace.persistence.tables import AddedRows, Tables
 from tailrace.proto.entries import Failure
 from tailrace.proto.errors import not_found
 from tailrace.proto.fold import Turn

@@ -10,13 +10,15 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from tailrace.features.batches import input_lines
+from tailrace.features.batches.records import GetBatch, ListBatchTurns, StoredBatch, stored_batch
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.history_client import HistoryClient, close_record
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.proto import batch, entries
-from tailrace.proto.batch_records import GetBatch, ListBatchTurns, StoredBatch, stored_batch
+from tailrace.proto import entries
 from tailrace.proto.blobs import Blob
+from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Outcome
 from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown, not_found
 from tailrace.proto.fold import Turn
@@ -50,7 +52,7 @@ async def find_batch(key: TurnKey, log: TurnLog, history: HistoryClient) -> tupl
     try:
         turn = await log.read_turn(key)
     except TurnUnknown:
-        return key, close_record(await history.query(key.tenant, GetBatch(key.turn))), None
+        return key, _close(await history.query(key.tenant, GetBatch(key.turn))), None
     try:
         return key, stored_batch(key, turn), turn
     except TurnUnknown as error:
@@ -79,7 +81,12 @@ async def refresh(log: TurnLog, key: TurnKey, stored: StoredBatch) -> StoredBatc
     try:
         return stored_batch(key, await log.read_turn(key))
     except TurnUnknown:
-        return close_record(stored)
+        return _close(stored)
+
+
+def _close(stored: StoredBatch) -> StoredBatch:
+    """Returns a batch that has left the log: as failed if it has no end, since none can be appended."""
+    return stored if stored.is_over else msgspec.structs.replace(stored, outcome="failed", error=LOST_FAILURE)
 
 
 class EndedInput(NamedTuple):
@@ -143,8 +150,8 @@ async def _ended_inputs(
     for first in range(0, len(numbers), READ_AT_ONCE):
         if not is_whole and first % CHECKED_AT_ONCE == 0:
             ahead = numbers[first : first + CHECKED_AT_ONCE]
-            stored = await log.find_stored(batch.child_key(key, number) for number in ahead)
-        some = {number: batch.child_key(key, number) for number in numbers[first : first + READ_AT_ONCE]}
+            stored = await log.find_stored(input_lines.child_key(key, number) for number in ahead)
+        some = {number: input_lines.child_key(key, number) for number in numbers[first : first + READ_AT_ONCE]}
         read = [child for child in some.values() if is_whole or child in stored]
         found = await asyncio.gather(*(_turn(log, child, is_over=is_over) for child in read))
         turns = dict(zip(read, found, strict=True))
@@ -159,7 +166,7 @@ async def _ended_inputs(
             elif turn is None and is_over:
                 # Read only if needed: the inputs may be as long as a request body.
                 inputs = await lines_of(blob_store, key, Blob(of.sha256, of.bytes)) if inputs is None else inputs
-                name = batch.custom_id(batch.decode_input(inputs[number])) if inputs else ""
+                name = input_lines.custom_id(input_lines.decode_input(inputs[number])) if inputs else ""
                 page.append(EndedInput(number, name, None))
         yield page
 
@@ -185,7 +192,7 @@ async def _turn(log: TurnLog, key: TurnKey, *, is_over: bool) -> Turn | None:
 async def lines_of(blob_store: BlobStore, key: TurnKey, inputs: Blob) -> list[bytes]:
     """Returns the lines of the batch's blob; an empty list once it has expired."""
     try:
-        return batch.split_inputs(await blob_store.read(key.tenant, inputs))
+        return input_lines.split_inputs(await blob_store.read(key.tenant, inputs))
     except BlobUnknown:
         return []
 
@@ -213,4 +220,4 @@ async def render_with_refused(
 
 
 def custom_id_of(turn: TurnRecord) -> str:
-    return turn.metadata.get(batch.CUSTOM_ID, "")
+    return turn.metadata.get(input_lines.CUSTOM_ID, "")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from starlette.types import ASGIApp, Receive
 
+from tailrace.features.batches import input_lines
 from tailrace.features.batches.openai_input import CHAT
 from tailrace.features.batches.openai_routes import EXPIRED_FAILURE, PREFIX, RESULT_FILE, source_of
 from tailrace.features.batches.read_batch import (
@@ -24,6 +25,7 @@ from tailrace.features.batches.read_batch import (
     render_lines,
     render_with_refused,
 )
+from tailrace.features.batches.records import StoredBatch
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.clients.blobs import HEADERS
@@ -34,8 +36,6 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
-from tailrace.proto import batch
-from tailrace.proto.batch_records import StoredBatch
 from tailrace.proto.errors import CODES, Refused, not_found
 from tailrace.proto.files import FileRecord
 from tailrace.proto.ids import TurnId, TurnKey
@@ -162,7 +162,7 @@ def output_line(ended: EndedInput, endpoint: str) -> dict[str, Any] | None:
     if turn is None or turn.outcome != "completed":
         return None
     # `custom_id` is no metadata of the client.
-    metadata = {name: value for name, value in turn.metadata.items() if name != batch.CUSTOM_ID}
+    metadata = {name: value for name, value in turn.metadata.items() if name != input_lines.CUSTOM_ID}
     shown = msgspec.structs.replace(turn, metadata=metadata)
     is_chat = endpoint == CHAT
     body = msgspec.Raw(chat_object.render_completion(shown)) if is_chat else responses_object.response_of(shown)

@@ -13,6 +13,8 @@ from datetime import timedelta
 import msgspec
 import structlog
 
+from tailrace.features.batches import input_lines
+from tailrace.features.batches.give_back import give_back
 from tailrace.features.batches.input_span import input_span
 from tailrace.features.batches.message_batches import MessageBatchSubmitter, read_own
 from tailrace.features.batches.message_batches_api import MessageBatchesApi
@@ -23,7 +25,6 @@ from tailrace.generators.backend_order import BackendOrders
 from tailrace.generators.event_writer import append_when_not_full, as_stored
 from tailrace.generators.feature import Hooks
 from tailrace.generators.load_blobs import BlobLoader
-from tailrace.proto import batch
 from tailrace.proto.blobs import Blob
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end
@@ -32,7 +33,6 @@ from tailrace.proto.errors import BackendError, BlobUnknown, EntryTooLarge, Fenc
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import BlobStore, Counters, Delivery, Tombstones, TurnLog
-from tailrace.proto.nats.settlement import give_back
 from tailrace.proto.runtime.gather import gather_limited
 
 logger = structlog.get_logger()
@@ -140,7 +140,7 @@ class BatchRunner:
         spec = turn.request.batch
         assert spec is not None  # noqa: S101  # the delivery is a batch's
         try:
-            lines = batch.split_inputs(await self._blob_store.read(key.tenant, Blob(spec.sha256, spec.bytes)))
+            lines = input_lines.split_inputs(await self._blob_store.read(key.tenant, Blob(spec.sha256, spec.bytes)))
         except BlobUnknown:
             if turn.end is None:
                 turn = await self._end(key, turn, "failed", EXPIRED)
@@ -255,7 +255,7 @@ class BatchRunner:
         for number in numbers:
             async with self._slots:
                 await self._wait_until_not_full()
-                child = batch.child_key(key, number)
+                child = input_lines.child_key(key, number)
                 # An earlier runner may have submitted the input, and a client deleted its turn; or its user was erased.
                 is_deleted = await self._tombstones.is_deleted(child)
                 tally.add(None if is_deleted else await self._run_input(key, child, inputs[number], traceparent))
@@ -300,7 +300,7 @@ class BatchRunner:
     async def _submit(self, key: TurnKey, child: TurnKey, line: bytes, traceparent: str | None) -> None:
         # FenceLost: the turn was submitted before, by this process or another one.
         with suppress(FenceLost), input_span(child, traceparent) as own:
-            request = msgspec.structs.replace(batch.child_request(key, line), traceparent=own)
+            request = msgspec.structs.replace(input_lines.child_request(key, line), traceparent=own)
             await append_when_not_full(self._append_shielded, child, START, request)
 
     async def _append_shielded(self, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
@@ -349,7 +349,7 @@ class BatchRunner:
         Without `is_written`, some answers may be missing in the log although they are paid for: then nothing is given
         back.
         """
-        children = [batch.child_key(key, number) for number in range(len(inputs))]
+        children = [input_lines.child_key(key, number) for number in range(len(inputs))]
         stored = await self._log.find_stored(children)
 
         async def stop(number: int) -> None:

@@ -5,12 +5,12 @@ from typing import Any
 
 import msgspec
 
+from tailrace.features.count_tokens.records import COUNT_TOKENS, CountTokens, PromptFields
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.feature import Feature, Generator, Parts
 from tailrace.generators.rpc import refuse_backend_errors
 from tailrace.proto import long_strings
 from tailrace.proto.ids import Tenant
-from tailrace.proto.model_records import COUNT_TOKENS, CountTokens, PromptFields
 from tailrace.proto.nats.rpc import decode_query
 
 

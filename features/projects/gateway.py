@@ -3,6 +3,7 @@
 import msgspec
 from starlette.responses import Response
 
+from tailrace.features.projects.records import CreateProject, GetProject, ListProjects, ProjectRecord
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.feature import Feature, Parts
@@ -19,7 +20,6 @@ from tailrace.gateway.turns.request_body import check_name
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, folder_name
 from tailrace.proto.nats import Claims
-from tailrace.proto.resources import CreateProject, GetProject, ListProjects, ProjectRecord
 from tailrace.proto.runtime.settings import NoSettings
 
 NAME_CHARS_MAX = 200

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from tailrace.features.projects.records import CreateProject, GetProject, ListProjects, ProjectPage, ProjectRecord
 from tailrace.persistence import paging
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.paging import PageCursor
@@ -17,7 +18,6 @@ from tailrace.persistence.store import Store
 from tailrace.persistence.tables import Deletion, Tables
 from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import Tenant
-from tailrace.proto.resources import CreateProject, GetProject, ListProjects, ProjectPage, ProjectRecord
 from tailrace.proto.runtime.settings import NoSettings
 
 

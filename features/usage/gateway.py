@@ -6,6 +6,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tailrace.features.usage.records import USAGE_BY, GetStats, GetUsage, UsageRecord
 from tailrace.gateway.auth.api_request import ApiRequest, parse_tenant
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
@@ -16,7 +17,6 @@ from tailrace.gateway.http.route import ADMIN, PROJECTS, SESSIONS, Route, query
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant
-from tailrace.proto.resources import USAGE_BY, GetStats, GetUsage, UsageRecord
 from tailrace.proto.runtime.settings import NoSettings
 
 DAYS = 30

@@ -4,6 +4,16 @@ from collections.abc import Iterable, Mapping
 from datetime import date, datetime, timedelta
 from typing import Any
 
+from tailrace.features.usage.records import (
+    BilledUsage,
+    BilledUsageList,
+    GetBilledUsage,
+    GetStats,
+    GetUsage,
+    Stats,
+    UsagePage,
+    UsageRecord,
+)
 from tailrace.persistence import paging
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.paging import PageCursor
@@ -16,16 +26,6 @@ from tailrace.persistence.tables import AddedRows, Tables
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnKey
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.resources import (
-    BilledUsage,
-    BilledUsageList,
-    GetBilledUsage,
-    GetStats,
-    GetUsage,
-    Stats,
-    UsagePage,
-    UsageRecord,
-)
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.proto.usage import Usage
 

@@ -3,9 +3,11 @@
 from datetime import datetime, timedelta
 from typing import Literal
 
+import msgspec
+
 from tailrace.proto import odd_json
 from tailrace.proto.client_calls import calls_of
-from tailrace.proto.records import TurnRecord, WebhookPayload
+from tailrace.proto.records import TurnRecord
 
 # A receiver that was down for hours gets its webhooks within an hour after it is back.
 WAIT_S_MAX = 3600.0
@@ -13,6 +15,23 @@ WAIT_S_MAX = 3600.0
 JITTER = 0.25
 
 Verdict = Literal["delivered", "retry", "gone"]
+
+
+class WebhookPayload(msgspec.Struct, frozen=True):
+    """The body of a webhook as Standard Webhooks defines it. `data` equals the response of `GET /v1/turns/{turn}`.
+
+    The type is `turn.completed`, `turn.cancelled` or `turn.failed`; with TAILRACE_WEBHOOK_REQUIRES_ACTION, that of a
+    completed turn with calls of client tools is `turn.requires_action`.
+    """
+
+    type: str
+    """The event: `turn.` and the outcome, or `turn.requires_action`."""
+    timestamp: datetime
+    """When the turn ended."""
+    data: TurnRecord
+    """The turn."""
+    links: dict[str, str]
+    """Paths by name."""
 
 
 def render(turn: TurnRecord, *, names_action: bool = False) -> bytes:

@@ -32,13 +32,7 @@ from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Claims
-from tailrace.proto.records import (
-    GetSession,
-    ListSessions,
-    ListSessionTurns,
-    SessionRecord,
-    TurnPage,
-)
+from tailrace.proto.records import GetSession, ListSessions, ListSessionTurns, SessionRecord, TurnPage
 from tailrace.proto.resources import Branch, ChangeSession, CreateSession, ListBranches
 
 TITLE_CHARS_MAX = 500

@@ -3,18 +3,19 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
+import msgspec
 import nats.errors
 import nats.js.errors
 import structlog
 from nats.aio.msg import Msg
 
 from tailrace.proto import entries, subjects
-from tailrace.proto.batch import part_of_batch
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq, is_token
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, is_child_id, is_token
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.consumer_pull import Pull
 from tailrace.proto.nats.stream_info import StreamInfo
@@ -33,6 +34,29 @@ RENEWALS = 3
 RENEWED_AT_ONCE = 64
 KEPT_BYTES_MAX = 64 * 1024
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+BatchPart = Literal["batch", "child"]
+
+
+class _Head(msgspec.Struct):
+    """The part of a request that shows whether it is a batch, or one of a batch's turns."""
+
+    batch: msgspec.Raw = msgspec.Raw()
+    parent: str | None = None
+
+
+_head = msgspec.json.Decoder(_Head)
+
+
+def part_of_batch(turn: TurnId, payload: bytes) -> BatchPart | None:
+    """Returns what the encoded request `payload` of `turn` is: a batch, a batch's child turn, or None for neither."""
+    try:
+        head = _head.decode(payload)
+    except DECODE_ERRORS:
+        return None
+    if bytes(head.batch) not in (b"", b"null"):
+        return "batch"
+    return "child" if head.parent is not None and is_child_id(turn, TurnId(head.parent)) else None
 
 
 class Delivery:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal, get_args
 
-from tailrace.proto.batch import child_key
+from tailrace.features.batches.input_lines import child_key
 from tailrace.proto.entries import Via
 from tailrace.proto.ids import TurnKey
 from tests.chaos.faults import MESSAGE_BATCH

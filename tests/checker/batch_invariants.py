@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from math import inf
 
-from tailrace.proto import batch
+from tailrace.features.batches import input_lines
 from tailrace.proto.entries import Progress
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnKey
@@ -45,7 +45,7 @@ def _turn_problems(run: Run, kept: dict[TurnKey, Post]) -> Iterator[Verdict]:
                 if run.folds.get(key, Turn()).outcome == "completed":
                     yield violation(f"{key.turn} is completed, and its input {name} is no turn", post)
                 continue
-            found = (request.parent, batch.custom_id(request), expected_answer.question_of(request))
+            found = (request.parent, input_lines.custom_id(request), expected_answer.question_of(request))
             if found != (key.turn, name, question):
                 yield violation(f"{child.turn} is not the input {name} of {key.turn}: {found}", post)
         known = set(run.inputs_of(key))

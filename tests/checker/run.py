@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from tailrace.deploy.simulated_claude.account import AccountReport
+from tailrace.features.batches.input_lines import child_key
 from tailrace.proto import entries, subjects
-from tailrace.proto.batch import child_key
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Seq, Tenant, TurnKey

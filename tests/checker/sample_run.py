@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 
 from tailrace.deploy.simulated_claude.account import AccountReport, Call, SubmittedRequest
+from tailrace.features.batches.input_lines import CUSTOM_ID, child_key
 from tailrace.proto import entries, subjects
-from tailrace.proto.batch import CUSTOM_ID, child_key
 from tailrace.proto.entries import Attempt, Message, Progress, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey

@@ -8,7 +8,7 @@ import pytest
 from anthropic import AsyncAnthropic
 from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse
 
-from tailrace.proto.batch import child_key
+from tailrace.features.batches.input_lines import child_key
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
 from tests.harness.generator_in_loop import words

@@ -10,17 +10,17 @@ from typing import Any
 import msgspec
 import pytest
 
+from tailrace.features.batches.records import Api
 from tailrace.features.projects.persistence import ProjectTable
+from tailrace.features.projects.records import CreateProject
 from tailrace.features.search.words import hash_words
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.rows import TurnRow, build_row, micros
 from tailrace.persistence.store import Store
 from tailrace.persistence.tables import AddedRows
-from tailrace.proto.batch_records import Api
 from tailrace.proto.files import FileRecord
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.records import SessionRecord, TurnRecord
-from tailrace.proto.resources import CreateProject
 from tests.harness.turn_builder import NOON, Handwritten
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tailrace.features.gateway import FEATURES, Settings
+from tailrace.features.projects.records import CreateProject
 from tailrace.gateway.app import app
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http import server
@@ -21,7 +22,7 @@ from tailrace.gateway.serve import build, start
 from tailrace.proto import subjects
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.resources import CreateProject, DeleteResource
+from tailrace.proto.resources import DeleteResource
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import PERSISTENCE
 from tests.harness import processes

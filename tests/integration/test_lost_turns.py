@@ -9,13 +9,13 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.gateway import DIALECTS
+from tailrace.features.usage.records import GetStats, Stats
 from tailrace.persistence.lost_turns import LostTurnFinder
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Batch, BatchSource
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnKey
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
-from tailrace.proto.resources import GetStats, Stats
 from tailrace.proto.subjects import PERSISTENCE, STREAM
 from tests.conftest import apply_streams
 from tests.harness.open_store import open_store

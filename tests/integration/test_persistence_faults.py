@@ -20,21 +20,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.projects.records import CreateProject, GetProject, ProjectRecord
+from tailrace.features.usage.records import GetUsage, UsagePage
 from tailrace.proto.errors import Refused, StoreError
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, ListSessions, SessionPage, SessionRecord, TurnRecord, record_from_fold
-from tailrace.proto.resources import (
-    CreateProject,
-    CreateSession,
-    DeleteResource,
-    GetProject,
-    GetUsage,
-    ProjectRecord,
-    Remaining,
-    UsagePage,
-)
+from tailrace.proto.resources import CreateSession, DeleteResource, Remaining
 from tailrace.proto.subjects import PERSISTENCE, STREAM
 from tests.conftest import apply_streams
 from tests.harness.generator_in_loop import running_generator, words

@@ -14,6 +14,8 @@ import pytest
 
 from tailrace.deploy.cli import status
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.projects.records import GetProject, ListProjects
+from tailrace.features.usage.records import GetUsage
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.database import global_name
 from tailrace.persistence.health import PersistenceHealth
@@ -39,14 +41,7 @@ from tailrace.proto.records import (
     TurnRecord,
     record_from_fold,
 )
-from tailrace.proto.resources import (
-    ChangeSession,
-    DeleteResource,
-    GetProject,
-    GetUsage,
-    ListBranches,
-    ListProjects,
-)
+from tailrace.proto.resources import ChangeSession, DeleteResource, ListBranches
 from tailrace.proto.subjects import PERSISTENCE
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import as_user

@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
+from tailrace.features.batches.input_lines import child_key, encode_inputs
 from tailrace.features.batches.message_batches_api import Line, MessageBatch, MessageBatchesApi, SucceededResult
 from tailrace.features.batches.runner import BatchLane
-from tailrace.proto.batch import child_key, encode_inputs
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Batch, Entry, Event, Progress, Request, Via
 from tailrace.proto.errors import BackendError

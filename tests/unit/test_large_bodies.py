@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from tailrace.features.auto_idempotency.gateway import derive_key
+from tailrace.features.count_tokens.records import PromptFields
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.http import error_responses, large_bodies
 from tailrace.gateway.http.json_response import json_response, large_json_response
@@ -24,7 +25,6 @@ from tailrace.proto import blobs, long_strings, service
 from tailrace.proto.entries import Message as PromptMessage
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
-from tailrace.proto.model_records import PromptFields
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.testing import MemoryClaims
 

@@ -11,8 +11,8 @@ import pytest
 from tailrace.deploy.cli import main, reconcile
 from tailrace.deploy.cli.reconcile import compare, render, to_json
 from tailrace.deploy.cli.vendor_report import COST_PATH, USAGE_PATH, Report, ReportClient, ReportFailed
+from tailrace.features.usage.records import BilledUsage
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.resources import BilledUsage
 from tailrace.proto.usage import Usage
 from tests.harness.report_server import KEY, Api, serve
 

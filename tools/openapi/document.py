@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
+from tailrace.features.webhooks.payload import WebhookPayload
 from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.http.route import SSE, Parameter, Route
 from tailrace.proto.errors import CODES
-from tailrace.proto.records import WebhookPayload
 from tools.openapi.descriptions import describe, example_of, structs_in
 from tools.openapi.examples import BODIES, EVENT, EVENTS, IN_PATH, STREAMS
 from tools.openapi.portable_schemas import always_written, rewrite
@@ -43,7 +43,7 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
     bodies = {route.body for route in routes} - {None}
     results = {route.result for route in routes if isinstance(route.result, type)}
     kinds = bodies | results | {Envelope, WebhookPayload}
-    named = sorted(kinds, key=lambda kind: (kind.__module__, kind.__name__))
+    named = sorted(kinds, key=lambda kind: kind.__name__)
     schemas, components = msgspec.json.schema_components(named, ref_template=REF)
     describe(components, kinds)
     read = {struct.__name__ for struct in structs_in(bodies)}

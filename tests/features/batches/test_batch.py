@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailrace.features.batches import input_lines
 from tailrace.features.batches.tally import BatchTally
-from tailrace.proto import batch
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Batch, End, Progress, decode, encode
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, child_id, is_token, new_id
+from tailrace.proto.nats.leases import part_of_batch
 from tests.harness.turn_builder import request
 
 BATCH = TurnKey(Tenant("tenant"), TurnId("01a1f9d6-8530-7bc1-86ec-13a54c14ea1a"))
@@ -47,7 +48,7 @@ def test_a_childs_id_is_made_of_its_batch_and_its_number() -> None:
 )
 def test_a_batch_and_its_turns_are_recognised_by_their_requests(turn: TurnId, payload: bytes, part: str | None) -> None:
     """Little is decoded for it, and invalid JSON is not a batch: every generator checks every delivery."""
-    assert batch.part_of_batch(turn, payload) == part
+    assert part_of_batch(turn, payload) == part
 
 
 @pytest.mark.rule("R63")
@@ -55,10 +56,10 @@ def test_a_batch_and_its_turns_are_recognised_by_their_requests(turn: TurnId, pa
 def test_decoded_inputs_equal_the_encoded_ones(texts: list[str]) -> None:
     """Each input is one line, whatever line breaks its strings contain."""
     requests = [request(system=text, metadata={"custom_id": text}) for text in texts]
-    lines = batch.split_inputs(batch.encode_inputs(requests))
-    assert [batch.decode_input(line) for line in lines] == requests
-    assert [batch.custom_id(batch.decode_input(line)) for line in lines] == texts
-    assert {batch.child_request(BATCH, line).parent for line in lines} == {BATCH.turn}
+    lines = input_lines.split_inputs(input_lines.encode_inputs(requests))
+    assert [input_lines.decode_input(line) for line in lines] == requests
+    assert [input_lines.custom_id(input_lines.decode_input(line)) for line in lines] == texts
+    assert {input_lines.child_request(BATCH, line).parent for line in lines} == {BATCH.turn}
 
 
 def test_an_entry_of_progress_is_these_bytes() -> None:

@@ -12,11 +12,11 @@ import httpx2
 import pytest
 from prometheus_client import REGISTRY
 
+from tailrace.features.batches import input_lines
 from tailrace.features.batches import runner as batches
 from tailrace.features.batches.runner import BATCHES_MAX, BatchRunner
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.proto import batch as proto_batch
 from tailrace.proto import subjects
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Progress, Request, Reservation
@@ -521,7 +521,7 @@ async def test_a_batch_that_fails_counts_the_turns_that_ended_while_the_log_was_
 async def test_a_batch_that_breaks_its_generators_fails(own: VerifiedSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts with progress do not count. The other turns stay as they are, and the broken input is left out."""
     batch = await post_batch(own.gateway, build_inputs(3), parallel=1)
-    decode, breaks = proto_batch.decode_input, list[bytes]()
+    decode, breaks = input_lines.decode_input, list[bytes]()
 
     def decode_or_break(line: bytes) -> Request:
         if b"b2x" in line:
@@ -529,7 +529,7 @@ async def test_a_batch_that_breaks_its_generators_fails(own: VerifiedSystem, mon
             raise ZeroDivisionError
         return decode(line)
 
-    monkeypatch.setattr(proto_batch, "decode_input", decode_or_break)
+    monkeypatch.setattr(input_lines, "decode_input", decode_or_break)
     async with own.running_generator(attempts_max=2):
         turn = await own.batch_ended(batch)
         await own.wait_until_acknowledged()

@@ -13,20 +13,19 @@ import httpx2
 import msgspec
 import pytest
 
-from tailrace.features.batches import message_batches
+from tailrace.features.batches import input_lines, message_batches
 from tailrace.features.batches import runner as batches
 from tailrace.features.batches.message_batches import WRITTEN_AT_ONCE
 from tailrace.features.batches.message_batches_api import CanceledResult, Line, MessageBatch, MessageBatchesApi
+from tailrace.features.batches.records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.features.batches.runner import BATCHES_MAX
 from tailrace.features.structured_output.json_schema import SchemaChecker
-from tailrace.proto import batch as stored_inputs
 from tailrace.proto.blobs import Blob
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import BackendError, FenceLost, Refused, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
-from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones, TurnLog
 from tailrace.proto.subjects import GENERATORS
 from tests.harness import batch_client, turn_builder
@@ -585,8 +584,8 @@ async def test_deleting_a_batch_does_not_release_its_reserved_cost(
     assert request is not None
     assert request.batch is not None
     blob = Blob(request.batch.sha256, request.batch.bytes)
-    lines = stored_inputs.split_inputs(await BlobStore(own.connection).read(own.tenant, blob))
-    holds = [one for line in lines for one in stored_inputs.decode_input(line).holds or ()]
+    lines = input_lines.split_inputs(await BlobStore(own.connection).read(own.tenant, blob))
+    holds = [one for line in lines for one in input_lines.decode_input(line).holds or ()]
     hold = holds[0]
     counters = Counters(own.connection)
     held = await counters.add(hold.subject, 0)

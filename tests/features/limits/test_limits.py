@@ -15,6 +15,7 @@ import pytest
 
 from tailrace.deploy.cli.keys import create
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.batches.give_back import give_back
 from tailrace.features.limits.limiter import Limiter
 from tailrace.features.limits.quotas import owners_of, quota_of
 from tailrace.gateway.auth.admission import Admissions
@@ -27,7 +28,7 @@ from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
-from tailrace.proto.nats.settlement import Settlement, give_back
+from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.subjects import CLAIMS_STREAM, LIMITS, SLOTS
 from tests.harness.generator_in_loop import wait_for_end
 from tests.harness.lossy_link import LossyLink

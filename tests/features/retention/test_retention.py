@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.usage.records import GetUsage, UsagePage
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
-from tailrace.proto.resources import GetUsage, UsagePage
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.turn_writer import OURS, write_turn
 from tests.harness.until import until_equal

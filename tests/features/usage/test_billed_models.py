@@ -5,12 +5,12 @@ from datetime import timedelta
 import msgspec
 
 from tailrace.features.usage.persistence import TABLES, UsageQueries, UsageTable
+from tailrace.features.usage.records import BilledUsage, GetBilledUsage, GetUsage
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.rows import TurnRow, build_row, turn_record
 from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.records import ModelShare, record_from_fold
-from tailrace.proto.resources import BilledUsage, GetBilledUsage, GetUsage
 from tailrace.proto.usage import ModelUsage, Usage
 from tests.harness.stored_turns import OURS, THEIRS, key
 from tests.harness.turn_builder import MODEL, NOON, completed_turn, started_turn

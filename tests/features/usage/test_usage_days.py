@@ -8,8 +8,8 @@ import pytest
 from starlette.requests import Request
 
 from tailrace.features.usage.gateway import DAYS_MAX, days_of, usage_response
+from tailrace.features.usage.records import UsagePage
 from tailrace.proto.ids import Tenant
-from tailrace.proto.resources import UsagePage
 
 TODAY = date(2026, 3, 1)
 

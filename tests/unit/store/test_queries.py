@@ -15,13 +15,16 @@ import pytest
 
 from tailrace.deploy.cli.copy_database import read_digest
 from tailrace.features.batches.persistence import BatchQueries, BatchTable
+from tailrace.features.batches.records import Api, ListBatches, ListBatchTurns
 from tailrace.features.files.persistence import FileTable
 from tailrace.features.projects.persistence import ProjectQueries, ProjectTable
+from tailrace.features.projects.records import GetProject, ListProjects
 from tailrace.features.retention.persistence import Age, OldSessions
 from tailrace.features.search.persistence import SearchQueries
 from tailrace.features.search.reader import SearchReader
 from tailrace.features.unstored.table import UnstoredTable
 from tailrace.features.usage.persistence import UsageQueries, UsageTable
+from tailrace.features.usage.records import GetUsage
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.queries import Queries
@@ -29,22 +32,11 @@ from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, micros, m
 from tailrace.persistence.sql import load
 from tailrace.persistence.store import Store
 from tailrace.persistence.turn_list import TurnPageQuery
-from tailrace.proto.batch_records import Api, ListBatches, ListBatchTurns
 from tailrace.proto.entries import Outcome
 from tailrace.proto.files import ListFiles
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, child_id, new_id
 from tailrace.proto.records import ListRunning, ListSessions, ListSessionTurns, ListTurns, TurnRecord
-from tailrace.proto.resources import (
-    Branch,
-    ChangeSession,
-    CreateSession,
-    DeleteResource,
-    GetProject,
-    GetUsage,
-    Kind,
-    ListBranches,
-    ListProjects,
-)
+from tailrace.proto.resources import Branch, ChangeSession, CreateSession, DeleteResource, Kind, ListBranches
 from tests.harness.stored_turns import (
     DIMENSIONS,
     OURS,

@@ -5,25 +5,19 @@ the batch's id and the input's number, so a generator that takes over a batch su
 """
 
 from collections.abc import Iterable
-from typing import Literal
 
 import msgspec
 
-from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Request
-from tailrace.proto.ids import TurnId, TurnKey, child_id, is_child_id
-
-BatchPart = Literal["batch", "child"]
+from tailrace.proto.ids import TurnKey, child_id
 
 CUSTOM_ID = "custom_id"
 """The metadata key that holds the client's `custom_id` of a request."""
 
 
 class _Head(msgspec.Struct):
-    """The part of a request that shows whether it is a batch, or one of a batch's turns; and its user."""
+    """The user of a request."""
 
-    batch: msgspec.Raw = msgspec.Raw()
-    parent: str | None = None
     user: str | None = None
 
 
@@ -68,14 +62,3 @@ def custom_id(request: Request) -> str:
 def user_of(line: bytes) -> str | None:
     """Returns the user of the request in `line`, without decoding the rest of it."""
     return _head.decode(line).user
-
-
-def part_of_batch(turn: TurnId, payload: bytes) -> BatchPart | None:
-    """Returns what the encoded request `payload` of `turn` is: a batch, a batch's child turn, or None for neither."""
-    try:
-        head = _head.decode(payload)
-    except DECODE_ERRORS:
-        return None
-    if bytes(head.batch) not in (b"", b"null"):
-        return "batch"
-    return "child" if head.parent is not None and is_child_id(turn, TurnId(head.parent)) else None

@@ -1,6 +1,6 @@
-"""Batch records and the queries about batches that persistence answers.
+"""Records of batches, and the queries about them that persistence and generators answer.
 
-The turns of a batch are ordinary turns: their records are in records.py.
+The turns of a batch are ordinary turns: their records are in proto/records.py.
 """
 
 from datetime import datetime
@@ -136,3 +136,15 @@ def stored_batch(key: TurnKey, turn: Turn) -> StoredBatch:
         asked_at=turn.asked_at,
         ended_at=turn.ended_at,
     )
+
+
+CANCEL_MESSAGE_BATCH = "cancel_message_batch"
+
+
+class CancelMessageBatch(msgspec.Struct, frozen=True):
+    """Cancels one of Anthropic's Message Batches, because its batch is being deleted and has not completed.
+
+    The reply is empty, also if Anthropic does not have the message batch or it has ended. Refused: backend_….
+    """
+
+    message_batch: str
