@@ -36,6 +36,7 @@ from tailrace.gateway.resources import (
 from tailrace.gateway.services import Gateway
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.runtime import tracing
+from tailrace.proto.runtime.feature_parts import join_distinct
 
 # Those of the core without a turn's, which take the names of all dialects.
 ROUTES: list[Route] = [
@@ -55,9 +56,13 @@ def dialects_of(features: Features) -> Dialects:
 
 
 def routes_of(features: Features) -> list[Route]:
-    """Returns the routes of the core and of `features`, each wrapped by all features."""
-    routes = [*native.routes(dialects_of(features)), *ROUTES]
-    routes += [route for feature in features for route in feature.routes]
+    """Returns the routes of the core and of `features`, each wrapped by all features.
+
+    Raises ValueError if two have the same method and path.
+    """
+    every = [*native.routes(dialects_of(features)), *ROUTES]
+    every += [route for feature in features for route in feature.routes]
+    routes = [*join_distinct(((f"{route.method} {route.path}", route) for route in every), "route").values()]
     for feature in features:
         routes = [feature.wrap(route) for route in routes]
     return routes
@@ -66,12 +71,13 @@ def routes_of(features: Features) -> list[Route]:
 def app(gateway: Gateway, features: Started = ()) -> Starlette:
     """Returns the application, with the routes of `features`, whose services are given as well.
 
-    Each endpoint receives the services that its parameters are annotated with.
+    Each endpoint receives the services that its parameters are annotated with. Raises ValueError if two features have a
+    service of the same type, or the same route.
     """
     listed = [feature for feature, _ in features]
-    services = dict(zip(inspect.get_annotations(Gateway).values(), gateway, strict=True))
-    services |= {type(service): service for _, parts in features for service in parts.services}
-    services[Dialects] = dialects_of(listed)
+    of_core = zip(inspect.get_annotations(Gateway).values(), gateway, strict=True)
+    of_features = ((type(service), service) for _, parts in features for service in parts.services)
+    services = join_distinct([*of_core, (Dialects, dialects_of(listed)), *of_features], "service")
     routes = routes_of(listed)
     urgent_paths = health.PATHS.union(*(feature.urgent_paths for feature, _ in features))
 

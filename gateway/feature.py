@@ -22,7 +22,7 @@ class Parts(NamedTuple):
     """The services of a feature in one gateway."""
 
     services: tuple[object, ...] = ()
-    """Each is given to the endpoints that have a parameter of its type."""
+    """Each is given to the endpoints that have a parameter of its type, which no other service has."""
     background: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = ()
     """Each runs from the start of the gateway until its end, when it is cancelled."""
     middleware: tuple[Middleware, ...] = ()

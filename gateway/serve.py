@@ -44,7 +44,7 @@ from tailrace.proto import service
 from tailrace.proto.models import parse_aliases
 from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Rpc, Tombstones, TurnLog
 from tailrace.proto.runtime import tracing
-from tailrace.proto.runtime.at_most_one import at_most_one
+from tailrace.proto.runtime.feature_parts import at_most_one
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.listen_error import listen_error
 from tailrace.proto.runtime.settings import select

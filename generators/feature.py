@@ -1,6 +1,6 @@
 """An optional feature of a generator. The core knows features only by this type, and `__main__` lists them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from tailrace.generators.turn_runner import ObserveAttempt, PrepareTurn
 from tailrace.generators.worker import Lane
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.rpc import Handler
+from tailrace.proto.runtime.feature_parts import join_distinct
 
 
 class Hooks(NamedTuple):
@@ -88,6 +89,12 @@ Features = Sequence[Feature]
 def kinds_of(features: Features) -> Kinds:
     """Returns the kinds of backends of all features."""
     return [kind for feature in features for kind in feature.backends]
+
+
+def join_handlers(of_core: Mapping[str, Handler], started: Iterable[Parts]) -> dict[str, Handler]:
+    """Returns the handlers of the core and of features. Raises ValueError if two handle the same query."""
+    every = (of_core, *(part.handlers for part in started))
+    return join_distinct((item for each in every for item in each.items()), "query")
 
 
 def join_hooks(features: Features) -> Hooks:

@@ -12,7 +12,7 @@ from tailrace.generators.backend_order import CLAUDE, BackendOrders, parse_backe
 from tailrace.generators.backends import Backend, FactsReporter
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.registry import Kinds, open_backend
-from tailrace.generators.feature import Features, Generator, join_hooks, kinds_of
+from tailrace.generators.feature import Features, Generator, join_handlers, join_hooks, kinds_of
 from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller, OneBackend
@@ -29,8 +29,8 @@ from tailrace.proto.models import extend_models
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Rpc, Slots, TurnLog
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.runtime.at_most_one import at_most_one
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
+from tailrace.proto.runtime.feature_parts import at_most_one
 from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.version import VERSION
 
@@ -95,11 +95,10 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
             tenant_share=settings.tenant_share,
         )
         worker.facts = caller.keys.facts
-        handlers: dict[str, Handler] = {CANCEL_TURN: partial(cancel_turn, log)}
+        of_core: dict[str, Handler] = {CANCEL_TURN: partial(cancel_turn, log)}
         if claude is not None:
-            handlers[MODELS] = partial(list_models, claude)
-        for part in parts:
-            handlers |= part.handlers
+            of_core[MODELS] = partial(list_models, claude)
+        handlers = join_handlers(of_core, parts)
         endpoints = await rpc.serve(GENERATORS, VERSION, handlers)
         await rpc.serve_health(GENERATORS, worker.report_health)
         metrics.TENANTS.update(parse_tenants(settings.metrics_tenants))

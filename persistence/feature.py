@@ -1,7 +1,7 @@
 """An optional feature of persistence. The core knows features only by this type, and `__main__` lists them."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ from tailrace.persistence.tables import Tables
 from tailrace.persistence.unrecorded_turns import UnrecordedTurns
 from tailrace.proto.nats import Connection, Deliveries, Tombstones, TurnLog
 from tailrace.proto.resources import Kind
+from tailrace.proto.runtime.feature_parts import join_distinct
 from tailrace.proto.runtime.settings import select
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -40,7 +41,8 @@ class Parts(NamedTuple):
     """The parts of a feature in one process."""
 
     handlers: Sequence[QueryHandler] = ()
-    """Queries, each with the method that answers it, in place of the core's for the same query."""
+    """Queries, each with the method that answers it, in place of the core's for the same query, but of no other
+    feature's."""
     beside: Sequence[Callable[[asyncio.Event], AbstractAsyncContextManager[None]]] = ()
     """Each runs while the process records. The event is set when the process stops; if the part fails, it sets it."""
     unrecorded: UnrecordedTurns | None = None
@@ -68,6 +70,17 @@ Features = Sequence[Feature[Any]]
 def tables_of(features: Features) -> list[Tables]:
     """Returns the part of each feature in the database."""
     return [feature.tables for feature in features if feature.tables is not None]
+
+
+def join_handlers(of_core: Iterable[QueryHandler], started: Iterable[Parts]) -> list[QueryHandler]:
+    """Returns the handlers of the core and of features, which replace those of the core for the same query.
+
+    Raises ValueError if two features handle the same query.
+    """
+    every = (one for part in started for one in part.handlers)
+    of_features = join_distinct(((query.query, (query, run)) for query, run in every), "query")
+    kept = [(query, run) for query, run in of_core if query.query not in of_features]
+    return [*kept, *of_features.values()]
 
 
 def check(settings: msgspec.Struct, features: Features) -> None:

@@ -11,7 +11,7 @@ from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.commands import Commands, delete_again
 from tailrace.persistence.database import display, global_name, move_aside, open_database
-from tailrace.persistence.feature import Features, Services, check, tables_of
+from tailrace.persistence.feature import Features, Services, check, join_handlers, tables_of
 from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
@@ -22,6 +22,7 @@ from tailrace.persistence.store import Store
 from tailrace.proto import service
 from tailrace.proto.errors import StoreCorrupt, StoreNotShared
 from tailrace.proto.nats import BlobPins, BlobStore, Connection, Deliveries, Rpc, Tombstones, TurnLog
+from tailrace.proto.runtime.feature_parts import join_distinct
 from tailrace.proto.runtime.settings import select
 from tailrace.proto.subjects import PERSISTENCE
 from tailrace.proto.version import VERSION
@@ -101,12 +102,10 @@ async def _serve(
         batch_max=settings.batch_max,
         retry_wait_s=settings.retry_wait_s,
     )
-    require_exists = {kind: require for parts in started for kind, require in parts.require_exists.items()}
+    require_exists = join_distinct((item for parts in started for item in parts.require_exists.items()), "check of a")
     commands = Commands(store, log, tombstones, blobs, queries, caught_up, unrecorded, erase_tenant, require_exists)
-    core = (queries, commands)
-    # The last handler of a query counts.
-    of_each = [*(part.handlers() for part in core), *(parts.handlers for parts in started)]
-    handlers = dict(handler(query, run, caught_up) for some in of_each for query, run in some)
+    of_core = [*queries.handlers(), *commands.handlers()]
+    handlers = dict(handler(query, run, caught_up) for query, run in join_handlers(of_core, started))
     endpoints = await rpc.serve(PERSISTENCE, VERSION, handlers)
     await rpc.serve_health(PERSISTENCE, partial(recorder.report_health, name, await store.read_id()))
     service.mark_ready(database=display(settings.database))

@@ -43,6 +43,7 @@ from tailrace.proto.resources import (
     TurnToDelete,
 )
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
+from tailrace.proto.runtime.feature_parts import join_distinct
 
 BRANCH_TURNS_MAX = 10_000
 # Converting a turn takes up to 0.05 ms.
@@ -115,8 +116,8 @@ class Store:
         self.database = database
         """Runs statements that have no name."""
         self._tables = tables
-        of_features = chain.from_iterable(one.deletions.items() for one in tables)
-        self.deletions: Mapping[Kind, Deletion] = {**DELETIONS, **dict(of_features)}
+        deletions = (DELETIONS, *(one.deletions for one in tables))
+        self.deletions = join_distinct((item for each in deletions for item in each.items()), "deletion of a")
         """The kinds of resources that can be deleted."""
         self.sql = statements(database.system, [one.queries for one in tables])
         """The statements by name."""

@@ -1,7 +1,7 @@
 """Features beside the core: their settings are read with those of the core, and each step of a submission is one's."""
 
 from typing import Annotated
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import msgspec
 import pytest
@@ -16,11 +16,18 @@ from tailrace.gateway.auth.admission import Admissions, Limiter
 from tailrace.gateway.clients.native.text_stream import TEXT
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.serve import start
+from tailrace.gateway.services import Gateway
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.turns.optional_steps import OptionalSteps, join_steps
 from tailrace.gateway.turns.store_trace import with_trace
+from tailrace.generators import feature as generator_feature
 from tailrace.generators.feature import join_hooks
+from tailrace.persistence import feature as persistence_feature
+from tailrace.persistence.store import Store
+from tailrace.persistence.tables import Deletion, Tables
+from tailrace.proto.ids import Tenant
+from tailrace.proto.records import GetTurn, ListTurns
 from tailrace.proto.runtime.settings import NoSettings, extend, read, select, table
 
 
@@ -88,6 +95,46 @@ def test_a_dialect_of_a_feature_stands_beside_those_of_the_core() -> None:
 def test_the_cost_limit_counts_the_models_own_events() -> None:
     """Also text that other features hold or leave out is paid for. The last sink receives the events first."""
     assert join_hooks(FEATURES).sinks[-1] is limit_cost
+
+
+def test_no_feature_replaces_the_service_or_the_route_of_another_one() -> None:
+    """The endpoints of one feature would get the service of the other; of two equal routes, one is never called."""
+    gateway = Gateway(*(Mock() for _ in Gateway._fields))
+    feature = Feature[NoSettings](NoSettings, lambda _gateway, _settings: Parts())
+    with pytest.raises(ValueError, match=r"two parts provide the service <class '.*\.Panels'>"):
+        app.app(gateway, [(feature, Parts((Panels(),))), (feature, Parts((Panels(panels=5),)))])
+    route = msgspec.structs.replace(app.ROUTES[0], method="GET", path="/v1/panels")
+    with pytest.raises(ValueError, match="the route GET /v1/panels"):
+        app.routes_of([feature._replace(routes=[route])] * 2)
+
+
+def test_no_feature_of_a_generator_replaces_a_handler() -> None:
+    """Neither of the core nor of another feature."""
+
+    async def answer(_tenant: Tenant, body: bytes) -> bytes:
+        return body
+
+    of_one = generator_feature.Parts(handlers={"panels": answer})
+    assert [*generator_feature.join_handlers({"models": answer}, [of_one])] == ["models", "panels"]
+    for of_core, parts in (({"panels": answer}, [of_one]), ({}, [of_one, of_one])):
+        with pytest.raises(ValueError, match="the query panels"):
+            generator_feature.join_handlers(of_core, parts)
+
+
+def test_a_feature_of_persistence_replaces_a_handler_of_the_core_and_of_no_other_feature() -> None:
+    """Search answers the core's list of turns."""
+    of_core, of_one, of_other = AsyncMock(), AsyncMock(), AsyncMock()
+    search = persistence_feature.Parts([(ListTurns, of_one)])
+    joined = persistence_feature.join_handlers([(GetTurn, of_core), (ListTurns, of_core)], [search])
+    assert joined == [(GetTurn, of_core), (ListTurns, of_one)]
+    with pytest.raises(ValueError, match="the query turns"):
+        persistence_feature.join_handlers([], [search, persistence_feature.Parts([(ListTurns, of_other)])])
+
+
+def test_no_feature_replaces_the_deletion_of_a_resource() -> None:
+    """The rows of the core or of another feature would stay."""
+    with pytest.raises(ValueError, match="the deletion of a session"):
+        Store(Mock(), [Tables("", deletions={"session": Deletion("session_turn_ids")})])
 
 
 def test_the_marks_of_the_prompt_cache_come_after_the_schema_and_before_the_correction() -> None:
