@@ -27,7 +27,7 @@ help: ## list the targets
 
 setup: no-copy $(INSTALLED) $(LAUNCHER) ## install the product and the development tools into .venv
 
-setup-test: no-copy $(TESTING) ## install only what tests/unit needs, in under a minute; then `.venv/bin/python -m pytest FILE`
+setup-test: no-copy $(TESTING) $(LAUNCHER) ## install only what tests/unit needs, in under a minute; then `.venv/bin/python -m pytest FILE`
 
 run: no-copy $(RUNTIME) $(LAUNCHER) ## start the whole system, with its data in .tailrace; ARGS='--help' lists the options
 	@exec $(LAUNCHER) up --data .tailrace $(ARGS)
@@ -117,6 +117,7 @@ lock: setup ## write the lock files from pyproject.toml
 	$(LOCK) --extra dev --constraint requirements.lock -o requirements-dev.lock pyproject.toml
 	$(LOCK) --extra test --constraint requirements-dev.lock -o requirements-test.lock pyproject.toml
 	$(LOCK) --extra otlp --extra postgres --extra bedrock --extra vertex --constraint requirements-dev.lock -o requirements-container.lock pyproject.toml
+	echo pip==26.3 | $(LOCK) -o requirements-pip.lock -
 	$(LOCK) -o requirements-docs.lock tools/requirements.txt
 	$(LOCK) --extra litellm -o requirements-litellm.lock pyproject.toml
 	$(LOCK) -o requirements-clients.lock tests/clients/python/requirements.txt
@@ -124,7 +125,7 @@ lock: setup ## write the lock files from pyproject.toml
 
 # Not part of `test-all`, which needs no network. Strict: a package that cannot be looked up is a failure.
 audit: setup ## look up known vulnerabilities of the locked packages; needs the network
-	for lock in requirements-dev.lock requirements-docs.lock requirements-container.lock requirements-litellm.lock requirements-clients.lock requirements-bench.lock; do \
+	for lock in requirements-pip.lock requirements-dev.lock requirements-docs.lock requirements-container.lock requirements-litellm.lock requirements-clients.lock requirements-bench.lock; do \
 		.venv/bin/uv tool run pip-audit@2.10.1 --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || exit 1; \
 	done
 
@@ -179,7 +180,8 @@ clean: ## remove .venv and the caches; keep .tailrace
 	rm -rf .venv .venv-docs .venv-litellm .venv-clients .venv-bench benchmarks/compare/servers/node_modules tests/clients/js/node_modules web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* mutants mutants.log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A venv with the newest Python that is found.
+# A venv with the newest Python that is found. The pip of Python 3.11 compares each file of an index with each tag of the
+# machine, for which it needs more than twice the CPU time of a newer one.
 .venv/bin/python:
 	@test -d tailrace/proto || { \
 		echo "tailrace/proto is no link to a folder: clone again on Linux or macOS, with git config core.symlinks true." >&2; exit 1; }
@@ -189,6 +191,7 @@ clean: ## remove .venv and the caches; keep .tailrace
 	test -n "$$found" || { echo "Tailrace needs Python 3.11 or newer: install one and try again." >&2; exit 1; }; \
 	$$found -m venv .venv || { rm -rf .venv; \
 		echo "$$found cannot make a venv: install its venv package (Debian: apt install python3-venv)." >&2; exit 1; }
+	@$(call install,.venv) --no-compile -r requirements-pip.lock || echo "The venv keeps Python's own pip, which is slower." >&2
 
 # --no-deps: a lock file names every package. pip would look for the newest release of a package with extras
 # (pytest-cov needs coverage[toml]), and refuse it for want of a hash.

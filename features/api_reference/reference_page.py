@@ -8,6 +8,8 @@ from typing import Any
 from tailrace.gateway.http.plain_page import plain_page
 
 Json = dict[str, Any]
+# The names of pages whose path is no word of the pages.
+PAGES = {"/docs": "API reference", "/ops": "Operations"}
 
 
 def render_page(document: Json) -> str:
@@ -38,7 +40,7 @@ def render_page(document: Json) -> str:
 def _pages(document: Json) -> dict[str, str]:
     """Returns the paths of the HTML pages of this gateway by their names, such as `Guides`."""
     return {
-        path[1:].capitalize(): path
+        PAGES.get(path, path[1:].capitalize()): path
         for path, methods in document["paths"].items()
         if "{" not in path
         and "text/html" in methods.get("get", {}).get("responses", {}).get("200", {}).get("content", {})

@@ -777,7 +777,11 @@ function titleOf(one) {
   return firstQuestions.get(one.id) || date;
 }
 
-const titleFrom = (text) => cut(text.trim().split("\n")[0], TITLE_CHARS_MAX);
+/** Returns the first line of a question as a title, which ends after a word. */
+function titleFrom(text) {
+  const line = text.trim().split("\n")[0];
+  return line.length > TITLE_CHARS_MAX ? shorten(line, TITLE_CHARS_MAX).replace(/\s+\S*\u2026$/, "\u2026") : line;
+}
 
 function small(textContent, title, click) {
   const made = element("button", { type: "button", className: "plain act", textContent, ariaLabel: `${textContent} ${title}` });
@@ -884,7 +888,8 @@ async function searchTexts() {
 
 /** Returns an excerpt of the first text that contains `word`, or of the first text. It begins and ends between words. */
 function excerptOf(texts, word) {
-  const text = (texts.find((one) => one.toLowerCase().includes(word)) ?? texts[0]).replace(/\s+/g, " ");
+  // Without the lines of tables.
+  const text = (texts.find((one) => one.toLowerCase().includes(word)) ?? texts[0]).replace(/[\s|]+(:?-{3,}:?[\s|]+)*/g, " ");
   const at = Math.max(0, text.toLowerCase().indexOf(word));
   const start = at < FOUND_CHARS / 4 ? 0 : text.lastIndexOf(" ", at - FOUND_CHARS / 4) + 1;
   const space = text.lastIndexOf(" ", start + FOUND_CHARS);

@@ -190,6 +190,8 @@ export class Turn {
     const shown = this.id && !acts.isReadOnly ? [share, timeline] : [];
     const isQueued = acts.isQueued?.(this);
     if (isQueued || this.place.textContent === QUEUED) Object.assign(this.place, { hidden: !isQueued, textContent: isQueued ? QUEUED : "" });
+    // A mark of text that is written would be wrong.
+    this.waiting.hidden ||= Boolean(isQueued);
     if (this.isRunning) return this.foot.replaceChildren(...(isQueued && this.id ? [button("Take back", () => acts.withdraw(this))] : shown));
     const copy = button("Copy", () => copyText(this.plainText, copy));
     const again = button("Try again", () => acts.again(this));

@@ -124,6 +124,7 @@ async def test_the_key_of_another_backend_is_not_checked(
     tmp_path: Path, key: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only Anthropic's API has a request that is free of charge."""
+    pytest.importorskip("botocore", reason="botocore is not installed: run `make setup`")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     environ = {"TAILRACE_BACKENDS": "bedrock", "ANTHROPIC_BASE_URL": "http://127.0.0.1:1"}
     found = await findings(Options(port=0, data_dir=tmp_path), **environ, **key)

@@ -9,7 +9,7 @@ import { isFirefox, launch } from "./browsers.mjs";
 
 const [steps, gateway, ...given] = process.argv.slice(2);
 // `small` has the layout of a desktop. Chromium draws each frame with the CPU, in a third of the time for `desktop`.
-const SIZES = { desktop: { width: 1280, height: 860 }, phone: { width: 390, height: 844 }, small: { width: 900, height: 400 } };
+const SIZES = { desktop: { width: 1280, height: 860 }, phone: { width: 390, height: 844 }, narrow: { width: 780, height: 860 }, small: { width: 900, height: 400 } };
 // Each colour scheme and each size once.
 const LOOKS = [["light", "desktop"], ["dark", "phone"]];
 const browser = await launch();
@@ -124,7 +124,8 @@ const STATES = {
   },
   guides: (page) => page.goto(`${gateway}/guides`),
   guide: (page) => page.goto(`${gateway}/guides/API`),
-  found: (page) => page.goto(`${gateway}/guides?q=cursor`),
+  "guide-tables": (page) => page.goto(`${gateway}/guides/COMMAND_LINE`),
+  "guides-found": (page) => page.goto(`${gateway}/guides?q=cursor`),
   async ops(page) {
     await page.goto(`${gateway}/ops`);
     await page.waitForSelector("tbody tr");
@@ -133,6 +134,27 @@ const STATES = {
     await page.goto(`${gateway}/`);
     await ask(page, "Count.\n#sim words=2000 rate=20");
     await longer(page, 80);
+  },
+  /** The function that the first page offers. */
+  async chip(page) {
+    await STATES.welcome(page);
+    await page.locator("#examples button", { hasText: "Python" }).click();
+    await page.locator("#title", { hasText: /sorted lists, with\u2026$/ }).waitFor();
+    await page.waitForSelector(".meta");
+  },
+  /** A question that waits for the end of the answer before it. */
+  async queued(page) {
+    await STATES.running(page);
+    await ask(page, "And what comes after two thousand?");
+    await page.getByRole("button", { name: "Take back" }).waitFor();
+  },
+  /** The second of two answers to a question, of another model. */
+  async retried(page) {
+    await page.goto(`${gateway}/`);
+    await ask(page, "Count.\n#sim words=60 rate=0");
+    await page.waitForSelector(".meta");
+    await page.getByLabel("Try again with").selectOption({ label: "Claude Haiku 5.5" });
+    await page.waitForFunction(() => document.querySelector(".branches")?.textContent.includes("2 / 2") && document.querySelector(".meta"));
   },
   /** The timeline of an answer that is written: the question, and the text as it grows. */
   async "turn-running"(page) {
@@ -433,7 +455,7 @@ const STEPS = {
     await page.evaluate(() => document.querySelector("#given").remove());
     const isText = (await page.locator("#files span").first().textContent()) === hostile && !(await page.evaluate(() => globalThis.ran));
     const asked = page.waitForRequest((request) => request.url() === `${gateway}/v1/turns` && request.method() === "POST");
-    await page.getByLabel("Question").fill(`${"What are these? ".padEnd(59, "-")}\u{1f30a}\n#sim words=5 rate=0`);
+    await page.getByLabel("Question").fill(`${"What-are-these?".padEnd(58, "-")}\u{1f30a}\u{1f30a}\n#sim words=5 rate=0`);
     await give(page, "paste", [{ name: "river.pdf", type: "application/pdf", base64: pdf }], true);
     const { messages } = (await asked).postDataJSON();
     await page.waitForSelector(".meta");
@@ -905,9 +927,11 @@ const STEPS = {
       const page = await context.newPage();
       await begin(page);
       await page.evaluate(axe);
-      for (const [colorScheme, size] of LOOKS) {
+      // Beside the demo, the conversation is narrowest on a window of this width.
+      for (const [colorScheme, size] of state === "demo" ? [...LOOKS, ["light", "narrow"]] : LOOKS) {
         await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
         await page.setViewportSize(SIZES[size]);
+        if (state === "queued" && (await page.locator("#to-end").isVisible())) await page.locator("#to-end").click();
         await page.screenshot({ path: `${folder}/${state}-${colorScheme}-${size}.png` });
         const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
         // axe does not know whether a screen reader reads the `aria-label` of an element without a role. Most do not.
@@ -1101,7 +1125,7 @@ const STEPS = {
   },
 
   /** Asks two questions of a new chat whose title a model writes. */
-  async titled() {
+  async titled(folder) {
     const { page, seen } = await open({ viewport: SIZES.small });
     const bodies = [];
     page.on("request", (request) => request.method() === "POST" && request.url() === `${gateway}/v1/turns` && bodies.push(request.postDataJSON()));
@@ -1113,6 +1137,11 @@ const STEPS = {
     await page.reload();
     await page.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
     const title = await page.locator("#title").textContent();
+    for (const [colorScheme, size] of LOOKS) {
+      await page.emulateMedia({ colorScheme });
+      await page.setViewportSize(SIZES[size]);
+      await page.screenshot({ path: `${folder}/titled-${colorScheme}-${size}.png` });
+    }
     return { title, titles: bodies.filter((body) => body.message).map(({ model, store }) => [model, store]), asked: bodies.length, ...seen };
   },
 
