@@ -931,7 +931,8 @@ const STEPS = {
       for (const [colorScheme, size] of state === "demo" ? [...LOOKS, ["light", "narrow"]] : LOOKS) {
         await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
         await page.setViewportSize(SIZES[size]);
-        if (state === "queued" && (await page.locator("#to-end").isVisible())) await page.locator("#to-end").click();
+        const shown = { queued: "button:text-is('Take back')", "guide-tables": "main > table" }[state];
+        if (shown) await page.locator(shown).first().scrollIntoViewIfNeeded();
         await page.screenshot({ path: `${folder}/${state}-${colorScheme}-${size}.png` });
         const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
         // axe does not know whether a screen reader reads the `aria-label` of an element without a role. Most do not.
