@@ -85,7 +85,10 @@ def test_one_test_needs_the_product_and_little_more() -> None:
     assert added - required_packages("test") - needed_by_pytest == set()
     command = ["make", "--always-make", "--dry-run", "setup-test"]
     made = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
-    assert re.findall(r" -r (\S+)(?: \|\| .*)?$", made, re.MULTILINE) == ["requirements-pip.lock", "requirements-test.lock"]
+    assert re.findall(r" -r (\S+)(?: \|\| .*)?$", made, re.MULTILINE) == [
+        "requirements-pip.lock",
+        "requirements-test.lock",
+    ]
 
 
 @pytest.mark.parametrize(
