@@ -126,18 +126,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cache: CacheFor | None = None
     """How long the model caches the prompt (PROTOCOL R61)."""
     on_interrupt: OnInterrupt = "continue"
-    """What a generator does with an answer that was interrupted (PROTOCOL R19)."""
+    """The action of a generator on an answer that was interrupted (PROTOCOL R19)."""
     on_pause: OnPause = "return"
     """Whether a generator (`continue`) or the client (`return`) continues an answer that the model pauses (PROTOCOL
     R117). The gateway always stores this field."""
     on_disconnect: str = "continue"
-    """What happens when the last reader disconnects: `continue`, `cancel` or `grace:SECONDS` (PROTOCOL R22)."""
+    """The action when the last reader disconnects: `continue`, `cancel` or `grace:SECONDS` (PROTOCOL R22)."""
     by: str | None = None
     """The name of the credential that created the turn; usage is counted by it. It is not secret."""
     max_cost_nano_usd: int | None = msgspec.field(default=None, name="max_cost_nusd")
     """The most that the answer may cost, in billionths of a dollar (PROTOCOL R41)."""
     holds: list[Reservation] | None = None
-    """What limits have reserved for this turn, by an estimate; settled after the turn's end (PROTOCOL R37)."""
+    """The reservations of limits for this turn, by an estimate; settled after the turn's end (PROTOCOL R37)."""
     webhook: str | None = None
     """The URL that receives a POST at the turn's end (PROTOCOL R45)."""
     batch: Batch | None = None
@@ -169,7 +169,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     backend: str
     """The backend that the attempt calls: `claude`, `bedrock`… (PROTOCOL R50)."""
     mode: Mode
-    """What happens to the answer so far (PROTOCOL R19)."""
+    """Whether the attempt keeps the answer so far (PROTOCOL R19)."""
     misfit: str | None = None
     """Why the complete answer before this attempt did not match its schema (PROTOCOL R60)."""
     is_hedge: bool = False

@@ -64,7 +64,7 @@ class ModelUsage(Usage, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CallContext(msgspec.Struct, frozen=True):
-    """What the events of a call say, besides its `usage` object, about which model answered and what is billed."""
+    """The facts about the model that answered, and about the bill, that a call's events have outside of `usage`."""
 
     model: str = ""
     """The model that `message_start` names; "" if it names none."""

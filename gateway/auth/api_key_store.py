@@ -86,7 +86,7 @@ class ApiKeyStore:
         is_last = False
         while not is_last:
             messages, is_last, _ = await self._reader.page(EVERY_KEY, Seq(seq + 1))
-            changes += [_change(message) for message in messages]
+            changes += [to_change(message) for message in messages]
             seq = changes[-1].seq if changes else seq
         return changes
 
@@ -96,7 +96,7 @@ class ApiKeyStore:
         async def on_message(message: Msg) -> None:
             # Not a message whose reply subject a client has set to a subject of the feed: it was not stored.
             if _stored_subject(message).startswith(EVERY_KEY[:-1]):
-                await on_change(_change(message))
+                await on_change(to_change(message))
 
         return await self._connection.subscribe(EVERY_LIVE_KEY, on_message)
 
@@ -106,7 +106,8 @@ def _stored_subject(message: Msg | Message) -> str:
     return (message.headers or {}).get("Nats-Subject", "")
 
 
-def _change(message: Msg | Message) -> RecordChange:
+def to_change(message: Msg | Message) -> RecordChange:
+    """Returns the change that a message of the bucket, read or republished, means (PROTOCOL R38)."""
     headers = message.headers or {}
     name = _stored_subject(message).removeprefix(EVERY_KEY[:-1])
     change = RecordChange(Seq(int(headers["Nats-Sequence"])), name, None)

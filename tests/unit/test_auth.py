@@ -8,14 +8,15 @@ import pytest
 from starlette.requests import Request
 
 from tailrace.features.admin.new_key import new_key
-from tailrace.gateway.auth.api_key_store import ApiKeyStore, KeyPosition, RecordChange
+from tailrace.gateway.auth.api_key_store import ApiKeyStore, KeyPosition, RecordChange, to_change
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator, Verifier
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.http.scope import SCOPES
+from tailrace.gateway.http.scope import SCOPES, scopes_of
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.nats.client import Message
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 OTHER_HASH = hashlib.sha256(b"other").hexdigest()
@@ -67,6 +68,38 @@ async def test_loopback_is_open_until_a_credential_exists(host: str, allow_anony
     assert not build(host=host, allow_anonymous=allow_anonymous, api_keys=f"alice:{HASH}").is_open
     assert not build(AcceptingVerifier(ALICE), host=host, allow_anonymous=allow_anonymous).is_open
     assert not (await with_revoked_key(open_to_all)).is_open
+
+
+def republished(name: str, data: bytes) -> RecordChange:
+    """Returns the change that a message on the subject of the record `name` means."""
+    headers = f"NATS/1.0\r\nNats-Sequence: 7\r\nNats-Subject: $KV.KEYS.{name}\r\n"
+    return to_change(Message(b"live.keys", headers.encode(), data))
+
+
+@pytest.mark.rule("R38")
+def test_a_record_that_is_not_readable_or_has_another_name_is_no_key() -> None:
+    """Such a record could not be revoked. A deletion, without a payload, is readable."""
+    record = new_key(Tenant("alice"), now=1, scopes=SCOPES).record
+    encoded = msgspec.json.encode(record)
+    assert republished(record.id, encoded) == RecordChange(Seq(7), record.id, record)
+    assert republished(record.id, b"") == RecordChange(Seq(7), record.id, None)
+    other = "key_0000000000000000"
+    for name, data in ((other, encoded), (record.id, encoded[:-1]), (record.id, b"{}")):
+        assert republished(name, data) == RecordChange(Seq(7), name, None, is_unreadable=True)
+
+
+@pytest.mark.rule("R38")
+def test_a_key_is_valid_until_it_is_revoked_or_expires() -> None:
+    """From `expires_at` on, it counts as revoked."""
+    record = new_key(Tenant("alice"), now=1, scopes=SCOPES, expires_at=9).record
+    assert [record.is_good(now) for now in (1, 8.9, 9, 10)] == [True, True, False, False]
+    assert not msgspec.structs.replace(record, revoked_at=3).is_good(2)
+
+
+@pytest.mark.rule("R38")
+def test_a_reader_grants_no_scope_that_it_does_not_know() -> None:
+    """A newer version may have stored it."""
+    assert scopes_of(["write", "own_everything", "read"]) == {"write", "read"}
 
 
 class RevokedKey:
