@@ -16,7 +16,7 @@ from tailrace.proto.runtime.settings import select
 
 
 async def check(settings: Settings, features: Features) -> None:
-    """Raises SettingsInvalid, with the variable's name and what it may be."""
+    """Raises SettingsInvalid, with the variable's name and its valid values."""
     build_authenticator(settings, features, ApiKeyCache())
     AllowedHosts(settings)
     extend_models(settings.models_file)
@@ -57,7 +57,7 @@ def check_address(settings: Settings) -> None:
 
 
 def networks(proxies: str) -> list[str]:
-    """Parses TAILRACE_PROXIES. Raises SettingsInvalid for what is neither an address nor a network."""
+    """Parses TAILRACE_PROXIES. Raises SettingsInvalid for a text that is no address and no network."""
     named = [name.strip() for name in proxies.split(",") if name.strip()]
     for name in named:
         try:

@@ -236,7 +236,7 @@ class ContinuationMapper:
         return map_event
 
     def map(self, event: ModelEvent) -> list[ModelEvent]:
-        """Returns what an event of the new call becomes in the log: usually one event, sometimes none or two."""
+        """Returns the events to store for an event of the new call: usually one, sometimes none or two."""
         passed, left_out = self._repeated_answer.filter(event)
         self._count_repeated(left_out)
         mapped: list[ModelEvent] = []

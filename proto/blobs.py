@@ -108,7 +108,7 @@ def parse_reference(value: Mapping[str, Any]) -> Blob | None:
 
 
 def comparison_key(text: str | Mapping[str, Any]) -> str:
-    """Returns what texts are compared by: a short text itself; of a long text or a reference, the SHA-256."""
+    """Returns the key by which texts are compared: a short text itself; for a long text or a reference, the SHA-256."""
     if isinstance(text, str):
         return _encode(text)[1] if is_long(text) else text
     blob = parse_reference(text)

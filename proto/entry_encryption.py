@@ -107,7 +107,7 @@ class EncryptionKeys:
         return payload if key is None else encrypt(key, subject, payload)
 
     def decrypt(self, turn: str, subject: str, payload: bytes) -> bytes:
-        """Returns what was encrypted with any known key of the turn; nothing if that is not possible."""
+        """Returns the plaintext, decrypted with any known key of the turn; nothing if no key fits."""
         tried = (decrypt(key, subject, payload) for key in self._keys.get(turn, ()))
         return next((content for content in tried if content is not None), b"")
 

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Writes the backup and prints its size and what it left out.
+    """Writes the backup, and prints its size and the files that it left out.
 
     Raises UpRefused if `up` runs on the directory, if it has no state, or if the history is in PostgreSQL.
     """

@@ -127,7 +127,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 async def run_create(url: str, args: argparse.Namespace) -> int:
-    """Prints a new key to standard output, and what it means to standard error. Raises LogError."""
+    """Prints a new key to standard output, and its explanation to standard error. Raises LogError."""
     scopes = args.scope or TENANT_SCOPES
     made, is_first = await create(url, args.tenant, args.name, scopes, args.limits, args.expires)
     print(f"{made.record.id} of {made.record.tenant} was created; the key is shown only once:", file=sys.stderr)
@@ -214,7 +214,7 @@ async def create(
 
 
 def actor() -> Actor:
-    """Returns who the audit log names for changes by this command."""
+    """Returns the author in the audit log for changes by this command."""
     return Actor("command line", socket.gethostname())
 
 

@@ -112,7 +112,8 @@ def numbers(last: int) -> list[str]:
 
 
 def find_remainder(answer: Part, conversation: Conversation) -> Part | None:
-    """Returns what follows the partial answer of `conversation`; None if its text is not a prefix of the answer's.
+    """Returns the rest of the answer after the partial answer of `conversation`; None if the partial text is no
+    prefix of it.
 
     Thinking before the partial answer's end, calls of server tools that it has, and their results are left out.
     """

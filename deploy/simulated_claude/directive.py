@@ -173,7 +173,7 @@ def remove_directives(text: str) -> str:
 
 
 def parse(line: str) -> Directive:
-    """Returns the directive of a `#sim` line. Raises DirectiveInvalid, with what was expected at which place."""
+    """Returns the directive of a `#sim` line. Raises DirectiveInvalid, with the place and the expected word."""
     fields: dict[str, object] = {}
     faults: list[Fault] = []
     at = 0

@@ -135,7 +135,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of a Messages request. What the simulated Claude does not use is ignored."""
+    """The body of a Messages request. Fields that the simulated Claude does not use are ignored."""
 
     messages: list[Message]
     model: str = ""
@@ -267,7 +267,7 @@ def find_wrong_value(block: Block) -> str | None:
 
 
 def refuse_version(request: Request, version: str) -> None:
-    """Raises Refusal for what the version 2026-10-21 of the API has removed.
+    """Raises Refusal for fields that the version 2026-10-21 of the API has removed.
 
     Anthropic's docs, "Migrate to API version 2026-10-21": sampling parameters also with their default, documents in
     messages of the assistant, citations of a text in messages of the user.
@@ -389,7 +389,7 @@ def refuse_schema(schema: Any) -> None:
 
 
 def refuse_model(request: Request, model: Model) -> None:
-    """Raises Refusal for what the model does not support: sampling, forced tools, prefill, thinking after a prefill."""
+    """Raises Refusal for sampling, forced tools, prefill, or thinking after a prefill if the model lacks it."""
     for name in SAMPLING:
         if getattr(request, name) is not msgspec.UNSET and not model.takes_sampling:
             raise Refusal(INVALID, f"{name}: sampling parameters are not supported by this model")

@@ -232,7 +232,7 @@ def _check(limits: Mapping[str, float]) -> None:
 
 
 def without_hash(record: ApiKey) -> dict[str, Any]:
-    """Returns what operators see of a key: all but its hash, which no client needs."""
+    """Returns a key without its hash, which operators do not need."""
     shown: dict[str, Any] = msgspec.to_builtins(record)
     del shown["sha256"]
     return shown

@@ -32,7 +32,7 @@ def encode_inputs(requests: Iterable[Request]) -> bytes:
 
 
 def split_inputs(inputs: bytes) -> list[bytes]:
-    """Returns the lines: encoded JSON contains no line break.
+    """Splits at line breaks, because encoded JSON contains none. Returns the lines.
 
     The first `count` are one encoded request each; lines of an BatchSource that were refused follow.
     """

@@ -297,7 +297,7 @@ async def add_all(
 
 
 def require_alike(params: Params, first: Params) -> None:
-    """Raises Refused for what Anthropic's Message Batches cannot do for one input of a batch."""
+    """Raises Refused for features of an input that Anthropic's Message Batches do not support."""
     if params.max_cost is not None:
         raise Refused("request_invalid", "`max_cost` is not supported with `message_batches`; remove it")
     if (params.betas or [], params.api_version) != (first.betas or [], first.api_version):

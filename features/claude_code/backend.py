@@ -91,7 +91,7 @@ class ClaudeCode:
         return {"claude_version": await self.version()}
 
     async def version(self) -> str:
-        """Returns what the program says about its version; an empty text if it says nothing in time."""
+        """Returns the version that the program prints; an empty text if it prints nothing in time."""
         try:
             process = await asyncio.create_subprocess_exec(
                 str(self._binary), "--version", env={"PATH": PATH}, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL

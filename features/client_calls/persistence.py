@@ -116,7 +116,10 @@ class CallQueries:
         return {row["call"]: row for row in rows}
 
     async def continuation(self, tenant: Tenant, query: GetContinuation) -> Continuation:
-        """Returns what the next turn of a session needs. Raises Refused unless its turn is parked and decided."""
+        """Returns the data that the next turn of a session needs.
+
+        Raises Refused unless its turn is parked and decided.
+        """
         parked = await self._store.read("parked_turn", tenant=tenant, session=query.session)
         if not parked or parked[0]["decided_at"] is None:
             raise call_not_found()

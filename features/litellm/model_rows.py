@@ -70,7 +70,7 @@ def is_chat_model_of(provider: str, info: Mapping[str, Any]) -> bool:
 
 
 def build_row(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the row for a model that LiteLLM calls `name`. What LiteLLM does not know is left out."""
+    """Returns the row for a model that LiteLLM calls `name`. Values that LiteLLM does not know are left out."""
     supports = {ours: info[theirs] for ours, theirs in FEATURES.items() if info.get(theirs) is not None}
     row = {
         "id": name.rpartition("/")[2],

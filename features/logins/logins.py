@@ -142,7 +142,7 @@ class RefreshVerifier:
 
 
 def judge(login: Login, generation: int, now: float) -> Literal["current", "previous", "reused", "ahead"]:
-    """Returns what a refresh token of this generation is to the login.
+    """Returns the relation of a refresh token of this generation to the login.
 
     `previous`: the token before the last, within GRACE_S. `ahead`: newer than the stored login, which was a stale read.
     """

@@ -47,7 +47,7 @@ def render(turn: TurnRecord, *, names_action: bool = False) -> bytes:
 
 
 def classify(status: int) -> Verdict:
-    """Returns what a receiver's status means (Standard Webhooks): 2xx delivered, 410 gone, all others retry.
+    """Returns the meaning of a receiver's status (Standard Webhooks): 2xx delivered, 410 gone, all others retry.
 
     A redirect is a failure, because its target was not checked for a private address.
     """

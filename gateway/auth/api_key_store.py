@@ -81,7 +81,10 @@ class ApiKeyStore:
         return KeyPosition(info.created, info.state.last_seq, info.state.messages)
 
     async def changes_after(self, seq: Seq) -> list[RecordChange]:
-        """Returns what is stored after `seq`, oldest first; the latest may be missing. Raises LogUnavailable."""
+        """Returns the changes that are stored after `seq`, oldest first; the latest may be missing.
+
+        Raises LogUnavailable.
+        """
         changes: list[RecordChange] = []
         is_last = False
         while not is_last:

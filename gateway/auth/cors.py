@@ -32,7 +32,7 @@ PREFLIGHT_CACHE_S = 7200
 
 
 def parse_origins(text: str) -> frozenset[str]:
-    """Parses TAILRACE_ORIGINS. Raises SettingsInvalid for `*`, `null` and what no browser sends as an origin.
+    """Parses TAILRACE_ORIGINS. Raises SettingsInvalid for `*`, `null` and texts that no browser sends as an origin.
 
     `null` is the origin of every sandboxed page; with `*` any page could read answers that need no key.
     """

@@ -165,7 +165,7 @@ class ClientConnection(HttpToolsProtocol):
                 self._refuse(*TOO_LARGE)
 
     def send_400_response(self, msg: str) -> None:
-        """Replaces uvicorn's rejection of what the parser rejects."""
+        """Replaces uvicorn's response to requests that the parser rejects."""
         del msg
         rejected = sys.exception()
         # The parser raises an error of its own for each error of a callback.

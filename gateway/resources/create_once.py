@@ -25,7 +25,8 @@ async def create_once(
     id_prefix: str = "",
     derives_key: bool = False,
 ) -> R:
-    """Returns what `create` makes of the id `chosen`, or of a new one; for a repeated request, what `find` returns.
+    """Returns the result of `create` for the id `chosen`, or for a new id; for a repeated request, the result of
+    `find`.
 
     `raw` is the body, or what a repeated request has equal to it. `derives_key`: the key `auto` is derived from it.
     Raises Refused if the request's Idempotency-Key was used with another one, or is `auto` and is not derived.

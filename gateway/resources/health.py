@@ -74,7 +74,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HealthChecks:
-    """Checks of what this gateway needs."""
+    """Checks of the parts that this gateway needs."""
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ class StreamContext(NamedTuple):
 
 
 class Reader:
-    """The client of one streamed response: its count, its slots, and what ends its response early.
+    """The client of one streamed response: its count, its slots, and the events that end its response early.
 
     Each step of the admission is done once: a POST can take the steps before its turn is submitted, and its stream
     repeats none of them.
@@ -107,7 +107,7 @@ class Reader:
             raise
 
     def open(self, receive: Receive, draining: Flag | None, *, is_counted: bool = True) -> Self:
-        """Returns a context in which the reader is counted, and which watches for what ends its response early.
+        """Returns a context in which the reader is counted, and which watches for events that end its response early.
 
         `draining` is None for a response that a draining gateway completes. Entering it raises Refused above a limit.
         """

@@ -35,7 +35,7 @@ Snapshot = Callable[[TurnKey, Turn, int], sse.Events]
 
 
 class FrameWriter:
-    """Writes frames to one client. `send` waits until the client has read enough of what was written before."""
+    """Writes frames to one client. `send` waits until the client has read enough of the earlier frames."""
 
     def __init__(self, send: Send, dialect: Dialect, id_prefix: bytes = b"") -> None:
         """`id_prefix` precedes each SSE id."""
@@ -135,7 +135,7 @@ class TurnWriter(FrameWriter):
     def write_new(self) -> bool:
         """Writes new entries to the connection; returns whether that needs no wait, and the turn goes on.
 
-        The feed calls this function as entries come, so no task is needed. What it does not write is left to
+        The feed calls this function as entries come, so no task is needed. Entries that it does not write are left to
         `write_stored`.
         """
         feed, start, end = self.feed, self.position, len(self.feed.entries)

@@ -38,7 +38,7 @@ class Draft:
 
     @property
     def body_bytes(self) -> int:
-        """The bytes of the request with what was added to it."""
+        """The bytes of the request with the data that was added to it."""
         return len(self.raw) + self.added_bytes
 
     @property

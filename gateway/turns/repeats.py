@@ -43,7 +43,7 @@ class Repeats:
         self._tombstones = tombstones
 
     async def find_repeat(self, tenant: Tenant, key: str | None, known: Claim | None, body_sha256: str) -> Repeat:
-        """Returns what the log has for a POST with this key and body. Raises LogUnavailable.
+        """Returns whether the log has a turn for a POST with this key and body. Raises LogUnavailable.
 
         `known` is a claim that was found in another way, for a POST without a key.
         """

@@ -102,7 +102,7 @@ def error_from_reason(reason: Reason) -> BackendError:
 def api_error(code: str, message: str, retry_after_s: float | None = None, *, details: object = None) -> BackendError:
     """Returns the error with the API's message, and with its details if they are about the request.
 
-    What the API says about the server's key goes to the log only.
+    Messages of the API about the server's key go to the log only.
     """
     error = BackendError(code, message, retry_after_s=retry_after_s, details=details_of_request(details))
     if code != "backend_refused_key":

@@ -84,7 +84,7 @@ def measured(put: Put, provider: str, call: Call) -> Iterator[Put]:
 
 
 def error_type_of(error: BaseException) -> str:
-    """Returns the value of OpenTelemetry's `error.type` for what ended a call; empty if it did not fail.
+    """Returns the value of OpenTelemetry's `error.type` for a call; empty if the call did not fail.
 
     The conventions ("Recording errors") count every call that raises as failed; `_OTHER` is their value for errors
     without one. A call that its sink closes, because it has enough of the answer, did not fail. CANCELLED is a call

@@ -14,7 +14,7 @@ SEVERAL = "Multiple exceptions: [Errno"
 
 
 def find_obstacle(error: BaseException | None) -> str:
-    """Returns what prevents the connection, without names: `no such host`. Empty if a later call would fail, too, or
+    """Returns the obstacle of the connection, without names: `no such host`. Empty if a later call would fail, too, or
     if the call may have been sent. Certificates and proxies that refuse are not waited for.
     """
     while error is not None:

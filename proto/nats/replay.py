@@ -68,7 +68,7 @@ async def read_turn_upto(server: LogServer, key: TurnKey, seq: Seq, enough: int 
 async def read_ended_turn(server: LogServer, key: TurnKey, end: StoredEntry) -> Turn:
     """Folds an ended turn as far as a record needs it: from its first entries and its `end` if these are enough.
 
-    Otherwise from all entries (PROTOCOL R110). Raises TurnUnknown, LogUnavailable.
+    If not, folds all entries (PROTOCOL R110). Raises TurnUnknown, LogUnavailable.
     """
     length = end.entry.length if isinstance(end.entry, entries.End) else None
     if length is not None:

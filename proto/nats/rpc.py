@@ -257,7 +257,10 @@ class Rpc:
         return True
 
     async def collect_readers(self, key: TurnKey, *, wait_s: float) -> list[bytes]:
-        """Returns what each gateway that answers within `wait_s` reports of a turn's readers. Raises LogUnavailable."""
+        """Returns the report of each gateway that answers within `wait_s` about a turn's readers.
+
+        Raises LogUnavailable.
+        """
         return await self._collect(subjects.presence(key), wait_s, REPORTS)
 
     async def serve_reader_queries(self, readers: Callable[[TurnKey], bytes]) -> None:
