@@ -17,4 +17,4 @@ class UnrecordedTurns(Protocol):
         """Returns the turn for a deletion; None if it is not such a turn, or not in the log."""
 
     async def list_of_user(self, tenant: Tenant, user: str | None) -> list[TurnToDelete]:
-        """Returns some such turns of a user, or of all users if `user` is None; an empty list if there are none."""
+        """Returns some unrecorded turns of a user, or of all users if `user` is None."""

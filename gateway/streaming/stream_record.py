@@ -95,7 +95,7 @@ class StreamRecord:
             self._first_token = None
 
     def close(self, ending: StreamEnding) -> None:
-        """Notes why the stream is closed."""
+        """Stores the reason why the stream is closed."""
         self.ending = ending.report
 
     def report(self) -> ReaderReport:

@@ -18,7 +18,7 @@ async def append_cancellation(
     by: str | None,
     timeout_s: float,
 ) -> tuple[Turn, bool]:
-    """Ends the turn as cancelled unless it has ended; returns it with its end, and whether this call has ended it.
+    """Ends the turn as cancelled, unless it has ended. Returns the ended turn, and whether this call has ended it.
 
     `cause` and `by` (the client's credential) are stored in the `end`.
     `on_fence_lost` is called after each append that has lost the fence, with their number, and returns whether it has
