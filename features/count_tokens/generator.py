@@ -1,17 +1,25 @@
 """The query that counts the tokens of a prompt: it calls Anthropic's API."""
 
+import time
 from functools import partial
 from typing import Any
 
+import anthropic
+import httpx2
 import msgspec
 
 from tailrace.features.count_tokens.records import COUNT_TOKENS, CountTokens, PromptFields
-from tailrace.generators.backends.anthropic_api import AnthropicApi
+from tailrace.generators.backends.anthropic_api import AnthropicApi, backend_error
 from tailrace.generators.feature import Feature, Generator, Parts
 from tailrace.generators.rpc import refuse_backend_errors
 from tailrace.proto import long_strings
+from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.errors import BackendError
 from tailrace.proto.ids import Tenant
+from tailrace.proto.model_records import TokenCount
 from tailrace.proto.nats.rpc import decode_query
+
+_decode_token_count = msgspec.json.Decoder(TokenCount).decode
 
 
 async def count_tokens(generator: Generator, claude: AnthropicApi, tenant: Tenant, body: bytes) -> bytes:
@@ -21,10 +29,26 @@ async def count_tokens(generator: Generator, claude: AnthropicApi, tenant: Tenan
     with refuse_backend_errors():
         fields["model"] = generator.orders.claude_model_id(fields["model"], "token counts")
         if not query.is_lifted:
-            return await claude.count_tokens(msgspec.json.encode(fields), query.betas, query.api_version)
+            return await post(claude, msgspec.json.encode(fields), query.betas, query.api_version)
         async with generator.blobs.load(tenant, msgspec.convert(fields, PromptFields)) as prompt:
             pieces = await long_strings.encode(fields | msgspec.to_builtins(prompt))
-            return await claude.count_tokens(b"".join(pieces), query.betas, query.api_version)
+            return await post(claude, b"".join(pieces), query.betas, query.api_version)
+
+
+async def post(claude: AnthropicApi, body: bytes, betas: str, api_version: str | None = None) -> bytes:
+    """Returns the API's response to the Messages request in `body`, sent unchanged. Raises BackendError."""
+    headers = {"content-type": "application/json"} | ({"anthropic-beta": betas} if betas else {})
+    headers |= {"anthropic-version": api_version} if api_version else {}
+    path = "/v1/messages/count_tokens"
+    try:
+        response = await claude.client.post(path, cast_to=httpx2.Response, content=body, options={"headers": headers})
+        count = await response.aread()
+        _decode_token_count(count)
+    except (anthropic.AnthropicError, httpx2.HTTPError) as error:
+        raise backend_error(error, time.time()) from error
+    except DECODE_ERRORS as error:
+        raise BackendError("backend_broken", "the response is not a token count: check the API's URL") from error
+    return count
 
 
 def start(generator: Generator) -> Parts:

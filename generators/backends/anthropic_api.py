@@ -33,7 +33,7 @@ from tailrace.proto import long_strings, odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
-from tailrace.proto.model_records import ListedModels, TokenCount
+from tailrace.proto.model_records import ListedModels
 from tailrace.proto.runtime.retry_after import parse_retry_after
 from tailrace.proto.tool_ids import with_valid_tool_ids
 
@@ -43,7 +43,6 @@ DRAIN_S = 0.2
 HEADS_MAX = 32
 
 _decode_models = msgspec.json.Decoder(ListedModels).decode
-_decode_token_count = msgspec.json.Decoder(TokenCount).decode
 
 
 class MessagesApi:
@@ -212,7 +211,7 @@ class AsyncAnthropic(anthropic.AsyncAnthropic):
 
 
 class AnthropicApi(MessagesApi):
-    """The backend `claude`, which also lists models and counts tokens."""
+    """The backend `claude`, which also lists models."""
 
     client: anthropic.AsyncAnthropic
 
@@ -253,21 +252,6 @@ class AnthropicApi(MessagesApi):
             raise backend_error(error, time.time()) from error
         except DECODE_ERRORS as error:
             raise BackendError("backend_broken", "the response is not a list of models: check the API's URL") from error
-
-    async def count_tokens(self, body: bytes, betas: str, api_version: str | None = None) -> bytes:
-        """Returns the API's response to the Messages request in `body`, sent unchanged. Raises BackendError."""
-        headers = {"content-type": "application/json"} | ({"anthropic-beta": betas} if betas else {})
-        headers |= {"anthropic-version": api_version} if api_version else {}
-        path = "/v1/messages/count_tokens"
-        try:
-            response = await self.client.post(path, cast_to=httpx2.Response, content=body, options={"headers": headers})
-            count = await response.aread()
-            _decode_token_count(count)
-        except (anthropic.AnthropicError, httpx2.HTTPError) as error:
-            raise backend_error(error, time.time()) from error
-        except DECODE_ERRORS as error:
-            raise BackendError("backend_broken", "the response is not a token count: check the API's URL") from error
-        return count
 
 
 def backend(settings: Settings) -> AnthropicApi:

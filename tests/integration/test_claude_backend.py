@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from tailrace.features.batches.message_batches_api import MessageBatchesApi
+from tailrace.features.count_tokens import generator as count_tokens
 from tailrace.generators.backends import Call, http_client
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.model_event import ModelEvent
@@ -47,7 +48,7 @@ async def collect(events: AsyncIterator[ModelEvent], received: list[ModelEvent])
 
 
 async def count(claude: AnthropicApi) -> bytes:
-    return await claude.count_tokens(b"{}", "")
+    return await count_tokens.post(claude, b"{}", "")
 
 
 async def until_stats(url: str, **expected: int) -> None:
@@ -329,11 +330,11 @@ async def test_a_count_of_tokens_sends_body_and_betas_unchanged(own_claude: str)
         running_backend(own_claude) as claude,
         httpx2.AsyncClient(base_url=own_claude, trust_env=False) as client,
     ):
-        assert await claude.count_tokens(msgspec.json.encode(body), "one-2026-01-01,two") == b'{"input_tokens":2}'
+        assert await count_tokens.post(claude, msgspec.json.encode(body), "one-2026-01-01,two") == b'{"input_tokens":2}'
         last = (await client.get("/_sim/last")).json()
         assert last == {"body": body, "betas": "one-2026-01-01,two", "version": "2026-10-21"}
         with pytest.raises(BackendError, match="messages: at least one message is required") as failure:
-            await claude.count_tokens(msgspec.json.encode(body | {"messages": []}), "")
+            await count_tokens.post(claude, msgspec.json.encode(body | {"messages": []}), "")
     assert failure.value.code == "backend_refused_request"
 
 
