@@ -67,7 +67,7 @@ class ModelCaller:
         self.keys = KeyHealth(backends)
 
     def note_begin(self, backend: str, call: Call, error: BackendError | None) -> None:
-        """See retry.NoteBegin; for the call `call` of `backend`."""
+        """Notes that the call `call` of `backend` begins: see retry.NoteBegin."""
         self.routing.note_begin(backend, call, error)
         self.keys.note_call(backend, error)
 
