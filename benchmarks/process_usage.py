@@ -16,6 +16,12 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def pss_kb(pid: int) -> float:
+    """Returns the private memory of a process and its share of what it has in common with others, in kB."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return float(next(line for line in rollup.splitlines() if line.startswith("Pss:")).split()[1])
+
+
 def raise_file_limit() -> None:
     """Permits as many connections as the hard limit: the soft one is often 1,024."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

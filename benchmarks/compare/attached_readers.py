@@ -9,12 +9,12 @@ import json
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import msgspec
 
 from benchmarks.compare.arms import Arm
 from benchmarks.compare.readers import Words
+from benchmarks.process_usage import pss_kb
 
 # For `resume` and the herds, a turn has this many words when its readers come. It is silent then, so that only the
 # readers are measured.
@@ -257,12 +257,7 @@ def cpu(arm: Arm) -> float:
 
 def memory_kb(arm: Arm) -> float:
     """Returns the private and shared memory of all processes (`Pss` of `smaps_rollup`)."""
-    pids = [pid for processes in arm.processes.values() for pid in processes]
-    return float(sum(_pss_kb(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in pids))
-
-
-def _pss_kb(rollup: str) -> int:
-    return int(next(line for line in rollup.splitlines() if line.startswith("Pss:")).split()[1])
+    return sum(pss_kb(pid) for pids in arm.processes.values() for pid in pids)
 
 
 Column = tuple[str, Callable[[Streams], str]]

@@ -7,7 +7,9 @@ see the start message of a success, and every message of an error. The body of a
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
+from typing import Protocol
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -33,8 +35,8 @@ def send_deferred(app: ASGIApp, on_start: Callable[[Message], None] = lambda _: 
     before its response has begun is refused with `draining`.
     """
 
-    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-        deferred: Callable[[Send], Awaitable[None]] | None = None
+    async def begin(scope: Scope, receive: Receive, send: Send) -> OpenResponse | None:
+        deferred: Callable[[Send], Awaitable[OpenResponse | None]] | None = None
         is_begun = False
 
         async def send_or_keep(message: Message) -> None:
@@ -57,10 +59,24 @@ def send_deferred(app: ASGIApp, on_start: Callable[[Message], None] = lambda _: 
             may_repeat = scope["method"] != "POST" or b"idempotency-key" in dict(scope["headers"])
             refusal = Refused("draining", INTERRUPTED, retry_after_s=1, may_repeat=may_repeat)
             await render_error(refusal, scope)(scope, receive, send_or_keep)
-        if deferred is not None:
-            await deferred(send)
+        return None if deferred is None else await deferred(send)
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        opened = await begin(scope, receive, send)
+        if opened is not None:
+            # While the response is idle, this frame is all that is left of those between it and the server.
+            async with opened:
+                while (change := await opened.step()) is not None:
+                    await change
 
     return respond
+
+
+class OpenResponse(AbstractAsyncContextManager[None], Protocol):
+    """A response that has begun, and goes on when something changes. Leaving the context releases what it holds."""
+
+    async def step(self) -> asyncio.Future[None] | None:
+        """Sends what there is. Returns what to wait for before the next step; None: the response has ended."""
 
 
 class TurnFailed(Refused):
@@ -97,19 +113,28 @@ class StreamedResponse:
         self._first_bytes = _discard_partial_event(scope)
         await send({"type": DEFERRED, "respond": partial(self._respond_or_refuse, scope, receive)})
 
-    async def _respond_or_refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _respond_or_refuse(self, scope: Scope, receive: Receive, send: Send) -> "OpenResponse | None":
         try:
-            await self.respond(scope, receive, send)
+            if (opened := await self.respond(scope, receive, send)) is not None:
+                return opened
         except Exception as error:
             if self._send_through_layers is None:
                 raise
             await self._render_error(error, scope)(scope, receive, self._send_through_layers)
+        await self.note_delivery()
+        return None
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> "OpenResponse | None":
+        """Sends the response: first `begin`, then its body with `send`, which goes directly to the server.
+
+        Returns what is left to be done after the beginning; None: the response has ended.
+        """
+        raise NotImplementedError
+
+    async def note_delivery(self) -> None:
+        """Calls `when_delivered` if the whole answer was sent. Call it at the end of the response."""
         if self.when_delivered is not None and self.is_delivered:
             await self.when_delivered()
-
-    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response: first `begin`, then its body with `send`, which goes directly to the server."""
-        raise NotImplementedError
 
     def _render_error(self, error: Exception, scope: Scope) -> Response:
         """Returns the response for an error before the first byte."""
@@ -128,6 +153,8 @@ class StreamedResponse:
             raw = [(name.encode(), value.encode()) for name, value in self._headers.items()]
             await self._send_through_layers({"type": "http.response.start", "status": status, "headers": raw})
             self._send_through_layers = None
+            # An open response does not hold them.
+            self._headers = self._error_headers = {}
             self.is_begun = True
             if status == 200 and self._first_bytes:
                 await send(body(self._first_bytes, more=True))

@@ -10,11 +10,12 @@ protocol classes is here.
 import asyncio
 import sys
 from collections.abc import Callable, Sized
+from functools import partial
 from typing import Any
 
 import httptools
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Send
+from starlette.types import ASGIApp, Receive, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -340,6 +341,33 @@ def direct_writer(send: Send) -> Callable[[bytes], bool]:
         return True
 
     return write_part
+
+
+def watch_disconnect(receive: Receive, call: Callable[[], None]) -> Callable[[], object]:
+    """Calls `call` when the client of `receive` has disconnected. Returns a function that ends the watch.
+
+    It makes a task only for a `receive` that is not uvicorn's own, or whose body has not arrived: a task would take 1.5
+    kB of each open stream. What still arrives of a body is dropped.
+    """
+    cycle = getattr(receive, "__self__", None)
+    if not isinstance(cycle, RequestResponseCycle) or cycle.more_body or not isinstance(cycle.message_event, Flag):
+        watching = asyncio.create_task(_wait_for_disconnect(receive))
+        watching.add_done_callback(lambda ended: None if ended.cancelled() else call())
+        return partial(watching.cancel, None)
+    changed = cycle.message_event
+    changed.clear()
+    # As uvicorn's `receive` does before it waits.
+    cycle.flow.resume_reading()
+    if cycle.disconnected or cycle.response_complete:
+        call()
+    else:
+        changed.add_callback(call)
+    return partial(changed.remove_callback, call)
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _closes_at_once(connection: ClientConnection) -> bool:

@@ -147,21 +147,27 @@ class TurnFeed:
     async def wait_for_change(self, position: int) -> bool:
         """Waits until there are more than `position` entries, or no more will come; returns False after a silence."""
         if len(self.entries) <= position and not (self.is_ended or self.is_broken):
-            await self.call_at_changes(lambda: False)
+            changed = self.begin_calling(end_at_change)
+            try:
+                await changed
+            finally:
+                self.end_calling(changed)
         return len(self.entries) > position or self.is_ended or self.is_broken
 
-    async def call_at_changes(self, write: Callable[[], bool]) -> None:
-        """Calls `write` at each change and after each silence, until it returns False. Raises what `write` raises.
+    def begin_calling(self, write: Callable[[], bool]) -> asyncio.Future[None]:
+        """Calls `write` at each change and after each silence. The result is done when it has returned False or raised.
 
-        Each reader has a task. Its switch would cost more than most writes, so `write` is called without one. The
-        readers share one timer: timers for each reader and entry took a tenth of the time of a delta.
+        A switch to a reader's task would cost more than most writes, so `write` is called without one. The readers
+        share one timer: timers for each reader and entry took a tenth of the time of a delta. Call `end_calling` with
+        the result.
         """
         stopped: asyncio.Future[None] = self._loop.create_future()
         self._waiting[stopped] = write
-        try:
-            await stopped
-        finally:
-            del self._waiting[stopped]
+        return stopped
+
+    def end_calling(self, stopped: asyncio.Future[None]) -> None:
+        """Ends what `begin_calling` has begun. May be called twice."""
+        self._waiting.pop(stopped, None)
 
     def _end_catching_up(self) -> None:
         if self._caught_up is not None:
@@ -219,16 +225,23 @@ class FanOut:
 
         Raises TurnUnknown, CursorUnknown, LogUnavailable before it yields.
         """
-        if from_start and cursor:
-            async with self.subscribe(key, BEFORE_FIRST) as feed:
-                await self._wait_for_cursor(feed, cursor)
-                yield feed
-            return
-        feed = await self._join_shared(key, cursor) or await self._add_reader(self._create_feed(key, cursor))
+        feed = await self.join(key, cursor, from_start=from_start)
         try:
             yield feed
         finally:
-            self._remove_reader(feed)
+            self.leave(feed)
+
+    async def join(self, key: TurnKey, cursor: Seq, *, from_start: bool = False) -> TurnFeed:
+        """Returns what `subscribe` yields, and raises as it does. Call `leave` with the result."""
+        if from_start and cursor:
+            feed = await self.join(key, BEFORE_FIRST)
+            try:
+                await self._wait_for_cursor(feed, cursor)
+            except BaseException:
+                self.leave(feed)
+                raise
+            return feed
+        return await self._join_shared(key, cursor) or await self._add_reader(self._create_feed(key, cursor))
 
     @asynccontextmanager
     async def expect(self, key: TurnKey) -> AsyncIterator[None]:
@@ -282,7 +295,7 @@ class FanOut:
             try:
                 is_gone = feed.is_ended and not await self._is_kept(key)
             except BaseException:
-                self._remove_reader(feed)
+                self.leave(feed)
                 raise
             if is_gone:
                 self._forget(feed)
@@ -290,7 +303,7 @@ class FanOut:
                 return feed
             # The turn has left the log, the feed begins after the cursor, or the client has the cursor from another
             # gateway, whose feed is further on. In each case the caller reads the log from the cursor.
-            self._remove_reader(feed)
+            self.leave(feed)
             return None
         return None
 
@@ -326,11 +339,12 @@ class FanOut:
         try:
             await feed.wait_until_caught_up()
         except BaseException:
-            self._remove_reader(feed)
+            self.leave(feed)
             raise
         return feed
 
-    def _remove_reader(self, feed: TurnFeed) -> None:
+    def leave(self, feed: TurnFeed) -> None:
+        """Ends the reading of one reader."""
         feed.readers -= 1
         self._readers[feed.key] -= 1
         if not self._readers[feed.key]:
@@ -373,6 +387,11 @@ class FanOut:
     def _forget(self, feed: TurnFeed) -> None:
         if self._feeds.get(feed.key) is feed:
             del self._feeds[feed.key]
+
+
+def end_at_change() -> bool:
+    """Ends a wait at the first change: for `TurnFeed.begin_calling`."""
+    return False
 
 
 def is_delta(stored: StoredEntry) -> bool:

@@ -13,6 +13,7 @@ from tailrace.gateway.auth.admission import Admissions, Slots
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http.http_protocol import watch_disconnect
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.streaming.reader_counts import Groups, ReaderCounts
@@ -74,8 +75,14 @@ class Reader:
         self._counted: Groups | None = None
         self._slots: Slots | None = None
         self._is_acquired = False
+        self.has_left = False
+        """Whether the client has disconnected."""
         self._limit: asyncio.Timeout | None = None
         """The time limit of the block in `until_interrupted`. An interruption sets it to now."""
+        self._idle: asyncio.Future[None] | None = None
+        """What an idle response waits for. An interruption ends it."""
+        self._age: asyncio.TimerHandle | None = None
+        self._is_aged = False
 
     async def acquire(self) -> None:
         """Acquires the reader's slots over all gateways, which are renewed until `release`. Raises Refused."""
@@ -118,31 +125,26 @@ class Reader:
         try:
             if self._is_counted and self._counted is None:
                 self._counted = self.streams.counts.add(self.principal.tenant, self._address)
-            self._watch = self.streams.authenticator.watch(self.principal)
-            expired = self._watch.__enter__()
+            self._expiry = self.streams.authenticator.watch(self.principal)
         except BaseException:
             await self.release()
             raise
+        expired = self._expiry.ended
         self._flags = (expired,) if self._draining is None else (expired, self._draining)
-        self._disconnecting = asyncio.create_task(_wait_for_disconnect(self._receive))
-        self._disconnecting.add_done_callback(self._interrupt)
+        self._end_watch = watch_disconnect(self._receive, self._leave)
         for flag in self._flags:
             flag.add_callback(self._interrupt)
 
     async def __aexit__(self, *_: object) -> None:
         try:
+            if self._age is not None:
+                self._age.cancel()
             for flag in self._flags:
                 flag.remove_callback(self._interrupt)
-            self._watch.__exit__(None, None, None)
-            self._disconnecting.cancel()
-            await asyncio.wait((self._disconnecting,))
+            self._expiry.close()
+            self._end_watch()
         finally:
             await self.release()
-
-    @property
-    def has_left(self) -> bool:
-        """Whether the client has disconnected."""
-        return self._disconnecting.done()
 
     @property
     def is_expired(self) -> bool:
@@ -159,17 +161,36 @@ class Reader:
         """Whether the credential has expired or the gateway drains, so that nothing new should begin."""
         return any(flag.is_set() for flag in self._flags)
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the client has disconnected, the response is too old, or `is_over`."""
+        return self.has_left or self._is_aged or self.is_over
+
+    @property
+    def was_interrupted_idle(self) -> bool:
+        """Whether the response was idle when it was interrupted."""
+        return self._idle is not None and self.is_interrupted
+
+    def interrupt_after(self, life_s: float) -> None:
+        """Interrupts the response after `life_s`."""
+        self._age = asyncio.get_running_loop().call_later(life_s, self._end_life)
+
+    def wait_idle(self, change: asyncio.Future[None]) -> None:
+        """Ends `change` at the next interruption. The response waits for it outside of `until_interrupted`."""
+        self._idle = change
+
     @asynccontextmanager
     async def until_interrupted(self, timeout_s: float | None = None) -> AsyncIterator[None]:
         """Ends the block at its next wait when something interrupts the response, or after `timeout_s`.
 
-        The interruptions are a disconnect, the end of the credential and a drain. A block that begins after one runs to
-        its first wait.
+        The interruptions are a disconnect, the end of the credential, a drain, and the end of `interrupt_after`. A
+        block that begins after one runs to its first wait.
         """
+        self._idle = None
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 self._limit = limit
-                if self._disconnecting.done() or self.is_over:
+                if self.is_interrupted:
                     self._interrupt()
                 yield
         except TimeoutError:
@@ -178,15 +199,19 @@ class Reader:
         finally:
             self._limit = None
 
-    def _interrupt(self, _: object = None) -> None:
+    def _leave(self) -> None:
+        self.has_left = True
+        self._interrupt()
+
+    def _end_life(self) -> None:
+        self._is_aged = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
         if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(asyncio.get_running_loop().time())
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    """Returns when the client has disconnected."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
 
 def random_life_s(settings: Settings) -> float:

@@ -6,7 +6,7 @@ interrupted body lacks its last chunk, which the client's HTTP library reports.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from itertools import chain, repeat
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.http import sse
-from tailrace.gateway.http.deferred_response import StreamedResponse, TurnFailed, body
+from tailrace.gateway.http.deferred_response import OpenResponse, StreamedResponse, TurnFailed, body
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.endings import AGED, BROKEN, DRAINED, EXPIRED, LEFT, StreamEnding
 from tailrace.gateway.streaming.feed import TurnFeed
@@ -36,26 +36,50 @@ AFTER_LOST = Seq(2**53 - 1)
 TRY_LOG_EVERY_S = 0.5
 
 
+Step = Callable[[], Awaitable[StreamEnding | bool | asyncio.Future[None]]]
+"""Sends what there is and waits for more. Returns how the response ends, or whether there was news.
+
+False means a silence. A future: the response is idle until it is done, and the next step follows then."""
+
+
 async def serve(
     reader: Reader,
-    step: Callable[[], Awaitable[StreamEnding | bool]],
+    step: Step,
     heartbeat: Callable[[], Awaitable[None]] | None = None,
     *,
     life_s: float | None = None,
 ) -> StreamEnding:
-    """Takes steps until the response ends, and returns how it ended. Each way to end is one arm.
+    """Takes steps until the response ends, and returns how it ended. Raises what they raise."""
+    while not isinstance(found := await serve_until_idle(reader, step, heartbeat, life_s=life_s), StreamEnding):
+        await found
+    return found
 
-    A step sends what there is and waits for more. It returns how the response ends, or whether there was news; False
-    means a silence, after which `heartbeat` is sent. Raises what they raise.
+
+async def serve_until_idle(
+    reader: Reader,
+    step: Step,
+    heartbeat: Callable[[], Awaitable[None]] | None = None,
+    *,
+    life_s: float | None = None,
+) -> StreamEnding | asyncio.Future[None]:
+    """Takes steps until the response ends or is idle, with a heartbeat after each silence. Each way to end is one arm.
+
+    Returns how it ended, or what to wait for before the next call. Raises what the steps raise.
     """
-    async with reader.until_interrupted(life_s):
-        while True:
-            match await step():
-                case StreamEnding() as ending:
-                    # WHOLE, FAILED: all was sent. BROKEN: it cannot be continued.
-                    return ending
-                case False if heartbeat is not None:
-                    await heartbeat()
+    if not reader.was_interrupted_idle:
+        async with reader.until_interrupted(life_s):
+            while True:
+                match await step():
+                    case StreamEnding() as ending:
+                        # WHOLE, FAILED: all was sent. BROKEN: it cannot be continued.
+                        return ending
+                    case asyncio.Future() as change:
+                        if reader.is_interrupted:
+                            break
+                        reader.wait_idle(change)
+                        return change
+                    case False if heartbeat is not None:
+                        await heartbeat()
     # A disconnect comes first: nothing can be sent to the client, whatever else has happened. The server also
     # disconnects a client that has not read for too long.
     if reader.has_left:
@@ -114,82 +138,143 @@ class EventStream(StreamedResponse):
         self._fails_again = fails_again
         self._make_writer: Callable[..., TurnWriter] = TurnWriter
         self._is_measured = True
+        self._record: StreamRecord | None = None
+        self._span: AbstractAsyncContextManager[None] | None = None
+        self._ending: StreamEnding | None = None
+        self._is_open = False
+        """Whether the stream is counted as an open one."""
 
     def write_with(self, make_writer: Callable[..., TurnWriter]) -> None:
         """Writes with another TurnWriter, which has waiting times of its own. They are not measured."""
         self._make_writer, self._is_measured = make_writer, False
 
-    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._reader.open(receive, self._streams.draining):
-            await self._stream(send, scope["method"])
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> OpenResponse | None:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._reader.open(receive, self._streams.draining))
+            if not await self._begin_stream(send, scope["method"]):
+                return None
+            # `__aexit__` leaves it.
+            stack.pop_all()
+        return self
 
-    async def _stream(self, send: Send, method: str) -> None:
-        """Sends the response to its end. Raises Refused, LogError."""
+    async def __aenter__(self) -> None:
+        """Does nothing: `respond` has entered what `__aexit__` leaves."""
+
+    async def __aexit__(self, *raised: object) -> None:
+        self._writer.stop()
+        try:
+            await self._leave_turn()
+        finally:
+            await self._reader.__aexit__()
+        if raised == (None, None, None):
+            await self.note_delivery()
+
+    async def step(self) -> asyncio.Future[None] | None:
+        """See OpenResponse."""
+        found = await serve_until_idle(self._reader, self._writer.step, self._beat)
+        if not isinstance(found, StreamEnding):
+            return found
+        await self._end(found)
+        return None
+
+    async def _begin_stream(self, send: Send, method: str) -> bool:
+        """Sends the beginning of the stream, or the whole response. Returns whether it goes on; `step` follows then.
+
+        Raises Refused, LogError.
+        """
         start = await self._find_start()
         try:
-            async with self._subscribe(start) as feed:
-                if feed.is_ended and self._start_index(feed, start) == len(feed.entries):
-                    # fetch-event-source, which repeats a POST, treats 204 as an error and retries forever.
-                    await self._send_empty(send, 200 if method == "POST" else 204)
-                    return
-                if method == "HEAD":
-                    await self._send_empty(send, 200)
-                    return
-                traced = stream_span(self._streams.log, feed, self._dialect.name, self._cursor)
-                async with traced if tracing.is_on() else nullcontext():
-                    with self._streams.records.record_stream(feed, self._dialect.name, self._cursor) as record:
-                        ending = await self._send_turn(feed, start, record, send)
+            self._feed = await self._streams.fan_out.join(start.key, self._cursor, from_start=self._dialect.is_stateful)
         except (TurnUnknown, CursorUnknown):
             await self._send_record(start, send)
-            return
-        if ending.reconnect_window_s is not None:
-            self._streams.on_disconnect(start.key, ending.reconnect_window_s)
+            return False
+        goes_on = False
+        try:
+            goes_on = await self._begin_turn(start, send, method)
+        finally:
+            if not goes_on:
+                await self._leave_turn()
         if self._reader.is_expired and not self.is_begun:
             raise credential_invalid()
+        return goes_on
 
-    async def _send_turn(self, feed: TurnFeed, start: Start, record: StreamRecord, send: Send) -> StreamEnding:
-        """Writes until the turn ends or an interruption comes. Returns how the stream ended."""
-        reader = self._reader
+    async def _begin_turn(self, start: Start, send: Send, method: str) -> bool:
+        """Like `_begin_stream`, for a turn that can be followed."""
+        feed, reader = self._feed, self._reader
+        if feed.is_ended and self._start_index(start) == len(feed.entries):
+            # fetch-event-source, which repeats a POST, treats 204 as an error and retries forever.
+            await self._send_empty(send, 200 if method == "POST" else 204)
+            return False
+        if method == "HEAD":
+            await self._send_empty(send, 200)
+            return False
+        if tracing.is_on():
+            self._span = stream_span(self._streams.log, feed, self._dialect.name, self._cursor)
+            await self._span.__aenter__()
+        self._record = self._streams.records.open(feed, self._dialect.name, self._cursor)
         if self._waits_for_answer:
             async with reader.until_interrupted(self.heartbeat_s):
                 await _wait_for_answer(feed, may_repeat=not self._fails_again)
             if reader.has_left or reader.is_expired:
-                ending = LEFT if reader.has_left else EXPIRED
-                record.close(ending)
-                return ending
+                self._ending = LEFT if reader.has_left else EXPIRED
+                return False
         await reader.acquire()
         if self._cursor:
             metrics.RESUMED.inc()
         if self._is_measured:
-            record.measure(feed, reader.requested_at)
-        with metrics.STREAMS.labels(self._dialect.name).track_inprogress():
-            await self.begin(send, 200)
-            writer = self._make_writer(
-                send,
-                self._dialect,
-                feed,
-                self._start_index(feed, start),
-                id_prefix=reader.id_prefix,
-                to_skip=start.seen or 0,
-                snapshot=self._snapshot,
-                observe=record.note_write,
-            )
-            ending = await serve(
-                reader, writer.step, lambda: self._beat(send), life_s=random_life_s(self._streams.settings)
-            )
+            self._record.measure(feed, reader.requested_at)
+        metrics.STREAMS.labels(self._dialect.name).inc()
+        self._is_open = True
+        await self.begin(send, 200)
+        self._send = send
+        self._writer = self._make_writer(
+            send,
+            self._dialect,
+            feed,
+            self._start_index(start),
+            id_prefix=reader.id_prefix,
+            to_skip=start.seen or 0,
+            snapshot=self._snapshot,
+            observe=self._record.note_write,
+        )
+        reader.interrupt_after(random_life_s(self._streams.settings))
+        return True
+
+    async def _end(self, ending: StreamEnding) -> None:
+        """Sends the last chunk, unless the client must not take the stream for a whole one."""
+        self._ending = ending
+        self._count_end()
         metrics.STREAM_ENDS.labels(ending.metric).inc()
-        record.close(ending)
         if ending is LEFT:
-            return ending
+            return
         self.is_delivered = ending.is_whole
-        if ending.is_whole or (self._dialect.is_self_delimited and not writer.is_within_frame):
-            await send(body(b"", more=False))
+        if ending.is_whole or (self._dialect.is_self_delimited and not self._writer.is_within_frame):
+            await self._send(body(b"", more=False))
         if not ending.is_whole:
             # Without the last chunk the server closes the connection, and the client sees a truncated body.
             metrics.BROKEN_OFF.inc()
         if ending is AGED:
             metrics.AGED.inc()
-        return ending
+
+    async def _leave_turn(self) -> None:
+        """Releases what the stream of the turn holds, and applies the turn's on_disconnect policy."""
+        try:
+            self._count_end()
+            if self._record is not None:
+                if self._ending is not None:
+                    self._record.close(self._ending)
+                self._streams.records.end(self._record, self._feed)
+            if self._span is not None:
+                await self._span.__aexit__(None, None, None)
+        finally:
+            self._streams.fan_out.leave(self._feed)
+        if self._ending is not None and self._ending.reconnect_window_s is not None:
+            self._streams.on_disconnect(self._feed.key, self._ending.reconnect_window_s)
+
+    def _count_end(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            metrics.STREAMS.labels(self._dialect.name).dec()
 
     async def _find_start(self) -> Start:
         start = self._start if isinstance(self._start, Start) else await self._start()
@@ -197,17 +282,14 @@ class EventStream(StreamedResponse):
         self._headers |= {"tailrace-turn": start.key.turn, **start.headers}
         return start
 
-    def _subscribe(self, start: Start) -> AbstractAsyncContextManager[TurnFeed]:
-        return self._streams.fan_out.subscribe(start.key, self._cursor, from_start=self._dialect.is_stateful)
-
-    def _start_index(self, feed: TurnFeed, start: Start) -> int:
+    def _start_index(self, start: Start) -> int:
         """Returns the index of the first entry that may hold an event for this client."""
-        return 0 if start.seen else feed.start_index(self._cursor, self._dialect)
+        return 0 if start.seen else self._feed.start_index(self._cursor, self._dialect)
 
-    async def _beat(self, send: Send) -> None:
+    async def _beat(self) -> None:
         """Sends a heartbeat, if the dialect has one."""
         if self._dialect.heartbeat:
-            await send(body(self._dialect.heartbeat, more=True))
+            await self._send(body(self._dialect.heartbeat, more=True))
 
     async def _send_record(self, start: Start, send: Send) -> None:
         """Sends the turn from the database after TurnUnknown or CursorUnknown. Raises CursorUnknown, Refused."""
@@ -248,30 +330,30 @@ class HeldStream(EventStream):
     client reconnects to another gateway.
     """
 
-    async def _stream(self, send: Send, method: str) -> None:
-        """Streams as soon as the log answers, and sends heartbeats until then.
+    async def _begin_stream(self, send: Send, method: str) -> bool:
+        """Begins the stream as soon as the log answers, and sends heartbeats until then.
 
         An error that is not retryable is raised if nothing was sent yet. Otherwise it only ends the response: the
         client repeats its request and receives the error as the answer.
         """
+        self._send = send
         while not self._reader.is_over:
             try:
-                await super()._stream(send, method)
+                return await super()._begin_stream(send, method)
             except (LogError, Refused) as error:
                 if not CODES[error.code].is_retryable:
                     if not self.is_begun:
                         raise
                     break
-            else:
-                return
             await self.begin(send, 200)
             with metrics.HELD.track_inprogress():
-                if await self._wait_until_available(send) is LEFT:
-                    return
+                if await self._wait_until_available() is LEFT:
+                    return False
         await self.begin(send, 200)
         await send(body(self._dialect.heartbeat, more=not self._dialect.is_self_delimited))
+        return False
 
-    async def _wait_until_available(self, send: Send) -> StreamEnding:
+    async def _wait_until_available(self) -> StreamEnding:
         """Sends heartbeats until `_wait_for_log` returns or an interruption comes."""
         available = asyncio.create_task(self._wait_for_log())
         # The first heartbeat is sent at once.
@@ -282,7 +364,7 @@ class HeldStream(EventStream):
             return BROKEN if available.done() else False
 
         try:
-            return await serve(self._reader, wait, lambda: self._beat(send))
+            return await serve(self._reader, wait, self._beat)
         finally:
             available.cancel()
 
@@ -293,7 +375,10 @@ class HeldStream(EventStream):
             if not self._streams.log.connection.is_up:
                 continue
             try:
-                async with self._subscribe(await self._find_start()):
+                start = await self._find_start()
+                async with self._streams.fan_out.subscribe(
+                    start.key, self._cursor, from_start=self._dialect.is_stateful
+                ):
                     return
             except LogUnavailable:
                 continue

@@ -36,6 +36,7 @@ class StreamRecord:
         "_last_at",
         "_live_from",
         "_resumed_at",
+        "began_at",
         "closed_at",
         "cursor",
         "dialect",
@@ -51,6 +52,7 @@ class StreamRecord:
         self.cursor = cursor
         self.written = cursor
         self.opened_at = datetime.now(UTC)
+        self.began_at = time.monotonic()
         self.closed_at: datetime | None = None
         self.ending: Ending = "open"
         self._is_measured = False
@@ -121,27 +123,37 @@ class StreamRecords:
     @contextmanager
     def record_stream(self, feed: TurnFeed, dialect: str, cursor: Seq) -> Iterator[StreamRecord]:
         """Adds a stream, which is open until the block is left. Writes a log line when it opens, and when it ends."""
-        record, began_at = StreamRecord(feed.key, dialect, cursor), time.monotonic()
-        self._records.append(record)
-        request = feed.request
-        of_request = {} if request is None else {"session": request.session, "model": request.model}
-        names = {"turn": feed.key.turn, "tenant": feed.key.tenant, **of_request, "dialect": dialect}
-        has_resumed = cursor != BEFORE_FIRST
-        self._log("stream resumed" if has_resumed else "stream opened", **names, cursor=cursor if has_resumed else None)
+        record = self.open(feed, dialect, cursor)
         try:
             yield record
         finally:
-            record.closed_at = datetime.now(UTC)
-            if record.ending == "open":
-                record.ending = "failed"
-            is_ended = record.ending == "ended"
-            self._log(
-                "stream ended" if is_ended else "stream cut",
-                **names,
-                cause=None if is_ended else record.ending,
-                cursor=record.written,
-                duration_s=round(time.monotonic() - began_at, 3),
-            )
+            self.end(record, feed)
+
+    def open(self, feed: TurnFeed, dialect: str, cursor: Seq) -> StreamRecord:
+        """Adds a stream, and writes a log line. Call `end` with the result."""
+        record = StreamRecord(feed.key, dialect, cursor)
+        self._records.append(record)
+        has_resumed = cursor != BEFORE_FIRST
+        self._log(
+            "stream resumed" if has_resumed else "stream opened",
+            **_names(record, feed),
+            cursor=cursor if has_resumed else None,
+        )
+        return record
+
+    def end(self, record: StreamRecord, feed: TurnFeed) -> None:
+        """Notes when a stream has ended, and writes a log line. One that was not closed has failed."""
+        record.closed_at = datetime.now(UTC)
+        if record.ending == "open":
+            record.ending = "failed"
+        is_ended = record.ending == "ended"
+        self._log(
+            "stream ended" if is_ended else "stream cut",
+            **_names(record, feed),
+            cause=None if is_ended else record.ending,
+            cursor=record.written,
+            duration_s=round(time.monotonic() - record.began_at, 3),
+        )
 
     def encode_readers(self, key: TurnKey) -> bytes:
         """Returns the last `READERS_MAX` streams of a turn, as the JSON of GatewayReaders."""
@@ -149,3 +161,10 @@ class StreamRecords:
         since = self._records[0].opened_at if is_full else self._started_at
         reports = [record.report() for record in self._records if record.key == key]
         return msgspec.json.encode(GatewayReaders(since, reports[-READERS_MAX:]))
+
+
+def _names(record: StreamRecord, feed: TurnFeed) -> dict[str, str | None]:
+    """Returns what the log lines of a stream have in common."""
+    request = feed.request
+    of_request = {} if request is None else {"session": request.session, "model": request.model}
+    return {"turn": feed.key.turn, "tenant": feed.key.tenant, **of_request, "dialect": record.dialect}

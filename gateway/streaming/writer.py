@@ -12,7 +12,7 @@ from tailrace.gateway.http.deferred_response import body
 from tailrace.gateway.http.http_protocol import direct_writer
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.endings import BROKEN, StreamEnding
-from tailrace.gateway.streaming.feed import TurnFeed
+from tailrace.gateway.streaming.feed import TurnFeed, end_at_change
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import TurnKey
@@ -101,12 +101,19 @@ class TurnWriter(FrameWriter):
         self._snapshot = snapshot
         self._observe = observe
         self._needs_begin = snapshot is not None or position > 0
+        self._changed: asyncio.Future[None] | None = None
+        """What the next step has waited for."""
 
-    async def step(self) -> StreamEnding | bool:
-        """Writes what the feed has, then waits for more. Returns how the stream ends, or whether there was news.
+    async def step(self) -> StreamEnding | bool | asyncio.Future[None]:
+        """Writes what the feed has. Returns how the stream ends, whether there was news, or what is to be waited for.
 
-        False means that nothing came for a heartbeat interval.
+        False means that nothing came for a heartbeat interval. While the result is waited for, new entries are written.
+        The next step follows when it is done.
         """
+        if self._changed is not None:
+            self.stop()
+            if self.position == len(self.feed.entries) and self.feed.ending is None:
+                return False
         if not await self.write_stored(FRAMES_MAX):
             return BROKEN
         if self.position < len(self.feed.entries):
@@ -115,7 +122,14 @@ class TurnWriter(FrameWriter):
             return True
         if (ending := self.feed.ending) is not None:
             return ending
-        return await (self.feed.wait_for_change(self.position) if self._to_skip else self._follow())
+        self._changed = self.feed.begin_calling(end_at_change if self._to_skip else self.write_new)
+        return self._changed
+
+    def stop(self) -> None:
+        """Writes no more new entries until the next step."""
+        if self._changed is not None:
+            self.feed.end_calling(self._changed)
+            self._changed = None
 
     async def write_stored(self, most: int) -> bool:
         """Writes at most `most` entries that the feed has. Returns False after a break: the body must be cut short."""
@@ -153,14 +167,6 @@ class TurnWriter(FrameWriter):
         self.position += len(pieces)
         self._observe(feed.entries, start, self.position)
         return self.position == end
-
-    async def _follow(self) -> bool:
-        """Writes new entries as they are added to the feed; returns False after a silence.
-
-        Returns True when something is to be done that may wait: more entries, the end of the turn, a slow client.
-        """
-        await self.feed.call_at_changes(self.write_new)
-        return self.position < len(self.feed.entries) or self.feed.ending is not None
 
     async def _begin(self) -> None:
         """Writes the snapshot, or renders the entries before the position to bring the dialect's state up to there.

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -32,7 +32,8 @@ async def open_reader(
     client: Client | None = None, draining: Flag | None = None, expired: Flag | None = None
 ) -> AsyncIterator[Reader]:
     """A reader whose interruptions are watched for."""
-    streams = SimpleNamespace(authenticator=SimpleNamespace(watch=lambda _: nullcontext(expired or Flag())))
+    expiry = SimpleNamespace(ended=expired or Flag(), close=lambda: None)
+    streams = SimpleNamespace(authenticator=SimpleNamespace(watch=lambda _: expiry))
     reader = Reader(cast("Any", streams), cast("Any", SimpleNamespace(principal=LOCAL, client=None)))
     async with reader.open((client or Client()).receive, draining or Flag(), is_counted=False):
         yield reader

@@ -24,7 +24,15 @@ from tests.harness.turn_builder import KEY, completed_turn
 from tests.harness.until import until
 
 TURN = completed_turn("a", "b").stored
-UNINTERRUPTED = cast("Reader", SimpleNamespace(until_interrupted=lambda _: nullcontext()))
+UNINTERRUPTED = cast(
+    "Reader",
+    SimpleNamespace(
+        until_interrupted=lambda _: nullcontext(),
+        is_interrupted=False,
+        was_interrupted_idle=False,
+        wait_idle=lambda _: None,
+    ),
+)
 
 
 class Client(asyncio.Transport):
@@ -91,6 +99,7 @@ async def writing(
         finally:
             task.cancel()
             await asyncio.wait((task,))
+            writer.stop()
 
 
 def feed_of(stored: list[StoredEntry], heartbeat_s: float = 60.0) -> TurnFeed:
