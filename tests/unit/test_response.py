@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from types import SimpleNamespace
+from types import CoroutineType, SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -54,7 +54,7 @@ class Client:
         self.fan_out = FanOut(log, group, linger_s=0, heartbeat_s=settings.heartbeat_s)
         self.streams: Any = SimpleNamespace(
             settings=settings,
-            authenticator=SimpleNamespace(watch=lambda _: _Watch(self.expired)),
+            authenticator=SimpleNamespace(watch=lambda _: SimpleNamespace(ended=self.expired, close=lambda: None)),
             draining=self.draining,
             connection=SimpleNamespace(is_up=True),
             fan_out=self.fan_out,
@@ -99,19 +99,9 @@ class Client:
             await send_deferred(stream)(scope, self.receive, self.send)
 
 
-class _Watch:
-    def __init__(self, expired: Flag) -> None:
-        self._expired = expired
-
-    def __enter__(self) -> Flag:
-        return self._expired
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 @asynccontextmanager
-async def client(log: MemoryLog, **given: Any) -> AsyncIterator[Client]:
-    settings = msgspec.structs.replace(Settings(), heartbeat_s=0.05, **given)
+async def client(log: MemoryLog, *, beats_every_s: float = 0.05, **given: Any) -> AsyncIterator[Client]:
+    settings = msgspec.structs.replace(Settings(), heartbeat_s=beats_every_s, **given)
     async with asyncio.TaskGroup() as group:
         made = Client(log, group, settings)
         yield made
@@ -158,6 +148,59 @@ async def test_each_interruption_ends_the_stream_of_a_running_turn(
         await streaming
     assert (one.status, one.disconnects, one.is_complete) == (200, disconnects, is_complete)
     assert [reader.ending for reader in one.readers] == [cause]
+
+
+def frames_of(task: asyncio.Task[None]) -> list[str]:
+    """Returns the names of the coroutines that wait in a task."""
+    names, waiting = list[str](), task.get_coro()
+    while isinstance(waiting, CoroutineType):
+        names.append(waiting.__name__)
+        waiting = waiting.cr_await
+    return names
+
+
+async def begin_idle(one: Client) -> asyncio.Task[None]:
+    """Begins a stream, and returns its task when all stored entries were sent."""
+    streaming = asyncio.create_task(one.run())
+    await until(lambda: b"b" in one.body.rpartition(b"a")[2])
+    return streaming
+
+
+async def test_an_idle_stream_holds_no_frames_between_the_server_and_what_it_waits_for() -> None:
+    """They took a quarter of its memory. `run` is the test's own."""
+    async with client(log_of(running_turn()), beats_every_s=60) as one:
+        streaming = await begin_idle(one)
+        assert frames_of(streaming) == ["run", "respond"]
+        one.disconnected.set()
+        await streaming
+
+
+@pytest.mark.parametrize("cause", ["disconnected", "draining", "expired"])
+async def test_an_idle_stream_that_is_interrupted_sends_no_heartbeat(cause: str) -> None:
+    async with client(log_of(running_turn()), beats_every_s=60) as one:
+        streaming = await begin_idle(one)
+        getattr(one, cause).set()
+        await streaming
+    assert TAILRACE.heartbeat not in one.body
+
+
+async def test_an_idle_stream_ends_at_its_maximum_age() -> None:
+    async with client(log_of(running_turn()), beats_every_s=60, stream_life_s=0.05) as one:
+        await one.run()
+    assert [reader.ending for reader in one.readers] == ["aged"]
+    assert (one.disconnects, one.is_complete) == ([15.0], True)
+
+
+async def test_a_request_that_is_cancelled_releases_its_idle_stream() -> None:
+    """As uvicorn does with those that outlast its stop. The gateway has no reader of the turn any more."""
+    async with client(log_of(running_turn()), beats_every_s=60) as one:
+        streaming = await begin_idle(one)
+        assert one.fan_out.has_readers(KEY)
+        streaming.cancel()
+        await asyncio.wait((streaming,))
+        assert streaming.cancelled()
+        assert not one.fan_out.has_readers(KEY)
+    assert [reader.ending for reader in one.readers] == ["failed"]
 
 
 class AwayLog(MemoryLog):
