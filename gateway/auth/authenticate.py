@@ -20,6 +20,7 @@ from tailrace.gateway.http.scope import ADMIN_SCOPE, SCOPES
 from tailrace.gateway.settings import Settings
 from tailrace.proto import ids
 from tailrace.proto.errors import Refused, SettingsInvalid
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.ip_address import is_loopback
 
 # The principal of every request where no credential is needed.
@@ -128,32 +129,25 @@ class Authenticator:
         if is_expired or (not self.is_open if principal.key is None else self.api_keys.is_ended(principal.key)):
             raise credential_invalid()
 
-    def watch(self, principal: Principal) -> "Expiry":
-        """Returns an Expiry, whose flag is set when the credential of `principal` expires or its key is revoked."""
+    def watch(self, principal: Principal) -> tuple[Flag, asyncio.TimerHandle | None]:
+        """Returns a flag that is set when the credential of `principal` expires or its API key is revoked.
+
+        The caller passes both parts of the result to `unwatch` when it no longer needs the flag.
+        """
         key = self.find_key(principal.key) if principal.key is not None else None
         # A credential that was exchanged for a key ends at its own time or at the key's, whichever is first.
         ends = [each.until for each in (principal, key) if each is not None and each.until is not None]
-        return Expiry(self.api_keys, principal.key, min(ends, default=None))
+        ended = self.api_keys.watch(principal.key)
+        if not ends:
+            return ended, None
+        # Measured by the loop's clock from here on, so that a jump of the wall clock ends no stream.
+        return ended, asyncio.get_running_loop().call_later(max(0.0, min(ends) - time.time()), ended.set)
 
-
-class Expiry:
-    """The flag `ended`, which is set when an API key is revoked, and at the time `until`. Close it."""
-
-    __slots__ = ("_api_keys", "_key", "_timer", "ended")
-
-    def __init__(self, api_keys: ApiKeyCache, key: str | None, until: float | None) -> None:
-        self._api_keys, self._key = api_keys, key
-        self.ended = api_keys.watch(key)
-        self._timer: asyncio.TimerHandle | None = None
-        if until is not None:
-            # Measured by the loop's clock from here on, so that a jump of the wall clock ends no stream.
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, until - time.time()), self.ended.set)
-
-    def close(self) -> None:
-        """Releases the flag, which is not set any more."""
-        self._api_keys.unwatch(self._key, self.ended)
-        if self._timer is not None:
-            self._timer.cancel()
+    def unwatch(self, principal: Principal, ended: Flag, timer: asyncio.TimerHandle | None) -> None:
+        """Releases what `watch` has returned."""
+        self.api_keys.unwatch(principal.key, ended)
+        if timer is not None:
+            timer.cancel()
 
 
 def credential_invalid() -> Refused:

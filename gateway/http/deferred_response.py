@@ -7,7 +7,6 @@ see the start message of a success, and every message of an error. The body of a
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Protocol
 
@@ -65,18 +64,23 @@ def send_deferred(app: ASGIApp, on_start: Callable[[Message], None] = lambda _: 
         opened = await begin(scope, receive, send)
         if opened is not None:
             # While the response is idle, this frame is all that is left of those between it and the server.
-            async with opened:
+            try:
                 while (change := await opened.step()) is not None:
                     await change
+            finally:
+                await opened.close()
 
     return respond
 
 
-class OpenResponse(AbstractAsyncContextManager[None], Protocol):
-    """A response that has begun, and goes on when something changes. Leaving the context releases what it holds."""
+class OpenResponse(Protocol):
+    """A response that has begun, and goes on when something changes."""
 
     async def step(self) -> asyncio.Future[None] | None:
         """Sends what there is. Returns what to wait for before the next step; None: the response has ended."""
+
+    async def close(self) -> None:
+        """Releases what the response holds."""
 
 
 class TurnFailed(Refused):

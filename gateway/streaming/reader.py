@@ -77,12 +77,16 @@ class Reader:
         self._is_acquired = False
         self.has_left = False
         """Whether the client has disconnected."""
+        self.is_interrupted = False
+        """Whether the client has disconnected, the response is too old, the credential has expired, or the gateway
+        drains."""
+        self.was_interrupted_idle = False
+        """Whether the response was idle then."""
         self._limit: asyncio.Timeout | None = None
         """The time limit of the block in `until_interrupted`. An interruption sets it to now."""
         self._idle: asyncio.Future[None] | None = None
         """What an idle response waits for. An interruption ends it."""
         self._age: asyncio.TimerHandle | None = None
-        self._is_aged = False
 
     async def acquire(self) -> None:
         """Acquires the reader's slots over all gateways, which are renewed until `release`. Raises Refused."""
@@ -125,11 +129,10 @@ class Reader:
         try:
             if self._is_counted and self._counted is None:
                 self._counted = self.streams.counts.add(self.principal.tenant, self._address)
-            self._expiry = self.streams.authenticator.watch(self.principal)
+            expired, self._expiry = self.streams.authenticator.watch(self.principal)
         except BaseException:
             await self.release()
             raise
-        expired = self._expiry.ended
         self._flags = (expired,) if self._draining is None else (expired, self._draining)
         self._end_watch = watch_disconnect(self._receive, self._leave)
         for flag in self._flags:
@@ -141,7 +144,7 @@ class Reader:
                 self._age.cancel()
             for flag in self._flags:
                 flag.remove_callback(self._interrupt)
-            self._expiry.close()
+            self.streams.authenticator.unwatch(self.principal, self._flags[0], self._expiry)
             self._end_watch()
         finally:
             await self.release()
@@ -161,19 +164,9 @@ class Reader:
         """Whether the credential has expired or the gateway drains, so that nothing new should begin."""
         return any(flag.is_set() for flag in self._flags)
 
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether the client has disconnected, the response is too old, or `is_over`."""
-        return self.has_left or self._is_aged or self.is_over
-
-    @property
-    def was_interrupted_idle(self) -> bool:
-        """Whether the response was idle when it was interrupted."""
-        return self._idle is not None and self.is_interrupted
-
     def interrupt_after(self, life_s: float) -> None:
         """Interrupts the response after `life_s`."""
-        self._age = asyncio.get_running_loop().call_later(life_s, self._end_life)
+        self._age = asyncio.get_running_loop().call_later(life_s, self._interrupt)
 
     def wait_idle(self, change: asyncio.Future[None]) -> None:
         """Ends `change` at the next interruption. The response waits for it outside of `until_interrupted`."""
@@ -191,7 +184,7 @@ class Reader:
             async with asyncio.timeout(timeout_s) as limit:
                 self._limit = limit
                 if self.is_interrupted:
-                    self._interrupt()
+                    self._end_block(limit)
                 yield
         except TimeoutError:
             if not limit.expired():
@@ -203,15 +196,18 @@ class Reader:
         self.has_left = True
         self._interrupt()
 
-    def _end_life(self) -> None:
-        self._is_aged = True
-        self._interrupt()
-
     def _interrupt(self) -> None:
-        if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(asyncio.get_running_loop().time())
-        if self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
+        self.is_interrupted = True
+        if self._limit is not None:
+            self._end_block(self._limit)
+        if self._idle is not None:
+            self.was_interrupted_idle = True
+            if not self._idle.done():
+                self._idle.set_result(None)
+
+    def _end_block(self, limit: asyncio.Timeout) -> None:
+        if not limit.expired():
+            limit.reschedule(asyncio.get_running_loop().time())
 
 
 def random_life_s(settings: Settings) -> float:

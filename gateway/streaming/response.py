@@ -153,21 +153,9 @@ class EventStream(StreamedResponse):
             await stack.enter_async_context(self._reader.open(receive, self._streams.draining))
             if not await self._begin_stream(send, scope["method"]):
                 return None
-            # `__aexit__` leaves it.
+            # `close` leaves it.
             stack.pop_all()
         return self
-
-    async def __aenter__(self) -> None:
-        """Does nothing: `respond` has entered what `__aexit__` leaves."""
-
-    async def __aexit__(self, *raised: object) -> None:
-        self._writer.stop()
-        try:
-            await self._leave_turn()
-        finally:
-            await self._reader.__aexit__()
-        if raised == (None, None, None):
-            await self.note_delivery()
 
     async def step(self) -> asyncio.Future[None] | None:
         """See OpenResponse."""
@@ -176,6 +164,15 @@ class EventStream(StreamedResponse):
             return found
         await self._end(found)
         return None
+
+    async def close(self) -> None:
+        """See OpenResponse."""
+        self._writer.stop()
+        try:
+            await self._leave_turn()
+        finally:
+            await self._reader.__aexit__()
+        await self.note_delivery()
 
     async def _begin_stream(self, send: Send, method: str) -> bool:
         """Sends the beginning of the stream, or the whole response. Returns whether it goes on; `step` follows then.
@@ -194,7 +191,7 @@ class EventStream(StreamedResponse):
         finally:
             if not goes_on:
                 await self._leave_turn()
-        if self._reader.is_expired and not self.is_begun:
+        if not self.is_begun and self._reader.is_expired:
             raise credential_invalid()
         return goes_on
 
@@ -247,9 +244,9 @@ class EventStream(StreamedResponse):
         metrics.STREAM_ENDS.labels(ending.metric).inc()
         if ending is LEFT:
             return
-        self.is_delivered = ending.is_whole
         if ending.is_whole or (self._dialect.is_self_delimited and not self._writer.is_within_frame):
             await self._send(body(b"", more=False))
+        self.is_delivered = ending.is_whole
         if not ending.is_whole:
             # Without the last chunk the server closes the connection, and the client sees a truncated body.
             metrics.BROKEN_OFF.inc()

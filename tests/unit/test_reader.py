@@ -32,8 +32,8 @@ async def open_reader(
     client: Client | None = None, draining: Flag | None = None, expired: Flag | None = None
 ) -> AsyncIterator[Reader]:
     """A reader whose interruptions are watched for."""
-    expiry = SimpleNamespace(ended=expired or Flag(), close=lambda: None)
-    streams = SimpleNamespace(authenticator=SimpleNamespace(watch=lambda _: expiry))
+    authenticator = SimpleNamespace(watch=lambda _: (expired or Flag(), None), unwatch=lambda *_: None)
+    streams = SimpleNamespace(authenticator=authenticator)
     reader = Reader(cast("Any", streams), cast("Any", SimpleNamespace(principal=LOCAL, client=None)))
     async with reader.open((client or Client()).receive, draining or Flag(), is_counted=False):
         yield reader

@@ -54,7 +54,7 @@ class Client:
         self.fan_out = FanOut(log, group, linger_s=0, heartbeat_s=settings.heartbeat_s)
         self.streams: Any = SimpleNamespace(
             settings=settings,
-            authenticator=SimpleNamespace(watch=lambda _: SimpleNamespace(ended=self.expired, close=lambda: None)),
+            authenticator=SimpleNamespace(watch=lambda _: (self.expired, None), unwatch=lambda *_: None),
             draining=self.draining,
             connection=SimpleNamespace(is_up=True),
             fan_out=self.fan_out,
