@@ -147,12 +147,16 @@ class TurnFeed:
     async def wait_for_change(self, position: int) -> bool:
         """Waits until there are more than `position` entries, or no more will come; returns False after a silence."""
         if len(self.entries) <= position and not (self.is_ended or self.is_broken):
-            changed = self.begin_calling(end_at_change)
-            try:
-                await changed
-            finally:
-                self.end_calling(changed)
+            await self.call_at_changes(end_at_change)
         return len(self.entries) > position or self.is_ended or self.is_broken
+
+    async def call_at_changes(self, write: Callable[[], bool]) -> None:
+        """Calls `write` at each change and after each silence, until it returns False. Raises what `write` raises."""
+        stopped = self.begin_calling(write)
+        try:
+            await stopped
+        finally:
+            self.end_calling(stopped)
 
     def begin_calling(self, write: Callable[[], bool]) -> asyncio.Future[None]:
         """Calls `write` at each change and after each silence. The result is done when it has returned False or raised.

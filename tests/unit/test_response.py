@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import CoroutineType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -152,7 +152,7 @@ async def test_each_interruption_ends_the_stream_of_a_running_turn(
 
 def frames_of(task: asyncio.Task[None]) -> list[str]:
     """Returns the names of the coroutines that wait in a task."""
-    names, waiting = list[str](), task.get_coro()
+    names, waiting = list[str](), cast("object", task.get_coro())
     while isinstance(waiting, CoroutineType):
         names.append(waiting.__name__)
         waiting = waiting.cr_await

@@ -24,6 +24,7 @@ class Request:
         # As when the headers and the end of the body have arrived.
         self.cycle.message_event.set()
         self.cycle.more_body = more_body
+        self.receive: Any = self.cycle.receive
         self.calls = 0
 
     def note(self) -> None:
@@ -36,7 +37,7 @@ class Request:
 
 async def test_a_disconnect_is_noticed_at_once_and_needs_no_task() -> None:
     request = Request()
-    watch_disconnect(request.cycle.receive, request.note)
+    watch_disconnect(request.receive, request.note)
     assert len(asyncio.all_tasks()) == 1
     assert request.calls == 0
     request.close()
@@ -46,14 +47,14 @@ async def test_a_disconnect_is_noticed_at_once_and_needs_no_task() -> None:
 async def test_a_client_that_has_disconnected_before_is_noticed() -> None:
     request = Request()
     request.close()
-    watch_disconnect(request.cycle.receive, request.note)
+    watch_disconnect(request.receive, request.note)
     assert request.calls == 1
 
 
 @pytest.mark.parametrize("more_body", [False, True])
 async def test_a_watch_that_has_ended_notices_nothing(*, more_body: bool) -> None:
     request = Request(more_body=more_body)
-    watch_disconnect(request.cycle.receive, request.note)()
+    watch_disconnect(request.receive, request.note)()
     await asyncio.sleep(0)
     request.close()
     await asyncio.sleep(0.01)
@@ -63,7 +64,7 @@ async def test_a_watch_that_has_ended_notices_nothing(*, more_body: bool) -> Non
 async def test_a_body_that_still_arrives_is_no_disconnect() -> None:
     """It is dropped, so that the client can go on to send it."""
     request = Request(more_body=True)
-    watch_disconnect(request.cycle.receive, request.note)
+    watch_disconnect(request.receive, request.note)
     for _ in range(3):
         request.cycle.body += b"more"
         request.cycle.message_event.set()
