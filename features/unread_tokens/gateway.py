@@ -50,6 +50,14 @@ class WatchedTurn:
     times: list[datetime] = field(default_factory=list)
     is_unread: list[bool] = field(default_factory=list)
 
+    def note(self, time: datetime, *, is_unread: bool) -> None:
+        """Adds a look. Of consecutive looks with the same result, the last one stands for all."""
+        if self.is_unread[-1:] == [is_unread]:
+            self.times[-1] = time
+        else:
+            self.times.append(time)
+            self.is_unread.append(is_unread)
+
 
 class UnreadTokens:
     """Watches the turns that this gateway has accepted, in one task, which runs while there are any."""
@@ -94,8 +102,7 @@ class UnreadTokens:
                     await self._count(turn)
                     return
                 has_readers = await presence.has_readers_anywhere(key)
-            turn.times.append(datetime.now(UTC))
-            turn.is_unread.append(not has_readers)
+            turn.note(datetime.now(UTC), is_unread=not has_readers)
             self._look_in(LOOK_EVERY_S, turn)
 
     async def _count_if_ended(self, turn: WatchedTurn) -> None:
