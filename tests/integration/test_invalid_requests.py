@@ -227,7 +227,7 @@ async def test_a_refusal_names_the_field_as_the_client_does(
         ("GET", "/v1/turns?metadata=x", "metadata", "send `metadata[NAME]=VALUE`"),
         ("GET", "/v1/turns?metadata[]=a", "metadata[]", "(did you mean metadata[NAME]?)"),
         ("GET", "/v1/turns?from=yesterday", "from", "must be a day such as 2026-01-31"),
-        ("GET", "/v1/sessions?metadata[team]=a", "metadata[team]", "there are after, limit, page"),
+        ("GET", "/v1/sessions?metadata[team]=a", "metadata[team]", "there are after, limit, min_age_s, page"),
         ("GET", "/v1/usage?by=metadata.", "by", "or `metadata.NAME`"),
         *(
             ("GET", f"/v1/usage?from={first}&to={last}", "from", "nor more than 366 days before it")
