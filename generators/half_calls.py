@@ -66,9 +66,10 @@ def without_half_calls(blocks: Sequence[Block], *, keeps_pending: bool = False) 
 
 
 def continued_content(blocks: Sequence[Block]) -> list[dict[str, Any]]:
-    """Returns the partial answer that a continuation sends: without half blocks, texts of white space, late thinking.
+    """Returns the partial answer that a continuation sends.
 
-    If nothing is left, the continuation is the call of the beginning.
+    Incomplete calls, incomplete thinking, thinking at the end, and texts of only white space are left out. If
+    nothing is left, the continuation is the call of the beginning.
     """
     return without_trailing_thinking([content(block) for block in without_half_calls(blocks) if is_accepted(block)])
 

@@ -133,7 +133,7 @@ async def _serve(
 
 
 async def require_one_database(rpc: Rpc, store: Store, name: str) -> None:
-    """Raises StoreNotShared if another persistence process answers that uses another database than `store`.
+    """Raises StoreNotShared if another persistence process replies that its database is not that of `store`.
 
     `name` is the name of the database, which is compared if `store` has no id yet.
     """

@@ -19,9 +19,10 @@ async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int,
     """Starts `command`, with standard output and error going to the file descriptor `output`.
 
     In a session of its own it does not get the terminal's Ctrl-C: only the supervisor decides when and in which order
-    processes stop. On Linux the kernel kills it when this process dies for any reason. SIGKILL and not SIGTERM: a
-    process that hangs would stay, and everything that the log acknowledged is safe. On macOS there is no such call, and
-    a supervisor that is killed by SIGKILL leaves its children running: stop them by the pids that it printed.
+    processes stop. On Linux the kernel kills it when this process dies for any reason. The signal is SIGKILL: a
+    process that hangs would survive SIGTERM, and SIGKILL loses nothing that the log acknowledged. On macOS there is no
+    such call, and a supervisor that is killed by SIGKILL leaves its children running: stop them by the pids that it
+    printed.
     """
     return await asyncio.create_subprocess_exec(
         *command,

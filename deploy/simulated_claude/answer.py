@@ -79,7 +79,7 @@ def build_answer(
 
 
 def server_blocks(thinking: Block, text: Block, calls: tuple[ServerCall, ...]) -> list[Block]:
-    """Returns the text in equal parts, with thinking before each, and a call with its result before each but the first.
+    """Returns `text` in equal parts, each after `thinking`, and between two parts a call with its result.
 
     The first parts are one delta longer if the deltas cannot be divided.
     """
@@ -143,7 +143,10 @@ def find_remainder(answer: Part, conversation: Conversation) -> Part | None:
 
 
 def pause(part: Part, pauses: int) -> Part:
-    """Returns `part` up to the first of its calls of server tools that is paused: the first `pauses` of the answer."""
+    """Returns `part` up to and including its first paused call of a server tool; all of it if it has none.
+
+    The first `pauses` calls of the answer are paused.
+    """
     for number, block in enumerate(part.blocks):
         if block.kind == "server_call" and block.server is not None and block.server.number <= pauses:
             return replace(part, blocks=part.blocks[: number + 1], stop_sequence=None, is_paused=True)

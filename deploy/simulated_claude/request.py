@@ -269,8 +269,8 @@ def find_wrong_value(block: Block) -> str | None:
 def refuse_version(request: Request, version: str) -> None:
     """Raises Refusal for fields that the version 2026-10-21 of the API has removed.
 
-    Anthropic's docs, "Migrate to API version 2026-10-21": sampling parameters also with their default, documents in
-    messages of the assistant, citations of a text in messages of the user.
+    According to Anthropic's page "Migrate to API version 2026-10-21", these are sampling parameters (even with their
+    default value), documents in messages of the assistant, and citations of a text in messages of the user.
     """
     if version <= OLD_VERSION:
         return

@@ -58,7 +58,7 @@ def owners_of(principal: Principal, of_keys: Limits, of_tenants: Limits) -> tupl
 
 
 def owner_name(prefix: str, principal: Principal) -> str:
-    """Returns the name of the counters of the principal's key. All requests without a key share theirs."""
+    """Returns the name of the counters of the principal's key. All requests without a key share the same counters."""
     return counter_name(prefix, principal.counted_as or principal.key or "")
 
 

@@ -247,7 +247,7 @@ def nested_values(messages: Iterable[Message]) -> list[object]:
 
 
 def new_messages(new_turn: NewTurn) -> list[Message]:
-    """Returns the messages of `new_turn`, which are one user message if it has `message` instead.
+    """Returns the `messages` of `new_turn`, or its `message` as one user message.
 
     They have the type of stored messages, with which they are compared: msgspec's objects of two types are never equal.
     """

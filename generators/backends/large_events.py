@@ -33,7 +33,10 @@ class LargeEventMemory:
 
     @asynccontextmanager
     async def reserve(self, tenant: str) -> AsyncIterator[None]:
-        """Waits for the memory of the largest event. A part of it could not be enlarged without a deadlock."""
+        """Waits for the memory of the largest event.
+
+        A smaller reservation would have to be enlarged later, and two calls that enlarge theirs could deadlock.
+        """
         async with self._semaphore.reserve(COPIES * EVENT_BYTES_MAX, tenant=tenant):
             yield
 

@@ -153,7 +153,7 @@ def wait_event(obstacle: str) -> ModelEvent:
 
 
 def move(event: ModelEvent, index: int) -> ModelEvent:
-    """Returns an unknown event or delta with the block `index`, and all its other fields unchanged."""
+    """Returns an event or delta of an unknown type, moved to the block `index`. Its other fields are unchanged."""
     if index == event.index:
         return event
     fields = msgspec.json.decode(event.raw, type=dict[str, msgspec.Raw]) | {"index": msgspec.Raw(b"%d" % index)}

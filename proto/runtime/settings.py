@@ -96,7 +96,7 @@ def find_mistyped(kind: type[msgspec.Struct], environ: Mapping[str, str]) -> dic
 
 
 def find_removed(environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns the variables of settings that were removed, each with the reason why it has no effect."""
+    """Returns the variables in `environ` whose settings no longer exist, each with the reason why it has no effect."""
     return {name: why for name, why in REMOVED.items() if name in environ}
 
 
