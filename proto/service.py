@@ -66,7 +66,10 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     log_format: Annotated[
         logging.LogFormat,
-        Meta(description="format of log lines; on a terminal the default is colour, or console if NO_COLOR is set"),
+        Meta(
+            description="format of log lines; on a terminal the default is colour, or console if NO_COLOR is set; "
+            "`up` writes console to a file"
+        ),
     ] = "json"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="lowest level of log lines")

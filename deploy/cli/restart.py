@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{role}", type=kind, metavar="N", help=f"processes that {about} (default: as many as run)"
         )
-    add_data(parser)
+    add_data(parser, "data directory of the running `up`, to be named if several run")
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:

@@ -20,7 +20,7 @@ of nats-server that is installed then. To upgrade all three, restart one after t
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("node", choices=nats_cluster.names(), metavar="NAME", help=", ".join(nats_cluster.names()))
     add_json(parser)
-    add_data(parser)
+    add_data(parser, "data directory of the running `up`, to be named if several run")
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
