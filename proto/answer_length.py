@@ -8,24 +8,24 @@ from tailrace.proto.entries import Block
 from tailrace.proto.server_tools import ContentBlock, is_call, is_real_result, is_result
 
 FindCall = Callable[[str], Block | None]
-"""Returns the call of a server tool with this id; None if it is in the request."""
+"""Returns the server tool's call with this id; None if the call is in the request."""
 
 
 class _Uncounted(msgspec.Struct):
-    """Text of an open block that may become the same as an earlier block."""
+    """Uncounted text of an open block: the block may repeat an earlier one."""
 
     text: str
     earlier: list[str]
-    """The texts that it is a beginning of."""
+    """The earlier texts that begin with `text`."""
 
 
 class AnswerLength:
     """The code points of the answer's text, thinking and partial JSON, plus one for each closed block.
 
-    A repeated block does not count: a model that begins anew in each attempt, and calls its
-    tools again, does not move forward. So text counts when it differs from the beginnings of all earlier blocks. A call
-    of a server tool counts when it is closed; it is the same as an earlier one of the same tool with the same input,
-    also if their results differ. The error that closes half a call does not count.
+    A repeated block does not count: a model that begins anew in each attempt, and calls its tools again, does not move
+    forward. So text counts when it differs from the beginnings of all earlier blocks. A call of a server tool counts
+    when it is closed; two calls of the same tool with the same input count once, also if their results differ. The
+    error that closes half a call does not count.
     """
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ class Blob(NamedTuple):
 
 
 class Prompt(Protocol):
-    """The fields that may contain blobs: of a request entry, and of a call to a model."""
+    """The fields that may contain blobs, in a request entry and in a call to a model."""
 
     @property
     def messages(self) -> list[Message]:
@@ -71,7 +71,7 @@ def resolve(prompt: P, texts: Mapping[str, str]) -> P:
 
 
 def references(prompt: Prompt) -> list[Blob]:
-    """Returns the blobs that `prompt` refers to, each as often as it is referred to."""
+    """Returns the blobs that `prompt` refers to: one for each reference."""
     found = (parse_reference(each) for each in _objects([_contents(prompt), prompt.system, prompt.tools]))
     return [blob for blob in found if blob is not None]
 
@@ -82,7 +82,7 @@ def has_no_blobs(encoded: bytes) -> bool:
 
 
 def blobs_needed(request: Request) -> set[str]:
-    """Returns the SHA-256 of each blob that `request`, and in a batch its inputs, needs until the turn has ended."""
+    """Returns the SHA-256 of each blob that `request`, or an input of its batch, needs until the turn has ended."""
     found = {blob.sha256 for blob in references(request)}
     if (batch := request.batch) is not None:
         found |= {batch.sha256, *(batch.blobs or ())}
@@ -126,8 +126,8 @@ def is_long(text: str) -> bool:
 def _encode(text: str) -> tuple[bytes, str]:
     """Returns the UTF-8 bytes of a long text, and their SHA-256.
 
-    Runs in a thread: encoding holds the interpreter lock, so it is done in pieces, after each of which hashing releases
-    the lock.
+    Runs in a thread: encoding holds the interpreter lock, so it is done in pieces; hashing releases the lock after each
+    piece.
     """
     digest, pieces = hashlib.sha256(), list[bytes]()
     for start in range(0, len(text), PIECE_CHARS):
@@ -151,8 +151,8 @@ def _map_prompt(prompt: P, leaf: Callable[[str], object], refer: Callable[[Blob]
 
 
 def _map(value: Any, leaf: Callable[[str], object], refer: Callable[[Blob], object]) -> Any:
-    # Not a function within `_map_prompt` that calls itself: that is a reference cycle, which would keep the contents of
-    # the blobs until a full garbage collection.
+    # Not a recursive function within `_map_prompt`: its reference cycle would keep the contents of the blobs until a
+    # full garbage collection.
     match value:
         case str():
             return leaf(value)

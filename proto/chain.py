@@ -14,23 +14,23 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 class Chain(msgspec.Struct, frozen=True):
     """A position in a turn's chain: the sequence of the last valid entry, its attempt, and whether it is an end.
 
-    That one entry determines these three fields, so a reader may start at any entry.
+    The last valid entry determines these fields, so a reader may start at any entry.
     """
 
     last: Seq = BEFORE_FIRST
     attempt: int = 0
     is_ended: bool = False
     length: int | None = None
-    """The number of its entries; None for a chain that does not begin with the turn's first entry."""
+    """The number of entries in the chain; None if it does not begin with the turn's first entry."""
     first: Seq = BEFORE_FIRST
-    """The sequence of the turn's request; BEFORE_FIRST for a chain that does not begin with it."""
+    """The sequence of the turn's request; BEFORE_FIRST if the chain does not begin with the request."""
 
 
 START = Chain(length=0)
 
 
 def link(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
-    """Returns `chain` extended by `entry`, stored at `seq`; None when the entry is not valid there."""
+    """Returns `chain` extended by `entry`, stored at `seq`; None when `entry` is not valid after `chain`."""
     if chain.is_ended or entry.prev != chain.last:
         return None
     is_empty = chain.last == BEFORE_FIRST

@@ -1,7 +1,7 @@
 """Calls of the client's tools that wait for a decision: their records, and the queries about them.
 
 A turn that was completed with such calls is parked if it is the last turn of its session. Its session then requires
-action: no process has it in memory, and it holds no slot. When each of the calls has a decision, a gateway starts the
+action: it is in no process's memory, and holds no slot. When each of the calls has a decision, a gateway starts the
 next turn with the results (PROTOCOL R136).
 """
 
@@ -83,7 +83,7 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecidedTurn(msgspec.Struct, frozen=True):
-    """A turn of which all calls are decided, and that nothing continues yet."""
+    """A turn whose calls are all decided, and that no turn continues yet."""
 
     tenant: Tenant
     session: SessionId
@@ -99,7 +99,7 @@ class DecidedTurns(msgspec.Struct, frozen=True):
 
 
 class ListCalls(Query[SessionCalls], frozen=True):
-    """The calls for which a session waits, or those of `turn`. Refused: session_not_found."""
+    """The calls that a session waits for, or the calls of `turn`. Refused: session_not_found."""
 
     query: ClassVar[str] = "calls"
     session: str
@@ -107,7 +107,7 @@ class ListCalls(Query[SessionCalls], frozen=True):
 
 
 class DecideCall(Query[SessionCalls], frozen=True):
-    """Stores a decision, once for each call; answered with the calls of its turn.
+    """Stores the decision about a call, once; the answer has all calls of that turn.
 
     The same decision again changes nothing. `turn` is only needed for models that number the calls of each turn anew.
     Refused: session_not_found, call_not_found, call_decided.
@@ -119,7 +119,7 @@ class DecideCall(Query[SessionCalls], frozen=True):
     decision: Decision
     by: str | None = None
     user: str | None = None
-    """Only if the session is of this user. Null: of any user."""
+    """The user that the session must have; null: any user."""
     turn: str | None = None
 
 
@@ -131,7 +131,7 @@ class GetContinuation(Query[Continuation], frozen=True):
 
 
 class ListParked(Query[SessionPage], frozen=True):
-    """A page of the sessions that require action, those that wait least long first. Refused: cursor_invalid."""
+    """A page of the sessions that require action, the shortest wait first. Refused: cursor_invalid."""
 
     query: ClassVar[str] = "parked"
     after: str | None = None
@@ -141,7 +141,7 @@ class ListParked(Query[SessionPage], frozen=True):
 
 
 class ListDecided(Query[DecidedTurns], frozen=True):
-    """Decided turns of all tenants, whatever the tenant of the query, after a session of a tenant."""
+    """Decided turns of all tenants, whatever the tenant of the query, after `session` of `tenant`."""
 
     query: ClassVar[str] = "decided"
     tenant: str = ""
@@ -151,8 +151,8 @@ class ListDecided(Query[DecidedTurns], frozen=True):
 def calls_of(turn: TurnRecord) -> dict[str, Block]:
     """Returns the calls of the client's tools with which a turn was completed, by their ids, in order.
 
-    None of a turn of a batch, which nothing continues, and of a turn without a parent whose client has sent answers of
-    a model: it keeps the conversation itself, and continues it in another session.
+    Returns none for a turn of a batch, which nothing continues, and for a turn without a parent whose input has answers
+    of a model: its client keeps the conversation, and continues it in another session.
     """
     if is_of_batch(turn) or turn.outcome != "completed" or turn.stop_reason != AWAITS_CLIENT:
         return {}

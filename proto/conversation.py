@@ -22,7 +22,7 @@ Block = dict[str, Any]
 
 # After this stop reason, the result of a server tool's call may be in a later answer, when the client has sent the
 # result of its own tool. Anthropic's docs: "Programmatic tool calling". After `pause_turn`, only a request that ends
-# with the answer gets that result: here a message of the user follows.
+# with the answer gets that result: here a user's message follows the answer.
 AWAITS_CLIENT = "tool_use"
 # In place of the id of a tool call without a valid id, name or input.
 MALFORMED = ""
@@ -34,9 +34,9 @@ class History(NamedTuple):
     messages: list[Message]
     """The question of each turn, and its answer if it has one."""
     ends: list[tuple[TurnId, int]]
-    """Each turn, and how many of `messages` the branch has up to and including its answer."""
+    """Each turn, and the number of `messages` up to and including the turn's answer."""
     left_out: dict[TurnId, list[Message]]
-    """The questions of turns that were refused, which are not in `messages` (PROTOCOL R112)."""
+    """The questions that `messages` leaves out because of refusals (PROTOCOL R112)."""
 
 
 def read_history(branch: Iterable[TurnRecord]) -> History:
@@ -73,9 +73,9 @@ def build_context(session: SessionRecord, parent: TurnId | None, branch: list[Tu
 def accepted_before(new: Iterable[Message], history: Sequence[Message]) -> list[Message]:
     """Returns `history`, messages of a branch, as the API accepts them before the messages `new`.
 
-    The API requires that the user messages after a tool call begin with its only result. A call without a result, a
-    malformed call and a result without its call are left out. Of two results of a call, the newer result stays. System
-    messages that the model does not see any more are left out, too (Message.clear_at).
+    The API requires one result of each tool call, at the start of the user messages after it. A call without a result,
+    a malformed call and a result without its call are left out. Of two results of a call, the newer result stays.
+    System messages that the model does not see any more are left out, too (Message.clear_at).
     """
     new = list(new)
     history = _with_whole_pauses(new, _without_cleared(new, history))
@@ -106,7 +106,7 @@ def _without_cleared(new: Sequence[Message], history: Sequence[Message]) -> list
             case Message(role="system", clear_at="next_user_message") if is_before_user:
                 pass
             case Message(role="system", content=content, clear_at="never" | None):
-                # The default. A later turn may be sent without the beta that allows the field.
+                # As without the field. A later turn may be sent without the beta that allows it.
                 found.append(Message("system", content))
             case _:
                 found.append(message)
@@ -116,7 +116,7 @@ def _without_cleared(new: Sequence[Message], history: Sequence[Message]) -> list
 def _without_lost_calls(new: Sequence[Message], history: Sequence[Message]) -> list[Message]:
     """Returns `history` without calls of server tools that can get no result any more, and without what their code did.
 
-    The API executes such a call, or goes on with it, only while nothing but results of the client's tools follows it.
+    The API executes or continues such a call only while nothing but results of the client's tools follows the call.
     """
     conversation = [*history, *new]
     answered = {
@@ -141,7 +141,7 @@ def _without_lost_calls(new: Sequence[Message], history: Sequence[Message]) -> l
 
 
 def _server_call_ids(message: Message) -> set[str]:
-    """Returns the ids of the calls in an answer that the API executes itself."""
+    """Returns the ids of the calls in `message` that the API executes itself."""
     return {
         call
         for block in _blocks(message)
@@ -156,7 +156,7 @@ def _ids(block: Block) -> set[str]:
 
 
 def _caller(block: Block) -> str | None:
-    """Returns the id of the server tool's call whose code has made this call; None if the model has."""
+    """Returns the id of the server tool's call whose code has made this call; None if the model has made it."""
     match block:
         case {"caller": {"tool_id": str(caller)}, "id": str()}:
             return caller
@@ -164,10 +164,10 @@ def _caller(block: Block) -> str | None:
 
 
 def _with_whole_pauses(new: Sequence[Message], history: Sequence[Message]) -> list[Message]:
-    """Returns `history` with each paused answer that a client has sent back once, and in one message with its rest.
+    """Returns `history` with one copy of each paused answer that a client has sent back, joined with its rest.
 
-    The answer that was sent back follows the stored one, which it repeats. Its rest begins with the results of calls
-    of server tools that it has no results for.
+    The copy that was sent back follows the stored answer, which it repeats. The rest begins with the results that calls
+    of server tools in the answer lack.
     """
     found: list[Message] = []
     for message in history:
@@ -179,7 +179,7 @@ def _with_whole_pauses(new: Sequence[Message], history: Sequence[Message]) -> li
 
 
 def _is_sent_back(message: Message, before: Message) -> bool:
-    """Returns whether `message` is the paused answer of which `before` is the part that the API accepts."""
+    """Returns whether `message` is a paused answer, and `before` the part of it that the API accepts."""
     if message.role != "assistant" or before.role != "assistant" or not _pending_calls(message):
         return False
     blocks, accepted = _as_blocks(message), _as_blocks(before)
@@ -187,14 +187,14 @@ def _is_sent_back(message: Message, before: Message) -> bool:
 
 
 def _is_rest(message: Message, before: Message) -> bool:
-    """Returns whether `message` has the result of a call in `before` that has none there."""
+    """Returns whether `message` has the result of a call in `before`, which lacks it."""
     if message.role != "assistant" or before.role != "assistant":
         return False
     return any(block.get("tool_use_id") in _pending_calls(before) for block in _blocks(message))
 
 
 def _pending_calls(message: Message) -> list[object]:
-    """Returns the ids of the calls of server tools in `message` that have no result there."""
+    """Returns the ids of the calls of server tools in `message` whose results are not in it."""
     blocks = _blocks(message)
     return [block.get("id") for block in blocks if not _has_result(block, blocks)]
 
@@ -208,10 +208,10 @@ def _is_question(message: Message) -> bool:
 
 
 def _with_results(answer: Message, questions: Sequence[Message], new: Sequence[Message]) -> list[Message]:
-    """Returns `answer` and the `questions` after it. The results of its calls come directly after the calls.
+    """Returns `answer` and the `questions` after it, with the results of the answer's calls directly after it.
 
-    `new` are the messages after `questions`, which stay as they are. If they have results of the calls, the rest of
-    `questions` comes before `answer`: the API allows no text between a call and its result.
+    `new`, the messages after `questions`, stay as they are. If they have results of the calls, the rest of `questions`
+    comes before `answer`: the API allows no text between a call and its result.
     """
     calls = {call for block in _blocks(answer) if (call := call_id(block))}
     late = {call for message in new for call in _results(message)} & calls
@@ -244,7 +244,7 @@ def _results(message: Message) -> dict[str, Block]:
 
 
 def _without_results(questions: Iterable[Message]) -> list[Message]:
-    """Returns `questions` without tool results. A message of which nothing stays is left out."""
+    """Returns `questions` without tool results. A message that has nothing else is left out."""
     found = []
     for message in questions:
         if not _results(message):
@@ -255,17 +255,17 @@ def _without_results(questions: Iterable[Message]) -> list[Message]:
 
 
 def _without_calls(answer: Message, unanswered: set[str]) -> list[Message]:
-    """Returns `answer` without the calls `unanswered`; no message if nothing else is in it."""
+    """Returns `answer` without the calls `unanswered`; no message if it has nothing else."""
     if not any(call_id(block) in unanswered for block in _blocks(answer)):
         return [answer]
     blocks = [block for block in _blocks(answer) if call_id(block) not in unanswered]
-    # The code of a server tool may have made the call: its own result would have come after that of the call.
+    # The code of a server tool may have made the call: the server tool's result would have come after the call's.
     blocks = without_trailing_thinking([block for block in blocks if _has_result(block, blocks)])
     return [Message("assistant", _simplify(blocks))] if blocks else []
 
 
 def _by_turn(branch: Iterable[TurnRecord]) -> list[tuple[TurnRecord, list[Message]]]:
-    """Returns each turn with its messages in the conversation, none if its question is left out."""
+    """Returns each turn with its messages in the conversation: none if the question is left out."""
     found: list[tuple[TurnRecord, list[Message]]] = []
     # The number of refused turns since the last answer, and the first turn whose question may still be left out.
     refused = kept_from = 0
@@ -313,7 +313,7 @@ def _is_usable(block: Block, turn: TurnRecord) -> bool:
 
 
 def _has_result(block: Block, content: Iterable[Block]) -> bool:
-    """Returns whether `block` of an answer is no call of a server tool, or `content` has its result."""
+    """Returns True if `block` is no call of a server tool, or if `content` has the call's result."""
     kind = str(block.get("type"))
     if kind == "tool_use" or not is_tool_use(kind):
         return True
@@ -321,7 +321,7 @@ def _has_result(block: Block, content: Iterable[Block]) -> bool:
 
 
 def is_empty_compaction(block: Mapping[str, Any]) -> bool:
-    """Returns whether the API refuses `block` because it is a summary without text. Null is a summary that failed.
+    """Returns whether `block` is a summary with empty text, which the API refuses. It accepts null: a failed summary.
 
     Source: anthropic 2.14.0, `BetaCompactionBlockParam`.
     """

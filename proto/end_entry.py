@@ -83,7 +83,7 @@ def other_answering_model(turn: Turn) -> str | None:
 
 
 def reported_envelope(turn: Turn) -> dict[str, Any]:
-    """Returns the envelope, with the usage that the model has reported as far as the `end`'s usage differs from it.
+    """Returns the envelope, with the usage that the model has reported, where the `end`'s usage differs.
 
     The counts, also of server tools and cache lifetimes, are sums over all calls. `iterations` has the steps of
     all calls. Other fields are from the last call that reported them.
@@ -102,7 +102,7 @@ def reported_envelope(turn: Turn) -> dict[str, Any]:
 
 
 def _sum_counts(counted: Iterable[object]) -> dict[str, int]:
-    """Returns the sums of the counts in several objects by name."""
+    """Returns the sum of the counts of each name in several objects."""
     total: dict[str, int] = {}
     for counts in counted:
         for name, value in counts.items() if isinstance(counts, dict) else ():

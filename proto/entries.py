@@ -60,7 +60,7 @@ class BatchSource(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where the inputs of a batch come from, if it was created through OpenAI's or Anthropic's batch API."""
 
     file: str | None
-    """The id of the uploaded file with the requests, which may have been deleted since. Null: the body had them."""
+    """The id of the uploaded file with the requests, maybe deleted since. Null: the body had the requests."""
     endpoint: str
     """The path of the route to which each request is addressed."""
     refused: int = 0
@@ -150,9 +150,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The span of the client's request (W3C Trace Context), which the gateway writes. Null: no traces are exported."""
     body_sha256: str | None = None
     """The SHA-256 of the client's body, in lower-case hex; with the key `auto`, of the request (PROTOCOL R62). A POST
-    with a cursor must have the same one (PROTOCOL R78). Null: no POST can resume the turn."""
+    with a cursor must have the same hash (PROTOCOL R78). Null: no POST can resume the turn."""
     submission: TurnId | None = None
-    """A new id, if another POST with the same idempotency key has claimed the turn's id (PROTOCOL R26)."""
+    """Set to a new id if another POST has claimed the turn's id with the same idempotency key (PROTOCOL R26)."""
     encryption_key: bytes | None = None
     """The key of the turn's other entries, in Base64 (PROTOCOL R113). Null: they are not encrypted."""
 
@@ -173,7 +173,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     misfit: str | None = None
     """Why the complete answer before this attempt did not match its schema (PROTOCOL R60)."""
     is_hedge: bool = False
-    """A version before 0.1 made this call in parallel with that of the attempt before (PROTOCOL R51)."""
+    """A version before 0.1 made this call in parallel with the previous attempt's call (PROTOCOL R51)."""
     traceparent: str | None = None
     """The span of the attempt. Null: no traces are exported."""
     cause: str | None = None
@@ -184,7 +184,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def is_shared(self) -> bool:
-        """Whether several processes may write it, each with the same bytes: from a message batch (PROTOCOL R67)."""
+        """Whether several processes may write this entry, with the same bytes: from a message batch (PROTOCOL R67)."""
         return self.backend == MESSAGE_BATCHES
 
 
@@ -198,7 +198,7 @@ class EventBlob(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One event of Anthropic's streaming vocabulary. The log client replaces the stub of an event with a blob."""
+    """One event of Anthropic's streaming vocabulary. The log client replaces a stub by the event in the blob."""
 
     prev: Seq
     """The sequence of the last valid entry before this one (PROTOCOL R11)."""
@@ -209,7 +209,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     is_hidden: bool = False
     """True for an event that only counts for the usage, and is not sent to readers (PROTOCOL R20)."""
     left_out: int = 0
-    """How many bytes (UTF-8) of the call's text between the stored event before and this one are not stored: a
+    """How many UTF-8 bytes of the call's text, between the last stored event and this one, are not stored: a
     repetition, thinking at the start of a continuation, or text that was held back when the call ended (PROTOCOL R20,
     R70)."""
     blob: EventBlob | None = None
@@ -229,7 +229,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     done: int
     """The number of turns of the batch that are completed."""
     failed: int
-    """The number of turns that have ended otherwise, or were deleted."""
+    """The number of turns that have another outcome, or were deleted."""
     of: int
     """The number of all turns of the batch."""
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
@@ -282,11 +282,11 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_reason: str | None = None
     """The model's stop reason. Null: it gave none, or one of more than 128 KiB."""
     stop_sequence: str | None = None
-    """The model's stop sequence, like `stop_reason`."""
+    """The model's stop sequence. Null: see `stop_reason`."""
     envelope: dict[str, Any] | None = None
-    """The other fields of the model's `message_delta` and of its `usage`, and in `message` those of its
-    `message_start`, unchanged; also the counts of that `usage` if they differ from the billed ones (PROTOCOL R23). Null
-    if they have more than 256 KiB as JSON."""
+    """The other fields of the model's `message_delta` and of its `usage`, unchanged, and in `message` those of
+    `message_start`; also the counts of the `usage` if they differ from the billed counts (PROTOCOL R23). Null if they
+    have more than 256 KiB together, as JSON."""
     usage: Usage = Usage()
     """The billed tokens of all calls (PROTOCOL R23)."""
     usage_is_estimated: bool = False
@@ -296,12 +296,12 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cost_is_unknown: bool = False
     """Whether a price is unknown; `cost_nusd` is then the cost of the rest."""
     by_model: dict[str, ModelUsage] | None = None
-    """The same usage and cost by the id of the model (PROTOCOL R121). Null: all of it is of the request's model."""
+    """The same usage and cost by the id of the model (PROTOCOL R121). Null: all usage is of the request's model."""
     answered_by: str | None = None
     """The model that answered, if it is not the request's (PROTOCOL R121)."""
     price_date: str | None = None
-    """The date of the price list. Null: an older version has written the entry, and counted only the top level of
-    PROTOCOL R121."""
+    """The date of the price list. Null: an older version has written the entry, and counted only the top level of a
+    `usage` (PROTOCOL R121)."""
     schema_valid: bool | None = msgspec.field(default=None, name="fits")
     """Whether the answer matches the schema of its request (PROTOCOL R60). Null: no schema, or not checked."""
     error: Failure | None = None
@@ -322,7 +322,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def cost_usd(self) -> float | None:
-        """In dollars; None if a price is unknown."""
+        """The cost in dollars; None if a price is unknown."""
         return None if self.cost_is_unknown else self.cost_nano_usd / NANO_USD_PER_USD
 
 

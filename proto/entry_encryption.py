@@ -36,13 +36,13 @@ def is_encrypted(payload: bytes) -> bool:
 
 
 def encrypt(key: bytes, subject: str, payload: bytes) -> bytes:
-    """Encrypts an entry's `payload`, which `decrypt` accepts on no other `subject`. AES-GCM with a random nonce."""
+    """Encrypts an entry's `payload` for `subject`; `decrypt` accepts no other subject. AES-GCM with a random nonce."""
     nonce = os.urandom(NONCE_BYTES)
     return MARK + nonce + _cipher(key).encrypt(nonce, payload, subject.encode())
 
 
 def decrypt(key: bytes, subject: str, payload: bytes) -> bytes | None:
-    """Returns what was encrypted. None if it was encrypted with another key, for another subject, or changed."""
+    """Returns the decrypted payload; None if it has another key or another subject, or was changed."""
     nonce, content = payload[len(MARK) : len(MARK) + NONCE_BYTES], payload[len(MARK) + NONCE_BYTES :]
     try:
         return _cipher(key).decrypt(nonce, content, subject.encode())
@@ -57,7 +57,7 @@ def _cipher(key: bytes) -> AESGCM:
 
 
 class ValidRequest(NamedTuple):
-    """The first request of a turn that was found."""
+    """The earliest request that was found of a turn."""
 
     seq: Seq
     encryption_key: bytes | None
@@ -101,7 +101,7 @@ class EncryptionKeys:
         return request.encryption_key
 
     def encrypt(self, turn: str, subject: str, payload: bytes) -> bytes:
-        """Returns the payload of a new entry of the turn as NATS is to store it. Raises LogUnavailable as `valid`."""
+        """Returns the payload of a new entry of the turn as NATS is to store it. Raises LogUnavailable like `valid`."""
         request = self._valid.get(turn)
         key = self.valid(turn) if request is None else request.encryption_key
         return payload if key is None else encrypt(key, subject, payload)

@@ -27,7 +27,7 @@
      +- WebhookRefused             the URL of a webhook or its address is not allowed: never retry
      +- BackendError               the model call failed: `code` gives the reason and whether to retry
 
-Each module that uses a foreign library catches its exceptions and raises one of these `from` the original.
+Each module that uses a foreign library catches that library's exceptions and raises one of these `from` them.
 """
 
 import csv
@@ -50,7 +50,7 @@ class SettingsInvalid(TailraceError):
 
 
 class AddressInUse(TailraceError):
-    """Another program uses the port of a setting. It may end, so a supervisor starts the process again."""
+    """Another program uses the port of a setting. That program may end, so a supervisor starts the process again."""
 
 
 class Refused(TailraceError):
@@ -83,7 +83,7 @@ class Refused(TailraceError):
 
 
 def not_found(noun: Literal["turn", "batch", "project", "file"]) -> Refused:
-    """Returns the refusal of an unknown id. The same for another tenant's id, and for text that cannot be an id."""
+    """Returns the refusal of an unknown id, of another tenant's id, and of text that cannot be an id."""
     return Refused(f"{noun}_not_found", f"no {noun} has this id")
 
 
@@ -204,9 +204,9 @@ class BackendError(TailraceError):
     """The model call failed. `code` is a key of CODES, which says whether to retry.
 
     `retry_after_s` is the delay that the backend asked for, or None. `reason` says why there is no connection, with
-    names of hosts, for the operator; users see only `message`. `obstacle` names the cause in a few words without
-    hosts, if the call was not sent and a later call may connect. `details` are the API's own about the request, by
-    which Anthropic's SDKs choose the class of the error.
+    names of hosts, for the operator; users see only `message`. `obstacle` names the cause in a few words without hosts,
+    if the call was not sent and a later call may connect. `details` are the API's details about the request, by which
+    Anthropic's SDKs choose the class of the error.
     """
 
     def __init__(

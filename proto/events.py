@@ -18,13 +18,13 @@ HANDOVER = msgspec.Raw(b'{"type":"handover"}')
 
 
 class Wait(msgspec.Struct, frozen=True, tag="wait"):
-    """Stored as a hidden event by a generator that waits for a model that cannot be connected to (PROTOCOL R135)."""
+    """Stored as a hidden event by a generator that waits because it cannot connect to a model (PROTOCOL R135)."""
 
     obstacle: str
     """The obstacle to the connection, in a few words without names: `no such host`."""
 
 
-# The stop reason of an answer that the model has paused: it goes on when it gets the answer back as the last message.
+# The stop reason of a paused answer: the model goes on when it gets the answer back as the last message.
 PAUSE = "pause_turn"
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
@@ -46,7 +46,7 @@ class MessageHead(msgspec.Struct, frozen=True):
 def require_shallow(value: dict[str, Any], around: int) -> None:
     """Raises ValueError if `value`, with the levels `around` it in the turn's `end`, exceeds LEVELS_MAX.
 
-    A deeper value could be decoded but not encoded again. An `end` has more levels around it than the event.
+    A deeper value could be decoded but not encoded again. An `end` has more levels around `value` than the event.
     """
     if is_deeper(value, LEVELS_MAX - around):
         raise ValueError(f"nested more than {LEVELS_MAX} levels deep")
@@ -71,7 +71,7 @@ class TextDelta(msgspec.Struct, frozen=True, tag="text_delta"):
 class ThinkingDelta(msgspec.Struct, frozen=True, tag="thinking_delta", omit_defaults=True):
     thinking: str
     estimated_tokens: Any = msgspec.UNSET
-    """By how many tokens a progress indicator of hidden thinking grows, or null. Clients add them up for each block.
+    """By how many tokens a progress indicator of hidden thinking grows, or null. Clients add up the values of a block.
 
     Source: `BetaThinkingDelta` of Anthropic's SDK. Any: a value of an unexpected type is passed on.
     """
@@ -111,11 +111,11 @@ class StopReason(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_reason: str | None = None
     stop_sequence: str | None = None
     stop_details: Any = None
-    """Of a refusal: its category decides whether it is billed. It is also part of the envelope."""
+    """The category in it decides whether a refusal is billed. The envelope has this field, too."""
 
 
 class UsageSoFar(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The usage of one call so far, as far as its price depends on it: see CallUsage. None: unchanged."""
+    """The fields of a call's usage so far on which its price depends: see CallUsage. None: unchanged."""
 
     input_tokens: Count | None = None
     output_tokens: Count | None = None
@@ -147,7 +147,7 @@ class UnknownEvent(msgspec.Struct, frozen=True):
 
 class OtherDelta(UnknownEvent, frozen=True):
     """A delta of a type without a Struct here, for example `compaction_delta`, or of a type that is newer than this
-    version. `merge_fields` says what it adds to its block.
+    version. `merge_fields` says what such a delta adds to its block.
     """
 
     index: int
@@ -203,9 +203,9 @@ def decode_wait(raw: bytes | msgspec.Raw) -> Wait | None:
 def merge_fields(before: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields of a content block after a delta of a type that no Struct declares.
 
-    Every delta of Anthropic's API follows this rule, except deltas of citations and of a tool's input: a string or list
-    is appended to the field of its name, null changes nothing, and any other value replaces the field. Opaque values
-    are whole in each delta (`signature`, `encrypted_content`: the SDK's accumulators, anthropic 2.14.0).
+    All deltas of Anthropic's API but those of citations and of a tool's input follow this rule: a string or list is
+    appended to the field of its name, null changes nothing, and any other value replaces the field. Opaque values are
+    whole in each delta (`signature`, `encrypted_content`: the SDK's accumulators, anthropic 2.14.0).
     """
     merged = dict(before)
     for name, value in delta.items():
@@ -237,7 +237,7 @@ def is_tool_use(block_type: str) -> bool:
 def opening_text(block: dict[str, Any]) -> tuple[str, str]:
     """Returns the text and the signature that a content block has at its start: usually none, deltas bring them.
 
-    A `message_start` may have whole blocks (programmatic tool calling), of which each becomes such a start.
+    A `message_start` may have whole blocks (programmatic tool calling): each of them becomes such a start.
     """
     match block:
         case {"type": "text", "text": str(text)}:
@@ -298,7 +298,7 @@ _plain_decoder = msgspec.json.Decoder(_PlainBlockDelta)
 
 
 def is_plain_delta(raw: bytes | msgspec.Raw) -> bool:
-    """Returns whether a delta has only the fields that `join_deltas` joins. The others would be lost in the join."""
+    """Returns whether a delta has only the fields that `join_deltas` joins. Other fields would be lost in the join."""
     try:
         _plain_decoder.decode(raw)
     except DECODE_ERRORS:
@@ -306,15 +306,15 @@ def is_plain_delta(raw: bytes | msgspec.Raw) -> bool:
     return True
 
 
-# The fields of a `message_start` that a turn has itself, or that its other events bring.
+# The fields of a `message_start` that a turn has anyway, or gets from its other events.
 MESSAGE_FIELDS = ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage")
 
 
 def envelope(raw: bytes | msgspec.Raw) -> dict[str, Any]:
     """Returns the fields of a message that no Struct here declares: `container`, `context_management`, other counts…
 
-    The result has the shape of a `message_delta`, which has most of them. The fields of `message_start` are in
-    `message`, without its usage, which is in `usage`. Empty for other events and for undecodable fields.
+    The result has the shape of a `message_delta`, which has most of these fields. Those of `message_start` are in
+    `message`, except its usage, which is in `usage`. Empty for other events and for undecodable fields.
     """
     extra: dict[str, Any] = {}
     try:

@@ -1,8 +1,8 @@
 """FeedJoin: joins entries read from a turn's log with entries from its live feed. Pure.
 
 The live feed is a hint: it misses, repeats and reorders entries (ADR 4). The log is the truth, but one read of it may
-be behind. Therefore an entry from the feed is accepted only when it continues the chain. One that is further on proves
-that an entry was missed, and the log must be read until it reaches at least there.
+be behind. Therefore an entry from the feed is accepted only when it continues the chain. An entry that is further on
+proves that one was missed: the log must then be read at least up to that entry.
 """
 
 from collections.abc import Iterable
@@ -18,8 +18,8 @@ class FeedJoin:
     `chain` is the chain of all accepted entries. The log has been read up to the sequence `read_upto`, and is known to
     have entries up to `stored_upto`. `skipped` counts stored entries that are not valid.
 
-    `confirmed` is the part of the chain that is certainly valid. Each of its entries was read from the log; or it came
-    from the feed, and its sequence is the next one of the stream after its predecessor, so that it has no rival.
+    `confirmed` is the part of the chain that is certainly valid. Each of its entries was read from the log, or came
+    from the feed with the sequence directly after its predecessor's, so that it has no rival.
     """
 
     def __init__(self, chain: Chain = START, confirmed: Chain = START) -> None:

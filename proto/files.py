@@ -46,7 +46,7 @@ class GetFile(Query[FileRecord], frozen=True):
 
 
 class ListFiles(Query[FilePage], frozen=True):
-    """A page of files, newest first unless `is_oldest_first`, of one purpose if it is set, after the file `after`."""
+    """A page of files after the file `after`, newest first unless `is_oldest_first`; if set, only of `purpose`."""
 
     query: ClassVar[str] = "files"
     after: str | None = None

@@ -54,13 +54,13 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     attempt_traceparent: str | None = None
     """The span of the last attempt, if it was traced."""
     fruitless: int = 0
-    """How many attempts in a row, up to the last one, stored nothing new, without hedges and handed-over attempts."""
+    """How many of the last attempts in a row stored nothing new. Hedges and handed-over attempts do not count."""
     furthest: int = 0
     """The length of the longest answer so far, as AnswerLength counts it. Restarted answers count, too."""
     discarded_calls: int = 0
-    """How many of `calls_before`, from the first one on, did not write the current answer, but restarted ones."""
+    """How many calls at the start of `calls_before` wrote answers that were restarted, not the current one."""
     message: events.MessageHead | None = None
-    """The head of the message whose start readers have received; None before that, and after a restart."""
+    """The head of the message whose start readers have received; None before its start, and after a restart."""
     blocks: tuple[Block, ...] = ()
     stop: events.StopReason = events.StopReason()
     pauses: tuple[int, ...] = ()
@@ -117,7 +117,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def generated_tokens(self) -> int:
-        """The output tokens of all calls that wrote the current answer. A restart begins anew."""
+        """The output tokens of all calls that wrote the current answer. Calls before a restart do not count."""
         return sum(call.output_tokens for call in self.calls[self.discarded_calls :])
 
     @property
@@ -145,7 +145,7 @@ EMPTY_TURN = Turn()
 
 
 def fold(entries: Iterable[StoredEntry], turn: Turn = EMPTY_TURN) -> Turn:
-    """Folds `entries`, in the order of the log, onto `turn`. Only counts entries that are not valid (PROTOCOL R11)."""
+    """Folds `entries`, in the order of the log, onto `turn`. Invalid entries are only counted (PROTOCOL R11)."""
     folding = Folding(turn)
     for stored in entries:
         folding.add(stored)
@@ -283,7 +283,7 @@ class _OpenBlock:
 
 
 class Folding:
-    """A fold that is not complete: entries are added one by one. `fold` adds several."""
+    """A fold in progress: entries are added one by one. `fold` adds several."""
 
     def __init__(self, turn: Turn) -> None:
         self.before = turn
@@ -298,7 +298,7 @@ class Folding:
         self.causes = turn.causes
         self.fruitless = turn.fruitless
         self.furthest = turn.furthest
-        # Of the current answer.
+        # The length of the current answer.
         self.length = AnswerLength()
         for index, block in enumerate(turn.blocks):
             self.length.start(index, block.start)
@@ -390,7 +390,8 @@ class Folding:
                         # As `meter.add` would count it.
                         self.meter.unreported_bytes += len(piece) if piece.isascii() else utf8_bytes(piece)
                     case events.SignatureDelta(signature):
-                        # Whole in each delta: a later one replaces the earlier one, as in the SDK's accumulators.
+                        # Each delta has the whole signature, which replaces the earlier one, as in the SDK's
+                        # accumulators.
                         one.signature = signature
                     case events.CitationsDelta(citation):
                         one.citations.append(citation)

@@ -1,7 +1,7 @@
 """Forced tool calls of models that do not support them: the functions, and the JSON Schema of the answer. Pure.
 
-Some models refuse a `tool_choice` of `any` or `tool`, and no model accepts one with a thinking budget (Anthropic's
-docs, "Forcing tool use"). The generator then requests structured output, and stores it as the call (PROTOCOL R77).
+Some models refuse a `tool_choice` of `any` or `tool`, and no model accepts this with a thinking budget (Anthropic's
+docs, "Forcing tool use"). The generator then requests structured output, and stores that as the call (PROTOCOL R77).
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def answer_schema(request: Request) -> Schema | None:
 def forced_functions(request: Request) -> Functions:
     """Returns the functions of which the answer must call one.
 
-    The list is empty if no call is forced, or if the model supports forced calls.
+    Returns none if no call is forced, or if the model supports forced calls.
     """
     options = request.options or {}
     choice = options.get("tool_choice")
@@ -48,9 +48,9 @@ def forced_functions(request: Request) -> Functions:
 
 
 def require_offered(request: Request) -> None:
-    """Raises Refused if `tool_choice` forces a call, or names a tool, that the request has no tool for.
+    """Raises Refused if `tool_choice` forces a call without tools, or names a tool that the request has not.
 
-    The model would refuse it, with a message that does not say so. Tools of an MCP server have no names here.
+    The model's refusal would not name this cause. Tools of an MCP server have no names here.
     """
     options = request.options or {}
     names = [tool.get("name") for tool in request.tools or ()]
@@ -89,7 +89,7 @@ def _is_refused(model_name: str, options: Mapping[str, Any]) -> bool:
 
 
 def _arguments_schema(tool: Schema) -> Schema:
-    """Returns the schema of a tool's arguments, described as the tool is."""
+    """Returns the schema of a tool's arguments, with the tool's description."""
     schema: Schema = tool["input_schema"]
     description = tool.get("description")
     return {"description": description, **schema} if isinstance(description, str) else schema
@@ -105,7 +105,7 @@ def _named_call(name: str) -> Schema:
 
 
 def _rename(schema: Any, name: str) -> Any:
-    """Returns `schema` with its references changed to the definitions of `call_schema`; `name` is the function's."""
+    """Returns `schema` with its references changed to the definitions of `call_schema` for the function `name`."""
     match schema:
         case dict():
             return {

@@ -31,9 +31,9 @@ LOCAL = Tenant("local")
 # A valid subject token. `*`, `>` and `.` would be wildcards or token separators (PROTOCOL R3).
 TOKEN = re.compile(r"[a-z0-9_-]{1,64}")
 # Names that clients give to sessions and projects: UUIDs, nanoids, `user:42.main`. Not `.` and `..`, which HTTP clients
-# remove from paths (RFC 3986, 5.2.4): such a session could be created, and neither read nor deleted.
+# remove from paths (RFC 3986, 5.2.4): such a session could be created, but neither read nor deleted.
 NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._:-]{1,128}")
-# As long as Anthropic's `metadata.user_id` may be.
+# The limit of Anthropic's `metadata.user_id`.
 USER_CHARS_MAX = 512
 # Stricter than int(), which accepts '+1', '1_0', ' 1 ' and Arabic digits.
 CURSOR = re.compile(r"[0-9]{1,19}", re.ASCII)
@@ -53,7 +53,7 @@ def child_id(batch: TurnId, index: int) -> TurnId:
 
 
 def is_child_id(turn: TurnId, batch: TurnId) -> bool:
-    """Returns whether `turn`, whose parent is `batch`, is its child turn: only such turns have their parent's time."""
+    """Returns whether `turn`, whose parent is `batch`, is its child turn: only such ids have the parent's time."""
     return turn[:13] == batch[:13]
 
 
@@ -75,7 +75,7 @@ def is_session_name(text: str) -> bool:
 
 
 def is_user(text: str) -> bool:
-    """Returns whether `text` can name an end user: an email address, a UUID, or what a login service calls them."""
+    """Returns whether `text` can name an end user: an email address, a UUID, or a login service's name for the user."""
     return 1 <= len(text) <= USER_CHARS_MAX and text.isprintable()
 
 

@@ -1,8 +1,8 @@
 """JSON and base64 with long strings, decoded and encoded in steps: pictures, documents and books of up to 32 MB.
 
 msgspec decodes or encodes 30 MB in 20 to 50 ms, in which the event loop serves no stream, and a thread does not help:
-it holds the interpreter lock. So the long strings are cut out of the JSON, or left out of it, and processed in pieces
-of which each takes about a millisecond. After each piece the loop runs other tasks. The result is the same.
+msgspec holds the interpreter lock. So long strings are cut out of the JSON, or left out of it, and processed in pieces
+that take about a millisecond each. After each piece the loop runs other tasks. The result is the same.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ PIECE_BYTES = 256 * 1024
 CHARACTERS = re.compile(
     rb'[^"\\]*+(?:\\(?:[^u]|u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|u(?![dD][89abAB])[0-9a-fA-F]{4})[^"\\]*+)*+'
 )
-# Strings that are looked at before the event loop runs other tasks, and in all: the rest stays in the JSON.
+# How many strings are looked at before the event loop runs other tasks, and in all. The rest stays in the JSON.
 FOUND_PER_PIECE = 2000
 FOUND_MAX = 400_000
 
@@ -38,7 +38,7 @@ async def replace_long_strings(raw: bytes) -> tuple[bytes, dict[str, str]]:
     """Returns `raw`, a JSON text, with a name in place of each long string, and the strings by name.
 
     `put_back` replaces the names in decoded values. Raises a DecodeError or UnicodeError for a long string that is not
-    valid. If the JSON around the strings is not valid, so is the result.
+    valid. If the JSON around the strings is not valid, the result is not, either.
     """
     token, strings = secrets.token_hex(16), dict[str, str]()
     kept: list[bytes] = []
@@ -49,7 +49,7 @@ async def replace_long_strings(raw: bytes) -> tuple[bytes, dict[str, str]]:
         if raw[end : end + 1] != b'"' or end - start > LONG_BYTES:
             text, end = await _read_string(raw, start + 1)
             if raw[end : end + 1] != b'"':
-                # Not valid, which decoding will find.
+                # Not valid: decoding will find this.
                 break
             name = f"{token}-{len(strings)}"
             kept += raw[after : start + 1], name.encode()
@@ -70,7 +70,7 @@ def put_back(value: Any, strings: Mapping[str, str]) -> Any:
 
     Raises ValueError if a long key occurs twice in an object.
     """
-    # Without recursion: its depth is not checked yet. The list holds `value`, so that it may be a string itself.
+    # Without recursion: the depth of `value` is not checked yet. The list allows `value` itself to be a string.
     root = [value]
     unchanged: list[list[Any] | dict[str, Any]] = [root]
     while unchanged:
@@ -93,10 +93,10 @@ def put_back(value: Any, strings: Mapping[str, str]) -> Any:
 async def encode(value: Any, *, is_sorted: bool = False, unwrap: Unwrap = None) -> list[bytes]:
     """Returns `value`, which may contain Structs, as pieces of JSON. `is_sorted`: the names in objects are sorted.
 
-    The texts of wrappers (odd_json.py) take their place, as `unwrap` changes them.
+    The text of each wrapper (odd_json.py), changed by `unwrap`, replaces it.
     """
     token, strings = secrets.token_hex(16), list[str]()
-    # In a thread, for `_replace_strings`: it is Python, which other threads interrupt, and takes 100 ms for a chat of
+    # In a thread, because `_replace_strings`, Python code that other threads interrupt, takes 100 ms for a chat of
     # 24,000 messages.
     rest = await asyncio.to_thread(_encode_rest, value, token, strings, unwrap, is_sorted=is_sorted)
     pieces: list[bytes] = []
@@ -126,7 +126,7 @@ async def decode_text(content: bytes) -> str:
 
 
 def decode_base64(text: str) -> bytes:
-    """Returns the content of `text`, for a thread: it gives up the interpreter lock after each piece.
+    """Returns the content of `text`. Runs in a thread: gives up the interpreter lock after each piece.
 
     Raises ValueError.
     """
@@ -150,13 +150,13 @@ async def _read_string(raw: bytes, start: int) -> tuple[str, int]:
 
 
 def _encode_rest(value: Any, token: str, strings: list[str], unwrap: Unwrap, *, is_sorted: bool) -> bytes:
-    """Returns the JSON of `value` with a name in place of each long string, which is added to `strings`."""
+    """Returns the JSON of `value` with a name in place of each long string. Adds these to `strings`."""
     whole = msgspec.to_builtins(value, builtin_types=(msgspec.Raw,), order="sorted" if is_sorted else None)
     return _encode(_replace_strings(whole, token, strings, unwrap))
 
 
 def _replace_strings(value: Any, token: str, strings: list[str], unwrap: Unwrap) -> Any:
-    """Returns `value` with a name in place of each long string, which is added to `strings`."""
+    """Returns `value` with a name in place of each long string. Adds these to `strings`."""
     match value:
         case str() if len(value) > LONG_BYTES:
             strings.append(value)
@@ -181,7 +181,7 @@ def _end_of_piece(raw: bytes, start: int) -> int:
     end = min(most, len(raw)) if end < 0 else end
     if raw.find(b"\\", start, end) >= 0:
         found = CHARACTERS.match(raw, start, most)
-        assert found is not None  # noqa: S101  # it matches no characters, too
+        assert found is not None  # noqa: S101  # it also matches no characters
         end = found.end()
     if end == most < len(raw):
         for _ in range(3):

@@ -22,7 +22,7 @@ class ListedModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ListedModels(msgspec.Struct, frozen=True):
-    """The reply to `models`, whose question is empty. Refused: backend_…."""
+    """The reply to the query `models`, which has no body. Refused: backend_…."""
 
     data: list[ListedModel]
     is_simulated: bool = False
@@ -39,7 +39,7 @@ class TokenCount(msgspec.Struct, frozen=True):
 class CancelTurn(msgspec.Struct, frozen=True, omit_defaults=True):
     """Cancels a turn, for a gateway that loses the fence to the turn's generator.
 
-    `cause` and `by` are stored in its `end`.
+    `cause` and `by` are stored in the turn's `end`.
     """
 
     turn: TurnId

@@ -87,7 +87,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     prices: Prices | None = None
     long_prompt: LongPromptPrices | None = None
     fast_times: int | None = None
-    """The price factor of a call with `speed: fast`; None: unknown, as of a model without this speed."""
+    """The price factor of a call with `speed: fast`; None: unknown, also if the model lacks this speed."""
     supports: Supports = Supports()
 
 
@@ -124,7 +124,7 @@ def find_model(name: str) -> Model | None:
 
 
 def model_label(name: str) -> str:
-    """Returns the id of a Claude model; `other` for any other name, as clients may send any and labels are bounded."""
+    """Returns the id of a model in the table; `other` for other names: clients may send any, but labels are bounded."""
     found = find_model(name)
     return "other" if found is None else found.id
 

@@ -1,10 +1,10 @@
 """JSON that is valid but that msgspec refuses: kept as its own text in a wrapper (PROTOCOL R125). Pure.
 
 RFC 8259 allows half of a surrogate pair in a string (section 8.2) and numbers of any size (section 6). UTF-8 has no
-form of the former, and msgspec holds no number beyond a double or of more than 4,300 digits. Models write both.
+form of such a half, and msgspec holds no number beyond a double or of more than 4,300 digits. Models write both.
 
-A wrapper is `{"tailrace:json": TEXT}`. Any JSON encoder can write it. `unwrap` puts TEXT in its place, in the bytes
-that clients and models receive. No client may send the key; a model's own use of it is wrapped, too.
+A wrapper is `{"tailrace:json": TEXT}`. Any JSON encoder can write it. `unwrap` replaces it by TEXT, in the bytes that
+clients and models receive. No client may send the key; a model's own use of it is wrapped, too.
 """
 
 import json
@@ -103,7 +103,7 @@ def has_key(value: object) -> bool:
 
 
 def is_odd(data: bytes, value: object) -> bool:
-    """Returns whether `data`, of which msgspec has decoded `value`, must be made regular, because it has the key."""
+    """Returns whether `data`, from which msgspec decoded `value`, must be made regular, because it has the key."""
     return (KEY.encode() in data or ESCAPED_BYTES.search(data) is not None) and has_key(value)
 
 
@@ -179,7 +179,7 @@ def _refuse(name: str) -> None:
 
 
 def _checked(text: str, change: Callable[[str], str] | None) -> bytes | None:
-    """Returns the text of a wrapper, changed, if it is JSON: otherwise it could end the JSON around it."""
+    """Returns a wrapper's text, changed; None if it is not JSON, as it could end the JSON around it."""
     if _parse(text) is None:
         return None
     return (text if change is None else change(text)).encode()

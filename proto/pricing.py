@@ -1,9 +1,9 @@
-"""Prices a call's usage object: which tokens and tool uses are billed, at whose price, and by which list of prices.
+"""Prices a call's usage object: which tokens and tool uses are billed, by which list, at which model's price.
 
-Source: Anthropic's pages, whose names and date are in prices.json. Tokens outside the top level of a `usage` object
-are billed, too: compactions, advisors, and models that refused after they had begun to answer (PROTOCOL R23). Costs
-are whole nano-dollars. A part of a cost that the price list does not give makes the cost unknown; the known rest is
-still counted, so that limits hold it.
+Source: Anthropic's pages, whose names and date are in prices.json. Tokens outside the top level of a `usage` object are
+billed, too: compactions, advisors, and models that refused after they had begun to answer (PROTOCOL R23). Costs are
+whole nano-dollars. A part of a cost that the price list does not give makes the cost unknown; the known rest is still
+counted, so that limits apply to it.
 """
 
 import re
@@ -19,9 +19,9 @@ from tailrace.proto.usage import COUNT_MAX, CallUsage, ModelUsage, Usage, one_ho
 
 # Steps whose tokens the top level of the usage object leaves out.
 BEYOND_TOP_LEVEL = ("compaction", "advisor_message")
-# A step of another kind costs what its model costs, as far as known.
+# The cost of a step of another kind is unknown; its model's price is counted.
 KNOWN_STEPS = ("message", "fallback_message", *BEYOND_TOP_LEVEL)
-# Other models' names in one turn, beyond which the rest is counted together.
+# How many models of a turn are counted by name; the rest is counted together.
 MODELS_MAX = 20
 OTHER_MODEL = "other"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
@@ -82,7 +82,7 @@ class Bill(NamedTuple):
 
 
 def price_calls(requested: str, calls: Iterable[CallUsage]) -> Bill:
-    """Returns the bill for calls of the model `requested`, with the tokens of other models that have worked for it."""
+    """Returns the bill for calls of the model `requested`, with the tokens of other models that worked for them."""
     by_model: dict[str, ModelUsage] = {}
     for call in calls:
         for name, part in _price_call(requested, call):
@@ -102,7 +102,7 @@ def answering_model(call: CallUsage) -> str | None:
 
 
 def find_billed_model(name: str) -> Model | None:
-    """Returns the model of the table that `name` means as usage objects write it, also with a date; None: unknown."""
+    """Returns the model of the table that a usage object calls `name`, also with a date; None: unknown."""
     snapshot = SNAPSHOT.fullmatch(name)
     return find_model(name) or (find_model(snapshot[1]) if snapshot is not None else None)
 
@@ -117,7 +117,7 @@ def _price_call(requested: str, call: CallUsage) -> Iterator[tuple[str, ModelUsa
     is_claude = own.owned_by == "anthropic" if own is not None else LIKE_CLAUDE.fullmatch(requested) is not None
     for charge in _charges(call, is_claude=is_claude):
         if charge.model is None or charge.model == requested:
-            # After a fallback, the message may name the model that answered: the other steps are of the requested one.
+            # After a fallback, the message may name the model that answered: other steps are of the requested model.
             model = named if has_fallen_back or charge.model is not None else own
         elif charge.model == call.context.model and not has_fallen_back:
             model = own
@@ -165,7 +165,7 @@ def _price_tokens(charges: Iterable[tuple[Model | None, Charge]], call: CallUsag
 
 
 def _list_cost(model: Model, charge: Charge) -> int:
-    """Returns the cost of tokens in nano-dollars by the model's list price. The length of the prompt decides which."""
+    """Returns the cost of tokens in nano-dollars. The prompt's length decides which of the model's prices apply."""
     usage, long = charge.usage, model.long_prompt
     prompt_tokens = usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens
     prices = long.prices if long is not None and prompt_tokens > long.over_tokens else model.prices
@@ -195,7 +195,7 @@ def _price_tools(call: CallUsage) -> ModelUsage:
 
 
 def _charges(call: CallUsage, *, is_claude: bool) -> list[Charge]:
-    """Returns the tokens that are billed for a call: of each step, and of the top level as far as no step has them.
+    """Returns the tokens that are billed for a call: those of each step, and those at the top level that no step has.
 
     Claude's refusals are free if the model had not begun to answer, apart from some categories.
     """

@@ -80,7 +80,7 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Other fields of the model's message: `container`, `context_management`, other counts… Those that came before the
     answer are in `message`: `diagnostics`, `input_transformations`…"""
     schema_valid: bool | None = None
-    """Whether the answer is valid by the turn's JSON Schema; null: it has no schema, or it could not be checked."""
+    """Whether the answer is valid by the turn's JSON Schema; null: it could not be checked, or there is no schema."""
     error: Failure | None
     """Why the turn failed; null if it did not."""
     usage: Usage
@@ -112,7 +112,7 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     first_token_s: float | None = None
     """Seconds from `asked_at` to `first_token_at`."""
     duration_s: float | None = None
-    """Seconds from `asked_at` to `ended_at`; null if that is null."""
+    """Seconds from `asked_at` to `ended_at`; null without `ended_at`."""
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "first_token_s", seconds_between(self.asked_at, self.first_token_at))
@@ -120,7 +120,7 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """Sums over turns. The last three repeat values under other APIs' names; `total_tokens` is the sum of `usage`."""
+    """Sums over turns. The last two repeat values under other APIs' names; `total_tokens` is the sum of `usage`."""
 
     turns: int
     """The number of turns."""
@@ -151,7 +151,7 @@ class SessionRecord(Totals, frozen=True, kw_only=True):
     project_id: str | None
     """The project of the session."""
     user: str | None = None
-    """The user that the session was created for; otherwise the first one that a turn of it named."""
+    """The user that the session was created for; otherwise the first user that its turns named."""
     model: str | None
     """The model of turns that name none."""
     system_prompt: str | list[dict[str, Any]] | None
@@ -159,7 +159,7 @@ class SessionRecord(Totals, frozen=True, kw_only=True):
     created_at: datetime
     """When the session was created."""
     updated_at: datetime
-    """When a turn of it last started or ended."""
+    """When one of its turns last started or ended."""
     is_active: bool
     """Whether the session was used recently."""
 
@@ -202,9 +202,9 @@ class Context(msgspec.Struct, frozen=True):
     model: str | None = None
     """The session's default model."""
     project: str | None = None
-    """The session's project: the first one that a turn of it named."""
+    """The session's project: the first that its turns named."""
     left_out: dict[TurnId, list[Message]] = {}
-    """The questions of the branch's turns that `messages` has not, because they were refused (PROTOCOL R112)."""
+    """The questions that `messages` leaves out because of refusals, by turn (PROTOCOL R112)."""
 
 
 # The queries, each with the codes that it may be refused with.
@@ -232,7 +232,7 @@ class ListSessions(Query[SessionPage], frozen=True):
     limit: int = 50
     project: str | None = None
     offset: int | None = None
-    """How many sessions are before the page; instead of `after`."""
+    """In place of `after`: how many sessions are before the page."""
     user: str | None = None
     """Only sessions of this user."""
 
@@ -253,8 +253,8 @@ TurnOrder = Literal["asked_at", "first_token_s"]
 class ListTurns(Query[TurnPage], frozen=True):
     """A page of the turns that have all `labels`, newest first, of the days `first` to `last`. Refused: cursor_invalid.
 
-    With `outcome` only those that have ended so. Labels are `model`, `key`, `user`, and `metadata.NAME`. With `text`
-    only those that contain all of its words; Refused: request_invalid for a text without a word. With the order
+    With `outcome` only turns of this outcome. Labels are `model`, `key`, `user`, and `metadata.NAME`. With `text` only
+    turns that contain all of its words; Refused: request_invalid for a text without a word. With the order
     `first_token_s` the turns whose first token took longest come first, and there is one page.
     """
 
@@ -279,7 +279,7 @@ class ListRunning(Query[TurnPage], frozen=True):
 
 
 class TurnPosition(msgspec.Struct, frozen=True):
-    """A turn and its last entry in the database: the request of a running turn, the end of another."""
+    """A turn and its last entry in the database: its request if it runs, otherwise its end."""
 
     turn: TurnId
     cursor: Seq
@@ -287,7 +287,7 @@ class TurnPosition(msgspec.Struct, frozen=True):
 
 
 class TurnPositions(msgspec.Struct, frozen=True):
-    """Turns by their last entry; at most 500."""
+    """At most 500 turns, in the order of their last entries."""
 
     turns: list[TurnPosition]
 

@@ -1,6 +1,6 @@
 """Records of branches and deletions, and the queries and commands about sessions that persistence answers.
 
-Those of turns and sessions are in records.py. Before a deletion the gateway purges the log (PROTOCOL R35).
+Records of turns and sessions are in records.py. Before a deletion the gateway purges the log (PROTOCOL R35).
 """
 
 from datetime import datetime
@@ -97,7 +97,7 @@ class CreateSession(Query[SessionRecord], frozen=True):
 
 
 class ChangeSession(Query[SessionRecord], frozen=True):
-    """Changes a session, except what is unset; None removes a value. Refused: session_not_found."""
+    """Changes the set fields of a session; None removes a value. Refused: session_not_found."""
 
     query: ClassVar[str] = "rename_session"
     session: str
@@ -109,9 +109,9 @@ class ChangeSession(Query[SessionRecord], frozen=True):
 class DeleteResource(Query[Remaining], frozen=True):
     """Deletes the rows of the turns `purged`, which the log no longer has, and returns the turns still to purge.
 
-    Deleting a turn, or the turns of a user, also deletes the turns that continue it. A session or project is deleted
-    with its last turn, and so are the sessions of a user, and the sessions, projects and files of a tenant.
-    Refused if `purged` is empty and the resource does not exist: turn_not_found, session_not_found, project_not_found.
+    Deleting a turn, or the turns of a user, also deletes the turns that continue it. With the last turn, the command
+    deletes the session or project, the sessions of a user, or the sessions, projects and files of a tenant. Refused if
+    `purged` is empty and the resource does not exist: turn_not_found, session_not_found, project_not_found.
     """
 
     query: ClassVar[str] = "delete"

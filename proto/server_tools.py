@@ -56,7 +56,7 @@ def is_made_up(block: ContentBlock) -> bool:
 
 
 def is_real_result(block: ContentBlock) -> bool:
-    """Returns whether the block is a result, and none that `error_result` has made."""
+    """Returns whether the block is a result that `error_result` has not made."""
     return is_result(block) and not is_made_up(block)
 
 

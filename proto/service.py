@@ -109,7 +109,7 @@ S = TypeVar("S", bound=ProcessSettings)
 Preflight = Callable[[S], Awaitable[None]]
 """Checks the settings. Raises SettingsInvalid."""
 Probe = Callable[[S], Awaitable[object]]
-"""Checks with a request what the settings alone do not show. Runs with `--check`."""
+"""Checks by a request what the settings alone do not show. Runs with `--check`."""
 
 
 class Stop(asyncio.Event):
@@ -132,7 +132,7 @@ Serve = Callable[[S, Connection, Stop], Awaitable[None]]
 
 
 def mark_ready(**facts: object) -> None:
-    """Logs `ready` and sets the metric `tailrace_ready`. Each `serve` calls it once it does its work."""
+    """Logs `ready` and sets the metric `tailrace_ready`. Each `serve` calls it when it begins to work."""
     logger.info("ready", **facts)
     READY.set(1)
     HEALTH.is_ready = True
@@ -173,7 +173,7 @@ def main(
             logging.add_trace_ids()
         return_large_memory()
         collect_less_often()
-        # The time of creation of each series: nothing uses it, and it would be one of ten lines of a scrape.
+        # The time of creation of each series: nothing uses it, and it would be one line in ten of a scrape.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         uvloop.run(
             _check(role, settings, preflight, probe) if arguments.check else _run(role, settings, preflight, serve)
@@ -208,7 +208,7 @@ async def _check(role: str, settings: S, preflight: Preflight[S], probe: Probe[S
 
 
 def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Logs an error of a callback of the event loop: without a traceback if a connection had no memory."""
+    """Logs an error of a callback of the event loop: without a traceback if memory was lacking."""
     if isinstance(context.get("exception"), MemoryError):
         logger.error("no memory", where=context["message"].partition("\n")[0])
     else:

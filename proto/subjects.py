@@ -108,7 +108,7 @@ def event_chunks(key: TurnKey) -> str:
 
 
 def limit(tenant: Tenant, owner: str, what: str, window: str) -> str:
-    """Returns the subject of a counter; `owner` is the tenant or one of its keys, `what` what is counted (R37)."""
+    """Returns the subject of a counter; `owner`: the tenant or one of its keys; `what`: what is counted (R37)."""
     return f"limits.{_token(tenant)}.{_token(owner)}.{_token(what)}.{_token(window)}"
 
 
@@ -224,7 +224,7 @@ def parse(subject: str) -> tuple[TurnKey, str]:
 
 
 def _token(text: str) -> str:
-    # The server accepts a wildcard in a publish, and in a read it matches everything.
+    # The server accepts a wildcard in a publish; in a read, the wildcard matches everything.
     if TOKEN.fullmatch(text) is None:
         raise ValueError(f"{text!r} is not a valid subject token: it must match [a-z0-9_-]{{1,64}}")
     return text

@@ -1,8 +1,8 @@
 """Tool call ids as Claude accepts them. Pure.
 
-Claude's API accepts only ids of letters, digits, `_` and `-`, and each one for a single call of a conversation. Other
+Claude's API accepts only ids of letters, digits, `_` and `-`, and each id for only one call of a conversation. Other
 vendors use other characters (`functions.get_weather:0`), and some number the calls of each answer anew (`call_0`). The
-log keeps the ids that clients and models have used; only a call of Claude has the mapped ones.
+log keeps the ids that clients and models have used; only a request to Claude has the mapped ids.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ def map_tool_ids(contents: Sequence[Any]) -> Sequence[Any]:
     A call whose id an earlier message has, too, gets another id. A result has the id of the last call before it. Values
     that are no blocks of tools stay as they are: the API refuses what it cannot read.
     """
-    # The number of messages that have a call with this id, and the id in the last of them.
+    # By id of a call: how many messages have it, and the mapped id in the last of them.
     times: dict[str, int] = {}
     current: dict[str, str] = {}
     is_changed = False
@@ -74,10 +74,10 @@ def _with(block: dict[str, Any], field: str, value: str) -> dict[str, Any]:
 
 
 def _valid_id(call: str, repetition: int) -> str:
-    """Returns the id for a call, which `repetition` earlier messages have used. Two different pairs never get one id.
+    """Returns the id for a call whose id `call` is in `repetition` earlier messages. Different pairs get different ids.
 
-    The same pair always gets the same id: the prompt of a longer conversation begins like that of the last call, which
-    the API has cached.
+    The same pair always gets the same id: the prompt of a longer conversation begins with the prompt of the last call,
+    which the API has cached.
     """
     if repetition == 0 and VALID.fullmatch(call) is not None and not call.startswith(MAPPED):
         return call

@@ -1,6 +1,6 @@
 """Token counts of a turn and of a single call. Costs are whole nano-dollars; prices are in models.py.
 
-A nano-dollar is 1e-9 $. The lowest price (0.01 $ per million tokens that a cache has) is 10 nano-dollars a token:
+A nano-dollar is 1e-9 $. The lowest price (0.01 $ per million tokens read from a cache) is 10 nano-dollars a token:
 integers are exact.
 """
 
@@ -52,7 +52,7 @@ class ModelUsage(Usage, frozen=True, kw_only=True, omit_defaults=True):
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
     """The cost of these tokens and server tools, in billionths of a dollar."""
     cost_is_unknown: bool = False
-    """Whether a part of the cost is unknown; `cost_nusd` is the rest."""
+    """Whether a part of the cost is unknown; `cost_nusd` is the known rest."""
 
     def plus(self, other: "ModelUsage") -> "ModelUsage":
         """Returns the sum of both."""
@@ -80,10 +80,10 @@ NO_CONTEXT = CallContext()
 
 
 class CallUsage(Usage, frozen=True, omit_defaults=True):
-    """Token counts of one call, with the other fields of Anthropic's `usage` object that its price depends on.
+    """Token counts of one call, with the other fields of Anthropic's `usage` object on which the price depends.
 
-    The counts of the object's top level lack some billed tokens, which proto/pricing.py adds.
-    The fields are Any: values of an unexpected type are ignored. These counts are not part of a turn's sum.
+    The counts of the object's top level lack some billed tokens, which proto/pricing.py adds. The fields are Any,
+    because unexpected values are ignored. They are not part of a turn's sum.
     """
 
     input_tokens: ReportedCount = 0
@@ -121,8 +121,8 @@ def read_count(value: object) -> int:
 def one_hour_tokens(split: object, written: int) -> int:
     """Returns how many of the `written` tokens went to the one-hour cache by `split`, a field `cache_creation`.
 
-    A call with several steps has the split of its first step. If only the one-hour cache was written there, the
-    tokens that the split leaves out were written to it, too: a call's marks of both lifetimes show in its first step.
+    A call with several steps has the split of its first step. If only the one-hour cache was written there, the tokens
+    that the split leaves out were written there, too: a call's marks of both lifetimes show in its first step.
     """
     if not isinstance(split, dict):
         return 0

@@ -49,7 +49,7 @@ async def append(
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
     if link(chain, Seq(chain.last + 1), entry) is None:
-        # Without the entry, which would be in the log of the process.
+        # Without the entry: it would be in the log of the process.
         raise AssertionError(f"a {type(entry).__name__} after {entry.prev} does not continue the chain at {chain.last}")
     if failed is not None:
         seq = await _publish_again(server, key, chain, entry, failed, deadline)

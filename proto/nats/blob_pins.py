@@ -21,7 +21,7 @@ from tailrace.proto.subjects import CLAIMS_STREAM
 
 # Longer than any request takes from pinning to appending: the holder of an older pin has died.
 PIN_AGE_MAX = timedelta(minutes=10)
-# The most expired pins of a blob that are skipped. With more, it counts as pinned until the bucket drops them.
+# How many expired pins of a blob are skipped. With more, the blob counts as pinned until the bucket drops them.
 EXPIRED_MAX = 100
 
 
@@ -51,7 +51,7 @@ class BlobPins:
     async def release_after(self, tenant: Tenant, holder: str) -> AsyncIterator[None]:
         """Releases the pins of `holder` after the block.
 
-        Not if the block raises LogUnavailable or is cancelled: the request may be stored. Its pins expire by age.
+        The pins stay if the block raises LogUnavailable or is cancelled: the request may be stored. They expire.
         """
         try:
             yield

@@ -6,7 +6,7 @@ another process stores or reads it. (NATS's object store gives each put new name
 readers, and nats-py's client then waits for ever.)
 
 A mark is stored with a fence: the mark that its writer saw before the first chunk must still be the last. So a purge,
-which marks the blob as deleted first, removes only chunks that were stored before.
+which marks the blob as deleted first, removes only chunks that were stored before that.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class BlobStore:
     async def put(self, tenant: Tenant, contents: Mapping[str, bytes], *, is_renewed: bool = False) -> None:
         """Stores the blobs that do not exist or are past half of their lifetime; all if `is_renewed`. Raises LogFull.
 
-        `contents` has them by their SHA-256. A renewed blob has its whole lifetime before it. Raises LogUnavailable.
+        `contents` has the blobs by SHA-256. A renewed blob has its whole lifetime before it. Raises LogUnavailable.
         """
         for sha256, content in contents.items():
             for _ in range(TRIES_MAX):
@@ -107,7 +107,7 @@ class BlobStore:
                 seq = await self._store_mark(tenant, sha256, deleted, marked.seq)
             except LogFull:
                 # The new mark is longer than the old one, and the stream is full to the byte. Purging goes on, because
-                # it frees space; a request of this moment does not see the mark and fails with `blob_expired`.
+                # it frees space; a request at this moment does not see the mark and fails with `blob_expired`.
                 return marked.seq
             if seq is not None:
                 return seq
@@ -158,13 +158,13 @@ class BlobStore:
         return datetime.now(UTC) - marked.time > await self.lifetime() / 2
 
     async def _store_blob(self, tenant: Tenant, sha256: str, content: bytes, seen: Seq) -> bool:
-        """Stores a blob whose last mark was `seen`. Returns False if there is a newer mark: it may be incomplete."""
+        """Stores a blob whose last mark was `seen`. Returns False if there is a newer mark: the blob may be partial."""
         for number, start in enumerate(range(0, len(content), CHUNK_BYTES)):
             await self._publish(subjects.chunk(tenant, sha256, number), content[start : start + CHUNK_BYTES])
         return await self._store_mark(tenant, sha256, MarkContent(len(content)), seen) is not None
 
     async def _store_mark(self, tenant: Tenant, sha256: str, content: MarkContent, seen: Seq) -> Seq | None:
-        """Stores a mark. Returns its sequence, or None if `seen` is not the last mark; that may be this very one."""
+        """Stores a mark. Returns its sequence, or None if `seen` is not the last mark: perhaps this one is stored."""
         payload = msgspec.json.encode(content)
         return await self._publish(subjects.blob(tenant, sha256), payload, seen) or None
 

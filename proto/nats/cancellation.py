@@ -20,9 +20,9 @@ async def append_cancellation(
 ) -> tuple[Turn, bool]:
     """Ends the turn as cancelled, unless it has ended. Returns the ended turn, and whether this call has ended it.
 
-    `cause` and `by` (the client's credential) are stored in the `end`.
-    `on_fence_lost` is called after each append that has lost the fence, with their number, and returns whether it has
-    ended the turn. Raises TurnUnknown, LogUnavailable, LogFull.
+    `cause` and `by` (the client's credential) are stored in the `end`. `on_fence_lost` is called after each append that
+    has lost the fence, with the number of these appends, and returns whether it has ended the turn. Raises TurnUnknown,
+    LogUnavailable, LogFull.
     """
     turn, was_running, losses = await log.read_turn_direct(key), False, 0
     while turn.end is None:

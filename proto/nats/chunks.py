@@ -16,7 +16,7 @@ from tailrace.proto.subjects import BODIES
 CHUNK_BYTES = 512 * 1024
 TRY_TIMEOUT_S = 2.0
 TRY_AGAIN_S = 0.05
-# The longest lag seen of a follower. Chunks of a blob marked as deleted may be purged, or expired before its mark.
+# The longest observed lag of a follower. A deleted blob may have lost chunks by a purge, or by expiry before its mark.
 BEHIND_MAX_S = 1.0
 # Per chunk or mark: long enough for the election of a leader, short enough for a waiting client.
 TIMEOUT_S = 10.0
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 async def publish(connection: Connection, subject: str, payload: bytes, fence: Seq | None = None) -> Seq:
-    """Publishes until it is stored: storing twice is harmless. Returns 0 if the fence is refused.
+    """Publishes until the message is stored: storing it twice is harmless. Returns 0 if the fence is refused.
 
     Raises LogFull, and LogUnavailable after TIMEOUT_S.
     """
@@ -46,7 +46,7 @@ async def publish(connection: Connection, subject: str, payload: bytes, fence: S
 
 
 async def read(connection: Connection, subject: str) -> bytes:
-    """Returns the last message on `subject` from any replica, which may be behind; nothing if it has none.
+    """Returns the last message on `subject` from any replica, which may be behind; b"" without one.
 
     Raises LogUnavailable after TIMEOUT_S.
     """

@@ -32,8 +32,8 @@ WHITE_SPACE = re.compile(r"\s")
 # How often requests are checked for their timeouts. One timer for all of them costs less than one for each.
 CHECK_TIMEOUTS_EVERY_S = 0.05
 # The line before a message: whether it has headers, subject, subscription, reply subject, bytes of headers, all bytes.
-# A subject may contain vertical tabs and form feeds, at which nats-py's parser would split it.
-# Of an empty reply subject, as in the answer to the reset of a consumer, nats-server sends both spaces (`msgHeader`).
+# A subject may contain vertical tabs and form feeds, at which nats-py's parser would split it. Around an empty reply
+# subject, as in the answer to the reset of a consumer, nats-server sends both spaces (`msgHeader`).
 MESSAGE_LINE = re.compile(rb"(H)?MSG ([^ \r\n]+) (\d+) (?:([^ \r\n]*) )?(?(1)(\d+) )(\d+)\r\n")
 WITHOUT_WHITE_SPACE = bytes.maketrans(b"\v\f", b"__")
 
@@ -67,7 +67,7 @@ class Client(NatsClient):
     """Handles messages with fewer steps (ADR 26), and closes the socket without waiting for a frozen server.
 
     nats-py wakes a task for each message of a subscription and another one for each publish. Here a subscription may
-    have a plain function, and what is published in one iteration of the event loop is written at once after it.
+    have a plain function, and messages published in one iteration of the event loop are written together after it.
 
     nats-py flushes and closes a connection before it connects to another server. A frozen server reads neither the
     pending bytes, for which nats-py waits without a limit, nor TLS's close_notify, for which it waits 30 s. So this
@@ -78,7 +78,7 @@ class Client(NatsClient):
         super().__init__()
         self.report: Callable[[Exception], None] = lambda _: None
         """Called with the errors of functions that receive messages."""
-        # Python 3.11 asks the kernel for the process at each `get_running_loop`.
+        # Python 3.11 asks the kernel for the process id at each `get_running_loop`.
         self._event_loop = asyncio.get_running_loop()
         self._receivers: dict[bytes, Receive] = {}
         """The functions of direct subscriptions, by the subscription's number."""
@@ -101,7 +101,7 @@ class Client(NatsClient):
         except BaseException:
             self._receivers.pop(number, None)
             raise
-        # It gets no message, and would take 3 kB for each turn that a gateway reads.
+        # The queue gets no message, and would take 3 kB for each turn that a gateway reads.
         subscription._pending_queue = None  # type: ignore[assignment]  # noqa: SLF001
         return subscription
 
@@ -126,7 +126,7 @@ class Client(NatsClient):
     async def ask(
         self, subject: str, payload: bytes, timeout_s: float, headers: dict[str, str] | None = None
     ) -> Message:
-        """Sends a request and returns its reply. Raises as `send` does, nats-py's TimeoutError, NoRespondersError."""
+        """Sends a request and returns its reply. Raises as `send` does, TimeoutError, NoRespondersError."""
         replied: asyncio.Future[Message | None] = self._event_loop.create_future()
 
         def reply(message: Message | None) -> None:
@@ -147,9 +147,9 @@ class Client(NatsClient):
     def ask_directly(
         self, subject: bytes, headers: bytes, payload: bytes, timeout_s: float, reply: Callable[[Message | None], None]
     ) -> bytes:
-        """Sends a request, and calls `reply` as its reply is read; with None after `timeout_s`, checked now and then.
+        """Sends a request. Calls `reply` with the reply, or with None after `timeout_s`, checked now and then.
 
-        Returns the reply subject. A reply without a responder has the header block NO_RESPONDERS. Raises as
+        Returns the reply subject. Without a responder, the reply has the header block NO_RESPONDERS. Raises as
         `send_bytes` does.
         """
         self._requests += 1
@@ -207,7 +207,7 @@ class Client(NatsClient):
             try:
                 self._waiting[subject].reply(None)
             except MemoryError:
-                # It is called again at the next check.
+                # `reply` is called again at the next check.
                 continue
             except Exception as error:  # noqa: BLE001  # the others must time out, too
                 self.report(error)
@@ -228,16 +228,16 @@ class Client(NatsClient):
             self._pending.append(b"UNSUB %d\r\n" % sid)
 
     async def _process_pong(self) -> None:
-        """Takes no notice of the answer to a flush that has timed out or was cancelled.
+        """Ignores the answer to a flush that has timed out or was cancelled.
 
-        nats-py raises for it, and the loop that reads ends.
+        nats-py would raise an error, and the loop that reads would end.
         """
         if self._pongs and self._pongs[0].done():
             self._pongs[0] = self._event_loop.create_future()
         await super()._process_pong()
 
     async def _flush_pending(self, force_flush: bool = False) -> None:  # noqa: ARG002  # nats-py's parameter
-        """Writes what is pending after this iteration of the event loop, without nats-py's task.
+        """After this iteration of the event loop, writes the pending bytes, without nats-py's task.
 
         nats-py raises uvloop's RuntimeError to a caller that subscribes when the socket has just closed.
         """
@@ -266,7 +266,7 @@ class Client(NatsClient):
     async def _connect_to_server(self, s: Srv) -> None:
         # A connection that the server refused is still open, and each of four attempts a second would add one.
         self.abort()
-        # nats-py sets it in the copy below.
+        # nats-py sets this in the copy below.
         s.last_attempt = time.monotonic()
         addresses = await self._look_up(s.uri)
         for number, address in enumerate(addresses, 1):
@@ -310,7 +310,7 @@ class Client(NatsClient):
 
 
 class TlsClient(Client):
-    """Requires TLS. nats-py continues without TLS, and sends the password, if the server says that it has none.
+    """Requires TLS. nats-py continues without TLS, and sends the password, if the server says that it has no TLS.
 
     Its successor nats-core refuses such a server (nats-io/nats.py#912).
     """
@@ -381,7 +381,7 @@ class MessageSplitter:
     def _take(self, data: bytes, at: int, size: int) -> int:
         """Takes the line or message that begins at `at`; returns where the next one begins.
 
-        A number above `size`: it is not complete, and was not taken.
+        If the result is above `size`, nothing was taken: the line or message is not complete.
         """
         line = MESSAGE_LINE.match(data, at)
         if line is None:
@@ -390,7 +390,7 @@ class MessageSplitter:
             if not end:
                 return size + 1
             if data.startswith((b"MSG", b"HMSG"), at):
-                # Its payload would be read as lines, which its publisher has written.
+                # The payload would be read as lines, which the message's publisher has written.
                 raise nats.errors.ProtocolError
             self._feed(data[at:end])
             return end

@@ -37,8 +37,8 @@ from tailrace.proto.subjects import STREAM
 
 logger = structlog.get_logger()
 
-# A server has 2 s (the product) to answer a ping; a frozen one is given up within 2.5 s. If the event loop of this
-# process was blocked, it counts at most one unanswered ping, and first reads the replies that have arrived.
+# A server has 2 s (PING_INTERVAL_S * PINGS_MAX) to answer a ping; a frozen one is given up within 2.5 s. After a block,
+# the event loop of this process counts at most one unanswered ping, and first reads the replies that have arrived.
 PING_INTERVAL_S = 0.5
 PINGS_MAX = 4
 RECONNECT_WAIT_S = 0.25
@@ -50,8 +50,8 @@ OPEN_TIMEOUT_S = 5
 AUTH_ERROR = "authorization violation"
 # The only error after which the server keeps the connection open.
 PERMISSION_ERROR = "permissions violation"
-# The server's error for a reply to another account's request that this connection has not received. nats-py puts errors
-# in lower case.
+# The server's error for a reply to a request of another account, if this connection has not received the request.
+# nats-py puts errors in lower case.
 LATE_REPLY_ERROR = f'{PERMISSION_ERROR} for publish to "_r_.'
 # nats-server's error code of a cluster without a majority.
 NO_LEADER = 10008
@@ -62,8 +62,8 @@ HOST = re.compile(r"[A-Za-z0-9._:-]+")
 class Connection:
     """A connection that reconnects by itself and then runs the `on_reconnected` callbacks.
 
-    When the server closes it for good (a protocol violation, a revoked user), `closed` is set and the process exits;
-    its supervisor restarts it, as after a crash.
+    When the server closes the connection for good (a protocol violation, a revoked user), `closed` is set and the
+    process exits; its supervisor restarts it, as after a crash.
     """
 
     def __init__(self, client: Client) -> None:
@@ -97,7 +97,7 @@ class Connection:
         addresses = parse_servers(url)
         named = user_of(addresses)
         if user is not None and named in USERS and named != user:
-            # NATS would refuse each publish and subscription by itself, without the reason.
+            # NATS would refuse every publish and subscription, without the reason.
             raise SettingsInvalid(
                 f"TAILRACE_NATS_URL has the user {named}, but this process needs nats://{user}:PASSWORD@HOST:PORT"
             )
@@ -139,7 +139,7 @@ class Connection:
 
     @property
     def is_up(self) -> bool:
-        """Whether the client is connected to a nats-server now. While it is not, it tries to reconnect."""
+        """Whether the client is connected to a nats-server now. Otherwise the client tries to reconnect."""
         return self.client.is_connected
 
     @property
@@ -166,7 +166,7 @@ class Connection:
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self.client.close()
         except asyncio.CancelledError:
-            # nats-py cancels its reconnect, and with it the future of the socket, for which it then waits itself.
+            # nats-py cancels its reconnect and the future of the socket, and then waits for this future.
             if task and task.cancelling() > cancellations:
                 raise
         finally:
@@ -223,7 +223,7 @@ class Connection:
     async def now(self) -> datetime:
         """Returns the time of nats-server's clock, which also dates the entries. Raises LogUnavailable.
 
-        For what cannot be undone. This machine's clock may be wrong by a day.
+        For actions that cannot be undone: this machine's clock may be wrong by a day.
         """
         return (await self.stream_info(STREAM)).ts
 
@@ -266,7 +266,7 @@ class Connection:
 
     async def flush(self) -> None:
         """Returns when the server has processed what was sent, such as subscriptions. Raises LogUnavailable."""
-        # Client writes at the end of an iteration of the event loop, and nats-py's PING would overtake that.
+        # Client writes at the end of an iteration of the event loop, and nats-py's PING would overtake these bytes.
         await asyncio.sleep(0)
         try:
             await self.client.flush(CONNECT_TIMEOUT_S)
@@ -296,7 +296,7 @@ class Connection:
             self._is_tls_failing = True
             return
         if LATE_REPLY_ERROR in text:
-            # Only the connection that received the request may reply, for two minutes. The client has timed out by
+            # Only the connection that received a request may reply, and for two minutes. The client has timed out by
             # then.
             logger.warning("nats refused a late reply", error=str(error))
             return
@@ -367,7 +367,7 @@ def _explain_failure(url: str, why: str, *, is_unknown: bool) -> str:
 
 
 def explain(error: nats.errors.Error) -> str:
-    """Returns what is wrong with JetStream, and what to do, or nats-py's text."""
+    """Returns what is wrong with JetStream and what to do; otherwise nats-py's text."""
     if isinstance(error, nats.js.errors.APIError) and error.err_code == NO_LEADER:
         return "JetStream has no leader: start the other servers (of three, at least two must run)"
     if isinstance(error, nats.js.errors.ServiceUnavailableError) and error.code is None:

@@ -1,8 +1,8 @@
 """Pull: asks a durable pull consumer for its next messages.
 
-nats-py's `fetch` of several messages takes the end of its last request for the end of the next one, so that two are
-open. It may then hold a message back for its whole timeout, and what the server sends to a process that stops is lost
-until the leases expire (nats-py 2.16, `_fetch_n` in nats/js/client.py).
+nats-py's `fetch` of several messages takes the end of one request for the end of the next one, so that two requests are
+open. It may then hold a message back for its whole timeout, and messages to a process that stops are lost until their
+leases expire (nats-py 2.16, `_fetch_n` in nats/js/client.py).
 """
 
 import asyncio
@@ -56,8 +56,8 @@ class Pull:
         self._requests += 1
         self._reply, self._most = b"%b%d" % (self._inbox, self._requests), most
         self._answered = asyncio.get_running_loop().create_future()
-        # With `expires`, a request with `no_wait` ends with the first messages instead of at once (`processNextMsgReq`
-        # of nats-server).
+        # With `expires`, a request with `no_wait` waits for the first messages instead of ending at once
+        # (`processNextMsgReq` of nats-server).
         query = {"batch": most, "expires": int(timeout_s * 1e9), "no_wait": True}
         await self._connection.publish(self._subject, msgspec.json.encode(query), reply=self._reply.decode())
         try:

@@ -33,7 +33,7 @@ class Counters:
         self._connection = connection
 
     async def add(self, subject: str, amount: int) -> int:
-        """Adds `amount`, which may be negative; returns the new value. After LogUnavailable it may have been added."""
+        """Adds `amount`, which may be negative; returns the new value. LogUnavailable: it may have been added."""
         added = await self._add(subject, {INCREMENT: f"{amount:+d}"})
         if added.val is None:
             raise LogUnavailable("the counter's value is missing in the server's reply")
@@ -46,9 +46,9 @@ class Counters:
         return 0 if message is None else _decode(message.data).val or 0
 
     async def add_once(self, subject: str, amount: int, name: str) -> None:
-        """Adds `amount` once, however often it is called with the same `name` within the deduplication window.
+        """Adds `amount` once for each `name`, however often it is called within the deduplication window.
 
-        After LogUnavailable it may have been added: call it again.
+        After LogUnavailable the amount may have been added: call it again.
         """
         await self._add(subject, {INCREMENT: f"{amount:+d}", MESSAGE_ID: f"{name}:{subject}"})
 

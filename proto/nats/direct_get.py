@@ -24,11 +24,11 @@ from tailrace.proto.subjects import STREAM
 # receive many requests twice.
 TRY_TIMEOUTS_S = (0.25, 0.25, 0.5, 0.5, 1.0, 1.0)
 RETRY_WAIT_S = 0.05
-# The server answers reads one after another, also those that were given up here: while sixty long turns were read at
-# once, neither these reads nor any other one were answered in time. And it closes a connection with 64 MB of unsent
-# replies. So a page has at most this many bytes (plus its last message), and at most READS_MAX of a DirectReader run at
-# once, fairly by tenant. With 8 at once, thirty turns of 3,000 entries took 235 to 329 requests instead of 180 on a
-# busy machine, because replies came after the timeout; with 4 they took 180, in less time.
+# The server answers reads one after another, also those that this client has given up: while sixty long turns were read
+# at once, no read was answered in time. And it closes a connection with 64 MB of unsent replies. So a page has at most
+# this many bytes (plus its last message), and at most READS_MAX reads of a DirectReader run at once, fairly by tenant.
+# With 8 at once, thirty turns of 3,000 entries took 235 to 329 requests instead of 180 on a busy machine, because
+# replies came after the timeout; with 4 they took 180, in less time.
 PAGE_BYTES_MAX = 256 * 1024
 READS_MAX = 4
 SLOT_WAIT_S = 30.0

@@ -32,11 +32,11 @@ logger = structlog.get_logger()
 
 # The entry, its encryption and its headers need some space below nats-server's default `max_payload` of 1 MiB.
 INLINE_BYTES_MAX = 1_000_000
-# A page ends after so many bytes of events: the caller reads the next one when it is done with them.
+# A page ends after this many bytes of events: the caller reads the next page when it is done with them.
 PAGE_BYTES_MAX = 32 * 2**20
 # The events that one process loads at the same time. Further reads wait, fairly by tenant.
 LOADED_BYTES_MAX = 128 * 2**20
-# Of a stub: longer strings are left out, and so is what is nested deeper.
+# A stub leaves out longer strings and deeper values.
 TEXT_CHARS_MAX = 256
 LEVELS_MAX = 4
 STUB_BYTES_MAX = 16 * 1024
@@ -73,7 +73,7 @@ class EventBlobs:
         return msgspec.structs.replace(entry, event=await _stub_of(content), blob=blob)
 
     async def complete(self, key: TurnKey, page: Sequence[StoredEntry]) -> list[StoredEntry]:
-        """Returns the entries with whole events, at least one, and no more after PAGE_BYTES_MAX of large events.
+        """Returns the entries with whole events: at least one, and none after PAGE_BYTES_MAX of large events.
 
         A stub whose event has expired stays as it is. Raises LogUnavailable.
         """
@@ -90,7 +90,7 @@ class EventBlobs:
         return whole
 
     async def forget(self, key: TurnKey, entry: Event) -> None:
-        """Removes the event of `entry` from a turn that was purged while it was stored. Does not raise."""
+        """Removes the event of `entry` from a turn that was purged while the event was stored. Does not raise."""
         content = bytes(entry.event)
         # Only as far as possible: the other chunks expire.
         with suppress(LogError):
@@ -139,14 +139,14 @@ class EventBlobs:
 
 
 def _name_of(content: bytes, encryption_key: bytes | None) -> str:
-    """Returns the name of an event's blob: of an encrypted one, it tells nothing about the content. For a thread."""
+    """Returns the name of an event's blob, for a thread. With a key, the name tells nothing about the content."""
     digest = hashlib.sha256(encryption_key or b"")
     digest.update(content)
     return digest.hexdigest()
 
 
 async def _stub_of(content: bytes) -> msgspec.Raw:
-    """Returns an event of the same type with the short fields only, as an older version reads it."""
+    """Returns an event of the same type with the short fields only, which an older version reads."""
     try:
         rest, strings = await long_strings.replace_long_strings(content)
         stub = msgspec.json.encode(_shorten(msgspec.json.decode(rest), strings, LEVELS_MAX))

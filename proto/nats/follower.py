@@ -117,7 +117,7 @@ class Follower:
         return valid
 
     def _accept(self, stored: StoredEntry) -> bool:
-        """Passes an entry that continues the chain to `receive`, unless the log must be read or the chain confirmed."""
+        """Passes an entry to `receive` if it continues the chain, and neither a read nor a confirmation is due."""
         join = self._join
         if (
             self._must_read

@@ -64,7 +64,7 @@ class Claims:
         raise LogUnavailable("the idempotency key was claimed again, but no server can read it yet: retry")
 
     async def find(self, tenant: Tenant, key: str) -> Claim | None:
-        """Returns the claim of `key`, or None, which may be a moment old. Raises LogUnavailable."""
+        """Returns the claim of `key`, or None; may be a moment old. Raises LogUnavailable."""
         found = await self.read(tenant, key)
         return found.claim if found is not None else None
 

@@ -185,7 +185,7 @@ class JetStreamLog:
         await self._event_blobs.purge(key)
 
     def remember_request(self, key: TurnKey, first: Sequence[StoredEntry]) -> None:
-        """Remembers whether a turn's entries are encrypted, and how. `first`: the first entries that were found.
+        """Remembers whether a turn's entries are encrypted, and the key. `first`: the first entries that were found.
 
         If they have no valid request, `publish` asks the stream's leader.
         """
@@ -204,9 +204,9 @@ class JetStreamLog:
 
         Encrypted entries are only removed: their key is overwritten with the request. Stops at `deadline`, a time of
         the event loop's clock, but overwrites at least one entry. A later call erases the others; until then the turn
-        can be read. With `purges_rest`, the request is overwritten then, and the others are only removed. A purge
+        can be read. With `purges_rest`, it overwrites the request at the deadline, and only removes the others. A purge
         leaves the bytes in the files until the block is rewritten; a deletion by sequence does not. Raises
-        LogUnavailable if it has overwritten nothing. If the log becomes unavailable later, `is_gone` is False.
+        LogUnavailable if nothing was overwritten. If the log becomes unavailable later, `is_gone` is False.
         """
         erased = encrypted = 0
         try:
@@ -226,8 +226,8 @@ class JetStreamLog:
                         break
                     await self._erase_entry(key, last.seq)
                     erased += 1
-            # Without the request the log has no such turn, and its other entries would not be found. It has the key of
-            # encrypted entries. A fork may have another request.
+            # The request is last: without it, the other entries would not be found. It has the key of encrypted
+            # entries. A fork may have another request.
             while (request := await self._leader.first(subjects.entry(key, "request"), 1)) is not None:
                 await self._erase_entry(key, request.seq)
                 erased += 1
@@ -254,16 +254,16 @@ class JetStreamLog:
     async def _erase_entry(self, key: TurnKey, seq: Seq) -> None:
         """Overwrites one entry, while no other is overwritten by this process.
 
-        nats-server rewrites the whole block of up to 8 MB for it (docs/SIZING.md), and `up` lets it do one request to
-        its API at a time. It prefers other requests to those for information (jetstream_api.go,
-        processJSAPIRoutedRequests): without a pause, these would be answered after the last erasure of all processes.
+        nats-server rewrites the whole block of up to 8 MB for it (docs/SIZING.md), and `up` limits its API to one
+        request at a time. It prefers other requests to requests for information (jetstream_api.go,
+        processJSAPIRoutedRequests): without a pause, the latter would wait for the last erasure of all processes.
         """
         async with self._erasing:
             is_deleted = await self._leader.delete(seq, erases=True)
             with suppress(LogUnavailable):
-                # Answered after the information that others have requested.
+                # Answered after other processes' requests for information.
                 await self.newest_seq()
-        # A repeated deletion finds no entry, and a purge would hide one that was not overwritten.
+        # A repeated deletion finds no entry, and a purge would hide an entry that was not overwritten.
         if not is_deleted and await self.has_entry(key, seq):
             raise LogUnavailable(f"an entry of {key.turn} could not be erased: retry")
 
@@ -336,7 +336,7 @@ class JetStreamLog:
             self.remember_request(key, [StoredEntry(found.seq, found.time, request)])
 
     async def _read_key_to_publish(self, key: TurnKey) -> None:
-        """As `_read_key`, but raises PublishUnclear if no leader answers."""
+        """Like `_read_key`, but raises PublishUnclear if no leader answers."""
         try:
             await self._read_key(key)
         except LogUnavailable as error:
@@ -399,7 +399,7 @@ def _subjects(key: TurnKey) -> tuple[str, str, bytes, bytes]:
 
 
 def _failure(ack: Ack | None) -> PublishUnclear | LogFull:
-    """Returns why an entry is not stored for certain, or not at all. None: no answer came in time."""
+    """Returns why an entry is not stored, or perhaps not. `ack` None: no answer came in time."""
     if ack is None or ack.error is None:
         return PublishUnclear("the log does not answer", is_answered=False)
     if ack.is_full:

@@ -86,7 +86,7 @@ class Bucket:
     async def _is_marker(self, found: Value) -> bool:
         """Returns whether nats-server has stored the message in place of an expired value.
 
-        It does so in a stream with `subject_delete_marker_ttl`, which `check` refuses. nats-py returns no headers.
+        It does that in a stream with `subject_delete_marker_ttl`, which `check` refuses. nats-py returns no headers.
         """
         if found.data:
             return False

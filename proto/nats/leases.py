@@ -24,13 +24,13 @@ from tailrace.proto.subjects import STREAM, WEBHOOKS
 
 logger = structlog.get_logger()
 
-# A restarted server has forgotten the request: nothing is delivered for this long. A stop waits as long, because what
-# the server sends to a process that has stopped is lost until the leases expire.
+# A restarted server has forgotten the request: nothing is delivered for this long. A stop waits as long, because
+# messages to a process that has stopped are lost until their leases expire.
 PULL_S = 0.5
 AWAY_WAIT_S = 0.25
 # Renewals per `ack_wait`: two of them may be lost (PROTOCOL R18).
 RENEWALS = 3
-# Some leases are renewed with a request. One after the other, thousands of them would take longer than they live.
+# Some leases are renewed with a request. One after the other, thousands of them would take longer than a lease lasts.
 RENEWED_AT_ONCE = 64
 KEPT_BYTES_MAX = 64 * 1024
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -88,7 +88,7 @@ class Delivery:
     def take_entry(self) -> list[StoredEntry]:
         """Returns the entry, and frees its memory.
 
-        An empty list if it was taken, is large, was delivered before, or is for webhooks: read it from the log.
+        An empty list if the entry was taken, is large, was delivered before, or is for webhooks: read it from the log.
         """
         payload, self._payload = self._payload, None
         return [] if payload is None else [StoredEntry(self.seq, self.at, entries.decode(self.kind, payload))]
@@ -135,7 +135,7 @@ async def _discard_invalid(delivery: Delivery) -> bool:
 
 
 def stored_at(reply: str) -> datetime:
-    """Returns the time in the reply subject of a delivery, without its nanoseconds, as reads of the entry return it.
+    """Returns the time in the reply subject of a delivery, in whole microseconds, as reads of the entry return it.
 
     `metadata.timestamp` of nats-py is computed with floats, and may be a microsecond later.
     """
@@ -204,7 +204,7 @@ class Deliveries:
         return cls(connection, durable, pull, filters, float(info.config.ack_wait or PULL_S))
 
     async def next(self, most: int = 1) -> list[Delivery]:
-        """Returns the deliveries that there are, at most `most`; without any, waits at most `PULL_S` for the first one.
+        """Returns the available deliveries, at most `most`; without any, waits at most `PULL_S` for the first one.
 
         Callers fetch only what they can start at once, because leases also expire while entries wait in the process. An
         empty list also means that the log is unavailable: call again.
@@ -264,9 +264,9 @@ class Deliveries:
         return (await self.stream_info()).state.last_seq
 
     async def reset(self) -> None:
-        """Has all entries delivered again, from the oldest one in the log. Raises LogUnavailable.
+        """Makes the server deliver all entries again, from the oldest one in the log. Raises LogUnavailable.
 
-        A reset (ADR-60 of nats-architecture-and-design) instead of a new consumer, so that the consumer always exists.
+        Resets (ADR-60 of nats-architecture-and-design) instead of creating anew, so that the consumer always exists.
         """
         try:
             await self._connection.jetstream.reset_consumer(STREAM, self._durable, seq=1)
@@ -274,7 +274,7 @@ class Deliveries:
             raise LogUnavailable(f"the consumer {self._durable!r} cannot be reset: {error}") from error
 
     async def _next_after(self, seq: Seq, subject: str) -> Seq:
-        """Returns the next entry after `seq` from the stream's leader, or BEFORE_FIRST if there is none."""
+        """Returns the sequence of the entry after `seq` from the stream's leader, or BEFORE_FIRST if there is none."""
         found = await Leader(self._connection, STREAM).first(subject, seq + 1)
         return BEFORE_FIRST if found is None else found.seq
 

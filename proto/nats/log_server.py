@@ -62,7 +62,7 @@ class LiveFeed:
         self._silent_since = 0.0
 
     def add(self, stored: StoredEntry) -> None:
-        """Adds an entry that has arrived: to `accept` of the waiting call of `next`, or else to its result."""
+        """Adds an entry that has arrived: passes it to `accept` of the waiting `next`, or else returns it there."""
         if self._accept is not None and self._accept(stored):
             self._silent_since = self._loop.time()
             return
@@ -84,8 +84,8 @@ class LiveFeed:
         """Returns the entries that have arrived; an empty list after `timeout_s` without any, and after `reset`.
 
         An empty list means "read the log". An end is left to the next call, so that the entries before it do not wait
-        until the log confirms it. While this call waits, `accept` is called with each entry that arrives; an entry for
-        which it returns True is not returned.
+        until the log confirms the end. While this call waits, `accept` is called with each entry that arrives; an entry
+        for which it returns True is not returned.
         """
         if not self._entries and not self._may_have_missed:
             self._silent_since = self._loop.time()
@@ -94,7 +94,8 @@ class LiveFeed:
             try:
                 await self._waiting
             finally:
-                # `accept` may lead to this feed. Such a cycle would keep the turn in memory until a garbage collection.
+                # `accept` may refer to this feed. Such a cycle would keep the turn in memory until a garbage
+                # collection.
                 self._accept = self._waiting = None
                 self._timer.cancel()
         arrived: list[StoredEntry] = []

@@ -1,7 +1,7 @@
 """Reads of a turn's log that stay correct although a single read may be behind (PROTOCOL R14, R72, R80).
 
-An entry that is known to be stored is read for until it is seen. A turn is unknown only when the stream's leader has
-said so twice.
+Reads are repeated until an entry that is known to be stored is seen. A turn is unknown only when the stream's leader
+has said so twice.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ async def read_ended_turn(server: LogServer, key: TurnKey, end: StoredEntry) -> 
         with suppress(LogUnavailable):
             page = await server.read(key, BEFORE_FIRST, FIRST_ENTRIES)
             first = fold(page.entries)
-            # A log without forks is counted, too: an entry may be that of a writer that sends no fence.
+            # A log without forks is counted, too: an entry may come from a writer that sends no fence.
             if first.chain.first and server.is_forkless(key, first.chain.first):
                 # The one server that has the log has answered this read.
                 is_whole = len(page.entries) + page.following == length
@@ -139,8 +139,8 @@ async def read_valid(
 async def is_stored_chain(server: LogServer, key: TurnKey, chain: Chain, start: Chain = START) -> bool:
     """Returns whether the log's chain is `chain`, whose entries are all stored (PROTOCOL R80).
 
-    `start` is a beginning of `chain` that is known to be valid. A log without forks has no other entries than `chain`,
-    and neither has a log with as many entries. Otherwise they are read. Raises LogUnavailable.
+    `start` is a beginning of `chain` that is known to be valid. A log without forks, or with as many entries as
+    `chain`, has no other entries. Otherwise the entries are read. Raises LogUnavailable.
     """
     if chain.first and server.is_forkless(key, chain.first):
         return True
@@ -183,7 +183,7 @@ async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain
             # A request and an unreadable entry have no attempt.
             chain = Chain(cursor, getattr(entry, "attempt", 0), isinstance(entry, entries.End))
             return chain, EntryPage(found[1:], is_last)
-        # A server that has a later entry has all before it. One that has none may be behind, for as long as its
+        # A server that has a later entry has all before it. A server without one may be behind, as long as its
         # connection to the others is slow.
         if found or not await ask_twice(lambda: server.has_entry(key, cursor)):
             raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
@@ -205,7 +205,7 @@ async def require_turn(server: LogServer, key: TurnKey) -> Seq:
 async def _require_unread_request(server: LogServer, key: TurnKey, upto: Seq) -> None:
     """Raises as `require_turn` does. `upto`: the log was read up to this entry, and no valid request was found.
 
-    TurnUnknown also if the request is among these entries: it cannot be decoded, and further reads change nothing.
+    Also TurnUnknown if the request is among these entries: it cannot be decoded, and further reads change nothing.
     """
     if await require_turn(server, key) <= upto:
         raise TurnUnknown(f"{key.turn} has no request in the log that can be read")

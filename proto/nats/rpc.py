@@ -60,7 +60,7 @@ HEADER_CHARS_MAX = 500
 
 # The refusal of a reply that must be requested in parts. An older version has no parts: clients receive the message.
 REPLY_TOO_LARGE = "the reply is larger than one message: request fewer items at once"
-# The number of a part, from 0, in a request; how many there are, and the SHA-256 of the whole reply, in a reply.
+# In a request: the number of a part, from 0. In a reply: how many parts there are, and the SHA-256 of all parts.
 PART, PARTS, REPLY_SHA256 = "Tailrace-Part", "Tailrace-Parts", "Tailrace-Reply-Sha256"
 PART_HEADERS_BYTES_MAX = 1024
 REPLY_BYTES_MAX = 256 * 1024 * 1024
@@ -110,7 +110,7 @@ class Rpc:
     ) -> bytes:
         """Sends the query `name` to a process of `role` and returns its reply. Waits while the process is restarted.
 
-        A reply that is larger than one message is requested in parts. `timeout_s` is the time for each of them. Raises
+        A reply that is larger than one message is requested in parts. `timeout_s` is the time for each part. Raises
         Refused with the reply's code, or with the role's code if none replies in time. Raises EntryTooLarge.
         """
         try:
@@ -150,7 +150,7 @@ class Rpc:
                 reply = await self._connection.request(subject, query, timeout_s=timeout_s, headers=headers)
                 break
             except LogUnavailable as error:
-                # Only then, no process has received the query.
+                # Only without responders, no process has received the query.
                 is_received = not isinstance(error.__cause__, nats.errors.NoRespondersError)
                 if is_received or asyncio.get_running_loop().time() > deadline:
                     raise Refused(*UNAVAILABLE[role], retry_after_s=RETRY_WAIT_S) from error
@@ -185,7 +185,7 @@ class Rpc:
         return Endpoints(service, running)
 
     async def serve_health(self, role: str, report: Callable[[], bytes | None]) -> None:
-        """Serves health requests with `report()`. None sends no reply. Raises LogUnavailable."""
+        """Serves health requests with `report()`. For None, no reply is sent. Raises LogUnavailable."""
 
         async def on_request(message: Msg) -> None:
             if (health := report()) is not None:
@@ -201,9 +201,9 @@ class Rpc:
             return None
 
     async def every_health(self, role: str, *, wait_s: float, first_s: float = 0.0) -> list[bytes]:
-        """Returns the health reports of all processes of a role that come within `wait_s`; at once if none runs.
+        """Returns the health reports that all processes of a role send within `wait_s`; at once if none runs.
 
-        If none has come by then, waits up to `first_s` seconds in all for the first one. Raises LogUnavailable.
+        If no report has come by then, waits up to `first_s` seconds in all for the first one. Raises LogUnavailable.
         """
         return await self._collect(subjects.health(role), wait_s, first_s=first_s)
 
@@ -234,7 +234,7 @@ class Rpc:
         return reports
 
     async def serve_presence(self, has_readers: Callable[[TurnKey], bool], readers: Callable[[TurnKey], bytes]) -> None:
-        """Answers gateways that ask whether a turn has readers, if it has some here, or that ask for its readers.
+        """Answers gateways that ask for the readers of a turn, or whether it has readers, if it has some here.
 
         Raises LogUnavailable.
         """
@@ -264,7 +264,7 @@ class Rpc:
         return await self._collect(subjects.presence(key), wait_s, REPORTS)
 
     async def serve_reader_queries(self, readers: Callable[[TurnKey], bytes]) -> None:
-        """Answers `collect_readers_as_admin` with `readers(turn)`, on a subject that only its account receives.
+        """Answers `collect_readers_as_admin` with `readers(turn)`, on a subject that only the gateways receive.
 
         Raises LogUnavailable.
         """
@@ -298,7 +298,7 @@ def _seconds(headers: Mapping[str, str]) -> float | None:
 
 
 async def _refuse(request: Request, refused: Refused) -> None:
-    """Sends the message as the body, and for tools in ASCII as a header."""
+    """Sends the message as the body, and in ASCII as a header, for tools."""
     in_ascii = refused.message.encode("ascii", "replace").decode()[:HEADER_CHARS_MAX]
     headers = {} if refused.retry_after_s is None else {RETRY_AFTER: str(refused.retry_after_s)}
     headers |= {} if refused.details is None else {DETAILS: json.dumps(refused.details)}
@@ -331,7 +331,7 @@ class _LargeReply(NamedTuple):
 class _PartedReplies:
     """Sends replies in parts, each to a request of its own: a reader that is slow holds one part at most.
 
-    Keeps the last large reply for its further parts. Of several at once, the others are made again for each part.
+    Keeps the last large reply for its further parts. Of several at once, each other reply is made again for each part.
     """
 
     def __init__(self, part_bytes: Callable[[], int]) -> None:

@@ -1,7 +1,7 @@
 """Settlement: replaces the estimates that limits have reserved for a turn by its real usage (PROTOCOL R37).
 
-It runs before the turn's delivery is acknowledged or its log is purged, so at least once; the counters accept the
-amount of a turn only once. The `end` includes broken calls, all attempts and cancelled turns.
+A settlement runs before the turn's delivery is acknowledged or its log is purged, so at least once; the counters accept
+the amount of a turn only once. The `end` includes broken calls, all attempts and cancelled turns.
 """
 
 from tailrace.proto.fold import Turn

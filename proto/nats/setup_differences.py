@@ -1,7 +1,7 @@
 """Which settings of a stream or consumer in NATS break the protocol. Pure.
 
-Each setting that nats-py 2.16 knows is the operator's, and is listed here, or the protocol's. A setting of the protocol
-must have the value of stream_configs.py. One that stream_configs.py does not set must be off.
+Each setting that nats-py 2.16 knows is either the operator's, which are listed here, or the protocol's. A setting of
+the protocol must have the value of stream_configs.py; if stream_configs.py has none, it must be off.
 """
 
 from dataclasses import fields
@@ -30,14 +30,14 @@ OF_OPERATOR = frozenset(
         "allow_msg_schedules",
     }
 )
-# In buckets of earlier versions: they have messages without an expiry, and may be replaced by `Nats-Rollup`.
-# `allow_direct` and `max_msgs_per_subject` are not free. nats-py reads by direct gets if the bucket allows them, and
-# each role has the right for one of the two ways only. With a second message of a key, a removed value comes back when
-# its deletion expires.
+# Buckets of earlier versions have messages without an expiry, which `Nats-Rollup` may replace. `allow_direct` and
+# `max_msgs_per_subject` are not free. nats-py reads by direct gets if the bucket allows them, and each role has the
+# permission for only one of the two ways to read. With a second message of a key, a removed value comes back when its
+# deletion expires.
 OF_EARLIER_BUCKETS = frozenset({"allow_msg_ttl", "allow_rollup_hdrs", "deny_delete", "metadata"})
 # The number of stored increments: earlier versions kept one, which is enough without a restart.
 OF_EARLIER_COUNTERS = frozenset({"max_msgs_per_subject"})
-# Leases, where a consumer begins, and limits of what it delivers at once.
+# Leases, the start of a consumer, and limits of what it delivers at once.
 OF_OPERATOR_IN_CONSUMERS = frozenset(
     {
         "name",
@@ -93,6 +93,6 @@ def _is_same(ours: Any, found: Any, name: str) -> bool:
         # An increment that is sent again after its name is forgotten counts twice. nats-server sets a default.
         return bool((seen or 0) >= (wanted or 0))
     if name == "metadata":
-        # The server adds its own.
+        # The server adds metadata of its own.
         return all((seen or {}).get(key) == value for key, value in (wanted or {}).items())
     return bool(wanted == seen) or (wanted in OFF and seen in OFF)

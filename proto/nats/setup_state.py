@@ -1,9 +1,9 @@
 """Which streams, buckets and consumers exist in NATS, their metrics, and a periodic check.
 
-The check notices within seconds that one was deleted. Without it no process would report that: a process that fetches
-from a deleted consumer gets no entries, as when there is no work. Only the administrator's user may create streams and
-consumers: `tailrace up` does, and elsewhere `tailrace streams`. A generator that could create a consumer could have the
-log's entries sent to any subject (ADR 23).
+The check notices a deletion within seconds. Without the check no process would report it: a process that fetches from a
+deleted consumer gets no entries, as when there is no work. Only the administrator's user may create streams and
+consumers: `tailrace up` creates them, and elsewhere `tailrace streams`. A generator that could create a consumer could
+have the log's entries sent to any subject (ADR 23).
 """
 
 import asyncio
@@ -25,9 +25,9 @@ from tailrace.proto.subjects import STREAM
 logger = structlog.get_logger()
 
 CHECK_EVERY_S = 5.0
-# After this number of failed checks in a row, the process connects to another nats-server: one that has lost the others
-# still answers pings. The number doubles each time: if all servers have lost each other, a reconnect only interrupts
-# reads.
+# After this number of failed checks in a row, the process connects to another nats-server: a server that has lost the
+# others still answers pings. The number doubles each time: if all servers have lost each other, a reconnect only
+# interrupts reads.
 FAILURES_MAX = 2
 MISSING = Gauge(
     "tailrace_nats_missing", "Streams, buckets and consumers that Tailrace needs and that NATS does not have"
@@ -59,7 +59,7 @@ class SetupState(NamedTuple):
     is_replicated: bool = True
     """Whether more than one server stores the log, or may store it."""
     origin: str = ""
-    """The creation time of the log's stream, and its leader. If one of them has changed, its entries may be others."""
+    """The creation time of the log's stream, and its leader. If one of the two has changed, the entries may differ."""
     floors: Mapping[str, Seq] = {}
     """For each consumer: all entries up to this one are acknowledged."""
 

@@ -48,16 +48,16 @@ RETENTION_S = 24 * 3600.0
 BYTES_MAX = 8 * 1024**3
 # A conversation that continues within half of this time keeps its pictures.
 BODIES_RETENTION_S = 7 * 24 * 3600.0
-# As a share of the log's byte limit, in addition to it.
+# A share of the log's byte limit, which the blobs have in addition.
 BODIES_SHARE = 1 / 6
-# After a login's last refresh; logins also have an expiry of their own.
+# Counted from a login's last refresh; logins also have an expiry of their own.
 LOGINS_KEPT_S = 30 * 24 * 3600.0
 # After this time a killed generator's turn is delivered to another one. Renewed three times per period.
 GENERATOR_ACK_WAIT_S = 2.0
 PERSISTENCE_ACK_WAIT_S = 10.0
 # After this time a killed process's webhook is delivered by another one.
 WEBHOOKS_ACK_WAIT_S = 10.0
-# Counters of windows up to one hour, plus what is settled at the end of turns.
+# Windows of up to one hour, plus the time until their turns are settled.
 LIMITS_KEPT_S = 2 * 3600.0
 # A month, plus nine days.
 BUDGETS_KEPT_S = 40 * 24 * 3600.0
@@ -185,7 +185,7 @@ def consumers() -> list[ConsumerConfig]:
 def consumer_config(name: str, subjects: list[str], ack_wait_s: float) -> ConsumerConfig:
     """Returns the configuration of a durable consumer of the log, which delivers an entry any number of times.
 
-    With a limit, nats-server would stop delivering an entry without a message. Attempts are counted in the log instead.
+    With a limit, nats-server would stop delivering an entry without notice. Attempts are counted in the log instead.
     """
     return ConsumerConfig(
         durable_name=name,

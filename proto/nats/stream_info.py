@@ -41,7 +41,7 @@ class StreamInfo(msgspec.Struct, frozen=True):
 
 
 class _Reply(msgspec.Struct, frozen=True):
-    """A reply that is not an answer has an error."""
+    """A reply without an answer has an error."""
 
     error: pub_ack.Ack.Error | None = None
 

@@ -28,7 +28,7 @@ logger = structlog.get_logger()
 SERVER_MIN = (2, 12, 6)
 # An event of a model has up to 4 MiB, and an entry of a long conversation more.
 PAYLOAD_BYTES = 8 * 1024**2
-# A blob's chunk has half of it. It is the default of nats-server.
+# The default of nats-server. A blob's chunk has half of this size.
 PAYLOAD_BYTES_MIN = 1024**2
 
 

@@ -16,14 +16,14 @@ from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_ERASURE_NOTE, EVERY_TOMBSTONE
 
-# The text of a removed note. The bucket allows no deletion of single messages: one with a TTL replaces the note.
+# The text of a removed note. The bucket allows no deletion of single messages: a message with a TTL replaces the note.
 REMOVED = b"removed"
 REMOVED_LIFE = {pub_ack.LIFE: "1s"}
 LOOKED_UP_AT_ONCE = 16
 # A page takes the server a second.
 PAGE_TIMEOUT_S = 10.0
-# How far to go back if tombstones of earlier pages have expired. From the beginning, the end would never be reached if
-# one expires during each page.
+# How far to go back if tombstones of earlier pages have expired. A restart would never reach the end if a tombstone
+# expires during each page.
 STEP_BACK = 10_000
 
 
@@ -74,7 +74,7 @@ class Tombstones:
             last, offset = max(last, found[-1]), offset + len(found) - 1
 
     async def mark_deletion(self, key: TurnKey) -> None:
-        """Marks a running turn before its deletion cancels it, or an input of a batch. Raises LogUnavailable."""
+        """Marks a running turn, or an input of a batch, before its deletion cancels it. Raises LogUnavailable."""
         await self._publish(subjects.deletion_mark(key), "the deletion cannot be marked")
 
     async def is_deletion_marked(self, key: TurnKey) -> bool:

@@ -50,8 +50,8 @@ class TurnLog(JetStreamLog):
     async def read_entries(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = PAGE_MAX) -> list[StoredEntry]:
         """Returns the stored entries of a turn after `after`, at most `limit`, oldest first, valid or not (direct get).
 
-        An empty list does not mean that the turn has ended or is unknown: only an End entry says the former, and one
-        read never proves the latter. Raises LogUnavailable.
+        An empty list does not mean that the turn has ended, which only an End entry says, or that it is unknown, which
+        one read never proves. Raises LogUnavailable.
         """
         return (await self.read(key, after, limit)).entries
 

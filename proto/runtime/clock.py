@@ -12,6 +12,6 @@ def age_s(since: datetime) -> float:
 def seconds_between(since: datetime | None, until: datetime | None) -> float | None:
     """Returns the seconds from one time to another, None if one is missing.
 
-    The clocks of two machines may differ, so the difference may be negative: it is then 0.
+    The clocks of two machines may differ, so the difference may be negative: the result is then 0.
     """
     return None if since is None or until is None else max(round((until - since).total_seconds(), 3), 0.0)

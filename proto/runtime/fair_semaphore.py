@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 
 class FairSemaphore:
-    """`async with semaphore.reserve(size, tenant=tenant):` waits for `size` free units, at most for all of them.
+    """`async with semaphore.reserve(size, tenant=tenant):` waits for `size` free units, at most for all units.
 
     First in, first out within a tenant: a small request does not overtake a large one, which would otherwise wait for
     as long as small requests arrive.
@@ -24,7 +24,7 @@ class FairSemaphore:
     async def reserve(self, size: int = 1, *, tenant: str = "", is_urgent: bool = False) -> AsyncIterator[None]:
         """Holds `size` units, or all if there are fewer, until the context is left. Waits while too few are free.
 
-        `is_urgent`: before all others that wait, for a caller that holds units which they may need.
+        `is_urgent`: served before all other waiters, for a caller that holds units which they may need.
         """
         size, waiter = min(size, self._units), asyncio.get_running_loop().create_future()
         (self._urgent if is_urgent else self._waiting.setdefault(tenant, deque())).append((size, waiter))
@@ -51,7 +51,7 @@ class FairSemaphore:
         self._admit()
 
     def _admit(self) -> None:
-        """Admits urgent waiters, then the next one of each tenant in turn, until the next one does not fit."""
+        """Admits urgent waiters, then the next one of each tenant in turn, until a waiter does not fit."""
         while self._urgent or self._waiting:
             tenant, own = ("", self._urgent) if self._urgent else next(iter(self._waiting.items()))
             size, waiter = own[0]

@@ -17,6 +17,6 @@ async def gather_limited(work: Callable[[T], Awaitable[R]], items: Iterable[T], 
         for number, item in left:
             results[number] = await work(item)
 
-    # Not a task for each item: to create ten thousand takes 0.1 s, in which the loop runs nothing else.
+    # Not a task for each item: ten thousand tasks take 0.1 s to create, in which the loop runs nothing else.
     await asyncio.gather(*(run() for _ in range(at_once)))
     return [results[number] for number in range(len(results))]

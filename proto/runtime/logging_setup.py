@@ -20,7 +20,7 @@ FIRST = ("turn", "tenant", "session", "model", "attempt")
 class _LossyOutput(io.TextIOBase):
     """Standard error, for log lines. A line that cannot be written is lost.
 
-    A full disk or a closed pipe must not break what is logged.
+    A full disk or a closed pipe must not break the work.
     """
 
     def write(self, text: str) -> int:

@@ -55,7 +55,7 @@ Checks = Mapping[str, Callable[[], bool]]
 
 
 def serve(host: str, port: int, checks: Checks, targets: str = "") -> None:
-    """Serves the metrics of this process, `checks`, and the file `targets` if it is named, on `host` until it ends.
+    """Serves on `host` the metrics of this process, `checks` and, if named, the file `targets`, until the process ends.
 
     Raises AddressInUse, or SettingsInvalid if the address is not one of this machine.
     """

@@ -32,6 +32,6 @@ def read(path: Path) -> dict[str, str]:
 def at_host(parts: Mapping[str, str], host: str) -> dict[str, str]:
     """Returns the targets with the host under which a client has reached one of them.
 
-    `up` knows only an address of this machine; all of its processes listen on the same one.
+    `up` knows only an address of this machine; all of its processes listen on the same address.
     """
     return {f"{host}:{address.rpartition(':')[2]}": part for address, part in parts.items()}

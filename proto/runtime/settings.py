@@ -28,7 +28,7 @@ KEPT_AS_GIVEN = frozenset({"jwt_secret"})
 # Settings that this version does not have any more, each with the reason why it has no effect.
 REMOVED = {"TAILRACE_HEDGE_AFTER_S": "hedging was removed: a late first token is not requested a second time"}
 
-# Above the similarity of each two settings of different processes, so that none is taken for a typing error.
+# More than the similarity of any two settings of different processes: none is taken for a typing error.
 SIMILARITY_MIN = 0.86
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -87,7 +87,7 @@ def select(settings: msgspec.Struct, part: type[P]) -> P:
 def find_mistyped(kind: type[msgspec.Struct], environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the variables that look like mistyped settings of `kind`, each with the name of that setting.
 
-    The settings of other processes are not found, as they may be in the same environment.
+    Settings of other processes are not returned: the same environment may have them.
     """
     known = {name.removeprefix(PREFIX): name for name in map(env_name, kind.__struct_fields__)}
     unknown = (name for name in sorted(environ) if name.startswith(PREFIX) and name not in known.values())

@@ -56,7 +56,7 @@ class CountedExporter(SpanExporter):
         self._is_closed = False
         # `check` runs beside OpenTelemetry's thread.
         self._lock = threading.Lock()
-        # Of the answer to the running export.
+        # Spans of the running export, rejected by the collector.
         self._rejected = 0
         self._has_logged_rejection = False
         for name in EXPORTER_LOGGERS:
@@ -102,7 +102,7 @@ class CountedExporter(SpanExporter):
         try:
             if 300 <= response.status_code < 400:
                 target = urlsplit(response.headers.get("location", ""))
-                # Without a user and a query, which may be secret.
+                # Without the user and the query, which may be secret.
                 host = target.netloc.rpartition("@")[2]
                 where = f"{target.scheme}://{host}{target.path}" if host else target.path
                 why = f"the answer is a redirect ({response.status_code}) to {where[:REASON_CHARS_MAX]}"
@@ -140,10 +140,10 @@ class _CountedSpans(SpanProcessor):
 
 
 def start(role: str) -> Callable[[], None]:
-    """Starts the export of the spans of this process; returns the function that sends those that wait, and stops.
+    """Starts the export of the spans of this process; returns a function that sends the waiting spans, and stops.
 
     Spans wait in a queue of bounded length for a thread that sends them: a collector that is slow or away costs spans,
-    and no time of a turn. Another thread checks the collector once. The sampler comes from OTEL_TRACES_SAMPLER; by
+    but does not delay a turn. Another thread checks the collector once. The sampler comes from OTEL_TRACES_SAMPLER; by
     default a span is sampled if its parent is.
     """
     name = os.environ.get("OTEL_SERVICE_NAME") or "tailrace"

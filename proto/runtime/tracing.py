@@ -1,7 +1,7 @@
 """Traces (OpenTelemetry). They are off, and nothing of the SDK runs, unless the environment names an OTLP endpoint.
 
-The standard variables `OTEL_…` configure it: endpoint, headers, sampler, service name. A turn's trace begins with the
-client's `traceparent`. Its context is stored in the turn's log, so that other processes continue it.
+The standard variables `OTEL_…` configure the export: endpoint, headers, sampler, service name. A turn's trace begins
+with the client's `traceparent`. Its context is stored in the turn's log, so that other processes continue it.
 
 Source: W3C Trace Context, and OpenTelemetry's specification of environment variables.
 """
@@ -113,9 +113,9 @@ def traceparent() -> str | None:
 
 
 def exemplar(traceparent: str | None = None) -> dict[str, str] | None:
-    """Returns the exemplar of a measurement: its trace, by which a histogram's bucket leads to a trace.
+    """Returns the exemplar of a measurement: the trace that a histogram's bucket then links to.
 
-    The trace is that of `traceparent`, or without it, of the current span; None while traces are off, or not sampled.
+    The trace is that of `traceparent`, else of the current span; None while traces are off, or if it is not sampled.
     """
     if _stop is None:
         return None
