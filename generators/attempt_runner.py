@@ -40,7 +40,7 @@ CLEANUP_S_MAX = 1.0
 LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
 
 WrapSink = Callable[[Sink, Request, Turn], Sink]
-"""Wraps the sink of an attempt in one that inspects its events. May raise CloseCall, so that no call is made."""
+"""Wraps the sink of an attempt in a sink that inspects its events. May raise CloseCall, so that no call is made."""
 
 
 class TurnEnded(FenceLost):
@@ -79,8 +79,8 @@ class AttemptRunner:
     ) -> None:
         """`name` identifies this process in the log. See EventWriter for `delta_interval_s`.
 
-        `filters` change each call, in this order. The last of `sinks` receives the model's events first, and each
-        passes them on to the one before it.
+        `filters` change each call, in this order. The last of `sinks` receives the model's events first, and each sink
+        passes them on to the sink before it.
         """
         self._log = log
         self._name = name
@@ -108,7 +108,7 @@ class AttemptRunner:
             reason=action.reason,
         )
         folding = Folding(turn)
-        # Subscribe before the append: its fence shows that no end came earlier, and the feed shows later ones.
+        # Subscribe before the append: its fence shows that no end came earlier, and the feed shows later ends.
         async with self._log.subscribe(key, "end") as ends:
             # Append before anything that may raise: an attempt that breaks its generator must count against the limit.
             chain = await append_when_not_full(self._log.append, key, folding.chain, attempt)
@@ -142,7 +142,7 @@ class AttemptRunner:
             if not isinstance(cause, EntryTooLarge):
                 raise cause from several
             free_frames(several)
-            # Another call would be paid for, and would bring the same event.
+            # Another call would cost money, and would bring the same event.
             return folding.build(), BackendError("entry_too_large", f"an event of the answer cannot be stored: {cause}")
         if continuation is not None and continuation.repeated:
             logger.info("repetition left out", chars=continuation.repeated)
@@ -166,7 +166,7 @@ class AttemptRunner:
 
             def put(event: ModelEvent) -> Wait | None:
                 sink(hide_pause(event, planned.turn) if event.kind == "message_delta" else event)
-                # The call is not read on before a large event is stored: they must not pile up in memory.
+                # The call is read on only when a large event is stored: such events must not pile up in memory.
                 return writer.drained if len(event.raw) > LARGE_BYTES else None
 
             def note_wait(obstacle: str) -> None:
@@ -174,7 +174,7 @@ class AttemptRunner:
                 writer.put(wait_event(obstacle))
 
             # The deadline limits the model's call and never interrupts an append: a writer that does not know whether
-            # its entry is stored would be refused at its next append, by its own entry.
+            # its entry is stored would be refused at its next append, because of its own entry.
             async with asyncio.timeout_at(planned.deadline):
                 await planned.route.stream(call, planned.key, put, note_wait=note_wait)
         except CloseCall:
@@ -189,7 +189,7 @@ class AttemptRunner:
         return None
 
     def _wrap(self, turn: Turn, continuation: ContinuationMapper | None, sink: Sink) -> Sink:
-        """Returns the sink of the model's events: `sink` as the continuation and the features wrap it."""
+        """Returns the sink of the model's events: `sink`, wrapped by the continuation and the features."""
         assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
         if continuation is not None:
             sink = continuation.wrap(sink)
@@ -215,7 +215,7 @@ class AttemptRunner:
         try:
             await self._log.append(key, turn.chain, entry)
         except FenceLost:
-            # An append of this attempt may have been under way, and is stored.
+            # An append of this attempt may have been in flight, and be stored.
             now = await self._log.read_turn(key, turn)
             if now.chain.is_ended or now.attempt != turn.attempt:
                 raise

@@ -1,7 +1,7 @@
 """Order of the backends for a turn: the setting `backends`, and the backend after one that failed. Pure.
 
 A turn's order lasts while one generator runs the turn. The log holds only the backend of the last attempt: a generator
-that takes over begins with that one.
+that takes over begins with that backend.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from tailrace.proto.models import find_model, models
 
 # The backend that calls Anthropic's own API. The others have neither message batches nor token counts.
 CLAUDE = "claude"
-# Errors that another backend may not have. Any other, a deadline for example, would end the next attempt too.
+# Errors that another backend may not have. Any other error, for example a deadline, would end the next attempt too.
 FAILOVER_CODES = frozenset(
     {
         "backend_rate_limited",
@@ -27,8 +27,8 @@ FAILOVER_CODES = frozenset(
         "backend_refused_request",
     }
 )
-# Errors of a model that breaks the rules of its API. Each ends its attempt, so that the log counts them; the same one a
-# second time ends the turn (PROTOCOL R118): see turn_runner.is_repeated_fault.
+# Errors of a model that breaks the rules of its API. Each ends its attempt, so that the log counts them; the same error
+# a second time ends the turn (PROTOCOL R118): see turn_runner.is_repeated_fault.
 REPEATED_FAULTS = frozenset({"backend_unreadable"})
 
 
@@ -38,7 +38,7 @@ class Candidate(msgspec.Struct, frozen=True):
     backend: str
     model_id: str | None = None
     is_single: bool = False
-    """Whether it is called once only, and then the next candidate."""
+    """Whether the next candidate is called after a single call."""
 
 
 class BackendOrder(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ class BackendOrder(msgspec.Struct, frozen=True):
 
     @property
     def has_untried(self) -> bool:
-        """Whether a backend follows that was not called for this turn yet."""
+        """Whether a later backend was not called for this turn yet."""
         return self.untried > 1
 
     @property
@@ -71,7 +71,7 @@ class BackendOrder(msgspec.Struct, frozen=True):
         """Returns the order after an attempt that failed with `error`; None if no backend could do better.
 
         `has_begun`: readers have seen the beginning of an answer. Otherwise, a request that one backend has refused is
-        not sent to another, and a failed backend is not called again if its attempt has repeated the call already.
+        not sent to another, and a failed backend is not called again if the attempt has already repeated the call.
         """
         if error.code not in FAILOVER_CODES or (error.code == "backend_refused_request" and not has_begun):
             return None
@@ -101,7 +101,7 @@ class BackendOrders(msgspec.Struct, frozen=True):
         return BackendOrder((*candidates[first:], *candidates[:first]), len(candidates))
 
     def claude_model_id(self, model: str, purpose: str) -> str:
-        """Returns the name of `model` for the backend `claude`, the only one that can do what `purpose` names.
+        """Returns the name of `model` for the backend `claude`, the only backend that can do what `purpose` names.
 
         Raises BackendError if the operator lets only other backends answer `model`.
         """

@@ -1,7 +1,7 @@
 """Continuing a partial answer: the call to make, and how its events continue the stored message. Pure.
 
 Readers do not notice a continuation. The new call's `message_start` is hidden, its text goes into the block that was
-open, and its further blocks are numbered on from there.
+open, and its further blocks get the following numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,18 +47,18 @@ AFTER_TOOL_PROMPT = (
     "Continue it from exactly that point. Write only what comes next: no repetition, no introduction."
 )
 TAIL_CHARS = 200
-# The API refuses a smaller thinking budget, and one that is not below `max_tokens`.
+# The API refuses a smaller thinking budget, and a budget that is not below `max_tokens`.
 THINKING_TOKENS_MIN = 1024
-# After this many bytes of text that are left out, the log gets their number, although the call goes on.
+# When so many bytes of text are left out, the log gets their number, although the call goes on.
 LEFT_OUT_BYTES_MAX = 4096
 
 
 FilterCall = Callable[[Call, Request, Turn], Call]
-"""Returns a call as an optional feature changes it. The turn is the fold before the call."""
+"""Returns the call that an optional feature makes of a call. The turn is the fold before the call."""
 
 
 def build_call(request: Request, filters: Sequence[FilterCall] = (), turn: Turn = EMPTY_TURN) -> Call:
-    """Returns the call that answers `request` from the beginning, as `filters` change it one after the other."""
+    """Returns the call that answers `request` from the beginning, changed by `filters` one after the other."""
     call = Call(
         model=request.model,
         max_tokens=request.max_tokens,
@@ -79,7 +79,7 @@ def build_continuation_call(request: Request, turn: Turn, filters: Sequence[Filt
     """Returns the call that continues the partial answer in `turn`.
 
     A paused answer is sent back as the last message. After an interruption, the API gets the answer without its half
-    blocks, and then a prompt; or, from an older model, text that it continues (prefill).
+    blocks, and then a prompt; or, for an older model, the text that it continues (prefill).
     """
     call = send_container(build_call(request, filters, turn), turn)
     if turn.is_paused:
@@ -98,14 +98,14 @@ def build_continuation_call(request: Request, turn: Turn, filters: Sequence[Filt
 
 
 def _paused_answer(turn: Turn) -> list[dict[str, Any]]:
-    """Returns the paused answer as the API takes it back: as it is, without texts of white space and half thoughts."""
+    """Returns the paused answer as the API takes it back: without texts of white space and half thoughts."""
     return [content(block) for block in without_half_calls(turn.blocks, keeps_pending=True) if is_accepted(block)]
 
 
 def append_blocks(messages: list[Message], blocks: list[dict[str, Any]]) -> list[Message]:
     """Returns `messages` with an answer, which continues a last message of the assistant (an answer sent back).
 
-    An answer without content is none: the API refuses it.
+    Without `blocks`, adds none: the API refuses an answer without content.
     """
     if not blocks:
         return messages
@@ -200,10 +200,10 @@ class ContinuationMapper:
         *,
         is_paused: bool = False,
     ) -> None:
-        """`blocks` are the stored ones. `pending_space` is white space that is stored but was not in the call.
+        """`blocks` are the stored blocks. `pending_space` is white space that is stored but was not in the call.
 
-        `repeatable` are texts at the end of the answer that the call may begin anew (RepeatedAnswer).
-        After a pause (`is_paused`), new thinking is a part of the answer.
+        `repeatable` are the last texts of the answer, which the call may begin anew (RepeatedAnswer). After a pause
+        (`is_paused`), new thinking is a part of the answer.
         """
         self.repeated = 0
         """Characters of the stored text that the model repeated and that were left out."""
@@ -218,11 +218,11 @@ class ContinuationMapper:
         self._stop_sequences = stop_sequences or StopSequenceFilter("", ())
         self._repeated_answer = RepeatedAnswer(repeatable, is_open=self._open is not None)
         self._left_out = 0
-        # From the new call's block index to the stored message's; None: the block is left out.
+        # The stored message's block index by the new call's; None: the block is left out.
         self._targets: dict[int, int | None] = {}
 
     def wrap(self, sink: Sink) -> Sink:
-        """Returns a sink that passes on each event of the new call as `map` changes it.
+        """Returns a sink that passes on the events of the new call, changed by `map`.
 
         The sink raises CloseCall after a stop sequence whose beginning was stored before the call.
         """
@@ -244,7 +244,7 @@ class ContinuationMapper:
             if self._stop_sequences.found is None:
                 mapped += self._map(one)
         if not mapped and self._left_out >= LEFT_OUT_BYTES_MAX:
-            # If the process dies, or a client cancels, the number of few bytes is lost.
+            # If the process dies, or a client cancels, only the number of a few bytes is lost.
             mapped, self._left_out = [report_left_out(self._left_out)], 0
         if mapped and self._left_out:
             mapped[0] = msgspec.structs.replace(mapped[0], left_out=self._left_out)
@@ -269,7 +269,7 @@ class ContinuationMapper:
                 return self._move_unknown(event)
 
     def _move_unknown(self, event: ModelEvent) -> list[ModelEvent]:
-        """Returns an event of an unknown type with the stored index of its block, if it names one that is stored."""
+        """Returns an event of an unknown type with the stored index of its block, if it names a stored block."""
         target = self._targets.get(event.index, event.index)
         return [] if target is None else [move(event, target)]
 
@@ -291,7 +291,7 @@ class ContinuationMapper:
         return [*closing, from_event(events.BlockStart(self._next - 1, block))]
 
     def _close_open(self) -> list[ModelEvent]:
-        """Returns the stop of the block that was open, if it still is."""
+        """Returns the stop of the block that was open, if it is still open."""
         if self._open is None:
             return []
         stop, self._open = events.BlockStop(self._open), None
@@ -315,7 +315,7 @@ class ContinuationMapper:
         self._left_out += utf8_bytes(text)
 
     def _flush_before(self, index: int, event: events.BlockDelta | events.BlockStop) -> list[ModelEvent]:
-        """Returns the text that the filters hold of block `index`, and then `event`.
+        """Returns the held text of block `index`, and then `event`.
 
         If that text completes a stop sequence, returns the end of the message instead.
         """
@@ -351,7 +351,7 @@ def build_mapper(request: Request, turn: Turn) -> ContinuationMapper:
     """Returns the mapper for the events of `build_continuation_call(request, turn)`."""
     if turn.is_paused:
         return ContinuationMapper(turn.blocks, RepetitionFilter(""), "", is_paused=True)
-    # If the stored text is only white space, the call does not contain it: nothing that the model writes repeats it.
+    # If the stored text is only white space, the call does not contain it: then the model's text does not repeat it.
     is_sent_whole = bool(turn.text.strip()) and not can_prefill(request)
     sent = turn.text if is_sent_whole else prefill(turn.text)
     open_text = turn.blocks[-1].text if turn.blocks and not turn.blocks[-1].is_closed else ""

@@ -1,7 +1,7 @@
 """Filters for the text of a continuation, the model call that asks for the rest of a stored answer. Pure.
 
-One removes repetitions, one finds stop sequences. Each holds text back while it cannot decide, and passes all
-other text on.
+One filter removes repetitions, one finds stop sequences. Each holds text back while it cannot decide, and passes other
+text on.
 """
 
 REPEATED_MIN = 24
@@ -58,9 +58,9 @@ class RepetitionFilter:
 
 
 def is_unique(text: str) -> bool:
-    """Returns whether the end of `text` is long, occurs nowhere else in it, and does not end a line.
+    """Returns whether the end of `text` is long, occurs only there, and does not end a line.
 
-    Then a repetition of it is no refrain, no row of a table and no closing brace.
+    Then its repetition is no refrain, no row of a table and no closing brace.
     """
     tail = find_tail(text)
     return bool(tail) and not ends_line(tail) and text.find(tail) == len(text) - len(tail)
@@ -113,7 +113,7 @@ class StopSequenceFilter:
             stored_chars = len(self._tail) - start
             for sequence in self._sequences:
                 if len(sequence) > stored_chars and joined.startswith(sequence):
-                    # The text is the sequence's, or comes after it.
+                    # The text belongs to the sequence, or comes after it.
                     self.found, self._held = sequence, ""
                     return ""
                 may_follow |= sequence.startswith(joined)

@@ -1,8 +1,8 @@
 """DeltaBuffer: the events that wait for their append. Deltas of one block that wait are joined into one entry. Pure.
 
-So the log keeps up with any model. The queue needs no limit: what waits is a few blocks, however many deltas they have.
-The first delta of a block is an entry of its own: so a short answer that the model sends at once has a position between
-its beginning and its end.
+So the log keeps up with any model. The queue needs no limit: only a few blocks wait, however many deltas they have. The
+first delta of a block is an entry of its own: so a short answer that the model sends at once has a cursor between its
+beginning and its end.
 """
 
 from collections import deque
@@ -15,12 +15,12 @@ from tailrace.proto import events
 
 # Joined deltas beyond this become another entry: an entry must fit in a NATS message and in a slow reader's buffer.
 JOINED_BYTES_MAX = 16_384
-# The `raw` of joined deltas, whose JSON is encoded when they are taken out.
+# The `raw` of joined deltas: their JSON is encoded when they are taken out.
 JOINED = msgspec.Raw(b"")
 
 
 class DeltaBuffer:
-    """A queue of events, each with the time at which it was put; of joined deltas, the time of the first."""
+    """A queue of events, each with the time at which it was put; joined deltas have the time of the first."""
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[ModelEvent, float]] = deque()
@@ -30,7 +30,7 @@ class DeltaBuffer:
 
     @property
     def is_one_delta(self) -> bool:
-        """Whether one delta waits to which the next event may be joined."""
+        """Whether the only waiting event is a delta, to which the next event may be joined."""
         return len(self.waiting) == 1 and not self._is_first and isinstance(self.waiting[0][0].event, events.BlockDelta)
 
     def put(self, event: ModelEvent, now: float) -> None:

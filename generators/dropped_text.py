@@ -7,7 +7,7 @@ from tailrace.proto.usage_meter import UsageMeter
 
 
 class DroppedTextMeter:
-    """Counts the bytes of text of a call that the sinks around `sink` do not pass on to it.
+    """Counts the bytes of a call's text that the sinks around `sink` do not pass on to `sink`.
 
     These sinks hold text back while it may be left out; text that they still hold at the end of the call is not
     stored.
@@ -19,7 +19,7 @@ class DroppedTextMeter:
         self._stored = UsageMeter()
 
     def wrap(self, wrap_sink: Callable[[Sink], Sink]) -> Sink:
-        """Returns the sink for the model's events: `sink` as `wrap_sink` wraps it. Raises what `wrap_sink` raises."""
+        """Returns the sink for the model's events: `sink`, wrapped by `wrap_sink`. Raises what `wrap_sink` raises."""
         wrapped = wrap_sink(self._store)
         if wrapped == self._store:
             return self._sink

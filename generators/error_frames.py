@@ -6,7 +6,7 @@ from traceback import clear_frames
 def free_frames(error: BaseException | None) -> None:
     """Clears the variables of all frames in the tracebacks of `error` and of its causes.
 
-    The error of a task group and the frame that raised it refer to each other. So they would keep the turn in memory
+    The error of a task group and the frame that raised it refer to each other. This cycle would keep the turn in memory
     until a garbage collection.
     """
     while error is not None:

@@ -1,4 +1,4 @@
-"""EventWriter: appends the events of an answer to a turn's log, one at a time, and folds each."""
+"""EventWriter: appends the events of an answer to a turn's log, one at a time, and folds them."""
 
 import asyncio
 import time
@@ -26,10 +26,10 @@ logger = structlog.get_logger()
 FULL_WAIT_S = 1.0
 # After an append that took this long, the next delta waits for others until JOIN_S after that append began. So slow
 # appends, of a busy disk or process, become fewer, each with more deltas. On an idle machine an append takes 1 ms, and
-# 7 ms with an fsync for each.
+# 7 ms if each has an fsync.
 SLOW_APPEND_S = 0.02
 JOIN_S = 0.05
-# An entry has the event twice then, and once as a JSON string: together below 1 MB.
+# With `original`, an entry has the event twice, one of them as a JSON string: together below 1 MB.
 ORIGINAL_CHARS_MAX = 300_000
 
 
@@ -50,11 +50,11 @@ class _Appending(NamedTuple):
 
 
 class EventWriter:
-    """Appends events of one turn. At most one append is in flight; what is put meanwhile waits, and deltas are joined.
+    """Appends events of one turn. At most one append is in flight; events put meanwhile wait, and deltas are joined.
 
-    `put` publishes an event, and each acknowledgement publishes the next event. Both return at once.
-    Everything else is done by the task of `run`: an append that needs a wait, or whose outcome is not an
-    acknowledgement. The deadline of a model call never cancels an append.
+    `put` publishes an event, and each acknowledgement publishes the next event. Both return at once. Everything else is
+    done by the task of `run`: an append that needs a wait, or that gets no acknowledgement. The deadline of a model
+    call never cancels an append.
     """
 
     def __init__(self, log: TurnLog, key: TurnKey, folding: Folding, delta_interval_s: float = 0.0) -> None:
@@ -92,7 +92,7 @@ class EventWriter:
             self._append_next()
 
     def close(self) -> None:
-        """Marks the end: nothing more will be put."""
+        """Marks the end: no event follows."""
         self._is_closed = True
         if self._appending is None:
             self._append_next()
@@ -122,7 +122,7 @@ class EventWriter:
                 self._timer.cancel()
 
     def _take_error(self) -> Exception:
-        # The error leads to this writer, and the writer must not lead back to it (error_frames.py).
+        # The error refers to this writer, so the writer must not refer to the error (error_frames.py).
         error, self._failed = self._failed, None
         assert error is not None  # noqa: S101  # checked by the caller
         return error
@@ -159,7 +159,7 @@ class EventWriter:
             self._wake()
 
     def _waits_for_others(self) -> bool:
-        """Returns whether the next event is a delta that still waits. Another event, and the close, end its wait."""
+        """Returns whether the next event is a delta that still waits. Another event, or the close, ends its wait."""
         is_over = self._is_closed or not self._buffer.is_one_delta or self._loop.time() >= self._join_until
         if is_over and self._timer is not None:
             self._timer.cancel()
@@ -176,7 +176,7 @@ class EventWriter:
             self._fail(error)
 
     def _finish(self, outcome: Seq | Exception) -> None:
-        """Goes on after a publish, of which the outcome is the entry's sequence or an error."""
+        """Goes on after a publish; `outcome` is the entry's sequence or an error."""
         if self._is_over:
             return
         if isinstance(outcome, Exception):
@@ -236,8 +236,8 @@ async def append_when_not_full(append: Append, key: TurnKey, chain: Chain, entry
         try:
             return await append(key, chain, entry)
         except LogFull:
-            # Gateways refuse new turns before the log is full, to keep a reserve for running ones. This reserve is used
-            # up: an operator must act, or old turns must expire. Meanwhile the buffer joins the model's deltas.
+            # Gateways refuse new turns before the log is full, to keep a reserve for running turns. This reserve is
+            # used up: an operator must act, or old turns must expire. Meanwhile the buffer joins the model's deltas.
             logger.error("the log is full; a running turn waits", turn=key.turn)  # noqa: TRY400
             await asyncio.sleep(FULL_WAIT_S)
 

@@ -1,9 +1,9 @@
 """Fair share: which tenant's turn may start, so that the turns of one tenant do not make all others wait.
 
 A turn cannot be interrupted for another, and may take minutes. So a tenant may use only a share of the slots that the
-other tenants leave free, and some slots always remain for a tenant that has none. This is the rule of dynamic
-thresholds for shared buffers (Choudhury and Hahne, 1998). Turns above it wait here, in order for each tenant; the child
-turns of batches after all others.
+other tenants leave free, and some slots always remain for a tenant without running turns. This is the rule of dynamic
+thresholds for shared buffers (Choudhury and Hahne, 1998). Turns above the share wait here, in the order of arrival for
+each tenant, but child turns of batches last.
 """
 
 from collections import Counter, deque
@@ -61,7 +61,7 @@ class FairShare:
         return None
 
     def count_waiting(self) -> dict[Tenant, int]:
-        """Returns the tenants whose next turn would wait although a slot is free, and how many of their turns wait."""
+        """Returns how many turns wait, by tenant; 0 for others whose next turn would wait although a slot is free."""
         counts = {tenant: 0 for tenant in self._running if not self.may_start(tenant)} if self.free > 0 else {}
         return counts | {tenant: len(single) + len(children) for tenant, (single, children) in self._waiting.items()}
 

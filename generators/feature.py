@@ -22,7 +22,7 @@ from tailrace.proto.runtime.feature_parts import join_distinct
 
 
 class Hooks(NamedTuple):
-    """The functions of features that change the calls of turns and inspect their answers, each in the order given."""
+    """The functions by which features change the calls of turns and inspect answers, each in the order given."""
 
     filters: Sequence[FilterCall] = ()
     """They change each call."""
@@ -31,7 +31,7 @@ class Hooks(NamedTuple):
     sinks: Sequence[WrapSink] = ()
     """The last one receives the model's events first."""
     cuts: Sequence[Cut] = ()
-    """They find the limits that an answer has reached."""
+    """They find limits that an answer has reached."""
     obstacles: Sequence[FindObstacle] = ()
     """They find what prevents the continuation of a partial answer."""
     checks: Sequence[Callable[[], CheckAnswer]] = ()
@@ -62,7 +62,7 @@ class Parts(NamedTuple):
     """The parts of a feature in one generator."""
 
     routing: Routing | None = None
-    """Chooses the backends of calls, in place of the core. At most one feature has one."""
+    """Chooses the backends of calls, in place of the core. At most one feature has a routing."""
     observe_attempt: ObserveAttempt | None = None
     """At most one feature observes attempts."""
     observe_call: ObserveCall | None = None
@@ -92,7 +92,7 @@ def kinds_of(features: Features) -> Kinds:
 
 
 def join_handlers(of_core: Mapping[str, Handler], started: Iterable[Parts]) -> dict[str, Handler]:
-    """Returns the handlers of the core and of features. Raises ValueError if two handle the same query."""
+    """Returns the handlers of the core and of features. Raises ValueError for two handlers of a query."""
     every = (of_core, *(part.handlers for part in started))
     return join_distinct((item for each in every for item in each.items()), "query")
 

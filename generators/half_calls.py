@@ -1,8 +1,8 @@
 """Calls of server tools and MCP servers in a partial answer: which are complete, and how half a call is closed. Pure.
 
 The API executes these tools itself, within the answer: a call is followed by its result. Both go back to the API when
-the answer is continued, so that no tool runs twice (PROTOCOL R119). A call whose result was not stored is no part of
-the next call. In the stored answer it gets a result of its own, the API's error for a tool that failed: otherwise the
+the answer is continued, so that no tool runs twice (PROTOCOL R119). A tool's call without a stored result is not sent
+with the next model call. In the stored answer it gets a result, the API's error for a tool that failed: otherwise the
 API would refuse the answer when a client sends it back ("tool use was found without a corresponding result block").
 
 Source: anthropic 2.14.0, `BetaContentBlockParam` and the `…ToolResultError` types.
@@ -26,9 +26,9 @@ from tailrace.proto.server_tools import (
     is_result,
 )
 
-# Further types of answers that the API takes back.
+# Further types of blocks that the API takes back in an answer.
 SENDABLE = frozenset({"container_upload", "compaction", "fallback", "mcp_tool_listing"})
-# Types of blocks that have no deltas, besides results.
+# Types of blocks without deltas; results have none, either.
 WHOLE_AT_START = frozenset({"redacted_thinking", "container_upload", "fallback", "mcp_tool_listing"})
 
 
@@ -43,14 +43,14 @@ def is_whole_at_start(block: Block) -> bool:
 
 
 def has_results(blocks: Iterable[Block]) -> bool:
-    """Returns whether the blocks have the result of a call, which is no error that `close_half_calls` has made."""
+    """Returns whether the blocks have the result of a call. Errors that `close_half_calls` has made do not count."""
     return any(is_real_result(block.start) for block in blocks)
 
 
 def without_half_calls(blocks: Sequence[Block], *, keeps_pending: bool = False) -> list[Block]:
     """Returns the blocks without calls that have no result, and without the errors that stand for their results.
 
-    With `keeps_pending`, calls without a result stay: the calls of a paused answer, which the API still executes.
+    With `keeps_pending`, calls without a result stay, because the API still executes those of a paused answer.
     """
     starts = [block.start for block in blocks]
     answered = answered_calls(starts)
@@ -68,8 +68,8 @@ def without_half_calls(blocks: Sequence[Block], *, keeps_pending: bool = False) 
 def continued_content(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     """Returns the partial answer that a continuation sends.
 
-    Incomplete calls, incomplete thinking, thinking at the end, and texts of only white space are left out. If
-    nothing is left, the continuation is the call of the beginning.
+    Incomplete calls, incomplete thinking, thinking at the end, and texts of only white space are left out. If nothing
+    is left, the continuation repeats the first call.
     """
     return without_trailing_thinking([content(block) for block in without_half_calls(blocks) if is_accepted(block)])
 
@@ -86,7 +86,7 @@ def is_accepted(block: Block) -> bool:
 
 
 def pending_calls(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Returns the calls without a result in an answer that is the last message: a pause that the client sent back.
+    """Returns the calls without a result in the last message, if it is an answer: a pause that the client sent back.
 
     The API executes them, and its answer begins with their results.
     """
@@ -110,11 +110,11 @@ def without_pending_calls(messages: Sequence[Message], blocks: Sequence[Block]) 
 
 
 def close_half_calls(blocks: Sequence[Block], messages: Sequence[Message] = ()) -> list[events.Event]:
-    """Returns the events that close what a continuation cannot go on with: half calls and half thoughts.
+    """Returns the events that close half calls and half thoughts, which a continuation cannot go on with.
 
     An open block gets its stop, and each call without a result gets an error, also each of `pending_calls`. Empty if
-    there is nothing to close. An open text block at the end stays open if no error follows it: the continuation goes
-    on in it.
+    there is nothing to close. An open text block at the end stays open if no error follows it: the continuation goes on
+    in it.
     """
     starts = [block.start for block in blocks]
     answered = {start["tool_use_id"] for start in starts if is_result(start)}

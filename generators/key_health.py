@@ -6,12 +6,12 @@ from typing import Any
 from tailrace.generators import metrics
 from tailrace.proto.errors import BackendError
 
-# `/readyz` shows it without a key. So it names no host, and nothing of the key or of the API's answer.
+# `/readyz` shows this text without authentication. So it has no host, and nothing of the key or the API's answer.
 REFUSED = "the model's API refuses the key of {}: check the key and its account; restart the generators with a new key"
 
 
 class KeyHealth:
-    """The backends whose last call was refused for its key. A call that succeeds ends that."""
+    """The backends whose key the API refused, until a call succeeds."""
 
     def __init__(self, backends: Iterable[str]) -> None:
         self._refused: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""Replaces the references to blobs in a model call by the blobs, and frees them when the answer begins (R33)."""
+"""Replaces the references to blobs in a model call by the blobs, and frees these when the answer begins (R33)."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 P = TypeVar("P", bound=Prompt)
 
 # Copies of a blob: its chunks, its text, and the request body. Python stores a text with a character beyond Latin-1 in
-# two or four bytes a character, so there may be two copies more.
+# two or four bytes a character, which counts as two copies more.
 COPIES = 5
 
 EXPIRED = "a picture, document or long text of the request has expired: send it again"

@@ -16,7 +16,7 @@ from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.fast_metrics import FastHistogram
 from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
 
-# Up to the 900 s for which a turn may be worked on by default (`deadline_s`), and beyond.
+# Up to the default `deadline_s` of a turn, 900 s, and beyond.
 TURN_BUCKETS_S = (0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 900, 1800)
 APPEND_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
 WAIT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -96,7 +96,7 @@ JOINED = Counter(
 )
 SKIPPED = Counter("tailrace_generator_skipped_entries_total", "Stored entries that were not valid: forks; 0 is normal")
 
-# For Prometheus, a series that appears with its first event has not grown. So create those of alerts at 0.
+# For Prometheus, a series that appears with its first event has not grown. So create the series of alerts at 0.
 for _mode in get_args(Mode):
     ATTEMPTS.labels(_mode)
 for _outcome in get_args(Outcome):
@@ -117,7 +117,7 @@ def observe_start(turn: Turn) -> None:
 
 
 def observe_duration(turn: Turn) -> None:
-    """Observes how long a turn took that has just ended."""
+    """Observes how long the ended turn took."""
     assert turn.request is not None  # noqa: S101
     assert turn.asked_at is not None  # noqa: S101
     TURN_S.labels(turn.outcome, model_label(turn.request.model)).observe(
@@ -125,7 +125,7 @@ def observe_duration(turn: Turn) -> None:
     )
 
 
-# The tenants that are labels. All others are `other`; without any, nothing is counted by tenant.
+# The tenants that are labels. All others are `other`; if it is empty, nothing is counted by tenant.
 TENANTS: set[str] = set()
 
 

@@ -29,12 +29,12 @@ class Routing(Protocol):
         ...
 
     def note_begin(self, backend: str, call: Call, error: BackendError | None) -> None:
-        """Is called when a call of `backend` has returned its first event, or with the error that came before."""
+        """Is called when a call of `backend` has returned its first event, or with the error that prevented it."""
         ...
 
 
 class OneBackend:
-    """The Routing without failover: a turn uses the backend that has begun it, or else the first of its list."""
+    """The Routing without failover: a turn uses the backend that has begun it, or else the first for its model."""
 
     def __init__(self, orders: BackendOrders) -> None:
         self._orders = orders
@@ -58,7 +58,7 @@ class ModelCaller:
         blobs: BlobLoader,
         observe: Sequence[ObserveCall] = (),
     ) -> None:
-        """`backends` by name: all that `routing` names. Each of `observe` observes every call, beside the metrics."""
+        """`backends`: all that `routing` names, by name. Each of `observe` observes every call, beside the metrics."""
         self.backends = backends
         self.routing = routing
         self.retry = retry
@@ -78,12 +78,12 @@ class ModelCaller:
 
 
 class Route:
-    """The backend of a turn's next call. After a failure, it returns the route of the call that follows."""
+    """The backend of a turn's next call. After a failure, `after_failure` returns the route of the following call."""
 
     def __init__(
         self, caller: ModelCaller, order: BackendOrder, failures: int = 0, outage: Outage | None = None
     ) -> None:
-        """`failures` counts the failed attempts before, within this run of the turn. `outage` is that of this run."""
+        """`failures` counts the failed attempts in this run of the turn. `outage` is the outage in this run."""
         self._caller = caller
         self._order = order
         self._failures = failures
@@ -96,8 +96,8 @@ class Route:
     async def stream(self, call: Call, key: TurnKey, put: Put, *, note_wait: NoteWait) -> None:
         """Makes the call and passes the events of its answer to `put`. Cancelling it closes the connection.
 
-        `note_wait` is called when the turn waits for a model that cannot be connected to, which it does if no other
-        backend is left. Raises BackendError, LogUnavailable, and what `put` raises.
+        `note_wait` is called when the turn waits because it cannot connect to the model, and no other backend is left.
+        Raises BackendError, LogUnavailable, and what `put` raises.
         """
         name, caller = self.backend, self._caller
         backend, retry = caller.backends[name], caller.retry
@@ -110,7 +110,7 @@ class Route:
             retry = msgspec.structs.replace(retry, unreachable_s=0.0)
         async with AsyncExitStack() as blobs:
             whole = await blobs.enter_async_context(caller.blobs.load(key.tenant, call))
-            # The one reference to the long strings. None is left while the answer is read.
+            # The only reference to the long strings. It is dropped before the answer is read.
             calls = [msgspec.structs.replace(whole, is_large=True)] if whole is not call else []
             del whole
 

@@ -1,4 +1,4 @@
-"""Outage: the time in which a turn waits for a model that cannot be connected to, for example while DNS fails.
+"""Outage: the time in which a turn waits because it cannot connect to the model, for example while DNS fails.
 
 The calls are repeated within the attempt, so its lease is kept, and a cancellation, the turn's deadline and a restart
 of the generator end the wait. Nothing was sent to the model, so no call is paid for.
@@ -11,15 +11,15 @@ from tailrace.proto.errors import BackendError
 
 # The longest wait between two calls: the answer should begin soon after the model is back.
 EVERY_S = 2.0
-# The hosts of public APIs. Any other is the operator's own, and users do not see its name.
+# The hosts of public APIs. Any other host is the operator's own, and users do not see its name.
 PUBLIC_HOSTS = ("api.anthropic.com",)
 
 NoteWait = Callable[[str], None]
-"""Is called with the obstacle when a turn begins to wait, and when the obstacle becomes another one."""
+"""Is called with the obstacle when a turn begins to wait, and when the obstacle changes."""
 
 
 class Outage:
-    """An outage of the model, as one turn sees it, over all attempts of one run of the turn."""
+    """An outage of the model for one turn, over all attempts of one run of the turn."""
 
     def __init__(self) -> None:
         self._since: float | None = None
@@ -27,7 +27,7 @@ class Outage:
         self._noted = ""
 
     def end(self) -> bool:
-        """Notes that the model can be connected to. Returns whether it could not before."""
+        """Notes that a call has connected to the model. Returns whether there was an outage before."""
         was_out = self._since is not None
         self._since, self._noted = None, ""
         return was_out
@@ -56,13 +56,13 @@ class Outage:
         return every_s if delay_s is None else min(every_s, delay_s)
 
     def next_attempt(self) -> None:
-        """Makes the next wait visible again: readers have seen something else since."""
+        """Makes the next wait visible again, because readers have seen other events since."""
         self._noted = ""
 
     def explain(self, error: BackendError) -> BackendError:
-        """Returns `error` with its obstacle, if it has one, how long it lasted, and what to do.
+        """Returns `error` with its obstacle, if any, how long the obstacle lasted, and what to do.
 
-        The host is named if it is a public one.
+        A public host is named.
         """
         if not error.obstacle:
             return error

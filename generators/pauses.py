@@ -9,7 +9,7 @@ from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto import events
 from tailrace.proto.fold import Turn
 
-# The pause after these is shown to readers, and the turn completes with the stop reason `pause_turn`.
+# The pause after so many is shown to readers, and the turn completes with the stop reason `pause_turn`.
 PAUSES_MAX = 10
 
 

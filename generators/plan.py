@@ -1,6 +1,6 @@
 """Decides what a generator does next with a turn, from the turn's fold alone. Pure: no clock, no I/O.
 
-A generator that died and a model stream that broke leave the same kind of log, so one rule serves both.
+A generator that died and a model stream that broke leave the same kind of log, so one rule handles both.
 """
 
 import msgspec
@@ -58,12 +58,12 @@ class MakeAttempt(msgspec.Struct, frozen=True):
 
 Action = Acknowledge | Leave | Complete | AppendEvents | Fail | MakeAttempt
 
-# With these stop reasons a second call may give another answer; a call cut by a limit would be cut again.
+# With these stop reasons a second call may give another answer; a call that a limit has cut would be cut again.
 CORRECTABLE = ("end_turn", "stop_sequence", "tool_use")
 CONTINUED_TYPES = ("text", "thinking", "redacted_thinking")
 # The type of a block comes from the model.
 OBSTACLE_CHARS_MAX = 64
-# The most attempts of one turn, pauses included, also if each of them makes progress (PROTOCOL R118).
+# The most attempts of one turn, pauses included, even if each attempt makes progress (PROTOCOL R118).
 ATTEMPTS_TOTAL_MAX = 50
 
 
@@ -102,7 +102,7 @@ def plan(turn: Turn, attempts_max: int, cut: str | None = None, obstacle: str | 
 def next_mode(turn: Turn, obstacle: str | None = None) -> Mode | None:
     """Returns the mode of the next attempt; None if the request does not want another attempt. See `find_obstacle`."""
     if turn.message is None:
-        # No reader has seen anything, so there is nothing to continue and nothing to take back.
+        # No reader has seen anything, so nothing can be continued or taken back.
         return "fresh"
     if turn.is_paused:
         # The model was not interrupted: `on_interrupt` and `obstacle` do not apply.
@@ -116,7 +116,7 @@ def next_mode(turn: Turn, obstacle: str | None = None) -> Mode | None:
 def plan_after_check(
     turn: Turn, misfit: str | None, attempts_max: int, cut: str | None = None
 ) -> Complete | MakeAttempt:
-    """Returns the action after a check of the complete answer; `misfit` says why it did not pass, None if it did.
+    """Returns the action after a check of the complete answer; `misfit`: why the answer failed; None: it passed.
 
     The model is asked for a corrected answer once. `cut` is explained at `plan`.
     """
@@ -145,12 +145,12 @@ def tokens_left(turn: Turn) -> int:
 def find_obstacle(turn: Turn, obstacle: str | None = None) -> str | None:
     """Returns why the partial answer in `turn` cannot be continued; None if it can.
 
-    `on_interrupt`: the request wants a restart. `obstacle`: what a feature has against it. Otherwise the type of the
-    block in the way: the API refuses half a thought, an unknown block, and a call of the client's tools without its
-    result.
+    `on_interrupt`: the request wants a restart. `obstacle`: the reason of a feature. Otherwise the type of the first
+    block that prevents it: the API refuses half a thought, an unknown block, and a call of the client's tools without
+    its result.
 
-    Completed calls of server tools are continued, so that none of them runs twice. After such a call, half a thought
-    is left out of the next call instead. A call that the backend has executed itself is not sent.
+    Completed calls of server tools are continued, so that none of them runs twice. After such a call, half a thought is
+    left out of the next call instead. Calls that the backend has executed itself are not sent.
     """
     if turn.blocks and turn.request is not None and turn.request.on_interrupt == "restart":
         return "on_interrupt"

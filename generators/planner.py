@@ -1,4 +1,4 @@
-"""Plans a turn's next action, with what features know of it: limits, obstacles, and checks of complete answers."""
+"""Plans a turn's next action, with the knowledge of features: limits, obstacles, and checks of complete answers."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
@@ -9,13 +9,13 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnKey
 
 Cut = Callable[[Turn], str | None]
-"""Returns None, or, for a turn that has reached a limit, the stop reason with which its answer is completed."""
+"""Returns the stop reason that completes the answer of a turn that has reached a limit; None for any other turn."""
 FindObstacle = Callable[[Request], str | None]
 """Returns why a partial answer to a request cannot be continued; None if it can."""
 
 
 class AnswerCheck(NamedTuple):
-    """The result of a check. `misfit` says why the answer did not pass; None: it did."""
+    """The result of a check. `misfit` says why the answer did not pass; None: it passed."""
 
     misfit: str | None
 
@@ -40,7 +40,7 @@ class Planner:
         self._checks = checks
 
     async def next_action(self, key: TurnKey, turn: Turn) -> Action:
-        """Returns the next action for `turn`. An answer that no check judges is completed unchecked."""
+        """Returns the next action for `turn`. If no check judges an answer, it is completed unchecked."""
         cut = next(filter(None, (cut(turn) for cut in self._cuts)), None)
         request, obstacle = turn.request, None
         if request is not None:

@@ -14,7 +14,7 @@ THOUGHTS = ("thinking", "redacted_thinking")
 
 
 def repeatable_texts(blocks: Sequence[Block]) -> list[str]:
-    """Returns the texts at the end of the stored answer that a call may begin anew: those after any other block."""
+    """Returns the texts after the last other block of the stored answer, which a call may begin anew."""
     texts: list[str] = []
     for block in reversed(blocks):
         if block.type != "text":
@@ -26,9 +26,9 @@ def repeatable_texts(blocks: Sequence[Block]) -> list[str]:
 class RepeatedAnswer:
     """The first blocks of a call, as long as they are texts that may repeat the last stored texts.
 
-    Their events are held until one comes that goes further. A call that breaks off before adds nothing. The texts are
-    left out only if they are all of the stored texts from one block on, and `is_unique` holds for them: otherwise a
-    refrain may follow.
+    Their events are held until one is more than a repetition. A call that breaks off before that adds nothing. The
+    texts are left out only if they are all stored texts from one block on, and unique (`is_unique`): otherwise they may
+    be a refrain.
     """
 
     def __init__(self, stored: Sequence[str], *, is_open: bool) -> None:
@@ -39,7 +39,7 @@ class RepeatedAnswer:
         self._stored = list(stored)
         self._is_open = is_open
         self._is_over = not stored
-        # Of the text blocks that the call has begun: their texts, the index of the last one, and the events.
+        # Of the text blocks that the call has begun: the texts, the index of the last block, and the events.
         self._texts: list[str] = []
         self._last = -1
         self._held: list[ModelEvent] = []
@@ -71,7 +71,7 @@ class RepeatedAnswer:
         return ([], "") if self._may_repeat("more of the last block") else self._release()
 
     def _may_repeat(self, what: Literal["another block", "more of the last block"]) -> bool:
-        """Returns whether the texts, with `what` to come, can be a beginning of the stored ones from some block on."""
+        """Returns whether the texts, with `what` to come, can begin like the stored texts from some block on."""
         count = len(self._texts)
         if what == "another block":
             return any(self._stored[start : start + count] == self._texts for start in range(len(self._stored) - count))
@@ -82,7 +82,7 @@ class RepeatedAnswer:
         )
 
     def _release(self) -> tuple[list[ModelEvent], str]:
-        """Ends the filter; returns what to pass on of the events that are held, and the text that is left out."""
+        """Ends the filter; returns which held events to pass on, and the text that is left out."""
         self._is_over = True
         *before, last = self._texts
         repeated = self._stored[-len(self._texts) :]
@@ -94,7 +94,7 @@ class RepeatedAnswer:
         is_stopped = self._held[-1].event == events.BlockStop(self._last)
         if not rest and is_stopped and not self._is_open:
             return [], text
-        # The last block goes on in the stored one if that is open.
+        # The last block goes on in the stored block if that is open.
         delta = [from_event(events.BlockDelta(self._last, events.TextDelta(rest)))] if rest else []
         return [_without_text(start), *delta, *self._held[-1:][: int(is_stopped)]], text
 

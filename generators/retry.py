@@ -2,7 +2,7 @@
 
 The retries of the SDKs are switched off.
 
-A call that fails before its first event is repeated within one attempt, unless its model breaks the rules of the API.
+A call that fails before its first event is repeated within one attempt, unless the model breaks the rules of the API.
 After the first event the attempt is over and the turn continues from its log; then this module only says how long to
 wait before the next attempt.
 
@@ -25,7 +25,7 @@ from tailrace.proto.errors import CODES, BackendError
 logger = structlog.get_logger()
 
 CallModel = Callable[[Put], Awaitable[None]]
-"""Makes one call and passes the events of its answer on, as Backend.stream does."""
+"""Makes one call, and passes on the events of the answer like Backend.stream."""
 NoteBegin = Callable[[BackendError | None], None]
 """Is called once for each call: with None at its first event, or with the error of a call that fails before."""
 
@@ -37,7 +37,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     wait_s: float
     wait_max_s: float
     unreachable_s: float = 0.0
-    """The time that a turn waits for a model that cannot be connected to, beyond `tries_max`; 0: it does not wait."""
+    """The time that a turn waits while it cannot connect to the model, beyond `tries_max`; 0: it does not wait."""
 
     async def stream(
         self,
@@ -50,7 +50,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         """Calls until an answer begins, and passes its events to `put`. Raises the last BackendError.
 
         `note` is called as NoteBegin says. `outage` is the turn's. `note_wait` is called when the turn begins to wait
-        for a model that cannot be connected to, for up to `unreachable_s`.
+        because it cannot connect to the model, for up to `unreachable_s`.
         """
         outage, tries, has_begun = outage or Outage(), 0, False
 
@@ -83,7 +83,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
             await asyncio.sleep(delay_s)
 
     async def pause(self, failures: int, error: BackendError) -> None:
-        """Waits after the attempt that failed as number `failures`, at most `wait_max_s` for a Retry-After."""
+        """Waits after failed attempt number `failures`; for a Retry-After at most `wait_max_s`."""
         retry_after_s = min(error.retry_after_s or 0.0, self.wait_max_s)
         await asyncio.sleep(self.back_off_s(failures, retry_after_s, random.random()))  # noqa: S311  # spreads load
 

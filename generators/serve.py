@@ -142,7 +142,7 @@ async def check_key(claude: AnthropicApi, keys: KeyHealth) -> None:
 async def probe(settings: Settings, *, features: Features = ()) -> bool:
     """Raises BackendError, with the address, if Anthropic's API does not answer or refuses the key.
 
-    Returns whether it was asked: the other backends have no request that is free of charge.
+    Returns whether that API was asked: other backends have no request that is free of charge.
     """
     async with open_backends(settings, kinds_of(features)) as (_, backends):
         claude = find_anthropic_api(backends)
@@ -157,7 +157,7 @@ async def probe(settings: Settings, *, features: Features = ()) -> bool:
 
 @asynccontextmanager
 async def open_backends(settings: Settings, kinds: Kinds) -> AsyncIterator[tuple[BackendOrders, dict[str, Backend]]]:
-    """Yields the orders of backends, and the backends that they name, by name; each is of the core or of `kinds`.
+    """Yields the orders of backends, and the backends in them, by name; each is of the core or of `kinds`.
 
     Raises SettingsInvalid.
     """
@@ -171,5 +171,5 @@ async def open_backends(settings: Settings, kinds: Kinds) -> AsyncIterator[tuple
 
 
 def find_anthropic_api(backends: Mapping[str, Backend]) -> AnthropicApi | None:
-    """Returns the backend that can list models and count tokens, if it is one of them."""
+    """Returns the backend that can list models and count tokens, if `backends` has it."""
     return next((backend for backend in backends.values() if isinstance(backend, AnthropicApi)), None)

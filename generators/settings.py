@@ -107,7 +107,7 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
 
 
 def parse_tenants(text: str) -> set[str]:
-    """Parses the setting `metrics_tenants`. Raises SettingsInvalid for an invalid tenant, and for too many."""
+    """Parses the setting `metrics_tenants`. Raises SettingsInvalid for an invalid tenant, and for too many tenants."""
     tenants = {name.strip() for name in text.split(",")} - {""}
     invalid = sorted(name for name in tenants if not is_token(name))
     if invalid:

@@ -33,7 +33,7 @@ logger = structlog.get_logger()
 UNPREPARED = Failure("internal", "the turn cannot be prepared: the logs of the generators have the traceback")
 
 PrepareTurn = Callable[[TurnKey, Turn], Awaitable[Turn | None]]
-"""Returns the turn as it is to be run, or None if it cannot begin yet. Raises BackendError if it never can."""
+"""Returns the turn as it is to be run, or None if it cannot begin yet. Raises BackendError if it can never begin."""
 ObserveAttempt = Callable[[TurnKey, Turn, MakeAttempt], AbstractContextManager[str | None]]
 """Returns the context in which an attempt runs. It yields the `traceparent` that its entry stores, or None."""
 
@@ -71,9 +71,9 @@ class TurnRunner:
     async def run(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
         """Runs a turn until its log holds an `end`; returns the fold.
 
-        If another process is to store the end, or the turn cannot begin yet, returns the fold without one. `known` is
-        the fold of the turn's request alone. The log is then read only if it has more entries, which make the append of
-        the first attempt fail (PROTOCOL R106). Raises FenceLost when another writer has continued or ended the turn,
+        Returns the fold without an end if another process stores the end, or if the turn cannot begin yet. `known` is
+        the fold of the turn's request alone. The log is then read only if it has more entries: the append of the first
+        attempt then fails (PROTOCOL R106). Raises FenceLost when another writer has continued or ended the turn,
         LogUnavailable, TurnUnknown.
         """
         if known.request is not None:
@@ -103,7 +103,7 @@ class TurnRunner:
         except (TailraceError, MemoryError):
             raise
         except Exception:
-            # No attempt counts that the turn has broken a generator, so it would break them forever.
+            # No attempt in the log counts this failure, so the turn would break generators forever.
             logger.exception("turn cannot be prepared", turn=key.turn)
             return await self._end(key, turn, "failed", UNPREPARED)
         metrics.observe_start(turn)
@@ -165,10 +165,10 @@ class TurnRunner:
 
 
 def is_repeated_fault(turn: Turn, error: BackendError) -> bool:
-    """Returns whether an earlier attempt ended with the same error, and a further one would not help (R118).
+    """Returns whether an earlier attempt ended with the same error, and a further attempt would not help (R118).
 
-    A model or a proxy that has broken the rules of the API twice would do so again, however far each attempt comes. A
-    second backend, if there is one, has been called by then.
+    A model or a proxy that has broken the rules of the API twice would do so again, however far each attempt comes. By
+    then, a second backend, if any, has been called.
     """
     return error.code in REPEATED_FAULTS and error.code in turn.causes
 

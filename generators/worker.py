@@ -1,6 +1,6 @@
-"""Takes requests from the queue, keeps their leases while they run, and acknowledges each after its turn's end.
+"""Takes requests from the queue, keeps their leases while their turns run, and acknowledges each after its turn's end.
 
-A lease only decides which generator tries. The log decides, entry by entry, which one may write.
+A lease only decides which generator tries. The log decides, entry by entry, which generator may write.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ OnEnded = Callable[[TurnKey, Turn], Awaitable[None]]
 Job = Callable[[], Awaitable[Turn | None]]
 """Runs a turn; returns its fold, which has an end.
 
-Returns None if another process runs the turn, or if it cannot begin yet. Its lease is then not acknowledged.
+Returns None if another process runs the turn, or if it cannot begin yet. The request is then not acknowledged.
 """
 
 
@@ -68,9 +68,9 @@ class Lane(Protocol):
 
 
 class Worker:
-    """Runs up to `concurrency` turns at once until `stop` is set; then lets them finish for `grace_s` seconds.
+    """Runs up to `concurrency` turns at once until `stop` is set; then lets these finish for `grace_s` seconds.
 
-    Setting `stop_now` ends these seconds.
+    Setting `stop_now` ends this grace period.
 
     `tenant_share`: of the slots that other tenants leave free, one tenant may use this share (fair_share.py).
     Deliveries that one of `lanes` accepts do not count against `concurrency`. After `stop` they are cancelled and
@@ -127,7 +127,7 @@ class Worker:
             # Fetch only what can start: another generator may have a free slot for the rest.
             count = max(least, min(self._slots.free, STARTED_AT_ONCE))
             started = [await self._start_or_release(one, stop) for one in await self._deliveries.next(count)]
-            # If none of the fetched turns could start, fetch more than there are slots, to reach those behind them.
+            # If none of the fetched turns could start, fetch more than there are slots, to reach the turns behind them.
             least = min(2 * count, FETCHED_MAX) if started and not any(started) else 1
 
     def report_health(self) -> bytes | None:
@@ -147,7 +147,7 @@ class Worker:
         )
 
     async def _start_or_release(self, delivery: Delivery, stop: asyncio.Event) -> bool:
-        """Like `_start`, but a delivery for which that is False, or that came after `stop`, is released."""
+        """Like `_start`, but releases a delivery that `_start` refuses, or that came after `stop`."""
         if stop.is_set():
             await delivery.release()
             return False

@@ -22,13 +22,13 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     api_version: str | None = None
     """The value of `anthropic-version`; None: the SDK's default."""
     tenant: str = ""
-    """The turn's tenant. A backend that keeps files (Claude Code) keeps them by tenant and project."""
+    """The turn's tenant. The backend Claude Code keeps its files by tenant and project."""
     turn: str = ""
     """The turn's id. Circuit breakers count the turns that fail."""
     project: str | None = None
     """The project of the turn's session."""
     is_large: bool = False
-    """Whether it may have long strings, which are encoded in steps (proto/long_strings.py)."""
+    """Whether the call may have long strings, to be encoded in steps (proto/long_strings.py)."""
 
 
 class Backend(Protocol):
@@ -42,10 +42,10 @@ class Backend(Protocol):
         ...
 
     async def stream(self, call: Call, put: Put) -> None:
-        """Passes the events to store to `put`, in order: all but `ping` and `message_stop` (PROTOCOL R6).
+        """Passes to `put`, in order, the events that are stored: all but `ping` and `message_stop` (PROTOCOL R6).
 
-        Returns only after a complete answer; raises BackendError otherwise, and what `put` raises. Whatever ends it
-        closes the connection to the model, which also stops the billing. Keeps nothing of `call` once it is sent.
+        Returns only after a complete answer; raises BackendError otherwise, and what `put` raises. Its end always
+        closes the connection to the model, which also stops the billing. Keeps nothing of `call` after sending it.
         """
         ...
 
@@ -54,7 +54,7 @@ class Backend(Protocol):
 
 @runtime_checkable
 class FactsReporter(Protocol):
-    """A backend of which the health report has fields."""
+    """A backend that adds fields to the health report."""
 
     async def facts(self) -> dict[str, Any]:
         """Returns the fields (PROTOCOL R29)."""

@@ -53,7 +53,7 @@ class MessagesApi:
     pings_timeout_s: float = PINGS_TIMEOUT_S
     """How long the model may send only pings or comments, which are not a part of its answer."""
     memory = LargeEventMemory()
-    """That of all backends: one process has one memory."""
+    """Of all backends together: one process has one such memory."""
 
     async def stream(self, call: Call, put: Put) -> None:
         """See Backend.stream."""
@@ -63,7 +63,7 @@ class MessagesApi:
             async with contextlib.aclosing(_timed(response)), answer.memory:
                 require_event_stream(response.headers)
                 body = body_of(response)
-                # The headers of both sides, and the prompt, are not needed while the answer is read.
+                # The prompt and the headers of both sides are not needed while the answer is read.
                 del call, response
                 while (wait := await body.read_until(answer.receive)) is not None:
                     await wait()
@@ -128,7 +128,7 @@ class _Answer:
         self._waits: list[Wait | None] = []
 
     def receive(self, piece: bytes) -> Wait | None:
-        """Puts the events that a piece of the body completes. Returns a wait if one is due, and at the answer's end."""
+        """Puts the events that a piece of the body completes. Returns a wait if one is due or the answer has ended."""
         found, last_event_at = self._decoder.decode(piece), self._last_event_at
         for number, data in enumerate(found):
             if len(data) > LARGE_BYTES:
@@ -143,7 +143,7 @@ class _Answer:
         return None
 
     def _read(self, data: bytes) -> Sequence[ModelEvent]:
-        """Returns the events that are stored for one of the model's. After the last one: none."""
+        """Returns the events that are stored for an event of the model; none after its last event."""
         read = None if self.is_complete else read_event(data)
         if read is None:
             return ()
@@ -172,7 +172,7 @@ class _Answer:
         self._check_progress()
 
     def _check_progress(self) -> None:
-        """Raises BackendError if the model sends no events for too long: comments and blank lines are none.
+        """Raises BackendError if the model sends no events for too long: comments and blank lines do not count.
 
         Complete silence is noticed by the read timeout.
         """
@@ -186,7 +186,7 @@ class _Answer:
 class AsyncAnthropic(anthropic.AsyncAnthropic):
     """The SDK's client, which makes a request from the URL and the headers of an earlier one with the same options.
 
-    A third of the CPU of a request went into these. The header User-Agent has the name of this class.
+    Building these took a third of the CPU of a request. The header User-Agent has the name of this class.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -234,7 +234,7 @@ class AnthropicApi(MessagesApi):
         )
 
     async def post(self, path: str, body: list[bytes], headers: dict[str, str]) -> httpx2.Response:
-        """See MessagesApi.post. The response would keep a body of bytes while the answer is read."""
+        """See MessagesApi.post. Given as bytes, the body would be kept by the response while the answer is read."""
         if len(body) == 1:
             return await super().post(path, body, headers)
         headers["content-length"] = str(sum(map(len, body)))
@@ -283,8 +283,8 @@ async def _pop_pieces(pieces: list[bytes]) -> AsyncIterator[bytes]:
 async def encode_body(call: Call, **more: object) -> list[bytes]:
     """Returns the body of a Messages request, with the fields `more`, in pieces; a body that is not large is one piece.
 
-    Tool call ids of other vendors become those that Claude accepts (PROTOCOL R130).
-    The SDK's encoder is so slow on many small values that leases expire meanwhile.
+    Tool call ids of other vendors become ids that Claude accepts (PROTOCOL R130). The SDK's encoder is so slow on many
+    small values that leases expire meanwhile.
     """
     named = {field: getattr(call, field) for field in ("max_tokens", "messages", "system", "tools")}
     given = {field: value for field, value in named.items() if value is not None}
@@ -333,8 +333,8 @@ def backend_error(error: Exception, now: float) -> BackendError:
     """Maps an exception of anthropic or httpx2 to a BackendError. `now` is Unix time, for a Retry-After with a date.
 
     Observed with aiohttp underneath: a connection that is refused or reset is an APIConnectionError caused by
-    httpx2.ConnectError; a peer that does not speak HTTP is one caused by an aiohttp error that httpx2 does not know; a
-    stream that is cut is a bare httpx2.ReadError, and a silent one a bare httpx2.ReadTimeout.
+    httpx2.ConnectError; a peer that does not speak HTTP is an APIConnectionError caused by an aiohttp error; a stream
+    that is cut is a bare httpx2.ReadError, and a silent stream a bare httpx2.ReadTimeout.
     """
     match error:
         case anthropic.APIStatusError():

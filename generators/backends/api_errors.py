@@ -9,7 +9,7 @@ from tailrace.proto.errors import BackendError
 
 logger = structlog.get_logger()
 
-# Anthropic's docs, "API errors". Within a stream only the type tells them apart: the status is always 200.
+# Anthropic's docs, "API errors". Within a stream only the type tells errors apart: the status is always 200.
 CODES_BY_TYPE = {
     "rate_limit_error": "backend_rate_limited",
     "overloaded_error": "backend_overloaded",
@@ -38,10 +38,10 @@ CODES_BY_STATUS = {
 }
 
 
-# The error codes (`error.details.error_code`) about what the client has sent, which the client may see. The details of
-# all other codes are about the operator's account, or may be.
+# The error codes (`error.details.error_code`) that are about the request, and that the client may see. The details of
+# all other codes may be about the operator's account.
 ABOUT_REQUEST = ("available_tools_", "compaction_", "file_", "image_", "request_body_", "thread_", "tool_")
-# The codes that say what the operator's key, organisation or workspace may do, whatever status they come with.
+# The codes about the permissions of the operator's key, organisation or workspace, whatever their status.
 OF_ACCOUNT = frozenset(
     {
         "claude_code_key_creator_not_member",
@@ -90,7 +90,7 @@ class ErrorEvent(msgspec.Struct, frozen=True):
 def error_from_reason(reason: Reason) -> BackendError:
     """Returns the error for an `error` object of Anthropic's API.
 
-    An unknown type is `backend_unreadable`, which is repeated once: whether repeating helps is not known.
+    An unknown type is `backend_unreadable`, which is repeated once, because that may help.
     """
     code = "backend_refused_key" if reason.error_code in OF_ACCOUNT else CODES_BY_TYPE.get(reason.type)
     message = reason.message or "the model failed"
@@ -102,7 +102,7 @@ def error_from_reason(reason: Reason) -> BackendError:
 def api_error(code: str, message: str, retry_after_s: float | None = None, *, details: object = None) -> BackendError:
     """Returns the error with the API's message, and with its details if they are about the request.
 
-    Messages of the API about the server's key go to the log only.
+    The API's messages about the server's key are only logged.
     """
     error = BackendError(code, message, retry_after_s=retry_after_s, details=details_of_request(details))
     if code != "backend_refused_key":
@@ -123,7 +123,7 @@ def error_code_of(details: object) -> str | None:
 def details_of_request(details: object) -> dict[str, Any] | None:
     """Returns the `details` of an error for the client; None if they may be about the operator's account.
 
-    Only the code is left of details that are too large for the end of a turn.
+    Of details that are too large for the end of a turn, only the code is returned.
     """
     code = error_code_of(details)
     if code is None or not code.startswith(ABOUT_REQUEST) or not isinstance(details, dict):
@@ -134,7 +134,7 @@ def details_of_request(details: object) -> dict[str, Any] | None:
 
 
 def code_for(status: int, kind: str | None, error_code: str | None = None) -> str:
-    """Returns the code for an API error's status, type and error code. The status decides where it is specific."""
+    """Returns the code for an API error's status, type and error code. The status decides if it is specific."""
     if error_code in OF_ACCOUNT:
         return "backend_refused_key"
     return CODES_BY_STATUS.get(status) or CODES_BY_TYPE.get(kind or "") or _code_for_range(status)

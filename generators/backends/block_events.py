@@ -7,7 +7,7 @@ from tailrace.proto import odd_json
 from tailrace.proto.errors import BackendError
 from tailrace.proto.events import is_tool_use
 
-# In one entry; NATS accepts one megabyte.
+# The text in one entry; NATS accepts one megabyte.
 PIECE_CHARS = 65_536
 
 

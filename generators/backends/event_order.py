@@ -3,8 +3,8 @@
 Client protocols render each event as it comes, while the fold looks up the event's block. An event that does not fit
 the answer so far would make the two differ, so the answer counts as broken and the event is not stored.
 
-An answer may come whole or in part within its `message_start`. It is stored as the events that the API sends for other
-answers, so that readers need to know only one form.
+An answer may come whole or in part within its `message_start`. That content is stored as the events that the API
+usually sends, so that readers need to know only one form.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.errors import BackendError
 
-# The types of content blocks whose deltas are read, with the type of each field that their start may have.
+# The types of content blocks whose deltas are read, with the types of the fields of their starts.
 KNOWN_BLOCKS: dict[str, dict[str, type]] = {
     "text": {"text": str},
     "thinking": {"thinking": str, "signature": str},
@@ -33,7 +33,7 @@ STOP_FIELDS = ("stop_reason", "stop_sequence", "stop_details", "container")
 
 
 class EventOrder:
-    """The state of one answer that decides which event may come next: begun or not, the open blocks, complete."""
+    """The state of one answer, which decides what event may come next: begun or not, the open blocks, complete."""
 
     def __init__(self) -> None:
         self._has_begun = False
@@ -44,10 +44,10 @@ class EventOrder:
         self._early_stop: ModelEvent | None = None
 
     def accept(self, event: ModelEvent) -> Sequence[ModelEvent]:
-        """Returns the events that are stored for `event`: itself, but nothing for a `message_stop`.
+        """Returns the events that are stored for `event`: the event itself, but nothing for a `message_stop`.
 
-        For a `message_start` with content or a stop reason, these are the events of its blocks, and later the end of
-        the message. Raises BackendError if `event` cannot come next.
+        For a `message_start` with content or a stop reason, also the events of its blocks, and later the end of the
+        message. Raises BackendError if `event` cannot come next.
         """
         match event.event:
             case events.BlockDelta(index, delta) if self._early_stop is None:
@@ -70,7 +70,7 @@ class EventOrder:
             case _:
                 self._check(event)
                 if self._early_stop is not None:
-                    # The usage of `message_start` does not have what came after it.
+                    # The usage of `message_start` does not include what followed it.
                     self._early_stop = without_usage(self._early_stop)
                 return (event,)
 
@@ -130,7 +130,7 @@ class EventOrder:
 
 
 def _read(fields: dict[str, Any]) -> ModelEvent:
-    """Returns an event made of the model's own fields. Raises BackendError if it cannot be read."""
+    """Returns the event with the fields `fields` of the model. Raises BackendError if it cannot be read."""
     event = read_event(msgspec.json.encode(fields), is_regular=True)
     assert event is not None  # noqa: S101  # not a ping
     return event
@@ -151,9 +151,9 @@ def unreadable(what: str) -> BackendError:
 
 
 def require_readable_start(block: object) -> None:
-    """Raises BackendError unless the start of a content block can be used.
+    """Raises BackendError if the start of a content block cannot be used.
 
-    A start needs a type and fields of their types, and a tool call needs an id and a name.
+    A start needs a type and fields of the right types; a tool call also needs an id and a name.
     """
     if not isinstance(block, dict):
         raise unreadable("a content block that is no object")
@@ -165,7 +165,7 @@ def require_readable_start(block: object) -> None:
             raise unreadable(f"a {kind} block whose {name} cannot be read")
     if kind.endswith("_tool_result") and not isinstance(block.get("tool_use_id", ""), str):
         raise unreadable(f"a {kind[:40]} block whose tool_use_id cannot be read")
-    # Without its name a call cannot be executed, and without its id it cannot be answered.
+    # A call without a name cannot be executed, and a call without an id cannot be answered.
     if kind in KNOWN_BLOCKS and events.is_tool_use(kind) and not (block.get("id") and block.get("name")):
         raise unreadable(f"a {kind} block without an id or a name")
 

@@ -1,7 +1,7 @@
-"""HalfPairs: joins a character that the model's server has cut between two deltas, as half of a surrogate pair each.
+"""HalfPairs: joins a character that the model's server has cut into the halves of a surrogate pair, one in each delta.
 
-A server that cuts texts at UTF-16 code units, as in JavaScript, does that to an emoji. Clients in JavaScript see the
-whole character again when they join the deltas. Stored texts are UTF-8, which has no form of either half.
+A server that cuts texts at UTF-16 code units, as JavaScript does, cuts emojis so. Clients in JavaScript see the whole
+character again when they join the deltas. Stored texts are UTF-8, which has no form of either half.
 """
 
 import json
@@ -16,15 +16,15 @@ FIRST_HALF = ("\ud800", "\udbff")
 
 
 class HalfPairs:
-    """The state of one stream: a delta that ends with the first half of a pair, until the next event has come."""
+    """The state of one stream: holds a delta that ends with the first half of a pair until the next event has come."""
 
     def __init__(self) -> None:
         self.held: ModelEvent | None = None
 
     def add(self, event: ModelEvent) -> list[ModelEvent]:
-        """Returns the events that are complete: `event`, after or joined with the one before it, or nothing yet.
+        """Returns the complete events: `event`, after the held event or joined with it, or nothing yet.
 
-        With nothing held, that is `event` itself unless it has an `original`.
+        If no event is held, returns `event` itself unless it has an `original`.
         """
         ready: list[ModelEvent] = []
         if self.held is not None:
@@ -42,7 +42,7 @@ class HalfPairs:
 
 
 def _join(first: ModelEvent, second: ModelEvent) -> ModelEvent | None:
-    """Returns one delta equal to both; None if they are not deltas of one type and block, without further fields."""
+    """Returns one delta equal to both; None unless they are deltas of one type and block, without further fields."""
     before, after = _text_of(first), _text_of(second)
     if before is None or after is None:
         return None
@@ -59,7 +59,7 @@ def _ends_with_half(event: ModelEvent) -> bool:
 
 
 def _text_of(event: ModelEvent) -> tuple[dict[str, Any], str, str] | None:
-    """Returns the fields of a delta, the name of the one with its text, and the text; None for any other event."""
+    """Returns the fields of a delta, the name of its text field, and the text; None for any other event."""
     if not isinstance(event.event, events.BlockDelta):
         return None
     fields: dict[str, Any] = json.loads(event.original or bytes(event.raw))

@@ -1,7 +1,7 @@
 """The HTTP client of the model's API: aiohttp under the SDK's client, with a time limit for every wait of an exchange.
 
-aiohttp's own timers have gaps (3.14.5). None runs while a request is sent. After a malformed chunk, aiohttp closes the
-socket and never passes the error to the reader of the body, which then waits forever.
+aiohttp's own timers have gaps (3.14.5). No timer runs while a request is sent. After a malformed chunk, aiohttp closes
+the socket and never passes the error to the reader of the body, which then waits forever.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ import httpx2
 
 T = TypeVar("T")
 
-# Slower than this, a connection is as good as down: the largest body (32 MB) then takes two minutes.
+# A slower connection counts as down: at this rate the largest body (32 MB) takes two minutes.
 UPLOAD_BYTES_S_MIN = 250_000
 
 
 class HttpClient(anthropic.DefaultAioHttpClient):
     """The client for `http_client` of the SDK's clients. Raises httpx2.ReadTimeout where a limit has passed.
 
-    Follows no redirect: it would send the conversation to another server.
+    Follows no redirect: a redirect would send the conversation to another server.
     """
 
     def __init__(self) -> None:
@@ -60,12 +60,12 @@ async def read_error(response: httpx2.Response) -> httpx2.Response:
 class TimedBody(httpx2.AsyncByteStream, asyncio.Protocol):
     """The body of a response. One timer closes it if a read waits for longer than `silence_s`.
 
-    The timer is not set anew for each piece, which would cost more than the rest of the read: it looks when the read
-    began that waits now.
+    The timer is not set anew for each piece, which would cost more than the rest of the read: it looks at the time when
+    the waiting read began.
 
     A piece is received in the callback of its socket, without a future, a task and an iteration of the event loop: as
-    the socket's protocol, before that of aiohttp, this object looks what has arrived once aiohttp has parsed it
-    (ADR 32).
+    the socket's protocol, before that of aiohttp, this object receives the data as soon as aiohttp has parsed it (ADR
+    32).
     """
 
     def __init__(self, body: AsyncIterable[bytes], silence_s: float) -> None:
@@ -88,9 +88,9 @@ class TimedBody(httpx2.AsyncByteStream, asyncio.Protocol):
         self._closing: asyncio.Task[None] | None = None
 
     async def read_until(self, receive: Callable[[bytes], T | None]) -> T | None:
-        """Calls `receive` with each piece as it arrives, until it returns a result; None: the body has ended.
+        """Calls `receive` with each piece as it arrives, until `receive` returns a result; None: the body has ended.
 
-        `receive` must return at once. Raises what it raises, and httpx2's errors.
+        `receive` must return at once. Raises what `receive` raises, and httpx2's errors.
         """
         self._receive, self._waits_since = receive, self._loop.time()
         self._look_later()
@@ -120,7 +120,7 @@ class TimedBody(httpx2.AsyncByteStream, asyncio.Protocol):
         """The socket, while more of the body may come; None if aiohttp has its end or an error.
 
         After a malformed chunk, aiohttp closes the socket without an error for the reader. Raises ReadTimeout then, as
-        without a look at the socket.
+        the timer would do later.
         """
         if self._response is None or self._response.content.exception() or self._response.content.is_eof():
             return None
@@ -131,7 +131,7 @@ class TimedBody(httpx2.AsyncByteStream, asyncio.Protocol):
         return transport
 
     def _take(self) -> bool:
-        """Receives what has arrived; returns whether that has a result or an error."""
+        """Receives what has arrived; returns whether there is a result or an error."""
         content = self._response and self._response.content
         if content is not None and content.exception() is None and (piece := content.read_nowait()):
             self._waits_since = self._loop.time()

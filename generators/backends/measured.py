@@ -50,7 +50,7 @@ DELTA_S = FastHistogram(
 ObserveCall = Callable[[Put, str, Call], AbstractContextManager[Put]]
 """Observes a call to a provider, a value of `gen_ai.provider.name`, until the context is left.
 
-Yields what takes the events of the call and passes them to the given Put. Keeps nothing of the call.
+Yields a Put that takes the events of the call and passes them to the given Put. Keeps nothing of the call.
 """
 
 
@@ -59,7 +59,7 @@ def measured(put: Put, provider: str, call: Call) -> Iterator[Put]:
     """Measures a call. See ObserveCall."""
     # Bedrock and LiteLLM put the provider before the name of the model, with a dot or a slash.
     label = model_label(PREFIX.sub("", call.model))
-    # Its long strings use much memory.
+    # The call's long strings use much memory.
     del call
     observe, begun_at, last_at, error_type = DELTA_S.get_series(label).observe, time.monotonic(), 0.0, ""
 
@@ -87,9 +87,9 @@ def error_type_of(error: BaseException) -> str:
     """Returns the value of OpenTelemetry's `error.type` for a call; empty if the call did not fail.
 
     The conventions ("Recording errors") count every call that raises as failed; `_OTHER` is their value for errors
-    without one. A call that its sink closes, because it has enough of the answer, did not fail. CANCELLED is a call
-    that this process stopped before its answer was complete: at the turn's deadline, because a client cancelled the
-    turn, or in a drain.
+    without a type. A call that its sink closes, because it needs no more, did not fail. CANCELLED is a call that this
+    process stopped before its answer was complete: at the turn's deadline, because a client cancelled the turn, or in a
+    drain.
     """
     match error:
         case BackendError():

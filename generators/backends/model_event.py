@@ -20,9 +20,9 @@ class ModelEvent(msgspec.Struct, frozen=True):
     kind: str = ""
     """The event's `type`; read for events that come from a backend."""
     is_hidden: bool = False
-    """Not shown to readers: it only reports usage, as a continuation's `message_start` does."""
+    """Not shown to readers: only reports usage, like a continuation's `message_start`."""
     index: int = -1
-    """The block of an unknown event or delta that names one."""
+    """The block that an unknown event or delta names."""
     left_out: int = 0
     """The bytes of text that the call sent before this event and that are not stored (PROTOCOL R70)."""
     original: str = ""
@@ -33,7 +33,7 @@ Sink = Callable[[ModelEvent], None]
 """Takes the events of a call. May raise CloseCall."""
 Wait = Callable[[], Awaitable[None]]
 Put = Callable[[ModelEvent], Wait | None]
-"""Takes the next event of an answer. If it returns a wait, the answer is read on after that. May raise CloseCall."""
+"""Takes the next event of an answer. If it returns a wait, reading goes on after the wait. May raise CloseCall."""
 
 
 class CloseCall(Exception):
@@ -41,7 +41,7 @@ class CloseCall(Exception):
 
 
 class _AnyEvent(msgspec.Struct, frozen=True):
-    """The fields are Any: an event of an unknown type may have other values in fields of these names."""
+    """The fields are Any: in an event of an unknown type, fields of these names may have other values."""
 
     type: str
     index: Any = -1
@@ -62,7 +62,7 @@ KNOWN_KINDS = frozenset(KINDS.values())
 def read_event(data: bytes, *, is_regular: bool = False) -> ModelEvent | None:
     """Decodes one event as a backend received it; None for a ping. The table is in PROTOCOL R6.
 
-    `is_regular`: `data` comes from odd_json.make_regular, so wrappers in it are its own. Raises BackendError for an
+    `is_regular`: `data` comes from odd_json.make_regular, which made the wrappers in it. Raises BackendError for an
     `error` event, and `backend_unreadable` for an event of a known type that cannot be decoded, for anything but a JSON
     object with a `type`, and for bytes that are not UTF-8.
     """
@@ -70,7 +70,7 @@ def read_event(data: bytes, *, is_regular: bool = False) -> ModelEvent | None:
         if not data.isascii():
             data.decode()
         event = events.decode_strictly(data)
-        # Of a delta, its text is all that is read.
+        # Of a delta, only the text is read.
         if type(event) is not events.BlockDelta and not is_regular:
             require_regular(data, event)
     except DECODE_ERRORS:
@@ -81,7 +81,7 @@ def read_event(data: bytes, *, is_regular: bool = False) -> ModelEvent | None:
 def require_regular(data: bytes, event: events.Event | None = None) -> None:
     """Raises one of DECODE_ERRORS for an event with fields, even undeclared ones, that a reader could not decode.
 
-    Also for an event with the key of wrappers. `event` is the decoded event; None: of a type that is not known.
+    Raises one also for an event with the key of wrappers. `event` is the decoded event; None: its type is unknown.
     """
     value: object = None
     match event:
@@ -90,14 +90,14 @@ def require_regular(data: bytes, event: events.Event | None = None) -> None:
         case events.MessageStart() | events.MessageDelta() | None:
             value = msgspec.json.decode(data)
         case _:
-            # Deltas: their texts are all that is read.
+            # Deltas: only their texts are read.
             return
     if odd_json.is_odd(data, value):
         raise ValueError(f"the key {odd_json.KEY} is reserved")
 
 
 def _read_other(data: bytes, *, is_regular: bool) -> ModelEvent | None:
-    """Like `read_event`, for what is no event of a known type, or odd JSON."""
+    """Like `read_event`, for an event of another type than the known ones, and for odd JSON."""
     try:
         data.decode()
         typed = _decode_type(data)
@@ -148,7 +148,7 @@ def report_left_out(text_bytes: int) -> ModelEvent:
 
 
 def wait_event(obstacle: str) -> ModelEvent:
-    """Returns the hidden event of a turn that waits for a model that cannot be connected to (PROTOCOL R135)."""
+    """Returns the hidden event of a turn that waits because it cannot connect to a model (PROTOCOL R135)."""
     return ModelEvent(events.UnknownEvent(), events.encode_wait(obstacle), is_hidden=True)
 
 
@@ -162,7 +162,7 @@ def move(event: ModelEvent, index: int) -> ModelEvent:
 
 
 async def put_each(put: Put, answer: AsyncGenerator[ModelEvent, None]) -> None:
-    """Passes the events of `answer` to `put`, and closes it."""
+    """Passes the events of `answer` to `put`, and closes `answer`."""
     async with aclosing(answer):
         async for event in answer:
             if (wait := put(event)) is not None:

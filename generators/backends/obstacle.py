@@ -15,7 +15,7 @@ SEVERAL = "Multiple exceptions: [Errno"
 
 def find_obstacle(error: BaseException | None) -> str:
     """Returns the obstacle of the connection, without names: `no such host`. Empty if a later call would fail, too, or
-    if the call may have been sent. Certificates and proxies that refuse are not waited for.
+    if the call may have been sent. No turn waits for a certificate or a proxy that refuses.
     """
     while error is not None:
         match error:

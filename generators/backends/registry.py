@@ -19,7 +19,7 @@ class BackendKind(NamedTuple):
     module: str
     """Its function `backend` opens a backend from the settings of the process, or raises SettingsInvalid."""
     settings: type[msgspec.Struct] = NoSettings
-    """Read from the environment beside the settings of the core, and printed by `--env` with them."""
+    """Read from the environment, and printed by `--env`, with the settings of the core."""
     install: str = "make setup"
     """How to install its library in a checkout."""
 
@@ -42,7 +42,7 @@ def find_kind(name: str, kinds: Kinds) -> BackendKind:
 
 
 def open_backend(name: str, settings: Settings, kinds: Kinds) -> Backend:
-    """Opens a backend. Raises SettingsInvalid if it does not exist, or a library or setting of it is missing."""
+    """Opens a backend. Raises SettingsInvalid if it does not exist, or its library or a setting is missing."""
     kind = find_kind(name, kinds)
     try:
         module = import_module(kind.module)

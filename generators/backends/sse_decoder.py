@@ -7,7 +7,7 @@ Follows WHATWG, "Parsing an event stream", without the fields that the model's s
 from tailrace.proto.errors import BackendError
 
 BOM = b"\xef\xbb\xbf"
-# The API's own limit of a request. A larger block could not be sent back with the next one.
+# The API's own limit of a request. A larger block could not be sent back with the next request.
 EVENT_BYTES_MAX = 32 * 2**20
 
 
@@ -61,14 +61,14 @@ class SseDecoder:
         return events
 
     def _add_line(self, data: bytes) -> None:
-        assert self._data is not None  # noqa: S101  # the first line of an event is not added, but set
+        assert self._data is not None  # noqa: S101  # the first line of an event is set, not added
         if isinstance(self._data, bytes):
             self._data = bytearray(self._data)
         self._data += b"\n"
         self._data += data
 
     def _without_bom(self, chunk: bytes) -> bytes:
-        """Returns the first chunk, with what came before it and without a BOM; empty if it may be a part of a BOM."""
+        """Returns the first chunk, with the bytes before it, without a BOM; empty if it may be part of a BOM."""
         chunk = bytes(self._line) + chunk
         self._line.clear()
         if len(chunk) < len(BOM) and BOM.startswith(chunk):
