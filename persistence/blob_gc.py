@@ -1,10 +1,10 @@
 """Garbage collection of blobs: purges the blobs of deleted turns once no turn refers to them (PROTOCOL R34).
 
-The order of the steps makes it safe. A blob is marked as deleted before the references are counted, so a client that
+The order of the steps makes this safe. A blob is marked as deleted before the references are counted, so a client that
 needs it later stores it again. A client that needed it earlier either has its request in the log, and therefore in the
-database once that has caught up, or still pins the blob; such a blob is left for the next run. Each check is made
-twice: a leader that has just resumed may deny what arrived while it was paused (PROTOCOL R14). Blobs that are not
-finished are rows in the database, so a process that is killed in between continues after its restart.
+database once that has caught up, or still pins the blob; a pinned blob is left for the next run. Each check is made
+twice: a leader that has just resumed may deny what arrived while it was paused (PROTOCOL R14). Unfinished blobs are
+rows in the database, so a process that is killed in between continues after its restart.
 """
 
 import asyncio
@@ -56,10 +56,10 @@ class BlobCollector:
 
         Raises LogUnavailable, StoreError, or Refused when the database cannot catch up; `run` finishes the rest.
         """
-        # Without a lock, which takes a connection to PostgreSQL. A row stays until its blob is purged.
+        # Without the lock, because it takes a connection to PostgreSQL. A row stays until its blob is purged.
         if not await self._store.released_blobs(tenant):
             return 0
-        # One collection a tenant: a second one could forget a blob that the first has just seen released again.
+        # One collection a tenant: a second one could forget a blob that the first one has just found released again.
         async with self._store.lock(f"blobs of {tenant}"):
             released, purged = await self._store.released_blobs(tenant), 0
             while released:
@@ -102,7 +102,7 @@ class BlobCollector:
         return await self._forget_referenced(tenant, unpinned)
 
     async def _forget_referenced(self, tenant: Tenant, blobs: list[str]) -> list[str]:
-        """Forgets those that a turn refers to: they stay stored. Returns the others."""
+        """Forgets the `blobs` that a turn refers to: they stay stored. Returns the rest."""
         referenced = await self._store.referenced_blobs(tenant, blobs)
         if referenced:
             await self._store.keep_referenced(tenant, referenced)

@@ -1,8 +1,8 @@
 """Waits until the database contains every entry that was stored in the log before a query arrived.
 
-Clients receive only what is stored in the log, and persistence acknowledges only what is committed. So the database
-has caught up when the consumer has acknowledged up to the log's last sequence. Under constant load the backlog is never
-empty: what was stored after the query arrived is not waited for.
+Clients receive only what is stored in the log, and persistence acknowledges only what is committed. So the database has
+caught up when the consumer has acknowledged up to the log's last sequence. Under constant load the backlog is never
+empty: the query does not wait for entries that were stored after its arrival.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class SharedCatchUp:
         """A read that has not begun."""
 
     async def wait(self) -> None:
-        """Returns once all that was stored before this call is in the database.
+        """Returns when all entries stored before this call are in the database.
 
         Raises Refused (persistence_unavailable) after `timeout_s`, or at once while there is a failure, because an
         outdated answer would be wrong. Raises LogUnavailable.
@@ -66,17 +66,17 @@ class SharedCatchUp:
             ) from error
 
     async def _read_next(self) -> RecordingProgress:
-        """Returns the progress as it is after this call. One read runs at a time; the calls before it share it."""
+        """Returns the progress as it is after this call. One read runs at a time; waiting calls share the next."""
         if self._next is None:
             self._next = asyncio.create_task(self._read())
             # asyncio would log the error of a read for which nothing waits any more.
             self._next.add_done_callback(lambda read: read.cancelled() or read.exception())
-        # A waiter may be cancelled; the read goes on for the others.
+        # A waiter may be cancelled; the read goes on for the other waiters.
         return await asyncio.shield(self._next)
 
     async def _read(self) -> RecordingProgress:
         async with self._reading:
-            # Later calls must not share this read: it may miss what was stored right before them.
+            # Later calls must not share this read: it may miss entries that were stored right before these calls.
             self._next = None
             if await self._deliveries.is_drained():
                 return DRAINED

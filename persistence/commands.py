@@ -36,7 +36,7 @@ RequireExists = Callable[[Tenant, str], Awaitable[None]]
 
 
 class Commands:
-    """Runs the commands of one tenant at a time; records of other tenants do not exist for it.
+    """Runs the commands of one tenant at a time; it does not find records of other tenants.
 
     Each command raises StoreError, and `delete` LogUnavailable, too.
     """
@@ -53,7 +53,7 @@ class Commands:
         erase_tenant: Sequence[EraseTenant] = (),
         require_exists: Mapping[Kind, RequireExists] | None = None,
     ) -> None:
-        """`unrecorded` find the turns without rows; `erase_tenant` delete what features have of a tenant.
+        """`unrecorded` find the turns without rows; `erase_tenant` delete the features' data of a tenant.
 
         `require_exists` has a function for each kind of resource of a feature.
         """
@@ -86,31 +86,31 @@ class Commands:
         return await self._queries.session(tenant, GetSession(new.session))
 
     async def change_session(self, tenant: Tenant, new: ChangeSession) -> SessionRecord:
-        """Changes a session, except what is unset, and returns it. Raises Refused if the session does not exist."""
+        """Changes the set fields of a session, and returns it. Raises Refused if the session does not exist."""
         await self._store.change_session(tenant, new)
         return await self._queries.session(tenant, GetSession(new.session))
 
     async def delete(self, tenant: Tenant, what: DeleteResource) -> Remaining:
         """Deletes the rows of the turns that the gateway has purged from the log; returns the turns that remain.
 
-        The gateway purges those and repeats the command until none is left. Raises Refused if the resource does not
+        The gateway purges these and repeats the command until none is left. Raises Refused if the resource does not
         exist, or is of a feature that this process does not have.
         """
         if (deletion := self._store.deletions.get(what.kind)) is None:
             raise Refused("request_invalid", f"this persistence process cannot delete a {what.kind}")
         if what.purged:
-            # Tombstones come before the search for follow-ups: a follow-up that is stored before is found below, and
-            # one that is stored later finds its parent's tombstone. Thus no process has to survive in between (ADR 15).
+            # Tombstones come before the search for follow-ups: an earlier follow-up is found below, and a later one
+            # finds its parent's tombstone. Thus no process has to survive in between (ADR 15).
             purged = [TurnKey(tenant, turn) for turn in what.purged]
             await gather_limited(self._log.purge_events, purged, PURGED_AT_ONCE)
             await self._tombstones.put(purged)
             await self._catch_up()
         else:
-            # First the blobs that an earlier deletion left: "not found" must mean that its blobs are gone as well.
+            # First purge the blobs that an earlier deletion left: "not found" must mean that they are gone as well.
             await self._blobs.collect(tenant)
             if what.kind == "turn" and (found := await self._find_unrecorded(TurnKey(tenant, TurnId(what.name)))):
                 return Remaining([found])
-            # A user or a tenant is no resource: erasing it a second time finds nothing.
+            # A user or a tenant is no resource: a second erasure finds nothing.
             if (require := self._require_exists.get(what.kind)) is not None:
                 await require(tenant, what.name)
         if deletion.erased is not None:
@@ -154,7 +154,7 @@ async def delete_again(store: Store, tombstones: Tombstones, log: TurnLog) -> No
     count = 0
 
     async def delete(keys: Sequence[TurnKey]) -> int:
-        # A turn that was stored again under its old id, see Recorder.
+        # These were stored again under their old ids, see Recorder._is_orphan.
         stored = await log.find_stored(keys)
         turns: dict[Tenant, list[TurnId]] = {}
         for key in keys:
@@ -180,8 +180,8 @@ async def delete_again(store: Store, tombstones: Tombstones, log: TurnLog) -> No
 def _may_delete_rows(remaining: Sequence[TurnId], purged: Collection[TurnId]) -> bool:
     """Returns whether the rows of the purged turns may be deleted: they come first in `remaining`.
 
-    It has follow-ups before their parents. So a turn that is not purged and comes before a purged one may continue it.
-    Those after the purged ones are left, because an erasure works in parts.
+    There, follow-ups come before their parents. So a turn before a purged one may continue it, if it is not purged
+    itself. Turns after the purged ones may be left, because an erasure works in parts.
     """
     are_purged = [turn in purged for turn in remaining]
     return not remaining or (are_purged[0] and are_purged == sorted(are_purged, reverse=True))

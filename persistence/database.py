@@ -63,7 +63,7 @@ class Database(Protocol):
     version: int
     """The version of its schema, which is the number of its last migration; 0 for an empty database."""
     reads_max: int
-    """How many calls of `read` it runs at once. Further ones wait in the order in which they came."""
+    """How many calls of `read` it runs at once. Further calls wait in the order of their arrival."""
 
     async def close(self) -> None:
         """Closes the database. Raises StoreError."""
@@ -74,7 +74,7 @@ class Database(Protocol):
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Runs the block in a transaction, committed to the disk at its end or rolled back on an error.
 
-        One at a time, over all processes: what a transaction has read does not change until its end. Raises StoreError.
+        Only one runs at a time, over all processes: what it has read does not change until its end. Raises StoreError.
         """
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -87,29 +87,29 @@ class Database(Protocol):
         """
 
     def lock(self, name: str) -> AbstractAsyncContextManager[None]:
-        """Holds the lock `name` while the block runs: no other process that uses the database holds it, too.
+        """Holds the lock `name` while the block runs: no other process that uses the database holds the same lock.
 
-        Waits without a limit. If the lock is lost, cancels the block and raises StoreBusy. Of one process, callers with
+        Waits without a limit. If the lock is lost, cancels the block and raises StoreBusy. In one process, callers with
         the same name run one at a time.
         """
 
     async def erase_journal(self) -> None:
-        """Removes what was deleted from the database's journal, as far as that is possible now. Raises StoreError."""
+        """Removes deleted values from the database's journal, as far as that is possible now. Raises StoreError."""
 
     def note_deletion(self) -> None:
-        """Notes that the transaction deletes what users wrote: `erase_journal` then has work."""
+        """Notes that the transaction deletes texts of users: `erase_journal` then has work."""
 
     async def raise_if_too_new(self) -> None:
         """Raises StoreTooNew if a newer version has migrated the database since it was opened."""
 
     def raise_if_damaged(self) -> None:
-        """Raises StoreCorrupt if the database is damaged and must be made again."""
+        """Raises StoreCorrupt if the database is damaged and must be rebuilt."""
 
 
 async def open_database(where: Path | str, *, busy_timeout_s: float) -> Database:
     """Opens the SQLite file, or the PostgreSQL database of a URL. Call `migrate` before any other method.
 
-    Raises StoreTooNew if a newer version of Tailrace has migrated it, and SettingsInvalid for what can never be opened.
+    Raises StoreTooNew if a newer version of Tailrace has migrated it, and SettingsInvalid if it can never be opened.
     """
     if is_url(where):
         try:
@@ -124,14 +124,14 @@ async def open_database(where: Path | str, *, busy_timeout_s: float) -> Database
 
 
 def move_aside(where: Path | str) -> str:
-    """Renames a closed file that is damaged; returns a clause that says where it is now."""
+    """Renames a closed file that is damaged; returns a clause that names its new path."""
     aside = sqlite.move_aside(Path(where))
     return "the file does not exist any more" if aside is None else f"it was renamed to {aside}"
 
 
 def is_url(where: Path | str) -> bool:
-    """Returns whether `where` is a URL of PostgreSQL. Raises SettingsInvalid for another or a mistyped URL, which
-    would be taken as the name of a new SQLite file.
+    """Returns whether `where` is a URL of PostgreSQL. Raises SettingsInvalid for another or a mistyped URL, which would
+    be taken for the name of a new SQLite file.
     """
     found = None if isinstance(where, Path) else URL.match(where)
     if found is None:

@@ -41,14 +41,14 @@ class Parts(NamedTuple):
     """The parts of a feature in one process."""
 
     handlers: Sequence[QueryHandler] = ()
-    """Queries, each with the method that answers it, in place of the core's for the same query, but of no other
-    feature's."""
+    """Queries, each with the method that answers it. A query may replace one of the core, but none of another
+    feature."""
     beside: Sequence[Callable[[asyncio.Event], AbstractAsyncContextManager[None]]] = ()
-    """Each runs while the process records. The event is set when the process stops; if the part fails, it sets it."""
+    """Each runs while the process records. The event is set when the process stops; a part that fails sets it."""
     unrecorded: UnrecordedTurns | None = None
-    """The turns of which the feature keeps the recorder from writing rows."""
+    """The turns for which the feature prevents the recorder from writing rows."""
     erase_tenant: EraseTenant | None = None
-    """Deletes what the feature has of a tenant, when the tenant has no turn left."""
+    """Deletes the feature's data of a tenant, when the tenant has no turn left."""
     require_exists: Mapping[Kind, RequireExists] = {}
     """For each kind of resource that the feature deletes: raises Refused if the resource does not exist."""
 
@@ -57,7 +57,7 @@ class Feature(NamedTuple, Generic[S]):
     """A feature: its settings, its tables, and the function that makes its parts."""
 
     settings: type[S]
-    """Read from the environment beside the settings of the core, and printed by `--env` with them."""
+    """Read from the environment, and printed by `--env`, with the settings of the core."""
     start: Callable[[Services, S], Parts]
     tables: Tables | None = None
     check: Callable[[S], None] | None = None
@@ -73,7 +73,7 @@ def tables_of(features: Features) -> list[Tables]:
 
 
 def join_handlers(of_core: Iterable[QueryHandler], started: Iterable[Parts]) -> list[QueryHandler]:
-    """Returns the handlers of the core and of features, which replace those of the core for the same query.
+    """Returns the handlers of the core and of features. A handler of a feature replaces that of the core.
 
     Raises ValueError if two features handle the same query.
     """

@@ -1,7 +1,7 @@
 """Detection of lost turns: running in the database, but no longer in the log. They are ended as failed.
 
-The log deletes entries by age and the database does not, so such a turn would run for ever and keep its session busy.
-A database that was restored next to another log than its own has such turns as well.
+The log deletes entries by age and the database does not, so such a turn would run for ever and keep its session busy. A
+restored database beside a log that is not its own has such turns as well.
 """
 
 import asyncio
@@ -34,14 +34,14 @@ class LostTurnFinder:
         """Turns that were running at the start and have not been looked up in the log; None before the first check."""
 
     async def check(self) -> bool:
-        """Ends lost turns, at most once in `INTERVAL_S`. What fails now is done by the next call.
+        """Ends lost turns, at most once in `INTERVAL_S`. The next call repeats what fails.
 
         Returns whether it has used the database. Raises StoreBusy, StoreUnwritable and StoreRolledBack.
 
         An expired turn is recognised by its cursor, which is before the log's first sequence. But the cursors of a
-        restored database may belong to another log, and cannot be compared with this log. Therefore each turn that
-        was running at the start is also looked up in the log once, some turns in each call. While the log cannot be
-        reached, no turn is lost. An `end` that appears in the log later replaces the `end` that was written here.
+        restored database may belong to another log, and cannot be compared with this log. Therefore each turn that was
+        running at the start is also looked up in the log once, some turns in each call. While the log cannot be
+        reached, no turn is ended. An `end` that appears in the log later replaces the `end` that was written here.
         """
         now = asyncio.get_running_loop().time()
         if now < self._next_check:

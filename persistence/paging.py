@@ -28,7 +28,7 @@ def encode(cursor: PageCursor) -> str:
 def decode(text: str) -> PageCursor:
     """Returns the cursor that `encode` made `text` of. Raises Refused (cursor_invalid) for any other text."""
     try:
-        # The decoder accepts several texts for one cursor (padding, "+1"); only the one of `encode` is valid.
+        # The decoder accepts several texts for one cursor (padding, "+1"); only the text of `encode` is valid.
         at, _, name = base64url.decode(text).decode().partition(".")
         cursor = PageCursor(int(at), name)
         if encode(cursor) == text and 0 <= cursor.at <= END_OF_TIME:
@@ -39,7 +39,7 @@ def decode(text: str) -> PageCursor:
 
 
 def start(after: str | None, default: PageCursor) -> PageCursor:
-    """Returns the cursor of a request, or `default` if it has none. Raises Refused as `decode` does."""
+    """Returns the cursor of a request, or `default` without one. Raises Refused as `decode` does."""
     return decode(after) if after is not None else default
 
 

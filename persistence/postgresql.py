@@ -36,10 +36,10 @@ STATEMENT_TIMEOUT_S = 60.0
 # The server ends a transaction whose process is frozen or unreachable, so that other processes can write.
 FROZEN_S_MAX = 15
 # With these, the server closes the connection of an unreachable machine, and so releases its locks, after about 15
-# seconds. A holder of a lock that still runs notices this earlier: every LOCK_CHECK_S it sends a query, and waits as
-# long for the answer.
+# seconds. A holder of a lock that still runs notices this earlier: every LOCK_CHECK_S it sends a query, and waits
+# LOCK_CHECK_S for the answer.
 KEEPALIVE = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
-# The same on our side, for a server whose machine has lost its power or its address. Other systems lack some of them.
+# The same on our side, for a server whose machine has lost its power or its address. Some systems lack some options.
 KEEPALIVE_HERE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2, "TCP_USER_TIMEOUT": 15_000}
 LOCK_CHECK_S = 4.0
 LOCK_TRY_S = 0.5
@@ -66,8 +66,8 @@ INTEGERS = {
     "unused_since",
 }  # fmt: skip
 
-# Prefixes of SQLSTATE codes, and our classes. The first prefix that matches counts. An error that is not listed (a
-# statement or table that is wrong for every row) is a bug and ends the process.
+# Prefixes of SQLSTATE codes, and our classes. The first prefix that matches counts. An error that is not listed (for
+# example of a wrong statement or table) is a bug and ends the process.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 ERRORS: dict[str, type[StoreError]] = {
     "08": StoreBusy,  # connection lost
@@ -88,7 +88,7 @@ ERRORS: dict[str, type[StoreError]] = {
     "XX": StoreUnwritable,  # damaged
 }
 
-# Errors after which a transaction is rolled back, on a connection that may be lost.
+# Errors after which a transaction is rolled back; its connection may be lost.
 ROLLED_BACK_FOR = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 
@@ -149,7 +149,7 @@ async def _connect(url: str, **options: Any) -> asyncpg.Connection:
             return await asyncpg.connect(one, **options)
         except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
             errors.append(error)
-    # A host that does not answer says more than a standby that does.
+    # The error of a host that does not answer says more than that of a standby.
     raise next((error for error in errors if isinstance(error, OSError)), errors[-1])
 
 
@@ -157,7 +157,7 @@ class PostgreSQL:
     """A pool of connections to a database."""
 
     system: DatabaseKind = "postgresql"
-    reads_max = CONNECTIONS_MAX - 2  # a transaction and a search have the others
+    reads_max = CONNECTIONS_MAX - 2  # a transaction and a search use the other two
 
     def __init__(self, pool: asyncpg.Pool, url: str, options: Mapping[str, Any], version: int) -> None:
         self._pool = pool
@@ -227,7 +227,7 @@ class PostgreSQL:
         """See Database.migrate. Raises StoreError."""
         for step in migrations("postgresql", after=self.version):
             async with self._transaction() as connection:
-                # Another process may have run it while this one waited for the lock.
+                # Another process may have run this migration while this process waited for the lock.
                 self.version = await _version(connection)
                 if self.version < step.number:
                     await connection.execute(step.sql, timeout=MIGRATION_TIMEOUT_S)
@@ -258,7 +258,7 @@ class PostgreSQL:
         with _map_errors(self._url):
             return await _read(self._pool, statement, values)
 
-    # Queries run beside each other, and asyncpg ends one that is cancelled.
+    # Queries run in parallel, and asyncpg ends a cancelled query.
     search = read
 
     @asynccontextmanager
@@ -268,8 +268,8 @@ class PostgreSQL:
         Raises StoreBusy when the server does not answer any more.
         """
         with _map_errors(self._url):
-            # The end of this connection releases the lock, also when the process is killed. It is not one of the pool,
-            # because other tasks may hold all of those.
+            # The end of this connection releases the lock, also when the process is killed. It is not of the pool,
+            # because other tasks may hold all connections of the pool.
             connection = await _connect(self._url, **self._options)
         try:
             with _map_errors(self._url):
@@ -330,7 +330,7 @@ class PostgreSQL:
 
 @lru_cache(maxsize=1000)
 def to_positional(statement: str) -> tuple[str, tuple[str, ...]]:
-    """Returns the statement with `$1::TYPE`, `$2::TYPE` … in place of its named values, and the names in this order."""
+    """Returns the statement with `$1::TYPE`, `$2::TYPE` … in place of named values, and their names in this order."""
     names = tuple(dict.fromkeys(found[1] for found in PARAMETER.finditer(statement)))
 
     def number_parameter(found: re.Match[str]) -> str:
@@ -371,9 +371,9 @@ async def _prepare(connection: asyncpg.Connection) -> None:
     """Prepares a new connection of the pool."""
     await connection.set_type_codec("text", schema="pg_catalog", encoder=to_stored, decoder=from_stored)
     await connection.set_type_codec("json", schema="pg_catalog", encoder=json_to_stored, decoder=from_stored)
-    # A sum of integers.
+    # The type of a sum of integers.
     await connection.set_type_codec("numeric", schema="pg_catalog", encoder=str, decoder=int)
-    # An acknowledged entry is never delivered again: its commit must be on the disk. Stricter values stay.
+    # An acknowledged entry is never delivered again: its commit must be on the disk. A stricter setting stays.
     await connection.execute(
         "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
     )
@@ -386,8 +386,8 @@ async def _skip_reset(_: object) -> None:
 async def _check(connection: PoolConnectionProxy, name: str) -> int:
     """Returns the version of the schema. Raises SettingsInvalid and StoreTooNew.
 
-    Raises StoreUnwritable for what changes without a change of the settings: a supervisor starts the process again, and
-    finds that the standby was promoted, or that the backup is restored.
+    Raises StoreUnwritable for a state that changes without new settings: a supervisor starts the process again until
+    the standby is promoted, or the backup is restored.
     """
     server = connection.get_server_version()
     if server.major < SERVER_VERSION_MIN:
@@ -458,9 +458,9 @@ def _map_errors(url: str) -> Iterator[None]:
         if kind is None:
             raise
         if state == "54000" and not getattr(error, "table_name", None):
-            # Not a row that is too large for an index, but a server that has no transaction numbers left, for example.
+            # Not a row that is too large for an index, but for example a server without free transaction numbers.
             kind = StoreUnwritable
-        # No stored values: the first line may have the value that is refused, and the other lines the whole row.
+        # No stored values: the first line may have the refused value, and the other lines the whole row.
         why = type(error).__name__ if kind is StoreRefused else str(error).partition("\n")[0]
         raise kind(f"the database {display(url)}: {why} ({state})") from (None if kind is StoreRefused else error)
     except (asyncpg.DataError, UnicodeEncodeError) as error:
@@ -468,13 +468,13 @@ def _map_errors(url: str) -> Iterator[None]:
     except asyncpg.TargetServerAttributeNotMatched as error:
         raise StoreBusy(f"the database {display(url)}: {error}") from error
     except asyncpg.InternalClientError as error:
-        # asyncpg's error for a connection that has received the server's last message, and not yet its end.
+        # asyncpg's error for a connection that has received the server's last message, but not yet the end.
         raise StoreBusy(f"the database {display(url)}: the server has ended the connection") from error
     except asyncpg.InterfaceError as error:
         # The connection or the pool was closed.
         is_setting = isinstance(error, asyncpg.ClientConfigurationError)
         if not is_setting and isinstance(first := error.__context__, ROLLED_BACK_FOR):
-            # The rollback of a transaction has failed as well: its first error says why.
+            # The rollback of a transaction has failed, too: the transaction's first error says why.
             with _map_errors(url):
                 raise first from None
         raise StoreBusy(f"the database {display(url)}: {error}") from error

@@ -41,7 +41,7 @@ TOO_MANY = (
 
 
 class Queries:
-    """Runs the queries of one tenant at a time; records of other tenants do not exist for it.
+    """Runs the queries of one tenant at a time; it does not find records of other tenants.
 
     Each query raises StoreError.
     """
@@ -125,15 +125,15 @@ class Queries:
         found = await self._store.leaves(tenant, query.session, before, limit + 1)
         if not found:
             await self.session(tenant, GetSession(query.session))
-        # Each branch may be 10,000 turns to read.
+        # A branch may have 10,000 turns to read.
         branches = (await self._store.branch_to(tenant, leaf) for leaf in found)
         return BranchPage(*await page_of(branches, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns(self, tenant: Tenant, query: ListTurns) -> TurnPage:
         """Returns a page of turns, newest first or by `order`, which match all labels and the outcome.
 
-        The page may be short or empty although more pages follow. Raises Refused for an invalid cursor, and for a text
-        to search for.
+        The page may be short or empty although more pages follow. Raises Refused for an invalid cursor, and for a
+        search by text.
         """
         if query.text is not None:
             raise Refused("request_invalid", "`q`: this persistence process has no search", param="q")
@@ -164,11 +164,11 @@ class Queries:
         return TurnPage(*await page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns_since(self, tenant: Tenant, query: ListTurnsSince) -> TurnPositions:
-        """Returns the turns of a session that run, or whose last entry is after `query.since`, by that entry."""
+        """Returns the turns of a session that run, or whose last entry is after `query.since`, ordered by it."""
         return TurnPositions(await self._store.turns_since(tenant, query.session, query.since))
 
     async def ancestry(self, tenant: Tenant, query: GetAncestry) -> Ancestry:
-        """Returns a turn and those before it, newest first, as many as fit into a message. Raises Refused."""
+        """Returns a turn and its ancestors, newest first, as far as they fit into a message. Raises Refused."""
         limit = paging.clamp_limit(query.limit)
         branch = await self._store.branch(TurnKey(tenant, query.turn), limit)
         if not branch:
@@ -204,12 +204,12 @@ class Queries:
         raise no_session()
 
     async def _read_context_after(self, tenant: Tenant, session: str | None, parent: TurnId) -> Context:
-        """Returns the context of a turn that continues `parent`, which must belong to `session` unless that is None."""
+        """Returns the context of a turn that continues `parent`, which must belong to `session` if it is set."""
         branch = await self._store.branch(TurnKey(tenant, parent), BRANCH_TURNS_MAX)
         if not branch or session not in (None, branch[-1].session):
             where = "" if session is None else f" in the session {session[:64]}"
             raise Refused("parent_not_found", f"turn {parent[:64]} does not exist{where}, or was deleted")
-        # A turn of the branch may have been queued behind a running one, and cancelled.
+        # A cancelled turn of the branch may have been queued behind a running turn.
         if running := next((one.turn for one in branch if one.outcome == "running"), None):
             raise Refused(
                 "session_busy", f"turn {running} is still running: wait for its end, cancel it, or set `on_busy`"
@@ -217,7 +217,7 @@ class Queries:
         if branch[0].parent is not None and len(branch) > BRANCH_TURNS_MAX:
             raise Refused("body_too_large", TOO_MANY.format(most=BRANCH_TURNS_MAX))
         if branch[0].parent is not None:
-            # Without its beginning it would silently be another conversation.
+            # Without the beginning, it would silently be another conversation.
             raise Refused("parent_not_found", "the beginning of this conversation is no longer in the database")
         found = await self.session(tenant, GetSession(branch[-1].session))
         return await convert_turns(len(branch), partial(build_context, found, parent, branch))

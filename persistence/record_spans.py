@@ -1,4 +1,4 @@
-"""Spans of the recorder: one for each turn that a batch writes, as a part of the turn's trace."""
+"""Spans of the recorder: one for each turn that a batch writes, in the turn's trace."""
 
 from opentelemetry.trace import Span
 

@@ -33,7 +33,7 @@ logger = structlog.get_logger()
 
 # Concurrent folds. A fold mostly waits for the log, so more would use memory without being faster.
 FOLDS_MAX = 8
-# After a batch, the recorder pauses, so that batches take only this share of its time; at most PAUSE_S_MAX. So slow
+# After a batch, the recorder pauses, at most PAUSE_S_MAX, so that batches take only this share of its time. So slow
 # batches become fewer, each with more turns: a transaction costs about as much for twenty turns as for one.
 WRITING_SHARE = 0.25
 PAUSE_S_MAX = 0.1
@@ -48,7 +48,7 @@ ERASING_S = 1.0
 class Recorder:
     """Writes delivered turns to the store, except those that one of `unrecorded` handles.
 
-    `store` is one `without_queue`.
+    `store` comes from `Store.without_queue`.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class Recorder:
         return self._batch_failure or self._check_failure
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Records batches until `stop` is set, and completes the current one.
+        """Records batches until `stop` is set, and completes the current batch.
 
-        Raises StoreCorrupt, StoreTooNew and StoreRolledBack; then no entry of the current batch was acknowledged.
+        Raises StoreCorrupt, StoreTooNew and StoreRolledBack, before any entry of the current batch is acknowledged.
         """
         loop, next_count = asyncio.get_running_loop(), 0.0
         while not stop.is_set():
@@ -92,7 +92,7 @@ class Recorder:
             began = loop.time()
             if batch:
                 await self._record(batch, stop)
-            # After a full batch a pause could not make the next one larger.
+            # After a full batch, a pause could not make the next batch larger.
             is_full = len(batch) == self._batch_max
             pause_s = 0.0 if is_full else (loop.time() - began) * (1 / WRITING_SHARE - 1)
             self._store.raise_if_damaged()
@@ -129,7 +129,7 @@ class Recorder:
             self._batch_failure = self._check_failure = ""
             self._logged.clear()
             metrics.RECORDED.inc(len(rows))
-            # Log a turn only with the batch that holds its end: its request may be delivered after the end is recorded.
+            # Log a turn only with the batch that holds its end: the request may be delivered after the end is recorded.
             delivered = {delivery.seq for delivery in batch}
             for row in rows:
                 if row.ended_at is not None and row.cursor in delivered:
@@ -161,7 +161,7 @@ class Recorder:
 
     @contextmanager
     def _report_stall(self, report: Callable[[str], None]) -> Iterator[None]:
-        """Calls `report` when the database has not answered for STALLED_S, while the block goes on."""
+        """Calls `report` while the block runs, when the database has not answered for STALLED_S."""
 
         async def watch() -> None:
             loop = asyncio.get_running_loop()
@@ -207,8 +207,8 @@ class Recorder:
     async def _fold_turn(self, last: Delivery, *, has_request: bool) -> TurnRow | None:
         """Returns the row of the turn of `last`, folded at least up to this entry; None if it cannot be recorded.
 
-        Removes an orphan (see `_is_orphan`) and returns None. An error of one turn does not stop the batch's others.
-        `has_request`: the batch contains the turn's request.
+        Removes an orphan (see `_is_orphan`) and returns None. An error of one turn does not stop the others in the
+        batch. `has_request`: the batch contains the turn's request.
         """
         key = last.key
         try:
@@ -263,19 +263,19 @@ class Recorder:
         """Folds the turn at least up to the entry `last`."""
         if last.kind == "end" and (entry := last.take_entry()):
             return await self._log.read_ended_turn(last.key, entry[0])
-        # A running turn is recorded as its request alone: its `end` is delivered later.
+        # A running turn is recorded from its request alone: its `end` is delivered later.
         return await self._log.read_turn_upto(last.key, last.seq, 1 if last.kind == "request" else None)
 
     async def _is_orphan(self, key: TurnKey, turn: Turn) -> bool:
-        """Returns whether the turn continues a deleted one, whose text is part of its request (ADR 15).
+        """Returns whether the turn continues a deleted turn, whose text is in its request (ADR 15).
 
         Such a turn was stored after the deletion had searched for follow-ups, and therefore after the tombstone. A
-        parent without a tombstone may have expired in the log or be missing in the database: that proves no deletion.
+        parent without a tombstone may have expired in the log or be missing in the database: this proves no deletion.
         """
         if turn.request is None or turn.request.parent is None:
             return False
         parent = TurnKey(key.tenant, turn.request.parent)
-        # A POST with the same Idempotency-Key may have stored the parent again during its deletion, under the same id.
+        # A POST with the same Idempotency-Key may have stored the parent again under the same id during the deletion.
         return await self._tombstones.exists(parent) and not await self._log.has_turn(parent)
 
 

@@ -15,10 +15,10 @@ from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold, 
 from tailrace.proto.resources import Branch
 from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
 
-# Times are whole microseconds: a float loses them from the year 2255 on, and earlier in sums.
+# Times are whole microseconds: a float loses precision from the year 2255 on, and earlier in sums.
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
-# As much metadata as OpenAI's API allows a request.
+# The limits of OpenAI's API for the metadata of a request.
 LABELS_MAX, LABEL_NAME_CHARS_MAX, LABEL_CHARS_MAX = 16, 64, 512
 
 _encoder = msgspec.json.Encoder()
@@ -34,9 +34,9 @@ _by_model = msgspec.json.Decoder(dict[str, ModelUsage])
 class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     """The columns of `turns`, `usage` and `sessions.project`: times in microseconds since 1970, structs as JSON.
 
-    Some fields become rows of other tables. `blobs` is a JSON list of the SHA-256 of the blobs that the turn refers
-    to, each of which is a row of `blob_uses`. `labels` is the JSON object that `labels_of` returns, each field of which
-    is a row of `labels`. `added` are the rows of the features.
+    Some fields become rows of other tables. `blobs` is a JSON list of the SHA-256 of the blobs that the turn refers to,
+    which become rows of `blob_uses`. `labels` is the JSON object that `labels_of` returns, whose fields become rows of
+    `labels`. `added` are the rows of the features.
     """
 
     tenant: str
@@ -127,7 +127,7 @@ def labels_of(turn: TurnRecord, key: str | None) -> dict[str, str]:
     """Returns the labels by which the turn can be found: model, key, user, and metadata that is short enough."""
     labels = {"model": turn.model, "key": key, "user": turn.user}
     for name, value in list(turn.metadata.items())[:LABELS_MAX]:
-        # SQLite's JSON functions cut text at a NUL character: different values would be counted as one.
+        # SQLite's JSON functions cut text at a NUL character: different values would count as one value.
         is_cut = "\0" in name + value
         if len(name) <= LABEL_NAME_CHARS_MAX and len(value) <= LABEL_CHARS_MAX and not is_cut:
             labels[f"metadata.{name}"] = value
@@ -140,7 +140,7 @@ def blobs_of(turn: Turn) -> list[str]:
 
 
 def turn_record(row: Mapping[str, Any]) -> TurnRecord:
-    """Returns the record that `build_row` made the row of."""
+    """Returns the record of the turn from which `build_row` made the row."""
     return TurnRecord(
         turn=row["turn"],
         session=row["session"],
@@ -210,7 +210,7 @@ def moment(micros: int) -> datetime:
 
 
 def totals_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of tailrace.proto.records.Totals of a row of sums."""
+    """Returns the fields of tailrace.proto.records.Totals from a row of sums."""
     usage, cost_usd = _usage(row), row["cost_nusd"] / NANO_USD_PER_USD
     return {
         "turns": row["turns"],

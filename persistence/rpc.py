@@ -53,7 +53,7 @@ async def fit_in_message(records: AsyncIterable[T] | Sequence[T], limit: int) ->
     """Returns the first `limit` records, or as many as fit in `PAGE_BYTES_MAX`, and the next record; None if none is
     left.
 
-    The page has at least one record, also if that is larger. Reads no further record.
+    The page has at least one record, even a larger one. Reads no record after the next one.
     """
     page, left = list[T](), PAGE_BYTES_MAX
     async for record in _each(records) if isinstance(records, Sequence) else records:

@@ -27,7 +27,7 @@ async def run_every(interval_s: float, work: Callable[[], Awaitable[None]], what
 async def run_beside(
     run: Callable[[asyncio.Event], Coroutine[Any, Any, None]], stop: asyncio.Event
 ) -> AsyncIterator[None]:
-    """Runs `run` while the block runs, and cancels it at the end. An unexpected error in it ends the process."""
+    """Runs `run` while the block runs, and cancels it at the end. An unexpected error in `run` ends the process."""
     running = asyncio.create_task(run(stop))
     running.add_done_callback(lambda _: stop.set())
     try:

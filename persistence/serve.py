@@ -1,4 +1,4 @@
-"""Records turns and answers queries, with the features that it is given."""
+"""Records turns and answers queries, with the given features."""
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
@@ -29,12 +29,12 @@ from tailrace.proto.version import VERSION
 
 logger = structlog.get_logger()
 
-# How long a start waits for the health reports of other persistence processes, if any runs.
+# How long a start waits for health reports, if other persistence processes run.
 OTHERS_WAIT_S = 0.5
 
 
 async def preflight(settings: Settings, *, features: Features = ()) -> None:
-    """Raises StoreError if the database cannot be opened, except a damaged one, which `serve` moves aside.
+    """Raises StoreError if the database cannot be opened, but not if it is damaged: `serve` moves it aside.
 
     Raises SettingsInvalid for a database that can never be used, and for invalid settings of a feature.
     """
@@ -75,13 +75,13 @@ async def _serve(
     await require_one_database(rpc, store, name)
     deliveries = await Deliveries.open(connection, PERSISTENCE)
     if store.needs_replay:
-        # Before the migration, which raises the version: a process that is killed in between restarts it again.
+        # Before the migration, which raises the version: after a kill in between, the next process resets again.
         await deliveries.reset()
         logger.info("replaying the log from its beginning", why="new database" if store.is_new else "older database")
     await store.migrate()
     tombstones = Tombstones(connection)
     if not await deliveries.can_continue_after(store.read_recorded_upto):
-        # Before the reset: a process that is killed in between starts it again.
+        # Before the reset: after a kill in between, the next process does both again.
         await delete_again(store, tombstones, log)
         await deliveries.reset()
         await store.reset_recorded_upto()
@@ -112,7 +112,7 @@ async def _serve(
     answered = asyncio.Event()
 
     async def answer_until_stop() -> None:
-        """Queries need the recorder: it stops when those that have arrived are answered."""
+        """Queries need the recorder: it stops when all arrived queries are answered."""
         await stop.wait()
         try:
             if not connection.closed.is_set():

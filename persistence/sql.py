@@ -5,7 +5,7 @@
     SELECT turn FROM turns WHERE …
 
 A part that begins with `-- fragment: x` is not a statement; `{x}` includes it in the parts below it. A part with the
-name of a database, as in `-- fragment: x (sqlite)`, exists only for that database. The statements of a feature may
+name of a database, such as `-- fragment: x (sqlite)`, exists only for that database. The statements of a feature may
 include the core's fragments.
 """
 
@@ -23,7 +23,7 @@ COMMENT = re.compile(r"^--.*\n", re.MULTILINE)
 def load(text: str, system: DatabaseKind = "sqlite", fragments: dict[str, str] | None = None) -> dict[str, str]:
     """Returns the statements in `text`, without comments and with their fragments. KeyError for a missing fragment.
 
-    `fragments` are those that the text may include, too; its own are added to them.
+    `fragments` are further fragments that the text may include; those of the text are added to them.
     """
     statements: dict[str, str] = {}
     fragments = {} if fragments is None else fragments
@@ -44,7 +44,7 @@ CORE = read_queries(__package__)
 
 
 def statements(system: DatabaseKind, features: Iterable[str] = ()) -> Mapping[str, str]:
-    """Returns the statements of the core, and of the texts of `features`. ValueError for two with the same name."""
+    """Returns the statements of the core, and of the texts of `features`. ValueError for two statements of one name."""
     fragments: dict[str, str] = {}
     found = load(CORE, system, fragments)
     for text in features:

@@ -4,8 +4,8 @@
 only. So a commit must be on the disk when it returns; WAL's usual NORMAL may lose the last commits in a power cut. One
 transaction a batch means one fsync a batch. Reads continue during a write, also during a write of another program.
 
-`secure_delete=ON`: SQLite overwrites what is deleted with zeros, but not what it moves to another page. `erase_journal`
-removes it from the journal, too.
+`secure_delete=ON`: SQLite overwrites deleted values with zeros, but not values that it moves to another page.
+`erase_journal` removes deleted values from the journal, too.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ from tailrace.proto.errors import (
     StoreUnwritable,
 )
 
-# SQLite's primary result codes and our classes. An error that is not listed (SQLITE_ERROR: a statement or table that is
-# wrong for every row) is a bug and ends the process. By code: Python does not know the names of newer extended codes.
+# SQLite's primary result codes and our classes. An error that is not listed (SQLITE_ERROR: a wrong statement or table)
+# is a bug and ends the process. By code: Python does not know the names of newer extended codes.
 ERRORS: dict[int, type[StoreError]] = {
     sqlite3.SQLITE_BUSY: StoreBusy,
     sqlite3.SQLITE_LOCKED: StoreBusy,
@@ -58,7 +58,7 @@ NO_SPACE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 SUM_TOO_LARGE = "integer overflow"
 PRIMARY_CODE = 0xFF
 
-# Between two interruptions of a search.
+# The time between two interruptions of a search.
 INTERRUPT_S = 0.05
 
 
@@ -77,9 +77,9 @@ class SQLiteTransaction:
         await self._writer.executemany(statement, rows)
 
     async def execute_all(self, steps: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
-        """See Transaction.execute_all. aiosqlite would go to its thread and back for each statement, which costs more.
+        """See Transaction.execute_all. aiosqlite would go to its thread and back for each statement, at a higher cost.
 
-        Its private method is the only way to run a function in that thread.
+        A private method of aiosqlite is the only way to run a function in that thread.
         """
 
         def run(connection: sqlite3.Connection) -> None:
@@ -112,7 +112,7 @@ class SQLite:
         opened: AsyncExitStack,
     ) -> None:
         self._path = path
-        # A descriptor of the file, whose path may later lead to another file or none.
+        # A descriptor of the file, whose path may later lead to another file, or to none.
         self._file = file
         self._writer = writer
         self._reader = reader
@@ -141,7 +141,7 @@ class SQLite:
                 # Closed last: closing any descriptor of a file releases all locks that the process has on it, also
                 # SQLite's.
                 opened.callback(os.close, file)
-                # Fails here for a file that cannot be opened: aiosqlite would leave a thread that calls a closed loop.
+                # A file that cannot be opened fails here: aiosqlite would leave a thread that calls a closed loop.
                 sqlite3.connect(path).close()
 
                 async def connect() -> aiosqlite.Connection:
@@ -182,7 +182,7 @@ class SQLite:
 
         Raises a StoreError, also if the file was replaced or is damaged.
         """
-        # A task that writes on the shared connection would become part of another's transaction.
+        # A task that writes on the shared connection would write in another task's transaction.
         async with self._writing:
             with _map_errors():
                 self._check_file()
@@ -238,7 +238,7 @@ class SQLite:
     async def search(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns the rows of a long query, on its own connection; a cancellation interrupts it.
 
-        One runs at a time: an interruption ends all queries of the connection. Raises StoreError.
+        One search runs at a time: an interruption ends all queries of the connection. Raises StoreError.
         """
         searching = asyncio.ensure_future(self._searcher.execute_fetchall(statement, values))
         try:
@@ -259,7 +259,7 @@ class SQLite:
         require_known_version(str(self._path), version)
 
     def raise_if_damaged(self) -> None:
-        """Raises StoreCorrupt if the file is not whole, or if any read has found a damaged page."""
+        """Raises StoreCorrupt if the file is not whole, or if a read has found a damaged page."""
         if self._damage is not None:
             raise StoreCorrupt(str(self._damage)) from self._damage
         with suppress(OSError):
@@ -268,10 +268,10 @@ class SQLite:
     def _check_file(self) -> None:
         """Raises StoreCorrupt if the file was deleted, replaced or truncated, and OSError while its directory is away.
 
-        SQLite notices none of them: it continues to write to a deleted file, and serves a truncated one from its caches
-        and the journal. A smaller file is not always damaged: after an operator's VACUUM it has all pages that its
-        header counts. A checkpoint may make a truncated file as long as it was, although most of its pages are missing:
-        call this before each checkpoint, too.
+        SQLite notices nothing of this: it continues to write to a deleted file, and serves a truncated one from its
+        caches and the journal. A file that has shrunk is not always damaged: after an operator's VACUUM it has all
+        pages that its header counts. A checkpoint may make a truncated file as long as it was, although most of its
+        pages are missing: call this before each checkpoint, too.
         """
         ours = os.fstat(self._file)
         if ours.st_nlink and not self._path.parent.exists():
@@ -289,9 +289,9 @@ class SQLite:
 
 
 def back_up(path: Path, copy: Path) -> int:
-    """Copies a database, including what only its journal has, to a new private file. Returns its schema version.
+    """Copies a database, with the pages that only its journal has, to a new private file. Returns its schema version.
 
-    Other programs may read and write it meanwhile. Raises StoreError, also if the copy is damaged.
+    Other programs may read and write the database meanwhile. Raises StoreError, also if the copy is damaged.
     """
     with _map_errors():
         os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -309,8 +309,8 @@ def back_up(path: Path, copy: Path) -> int:
 def move_aside(path: Path) -> Path | None:
     """Renames a damaged database and its journal to the first free `.damaged-N`; returns that path.
 
-    None if there was only a journal. No process may have it open. The new database is made from the log; older turns
-    can be recovered by hand from the renamed file.
+    None if there was only a journal. No process may have the database open. The new one is made from the log; older
+    turns can be recovered by hand from the renamed file.
     """
     aside = _aside(path, len(find_moved_aside(path)) + 1)
     for suffix in ("-wal", "-shm", ""):
@@ -341,7 +341,7 @@ def require_known_schema(path: Path) -> None:
 
 
 def _size_in_header(file: int) -> float:
-    """Returns the size in bytes that a database file has by its header; infinity without a header.
+    """Returns the size in bytes that the header of a database file says; infinity without a header.
 
     https://sqlite.org/fileformat.html#the_database_header
     """
@@ -355,8 +355,8 @@ def _size_in_header(file: int) -> float:
 def _create(path: Path) -> int:
     """Creates the file if there is none. Returns a descriptor of it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Conversations are private: readable by the owner only. SQLite gives the journal the same mode.
-    # For writing, so that it fails on a read-only disk: SQLite would open the file, and could never write to it.
+    # Conversations are private: readable by the owner only. SQLite gives the journal the same mode. Opened for writing,
+    # so that a read-only disk fails here: SQLite would open the file, and could never write.
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 

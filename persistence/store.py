@@ -54,7 +54,7 @@ RELEASED_MAX = 200
 LAST_NAME = "\U0010ffff"
 LOST_ERROR = msgspec.json.encode(LOST_FAILURE).decode()
 
-# Statements that delete what belongs to a turn, before its row, in this order, each with the sign of its totals.
+# Statements that delete the parts of a turn, before its row, in this order, each with the sign for the totals.
 DELETE_TURN = (
     ("release_blobs", 0),
     ("delete_blob_uses", 0),
@@ -64,7 +64,7 @@ DELETE_TURN = (
     ("delete_labels", 0),
     ("delete_usage", 0),
 )
-# The kinds of resources that the core deletes. Each feature has its own.
+# The kinds of resources that the core deletes. Features have further kinds.
 DELETIONS: Mapping[Kind, Deletion] = {
     "turn": Deletion("turn_and_follow_ups", has_follow_ups=True),
     "session": Deletion("session_turn_ids", (("sessions", "delete_session"),)),
@@ -112,7 +112,7 @@ class Store:
     """
 
     def __init__(self, database: Database, tables: Sequence[Tables] = ()) -> None:
-        """`tables` are those of the features, whose statements `read` and `write` run, too."""
+        """`tables` are the features' tables, whose statements `read` and `write` run, too."""
         self.database = database
         """Runs statements that have no name."""
         self._tables = tables
@@ -157,14 +157,14 @@ class Store:
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:
         """Holds the lock `name` while the block runs, see Database.lock."""
-        # On PostgreSQL each holder has a connection of its own. A task that waits for another one of this process has
-        # none: otherwise the deletions of one tenant would take all connections of the server.
+        # On PostgreSQL each holder has a connection of its own. A task that waits for another task of this process has
+        # none: otherwise one tenant's deletions would take all connections of the server.
         held = self._locks.setdefault(name, asyncio.Lock())
         async with held, self.database.lock(name):
             yield
 
     async def erase_journal(self) -> None:
-        """Removes what was deleted from the database's journal, as far as that is possible now."""
+        """Removes deleted values from the database's journal, as far as that is possible now."""
         await self.database.erase_journal()
 
     def raise_if_damaged(self) -> None:
@@ -173,12 +173,12 @@ class Store:
 
     @property
     def needs_replay(self) -> bool:
-        """Whether the log must be read from its beginning: for a new database, or one whose version recorded less."""
+        """Whether the log must be read from its beginning: the database is new, or its version recorded less."""
         return self.database.version < REPLAY_BELOW_VERSION
 
     @property
     def has_id(self) -> bool:
-        """Whether the database had an id when it was opened: not if it was new or had an older schema."""
+        """Whether the database had an id when it was opened. A new database or an older schema has none."""
         return self.database.version >= ID_FROM_VERSION
 
     @property
@@ -203,7 +203,7 @@ class Store:
             if row["project"] is not None:
                 joining.setdefault((row["tenant"], row["session"]), row)
         turns = msgspec.json.encode([(one.tenant, one.session, one.turn) for one in rows]).decode()
-        # Few turns: the fold that has the usage by model replaces one without.
+        # Few turns: a fold with the usage by model replaces a fold without it.
         by_model = [(one.tenant, one.session, one.turn) for one in rows if one.by_model is not None]
         steps: list[tuple[str, Sequence[Mapping[str, Any]]]] = [
             *self._count_models(by_model, -1),
@@ -291,7 +291,7 @@ class Store:
             return made > 0
 
     async def change_session(self, tenant: Tenant, change: ChangeSession) -> None:
-        """Changes a session, except what is unset."""
+        """Changes the set fields of a session."""
         async with self.write(tenant) as writer:
             for column, value in (
                 ("title", change.title),
@@ -303,10 +303,10 @@ class Store:
                     await writer.execute(f"set_session_{column}", row)
 
     async def delete(self, tenant: Tenant, what: DeleteResource) -> DeletedRows:
-        """Deletes the rows of the turns in `what.purged`, then what `what` names as far as it has no turns left.
+        """Deletes the rows of the turns in `what.purged`, then the resource as far as it has no turns left.
 
-        The usage of these turns stays in the totals of the tenant and project, because it was paid for.
-        The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
+        The usage of these turns stays in the totals of the tenant and project, because it was paid for. The blobs that
+        these turns referred to are released: `BlobCollector` purges blobs without other references.
         """
         async with self.write(tenant) as writer:
             return await self.delete_rows(writer, tenant, what)
@@ -366,7 +366,7 @@ class Store:
         return [row["tenant"] for row in await self.read("tenants_with_released_blobs", limit=RELEASED_MAX)]
 
     async def referenced_blobs(self, tenant: Tenant, blobs: Sequence[str]) -> list[str]:
-        """Returns the `blobs` that a turn refers to."""
+        """Returns those of `blobs` that a turn refers to."""
         return [sha256 for sha256 in blobs if await self.read("blob_reference", tenant=tenant, sha256=sha256)]
 
     async def forget_released(self, tenant: Tenant, blobs: Sequence[str]) -> None:
@@ -375,15 +375,15 @@ class Store:
             await writer.executemany("forget_released_blob", [{"tenant": tenant, "sha256": sha256} for sha256 in blobs])
 
     async def keep_referenced(self, tenant: Tenant, blobs: Sequence[str]) -> None:
-        """Removes the `blobs` that a turn refers to from the released blobs."""
+        """Removes from the released blobs those of `blobs` that a turn refers to."""
         async with self.write(tenant) as writer:
             await writer.executemany("keep_used_blob", [{"tenant": tenant, "sha256": sha256} for sha256 in blobs])
 
     async def turns_to_delete(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
         """Returns turns that a deletion includes, at most `DELETE_TURNS_MAX`.
 
-        Follow-ups come before their parent if the deletion includes them. Of an erasure, those that a feature wants
-        to be deleted first come alone.
+        Follow-ups come before their parent if the deletion includes them. In an erasure, turns that a feature wants to
+        delete first come alone.
         """
         deletion, rows = self.deletions[what.kind], list[dict[str, Any]]()
         bounds = {"limit": DELETE_TURNS_MAX, "depth_max": BRANCH_TURNS_MAX}
@@ -418,7 +418,7 @@ class Store:
         since: datetime,
         user: str | None = None,
     ) -> list[SessionRecord]:
-        """Returns sessions last used before `before`, most recent first; of one project and one user."""
+        """Returns sessions last used before `before`, most recent first; of `project` and `user` if they are set."""
         page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
         of = {"project": project, "user": user}
         kind = "".join(f"{name}_" for name, value in of.items() if value is not None)
@@ -428,7 +428,7 @@ class Store:
     async def numbered_sessions(
         self, tenant: Tenant, project: str | None, offset: int, limit: int, since: datetime, user: str | None = None
     ) -> tuple[list[SessionRecord], int]:
-        """Returns sessions after the first `offset`, and the number of all, as `sessions` does."""
+        """Like `sessions`, but returns sessions after the first `offset`, and the number of all."""
         page: dict[str, Any] = {"tenant": tenant, "limit": limit, "offset": offset}
         if user is not None:
             rows = await self.read("user_sessions_from", user=user, project=project, **page)
@@ -442,7 +442,7 @@ class Store:
     async def session_turns(
         self, tenant: Tenant, session: str, after: PageCursor, limit: int, *, is_newest_first: bool = False
     ) -> list[TurnRecord]:
-        """Returns turns of a session after `after`, oldest first; newest first, those before it."""
+        """Returns turns of a session after `after`, oldest first; if `is_newest_first`, turns before it."""
         statement = "session_turns_newest" if is_newest_first else "session_turns"
         page = {"after_at": after.at, "after": after.name, "limit": limit}
         rows = await self.read(statement, tenant=tenant, session=session, **page)
@@ -458,7 +458,7 @@ class Store:
         return [turn_record(row) for row in rows]
 
     async def turns_since(self, tenant: Tenant, session: str, since: Seq) -> list[TurnPosition]:
-        """Returns the turns of a session that run, or whose last entry is after `since`, by that entry."""
+        """Returns the turns of a session that run, or whose last entry is after `since`, ordered by it."""
         rows = await self.read("turns_since", tenant=tenant, session=session, since=since)
         return [TurnPosition(row["turn"], row["cursor"], is_running=bool(row["is_running"])) for row in rows]
 
@@ -484,7 +484,7 @@ class Store:
         return branch_of(leaf, [row["turn"] for row in chain])
 
     async def read(self, name: str, /, **values: Any) -> list[dict[str, Any]]:
-        """Returns the rows of a named query. Tenants that wait take turns: one may have hundreds of slow queries."""
+        """Returns the rows of a named query. Waiting tenants take turns: a tenant may have hundreds of slow queries."""
         async with self._reads.reserve(tenant=values.get("tenant", "")):
             return await self.database.read(self.sql[name], values)
 
@@ -492,7 +492,7 @@ class Store:
     async def write(self, tenant: str = "") -> AsyncIterator[Writer]:
         """Runs the block in a transaction. Writes of tenants wait for each other, fairly by tenant.
 
-        Writes of a store `without_queue`, and those without a `tenant`, wait only for the transaction that runs. In the
+        Writes of a store `without_queue`, and writes without a `tenant`, wait only for the running transaction. In the
         queue the recorder would fall behind: an ended turn with `store: false` needs three transactions.
 
         Raises StoreTooNew if a newer version has migrated the database and a value is refused.
@@ -503,7 +503,7 @@ class Store:
                 self._note_answer()
                 yield Writer(writer, self.sql, self._note_answer)
         except StoreRefused:
-            # A newer schema may refuse what this version writes: a process of the newer version has to write it.
+            # A newer schema may refuse what this version writes: a process of the newer version has to write that.
             await self.database.raise_if_too_new()
             raise
 

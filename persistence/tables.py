@@ -1,4 +1,4 @@
-"""The part of a feature in the database: its statements, and what it adds to the core's transactions."""
+"""The part of a feature in the database: its statements, and its additions to the core's transactions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -17,24 +17,24 @@ def _add_nothing(_: TurnKey, __: Turn, ___: TurnRecord) -> AddedRows:
 
 
 Names = Sequence[tuple[str, str, str]]
-"""Names that totals must not keep: each a dimension, and its first and last name."""
+"""Names that totals must not keep: dimensions, each with the first and last of the names."""
 
 
 class Deletion(NamedTuple):
     """How the rows of one kind of resource are deleted. Each statement gets `tenant` and `name`."""
 
     turns: str
-    """A query of the turns that the deletion includes, at most `limit`, with at most `depth_max` ancestors each."""
+    """A query of the turns that the deletion includes: at most `limit`, each with at most `depth_max` ancestors."""
     when_empty: Sequence[tuple[str, str]] = ()
-    """The deletions after the last turn, in this order: a field of DeletedRows, or "", and a statement."""
+    """The deletions after the last turn, in this order: statements, each after its field of DeletedRows, or ""."""
     has_follow_ups: bool = False
-    """Whether it includes the turns that continue others, which `turns` returns before these."""
+    """Whether the deletion includes follow-ups; `turns` returns them before their parents."""
     has_many_sessions: bool = False
-    """Whether it includes whole sessions, each of which is deleted after its last turn."""
+    """Whether the deletion includes whole sessions; each is deleted after its last turn."""
     erased: Literal["user", "tenant"] | None = None
-    """Whose data is erased, also what features have of turns without rows; None for a deletion of a resource."""
+    """Whose data is erased, with that of features about turns without rows; None: a resource is deleted."""
     names: Callable[[str, bool], Names] = lambda _, __: ()
-    """Gets the name, and whether no turn is left. Returns the names that totals must not keep. Must be pure."""
+    """Called with the name, and whether no turn is left. Returns the names that totals must not keep. Must be pure."""
 
 
 class Tables(NamedTuple):
@@ -50,7 +50,7 @@ class Tables(NamedTuple):
     delete_turn: Sequence[str] = ()
     """Statements that run before the row of a turn is deleted, with its `tenant` and `turn`."""
     erase_turn: Sequence[str] = ()
-    """Statements that run before these if all data of the turn's user is erased."""
+    """Statements that run before `delete_turn` if all data of the turn's user is erased."""
     erase_first: str = ""
     """A query of the turns that an erasure deletes before all others, with `tenant`, `limit`, and `user` or NULL."""
     erase_tenant: Sequence[tuple[str, str]] = ()
@@ -59,6 +59,6 @@ class Tables(NamedTuple):
     """Statements that run after each turn has written its session, and after a session is created without a turn."""
     count_models: Sequence[str] = ()
     """Statements that add the usage by model of turns to totals (`sign` 1) after their rows are written, and remove it
-    (-1) before. `listed` is a JSON list of [tenant, session, turn], of those turns that have such usage."""
+    (-1) before that. `listed` is a JSON list of [tenant, session, turn] of the turns that have such usage."""
     deletions: Mapping[Kind, Deletion] = {}
     """The kinds of resources that the feature deletes."""

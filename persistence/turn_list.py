@@ -14,11 +14,11 @@ from tailrace.proto.records import TurnRecord
 
 # The most turns that are read for one page.
 SCAN_MAX = 1000
-# The most turns among which the slowest ones are looked for.
+# The most turns that are searched for the slowest turns.
 COMPARED_MAX = 100_000
 # Most turns are completed. They are found by another index.
 INDEXED_OUTCOMES = ("cancelled", "failed")
-# The order in which labels are tried: those that are not listed have the fewest turns each, models the most.
+# The order in which labels are tried: unlisted labels have the fewest turns each, models the most.
 BY_SELECTIVITY = {"user": 1, "key": 2, "model": 3}
 
 
@@ -42,7 +42,7 @@ class Scan(NamedTuple):
 class TurnPageQuery(NamedTuple):
     """A page of a tenant's turns: from `start` on and before `before`, newest first, with all `labels`.
 
-    With `outcome` only those that have ended so.
+    With `outcome` only turns of this outcome.
     """
 
     tenant: Tenant
@@ -85,7 +85,7 @@ class TurnListReader:
         self._read = read
 
     async def read_page(self, query: TurnPageQuery) -> Page:
-        """Returns a page. It reads at most `SCAN_MAX` turns, by the index of the rarest label or outcome."""
+        """Returns a page. Reads at most `SCAN_MAX` turns, by the index of the rarest label or outcome."""
         scan = Scan("turns", {}, OLDEST)
         if query.labels or query.outcome:
             scan = await self.best_scan(query)
@@ -124,5 +124,5 @@ def page_of_scan(scan: Scan, rows: Sequence[Mapping[str, Any]]) -> Page:
 
 
 def end_of(scan: Scan) -> PageCursor:
-    """Returns the end of a scan, to compare two."""
+    """Returns the end of a scan, by which scans are compared."""
     return scan.end

@@ -1,4 +1,4 @@
-"""Turns of which the recorder writes no row: a feature handles them, and finds them for deletions."""
+"""Turns of which the recorder writes no row: a feature handles these turns, and finds them for deletions."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ class UnrecordedTurns(Protocol):
     """The turns without rows that a feature handles. Each method raises LogUnavailable, StoreError."""
 
     async def divert(self, key: TurnKey, turn: Turn) -> bool:
-        """Handles a delivered turn and returns True, or returns False for a turn of others. May be repeated."""
+        """Handles a delivered turn and returns True, or returns False for other turns. May be repeated."""
 
     async def find_to_delete(self, key: TurnKey) -> TurnToDelete | None:
         """Returns the turn for a deletion; None if it is not such a turn, or not in the log."""

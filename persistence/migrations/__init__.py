@@ -11,14 +11,14 @@ from typing import NamedTuple
 from tailrace.persistence.sql import DatabaseKind
 from tailrace.proto.errors import StoreTooNew
 
-# The newest migration whose new columns can only be filled from the log: older databases replay the whole log.
+# The newest migration with columns that can only be filled from the log: older databases replay the whole log.
 REPLAY_BELOW_VERSION = 6
 # The migration that gives the database its id.
 ID_FROM_VERSION = 18
 
 
 class Migration(NamedTuple):
-    """One file. `number` becomes the version of the database when it has run."""
+    """One file. `number` becomes the version of the database when the file has run."""
 
     number: int
     name: str
@@ -26,7 +26,7 @@ class Migration(NamedTuple):
 
 
 def migrations(system: DatabaseKind = "sqlite", after: int = 0) -> list[Migration]:
-    """Returns the migrations of a database in order, without those up to the number `after`."""
+    """Returns the migrations of a database after the number `after`, in order."""
     found = {step.name: step for step in files(__name__).iterdir() if step.name.endswith(".sql")}
     own = {int(name[:4]): name for name in sorted(found) if name.endswith(".postgresql.sql")}
     names = {int(name[:4]): name for name in sorted(found) if name not in own.values()}
