@@ -238,7 +238,7 @@ class Code(msgspec.Struct, frozen=True):
 
     status: int
     type: str
-    """Anthropic's (docs: "API errors"), so that clients that handle Anthropic's errors handle these too."""
+    """Anthropic's error type (docs: "API errors"): clients that handle Anthropic's errors handle these, too."""
     is_retryable: bool
     """Whether the same request may succeed later."""
     meaning: str

@@ -12,7 +12,7 @@ from tailrace.deploy.local.running import read_state, write_state
 from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid
 
-# The state file with the id of the last turn that `tailrace ask` of this user started.
+# The state file with the id of the turn that this user's `tailrace ask` started last.
 LAST_TURN = "last-turn"
 SIMULATED = "simulated model: no API key is set (ANTHROPIC_API_KEY)"
 
@@ -38,7 +38,7 @@ def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False
 
 
 def warn_if_simulated(client: Client) -> bool:
-    """Prints a line if the simulated Claude answers, and returns whether it does. False without a terminal."""
+    """Prints a line if the simulated Claude answers, and returns whether it does. Without a terminal: False."""
     if not sys.stderr.isatty():
         return False
     try:

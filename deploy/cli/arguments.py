@@ -15,7 +15,7 @@ from tailrace.proto.ids import LOCAL, Tenant, TurnId, is_session_name, is_token
 def add_data(
     parser: argparse.ArgumentParser, about: str = "data directory of a running `up`", *, finds_running: bool = True
 ) -> None:
-    """Adds `--data`. Its default is the directory of this user's running `up`, or the one that `up` would use."""
+    """Adds `--data`. Its default is the directory of this user's running `up`, or the directory that `up` would use."""
     default, kind = (find_data_dir(), named_folder) if finds_running else (Options().data_dir, folder)
     parser.add_argument("--data", type=kind, default=default, metavar="DIR", help=f"{about} (default: %(default)s)")
 
@@ -64,7 +64,7 @@ def add_question(parser: argparse.ArgumentParser) -> None:
 
 
 def number(noun: str, lowest: int, highest: int) -> Callable[[str], int]:
-    """Returns an argparse type: an integer from `lowest` to `highest`. Its error calls it a `noun`."""
+    """Returns an argparse type: an integer from `lowest` to `highest`. Its error calls the number a `noun`."""
 
     def parse(text: str) -> int:
         if text.isascii() and text.isdigit() and len(text) <= len(str(highest)) and lowest <= int(text) <= highest:
@@ -77,7 +77,7 @@ def number(noun: str, lowest: int, highest: int) -> Callable[[str], int]:
 def folder(text: str) -> Path:
     """argparse type: a directory, which may not exist yet."""
     if not text:
-        # The value of a variable that is not set. It would be the working directory.
+        # The value of an unset variable. It would mean the working directory.
         raise argparse.ArgumentTypeError("'' is not a directory")
     try:
         Path(text).stat()
@@ -94,9 +94,9 @@ def named_folder(text: str) -> NamedDataDir:
 
 
 def host(text: str) -> str:
-    """argparse type: an address, also an IPv6 address in the brackets that it has in a URL."""
+    """argparse type: an address, also an IPv6 address in brackets, as in a URL."""
     if not text:
-        # It would be every address of the machine.
+        # It would mean every address of the machine.
         raise argparse.ArgumentTypeError("'' is not an address")
     return text[1:-1] if text.startswith("[") and text.endswith("]") else text
 
@@ -127,7 +127,7 @@ def session_id(text: str) -> str:
 
 
 def turn_id(text: str) -> TurnId:
-    """Returns the id of a turn. Also accepts the id that the turn has in OpenAI's or Anthropic's protocol."""
+    """Returns the id of a turn. Also accepts the turn's id in OpenAI's or Anthropic's protocol."""
     for prefix in ("chatcmpl-", "resp_", "msg_", "batch_"):
         text = text.removeprefix(prefix)
     if not is_token(text):

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def read_question(argument: str | None) -> str:
-    """Returns the text of the standard input, unless that is a terminal, and then the question of the command line."""
+    """Returns the text of the standard input, unless it is a terminal, followed by the question of the command line."""
     if sys.stdin.isatty() and argument in (None, "-"):
         raise SettingsInvalid(
             'there is no question: write `tailrace ask "Why is the sky blue?"`, or pipe a question into it'
@@ -85,7 +85,7 @@ def read_piped(*, is_optional: bool) -> str:
     """Returns the text of the standard input; empty for a terminal."""
     if sys.stdin.isatty():
         return ""
-    # A program that starts this command may keep the other end open and send nothing.
+    # A program that starts this command may keep the other end of the pipe open and send nothing.
     if is_optional and not select.select([sys.stdin], [], [], NOTICE_S)[0]:
         print("waiting for the standard input; `< /dev/null` asks without it", file=sys.stderr, flush=True)
     return sys.stdin.read().strip()

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def describe_left_out(manifest: backup.Manifest) -> str:
-    """Returns lines that name what a backup does not contain; an empty text if it contains everything."""
+    """Returns lines that name the files missing in a backup; an empty text if it contains everything."""
     left_out = manifest.left_out
     lines = [f"\nleft out: {one_line(one.name)} ({one.why})" for one in left_out[:LEFT_OUT_SHOWN]]
     if more := left_out[LEFT_OUT_SHOWN:]:

@@ -1,7 +1,7 @@
 """`tailrace batch`: submits a file of inputs to a gateway as a batch, shows its progress, and writes the results.
 
 A second run with the same file and options continues the same batch, because the Idempotency-Key is a hash of the
-request. After a lost connection the event stream resumes at its cursor, and the results after the last received line.
+request. After a lost connection, events resume at the cursor, and results after the last received line.
 """
 
 import argparse
@@ -46,7 +46,7 @@ has no answer.
 # A gateway takes a while to read 10,000 inputs.
 SILENCE_S = 60.0
 BAR_CHARS = 30
-# How an error message of the gateway refers to an input and one of its fields.
+# How an error message of the gateway names an input and a field of the input.
 INPUT = re.compile(r"[`$.]*requests\[(\d{1,5})\]([\w.\[\]]*)`?")
 
 
@@ -115,7 +115,7 @@ def _write(results: Iterable[Mapping[str, Any]], output: TextIO) -> bool:
 
 
 def require_writable(output: Path) -> None:
-    """Raises SettingsInvalid, before the batch is submitted and costs money."""
+    """Raises SettingsInvalid for a bad `output`, before the batch costs money."""
     is_device = output.exists() and not output.is_file()
     where, rights = (output, os.W_OK) if is_device else (output.parent, os.W_OK | os.X_OK)
     if output.is_dir() or not os.access(where, rights):

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Cancels the turn and prints its outcome, also the outcome of an earlier end. Raises GatewayFailed."""
+    """Cancels the turn and prints its outcome, also if it had ended before. Raises GatewayFailed."""
     with connect(args, environ) as client:
         found = client.cancel(args.id)
     if args.json:

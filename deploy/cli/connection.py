@@ -23,7 +23,7 @@ class GatewayFailed(TailraceError):
 
 
 def find_url(url: str | None, environ: Mapping[str, str], data_dir: Path) -> str | None:
-    """Returns the address of `--url`, TAILRACE_URL or the running `up`; None if there is none of them.
+    """Returns the address of `--url`, TAILRACE_URL or the running `up`; None without any of these.
 
     Raises SettingsInvalid if `--data` names a directory without a running `up`: another system may be at the default
     address.
@@ -66,7 +66,7 @@ def connect(args: argparse.Namespace, environ: Mapping[str, str], **options: Any
 
 
 def require_gateway() -> None:
-    """Raises GatewayFailed if no gateway answers at the default address. Does not retry: none may run."""
+    """Raises GatewayFailed if no gateway answers at the default address. Does not retry: perhaps no gateway runs."""
     with Client(tries_max=0, silence_s=PROBE_S) as probed:
         try:
             probed.request("GET", "/health")
@@ -85,7 +85,7 @@ def describe(error: client.TailraceError, url: str) -> str:
 
 
 def report_retry(error: client.TailraceError, tries: int) -> None:
-    """Prints why a command waits, at the first of several tries."""
+    """Prints why a command waits, but only at the first of several tries."""
     if tries == 1:
         # Overwrites a progress bar.
         start = "\r\x1b[K" if has_cursor(sys.stderr) else ""

@@ -11,7 +11,7 @@ from tailrace.persistence.migrations import NEWEST
 from tailrace.proto.errors import StoreRefused
 
 PAGE_ROWS = 500
-# A trigger fills it as `sessions` are inserted.
+# A trigger fills this table when `sessions` are inserted.
 DERIVED = "session_counts"
 
 Read = Callable[[str, Mapping[str, Any]], Awaitable[list[dict[str, Any]]]]
@@ -29,7 +29,7 @@ async def copy_database(source: Database, target: Database) -> list[TableDigest]
     """Copies all rows in one transaction. Returns the digest of each table, which is the same in both databases.
 
     Raises StoreRefused if the target is not empty, if the copy differs from the source, or if the source was changed
-    meanwhile. Then no row of the target changes.
+    meanwhile. No row of the target changes then.
     """
     if source.version != NEWEST:
         raise StoreRefused(

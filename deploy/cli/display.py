@@ -32,7 +32,7 @@ class Display(Protocol):
 
 
 class PlainDisplay:
-    """The text as it is, for pipes and files."""
+    """The unchanged text, for pipes and files."""
 
     def __init__(self, output: TextIO) -> None:
         self._output = output
@@ -89,7 +89,7 @@ def show(answer: Answer, display: Display) -> End:
     for event in answer:
         match event.type:
             case "delta":
-                # Several blocks may be open at the same time. Text that belongs before text that is shown waits.
+                # Several blocks may be open at the same time. Text that belongs before already shown text waits.
                 is_in_order &= event.index >= last
                 last = event.index
                 if is_in_order:
@@ -124,7 +124,7 @@ def words_of(outcome: str | None, stop_reason: str | None) -> str:
         return outcome or ""
     if stop_reason in WHOLE:
         return ""
-    # It takes 0.1 s to load, and most answers are whole.
+    # The module takes 0.1 s to load, and most answers are whole.
     from tailrace.gateway.clients.stop_reasons import explain  # noqa: PLC0415
 
     return explain(stop_reason).rstrip(".")

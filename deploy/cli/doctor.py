@@ -104,7 +104,7 @@ async def examine(options: Options, environ: Mapping[str, str]) -> list[Finding]
 
 
 def check_copy() -> Sequence[Finding]:
-    """Returns a finding if the venv of a checkout has a copy of it; none otherwise."""
+    """Returns a finding if the venv of a checkout has a copy of the checkout; none otherwise."""
     if (copy := shadowing_copy.find()) is None:
         return []
     detail = f"{copy} is a copy of the checkout and may run in its place: changes of the checkout have no effect"
@@ -112,7 +112,7 @@ def check_copy() -> Sequence[Finding]:
 
 
 async def _settings(environ: Mapping[str, str]) -> Finding:
-    # Only `up` refuses these variables. Processes that are started one by one need them.
+    # Only `up` refuses these variables. Processes that are started without `up` need them.
     inherited = {name: text for name, text in environ.items() if name not in check_environment.CHOSEN}
     try:
         await check_environment.check(inherited)
@@ -132,7 +132,7 @@ async def _port(options: Options) -> Finding:
         try:
             ports.listen(options.host, options.port).close()
         except UpRefused as error:
-            # An `up` that runs here on the same port says nothing about an address that cannot be bound.
+            # If the address cannot be bound for another reason, an `up` that runs on this port does not matter.
             is_in_use = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
             if not is_in_use or (up := running.find_at(options.port)) is None:
                 return Finding("Port", "error", *_split_message(error))
@@ -165,7 +165,7 @@ def _files(environ: Mapping[str, str]) -> Finding:
         wanted = settings.read(tailrace.gateway.settings.Settings, environ).streams_max
     except SettingsInvalid:
         wanted = tailrace.gateway.settings.Settings().streams_max
-    # As each gateway does at its start.
+    # Each gateway does this at its start.
     limit = fd_limit.raise_soft_limit()
     detail = f"{limit} file descriptors allow {fd_limit.streams_max()} streams of a gateway"
     if fd_limit.streams_max() < wanted:
@@ -228,7 +228,7 @@ async def _nats_setup(url: str, user: str | None) -> Finding:
 async def _model(environ: Mapping[str, str]) -> Sequence[Finding]:
     if is_simulated(environ):
         if environ.get("TAILRACE_NATS_URL"):
-            # No `up` starts a simulated Claude then, and the generators have an environment of their own.
+            # With that setting no `up` starts a simulated Claude, and generators have their own environment.
             why = "not checked: ANTHROPIC_API_KEY is not set here. To check it, set it as for the generators"
             return [Finding("Model key", "ok", why)]
         return [Finding("Model key", "ok", "ANTHROPIC_API_KEY is not set: a simulated Claude answers")]

@@ -16,7 +16,7 @@ from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 
-# How long one request erases. After a longer silence, a client would expect that the connection is lost.
+# How long one request erases. After a longer silence, a client would assume a lost connection.
 PART_S = 10
 # A part also waits for an entry and for the database.
 SILENCE_S = 120.0
@@ -61,14 +61,14 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         path, params = "/v1/tenant", {"confirm": args.tenant}
     total: dict[str, Any] = {}
     try:
-        # The client repeats no request by itself: what a lost response has counted would be missing in the report.
+        # The client repeats no request by itself: the counts of a lost response would be missing in the report.
         with connect(args, environ, tries_max=0, silence_s=SILENCE_S) as client:
             for part in _erase(client, path, params):
                 total = _add(total, part)
                 if not part.get("complete", True):
                     print(f"erased so far: {total['turns']} turns, {total['log_entries']} entries", file=sys.stderr)
     finally:
-        # Also after an error: it is the only record of what was erased before.
+        # Also after an error: this is the only record of what was erased before.
         if total and args.json:
             print_json(total)
         elif total:
@@ -77,9 +77,9 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _erase(client: Client, path: str, params: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Erases in parts, and yields the report of each. Raises TailraceError of the client.
+    """Erases in parts, and yields the report of each part. Raises TailraceError of the client.
 
-    A refused request has erased nothing, so it is repeated if a later try may succeed. A lost one is not.
+    A refused request has erased nothing, so it is repeated if a later try may succeed; a lost request is not.
     """
     refusals, is_complete = 0, False
     while not is_complete:
@@ -101,7 +101,7 @@ def _erase(client: Client, path: str, params: Mapping[str, str]) -> Iterator[dic
 
 
 def _add(total: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a report with the sums of the counts of two. Other fields are those of `part`."""
+    """Returns a report with the sums of the counts of both. Other fields are those of `part`."""
     added = dict(part)
     for name, value in part.items():
         if isinstance(value, Mapping):
@@ -112,7 +112,7 @@ def _add(total: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_confirmed(question: str) -> bool:
-    """Asks `question` on the terminal, and returns whether the answer is yes. Raises SettingsInvalid without one."""
+    """Asks `question`, and returns whether the answer is yes. Raises SettingsInvalid without a terminal."""
     if not sys.stdin.isatty():
         raise SettingsInvalid("erased data cannot be restored: add --yes, or run this command on a terminal")
     print(question, end="", file=sys.stderr, flush=True)

@@ -64,7 +64,7 @@ class DatabaseError(msgspec.Struct, frozen=True):
         )
 
     def is_named(self, name: str) -> bool:
-        """Returns whether this is the row of an error code. `53…` stands for each SQLSTATE that begins so."""
+        """Returns whether this is the row of an error code. `53…` stands for each SQLSTATE that begins with 53."""
         codes = CODE.findall(self.name)
         classes = tuple(code.removesuffix("…") for code in codes if code.endswith("…"))
         return name in codes or (len(name) == SQLSTATE_CHARS and name.startswith(classes))
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
-    """Prints the rows that the name stands for. Raises SettingsInvalid for an unknown name, and a removed setting."""
+    """Prints the rows that the name stands for. Raises SettingsInvalid for an unknown name or a removed setting."""
     lists: dict[str, Sequence[ErrorCode | DatabaseError | Setting]] = {
         "errors": all_errors(),
         "database": database_errors(),

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def export_lines(client: Client, user: str | None) -> Iterator[str]:
-    """Yields a JSON object a line: the sessions and turns of `user`; for None all that the tenant has.
+    """Yields JSON objects, one a line: the sessions and turns of `user`; for None all data of the tenant.
 
     Raises client.TailraceError.
     """
@@ -115,7 +115,7 @@ def blob_reader(client: Client) -> Callable[[str], str | None]:
 
 
 def with_long_texts(content: Any, read: Callable[[str], str | None]) -> Any:
-    """Returns a message's content with its long texts in place of their references; those that have expired stay."""
+    """Returns a message's content with long texts in place of their references; those to expired texts stay."""
     match content:
         case {"tailrace:blob": str(sha256)}:
             return content if (text := read(sha256)) is None else text

@@ -49,7 +49,7 @@ NAME_CHARS_MAX = 100
 LIFE = re.compile(r"([1-9][0-9]{0,3})([dhm])")
 LIFE_MAX = 9999
 HEADINGS = ("ID", "TENANT", "SCOPES", "CREATED", "EXPIRES", "REVOKED", "LIMITS", "LEFT", "NAME")
-# The limits whose rest the list shows. Those of a minute are whole again before it is read.
+# The limits whose rest the list shows. Limits of a minute are whole again before the list is read.
 BUDGETS: tuple[What, ...] = ("usd_day", "usd_month", "bytes_day")
 
 
@@ -120,7 +120,7 @@ def key_name(text: str) -> str:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Runs the subcommand. Raises SettingsInvalid if several systems run and a change names none of them, LogError."""
+    """Runs the subcommand. Raises SettingsInvalid if several systems run and a change names no system; LogError."""
     url = nats_server.find_url(args.data, environ, is_change=args.action != run_list)
     status: int = asyncio.run(args.action(url, args))
     return status
@@ -181,7 +181,7 @@ def report_unknown_key(key_id: str) -> int:
 
 
 async def run_revoke(url: str, args: argparse.Namespace) -> int:
-    """Revokes a key; twice is not an error. Returns EXIT_ERROR for an unknown key. Raises LogError."""
+    """Revokes a key; revoking it twice is not an error. Returns EXIT_ERROR for an unknown key. Raises LogError."""
     async with open_administration(url) as administration:
         revoked = await administration.revoke_key(actor(), args.id, may_be_last=True)
     if revoked is None:
@@ -205,9 +205,9 @@ async def create(
     limits: dict[str, float] | None = None,
     life_s: int | None = None,
 ) -> tuple[NewKey, bool]:
-    """Creates a key; returns it, and whether it is the first key. From the first key on, all requests need one.
+    """Creates a key; returns it, and whether it is the first key. From the first key on, all requests need a key.
 
-    Without `life_s` it does not expire. Raises LogMisconfigured if the bucket is missing, LogUnavailable.
+    Without `life_s` the key does not expire. Raises LogMisconfigured if the bucket is missing, LogUnavailable.
     """
     async with open_administration(url) as administration:
         return await administration.create_key(actor(), tenant, name, scopes, limits, life_s)
@@ -239,7 +239,7 @@ def render(keys: Sequence[ApiKey], left: Mapping[str, Mapping[str, float]]) -> s
 
 
 def format_limits(values: Mapping[str, float]) -> str:
-    """Formats limits as `--limits` takes them; `-` for none."""
+    """Formats limits for `--limits`; `-` for none."""
     return ",".join(f"{name}={round(value, 4):.12g}" for name, value in values.items()) or "-"
 
 

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     path, found = f"/v1/admin/tenants/{args.tenant}/limits", list[dict[str, Any]]()
     with connect(args, environ) as client:
         if is_change:
-            # Without `expected`, of two operators the second would undo the change of the first.
+            # Without `expected`, the second of two operators would undo the first one's change.
             own = None if args.clear else client.request("GET", path)["limits"]
             found.append(client.request("PUT", path, {"limits": apply_change(own or {}, args), "expected": own}))
         elif args.tenant is not None:

@@ -1,7 +1,7 @@
 """The `tailrace` command: its commands with their modules, and the errors that a user sees.
 
 Each command is a module of this folder with DESCRIPTION, EXAMPLES, `add_arguments` and `run`. It is imported when the
-command is used, because all of them take a second.
+command is used, because loading all takes a second.
 """
 
 import argparse
@@ -117,7 +117,7 @@ class MainParser(Parser):
 
 
 class CommandParser(Parser):
-    """The parser of a command, which gets its arguments from the module of the command when it is used."""
+    """The parser of a command, which gets its arguments from the command's module when the command is used."""
 
     module = ""
     defaults: Mapping[str, object]
@@ -125,7 +125,7 @@ class CommandParser(Parser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuses an unknown argument here, where the options of the command are known."""
         self.load()
-        # An option first: argparse would complain of its value, which it takes for the argument of the command.
+        # Options first: argparse would report an unknown option's value, which it takes for the command's argument.
         if not any(isinstance(action, argparse._SubParsersAction) for action in self._actions):  # noqa: SLF001  # see below
             self._refuse_unknown([one for one in takewhile("--".__ne__, args or ()) if self._is_unknown_option(one)])
         found, rest = super().parse_known_args(args, namespace)
@@ -133,7 +133,7 @@ class CommandParser(Parser):
         return found, rest
 
     def _is_unknown_option(self, argument: str) -> bool:
-        # As argparse: an argument with a space is none.
+        # As in argparse, an argument with a space is no option.
         name = argument.partition("=")[0]
         return name.startswith("--") and " " not in argument and name not in self._option_string_actions
 
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit status: 0 done, 1 refused or failed, 2 invalid argument or setting."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # It is closed, as by `>&-`: read nothing, or write to nothing.
+            # The stream is closed, as by `>&-`: read nothing, or write to nothing.
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # until the process ends
     if isinstance(sys.stdin, io.TextIOWrapper):
         # A question may contain a file that is not UTF-8: `git diff | tailrace ask "Review this change."`
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_ERROR
         if error.errno not in OUTPUT_FAILED:
             raise
-        # Python would write the rest at its exit, and print an error.
+        # Python would write the rest of the output at exit, and fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno != errno.EPIPE:
             print(f"tailrace: the output cannot be written: {error.strerror}", file=sys.stderr)
@@ -230,7 +230,7 @@ def config_path(argv: Sequence[str] | None) -> Path | None:
 def configure_logging() -> None:
     """Keeps logs out of the output, which programs may read: each error is printed as one sentence.
 
-    A command whose modules have not loaded structlog logs nothing, and does without the 0.1 s that this takes.
+    A command whose modules have not loaded structlog logs nothing, and saves the 0.1 s of loading it.
     """
     if "structlog" in sys.modules:
         from tailrace.proto.runtime.logging_setup import configure  # noqa: PLC0415  # see above

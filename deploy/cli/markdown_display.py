@@ -80,10 +80,10 @@ class MarkdownDisplay:
 
 
 class Blocks:
-    """Markdown with one blank line between its blocks; rich alone prints two before a list, a heading or a quote."""
+    """Markdown with one blank line between its blocks; rich prints two before a list, a heading or a quote."""
 
     def __init__(self, text: str) -> None:
-        # Print the address of each link, because its text may name another one.
+        # Print the address of each link, because its text may name another address.
         self._markdown = Markdown(text, hyperlinks=False, code_theme="ansi_dark")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
-    """Copies all tables and prints their rows and digests, which both databases have.
+    """Copies all tables; prints the numbers of rows and the digests, which both databases have.
 
-    Raises SettingsInvalid for a source that is not a database, UpRefused if `up` uses the directory of one of them,
+    Raises SettingsInvalid for a source that is not a database, UpRefused if `up` uses the directory of one database,
     StoreError.
     """
     source = Path(args.source)
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
         raise SettingsInvalid(f"{args.source!r} is not a file: name the database to copy")
     with ExitStack() as stack:
         parents = (Path(where).parent for where in (args.source, args.target) if not is_url(where))
-        # Not Path.resolve, which raises RuntimeError for a loop of links: opening the database refuses it.
+        # Not Path.resolve, which raises RuntimeError for a loop of links: opening the database refuses the loop.
         for folder in {Path(os.path.realpath(parent)) for parent in parents}:
             if holder := data_dir.find_holder(folder):
                 raise UpRefused(f"the data directory {folder} is in use by {holder}: stop it first")

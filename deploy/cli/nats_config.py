@@ -27,7 +27,7 @@ The folder gets one configuration for each server (nats-1.conf …), and gateway
 admin.env with the TAILRACE_NATS_URL of each process. The passwords are new. docs/NATS.md has the next steps.
 """
 PORT = 4222
-# Added to the port for clients (4222), they give the ports for the other servers (6222) and monitoring (8222).
+# Offsets from the port for clients (4222) to the ports for other servers (6222) and monitoring (8222).
 TO_CLUSTER, TO_MONITORING = 2000, 4000
 PORT_MAX = 65535 - TO_MONITORING
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104  # servers and processes on other machines connect, with passwords
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     """Writes the files into a new folder and prints their paths.
 
-    Returns EXIT_USAGE unless one server or three different ones are named, EXIT_ERROR if the folder cannot be written.
+    Returns EXIT_USAGE unless one or three different servers are named, EXIT_ERROR if the folder cannot be written.
     """
     if len(args.server) not in (1, 3) or len(set(args.server)) < len(args.server):
         print("tailrace: name one server, or three different ones", file=sys.stderr)
@@ -112,7 +112,7 @@ def nats_address(text: str) -> Server:
 
 
 def absolute_path(text: str) -> Path:
-    """argparse type: a path on each machine. A relative one would depend on where each process is started."""
+    """argparse type: a path on each machine. A relative path would depend on where each process is started."""
     if not Path(text).is_absolute():
         raise argparse.ArgumentTypeError(f"{text!r} is not an absolute path")
     return Path(text)

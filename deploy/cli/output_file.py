@@ -1,4 +1,4 @@
-"""A private output file that appears under its name when it is complete."""
+"""A private output file, which appears under its name when it is complete."""
 
 import errno
 import os
@@ -13,8 +13,8 @@ from typing import TextIO
 def open_output(output: Path, *, overwrites: bool) -> Iterator[TextIO]:
     """Opens a new file, which only its owner can read, and which becomes `output` if the block ends without an error.
 
-    Otherwise it is removed. A device or a pipe is written to directly. Raises OSError: FileExistsError if `output`
-    exists and must not be overwritten.
+    Otherwise the new file is removed. A device or a pipe is written to directly. Raises OSError: FileExistsError if
+    `output` exists and must not be overwritten.
     """
     if overwrites and output.exists() and not output.is_file():
         with output.open("w", encoding="utf-8") as file:

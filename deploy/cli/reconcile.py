@@ -75,10 +75,10 @@ def percent(text: str) -> Decimal:
 
 
 class Row(NamedTuple):
-    """A model on a day: our tokens and cost, those of the report, and whether they are equal within the tolerance.
+    """A model on a day: the tokens and costs that we and the report have, and whether these agree within the tolerance.
 
-    The row of a whole day has the model "all". Costs in dollars. Only such a row compares the cost: the report has
-    searches without their model.
+    The row of a whole day has the model "all". Costs are in dollars. Only a row for a whole day compares the cost: the
+    report has searches without their model.
     """
 
     day: date
@@ -91,7 +91,7 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The rows of all days, costs of the report that are not compared, and since when our cost is whole."""
+    """The rows of all days, the costs of the report that are not compared, and since when our cost is complete."""
 
     rows: list[Row]
     other_usd: Mapping[str, Decimal]
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 async def fetch(url: str, first: date, last: date) -> tuple[list[BilledUsage], datetime | None]:
-    """Returns the usage of all tenants, and since when it is whole. Raises Refused, LogUnavailable."""
+    """Returns the usage of all tenants, and since when it is complete. Raises Refused, LogUnavailable."""
     connection = await Connection.open(url, "tailrace-reconcile", ADMIN)
     try:
         rpc = Rpc(connection)
@@ -141,7 +141,7 @@ async def fetch(url: str, first: date, last: date) -> tuple[list[BilledUsage], d
                 answers = page.tenants
                 if page.whole_since is not None:
                     whole_since = max(whole_since or page.whole_since, page.whole_since)
-            # The last of them names those after it.
+            # The last answer names the following tenants.
             tenants = answers
         return found, whole_since
     finally:
@@ -202,7 +202,7 @@ def is_within(one: Decimal, other: Decimal, tolerance: Decimal) -> bool:
 
 
 def difference(one: Decimal, other: Decimal) -> str:
-    """Returns by how many percent of the report's amount ours is larger or smaller."""
+    """Returns our amount's difference in percent of the report's amount."""
     if one == other:
         return "0 %"
     return f"{(one - other) * 100 / other:+.2f} %" if other else "not in report"
@@ -234,7 +234,7 @@ def _line(row: Row) -> Sequence[str]:
 
 
 def to_json(found: Comparison, whole_since: datetime | None) -> dict[str, object]:
-    """Returns the comparison as JSON has it."""
+    """Returns the comparison as an object for JSON."""
     rows = [
         {
             "day": row.day,

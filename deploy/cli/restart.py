@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
-    """Restarts or scales the processes and prints each one as it happens. Raises SettingsInvalid, UpRefused."""
+    """Restarts or scales the processes, and prints each in its turn. Raises SettingsInvalid, UpRefused."""
     running.require_named(args.data)
     started = time.monotonic()
     done: dict[str, list[str]] = {"restarting": [], "starting": [], "stopping": []}

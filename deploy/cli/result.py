@@ -26,7 +26,7 @@ def print_json(value: object, *, is_error: bool = False) -> None:
 def json_line(value: object, output: TextIO) -> str:
     """Returns `value` as one line of JSON for `output`.
 
-    For a terminal, it lacks characters that control it: JSON has escapes for some of them only.
+    For a terminal, without characters that control it: JSON has escapes for only some of these.
     """
     line = msgspec.json.encode(value).decode()
     return one_line(line) if output.isatty() else line

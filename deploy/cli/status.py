@@ -43,7 +43,7 @@ shows what NATS, the generators and persistence report. Exit status 1: something
 answers fail, as while the model refuses the key, is ready: "state" is "degraded", as in /readyz and /health.
 """
 WATCH_EVERY_S = 2.0
-# Longer than a healthy process takes to answer.
+# A healthy process answers sooner.
 WAIT_S = 0.5
 
 
@@ -56,14 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints the status once, or with `--watch` every WATCH_EVERY_S seconds.
 
-    Returns EXIT_ERROR if a part is not ready. Raises SettingsInvalid without a system to look at.
+    Returns EXIT_ERROR if a part is not ready. Raises SettingsInvalid if there is no system.
     """
     while True:
         found = asyncio.run(fetch(args.data, environ))
         if args.json:
             print_json(found)
         else:
-            # On a terminal, each output replaces the one before.
+            # On a terminal, each output replaces the previous output.
             clear = "\x1b[H\x1b[2J" if args.watch and has_cursor(sys.stdout) else ""
             print(clear + render(found), flush=True)
         if not args.watch:
@@ -83,7 +83,7 @@ class ProcessStatus(msgspec.Struct, frozen=True):
 class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The reports of nats-server, the generators and persistence.
 
-    `is_degraded`: a generator works and its turns fail, for the reason in `generators_detail`.
+    `is_degraded`: a generator works but its turns fail, for the reason in `generators_detail`.
 
     `queued`: turns that wait for a slot; `running`: turns that generators run.
 
@@ -108,7 +108,7 @@ class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The status of a system.
 
-    `state` is the status of the gateway's `/health`. `ok` is false if it is `unhealthy`.
+    `state` is the status of the gateway's `/health`. `ok` is false if that is `unhealthy`.
 
     `version` is the version of this command. `up_version`, `url` and `processes` are empty without a local `up`.
     `problems` ends with the parts that the gateway's `/readyz` reports as not ready.
@@ -128,7 +128,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 async def fetch(data_dir: Path, environ: Mapping[str, str]) -> Status:
     """Returns the status. Raises SettingsInvalid if there is neither a local `up` nor TAILRACE_NATS_URL."""
     url = nats_server.url(data_dir, environ)
-    # TAILRACE_NATS_URL may be another system than the one with this data directory.
+    # TAILRACE_NATS_URL may be of another system than this data directory.
     up = None if environ.get("TAILRACE_NATS_URL") else status_file.read(data_dir)
     nats, error = None, ""
     processes = await asyncio.gather(*(_process(entry) for entry in up.processes)) if up is not None else []
@@ -178,7 +178,7 @@ async def _nats(url: str) -> NatsStatus:
         reports = [msgspec.json.decode(report, type=GeneratorHealth) for report in generators]
         health = [msgspec.json.decode(report, type=PersistenceHealth) for report in persistence]
         databases = {report.database_id: report.database for report in health}
-        # Each of them would record a part of the turns, and miss the others.
+        # Each database would have a part of the turns, and lack the others.
         names = ", ".join(sorted(databases.values()))
         conflict = f"its processes use different databases: {names}" if len(databases) > 1 else ""
         waiting = sum(sum(report.waiting.values()) for report in reports)

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Creates what is missing and prints how much. Raises LogUnavailable after START_S_MAX, LogError."""
+    """Creates what is missing, and prints the number. Raises LogUnavailable after START_S_MAX, LogError."""
     url = environ.get("TAILRACE_NATS_URL", "nats://127.0.0.1:4222")
     file_bytes_max = args.gib * GIB if args.gib is not None else None
     created = asyncio.run(apply(url, file_bytes_max=file_bytes_max, replicas=args.replicas, wait_s=START_S_MAX))
@@ -58,7 +58,7 @@ async def apply(
     wait_s: float = 0.0,
     repairs: bool = False,
 ) -> int:
-    """Creates what is missing, for servers that may store `file_bytes_max` each; returns how many it has created.
+    """Creates all that is missing, for servers that may store `file_bytes_max` each; returns the number created.
 
     Without `file_bytes_max` or `replicas`, the size or the replicas of the existing streams are used. Retries for
     `wait_s` seconds, because the servers of a cluster answer before they have elected a leader. Raises LogMisconfigured

@@ -56,7 +56,7 @@ class RunningTurn(msgspec.Struct, frozen=True):
 
 
 class Screen(msgspec.Struct, frozen=True, kw_only=True):
-    """One sample. `tokens_s` is None in the first one; `system` is None without a local `up`."""
+    """One sample. `tokens_s` is None in the first sample; `system` is None without a local `up`."""
 
     system: status.Status | None
     running: int
@@ -103,7 +103,7 @@ def running_turn(turn: Mapping[str, Any]) -> RunningTurn:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Prints samples until Ctrl-C on a terminal and with --json; otherwise prints one."""
+    """On a terminal and with --json, prints samples until Ctrl-C; otherwise prints one sample."""
     is_screen = has_cursor(sys.stdout) and not args.json
     with connect(args, environ) as client, open_alternate_screen() if is_screen else nullcontext():
         sampler = Sampler(client, args, environ)

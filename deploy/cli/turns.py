@@ -1,4 +1,4 @@
-"""`tailrace turns`: lists the running turns, those of a session, those with certain words, or the slowest ones."""
+"""`tailrace turns`: lists running turns, the turns of a session, turns with certain words, or the slowest turns."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence

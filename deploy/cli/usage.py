@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def dimension(text: str) -> str:
-    """argparse type: what the totals are grouped by."""
+    """argparse type: the dimension by which totals are grouped."""
     if text not in USAGE_BY and not text.startswith("metadata."):
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(USAGE_BY)}, metadata.NAME")
     return text
@@ -60,7 +60,7 @@ def dimension(text: str) -> str:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints the usage of the days from `--from` to `--to`, in UTC; by default of the last DAYS days.
 
-    Reads it over HTTP if a gateway is named, else over NATS. Raises SettingsInvalid, GatewayFailed, Refused,
+    Reads the usage over HTTP if a gateway is named, else over NATS. Raises SettingsInvalid, GatewayFailed, Refused,
     LogUnavailable.
     """
     first = args.first or args.last - timedelta(days=DAYS - 1)

@@ -1,7 +1,7 @@
 """Reads Anthropic's usage and cost report of an organisation, by day and model.
 
 Source: platform.claude.com, Admin API, "Get Messages Usage Report" and "Get Cost Report" (November 2026). Days are in
-UTC. The report has a call a few minutes after it.
+UTC. A call appears in the report after a few minutes.
 """
 
 import ipaddress
@@ -29,7 +29,7 @@ DAYS_A_PAGE = 31
 PAGES_MAX = 1000
 TIMEOUT_S = 30.0
 BODY_BYTES_MAX = 32 * 1024 * 1024
-# The kinds of cost that a turn's `usage` has, by their names in the report.
+# The report's names of the kinds of cost that a turn's `usage` has.
 COMPARED_COSTS = ("tokens", "web_search")
 KEY = re.compile(r"[!-~]{1,512}")
 
@@ -82,9 +82,9 @@ class Report(NamedTuple):
     """The report of some days."""
 
     usage: Mapping[tuple[date, str], Usage]
-    """The tokens by day and model; models under their id in the table of models, if it has them."""
+    """The tokens by day and model; a model has its id in the table of models, if any."""
     cost_usd: Mapping[tuple[date, str], Decimal]
-    """The cost by day and model, or kind of cost if it has no model: `web_search`, for example."""
+    """The cost by day and model; a cost without a model by its kind, for example `web_search`."""
 
 
 class ReportClient:
@@ -104,7 +104,7 @@ class ReportClient:
         self._headers = {"x-api-key": key, "anthropic-version": VERSION}
 
     def read(self, first: date, last: date, workspaces: list[str], *, has_cost: bool = True) -> Report:
-        """Returns the report of the days `first` to `last`; with `workspaces`, only theirs. Raises ReportFailed."""
+        """Returns the report of the days `first` to `last`; with `workspaces`, only of these. Raises ReportFailed."""
         usage: dict[tuple[date, str], Usage] = {}
         cost: dict[tuple[date, str], Decimal] = {}
         days = {
@@ -181,7 +181,7 @@ def explain_status(status: int, body: bytes, url: str) -> str:
 
 
 def checked_api(api: str) -> str:
-    """Returns the address of the API without a slash at its end. Raises SettingsInvalid if the key could be read."""
+    """Returns the API's address without a final slash. Raises SettingsInvalid if others could read the key."""
     try:
         url = httpx2.URL(api)
     except (httpx2.InvalidURL, ValueError):
@@ -195,7 +195,7 @@ def checked_api(api: str) -> str:
 
 
 def model_name(name: str | None) -> str:
-    """Returns the id of a model in the table; its own name if the table does not have it."""
+    """Returns the id of a model in the table; `name` if the table does not have it."""
     model = find_billed_model(name or "")
     return model.id if model is not None else name or "unknown"
 

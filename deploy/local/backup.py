@@ -1,7 +1,7 @@
 """Backup and restore of a data directory: a tar file whose last member is a manifest with checksums.
 
-The manifest is last, so a file that was cut short has none. A restored directory appears under its name only when it
-is whole. Every member of the archive is a regular file, and the manifest says what it becomes: the content of a link's
+The manifest is last, so a file that was cut short has none. A restored directory appears under its name only when it is
+whole. Every member of the archive is a regular file, and the manifest says what it becomes. The content of a link's
 member is the link's target. The names in `projects` are chosen by models and users, so no name may prevent a backup.
 """
 
@@ -30,15 +30,15 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import StoreError
 from tailrace.proto.version import VERSION
 
-# Since 2, names are escaped, entries have a kind, and the manifest lists omitted paths.
+# Since format 2, names are escaped, entries have a kind, and the manifest lists omitted paths.
 FORMAT = 2
 MANIFEST = "manifest.json"
 DATABASE = "tailrace.db"
 PROJECTS = "projects"
-# All that an `up` cannot make again. It writes its configuration, addresses and status at each start.
+# The folders that an `up` cannot make again. `up` writes configuration, addresses and status at each start.
 FOLDERS = (nats_server.STORE, nats_cluster.DIRECTORY, PROJECTS)
 CHUNK_BYTES = 1024**2
-# A few million files.
+# Enough for a few million files.
 MANIFEST_BYTES_MAX = 1024**3
 # Linux refuses a path of more than 4095 bytes. The rest is for the directory into which a backup is restored.
 NAME_BYTES_MAX = 2048
@@ -92,9 +92,9 @@ def require_state(data_dir: Path) -> None:
 
 
 def write(data_dir: Path, target: Path) -> Manifest:
-    """Writes a backup of a locked data directory to a new file. Raises UpRefused; then no file is left."""
+    """Writes a backup of a locked data directory to a new file. Raises UpRefused, and then leaves no file."""
     try:
-        # The copy of the database is beside the backup, where there is room for it.
+        # The database is copied to the folder of the backup, where there is room for the copy.
         with TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as beside, _private(target) as file:
             try:
                 copy = Path(beside, DATABASE)
@@ -161,7 +161,7 @@ def check(source: Path) -> Manifest:
 def restore(source: Path, data_dir: Path, manifest: Manifest) -> None:
     """Restores a checked backup into a directory that does not exist or is empty.
 
-    Raises UpRefused; then nothing is left.
+    Raises UpRefused, and then leaves nothing.
     """
     data_dir = data_dir.resolve()
     if holder := find_holder(data_dir):
@@ -205,7 +205,7 @@ def _extract(source: Path, stage: Path, manifest: Manifest) -> None:
                     shutil.copyfileobj(file, copy, CHUNK_BYTES)
                     copy.flush()
                     os.fsync(copy.fileno())
-    # After everything else, so that nothing is written through a link.
+    # Links come last, so that nothing is written through a link.
     for path, target in links:
         path.symlink_to(os.fsdecode(target))
 
@@ -220,7 +220,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _is_below(name: str) -> bool:
-    """Returns whether `name` is the path of something below the directory that it is relative to."""
+    """Returns whether the path `name` stays below the directory to which it is relative."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
@@ -228,7 +228,7 @@ def _is_below(name: str) -> bool:
 def _add_all(tar: tarfile.TarFile, data_dir: Path, database: Path) -> tuple[list[BackedUpFile], list[LeftOut]]:
     """Adds a copy of the database and all folders; returns what was added and left out. Raises OSError, UpRefused.
 
-    In `projects`, what cannot be read is left out. In the other folders, it is an error.
+    In `projects`, unreadable files are left out. In other folders, they are an error.
     """
     files, left_out = [_add(tar, DATABASE, database, "file")], list[LeftOut]()
     for name, kind in chain.from_iterable(_find(data_dir, folder, left_out) for folder in FOLDERS):
@@ -246,7 +246,7 @@ def _unreadable(name: str, error: OSError) -> LeftOut:
 
 
 def _find(data_dir: Path, folder: str, left_out: list[LeftOut]) -> Iterator[tuple[str, Kind]]:
-    """Yields what a backup contains of a folder, without following links, and adds the rest to `left_out`.
+    """Yields the parts of a folder that a backup contains, without following links. Adds the rest to `left_out`.
 
     Raises OSError, UpRefused.
     """
@@ -254,7 +254,7 @@ def _find(data_dir: Path, folder: str, left_out: list[LeftOut]) -> Iterator[tupl
     if not os.path.lexists(root):
         return
     if root.is_symlink() and root.lstat().st_uid != os.geteuid():
-        # Only with root's rights would it lead to files that its owner cannot read.
+        # With root's rights, the link would lead to files that its owner cannot read.
         raise UpRefused(f"{root} is a link of another user: write the backup as the user who owns it")
     waiting = [folder]
     while waiting:

@@ -36,8 +36,8 @@ def render_banner(
 ) -> str:
     """Returns the text that is shown when the system is ready. A row is a process: name, pid, addresses.
 
-    `page` is the address of the page with chats, whose fragment may be the token of the demo. `model` says which
-    model answers.
+    `page` is the address of the page with chats; its fragment may be the token of the demo. `model` says which model
+    answers.
     """
     key = "-H 'Authorization: Bearer YOUR-KEY' " if needs_key else ""
     shown = f"\n  Warning:         {warning}" if warning else ""

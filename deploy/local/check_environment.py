@@ -22,7 +22,7 @@ SERVICES: tuple[tuple[str, type[ProcessSettings]], ...] = (
     ("generators", tailrace.features.backends.Settings),
     ("persistence", tailrace.features.persistence.Settings),
 )
-# Settings that `up` chooses for its processes: a value that it ignored silently would be worse than a refusal.
+# Settings that `up` chooses for its processes: to ignore a value silently would be worse than a refusal.
 CHOSEN = {
     "TAILRACE_NATS_URL": (
         "`tailrace up` starts a nats-server of its own: unset it, or start the processes one by one with your NATS "
@@ -31,7 +31,7 @@ CHOSEN = {
     "TAILRACE_DEMO": "`tailrace up` sets it: unset it",
     "TAILRACE_DATABASE": "`tailrace up` keeps its database in the data directory: unset it, and choose --data",
 }
-# Variables of the SDKs of the backends. A mistyped one would be ignored, and answers come from the simulated Claude.
+# Variables of the SDKs of the backends. A mistyped variable would be ignored, and the simulated Claude would answer.
 SDK_NAMES = ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_AUTH_TOKEN")
 SIMILARITY_MIN = 0.86
 # Variables of the commands that are clients of a gateway.
@@ -41,7 +41,7 @@ CLIENT_NAMES = ("TAILRACE_URL", "TAILRACE_KEY")
 async def check(environ: Mapping[str, str]) -> None:
     """Raises SettingsInvalid for an unknown TAILRACE_… variable, and for values that a process would reject.
 
-    Not for settings that earlier versions had: their processes log a warning.
+    Accepts settings that only earlier versions had: the processes log a warning.
     """
     known = {settings.env_name(field) for _, kind in SERVICES for field in kind.__struct_fields__}
     without_error = {*known, *CLIENT_NAMES, *settings.REMOVED}
@@ -60,7 +60,7 @@ async def check(environ: Mapping[str, str]) -> None:
         find_kind(name, tailrace.features.backends.BACKENDS)
     persistence = settings.read(tailrace.features.persistence.Settings, environ)
     feature.check(persistence, tailrace.features.persistence.FEATURES)
-    # Whether an address beyond loopback is allowed is checked when NATS runs, because it stores the API keys.
+    # An address beyond loopback is checked later, when NATS runs, because NATS stores the API keys.
     gateway = settings.read(tailrace.features.gateway.Settings, environ)
     await startup_checks.check(gateway, tailrace.features.gateway.FEATURES)
 
@@ -73,7 +73,7 @@ def gateway_settings(options: Options, environ: Mapping[str, str], nats_url: str
 
 
 def find_mistyped(environ: Mapping[str, str]) -> list[str]:
-    """Returns a warning for each variable whose name is nearly one of `SDK_NAMES`."""
+    """Returns a warning for each variable whose name is similar to one of `SDK_NAMES`."""
     return [
         f"{name} is set but has no meaning: did you mean {found}?"
         for name in sorted(environ)

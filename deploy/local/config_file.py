@@ -29,7 +29,7 @@ UP = "up"
 OPTIONS = {"data": "data_dir", **{name: name for name in ("generators", "gateways", "cluster", "sync")}}
 # `up` chooses these settings for its processes, so the example leaves them out.
 CHOSEN_BY_UP = {"nats_url", "database", "listen_fd", "disk", "ops_targets", "generator", "webhooks", "metrics_targets"}
-# They belong in `.env`.
+# Settings that belong in `.env`.
 SECRETS = ("anthropic_api_key", "claude_code_oauth_token", "jwt_secret", "webhook_key")
 HEAD = f"""\
 # Settings of Tailrace. The command `tailrace` reads the file {NAME} in the current folder or in
@@ -42,7 +42,7 @@ HEAD = f"""\
 # line: {{secrets}}.
 """
 WIDTH = 118
-# Some editors write a byte order mark. It would become a part of the first name.
+# Some editors write a byte order mark. The mark would become a part of the first name.
 ENCODING = "utf-8-sig"
 
 
@@ -119,7 +119,7 @@ def option_of(path: Path, name: str, value: object, fields: set[str]) -> object:
     hints = get_type_hints(Options, include_extras=True)
     try:
         found: object = msgspec.convert(value, hints[OPTIONS[name]], dec_hook=settings.from_text)
-        # No shell has read it. argparse converts a default that is a text as if it was given.
+        # No shell has expanded it. argparse converts a default text as it converts a given value.
         return str(found.expanduser()) if isinstance(found, Path) else found
     except (msgspec.ValidationError, RuntimeError) as error:
         raise SettingsInvalid(f"{path}: [{UP}] {name}: {error}") from error

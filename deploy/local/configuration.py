@@ -44,7 +44,7 @@ def find() -> Path | None:
     for path in (Path(NAME), user_config_path("tailrace", appauthor=False) / NAME):
         if path.is_file():
             for each in (path, path.with_name(DOTENV)):
-                # Of a link, too: its owner chooses the file.
+                # The link, too: its owner chooses the file.
                 if each.exists() and not (is_own(each.stat()) and is_own(each.lstat())):
                     raise SettingsInvalid(f"{each} belongs to another user: to use it, add --config {path}")
             return path

@@ -15,7 +15,7 @@ from typing import TextIO
 
 import msgspec
 
-# A longer line is printed in pieces, so that a process that never ends its line does not fill the memory.
+# A longer line is printed in pieces, so that an endless line does not fill the memory.
 LINE_BYTES_MAX = 65_536
 # How long a line waits for a slow reader. After that the output counts as blocked, and further lines do not wait.
 BLOCKED_S_MAX = 0.05
@@ -72,7 +72,7 @@ class Console:
 
     def print(self, text: str) -> None:
         """Prints text without a name: the banner, and lines that scripts wait for."""
-        # The system continues, and can be stopped, without output. A file may be on a full disk for a while.
+        # The system continues, and can be stopped, without output. The disk of an output file may be full for a while.
         try:
             if not self._is_writable():
                 self._lost += 1
@@ -86,7 +86,7 @@ class Console:
                 self._discard_output()
 
     def _discard_output(self) -> None:
-        """Discards what is printed from now on, and what the stream still holds: Python would write it at its exit."""
+        """Discards all further output, and the output that the stream holds, which Python would write at its exit."""
         with suppress(io.UnsupportedOperation):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
 
@@ -106,7 +106,7 @@ class Console:
         return f"\x1b[{colour}m{label}\x1b[0m" if self.coloured else label
 
     async def relay(self, name: str, pipe: int, is_shown: Callable[[str], bool]) -> None:
-        """Prints the lines of the file descriptor `pipe` for which `is_shown` is true, until all writers close it.
+        """Prints the lines of the file descriptor `pipe` for which `is_shown` is true, until all writers have ended.
 
         `is_shown` is called once a line.
         """

@@ -27,14 +27,14 @@ def without_overridden(environ: Mapping[str, str], data_dir: Path | None) -> Map
     if not isinstance(data_dir, NamedDataDir):
         return environ
     found = {name: value for name, value in environ.items() if name != "TAILRACE_URL"}
-    # The `up` of this directory may use the NATS at TAILRACE_NATS_URL instead of its own.
+    # The `up` of this directory may use the NATS at TAILRACE_NATS_URL, not a NATS of its own.
     if found.get("TAILRACE_NATS_URL") and (data_dir / URL_FILE).exists():
         del found["TAILRACE_NATS_URL"]
     return found
 
 
 def exists(path: Path) -> bool:
-    """Returns whether the path exists. Raises PermissionError if this user may not learn it.
+    """Returns whether the path exists. Raises PermissionError if this user may not see it.
 
     From Python 3.14 on, Path.exists returns False then.
     """
@@ -46,7 +46,7 @@ def exists(path: Path) -> bool:
 
 
 def find_holder(data_dir: Path) -> str:
-    """Returns the command that uses the data directory now, with its pid; empty if none does."""
+    """Returns the command that uses the data directory now, with its pid; empty if no command does."""
     try:
         with (data_dir / LOCK).open("rb") as file:
             try:
@@ -69,8 +69,8 @@ def lock(data_dir: Path, command: str) -> Iterator[None]:
 
     The message of another process that tries to lock it names `command`.
 
-    A new directory has mode 0700. An existing one keeps its mode, because it may be a home directory; the files in it
-    are private by the umask that `up` sets. Raises UpRefused if it cannot be written or is locked.
+    A new directory has mode 0700. An existing directory keeps its mode, because it may be a home directory; the files
+    in it are private by the umask that `up` sets. Raises UpRefused if the directory cannot be written or is locked.
     """
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -107,8 +107,8 @@ def is_own(found: os.stat_result) -> bool:
 def read_own(data_dir: Path, name: str) -> bytes:
     """Returns the content of a file in a data directory.
 
-    Raises OSError, also if the directory or the file belongs to another user: its addresses would receive this user's
-    keys and questions.
+    Raises OSError, also if the directory or the file belongs to another user: the addresses in it would receive this
+    user's keys and questions.
     """
     folder = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -133,7 +133,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def replace_private(path: Path, text: str) -> None:
-    """Like `write_private`, for a file that other processes read at any moment: they see the old text or the new."""
+    """Like `write_private`, for a file that other processes read at any moment: they see the old or the new text."""
     new = path.with_name(f"{path.name}.new")
     write_private(new, text)
     new.replace(path)

@@ -1,7 +1,7 @@
-"""The part of `tailrace up` behind the demo of the page `/`: lists its processes, and kills a gateway or a generator.
+"""The part of `tailrace up` behind the demo on the page `/`: lists the processes, and kills a gateway or a generator.
 
-Gateways ask over a Unix socket in a directory of this user, with a token that only the address has that `up` prints.
-Another user of the machine can open the page, and has neither.
+Gateways ask over a Unix socket in a directory of this user, with a token that is only in the address that `up` prints.
+Other users of the machine can open the page, but have neither socket nor token.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class Demo:
         self._supervisor = supervisor
 
     def answer(self, question: Question) -> Processes:
-        """Kills what `question` names, and returns the processes. One that has ended since is left alone."""
+        """Kills what `question` names, and returns the processes. Ignores a process that has ended since."""
         if not hmac.compare_digest(question.token.encode(), self.token.encode()):
             return Processes(code="credential_invalid", message="Open the address that `tailrace up` printed last.")
         children = self._supervisor.children

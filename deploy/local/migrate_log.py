@@ -1,15 +1,15 @@
 """Migration of the log between one nats-server and a cluster of three.
 
-The log is copied while no other process uses it, and the old one is kept under another name. A single server and a
+The log is copied while no other process uses it, and the old log is kept under another name. A single server and a
 cluster cannot read each other's stores. An incomplete copy lies in a staging directory, so an interrupted migration
-starts again and loses nothing.
+begins anew and loses nothing.
 
 Servers of a cluster that have just started answer with less than they store. Each truncates its store to the last
 snapshot, waits for a leader, and then applies the rest of Raft's log again. The leader of a stream answers before it
-has done this. Therefore the log is read only when all servers have applied everything that was committed. A copy is
-complete when each server has the same messages as all others. A copy that was interrupted may never become complete, so
-it is deleted with its servers. If a server of the old log has lost a deletion, it never has the same messages as the
-others. Then nothing is copied, and the error message says how to repair the server.
+has applied that. Therefore the log is read only when all servers have applied all committed entries. A copy is complete
+when each server has the same messages as all others. A copy that was interrupted may never become complete, so it is
+deleted with its servers. A server of the old log that has lost a deletion never gets the same messages as the others.
+Then nothing is copied, and the error message says how to repair the server.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ RESPONSE_S_MAX = 5.0
 
 
 class StoredStream(NamedTuple):
-    """A stream as one server stores it: its number of messages, its first sequence (0 if it is empty) and last one."""
+    """A stream as one server stores it: its number of messages, its first (0 if it is empty) and last sequence."""
 
     messages: int
     first: int
@@ -74,7 +74,7 @@ class RaftGroup(NamedTuple):
 
 
 class ServerDiverged(LogUnavailable):
-    """One server has applied the same Raft log as the others, and does not store the same."""
+    """One server has applied the same Raft log as the others, but does not store the same messages."""
 
     def __init__(self, spec: ServerSpec) -> None:
         super().__init__(f"{spec.directory} does not store the same messages as the other two servers")
@@ -199,8 +199,8 @@ async def _stop(servers: Sequence[NatsServer], connection: Connection) -> None:
 async def _wait_until_equal(console: Console, *logs: Sequence[ServerSpec], timeout_s: float = UNCHANGED_S_MAX) -> None:
     """Returns when the servers of each log are settled, and all servers store the same.
 
-    Raises LogUnavailable when nothing has changed for `timeout_s`, and ServerDiverged when nothing has changed for
-    UNCHANGED_S_MAX and a server has diverged.
+    Raises LogUnavailable after `timeout_s` without a change, and ServerDiverged after UNCHANGED_S_MAX without a change
+    if a server has diverged.
     """
     names = " and ".join(f"{len(specs)} in {specs[0].directory.parent}" for specs in logs)
     last: list[list[ServerState]] = []
@@ -227,14 +227,14 @@ async def _wait_until_equal(console: Console, *logs: Sequence[ServerSpec], timeo
 
 
 def are_settled(servers: Sequence[ServerState]) -> bool:
-    """Returns whether each server has applied all that was committed, and all have the same state."""
+    """Returns whether each server has applied all committed entries, and all have the same state."""
     return _have_applied(servers) and are_equal(servers)
 
 
 def find_diverged(servers: Sequence[ServerState]) -> int | None:
-    """Returns the index of the one server that does not store the same as the others, which agree.
+    """Returns the index of the only server that stores other messages than the other servers, which agree.
 
-    Returns None if there is none, or if it may still become equal: not all servers have applied the same Raft log.
+    Returns None without such a server, or if it may still agree: not all servers have applied the same Raft log.
     """
     if not _have_applied(servers):
         return None
@@ -248,7 +248,7 @@ def find_diverged(servers: Sequence[ServerState]) -> int | None:
 def _have_applied(servers: Sequence[ServerState]) -> bool:
     groups = [state.groups for state in servers if state.groups is not None]
     for state in servers:
-        # One group for the cluster's metadata, one a stream and one a consumer.
+        # One group for the cluster's metadata, each stream and each consumer.
         expected = 1 + sum(1 + stream.consumers for stream in state.streams.values())
         if state.groups is not None and len(state.groups) != expected:
             return False
@@ -260,7 +260,7 @@ def are_equal(servers: Sequence[ServerState]) -> bool:
 
 
 def _read_state(spec: ServerSpec) -> ServerState:
-    # The groups first: what is applied by then is in the streams that are read afterwards.
+    # The groups first: entries applied by then are in the streams that are read afterwards.
     paths = ("/raftz", f"/raftz?acc={LOG}")
     groups = {k: v for path in paths for k, v in parse_groups(_get(spec, path)).items()} if spec.member else None
     return ServerState(parse_streams(_get(spec, "/jsz?accounts=true&streams=true")), groups)
@@ -288,7 +288,7 @@ def parse_groups(raftz: dict[str, Any]) -> dict[str, RaftGroup]:
 
 def _get(spec: ServerSpec, path: str) -> dict[str, Any]:
     url = f"http://127.0.0.1:{spec.monitor_port}{path}"
-    # It is plain HTTP. verify=False spares the reading of the system's certificates.
+    # The URL is plain HTTP. verify=False spares the reading of the system's certificates.
     response = httpx2.get(url, timeout=RESPONSE_S_MAX, trust_env=False, verify=False)
     response.raise_for_status()
     return msgspec.json.decode(response.content, type=dict[str, Any])

@@ -1,11 +1,11 @@
-"""Output of nats-server: all lines go to a rotated file, and those that a person needs also to the terminal."""
+"""Output of nats-server: all lines go to a rotated file, and lines that a person needs also go to the terminal."""
 
 import re
 from contextlib import suppress
 from pathlib import Path
 
 FILE = "nats.log"
-# A full file is renamed to nats.log.1, which replaces the one before.
+# A full file is renamed to nats.log.1, which replaces the previous nats.log.1.
 FILE_BYTES_MAX = 8 * 1024**2
 LINE = re.compile(r"\[\d+\] [\d/]+ [\d:.]+ \[(?P<level>[A-Z]{3})\] ?(?P<text>.*)")
 QUIET_LEVELS = ("DBG", "INF", "TRC")

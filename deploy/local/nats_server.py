@@ -39,14 +39,14 @@ OWN_CGROUP, CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 GO_RUNTIME = ("GOGC", "GOMAXPROCS", "GOMEMLIMIT")
 # The server's default: an acknowledged message is on the disk up to two minutes later.
 SYNC_DEFAULT = "2m"
-# It reads its store first: after a crash, gigabytes take minutes.
+# The server reads its store first: after a crash, gigabytes take minutes.
 START_S_MAX = 600.0
 STOP_S_MAX = 10.0
 # A server starts in 20 to 50 ms. A check costs one connection on loopback.
 POLL_S = 0.01
 
 NAME = "nats-server"
-# A server of a cluster writes its process id to it, for `tailrace restart-node`.
+# A server of a cluster writes its process id to this file, for `tailrace restart-node`.
 PID_FILE = "nats.pid"
 STORE = "nats"
 # A planned stop: the server hands over its leaderships, then disconnects its clients one by one, and exits.
@@ -77,11 +77,11 @@ class ServerSpec(msgspec.Struct, frozen=True):
     directory: Path
     port: int
     monitor_port: int
-    # By user: those of deploy/nats/permissions.py. Any other user may do everything in the log's account.
+    # By the users of deploy/nats/permissions.py. Any other user may do everything in the log's account.
     passwords: Mapping[str, str]
     sync: Sync
     file_bytes_max: int
-    # Identifies its copies of the log in a cluster, so it must not change.
+    # Identifies the server's copies of the log in a cluster, so it must not change.
     name: str = NAME
     member: ClusterMember | None = None
 
@@ -125,7 +125,7 @@ def config(spec: ServerSpec) -> str:
 
 
 def render(settings: Mapping[str, Any]) -> str:
-    """Returns `settings` as JSON. nats-server does not know its `\\u` escapes, so other characters are unescaped."""
+    """Returns `settings` as JSON. nats-server does not know JSON's `\\u` escapes, so other characters are unescaped."""
     return json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -216,7 +216,7 @@ def url(data_dir: Path, environ: Mapping[str, str]) -> str:
 
 
 def find_url(data_dir: Path, environ: Mapping[str, str], *, is_change: bool = False) -> str:
-    """Returns `url`, and says which of several systems it is. A change needs a named one. Raises SettingsInvalid."""
+    """Returns `url`; says which system of several it is. A change needs a named system. Raises SettingsInvalid."""
     if not environ.get("TAILRACE_NATS_URL"):
         if is_change:
             running.require_named(data_dir)
@@ -240,22 +240,22 @@ def command(spec: ServerSpec) -> tuple[str, ...]:
 def go_runtime(environ: Mapping[str, str], servers: int = 1) -> dict[str, str]:
     """Returns the environment of each of `servers`: the variables of GO_RUNTIME in `environ`, and a GOMAXPROCS.
 
-    Its default is half of the cores for all servers together, and at least 1. With a thread for each core, idle threads
-    of Go search for work and wake each other; on two cores, the server then needs a quarter more CPU time for a delta
-    (docs/SIZING.md).
+    The default of GOMAXPROCS is half of the cores for all servers together, and at least 1. With a thread for each
+    core, idle threads of Go search for work and wake each other; on two cores, the server then needs a quarter more CPU
+    time for a delta (docs/SIZING.md).
     """
     default = {"GOMAXPROCS": str(max(1, _count_cores() // (2 * servers)))}
     return default | {name: environ[name] for name in GO_RUNTIME if name in environ}
 
 
 def _count_cores() -> int:
-    """Returns how many cores this process may use: by its affinity, and by the quotas of its cgroups (version 2)."""
+    """Returns how many cores this process may use: by CPU affinity, and by the quotas of its cgroups (version 2)."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     names = OWN_CGROUP.read_text().splitlines() if OWN_CGROUP.exists() else []
     group = CGROUP_ROOT / next((name.removeprefix("0::/") for name in names if name.startswith("0::/")), "")
-    # A container, a service or a slice that it belongs to may have the quota.
+    # The quota may be that of its container, service or slice.
     for parent in (group, *group.parents):
-        # There is no file for the root of the machine, and "max 100000" without a quota.
+        # The root of the machine has no file; without a quota, a file has "max 100000".
         with suppress(OSError, ValueError):
             quota, period = map(int, (parent / "cpu.max").read_text().split())
             cores = min(cores, math.ceil(quota / period))
@@ -282,7 +282,7 @@ class _StreamFile(msgspec.Struct):
 
 
 def _reserved_bytes(store: Path) -> int:
-    """Returns the sum of the limits of all streams in the store of a server, or in those of a cluster."""
+    """Returns the sum of the limits of all streams in the store of a server, or in the stores of a cluster."""
     limits: dict[str, int] = {}
     for path in store.rglob("streams/*/meta.inf"):
         with suppress(OSError, *DECODE_ERRORS):

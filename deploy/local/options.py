@@ -33,7 +33,7 @@ class Options(msgspec.Struct, frozen=True):
     cluster: Annotated[
         bool, Meta(description="three nats-servers with a copy of the log each; any one of them may fail")
     ] = False
-    # "always": acknowledged means on the disk. With nats-server's own default a power cut loses up to two minutes.
+    # "always": acknowledged entries are on disk. With nats-server's default a power cut loses up to two minutes.
     sync: Annotated[
         Sync,
         Meta(

@@ -10,13 +10,13 @@ from collections.abc import Collection
 
 from tailrace.deploy.local.errors import UpRefused
 
-# Connections that wait while gateways start or restart: `up` holds the socket, so none is refused in the meantime.
+# Connections that wait while gateways start or restart: `up` holds the socket, so none is refused meanwhile.
 BACKLOG = 2048
 # Below the ports that the kernel gives to outgoing connections, above those that people usually choose.
 FREE_RANGE = range(20_000, 32_768)
-# From TAILRACE_METRICS_PORT to the port before the first generator's. The 64 gateways of `up` at most come before it.
+# From TAILRACE_METRICS_PORT to the port before the first generator's. In between are the gateways of `up`, at most 64.
 GENERATORS_OFFSET = 100
-# `up` finds fewer ports than that before all of its servers have bound theirs.
+# `up` looks for fewer ports than that before all its servers have bound theirs.
 HELD_MAX = 100
 _held = deque[int]()
 """The sockets that are bound to the ports of the last calls of `find_free`."""
@@ -56,19 +56,19 @@ def loopback_of(host: str) -> str:
 
 
 def in_url(host: str) -> str:
-    """Returns `host` as it is written in a URL: an IPv6 address in brackets."""
+    """Returns `host` for a URL: an IPv6 address gets brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def find_free(count: int) -> list[int]:
     """Returns `count` different free loopback ports.
 
-    This process stays bound to the last HELD_MAX of them and does not listen, so that no other call finds them, also of
-    another process. A server can bind them with SO_REUSEADDR, which all servers here set: Linux allows this as long as
-    no other socket listens. macOS does not, so there the ports are only bound until the call returns.
+    This process stays bound to the last HELD_MAX ports and does not listen, so that no other call finds them, not even
+    in another process. A server can bind them with SO_REUSEADDR, which all servers here set: Linux allows this as long
+    as no other socket listens. macOS does not, so there the ports are only bound until the call returns.
 
     Ports of the kernel's range for outgoing connections (Linux: ip_local_port_range, from 32768 on by default) are not
-    used: while a server restarts, an outgoing connection could get its port and keep it for hours.
+    used: while a server restarts, an outgoing connection could take the server's port for hours.
 
     Raises UpRefused if no program can connect to loopback.
     """
@@ -78,7 +78,7 @@ def find_free(count: int) -> list[int]:
     while len(ports) < count:
         one = socket.socket()
         try:
-            # Without SO_REUSEADDR, which would accept a port that another process holds.
+            # Not with SO_REUSEADDR, which would accept a port that another process holds.
             one.bind(("127.0.0.1", secrets.choice(FREE_RANGE)))
         except OSError:
             one.close()
@@ -96,7 +96,7 @@ def _require_loopback() -> None:
     """Raises UpRefused if no program can connect to 127.0.0.1. A server could still listen there."""
     with socket.socket(type=socket.SOCK_DGRAM) as one:
         try:
-            # The connect of a datagram socket looks for a route and sends nothing. Any port serves.
+            # The connect of a datagram socket looks for a route and sends nothing. Any port will do.
             one.connect(("127.0.0.1", 9))
         except OSError as error:
             raise UpRefused(
@@ -108,9 +108,9 @@ def _require_loopback() -> None:
 def find_fixed(first: int, generators: int, gateways: int, own: Collection[int] = ()) -> list[int]:
     """Returns the metrics ports from TAILRACE_METRICS_PORT=`first` on: persistence, generators, gateways.
 
-    Each role has a range of its own, so that a further generator does not change the port of a gateway. The ranges
-    are the same as in the units in deploy/systemd. Raises UpRefused if one is not a port number, or is in use and none
-    of `own`, which processes of this `up` have.
+    Each role has a range of its own, so that a further generator does not change the port of a gateway. The ranges are
+    the same as in the units in deploy/systemd. Raises UpRefused for an invalid port number, and for a port in use,
+    except those in `own`, which processes of this `up` use.
     """
     of_generators = range(first + GENERATORS_OFFSET + 1, first + GENERATORS_OFFSET + 1 + generators)
     ports = [first, *of_generators, *range(first + 1, first + 1 + gateways)]
@@ -119,7 +119,7 @@ def find_fixed(first: int, generators: int, gateways: int, own: Collection[int] 
             continue
         try:
             with socket.socket() as one:
-                # As the metrics server does: a port in TIME_WAIT is free.
+                # The metrics server does this, too: a port in TIME_WAIT is free.
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 one.bind(("127.0.0.1", number))
         except (OSError, OverflowError) as error:

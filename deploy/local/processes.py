@@ -22,7 +22,7 @@ from tailrace.generators.settings import GRACE_S_MAX, Settings
 IMPORT_PATH = str(Path(__file__).parents[3])
 # The SDK requires a key; the simulated Claude accepts any.
 SIMULATED_KEY = "simulated"
-# Only persistence, which sends webhooks, gets the key; gateways only learn that there is one.
+# Only persistence, which sends webhooks, gets the key; gateways only learn that a key exists.
 WEBHOOK_KEY = "TAILRACE_WEBHOOK_KEY"
 # How long a generator's turns may continue after SIGTERM.
 GRACE = "TAILRACE_GRACE_S"
@@ -39,7 +39,7 @@ class Plan(msgspec.Struct, frozen=True):
     listen_fd: int
     claude_port: int
     metrics_ports: tuple[int, ...]  # one for each of `services`
-    metrics_host: str = "127.0.0.1"  # where this machine reaches them
+    metrics_host: str = "127.0.0.1"  # where this machine reaches the metrics
     demo_socket: str = ""  # empty on an address other than loopback
 
     @property
@@ -62,13 +62,13 @@ class Service(msgspec.Struct, frozen=True):
 
 # This machine, in the form of NO_PROXY.
 LOOPBACK = "localhost,127.0.0.1,::1"
-# Variables of backends other than claude, including keys: they may be real while Claude is simulated.
+# Variables of backends other than claude, including keys: these keys may be real while Claude is simulated.
 OTHER_BACKENDS = ("ANTHROPIC_BEDROCK_", "ANTHROPIC_VERTEX_", "AWS_", "GOOGLE_", "CLOUD_ML_")
 ALL_BACKENDS = ("ANTHROPIC_", "CLAUDE_CODE_", *OTHER_BACKENDS)
 
 
 def is_simulated(environ: Mapping[str, str]) -> bool:
-    """Returns whether the simulated Claude is needed: a backend calls Anthropic's API and there is no key."""
+    """Returns whether the simulated Claude is needed: a backend calls Anthropic's API without a key."""
     # With a login, Claude Code alone needs no key.
     name = r"\bclaude" if environ.get("CLAUDE_CODE_OAUTH_TOKEN") else r"\bclaude(_code)?"
     calls_claude = re.search(rf"{name}\s*(,|;|:|$)", environ.get("TAILRACE_BACKENDS", "claude"))
@@ -77,7 +77,7 @@ def is_simulated(environ: Mapping[str, str]) -> bool:
 
 
 def without_proxy(environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns the settings with which HTTP clients use no proxy for this machine: no proxy reaches its loopback.
+    """Returns the settings with which HTTP clients use no proxy for this machine: a proxy cannot reach its loopback.
 
     Python's libraries read both spellings, and prefer the lower-case spelling.
     """
@@ -90,7 +90,7 @@ def without_proxy(environ: Mapping[str, str]) -> dict[str, str]:
 def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> list[ProcessSpec]:
     """Returns all processes except nats-server, in the order of their start.
 
-    All inherit `environ`, so that any setting can be given to `up`; variables of backends go to generators only.
+    All processes inherit `environ`, so that `up` accepts any setting; variables of backends go only to generators.
     """
     backend_settings = {name: value for name, value in environ.items() if name.startswith(ALL_BACKENDS)}
     inherited = {
@@ -132,7 +132,7 @@ def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> l
 
 
 def build_spare(spec: ProcessSpec, port: int) -> ProcessSpec:
-    """Returns a further process of the role of `spec`, with its metrics on `port`. It is not started again."""
+    """Returns a further process of the role of `spec`, with its metrics on `port`. A spare is not started again."""
     name = f"{spec.name.rpartition('-')[0]}-spare"
     environ = {**spec.environ, "TAILRACE_METRICS_PORT": str(port), "TAILRACE_GENERATOR": name}
     assert spec.readiness is not None  # noqa: S101  # all services have one

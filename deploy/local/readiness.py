@@ -21,7 +21,7 @@ METRICS_PATH = "/metrics"
 IMPORT_S_MAX = 120.0
 # The start of a generator takes 1.3 s of CPU time, and `up` may start 64.
 START_S_MAX = 2.0
-# All processes are ready by then. A gateway reads the state of the others every second.
+# The wait when all processes are ready: a gateway reads their state every second.
 SERVING_S_MAX = 5.0
 POLL_S = 0.1
 # A gateway that is still starting leaves the request in the socket's queue; a new request is faster than waiting.
@@ -53,7 +53,7 @@ class Response(NamedTuple):
 async def http_get(host: str, port: int, path: str = "/readyz") -> Response:
     """Sends one GET over a new connection."""
     try:
-        # It is plain HTTP. verify=False spares the reading of the system's certificates.
+        # The URL is plain HTTP. verify=False spares the reading of the system's certificates.
         async with (
             asyncio.timeout(RESPONSE_S_MAX),
             httpx2.AsyncClient(verify=False, trust_env=False, timeout=None) as client,
@@ -67,10 +67,10 @@ async def http_get(host: str, port: int, path: str = "/readyz") -> Response:
 async def wait_ready(checks: Mapping[str, HealthCheck], report: Callable[[str], None]) -> None:
     """Returns when each of `checks` has passed.
 
-    The time limit is `READY_S_MAX`, or `START_S_MAX` for each process if that is longer. A process may need more time
-    if its event loop runs, for example while persistence migrates a large database, or if it has not answered yet and
-    `IMPORT_S_MAX` is not over. If all late processes may need more time, calls `report` with a line and waits for the
-    time limit again. Otherwise raises UpRefused with their names.
+    The time limit is `READY_S_MAX`, or `START_S_MAX` for each process, whichever is longer. A process may need more
+    time if its event loop runs, for example while persistence migrates a large database, or if it has not answered yet
+    and `IMPORT_S_MAX` is not over. If all late processes may need more time, calls `report` with a line and waits for
+    the time limit again. Otherwise raises UpRefused with their names.
     """
     missing, timeout_s = dict(checks), max(READY_S_MAX, START_S_MAX * len(checks))
     for rounds in count(1):
@@ -93,7 +93,7 @@ async def wait_ready(checks: Mapping[str, HealthCheck], report: Callable[[str], 
 async def wait_serving(host: str, port: int) -> dict[str, str]:
     """Waits until a gateway answers `/readyz` with 200. After `SERVING_S_MAX`, returns the parts that are not ready.
 
-    All gateways share one socket, so any of them may answer. Raises UpRefused if none does within `READY_S_MAX`.
+    All gateways share one socket, so any gateway may answer. Raises UpRefused if no gateway does within `READY_S_MAX`.
     """
     try:
         async with asyncio.timeout(READY_S_MAX):
@@ -132,7 +132,7 @@ async def generator_detail(host: str, port: int) -> str:
 async def find_unready(url: str) -> dict[str, str]:
     """Returns the parts that `/readyz` of the gateway at `url` reports as not ready, with their details.
 
-    Empty if it is ready. If it does not answer, the only part is `gateway`.
+    Empty if all are ready. If the gateway does not answer, the only part is `gateway`.
     """
     address = urlsplit(url)
     return _unready_parts(await http_get(address.hostname or "", address.port or 0))

@@ -1,7 +1,7 @@
 """Planned restart of one nats-server of a cluster: it hands over its leaderships, exits, and `up` starts it again.
 
-When a leader is killed, appends wait for seconds until the others have noticed and elected a new one. In lame duck mode
-(SIGUSR2) the server hands over before it exits.
+When a leader is killed, appends wait for seconds until the others have noticed that and elected a new leader. In lame
+duck mode (SIGUSR2) the server hands over before it exits.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from tailrace.deploy.nats.setup import lagging_servers
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection
 
-# In lame duck mode it disconnects its clients one by one, over 30 s.
+# In lame duck mode a server disconnects its clients one by one, over 30 s.
 EXIT_S_MAX = 60.0
 CATCH_UP_S_MAX = 300.0
 # An election takes 4 to 9 s.
@@ -28,7 +28,7 @@ CHECKS = 10
 
 
 async def restart(data_dir: Path, name: str) -> None:
-    """Restarts the server `name`; returns when it has caught up with the others.
+    """Restarts the server `name`; returns when it has caught up with the other servers.
 
     Raises UpRefused if the other servers could not continue without it, SettingsInvalid, LogUnavailable.
     """
@@ -38,7 +38,7 @@ async def restart(data_dir: Path, name: str) -> None:
         raise UpRefused(f"the `up` in {data_dir} has one nats-server: start it with --cluster to have three")
     if status_file.read(data_dir) is None:
         raise UpRefused(status_file.explain_absence(data_dir))
-    # Each server is contacted directly: the others notice only after some time that one hangs.
+    # Each server is contacted directly: the other servers notice only after some time that a server hangs.
     for node, address in zip(nats_cluster.names(), url.split(","), strict=True):
         try:
             await (await Connection.open(address, "tailrace-node")).close()
@@ -74,7 +74,7 @@ async def _find_lagging(connection: Connection) -> set[str]:
     """Returns the servers that are behind.
 
     Repeats the check while a stream has no leader, as shortly after a restart, and up to `CHECKS` times, because a copy
-    that is being written to is often a moment behind.
+    often lags a moment during writes.
     """
     deadline = asyncio.get_running_loop().time() + ELECTION_S_MAX
     checks = 0

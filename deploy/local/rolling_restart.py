@@ -1,10 +1,10 @@
 """`tailrace restart`: starts the processes of a running `up` again, one after the other, on the installed version.
 
-With numbers, it only starts the processes that are missing, and stops those that are too many.
+With numbers, it only starts missing processes, and stops surplus ones.
 
 Persistence is restarted first, without a spare: SQLite has one writer. Generators and gateways have a spare, a further
 process of the role, which takes new turns and connections while a process finishes its own. If a spare does not become
-ready, no process of its role is stopped. Before all, the installed version checks the database and the streams.
+ready, no process of its role is stopped. First of all, the installed version checks the database and the streams.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ from tailrace.proto.runtime.race import run_until
 from tailrace.proto.version import VERSION
 
 SIGNAL = SIGUSR1
-# An older process must not read what a newer one writes: docs/RUNBOOK.md, Separate processes.
+# An older process must not read entries of a newer process: docs/RUNBOOK.md, Separate processes.
 ROLES = ("persistence", "generators", "gateway")
 # SQLite has one writer.
 WITHOUT_SPARE = "persistence"
-# A process that was asked to end needs some seconds; a generator also TAILRACE_GRACE_S, in which it finishes its turns.
+# A process that was asked to end needs some seconds; a generator also up to TAILRACE_GRACE_S, to finish its turns.
 CLOSE_S_MAX = 60.0
 POLL_S = 0.1
-# In the data directory: what the command that sends SIGNAL asks for.
+# In the data directory: the request of the command that sends SIGNAL.
 REQUEST = "restart.json"
 REMIND_S = 10.0
 
@@ -56,7 +56,7 @@ class Numbers(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """The content of the file REQUEST: new numbers of processes, of which None keeps one; without both, a restart.
+    """The content of the file REQUEST: new numbers of processes (None: unchanged); without both, a restart.
 
     `version` is the installed version.
     """
@@ -89,7 +89,7 @@ class RollingRestart:
         self._scale_specs = scale
         self._supervisor = supervisor
         self._status = status
-        # Of the processes, which `up` itself does not share any more after a restart on another version.
+        # The version of the processes, which may differ from that of `up` after a restart.
         self._version = VERSION
         self.requested = asyncio.Event()
 
@@ -111,7 +111,7 @@ class RollingRestart:
             self._report(Restart(self._status.restart.ended + 1, failure=failure))
 
     def _take_request(self) -> Request:
-        """Returns the request that has come with the signal, and removes its file. Raises OSError."""
+        """Returns the signal's request, and removes its file. Raises OSError."""
         try:
             request = msgspec.json.decode(read_own(self._folder, REQUEST), type=Request)
         except (FileNotFoundError, *DECODE_ERRORS):
@@ -132,9 +132,9 @@ class RollingRestart:
         self._version = version or self._version
 
     async def _scale(self, request: Request) -> None:
-        """Starts the processes that are missing, then stops those that are too many. All others are left alone.
+        """Starts missing processes, then stops surplus ones. All other processes keep running.
 
-        Raises UpRefused if one does not start; then no number has changed.
+        Raises UpRefused if a process does not start; then no number has changed.
         """
         if request.version not in ("", self._version):
             raise UpRefused(
@@ -163,7 +163,7 @@ class RollingRestart:
             await self._stop(surplus)
 
     async def _start(self, specs: Sequence[ProcessSpec]) -> None:
-        """Returns when all are ready. Raises UpRefused if one does not start; then none of them runs."""
+        """Returns when all `specs` are ready. Raises UpRefused if one does not start; then none of these runs."""
         self._report_now(specs, "starting")
         for spec in specs:
             self._supervisor.start(spec, is_trial=True)
@@ -177,7 +177,7 @@ class RollingRestart:
             raise
 
     async def _stop(self, specs: Sequence[ProcessSpec]) -> None:
-        """Stops processes for good, all at once. Each one finishes what it runs."""
+        """Stops processes for good, all at once. Each process finishes its work first."""
         self._report_now(specs, "stopping")
         await asyncio.gather(*(self._supervisor.retire(spec.name, end_s_max(spec)) for spec in specs))
 
@@ -203,7 +203,7 @@ class RollingRestart:
         await self._wait_ready(spec)
 
     async def _wait_ready(self, spec: ProcessSpec) -> None:
-        """Raises UpRefused if the process does not become ready, or if it is a spare or new and ends."""
+        """Raises UpRefused if the process does not become ready, or if it ends and is new or a spare."""
         assert spec.readiness is not None  # noqa: S101  # all services have one
         waiting = wait_ready({spec.name: spec.readiness}, self._supervisor.console.log)
         waited = await run_until(waiting, self._supervisor.runs[spec.name])
@@ -217,7 +217,7 @@ class RollingRestart:
         try:
             self._status.write()
         except OSError as error:
-            # `watch` writes it again. The restart and `up` continue.
+            # `watch` writes the file again. The restart and `up` continue.
             self._supervisor.console.log(f"restart: status.json cannot be written ({error.strerror})")
 
 
@@ -243,13 +243,13 @@ async def check(spec: ProcessSpec) -> None:
 
 
 def restart(folder: Path, show: Callable[[Restart, float], None], request: Request = RESTART_ALL) -> UpStatus:
-    """Requests a restart or other numbers from the `up` in `folder`, and waits for the end of it. Raises UpRefused.
+    """Requests a restart or other numbers from the `up` in `folder`, and waits until that is done. Raises UpRefused.
 
     Calls `show` with each state and 0; then every `REMIND_S` with the state and the seconds waited so far. Returns the
     status after the restart.
     """
     status = status_file.read(folder)
-    # The file stays after `up` was killed, and another process may have its pid by now.
+    # The file stays after `up` was killed, and another process may have the `up`'s pid by now.
     if status is None or not data_dir.find_holder(folder):
         raise UpRefused(status_file.explain_absence(folder))
     if status.restart.now:
@@ -260,7 +260,7 @@ def restart(folder: Path, show: Callable[[Restart, float], None], request: Reque
     since = reminded = time.monotonic()
     while True:
         status = status_file.read(folder)
-        # A service manager may have started another one since.
+        # A service manager may have started another `up` since.
         if status is None or status.pid != pid:
             raise UpRefused("`up` has ended: see its output")
         if status.restart.ended > before:

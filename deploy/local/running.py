@@ -18,13 +18,13 @@ FILE = "running"
 
 
 class StartedLast(PosixPath):
-    """The data directory of the `up` that was started last. No option has named it, although several run."""
+    """The data directory of the `up` that was started last. Several run, and no option has named one."""
 
 
 def record(data_dir: Path) -> bool:
     """Adds a directory to the user's list, and removes directories without a running `up`.
 
-    Returns whether other commands find it.
+    Returns whether other commands find the directory.
     """
     others = [one for one in _find_running() if one != data_dir]
     write_state(FILE, "".join(f"{one}\n" for one in [*others, data_dir]))
@@ -44,7 +44,7 @@ def find_data_dir() -> Path:
 
 
 def say_which(data_dir: Path, option: str) -> None:
-    """Prints the address if `find_data_dir` has chosen `data_dir` among several. `option` names another system."""
+    """Prints the address if `find_data_dir` has chosen `data_dir` among several. `option` selects another system."""
     if isinstance(data_dir, StartedLast) and (up := status_file.read(data_dir)):
         print(f"several systems run; this is {up.url}. Name another one with {option}.", file=sys.stderr)
 
@@ -57,7 +57,7 @@ def require_named(data_dir: Path) -> None:
 
 
 def find_at(port: int) -> UpStatus | None:
-    """Returns the status of the `up` that this user runs at `port`; None if there is none."""
+    """Returns the status of the `up` that this user runs at `port`, or None."""
     found = map(status_file.read, _find_running())
     return next((up for up in found if up is not None and urlsplit(up.url).port == port), None)
 

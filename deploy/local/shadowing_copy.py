@@ -1,4 +1,4 @@
-"""Finds a copy of a checkout in the checkout's own `.venv`, which `pip install .` makes: it never changes."""
+"""Finds a copy of a checkout in the checkout's own `.venv`. `pip install .` makes it, and it never changes."""
 
 import sys
 import sysconfig

@@ -18,11 +18,11 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int, fds: Sequence[int] = ()) -> Process:
     """Starts `command`, with standard output and error going to the file descriptor `output`.
 
-    In a session of its own it does not get the terminal's Ctrl-C: only the supervisor decides when and in which order
-    processes stop. On Linux the kernel kills it when this process dies for any reason. The signal is SIGKILL: a
-    process that hangs would survive SIGTERM, and SIGKILL loses nothing that the log acknowledged. On macOS there is no
-    such call, and a supervisor that is killed by SIGKILL leaves its children running: stop them by the pids that it
-    printed.
+    In a session of its own, the child does not get the terminal's Ctrl-C: only the supervisor decides when and in which
+    order processes stop. On Linux the kernel kills the child when this process dies for any reason. The signal is
+    SIGKILL: a process that hangs would survive SIGTERM, and SIGKILL loses nothing that the log acknowledged. macOS has
+    no such call: there, a supervisor that is killed by SIGKILL leaves its children running. Stop them by their printed
+    pids.
     """
     return await asyncio.create_subprocess_exec(
         *command,

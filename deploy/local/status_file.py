@@ -42,7 +42,7 @@ class UpStatus(msgspec.Struct, frozen=True):
 
 
 class Restart(msgspec.Struct, frozen=True):
-    """The state of `tailrace restart`: how many have ended, what runs now, and why the last one failed.
+    """The state of `tailrace restart`: how many processes have ended, what runs now, and why the last restart failed.
 
     `now` are the names of the processes that are restarted, started or stopped, as `action` says.
     """
@@ -54,7 +54,7 @@ class Restart(msgspec.Struct, frozen=True):
 
 
 class StatusFile:
-    """Writes the file of one `up`, and its targets of metrics, if the content has changed."""
+    """Writes status.json of one `up`, and the metrics targets, if they have changed."""
 
     def __init__(self, data_dir: Path, url: str, supervisor: "Supervisor") -> None:
         self._data_dir = data_dir
@@ -93,9 +93,9 @@ def write_metrics_targets(data_dir: Path, specs: Iterable["ProcessSpec"]) -> Non
 
 
 def read(data_dir: Path) -> UpStatus | None:
-    """Returns the status of the `up` that runs with `data_dir`; None if none runs, or if it is still starting.
+    """Returns the status of the `up` that runs with `data_dir`; None if no `up` runs, or if it is still starting.
 
-    None also for files of another user.
+    Returns None also for files of another user.
     """
     try:
         status = msgspec.json.decode(read_own(data_dir, FILE), type=UpStatus)
@@ -110,7 +110,7 @@ def read(data_dir: Path) -> UpStatus | None:
 def explain_absence(data_dir: Path) -> str:
     """Returns why `read` has found no running `up`, and what to do.
 
-    Raises PermissionError if this user may not see whether one runs.
+    Raises PermissionError if this user may not see whether an `up` runs.
     """
     with suppress(FileNotFoundError, NotADirectoryError):
         (data_dir / LOCK).open("rb").close()

@@ -1,4 +1,4 @@
-"""Process supervisor: restarts processes that end, with a growing delay, and stops all in order.
+"""Process supervisor: restarts processes that end, with a growing delay, and stops all processes in order.
 
 The decisions are two pure functions, `next_delay_s` and `stop_order`. One coroutine runs each process for the whole
 time, so its state has one owner.
@@ -28,11 +28,11 @@ DELAY_S_MAX = 5.0
 LIFE_S_MIN = 3.0
 # From the first SIGTERM to the second one.
 GRACE_S = 5.0
-# From the second SIGTERM, after which a process ends at once, to SIGKILL.
+# From the second SIGTERM, at which a process ends at once, to SIGKILL.
 KILL_S = 3.0
-# Wait for the last lines of an ended process, whose pipe may be held open by a process that it started.
+# The wait for the last lines of an ended process; a process that it started may hold its pipe open.
 LAST_LINES_S = 1.0
-# Both are an orderly end: uvicorn, when it has closed everything, dies of the signal that it was sent.
+# Both mean an orderly end: uvicorn, when it has closed everything, ends itself with the signal that it got.
 STOPPED = (0, -SIGTERM)
 EXIT_NOT_STARTED = 127  # as in a shell
 
@@ -133,7 +133,7 @@ class Child:
         await run_until(self.stopping.wait(), ended)
         for wait_s in (self.spec.grace_s, KILL_S):
             if not ended.done():
-                # It may have ended, and the task does not know it yet.
+                # The process may have ended before the task knows it.
                 with suppress(ProcessLookupError):
                     process.terminate()
                 await asyncio.wait([ended], timeout=wait_s)
@@ -167,7 +167,7 @@ class Supervisor:
         self.is_stopping = False
 
     def start(self, spec: ProcessSpec, *, is_trial: bool = False) -> None:
-        """Starts a process, unless `stop` was called: a task that was not yet cancelled must start nothing.
+        """Starts a process, unless `stop` was called: a task that still runs then must start nothing.
 
         If the process ends in its trial, it is not started again.
         """
@@ -179,7 +179,7 @@ class Supervisor:
         self.runs[spec.name] = self.tasks.create_task(child.run())
 
     def end_trial(self, name: str) -> None:
-        """From now on, the process is started again when it ends, also if it has just ended."""
+        """From now on, the process is started again when it ends, also if it has ended already."""
         if self.runs[name].done():
             self.start(self.children[name].spec)
         else:
@@ -201,8 +201,8 @@ class Supervisor:
         del self.children[name], self.runs[name]
 
     async def end(self, name: str, within_s: float) -> None:
-        """Returns when a process has ended, which finishes what it runs. Kills the process if that takes longer than
-        `within_s`. The supervisor then starts it again, unless it is a spare.
+        """Returns when a process has finished its work and ended. Kills it if that takes longer than `within_s`. The
+        supervisor then starts it again, unless it is a spare.
         """
         process = self.children[name].process
         self.restart(name)
@@ -213,7 +213,7 @@ class Supervisor:
                 await process.wait()
         except TimeoutError:
             self.console.log(f"{name} has not ended {within_s:g} s after SIGTERM; killing it, pid {process.pid}")
-            # No answer loses a byte: the log has every entry that it has acknowledged.
+            # No answer loses a byte: the log keeps every acknowledged entry.
             signal_group(process, SIGKILL)
             await process.wait()
 

@@ -59,11 +59,11 @@ from tailrace.proto.runtime.race import run_until
 from tailrace.proto.service import ProcessSettings
 
 NATS_S_MAX = 30.0
-# `up` itself has 25 files open when three services run, and each further one adds a pipe and a port. A gateway reserves
-# 48 for itself.
+# `up` itself has 25 files open when three services run, and each further service adds a pipe and a port. A gateway
+# reserves 48 files for itself.
 FILES_MIN, FILES_PER_SERVICE = 48, 2
-# The kernel counts threads. All processes together have 39 without load when three services run, of which each has at
-# most 7, and `up` waits for it in another one.
+# The kernel counts threads. All processes together have 39 threads without load when three services run. Each service
+# has at most 7, and `up` one more for each.
 THREADS_MIN, THREADS_PER_SERVICE = 32, 8
 NAME_WIDTH = len("simulated-claude")
 
@@ -74,7 +74,7 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
     Raises SettingsInvalid, UpRefused, or LogError if the NATS streams belong to another version.
     """
     asyncio.run(check_environment.check(environ))
-    # nats-server reads it from a file in UTF-8, and would store the log in a directory of another name.
+    # nats-server reads this path from a UTF-8 file, and would store the log in a directory of another name.
     if str(options.data_dir).encode(errors="replace") != os.fsencode(options.data_dir):
         raise UpRefused(
             f"the path of the data directory {options.data_dir} is not UTF-8, or the locale is not:"
@@ -108,7 +108,7 @@ def require_limits(options: Options) -> None:
         (resource.RLIMIT_NPROC, "processes", "-u", THREADS_MIN + THREADS_PER_SERVICE * services),
     ):
         limit, _ = resource.getrlimit(which)
-        # It is -1 without a limit, or on macOS the largest number.
+        # Without a limit, the value is -1, or on macOS the largest number.
         if 0 <= limit < needed:
             raise UpRefused(f"the limit of {what} is {limit}: raise it with `ulimit {option}` to {needed} or more")
 
@@ -142,7 +142,7 @@ async def up(options: Options, environ: Mapping[str, str], listener: socket.sock
         return 0
     if supervisor.fatal_config.done():
         raise UpRefused(f"{supervisor.fatal_config.result()}: see its lines above")
-    watching.result()  # raises: it never returns
+    watching.result()  # raises: `watching` never returns
     return 1
 
 
@@ -168,7 +168,7 @@ def handle_signals(supervisor: Supervisor) -> asyncio.Event:
             supervisor.kill()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # `nohup` ignores SIGHUP for what it starts.
+        # `nohup` ignores SIGHUP for its command.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(number, handle, number)
     return stop_requested
@@ -179,7 +179,7 @@ async def start_and_watch(
 ) -> None:
     """Starts all processes, prints the banner, and watches over the system until it is cancelled."""
     console = supervisor.console
-    # Read now: `up` closes the socket when it stops, and a cancellation may arrive late.
+    # Read these now: `up` closes the socket when it stops, and a cancellation may arrive late.
     port, listen_fd = listener.getsockname()[1], listener.fileno()
     await migrate_log.migrate(options, console)
     servers = migrate_log.server_specs(options, options.data_dir)
@@ -222,7 +222,7 @@ async def start_and_watch(
     )
     status = StatusFile(options.data_dir, plan.url, supervisor)
     restart = RollingRestart(specs, supervisor, status, options.data_dir, scale)
-    # Before the file, whose reader may send the signal.
+    # Before the file is written: its reader may send the signal.
     asyncio.get_running_loop().add_signal_handler(SIGNAL, restart.requested.set)
     with suppress(OSError):  # `watch` reports it and tries again
         status.write()
@@ -305,7 +305,7 @@ def make_plan(
     nats_urls: Mapping[str, str],
     demo: Demo | None = None,
 ) -> Plan:
-    """Chooses the ports of the other processes. Called when nats-server has bound its own, so none is given twice."""
+    """Chooses the ports of the other processes. Called when nats-server has bound its ports, so none is given twice."""
     claude_port, *metrics_ports = ports.find_free(2 + options.generators + options.gateways)
     configured = settings.read(ProcessSettings, environ)
     if configured.metrics_port:

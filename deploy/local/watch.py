@@ -1,13 +1,13 @@
 """The checks that `up` makes while the system runs, each with its repair.
 
-- A nats-server whose write has failed is restarted. Until the restart it stores nothing, even when the cause (a full
+- A nats-server whose write has failed is restarted. Until then the server stores nothing, even when the cause (a full
   disk, a data directory that was away) is gone. While the disk is full it is left running, because it still serves
   reads.
 - A process that hangs (it is alive for the kernel but does not do its work) is killed and started again. Each process
-  is asked over HTTP. The metrics of a service are served by a thread of its own, so they also tell when the event loop
+  is asked over HTTP. The metrics of a service are served by a thread of its own, so they also show when the event loop
   last ran.
 - Deleted streams, buckets and consumers of NATS are made again. A new consumer continues at the first entry that was
-  not acknowledged. What a deleted stream or bucket contained is lost: turns that were in the log and not in the
+  not acknowledged. What a deleted stream or bucket contained is lost: turns that were in the log but not in the
   database end as failed.
 """
 
@@ -34,7 +34,7 @@ from tailrace.proto.service import BEAT_LATE_S
 INTERVAL_S = 5.0
 # Free space for a restart: two of the largest messages.
 FREE_BYTES_MIN = 16 * 1024**2
-# Reported after a failed write by a single server, and by a server of a cluster, which disables JetStream.
+# Reports after a failed write: of a single server, and of one in a cluster, which disables JetStream.
 FAILED_WRITE_SIGNS = "write error", "JetStream not enabled"
 NATS_INFO_S_MAX = 1.0
 SILENT_S_MAX = BEAT_LATE_S
@@ -72,7 +72,7 @@ async def watch(servers: Sequence[ServerSpec], admin_url: str, supervisor: Super
 async def restart_stuck_server(specs: Sequence[ServerSpec], supervisor: Supervisor) -> None:
     """Checks all servers once, and restarts at most one of them. Raises OSError if the disk cannot be read.
 
-    A server of a cluster gets the messages that it missed from the others.
+    A server of a cluster then gets missed messages from the others.
     """
     for spec in specs:
         health = await http_get("127.0.0.1", spec.monitor_port, "/healthz")
@@ -84,7 +84,7 @@ async def restart_stuck_server(specs: Sequence[ServerSpec], supervisor: Supervis
 
 
 def is_stuck(health: Response) -> bool:
-    """Returns whether `/healthz` of the monitoring port reports a failed write. The server then tries no other.
+    """Returns whether `/healthz` of the monitoring port reports a failed write. The server then tries no other write.
 
     A starting server may report the same.
     """
@@ -101,7 +101,7 @@ async def has_started(spec: ServerSpec) -> bool:
 
 
 class Liveness:
-    """The time of the last answer of each process that has answered. A start may take long, so no other is judged.
+    """The time of the last answer of each process that has answered. A start may take long, so others are not judged.
 
     `checks` are the health checks of processes whose spec has none.
     """
@@ -112,11 +112,11 @@ class Liveness:
         self._seen: dict[tuple[str, int], float] = {}
 
     async def restart_hanging(self) -> None:
-        """Asks all processes at once, and kills those that worked before and have not for `SILENT_S_MAX` seconds.
+        """Asks all processes at once, and kills those that worked once, but not in the last `SILENT_S_MAX` seconds.
 
         A process that hangs does not delay the others: its answer is awaited for seconds.
         """
-        # Also a spare, which has been started since: `tailrace restart` waits until it ends.
+        # Includes spares that were started since: `tailrace restart` waits until they end.
         children = self._supervisor.children.items()
         checks = {**self._checks, **{name: child.spec.readiness for name, child in children if child.spec.readiness}}
         await asyncio.gather(*(self._restart_if_hanging(name, check) for name, check in checks.items()))
@@ -155,7 +155,7 @@ class SetupRepair:
         self._known = SetupState()
 
     async def check(self) -> None:
-        """Makes again what is missing. Does nothing while NATS does not answer: the processes report that."""
+        """Creates what is missing. Does nothing while NATS does not answer: the processes report that."""
         try:
             if self._connection is None or self._connection.closed.is_set():
                 self._connection = await Connection.open(self._url, "tailrace-up", ADMIN)

@@ -1,7 +1,7 @@
 """Recording rules and alerts as data, from which `tools/monitoring.py` writes rules.yml and docs/ALERTS.md.
 
-The alerts of a service level follow "Alerting on SLOs" of Google's Site Reliability Workbook: an alert needs a high
-use of the error budget over a long window, and over a short one, so that it ends soon after its cause.
+The alerts of a service level follow "Alerting on SLOs" of Google's Site Reliability Workbook: an alert needs a high use
+of the error budget over a long window, and over a short window, so that it ends soon after its cause.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ Severity = Literal["page", "ticket"]
 """page: a person acts now. ticket: a person acts on the next working day."""
 
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
-# A long window, a short window, and the burn rate: how many times faster than allowed the error budget is used. These
+# A long window, a short window, and the burn rate: how many times faster than allowed the error budget is used. The
 # rates use 2 % of a month's budget in an hour, 5 % in 6 hours, 10 % in a day, and 10 % in 3 days.
 BURN_RATES: dict[Severity, tuple[tuple[str, str, float], ...]] = {
     "page": (("1h", "5m", 14.4), ("6h", "30m", 6)),
@@ -49,7 +49,7 @@ class ServiceLevel(NamedTuple):
 
 
 def _slow_rates(histogram: str, limit: str) -> tuple[str, str]:
-    """Returns the rates of the observations above a bucket's limit, and of all."""
+    """Returns the rates of observations above a bucket's limit, and of all observations."""
     every = f"sum(rate({histogram}_count[WINDOW]))"
     return f'{every} - sum(rate({histogram}_bucket{{le="{limit}"}}[WINDOW]))', every
 
@@ -98,7 +98,7 @@ def _burn_condition(level: ServiceLevel, severity: Severity) -> str:
 
 
 def _exceeds(bad: str, share: float, every: str) -> str:
-    """Returns the condition that the sum `bad` is more than a share of the sum `every`, and not just a few events."""
+    """Returns the condition that the sum `bad` is more than a share of the sum `every`, and more than a few events."""
     return f"{bad} > {share:g} * {every} and {bad} >= {EVENTS_MIN}"
 
 
@@ -118,7 +118,7 @@ ALERTS = (
     ),
     Alert(
         "ProcessDown",
-        # A Prometheus that has started meanwhile has discovered no process.
+        # A Prometheus that has started since the outage has discovered no process.
         'up{job="tailrace"} == 0 or absent(up{job="tailrace"})',
         "1m",
         "page",

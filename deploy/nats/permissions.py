@@ -3,7 +3,7 @@
 The log has its own account, and so has each role. A role's account imports the subjects that it needs from other
 accounts, and nothing else crosses accounts. nats-server sends a reply to any subject that a request names, without a
 permission check; in a separate account such a reply reaches no other role (ADR 23). The user's permissions repeat the
-rules, so that a mistake is reported as an error instead of a lost message.
+rules, so that a mistake causes a reported error, not a lost message.
 
 The server's configuration is written from this module. A new subject needs a row here.
 """
@@ -76,7 +76,7 @@ READ_TURNS = (f"{API}.DIRECT.GET.{STREAM}", f"{API}.STREAM.MSG.GET.{STREAM}")
 READ_BLOBS = (f"{API}.DIRECT.GET.{BODIES}.>", f"{API}.STREAM.MSG.GET.{BODIES}")
 READ_CLAIMS = f"{API}.STREAM.MSG.GET.{CLAIMS_STREAM}"
 PURGE_TURNS = f"{API}.STREAM.PURGE.{STREAM}"
-# Generators of versions before 0.1 ask each other for a second call here. Not to be refused while they are replaced.
+# Generators of versions before 0.1 ask each other for a second call here. Allowed while such generators are replaced.
 HEDGES = ("hedges", "hedges.*")
 COUNT = (EVERY_LIMIT, EVERY_BUDGET, f"{API}.STREAM.MSG.DELETE.{SLOTS}")
 GENERATOR_QUERIES = tuple(map(every_query, (MODELS, COUNT_TOKENS, CANCEL_MESSAGE_BATCH, CANCEL_TURN)))
@@ -228,7 +228,7 @@ RIGHTS: Mapping[str, Rights] = {
             PURGE_TURNS,
             *consume_subjects(PERSISTENCE),
             *consume_subjects(WEBHOOKS),
-            # A process that starts asks the others for their database.
+            # A starting process asks the others for their databases.
             health(PERSISTENCE),
             f"{API}.CONSUMER.RESET.{STREAM}.{PERSISTENCE}",
         ),

@@ -45,12 +45,12 @@ async def apply(
     after: SetupState = SetupState(),  # noqa: B008  # never changed
     repairs: bool = False,
 ) -> int:
-    """Creates missing streams and consumers, then checks all; returns how many it has created.
+    """Creates missing streams and consumers, then checks all; returns the number of created ones.
 
     Raises LogMisconfigured, LogUnavailable. With `repairs`, settings of streams that break the protocol are set back.
 
-    `after` is how far they were before a deletion. A new log continues its sequences, so that no cursor of a
-    client points to another turn's entry. A new consumer starts at the first entry that was not acknowledged.
+    `after` is the state before a deletion. A new log continues the sequences, so that no cursor of a client points to
+    another turn's entry. A new consumer starts at the first entry that was not acknowledged.
     """
     jetstream = connection.jetstream
     turns = turns_stream(replicas, bytes_max, retention_s)
@@ -115,11 +115,11 @@ async def lagging_servers(connection: Connection) -> set[str]:
 async def _set_back(connection: Connection, ours: StreamConfig) -> None:
     """Sets the settings of a stream that break the protocol to those of `ours`. Raises nats.errors.Error.
 
-    All other settings stay, also those that nats-py does not know. What nats-server does not let change stays, too.
+    All other settings stay, also those that nats-py does not know, or that nats-server does not let change.
     """
     reply = await connection.client.request(f"$JS.API.STREAM.INFO.{ours.name}")
     config = msgspec.json.decode(reply.data).get("config")
-    # Without a leader there is none, which `check` reports.
+    # Without a leader there is no configuration, which `check` reports.
     names = stream_differences(ours, StreamConfig.from_response({**config})) if config else []
     if not names:
         return
@@ -134,7 +134,7 @@ async def _set_back(connection: Connection, ours: StreamConfig) -> None:
 
 
 async def _create_stream(jetstream: JetStreamContext, config: StreamConfig) -> bool:
-    """Creates the stream if there is none of this name; returns whether it did."""
+    """Creates the stream if there is none of this name; returns whether it has created it."""
     try:
         await jetstream.stream_info(str(config.name))
     except nats.js.errors.NotFoundError:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def is_unexpected(record: logging.LogRecord) -> bool:
-    """Returns whether uvicorn's log record is about something else than a simulated fault or a shutdown."""
+    """Returns whether uvicorn's log record is not about a simulated fault or a shutdown."""
     cause = record.exc_info[1] if record.exc_info else None
     return not (str(record.msg).startswith(EXPECTED) or isinstance(cause, asyncio.CancelledError))
 

@@ -1,7 +1,7 @@
 """Record of all calls to the simulated Claude: question, begin and end of each.
 
-A checker compares it with the log: a call without an attempt would have cost money without a reason, and a call that is
-open after its turn was cancelled would still cost money.
+A checker compares the record with the log: a call without an attempt would have cost money without a reason, and an
+open call of a cancelled turn would still cost money.
 """
 
 from collections import deque
@@ -26,14 +26,14 @@ class Call(msgspec.Struct):
     """The number of the answer's deltas before this call's first one."""
     begun: int
     closed: int | None = None
-    """None while it is open."""
+    """None while the call is open."""
     over: str = "open"
-    """`open`, `whole`, `aborted` (the client left before the end), or the kind of fault that broke it."""
+    """`open`, `whole`, `aborted` (the client left before the end), or the kind of the fault that broke the call."""
     deltas: int = 0
     """Deltas sent so far."""
 
     def close(self, over: str) -> None:
-        """Ends the call. A call that a fault ended keeps that reason when its client disconnects, as after a stall."""
+        """Ends the call. A call that a fault has ended keeps that reason when its client then disconnects (a stall)."""
         self.closed = monotonic_ns()
         self.over = over if self.over == "open" else self.over
 

@@ -13,7 +13,7 @@ from tailrace.deploy.simulated_claude.directive import Directive
 from tailrace.deploy.simulated_claude.server_tool import ServerCall
 
 INPUT = '{"query":"tailrace"}'
-# A result comes whole in its content_block_start, which counts as one delta.
+# A result is whole in its content_block_start, which counts as one delta.
 RESULT = ("",)
 JSON_PIECE = re.compile(r".{1,8}", re.DOTALL)
 
@@ -25,7 +25,7 @@ class Block(msgspec.Struct, frozen=True):
     deltas: tuple[str, ...]
     tool: str = ""
     cites: int = 0  # citations after its last delta
-    server: ServerCall | None = None  # of a call of a server tool, and of its result
+    server: ServerCall | None = None  # for a call of a server tool, and for its result
     before: int = 0  # calls of server tools before a block of thinking
 
     @property
@@ -40,8 +40,8 @@ class Part(msgspec.Struct, frozen=True):
     start: int = 0
     is_cut_short: bool = False  # by max_tokens
     stop_sequence: str | None = None  # the first one in the text
-    is_paused: bool = False  # it ends with a call of a server tool without its result
-    pending: str = ""  # the id of a call in the request whose result is the first one of this part
+    is_paused: bool = False  # the part ends with a call of a server tool without a result
+    pending: str = ""  # the id of a call in the request whose result comes first in this part
 
     @property
     def deltas(self) -> int:
@@ -54,7 +54,7 @@ def build_answer(
     """Returns the complete answer. A tool of `tool=` is not called again after its result.
 
     `json_sample`: the text is the JSON of `json=`, or else this sample. `forced`: the answer is a call of the tool with
-    this name, and the input of `json=` or else this one.
+    this name; the input is that of `json=`, or else this one.
     """
     if directed.words is not None:
         text = words(directed.tag, directed.words)
@@ -79,9 +79,9 @@ def build_answer(
 
 
 def server_blocks(thinking: Block, text: Block, calls: tuple[ServerCall, ...]) -> list[Block]:
-    """Returns `text` in equal parts, each after `thinking`, and between two parts a call with its result.
+    """Returns `text` in equal parts, with `thinking` before each part, and a call with its result between two parts.
 
-    The first parts are one delta longer if the deltas cannot be divided.
+    If the deltas cannot be divided equally, the first parts are one delta longer.
     """
     blocks: list[Block] = []
     done = 0
@@ -112,10 +112,10 @@ def numbers(last: int) -> list[str]:
 
 
 def find_remainder(answer: Part, conversation: Conversation) -> Part | None:
-    """Returns the rest of the answer after the partial answer of `conversation`; None if the partial text is no
-    prefix of it.
+    """Returns the rest of the answer after the partial answer of `conversation`; None if the partial text is no prefix
+    of the answer's.
 
-    Thinking before the partial answer's end, calls of server tools that it has, and their results are left out.
+    Leaves out thinking before the partial answer's end, its calls of server tools, and their results.
     """
     left = len(conversation.partial)
     if not "".join(block.content for block in answer.blocks if block.kind == "text").startswith(conversation.partial):
@@ -143,7 +143,7 @@ def find_remainder(answer: Part, conversation: Conversation) -> Part | None:
 
 
 def pause(part: Part, pauses: int) -> Part:
-    """Returns `part` up to and including its first paused call of a server tool; all of it if it has none.
+    """Returns `part` up to and including its first paused call of a server tool; the whole `part` if it has none.
 
     The first `pauses` calls of the answer are paused.
     """
@@ -154,7 +154,7 @@ def pause(part: Part, pauses: int) -> Part:
 
 
 def with_repeated(part: Part, partial: str, words: int) -> Part:
-    """Returns `part` with the last `words` of `partial` repeated at its begin, as real models sometimes do."""
+    """Returns `part` with the last `words` of `partial` repeated at its beginning, as real models sometimes do."""
     again = "".join(re.findall(r"\s*\S+\s*", partial)[-words:]).lstrip()
     if not words or not again:
         return part

@@ -42,8 +42,8 @@ request_numbers = itertools.count(1)
 def app(host: str, *, shows_calls: bool = False) -> Starlette:
     """Returns the ASGI app; GET /_sim/stats returns its `state.stats`.
 
-    `host` is the address that it listens on, which requests may name. `shows_calls`: it records the calls with their
-    questions, and shows them at /_sim/calls and /_sim/last.
+    `host` is the address that the server listens on, and that requests may name. `shows_calls`: records the calls with
+    their questions, and shows them at /_sim/calls and /_sim/last.
     """
     recorded = [Route("/_sim/calls", show_calls), Route("/_sim/last", show_last)] if shows_calls else []
     simulated = Starlette(
@@ -65,8 +65,8 @@ def app(host: str, *, shows_calls: bool = False) -> Starlette:
             Route("/_sim/expire", expire_batches, methods=["POST"]),
         ],
         exception_handlers={Refusal: handle_refusal, HTTPException: handle_not_found},
-        # A page in a browser on this machine must not reach it under a host name of its own (DNS rebinding).
-        # The third is its name in deploy/container/compose.yaml, which no page's host can have.
+        # A page in a browser on this machine must not reach the server under a host name of its own (DNS rebinding).
+        # The third name is that in deploy/container/compose.yaml, which no page's host can have.
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "simulated-claude", host])
         ],
@@ -106,7 +106,7 @@ async def create_message(http: HttpRequest) -> Response:
 
 
 def response_instead(parsed: ParsedRequest, breaks: Break) -> Response | None:
-    """Returns the response of a fault before the answer, or None. Without a stream every status fault is one."""
+    """Returns the response of a fault before the answer, or None. Without a stream every status fault has one."""
     if not (breaks.is_http or (breaks.kind in ERROR_TYPES and not parsed.request.stream)):
         return None
     if breaks.kind == "html":
@@ -189,11 +189,11 @@ async def expire_batches(http: HttpRequest) -> Response:
 
 
 async def send_nothing(_: Send) -> None:
-    """Sends no body, because the response is dropped before it."""
+    """Sends no body, because the response is dropped before that."""
 
 
 async def send_broken(body: bytes, is_dropped: bool, send: Send) -> None:
-    """Sends a part of a body; with `is_dropped` the response then ends without its last chunk."""
+    """Sends a part of a body; with `is_dropped`, ends the response without its last chunk."""
     await send({"type": "http.response.body", "body": body, "more_body": is_dropped})
 
 
@@ -207,7 +207,7 @@ async def list_models(http: HttpRequest) -> Response:
 
 
 async def show_model(http: HttpRequest) -> Response:
-    """Answers with the card of a model. Raises Refusal for an unknown one."""
+    """Answers with the card of a model. Raises Refusal for an unknown model."""
     require_key(http.headers)
     return json(find_model(http.path_params["id"]).card())
 
@@ -222,7 +222,7 @@ async def show_calls(http: HttpRequest) -> Response:
 
 
 async def show_last(http: HttpRequest) -> Response:
-    """Returns body and headers of the last request, to check what a gateway in between has sent."""
+    """Returns body and headers of the last request, to check the request of a gateway in between."""
     return json(http.app.state.last)
 
 

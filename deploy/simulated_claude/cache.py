@@ -1,7 +1,7 @@
-"""Simulated prompt cache: how many tokens of a request are read from it and written to it.
+"""Simulated prompt cache: how many tokens of a request are read from the cache and written to it.
 
 As in the API, a `cache_control` mark caches all blocks up to it, the longest cached prefix is read, and a prefix below
-the minimum is not cached. Prefixes do not expire; the oldest is dropped when there are too many.
+the minimum is not cached. Prefixes do not expire; the oldest prefix is dropped when there are too many.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class Cache:
         self._kept: dict[str, None] = {}
 
     def take(self, body: bytes) -> CachedTokens:
-        """Looks up the prefixes of `body`, and caches those that it marks."""
+        """Looks up the prefixes of `body`, and caches the marked ones."""
         if MARK not in body:
             return CachedTokens()
         digest, tokens = hashlib.sha256(), 0

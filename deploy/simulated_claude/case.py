@@ -1,6 +1,6 @@
-"""Cases: answers whose events a test has written, and the rest of one after a partial answer. Pure.
+"""Cases: answers whose events a test has written, and the rest of a case after a partial answer. Pure.
 
-A case is a text with the JSON of one event a line. It is sent byte for byte, so it may contain what no JSON library
+A case is a text with the JSON of one event a line. It is sent byte for byte, so it may contain JSON that no library
 writes. In an event with an `index`, that field stands before the block or the delta.
 """
 
@@ -20,7 +20,7 @@ Lines = tuple[bytes, ...]
 
 
 def parse_case(body: bytes) -> Lines:
-    """Returns the lines of a case that are not empty."""
+    """Returns the lines of a case, without empty lines."""
     return tuple(line.strip() for line in body.splitlines() if line.strip())
 
 
@@ -37,8 +37,8 @@ def count_deltas(lines: Lines) -> int:
 def find_rest(lines: Lines, conversation: Conversation) -> Lines:
     """Returns the lines that follow the partial answer of `conversation`, with their blocks numbered from 0.
 
-    Left out are text that the partial answer has, calls with results in it, and as many blocks of each other type as
-    it has. A text that is not a prefix of the case's has no rest, and the case is sent from its beginning.
+    Leaves out text that is in the partial answer, calls with results in it, and as many blocks of each other type as it
+    has. If its text is not a prefix of the case's text, the case is sent from its beginning.
     """
     if not conversation.is_continued:
         return lines
@@ -84,7 +84,7 @@ def _text(event: dict[str, Any]) -> str:
 
 
 def _skipped_blocks(events: list[dict[str, Any]], conversation: Conversation) -> dict[int, int] | None:
-    """Returns the blocks to leave out: of a text block how many characters, of another one 0. None if none fits."""
+    """Returns the blocks to leave out, with the characters of texts (others: 0). None if the text differs."""
     texts: dict[int, str] = {}
     starts: dict[int, dict[str, Any]] = {}
     for event in events:
@@ -120,7 +120,7 @@ def _is_known(block: dict[str, Any], conversation: Conversation) -> bool:
 
 
 def _without(lines: Lines, events: list[dict[str, Any]], skipped: dict[int, int]) -> Iterator[bytes]:
-    """Yields the lines without what is skipped."""
+    """Yields the lines without skipped blocks and text."""
     numbers: dict[int, int] = {}
     left = dict(skipped)
     for line, event in zip(lines, events, strict=True):

@@ -1,8 +1,8 @@
 """The question in a request's messages, and the partial answer that it continues.
 
-There are three forms of a continuation: up to the 4.5 models the last message is the assistant's partial text
-(prefill); for later models a user message follows, which says where the answer was interrupted; and for all models an
-answer that paused is sent back as it is.
+There are three forms of a continuation: for models up to 4.5, the last message is the assistant's partial text
+(prefill); for later models a user message follows, which says where the answer was interrupted; and for all models a
+paused answer is sent back unchanged.
 """
 
 import hashlib
@@ -45,9 +45,9 @@ class Conversation(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def question(self) -> str:
-        """The text of the last user message that has any, besides reminders; a tool's result has none.
+        """The text of the last user message with text other than reminders; a tool's result has none.
 
-        The middle of a very long one is left out, so that it delays no other answer.
+        The middle of a very long text is left out, so that it delays no other answer.
         """
         questions = (extract_text(message) for message in reversed(self.messages) if message.role == "user")
         text = next((text for text in questions if text and not (text.isspace() or text.startswith(MISFIT))), "")
@@ -88,7 +88,7 @@ def extract_text(message: Message) -> str:
 def read(messages: Sequence[Message]) -> Conversation:
     """Splits `messages` (not empty, the first one is the user's) into conversation and partial answer.
 
-    As in the API, consecutive messages of the assistant are one.
+    As in the API, consecutive messages of the assistant count as one.
     """
     end = len(messages)
     if messages[-1].role == "user" and messages[-1].text.startswith(INTERRUPTED):

@@ -78,7 +78,7 @@ NAME = re.compile(r"\s*([a-z_]+)=")
 FAULT = re.compile(r"([a-z]+|[0-9]+)(?:@(\d{1,7}))?(?:x(\d{1,7})|(\+))?")
 NUMBER = re.compile(r"\d{1,7}(\.\d{1,6})?")
 WORDS_MAX = 1_000_000  # numbered with six digits
-# "Count to three hundred, slowly.": a long answer for people who try the product.
+# "Count to three hundred, slowly.": a long answer for people who try Tailrace.
 COUNT = re.compile(r"\s*(?:please\s+)?count\s+(?:up\s+)?(?:from\s+(?:1|one)\s+)?to\s+(.*)", re.IGNORECASE)
 COUNT_MAX = 10_000
 SLOW_RATE = 15.0
@@ -117,7 +117,7 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
     """How the simulated Claude answers a question."""
 
     words: int | None = None  # None: readable Markdown
-    count: int | None = None  # the text is the numbers from 1 to this one
+    count: int | None = None  # the text is the numbers from 1 to `count`
     tag: str = "w"
     rate: float = 50.0
     wait_s: float = 0.0
@@ -173,7 +173,7 @@ def remove_directives(text: str) -> str:
 
 
 def parse(line: str) -> Directive:
-    """Returns the directive of a `#sim` line. Raises DirectiveInvalid, with the place and the expected word."""
+    """Returns the directive of a `#sim` line. Raises DirectiveInvalid, with the position and the expected word."""
     fields: dict[str, object] = {}
     faults: list[Fault] = []
     at = 0

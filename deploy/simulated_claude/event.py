@@ -21,9 +21,9 @@ class Frame(NamedTuple):
 
     data: bytes
     is_delta: bool = False
-    """Whether it is sent at the directed rate, and counts as a token."""
+    """Whether the event is sent at the directed rate, and counts as a token."""
     result: dict[str, Any] | None = None
-    """The result of a server tool in it."""
+    """The result of a server tool in the event."""
     call: int = 0
     """The number of that tool's call."""
 
@@ -69,7 +69,7 @@ def case_frames(lines: Lines) -> Iterator[Frame]:
 
 
 def apply_break(blocks: Iterator[Frame], breaks: Break) -> Iterator[Frame]:
-    """Yields the first `breaks.after` deltas of `blocks`, and then the error or garbage of the fault, if it has one."""
+    """Yields the first `breaks.after` deltas of `blocks`, and then the error or garbage of the fault, if any."""
     left = breaks.after
     while left:
         frame = next(blocks)
@@ -106,7 +106,7 @@ def block_frames(index: int, block: Block, reply: Reply) -> Iterator[Frame]:
 
 
 def message_start(reply: Reply) -> bytes:
-    # One output token, as the API sends here: it is included in the final count.
+    # One output token, as in the API: the final count includes it.
     return event({"type": "message_start", "message": shell(reply, [], stop_reason=None, output_tokens=1)})
 
 
@@ -178,7 +178,7 @@ def content_block(block: Block, reply: Reply) -> dict[str, Any]:
         case "tool_use":
             tool_input = msgspec.Raw(block.content.encode())
             return {"type": "tool_use", "id": tool_id(block, reply.turn), "name": block.tool, "input": tool_input}
-    assert block.server is not None  # noqa: S101 - the two kinds that are left have one
+    assert block.server is not None  # noqa: S101 - the two remaining kinds have a server call
     id_ = block.server.id(reply.message_id)
     if block.kind == "server_call":
         return block.server.use_block(id_, msgspec.Raw(block.content.encode()))
@@ -255,5 +255,5 @@ def signature(block: Block) -> str:
 
 
 def tool_id(block: Block, turn: str) -> str:
-    """Returns an id that differs between the turns of a conversation: OpenAI's Agents SDK drops a repeated one."""
+    """Returns an id that differs between the turns of a conversation: OpenAI's Agents SDK drops a repeated id."""
     return "toolu_sim" + hashlib.sha256(f"{turn}{block.tool}{block.content}".encode()).hexdigest()[:20]

@@ -19,7 +19,7 @@ FaultKind = Literal[
 ]
 FAULT_KINDS: tuple[str, ...] = get_args(FaultKind)
 HTTP_ONLY = ("html",)
-# Of a message batch: a call has no such fault.
+# Faults of a message batch: a call has no such fault.
 BATCH_ONLY = ("unknown", "unlisted", "broken")
 # Error types of the status faults and of `error`.
 ERROR_TYPES = {

@@ -1,7 +1,7 @@
 """The simulated Message Batches API: create, retrieve, list, cancel and delete batches; results as JSON lines.
 
 A batch ends when its longest answer would have been complete. As in the API, its counts are zero until then, an invalid
-request is an errored result and does not refuse the batch, and the order of results is not that of the requests.
+request gets an errored result but the batch is accepted, and the order of results is not that of the requests.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class MessageBatch:
-    """One batch. `process` returns the result of a request; called once for each. `faults` are of its first request."""
+    """One batch. `process`, called once for each request, returns its result. `faults` are the first request's."""
 
     def __init__(
         self, number: int, requests: list[Request], process: Callable[[Request], Result], faults: Sequence[Fault] = ()
@@ -82,7 +82,7 @@ class MessageBatch:
         self._timer = loop.call_later(max(self._times_s), self._end)
 
     def is_hidden(self, kind: FaultKind, operation: str) -> bool:
-        """Counts a request for `operation`. Returns whether a fault of this kind hides the batch from it."""
+        """Counts a request for `operation`. Returns whether a fault of this kind hides the batch from that request."""
         self._requested[operation] += 1
         count = self._requested[operation]
         return any(
@@ -102,7 +102,7 @@ class MessageBatch:
 
     @property
     def submitted_requests(self) -> list[SubmittedRequest]:
-        """Its requests with how they ended; `open` while the batch runs."""
+        """Requests with the type of the result; `open` while the batch runs."""
         over = {result.custom_id: result.kind for result in self.results}
         return [
             SubmittedRequest(one.custom_id, self.id, self.created_ns, over.get(one.custom_id, "open"))
@@ -135,8 +135,8 @@ class MessageBatch:
         }
 
     def _end(self, rest: Kind | None = None) -> None:
-        """Makes the results. `rest` is the kind of those that are not finished yet; without it all are finished."""
-        # A timer may fire a moment early (uvloop's have whole milliseconds), so its own end does not read the clock.
+        """Makes the results. `rest`: the kind of all unfinished ones; without it, all are finished."""
+        # A timer may fire a moment early (uvloop's have whole milliseconds), so a timed end reads no clock.
         had_s = asyncio.get_running_loop().time() - self._began if rest else math.inf
         self.results = [
             Result(request.custom_id, rest) if rest and time_s > had_s else self._process(request)
@@ -182,7 +182,7 @@ class MessageBatches:
         return batch
 
     def break_results(self, batch: MessageBatch) -> tuple[bytes, bool] | None:
-        """Counts a read of the results; returns what a fault sends instead, and if it then drops the connection."""
+        """Counts a read of the results; returns what a fault sends instead, and whether the connection then drops."""
         if not self._is_hidden(batch, "broken", "lines"):
             return None
         broken = ((b"\n", False), (b"<!doctype html>\n", False), (batch.results[0].line(), True))

@@ -11,7 +11,7 @@ BUDGET = ("enabled", "disabled")
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model and what it accepts. `alias` is its id without a date, and empty if the id has none."""
+    """A model and what it accepts. `alias` is the id without its date; empty if the id has no date."""
 
     id: str
     alias: str = ""
@@ -68,7 +68,7 @@ def support(*, is_there: bool) -> dict[str, bool]:
 
 
 def of_4_5(alias: str, snapshot: str, display_name: str, efforts: tuple[str, ...] = ()) -> Model:
-    """Returns a model of the last generation with a date in its id; its alias has none."""
+    """Returns a model of the last generation with a date in its id; the alias has none."""
     return Model(
         id=f"{alias}-{snapshot}",
         alias=alias,

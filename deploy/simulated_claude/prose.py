@@ -49,7 +49,7 @@ DELTA = re.compile(r"\s*\S+|\s+\Z")
 def markdown(question: str) -> str:
     """Returns about 100 words: a heading, an opening, a list, and some code.
 
-    A question about a function gets one, and a question about a table gets a table.
+    A question about a function gets a function, and a question about a table gets a table.
     """
     seed = hashlib.sha256(question.encode(errors="replace")).digest()
     first, second, third = (POINTS[(seed[0] + step) % len(POINTS)] for step in (0, 1, 2))
@@ -67,7 +67,7 @@ def markdown(question: str) -> str:
 
 
 def deltas(text: str) -> list[str]:
-    """Splits `text` into words, each with the white space before it; joined they are `text`."""
+    """Splits `text` into words, each with the white space before it. The joined words are `text`."""
     return DELTA.findall(text)
 
 

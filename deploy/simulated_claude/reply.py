@@ -19,7 +19,7 @@ from tailrace.deploy.simulated_claude.server_tool import IN_CONTAINER
 
 NOTHING = CachedTokens()
 NO_CASES: Mapping[str, Lines] = {}
-# In the prompt of clients whose model has no structured outputs.
+# A phrase in the prompts of clients whose model has no structured outputs.
 IN_THE_PROMPT = "fits this JSON Schema"
 
 
@@ -32,7 +32,7 @@ class ParsedRequest(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """The reply to one call. `part` is what it sends of the whole answer."""
+    """The reply to one call. `part` is the part of the whole answer that it sends."""
 
     turn: str
     """Conversation.key: the same for every call of one turn."""
@@ -47,7 +47,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     container: str | None = None  # the id of the container in which code ran
     lines: Lines | None = None  # the events of a case, in place of the part's
     is_managed: bool = False  # the request has `context_management`, so the reply reports it
-    is_mismatched: bool  # the partial answer is not a prefix of this answer, which is sent from its beginning
+    is_mismatched: bool  # the partial answer is not a prefix of the answer, so the whole answer is sent
 
 
 def parse_message(request: Request) -> ParsedRequest:
@@ -82,7 +82,7 @@ def reply(
         turn=talk.key,
         message_id="msg_sim" + hashlib.sha256(f"{talk.key}{call}".encode()).hexdigest()[:20],
         model=request.model,
-        # The cache counts the words of each block. Joined without white space, the blocks have fewer.
+        # The cache counts the words of each block. Joined without white space, the blocks have fewer words.
         input_tokens=max(0, request.input_tokens - cached.read - cached.written),
         cached=cached,
         part=part,

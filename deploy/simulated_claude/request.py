@@ -27,7 +27,7 @@ OPEN_OBJECT = "For 'object' type, 'additionalProperties' must be explicitly set 
 
 
 class Source(msgspec.Struct, frozen=True):
-    """The source of a picture or document; `data` is its base64 if it was sent inline."""
+    """The source of a picture or document; `data` is the base64 of an inline source."""
 
     type: str = ""
     media_type: str = ""
@@ -78,7 +78,7 @@ class Format(msgspec.Struct, frozen=True, tag_field="type", tag="json_schema"):
 
 
 class OutputConfig(msgspec.Struct, frozen=True):
-    """`output_config` of a request; other fields of it are ignored."""
+    """`output_config` of a request; other fields in it are ignored."""
 
     format: Format | None = None
 
@@ -146,7 +146,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     context_management: Any = None
     container: str | dict[str, Any] | None = None
     output_config: OutputConfig = OutputConfig()
-    output_format: Format | None = None  # the name of `output_config.format` in the beta
+    output_format: Format | None = None  # the beta's name of `output_config.format`
     tools: list[Tool] = []
     tool_choice: ToolChoice = ToolChoice("auto")
     thinking: Thinking = Thinking()
@@ -212,7 +212,7 @@ def find_model(name: str) -> Model:
 
 
 def require_max_tokens(request: Request) -> None:
-    """Raises Refusal for `max_tokens` below 1 or without `max_tokens`."""
+    """Raises Refusal if `max_tokens` is missing or below 1."""
     if request.max_tokens <= 0:
         raise Refusal(INVALID, "max_tokens: must be greater than or equal to 1")
 
@@ -286,7 +286,7 @@ def refuse_version(request: Request, version: str) -> None:
 
 
 def refuse_tool_messages(messages: list[Message]) -> None:
-    """Raises Refusal for a tool call without its only result directly after it, and for a result without its call.
+    """Raises Refusal for a tool call without exactly one result directly after it, and for a result without its call.
 
     Consecutive messages of one role count as one, as in Anthropic's API.
     """
@@ -343,8 +343,8 @@ def refuse_results(number: int, calls: list[str], blocks: list[Block]) -> None:
 def refuse_server_calls(messages: list[Message]) -> None:
     """Raises Refusal for a call of a server tool without its result, except in a last message of the assistant.
 
-    Anthropic's docs, "Server tools" (`pause_turn`); the wording is from anthropic-sdk-python#1339. Code that has
-    called a tool of the client has its result in a later answer: docs, "Programmatic tool calling".
+    Anthropic's docs, "Server tools" (`pause_turn`); the wording is from anthropic-sdk-python#1339. Code that has called
+    a tool of the client gets its result in a later answer: docs, "Programmatic tool calling".
 
     Also raises Refusal for a result without its call before it; anthropics/claude-code#64383 quotes the message.
     """
@@ -415,7 +415,7 @@ def refuse_model(request: Request, model: Model) -> None:
 
 
 def ends_with_pause(messages: list[Message]) -> bool:
-    """Returns whether the last messages, of the assistant, are an answer that paused: it goes on if it is sent back.
+    """Returns whether the last messages are a paused answer of the assistant, which goes on when it is sent back.
 
     Such an answer has a call of a server tool without its result, or ends with a compaction (docs, "Compaction").
     """

@@ -1,6 +1,6 @@
 """The smallest value that fits a JSON Schema, for answers without `json=`. Pure.
 
-Knows the keywords of Anthropic's structured outputs and the bounds of numbers, but no patterns and formats.
+Knows the keywords of Anthropic's structured outputs and the bounds of numbers, but neither patterns nor formats.
 """
 
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from tailrace.deploy.simulated_claude.refusal import Refusal
 
 TEXT = "tailrace"
 LEVELS_MAX = 64
-# Of items and of characters.
+# The most items or characters.
 LENGTH_MAX = 1000
 
 
 class Endless(Exception):
-    """A definition refers to itself, so no value of it would be complete."""
+    """A definition refers to itself, so no value could be complete."""
 
 
 def sample(schema: Any) -> str:
-    """Returns the value as JSON. Raises Refusal for a schema that is not valid, as far as it is read."""
+    """Returns the value as JSON. Raises Refusal if the part of the schema that is read is not valid."""
     try:
         found = value(schema, schema, LEVELS_MAX)
     except Endless:

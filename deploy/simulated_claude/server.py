@@ -12,12 +12,12 @@ from tailrace.deploy.simulated_claude.app import app
 
 
 class Server(uvicorn.Server):
-    """A server that is bound to its address when it is created."""
+    """A server that binds its address when it is created."""
 
     def __init__(self, host: str, port: int, *, shows_calls: bool = False) -> None:
         """Raises UpRefused if the address cannot be bound."""
         self.socket = ports.listen(host, port)
-        # Connections inherit it. asyncio does not set it for sockets without a protocol number, such as this one.
+        # Connections inherit this. asyncio does not set it for sockets without a protocol number, such as this one.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
             app(host, shows_calls=shows_calls),

@@ -13,7 +13,7 @@ Kind = Literal["web_search", "web_fetch", "code_execution", "bash_code_execution
 KINDS: tuple[str, ...] = get_args(Kind)
 LISTED = re.compile(r"([a-z_]+)(?:\*(\d{1,3}))?")
 CALLS_MAX = 100
-# Kinds that run in a container, whose id the answer reports.
+# Kinds that run in a container; the answer reports its id.
 IN_CONTAINER = ("code_execution", "bash_code_execution")
 EXPIRES_AT = "2030-01-01T00:00:00Z"
 SERVER_NAME, MCP_TOOL = "simulated", "look_up"
@@ -27,7 +27,7 @@ class ServerCall(msgspec.Struct, frozen=True):
 
     @property
     def input_json(self) -> str:
-        """The input, which names the call's number."""
+        """The input, which contains the call's number."""
         match self.kind:
             case "web_search":
                 return f'{{"query":"tailrace {self.number}"}}'
@@ -75,7 +75,7 @@ class ServerCall(msgspec.Struct, frozen=True):
 
 
 def parse_calls(listed: str) -> tuple[ServerCall, ...] | None:
-    """Returns the calls of `web_search,mcp*3`: a call, or some, of each kind, in order. None if it is not valid."""
+    """Returns the calls of `web_search,mcp*3`: one or more of each kind, in order. None if `listed` is not valid."""
     kinds: list[Any] = []
     for one in listed.split(","):
         found = LISTED.fullmatch(one)

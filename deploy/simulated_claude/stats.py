@@ -1,10 +1,10 @@
-"""Counters of calls, streams and tokens, by which tests check what would have been paid for."""
+"""Counters of calls, streams and tokens, by which tests check what would have cost money."""
 
 from collections import Counter
 
 import msgspec
 
-TURNS_MAX = 20_000  # beyond that the turns with the oldest last call are dropped
+TURNS_MAX = 20_000  # beyond that, turns with the oldest last calls are dropped
 
 
 class Stats(msgspec.Struct):

@@ -90,7 +90,7 @@ class StreamWriter:
             if frame.result is not None:
                 self.stats.execute(self.reply.turn, frame.call, frame.result["tool_use_id"])
             if frame.data is event.GARBAGE:
-                # A client that disconnects because of it was made to by the fault.
+                # If the client disconnects because of the garbage, the fault is the reason.
                 self.call.over = "garbage"
             unsent += frame.data
             if len(unsent) >= CHUNK_BYTES:
