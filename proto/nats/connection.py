@@ -296,7 +296,7 @@ class Connection:
             self._is_tls_failing = True
             return
         if LATE_REPLY_ERROR in text:
-            # Only the connection that received a request may reply, and for two minutes. The client has timed out by
+            # Only the connection that received a request may reply, for two minutes only. The client has timed out by
             # then.
             logger.warning("nats refused a late reply", error=str(error))
             return

@@ -266,7 +266,7 @@ class Deliveries:
     async def reset(self) -> None:
         """Makes the server deliver all entries again, from the oldest one in the log. Raises LogUnavailable.
 
-        Resets (ADR-60 of nats-architecture-and-design) instead of creating anew, so that the consumer always exists.
+        Resets the consumer (ADR-60 of nats-architecture-and-design) and does not create it anew: it must always exist.
         """
         try:
             await self._connection.jetstream.reset_consumer(STREAM, self._durable, seq=1)

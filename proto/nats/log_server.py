@@ -62,7 +62,7 @@ class LiveFeed:
         self._silent_since = 0.0
 
     def add(self, stored: StoredEntry) -> None:
-        """Adds an entry that has arrived: passes it to `accept` of the waiting `next`, or else returns it there."""
+        """Adds an entry that has arrived: to `accept` of the waiting `next`, or else to the result of `next`."""
         if self._accept is not None and self._accept(stored):
             self._silent_since = self._loop.time()
             return

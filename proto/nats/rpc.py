@@ -60,7 +60,7 @@ HEADER_CHARS_MAX = 500
 
 # The refusal of a reply that must be requested in parts. An older version has no parts: clients receive the message.
 REPLY_TOO_LARGE = "the reply is larger than one message: request fewer items at once"
-# In a request: the number of a part, from 0. In a reply: how many parts there are, and the SHA-256 of all parts.
+# In a request: the number of a part, from 0. In a reply: how many parts there are, and the whole reply's SHA-256.
 PART, PARTS, REPLY_SHA256 = "Tailrace-Part", "Tailrace-Parts", "Tailrace-Reply-Sha256"
 PART_HEADERS_BYTES_MAX = 1024
 REPLY_BYTES_MAX = 256 * 1024 * 1024

@@ -1,7 +1,7 @@
 """Which settings of a stream or consumer in NATS break the protocol. Pure.
 
-Each setting that nats-py 2.16 knows is either the operator's, which are listed here, or the protocol's. A setting of
-the protocol must have the value of stream_configs.py; if stream_configs.py has none, it must be off.
+Each setting that nats-py 2.16 knows belongs to the operator, and is listed here, or to the protocol. A setting of the
+protocol must have the value of stream_configs.py; if stream_configs.py has none, it must be off.
 """
 
 from dataclasses import fields

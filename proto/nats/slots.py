@@ -54,7 +54,7 @@ class Slots:
     async def _list(self, tenant: Tenant, owner: str, what: str) -> list[HeldSlot]:
         """Like `list_held`, with expired slots for which nats-server has stored a marker; these have no holder.
 
-        It stores markers in a stream with `subject_delete_marker_ttl`, which `streams.check` refuses.
+        nats-server stores markers in a stream with `subject_delete_marker_ttl`, which `streams.check` refuses.
         """
         found: list[HeldSlot] = []
         while True:

@@ -14,8 +14,8 @@ async def run_until(
 ) -> asyncio.Task[T]:
     """Runs `work` until it is done, or one of `stops` is, or `timeout_s` is over; cancels `work` in the last two cases.
 
-    Returns the task of `work`, which is over: `cancelled()` if that cancelled it. The stops go on; an exception of a
-    stop is not raised.
+    Returns the task of `work`, which is over, in these cases `cancelled()`. The stops go on; an exception of a stop is
+    not raised.
     """
     working = asyncio.create_task(work)
     try:
