@@ -38,7 +38,7 @@ from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.feature_parts import join_distinct
 
-# Those of the core without a turn's, which take the names of all dialects.
+# The core's routes, except those that `native.routes` makes from the dialects.
 ROUTES: list[Route] = [
     *BLOB_ROUTES,
     *deletion.ROUTES,
@@ -69,10 +69,10 @@ def routes_of(features: Features) -> list[Route]:
 
 
 def app(gateway: Gateway, features: Started = ()) -> Starlette:
-    """Returns the application, with the routes of `features`, whose services are given as well.
+    """Returns the application, with the routes of `features`, which are given with their services.
 
-    Each endpoint receives the services that its parameters are annotated with. Raises ValueError if two features have a
-    service of the same type, or the same route.
+    Each endpoint receives the services of the types that annotate its parameters. Raises ValueError if two features
+    have a service of the same type, or the same route.
     """
     listed = [feature for feature, _ in features]
     of_core = zip(inspect.get_annotations(Gateway).values(), gateway, strict=True)
@@ -127,7 +127,7 @@ def _build_outermost_middleware(gateway: Gateway, features: Started, routes: Seq
 
 
 def bind(endpoint: Any, services: dict[type, Any]) -> Endpoint:
-    """Returns `endpoint` with the services that its parameters after the request are annotated with.
+    """Returns `endpoint` with a service, by its type, for each parameter after the request.
 
     Raises KeyError for a type without a service.
     """

@@ -22,11 +22,11 @@ class Parts(NamedTuple):
     """The services of a feature in one gateway."""
 
     services: tuple[object, ...] = ()
-    """Each is given to the endpoints that have a parameter of its type, which no other service has."""
+    """Each is given to the endpoints that have a parameter of its type. No two services have one type."""
     background: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = ()
     """Each runs from the start of the gateway until its end, when it is cancelled."""
     middleware: tuple[Middleware, ...] = ()
-    """It sees the requests whose host is allowed."""
+    """It receives the requests whose host is allowed."""
     prepare: Callable[[], Awaitable[None]] | None = None
     """Awaited before the gateway serves requests."""
     on_disconnect: OnDisconnect | None = None
@@ -36,7 +36,7 @@ class Parts(NamedTuple):
     deletion: DeletionSteps | None = None
     """The steps of the feature in a deletion of turns."""
     limiter: Limiter | None = None
-    """The limits of the gateway, in place of the core's, which limits nothing. At most one feature has one."""
+    """The limits of the gateway, in place of the core's, which limits nothing. At most one feature sets it."""
 
 
 class Feature(NamedTuple, Generic[S]):
@@ -54,10 +54,9 @@ class Feature(NamedTuple, Generic[S]):
     dialects: Sequence[Dialect] = ()
     """They can be requested by name (`?dialect=`) like those of the core."""
     wrap: Callable[[Route], Route] = lambda route: route
-    """Returns a route of the core or of any feature with what the feature adds to it: parameters, a wrapper around its
-    endpoint. A route that it does not concern is returned as it is."""
+    """Returns a route with this feature's parameters and wrapper of the endpoint; other routes unchanged."""
     urgent_paths: frozenset[str] = frozenset()
-    """Their requests are answered before those that wait for admission."""
+    """Requests to these paths are answered before those that wait for admission."""
 
 
 Features = Sequence[Feature[Any]]

@@ -9,7 +9,7 @@ from tailrace.proto.records import A, GetTurn, Query, TurnRecord, answer_type
 
 
 class HistoryClient:
-    """A client of persistence. Every method raises Refused: as the query says, or persistence_unavailable."""
+    """A client of persistence. Every method raises Refused: the codes of the query, and persistence_unavailable."""
 
     def __init__(self, services: Rpc, timeout_s: float) -> None:
         self._services = services

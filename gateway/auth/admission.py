@@ -1,4 +1,4 @@
-"""The limits of requests, streams and stores as the core knows them. It has none; a feature may have some."""
+"""The limits of requests, streams and stores as the core knows them. The core sets none; a feature may."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -15,18 +15,18 @@ class Reserved(NamedTuple):
     """The reservations of a batch."""
 
     each: Sequence[list[Reservation]]
-    """Those of each of its turns, which settles them at its end."""
+    """The reservations of each turn, which the turn's end settles."""
     slots: list[Reservation]
-    """Those of the batch itself."""
+    """The slots of the batch itself."""
     parallel: int
-    """The number of its turns that may run at the same time."""
+    """How many turns of the batch may run at the same time."""
 
 
 class Admission(Protocol):
-    """The counts and reservations of a request. Its methods raise Refused and LogUnavailable, except the first two."""
+    """The counts and reservations of a request. Methods after the first two raise Refused, LogUnavailable."""
 
     def headers(self, path: str) -> Mapping[str, str]:
-        """Returns the response headers with the rest of the limits, in the form of the route's client protocol."""
+        """Returns the response headers with what is left of the limits, as the route's client protocol names them."""
 
     async def release(self) -> None:
         """Gives back everything if nothing was stored. If a turn was stored, its end settles the reservations."""
@@ -38,7 +38,7 @@ class Admission(Protocol):
         """Counts bytes of an entry, of its blobs, or of a row."""
 
     async def reserve_turn(self, turn: TurnId, request: Request) -> Request:
-        """Returns `request` with its reservations in `holds`, until its end."""
+        """Returns `request` with its reservations, which last until its end, in `holds`."""
 
     async def reserve_batch(self, turn: TurnId, requests: Sequence[Request], parallel: int) -> Reserved:
         """Reserves what all turns of a batch may use, and slots for up to `parallel` of them."""
@@ -55,7 +55,7 @@ class Slots(Protocol):
 
 
 class Share:
-    """How much of a store each tenant may fill: here without limit."""
+    """The share of a store that each tenant may fill: here all."""
 
     def check(self, tenant: Tenant, size: int) -> None:
         """Raises Refused if `size` more bytes would be too many for the tenant."""
@@ -79,7 +79,7 @@ class Limiter:
         return None
 
     def effective_limits(self, _own: GivenLimits) -> Limits:
-        """Returns the limits that apply to a tenant which has these of its own."""
+        """Returns the limits that apply to a tenant whose own limits are `_own`."""
         return UNLIMITED
 
 
@@ -93,7 +93,7 @@ class Admissions:
     async def open(self, principal: Principal) -> AsyncIterator[Admission | None]:
         """Yields the admission of a request that stores no turn. Refused and LogError release what it has counted.
 
-        LogUnavailable and `persistence_unavailable` do not: what was sent may be stored although no answer came.
+        LogUnavailable and `persistence_unavailable` do not: data may be stored although no answer came.
         """
         admission = self.limiter.admission(principal)
         try:
@@ -106,7 +106,7 @@ class Admissions:
 
     @asynccontextmanager
     async def count(self, principal: Principal, stored_bytes: int = 0) -> AsyncIterator[Admission | None]:
-        """Like `open`, after it has counted the request, and the bytes that the block stores.
+        """Like `open`, but first counts the request, and the bytes that the block stores.
 
         Raises Refused, LogUnavailable.
         """

@@ -42,7 +42,7 @@ class AllowedHosts:
         """Returns whether the `Host` header among `headers` is allowed."""
         hosts = headers.getlist("host")
         if is_key_needed and not hosts and not self._names:
-            return True  # HTTP/1.0 sends none
+            return True  # HTTP/1.0 has no `Host`
         match = HOST.fullmatch(hosts[0].lower()) if len(hosts) == 1 else None
         if match is None:
             return False

@@ -29,11 +29,11 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """None: valid until revoked."""
     limits: GivenLimits | None = None
     replaces: str | None = None
-    """The id of the key for which a rotation has made this one."""
+    """The id of the key for which a rotation has made this key."""
     replaced_by: str | None = None
-    """The id of the key that a complete rotation has made for this one."""
+    """The id of the key that a complete rotation has made for this key."""
     counted_as: str | None = None
-    """The id of the first of the keys that rotations have made of each other. All of them share its counters."""
+    """The id of the first key in a chain of rotations. All keys of the chain share its counters."""
 
     def is_good(self, now: float) -> bool:
         """Returns whether the key is valid at `now`, in Unix seconds: neither revoked nor expired."""

@@ -34,7 +34,7 @@ limits_decoder = msgspec.json.Decoder(GivenLimits)
 class RecordChange(NamedTuple):
     """A change of the record `id` at `seq`: a key, or the limits of a tenant.
 
-    Without both, the record was deleted, or cannot be decoded.
+    With neither, the record was deleted, or cannot be decoded.
     """
 
     seq: Seq
@@ -50,7 +50,7 @@ class RecordChange(NamedTuple):
 
 
 class KeyPosition(NamedTuple):
-    """The last sequence of the bucket. Another `made_at` means a new bucket, whose sequences start again."""
+    """The last sequence of the bucket. A different `made_at` means a new bucket, whose sequences start again."""
 
     made_at: datetime | None
     last: Seq
@@ -69,7 +69,7 @@ class ApiKeyStore:
         for _ in range(READ_TRIES):
             position = await self.position()
             changes = await self.changes_after(BEFORE_FIRST)
-            # The count is the leader's; the server that was read may lag behind it (PROTOCOL R14).
+            # The count is the leader's; the server that was read may lag behind the leader (PROTOCOL R14).
             if len(changes) >= position.stored:
                 return position, changes
             await asyncio.sleep(STALE_WAIT_S)
@@ -97,7 +97,7 @@ class ApiKeyStore:
         """Calls `on_change` after each change. A live feed: it may miss changes. Raises LogUnavailable."""
 
         async def on_message(message: Msg) -> None:
-            # Not a message whose reply subject a client has set to a subject of the feed: it was not stored.
+            # A message that was not stored comes here if a client has named this feed as its reply subject: skip it.
             if _stored_subject(message).startswith(EVERY_KEY[:-1]):
                 await on_change(to_change(message))
 
@@ -105,7 +105,7 @@ class ApiKeyStore:
 
 
 def _stored_subject(message: Msg | Message) -> str:
-    """Returns the subject on which a message was stored that was read or republished; "" if it was not stored."""
+    """Returns the subject on which a read or republished message was stored; "" if it was not stored."""
     return (message.headers or {}).get("Nats-Subject", "")
 
 
@@ -126,7 +126,7 @@ def to_change(message: Msg | Message) -> RecordChange:
 
 
 def decode_key(data: bytes) -> ApiKey | None:
-    """Returns a key's record; None for a deletion, which has no payload, and for what is not a record."""
+    """Returns a key's record; None for a deletion, which has no payload, and for other bytes."""
     try:
         return _decoder.decode(data)
     except DECODE_ERRORS:

@@ -38,7 +38,7 @@ class ApiKeyCache:
         self._changes: dict[str, RecordChange] = {}
         self._principals: dict[str, Principal] = {}
         self._watchers: dict[str | None, set[Flag]] = {}
-        """By the key's id; None: requests without a credential, which end when the first key is created."""
+        """Flags by key id; under None, those of requests without a credential, which the first key ends."""
         self.limits: dict[Tenant, GivenLimits] = {}
         """The limits that operators have given to tenants."""
         self.is_used = False
@@ -85,7 +85,7 @@ class ApiKeyCache:
     async def load(self, keys: ApiKeyStore) -> None:
         """Loads the whole bucket and drops keys that it no longer holds. Raises LogUnavailable."""
         position, changes = await keys.snapshot()
-        # A live message may be newer than what was read, but only if it is of the same bucket.
+        # A change from the live feed may be newer than `changes`, but only if the bucket is the same.
         is_same_bucket = position.made_at == self._made_at
         newer = {key_id for key_id, known in self._changes.items() if is_same_bucket and known.seq > position.last}
         for key_id in self._changes.keys() - {change.id for change in changes} - newer:
@@ -160,7 +160,7 @@ class ApiKeyCache:
             ended.set()
 
     def _end_later(self, record: ApiKey) -> None:
-        """Ends the open streams of a key when it expires: a rotation has set the time after they began."""
+        """Ends the open streams of a key when it expires: a rotation has set the expiry after they began."""
         if record.expires_at is not None and record.id in self._watchers:
             loop, wait_s = asyncio.get_running_loop(), record.expires_at - time.time()
             for ended in self._watchers[record.id]:

@@ -33,11 +33,11 @@ class ApiRequest(Request):
         self.until_answered = AsyncExitStack()
         """Resources that are released when the endpoint has returned a response, such as the memory of a large body."""
         self.response_headers: list[HeaderSource] = []
-        """Headers of the response, or of the error in its place. Each is called once, when the endpoint is done."""
+        """Sources of headers for the response or the error response; called once, when the endpoint is done."""
 
     @cached_property
     def principal(self) -> Principal:
-        """Is set by the guard of the route. Raises Refused on a public route, where no credential was checked."""
+        """The guard of the route sets it. Raises Refused on a public route, where no credential was checked."""
         raise credential_invalid()
 
     @property
@@ -50,9 +50,9 @@ class ApiRequest(Request):
     ) -> tuple[B, bytes]:
         """Returns the body as a `kind`, and its bytes. Raises Refused.
 
-        `is_text_allowed`: JSON may come as `text/plain`, which `fetch` sends for a string. Pages of other origins were
-        rejected before. `has_model_output`: the body repeats what a model has written, so it may have halves of
-        surrogate pairs (PROTOCOL R125).
+        `is_text_allowed`: JSON may come as `text/plain`, which `fetch` sends for a string. Requests from pages of other
+        origins were rejected earlier. `has_model_output`: the body repeats what a model has written, so it may have
+        halves of surrogate pairs (PROTOCOL R125).
         """
         types = read_body.JSON_OR_TEXT if is_text_allowed else read_body.ONLY_JSON
         raw = await self.read_bytes(types)
@@ -60,17 +60,17 @@ class ApiRequest(Request):
         return await self._bodies.decode(regular, kind), raw
 
     async def read_bytes(self, types: frozenset[str]) -> bytes:
-        """Returns the body, of one of these media types. Raises Refused."""
+        """Returns the body. Raises Refused for a media type not in `types`."""
         raw = await self._bodies.read(self, self.principal.tenant, self.until_answered, types)
         # A body may take minutes to arrive, and the credential may have ended meanwhile.
         self._authenticator.require_valid(self.principal)
         return raw
 
     def turn(self, parameter: str = "turn", prefix: str = "") -> TurnKey:
-        """Returns the turn that the path names, of the principal's tenant. Raises Refused if it cannot be an id.
+        """Returns the turn that the path names, in the principal's tenant. Raises Refused for a name that is no id.
 
-        The tenant comes from the credential alone, so another tenant's turn cannot be addressed: it is not found.
-        `prefix` is removed if it is there.
+        The tenant comes from the credential alone, so another tenant's turn cannot be addressed: it is not found. The
+        name may begin with `prefix`.
         """
         turn = self.path_params[parameter].removeprefix(prefix)
         if not is_token(turn):
@@ -79,7 +79,7 @@ class ApiRequest(Request):
 
 
 def parse_tenant(name: str) -> Tenant:
-    """Returns the tenant of this name in a path or a body. Raises Refused if it is no name of a tenant."""
+    """Returns the tenant that a path or a body names. Raises Refused if no tenant can have this name."""
     if not is_token(name):
         raise Refused("request_invalid", f"`tenant`: {name[:64]!r} is not 1 to 64 of a-z 0-9 _ -", param="tenant")
     return Tenant(name)

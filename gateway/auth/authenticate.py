@@ -24,7 +24,7 @@ from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.ip_address import is_loopback
 
 # The principal of every request where no credential is needed.
-# Without `admin`: the first key closes the gateway to clients without one, so only the command line creates it.
+# Without `admin`: the first key closes the gateway to clients without a key, so only the command line creates it.
 LOCAL = Principal(ids.LOCAL, scopes=SCOPES - {ADMIN_SCOPE})
 CROSS_ORIGIN_MESSAGE = (
     "A page of another origin may not send this request. Send `Content-Type: application/json`, or call from a server, "
@@ -41,9 +41,9 @@ class Verifier(Protocol):
     """Verifies one kind of credential."""
 
     async def verify(self, token: bytes, request: Request) -> Principal | None:
-        """Returns the principal of `token`; None if it is of another kind, or is not valid.
+        """Returns the principal of `token`; None if the token is of another kind, or is not valid.
 
-        Raises LogUnavailable or Refused if it cannot tell. `request` is for credentials that are valid for some
+        Raises LogUnavailable or Refused if it cannot decide. `request` is for credentials that are valid for some
         requests only.
         """
 
@@ -59,7 +59,7 @@ class Authenticator:
     """Returns the principal of a request. Where no credential is needed, every request is the tenant `local`."""
 
     def __init__(self, settings: Settings, api_keys: ApiKeyCache, verifiers: Sequence[Verifier] = ()) -> None:
-        """`verifiers`: of further credentials in the headers, because of which no request is anonymous.
+        """`verifiers` accept further credentials in the headers; with any verifier, no request is anonymous.
 
         Raises SettingsInvalid if keys in the settings are not valid.
         """
@@ -135,12 +135,12 @@ class Authenticator:
         The caller passes both parts of the result to `unwatch` when it no longer needs the flag.
         """
         key = self.find_key(principal.key) if principal.key is not None else None
-        # A credential that was exchanged for a key ends at its own time or at the key's, whichever is first.
+        # A credential that a client got for its key ends at its own expiry or at the key's, whichever is first.
         ends = [each.until for each in (principal, key) if each is not None and each.until is not None]
         ended = self.api_keys.watch(principal.key)
         if not ends:
             return ended, None
-        # Measured by the loop's clock from here on, so that a jump of the wall clock ends no stream.
+        # The timer uses the loop's clock, so that a jump of the wall clock ends no stream.
         return ended, asyncio.get_running_loop().call_later(max(0.0, min(ends) - time.time()), ended.set)
 
     def unwatch(self, principal: Principal, ended: Flag, timer: asyncio.TimerHandle | None) -> None:
@@ -151,7 +151,7 @@ class Authenticator:
 
 
 def credential_invalid() -> Refused:
-    """Returns the 401 for no credential, an unknown, expired or revoked one, or two of the same kind."""
+    """Returns the 401 for a credential that is missing, unknown, expired, revoked or sent twice."""
     return Refused(
         "credential_invalid",
         "The credential is missing, not valid, expired or revoked. "
@@ -160,7 +160,7 @@ def credential_invalid() -> Refused:
 
 
 def _read_headers(request: Request) -> list[bytes]:
-    """Returns the credentials in the headers; an `Authorization` of another scheme counts as an empty one.
+    """Returns the credentials in the headers; an `Authorization` of another scheme counts as an empty credential.
 
     Current SDKs send a bearer token; older ones and Claude Code send `x-api-key`.
     """

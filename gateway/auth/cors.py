@@ -101,5 +101,5 @@ def is_cross_origin(request: Request) -> bool:
     try:
         return origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower()
     except ValueError:
-        # Not an origin of a browser, such as `http://[::1`.
+        # No browser sends such an origin, for example `http://[::1`.
         return True

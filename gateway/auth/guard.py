@@ -22,7 +22,7 @@ Endpoint = Callable[[ApiRequest], Awaitable[ASGIApp]]
 class GuardedEndpoint:
     """The ASGI application of `route`: authentication before `endpoint`, which receives an ApiRequest.
 
-    `endpoint` is the route's endpoint with its services. Query parameters without a row are refused.
+    `endpoint` is the route's endpoint with its services. Query parameters that `route` does not list are refused.
     """
 
     # A class, because Starlette would wrap a function in a second request and error handler.
@@ -42,8 +42,8 @@ class GuardedEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Authenticates the request, and sends the response of the endpoint, with further headers.
 
-        Measures the time until the response begins. What the endpoint's request holds is released when it has returned
-        its response, or failed. Raises Refused, LogUnavailable for the credential.
+        Measures the time until the response begins. Releases what the request holds when the endpoint has returned its
+        response, or failed. Raises Refused, LogUnavailable if authentication fails.
         """
         began_at = time.monotonic()
         request = ApiRequest(scope, receive, self._authenticator, self._bodies)
@@ -64,7 +64,7 @@ class GuardedEndpoint:
                 response = await self._endpoint(request)
         except (Refused, LogError) as error:
             response = error_responses.render_error(error, scope)
-        # Each is called now, when the endpoint is done: the response may begin much later.
+        # Call the sources now, when the endpoint is done: the response may begin much later.
         headers = [headers_of(self._path) for headers_of in request.response_headers]
 
         async def send_measured(message: Message) -> None:

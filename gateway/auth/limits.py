@@ -19,9 +19,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     requests: PositiveInt | None = None
     """New turns a minute. A new file, session, project or login counts as one."""
     burst: PositiveInt | None = None
-    """How many of these may come at once. Default: `requests`."""
+    """How many of these requests may come at once. Default: `requests`."""
     tokens: PositiveInt | None = None
-    """Tokens per minute: input plus the largest possible output, and after the turn's end what it used."""
+    """Tokens per minute: input plus the largest possible output, and after the turn's end what the turn used."""
     running: Annotated[int, Meta(ge=1, le=4096)] | None = None
     """Turns running at once."""
     streams: Annotated[int, Meta(ge=1, le=4096)] | None = None
@@ -35,7 +35,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
     @property
     def is_estimated(self) -> bool:
-        """Whether any limit counts what is only known after the turn's end."""
+        """Whether any limit counts amounts that are only known after the turn's end."""
         return (self.tokens, self.usd_day, self.usd_month) != (None, None, None)
 
 

@@ -15,7 +15,7 @@ class Principal(NamedTuple):
     key: str | None = None
     """The credential's id, which is not secret; usage is counted by it. None: no credential was needed.
 
-    A credential that was exchanged for a key carries the id of that key, and ends with it.
+    A credential that a client got for its key carries the id of that key, and ends with it.
     """
     scopes: frozenset[Scope] = TENANT_SCOPES
     until: float | None = None
@@ -27,7 +27,7 @@ class Principal(NamedTuple):
     user: str | None = None
     """The end user that a JWT names: the user of every turn that it creates, whatever the body says."""
     counted_as: str | None = None
-    """The id of the key whose limits this one shares, because rotations have replaced that key. None: its own."""
+    """The id of the replaced key whose limits this key shares after rotations. None: its own limits."""
 
 
 KeyLookup = Callable[[str], Principal | None]

@@ -49,7 +49,7 @@ class TokenSigner:
             return None
 
     def proof(self, token: str) -> str:
-        """Returns 128 bits, in characters that an SSE `id:` may hold, that only a server with the secret can derive."""
+        """Returns 128 bits that only a server with the secret can derive, in characters that an SSE `id:` may hold."""
         return self._mac(b"reader " + token.encode())[:22]
 
     def _mac(self, payload: bytes) -> str:

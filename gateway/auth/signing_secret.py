@@ -12,9 +12,9 @@ BYTES = 32
 
 
 async def signing_secret(connection: Connection) -> bytes:
-    """Returns the secret; the first call of any process creates it. It is never printed.
+    """Returns the secret, which the first call in any process creates and which is never printed.
 
-    Raises LogUnavailable, and LogMisconfigured for a shorter one, with which tokens could be forged.
+    Raises LogUnavailable, and LogMisconfigured for a shorter secret, with which tokens could be forged.
     """
     found = await Bucket(connection, SECRETS, "the signing secret").create(NAME, secrets.token_bytes(BYTES))
     if len(found) < BYTES:

@@ -39,7 +39,7 @@ def _parse(text: str) -> dict[str, Principal]:
     for number, pair in enumerate(filter(None, map(str.strip, text.split(","))), 1):
         match = KEY.fullmatch(pair)
         if match is None or not is_token(match[1]):
-            # Not the value: it may be the key itself.
+            # Do not quote the value: it may be the key itself.
             raise SettingsInvalid(
                 f"TAILRACE_API_KEYS: pair {number} is not TENANT:SHA256, with a TENANT of a-z 0-9 _ - and the hash "
                 "that `printf %s KEY | sha256sum` prints"
