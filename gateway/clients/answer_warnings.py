@@ -1,10 +1,10 @@
-"""Warnings about an answer: what the client's protocol cannot show of it, and that it is not whole.
+"""Warnings about an answer that is not whole, or has parts that the client's protocol cannot show.
 
 {"code": "incomplete", "message": …, "stop_reason": "pause_turn"}
 {"code": "left_out", "message": …, "types": ["compaction", "char_location"]}
 
-Only an answer that needs them has warnings. The `types` are those of blocks, citations, deltas and events, in
-Anthropic's names; `text.note` is the field `note` of a text block.
+Most answers have no warnings. The `types` are those of blocks, citations, deltas and events, in Anthropic's names;
+`text.note` is the field `note` of a text block.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,11 +29,11 @@ class Shown(NamedTuple):
     """The parts of an answer that a protocol can show."""
 
     types: frozenset[str]
-    """The types of blocks that it shows, or that have nothing to show, such as encrypted thinking."""
+    """The types of blocks that the protocol shows, or that have nothing to show, such as encrypted thinking."""
     has_citation: Callable[[dict[str, Any]], bool] = lambda _: False
-    """Whether it can show a citation."""
+    """Whether the protocol can show a citation."""
     is_shown: Callable[[dict[str, Any]], bool] = lambda _: False
-    """Whether it shows a block of another type all the same."""
+    """Whether the protocol shows a block whose type is not in `types`."""
 
 
 # Thinking is not part of the answer.
@@ -41,11 +41,11 @@ TEXT_ONLY = Shown(frozenset({"text", "thinking", "redacted_thinking"}))
 
 
 class LeftOut(NamedTuple):
-    """The types that a stream has left out so far, in their order."""
+    """The types that a stream has left out so far, in the order of the answer."""
 
     types: tuple[str, ...] = ()
     blocks: frozenset[int] = frozenset()
-    """The blocks that are left out. Their deltas belong to them."""
+    """The blocks that are left out. Their deltas count as part of them."""
 
     def add(self, event: events.Event | events.UnknownEvent, raw: bytes | msgspec.Raw, shown: Shown) -> "LeftOut":
         """Returns the state after an event."""

@@ -14,7 +14,7 @@ KNOWN_FIELDS = {"text": ("type", "text", "citations"), "thinking": ("type", "thi
 
 
 def further_fields(block: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the other fields of a text or thinking block, also of its deltas of unknown types."""
+    """Returns the other fields of a text or thinking block, also those from its deltas of unknown types."""
     known = KNOWN_FIELDS.get(str(block.get("type")), tuple(block))
     return {name: value for name, value in block.items() if name not in known and value is not None}
 

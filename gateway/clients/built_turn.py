@@ -13,4 +13,4 @@ class BuiltTurn(NamedTuple):
     ignored: list[str]
     """The parameters of the request that were ignored."""
     names: Mapping[str, str]
-    """The names in the request of the turn's fields that have another name there."""
+    """The request's name of each field of the turn that the request names differently."""

@@ -10,7 +10,7 @@ LOST = end_entry.LOST_FAILURE
 
 
 def failure_of(ended: TurnRecord | End, cancelled: Failure = CANCELLED) -> Failure:
-    """Returns why a turn was not completed: its error, `cancelled`, or that it left the log before it ended."""
+    """Returns why a turn was not completed: its error, `cancelled`, or that the turn left the log before it ended."""
     return ended.error or (cancelled if ended.outcome == "cancelled" else LOST)
 
 

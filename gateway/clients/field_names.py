@@ -8,7 +8,7 @@ from tailrace.proto.errors import Refused
 
 @contextmanager
 def name_as_client(names: Mapping[str, str]) -> Iterator[None]:
-    """In a refusal inside, replaces the name of a turn's field by the client's name for it."""
+    """In a Refused from the block, replaces the name of a turn's field by the client's name."""
     try:
         yield
     except Refused as refused:

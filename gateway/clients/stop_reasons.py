@@ -1,13 +1,13 @@
-"""Which stop reasons of the model end a whole answer, and sentences for the others.
+"""The stop reasons that end a whole answer, and a sentence for each other reason.
 
-docs/claude_api.toml ("Stop reasons") says how each dialect shows them. A reason that this version does not know ends no
-whole answer: only the model's next version knows what it means. Source: Anthropic's docs, "Stop reasons".
+docs/claude_api.toml ("Stop reasons") says how each dialect shows them. An answer with an unknown reason is not whole:
+the reason comes from a newer model. Source: Anthropic's docs, "Stop reasons".
 """
 
 from tailrace.proto.entries import End
 from tailrace.proto.records import TurnRecord
 
-# None: the turn has no model call of its own, such as a batch.
+# None: a turn without a model call of its own, such as a batch.
 WHOLE = (None, "end_turn", "stop_sequence", "tool_use")
 SENTENCES = {
     "max_tokens": "The answer was cut at its maximum length.",

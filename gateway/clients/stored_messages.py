@@ -1,4 +1,4 @@
-"""Puts the blobs of stored messages back into them, for clients that receive their messages as they sent them."""
+"""Replaces references to blobs in stored messages by their texts, so that clients receive what they sent."""
 
 import asyncio
 from typing import Any
@@ -38,7 +38,7 @@ def resolve(messages: list[Message], texts: dict[str, str]) -> list[Message]:
 
 
 async def _text(blob_store: BlobStore, tenant: Tenant, blob: Blob) -> str:
-    """Returns a blob's text, empty if it has expired. The chat cannot be continued after an expired blob."""
+    """Returns a blob's text, empty if it has expired. The conversation cannot be continued after an expired blob."""
     try:
         return await long_strings.decode_text(await blob_store.read(tenant, blob))
     except BlobUnknown:

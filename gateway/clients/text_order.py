@@ -21,7 +21,7 @@ class _OpenText(NamedTuple):
 
 
 class TextOrder(NamedTuple):
-    """The blocks of one type that are not shown to their end, in order. The text of the first one is shown at once."""
+    """The blocks of one type that are not shown to their end, in order. The first block's text is shown at once."""
 
     waiting: tuple[_OpenText, ...] = ()
 
@@ -40,7 +40,7 @@ class TextOrder(NamedTuple):
         return "", TextOrder(tuple(held))
 
     def stop(self, index: int) -> "tuple[str, TextOrder]":
-        """Ends a block. Returns the text of later blocks that was held back for it, and the order after it."""
+        """Ends a block. Returns the text of later blocks that it held back, and the order after it."""
         waiting = [one._replace(is_stopped=one.is_stopped or one.block == index) for one in self.waiting]
         shown = ""
         while waiting and waiting[0].is_stopped:

@@ -1,11 +1,11 @@
-"""Claude Code's requests: their session, and the idempotency key that finds the turn which a repeated request means.
+"""Claude Code's requests: their session, and the idempotency key by which a repeated request finds its turn.
 
 When a stream breaks, Claude Code discards what it has shown and sends the same POST again, without an idempotency key
 (observed with 2.1.329). But it sends the id of its session, in which each question is longer than the one before. So
 the same body and headers in the same session mean the same turn, unless that turn failed or was cancelled (ADR 14).
 
-After two streams that ended cleanly without their end, it asks for one JSON answer instead, with `max_tokens` of at
-most 64,000, and a thinking budget below that (observed with 2.1.332). That request means the same turn, too.
+After two streams that ended cleanly without their last event, Claude Code requests one JSON answer, with `max_tokens`
+of at most 64,000, and a thinking budget below that (observed with 2.1.332). That request means the same turn, too.
 """
 
 import msgspec
@@ -24,12 +24,12 @@ from tailrace.proto.nats import Claims, TurnLog
 ON_DISCONNECT = "grace:60"
 # The maximum of Claude Code for a request without `stream`.
 MAX_TOKENS_OF_JSON = 64_000
-# Turns of one body. Claude Code stops repeating after ten.
+# The most turns that one body can start. Claude Code stops repeating after ten.
 TURNS_MAX = 32
 
 
 def session_of(request: Request) -> str | None:
-    """Returns the session's name, a different one for each subagent; None for every other client."""
+    """Returns the session's name, different for each subagent; None for every other client."""
     session, agent = (request.headers.get(f"x-claude-code-{kind}-id") for kind in ("session", "agent"))
     # The colon separates the ids: an id with a colon could make two sessions' names equal.
     if not session or ":" in session + (agent or ""):
@@ -42,14 +42,14 @@ async def idempotency_key(
     log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn, body_bytes: int
 ) -> tuple[str, bytes]:
     """Returns the key of the turn that the same request has started already, or of a new turn; and the request as
-    canonical bytes, which are the same for its repetitions. Raises LogUnavailable, Refused.
+    canonical bytes, which a repeated request has, too. Raises LogUnavailable, Refused.
 
-    After TURNS_MAX turns that failed or were cancelled, it is the key of the last one: no further turn is paid for. The
-    key contains a space, which no client's Idempotency-Key can.
+    After TURNS_MAX turns that failed or were cancelled, it is the key of the last turn: no further turn is paid for.
+    The key contains a space, which no client's Idempotency-Key can.
     """
     # Only a checked turn can be encoded: it is not nested too deep.
     await convert_body(body_bytes, check_turn, new_turn)
-    # It has the session and the headers that are part of the question, and not `stream`.
+    # These bytes include the session and the headers that belong to the question, but not `stream`.
     canonical = b"".join(await long_strings.encode(_without_stream(new_turn), is_sorted=True))
     prefix = f"claude-code {await hash_body(canonical)}"
     keys = [f"{prefix} {number}" for number in range(TURNS_MAX)]

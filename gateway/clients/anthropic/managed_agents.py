@@ -1,6 +1,6 @@
 """Refuses requests of Claude's Managed Agents on paths that Tailrace has for its own sessions.
 
-`client.beta.sessions` of Anthropic's SDKs calls `/v1/sessions`, with another body and meaning. Its requests are
+`client.beta.sessions` of Anthropic's SDKs calls `/v1/sessions`, with another body and meaning. These requests are
 recognised by their beta header, which the SDK always sends.
 """
 

@@ -57,8 +57,8 @@ def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Header
 
     The model gets exactly these messages, not the session's: `cache_control` and the prompt cache depend on them.
     Raises Refused for `thread`, with which Anthropic's servers keep the conversation under the id of its last answer.
-    Anthropic's servers do not know the ids of Tailrace's answers. The tool runners of Anthropic's SDKs send `thread`
-    by default, and the whole conversation after this error code. Source: `recovers_from` in
+    Anthropic's servers do not know the ids of Tailrace's answers. The tool runners of Anthropic's SDKs send `thread` by
+    default; after this error code they send the whole conversation. Source: `recovers_from` in
     `anthropic/lib/threads/_thread_state.py`.
     """
     refuse_account_headers(headers)
@@ -101,9 +101,8 @@ def without_half_thoughts(message: MessageParam) -> MessageParam:
 
 
 def _user(metadata: object) -> str | None:
-    """Returns `metadata.user_id`; without the session that Claude Code writes there, too.
-
-    It is a field `session_id` of JSON, seen with 2.1.329; older versions wrote `…_session_ID`.
+    """Returns `metadata.user_id` without Claude Code's session: a field `session_id` of JSON, seen with 2.1.329; older
+    versions wrote `…_session_ID`.
     """
     user = metadata.get("user_id") if isinstance(metadata, dict) else None
     if not isinstance(user, str):

@@ -83,7 +83,7 @@ def _render(turn: TurnId, stored: StoredEntry) -> Frame:
         case Event(event=raw, is_hidden=False, original=original):
             return _render_event(turn, bytes(raw), original, stored.seq)
         case Attempt(mode="restart"):
-            # With an id, so that a client that resumes continues after the break.
+            # The PING has an id, so that a client that resumes continues after the break.
             return Frame(_sse(PING, stored.seq), is_break=True)
         case End() as end:
             return Frame(_render_ended(end, stored.seq))
@@ -95,7 +95,7 @@ def _render_event(turn: TurnId, raw: bytes, original: str | None, seq: int) -> F
     try:
         kind = _type.decode(raw).type
     except DECODE_ERRORS:
-        # Not an event: the client could not read it, and the stream can go on without it.
+        # `raw` is no event: the client could not read it, and the stream can go on without it.
         return SILENT
     if kind == "message_delta":
         return SILENT
@@ -128,7 +128,7 @@ def _render_ended(ended: End | TurnRecord, seq: int) -> sse.Events:
     envelope = ended.envelope or {}
     stop = {"stop_reason": _stop_reason(ended.stop_reason), "stop_sequence": ended.stop_sequence}
     delta = {**stop, **envelope.get("delta", {})}
-    # In the order of older versions.
+    # The fields keep the order of older versions.
     fields = {name: value for name, value in envelope.items() if name != "message"}
     message_delta = {"type": "message_delta", **fields, "delta": delta, "usage": _reported_usage(ended)}
     return _sse(message_delta) + _sse({"type": "message_stop"}, seq)
@@ -142,7 +142,7 @@ def _message_delta_fields(envelope: dict[str, Any]) -> dict[str, Any]:
 def _reported_usage(ended: End | TurnRecord) -> dict[str, Any]:
     """Returns the usage object as the model has reported it. Tailrace's own fields have what is billed (R23).
 
-    It has every count, also those that are 0: the SDKs treat a missing count as a protocol error.
+    The object has every count, also those that are 0: the SDKs treat a missing count as a protocol error.
     """
     reported: dict[str, Any] = (ended.envelope or {}).get("usage", {})
     return reported | {name: reported.get(name, count) for name, count in asdict(ended.usage).items()}
@@ -154,7 +154,7 @@ def _stop_reason(stop_reason: str | None) -> str | None:
 
 
 def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the events of a whole block. Its start has the fields that no delta of this type has."""
+    """Returns the events of a whole block. The block's start has the fields that no delta of this type has."""
     deltas: list[dict[str, Any]]
     match block:
         case {"type": "text", "text": text}:
@@ -171,7 +171,7 @@ def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
             opened = block | {name: None for name in summary if name in block}
             deltas = [{"type": "compaction_delta", **summary}] if any(summary.values()) else []
         case {"type": str(kind), "partial_json": str(text)} if is_tool_use(kind):
-            # The mark of an input that was cut or is invalid (proto/fold.py).
+            # `partial_json` marks an input that was cut or is invalid (proto/fold.py).
             opened, deltas = without_mark(block), [{"type": "input_json_delta", "partial_json": text}] if text else []
         case {"type": str(kind), "input": given} if is_tool_use(kind):
             opened = block | {"input": {}}

@@ -85,7 +85,7 @@ async def get_turn(request: ApiRequest, turns: TurnReader) -> Response:
 
 
 async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:
-    """`POST /v1/turns/{turn}/cancel`: ends a running turn and returns it, also if it had ended.
+    """`POST /v1/turns/{turn}/cancel`: ends the turn unless it has ended, and returns it.
 
     The text so far is kept. A turn that no generator has begun makes no model call.
     """
@@ -94,7 +94,7 @@ async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:
 
 def stream_of(reader: Reader, request: ApiRequest, key: TurnKey, cursor: Seq, dialect: Dialect) -> EventStream:
     """Returns the stream after `cursor`. Raises Refused when this gateway drains and the client can retry by itself."""
-    # An EventSource that reconnects treats 503 as final: it waits inside the stream instead.
+    # A reconnecting EventSource treats 503 as final, so it waits inside the stream.
     if cursor and dialect.is_self_delimited and request.method == "GET":
         return HeldStream(reader, key, dialect, cursor)
     refuse_when_draining(reader.streams.draining)

@@ -3,7 +3,7 @@
 {"type":"start","turn":…,"session":…,"model":…,…}     the request is in the log; `queue_position` if it waits
 {"type":"usage","cache_read_input_tokens":…,…}         use of the prompt cache, if the model call used it
 {"type":"delta","text":…}                              a delta of the answer's text, of block `index` if that is not 0
-{"type":"thinking","text":…}                           a delta of the model's thinking, the same
+{"type":"thinking","text":…}                           a delta of the model's thinking, with `index` likewise
 {"type":"citation","index":…,"citation":…}             a citation of a text block, in Anthropic's format
 {"type":"tool_use","index":…,"id":…,"name":…}          a tool call begins
 {"type":"tool_use","index":…,"partial_json":…}         a delta of the input of the tool call or `block` with this index
@@ -112,7 +112,7 @@ def _shown(raw: msgspec.Raw, *, is_hidden: bool) -> list[dict[str, Any]]:
         case events.MessageStart(events.MessageHead(usage=usage)) if (
             usage.cache_read_input_tokens or usage.cache_creation_input_tokens
         ):
-            # For each model call, also for a continuation, whose other events are hidden: it is paid for.
+            # Also for a continuation, whose other events are hidden: each model call is paid for.
             return [{"type": "usage"} | {name: getattr(usage, name) for name in PROMPT_COUNTS}]
         case _ if is_hidden:
             wait = events.decode_wait(raw)
@@ -128,7 +128,7 @@ def _shown(raw: msgspec.Raw, *, is_hidden: bool) -> list[dict[str, Any]]:
 
 
 def _block_events(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the events for a block: for its start, or, of a block from a record, for all of it."""
+    """Returns the events for the start of a block, or for a whole block from a record."""
     match block:
         case {"type": "text" | "thinking" as kind}:
             _, deltas = split_start(block)
@@ -139,7 +139,7 @@ def _block_events(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
             return []
         case {"type": "tool_use", "id": tool_id, "name": name}:
             start = {"type": "tool_use", "index": index, "id": tool_id, "name": name}
-            # The mark of an input that was cut or is invalid (proto/fold.py), or an input that is whole.
+            # `block` has the mark of a cut or invalid input (proto/fold.py), or a whole input.
             given = block.get("input")
             text = block[PARTIAL] if PARTIAL in block else odd_json.encode(given).decode() if given else ""
             return [start, {"type": "tool_use", "index": index, "partial_json": text}] if text else [start]
@@ -211,7 +211,7 @@ OF_SESSION = TAILRACE._replace(
     start=lambda key: TailraceState(key, is_of_session=True),
     render_record=lambda record, _: _render_record(record, {"turn": record.turn}),
 )
-"""The same for the stream of a session: each event has its turn in the field `turn`."""
+"""`tailrace` for the stream of a session: each event names its turn in the field `turn`."""
 
 
 def reset_of(turn: TurnId) -> sse.Events:

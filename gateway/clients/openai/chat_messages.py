@@ -88,7 +88,10 @@ class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="role"):
-    """A message. Its unknown fields are ignored, as by OpenAI: clients and servers add fields, which are sent back."""
+    """A message.
+
+    Its unknown fields are ignored, as OpenAI does: clients send back fields that clients and servers add.
+    """
 
     name: str | None = None
     """The name of the author. It is ignored."""
@@ -153,9 +156,9 @@ def system_of(messages: Iterable[ChatMessage]) -> str | list[Block] | None:
 
 
 def conversation_of(messages: Sequence[ChatMessage]) -> list[MessageParam]:
-    """Returns the other messages. Consecutive tool messages become one message. Raises Refused.
+    """Returns the messages that are not for `system_of`. Consecutive tool messages become one. Raises Refused.
 
-    An empty message of the assistant is left out: it is how an answer without text is sent back.
+    An empty message of the assistant is left out: clients send back an answer without text in this form.
     """
     spoken = [(n, one) for n, one in enumerate(messages) if not isinstance(one, SystemMessage | DeveloperMessage)]
     converted: list[MessageParam] = []
@@ -180,7 +183,7 @@ INNER: dict[tuple[type[msgspec.Struct], str], tuple[type[msgspec.Struct], ...]] 
     (AssistantMessage, "tool_calls"): (ToolCall,),
     (ToolCall, "function"): (CalledFunction,),
 }
-"""The types of the objects in a field of a Struct. An object has the `type` of one of them, or is of the first."""
+"""The types of the objects in a field of a Struct. An object whose `type` matches none is of the first."""
 
 
 def _find_unknown(fields: Block, kind: type[msgspec.Struct], path: str) -> Iterator[str]:
@@ -200,7 +203,7 @@ def _find_unknown(fields: Block, kind: type[msgspec.Struct], path: str) -> Itera
 def _message(message: ChatMessage, where: str) -> MessageParam:
     match message:
         case UserMessage(content=content):
-            # With the index in the client's list, from which the system messages are removed later.
+            # `where` has the index in the client's list, which includes the system messages.
             if not (blocks := _with_cache_control(_blocks(content, where), message)):
                 raise Refused("request_invalid", f"`{where}.content` is empty")
             return MessageParam("user", content if isinstance(content, str) and not message.cache_control else blocks)

@@ -82,7 +82,7 @@ def message_of(record: TurnRecord) -> dict[str, Any]:
 def finish_reason(stop_reason: str | None) -> str:
     """Returns OpenAI's finish reason for a stop reason of Anthropic.
 
-    `length` for an answer that is not whole, whatever the reason: the set is closed, and no other value says so.
+    Any answer that is not whole gets `length`: the set is closed, and no other value says so.
     """
     return FINISH.get(stop_reason or "", "stop" if is_whole(stop_reason) else "length")
 
@@ -116,14 +116,14 @@ def _annotations(content: list[dict[str, Any]]) -> list[Annotation]:
 
 
 def as_tool_use(block: dict[str, Any]) -> dict[str, Any]:
-    """Returns `block`; a call that Claude Code has executed as a tool call, as other servers for Claude tell it."""
+    """Returns `block`. A call that Claude Code has executed becomes a tool call, as in other servers for Claude."""
     if not is_executed_tool(block):
         return block
     return {**block, "type": "tool_use", "name": str(block.get("name", "")).lower()}
 
 
 def _tool_call(block: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns None for other blocks, and for a call without id or name, which a stream leaves out, too."""
+    """Returns the call; None for other blocks, and for a call without id or name, which a stream omits, too."""
     match as_tool_use(block):
         case {"type": "tool_use", "id": str(call), "name": str(name), "input": given}:
             arguments = block.get(PARTIAL, odd_json.encode(given).decode())

@@ -2,7 +2,7 @@
 
 The chunks are OpenAI's (API reference, "Chat completion chunk") with three more fields: `reasoning_content`, the
 model's thinking, named as other servers name it; `cursor`, in the last chunk of each entry, after which the stream can
-be resumed; and `warnings`, in the chunk with the `finish_reason` of an answer that has some. There are no `id:` and
+be resumed; and `warnings`, if there are any, in the chunk with the `finish_reason`. There are no `id:` and
 `retry:` lines, because some clients fail on them. `[DONE]` follows a complete answer only; an incomplete one ends with
 an error.
 """
@@ -52,11 +52,11 @@ class ChatState(msgspec.Struct, frozen=True):
     thinking_order: TextOrder = NO_BLOCKS
     left_out: LeftOut = NOTHING
     texts: tuple["_TextBlock", ...] = ()
-    """The text blocks in their order: their lengths become the indices of their annotations, which the end has."""
+    """The text blocks in their order: their lengths give the indices of the annotations at the end."""
 
 
 class _PendingCall(NamedTuple):
-    """A call whose arguments have not begun. If no delta follows, they are the input of its block's start.
+    """A call whose arguments have not begun. Without a delta, the arguments are the input in its block's start.
 
     The model sends no delta for a call without arguments, and an empty string is not JSON. A call that was cut sends
     no arguments.
@@ -142,7 +142,7 @@ def _measure(texts: tuple[_TextBlock, ...], event: events.Event | events.Unknown
 
 
 def _call_deltas(state: ChatState, event: events.Event | events.UnknownEvent) -> tuple[list[Delta], ChatState]:
-    """Returns the deltas of tool calls that an event has, and the state after it."""
+    """Returns the deltas that an event adds to tool calls, and the state after it."""
     if isinstance(event, events.BlockStart):
         event = events.BlockStart(event.index, as_tool_use(event.content_block))
     match event:

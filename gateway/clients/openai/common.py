@@ -39,7 +39,7 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     model: str | None = None
-    """The model that answers; if it is left out, that of the session, else the operator's default."""
+    """The model that answers; if it is left out, the session's model, else the operator's default."""
     stream: bool | None = None
     """Whether the response is a stream of events."""
     temperature: float | None = None
@@ -128,7 +128,7 @@ def document_block(file: str, filename: str | None, where: str) -> Fields:
 
 
 def file_block(kind: Literal["document", "image"], file: str, filename: str | None = None) -> Fields:
-    """Returns the content block of an uploaded file, whose content replaces its id."""
+    """Returns the content block of an uploaded file, whose id is replaced by the content later."""
     title = {} if filename is None else {"title": filename}
     return {"type": kind, "source": {"type": "file", "file_id": file}, **title}
 
@@ -163,7 +163,7 @@ def _parse_data_url(url: str) -> tuple[str, str | None]:
 def tool_definition(
     name: str, description: str | None, parameters: Fields | None, *, strict: bool | None, **more: object
 ) -> Fields:
-    """Returns a function as Anthropic's tool. `more`: fields that Anthropic's definitions have besides."""
+    """Returns a function as Anthropic's tool. `more`: further fields of Anthropic's definitions."""
     optional = {"description": description, "strict": strict, **more}
     given = {field: value for field, value in optional.items() if value is not None}
     return {"name": name, "input_schema": parameters or NO_INPUT, **given}
@@ -216,7 +216,7 @@ def effort(level: Effort | None, model: Model, where: str) -> str | None:
 
 
 def thinking(level: Effort | None, model: Model, where: str) -> Fields | None:
-    """Returns the `thinking` field for an effort level: some models think only if it is requested. Raises Refused."""
+    """Returns the `thinking` field for an effort level: some models think only on request. Raises Refused."""
     ways = model.supports.thinking or ()
     match level:
         case None:

@@ -1,7 +1,7 @@
 """Converts the input items of OpenAI's Responses API to Anthropic's messages, and back.
 
 Consecutive items of the assistant (messages, reasoning, calls) become one message, and so do the outputs of its calls.
-Claude's thinking comes back as reasoning items with a signature; Claude does not accept it without one.
+Claude's thinking comes back as reasoning items; Claude accepts it only with its signature.
 """
 
 import base64
@@ -77,7 +77,7 @@ def system_of(items: str | Sequence[InputItem], instructions: str | None) -> str
 
 
 def messages_of(items: str | Sequence[InputItem]) -> list[MessageParam]:
-    """Returns the other items as messages. Raises Refused."""
+    """Returns the items that are not for `system_of` as messages. Raises Refused."""
     if isinstance(items, str):
         return [MessageParam("user", items)]
     with_roles = [(_role(one, index), index, one) for index, one in enumerate(items)]
@@ -117,7 +117,7 @@ def _role(one: InputItem, index: int) -> Role:
         case InputItem(type="function_call_output"):
             return "user"
         case InputItem(type="item_reference"):
-            # Those of POST /v1/responses were replaced before.
+            # References in POST /v1/responses were replaced earlier.
             raise invalid_item(index, "items cannot be referenced in a batch: send the item itself")
         case InputItem(type=None | "message"):
             raise invalid_item(index, "`role` is missing: send user, assistant, system or developer")
@@ -221,7 +221,7 @@ def _items(turn: str, messages: Sequence[Message]) -> Iterator[Item]:
 
 
 def _output(content: object) -> str | list[Item]:
-    """Returns a tool's output as text or parts; any other JSON value that was stored, as its JSON text."""
+    """Returns a tool's output as text or parts; another stored JSON value becomes its JSON text."""
     match content:
         case str():
             return content
@@ -240,7 +240,7 @@ def _part(block: object) -> Item:
         case {"type": "document", "source": {"type": "base64" | "text" | "url"} as source, **rest}:
             return {"type": "input_file", "filename": rest.get("title"), **_file(source)}
         case _:
-            # OpenAI has no part for it, such as a document of several blocks.
+            # OpenAI has no part for this block, such as a document of several blocks.
             return {"type": "input_text", "text": msgspec.json.encode(block).decode()}
 
 

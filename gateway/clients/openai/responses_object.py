@@ -1,6 +1,6 @@
 """The response object of OpenAI's Responses API and its output items, built from a turn's record.
 
-A record is the same from the log and from the database, so the object is, too. It does not repeat the request's
+A record is the same from the log and from the database, and so is the object. It does not repeat the request's
 `tools` and `instructions`: those fields have their empty values. Source: OpenAI's API reference, "Responses", in the
 types of its Python SDK 3.52.
 """
@@ -32,7 +32,7 @@ ITEM_PREFIXES = {"text": "msg", "thinking": "rs", "redacted_thinking": "rs", "to
 REDACTED = "redacted_thinking:"
 
 # OpenAI's reason for an answer that is not whole. The set is closed, and clients take a missing reason for `completed`
-# (AI SDK's provider for OpenAI): `max_output_tokens` is the one that asks to go on.
+# (AI SDK's provider for OpenAI): only `max_output_tokens` asks the client to continue.
 CUT_REASON = "max_output_tokens"
 INCOMPLETE = {"refusal": "content_filter"}
 # The parts of an answer that a response can show.

@@ -37,7 +37,7 @@ class OpenItem(msgspec.Struct, frozen=True):
 
 
 def open_item(turn: str, block: int, output: int, start: dict[str, Any]) -> tuple[OpenItem, Events]:
-    """Opens the item of the block that begins with `start`. Returns its first events; none for a block without one."""
+    """Opens the item of the block that begins with `start`. Returns its first events; none for a block without item."""
     opened = OpenItem(turn, block, output, start)
     item = _item(opened, "in_progress", None)
     if item is None:
@@ -74,7 +74,7 @@ def close_item(opened: OpenItem, status: str) -> tuple[Item | None, Events]:
     if opened.kind == "tool_use" and text and not is_complete_input(text):
         status = "incomplete"
     elif opened.kind == "tool_use" and not text:
-        # The model sends no delta for a call without arguments, but in this protocol they are always JSON.
+        # The model sends no delta for a call without arguments, but this protocol requires JSON.
         given = opened.start.get("input") or {}
         text = odd_json.encode(given).decode() if given or status == "completed" else ""
         closing += _delta(opened, text) if text else []
@@ -99,7 +99,7 @@ def close_item(opened: OpenItem, status: str) -> tuple[Item | None, Events]:
 
 
 def is_cut_by_limit(opened: OpenItem) -> bool:
-    """Returns whether a limit that ended the answer has cut its last block: not a tool call with its arguments."""
+    """Returns whether a limit has cut the answer's last block: any block but a tool call with arguments."""
     return opened.kind != "tool_use" or is_empty_call(opened)
 
 

@@ -98,10 +98,10 @@ class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fie
     background: bool | None = None
     """Whether the request returns at once, while the response is generated.
 
-    With `stream`, it does not wait for the first event.
+    With `stream`, the response does not wait for the first event.
     """
     previous_response_id: str | None = None
-    """The response that this one continues, also with a `session_id`: `input` has only what follows it.
+    """The response to continue, also with a `session_id`: `input` has only the items after that response.
 
     404 if it does not exist, 409 while it runs.
     """
@@ -125,8 +125,8 @@ class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fie
     text: Text | None = None
     """`format`: `text`, `json_schema` or `json_object`. `verbosity` is ignored."""
     store: bool | None = None
-    """Whether the response is kept. False: it continues nothing, cannot be continued, and is erased some minutes after
-    its end. Not with `background`, nor in a batch.
+    """Whether the response is kept. False: the response continues nothing, cannot be continued, and is erased some
+    minutes after its end. Not with `background`, nor in a batch.
     """
 
     prompt: Any = None

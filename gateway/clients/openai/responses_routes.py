@@ -136,7 +136,7 @@ async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnR
 
 
 async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:
-    """`POST /v1/responses/{response_id}/cancel`: ends a running response and returns it, also if it had ended.
+    """`POST /v1/responses/{response_id}/cancel`: ends the response unless it has ended, and returns it.
 
     The text so far is kept.
     """

@@ -1,6 +1,6 @@
 """The dialect `openai-responses`: the events of OpenAI's Responses API, numbered from 0 for the whole turn.
 
-An event's number never changes, so a client resumes after the number of events that it has received. Each block of the
+An event's number never changes, so a client resumes after the number of its last event. Each block of the
 answer is an output item. The protocol has no event for "discard the text so far": at a restart, readers get an `error`
 and the connection is broken off. The numbers go on, and a new `response.created` starts the new answer.
 """
@@ -109,7 +109,7 @@ def render_record(record: TurnRecord, seen: int) -> Frame:
 
 
 def render_snapshot(key: TurnKey, turn: Turn, number: int) -> sse.Events:
-    """Renders `turn` in the fewest events. The last has the number before `number`, with which the stream goes on.
+    """Renders `turn` in the fewest events. The stream goes on with the event `number`.
 
     A snapshot never has more events than the stream had, so the first number is not negative.
     """
@@ -163,7 +163,7 @@ def _render_in_item(state: ResponsesState, event: events.Event | events.UnknownE
 
 
 def _render_blocks(state: ResponsesState, blocks: Iterable[Block]) -> tuple[ResponsesState, Events]:
-    """Renders an answer, or what there is of it, with one delta for each block."""
+    """Renders an answer, whole or not, with one delta for each block."""
     state, rendered = _render_in_progress(state)
     for index, block in enumerate(blocks):
         for event in _events_of(index, block):
@@ -184,7 +184,7 @@ def _events_of(index: int, block: Block) -> list[events.Event]:
             deltas.append(events.InputJsonDelta(block.text))
     if block.signature:
         deltas.append(events.SignatureDelta(block.signature))
-    # The text and the signature contain those of the block's start; the citations do not.
+    # `block.text` and `block.signature` include those of its start; `block.citations` does not.
     deltas += [delta for delta in begun if isinstance(delta, events.CitationsDelta)]
     deltas += [events.CitationsDelta(citation) for citation in block.citations]
     content = (events.BlockDelta(index, delta) for delta in deltas)

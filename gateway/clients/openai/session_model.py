@@ -1,4 +1,4 @@
-"""The model of a request that names none: OpenAI's parameters are checked for the model that answers."""
+"""Finds the model for a request that names none: OpenAI's parameters are checked for this model."""
 
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import Refused
