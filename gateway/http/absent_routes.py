@@ -6,7 +6,7 @@ NO_STATE = "use POST /v1/responses with `previous_response_id` or `conversation`
 NO_AGENTS = "there are no hosted agents: run the agent in your own program, with POST /v1/messages or /v1/responses"
 OWN_KEYS = "the keys and their usage are Tailrace's own: see GET /v1/usage"
 
-# A path that ends with a slash exists without it.
+# A path that ends with a slash is a route without the slash.
 ADVICE = {
     "/v1/embeddings": "Claude has no embeddings: send these requests to a provider that has them",
     "/v1/images": "Claude makes no images: send these requests to a provider that does",
@@ -55,5 +55,5 @@ ADVICE = {
 
 def advice_for(path: str) -> str | None:
     """Returns the advice for a path that has no route, or None."""
-    # Not the lookup of each parent: a path of 60,000 slashes has as many, and each is a copy.
+    # Do not look up each parent: a path of 60,000 slashes has 60,000, and each is a copy.
     return next((ADVICE[key] for key in ADVICE if path == key or path.startswith(f"{key.removesuffix('/')}/")), None)

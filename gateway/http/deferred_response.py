@@ -19,7 +19,7 @@ from tailrace.gateway.http.media_type import JSON
 from tailrace.gateway.http.retry_later import is_resuming_reader
 from tailrace.proto.errors import LogError, Refused
 
-# The type of a message that no server knows, whose `respond` sends the response. The layers pass it on: they only look
+# The type of a message that no server knows. Its `respond` sends the response. The layers pass it on: they only look
 # at the types of ASGI.
 DEFERRED = "tailrace.response.deferred"
 # The comment ends a partial line. The blank line ends the event, under a name to which no page listens.
@@ -54,7 +54,7 @@ def send_deferred(app: ASGIApp, on_start: Callable[[Message], None] = lambda _: 
             # uvicorn cancels the requests that outlast its stop, and would answer 500.
             if is_begun:
                 raise
-            # A client must not repeat a POST by itself, unless it has a key.
+            # A client must not repeat a POST by itself, unless the POST has a key.
             may_repeat = scope["method"] != "POST" or b"idempotency-key" in dict(scope["headers"])
             refusal = Refused("draining", INTERRUPTED, retry_after_s=1, may_repeat=may_repeat)
             await render_error(refusal, scope)(scope, receive, send_or_keep)
@@ -63,7 +63,7 @@ def send_deferred(app: ASGIApp, on_start: Callable[[Message], None] = lambda _: 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         opened = await begin(scope, receive, send)
         if opened is not None:
-            # While the response is idle, this frame is all that is left of those between it and the server.
+            # While the response is idle, only this frame is left between it and the server.
             try:
                 while (change := await opened.step()) is not None:
                     await change
@@ -77,7 +77,7 @@ class OpenResponse(Protocol):
     """A response that has begun, and goes on when something changes."""
 
     async def step(self) -> asyncio.Future[None] | None:
-        """Sends what there is. Returns what to wait for before the next step; None: the response has ended."""
+        """Sends the available data. Returns what to wait for before the next step; None: the response has ended."""
 
     async def close(self) -> None:
         """Releases what the response holds."""
@@ -108,7 +108,7 @@ class StreamedResponse:
         open stream does not hold the middleware's functions."""
 
     def add_headers(self, headers: Mapping[str, str]) -> None:
-        """Adds headers, which an error that replaces this response has, too."""
+        """Adds headers to this response, or to the error that replaces it."""
         self._headers.update(headers)
         self._error_headers.update(headers)
 
@@ -142,7 +142,7 @@ class StreamedResponse:
 
     def _render_error(self, error: Exception, scope: Scope) -> Response:
         """Returns the response for an error before the first byte."""
-        # Also after a lack of memory: the SDKs repeat a POST after a 503.
+        # This includes a lack of memory: the SDKs repeat a POST after a 503.
         if not (self.is_repeatable or isinstance(error, TurnFailed)):
             self._error_headers.update(NO_RETRY)
         if isinstance(error, Refused | LogError):
@@ -157,7 +157,7 @@ class StreamedResponse:
             raw = [(name.encode(), value.encode()) for name, value in self._headers.items()]
             await self._send_through_layers({"type": "http.response.start", "status": status, "headers": raw})
             self._send_through_layers = None
-            # An open response does not hold them.
+            # An open response needs no headers: free them.
             self._headers = self._error_headers = {}
             self.is_begun = True
             if status == 200 and self._first_bytes:
@@ -179,16 +179,16 @@ def body(data: bytes, *, more: bool) -> Message:
 def _discard_partial_event(scope: Scope) -> bytes:
     """Returns what makes WebKit's EventSource (Safari) discard a part of an event; nothing for another client.
 
-    At the end of a connection, an EventSource discards an event that is not complete (WHATWG HTML, section 9.2.6). That
-    of WebKit does so only at a clean end (`EventSource::didFail` in its EventSource.cpp). After a cut, it joins the
-    part with the first event of the next connection. The page cannot parse the data of both, and loses this event.
+    At the end of a connection, an EventSource discards an event that is not complete (WHATWG HTML, section 9.2.6).
+    WebKit's does so only at a clean end (`EventSource::didFail` in its EventSource.cpp). After a cut, it joins the part
+    with the first event of the next connection. The page cannot parse the data of both, and loses this event.
 
-    The cursor stays the same. Some clients dispatch an empty event at a blank line, such as fetch-event-source, which
-    sends no Cache-Control.
+    The cursor stays the same. Clients like fetch-event-source, which sends no Cache-Control, dispatch an empty event at
+    a blank line.
     """
     headers = Headers(scope=scope)
     agent = headers.get("user-agent", "")
     is_webkit = "AppleWebKit" in agent and "Chrome" not in agent and headers.get("cache-control") == "no-cache"
-    # An EventSource sends the header. A polyfill that sends the id in the query reads by itself.
+    # An EventSource sends the header. A polyfill that sends the id in the query parses the stream itself.
     last = headers.get("last-event-id", "")
     return DISCARD % last.encode("latin-1") if last and is_webkit and is_resuming_reader(scope) else b""

@@ -2,7 +2,7 @@
 
 JSON parsers disagree on which of the values counts (RFC 8259, section 4): a proxy may check one, and the model get the
 other. msgspec takes the last one without an error, so the text is parsed once more, with Python's parser. That takes
-2 µs for a short body and 45 µs for 23 kB. Long strings were cut out of a large body before (proto/long_strings.py).
+2 µs for a short body and 45 µs for 23 kB. Long strings were cut out of a large body earlier (proto/long_strings.py).
 """
 
 import json
@@ -49,7 +49,7 @@ _marker = json.JSONDecoder(object_pairs_hook=_mark, parse_int=str, parse_float=s
 def require_unique_keys(body: bytes) -> None:
     """Raises Refused with the path, such as `messages[0].role`, if an object in `body` has a key twice.
 
-    `body` was decoded before by a parser that accepts it.
+    Another parser has accepted `body`.
     """
     # count_tokens leaves it to the API to refuse text that is not UTF-8.
     text = body.decode(errors="replace")

@@ -20,7 +20,7 @@ from tailrace.proto.errors import CODES, LogError, Refused
 
 logger = structlog.get_logger()
 
-# Errors of the router, which have a status alone.
+# Errors of the router, which have only a status.
 BY_STATUS = {
     404: ("route_not_found", "there is nothing here: GET / lists the routes, /docs describes them"),
     405: ("method_not_allowed", "{method} is not allowed on this route; use {allowed}."),
@@ -74,14 +74,14 @@ def response(
     row = CODES[code]
     if scope is not None and row.is_retryable and is_resuming_reader(scope):
         return RetryLater(retry_after_s or RETRY_AFTER_S)
-    # Errors are private to the principal, and what is not found may be there the next moment.
+    # Errors are private to the principal, and a resource that is not found may exist a moment later.
     extra = {"cache-control": "no-store", **(headers or {})}
     if not row.is_retryable:
         extra |= NO_RETRY
     if row.status == 503 or retry_after_s is not None:
         extra["retry-after"] = str(math.ceil(retry_after_s or RETRY_AFTER_S))
     if row.status == 408:
-        # The rest of the body may never come, and no other request can on this connection.
+        # The rest of the body may never come, and blocks further requests on this connection.
         extra["connection"] = "close"
     if row.status == 401:
         extra["www-authenticate"] = "Bearer"
@@ -125,7 +125,7 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
 
 
 def _preflight_advice(request: Request) -> str | None:
-    """Returns what to do about a CORS preflight, which reaches the router if TAILRACE_ORIGINS is not set."""
+    """Returns advice for a CORS preflight, which reaches the router if TAILRACE_ORIGINS is not set."""
     origin = request.headers.get("origin")
     if request.method != "OPTIONS" or origin is None:
         return None
@@ -135,7 +135,7 @@ def _preflight_advice(request: Request) -> str | None:
 
 
 def _allowed_methods(request: Request) -> str:
-    """Returns the methods of all routes with the path of `request`. Starlette lists those of the first one."""
+    """Returns the methods of all routes with the path of `request`. Starlette lists those of the first route."""
     routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     return ", ".join(sorted({method for route in routes for method in route.methods}))
 

@@ -8,7 +8,7 @@ HASHED_INLINE_BYTES_MAX = 16 * 1024
 
 
 async def hash_body(*pieces: bytes) -> str:
-    """Returns the SHA-256 of a request body or of a file in hex, also of one in pieces."""
+    """Returns the SHA-256, in hex, of a request body or a file that consists of `pieces`."""
     digest = hashlib.sha256()
     for piece in pieces:
         if len(piece) <= HASHED_INLINE_BYTES_MAX:

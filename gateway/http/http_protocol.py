@@ -1,10 +1,10 @@
-"""The HTTP/1.1 protocol of a client connection: uvicorn's, with the limits that it lacks.
+"""The HTTP/1.1 protocol of a client connection: uvicorn's, with further limits.
 
 Headers are limited in bytes, number and time (bodies in read_body.py). Data after a response is still read for a short
 time, so that the client can read the response. A slow reader holds one buffer; a client that reads nothing for
 UNREAD_TIMEOUT_S is disconnected, and at once while the gateway drains. The kernel detects clients that vanish
-(server.py). uvicorn has no hook for these limits with httptools (docs/DEPENDENCIES.md names its issues). All use of its
-protocol classes is here.
+(server.py). uvicorn has no hook for these limits with httptools (docs/DEPENDENCIES.md names its issues). Only this
+module uses uvicorn's protocol classes.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from tailrace.proto.runtime.flag import Flag
 
 # nginx allows 32 kB and a minute. Clients send a key, a cursor and a few cookies.
 HEADERS_BYTES_MAX = 64 * 1024
-# As in Apache and gunicorn. Each lookup of a header scans all of them.
+# The limit of Apache and gunicorn. Each lookup of a header scans all headers.
 HEADERS_MAX = 100
 HEADERS_TIMEOUT_S = 10.0
 # From a response to the next request. Longer than clients and proxies keep an idle connection (SDKs: 5 to 90 s, AWS:
 # 60 s, browsers: 300 s, Google Cloud: 600 s, Cloudflare: 900 s, Envoy: an hour): a request on a connection that the
 # server closes at this moment fails. The kernel detects a client that has vanished (server.py).
 IDLE_TIMEOUT_S = 3660.0
-# For the rest of a body whose request is answered already. uvicorn's timeout stops at any byte of a dripping body.
+# For the rest of a body whose request is answered already. Any byte of a dripping body stops uvicorn's timeout.
 ANSWERED_TIMEOUT_S = 20.0
 # For the 48 kB that must leave a full buffer before it is written to again: less than 2 kB a second.
 UNREAD_TIMEOUT_S = 30.0
@@ -78,7 +78,7 @@ class ClientConnection(HttpToolsProtocol):
     ) -> None:
         """`overflow` is the application for `excess_max` connections above the limit.
 
-        Further ones are refused before their request is read, which some clients do not expect.
+        Further connections are refused before their request is read, which some clients do not expect.
         `idle` are the idle connections of the server; the one that has been idle for longest comes first.
         """
         super().__init__(**given)
@@ -100,7 +100,7 @@ class ClientConnection(HttpToolsProtocol):
         self._unparsed = b""
         """Data behind pipelined requests that wait for an earlier response; not parsed yet."""
         self._is_within_headers = False
-        """Whether that data begins in the middle of headers."""
+        """Whether `_unparsed` begins in the middle of headers."""
         self._wrong = NOT_HTTP
         """The error code and message for what the parser rejects."""
 
@@ -136,7 +136,7 @@ class ClientConnection(HttpToolsProtocol):
             self._wrong = TOO_LARGE
             raise ValueError
         super().on_header(name, value)
-        # The parser treats the body as chunked if that is the last of several codings.
+        # The parser treats the body as chunked if `chunked` is the last of several codings.
         if self.headers[-1][0] == b"transfer-encoding" and value.strip().lower() != b"chunked":
             self._wrong = CODED
             raise ValueError
@@ -152,7 +152,7 @@ class ClientConnection(HttpToolsProtocol):
                 self._is_within_headers |= self._closing is not None
                 self._stop_waiting()
                 return
-            # No request begins within a body: uvicorn's work for each piece of it is wasted.
+            # A body is parsed at once: no request begins in it, and each piece costs work in uvicorn.
             piece = data[start : start + max(PIECE_BYTES, self._body_left)]
             start += len(piece)
             self._bytes += len(piece)
@@ -192,7 +192,7 @@ class ClientConnection(HttpToolsProtocol):
             )
             # 0.7 kB less than uvicorn's asyncio.Event.
             self.cycle.message_event = Flag()  # type: ignore[assignment]
-            # Until its body has arrived: a close before that is a reset, and the client may lose the response.
+            # Keep the connection until the body has arrived: an earlier close resets it and may lose the response.
             self.cycle.keep_alive = True
         self._body_left = declared_bytes(Headers(raw=self.headers)) or 0
         if not self.pipeline:
@@ -221,7 +221,7 @@ class ClientConnection(HttpToolsProtocol):
         if self.pipeline:
             self._answered, _ = self.pipeline[-1]
         super().on_response_complete()
-        # uvicorn's timer would keep the memory of a connection that is reset for as long as it may be idle.
+        # uvicorn's timer would hold a reset connection's memory for the whole idle timeout.
         self._unset_keepalive_if_required()
         if self._unparsed and not self.pipeline and not self.transport.is_closing():
             unparsed, self._unparsed = self._unparsed, b""
@@ -274,13 +274,13 @@ class ClientConnection(HttpToolsProtocol):
     def shutdown(self) -> None:
         super().shutdown()
         if self.flow.write_paused:
-            # Its stream cannot be closed before it reads. It resumes at another gateway with its cursor.
+            # The stream cannot end before the client reads. The client resumes at another gateway.
             self.transport.abort()
 
     def _refuse(self, code: str, message: str, retry_after_s: float | None = None) -> None:
         """Sends an error and closes. A response in progress is truncated, so that the error is no part of it."""
         self._stop_waiting()
-        # The same for a response that is expected: the error would be read as its first byte.
+        # Abort also if a response is expected: the client would take the error for it.
         cycle = self.cycle
         is_expected = (
             cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body)
@@ -324,7 +324,7 @@ class ClientConnection(HttpToolsProtocol):
 
 
 def direct_writer(send: Send) -> Callable[[bytes], bool]:
-    """Returns a function that writes a part of a body to the connection of `send`, and returns whether it has.
+    """Returns a function that writes a part of a body to the connection of `send`, or returns False.
 
     The function writes only where `send` would write at once: otherwise, the caller awaits `send`. A `send` that
     is not uvicorn's own never writes at once.
@@ -346,8 +346,8 @@ def direct_writer(send: Send) -> Callable[[bytes], bool]:
 def watch_disconnect(receive: Receive, call: Callable[[], None]) -> Callable[[], object]:
     """Calls `call` when the client of `receive` has disconnected. Returns a function that ends the watch.
 
-    It makes a task only for a `receive` that is not uvicorn's own, or whose body has not arrived: a task would take 1.5
-    kB of each open stream. What still arrives of a body is dropped.
+    Makes a task only for a `receive` that is not uvicorn's own, or whose body has not arrived: a task would take 1.5
+    kB of each open stream. The rest of the body is dropped.
     """
     cycle = getattr(receive, "__self__", None)
     if not isinstance(cycle, RequestResponseCycle) or cycle.more_body or not isinstance(cycle.message_event, Flag):
@@ -356,7 +356,7 @@ def watch_disconnect(receive: Receive, call: Callable[[], None]) -> Callable[[],
         return partial(watching.cancel, None)
     changed = cycle.message_event
     changed.clear()
-    # As uvicorn's `receive` does before it waits.
+    # uvicorn's `receive` does this before it waits.
     cycle.flow.resume_reading()
     if cycle.disconnected or cycle.response_complete:
         call()
@@ -376,14 +376,14 @@ def _closes_at_once(connection: ClientConnection) -> bool:
 
 
 class _OneAfterAnother(FlowControl):
-    """Pauses reading while a pipelined request waits, because an endless stream may be before it.
+    """Pauses reading while a pipelined request waits, perhaps behind an endless stream.
 
     uvicorn pauses, too, but resumes as soon as the response in progress waits for a disconnect.
     """
 
     def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
         super().__init__(transport)
-        # As in ClientConnection.on_headers_complete.
+        # See ClientConnection.on_headers_complete.
         self._is_writable_event: Any = Flag()
         self._is_writable_event.set()
         self._waiting = waiting

@@ -22,7 +22,7 @@ POSITION = re.compile(r" \(byte ([0-9]+)\)$")
 def replace_halves(body: bytes) -> bytes:
     """Returns `body` with the escape of U+FFFD in place of each half of a surrogate pair in its messages.
 
-    msgspec refuses such halves. With a half in another field, or if it is not JSON, `body` is returned unchanged.
+    msgspec refuses such halves. If `body` has a half in another field, or is not JSON, it is returned unchanged.
     """
     if (b"\\ud" not in body and b"\\uD" not in body) or all(found[1] is None for found in ESCAPE.finditer(body)):
         return body
@@ -59,13 +59,13 @@ def _mistake(error: Exception, body: bytes | None) -> str:
     except UnicodeDecodeError as invalid:
         return f"byte {invalid.start} (0x{body[invalid.start]:02x}) is not valid UTF-8"
     if (half := _half_of_pair(body)) is not None:
-        # RFC 8259 allows it (section 8.2), but no text in UTF-8 can contain it.
+        # RFC 8259 allows a half (section 8.2), but no text in UTF-8 can contain it.
         name = body[half : half + 6].decode()
         return f"a string has half of a surrogate pair (`{name}` at byte {half}): an emoji was cut"
     if (found := POSITION.search(text)) is None:
         return f"it ends too early, after {len(body)} bytes: a string, list or object is not closed"
     why, at = text[: found.start()], int(found[1])
-    # The position of other mistakes is that of a byte after them.
+    # For other mistakes, msgspec names a later byte.
     return f"{why}{_quote(body[at : at + 4])} at byte {at}" if why in AT_POSITION else f"{why} near byte {at}"
 
 

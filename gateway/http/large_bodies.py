@@ -73,7 +73,7 @@ class LargeBodies:
         self.require_memory()
 
     async def reserve_copies(self, holder: AsyncExitStack, tenant: Tenant, size: int) -> None:
-        """Reserves memory for the copies of a complete body until `holder` is closed. Raises Refused as `reserve`."""
+        """Reserves memory for the copies of a complete body until `holder` is closed. Raises Refused like `reserve`."""
         with self._refuse_timeout():
             async with asyncio.timeout(self._timeout_s):
                 await holder.enter_async_context(self._copies.reserve(COPIES * size, tenant=tenant))
@@ -82,10 +82,10 @@ class LargeBodies:
     async def reserve_more(self, holder: AsyncExitStack, tenant: Tenant, size: int, *, held: int) -> None:
         """Reserves memory for the copies of `size` bytes that are added to `held` bytes of the same request.
 
-        Raises Refused as `reserve`; at once if another request waits that holds memory.
+        Raises Refused like `reserve`; at once if another request that holds memory waits.
         """
         if held <= SMALL_BYTES_MAX:
-            # It holds nothing.
+            # The request holds no memory.
             await self.reserve_copies(holder, tenant, size)
             return
         most = self._bytes_max // 2

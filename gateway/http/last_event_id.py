@@ -2,7 +2,7 @@
 
 from starlette.requests import HTTPConnection
 
-# What the clients that cannot send the header add to the URL when they reconnect: event-source-polyfill,
+# The names in the URL of clients that reconnect and cannot send the header: event-source-polyfill,
 # reconnecting-eventsource and better-sse; Mercure; Mercure before 0.11.
 QUERY_NAMES = ("lastEventId", "lastEventID", "Last-Event-ID")
 AFTER = "after"
@@ -10,10 +10,10 @@ AFTER = "after"
 
 
 def last_event_id(request: HTTPConnection, *more_names: str) -> str:
-    """Returns the id of the last event that a client which reconnects has received; "" if it names none.
+    """Returns the id of the last event that a reconnecting client has received; "" if it names none.
 
-    The header counts before the query, in which `more_names` come last. Of a repeated query name the last value counts:
-    libraries append theirs.
+    The header takes precedence over the query, in which `more_names` come last. Of a repeated query name the last value
+    counts: libraries append theirs.
     """
     if header := request.headers.get("last-event-id"):
         return header

@@ -33,7 +33,7 @@ def kept_file(request: Request, package: str, name: str) -> Response:
 
 @cache
 def _read_compressed(package: str, name: str) -> tuple[bytes, bytes, str]:
-    """Returns the content, the content compressed, and an ETag, which is weak because both have the same."""
+    """Returns the content, the content compressed, and an ETag, which is weak because both share it."""
     content = _read(package, name)
     return content, gzip.compress(content, mtime=0), f'W/"{sha256(content).hexdigest()[:32]}"'
 

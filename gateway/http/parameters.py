@@ -1,4 +1,4 @@
-"""Query parameters and headers that several routes have. Those of one route are beside it."""
+"""Query parameters and headers that several routes have. Those of a single route are in its module."""
 
 from tailrace.gateway.http.last_event_id import QUERY_NAMES
 from tailrace.gateway.http.route import header, query

@@ -9,7 +9,7 @@ from importlib.resources import files
 def plain_page(title: str, content: str, links: Mapping[str, str], current: str, form: str = "") -> str:
     """Returns a page. `content` and `form`, at the end of the page's header, are HTML.
 
-    `links` of the header are paths by their texts; `current` is the path of this page.
+    `links` maps the texts of the header's links to paths; `current` is the path of this page.
     """
     shown = "".join(
         f'<a href="{escape(path)}"{" aria-current=page" if path == current else ""}>{escape(text)}</a>'

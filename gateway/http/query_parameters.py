@@ -21,7 +21,7 @@ METADATA = re.compile(r"metadata\[([^\]]{1,64})\]")
 def require_known(request: Request, known: Collection[str]) -> None:
     """Raises Refused for a query parameter that is not in `known`, or that may not be repeated.
 
-    To ignore an unknown parameter would hide a typing error. Of a repeated one, only one value would count.
+    To ignore an unknown parameter would hide a typing error. Of a repeated parameter, only one value would count.
     """
     names = Counter(name for name, _ in request.query_params.multi_items())
     for name, times in names.items():
@@ -31,7 +31,7 @@ def require_known(request: Request, known: Collection[str]) -> None:
                 raise Refused(
                     "request_invalid", "`metadata` lacks the name of a field: send `metadata[NAME]=VALUE`", param=name
                 )
-            # Without the other names of the cursor, which only libraries send.
+            # Omit the other names of the cursor, which only libraries send.
             names_shown = sorted(
                 "metadata[NAME]" if one == "metadata" else one for one in known if one not in QUERY_NAMES
             )

@@ -50,7 +50,7 @@ class BodyReader:
     async def read(
         self, request: Request, tenant: Tenant, holder: AsyncExitStack, types: frozenset[str] = ONLY_JSON
     ) -> bytes:
-        """Returns the body. Raises Refused for another media type, a compressed body, one too large or too slow.
+        """Returns the body. Raises Refused for another media type, and for a compressed, too large or too slow body.
 
         Memory for a large body is reserved for `tenant` until `holder` is closed.
         """
@@ -155,7 +155,8 @@ def declared_bytes(headers: Headers) -> int | None:
 
 
 def decode(body: bytes, kind: type[B], strings: Mapping[str, str] | None = None) -> B:
-    """`body` as a `kind`. Raises Refused, which names the unknown, missing or wrong field and what is allowed there.
+    """Returns `body` as a `kind`. Raises Refused, which names the unknown, missing or wrong field and what is allowed
+    there.
 
     `strings` are those that long_strings.py has cut out of the body.
     """
@@ -176,7 +177,7 @@ def convert(value: object, kind: type[B]) -> B:
 
 
 def _invalid(error: Exception, kind: type, body: bytes | None = None) -> Refused:
-    """Returns the refusal of a body that is not a `kind`. `body`: if it is small."""
+    """Returns the refusal of a body that is not a `kind`. `body` is only given if it is small."""
     if not isinstance(error, msgspec.ValidationError):
         return not_json(error, body)
     # The message quotes the client's own field, which may be as long as the body.
@@ -200,7 +201,7 @@ def require_few_values(body: bytes) -> None:
 
 
 def count_values(raw: bytes) -> int:
-    """Counts the values in the lists and objects of a JSON text; an empty one counts as one value.
+    """Counts the values in the lists and objects of a JSON text; an empty list or object counts as one.
 
     Far above VALUES_MAX it returns the number of strings. After a syntax error the count may be wrong.
     """
@@ -210,14 +211,14 @@ def count_values(raw: bytes) -> int:
     # A long text may contain many marks: those inside of strings do not count.
     bare = raw.replace(rb"\\", b"").replace(rb"\"", b"")
     if (quotes := bare.count(b'"')) > 4 * VALUES_MAX:
-        # A value with its name has at most two strings. So many strings are not even split.
+        # A value with its name has at most two strings. A text with too many strings is not split.
         return quotes // 2
     return _count_marks(b"".join(bare.split(b'"')[::2]))
 
 
 def _count_marks(raw: bytes) -> int:
-    # An opening bracket stands for the first value of its list or object, a comma for each further one. In pieces: a
-    # thread holds the interpreter lock while it searches one.
+    # An opening bracket stands for the first value of its list or object, a comma for each further one. Search in
+    # pieces: a thread holds the interpreter lock while it searches a piece.
     size = long_strings.PIECE_BYTES
     starts = range(0, len(raw), size)
     return sum(raw.count(mark, start, start + size) for mark in (b"[", b"{", b",") for start in starts)

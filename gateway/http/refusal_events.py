@@ -1,8 +1,8 @@
 """Refusals as server-sent events, for routes whose clients read the body of a stream without looking at the status.
 
-Status and headers stay those of the refusal. A client gets the JSON envelope where that is what it can use: if it
-accepts JSON and no events, or sends `Last-Event-ID`. Libraries that send it repeat the request after a response that is
-no event stream (fetch-event-source) or has no status 200 (sse.js), and would take an event for the stream's end.
+Status and headers stay those of the refusal. A client that accepts JSON and no events, or sends `Last-Event-ID`, gets
+the JSON envelope. Libraries that send this header repeat the request after a response that is no event stream
+(fetch-event-source) or has no status 200 (sse.js), and would take an event for the stream's end.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ class RefusalEvents:
         async def send_events(message: Message) -> None:
             nonlocal start
             if message["type"] == "http.response.start" and message["status"] >= 400:
-                # Its headers have the length of the body, which comes in one message.
+                # Hold it: its headers have the length of the body, which comes in one message.
                 start = message
                 return
             if start is not None:

@@ -27,7 +27,7 @@ class Parameter(NamedTuple):
     place: Literal["query", "header"]
     name: str
     documented: Json
-    """Its further keys in the OpenAPI document."""
+    """The parameter's further keys in the OpenAPI document."""
     is_spelling: bool = False
     """Whether it is a second spelling of another parameter. The document leaves it out: generated clients would give
     both the same name."""
@@ -67,7 +67,7 @@ MODELS, LOGIN, ADMIN, OPERATION = Section("models"), Section("login"), Section("
 
 
 class Route(msgspec.Struct, frozen=True):
-    """A route. Its endpoint receives the request, and a service for each further parameter that it is annotated with.
+    """A route. Its endpoint receives the request, and for each further parameter the service of that type.
 
     A route for GET also answers HEAD.
     """
@@ -83,7 +83,7 @@ class Route(msgspec.Struct, frozen=True):
     form: Json | None = None
     """The schema of the body, if it is a form with a file."""
     result: Any = None
-    """The Struct of the JSON response; an example of it if it has no Struct."""
+    """The Struct of the JSON response; without a Struct, an example of the response."""
     status: int = 200
     streams: str = ""
     """The media type of a streamed response."""
@@ -97,5 +97,5 @@ class Route(msgspec.Struct, frozen=True):
 
     @property
     def query_names(self) -> frozenset[str]:
-        """The names of the query parameters. A request with another one is refused."""
+        """The names of the query parameters. A request with any other name is refused."""
         return frozenset(one.name for one in self.parameters if one.place == "query")

@@ -1,7 +1,7 @@
 """Security headers of every response.
 
-Responses hold text of models and clients, and a browser can be sent to any URL. With these headers it does not guess
-content types, runs and fetches nothing, shows nothing in frames, and sends no Referer.
+Responses hold text of models and clients, and a browser can be sent to any URL. With these headers the browser does not
+guess content types, runs and fetches nothing, shows nothing in frames, and sends no Referer.
 """
 
 CSP = b"content-security-policy"
@@ -23,7 +23,7 @@ PAGE_POLICIES = {
     TURN_PAGES: (OWN + TRUSTED_TYPES + NOWHERE).encode(),
     "/ops": (OWN + NOWHERE).encode(),
     "/docs": f"{POLICY}; img-src 'self'".encode(),
-    # With a form for the search.
+    # The guides have a form for the search.
     GUIDES: f"{POLICY}; img-src 'self'".replace("form-action 'none'", "form-action 'self'").encode(),
 }
 

@@ -22,7 +22,7 @@ from tailrace.proto.runtime.tcp_options import keep_alive
 GRACE_S = 5
 # Requests on connections that were accepted before the stop arrive within this time.
 ARRIVAL_S = 0.25
-# Then, requests whose responses have not begun may still be served.
+# After that, requests without a response may still be served for this time.
 UNANSWERED_S_MAX = 2.0
 POLL_S = 0.02
 # Options of each connection on Linux, which detect clients that vanish without closing (a laptop that was shut).
@@ -91,7 +91,7 @@ async def serve(
 
 
 def close_connection(stop: asyncio.Event, message: Message) -> None:
-    """Adds a header to the start of a response which tells the client, from `stop` on, to use another connection."""
+    """After `stop`, adds a header to the start of a response: the client shall use another connection."""
     if stop.is_set():
         message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
 

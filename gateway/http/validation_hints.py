@@ -71,7 +71,7 @@ def advise(field: str, names: Collection[str]) -> str:
 
 
 def wrong_field(problem: str) -> str | None:
-    """Returns the path of the field that is wrong, as OpenAI's API writes it: `messages[0].content`. None for the body.
+    """Returns the path of the field that is wrong, as OpenAI's API writes it: `messages[0].content`. None: the body.
 
     An unknown or missing field is part of the path.
     """
@@ -91,7 +91,7 @@ def with_key(kind: type, problem: str, body: bytes) -> str:
     try:
         value = found = msgspec.json.decode(body)
     except DECODE_ERRORS:
-        # A number that is out of range, or a mistake after the wrong field.
+        # The body has a number that is out of range, or a mistake after the wrong field.
         return problem
     try:
         for step in STEP.findall(path[1].partition("[...]")[0]):
@@ -103,7 +103,7 @@ def with_key(kind: type, problem: str, body: bytes) -> str:
         return problem
     members = dict(found)
     for key, member in members.items():
-        # msgspec does not say which member is wrong: it is that with which alone the error is the same.
+        # msgspec does not say which member is wrong: it is the one that alone causes the same error.
         found.clear()
         found[key] = member
         try:
