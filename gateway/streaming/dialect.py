@@ -1,4 +1,4 @@
-"""The interface of a dialect: a pure function from an entry and a small state to what one client format has for it."""
+"""The interface of a dialect: a pure function from an entry and a small state to the bytes of one client format."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ class Frame(msgspec.Struct, frozen=True):
 
     events: sse.Events = ()
     is_break: bool = False
-    """Whether the gateway breaks the connection off after it, because the dialect has no event for what happened. A
+    """Whether the gateway breaks the connection off after the frame, as the dialect has no event for the entry. A
     break never looks like the end of the turn."""
     data: bytes = b""
     """The bytes of the frame. A dialect sets them only in a frame without events."""
@@ -42,7 +42,7 @@ class Dialect(NamedTuple):
     render: Callable[[Any, StoredEntry], tuple[Frame, Any]]
     """Returns the frame of an entry, and the state after it."""
     render_record: Callable[[TurnRecord, int], Frame]
-    """Returns the frame of a whole turn that has left the log, which is never `running`: one without an end has failed.
+    """Returns the frame of a whole turn that has left the log. It is never `running`: without an end, it has failed.
     The number: how many of its events the reader has."""
     render_json: Callable[[TurnRecord], bytes] | None = None
     """Returns a completed turn as one JSON body, for a request without streaming; None where there is no such body."""
@@ -54,7 +54,7 @@ class Dialect(NamedTuple):
     """Whether clients can tell a body that stops before the turn's end from a whole one. If not, the gateway breaks
     the connection off instead of ending the body."""
     can_reset: bool = False
-    """Whether it has an event for "discard the text so far". If not, a new reader starts after the last restart."""
+    """Whether an event says "discard the text so far". If not, a new reader starts after the last restart."""
     is_stateful: bool = False
     """Whether the frame of an entry depends on earlier entries, so that a turn is always rendered from its start."""
     sends_retry: bool = False
@@ -69,7 +69,7 @@ class Dialect(NamedTuple):
         """
         match stored.entry:
             case Event(event=raw, is_hidden=True) if self.heartbeat and (wait := events.decode_wait(raw)) is not None:
-                # A comment ends as the heartbeat of the dialect.
+                # A comment ends like the heartbeat of the dialect.
                 blank = b"\n" if self.heartbeat == sse.HEARTBEAT_FRAME else b""
                 text = " ".join(f"waiting for the model: {wait.obstacle}".split())
                 return Frame(data=b": %s\n" % text.encode() + blank)

@@ -1,7 +1,7 @@
 """A response whose body is made while it is sent, piece by piece.
 
 A body that fails in the middle lacks its last chunk, so that clients do not take it for complete. A download counts as
-one of its principal's streams.
+one reader of its principal.
 """
 
 from collections.abc import AsyncGenerator, Mapping
@@ -28,7 +28,7 @@ class Download(StreamedResponse):
         *,
         is_stream: bool = False,
     ) -> None:
-        """`is_stream`: it counts against the limit `streams` of the principal, as its pieces are costly."""
+        """`is_stream`: the download also counts against the limit `streams`, because its pieces are costly."""
         super().__init__(headers)
         self._reader = reader
         self._pieces = pieces

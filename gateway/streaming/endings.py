@@ -18,12 +18,12 @@ class StreamEnding(NamedTuple):
     """The seconds that the client has to reconnect until the turn's on_disconnect policy applies; None: the policy does
     not apply."""
     is_whole: bool = False
-    """Whether all of the turn was written. Of all others, the client must not take the stream for a whole one."""
+    """Whether all of the turn was written. If not, the client must not take the stream for a whole one."""
 
 
 WHOLE = StreamEnding("whole", "ended", None, is_whole=True)
 FAILED = StreamEnding("failed", "ended", None, is_whole=True)
-"""The whole turn was written, and it had failed."""
+"""The whole turn was written, and the turn had failed."""
 # Many clients do not resume a stream that the gateway has broken off.
 BROKEN = StreamEnding("cut", "broken", RECONNECT_WINDOW_S)
 """The turn could not be followed further, or the dialect cannot show its restart."""

@@ -50,7 +50,7 @@ class TurnFeed:
         self._woken_at = self._loop.time()
         self._silence = self._loop.call_later(heartbeat_s, self._wake_after_silence)
         self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
-        """The readers in `call_at_changes`: what ends the wait, and what is called."""
+        """The readers of `begin_calling`: the future that ends the wait, and the function to call."""
         self._rendered: dict[str, _DialectFrames] = {}
 
     @property
@@ -61,14 +61,14 @@ class TurnFeed:
 
     @property
     def ending(self) -> StreamEnding | None:
-        """How a stream ends that was sent all entries; None: more will come."""
+        """How a stream ends after all entries were sent; None: more will come."""
         if not self.is_ended:
             return BROKEN if self.is_broken else None
         match self.entries[-1:]:
             case [StoredEntry(entry=End(error=Failure()))]:
                 return FAILED
             case _:
-                # Also the feed of a cursor at the end of the turn, which has no entry.
+                # This includes a feed without entries, whose cursor is at the turn's end.
                 return WHOLE
 
     def add(self, entries: list[StoredEntry]) -> None:
@@ -159,11 +159,11 @@ class TurnFeed:
             self.end_calling(stopped)
 
     def begin_calling(self, write: Callable[[], bool]) -> asyncio.Future[None]:
-        """Calls `write` at each change and after each silence. The result is done when it has returned False or raised.
+        """Calls `write` at each change and after each silence.
 
-        A switch to a reader's task would cost more than most writes, so `write` is called without one. The readers
-        share one timer: timers for each reader and entry took a tenth of the time of a delta. Call `end_calling` with
-        the result.
+        The result is done when `write` has returned False or raised. A switch to a reader's task would cost more than
+        most writes, so the feed calls `write` directly. The readers share one timer: timers for each reader and entry
+        took a tenth of the time of a delta. Call `end_calling` with the result.
         """
         stopped: asyncio.Future[None] = self._loop.create_future()
         self._waiting[stopped] = write
@@ -181,7 +181,7 @@ class TurnFeed:
     def _wake(self) -> None:
         self._woken_at = self._loop.time()
         for stopped, write in tuple(self._waiting.items()):
-            # A reader that is leaving was cancelled.
+            # The reader was cancelled and is leaving.
             if stopped.done():
                 continue
             try:
@@ -236,7 +236,7 @@ class FanOut:
             self.leave(feed)
 
     async def join(self, key: TurnKey, cursor: Seq, *, from_start: bool = False) -> TurnFeed:
-        """Returns what `subscribe` yields, and raises as it does. Call `leave` with the result."""
+        """Returns what `subscribe` yields; raises the same errors. Call `leave` with the result."""
         if from_start and cursor:
             feed = await self.join(key, BEFORE_FIRST)
             try:
@@ -249,9 +249,10 @@ class FanOut:
 
     @asynccontextmanager
     async def expect(self, key: TurnKey) -> AsyncIterator[None]:
-        """Surrounds the append of a new turn. Subscribes before it, and makes a feed after it, which needs no read.
+        """Surrounds the append of a new turn.
 
-        The feed is dropped if no reader comes within `linger_s`. Raises LogUnavailable if the connection is closed.
+        Subscribes before it, and makes a feed after it, without a read of the log. The feed is dropped if no reader
+        comes within `linger_s`. Raises LogUnavailable if the connection is closed.
         """
         async with AsyncExitStack() as stack:
             live = await stack.enter_async_context(self._log.subscribe(key))
@@ -287,7 +288,7 @@ class FanOut:
             following.cancel()
 
     async def _join_shared(self, key: TurnKey, cursor: Seq) -> TurnFeed | None:
-        """Adds a reader to the feed that other readers use; None if there is none, or it cannot start at `cursor`."""
+        """Adds a reader to the feed that other readers use; None if no such feed can start at `cursor`."""
         while (feed := self._feeds.get(key)) is not None:
             try:
                 await self._add_reader(feed)
@@ -329,7 +330,7 @@ class FanOut:
         async with self.subscribe(feed.key, cursor):
             pass
         while not feed.can_start_at(cursor):
-            # The log had the entry, and the turn has ended without it: it belongs to a fork.
+            # The log had the entry, and the turn has ended without it: the entry belongs to a fork.
             if feed.is_ended:
                 raise CursorUnknown("the turn has ended without an entry at this cursor")
             await feed.wait_until_caught_up()

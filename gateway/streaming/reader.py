@@ -42,7 +42,7 @@ class StreamContext(NamedTuple):
     """The functions of features that are called when a client has disconnected."""
 
     def on_disconnect(self, key: TurnKey, reconnect_window_s: float) -> None:
-        """Calls them after the client of a running turn has disconnected, which has so many seconds to reconnect."""
+        """Calls `departures`: the client of a running turn has disconnected, with so many seconds to reconnect."""
         for call in self.departures:
             call(key, reconnect_window_s)
 
@@ -70,7 +70,7 @@ class Reader:
         self.accept = accept
         self.requested_at = time.monotonic()
         self.principal = request.principal
-        # A proxy has one address for all its users. A credential says whose reader it is, so its tenant is counted.
+        # A proxy has one address for all its users. A credential names the tenant, which is counted instead.
         self._address = None if self.principal.key is not None else request.client.host if request.client else ""
         self._counted: Groups | None = None
         self._slots: Slots | None = None
@@ -81,7 +81,7 @@ class Reader:
         """Whether the client has disconnected, the response is too old, the credential has expired, or the gateway
         drains."""
         self.was_interrupted_idle = False
-        """Whether the response was idle then."""
+        """Whether the response was idle at the interruption."""
         self._limit: asyncio.Timeout | None = None
         """The time limit of the block in `until_interrupted`. An interruption sets it to now."""
         self._idle: asyncio.Future[None] | None = None
@@ -177,7 +177,7 @@ class Reader:
         """Ends the block at its next wait when something interrupts the response, or after `timeout_s`.
 
         The interruptions are a disconnect, the end of the credential, a drain, and the end of `interrupt_after`. A
-        block that begins after one runs to its first wait.
+        block that begins after an interruption runs to its first wait.
         """
         self._idle = None
         try:

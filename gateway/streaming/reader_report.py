@@ -13,7 +13,7 @@ Ending = Literal["open", "ended", "disconnected", "aged", "draining", "expired",
 `ended`: the reader was sent all of the turn. All others are cuts: `disconnected` by the client, `aged` at
 TAILRACE_STREAM_LIFE_S, `draining` by a gateway that stops, `expired` with its credential, `broken` because the turn
 could not be followed further, or at a restart that the client's format cannot show, `failed` by an error. `lost`: its
-gateway has ended, and its report with it; a timeline infers the stream from the one that resumed it.
+gateway has ended, and its report with it; a timeline infers this stream from the one that resumed it.
 """
 
 
@@ -35,7 +35,7 @@ class ReaderReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GatewayReaders(msgspec.Struct, frozen=True):
-    """The streams of one turn that a gateway remembers, oldest first; `since`: how far back it remembers any."""
+    """The streams of one turn that a gateway remembers, oldest first; `since`: the oldest time it remembers."""
 
     since: datetime
     readers: list[ReaderReport]

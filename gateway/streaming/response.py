@@ -39,7 +39,7 @@ TRY_LOG_EVERY_S = 0.5
 Step = Callable[[], Awaitable[StreamEnding | bool | asyncio.Future[None]]]
 """Sends what there is and waits for more. Returns how the response ends, or whether there was news.
 
-False means a silence. A future: the response is idle until it is done, and the next step follows then."""
+False means a silence. A future: the response is idle until the future is done, and the next step follows then."""
 
 
 async def serve(
@@ -49,7 +49,7 @@ async def serve(
     *,
     life_s: float | None = None,
 ) -> StreamEnding:
-    """Takes steps until the response ends, and returns how it ended. Raises what they raise."""
+    """Takes steps until the response ends, and returns how it ended. Raises what the steps raise."""
     while not isinstance(found := await serve_until_idle(reader, step, heartbeat, life_s=life_s), StreamEnding):
         await found
     return found
@@ -64,7 +64,7 @@ async def serve_until_idle(
 ) -> StreamEnding | asyncio.Future[None]:
     """Takes steps until the response ends or is idle, with a heartbeat after each silence. Each way to end is one arm.
 
-    Returns how it ended, or what to wait for before the next call. Raises what the steps raise.
+    Returns how the response ended, or what to wait for before the next call. Raises what the steps raise.
     """
     if not reader.was_interrupted_idle:
         async with reader.until_interrupted(life_s):
@@ -123,7 +123,7 @@ class EventStream(StreamedResponse):
         `start` may be a function that finds the Start; it raises Refused or LogUnavailable.
         `snapshot`: renders the answer so far, which is sent at once; the stream continues after it.
         `waits_for_answer`: the status is sent when the model begins to answer, or after one heartbeat interval. If the
-        turn fails earlier, the response is an HTTP error. `fails_again`: a repeated request would get that error, too.
+        turn fails earlier, the response is an HTTP error. `fails_again`: a repeated request would get this error, too.
         """
         super().__init__({"content-type": dialect.media_type, **sse.HEADERS, **dialect.headers, **(headers or {})})
         self.accept = reader.accept
@@ -153,7 +153,7 @@ class EventStream(StreamedResponse):
             await stack.enter_async_context(self._reader.open(receive, self._streams.draining))
             if not await self._begin_stream(send, scope["method"]):
                 return None
-            # `close` leaves it.
+            # `close` leaves the reader's context.
             stack.pop_all()
         return self
 
@@ -175,9 +175,9 @@ class EventStream(StreamedResponse):
         await self.note_delivery()
 
     async def _begin_stream(self, send: Send, method: str) -> bool:
-        """Sends the beginning of the stream, or the whole response. Returns whether it goes on; `step` follows then.
+        """Sends the beginning of the stream, or the whole response.
 
-        Raises Refused, LogError.
+        Returns whether the stream goes on; `step` follows then. Raises Refused, LogError.
         """
         start = await self._find_start()
         try:
@@ -330,7 +330,7 @@ class HeldStream(EventStream):
     async def _begin_stream(self, send: Send, method: str) -> bool:
         """Begins the stream as soon as the log answers, and sends heartbeats until then.
 
-        An error that is not retryable is raised if nothing was sent yet. Otherwise it only ends the response: the
+        An error that is not retryable is raised if nothing was sent yet. Later it only ends the response: the
         client repeats its request and receives the error as the answer.
         """
         self._send = send
@@ -415,7 +415,7 @@ def refusal_of(failure: Failure | None, turn: TurnId, *, may_repeat: bool) -> Tu
 
 @asynccontextmanager
 async def stream_span(log: TurnLog, feed: TurnFeed, dialect: str, cursor: Seq) -> AsyncIterator[None]:
-    """Runs the block, which sends the stream, in a span of the turn's trace, linked to the span of its own request."""
+    """Runs the block, which sends the stream, in a span of the turn's trace, linked to the span of its HTTP request."""
     with tracing.span(
         "resume stream" if cursor else "stream",
         traceparent=await _turn_traceparent(log, feed),
@@ -426,7 +426,7 @@ async def stream_span(log: TurnLog, feed: TurnFeed, dialect: str, cursor: Seq) -
 
 
 async def _turn_traceparent(log: TurnLog, feed: TurnFeed) -> str | None:
-    """Returns the `traceparent` of the turn's request; None if it has none, or if the log does not answer.
+    """Returns the `traceparent` of the turn's request; None if the request has none, or if the log does not answer.
 
     A feed that begins at a cursor does not hold the request, which is then read from the log.
     """

@@ -22,7 +22,7 @@ from tailrace.proto.runtime.clock import age_s
 
 logger = structlog.get_logger()
 
-# About 5 MB. With 5,000 streams that are closed for their age every 30 minutes, it reaches back about an hour.
+# About 5 MB. With 5,000 streams that are closed for their age every 30 minutes, the records reach back about an hour.
 STREAMS_KEPT = 10_000
 READERS_MAX = 1000
 
@@ -142,7 +142,7 @@ class StreamRecords:
         return record
 
     def end(self, record: StreamRecord, feed: TurnFeed) -> None:
-        """Notes when a stream has ended, and writes a log line. One that was not closed has failed."""
+        """Notes when a stream has ended, and writes a log line. A stream that was not closed has failed."""
         record.closed_at = datetime.now(UTC)
         if record.ending == "open":
             record.ending = "failed"

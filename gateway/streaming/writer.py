@@ -29,9 +29,9 @@ RETRY_MS = (500, 2000)
 DISPATCH_S = 0.25
 
 WriteObserver = Callable[[Sequence[StoredEntry], int, int], None]
-"""Is called after each write with the turn's entries, and the index of the first one written and of the next one."""
+"""Called after each write with the turn's entries, the index of the first written one, and that after the last."""
 Snapshot = Callable[[TurnKey, Turn, int], sse.Events]
-"""Renders the turn so far as a few events. The arguments: key, fold, and the number of events that these replace."""
+"""Renders the turn so far as a few events. The arguments: key, fold, and the number of events that the few replace."""
 
 
 class FrameWriter:
@@ -91,7 +91,7 @@ class TurnWriter(FrameWriter):
     ) -> None:
         """Writes the frames from the index `position` on, without their first `to_skip` events.
 
-        With `snapshot`, the turn so far is written as the events that it returns, and the frames after it follow.
+        With `snapshot`, the turn so far is written as the events that `snapshot` returns; the frames after them follow.
         """
         super().__init__(send, dialect, id_prefix)
         self.feed = feed
@@ -102,13 +102,13 @@ class TurnWriter(FrameWriter):
         self._observe = observe
         self._needs_begin = snapshot is not None or position > 0
         self._changed: asyncio.Future[None] | None = None
-        """What the next step has waited for."""
+        """The future that the caller waits for before the next step."""
 
     async def step(self) -> StreamEnding | bool | asyncio.Future[None]:
         """Writes what the feed has. Returns how the stream ends, whether there was news, or what is to be waited for.
 
-        False means that nothing came for a heartbeat interval. While the result is waited for, new entries are written.
-        The next step follows when it is done.
+        False means that nothing came for a heartbeat interval. While the caller waits for the result, new entries are
+        written. The next step follows when it is done.
         """
         if self._changed is not None:
             self.stop()
@@ -147,10 +147,10 @@ class TurnWriter(FrameWriter):
         return True
 
     def write_new(self) -> bool:
-        """Writes new entries to the connection; returns whether that needs no wait, and the turn goes on.
+        """Writes new entries to the connection; returns whether all were written without a wait and the turn goes on.
 
-        The feed calls this function as entries come, so no task is needed. Entries that it does not write are left to
-        `write_stored`.
+        The feed calls this function as entries come, so no task is needed. `write_stored` writes the entries that are
+        left.
         """
         feed, start, end = self.feed, self.position, len(self.feed.entries)
         if start == end or feed.is_ended or feed.is_broken or self._needs_retry:
