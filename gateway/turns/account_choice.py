@@ -1,4 +1,4 @@
-"""Refuses what chooses, in a request to Claude's API, the workspace that is used or another party that pays.
+"""Refuses headers and fields that choose the workspace or another payer in a request to Claude's API.
 
 All clients share the server's key. With these fields, any client could spend in a workspace that the operator keeps for
 something else, or charge a customer of the operator (`billing_policy`).

@@ -19,10 +19,10 @@ from tailrace.proto.subjects import GENERATORS
 logger = structlog.get_logger()
 
 CANCEL_TIMEOUT_S = 10.0
-# After so many appends that lost the fence, the gateway asks a generator to cancel the turn. An append succeeds
-# if the turn's generator appends nothing during one round trip between gateway and NATS. If the round trip is longer
-# than the time between two deltas, each append would lose the fence until the answer ends. If it is about as long, an
-# append succeeds sooner or later, and a query that no generator answers costs it time: so there are only a few.
+# After these numbers of appends that lost the fence, the gateway asks a generator to cancel the turn. An append
+# succeeds if the turn's generator appends nothing during one round trip between gateway and NATS. If the round trip is
+# longer than the time between two deltas, each append would lose the fence until the answer ends. If it is about as
+# long, an append succeeds sooner or later, and an unanswered query delays it: so there are only a few queries.
 ASK_AFTER = frozenset({2, 16, 128})
 ASK_TIMEOUT_S = 2.0
 

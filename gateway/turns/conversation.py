@@ -104,7 +104,7 @@ class Conversations:
         try:
             await cancel(self._log, key, "on_busy", by)
         except TurnUnknown as error:
-            # The database has it as running, but its log is gone, and with it the end.
+            # The turn is running in the database, but its log is gone, and the end with it.
             # No field is named: the client protocols have different ones.
             why = "the turn to continue from has no end: continue from another turn, or begin a new session"
             raise Refused("session_busy", why) from error

@@ -60,8 +60,8 @@ def match_history(context: Context, conversation: list[Message]) -> Position:
 def append_to_history(context: Context, new: list[Message]) -> Position:
     """Returns the position of `new` after the branch in `context`.
 
-    Messages at the beginning of `new` that are the questions of the branch's last turns, which have no answer, are not
-    new: the client has sent them again.
+    If `new` begins with the questions of the branch's last turns without an answer, these messages are not new: the
+    client has sent them again.
     """
     for first in range(_answered_turns(context), len(context.turns)):
         sent: int | None = 0
@@ -89,7 +89,7 @@ def _messages_of_turn(context: Context, index: int) -> list[Message]:
 
 
 def _end_of_turn(stored: list[Message], sent: list[Message], start: int) -> int | None:
-    """Returns the index in `sent` after a turn with the messages `stored`, which begins at `start`; None: it differs.
+    """Returns the index in `sent` after a turn with the messages `stored` that begins at `start`; None: they differ.
 
     Clients leave out an answer without text, or send it as an empty message, and leave out calls without a result.
     """
@@ -117,7 +117,7 @@ def _is_answer_without_text(message: Message) -> bool:
 
 
 def verbatim_position(position: Position, conversation: list[Message]) -> Position:
-    """Returns `position` with the client's own messages before it instead of the session's.
+    """Returns `position` with the client's own messages before the turn in place of the session's.
 
     A client moves its prompt cache marks from message to message, and may have cleared old tool results.
     """

@@ -21,7 +21,7 @@ from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDe
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.gather import gather_limited
 
-# A round deletes up to a thousand turns. After so many consecutive rounds of fewer than MANY_TURNS turns, a deletion
+# A round deletes up to a thousand turns. After this many consecutive rounds of fewer than MANY_TURNS turns, a deletion
 # competes with new turns of the session, and ends.
 ROUNDS_MAX = 100
 MANY_TURNS = 100
@@ -40,7 +40,7 @@ class DeletionSteps(NamedTuple):
     begin: Callable[[TurnKey], Awaitable[None]]
     """Called before a turn is deleted with its follow-ups."""
     release: Callable[[TurnKey, Turn], Awaitable[None]]
-    """Called before the entries of a turn that has ended leave the log; of several turns at once."""
+    """Called before the entries of a turn that has ended leave the log; for several turns at once."""
     withdraw: Callable[[Tenant, str], Awaitable[None]]
     """Called before the data of a user is erased."""
 
@@ -70,7 +70,7 @@ class RunningDeletion:
         return len(self.turns), self.log_entries, self.rows
 
     def is_over(self) -> bool:
-        """Returns whether its time is over. The first round takes place in any case, so that a repetition ends."""
+        """Returns whether its time is over. The first round always takes place, so that repeated requests finish."""
         is_stopping = self._draining is not None and self._draining.is_set()
         return self._rounds > 0 and (is_stopping or _now() >= self._ends_at)
 
@@ -99,7 +99,7 @@ class Deleter:
         self._counters = Counters(connection)
         self._slots = Slots(connection)
         self.steps: list[DeletionSteps] = []
-        """Those of features."""
+        """The steps of the features."""
 
     async def delete(self, tenant: Tenant, kind: Kind, name: str, *, erases: bool = False) -> int:
         """Deletes a turn with its follow-ups, a session, or a project with its sessions. Returns the number of turns.
@@ -115,14 +115,14 @@ class Deleter:
         return len(deletion.turns)
 
     async def withdraw(self, tenant: Tenant, user: str) -> None:
-        """Keeps data of a user that is in turns of others from becoming turns of the user. Raises Refused, LogError."""
+        """Keeps a user's data in other users' turns from becoming turns of the user. Raises Refused, LogError."""
         for steps in self.steps:
             await steps.withdraw(tenant, user)
 
     async def run(self, tenant: Tenant, kind: Kind, name: str, deletion: RunningDeletion) -> bool:
-        """Deletes in rounds, and adds to `deletion` what it has deleted. Returns False if its time was over before.
+        """Deletes in rounds, and adds to `deletion` what it has deleted.
 
-        Raises Refused, LogUnavailable.
+        Returns False if the time was over before the end. Raises Refused, LogUnavailable.
         """
         purged = PurgeRound()
         few, is_large, results = -1, False, deletion.results()
@@ -145,7 +145,7 @@ class Deleter:
     async def _purge(self, tenant: Tenant, turns: list[TurnToDelete], deletion: RunningDeletion) -> PurgeRound:
         """Removes turns from the log, and returns them.
 
-        Purges none, but cancels those that run, if one was running: persistence must record its end first.
+        If any was running, purges none, but cancels those that run: persistence must record their ends first.
         """
         was_running = False
         for turn in turns:
@@ -167,7 +167,7 @@ class Deleter:
                 break
             purged.append(turn.turn)
             if turn.is_unstored:
-                # Nothing returns it again.
+                # No later round returns this turn.
                 deletion.turns.add(turn.turn)
         return PurgeRound(tuple(purged), is_cut=len(purged) < len(turns))
 
@@ -187,7 +187,7 @@ class Deleter:
 
     async def cancel(self, key: TurnKey) -> None:
         """Cancels a turn. Raises TurnUnknown, LogUnavailable."""
-        # First the mark: the cancelled turn would be sent to its webhook before it is purged.
+        # Mark first: otherwise the cancelled turn would be sent to its webhook before it is purged.
         await self._tombstones.mark_deletion(key)
         await cancel(self._log, key, "deletion")
 

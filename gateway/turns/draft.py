@@ -26,7 +26,7 @@ class Draft:
     """The request body. A repeated POST must have the same one."""
     idempotency_key: str | None = None
     cursor: Seq | None = None
-    """The last event that the client has received. The POST then resumes its answer, and never starts a turn."""
+    """The last event that the client has received. With it, the POST resumes an answer, and never starts a turn."""
     added_bytes: int = 0
     """The bytes of `new_turn` that are not in `raw`."""
     is_followed: bool = False

@@ -20,7 +20,7 @@ class FileReader(Protocol):
 
 
 OpenFiles = Callable[[Tenant, int, AsyncExitStack], FileReader]
-"""Gets the size of the request's body. Memory for large files is reserved until the stack is closed."""
+"""Called with the size of the request's body. Memory for large files is reserved until the stack is closed."""
 
 
 def has_files(contents: Sequence[object]) -> bool:

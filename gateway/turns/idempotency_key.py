@@ -23,7 +23,7 @@ def idempotency_key_of(request: Request) -> str | None:
 
 
 def is_chosen(key: str | None) -> bool:
-    """Returns whether a client has chosen the key. Such a key names its turn also after that has failed.
+    """Returns whether a client has chosen the key. Such a key names its turn even after the turn has failed.
 
     A derived key, which contains a space, then names a new turn.
     """
@@ -31,7 +31,7 @@ def is_chosen(key: str | None) -> bool:
 
 
 async def find_usable_key(log: TurnLog, claims: Claims, tenant: Tenant, keys: Iterable[str]) -> str | None:
-    """Returns the first of `keys` that is free or whose turn has not failed and was not cancelled; None without one.
+    """Returns the first of `keys` that is free, or whose turn neither failed nor was cancelled; None if none is.
 
     Raises LogUnavailable.
     """
@@ -46,6 +46,6 @@ async def _has_failed(log: TurnLog, key: TurnKey) -> bool:
     try:
         turn = await log.read_turn(key)
     except TurnUnknown:
-        # It was deleted, or the gateway that claimed the key died before it stored the request: the key can be used.
+        # The turn was deleted, or the gateway that claimed the key died before it stored the request: use the key.
         return False
     return turn.outcome in ("failed", "cancelled")

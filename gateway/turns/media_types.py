@@ -19,6 +19,6 @@ ALIASES = {
 
 
 def accepted_type(media_type: str) -> str:
-    """Returns a media type without parameters, in lower case, and for another name of a type its usual one."""
+    """Returns a media type without parameters, in lower case, by its usual name."""
     plain = media_type.partition(";")[0].strip().lower()
     return ALIASES.get(plain, plain)

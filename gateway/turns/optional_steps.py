@@ -18,7 +18,7 @@ from tailrace.proto.nats import Claim
 S = TypeVar("S")
 WhenDelivered = Callable[[], Awaitable[None]]
 RenderPrompts = Callable[[Sequence[Params], Tenant, int], Awaitable[Sequence[Params | Refused]]]
-"""Gets the most bytes that all of the results may have together as JSON."""
+"""Called with the most bytes that all results together may have as JSON."""
 
 
 BuiltEntry = tuple[entries.Request, int]
@@ -32,7 +32,7 @@ class Admitted(NamedTuple):
     own: TurnKey
     """A key that no other POST has. It names the holder of pins."""
     turn: TurnKey
-    """The turn's key: `own`, or that of another POST's claim on the idempotency key, if its turn is not stored."""
+    """`own`, or, if another POST has claimed the idempotency key and not stored its turn, the key of that turn."""
     body_bytes: int
     """The bytes of the request."""
     body_sha256: str
@@ -57,7 +57,7 @@ class Retry(NamedTuple):
 
 
 class OptionalSteps(NamedTuple):
-    """Each step is a function, or None if its feature is absent. In the order in which they run.
+    """Functions in the order in which they run; a step is None if its feature is absent.
 
     Steps raise Refused and LogError unless they say otherwise. A step that reserves or holds something releases it by
     the exit stack that it gets.
@@ -74,7 +74,7 @@ class OptionalSteps(NamedTuple):
     render_prompt: Callable[[NewTurn, Tenant], Awaitable[NewTurn]] | None = None
     """Returns the turn with its prompt template rendered."""
     render_prompts: RenderPrompts | None = None
-    """Does the same for the inputs of a batch. Returns the error of each that cannot be rendered."""
+    """Renders the templates of a batch's inputs. Returns the error of each input that cannot be rendered."""
     derive_key: Callable[[Principal, NewTurn], Awaitable[tuple[str | None, bytes]]] | None = None
     """Returns the idempotency key of a turn, or None, and the bytes that it was derived from."""
     find_retry: Callable[[TurnDraft], Awaitable[Retry | None]] | None = None

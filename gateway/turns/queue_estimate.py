@@ -47,8 +47,8 @@ class QueueState(NamedTuple):
     def count_ahead(self, tenant: Tenant, submitted: int = 0) -> int | None:
         """Returns how many turns at most are ahead of the next turn of `tenant`.
 
-        None if it can start at once, or if no generator has answered in time. `submitted`: how many turns the tenant
-        has submitted since the reports.
+        None if it can start at once, or if no turn waits and no generator has answered in time. `submitted`: how many
+        turns the tenant has submitted since the reports.
         """
         if any(one.free > 0 and tenant not in one.waiting for one in self.generators):
             return None
@@ -80,12 +80,12 @@ class QueueEstimate:
     """The queue as this gateway sees it."""
 
     def __init__(self, connection: Connection, rpc: Rpc, most: int) -> None:
-        """`most`: with so many turns waiting before it, a new turn is refused."""
+        """`most`: a new turn is refused if this many turns wait before it."""
         self._connection = connection
         self._rpc = rpc
         self._most = most
         self._state = EMPTY
-        """EMPTY also while it is not known."""
+        """EMPTY also while the state is unknown."""
         self._submitted: Counter[Tenant] = Counter()
         """Turns that this gateway has stored since the last refresh."""
         self._has_submission = asyncio.Event()
@@ -134,7 +134,7 @@ class QueueEstimate:
             metrics.ORPHANED.set(state.orphan_count)
 
     def _decode(self, report: bytes) -> GeneratorHealth | None:
-        """Returns None for a report that this release cannot read. It must not end the gateway."""
+        """Returns None for a report that this release cannot read. Such a report must not end the gateway."""
         try:
             return msgspec.json.decode(report, type=GeneratorHealth)
         except DECODE_ERRORS as error:

@@ -33,7 +33,7 @@ class TurnReader:
             return await self.read(key)
 
     async def refresh(self, key: TurnKey, record: TurnRecord) -> TurnRecord:
-        """Returns the turn as the log has it if it is running: the database only knows its request and its end."""
+        """If the turn is running, returns it as the log has it: the database only knows its request and its end."""
         if record.outcome != "running":
             return record
         try:

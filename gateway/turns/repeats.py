@@ -51,9 +51,10 @@ class Repeats:
         return New() if claim is None else await self._examine(tenant, claim, body_sha256)
 
     async def claim(self, own: TurnKey, key: str | None, known: Claim | None, body_sha256: str) -> Repeat:
-        """Claims the key for the turn `own`. Returns New if it is claimed, or what another POST has stored for it.
+        """Claims the key for the turn `own`.
 
-        A claim whose turn was deleted is replaced. Without a key, nothing is claimed. Raises LogUnavailable.
+        Returns New if this POST has claimed it, or what another POST has stored for it. A claim whose turn was deleted
+        is replaced. Without a key, nothing is claimed. Raises LogUnavailable.
         """
         if key is None:
             return New() if known is None else await self._examine(own.tenant, known, body_sha256)

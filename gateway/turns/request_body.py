@@ -60,7 +60,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     messages: list[MessageParam] | None = None
     """The new messages, oldest first."""
     model: str | None = None
-    """The model that answers; that of the session, or the operator's default, if it is left out."""
+    """The model that answers; if it is left out, the session's model, else the operator's default."""
     system: str | list[dict[str, Any]] | None = None
     """The system prompt, as a string or as text blocks."""
     max_tokens: int | None = None
@@ -91,7 +91,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     on_pause: OnPause = "continue"
     """The reaction to a pause for tools of the model's API: continue the answer, or return `pause_turn`."""
     max_cost: float | None = None
-    """The most that the answer may cost, in dollars. The answer ends when it has cost that."""
+    """The most that the answer may cost, in dollars. The answer ends when its cost reaches this."""
 
 
 class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,7 +106,7 @@ class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     history."""
     full_history: bool = False
     """Whether `messages` are the whole conversation, perhaps without answers that have no text. The turn continues the
-    last turn of the session that is equal, whose messages are not stored again."""
+    last turn up to which the session is equal; equal messages are not stored again."""
     verbatim: bool = False
     """Whether the model gets exactly `messages`, independent of the session."""
     project: str | None = None
@@ -138,7 +138,7 @@ def check_turn(new_turn: NewTurn) -> None:
 
 
 def _check_prompt(new_turn: NewTurn) -> None:
-    """Checks the messages, and the values of any depth."""
+    """Checks the messages, and the values that may be nested to any depth."""
     if new_turn.message is None and new_turn.messages is None:
         raise Refused("request_invalid", "`message`, a string, or `messages`, a list, is required: send one of them")
     if new_turn.message is not None and new_turn.messages is not None:
@@ -291,7 +291,7 @@ def build_entry(
     if system is None:
         system = position.system
         if system is not None:
-            # That of a session may have been stored before `POST /v1/sessions` checked it.
+            # A session's prompt may have been stored before `POST /v1/sessions` checked it.
             refuse_blob_references(system)
     options = new_turn.options if new_turn.schema is None else with_schema(new_turn.options, new_turn.schema)
     messages = [*position.before, *position.new]

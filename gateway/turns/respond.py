@@ -152,7 +152,7 @@ class JsonAnswer(StreamedResponse):
             await self.send_json(send, self._render(record))
 
     async def _wait(self, receive: Receive) -> TurnRecord | None:
-        """Returns the turn's record; None if the client has left. Raises Refused and LogError if it cannot wait on."""
+        """Returns the turn's record; None if the client has left. Raises Refused and LogError if the wait fails."""
         streams = self._reader.streams
         async with streams.fan_out.subscribe(self._key, BEFORE_FIRST) as feed:
             async with self._reader.open(receive, streams.draining, is_counted=False):

@@ -1,4 +1,4 @@
-"""Stores the strings of a request that are too long for the log as blobs, before the request that refers to them."""
+"""Stores the strings of a request that are too long for the log as blobs, before it stores the request."""
 
 import asyncio
 from collections.abc import Mapping

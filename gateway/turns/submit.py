@@ -85,7 +85,7 @@ class TurnSubmitter:
         self._draining = draining
         self._admissions = admissions
         self.steps = OptionalSteps()
-        """Those of all features."""
+        """The steps of all features."""
         self._expect = expect
 
     def add_steps(self, steps: OptionalSteps) -> None:
@@ -175,7 +175,7 @@ class TurnSubmitter:
                 return _same_turn(repeat, retry)
             turn = own
             if isinstance(repeat, OtherWriter):
-                # The other gateway may still append. Both must not believe that the stored entry is theirs: each has
+                # The other gateway may still append. Only one gateway may take the stored entry for its own: each has
                 # reserved money for it, and its end settles one reservation.
                 turn, entry = repeat.turn, msgspec.structs.replace(entry, submission=own.turn)
             try:
@@ -186,7 +186,7 @@ class TurnSubmitter:
                 if (found := await self._repeats.load(turn)) is None:
                     raise
                 return _same_turn(SameTurn(found), retry)
-            # An entry may be larger than its body: it has the conversation before it.
+            # An entry may be larger than its body: the entry has the conversation before the turn.
             limiter.log_share.add(tenant, max(len(draft.raw), entry_bytes))
             if entry.parent is not None:
                 await self._parents.check_parent(turn, entry.parent)
