@@ -7,7 +7,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from tailrace.proto.runtime.fast_metrics import FastCounter, FastHistogram
 
 WAIT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-# Few: of all series most are those of routes, and each line of a scrape takes CPU from the streams.
+# Few buckets: most series are those of routes, and each line of a scrape takes CPU from the streams.
 REQUEST_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30)
 DELAY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 DELTA_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 10)
@@ -16,9 +16,9 @@ ENTRIES_BUCKETS = (1, 5, 10, 50, 100, 500, 1000, 5000)
 StreamEnd = Literal["whole", "failed", "cut", "aged", "drained", "expired", "left"]
 """The end of a stream.
 
-`whole`: the end of the turn was written. `failed`: it was, and the turn had failed. `cut`: the gateway closed the
-stream before. `aged`, `drained`, `expired`: it did so for the stream's age, because the gateway stopped, or because the
-credential was no longer valid; the reader resumes. `left`: the reader closed it.
+`whole`: the end of the turn was written. `failed`: likewise, but the turn had failed. `cut`: the gateway closed the
+stream earlier. `aged`, `drained`, `expired`: likewise, for the stream's age, because the gateway stopped, or because
+the credential was no longer valid; the reader resumes. `left`: the reader closed it.
 """
 
 ACCEPTED = Counter("tailrace_gateway_turns_accepted_total", "Turns whose request is in the log")
@@ -84,7 +84,7 @@ ORPHANED = Gauge(
     "Turns that no generator runs any more: its process ended, or it gave them back some seconds ago",
 )
 
-# For Prometheus, a series that appears with its first event has not grown. So create those of alerts at 0.
+# For Prometheus, a series that appears with its first event has not grown. So create the series of alerts at 0.
 for _end in get_args(StreamEnd):
     STREAM_ENDS.labels(_end)
 REFUSED.labels("server_busy")

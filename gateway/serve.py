@@ -87,7 +87,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
     await key_cache.load(keys)
     authenticator = build_authenticator(settings, features, key_cache)
     authenticator.require_credentials()
-    # Not in the group below: the message of an error in it would be hidden by a traceback.
+    # Not in the group below: a traceback would hide the message of an error in the group.
     signer = TokenSigner(await signing_secret(connection))
     fd_limit.raise_limit(settings.streams_max)
     try:
@@ -126,9 +126,9 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
 
 
 def start(gateway: Gateway, settings: Settings, features: Features) -> Started:
-    """Makes the services of the features, with their steps of each submission and their limits.
+    """Makes the services of the features, and adds their steps of submissions and their limits.
 
-    Raises ValueError if two features provide the same step, or a limiter.
+    Raises ValueError if two features provide the same step, or both a limiter.
     """
     started = [(feature, feature.start(gateway, select(settings, feature.settings))) for feature in features]
     for _, parts in started:

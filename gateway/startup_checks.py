@@ -40,7 +40,7 @@ def _check_disk(directory: str) -> None:
 
 
 def check_address(settings: Settings) -> None:
-    """Raises SettingsInvalid when the address is not this machine's, or the inherited socket does not exist."""
+    """Raises SettingsInvalid when this machine does not have the address, or the inherited socket does not exist."""
     if settings.listen_fd:
         try:
             socket.socket(fileno=settings.listen_fd).detach()

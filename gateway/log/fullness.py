@@ -27,7 +27,7 @@ RESERVE_SHARE = 0.05
 class LogFullness:
     """The values at the last check. One check a second is enough: a tenth of the log is kept in reserve.
 
-    `directory`: on the disk that the log shares with the database; None if they are on other machines.
+    `directory` is on the disk that log and database share; None if they are on other machines.
     """
 
     def __init__(self, connection: Connection, full_at: float, directory: Path | None = None) -> None:
@@ -61,7 +61,7 @@ class LogFullness:
 
 
 def disk_shortage(directory: Path) -> str:
-    """Returns in words that the disk of `directory` is nearly full; empty if it is not, or cannot be read."""
+    """Returns a message if the disk of `directory` is nearly full; empty if not, or if it cannot be read."""
     try:
         disk = shutil.disk_usage(directory)
     except OSError as error:

@@ -22,7 +22,7 @@ class WriteProbe:
         self._subject = subjects.probe(TurnId(new_id()))
 
     async def run(self) -> None:
-        """Returns if a message was stored in each, and also if they are full. Raises LogUnavailable otherwise."""
+        """Stores a message in the log and in CLAIMS. Raises LogUnavailable if one is neither full nor stores it."""
         if (seq := await self._store(self._subject, "the log")) is not None:
             await Leader(self._connection, STREAM).delete(seq)
         await self._store(subjects.CLAIMS_PROBE, "the bucket CLAIMS")

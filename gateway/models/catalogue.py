@@ -24,7 +24,8 @@ logger = structlog.get_logger()
 CACHED_S = 300.0
 # The time until the next request if no generator has answered.
 RETRY_S = 5.0
-# The list outlives an outage of the generators or of Anthropic's API. Later, another backend may have replaced them.
+# The list outlives an outage of the generators or of Anthropic's API. After this time, another backend may have
+# replaced them.
 KEPT_S = 3600.0
 
 
@@ -78,5 +79,5 @@ class Catalogue:
 
 
 def index_by_id(listed: list[ListedModel]) -> Listed:
-    """Returns the listed models by the ids of the table, and by their own for those that the table does not have."""
+    """Returns the listed models by the ids of the table, or by their own ids if the table does not have them."""
     return {model.id if (model := find_model(one.id)) is not None else one.id: one for one in listed}

@@ -15,7 +15,7 @@ from tailrace.proto.model_records import ListedModel
 from tailrace.proto.models import LIKE_CLAUDE, Model, Supports, is_built_in, models, newest_of_line, resolve_model
 
 Listed = Mapping[str, ListedModel]
-"""The models that Anthropic lists, by the ids of the table, or by their own."""
+"""The models that Anthropic lists, by the ids of the table, or by their own ids."""
 QUOTED_CHARS_MAX = 64
 
 

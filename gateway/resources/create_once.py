@@ -28,8 +28,8 @@ async def create_once(
     """Returns the result of `create` for the id `chosen`, or for a new id; for a repeated request, the result of
     `find`.
 
-    `raw` is the body, or what a repeated request has equal to it. `derives_key`: the key `auto` is derived from it.
-    Raises Refused if the request's Idempotency-Key was used with another one, or is `auto` and is not derived.
+    `raw` is the body, or other bytes that a repeated request has, too. `derives_key`: the key `auto` is derived from
+    it. Raises Refused if the Idempotency-Key was used with other bytes, or is `auto` and is not derived.
     """
     new = f"{id_prefix}{new_id()}"
     idempotency_key = idempotency_key_of(request)
@@ -51,11 +51,11 @@ async def create_once(
                 raise
             return None
 
-    # The space keeps it apart from the key of a turn: no Idempotency-Key can contain one.
+    # The space separates it from keys of turns: no Idempotency-Key can contain a space.
     key = f"{kind}s {idempotency_key}"
-    # In this order: a concurrent request with the same key claims it before it creates anything.
+    # In this order: a concurrent request with the same key claims the key before it creates anything.
     if chosen is not None and await find_or_none(chosen) is not None and await claims.find(request.tenant, key) is None:
-        # Another request has created it. With a claim, a repetition would return it as if this request had.
+        # Another request has created `chosen`. With a claim, a repetition would return it as if this one had.
         return await create(chosen)
     own = Claim(TurnId(new), body_sha256)
     claim = await claims.claim(request.tenant, key, own)

@@ -43,7 +43,7 @@ class Report(msgspec.Struct):
     ok: bool
     detail: str = ""
     state: str | msgspec.UnsetType = msgspec.UNSET
-    """`degraded` if the part works and turns fail, as while the model refuses the key (PROTOCOL R29)."""
+    """`degraded` if the part works and turns fail, for example while the model refuses the key (R29)."""
     claude_version: str | msgspec.UnsetType = msgspec.UNSET
     """The version of Claude Code, from a generator that runs it."""
 
@@ -51,12 +51,15 @@ class Report(msgspec.Struct):
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """`active_turns`: waiting and running turns of all tenants; null when NATS does not answer.
 
-    The last three are those of other servers for Claude: `active_sessions` repeats `active_turns`, and `claude_version`
-    is the version of Claude Code, null if no generator that answered runs it.
+    The last three fields are those of other servers for Claude: `active_sessions` repeats `active_turns`, and
+    `claude_version` is the version of Claude Code, null if no generator that answered runs it.
     """
 
     status: Literal["healthy", "degraded", "unhealthy"]
-    """Whether everything that a turn needs answers. `degraded`: it does, and new answers fail, as `/readyz` says."""
+    """Whether everything that a turn needs answers.
+
+    `degraded`: all parts answer, and new answers fail, see `/readyz`.
+    """
     detail: str
     """The faults, by part; empty while the status is `healthy`."""
     version: str
@@ -111,7 +114,7 @@ class HealthChecks:
         return backlog.waiting + backlog.leased
 
     async def _generators(self) -> Report:
-        """Returns the report of the generator that answers first; if it is ready, that of one whose turns fail."""
+        """Returns the first report of a generator; if that one is ready, the report of one whose turns fail."""
         replies: list[bytes] = []
         with suppress(LogUnavailable):
             replies = await self._rpc.every_health(GENERATORS, wait_s=OTHERS_WAIT_S, first_s=HEALTH_TIMEOUT_S)
@@ -123,7 +126,7 @@ class HealthChecks:
         return self._report(PERSISTENCE, await self._rpc.health(PERSISTENCE, timeout_s=HEALTH_TIMEOUT_S))
 
     def _report(self, role: str, reply: bytes | None) -> Report:
-        """Returns the report in the reply of a process of a role; without a reply, why there is none."""
+        """Returns the report in the reply of a process; without a reply, a report that says why."""
         if reply is None and not self._connection.is_up:
             return Report(ok=False, detail="NATS is unreachable")
         if reply is None:
@@ -147,7 +150,7 @@ async def readyz(_: ApiRequest, checks: HealthChecks) -> Response:
     """`GET /readyz`: readiness: NATS, a generator and persistence answer; otherwise 503 with the part that does not.
 
     For a load balancer, which sends requests only to a gateway that is ready. `"state": "degraded"`, with 200: readers
-    are served, and new answers fail, as while the model refuses the key; the `detail` of the part says why.
+    are served, and new answers fail, for example while the model refuses the key; the `detail` of the part says why.
     """
     parts = await checks.parts()
     state = {"state": DEGRADED} if _are_degraded(parts) else {}
@@ -175,7 +178,7 @@ async def health(_: ApiRequest, checks: HealthChecks) -> Response:
 
 
 async def metrics(request: ApiRequest) -> Response:
-    """`GET /metrics`: for Prometheus. In the OpenMetrics format, if it is accepted, histograms have exemplars.
+    """`GET /metrics`: for Prometheus. A client that accepts the OpenMetrics format gets exemplars of histograms.
 
     A line `# HELP` describes each metric.
     """

@@ -53,11 +53,11 @@ class Pagination(msgspec.Struct, frozen=True, kw_only=True):
 class NumberedPage(Page[R], frozen=True, kw_only=True):
     """A page that can also be requested by its number.
 
-    `pagination` is null for a page after a cursor, and for one of which not all items fit in the answer.
+    `pagination` is null for a page after a cursor, and for a page that does not fit in one answer.
     """
 
     pagination: Pagination | None
-    """The position of this page by its number; null for a page after a cursor, or that does not fit in one answer."""
+    """The position of this page by its number; null after a cursor, or if the page does not fit in one answer."""
 
 
 class PageNumber(NamedTuple):

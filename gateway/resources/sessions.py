@@ -80,7 +80,7 @@ class BranchList(Page[Branch], frozen=True, kw_only=True):
 
 
 async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/sessions`: all sessions, newest first, in pages; `?project_id=`, `?user=`: only those.
+    """`GET /v1/sessions`: all sessions, or those of `?project_id=` and `?user=`, newest first, in pages.
 
     Each session has the totals of its turns. A page is requested by `after`, or by its number.
     """
@@ -155,9 +155,9 @@ async def delete(request: ApiRequest, deleter: Deleter) -> Response:
 
 
 async def turns(request: ApiRequest, history: HistoryClient, reader: TurnReader) -> Response:
-    """`GET /v1/sessions/{session}/turns`: its turns, in pages, oldest first; newest first with `?order=desc`.
+    """`GET /v1/sessions/{session}/turns`: the session's turns, in pages, oldest first; newest first with `?order=desc`.
 
-    With the turns of all branches.
+    The list has the turns of all branches.
     """
     tenant, (after, limit) = request.tenant, page_of(request)
     query = ListSessionTurns(request.path_params["session"], after, limit, is_newest_first(request, "asc"))
@@ -169,7 +169,7 @@ async def turns(request: ApiRequest, history: HistoryClient, reader: TurnReader)
 async def branches(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/sessions/{session}/branches`: the turns that no other turn continues, each with the turns before it.
 
-    Each of them is one way to read the conversation.
+    Each branch is one way to read the conversation.
     """
     tenant, (after, limit) = request.tenant, page_of(request)
     query = ListBranches(request.path_params["session"], after, limit)
