@@ -108,10 +108,10 @@ class Administration:
 
         Returns None if there is no such valid key. Raises Refused for a key that another rotation has replaced.
 
-        The new key is stored first, and then its id in the record of the old key. Only from then on does it count as
-        another admin key. So if this process ends in between, the old key stays valid and can be rotated again. If
-        several rotations of a key run at the same time, one stores the id of its key, and the others revoke their
-        keys.
+        The new key is stored first, and then its id in the record of the old key. Only from then on does the new key
+        count as another admin key. So if this process ends in between, the old key stays valid and can be rotated
+        again. If several rotations of a key run at the same time, one stores the id of its key, and the others revoke
+        their keys.
         """
         now = int(time.time())
         if (old := await self._find(key_id)) is None or not old.is_good(now):
@@ -148,7 +148,7 @@ class Administration:
     ) -> None:
         """Replaces the tenant's own limits; without any, the limits of the settings apply.
 
-        Raises Refused, also if its limits are not those that are `expected`; None: any.
+        Raises Refused, also if the tenant's limits differ from `expected`, unless that is None.
         """
         _check(limits)
         before = (await self._keys.list_limits()).get(tenant)

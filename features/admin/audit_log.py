@@ -88,7 +88,7 @@ class AuditLog:
 def _read_entry(data: bytes, seq: int) -> AuditEntry | None:
     """Returns an entry; None, and logs an error, if a newer version or a compromised gateway has stored it.
 
-    It can never be deleted, and must not hide the other entries.
+    Such an entry can never be deleted, and must not hide the others.
     """
     try:
         return msgspec.json.decode(data, type=AuditEntry)

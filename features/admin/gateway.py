@@ -61,7 +61,7 @@ class LimitsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The body of `PUT /v1/admin/tenants/{tenant}/limits`."""
 
     limits: GivenLimits
-    """All of the tenant's own limits, by the names in docs/LIMITS.md. For the others, those of the settings apply."""
+    """All of the tenant's own limits, by the names in docs/LIMITS.md. For each other limit, the setting applies."""
     expected: GivenLimits | None = None
     """The tenant's own limits as they were read: if they have changed, the request is refused. Null: not checked."""
 
@@ -86,9 +86,9 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     limits: GivenLimits | None = None
     """The limits of the key; null: those of the settings."""
     replaces: str | None = None
-    """The id of the key for which a rotation has made this one; null: none has."""
+    """The id of the key for which a rotation has made this key; null: no rotation."""
     replaced_by: str | None = None
-    """The id of the key that a rotation has made for this one; null: none has."""
+    """The id of the key that a rotation has made for this key; null: no rotation."""
 
 
 class CreatedKey(KeyRecord, frozen=True, kw_only=True):
@@ -110,7 +110,7 @@ class TenantBody(msgspec.Struct, frozen=True, kw_only=True):
     limits: GivenLimits
     """The tenant's own limits."""
     effective: Limits
-    """The limits that apply: the tenant's own, and for the others those of the settings."""
+    """The limits that apply: the tenant's own limits, and the settings for all others."""
 
 
 class TenantList(Page[TenantBody], frozen=True, kw_only=True):
@@ -133,7 +133,7 @@ async def list_keys(request: ApiRequest, administration: Administration) -> Resp
 
 
 async def create_key(request: ApiRequest, administration: Administration) -> Response:
-    """`POST /v1/admin/keys`: creates a key. 201; no other response contains the secret.
+    """`POST /v1/admin/keys`: creates a key. Answers 201; no other response contains the secret.
 
     A key with the scope `admin` can do everything on this installation, so give it a lifetime.
     """
@@ -160,9 +160,10 @@ async def revoke_key(request: ApiRequest, administration: Administration) -> Res
 
 
 async def rotate_key(request: ApiRequest, administration: Administration) -> Response:
-    """`POST /v1/admin/keys/{key_id}/rotate`: replaces a key by a new one with the same rights. 201 with its secret.
+    """`POST /v1/admin/keys/{key_id}/rotate`: replaces a key by a new one with the same rights.
 
-    The old key ends at once, or after `grace_s` seconds, in which clients can change to the new one.
+    Answers 201 with its secret. The old key ends at once, or after `grace_s` seconds, in which clients can change to
+    the new one.
     """
     actor = _actor(request)
     body, _ = await request.read(RotateBody)

@@ -31,20 +31,20 @@ _ids_decoder = msgspec.json.Decoder(list[str])
 
 
 class KeyStore(ApiKeyStore):
-    """The API keys of all tenants, for those who manage them."""
+    """The API keys of all tenants, with functions that change them."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self._bucket = Bucket(connection, KEYS, "the API key")
 
     async def create(self, record: ApiKey) -> None:
-        """Stores a new key. After LogUnavailable it may be stored, but its secret has not been shown."""
+        """Stores a new key. After LogUnavailable the key may be stored, but its secret has not been shown."""
         await self._bucket.create(record.id, msgspec.json.encode(record))
 
     async def revoke(self, key_id: str, now: int) -> tuple[ApiKey, bool] | None:
         """Revokes a key. Returns its record and whether it was revoked before, or None if there is no such key.
 
-        Raises LogUnavailable: then it may not be revoked.
+        After LogUnavailable the key may still be valid.
         """
 
         def revoke(record: ApiKey) -> ApiKey:
@@ -71,11 +71,11 @@ class KeyStore(ApiKeyStore):
         return changed is not None and changed[1].replaced_by == successor
 
     async def announce_revocation(self, key_id: str, is_allowed: Callable[[list[ApiKey]], bool]) -> bool:
-        """Stores that a key is about to be revoked, if `is_allowed` accepts the keys that were not about to be.
+        """Stores that a key is about to be revoked, if `is_allowed` accepts the keys that no earlier call has stored.
 
-        Returns whether it was stored. The ids of such keys are one record, which each call changes by its revision. So
-        of two keys that are revoked at once, the second call knows of the first, whose key may still be valid. If the
-        caller then does not revoke the key, later calls do not count it any more; it can still be revoked. Raises
+        Returns whether it was stored. The ids of such keys are in one record, which each call changes by its revision.
+        So of two keys that are revoked at once, the second call knows of the first, whose key may still be valid. If
+        the caller then does not revoke the key, later calls do not count it any more; it can still be revoked. Raises
         LogUnavailable.
         """
         for _ in range(READ_TRIES):
@@ -102,7 +102,7 @@ class KeyStore(ApiKeyStore):
         return None if found is None else decode_key(found.data)
 
     async def _change(self, key_id: str, change: Callable[[ApiKey], ApiKey]) -> tuple[ApiKey, ApiKey] | None:
-        """Stores the changed record of a key. Returns it as it was and as it is, or None if there is no such key."""
+        """Stores the changed record of a key. Returns the old and the new record, or None if there is no such key."""
         for _ in range(CHANGE_TRIES):
             # A record that cannot be decoded authenticates no request.
             if (found := await self._bucket.get(key_id)) is None or (record := decode_key(found.data)) is None:
@@ -117,7 +117,7 @@ class KeyStore(ApiKeyStore):
     ) -> bool:
         """Replaces the limits of a tenant. Raises LogUnavailable.
 
-        Returns False, and changes nothing, if they are not those that are `expected`; None: any.
+        Returns False, and changes nothing, if they differ from `expected`, unless that is None.
         """
         name = subjects.limits_of_tenant(tenant)
         for _ in range(CHANGE_TRIES):
