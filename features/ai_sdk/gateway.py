@@ -45,7 +45,7 @@ from tailrace.proto.runtime.settings import NoSettings
 
 # A page that loaded its messages while the answer ran requests the stream at most this much later.
 LATE_S = 10.0
-# Each reader of a replay holds the long texts of the earlier steps in memory. Longer ones are left out.
+# Each reader of a replay holds the long texts of the earlier steps in memory. Longer steps are left out.
 EARLIER_BYTES_MAX = 1024 * 1024
 START_INDEX = re.compile(r"-?[0-9]{1,9}")
 
@@ -82,7 +82,7 @@ async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnRea
     end if it is negative; with it, an answer that has ended is streamed, too. `replay=true`: `startIndex`
     counts the chunks of a stream that began without it. Such a stream also has the earlier steps of the message,
     unless their long texts and files have more than 1 MiB. `Last-Event-ID` continues a stream after any chunk with an
-    `id:`, and counts before `startIndex`.
+    `id:`, and takes precedence over `startIndex`.
     """
     tenant, name = request.tenant, request.path_params["chat"]
     if cursor := cursor_of(request):
@@ -168,7 +168,7 @@ async def find_turn_or_chat(log: TurnLog, history: HistoryClient, tenant: Tenant
 
 
 async def find_resumable(streams: StreamContext, turns: TurnReader, tenant: Tenant, name: str) -> TurnKey | None:
-    """Returns that turn; None if it is over or there is no such chat, which `useChat` does not treat as an error."""
+    """Returns `name`'s turn; None if the turn is over or does not exist, which `useChat` does not treat as an error."""
     try:
         key = await find_turn_or_chat(streams.log, streams.history, tenant, name)
         return None if is_over(await turns.read(key), datetime.now(UTC)) else key
@@ -179,7 +179,7 @@ async def find_resumable(streams: StreamContext, turns: TurnReader, tenant: Tena
 
 
 def is_over(turn: TurnRecord, now: datetime) -> bool:
-    """Returns whether it ended so long ago that no page still requests its stream."""
+    """Returns whether the turn ended so long ago that no page still requests its stream."""
     if turn.ended_at is None:
         # A turn that left the log without an end has no time of its end; it is old.
         return turn.outcome != "running"
@@ -189,7 +189,7 @@ def is_over(turn: TurnRecord, now: datetime) -> bool:
 async def count_chunks(streams: StreamContext, key: TurnKey, dialect: Dialect) -> tuple[int, bool]:
     """Returns how many chunks a turn has so far, and whether a client with all of them needs no more.
 
-    In the database deltas are joined: a client may have more chunks than that, and receives the answer again.
+    In the database deltas are joined: a client may have more chunks than the database, and receives the answer again.
     """
     try:
         async with streams.fan_out.subscribe(key, BEFORE_FIRST, from_start=True) as live:
@@ -213,7 +213,8 @@ def count_data_events(events: sse.Events) -> int:
 
 async def is_logged(log: TurnLog, key: TurnKey) -> bool:
     """Returns whether the log still has the turn. Raises LogUnavailable."""
-    # Any replica has the first entry, also while the stream has no leader. That there is none, only a leader can say.
+    # Any replica has the first entry, also while the stream has no leader. Only a leader can say that there is no
+    # entry.
     return bool(await log.read_entries(key, limit=1)) or await log.has_turn(key)
 
 

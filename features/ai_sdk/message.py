@@ -1,7 +1,7 @@
-"""Builds the UI messages of a chat from its turns: the same that `useChat` has after it received every stream.
+"""Builds the UI messages of a chat from its turns: the same messages that `useChat` has after all streams.
 
-The parts are built from the chunks that are streamed, like in `ai`'s process-ui-message-stream.ts, so that a reloaded
-page shows the same as one that was not reloaded, but for a tool call that was cut, which is left out.
+The parts are built from the chunks that are streamed, like in `ai`'s process-ui-message-stream.ts, so that a page shows
+the same after a reload, except for a tool call that was cut, which is left out.
 """
 
 from collections.abc import Iterable

@@ -33,7 +33,7 @@ class OpenPart(msgspec.Struct, frozen=True):
     signature: str = ""
     sources: int = 0
     is_shown: bool = False
-    """Whether all of it was shown when it began."""
+    """Whether the whole block was shown when it began."""
     is_stopped: bool = False
     """Whether the block has ended. Its last chunk waits: see `may_be_cut`."""
 
@@ -57,8 +57,8 @@ def open_part(index: int, block: dict[str, Any], calls: Collection[str]) -> tupl
         case {"type": str(kind), "id": str(), "name": str()} if events.is_tool_use(kind):
             return [{"type": "tool-input-start", **_tool_call(block)}], part
         case {"tool_use_id": str(call), "content": content} if call in calls:
-            # The result of a tool that the provider runs. The package `ai` raises an error for one without a call,
-            # which an answer has that goes on after a pause.
+            # The result of a tool that the provider runs. The package `ai` raises an error for a result without a call,
+            # which an answer after a pause may have.
             is_error = block.get("is_error") is True or _is_error(content)
             dynamic = {"dynamic": True} if block.get("type") == "mcp_tool_result" else {}
             return [tool_output(call, content, is_error=is_error, is_provider=True) | dynamic], replace(
@@ -69,7 +69,7 @@ def open_part(index: int, block: dict[str, Any], calls: Collection[str]) -> tupl
 
 
 def add_delta(part: OpenPart, delta: events.Delta) -> tuple[list[Chunk], OpenPart]:
-    """Adds a delta. Returns no chunks for a delta that does not fit the block, as in a fold."""
+    """Adds a delta. Returns no chunks for a delta that does not fit the block, like the fold."""
     if not events.fits_block(type(delta), str(part.block.get("type"))):
         return [], part
     match delta:
@@ -121,7 +121,7 @@ def close_part(part: OpenPart) -> list[Chunk]:
 
 
 def add_other_delta(part: OpenPart, delta: dict[str, Any]) -> OpenPart | None:
-    """Adds a delta of a type without a Struct, such as `compaction_delta`, to a part that shows it when it ends.
+    """Adds a delta of a type without a Struct, such as `compaction_delta`, to a part whose end shows it.
 
     Returns None for another part: a tool's call or result, and encrypted thinking.
     """

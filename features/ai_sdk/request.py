@@ -121,7 +121,7 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     project_id: str | None = None
     """The project of the session."""
     model: str | None = None
-    """The model that answers; if it is left out, that of the session, else the operator's default."""
+    """The model that answers; if it is left out, the session's model, else the operator's default."""
     system: str | list[Block] | None = None
     """The system prompt."""
     max_tokens: int | None = None
@@ -188,7 +188,7 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
 
 
 def client_names(chat: UIChatRequest) -> dict[str, str]:
-    """Returns the names in `chat` of the turn's fields that have another name there."""
+    """Returns the name in `chat` of each field of the turn that `chat` names differently."""
     return {"session": "session_id" if chat.id is None else "id", "project": "project_id"}
 
 
@@ -220,7 +220,8 @@ def system_of(chat: UIChatRequest) -> str | list[Block] | None:
 def messages_of(chat: UIChatRequest) -> list[MessageParam]:
     """Returns the messages for the model, except the messages that `system_of` returns. Raises Refused.
 
-    Leaves out an empty message before the last message: it was refused, and the page sends it again with the next.
+    Leaves out an empty message before the last message: it was refused, and the page sends it again with the next
+    message.
     """
     numbered = itertools.dropwhile(lambda pair: _is_system(pair[1]), enumerate(chat.messages))
     found = [(number, message) for number, one in numbered for message in convert_message(one, number)]

@@ -37,7 +37,7 @@ from tailrace.proto.records import TurnRecord
 # The key in a request's metadata for the id of the message that the answer continues.
 MESSAGE = "ui_message"
 DONE = b"[DONE]"
-# The mapping of AI SDK's own provider for Anthropic, but `other` for `pause_turn`, as for reasons that are not known:
+# The mapping of AI SDK's own provider for Anthropic, but `other` for `pause_turn` and for unknown reasons:
 # with `stop`, a page would show the answer as whole.
 FINISH_REASONS = {
     "end_turn": "stop",
@@ -56,7 +56,7 @@ _fields = msgspec.json.Decoder(dict[str, Any])
 
 
 class UiState(msgspec.Struct, frozen=True):
-    """The parts without their last chunk, by the index of their block."""
+    """`open`: the parts whose last chunk was not sent, by the index of their block."""
 
     turn: TurnId
     open: Mapping[int, OpenPart] = {}
@@ -75,7 +75,7 @@ def render(state: UiState, stored: StoredEntry) -> tuple[Frame, UiState]:
 
 
 def render_record(record: TurnRecord, seen: int) -> Frame:
-    """Renders a whole turn after `seen` chunks. Deltas were joined, so after the opening it starts with a reset."""
+    """Renders a whole turn after `seen` chunks. Deltas were joined, so a reset follows the opening."""
     chunks = record_chunks(record)
     rest = chunks[seen:] if seen <= OPENING_CHUNKS else [RESET, *chunks[OPENING_CHUNKS:]]
     return _frame(rest, record.cursor, is_end=True)
@@ -131,8 +131,8 @@ def _entry_chunks(state: UiState, stored: StoredEntry) -> tuple[list[Chunk], UiS
             )
         case End() as end:
             is_cut = _is_cut(end.outcome, end.stop_reason)
-            # A call that was cut stays open. An error of it is a result, with which a page that sends the results of
-            # tools by itself would continue an answer that its user or a limit has ended.
+            # A call that was cut stays open. An error would be its result, and a page that sends results of tools by
+            # itself would continue an answer that the user or a limit has ended.
             parts = [part for part in state.open.values() if not (is_cut and is_call(part))]
             closing = [chunk for part in parts for chunk in close_part(part)]
             return [*closing, *_finish(end)], state
@@ -141,7 +141,7 @@ def _entry_chunks(state: UiState, stored: StoredEntry) -> tuple[list[Chunk], UiS
 
 
 def _unknown_chunks(state: UiState, event: events.UnknownEvent, raw: msgspec.Raw) -> tuple[list[Chunk], UiState]:
-    """Adds a delta of another type to its part. Passes on what has no part, for the page's `onData` only."""
+    """Adds a delta of another type to its part. Passes other events on to the page's `onData` only."""
     if isinstance(event, events.OtherDelta) and event.index in state.open:
         part = add_other_delta(state.open[event.index], event.delta)
         if part is not None:
