@@ -210,7 +210,7 @@ def _source(stored: StoredBatch) -> BatchSource:
 
 
 def _render(stored: StoredBatch) -> dict[str, Any]:
-    """Returns the batch object. As at Anthropic, all requests are `processing` until the batch has ended."""
+    """Returns the batch object. As in Anthropic's API, all requests are `processing` until the batch has ended."""
     counts, refused, ended_at = stored.counts, _source(stored).refused, stored.ended_at
     name, is_over = f"{PREFIX}{stored.batch}", stored.is_over
     rest = counts.of - counts.done - counts.failed

@@ -51,7 +51,7 @@ class BatchDeletion:
         return DeletionSteps(self._cancel, self._release, self._withdraw)
 
     async def _cancel(self, key: TurnKey) -> None:
-        """Cancels a batch before its turns: it would submit new ones during the deletion."""
+        """Cancels a batch before its turns: it would submit new turns during the deletion."""
         try:
             turn = await self._log.read_turn(key)
             if turn.request is not None and turn.request.batch is not None:
@@ -60,12 +60,13 @@ class BatchDeletion:
             return
 
     async def _release(self, key: TurnKey, turn: Turn) -> None:
-        """Gives back the reservations of a batch's inputs, and stops its message batch. Marks an input of a batch."""
+        """Gives back the reservations of a batch's inputs; stops its message batch. Marks a batch's turn as deleted."""
         request = turn.request
         if request is None:
             return
         if request.parent is not None and is_child_id(key.turn, request.parent):
-            # The tombstone follows the purge. In between, a generator that takes the batch over would store it again.
+            # The tombstone follows the purge. In between, a generator that takes the batch over would store the turn
+            # again.
             await self._tombstones.mark_deletion(key)
         if request.batch is None or turn.outcome == "completed":
             return
@@ -110,7 +111,7 @@ class BatchDeletion:
                 return
 
     async def _withdraw_from(self, key: TurnKey, user: str) -> None:
-        """Marks the user's inputs of a batch that are no turns yet as deleted; gives back what they reserve."""
+        """Marks the user's inputs that are no turns yet as deleted; gives back what they reserve."""
         try:
             turn = await self._log.read_turn(key)
             if turn.request is None or turn.request.batch is None or turn.request.user == user:
@@ -130,8 +131,8 @@ class BatchDeletion:
         deleted = await self._tombstones.find_deleted(unstored)
         new = [child for child in unstored if child not in deleted]
         await gather_limited(self._tombstones.mark_deletion, new, LOOKED_AT_ONCE)
-        # The generator may have stored some before it could see the mark. The erasure finds these, and their own ends
-        # settle them.
+        # The generator may have stored some turns before it could see the mark. The erasure finds these, and their own
+        # ends settle them.
         stored = await self._log.find_stored(new)
         if turn.request.via == "messages":
             for child in new:

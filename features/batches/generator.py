@@ -18,7 +18,7 @@ from tailrace.proto.nats.rpc import decode_query
 
 logger = structlog.get_logger()
 
-# Before each further try to cancel a message batch that the API does not know.
+# The waits before each further try to cancel a message batch that the API does not know.
 CANCEL_WAITS_S = (0.5, 1.0, 2.0)
 # No try begins later. A gateway waits for 6 s, and a try is two calls.
 CANCEL_S = 4.0

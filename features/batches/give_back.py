@@ -1,6 +1,6 @@
 """Gives back the reservations of limits for inputs of a batch that never became turns (PROTOCOL R37).
 
-It is done under the id that the turn would have had, so that a repeated call has no effect.
+The id that the turn would have had marks the refund, so that a repeated call has no effect.
 """
 
 from collections.abc import Iterable

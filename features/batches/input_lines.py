@@ -34,7 +34,7 @@ def encode_inputs(requests: Iterable[Request]) -> bytes:
 def split_inputs(inputs: bytes) -> list[bytes]:
     """Splits at line breaks, because encoded JSON contains none. Returns the lines.
 
-    The first `count` are one encoded request each; lines of an BatchSource that were refused follow.
+    The first `count` lines are one encoded request each; the refused lines of a BatchSource follow.
     """
     return inputs.rstrip(b"\n").split(b"\n")
 
@@ -50,7 +50,7 @@ def decode_input(line: bytes) -> Request:
 
 
 def child_request(batch: TurnKey, line: bytes) -> Request:
-    """Returns the request in `line` as it is appended. Its parent is the batch: deleting that deletes its turns."""
+    """Returns the request in `line` as it is appended, below its batch: deleting the batch deletes its turns."""
     return msgspec.structs.replace(decode_input(line), parent=batch.turn)
 
 

@@ -1,8 +1,8 @@
 """Submits a batch to Anthropic's Message Batches, and writes their results as ordinary logs of the batch's turns.
 
 Anthropic accepts no name from the client for a message batch. If a generator dies while it creates one, the next one
-searches those created since then: by their size and, once ended, by the names of their requests, which are turn ids.
-Until it is certain that there is none, no other is created (PROTOCOL R67).
+searches the message batches created since then: by their size and, once ended, by the names of their requests, which
+are turn ids. Until it is certain that none exists, no other one is created (PROTOCOL R67).
 
 A turn's log is derived from the result alone, so a generator that takes over writes the same bytes and finds the stored
 ones.
@@ -54,7 +54,8 @@ logger = structlog.get_logger()
 CREATION_DELAY_MAX = timedelta(seconds=60)
 # The clocks of this process and NATS may differ by this much.
 SKEW_MAX = timedelta(seconds=60)
-# The results of a batch that was stopped are awaited until this long after its request: the log keeps it for a day.
+# The results of a batch that was stopped are awaited until this long after its request: the log keeps the batch for a
+# day.
 STOP_MAX = timedelta(hours=23)
 # The wait after the first poll, which doubles with each poll, and the longest one.
 POLL_WAIT_S = 0.5
@@ -171,11 +172,11 @@ class MessageBatchSubmitter:
         The owner of a message batch can only be seen once it has ended, so this waits until all candidates have.
         """
         assert turn.asked_at is not None  # noqa: S101
-        # The entries have times of the log's clock, and the list those of this machine's.
+        # The entries have times of the log's clock, and the list has times of this machine's clock.
         ahead = datetime.now(UTC) - await self._log.now()
         first, last = turn.asked_at + ahead - SKEW_MAX, datetime.now(UTC) + CREATION_DELAY_MAX
         ours: set[str] = {input_lines.child_key(key, number).turn for number in range(count)}
-        # Inputs that were deleted before its creation are not in it.
+        # The message batch has no inputs that were deleted before its creation.
         fewest = count - len(await self._find_deleted(key, ours))
         candidates: set[str] = set()
         others: set[str] = set()
@@ -185,7 +186,7 @@ class MessageBatchSubmitter:
             candidates |= {
                 one.id for one in made if fewest <= one.request_count <= count and one.created_at <= last + SKEW_MAX
             }
-            # Also those of earlier lists, because a later list may come from a server that is behind.
+            # Also candidates of earlier lists, because a later list may come from a server that is behind.
             for name in candidates - others:
                 is_ours = await self._is_of(name, ours)
                 if is_ours:
@@ -269,7 +270,7 @@ class MessageBatchSubmitter:
             if request.betas:
                 headers["anthropic-beta"] = ",".join(request.betas)
             # The version that a client names is the same for all inputs. Without one, an input may need an older
-            # version, which then is that of the whole message batch.
+            # version, which the whole message batch then uses.
             if request.api_version:
                 headers["anthropic-version"] = request.api_version
             # A long input takes some milliseconds. The loop renews leases in between.
@@ -277,7 +278,7 @@ class MessageBatchSubmitter:
         return bodies, headers
 
     async def _find_deleted(self, key: TurnKey, turns: Iterable[str]) -> set[str]:
-        """Returns those of a batch's `turns` that are deleted, also before they were stored: their user was erased."""
+        """Returns those of a batch's `turns` that are deleted, some before they were stored: their user was erased."""
         deleted = await self._tombstones.find_deleted(TurnKey(key.tenant, TurnId(turn)) for turn in turns)
         return {child.turn for child in deleted}
 
@@ -308,7 +309,7 @@ class MessageBatchSubmitter:
             try:
                 end = await self._write_turn(child, request, made.id, result, traceparent)
             except TurnUnknown:
-                # Deleted while it was written. If the batch was deleted, too, the other turns are not written.
+                # The turn was deleted during the write. If the batch was deleted, too, the other turns are not written.
                 await self._log.require_turn(key)
                 end = None
             tally.add(end)

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class MessageBatch(msgspec.Struct, frozen=True):
-    """A message batch, with the fields that are used. Its single counts are final when it has ended."""
+    """A message batch, with the fields that are used. The single counts are final when the batch has ended."""
 
     id: str
     created_at: datetime
@@ -126,7 +126,7 @@ class MessageBatchesApi:
     async def cancel(self, name: str) -> bool:
         """Cancels a message batch. Running requests may still finish. A batch that has ended stays as it is.
 
-        Returns False if the API refuses it: the batch has ended, or the API does not know it.
+        Returns False if the API refuses the call: the batch has ended, or the API does not know it.
         """
         try:
             _decode(await _receive(self._client.post(f"{PATH}/{name}/cancel", cast_to=httpx2.Response)), _batch)
@@ -182,7 +182,7 @@ def _pieces(requests: Mapping[str, bytes]) -> Iterator[bytes]:
 
 
 async def _send(requests: Mapping[str, bytes]) -> AsyncIterator[bytes]:
-    """Yields the body of a creation in larger pieces. The loop runs other tasks in between: it may have 32 MB."""
+    """Yields the body of a creation in larger pieces. The loop runs other tasks in between: the body may have 32 MB."""
     held = bytearray()
     for piece in _pieces(requests):
         held += piece

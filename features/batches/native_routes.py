@@ -105,10 +105,10 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuilder) -> Response:
-    """`POST /v1/turn-batches`: creates a batch of all inputs, or of none if one is not valid. 202 with its id.
+    """`POST /v1/turn-batches`: creates a batch of all inputs, or no batch if one input is not valid.
 
-    All inputs are checked before the batch is stored. The answers are turns, at half the price with `via:
-    message_batches`.
+    Answers 202 with its id. All inputs are checked before the batch is stored. The answers are turns, at half the price
+    with `via: message_batches`.
     """
     new, raw = await request.read(NewBatch)
     key, accepted, _ = await submitter.store(draft_batch(request, raw), partial(builder.build, new=new))

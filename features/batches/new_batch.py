@@ -1,4 +1,4 @@
-"""A new batch: the body of `POST /v1/turn-batches`, and the entry that is built from it or from that of another API.
+"""A new batch: the body of `POST /v1/turn-batches`, and the entry that is built from it or another API's body.
 
 The requests of all inputs are resolved and checked before the batch is stored: if one is not valid, the whole batch is
 refused, with the index of that input.
@@ -54,13 +54,13 @@ KEY_OF_BATCH = header(
     **KEY_SCHEMA,
 )
 
-# As many as OpenAI allows. Each page of the list contains them.
+# OpenAI's limits. Each page of the list contains the metadata.
 MetadataName = Annotated[str, Meta(max_length=64)]
 MetadataValue = Annotated[str, Meta(max_length=512)]
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One of a batch's: `custom_id` is the client's own name for it."""
+    """An input of a batch: `custom_id` is the client's own name for it."""
 
     custom_id: Annotated[str, Meta(min_length=1, max_length=64)]
     """The client's own name for this input."""
@@ -137,7 +137,7 @@ class BatchBuilder:
         return await self.store(admitted, inputs, new)
 
     async def checker(self, admitted: Admitted, new: BatchOptions, file_bytes: int = 0) -> "InputChecker":
-        """Checks the webhook of a new batch. Returns the checker of its inputs, which are a file of `file_bytes`."""
+        """Checks the webhook of a new batch. Returns the checker of its inputs, which have `file_bytes` as a file."""
         principal = admitted.principal
         if new.webhook is not None:
             require(admitted.steps.check_webhook, "webhook")(new.webhook)
@@ -172,7 +172,7 @@ class BatchBuilder:
             if size + ADDED_BYTES > self._connection.client.max_payload:
                 raise Refused("body_too_large", f"`requests[{index}]` is too long to be stored: shorten it")
             lines.append(line)
-            # Here, because the loop serves streams after each line: those of 10,000 lines take 0.1 s.
+            # Per line, because the loop serves streams after each line: 10,000 lines take 0.1 s.
             referred.update(blobs_needed(line))
         content = input_lines.encode_inputs(lines) + b"".join(line + b"\n" for line in refused)
         sha256 = await hash_body(content)
@@ -280,9 +280,9 @@ async def add_all(
     add: Callable[[str, B], Awaitable[None]],
     refused_line: Callable[[str, Refused], object],
 ) -> list[bytes]:
-    """Adds the requests of another API, by their custom id. Returns the line of each that its route would refuse.
+    """Adds the requests of another API, by their custom id. Returns the lines of those that their route would refuse.
 
-    Raises Refused if the refusal may be another one later.
+    Raises Refused for a retryable refusal.
     """
     lines: list[bytes] = []
     for name, body in inputs:

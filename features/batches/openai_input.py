@@ -25,9 +25,9 @@ from tailrace.proto.errors import CODES, Refused
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 CUSTOM_ID_CHARS_MAX = 256
-# With empty lines.
+# The most lines of a file, with empty lines.
 LINES_MAX = 10 * INPUTS_MAX
-# Of all requests together, which are decoded and kept until the batch is stored. A value takes up to 150 bytes.
+# The most values of all requests, which are decoded and kept until the batch is stored. A value takes up to 150 bytes.
 FILE_VALUES_MAX = 10 * VALUES_MAX
 # As many as OpenAI lists.
 LINE_ERRORS_MAX = 100

@@ -40,7 +40,7 @@ LIFE = timedelta(hours=24)
 RESULT_FILE = re.compile(r"file-([0-9a-f-]{36})-(output|error)")
 STATUSES = {"running": "in_progress", "completed": "completed", "cancelled": "cancelled", "failed": "failed"}
 EXPIRED_FAILURE = "deadline_exceeded"
-# The status of a batch that has each of these times, which are all that of its end.
+# The fields of a batch for the time of its end, with the status that a batch with this field has.
 END_TIMES = {
     "finalizing_at": "completed",
     "cancelling_at": "cancelled",

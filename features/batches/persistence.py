@@ -44,7 +44,7 @@ class BatchTable:
         self._store = store
 
     async def batch(self, key: TurnKey) -> StoredBatch | None:
-        """Returns the batch, or None if the turn is none or has no row."""
+        """Returns the batch, or None if the turn is no batch or has no row."""
         rows = await self._store.read("batch", tenant=key.tenant, turn=key.turn)
         return batch_record(rows[0]) if rows else None
 
@@ -64,7 +64,7 @@ class BatchTable:
 
 
 class BatchQueries:
-    """Runs the queries of one tenant at a time; records of other tenants do not exist for it.
+    """Runs the queries of one tenant at a time; a query does not find records of other tenants.
 
     Each query raises StoreError.
     """
@@ -151,7 +151,7 @@ TABLES = Tables(
     _rows_of,
     # The blob with the inputs of a batch has texts of the user of its turns.
     erase_turn=["release_batch_inputs", "delete_batch_input_uses"],
-    # They are older than their turns, and submit a new one for each that is cancelled.
+    # Batches are older than their turns, and submit a new turn for each cancelled one.
     erase_first="running_batches",
 )
 FEATURE = Feature(NoSettings, _start, TABLES)

@@ -28,7 +28,7 @@ from tailrace.proto.records import TurnRecord, record_from_fold
 
 # How many turns of a batch are read from the log at once.
 READ_AT_ONCE = 32
-# Of how many turns the log is asked at once whether they exist, which takes 0.1 s if one does not.
+# How many turns are looked up in the log at once. A look-up takes 0.1 s if a turn does not exist.
 CHECKED_AT_ONCE = 8 * READ_AT_ONCE
 # How long results wait for the running turns of a batch that was stopped. Their generator ends them within a second.
 END_WAIT_S = 5.0

@@ -47,12 +47,12 @@ class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_over(self) -> bool:
-        """Whether it does not run any more."""
+        """Whether the batch no longer runs."""
         return self.outcome != "running"
 
 
 class BatchPage(msgspec.Struct, frozen=True):
-    """Newest first. `next` is the cursor of the next page, None on the last."""
+    """Batches, newest first. `next` is the cursor of the next page, None on the last."""
 
     batches: list[StoredBatch]
     next: str | None

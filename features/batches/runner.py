@@ -56,7 +56,7 @@ STALE_WAIT_S = 0.02
 STOPPED_AT_ONCE = 16
 # Each running batch has its inputs in memory, up to the size of a request body.
 BATCHES_MAX = 8
-# Batches of one tenant that wait a day for Anthropic must not keep those of other tenants waiting.
+# Batches of one tenant that wait a day for Anthropic must not keep other tenants' batches waiting.
 BATCHES_TENANT_MAX = BATCHES_MAX // 2
 
 
@@ -85,7 +85,7 @@ class BatchLane:
         try:
             return await self._runner.run(key)
         except FenceLost as lost:
-            # Even if the batch has ended it is not acknowledged: the next runner ends the turns that it submitted.
+            # A batch is not acknowledged even if it has ended: the next runner ends the turns that this one submitted.
             metrics.LOST.inc()
             logger.info("batch left", turn=key.turn, why=str(lost))
             return None
@@ -272,7 +272,7 @@ class BatchRunner:
             await asyncio.sleep(FULL_WAIT_S)
 
     async def _run_input(self, key: TurnKey, child: TurnKey, line: bytes, traceparent: str | None) -> End | None:
-        """Submits an input's turn if it was not, and waits for its end; None if the turn was deleted.
+        """Submits an input's turn unless it was submitted, and waits for its end; None if the turn was deleted.
 
         `traceparent` is that of the batch's request.
         """
@@ -313,7 +313,7 @@ class BatchRunner:
             raise
 
     async def _append_progress(self, key: TurnKey, chain: Chain, tally: BatchTally) -> Chain:
-        """Appends the batch's progress until all turns have ended. Ends during an append are joined in the next one."""
+        """Appends the batch's progress until all turns have ended. Each append counts all ends before it."""
         while not tally.is_complete:
             await tally.changed.wait()
             tally.changed.clear()
@@ -327,7 +327,7 @@ class BatchRunner:
         Raises as `read_own` does.
         """
         turn = await read_own(self._log, key, turn, attempt)
-        # The append of the last one may have been cancelled while the log was full.
+        # The append of the last progress may have been cancelled while the log was full.
         tally.set_stored(turn.progress)
         if (progress := tally.next_progress(turn.chain)) is None:
             return turn

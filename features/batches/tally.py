@@ -45,7 +45,7 @@ class BatchTally:
         self.changed.set()
 
     def next_progress(self, chain: Chain) -> Progress | None:
-        """Returns the entry to append after `chain`; None if the log holds as much."""
+        """Returns the entry to append after `chain`; None if the log has this progress."""
         if self._done + self._failed <= self._stored and self.message_batch == self._stored_id:
             return None
         self._stored, self._stored_id = self._done + self._failed, self.message_batch
