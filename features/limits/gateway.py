@@ -23,7 +23,7 @@ OPERATOR_REQUESTS_MAX = 120
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits of keys and tenants without their own."""
+    """The limits of keys and tenants without limits of their own."""
 
     limits_key: Annotated[
         str,
@@ -45,7 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def common_limits(settings: Settings) -> tuple[Limits, Limits]:
-    """Returns the limits of keys without their own, and of tenants. Raises SettingsInvalid."""
+    """Returns the limits of keys and of tenants without limits of their own. Raises SettingsInvalid."""
     return (
         parse_limits_setting("TAILRACE_LIMITS_KEY", settings.limits_key),
         parse_limits_setting("TAILRACE_LIMITS_TENANT", settings.limits_tenant),
@@ -65,13 +65,13 @@ def counted(endpoint: Callable[..., Any]) -> Callable[..., Any]:
         await operator_limiter.count_operator(request.principal, OPERATOR_REQUESTS_MAX)
         return await endpoint(request, **services)
 
-    # The services that the gateway passes.
+    # The gateway passes services by annotations.
     respond.__annotations__ = endpoint.__annotations__ | {"operator_limiter": Limiter}
     return respond
 
 
 def wrap(route: Route) -> Route:
-    """Returns a route for operators with their limit, and any other route as it is."""
+    """Returns a route for operators with their request limit, and any other route as it is."""
     return msgspec.structs.replace(route, endpoint=counted(route.endpoint)) if route.need == "admin" else route
 
 

@@ -52,9 +52,10 @@ PERIOD = {"usd_day": "day", "usd_month": "month"}
 
 
 class Limiter(admission.Limiter):
-    """The limits of this gateway. `of_keys` and `tenant_defaults` apply to each key and tenant without its own.
+    """The limits of this gateway.
 
-    `now` returns Unix seconds. `own_limits_of` returns the limits that an operator has given to one tenant.
+    `of_keys` and `tenant_defaults` apply to each key and tenant without limits of its own. `now` returns Unix seconds.
+    `own_limits_of` returns the limits that an operator has given to one tenant.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Limiter(admission.Limiter):
         return Admission(self, principal.tenant, owners) if owners else None
 
     async def count_operator(self, principal: Principal, requests_max: int) -> None:
-        """Counts a request to a route for operators, of which a credential has so many a minute. Raises Refused."""
+        """Counts a request to a route for operators: a credential has `requests_max` a minute. Raises Refused."""
         owner = Owner(principal.tenant, owner_name("admin_", principal), Limits(requests=requests_max))
         await Admission(self, principal.tenant, [owner]).count_request()
 
@@ -117,18 +118,18 @@ class Admission:
         self._slots: list[Seq] = []
         self._counter = PageCounter()
         self.quota_rests: dict[str, QuotaRest] = {}
-        """The rest of each counter when it was last read."""
+        """What was left of each quota at its last read."""
 
     def headers(self, path: str) -> Headers:
-        """Returns the response headers with the rest of the limits, in the form of the route's client protocol."""
+        """Returns the response headers with what is left of the limits, as the route's client protocol names them."""
         return rate_headers(path, self.quota_rests.values(), self._limiter.now())
 
     async def release(self) -> None:
         """Gives back all counts and slots if no turn was stored. If a turn was stored, its end settles them."""
         taken, self._taken = self._taken, []
         slots, self._slots = self._slots, []
-        # If NATS is unreachable it stays counted: requests for a minute, an estimate for the day.
-        # All at once: the client waits for its error.
+        # If NATS is unreachable, amounts stay counted: requests for a minute, an estimate for the day. Concurrently,
+        # because the client waits for its error.
         await asyncio.gather(*(self._give_back(*one) for one in taken), *map(self._free_slot, slots))
 
     async def _give_back(self, quota: Quota, amount: int) -> None:
@@ -155,7 +156,7 @@ class Admission:
         return [await asyncio.to_thread(estimate_request, request, self._counter) for request in requests]
 
     async def reserve_turn(self, turn: TurnId, request: Request) -> Request:
-        """Returns `request` with its reservations in `holds`, until its end. Raises Refused, LogUnavailable."""
+        """Returns `request` with its reservations until its end, in `holds`. Raises Refused, LogUnavailable."""
         (holds,), slots, _ = await self.reserve_batch(turn, [request], 1)
         return msgspec.structs.replace(request, holds=[*holds, *slots] or None)
 
@@ -166,7 +167,7 @@ class Admission:
         """
         estimates = await self._estimate(requests)
         tokens = await self._take("tokens", sum(estimate.tokens for estimate in estimates))
-        # Before money: concurrent requests that find no slot would make the budget look exceeded to those that do.
+        # Before money: concurrent requests without a slot would make the budget look exceeded to those with one.
         slots, running = await self._running_slots(turn, parallel)
         costs = [self._known_cost(estimate) for estimate in estimates]
         nano_usd = await self._take_money(sum(costs))
@@ -178,7 +179,7 @@ class Admission:
         return Reserved(each, slots, running)
 
     def _known_cost(self, estimate: Estimate) -> int:
-        """Returns the estimated cost. Raises Refused if it is unknown, but limited: the budget could not be kept."""
+        """Returns the estimated cost. Raises Refused if it is unknown and there is a budget."""
         if estimate.nano_usd is not None:
             return estimate.nano_usd
         for owner in self._owners:
@@ -223,7 +224,7 @@ class Admission:
     async def _take(self, what: What, amount: int, *, is_counted: bool = True) -> list[str]:
         """Adds `amount` to the counters of one limit and returns their subjects. Raises Refused, LogUnavailable.
 
-        `is_counted`: False only compares the amount with the rest of the limit.
+        `is_counted`: False only compares the amount with what is left.
         """
         added: list[str] = []
         for owner in self._owners:
@@ -233,7 +234,7 @@ class Admission:
             # An amount above the whole limit is compared, and not added: smaller requests at the same moment would be
             # refused.
             counted = amount if is_counted and amount <= quota.most else 0
-            # If the acknowledgement is lost the amount may be counted; it stays: too much is safer than too little.
+            # If the acknowledgement is lost, the amount may stay counted: too much is safer than too little.
             value = await self._limiter.counters.add(quota.subject, counted)
             if counted:
                 self._taken.append((quota, counted))
@@ -247,7 +248,7 @@ class Admission:
         self.quota_rests[quota.subject] = QuotaRest(quota, max(0, quota.most - counted))
 
     async def _take_running_slot(self, turn: TurnId) -> list[Reservation]:
-        """Takes one slot of each owner with a limit `running`. Raises Refused, and takes none, if one has none free."""
+        """Takes one slot of each owner with a limit `running`. Raises Refused, and takes no slot, if one has none."""
         taken: list[Reservation] = []
         for owner in self._owners:
             most = owner.limits.running
@@ -270,7 +271,7 @@ class Admission:
         return taken
 
     async def _free_ended(self, owner: Owner) -> bool:
-        """Frees slots of turns that have ended or were never stored; returns whether there was one."""
+        """Frees slots of turns that have ended or were never stored; returns whether it has freed any."""
         held = await self._limiter.slots.list_held(owner.tenant, owner.name, "running")
         over = await asyncio.gather(*(self._is_over(slot) for slot in held[:CHECKED_SLOTS_MAX]))
         ended = [slot for slot, is_over in zip(held, over, strict=False) if is_over]

@@ -44,7 +44,7 @@ class Quota(NamedTuple):
 
 
 class QuotaRest(NamedTuple):
-    """The rest of a quota, for the rate-limit headers."""
+    """What is left of a quota, for the rate-limit headers."""
 
     quota: Quota
     remaining: int
@@ -76,7 +76,7 @@ def owner_of_key(key: ApiKey) -> Owner:
 
 
 def effective_limits(own: Mapping[str, float], common: Limits) -> Limits:
-    """Returns the limits that apply: `own`, which are stored, and `common` for the others."""
+    """Returns the limits that apply: the stored `own`, and `common` for limits that `own` does not set."""
     # A newer release may have stored limits that this one does not know.
     return merge_limits(parse_limits({name: limit for name, limit in own.items() if name in NAMES}), common)
 

@@ -19,7 +19,7 @@ Headers = dict[str, str]
 
 
 def rate_headers(path: str, rests: Iterable[QuotaRest], now: float) -> Headers:
-    """Returns the headers for the limit with the least remaining, of key and tenant, for each kind."""
+    """Returns, for each kind of limit, the headers of the limit of key or tenant with the least left."""
     least: dict[str, QuotaRest] = {}
     for rest in rests:
         what = rest.quota.what

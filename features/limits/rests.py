@@ -28,9 +28,9 @@ class LimitRest(msgspec.Struct, frozen=True, kw_only=True):
     limit: float
     """The most that may be used, in dollars for a budget."""
     left: float
-    """The rest of it, in the same unit."""
+    """What is left of the limit, in the same unit."""
     renews_at: datetime | None = None
-    """When it is whole again; null for a limit of what happens at once."""
+    """When the whole limit is available again; null for `running` and `streams`."""
 
 
 class LimitRests(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ async def _rests_of(limiter: Limiter, owner: Owner) -> AsyncIterator[LimitRest]:
 
 
 def rest_of(quota: Quota, used: int) -> LimitRest:
-    """Returns the rest of a quota whose counter is `used`."""
+    """Returns what is left of a quota whose counter is `used`."""
     unit = NANO_USD_PER_USD if quota.what in DOLLARS else 1
     renews_at = datetime.fromtimestamp(quota.renews_at, UTC)
     left = max(0, quota.most - used) / unit

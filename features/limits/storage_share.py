@@ -25,7 +25,7 @@ logger = structlog.get_logger()
 
 FLUSH_EVERY_S = 1.0
 # Shares hold from this fill level of the store on, so that a tenant alone may use the store up to here. New turns of
-# all tenants are refused at TAILRACE_FULL_AT: what lies between is for the others.
+# all tenants are refused at TAILRACE_FULL_AT: the space between is for other tenants.
 ENFORCED_FROM = 0.7
 
 
@@ -53,7 +53,7 @@ class StorageShare(Share):
         share: float,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`size` returns how full the store is. `share`: of its byte limit, from 0 to 1. `now` returns Unix seconds."""
+        """`size` returns the store's fill level. `share` of its byte limit: 0 to 1. `now` returns Unix seconds."""
         self._store = store
         self._counters = counters
         self._size = size
@@ -61,9 +61,9 @@ class StorageShare(Share):
         self._now = now
         self._period = 0
         self._stored: dict[Tenant, int] = {}
-        """The values of the counters in NATS, when they were last added to."""
+        """The values of the counters in NATS at the last flush."""
         self._new: Counter[Tenant] = Counter()
-        """The bytes that were stored since then, through this gateway."""
+        """The bytes that were stored after the last flush, through this gateway."""
 
     def check(self, tenant: Tenant, size: int) -> None:
         """Raises Refused if the store is nearly full, and `size` more bytes exceed the tenant's share."""
@@ -92,7 +92,7 @@ class StorageShare(Share):
             await self.flush()
 
     async def flush(self) -> None:
-        """Adds to the counters in NATS what was stored since the last time, once: the answer of NATS may be lost."""
+        """Adds the bytes since the last flush to the counters in NATS, once: the answer of NATS may be lost."""
         period = self._period_at(self._now())
         if period != self._period:
             self._period = period
@@ -103,7 +103,7 @@ class StorageShare(Share):
             try:
                 value = await self._counters.add(subject, size)
             except LogUnavailable as error:
-                # They may have been added. A repetition every second would count them many times.
+                # The bytes may have been added. A repetition every second would count them many times.
                 value, failure = self._stored.get(tenant, 0) + size, str(error)
             self._stored[tenant] = value
             self._new[tenant] -= size

@@ -31,7 +31,7 @@ class StreamSlots:
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
         self.open: set[HeldSlots] = set()
-        """Those of the streams that are open."""
+        """The slots of the open streams."""
 
     async def renew_periodically(self) -> None:
         """Renews the slots of all open streams until it is cancelled."""
@@ -47,11 +47,11 @@ class HeldSlots:
         self._streams = streams
         self._owners = owners
         self._slots: dict[str, Slot] = {}
-        """By the name of the owner. An owner without one had none free, or NATS was unreachable."""
+        """Slots by owner name. A missing owner had no free slot, or NATS was unreachable."""
         self._is_open = False
 
     async def acquire(self) -> None:
-        """Acquires the slots, which are renewed until `release`. Raises Refused if all of an owner are taken."""
+        """Acquires the slots, which are renewed until `release`. Raises Refused if all slots of an owner are taken."""
         try:
             for owner in self._owners:
                 slot = await self._acquire_of(owner)
@@ -90,7 +90,7 @@ class HeldSlots:
     async def renew(self) -> None:
         """Renews the slots for SLOT_LIFE_S seconds. Changes nothing while NATS is unreachable.
 
-        A slot may have expired while NATS was unreachable. The stream stays open, and takes one again if one is free.
+        A slot may have expired while NATS was unreachable. The stream stays open, and takes a new slot if one is free.
         """
         slots = self._streams.slots
         with suppress(LogError):
