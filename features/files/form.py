@@ -14,7 +14,7 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.media_type import FORM
 from tailrace.proto.errors import Refused
 
-# It warns of malformed forms, which the client hears of.
+# It warns of malformed forms, which the error response reports.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 PIECE_BYTES = 256 * 1024

@@ -1,4 +1,4 @@
-"""Uploaded files: their routes, and the step of a submission that replaces their ids by their contents.
+"""Uploaded files: their routes, and the step of a submission that replaces ids of files by their contents.
 
 The routes have OpenAI's format, and Anthropic's for requests with the header `anthropic-version`.
 
@@ -45,7 +45,7 @@ FILENAME_CHARS_MAX = 255
 MEDIA_TYPE = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,126}")
 LIFE_FIELDS = ("expires_after[anchor]", "expires_after[seconds]", "expires_in_seconds")
 LIFE = re.compile(r"[0-9]{4,7}")
-# Those of OpenAI: an hour and thirty days.
+# OpenAI's limits: an hour and thirty days.
 LIFE_S_MIN, LIFE_S_MAX = 3600, 30 * 24 * 3600
 LIST_MAX = 1_000
 CURSORS = ("after", "after_id", "page")
@@ -154,7 +154,7 @@ async def delete(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 def require_file(form: Form) -> FormFile:
-    """Returns the form's file. Raises Refused without one, and for an unusable name or type of it."""
+    """Returns the form's file. Raises Refused without a file, and for an unusable name or type."""
     file = form.file
     if file is None or file.field != "file":
         raise Refused("request_invalid", "`file` is missing: send the content as a part with a filename", param="file")

@@ -25,7 +25,7 @@ from tailrace.proto.runtime.settings import NoSettings
 LIMIT_MAX = 1_000
 DELETE_FILES_MAX = 1_000
 EXPIRED_MAX = 200
-# Between two searches for expired files.
+# The time between two searches for expired files.
 INTERVAL_S = 2.0
 
 
@@ -82,7 +82,7 @@ class FileTable:
 
 
 class FileQueries:
-    """Answers for one tenant at a time; files of other tenants, and expired ones, do not exist for it.
+    """Answers for one tenant at a time; finds neither files of other tenants nor expired files.
 
     Each query raises StoreError.
     """
@@ -122,7 +122,7 @@ class FileQueries:
         return FilePage(page, has_more=following is not None)
 
     async def delete(self, tenant: Tenant, what: DeleteFile) -> FileRecord:
-        """Deletes the file's record, and its content once no request has it. Raises Refused if it does not exist."""
+        """Deletes the file's record, and its content once it is unused. Raises Refused if the file does not exist."""
         found = await self.file(tenant, GetFile(what.file))
         await self._table.delete_files(tenant, [what.file])
         await self._blobs.collect(tenant)
