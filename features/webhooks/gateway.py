@@ -25,7 +25,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_webhook(settings: Settings, url: str) -> None:
-    """Raises Refused for a URL that no webhook would be sent to. Its host is resolved only when it is called."""
+    """Raises Refused for a URL that no webhook would be sent to. Its host is resolved only when the URL is called."""
     if not settings.webhooks:
         raise Refused(
             "request_invalid",

@@ -1,7 +1,7 @@
 """HTTP client for webhooks with protection against server-side request forgery (SSRF).
 
-Each call opens a new connection, and the address is checked when its socket is made. It follows no redirects, keeps no
-cookies, uses no proxy, and does not read the response's body.
+Each call opens a new connection, and the address is checked when its socket is made. The client follows no redirects,
+keeps no cookies, uses no proxy, and does not read the response's body.
 """
 
 import socket

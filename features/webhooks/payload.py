@@ -20,8 +20,8 @@ Verdict = Literal["delivered", "retry", "gone"]
 class WebhookPayload(msgspec.Struct, frozen=True):
     """The body of a webhook as Standard Webhooks defines it. `data` equals the response of `GET /v1/turns/{turn}`.
 
-    The type is `turn.completed`, `turn.cancelled` or `turn.failed`; with TAILRACE_WEBHOOK_REQUIRES_ACTION, that of a
-    completed turn with calls of client tools is `turn.requires_action`.
+    The type is `turn.completed`, `turn.cancelled` or `turn.failed`; with TAILRACE_WEBHOOK_REQUIRES_ACTION, the type of
+    a completed turn with calls of client tools is `turn.requires_action`.
     """
 
     type: str

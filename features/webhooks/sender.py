@@ -31,7 +31,8 @@ logger = structlog.get_logger()
 
 # Each waiting webhook costs a task and the renewals of its lease. A tenant whose receiver is down for a day may have
 # half of them; its further webhooks are given up, because otherwise those of all tenants would wait. If the receiver
-# works, one of them ends within SLOT_WAIT_S, and the next one gets its slot: after an outage there are more than that.
+# works, one of them ends within SLOT_WAIT_S, and the next webhook gets its slot: after an outage, more than half may
+# wait.
 WAITING_MAX = 10_000
 WAITING_TENANT_MAX = WAITING_MAX // 2
 SLOT_WAIT_S = 1.0
@@ -51,7 +52,7 @@ class WebhookSender:
     One sender at a time: the order within a session is kept in its memory.
 
     `keys` are the operator's signing keys (signature.py). The wait before a retry is `first_wait_s` and doubles, until
-    the end is older than `give_up_s`. Each webhook is attempted at least once. `names_action` is that of its payload.
+    the end is older than `give_up_s`. Each webhook is attempted at least once. See `payload.render` for `names_action`.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class WebhookSender:
             await self._held[seq].release()
 
     async def _receive(self, most: int) -> tuple[list[Delivery], bool]:
-        """Receives entries, at most BATCH_MAX, and returns whether others were delivered that did not arrive here.
+        """Receives entries, at most BATCH_MAX, and returns whether others were delivered but did not arrive here.
 
         The previous process may have them, or the connection to NATS was lost while they were on their way.
         """
@@ -143,7 +144,7 @@ class WebhookSender:
     async def _start(self, group: asyncio.TaskGroup, deliveries: Sequence[Delivery], stop: asyncio.Event) -> None:
         """Starts a task for each webhook, in log order; it waits for the task of its session's previous webhook.
 
-        When `stop` is set, it leaves the others to `run`, which returns them to the log.
+        When `stop` is set, it leaves the rest to `run`, which returns them to the log.
         """
         # An end whose lease expired meanwhile is delivered twice. The last delivery has the valid lease.
         latest = {delivery.seq: delivery for delivery in deliveries}
@@ -158,7 +159,7 @@ class WebhookSender:
                     request = await self._request(key)
                     break
                 except LogUnavailable:
-                    # It keeps its lease. An end that was returned while NATS is away would come after later ones.
+                    # The end keeps its lease. An end that was returned while NATS is away would come after later ones.
                     await is_set_within(stop, LOG_WAIT_S)
             else:
                 return
@@ -258,9 +259,10 @@ class WebhookSender:
             await asyncio.sleep(wait_s)
 
     async def _is_expired(self, ended_at: datetime | None) -> bool:
-        """Returns whether the webhook of a turn that ended then is given up. False while the log does not answer.
+        """Returns whether the webhook of a turn that ended at `ended_at` is given up.
 
-        By the log's clock: a wrong clock of this machine would give up every webhook.
+        False while the log does not answer. By the log's clock: a wrong clock of this machine would give up every
+        webhook.
         """
         try:
             return payload.is_expired(ended_at, await self._log.now(), self._give_up_s)

@@ -22,7 +22,7 @@ URL = re.compile(
     r"(?:[/?][A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?"
 )
 PORTS = {"http": 80, "https": 443}
-# Ports below belong to mail, shells and directory services. Webhook receivers use 80 and 443 there, and no other.
+# Lower ports belong to mail, shells and directory services. Of these, webhook receivers use only 80 and 443.
 PORT_MIN = 1024
 # Numeric addresses as inet_aton reads them: `127.1`, `0x7f000001`, `2130706433`. No DNS name ends in a number.
 NUMERIC = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")

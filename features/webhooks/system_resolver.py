@@ -13,7 +13,7 @@ from tailrace.proto.runtime.name_lookup import AddressInfo, look_up
 # whose names no server answers has up to 8 * (1 + look-up time / TAILRACE_WEBHOOK_TIMEOUT_S) of them: 24 with look-ups
 # of 30 s and the default of 15 s. Ten such tenants use all look-ups, and the webhooks of others are sent later.
 LOOKUPS_MAX = 256
-# What `getaddrinfo` returns are numbers, which need no further look-up.
+# The results of `getaddrinfo` are numbers, which need no further look-up.
 NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 
@@ -27,7 +27,7 @@ class SystemResolver(AbstractResolver):
 
     def __init__(self) -> None:
         self._lookups: set[concurrent.futures.Future[Sequence[AddressInfo]]] = set()
-        """Those that run, also after their caller was cancelled."""
+        """The running look-ups, also after their caller was cancelled."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
