@@ -1,4 +1,4 @@
-"""The backends of features, and the settings of a generator with theirs. Imports no library of a backend."""
+"""The backends of features, and a generator's settings including theirs. Imports no library of a backend."""
 
 from tailrace.features.bedrock.generator import BACKEND as BEDROCK
 from tailrace.features.claude_code.generator import BACKEND as CLAUDE_CODE

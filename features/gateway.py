@@ -1,4 +1,4 @@
-"""The features of a gateway, in the order of their routes, and its settings with theirs."""
+"""The features of a gateway, in the order of their routes, and the settings of both."""
 
 from tailrace.features.admin.gateway import FEATURE as ADMIN
 from tailrace.features.ai_sdk.gateway import FEATURE as AI_SDK

@@ -1,4 +1,4 @@
-"""The features of a persistence process, and its settings with theirs."""
+"""The features of a persistence process, and the settings of both."""
 
 from tailrace.features.batches.persistence import FEATURE as BATCHES
 from tailrace.features.client_calls.persistence import FEATURE as CLIENT_CALLS

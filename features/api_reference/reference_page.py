@@ -8,7 +8,7 @@ from typing import Any
 from tailrace.gateway.http.plain_page import plain_page
 
 Json = dict[str, Any]
-# The names of pages whose path is no word of the pages.
+# The names of pages that do not follow from their path.
 PAGES = {"/docs": "API reference", "/ops": "Operations"}
 
 

@@ -26,10 +26,10 @@ FAILED_MAX = 20
 async def derive_key(log: TurnLog, claims: Claims, principal: Principal, new_turn: NewTurn) -> tuple[str | None, bytes]:
     """Returns the key of a checked turn, or None, and the request as canonical bytes. Raises LogUnavailable."""
     if principal.user is not None:
-        # It is the user of the turn, whatever the body says.
+        # The principal's user is the turn's user, whatever the body says.
         new_turn = msgspec.structs.replace(new_turn, user=principal.user)
     canonical = b"".join(await long_strings.encode(new_turn, is_sorted=True))
-    # The space keeps it apart from each Idempotency-Key that a client sends: none can contain one.
+    # The space separates it from clients' Idempotency-Keys, which cannot contain a space.
     key = f"{AUTO} {await hash_body(canonical)}"
     keys = [key, *(f"{key} {number}" for number in range(1, FAILED_MAX))]
     return await find_usable_key(log, claims, principal.tenant, keys), canonical

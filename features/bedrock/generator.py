@@ -1,4 +1,4 @@
-"""The kind of backend `bedrock`. Imports no library of it."""
+"""The kind of backend `bedrock`. Imports no library of the backend."""
 
 from tailrace.generators.backends.registry import BackendKind
 

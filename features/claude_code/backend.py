@@ -1,6 +1,6 @@
 """The backend `claude_code`: runs Claude Code's CLI with its own tools in a folder of the turn's project.
 
-One process a call. Its tools are an allow-list; it refuses all others without a prompt (`--restricted`,
+Each call has one process. Its tools are an allow-list; it refuses all others without a prompt (`--restricted`,
 `--permission-prompts none`). It gets nothing of this process's environment, stores nothing outside its folder, and ends
 with its call, together with all its children (process_reaper.py). Text of users is never passed as an argument, because
 all users of a machine can read arguments.
@@ -139,7 +139,7 @@ class ClaudeCode:
     async def _start(self, call: Call, home: Path) -> Process:
         """Starts the process. Raises OSError, BackendError."""
         folder, arguments = self._folder(call, home), self._arguments(call, home)
-        # After everything else that may fail: an open pipe must be closed again.
+        # Opened after everything else that may fail: an open pipe must be closed again.
         key = open_pipe(self._settings.anthropic_api_key or self._own.claude_code_oauth_token)
         try:
             return await asyncio.create_subprocess_exec(
@@ -189,7 +189,7 @@ class ClaudeCode:
         return arguments
 
     def _environ(self, call: Call, home: Path, key: int) -> dict[str, str]:
-        """Returns its environment. This process's own has other secrets; its children do not inherit the key."""
+        """Returns an environment without this process's secrets. Claude Code's children do not inherit the key."""
         kind = "API_KEY" if self._settings.anthropic_api_key else "OAUTH_TOKEN"
         return {
             "PATH": PATH,
@@ -216,7 +216,7 @@ def open_pipe(text: str) -> int:
 
 
 async def send_prompt(process: Process, call: Call) -> None:
-    """Writes the prompt, one line, to its standard input. If it has ended, reading its output shows that."""
+    """Writes the prompt, one line, to the process's input. If the process has ended, its output shows that."""
     assert process.stdin is not None  # noqa: S101
     with suppress(ConnectionError):
         process.stdin.write(msgspec.json.encode(build_prompt(call)) + b"\n")

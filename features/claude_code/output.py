@@ -78,7 +78,7 @@ class ClaudeCodeOutput:
         except BackendError as error:
             if error.code == "backend_unreadable":
                 raise
-            # An `error` event: Claude Code repeats the call itself, or says so in its result.
+            # An `error` event: Claude Code repeats the call itself, or reports the error in its result.
             return []
         match read.event if read is not None else None:
             case events.MessageStart() as start:

@@ -1,4 +1,4 @@
-"""Starts the turn after one whose calls are all decided: at the last decision, or later if that gateway was killed."""
+"""Starts the next turn once all calls are decided: at the last decision, or later if its gateway was killed."""
 
 import asyncio
 import random
@@ -21,9 +21,9 @@ from tailrace.proto.usage import NANO_USD_PER_USD
 logger = structlog.get_logger()
 
 PATH = "/v1/sessions/{session}/calls/{call}"
-# How often turns are looked for that are decided and were not started. Their gateway was killed, or a limit refused it.
+# The interval of searches for decided turns that were not started: their gateway was killed, or a limit refused them.
 FIND_S = 10.0
-# A refused start is repeated each time for so long, and then less and less often.
+# A refused start is repeated after each search for this long, and then less and less often.
 EAGER_S = 60.0
 EXPIRED = "the system prompt or the tools of the turn have expired: continue with POST /v1/turns"
 
@@ -75,7 +75,7 @@ class Continuations:
         return msgspec.structs.replace(request, system=whole.system, tools=whole.tools)
 
     async def run(self) -> None:
-        """Starts what is decided and was not started, until it is cancelled."""
+        """Starts decided turns that were not started, until it is cancelled."""
         while True:
             try:
                 await self._start_all()

@@ -1,4 +1,4 @@
-"""Parked turns and decisions about calls in the database: who waits, what was decided, and what is to be started."""
+"""Parked turns in the database: those that wait, the decisions about their calls, and those to start."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -179,7 +179,7 @@ def _client_call(call: str, block: dict[str, Any], decided: Mapping[str, Any] | 
 
 
 def _rows_of(_: TurnKey, turn: Turn, record: TurnRecord) -> AddedRows:
-    """Returns the row of a turn that ended with calls. A turn that continues another one removes that one's row."""
+    """Returns the row of a turn that ended with calls. A turn that continues another removes the other's row."""
     if turn.request is not None and (calls := calls_of(record)):
         kept = msgspec.json.encode(_kept(turn.request)).decode()
         return {"park_turn": {"calls_number": len(calls), "request": kept}}
@@ -187,7 +187,7 @@ def _rows_of(_: TurnKey, turn: Turn, record: TurnRecord) -> AddedRows:
 
 
 def _kept(request: Request) -> Request:
-    """Returns the fields of a request that the turn after it has, too."""
+    """Returns the fields of a request that the next turn has, too."""
     options = dict(request.options or {})
     choice = options.get("tool_choice")
     if isinstance(choice, dict) and choice.get("type") in ("any", "tool"):

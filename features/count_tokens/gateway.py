@@ -95,7 +95,7 @@ async def post_count_tokens(
         messages = fields["messages"] = _with_valid_tool_ids(messages)
     version = request.headers.get("anthropic-version")
     if version is None:
-        # They do not change the count.
+        # These fields do not change the count.
         fields = {name: value for name, value in fields.items() if name not in SAMPLING}
         pairs = [(one.get("role"), one.get("content")) for one in messages or () if isinstance(one, dict)]
         version = version_for(pairs)

@@ -96,14 +96,14 @@ def grace_s(on_disconnect: str) -> float | None:
 
 
 def check_on_disconnect(on_disconnect: str) -> None:
-    """Raises Refused for a value that means nothing."""
+    """Raises Refused for a value without meaning."""
     if on_disconnect != "continue" and grace_s(on_disconnect) is None:
         why = "must be `continue`, `cancel` or `grace:SECONDS`, with at most 99999 whole seconds"
         raise Refused("request_invalid", f"`on_disconnect` {why}")
 
 
 def start(gateway: Gateway, _settings: NoSettings) -> Parts:
-    """Makes the policy, which gets the readers that disconnect."""
+    """Makes the policy, which is called for readers that disconnect."""
     policy = DisconnectPolicy(gateway.presence)
     return Parts(on_disconnect=policy.handle_disconnect, steps=OptionalSteps(check_on_disconnect=check_on_disconnect))
 

@@ -17,7 +17,7 @@ class Erasure(NamedTuple):
     """Entries that were overwritten."""
     rows: DeletedRows
     is_complete: bool = True
-    """False: some are left, because its time was over, its gateway stops, or NATS or persistence became unavailable."""
+    """False: data is left, because the time was over, the gateway stops, or NATS or persistence is unavailable."""
 
 
 class Eraser:
@@ -30,7 +30,7 @@ class Eraser:
     async def erase(
         self, tenant: Tenant, kind: Literal["user", "tenant"], name: str, within_s: float | None = None
     ) -> Erasure:
-        """As `Deleter.delete`, for all data of a user or the tenant, whose entries the log overwrites (PROTOCOL R91).
+        """Like `Deleter.delete`, for all data of a user or the tenant; the log overwrites the entries (PROTOCOL R91).
 
         With `within_s`, it stops after about so many seconds, or when the gateway stops or a part of the system becomes
         unavailable, and returns what it has erased. After that, it raises only if it has erased nothing. Each turn,

@@ -46,8 +46,8 @@ class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
 async def delete_user(request: ApiRequest, eraser: Eraser) -> Response:
     """`DELETE /v1/users?user=NAME`: erases the turns and sessions of a user, and the turns that continue them.
 
-    For a request under the GDPR. The response counts what was erased, and says what remains. With `max_seconds`, it
-    comes after about so many seconds. `complete` then says whether all is erased; if not, repeat the request.
+    For a request under the GDPR. The response counts what was erased, and says what remains. With `max_seconds`, the
+    response comes after about so many seconds. `complete` then says whether all is erased; if not, repeat the request.
     """
     user = request.query_params.get("user", "")
     check_user(user)

@@ -67,7 +67,7 @@ class Breaker:
         return True
 
     def note_answer(self) -> None:
-        """Closes the breaker: the backend has answered. Forgets the failures before."""
+        """Closes the breaker: the backend has answered. Forgets earlier failures."""
         if self._is_open:
             logger.info("backend answers again", backend=self._name)
             metrics.BACKEND_DOWN.labels(self._name).set(0)
@@ -103,7 +103,7 @@ class Breaker:
 
 
 class CircuitBreakers:
-    """The breakers of all backends. A new turn's order has the backends that are down last."""
+    """The breakers of all backends. For a new turn, backends that are down come last."""
 
     def __init__(self, orders: BackendOrders, clock: Callable[[], float] = time.monotonic) -> None:
         self._orders = orders
@@ -133,7 +133,7 @@ class CircuitBreakers:
         return turn
 
     def begin_call(self, tenant: str, model: str, last: str = "") -> BackendOrder:
-        """Like BackendOrders.order_for, for a call that begins now. A new turn has the backends that are down last.
+        """Like BackendOrders.order_for, for a call that begins now. For a new turn, backends that are down come last.
 
         If a probe of the first backend is due, the turn is the probe. If other backends follow, the probe is one call,
         without repeats.

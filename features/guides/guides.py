@@ -97,7 +97,7 @@ def _parse(name: str) -> list[Token]:
         if token.type == "heading_open":
             token.attrSet("id", _anchor(_plain(tokens[at + 1].content)))
         if token.type in {"table_open", "fence", "code_block"}:
-            # A keyboard can scroll it.
+            # A keyboard can scroll the element.
             token.attrSet("tabindex", "0")
         for link in token.children or ():
             if link.type == "link_open":
@@ -111,7 +111,7 @@ def _text(name: str) -> str:
     folder = files("tailrace") / "docs"
 
     def tables(link: re.Match[str]) -> str:
-        # Their links begin in the folder below.
+        # The links in a table are relative to its folder.
         return (folder / link[1]).read_text("utf-8").replace("](../", "](").strip()
 
     return _TABLES.sub(tables, (folder / f"{name}.md").read_text("utf-8"))

@@ -1,7 +1,7 @@
 """A cache of the public keys that verify JWTs (JWKS, RFC 7517), read from the URL or file of TAILRACE_JWT_KEYS.
 
 The keys are read at the start, every ten minutes, and when a token names an unknown key. Anybody can send such a token,
-so that happens at most every ten seconds. While the keys cannot be read, the known ones stay valid, and tokens with
+so it causes a read at most every ten seconds. While the keys cannot be read, the known ones stay valid, and tokens with
 other keys are refused with a 503: the issuer may have a new key, and after a 401 a client would log its user out.
 docs/DEPENDENCIES.md says why this is not PyJWT's PyJWKClient.
 """
@@ -30,7 +30,8 @@ COOLDOWN_S = 10.0
 TIMEOUT_S = 5.0
 BYTES_MAX = 256 * 1024
 RSA_BITS_MIN = 2048
-# RFC 7518, section 6. A file may have a private key, whose other members PyJWT would use: RSA could verify nothing.
+# RFC 7518, section 6. From other members, which a file may have, PyJWT would make a private key: with RSA, that
+# verifies nothing.
 PUBLIC_MEMBERS = ("kty", "n", "e", "crv", "x", "y")
 
 
@@ -54,7 +55,7 @@ class JwksCache:
     def __init__(self, source: str, *, cooldown_s: float = COOLDOWN_S) -> None:
         """`source` is a URL or a path. Raises SettingsInvalid if it is neither a URL nor a file.
 
-        For `cooldown_s` after a read, an unknown `kid` causes no other read.
+        For `cooldown_s` after a read, an unknown `kid` causes no further read.
         """
         self._source = source
         self._cooldown_s = cooldown_s
@@ -72,7 +73,7 @@ class JwksCache:
     async def find(self, key_id: str | None) -> VerificationKey | None:
         """Returns the key with this `kid`; for None the key without one, or the only key. Reads the keys if needed.
 
-        Raises Refused if the key is unknown, and the last read has failed or there was none.
+        Raises Refused if the key is unknown, and the last read has failed, or no read has ended.
         """
         if key_id not in self._keys and time.monotonic() - self._read_at >= self._cooldown_s:
             await self.read()

@@ -118,7 +118,7 @@ class JwtVerifier:
             return None
         user = claims.get(self._user_claim) if self._user_claim else None
         if user is not None and (not isinstance(user, str | int) or isinstance(user, bool) or not is_user(str(user))):
-            # Without its user, a body could name another one.
+            # If no user came from the JWT, the body could name any user.
             logger.debug("JWT refused", why=f"the claim {self._user_claim!r} names no user")
             return None
         subject = str(claims.get("sub", ""))
@@ -132,7 +132,7 @@ class JwtVerifier:
 
 
 def tenant_of_claim(value: str) -> Tenant:
-    """Returns the value of a claim as a tenant: itself if it is a valid tenant name, else a hash of it.
+    """Returns the value of a claim as a tenant: the value itself if it is a valid tenant name, else its hash.
 
     Two different values never give the same tenant.
     """

@@ -1,4 +1,4 @@
-"""Writes rows of TAILRACE_MODELS_FILE from the table of prices and limits that LiteLLM is installed with.
+"""Writes rows of TAILRACE_MODELS_FILE from LiteLLM's installed table of prices and limits.
 
 .venv-litellm/bin/python -m tailrace.features.litellm.model_rows openai/gpt-4o > models.json
 .venv-litellm/bin/python -m tailrace.features.litellm.model_rows --list openai
@@ -87,7 +87,7 @@ def build_row(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
 def build_prices(name: str, info: Mapping[str, Any], suffix: str = "") -> dict[str, int] | None:
     """Returns nano-dollars per token, or None if a price is unknown. Fields of `info` with `suffix` come first.
 
-    A provider that does not charge for the cache by itself charges its input price. Prints a warning if a price is no
+    Without a price for the cache, the price of input applies. Prints a warning if a price is no
     whole number of nano-dollars.
     """
 
@@ -115,7 +115,7 @@ def build_prices(name: str, info: Mapping[str, Any], suffix: str = "") -> dict[s
 
 
 def build_long_prompt(name: str, info: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the prices of long prompts, which apply to a whole call; None without such. Of several, the lowest."""
+    """Returns the prices of long prompts, which apply to a whole call; None without. The lowest threshold counts."""
     limits = [int(found[1]) for field in info if (found := LONG_INPUT.fullmatch(field)) is not None]
     if not limits:
         return None

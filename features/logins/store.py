@@ -13,7 +13,7 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     until: int
     generation: int = 0
-    """How often it was refreshed. Only the refresh token of this number is valid."""
+    """How often the login was refreshed; the number of its newest refresh token."""
     refreshed_at: float
 
 

@@ -1,6 +1,6 @@
-"""The cost limit of a turn (`max_cost`): counts while the model answers, and closes the call when it is reached.
+"""The cost limit of a turn (`max_cost`): counts while the model answers, and closes the call at the limit.
 
-The text so far is kept. To a reader it is an answer that was cut by a limit (PROTOCOL R41). Pure.
+The text so far is kept. A reader receives an answer that was cut by a limit (PROTOCOL R41). Pure.
 """
 
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
@@ -37,9 +37,9 @@ class CostMeter(UsageMeter):
 
 
 def limit_cost(sink: Sink, request: Request, turn: Turn) -> Sink:
-    """Returns `sink`, or, for a turn with a cost limit, a sink that raises CloseCall after the event that reaches it.
+    """Returns `sink`, or, for a turn with a cost limit, a sink that raises CloseCall when an event reaches the limit.
 
-    Raises CloseCall if the calls before have reached it. As the last of the sinks it receives the model's own events,
+    Raises CloseCall if earlier calls have reached it. As the last of the sinks it receives the model's own events,
     so it also counts text that the others hold or leave out.
     """
     if request.max_cost_nano_usd is None:

@@ -34,7 +34,7 @@ async def models(request: ApiRequest, catalogue: Catalogue) -> Response:
     wanted = lifecycles_of(request)
     cards = [build_card(model, offer.listed) for model in offer.models if model.lifecycle in wanted]
     cursors = {name: query.get(name) for name in ("after_id", "before_id")}
-    # Without a limit all of them: the openai SDKs do not page this list.
+    # Without `limit`, list all models: the openai SDKs do not page this list.
     limit = limit_of(request, LIMIT_MAX, LIMIT_MAX)
     return json_response(build_page(cards, limit=limit, is_simulated=offer.is_simulated, **cursors))
 

@@ -19,13 +19,13 @@ from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.version import VERSION
 
 PAGE, SCRIPT, STYLE, VALUES = "/ops", "/ops/page.js", "/ops/page.css", "/ops/values"
-# They are answered also when requests wait: with the files that it shares with the page `/`.
+# Requests to these paths never wait for admission. The last two files belong to the page `/`, too.
 URGENT_PATHS = frozenset({PAGE, SCRIPT, STYLE, VALUES, "/page/base.css", "/page/dom.js"})
 PACKAGE = "tailrace.features.ops"
 
 
 class Chart(msgspec.Struct, frozen=True):
-    """A panel. Values from `warning` or `critical` on cross the threshold; if `is_minimum`, values below it do.
+    """A panel. Values from `warning` or `critical` on cross the threshold; if `is_minimum`, values below do.
 
     `section` is an anchor in the runbook.
     """

@@ -16,7 +16,7 @@ from tailrace.features.ops.expressions import Expression, Gauge, Group, Growth, 
 # A sample of a small system costs 6 ms of CPU.
 SAMPLE_EVERY_S = 10.0
 KEPT_S = 900
-# Four scrapes of a Prometheus that scrapes every 15 s, as Grafana's $__rate_interval.
+# Four scrapes of a Prometheus that scrapes every 15 s, like Grafana's $__rate_interval.
 WINDOW_S = 60
 POINTS = round(KEPT_S / SAMPLE_EVERY_S) + 1
 # Bounds the memory of one selection. The labels have far fewer combinations of values.
@@ -156,7 +156,7 @@ class _Totals:
             if len(self._now) >= GROUPS_MAX:
                 return
             self._now[group] = 0.0
-            # So that its first growth is counted.
+            # Begin at 0, so that the group's first growth is counted.
             self._kept[group] = deque([0.0], maxlen=self.points)
         self._now[group] += grown
 

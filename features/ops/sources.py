@@ -87,7 +87,7 @@ class SampledProcesses:
     name: Literal["history", "prometheus"] = "history"
 
     def __init__(self, targets: Mapping[str, str], file: str = "") -> None:
-        """The file, if it is named, has the targets instead of `targets`, and may change."""
+        """If `file` is named, it has the targets in place of `targets`, and may change."""
         self._targets = targets
         self._file = Path(file) if file else None
         self._history = History([query.expression for query in QUERIES])
@@ -112,7 +112,7 @@ class SampledProcesses:
 
     async def _sample(self) -> None:
         if self._file is not None:
-            # If it cannot be read, the targets are those of the last sample.
+            # If the file cannot be read, the targets of the last sample stay.
             with suppress(OSError, *DECODE_ERRORS):
                 self._targets = metrics_targets.read(self._file)
         targets = self._targets or {ITSELF: "gateway"}
@@ -121,7 +121,7 @@ class SampledProcesses:
         texts = await asyncio.gather(*(loop.run_in_executor(self._threads, _scrape, address) for address in targets))
         scraped = dict(zip(targets.items(), texts, strict=True))
         silent = {address: part for (address, part), text in scraped.items() if text is None}
-        # A process that starts, or is started again, has one more interval.
+        # A process that starts, or is started again, gets one more interval to answer.
         self._unanswered = [f"{part} {one}" for one, part in silent.items() if one in self._silent_before]
         self._silent_before = set(silent)
         self._history.add(
@@ -271,7 +271,7 @@ def _scrape(address: str) -> str | None:
     """Returns the metrics of a process, which may be this one; None if it does not answer."""
     if address == ITSELF:
         return prometheus_client.generate_latest().decode()
-    # Not httpx2: a new connection costs it 2 ms of CPU, four times as much.
+    # Not httpx2, where a new connection costs 2 ms of CPU, four times as much.
     with closing(HTTPConnection(address, timeout=SCRAPE_TIMEOUT_S)) as connection:
         try:
             connection.request("GET", "/metrics")

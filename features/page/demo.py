@@ -2,7 +2,7 @@
 
 ASGI middleware, which exists only if TAILRACE_DEMO is set. It serves browsers of this machine alone, and passes each
 question to `up` (deploy/local/demo.py), which has made the token that the page sends. A page of another origin, a host
-name that was rebound to this address, and a page behind a proxy are refused before that.
+name that was rebound to this address, and a page behind a proxy are refused first.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class DemoProcess(msgspec.Struct, frozen=True):
 
 
 class Question(msgspec.Struct, frozen=True):
-    """One line to `up`: lists the processes, and before that kills `process`, if it still has the id `pid`."""
+    """One line to `up`: kills `process`, if it still has the id `pid`, and then lists the processes."""
 
     token: str
     process: str | None = None

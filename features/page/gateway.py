@@ -1,6 +1,6 @@
 """The route `/`, without a key: a page with chats for browsers, all routes with their methods for other clients.
 
-The page is static and public. It reads and changes nothing but through the API, with the API's own authentication.
+The page is static and public. It reads and changes data only through the API, with the API's own authentication.
 """
 
 from collections.abc import Iterable
@@ -92,7 +92,7 @@ async def index(request: Request, settings: Settings) -> Response:
 
 
 def _with_titles(page: Response, model: str) -> Response:
-    """Returns the page, which lets the model write titles."""
+    """Returns the page, set to request titles from `model`."""
     body = bytes(page.body).replace(b"<body>", f'<body data-titles-model="{escape(model)}">'.encode())
     return Response(body, headers={name: page.headers[name] for name in page.headers if name != "content-length"})
 

@@ -40,14 +40,14 @@ class NewProjectBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Project(ProjectRecord, frozen=True, kw_only=True):
-    """A project. `path`: its folder, below the one of all projects, if Claude Code answers its turns."""
+    """A project. `path`: its folder, below the folder of all projects, if Claude Code answers."""
 
     path: str
     """The folder of the project, if Claude Code answers its turns."""
 
 
 class ProjectList(NumberedPage[Project], frozen=True, kw_only=True):
-    """Newest first."""
+    """Projects, newest first."""
 
 
 def with_path(tenant: Tenant, record: ProjectRecord) -> Project:
@@ -72,9 +72,9 @@ async def projects(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 async def post(request: ApiRequest, admissions: Admissions, history: HistoryClient, claims: Claims) -> Response:
-    """`POST /v1/projects`: creates a project. Status 200, as clients of other servers for Claude check.
+    """`POST /v1/projects`: creates a project. Status 200, which clients of other servers check.
 
-    A project groups sessions. If Claude Code answers, it has a folder of its own.
+    A project groups sessions. If Claude Code answers, the project has a folder of its own.
     """
     tenant = request.tenant
     new, raw = await request.read(NewProjectBody)

@@ -1,4 +1,4 @@
-"""Projects in the database: groups of sessions, with their totals. A turn or session that names one creates it."""
+"""Projects in the database: groups of sessions, with their totals. A turn or session creates one by naming it."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime

@@ -9,7 +9,7 @@ from tailrace.proto.records import Query, Totals
 
 
 class ProjectRecord(Totals, frozen=True, kw_only=True):
-    """A group of sessions, with their totals. `updated_at` is when one of them was last used."""
+    """A group of sessions, with their totals. `updated_at` is when a session was last used."""
 
     id: str
     """The id of the project."""

@@ -26,7 +26,7 @@ SOURCE_CHARS_MAX = 65_536
 
 # One subprocess renders this many: starting one takes longer than most templates.
 RENDERED_AT_ONCE = 200
-# After so many failures of one call, a part that fails is not divided any more: each may take the CPU limit.
+# After so many failures of one call, a part that fails is not divided any more: each failure may take the CPU limit.
 DIVIDED_MAX = 8
 TOO_MUCH = "what the prompts make of the inputs until here is longer than {most} bytes: ask in several batches"
 

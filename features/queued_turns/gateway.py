@@ -8,7 +8,7 @@ from tailrace.proto.runtime.settings import NoSettings
 
 
 def check_queue(new_turn: NewTurn) -> None:
-    """Raises Refused for a turn that brings its own history: a queued one gets that of the turn before it."""
+    """Raises Refused for a turn that brings its own history: a queued turn gets the history of the turn before it."""
     if new_turn.full_history or new_turn.verbatim:
         raise Refused(
             "request_invalid",

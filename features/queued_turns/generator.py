@@ -21,7 +21,7 @@ GONE = "the turn to continue from was deleted, or has left the log, before this 
 
 
 async def prepare_queued(log: TurnLog, key: TurnKey, turn: Turn) -> Turn | None:
-    """Returns `turn`, a queued one with the conversation before its messages; None while the turn before it runs.
+    """Returns `turn`, with the conversation before it if it is queued; None while the turn before it runs.
 
     Raises BackendError if the log does not have that turn any more, and LogUnavailable.
     """

@@ -74,7 +74,7 @@ class OldSessions:
         return [(row["tenant"], row["session"]) for row in rows]
 
     async def delete(self, tenant: Tenant, what: DeleteResource, age: Age) -> bool:
-        """Deletes as `Store.delete` does if the session `what` is old. Returns whether it is."""
+        """Deletes the session `what` like `Store.delete` if it is old. Returns whether it is old."""
         async with self._store.write() as writer:
             if not await writer.read("old_session", {"tenant": tenant, "session": what.name, **age.values}):
                 return False

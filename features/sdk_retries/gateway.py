@@ -28,7 +28,7 @@ COUNT = re.compile(r"[0-9]{1,4}")
 PATHS = frozenset({"/v1/chat/completions", "/v1/messages", "/v1/responses"})
 # By default, the SDKs wait 10 minutes for a response, three times.
 REUSE_MAX = timedelta(hours=1)
-# The SDKs wait at least 0.375 s before a repetition. A claim that is newer than this is that of another request, whose
+# The SDKs wait at least 0.375 s before a repetition. A claim that is newer than this belongs to another request, whose
 # turn may not have readers yet.
 SUBSCRIBE_WAIT_S = 0.2
 
@@ -56,7 +56,7 @@ class SdkRetries:
         if found is None:
             return Retry(key)
         if int(counts[0]) == 0:
-            # If this request is refused, its repetition must not get the answer to an earlier request that was equal.
+            # If this request is refused, its repetition must not get the answer to an earlier equal request.
             await self._claims.remove(tenant, key, found.revision)
             return Retry(key)
         turn = TurnKey(tenant, found.claim.turn)
@@ -74,7 +74,7 @@ class SdkRetries:
         return self._remover(tenant, retry.key, revision)
 
     def _remover(self, tenant: Tenant, key: str, revision: int) -> WhenDelivered:
-        """Returns a function that removes the claim, so that a later request that is equal does not get its answer."""
+        """Returns a function that removes the claim, so that a later equal request does not get the turn's answer."""
 
         async def remove() -> None:
             with suppress(LogUnavailable):
@@ -88,7 +88,7 @@ async def _is_reusable(log: TurnLog, key: TurnKey) -> bool:
     try:
         turn = await log.read_turn(key)
     except TurnUnknown:
-        # It was deleted, or the gateway that claimed it has not stored the request.
+        # The turn was deleted, or the gateway that claimed it has not stored the request.
         return True
     is_old = turn.asked_at is not None and datetime.now(UTC) - turn.asked_at > REUSE_MAX
     return not is_old and turn.outcome not in ("failed", "cancelled")
@@ -99,7 +99,7 @@ async def _key(draft: TurnDraft) -> str:
     principal, new_turn = draft.principal, draft.new_turn
     headers = (new_turn.session, new_turn.project, new_turn.betas, new_turn.api_version)
     parts = (principal.key, principal.user, draft.path, headers, await hash_body(draft.raw))
-    # The space keeps it apart from each Idempotency-Key that a client sends: none can contain one.
+    # The space separates it from clients' Idempotency-Keys, which cannot contain a space.
     return f"sdk {await hash_body(msgspec.json.encode(parts))}"
 
 

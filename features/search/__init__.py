@@ -1,1 +1,1 @@
-"""Full text search: its row of words is written in the recorder's transaction; answers `q` of ListTurns (ADR 28)."""
+"""Full text search: the recorder's transaction writes a row of words for a turn; `q` of ListTurns finds it (ADR 28)."""

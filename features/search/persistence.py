@@ -17,10 +17,10 @@ from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.records import ListTurns, TurnPage, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
 
-# The different words of a search.
+# The most different words of a search.
 WORDS_MAX = 50
 UNSEARCHED_MAX = 200
-# How often turns without stored words are looked for: an older process may record some after the migration.
+# The interval of searches for turns without stored words: an older process may record some after the migration.
 INDEX_OLDER_S = 60.0
 
 
@@ -34,7 +34,7 @@ class SearchQueries:
     async def turns(self, tenant: Tenant, query: ListTurns) -> TurnPage:
         """Returns a page of turns, newest first, which match all labels and words, and the outcome.
 
-        Raises Refused for a search text without words, or with more than WORDS_MAX different ones, and as Queries does.
+        Raises Refused for a search text without words, or with more than WORDS_MAX different ones, and like Queries.
         """
         if query.text is None:
             return await self._queries.turns(tenant, query)

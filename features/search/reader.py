@@ -33,7 +33,7 @@ class SearchReader:
         self._searches = FairSemaphore(1)
 
     async def read_page(self, query: TurnPageQuery, words: Sequence[str]) -> Page:
-        """Returns a page of the turns with all hashed `words`, of which there is at least one.
+        """Returns a page of the turns with all hashed `words`. There must be at least one word.
 
         It reads at most `SCAN_MAX` turns, by the index of the rarest label, word or outcome. Searches run one at a
         time; tenants take turns. Raises StoreBusy for a search that runs or waits for too long, and Refused
@@ -43,7 +43,7 @@ class SearchReader:
             scan = await self._best_scan(query, words)
             statement = scan.statement if scan.statement == "found_turns" else f"{scan.statement}_with_words"
             values = query.values_of(scan)
-            # `words` of the scan are those without the one of its index.
+            # The scan's own `words` omit the word of its index.
             values = {"words": " ".join(words), **values, **_numbers(values)}
             return page_of_scan(scan, await self._store.database.search(self._store.sql[statement], values))
 
@@ -72,7 +72,7 @@ class SearchReader:
         if best.end == OLDEST:
             return best
         if self._store.system == "sqlite":
-            # One word each: for several, the index reads until it finds a row that has all of them.
+            # Scan for one word at a time: for several, the index reads until it finds a row that has all of them.
             for word in words:
                 others = " ".join(one for one in words if one != word)
                 scan = await turn_list.scan("found_turns", {**values, **_numbers(values)}, word=word, words=others)

@@ -6,8 +6,8 @@ position for each turn:
 
     SINCE.REQUEST-LAST.REQUEST-LAST…
 
-Each REQUEST-LAST is one turn: the sequence of its request, and of the last entry that was sent. Its end may be before
-SINCE. A turn that is not listed needs no more events if its last entry is at SINCE or earlier.
+Each REQUEST-LAST is one turn: the sequence of its request, and of the last entry that was sent. The turn's end may be
+before SINCE. A turn that is not listed needs no more events if its last entry is at SINCE or earlier.
 """
 
 import asyncio

@@ -63,7 +63,7 @@ def add_correction(call: Call, _request: Request, turn: Turn) -> Call:
 
 
 def find_schema_obstacle(request: Request) -> str | None:
-    """Returns `schema` for a request with a schema: the model must write the JSON from its beginning. None without."""
+    """Returns `schema` for a request with a schema: the model must write the JSON from its beginning. Else None."""
     return "schema" if answer_schema(request) is not None else None
 
 

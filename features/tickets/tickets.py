@@ -111,7 +111,7 @@ class Tickets:
         )
 
     async def read_single_use(self, request: Request, key: TurnKey) -> Ticket | None:
-        """Returns the single-use ticket of a request for the events of `key`; None for a shared one, or without any.
+        """Returns the single-use ticket of a request for the events of `key`; None for another ticket or none.
 
         Raises Refused if the ticket is not valid, or is for another turn. This repeats what the guard of the route
         checks where a credential is needed.
@@ -129,7 +129,7 @@ class Tickets:
         return ticket if ticket.once else None
 
     def stream_terms(self, ticket: Ticket, request: Request) -> tuple[bytes, Callable[[], Awaitable[None]] | None]:
-        """Returns the proof that precedes each SSE id, and what marks a single-use ticket as used before the 200."""
+        """Returns the proof before each SSE id, and a function to mark a single-use ticket as used before the 200."""
         token = read_query(request)[0]
 
         async def use() -> None:

@@ -8,7 +8,7 @@ from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.subjects import CLAIMS
 
-# The oldest are dropped. A ticket must be used within a minute, so they are the ones that have expired.
+# The oldest marks are dropped. A ticket must be used within a minute, so their tickets have expired.
 UNCONFIRMED_MAX = 10_000
 
 
@@ -34,7 +34,7 @@ class UsedTickets:
         try:
             return await self._bucket.create(name, mine) in marks
         except LogUnavailable:
-            # Of requests at once, NATS may store the mark of any.
+            # Of concurrent requests, NATS may store any mark.
             self._unconfirmed.setdefault(ticket, set()).update(marks)
             if len(self._unconfirmed) > UNCONFIRMED_MAX:
                 del self._unconfirmed[next(iter(self._unconfirmed))]

@@ -44,8 +44,8 @@ class AttemptStep(msgspec.Struct, kw_only=True):
     cause: str | None = None
     """Why it follows the attempt before it: the code of the error that ended that one; `pause_turn`: the model paused;
     `schema`: the answer did not fit its schema; `hedge`: no token in time; `handover`: its generator was stopped;
-    `takeover`: its generator gave no reason, as when it is killed; `redelivery`: the same generator was interrupted.
-    Null for the first attempt."""
+    `takeover`: its generator gave no reason, for example because it was killed; `redelivery`: the same generator was
+    interrupted. Null for the first attempt."""
     reason: str | None = None
     """With the mode `restart`: why the answer so far could not be continued: `on_interrupt`, `schema`, or the type of a
     content block. Null if `cause` says all."""
@@ -219,7 +219,7 @@ def _lost_readers(
     A client whose cursor no known earlier stream had sent must have received it from a lost stream. This is inferred
     only if a gateway has started since the cursor's entry was stored: otherwise it may be the client's first stream.
     """
-    # By cursor: the time at which a stream that had sent its entry was closed first.
+    # By cursor: the first time at which a stream that had sent the cursor's entry was closed.
     sent_at: dict[Seq, datetime] = {}
     cursors = sorted({reader.cursor for reader in known})
     for closed_at, cursor, written in sorted(

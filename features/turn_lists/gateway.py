@@ -1,4 +1,4 @@
-"""Routes of lists of turns: those that run, those with a label or outcome; and to cancel all of a session."""
+"""Routes that list turns (running, or with a label or outcome), and cancel the turns of a session."""
 
 import asyncio
 from typing import cast, get_args
@@ -32,7 +32,7 @@ LABELS = ("user", "model", "key")
 class TurnList(Page[TurnRecord], frozen=True, kw_only=True):
     """Turns, newest first; with `status=running` the running ones, oldest first, with their text so far.
 
-    With `order=first_token_s` those that waited longest for their first token, in one page.
+    With `order=first_token_s` the turns that waited longest for their first token, in one page.
     """
 
 

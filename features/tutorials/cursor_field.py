@@ -1,8 +1,9 @@
 """The variant of a dialect for hand-written loops: the cursor is a field of the JSON, and there is no `id:` line.
 
 Such a loop splits the stream at blank lines and parses what follows `data: `. An `id:` line in the same frame is a
-syntax error there, and a heartbeat without a blank line after it hides the next frame. Clients that parse server-sent
-events ask for them (`Accept: text/event-stream`) and receive `id:` lines, with which they resume by themselves.
+syntax error for the loop, and a heartbeat without a blank line after it hides the next frame. Clients that parse
+server-sent events ask for them (`Accept: text/event-stream`) and receive `id:` lines, with which they resume by
+themselves.
 """
 
 from typing import Any

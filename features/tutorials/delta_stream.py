@@ -3,7 +3,7 @@
 {"type":"delta","text":…}                                          a delta of the answer's text
 {"type":"done"}                                                    the end; perhaps with `stop_reason` and `warnings`
 {"type":"error","error":"rate_limit",…,"message":…,"retry_after":…}  the end of a turn that failed or was cancelled;
-                                                                   a request that is refused is answered with it, too
+                                                                   a request that is refused gets this event, too
 """
 
 import math
@@ -24,7 +24,7 @@ from tailrace.proto.records import TurnRecord
 
 Word = Literal["auth_error", "rate_limit", "token_limit", "network_error", "unknown"]
 
-# For a rate limit without a time.
+# The value for a rate limit without a time.
 RETRY_AFTER_S = 5.0
 RESTARTED = Failure("backend_broken", "the answer starts again: send the request again")
 
@@ -57,7 +57,7 @@ def _end(ended: End | TurnRecord, seq: int, warnings: Warnings) -> sse.Events:
 
 
 def error_event(failure: Failure) -> dict[str, Any]:
-    """Returns the error event. `retry_after`, in seconds, is there for each `rate_limit`, and where a time is known."""
+    """Returns the error event. `retry_after`, in seconds, is set for each `rate_limit`, and where a time is known."""
     word, after_s = word_of(failure), failure.retry_after_s
     if word == "rate_limit":
         after_s = after_s or RETRY_AFTER_S

@@ -66,7 +66,7 @@ class StartedJob(msgspec.Struct, frozen=True):
 
 
 async def post_chat_stream(request: ApiRequest, responder: Responder) -> ASGIApp:
-    """`POST /chat/stream`: answers one prompt in the dialect `delta`. A failure or refusal is an event of it.
+    """`POST /chat/stream`: answers one prompt in the dialect `delta`. A failure or refusal is an event, too.
 
     For a page that was written after a tutorial for another server. The `error` of a failure is `auth_error`,
     `rate_limit` (with `retry_after`, in seconds), `token_limit`, `network_error` (a retry may help) or `unknown`. With

@@ -60,7 +60,7 @@ def render_record(record: TurnRecord, seen: int) -> Frame:
 
 
 def _join(named: Frame, unnamed: Frame) -> Frame:
-    """Returns the events of both. Only the last has the id, so that a client resumes after whole entries.
+    """Returns the events of both frames. Only the last event has the id, so that a client resumes after whole entries.
 
     A cut between them repeats the unnamed event, which is a whole state; a repeated delta would be shown twice.
     """

@@ -81,7 +81,7 @@ def ai_chat_turn(body: AIChatRequest) -> NewTurn:
 
 
 def job_turn(body: StartJobRequest) -> NewTurn:
-    """Raises Refused unless exactly one of `prompt` and `message` is there."""
+    """Raises Refused unless exactly one of `prompt` and `message` is set."""
     if (body.prompt is None) == (body.message is None):
         raise Refused("request_invalid", "either `prompt` or `message`, a string, is required: send one of them")
     message = body.prompt or body.message or ""

@@ -51,7 +51,7 @@ class WatchedTurn:
     is_unread: list[bool] = field(default_factory=list)
 
     def note(self, time: datetime, *, is_unread: bool) -> None:
-        """Adds a look. Of consecutive looks with the same result, the last one stands for all."""
+        """Adds a look. Of consecutive looks with the same result, only the last is kept."""
         if self.is_unread[-1:] == [is_unread]:
             self.times[-1] = time
         else:
@@ -93,7 +93,7 @@ class UnreadTokens:
         self._task = None
 
     async def _look(self, turn: WatchedTurn) -> None:
-        """Looks for readers. Counts a turn that has ended; one is not counted if the log is unavailable."""
+        """Looks for readers. Counts a turn that has ended, unless the log is unavailable."""
         presence, key = self._presence, turn.key
         with suppress(LogError):
             has_readers = presence.fan_out.has_readers(key)
@@ -120,7 +120,7 @@ class UnreadTokens:
 async def _count_unread(log: TurnLog, key: TurnKey, times: Sequence[datetime], is_unread: Sequence[bool]) -> float:
     """Returns the output tokens of an ended turn, times the share of its deltas that were stored without readers.
 
-    A delta belongs to the next look, or to the last one.
+    A delta belongs to the first look after it, or else to the last look.
     """
     deltas = unread = tokens = 0
     after = BEFORE_FIRST

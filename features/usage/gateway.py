@@ -24,7 +24,7 @@ DAYS_MAX = 366
 
 
 class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
-    """In the order of the keys of the groups."""
+    """Usage, in the order of the groups' keys."""
 
     by: str
     """The unit that the usage is summed by."""
@@ -34,7 +34,7 @@ class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
     """The last day (UTC)."""
     whole_since: datetime | None
     """Usage and cost are whole for turns that were accepted after this time; null: for all turns. An older version has
-    counted those before: without tokens beyond the top level of a usage object, and without server tools."""
+    counted earlier turns: without tokens beyond the top level of a usage object, and without server tools."""
 
 
 class ActiveSessions(msgspec.Struct, frozen=True, kw_only=True):

@@ -92,7 +92,7 @@ class UsageQueries:
         return [(GetUsage, self.usage), (GetBilledUsage, self.billed), (GetStats, self.stats)]
 
     async def usage(self, tenant: Tenant, query: GetUsage) -> UsagePage:
-        """Returns a page of totals, one for each value of `query.by`; with `query.key`, only that of this value.
+        """Returns a page of totals, one for each value of `query.by`; with `query.key`, only the total of this value.
 
         Raises Refused for an invalid cursor.
         """

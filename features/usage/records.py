@@ -45,13 +45,13 @@ class BilledUsage(msgspec.Struct, frozen=True):
 
 
 class BilledUsageList(msgspec.Struct, frozen=True):
-    """By day and model. The list has at most as many rows as the days have models."""
+    """Usage by day and model. The list has at most as many rows as the days have models."""
 
     usage: list[BilledUsage]
     tenants: list[Tenant]
     """Further tenants that have usage, in order; empty after the last one."""
     whole_since: datetime | None = None
-    """As in UsagePage."""
+    """See UsagePage."""
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
