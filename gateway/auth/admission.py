@@ -38,7 +38,7 @@ class Admission(Protocol):
         """Counts bytes of an entry, of its blobs, or of a row."""
 
     async def reserve_turn(self, turn: TurnId, request: Request) -> Request:
-        """Returns `request` with its reservations, which last until its end, in `holds`."""
+        """Returns `request` with its reservations until its end, in `holds`."""
 
     async def reserve_batch(self, turn: TurnId, requests: Sequence[Request], parallel: int) -> Reserved:
         """Reserves what all turns of a batch may use, and slots for up to `parallel` of them."""
