@@ -162,8 +162,7 @@ async def revoke_key(request: ApiRequest, administration: Administration) -> Res
 async def rotate_key(request: ApiRequest, administration: Administration) -> Response:
     """`POST /v1/admin/keys/{key_id}/rotate`: replaces a key by a new one with the same rights.
 
-    Answers 201 with its secret. The old key ends at once, or after `grace_s` seconds, in which clients can change to
-    the new one.
+    Answers 201 with the secret. The old key ends at once, or after `grace_s` seconds, in which clients can change.
     """
     actor = _actor(request)
     body, _ = await request.read(RotateBody)

@@ -213,8 +213,7 @@ def count_data_events(events: sse.Events) -> int:
 
 async def is_logged(log: TurnLog, key: TurnKey) -> bool:
     """Returns whether the log still has the turn. Raises LogUnavailable."""
-    # Any replica has the first entry, also while the stream has no leader. Only a leader can say that there is no
-    # entry.
+    # Any replica has the first entry, also while there is no leader. Only a leader can say that there is no entry.
     return bool(await log.read_entries(key, limit=1)) or await log.has_turn(key)
 
 

@@ -220,8 +220,7 @@ def system_of(chat: UIChatRequest) -> str | list[Block] | None:
 def messages_of(chat: UIChatRequest) -> list[MessageParam]:
     """Returns the messages for the model, except the messages that `system_of` returns. Raises Refused.
 
-    Leaves out an empty message before the last message: it was refused, and the page sends it again with the next
-    message.
+    Leaves out an empty message before the last message: it was refused, and the page repeats it with the next message.
     """
     numbered = itertools.dropwhile(lambda pair: _is_system(pair[1]), enumerate(chat.messages))
     found = [(number, message) for number, one in numbered for message in convert_message(one, number)]

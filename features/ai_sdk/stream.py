@@ -56,7 +56,7 @@ _fields = msgspec.json.Decoder(dict[str, Any])
 
 
 class UiState(msgspec.Struct, frozen=True):
-    """`open`: the parts whose last chunk was not sent, by the index of their block."""
+    """`open`: the parts without their last chunk, by block index."""
 
     turn: TurnId
     open: Mapping[int, OpenPart] = {}

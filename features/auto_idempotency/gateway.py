@@ -26,7 +26,7 @@ FAILED_MAX = 20
 async def derive_key(log: TurnLog, claims: Claims, principal: Principal, new_turn: NewTurn) -> tuple[str | None, bytes]:
     """Returns the key of a checked turn, or None, and the request as canonical bytes. Raises LogUnavailable."""
     if principal.user is not None:
-        # The principal's user is the turn's user, whatever the body says.
+        # The JWT's user replaces the body's user.
         new_turn = msgspec.structs.replace(new_turn, user=principal.user)
     canonical = b"".join(await long_strings.encode(new_turn, is_sorted=True))
     # The space separates it from clients' Idempotency-Keys, which cannot contain a space.

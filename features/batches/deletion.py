@@ -65,8 +65,7 @@ class BatchDeletion:
         if request is None:
             return
         if request.parent is not None and is_child_id(key.turn, request.parent):
-            # The tombstone follows the purge. In between, a generator that takes the batch over would store the turn
-            # again.
+            # The tombstone follows the purge. In between, a new generator of the batch would store the turn again.
             await self._tombstones.mark_deletion(key)
         if request.batch is None or turn.outcome == "completed":
             return

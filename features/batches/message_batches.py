@@ -54,8 +54,7 @@ logger = structlog.get_logger()
 CREATION_DELAY_MAX = timedelta(seconds=60)
 # The clocks of this process and NATS may differ by this much.
 SKEW_MAX = timedelta(seconds=60)
-# The results of a batch that was stopped are awaited until this long after its request: the log keeps the batch for a
-# day.
+# The results of a stopped batch are awaited until this long after its request: the log keeps the batch for a day.
 STOP_MAX = timedelta(hours=23)
 # The wait after the first poll, which doubles with each poll, and the longest one.
 POLL_WAIT_S = 0.5

@@ -25,7 +25,7 @@ from tailrace.proto.errors import CODES, Refused
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 CUSTOM_ID_CHARS_MAX = 256
-# The most lines of a file, with empty lines.
+# Empty lines count.
 LINES_MAX = 10 * INPUTS_MAX
 # The most values of all requests, which are decoded and kept until the batch is stored. A value takes up to 150 bytes.
 FILE_VALUES_MAX = 10 * VALUES_MAX

@@ -40,7 +40,7 @@ LIFE = timedelta(hours=24)
 RESULT_FILE = re.compile(r"file-([0-9a-f-]{36})-(output|error)")
 STATUSES = {"running": "in_progress", "completed": "completed", "cancelled": "cancelled", "failed": "failed"}
 EXPIRED_FAILURE = "deadline_exceeded"
-# The fields of a batch for the time of its end, with the status that a batch with this field has.
+# The fields that hold the time of a batch's end, each with the status of such batches.
 END_TIMES = {
     "finalizing_at": "completed",
     "cancelling_at": "cancelled",

@@ -128,8 +128,8 @@ class Admission:
         """Gives back all counts and slots if no turn was stored. If a turn was stored, its end settles them."""
         taken, self._taken = self._taken, []
         slots, self._slots = self._slots, []
-        # If NATS is unreachable, amounts stay counted: requests for a minute, an estimate for the day. Concurrently,
-        # because the client waits for its error.
+        # If NATS is unreachable, requests stay counted for a minute, estimates for the day. All at once, as the client
+        # waits for its error.
         await asyncio.gather(*(self._give_back(*one) for one in taken), *map(self._free_slot, slots))
 
     async def _give_back(self, quota: Quota, amount: int) -> None:

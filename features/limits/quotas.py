@@ -76,7 +76,7 @@ def owner_of_key(key: ApiKey) -> Owner:
 
 
 def effective_limits(own: Mapping[str, float], common: Limits) -> Limits:
-    """Returns the limits that apply: the stored `own`, and `common` for limits that `own` does not set."""
+    """Returns the limits that apply: each from `own`, the stored limits, or else from `common`."""
     # A newer release may have stored limits that this one does not know.
     return merge_limits(parse_limits({name: limit for name, limit in own.items() if name in NAMES}), common)
 

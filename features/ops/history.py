@@ -156,7 +156,7 @@ class _Totals:
             if len(self._now) >= GROUPS_MAX:
                 return
             self._now[group] = 0.0
-            # Begin at 0, so that the group's first growth is counted.
+            # The 0 makes the first growth count.
             self._kept[group] = deque([0.0], maxlen=self.points)
         self._now[group] += grown
 

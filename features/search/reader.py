@@ -72,7 +72,7 @@ class SearchReader:
         if best.end == OLDEST:
             return best
         if self._store.system == "sqlite":
-            # Scan for one word at a time: for several, the index reads until it finds a row that has all of them.
+            # One word per scan: for several, the index reads until it finds a row that has all of them.
             for word in words:
                 others = " ".join(one for one in words if one != word)
                 scan = await turn_list.scan("found_turns", {**values, **_numbers(values)}, word=word, words=others)

@@ -44,7 +44,7 @@ class AttemptStep(msgspec.Struct, kw_only=True):
     cause: str | None = None
     """Why it follows the attempt before it: the code of the error that ended that one; `pause_turn`: the model paused;
     `schema`: the answer did not fit its schema; `hedge`: no token in time; `handover`: its generator was stopped;
-    `takeover`: its generator gave no reason, for example because it was killed; `redelivery`: the same generator was
+    `takeover`: its generator gave no reason, for example if it was killed; `redelivery`: the same generator was
     interrupted. Null for the first attempt."""
     reason: str | None = None
     """With the mode `restart`: why the answer so far could not be continued: `on_interrupt`, `schema`, or the type of a

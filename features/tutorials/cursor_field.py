@@ -2,8 +2,7 @@
 
 Such a loop splits the stream at blank lines and parses what follows `data: `. An `id:` line in the same frame is a
 syntax error for the loop, and a heartbeat without a blank line after it hides the next frame. Clients that parse
-server-sent events ask for them (`Accept: text/event-stream`) and receive `id:` lines, with which they resume by
-themselves.
+server-sent events ask for them (`Accept: text/event-stream`) and receive `id:` lines to resume with.
 """
 
 from typing import Any

@@ -120,7 +120,7 @@ class UnreadTokens:
 async def _count_unread(log: TurnLog, key: TurnKey, times: Sequence[datetime], is_unread: Sequence[bool]) -> float:
     """Returns the output tokens of an ended turn, times the share of its deltas that were stored without readers.
 
-    A delta belongs to the first look after it, or else to the last look.
+    A delta belongs to the look after it, else to the last look.
     """
     deltas = unread = tokens = 0
     after = BEFORE_FIRST

@@ -31,8 +31,7 @@ logger = structlog.get_logger()
 
 # Each waiting webhook costs a task and the renewals of its lease. A tenant whose receiver is down for a day may have
 # half of them; its further webhooks are given up, because otherwise those of all tenants would wait. If the receiver
-# works, one of them ends within SLOT_WAIT_S, and the next webhook gets its slot: after an outage, more than half may
-# wait.
+# works, one of them ends within SLOT_WAIT_S, and its slot is free again: after an outage, more may wait.
 WAITING_MAX = 10_000
 WAITING_TENANT_MAX = WAITING_MAX // 2
 SLOT_WAIT_S = 1.0
@@ -261,8 +260,7 @@ class WebhookSender:
     async def _is_expired(self, ended_at: datetime | None) -> bool:
         """Returns whether the webhook of a turn that ended at `ended_at` is given up.
 
-        False while the log does not answer. By the log's clock: a wrong clock of this machine would give up every
-        webhook.
+        False while the log does not answer. Uses the log's clock: a wrong clock here would give up every webhook.
         """
         try:
             return payload.is_expired(ended_at, await self._log.now(), self._give_up_s)

@@ -50,9 +50,9 @@ class ApiRequest(Request):
     ) -> tuple[B, bytes]:
         """Returns the body as a `kind`, and its bytes. Raises Refused.
 
-        `is_text_allowed`: JSON may come as `text/plain`, which `fetch` sends for a string. Requests from pages of other
-        origins were rejected earlier. `has_model_output`: the body repeats what a model has written, so it may have
-        halves of surrogate pairs (PROTOCOL R125).
+        `is_text_allowed`: JSON may come as `text/plain`, which `fetch` sends for a string. Other origins were rejected
+        earlier. `has_model_output`: the body repeats what a model has written, so it may have halves of surrogate pairs
+        (PROTOCOL R125).
         """
         types = read_body.JSON_OR_TEXT if is_text_allowed else read_body.ONLY_JSON
         raw = await self.read_bytes(types)

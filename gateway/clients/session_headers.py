@@ -13,9 +13,8 @@ B = TypeVar("B", bound=msgspec.Struct)
 # The names that OpenAI-compatible servers of Claude use.
 HEADERS = {"session_id": "x-session-id", "project_id": "x-project-id"}
 ON_PAUSE = "tailrace-on-pause"
-# opencode sends its own session's id in this header and in X-Session-ID, with every request to every server, for
-# routing to a cache. That session is not a conversation: it also contains the request for a title, sent with the first
-# question.
+# opencode sends its own session's id here and in X-Session-ID, in every request to every server, for cache routing.
+# That session is not a conversation: it also contains the request for a title, sent with the first question.
 AFFINITY = "x-session-affinity"
 
 

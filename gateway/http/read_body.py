@@ -155,8 +155,7 @@ def declared_bytes(headers: Headers) -> int | None:
 
 
 def decode(body: bytes, kind: type[B], strings: Mapping[str, str] | None = None) -> B:
-    """Returns `body` as a `kind`. Raises Refused, which names the unknown, missing or wrong field and what is allowed
-    there.
+    """Returns `body` as a `kind`. Raises Refused, which names the unknown, missing or wrong field and what is allowed.
 
     `strings` are those that long_strings.py has cut out of the body.
     """
@@ -177,7 +176,7 @@ def convert(value: object, kind: type[B]) -> B:
 
 
 def _invalid(error: Exception, kind: type, body: bytes | None = None) -> Refused:
-    """Returns the refusal of a body that is not a `kind`. `body` is only given if it is small."""
+    """Returns the refusal of a body that is not a `kind`. `body`: only if it is small."""
     if not isinstance(error, msgspec.ValidationError):
         return not_json(error, body)
     # The message quotes the client's own field, which may be as long as the body.

@@ -45,8 +45,8 @@ def encode(events: Events, id_prefix: bytes = b"") -> bytes:
     """Returns the bytes of `events`, with `id_prefix` before each id.
 
     The id is the last field. By the specification an id counts when its event is complete, but fetch-event-source uses
-    it as soon as it has read the line: after a cut between id and data, that client resumed after an event that it had
-    never dispatched.
+    it as soon as it has read the line: after a cut between id and data, it resumed after an event that it had not
+    dispatched.
     """
     lines: list[bytes] = []
     for data, seq, name in events:

@@ -91,7 +91,7 @@ def with_key(kind: type, problem: str, body: bytes) -> str:
     try:
         value = found = msgspec.json.decode(body)
     except DECODE_ERRORS:
-        # The body has a number that is out of range, or a mistake after the wrong field.
+        # A number is out of range, or a mistake follows the wrong field.
         return problem
     try:
         for step in STEP.findall(path[1].partition("[...]")[0]):

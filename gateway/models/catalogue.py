@@ -24,8 +24,7 @@ logger = structlog.get_logger()
 CACHED_S = 300.0
 # The time until the next request if no generator has answered.
 RETRY_S = 5.0
-# The list outlives an outage of the generators or of Anthropic's API. After this time, another backend may have
-# replaced them.
+# The list outlives an outage of the generators or of Anthropic's API. Then another backend may have replaced them.
 KEPT_S = 3600.0
 
 

@@ -56,10 +56,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     status: Literal["healthy", "degraded", "unhealthy"]
-    """Whether everything that a turn needs answers.
-
-    `degraded`: all parts answer, and new answers fail, see `/readyz`.
-    """
+    """Whether everything that a turn needs answers. `degraded`: yes, but new answers fail, see `/readyz`."""
     detail: str
     """The faults, by part; empty while the status is `healthy`."""
     version: str

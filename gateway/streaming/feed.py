@@ -251,8 +251,8 @@ class FanOut:
     async def expect(self, key: TurnKey) -> AsyncIterator[None]:
         """Surrounds the append of a new turn.
 
-        Subscribes before it, and makes a feed after it, without a read of the log. The feed is dropped if no reader
-        comes within `linger_s`. Raises LogUnavailable if the connection is closed.
+        Subscribes before it, and makes a feed after it, without a read. Drops the feed if no reader comes within
+        `linger_s`. Raises LogUnavailable if the connection is closed.
         """
         async with AsyncExitStack() as stack:
             live = await stack.enter_async_context(self._log.subscribe(key))

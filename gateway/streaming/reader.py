@@ -81,7 +81,7 @@ class Reader:
         """Whether the client has disconnected, the response is too old, the credential has expired, or the gateway
         drains."""
         self.was_interrupted_idle = False
-        """Whether the response was idle at the interruption."""
+        """Whether the interruption found the response idle."""
         self._limit: asyncio.Timeout | None = None
         """The time limit of the block in `until_interrupted`. An interruption sets it to now."""
         self._idle: asyncio.Future[None] | None = None

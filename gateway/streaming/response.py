@@ -153,7 +153,7 @@ class EventStream(StreamedResponse):
             await stack.enter_async_context(self._reader.open(receive, self._streams.draining))
             if not await self._begin_stream(send, scope["method"]):
                 return None
-            # `close` leaves the reader's context.
+            # `close` leaves the context.
             stack.pop_all()
         return self
 

@@ -138,7 +138,7 @@ def check_turn(new_turn: NewTurn) -> None:
 
 
 def _check_prompt(new_turn: NewTurn) -> None:
-    """Checks the messages, and the values that may be nested to any depth."""
+    """Checks the messages, and values that may nest to any depth."""
     if new_turn.message is None and new_turn.messages is None:
         raise Refused("request_invalid", "`message`, a string, or `messages`, a list, is required: send one of them")
     if new_turn.message is not None and new_turn.messages is not None:

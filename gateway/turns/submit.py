@@ -186,7 +186,7 @@ class TurnSubmitter:
                 if (found := await self._repeats.load(turn)) is None:
                     raise
                 return _same_turn(SameTurn(found), retry)
-            # An entry may be larger than its body: the entry has the conversation before the turn.
+            # An entry may be larger than its body: it has the whole conversation.
             limiter.log_share.add(tenant, max(len(draft.raw), entry_bytes))
             if entry.parent is not None:
                 await self._parents.check_parent(turn, entry.parent)

@@ -24,7 +24,7 @@ from tailrace.proto.nats import Claims, TurnLog
 ON_DISCONNECT = "grace:60"
 # The maximum of Claude Code for a request without `stream`.
 MAX_TOKENS_OF_JSON = 64_000
-# The most turns that one body can start. Claude Code stops repeating after ten.
+# Turns of one body at most. Claude Code stops repeating after ten.
 TURNS_MAX = 32
 
 

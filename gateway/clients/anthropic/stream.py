@@ -128,7 +128,7 @@ def _render_ended(ended: End | TurnRecord, seq: int) -> sse.Events:
     envelope = ended.envelope or {}
     stop = {"stop_reason": _stop_reason(ended.stop_reason), "stop_sequence": ended.stop_sequence}
     delta = {**stop, **envelope.get("delta", {})}
-    # The fields keep the order of older versions.
+    # Keep the field order of older versions.
     fields = {name: value for name, value in envelope.items() if name != "message"}
     message_delta = {"type": "message_delta", **fields, "delta": delta, "usage": _reported_usage(ended)}
     return _sse(message_delta) + _sse({"type": "message_stop"}, seq)

@@ -88,10 +88,7 @@ class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="role"):
-    """A message.
-
-    Its unknown fields are ignored, as OpenAI does: clients send back fields that clients and servers add.
-    """
+    """A message. Unknown fields are ignored, as by OpenAI: clients send back fields that clients and servers add."""
 
     name: str | None = None
     """The name of the author. It is ignored."""
@@ -156,7 +153,7 @@ def system_of(messages: Iterable[ChatMessage]) -> str | list[Block] | None:
 
 
 def conversation_of(messages: Sequence[ChatMessage]) -> list[MessageParam]:
-    """Returns the messages that are not for `system_of`. Consecutive tool messages become one. Raises Refused.
+    """Returns all messages but those of `system_of`. Consecutive tool messages become one. Raises Refused.
 
     An empty message of the assistant is left out: clients send back an answer without text in this form.
     """

@@ -77,7 +77,7 @@ def system_of(items: str | Sequence[InputItem], instructions: str | None) -> str
 
 
 def messages_of(items: str | Sequence[InputItem]) -> list[MessageParam]:
-    """Returns the items that are not for `system_of` as messages. Raises Refused."""
+    """Returns all items but those of `system_of` as messages. Raises Refused."""
     if isinstance(items, str):
         return [MessageParam("user", items)]
     with_roles = [(_role(one, index), index, one) for index, one in enumerate(items)]
