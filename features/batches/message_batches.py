@@ -370,7 +370,7 @@ class MessageBatchSubmitter:
                         await writer.append(request)
                     return await self._write_answer(writer, child, request, name, result)
             except FenceLost as lost:
-                # Cancelled meanwhile, or an older version has written a part of it, with other bytes.
+                # The turn was cancelled, or an older version has written a part of it, with other bytes.
                 logger.info("a result has another writer", turn=child.turn, why=str(lost))
             try:
                 turn = await self._log.read_turn(child)

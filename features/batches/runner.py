@@ -173,7 +173,7 @@ class BatchRunner:
     async def _stop_without_inputs(self, key: TurnKey, turn: Turn, count: int) -> None:
         """Stops what earlier runners of a batch with `count` inputs have begun. Gives no reservations back.
 
-        A batch that was cancelled may lose its inputs: the erasure of a user deletes those of ended batches.
+        A batch that was cancelled may lose its inputs: the erasure of a user deletes the inputs of ended batches.
         """
         name = turn.progress.message_batch if turn.progress is not None else None
         if self._submitter is not None and name is not None:

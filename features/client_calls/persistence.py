@@ -63,7 +63,7 @@ class CallQueries:
         ]
 
     async def calls(self, tenant: Tenant, query: ListCalls) -> SessionCalls:
-        """Returns the calls for which a session waits, or those of one of its turns. Raises Refused."""
+        """Returns the calls for which a session waits, or all calls of one of its turns. Raises Refused."""
         turn = query.turn
         if turn is None:
             parked = await self._store.read("parked_turn", tenant=tenant, session=query.session)

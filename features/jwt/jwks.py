@@ -30,7 +30,7 @@ COOLDOWN_S = 10.0
 TIMEOUT_S = 5.0
 BYTES_MAX = 256 * 1024
 RSA_BITS_MIN = 2048
-# RFC 7518, section 6. Of the others, PyJWT would make a private key, with which RSA verifies nothing.
+# RFC 7518, section 6. From private members, PyJWT would make a private key, with which RSA verifies nothing.
 PUBLIC_MEMBERS = ("kty", "n", "e", "crv", "x", "y")
 
 

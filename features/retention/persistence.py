@@ -114,7 +114,7 @@ class Retention:
             logger.info("old sessions were deleted", sessions=count, days=self._days)
 
     async def _delete(self, tenant: Tenant, session: str, age: Age) -> bool:
-        """Deletes an old session. Returns False if it is in use again: then the rest of it stays."""
+        """Deletes an old session. Returns False if it is in use again: then its remaining turns stay."""
         what, has_more = DeleteResource("session", session), False
         while True:
             turns = await self._store.turns_to_delete(tenant, what)

@@ -72,7 +72,7 @@ class WaitStep(msgspec.Struct, frozen=True):
     """A wait for a model that could not be connected to."""
 
     at: datetime
-    """When the wait began, or when the reason became another one."""
+    """When the wait began, or when its reason changed."""
     reason: str
     """The obstacle to the connection, for example `no such host`."""
 

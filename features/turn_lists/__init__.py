@@ -1,1 +1,1 @@
-"""Lists of turns: those that run, and those with given words, labels, outcome or day; cancels those of a session."""
+"""Lists of turns: running, or with given words, labels, outcome or day; cancels the turns of a session."""

@@ -80,7 +80,7 @@ class UnreadTokens:
         heappush(self._due, (asyncio.get_running_loop().time() + wait_s, next(self._numbers), turn))
 
     async def _watch(self) -> None:
-        """Looks at each turn when it is due, until the gateway drains. Then counts those that have ended."""
+        """Looks at each turn when it is due, until the gateway drains. Then counts the ended turns."""
         now = asyncio.get_running_loop().time
         while self._due:
             if await is_set_within(self._presence.draining, TICK_S):

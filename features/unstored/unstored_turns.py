@@ -26,7 +26,7 @@ logger = structlog.get_logger()
 INTERVAL_S = 1.0
 # The log overwrites one entry at a time. Meanwhile the next turn is read.
 ERASED_AT_ONCE = 2
-# A later pass finds the others.
+# A later pass finds further notes.
 DUE_MAX = 10_000
 KEPT_LABELS = ("model", "key")
 # Concurrent queries to the log.

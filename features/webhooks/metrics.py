@@ -16,6 +16,6 @@ WEBHOOKS_GIVEN_UP = Counter(
 )
 WEBHOOKS_WAITING = Gauge("tailrace_persistence_webhooks_waiting", "Ended turns whose webhook is not yet delivered")
 
-# For Prometheus, a series that appears with its first event has not grown. So create those of alerts at 0.
+# For Prometheus, a series that appears with its first event has not grown. So create the series of alerts at 0.
 for _reason in get_args(GivenUp):
     WEBHOOKS_GIVEN_UP.labels(_reason)

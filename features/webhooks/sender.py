@@ -30,7 +30,7 @@ from tailrace.proto.runtime.race import is_set_within, run_until
 logger = structlog.get_logger()
 
 # Each waiting webhook costs a task and the renewals of its lease. A tenant whose receiver is down for a day may have
-# half of them; its further webhooks are given up, because otherwise those of all tenants would wait. If the receiver
+# half of them; its further webhooks are given up, because otherwise all tenants would wait. If the receiver
 # works, one of them ends within SLOT_WAIT_S, and its slot is free again: after an outage, more may wait.
 WAITING_MAX = 10_000
 WAITING_TENANT_MAX = WAITING_MAX // 2
@@ -119,7 +119,7 @@ class WebhookSender:
         return found, self._number - previous != len(found)
 
     async def _receive_leased(self, received: Sequence[Delivery], stop: asyncio.Event) -> list[Delivery]:
-        """Receives the leased entries that this process does not have, and those that are delivered in between.
+        """Receives the leased entries that this process does not have, and entries that are delivered in between.
 
         The server delivers them again when their leases expire. `received` and newer entries must not be sent before
         them.

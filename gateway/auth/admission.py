@@ -91,7 +91,7 @@ class Admissions:
 
     @asynccontextmanager
     async def open(self, principal: Principal) -> AsyncIterator[Admission | None]:
-        """Yields the admission of a request that stores no turn. Refused and LogError release what it has counted.
+        """Yields the admission of a request that stores no turn. Refused and LogError release its counts.
 
         LogUnavailable and `persistence_unavailable` do not: data may be stored although no answer came.
         """

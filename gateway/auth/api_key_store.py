@@ -1,4 +1,4 @@
-"""Reads API keys and tenants' limits in the bucket KEYS, and watches them. It holds hashes of keys, not the keys.
+"""Reads API keys and tenants' limits in the bucket KEYS, and watches them. The bucket holds only hashes.
 
 A revoked key keeps its record, so that each reader of the bucket learns of it, whenever it reads.
 """

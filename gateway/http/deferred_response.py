@@ -92,7 +92,7 @@ class StreamedResponse:
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         self.is_repeatable = True
-        """Whether a repeated request gets the same turn. If not, it starts another one while this one runs."""
+        """Whether a repeated request gets the same turn. If not, it starts another turn while this one runs."""
         self.is_begun = False
         self.is_delivered = False
         """Whether the whole answer was sent."""

@@ -1,8 +1,9 @@
 """Refuses keys that occur twice in one object of a JSON text.
 
-JSON parsers disagree on which of the values counts (RFC 8259, section 4): a proxy may check one, and the model get the
-other. msgspec takes the last one without an error, so the text is parsed once more, with Python's parser. That takes
-2 µs for a short body and 45 µs for 23 kB. Long strings were cut out of a large body earlier (proto/long_strings.py).
+JSON parsers disagree on which of the values counts (RFC 8259, section 4): a proxy may check one value, and the model
+get the other. msgspec takes the last one without an error, so the text is parsed once more, with Python's parser. That
+takes 2 µs for a short body and 45 µs for 23 kB. Long strings were cut out of a large body earlier
+(proto/long_strings.py).
 """
 
 import json

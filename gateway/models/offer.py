@@ -1,7 +1,7 @@
 """The models that this gateway offers, and how a request's model name is resolved.
 
 They are the models of the table and those that Anthropic lists for the operator's key. Once Anthropic has listed any
-model of the table, the table's others are not offered, except those of the operator's file. Model lists, requests and
+model of the table, its unlisted models are not offered, except those of the operator's file. Model lists, requests and
 error messages use this rule.
 """
 

@@ -154,7 +154,7 @@ class Deleter:
             return PurgeRound()
         some = turns[:ERASED_TURNS] if deletion.erases else turns
         # Before the purge, because settling reads the log. Only turns that the log has are read: to learn that it lacks
-        # a turn takes 100 ms, here together for all of them.
+        # turns takes 100 ms, here once for all turns.
         stored = await self._log.find_stored(TurnKey(tenant, turn.turn) for turn in some)
         await gather_limited(self._release, stored, LOOKED_AT_ONCE)
         purged: list[TurnId] = []

@@ -78,7 +78,7 @@ async def get_events(request: ApiRequest, streams: StreamContext, dialects: Dial
 async def get_turn(request: ApiRequest, turns: TurnReader) -> Response:
     """`GET /v1/turns/{turn}`: returns the turn as far as it is stored.
 
-    A turn that still runs has the outcome `running` and its text so far. A stream that starts after its `cursor`
+    A turn that still runs has the outcome `running` and its text so far. A stream that starts after the turn's `cursor`
     has no gap.
     """
     return json_response(await turns.read(request.turn()))
