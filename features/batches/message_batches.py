@@ -171,11 +171,11 @@ class MessageBatchSubmitter:
         The owner of a message batch can only be seen once it has ended, so this waits until all candidates have.
         """
         assert turn.asked_at is not None  # noqa: S101
-        # The entries have times of the log's clock, and the list has times of this machine's clock.
+        # The entries have times of the log's clock, the list has times of this machine's.
         ahead = datetime.now(UTC) - await self._log.now()
         first, last = turn.asked_at + ahead - SKEW_MAX, datetime.now(UTC) + CREATION_DELAY_MAX
         ours: set[str] = {input_lines.child_key(key, number).turn for number in range(count)}
-        # The message batch has no inputs that were deleted before its creation.
+        # A message batch lacks inputs that were deleted before its creation.
         fewest = count - len(await self._find_deleted(key, ours))
         candidates: set[str] = set()
         others: set[str] = set()

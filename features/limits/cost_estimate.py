@@ -41,7 +41,7 @@ def estimate_request(request: Request, counter: PageCounter | None = None) -> Es
     model = find_model(request.model)
     prompt = _measure(request, counter or PageCounter())
     if model is not None and model.input_tokens_max is not None:
-        # The model refuses a longer prompt, and the refusal costs nothing.
+        # The model refuses a longer prompt at no cost.
         prompt = prompt._replace(tokens=min(prompt.tokens, model.input_tokens_max))
     calls = [_call(request, prompt, request.max_tokens)]
     if request.via == "messages" and answer_schema(request) is not None:

@@ -23,7 +23,7 @@ OPERATOR_REQUESTS_MAX = 120
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits of keys and tenants without limits of their own."""
+    """The limits of keys and tenants that have no own limits."""
 
     limits_key: Annotated[
         str,

@@ -63,7 +63,7 @@ class StorageShare(Share):
         self._stored: dict[Tenant, int] = {}
         """The values of the counters in NATS at the last flush."""
         self._new: Counter[Tenant] = Counter()
-        """The bytes that were stored after the last flush, through this gateway."""
+        """The bytes stored after that flush, through this gateway."""
 
     def check(self, tenant: Tenant, size: int) -> None:
         """Raises Refused if the store is nearly full, and `size` more bytes exceed the tenant's share."""

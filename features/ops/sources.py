@@ -121,7 +121,7 @@ class SampledProcesses:
         texts = await asyncio.gather(*(loop.run_in_executor(self._threads, _scrape, address) for address in targets))
         scraped = dict(zip(targets.items(), texts, strict=True))
         silent = {address: part for (address, part), text in scraped.items() if text is None}
-        # A process that starts, or is started again, gets one more interval to answer.
+        # A process that starts, or restarts, has one more interval to answer.
         self._unanswered = [f"{part} {one}" for one, part in silent.items() if one in self._silent_before]
         self._silent_before = set(silent)
         self._history.add(

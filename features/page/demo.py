@@ -27,7 +27,7 @@ TOKEN = "tailrace-demo"  # noqa: S105  # the header that carries it
 # The process id of the gateway that sends a response, so that the page can show which one streams to it.
 PROCESS = "tailrace-process"
 PID = re.compile(r"[0-9]{1,10}")
-# A proxy sends at least one of these headers, unless it is configured otherwise.
+# A proxy sends at least one of these, unless configured otherwise.
 PROXY_HEADERS = frozenset(
     (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip")
 )

@@ -219,7 +219,7 @@ def _lost_readers(
     A client whose cursor no known earlier stream had sent must have received it from a lost stream. This is inferred
     only if a gateway has started since the cursor's entry was stored: otherwise it may be the client's first stream.
     """
-    # By cursor: the first time at which a stream that had sent the cursor's entry was closed.
+    # By cursor: when a stream that had sent the cursor's entry was first closed.
     sent_at: dict[Seq, datetime] = {}
     cursors = sorted({reader.cursor for reader in known})
     for closed_at, cursor, written in sorted(

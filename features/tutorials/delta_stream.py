@@ -24,7 +24,7 @@ from tailrace.proto.records import TurnRecord
 
 Word = Literal["auth_error", "rate_limit", "token_limit", "network_error", "unknown"]
 
-# The value for a rate limit without a time.
+# If a rate limit names no time.
 RETRY_AFTER_S = 5.0
 RESTARTED = Failure("backend_broken", "the answer starts again: send the request again")
 

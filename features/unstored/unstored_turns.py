@@ -84,7 +84,7 @@ class UnstoredTurns:
     async def find_to_delete(self, key: TurnKey) -> TurnToDelete | None:
         """Returns the turn for a deletion, or None if the log has no such turn with `store: false`.
 
-        The turn is reported as running until its usage is counted. Then this method releases its blobs. Raises
+        The turn is reported as running until its usage is counted. Then its blobs are released here. Raises
         LogUnavailable, StoreError.
         """
         try:

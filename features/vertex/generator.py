@@ -1,4 +1,4 @@
-"""The kind of backend `vertex`. Imports no library of the backend."""
+"""The kind of backend `vertex`. Imports none of its libraries."""
 
 from tailrace.generators.backends.registry import BackendKind
 

@@ -22,7 +22,7 @@ Endpoint = Callable[[ApiRequest], Awaitable[ASGIApp]]
 class GuardedEndpoint:
     """The ASGI application of `route`: authentication before `endpoint`, which receives an ApiRequest.
 
-    `endpoint` is the route's endpoint with its services. Query parameters that `route` does not list are refused.
+    `endpoint` is the route's endpoint with its services. Query parameters not in `route` are refused.
     """
 
     # A class, because Starlette would wrap a function in a second request and error handler.

@@ -33,7 +33,7 @@ class Shown(NamedTuple):
     has_citation: Callable[[dict[str, Any]], bool] = lambda _: False
     """Whether the protocol can show a citation."""
     is_shown: Callable[[dict[str, Any]], bool] = lambda _: False
-    """Whether the protocol shows a block whose type is not in `types`."""
+    """Whether the protocol shows a block of another type."""
 
 
 # Thinking is not part of the answer.

@@ -216,8 +216,8 @@ def count_values(raw: bytes) -> int:
 
 
 def _count_marks(raw: bytes) -> int:
-    # An opening bracket stands for the first value of its list or object, a comma for each further one. Search in
-    # pieces: a thread holds the interpreter lock while it searches a piece.
+    # An opening bracket stands for the first value of its list or object, a comma for each further one. In pieces: a
+    # search holds the interpreter lock.
     size = long_strings.PIECE_BYTES
     starts = range(0, len(raw), size)
     return sum(raw.count(mark, start, start + size) for mark in (b"[", b"{", b",") for start in starts)

@@ -23,7 +23,7 @@ PAGE_POLICIES = {
     TURN_PAGES: (OWN + TRUSTED_TYPES + NOWHERE).encode(),
     "/ops": (OWN + NOWHERE).encode(),
     "/docs": f"{POLICY}; img-src 'self'".encode(),
-    # The guides have a form for the search.
+    # The guides have a search form.
     GUIDES: f"{POLICY}; img-src 'self'".replace("form-action 'none'", "form-action 'self'").encode(),
 }
 

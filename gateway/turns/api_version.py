@@ -23,7 +23,7 @@ def choose_version(
 ) -> tuple[Options | None, str | None]:
     """Returns the options and the API version of a call; None: the version that the SDK sends by default.
 
-    A version that the client has `named` stays, and so do its options: the API decides. Otherwise sampling parameters
+    A version that the client has `named` stays, with its options: the API decides. Otherwise sampling parameters
     are removed for a model that refuses them in every version.
     """
     if named is not None:

@@ -49,7 +49,7 @@ async def idempotency_key(
     """
     # Only a checked turn can be encoded: it is not nested too deep.
     await convert_body(body_bytes, check_turn, new_turn)
-    # These bytes include the session and the headers that belong to the question, but not `stream`.
+    # These bytes include the session and headers of the question, not `stream`.
     canonical = b"".join(await long_strings.encode(_without_stream(new_turn), is_sorted=True))
     prefix = f"claude-code {await hash_body(canonical)}"
     keys = [f"{prefix} {number}" for number in range(TURNS_MAX)]

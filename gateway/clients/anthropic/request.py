@@ -101,9 +101,7 @@ def without_half_thoughts(message: MessageParam) -> MessageParam:
 
 
 def _user(metadata: object) -> str | None:
-    """Returns `metadata.user_id` without Claude Code's session: a field `session_id` of JSON, seen with 2.1.329; older
-    versions wrote `…_session_ID`.
-    """
+    """Returns `metadata.user_id` without Claude Code's session: JSON `session_id` (2.1.329), once `…_session_ID`."""
     user = metadata.get("user_id") if isinstance(metadata, dict) else None
     if not isinstance(user, str):
         return None

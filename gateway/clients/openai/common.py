@@ -128,7 +128,7 @@ def document_block(file: str, filename: str | None, where: str) -> Fields:
 
 
 def file_block(kind: Literal["document", "image"], file: str, filename: str | None = None) -> Fields:
-    """Returns the content block of an uploaded file, whose id is replaced by the content later."""
+    """Returns the content block of an uploaded file, whose content later replaces the id."""
     title = {} if filename is None else {"title": filename}
     return {"type": kind, "source": {"type": "file", "file_id": file}, **title}
 
