@@ -115,7 +115,11 @@ async def follow_ups(client: httpx2.AsyncClient, session: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the measurement and prints its result. Returns the exit status: 1 if a turn did not go on once."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.parked_turns",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--turns", type=int, default=10_000, help="how many turns wait (default: 10000)")
     turns = parser.parse_args(arguments).turns
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ The id that the turn would have had marks the refund, so that a repeated call ha
 
 from collections.abc import Iterable
 
-from tailrace.features.batches.input_lines import decode_input
+from tailrace.features.batches import input_lines
 from tailrace.proto.entries import Reservation
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Counters, Tombstones
@@ -17,7 +17,7 @@ async def give_back(tombstones: Tombstones, counters: Counters, child: TurnKey, 
     Raises LogUnavailable: call it again.
     """
     # The reservations of a deleted turn were settled when it was deleted.
-    holds = decode_input(line).holds
+    holds = input_lines.decode_input(line).holds
     if holds and not await tombstones.is_deleted(child):
         await _give_back_holds(counters, child, holds)
 
@@ -27,7 +27,7 @@ async def give_back_deleted(counters: Counters, child: TurnKey, line: bytes) -> 
 
     Raises LogUnavailable.
     """
-    await _give_back_holds(counters, child, decode_input(line).holds or ())
+    await _give_back_holds(counters, child, input_lines.decode_input(line).holds or ())
 
 
 async def _give_back_holds(counters: Counters, child: TurnKey, holds: Iterable[Reservation]) -> None:

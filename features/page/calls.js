@@ -35,7 +35,7 @@ export async function drawCalls(record, goOn) {
       event.preventDefault();
       decide(call, item, { result: result.value });
     });
-    const send = element("button", { className: "plain", textContent: "Send result", ariaLabel: `Send the result of ${name}` });
+    const send = element("button", { className: "plain", textContent: "Send result", ariaLabel: `Send result of ${name}` });
     item.append(element("code", { textContent: `${name} ${JSON.stringify(input)}` }), result, deny, send);
     return item;
   };

@@ -374,12 +374,17 @@ async def test_a_restored_backup_gets_all_later_turns_from_the_log(
     """Also acknowledged ones, and the end of turns that were running; no manual step is needed (docs/RUNBOOK.md)."""
     url, backup = own_server.url, tmp_path / "copy.db"
     running = new_writer(own_log)
-    await running.open("Light ")
-    keys = [await write_turn(own_log, "Light"), running.key]
+    await running.store_request()
+    requested = await own_log.read_turn(running.key)
+    await running.begin("Light ")
+    keys = [await write_turn(own_log, "Light")]
     await assert_complete(url, database, own_log, keys)
+    async with Persistence(url, database) as persistence:
+        record = await persistence.ask(OURS, "turn", GetTurn(running.key.turn), TurnRecord)
+        assert record == record_from_fold(running.key, requested)
     shutil.copy(database, backup)
     await running.end()
-    keys.append(await write_turn(own_log, "scatters"))
+    keys += [running.key, await write_turn(own_log, "scatters")]
     await assert_complete(url, database, own_log, keys)
     shutil.copy(backup, database)
     assert await replay_reasons(url, database) == ["restored database"]

@@ -1191,7 +1191,7 @@ const STEPS = {
     const said = await banner.locator("p").textContent();
     await banner.getByRole("button", { name: "Deny listen" }).click();
     await banner.getByRole("textbox", { name: "Result of listen" }).waitFor({ state: "detached" });
-    await banner.getByRole("button", { name: "Send the result of look" }).click();
+    await banner.getByRole("button", { name: "Send result of look" }).click();
     await page.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
     await banner.waitFor({ state: "hidden" });
     const { turns } = await (await fetch(`${gateway}/v1/sessions/${asked.session}/turns`)).json();

@@ -392,7 +392,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
     tables = (BatchTable, FileTable, UnstoredTable, ProjectTable, UsageTable, OldSessions)
     parts_of_stores = [(store, *(table(store) for table in tables)) for store in stores]
     chance, by_id = random.Random(34), attrgetter("turn")
-    billed = random.Random(1)
+    billed, parked = random.Random(1), random.Random(2)
     cursors = chance.sample(range(1000), 1000)
 
     async def call_both(method: str, *given: object, **named: object) -> Any:
@@ -436,11 +436,26 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
         )
         if billed.random() < 0.1:
             made = msgspec.structs.replace(made, added={**made.added, "put_older_cost": {}})
+        if made.ended_at is not None and parked.random() < 0.5:
+            waits = {"park_turn": {"calls_number": parked.choice((1, 2)), "request": "{}"}}
+            made = msgspec.structs.replace(made, added={**made.added, **waits})
         return with_batch(made, chance.choice((None, *(f'{{"of":1,"parallel":1{one}}}' for one in SOURCES.values()))))
+
+    async def decide(decided: TurnRow) -> None:
+        """Decides about a call of a turn, parked or not."""
+        call = parked.choice(("call-1", "call-2"))
+        given = {"tenant": OURS, "session": decided.session, "turn": decided.turn, "call": call}
+        for store in stores:
+            async with store.write(OURS) as writer:
+                if await writer.execute(
+                    "put_decision", given | {"decision": "{}", "decided_by": "key", "decided_at": 1}
+                ):
+                    await writer.execute("count_decision", given | {"decided_at": 1})
 
     for number in range(120):
         rows = [row(chance.randrange(50)) for _ in range(3)]
         await call_both("record", rows, Seq(number))
+        await decide(rows[0])
         if number % 4 == 0:
             kind = chance.choice(get_args(Kind))
             what = DeleteResource(kind, rows[0].turn if kind == "turn" else name(kind))
