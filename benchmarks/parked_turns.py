@@ -5,17 +5,17 @@
 Prints how many have waited, gone on, and gone on twice, the seconds of each part, and the size of the database.
 """
 
-import argparse
 import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import httpx2
 
+from benchmarks.command_line import count, new_parser
 from tests.harness.system import System
 from tests.harness.until import until
 
@@ -70,15 +70,15 @@ async def measure(folder: Path, turns: int) -> Result:
         )
 
 
-async def at_once(count: int, work: Callable[[int], Awaitable[T]]) -> list[T]:
+async def at_once(number: int, work: Callable[[int], Awaitable[T]]) -> list[T]:
     """Returns the results of `work(0)`, `work(1)`…, of which at most AT_ONCE run at once."""
     slots = asyncio.Semaphore(AT_ONCE)
 
-    async def run(number: int) -> T:
+    async def run(index: int) -> T:
         async with slots:
-            return await work(number)
+            return await work(index)
 
-    return await asyncio.gather(*map(run, range(count)))
+    return await asyncio.gather(*map(run, range(number)))
 
 
 async def park(client: httpx2.AsyncClient) -> str:
@@ -113,15 +113,11 @@ async def follow_ups(client: httpx2.AsyncClient, session: str) -> list[str]:
     return [one["outcome"] for one in (await client.get(f"/v1/sessions/{session}/turns")).json()["turns"][1:]]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Runs the measurement and prints its result. Returns the exit status: 1 if a turn did not go on once."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.parked_turns",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--turns", type=int, default=10_000, help="how many turns wait (default: 10000)")
-    turns = parser.parse_args(arguments).turns
+    parser = new_parser(__doc__)
+    parser.add_argument("--turns", type=count, default=10_000, help="how many turns wait (default: 10000)")
+    turns = parser.parse_args().turns
     with tempfile.TemporaryDirectory() as folder:
         result = asyncio.run(measure(Path(folder), turns))
     sys.stdout.write(f"{result}\n")

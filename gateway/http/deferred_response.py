@@ -117,7 +117,7 @@ class StreamedResponse:
         self._first_bytes = _discard_partial_event(scope)
         await send({"type": DEFERRED, "respond": partial(self._respond_or_refuse, scope, receive)})
 
-    async def _respond_or_refuse(self, scope: Scope, receive: Receive, send: Send) -> "OpenResponse | None":
+    async def _respond_or_refuse(self, scope: Scope, receive: Receive, send: Send) -> OpenResponse | None:
         try:
             if (opened := await self.respond(scope, receive, send)) is not None:
                 return opened
@@ -128,7 +128,7 @@ class StreamedResponse:
         await self.note_delivery()
         return None
 
-    async def respond(self, scope: Scope, receive: Receive, send: Send) -> "OpenResponse | None":
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> OpenResponse | None:
         """Sends the response: first `begin`, then its body with `send`, which goes directly to the server.
 
         Returns what is left to be done after the beginning; None: the response has ended.

@@ -353,7 +353,7 @@ def watch_disconnect(receive: Receive, call: Callable[[], None]) -> Callable[[],
     if not isinstance(cycle, RequestResponseCycle) or cycle.more_body or not isinstance(cycle.message_event, Flag):
         watching = asyncio.create_task(_wait_for_disconnect(receive))
         watching.add_done_callback(lambda ended: None if ended.cancelled() else call())
-        return partial(watching.cancel, None)
+        return watching.cancel
     changed = cycle.message_event
     changed.clear()
     # uvicorn's `receive` does this before it waits.
