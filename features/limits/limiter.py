@@ -118,7 +118,7 @@ class Admission:
         self._slots: list[Seq] = []
         self._counter = PageCounter()
         self.quota_rests: dict[str, QuotaRest] = {}
-        """What was left of each quota at its last read."""
+        """The rest of each quota at its last read, by the subject of its counter."""
 
     def headers(self, path: str) -> Headers:
         """Returns the response headers with what is left of the limits, as the route's client protocol names them."""

@@ -44,7 +44,7 @@ class Quota(NamedTuple):
 
 
 class QuotaRest(NamedTuple):
-    """What is left of a quota, for the rate-limit headers."""
+    """The rest of a quota, for the rate-limit headers."""
 
     quota: Quota
     remaining: int

@@ -28,7 +28,7 @@ class LimitRest(msgspec.Struct, frozen=True, kw_only=True):
     limit: float
     """The most that may be used, in dollars for a budget."""
     left: float
-    """What is left of the limit, in the same unit."""
+    """The rest of the limit, in the same unit."""
     renews_at: datetime | None = None
     """When the whole limit is available again; null for `running` and `streams`."""
 

@@ -85,7 +85,7 @@ class Reader:
         self._limit: asyncio.Timeout | None = None
         """The time limit of the block in `until_interrupted`. An interruption sets it to now."""
         self._idle: asyncio.Future[None] | None = None
-        """What an idle response waits for. An interruption ends it."""
+        """The future that an idle response awaits. An interruption completes it."""
         self._age: asyncio.TimerHandle | None = None
 
     async def acquire(self) -> None:

@@ -102,7 +102,7 @@ class TurnWriter(FrameWriter):
         self._observe = observe
         self._needs_begin = snapshot is not None or position > 0
         self._changed: asyncio.Future[None] | None = None
-        """What the caller waits for before the next step."""
+        """The future that the caller awaits before the next step."""
 
     async def step(self) -> StreamEnding | bool | asyncio.Future[None]:
         """Writes what the feed has. Returns how the stream ends, whether there was news, or what is to be waited for.
