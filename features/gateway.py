@@ -24,6 +24,7 @@ from tailrace.features.prompts.gateway import FEATURE as PROMPTS
 from tailrace.features.queued_turns.gateway import FEATURE as QUEUED_TURNS
 from tailrace.features.sdk_retries.gateway import FEATURE as SDK_RETRIES
 from tailrace.features.session_stream.gateway import FEATURE as SESSION_STREAM
+from tailrace.features.steer.gateway import FEATURE as STEER
 from tailrace.features.structured_output.gateway import FEATURE as STRUCTURED_OUTPUT
 from tailrace.features.tickets.gateway import FEATURE as TICKETS
 from tailrace.features.timeline.gateway import FEATURE as TIMELINE
@@ -55,6 +56,7 @@ FEATURES: Features = (
     WEBHOOKS,
     MAX_COST,
     QUEUED_TURNS,
+    STEER,
     STRUCTURED_OUTPUT,
     AUTO_IDEMPOTENCY,
     SDK_RETRIES,

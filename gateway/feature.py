@@ -11,7 +11,7 @@ from tailrace.gateway.auth.authenticate import Verifier
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.streaming.dialect import Dialect
-from tailrace.gateway.streaming.reader import OnDisconnect
+from tailrace.gateway.streaming.reader import FindNext, OnDisconnect
 from tailrace.gateway.turns.delete import DeletionSteps
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 
@@ -31,6 +31,8 @@ class Parts(NamedTuple):
     """Awaited before the gateway serves requests."""
     on_disconnect: OnDisconnect | None = None
     """Called when the client of a running turn has disconnected, with the seconds that it has to reconnect."""
+    find_next: FindNext | None = None
+    """Called when a reader has no more events of its turn."""
     steps: OptionalSteps = OptionalSteps()
     """The steps of a submission that the feature provides. No other feature provides the same ones."""
     deletion: DeletionSteps | None = None

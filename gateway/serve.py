@@ -135,6 +135,8 @@ def start(gateway: Gateway, settings: Settings, features: Features) -> Started:
         gateway.submitter.add_steps(parts.steps)
         if parts.on_disconnect is not None:
             gateway.streams.departures.append(parts.on_disconnect)
+        if parts.find_next is not None:
+            gateway.streams.successions.append(parts.find_next)
         if parts.deletion is not None:
             gateway.deleter.steps.append(parts.deletion)
     if (limiter := at_most_one((parts.limiter for _, parts in started), "limiter")) is not None:
@@ -171,7 +173,9 @@ def build(
     counts = ReaderCounts(reader_limits(settings))
     records = StreamRecords(settings.log_streams)
     presence = ReaderPresence(log, rpc, fan_out, group, draining)
-    streams = StreamContext(settings, log, history, fan_out, authenticator, counts, admissions, records, draining, [])
+    streams = StreamContext(
+        settings, log, history, fan_out, authenticator, counts, admissions, records, draining, [], []
+    )
     storage = build_storage(settings, connection, admissions)
     deleter = Deleter(connection, log, history)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))

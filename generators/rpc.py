@@ -28,7 +28,7 @@ async def cancel_turn(log: TurnLog, tenant: Tenant, body: bytes) -> bytes:
     try:
         async with asyncio.timeout(CANCEL_TURN_S):
             _, was_running = await append_cancellation(
-                log, key, cause=query.cause, by=query.by, timeout_s=CANCEL_TURN_S
+                log, key, cause=query.cause, by=query.by, successor=query.successor, timeout_s=CANCEL_TURN_S
             )
     except TimeoutError as error:
         raise LogUnavailable(f"{key.turn} could not be cancelled in time") from error

@@ -8,7 +8,7 @@ import msgspec
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import End, Failure, Outcome
 from tailrace.proto.fold import Turn, text_proof
-from tailrace.proto.ids import TurnKey
+from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.models import find_model
 from tailrace.proto.pricing import answering_model, find_billed_model, price_list
 from tailrace.proto.runtime import tracing
@@ -36,10 +36,11 @@ def build_end(
     schema_valid: bool | None = None,
     cause: str | None = None,
     by: str | None = None,
+    successor: TurnId | None = None,
 ) -> End:
     """Returns the `end` entry that follows the last entry of `turn`. Usage and cost are counted for every outcome.
 
-    `cause` and `by` say why a turn is cancelled, and which credential did it.
+    `cause` and `by` say why a turn is cancelled, and which credential did it; `successor` is the turn that steers it.
     """
     text_chars, text_sha256 = text_proof(turn.text)
     blocks, length = _drop_if_long(turn.blocks, BLOCKS_BYTES_MAX), turn.chain.length
@@ -69,6 +70,7 @@ def build_end(
         length=None if blocks is None or length is None else length + 1,
         cause=cause,
         by=by,
+        successor=successor,
     )
 
 

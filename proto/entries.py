@@ -20,7 +20,7 @@ OnPause = Literal["continue", "return"]
 Mode = Literal["fresh", "continue", "restart"]
 CacheFor = Literal["auto", "5m", "1h"]
 Outcome = Literal["completed", "cancelled", "failed"]
-CancelCause = Literal["request", "session", "on_busy", "on_disconnect", "deletion", "batch"]
+CancelCause = Literal["request", "session", "on_busy", "on_disconnect", "deletion", "batch", "steer"]
 """Why a turn was cancelled (PROTOCOL R22)."""
 Via = Literal["messages", "message_batches"]
 """The Anthropic API that answers: Messages or Message Batches."""
@@ -319,6 +319,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why the turn was cancelled (PROTOCOL R22). Null for other outcomes, and in the `end` of an older version."""
     by: str | None = None
     """The name of the credential of the client that cancelled the turn, like `by` of the request."""
+    successor: TurnId | None = None
+    """The turn in which the readers of this one go on, because a message steered it (PROTOCOL R137)."""
 
     @property
     def cost_usd(self) -> float | None:

@@ -39,12 +39,13 @@ class TokenCount(msgspec.Struct, frozen=True):
 class CancelTurn(msgspec.Struct, frozen=True, omit_defaults=True):
     """Cancels a turn, for a gateway that loses the fence to the turn's generator.
 
-    `cause` and `by` are stored in the turn's `end`.
+    The other fields are stored in the turn's `end`.
     """
 
     turn: TurnId
     cause: str | None = None
     by: str | None = None
+    successor: TurnId | None = None
 
 
 class TurnCancelled(msgspec.Struct, frozen=True):

@@ -422,6 +422,7 @@ CANCEL_CAUSES: Mapping[str, str] = {
     "request": "a client has cancelled it",
     "session": "a client has cancelled all running turns of the session",
     "on_busy": "a newer turn of the session has on_busy: interrupt",
+    "steer": "a client has put a message into the answer",
     "on_disconnect": "it had no reader, and has on_disconnect",
     "deletion": "it is being deleted",
     "batch": "its batch has ended",

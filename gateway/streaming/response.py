@@ -5,8 +5,10 @@ interrupted body lacks its last chunk, which the client's HTTP library reports.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from itertools import chain, repeat
 from typing import NamedTuple
 
@@ -18,9 +20,9 @@ from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.deferred_response import OpenResponse, StreamedResponse, TurnFailed, body
 from tailrace.gateway.streaming.dialect import Dialect
-from tailrace.gateway.streaming.endings import AGED, BROKEN, DRAINED, EXPIRED, LEFT, StreamEnding
+from tailrace.gateway.streaming.endings import AGED, BROKEN, DRAINED, EXPIRED, LEFT, WHOLE, StreamEnding
 from tailrace.gateway.streaming.feed import TurnFeed
-from tailrace.gateway.streaming.reader import Reader, random_life_s
+from tailrace.gateway.streaming.reader import NextTurn, Reader, random_life_s
 from tailrace.gateway.streaming.stream_record import StreamRecord
 from tailrace.gateway.streaming.writer import FrameWriter, Snapshot, TurnWriter
 from tailrace.proto.end_entry import LOST_FAILURE
@@ -143,6 +145,8 @@ class EventStream(StreamedResponse):
         self._ending: StreamEnding | None = None
         self._is_open = False
         """Whether the stream is counted as an open one."""
+        self._position = 0
+        """The index of the first entry that may hold an event for this client."""
 
     def write_with(self, make_writer: Callable[..., TurnWriter]) -> None:
         """Writes with another TurnWriter, which has waiting times of its own. They are not measured."""
@@ -159,11 +163,14 @@ class EventStream(StreamedResponse):
 
     async def step(self) -> asyncio.Future[None] | None:
         """See OpenResponse."""
-        found = await serve_until_idle(self._reader, self._writer.step, self._beat)
-        if not isinstance(found, StreamEnding):
-            return found
-        await self._end(found)
-        return None
+        while True:
+            found = await serve_until_idle(self._reader, self._writer.step, self._beat)
+            if not isinstance(found, StreamEnding):
+                return found
+            ending = await self._go_on() if found is WHOLE else found
+            if ending is not None:
+                await self._end(ending)
+                return None
 
     async def close(self) -> None:
         """See OpenResponse."""
@@ -181,7 +188,7 @@ class EventStream(StreamedResponse):
         """
         start = await self._find_start()
         try:
-            self._feed = await self._streams.fan_out.join(start.key, self._cursor, from_start=self._dialect.is_stateful)
+            await self._join_after_cursor(start)
         except (TurnUnknown, CursorUnknown):
             await self._send_record(start, send)
             return False
@@ -198,7 +205,7 @@ class EventStream(StreamedResponse):
     async def _begin_turn(self, start: Start, send: Send, method: str) -> bool:
         """Like `_begin_stream`, for a turn that can be followed."""
         feed, reader = self._feed, self._reader
-        if feed.is_ended and self._start_index(start) == len(feed.entries):
+        if feed.is_ended and self._position == len(feed.entries):
             # fetch-event-source, which repeats a POST, treats 204 as an error and retries forever.
             await self._send_empty(send, 200 if method == "POST" else 204)
             return False
@@ -228,7 +235,7 @@ class EventStream(StreamedResponse):
             send,
             self._dialect,
             feed,
-            self._start_index(start),
+            self._position,
             id_prefix=reader.id_prefix,
             to_skip=start.seen or 0,
             snapshot=self._snapshot,
@@ -236,6 +243,79 @@ class EventStream(StreamedResponse):
         )
         reader.interrupt_after(random_life_s(self._streams.settings))
         return True
+
+    async def _join_after_cursor(self, start: Start) -> None:
+        """Joins the feed of the turn, or of the one in which a reader with this cursor goes on.
+
+        Raises TurnUnknown, CursorUnknown, LogUnavailable.
+        """
+        key, cursor, fan_out = start.key, self._cursor, self._streams.fan_out
+        find_next = partial(self._streams.find_next, self._reader.principal, key, cursor, self._dialect)
+        try:
+            feed = await fan_out.join(key, cursor, from_start=self._dialect.is_stateful)
+        except (TurnUnknown, CursorUnknown):
+            if cursor == BEFORE_FIRST or (found := await find_next()) is None:
+                raise
+            await self._join_next(found)
+            return
+        self._feed, self._position = feed, 0 if start.seen else feed.start_index(cursor, self._dialect)
+        if cursor == BEFORE_FIRST or not feed.is_ended or self._position < len(feed.entries):
+            return
+        try:
+            if (found := await find_next()) is None:
+                return
+            await self._join_next(found)
+        except (TurnUnknown, CursorUnknown):
+            # The next turn was deleted, or has left the log: the reader has all.
+            return
+        except BaseException:
+            fan_out.leave(feed)
+            raise
+        fan_out.leave(feed)
+
+    async def _join_next(self, found: NextTurn) -> None:
+        """Joins the feed of the turn in which the reader goes on. Raises TurnUnknown, CursorUnknown, LogUnavailable."""
+        dialect = self._dialect
+        feed = await self._streams.fan_out.join(found.key, found.cursor, from_start=dialect.is_stateful)
+        # The end of the turn before it has announced the request.
+        self._feed, self._position = feed, max(feed.start_index(found.cursor, dialect), found.cursor == BEFORE_FIRST)
+
+    async def _go_on(self) -> StreamEnding | None:
+        """Goes on with the turn that the end of this one names. Returns how the stream ends if there is none."""
+        before, record = self._feed, self._record
+        if record is None or not before.entries:
+            return WHOLE
+        last = before.entries[-1]
+        if not isinstance(last.entry, End) or last.entry.successor is None:
+            return WHOLE
+        try:
+            found = await self._streams.find_next(
+                self._reader.principal, before.key, last.seq, self._dialect, last.entry
+            )
+            if found is None:
+                return WHOLE
+            await self._join_next(found)
+        except (TurnUnknown, CursorUnknown):
+            # It was deleted, or has left the log.
+            return WHOLE
+        except LogError:
+            return BROKEN
+        self._writer.stop()
+        record.close(WHOLE)
+        self._streams.records.end(record, before)
+        self._streams.fan_out.leave(before)
+        self._record = record = self._streams.records.open(self._feed, self._dialect.name, found.cursor)
+        if self._is_measured:
+            record.measure(self._feed, time.monotonic())
+        self._writer = self._make_writer(
+            self._send,
+            self._dialect,
+            self._feed,
+            self._position,
+            id_prefix=self._reader.id_prefix,
+            observe=record.note_write,
+        )
+        return None
 
     async def _end(self, ending: StreamEnding) -> None:
         """Sends the last chunk, unless the client must not take the stream for a whole one."""
@@ -278,10 +358,6 @@ class EventStream(StreamedResponse):
         self._dialect = start.dialect or self._dialect
         self._headers |= {"tailrace-turn": start.key.turn, **start.headers}
         return start
-
-    def _start_index(self, start: Start) -> int:
-        """Returns the index of the first entry that may hold an event for this client."""
-        return 0 if start.seen else self._feed.start_index(self._cursor, self._dialect)
 
     async def _beat(self) -> None:
         """Sends a heartbeat, if the dialect has one."""

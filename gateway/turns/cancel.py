@@ -10,7 +10,7 @@ from tailrace.proto.end_entry import end_fields
 from tailrace.proto.entries import CancelCause
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import TurnKey
+from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.model_records import CANCEL_TURN, CancelTurn, TurnCancelled
 from tailrace.proto.nats import Rpc, TurnLog
 from tailrace.proto.nats.cancellation import append_cancellation
@@ -27,20 +27,22 @@ ASK_AFTER = frozenset({2, 16, 128})
 ASK_TIMEOUT_S = 2.0
 
 
-async def cancel(log: TurnLog, key: TurnKey, cause: CancelCause, by: str | None = None) -> Turn:
+async def cancel(
+    log: TurnLog, key: TurnKey, cause: CancelCause, by: str | None = None, successor: TurnId | None = None
+) -> Turn:
     """Ends the turn as cancelled unless it has ended; returns it with its end.
 
-    The end says why (`cause`), and which credential of a client did it (`by`).
+    The end says why (`cause`), which credential of a client did it (`by`), and in which turn its readers go on.
     Raises TurnUnknown, LogUnavailable, LogFull.
     """
 
     async def on_fence_lost(losses: int) -> bool:
-        return losses in ASK_AFTER and await _ask_generator(log, key, cause, by)
+        return losses in ASK_AFTER and await _ask_generator(log, key, CancelTurn(key.turn, cause, by, successor))
 
     try:
         async with asyncio.timeout(CANCEL_TIMEOUT_S):
             turn, was_running = await append_cancellation(
-                log, key, on_fence_lost, cause=cause, by=by, timeout_s=CANCEL_TIMEOUT_S
+                log, key, on_fence_lost, cause=cause, by=by, successor=successor, timeout_s=CANCEL_TIMEOUT_S
             )
     except TimeoutError as error:
         raise LogUnavailable(f"{key.turn} could not be cancelled in {CANCEL_TIMEOUT_S:.0f} s: try again") from error
@@ -50,9 +52,9 @@ async def cancel(log: TurnLog, key: TurnKey, cause: CancelCause, by: str | None 
     return turn
 
 
-async def _ask_generator(log: TurnLog, key: TurnKey, cause: CancelCause, by: str | None) -> bool:
+async def _ask_generator(log: TurnLog, key: TurnKey, cancellation: CancelTurn) -> bool:
     """Asks a generator, which is close to NATS, to cancel the turn. Returns whether it has ended the turn."""
-    query = msgspec.json.encode(CancelTurn(key.turn, cause, by))
+    query = msgspec.json.encode(cancellation)
     try:
         reply = await Rpc(log.connection).request(
             key.tenant, CANCEL_TURN, query, timeout_s=ASK_TIMEOUT_S, role=GENERATORS

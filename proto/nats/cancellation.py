@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.errors import FenceLost
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import TurnKey
+from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.nats.turn_log import TurnLog
 
 
@@ -16,18 +16,19 @@ async def append_cancellation(
     *,
     cause: str | None,
     by: str | None,
+    successor: TurnId | None = None,
     timeout_s: float,
 ) -> tuple[Turn, bool]:
     """Ends the turn as cancelled, unless it has ended. Returns the ended turn, and whether this call has ended it.
 
-    `cause` and `by` (the client's credential) are stored in the `end`. `on_fence_lost` is called after each append that
-    has lost the fence, with the number of these appends, and returns whether it has ended the turn. Raises TurnUnknown,
-    LogUnavailable, LogFull.
+    `cause`, `by` (the client's credential) and `successor` are stored in the `end`. `on_fence_lost` is called after
+    each append that has lost the fence, with the number of these appends, and returns whether it has ended the turn.
+    Raises TurnUnknown, LogUnavailable, LogFull.
     """
     turn, was_running, losses = await log.read_turn_direct(key), False, 0
     while turn.end is None:
         try:
-            end = build_end(turn, "cancelled", cause=cause, by=by)
+            end = build_end(turn, "cancelled", cause=cause, by=by, successor=successor)
             await log.append(key, turn.chain, end, timeout_s=timeout_s)
             was_running = True
         except FenceLost:

@@ -7,11 +7,13 @@ from tailrace.features.batches.message_batches_api import MessageBatchesApi
 from tailrace.features.batches.runner import BatchRunner
 from tailrace.features.generators import FEATURES
 from tailrace.gateway.auth.admission import Admissions, Limiter
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.turns.conversation import Conversations
+from tailrace.gateway.turns.deleted_parent import ParentCheck
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.queue_estimate import QueueEstimate
 from tailrace.gateway.turns.repeats import Repeats
@@ -48,8 +50,10 @@ def build_turn_submitter(
     limiter: Limiter | None = None,
     is_full: bool = False,
     is_draining: bool = False,
+    history: HistoryClient = UNUSED,
+    parents: ParentCheck = UNUSED,
 ) -> TurnSubmitter:
-    """Returns a submitter of turns that continue none, for any model."""
+    """Returns a submitter of turns for any model. Without `history` and `parents`, they continue no other turn."""
     fullness, draining = LogFullness(UNUSED, full_at=0.9), Flag()
     fullness.detail = "nearly full" if is_full else ""
     if is_draining:
@@ -57,13 +61,13 @@ def build_turn_submitter(
     submitter = TurnSubmitter(
         log=log,
         repeats=Repeats(log, claims, tombstones),
-        conversations=Conversations(log, UNUSED),
+        conversations=Conversations(log, history),
         catalogue=ANY_MODEL,
         settings=Settings(),
         fullness=fullness,
         queue=QueueEstimate(UNUSED, UNUSED, most=1),
         blobs=RequestBlobs(UNUSED, UNUSED, Admissions(limiter), bytes_max=1_000_000),
-        parents=UNUSED,
+        parents=parents,
         draining=draining,
         admissions=Admissions(limiter),
         expect=FanOut(log, UNUSED, linger_s=1, heartbeat_s=1).expect,

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import CoroutineType, SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
@@ -63,6 +64,7 @@ class Client:
             counts=self.counts,
             admissions=Admissions(),
             records=StreamRecords(),
+            find_next=AsyncMock(return_value=None),
         )
         self.request: Any = SimpleNamespace(principal=LOCAL, client=SimpleNamespace(host="127.0.0.1"))
 
@@ -93,7 +95,7 @@ class Client:
     async def run(
         self, dialect: Dialect = TAILRACE, method: str = "GET", make: type[EventStream] = EventStream, **given: Any
     ) -> None:
-        stream = make(Reader(self.streams, self.request), KEY, dialect, **given)
+        stream = make(Reader(self.streams, self.request), given.pop("key", KEY), dialect, **given)
         scope = {"type": "http", "method": method, "path": "/", "headers": []}
         async with asyncio.timeout(5):
             await send_deferred(stream)(scope, self.receive, self.send)

@@ -156,6 +156,7 @@ BODIES: dict[str, Json] = {
     "ChangeBody": {"title": "The colour of the sky"},
     "ResponseRequest": {"model": MODEL, "input": QUESTION, "stream": True},
     "StartJobRequest": {"prompt": QUESTION},
+    "Steer": {"message": "Shorter, please."},
     "UIChatRequest": {
         "id": SESSION,
         "messages": [{"id": "msg-1", "role": "user", "parts": [{"type": "text", "text": QUESTION}]}],

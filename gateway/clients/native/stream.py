@@ -20,6 +20,8 @@
                                                        with `schema_valid` for a schema, and with `answered_by` if
                                                        another model answered
 {"type":"error","code":…,"message":…}                  the end of a failed turn, with the same fields; the text remains
+{"type":"steered","turn":…,…}                          instead of `done`: a message was put into the answer, and the
+                                                       events of its turn follow, without `start`; the same fields
 """
 
 from typing import Any, NamedTuple
@@ -80,6 +82,8 @@ def render(state: TailraceState, stored: StoredEntry) -> tuple[Frame, TailraceSt
             shown = [{"type": "progress", "done": done, "failed": failed, "of": of, "cost_usd": cost_usd}]
         case End() as end:
             shown = [_end(end, end.text_chars, end.text_sha256)]
+            if end.successor is not None and not state.is_of_session:
+                shown = [shown[0] | {"type": "steered", "turn": end.successor}]
     if not shown:
         return SILENT, state
     if state.is_of_session and shown[0]["type"] != "start":

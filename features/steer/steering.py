@@ -1,0 +1,207 @@
+"""Steering: stores the successor of a turn, once and at one place in the conversation, and ends the turn.
+
+The successor is a queued turn (PROTOCOL R79), stored before the steered turn is cancelled: if this process dies between
+the two, the answer goes on to its end, and the message follows then. The claim `steer TURN` makes one turn the
+successor. A further steer of the same turn follows that one, and so on, so all readers see one order.
+"""
+
+import asyncio
+from dataclasses import replace
+from typing import Any, Literal
+
+import msgspec
+import structlog
+
+from tailrace.gateway.clients.follow_up import settings_of
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http.hash_body import hash_body
+from tailrace.gateway.services import Gateway
+from tailrace.gateway.turns.cancel import cancel
+from tailrace.gateway.turns.draft import Stored, TurnDraft
+from tailrace.gateway.turns.idempotency_key import AUTO
+from tailrace.gateway.turns.request_body import MessageParam, NewTurn
+from tailrace.gateway.turns.submit import TurnSubmitter
+from tailrace.proto.errors import LogError, LogUnavailable, Refused, TurnUnknown, not_found
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
+from tailrace.proto.nats import BlobStore, Claim, Claims, Tombstones, TurnLog
+from tailrace.proto.nats.idempotency import StoredClaim
+
+logger = structlog.get_logger()
+
+At = Literal["now", "boundary"]
+# The most steers that a request looks for after the turn that it names. A client that steers the newest turn needs one.
+STEERS_MAX = 64
+# The pause between two looks at a claim whose turn is not stored yet.
+LOOK_EVERY_S = 0.1
+MANY = "turn {turn} was steered {count} times already: steer {place}, which follows it"
+REUSED = "this Idempotency-Key was used with another body or turn: send a new key"
+OVERTAKEN = "another message was put into the answer meanwhile: repeat the request"
+
+
+class Steering:
+    """Puts messages into answers that run."""
+
+    def __init__(
+        self,
+        log: TurnLog,
+        claims: Claims,
+        tombstones: Tombstones,
+        blobs: BlobStore,
+        history: HistoryClient,
+        submitter: TurnSubmitter,
+        wait_s: float,
+    ) -> None:
+        """`wait_s`: how long a claim may name a turn that is not stored, until another steer removes the claim."""
+        self._log = log
+        self._claims = claims
+        self._tombstones = tombstones
+        self._blobs = blobs
+        self._history = history
+        self._submitter = submitter
+        self._wait_s = wait_s
+
+    async def steer(self, draft: TurnDraft, steered: TurnKey, at: At) -> Stored:
+        """Stores the turn of `draft` after the turn `steered`, or after the last steer of it; `now` ends that one.
+
+        If that turn has ended, the new turn is the next one of its session. A repeated request, with the same key and
+        body, gets the same turn. Raises Refused, LogError.
+        """
+        draft = replace(draft, raw=await self._identify(draft, steered))
+        new_turn = await self._inherit(draft, steered)
+        draft = replace(
+            draft, new_turn=new_turn, added_bytes=len(msgspec.json.encode([new_turn.system, new_turn.tools]))
+        )
+        place, sha256 = steered, await hash_body(draft.raw)
+        until: float | None = None
+        for _ in range(STEERS_MAX):
+            name = f"steer {place.turn}"
+            while (found := await self._claims.read(place.tenant, name)) is not None:
+                if found.claim.body_sha256 == sha256:
+                    break
+                if await self._log.has_turn(TurnKey(place.tenant, found.claim.turn)):
+                    break
+                until = until or asyncio.get_running_loop().time() + self._wait_s
+                await self._await_claimed(place.tenant, name, found, until)
+            if found is not None and found.claim.body_sha256 != sha256:
+                place = TurnKey(place.tenant, found.claim.turn)
+                continue
+            try:
+                stored = await self._submitter.submit(await self._at(place, replace(draft, idempotency_key=name)))
+            except Refused as refused:
+                if refused.code != "idempotency_key_reused":
+                    raise
+                # Another steer has claimed the place meanwhile. The next look finds its claim.
+                continue
+            await self._require_claim(stored, name)
+            if at == "now":
+                await self._end_turns_before(stored, draft.principal.key)
+            return stored
+        raise Refused("session_busy", MANY.format(turn=steered.turn, count=STEERS_MAX, place=place.turn))
+
+    async def _identify(self, draft: TurnDraft, steered: TurnKey) -> bytes:
+        """Returns bytes that are the same for repetitions of this request only. Raises Refused for a key of another."""
+        key = draft.idempotency_key
+        if key is None:
+            return b"%s %b" % (new_id().encode(), draft.raw)
+        raw = b"%s %s %b" % (key.encode(), steered.turn.encode(), draft.raw)
+        if key != AUTO:
+            claim = Claim(steered.turn, await hash_body(raw))
+            if await self._claims.claim(steered.tenant, key, claim) != claim:
+                raise Refused("idempotency_key_reused", REUSED)
+        return raw
+
+    async def _inherit(self, draft: TurnDraft, steered: TurnKey) -> NewTurn:
+        """Returns the new turn with the session and settings of the steered turn. Raises Refused, LogUnavailable."""
+        try:
+            request = (await self._log.read_turn(steered)).request
+        except TurnUnknown:
+            record = await self._history.read_past_turn(steered)
+            _require_user(draft, record.user)
+            return msgspec.structs.replace(draft.new_turn, session=record.session, model=record.model)
+        if request is None or request.batch is not None:
+            raise not_found("turn")
+        _require_user(draft, request.user)
+        if not request.store:
+            raise Refused("request_invalid", "the turn has `store: false`, so no turn can follow it: cancel it instead")
+        return msgspec.structs.replace(draft.new_turn, **await settings_of(self._blobs, steered.tenant, request))
+
+    async def _at(self, place: TurnKey, draft: TurnDraft) -> TurnDraft:
+        """Returns the draft of a turn that waits for the turn `place`, or for the newest turn of its session."""
+        if await self._log.has_turn(place) and not await self._log.has_end(place):
+            return replace(draft, new_turn=msgspec.structs.replace(draft.new_turn, parent=place.turn))
+        return draft
+
+    async def _await_claimed(self, tenant: Tenant, name: str, found: StoredClaim, until: float) -> None:
+        """Waits a moment for the turn of another steer. Removes its claim if the turn was deleted, or at `until`.
+
+        The gateway of that steer may have died before its append.
+        """
+        is_late = asyncio.get_running_loop().time() > until
+        if is_late or await self._tombstones.exists(TurnKey(tenant, found.claim.turn)):
+            await self._claims.remove(tenant, name, found.revision)
+        else:
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _require_claim(self, stored: Stored, name: str) -> None:
+        """Raises LogUnavailable if another steer has removed the claim before the turn was stored, and cancels it."""
+        claim = await self._claims.find(stored.key.tenant, name)
+        if claim is not None and claim.turn != stored.key.turn:
+            await cancel(self._log, stored.key, "steer")
+            raise LogUnavailable(OVERTAKEN)
+
+    async def _end_turns_before(self, stored: Stored, by: str | None) -> None:
+        """Ends the turn that the stored one waits for, and those for which that one waits.
+
+        If the log does not answer, they end by themselves: the steer is stored, and only later.
+        """
+        tenant, turn, request = stored.key.tenant, stored.key.turn, stored.entry
+        try:
+            while request.is_queued and request.parent is not None:
+                parent = TurnKey(tenant, request.parent)
+                if await self._log.has_end(parent):
+                    return
+                ended = await cancel(self._log, parent, "steer", by, turn)
+                assert ended.request is not None  # noqa: S101  # a stored turn has one
+                turn, request = parent.turn, ended.request
+        except TurnUnknown:
+            # It was deleted, or has left the log.
+            return
+        except LogError as error:
+            logger.warning("steered turn not ended", turn=turn, error=str(error))
+
+
+def _require_user(draft: TurnDraft, user: str | None) -> None:
+    """Raises Refused if the credential names another user than that of the steered turn."""
+    if draft.principal.user is not None and draft.principal.user != user:
+        raise not_found("turn")
+
+
+def message_of(content: str | list[dict[str, Any]]) -> list[MessageParam]:
+    """Returns the message of a steer. Raises Refused if it has a result of a tool: the call may still be written."""
+    if isinstance(content, list) and any(block.get("type") == "tool_result" for block in content):
+        raise Refused(
+            "request_invalid",
+            "`message` has a `tool_result`, which belongs to an answer that has ended: send it with POST /v1/turns",
+            param="message",
+        )
+    return [MessageParam("user", content)]
+
+
+def make_steering(gateway: Gateway) -> Steering:
+    """Returns the service of a gateway."""
+    # An append ends after `accept_timeout_s`. The rest is for the claim before it, and a busy process.
+    wait_s = 2 * gateway.settings.accept_timeout_s
+    return Steering(
+        gateway.log,
+        gateway.claims,
+        Tombstones(gateway.connection),
+        gateway.blob_store,
+        gateway.history,
+        gateway.submitter,
+        wait_s,
+    )
+
+
+def followed_turn(stored: Stored) -> TurnId | None:
+    """Returns the turn that the successor waits for; None if it had ended."""
+    return stored.entry.parent if stored.entry.is_queued else None

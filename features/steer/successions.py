@@ -1,0 +1,58 @@
+"""Where the reader of a steered turn goes on: the `end` of a steered turn names its successor (PROTOCOL R137)."""
+
+from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.streaming.dialect import Dialect
+from tailrace.gateway.streaming.reader import NextTurn
+from tailrace.proto.entries import End
+from tailrace.proto.errors import TurnUnknown
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
+from tailrace.proto.nats import TurnLog
+
+# The dialects whose clients know the event for it. In all others, the stream ends with the steered turn.
+DIALECTS = frozenset({"tailrace"})
+# The most successors between the turn of a request and the turn of its cursor.
+STEPS_MAX = 64
+
+
+class Successions:
+    """Finds the turn in which a reader goes on, at any gateway: only the log says it."""
+
+    def __init__(self, log: TurnLog) -> None:
+        self._log = log
+
+    async def find_next(
+        self, principal: Principal, key: TurnKey, cursor: Seq, dialect: Dialect, end: End | None = None
+    ) -> NextTurn | None:
+        """See FindNext. A credential for one turn, such as a ticket, does not read the next one. Raises LogUnavailable.
+
+        The cursor may be of the turn itself, of one of its successors, or of a turn that it succeeds.
+        """
+        if dialect.name not in DIALECTS or principal.turn is not None:
+            return None
+        if end is not None:
+            return None if end.successor is None else NextTurn(TurnKey(key.tenant, end.successor), BEFORE_FIRST)
+        owner = await self._log.find_turn_at(key.tenant, cursor)
+        if owner is None or not (owner == key or await self._leads(key, owner) or await self._leads(owner, key)):
+            return None
+        last, successor = await self._end_of(owner)
+        if successor is not None and cursor == last:
+            return NextTurn(successor, BEFORE_FIRST)
+        return NextTurn(owner, cursor) if owner != key else None
+
+    async def _leads(self, first: TurnKey, last: TurnKey) -> bool:
+        """Returns whether `last` is one of the next STEPS_MAX successors of `first`."""
+        for _ in range(STEPS_MAX):
+            _, successor = await self._end_of(first)
+            if successor is None or successor == last:
+                return successor == last
+            first = successor
+        return False
+
+    async def _end_of(self, key: TurnKey) -> tuple[Seq, TurnKey | None]:
+        """Returns the sequence of the turn's last entry, and the successor that it names."""
+        try:
+            turn = await self._log.read_turn(key)
+        except TurnUnknown:
+            return BEFORE_FIRST, None
+        successor = None if turn.end is None else turn.end.successor
+        return turn.chain.last, None if successor is None else TurnKey(key.tenant, successor)

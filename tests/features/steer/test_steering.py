@@ -1,0 +1,299 @@
+"""Steering with a log, claims and a history in memory: one successor, one order, repeated and refused requests."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+
+from tailrace.features.queued_turns.gateway import check_queue
+from tailrace.features.steer import steering
+from tailrace.features.steer.steering import At, Steering, followed_turn, message_of
+from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.turns.cancel import cancel
+from tailrace.gateway.turns.draft import Stored, TurnDraft
+from tailrace.gateway.turns.optional_steps import OptionalSteps
+from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.proto.entries import Batch, Request
+from tailrace.proto.errors import LogUnavailable, Refused, not_found
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.nats import Claim
+from tailrace.proto.records import Context, GetContext, GetLastTurn, GetTurn, TurnRecord, record_from_fold
+from tailrace.testing import MemoryClaims, MemoryLog, MemoryTombstones
+from tests.harness.service_builders import UNUSED, build_turn_submitter
+from tests.harness.turn_builder import request
+
+TENANT = LOCAL.tenant
+STEERED = TurnKey(TENANT, TurnId("turn-1"))
+
+
+class MemoryHistory:
+    """The history as persistence would have it, from a log in memory."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+
+    async def query(self, tenant: Tenant, query: Any) -> Any:
+        match query:
+            case GetTurn(turn):
+                return await self.read_past_turn(TurnKey(tenant, turn))
+            case GetLastTurn(session):
+                return await self._newest(session)
+            case GetContext(session, parent):
+                newest = await (self._newest(session) if parent is None else self._record(TurnId(parent)))
+                if newest.outcome == "running":
+                    raise Refused("session_busy", "it runs")
+                return Context(newest.session, newest.turn, [])
+            case _:
+                return SimpleNamespace(session=query.session, system_prompt=None, model=None, project_id=None)
+
+    async def read_past_turn(self, key: TurnKey) -> TurnRecord:
+        if key not in self._log.stored:
+            raise not_found("turn")
+        return await self._record(key.turn)
+
+    async def _record(self, turn: TurnId) -> TurnRecord:
+        key = TurnKey(TENANT, turn)
+        return record_from_fold(key, await self._log.read_turn(key))
+
+    async def _newest(self, session: str | None) -> TurnRecord:
+        records = [await self._record(key.turn) for key in self._log.stored]
+        return [record for record in records if record.session == session][-1]
+
+
+class Gateways:
+    """The state that gateways share, and one of them."""
+
+    def __init__(self, **given: Any) -> None:
+        self.log, self.claims, self.tombstones = MemoryLog(), MemoryClaims(), MemoryTombstones()
+        if given.get("is_stored", True):
+            self.log.store(STEERED, request(**{name: value for name, value in given.items() if name != "is_stored"}))
+        self.steering = self.new_gateway()
+
+    def new_gateway(self) -> Steering:
+        history: Any = MemoryHistory(self.log)
+        parents: Any = SimpleNamespace(check_parent=AsyncMock())
+        submitter = build_turn_submitter(
+            self.log,
+            self.claims,
+            self.tombstones,
+            steps=OptionalSteps(check_queue=check_queue, check_max_cost=lambda _: None),
+            history=history,
+            parents=parents,
+        )
+        return Steering(self.log, self.claims, self.tombstones, UNUSED, history, submitter, wait_s=0.02)
+
+    async def steer(
+        self,
+        text: str,
+        key: str | None = None,
+        *,
+        turn: TurnId = STEERED.turn,
+        at: At = "now",
+        principal: Principal = LOCAL,
+        gateway: Steering | None = None,
+    ) -> Stored:
+        draft = TurnDraft(principal, text.encode(), key, new_turn=NewTurn(messages=message_of(text), on_busy="queue"))
+        return await (gateway or self.steering).steer(draft, TurnKey(principal.tenant, turn), at)
+
+    async def turn(self, turn: TurnId | None) -> Turn:
+        assert turn is not None
+        return await self.log.read_turn(TurnKey(TENANT, turn))
+
+    async def chain(self) -> list[TurnId]:
+        """Returns the turns from the steered one on, as the ends name their successors."""
+        turns = [STEERED.turn]
+        while (end := (await self.turn(turns[-1])).end) is not None and end.successor is not None:
+            turns.append(end.successor)
+        return turns
+
+
+@pytest.fixture(autouse=True)
+def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steering, "LOOK_EVERY_S", 0.005)
+
+
+@pytest.mark.rule("R137")
+async def test_a_steer_stores_its_turn_and_ends_the_running_one_which_names_it() -> None:
+    gateways = Gateways(tools=[{"name": "look"}], user="mia", max_cost_nano_usd=2_000_000_000)
+    stored = await gateways.steer("no, shorter")
+    assert (stored.entry.parent, stored.entry.is_queued) == (STEERED.turn, True)
+    assert [message.content for message in stored.entry.messages] == ["no, shorter"]
+    kept = (stored.entry.tools, stored.entry.user, stored.entry.max_cost_nano_usd, stored.entry.session)
+    assert kept == ([{"name": "look"}], "mia", 2_000_000_000, "session-1")
+    end = (await gateways.turn(STEERED.turn)).end
+    assert end is not None
+    assert (end.outcome, end.cause, end.by, end.successor) == ("cancelled", "steer", LOCAL.key, stored.key.turn)
+
+
+async def test_at_the_boundary_the_running_turn_goes_on() -> None:
+    gateways = Gateways()
+    stored = await gateways.steer("then that", at="boundary")
+    assert followed_turn(stored) == STEERED.turn
+    assert (await gateways.turn(STEERED.turn)).end is None
+
+
+@pytest.mark.rule("R137")
+async def test_two_steers_at_the_same_moment_are_answered_one_after_the_other() -> None:
+    """At two gateways, in whatever order: each turn has one successor, and no message is lost."""
+    gateways = Gateways()
+    both = await asyncio.gather(
+        *(gateways.steer(f"message {number}", gateway=gateways.new_gateway()) for number in range(5))
+    )
+    chain = await gateways.chain()
+    assert sorted(chain[1:]) == sorted(stored.key.turn for stored in both)
+    assert [(await gateways.turn(turn)).request.parent for turn in chain[1:]] == chain[:-1]  # type: ignore[union-attr]
+    assert (await gateways.turn(chain[-1])).end is None
+
+
+@pytest.mark.parametrize("key", ["key-1", "auto"])
+async def test_a_repeated_steer_gets_the_same_turn_also_after_others(key: str) -> None:
+    gateways = Gateways()
+    first = await gateways.steer("shorter", key)
+    await gateways.steer("longer", "key-2")
+    assert (await gateways.steer("shorter", key, gateway=gateways.new_gateway())).key == first.key
+    assert len(gateways.log.stored) == 3
+
+
+async def test_without_a_key_the_same_text_is_two_messages() -> None:
+    gateways = Gateways()
+    turns = {(await gateways.steer("go on")).key for _ in range(2)}
+    assert len(turns) == 2
+
+
+async def test_a_key_is_refused_for_another_body_or_turn() -> None:
+    gateways = Gateways()
+    stored = await gateways.steer("shorter", "key-1")
+    for text, turn in (("longer", STEERED.turn), ("shorter", stored.key.turn)):
+        with pytest.raises(Refused, match="Idempotency-Key") as refused:
+            await gateways.steer(text, "key-1", turn=turn)
+        assert refused.value.code == "idempotency_key_reused"
+    assert len(gateways.log.stored) == 2
+
+
+@pytest.mark.rule("R137")
+async def test_after_a_death_between_store_and_cancel_a_repetition_ends_the_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a repetition the turn goes on to its end, and the message follows it: only later."""
+    gateways = Gateways()
+    with monkeypatch.context() as patch:
+        patch.setattr(Steering, "_end_turns_before", AsyncMock(side_effect=asyncio.CancelledError))
+        with pytest.raises(asyncio.CancelledError):
+            await gateways.steer("shorter", "key-1")
+    assert (await gateways.turn(STEERED.turn)).end is None
+    assert len(gateways.log.stored) == 2
+    stored = await gateways.steer("shorter", "key-1", gateway=gateways.new_gateway())
+    assert await gateways.chain() == [STEERED.turn, stored.key.turn]
+    assert len(gateways.log.stored) == 2
+
+
+async def test_a_later_steer_ends_the_turns_that_a_dead_gateway_has_left_running() -> None:
+    gateways = Gateways()
+    waiting = await gateways.steer("first", at="boundary")
+    stored = await gateways.steer("second")
+    assert await gateways.chain() == [STEERED.turn, waiting.key.turn, stored.key.turn]
+
+
+@pytest.mark.rule("R137")
+async def test_a_claim_whose_turn_is_never_stored_is_removed() -> None:
+    """Its gateway died between the claim and the append, and its client does not repeat the request."""
+    gateways = Gateways()
+    await gateways.claims.claim(TENANT, f"steer {STEERED.turn}", Claim(TurnId("lost"), "other"))
+    stored = await gateways.steer("shorter")
+    assert await gateways.chain() == [STEERED.turn, stored.key.turn]
+
+
+@pytest.mark.rule("R137")
+async def test_a_turn_that_is_stored_after_its_claim_was_removed_is_cancelled() -> None:
+    """Its gateway was paused. The client is told to repeat its request, which the other message precedes."""
+    gateways = Gateways()
+    store = gateways.log.append
+
+    async def replace_claim_and_append(key: TurnKey, *arguments: Any, **given: Any) -> Any:
+        name = f"steer {STEERED.turn}"
+        if isinstance(arguments[1], Request):
+            await gateways.claims.put(TENANT, name, Claim(TurnId("other"), "other"))
+        return await store(key, *arguments, **given)
+
+    gateways.log.append = replace_claim_and_append  # type: ignore[method-assign]
+    with pytest.raises(LogUnavailable, match="meanwhile"):
+        await gateways.steer("shorter")
+    (late,) = [key for key in gateways.log.stored if key != STEERED]
+    end = (await gateways.turn(late.turn)).end
+    assert end is not None
+    assert end.outcome == "cancelled"
+    assert (await gateways.turn(STEERED.turn)).end is None
+
+
+async def test_a_steer_of_a_deleted_steer_takes_its_place() -> None:
+    gateways = Gateways()
+    deleted = await gateways.steer("shorter", at="boundary")
+    await gateways.log.purge(deleted.key)
+    await gateways.tombstones.put([deleted.key])
+    stored = await gateways.steer("longer")
+    assert await gateways.chain() == [STEERED.turn, stored.key.turn]
+
+
+@pytest.mark.rule("R137")
+async def test_the_message_is_the_next_turn_if_the_turn_has_ended() -> None:
+    gateways = Gateways()
+    await cancel(gateways.log, STEERED, "request")
+    stored = await gateways.steer("and now?")
+    assert (stored.entry.parent, stored.entry.is_queued, followed_turn(stored)) == (STEERED.turn, False, None)
+    assert [message.content for message in stored.entry.messages] == ["and now?"]
+    assert await gateways.chain() == [STEERED.turn]
+
+
+async def test_steer_and_cancel_at_the_same_moment_leave_one_end_and_one_next_turn() -> None:
+    gateways = Gateways()
+    stored, _ = await asyncio.gather(gateways.steer("shorter"), cancel(gateways.log, STEERED, "request"))
+    assert (await gateways.turn(STEERED.turn)).outcome == "cancelled"
+    assert stored.entry.parent == STEERED.turn
+    assert (await gateways.turn(stored.key.turn)).end is None
+
+
+async def test_too_many_steers_of_one_turn_name_the_turn_to_steer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steering, "STEERS_MAX", 3)
+    gateways = Gateways()
+    turns = [(await gateways.steer(f"message {number}")).key.turn for number in range(3)]
+    with pytest.raises(Refused, match=turns[-1]) as refused:
+        await gateways.steer("one more")
+    assert refused.value.code == "session_busy"
+    await gateways.steer("one more", turn=turns[-1])
+
+
+@pytest.mark.parametrize(
+    ("given", "principal", "code"),
+    [
+        ({"is_stored": False}, LOCAL, "turn_not_found"),
+        ({}, LOCAL._replace(tenant=Tenant("bob")), "turn_not_found"),
+        ({"user": "mia"}, LOCAL._replace(user="ben"), "turn_not_found"),
+        ({"batch": Batch("0" * 64, 1, 1, 1)}, LOCAL, "turn_not_found"),
+        ({"store": False}, LOCAL, "request_invalid"),
+    ],
+)
+async def test_a_refused_steer_stores_nothing(given: dict[str, Any], principal: Principal, code: str) -> None:
+    gateways = Gateways(**given)
+    before = dict(gateways.log.stored)
+    with pytest.raises(Refused) as refused:
+        await gateways.steer("shorter", principal=principal)
+    assert refused.value.code == code
+    assert gateways.log.stored == before
+
+
+def test_a_result_of_a_tool_is_no_message_of_a_steer() -> None:
+    """The answer that runs may still write its call."""
+    with pytest.raises(Refused, match="tool_result"):
+        message_of([{"type": "tool_result", "tool_use_id": "toolu_1", "content": "42"}])
+
+
+async def test_the_turn_is_stored_although_the_log_fails_before_the_end() -> None:
+    gateways = Gateways()
+    stored = await gateways.steer("shorter", "key-1", at="boundary")
+    gateways.log.append_errors = [LogUnavailable("no answer")]
+    assert (await gateways.steer("shorter", "key-1")).key == stored.key
+    assert (await gateways.turn(STEERED.turn)).end is None
