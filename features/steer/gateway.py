@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from tailrace.features.steer.boundaries import Boundaries
 from tailrace.features.steer.steering import At, Steering, followed_turn, make_steering, message_of
 from tailrace.features.steer.successions import Successions
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -84,7 +85,12 @@ ROUTES = [
 
 def start(gateway: Gateway, _settings: NoSettings) -> Parts:
     """Makes the service that steers, and the hook by which readers go on."""
-    return Parts(services=(make_steering(gateway),), find_next=Successions(gateway.log).find_next)
+    boundaries = Boundaries(gateway.log)
+    return Parts(
+        services=(make_steering(gateway, boundaries),),
+        background=(boundaries.run,),
+        find_next=Successions(gateway.log).find_next,
+    )
 
 
 FEATURE = Feature(NoSettings, start, routes=ROUTES)

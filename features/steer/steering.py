@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 import structlog
 
+from tailrace.features.steer.boundaries import Boundaries
 from tailrace.gateway.clients.follow_up import settings_of
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.hash_body import hash_body
@@ -49,6 +50,7 @@ class Steering:
         blobs: BlobStore,
         history: HistoryClient,
         submitter: TurnSubmitter,
+        boundaries: Boundaries,
         wait_s: float,
     ) -> None:
         """`wait_s`: how long a claim may name a turn that is not stored, until another steer removes the claim."""
@@ -58,10 +60,11 @@ class Steering:
         self._blobs = blobs
         self._history = history
         self._submitter = submitter
+        self._boundaries = boundaries
         self._wait_s = wait_s
 
     async def steer(self, draft: TurnDraft, steered: TurnKey, at: At) -> Stored:
-        """Stores the turn of `draft` after the turn `steered`, or after the last steer of it; `now` ends that one.
+        """Stores the turn of `draft` after the turn `steered`, or after the last steer of it, and ends that one.
 
         If that turn has ended, the new turn is the next one of its session. A repeated request, with the same key and
         body, gets the same turn. Raises Refused, LogError.
@@ -93,8 +96,11 @@ class Steering:
                 # Another steer has claimed the place meanwhile. The next look finds its claim.
                 continue
             await self._require_claim(stored, name)
+            by, before = draft.principal.key, followed_turn(stored)
             if at == "now":
-                await self._end_turns_before(stored, draft.principal.key)
+                await self._end_turns_before(stored, by)
+            elif before is not None and not await self._log.has_end(running := TurnKey(place.tenant, before)):
+                self._boundaries.watch(running, stored.key.turn, by)
             return stored
         raise Refused("session_busy", MANY.format(turn=steered.turn, count=STEERS_MAX, place=place.turn))
 
@@ -187,7 +193,7 @@ def message_of(content: str | list[dict[str, Any]]) -> list[MessageParam]:
     return [MessageParam("user", content)]
 
 
-def make_steering(gateway: Gateway) -> Steering:
+def make_steering(gateway: Gateway, boundaries: Boundaries) -> Steering:
     """Returns the service of a gateway."""
     # An append ends after `accept_timeout_s`. The rest is for the claim before it, and a busy process.
     wait_s = 2 * gateway.settings.accept_timeout_s
@@ -198,6 +204,7 @@ def make_steering(gateway: Gateway) -> Steering:
         gateway.blob_store,
         gateway.history,
         gateway.submitter,
+        boundaries,
         wait_s,
     )
 

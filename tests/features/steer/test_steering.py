@@ -1,6 +1,7 @@
 """Steering with a log, claims and a history in memory: one successor, one order, repeated and refused requests."""
 
 import asyncio
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
@@ -9,6 +10,7 @@ import pytest
 
 from tailrace.features.queued_turns.gateway import check_queue
 from tailrace.features.steer import steering
+from tailrace.features.steer.boundaries import Boundaries
 from tailrace.features.steer.steering import At, Steering, followed_turn, message_of
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.principal import Principal
@@ -16,6 +18,7 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.draft import Stored, TurnDraft
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.proto import events
 from tailrace.proto.entries import Batch, Request
 from tailrace.proto.errors import LogUnavailable, Refused, not_found
 from tailrace.proto.fold import Turn
@@ -24,7 +27,8 @@ from tailrace.proto.nats import Claim
 from tailrace.proto.records import Context, GetContext, GetLastTurn, GetTurn, TurnRecord, record_from_fold
 from tailrace.testing import MemoryClaims, MemoryLog, MemoryTombstones
 from tests.harness.service_builders import UNUSED, build_turn_submitter
-from tests.harness.turn_builder import request
+from tests.harness.turn_builder import attempt, block_events, event, opening_events, request, text_delta
+from tests.harness.until import until
 
 TENANT = LOCAL.tenant
 STEERED = TurnKey(TENANT, TurnId("turn-1"))
@@ -84,7 +88,9 @@ class Gateways:
             history=history,
             parents=parents,
         )
-        return Steering(self.log, self.claims, self.tombstones, UNUSED, history, submitter, wait_s=0.02)
+        return Steering(
+            self.log, self.claims, self.tombstones, UNUSED, history, submitter, Boundaries(self.log), wait_s=0.02
+        )
 
     async def steer(
         self,
@@ -102,6 +108,9 @@ class Gateways:
     async def turn(self, turn: TurnId | None) -> Turn:
         assert turn is not None
         return await self.log.read_turn(TurnKey(TENANT, turn))
+
+    async def has_ended(self, turn: TurnId) -> bool:
+        return (await self.turn(turn)).end is not None
 
     async def chain(self) -> list[TurnId]:
         """Returns the turns from the steered one on, as the ends name their successors."""
@@ -129,11 +138,41 @@ async def test_a_steer_stores_its_turn_and_ends_the_running_one_which_names_it()
     assert (end.outcome, end.cause, end.by, end.successor) == ("cancelled", "steer", LOCAL.key, stored.key.turn)
 
 
-async def test_at_the_boundary_the_running_turn_goes_on() -> None:
+@pytest.mark.rule("R137")
+async def test_at_the_boundary_the_running_turn_ends_after_its_content_block() -> None:
     gateways = Gateways()
+    log = gateways.log
     stored = await gateways.steer("then that", at="boundary")
     assert followed_turn(stored) == STEERED.turn
+
+    async def add(*added: Any) -> Turn:
+        for make in added:
+            log.store(STEERED, make((await gateways.turn(STEERED.turn)).chain))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return await gateways.turn(STEERED.turn)
+
+    opening = [partial(event, what=one) for one in opening_events()]
+    assert (await add(attempt, *opening, partial(text_delta, text="one"))).end is None
+    ended = await add(partial(event, what=events.BlockStop(0)))
+    assert ended.end is not None
+    assert (ended.text, ended.end.cause, ended.end.successor) == ("one", "steer", stored.key.turn)
+
+
+async def test_a_boundary_after_which_the_next_block_has_begun_is_passed_by() -> None:
+    """The hint is late. A cut within the next block would leave a half of it."""
+    gateways = Gateways()
+    chain = (await gateways.turn(STEERED.turn)).chain
+    gateways.log.store(STEERED, attempt(chain))
+    for what in (*block_events(0, {"type": "text", "text": ""}), events.BlockStart(1, {"type": "text", "text": ""})):
+        gateways.log.store(STEERED, event((await gateways.turn(STEERED.turn)).chain, what))
+    stored = await gateways.steer("then that", at="boundary")
+    for _ in range(50):
+        await asyncio.sleep(0)
     assert (await gateways.turn(STEERED.turn)).end is None
+    gateways.log.store(STEERED, event((await gateways.turn(STEERED.turn)).chain, events.BlockStop(1)))
+    await until(lambda: gateways.has_ended(STEERED.turn))
+    assert await gateways.chain() == [STEERED.turn, stored.key.turn]
 
 
 @pytest.mark.rule("R137")
