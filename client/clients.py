@@ -10,6 +10,7 @@ import httpx2
 from tailrace.client.core import (
     EVENT_BYTES_MAX,
     SILENCE_S,
+    At,
     Core,
     Headers,
     OnRetry,
@@ -151,6 +152,13 @@ class Answer(AnswerState):
         """Ends the turn, and returns it as `GET /v1/turns/{turn}` does. Its text so far remains."""
         return drive(self._reading.cancel())
 
+    def steer(self, message: str | list[dict[str, Any]], *, at: At = "now") -> dict[str, Any]:
+        """Puts a message into the answer, which is read on here: after `Steered`, the events are those of its answer.
+
+        `boundary` waits for the end of the content block.
+        """
+        return drive(self._reading.steer(message, at))
+
     def close(self) -> None:
         """Stops reading. The turn goes on, and `resume(turn, after=cursor)` reads the rest."""
         drive(self._reading.close())
@@ -180,6 +188,13 @@ class AsyncAnswer(AnswerState):
     async def cancel(self) -> dict[str, Any]:
         """Ends the turn, and returns it as `GET /v1/turns/{turn}` does. Its text so far remains."""
         return await self._reading.cancel()
+
+    async def steer(self, message: str | list[dict[str, Any]], *, at: At = "now") -> dict[str, Any]:
+        """Puts a message into the answer, which is read on here: after `Steered`, the events are those of its answer.
+
+        `boundary` waits for the end of the content block.
+        """
+        return await self._reading.steer(message, at)
 
     async def close(self) -> None:
         """Stops reading. The turn goes on, and `resume(turn, after=cursor)` reads the rest."""

@@ -16,11 +16,12 @@ import httpx2
 import msgspec
 
 from tailrace.client.errors import TailraceError
-from tailrace.client.events import Delta, Done, End, Failed, Reset, Start, TurnEvent, decode
+from tailrace.client.events import Delta, Done, End, Failed, Reset, Start, Steered, TurnEvent, decode
 
 T = TypeVar("T")
 State = Literal["connecting", "live", "reconnecting", "ended"]
 Headers = Mapping[str, str] | Callable[[], Mapping[str, str]]
+At = Literal["now", "boundary"]
 OnState = Callable[[State], None]
 OnRetry = Callable[[TailraceError, int], None]
 
@@ -306,6 +307,12 @@ class Core:
         cancelled: dict[str, Any] = await self.request("POST", f"/v1/turns/{path_segment(turn)}/cancel")
         return cancelled
 
+    async def steer(self, turn: str, message: object, at: At, idempotency_key: str | None) -> dict[str, Any]:
+        """Puts a message into a turn; returns the response, whose `turn` answers it. Raises TailraceError."""
+        path, key = f"/v1/turns/{path_segment(turn)}/steer", idempotency_key or secrets.token_hex(16)
+        steered: dict[str, Any] = await self.request("POST", path, {"message": message, "at": at}, idempotency_key=key)
+        return steered
+
 
 class Reading:
     """One answer: its state, and the connections that read it. The POST is repeated until its turn is known."""
@@ -372,6 +379,12 @@ class Reading:
             raise TailraceError("the turn has not started")
         return await self._core.cancel(self.turn)
 
+    async def steer(self, message: object, at: At) -> dict[str, Any]:
+        """Puts a message into the answer. Raises TailraceError, also if the turn's id is not known yet."""
+        if self.turn is None:
+            raise TailraceError("the turn has not started")
+        return await self._core.steer(self.turn, message, at, None)
+
     async def _connect(self) -> None:
         accept = {"accept": "text/event-stream"}
         if self.turn is None and self._post is not None:
@@ -415,9 +428,11 @@ class Reading:
                 self.turn, self.session, self.model = event.turn, event.session, event.model
             case Delta():
                 self._add(event)
-            case Reset():
+            case Reset() | Steered():
                 self.text = ""
                 self._texts.clear()
+                if isinstance(event, Steered):
+                    self.turn = event.turn
             case Done() | Failed():
                 await self._finish(event)
             case _:

@@ -148,6 +148,14 @@ class Done(Ending, kw_only=True):
     stop_reason: str | None = None
 
 
+class Steered(Ending, kw_only=True):
+    """The end of an answer that was steered. The answer of the turn `turn` begins, without a `Start`."""
+
+    type: Literal["steered"] = "steered"
+    turn: str
+    outcome: Literal["cancelled"] = "cancelled"
+
+
 class Failed(Ending, kw_only=True):
     """The end of a failed turn. Its text so far remains."""
 
@@ -168,6 +176,7 @@ TurnEvent = (
     | Waiting
     | Progress
     | Reset
+    | Steered
     | Done
     | Failed
 )
@@ -184,6 +193,7 @@ TYPES: dict[str, type[TurnEvent]] = {
     "waiting": Waiting,
     "progress": Progress,
     "reset": Reset,
+    "steered": Steered,
     "done": Done,
     "error": Failed,
 }

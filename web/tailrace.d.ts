@@ -60,6 +60,7 @@ export type TurnEvent = { cursor: string } & (
   | { type: "waiting"; reason: string }
   | { type: "progress"; done: number; failed: number; of: number; cost_usd: number }
   | { type: "reset"; cause?: string; reason?: string }
+  | ({ type: "steered"; turn: string } & Ending)
   | ({ type: "done"; outcome: "completed" | "cancelled"; stop_reason: string | null } & Ending)
   | ({ type: "error"; code: string; message: string } & Ending)
 );
@@ -93,6 +94,14 @@ export interface Answer extends AsyncIterable<TurnEvent> {
   close(): void;
   /** Ends the turn, and returns it as `GET /v1/turns/{turn}` does. */
   cancel(): Promise<Record<string, unknown>>;
+  /**
+   * Puts a message into the answer, which is read on here: after `steered`, the events are those of its answer.
+   * `boundary` waits for the end of the content block.
+   */
+  steer(
+    message: string | Record<string, unknown>[],
+    options?: { at?: "now" | "boundary"; idempotencyKey?: string },
+  ): Promise<Record<string, unknown>>;
 }
 
 /** Starts a turn. `question` is the message, or the body of `POST /v1/turns`. */

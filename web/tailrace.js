@@ -123,8 +123,18 @@ class Answer {
 
   /** Ends the turn, and returns it as `GET /v1/turns/{turn}` does. Its text so far remains. */
   async cancel() {
-    const path = `/v1/turns/${await this.#started.promise}/cancel`;
-    return request(path, { ...this.#options, signal: undefined }, { method: "POST" });
+    return this.#act("cancel", { method: "POST" });
+  }
+
+  /** Puts a message into the answer, which is read on here: `steered` comes, and then the events of its answer. */
+  async steer(message, { at = "now", idempotencyKey = randomName() } = {}) {
+    const headers = { "content-type": "application/json", "idempotency-key": idempotencyKey };
+    return this.#act("steer", { method: "POST", headers, body: JSON.stringify({ message, at }) });
+  }
+
+  async #act(action, init) {
+    await this.#started.promise;
+    return request(`/v1/turns/${this.turn}/${action}`, { ...this.#options, signal: undefined }, init);
   }
 
   /** Reads one connection. Returns the turn's end, or throws a temporary TailraceError. */
@@ -233,12 +243,13 @@ class Answer {
       this.#start(event.turn);
     }
     if (event.type === "delta") this.text = addText(this.#texts, event, this.text);
-    if (event.type === "reset") [this.text, this.#texts] = ["", []];
+    if (event.type === "steered") this.#start(event.turn);
+    if (event.type === "reset" || event.type === "steered") [this.text, this.#texts] = ["", []];
     this.#events.push(event);
     this.#changed.resolve();
     this.#changed = deferred();
     onEvent?.(event, this);
-    if (event.type === "delta" || event.type === "reset") onText?.(this.text, this);
+    if (["delta", "reset", "steered"].includes(event.type)) onText?.(this.text, this);
   }
 
   /** Returns the end of a turn whose stream has nothing after the cursor. A proxy may refuse it. */

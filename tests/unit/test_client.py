@@ -176,6 +176,28 @@ def test_a_failed_turn_has_its_code_and_a_reset_discards_the_text() -> None:
     assert (end.text, end.outcome, end.code, end.message) == ("Hi", "failed", "interrupted", "m")
 
 
+def test_a_steered_answer_is_read_on_and_a_lost_connection_resumes_in_the_next_turn(waits: list[float]) -> None:
+    """The text of the steered turn is discarded here: its own turn has it."""
+    later = DELTA.replace(b"Hi", b"Ho").replace(b"id: 7", b"id: 10")
+    steered = b'data: {"type":"steered","turn":"t2","outcome":"cancelled"}\nid: 8\n\n'
+    server = Server(
+        stream(START, DELTA, steered),
+        httpx2.Response(202, json={"turn": "t2"}),
+        httpx2.Response(200, headers=SSE | {"tailrace-turn": "t2"}, content=later + DONE.replace(b"id: 9", b"id: 11")),
+    )
+    answer = server.client().ask("Why?")
+    events = iter(answer)
+    assert [next(events).type for _ in range(2)] == ["start", "delta"]
+    assert answer.steer("Shorter.", at="boundary") == {"turn": "t2"}
+    assert [event.type for event in events] == ["steered", "delta", "done"]
+    assert (answer.turn, answer.text, answer.done().turn) == ("t2", "Ho", "t2")
+    _, steer, resumed = server.requests
+    assert (steer.url.path, steer.content) == ("/v1/turns/t1/steer", b'{"message":"Shorter.","at":"boundary"}')
+    assert steer.headers["idempotency-key"]
+    assert (resumed.url.path, resumed.headers["last-event-id"]) == ("/v1/turns/t2/events", "8")
+    assert len(waits) == 1
+
+
 def test_the_text_of_blocks_that_are_open_at_the_same_time_has_their_order() -> None:
     """The CLI shows text that is out of order at the end."""
     deltas = [("b", 3), ("a", 1), ("c", 3), ("A", 1)]
