@@ -135,7 +135,9 @@ def _entry_chunks(state: UiState, stored: StoredEntry) -> tuple[list[Chunk], UiS
             # itself would continue an answer that the user or a limit has ended.
             parts = [part for part in state.open.values() if not (is_cut and is_call(part))]
             closing = [chunk for part in parts for chunk in close_part(part)]
-            return [*closing, *_finish(end)], state
+            # The page reads the next turn: its message is another one of the chat.
+            steered = {"type": "data-steered", "data": {"turn": end.successor}, "transient": True}
+            return [*closing, *([] if end.successor is None else [steered]), *_finish(end)], state
         case _:
             return [], state
 

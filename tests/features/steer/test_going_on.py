@@ -131,6 +131,16 @@ async def test_a_dialect_without_such_an_event_ends_with_the_steered_turn(log: S
     assert one.is_complete
 
 
+async def test_the_ai_sdk_gets_the_turn_of_the_new_answer_as_a_data_part(log: SteeredLog) -> None:
+    """Its stream is one message of the chat, so it ends with the steered turn."""
+    one = await read(log, FIRST, dialect=DIALECTS["ui"])
+    chunks = [line for line in one.body.decode().splitlines() if line.startswith("data: {")]
+    steered = 'data: {"type":"data-steered","data":{"turn":"turn-2"},"transient":true}'
+    assert steered in chunks
+    assert chunks.index(steered) < next(index for index, chunk in enumerate(chunks) if '"abort"' in chunk)
+    assert '"finish"' in chunks[-1]
+
+
 async def test_a_stream_ends_as_usual_if_the_successor_is_gone(log: SteeredLog) -> None:
     await log.purge(SECOND)
     one = await read(log, FIRST)
