@@ -251,7 +251,7 @@ async function follow(turn, begin, followed = chat) {
   // The input of a tool call is whole in a record only when the call is: such an answer is read from its start.
   const hasCall = turn.record.content.some((block) => block.type === "tool_use");
   let after = hasCall ? "" : turn.cursor;
-  let used = {};
+  let [used, isSteered] = [{}, false];
   if (hasCall) turn.show({ ...turn.record, content: [] });
   for (;;) {
     const answer = begin({
@@ -265,6 +265,8 @@ async function follow(turn, begin, followed = chat) {
           if (event.type === "start") refresh(followed.id);
           return;
         }
+        // Each turn has a stream of its own here.
+        if (event.type === "steered") return answer.close((isSteered = true));
         turn.take(event);
         watcher.event(turn, event);
         if (event.type === "start" && !chat.turns.has(event.turn)) placeTurn(turn);
@@ -280,7 +282,10 @@ async function follow(turn, begin, followed = chat) {
     turn.stream = answer;
     if (turn.isStopped) stop(turn);
     try {
-      await answer.done;
+      await answer.done.catch((error) => {
+        if (!isSteered) throw error;
+        refresh(followed.id);
+      });
       if (chat !== followed) return;
       const record = await request(`/v1/turns/${turn.id}`);
       if (chat !== followed) return;
@@ -540,8 +545,8 @@ byId("composer").addEventListener("submit", (event) => {
   else send();
 });
 
-/** Sends the draft. While an answer runs, the question waits for its end. */
-async function send() {
+/** Sends the draft. While an answer runs, the question waits for its end, or, with `steers`, ends it. */
+async function send(steers = false) {
   const asked = chat;
   await attaching;
   // Without its turns, the question would not continue the chat.
@@ -558,7 +563,20 @@ async function send() {
   files = [];
   drawFiles();
   stopEditing();
-  submit([{ role: "user", content }], parent, text);
+  const running = steers && runningTurn();
+  if (running) steer(running, content);
+  else submit([{ role: "user", content }], parent, text);
+}
+
+/** Puts a message into a running answer. Its turn is then read like one of another tab. */
+async function steer(turn, message) {
+  await request(`/v1/turns/${turn.id}/steer`, { method: "POST", body: { message } }).then(
+    () => refresh(chat.id),
+    (error) => {
+      if (!question.value && !files.length) draftAgain([{ role: "user", content: message }]);
+      notify(sentence(error));
+    },
+  );
 }
 
 async function stop(turn) {
@@ -575,7 +593,7 @@ const isOfInputMethod = (event) => event.isComposing || event.keyCode === 229;
 question.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || isOfInputMethod(event)) return;
   event.preventDefault();
-  send();
+  send(event.ctrlKey || event.metaKey);
 });
 
 function stopEditing() {
