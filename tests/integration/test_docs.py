@@ -100,7 +100,7 @@ async def test_each_command_of_the_api_page_is_accepted(
     gateway = await new_gateway(system.nats_url, api_keys="")
     names = {"localhost:8000": gateway.url}
     commands = COMMAND.findall((DOCS / "API.md").read_text())
-    assert len(commands) == 16
+    assert len(commands) == 17
     for printed in commands:
         command = printed
         for name, value in names.items():
