@@ -68,7 +68,7 @@ async def test_a_steer_whose_gateway_is_killed_between_store_and_cancel_is_answe
     turn, path = accepted["turn"], f"/v1/turns/{accepted['turn']}/steer"
     reader = Reader(first, turn)
     await until(lambda: reader.has("delta"))
-    steer = {"json": {"message": SHORT}, "headers": {"idempotency-key": "key-1"}}
+    steer: dict[str, Any] = {"json": {"message": SHORT}, "headers": {"idempotency-key": "key-1"}}
     [port] = ports.find_free(1)
     environ = {"TAILRACE_NATS_URL": as_user(running.nats_url, GATEWAY), "TAILRACE_PORT": port}
     async with ForkedProcess("tests.harness.killable_gateway", tmp_path, "after_append", **environ) as killed:
