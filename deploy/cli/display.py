@@ -97,6 +97,10 @@ def show(answer: Answer, display: Display) -> End:
             case "reset":
                 display.reset()
                 last, is_in_order = 0, True
+            case "steered":
+                # The answer to the message follows.
+                display.add("\n\n")
+                last, is_in_order = 0, True
             case "waiting":
                 sys.stderr.write(f"waiting for the model: {make_printable(event.reason)}\n")
             case _:

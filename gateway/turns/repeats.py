@@ -7,6 +7,9 @@ from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
 
+# The most successors after the turn of a POST whose events its client may have.
+SUCCESSORS_MAX = 64
+
 
 class New(NamedTuple):
     """No turn has the key: it is free, or its turn was deleted."""
@@ -79,6 +82,24 @@ class Repeats:
         except TurnUnknown:
             return None
         return Stored(key, turn.request) if turn.request is not None else None
+
+    async def find_steered(self, stored: Stored, body_sha256: str) -> Stored:
+        """Returns the turn of this body that `stored` succeeds (PROTOCOL R137), or `stored`. Raises LogUnavailable."""
+        found = stored
+        for _ in range(SUCCESSORS_MAX):
+            if found.entry.body_sha256 == body_sha256:
+                return found
+            if not found.entry.is_queued or found.entry.parent is None:
+                break
+            parent = TurnKey(found.key.tenant, found.entry.parent)
+            try:
+                before = await self._log.read_turn(parent)
+            except TurnUnknown:
+                break
+            if before.request is None or before.end is None or before.end.successor != found.key.turn:
+                break
+            found = Stored(parent, before.request)
+        return stored
 
     async def _examine(self, tenant: Tenant, claim: Claim, body_sha256: str) -> Repeat:
         if claim.body_sha256 != body_sha256:

@@ -244,7 +244,10 @@ class TurnSubmitter:
         stored = await self._repeats.load(key) if key is not None else None
         if stored is None:
             raise cursor_mismatch(f"{cursor} is not an event id of an answer of yours, or its answer has left the log")
-        if stored.entry.body_sha256 != await hash_body(draft.raw):
+        body_sha256 = await hash_body(draft.raw)
+        # The client may have gone on into a turn that steered its own.
+        stored = await self._repeats.find_steered(stored, body_sha256)
+        if stored.entry.body_sha256 != body_sha256:
             raise cursor_mismatch(f"{cursor} is an event id of the answer to another body")
         if draft.idempotency_key is not None and await self._repeats.has_other_turn(draft.idempotency_key, stored.key):
             raise cursor_mismatch(f"{cursor} is an event id of a turn with another Idempotency-Key")

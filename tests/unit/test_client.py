@@ -191,6 +191,9 @@ def test_a_steered_answer_is_read_on_and_a_lost_connection_resumes_in_the_next_t
     assert answer.steer("Shorter.", at="boundary") == {"turn": "t2"}
     assert [event.type for event in events] == ["steered", "delta", "done"]
     assert (answer.turn, answer.text, answer.done().turn) == ("t2", "Ho", "t2")
+    shown = io.StringIO()
+    show(Server(stream(START, DELTA, steered, later, DONE)).client().ask("Why?"), PlainDisplay(shown))
+    assert shown.getvalue().startswith("Hi\n\nHo")
     _, steer, resumed = server.requests
     assert (steer.url.path, steer.content) == ("/v1/turns/t1/steer", b'{"message":"Shorter.","at":"boundary"}')
     assert steer.headers["idempotency-key"]

@@ -1,6 +1,8 @@
 """Steering with a log, claims and a history in memory: one successor, one order, repeated and refused requests."""
 
 import asyncio
+import hashlib
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -80,7 +82,7 @@ class Gateways:
     def new_gateway(self) -> Steering:
         history: Any = MemoryHistory(self.log)
         parents: Any = SimpleNamespace(check_parent=AsyncMock())
-        submitter = build_turn_submitter(
+        self.submitter = build_turn_submitter(
             self.log,
             self.claims,
             self.tombstones,
@@ -89,7 +91,7 @@ class Gateways:
             parents=parents,
         )
         return Steering(
-            self.log, self.claims, self.tombstones, UNUSED, history, submitter, Boundaries(self.log), wait_s=0.02
+            self.log, self.claims, self.tombstones, UNUSED, history, self.submitter, Boundaries(self.log), wait_s=0.02
         )
 
     async def steer(
@@ -195,6 +197,20 @@ async def test_a_repeated_steer_gets_the_same_turn_also_after_others(key: str) -
     await gateways.steer("longer", "key-2")
     assert (await gateways.steer("shorter", key, gateway=gateways.new_gateway())).key == first.key
     assert len(gateways.log.stored) == 3
+
+
+@pytest.mark.rule("R138")
+async def test_a_post_with_a_cursor_of_a_successor_resumes_its_own_turn() -> None:
+    """A client that repeats its POST after a cut has only the ids that it received. The stream finds the place."""
+    gateways = Gateways(body_sha256=hashlib.sha256(b"question").hexdigest())
+    for text in ("shorter", "longer"):
+        stored = await gateways.steer(text)
+        draft = TurnDraft(
+            LOCAL, b"question", cursor=gateways.log.stored[stored.key][0].seq, new_turn=NewTurn(message="question")
+        )
+        assert (await gateways.submitter.submit(draft)).key == STEERED
+        with pytest.raises(Refused, match="another body"):
+            await gateways.submitter.submit(replace(draft, raw=b"other"))
 
 
 async def test_without_a_key_the_same_text_is_two_messages() -> None:
