@@ -26,6 +26,7 @@ from tailrace.proto.errors import LogError, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import BlobStore, Claim, Claims, Tombstones, TurnLog
 from tailrace.proto.nats.idempotency import StoredClaim
+from tailrace.proto.records import GetLastTurn
 
 logger = structlog.get_logger()
 
@@ -132,10 +133,32 @@ class Steering:
         return msgspec.structs.replace(draft.new_turn, **await settings_of(self._blobs, steered.tenant, request))
 
     async def _at(self, place: TurnKey, draft: TurnDraft) -> TurnDraft:
-        """Returns the draft of a turn that waits for the turn `place`, or for the newest turn of its session."""
-        if await self._log.has_turn(place) and not await self._log.has_end(place):
-            return replace(draft, new_turn=msgspec.structs.replace(draft.new_turn, parent=place.turn))
-        return draft
+        """Returns the draft of a turn that waits for `place` and the turns behind it, or for the session's newest turn.
+
+        Other turns may wait for `place` already (`on_busy: queue`). With the same parent, the new one were a branch.
+        """
+        new_turn, tenant = draft.new_turn, place.tenant
+        if new_turn.session is None or not await self._log.has_turn(place) or await self._log.has_end(place):
+            return draft
+        newest = await self._history.query(tenant, GetLastTurn(new_turn.session))
+        parent = TurnKey(tenant, newest.turn)
+        if not await self._waits_for(parent, place):
+            parent = place
+        return replace(draft, new_turn=msgspec.structs.replace(new_turn, parent=parent.turn))
+
+    async def _waits_for(self, key: TurnKey, place: TurnKey) -> bool:
+        """Returns whether a turn is `place`, or waits for it, perhaps behind others."""
+        for _ in range(STEERS_MAX):
+            if key == place:
+                return True
+            try:
+                request = (await self._log.read_turn(key)).request
+            except TurnUnknown:
+                return False
+            if request is None or not request.is_queued or request.parent is None:
+                return False
+            key = TurnKey(key.tenant, request.parent)
+        return False
 
     async def _await_claimed(self, tenant: Tenant, name: str, found: StoredClaim, until: float) -> None:
         """Waits a moment for the turn of another steer. Removes its claim if the turn was deleted, or at `until`.
@@ -162,13 +185,20 @@ class Steering:
         """
         tenant, turn, request = stored.key.tenant, stored.key.turn, stored.entry
         try:
-            while request.is_queued and request.parent is not None:
-                parent = TurnKey(tenant, request.parent)
-                if await self._log.has_end(parent):
+            for _ in range(STEERS_MAX):
+                if not request.is_queued or request.parent is None:
                     return
-                ended = await cancel(self._log, parent, "steer", by, turn)
-                assert ended.request is not None  # noqa: S101  # a stored turn has one
-                turn, request = parent.turn, ended.request
+                parent = TurnKey(tenant, request.parent)
+                before = await self._log.read_turn(parent)
+                if before.end is None:
+                    before = await cancel(self._log, parent, "steer", by, turn)
+                elif before.attempt:
+                    # It has run, so those before it had ended.
+                    return
+                assert before.request is not None  # noqa: S101  # a stored turn has one
+                request = before.request
+                if before.end is not None and before.end.successor == turn:
+                    turn = parent.turn
         except TurnUnknown:
             # It was deleted, or has left the log.
             return

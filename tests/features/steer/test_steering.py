@@ -50,8 +50,11 @@ class MemoryHistory:
                 return await self._newest(session)
             case GetContext(session, parent):
                 newest = await (self._newest(session) if parent is None else self._record(TurnId(parent)))
-                if newest.outcome == "running":
-                    raise Refused("session_busy", "it runs")
+                before: TurnRecord | None = newest
+                while before is not None:
+                    if before.outcome == "running":
+                        raise Refused("session_busy", "it runs")
+                    before = await self._record(before.parent) if before.parent is not None else None
                 return Context(newest.session, newest.turn, [])
             case _:
                 return SimpleNamespace(session=query.session, system_prompt=None, model=None, project_id=None)
@@ -251,6 +254,22 @@ async def test_a_later_steer_ends_the_turns_that_a_dead_gateway_has_left_running
     waiting = await gateways.steer("first", at="boundary")
     stored = await gateways.steer("second")
     assert await gateways.chain() == [STEERED.turn, waiting.key.turn, stored.key.turn]
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_steer_follows_the_turns_that_wait_already(*, is_cancelled: bool) -> None:
+    """Their messages stay in the conversation before it, also that of a cancelled one."""
+    gateways = Gateways()
+    queued = await gateways.submitter.submit(
+        TurnDraft(LOCAL, b"queued", new_turn=NewTurn(message="queued", session="session-1", on_busy="queue"))
+    )
+    assert queued.entry.parent == STEERED.turn
+    if is_cancelled:
+        await cancel(gateways.log, queued.key, "request")
+    stored = await gateways.steer("shorter")
+    assert stored.entry.parent == queued.key.turn
+    between = [] if is_cancelled else [queued.key.turn]
+    assert await gateways.chain() == [STEERED.turn, *between, stored.key.turn]
 
 
 @pytest.mark.rule("R137")
