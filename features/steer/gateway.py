@@ -1,13 +1,12 @@
 """`POST /v1/turns/{turn}/steer`: puts a message into an answer that runs."""
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
 
 from tailrace.features.steer.boundaries import Boundaries
-from tailrace.features.steer.steering import At, Steering, followed_turn, make_steering, message_of
+from tailrace.features.steer.steering import make_steering
 from tailrace.features.steer.successions import Successions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.feature import Feature, Parts
@@ -16,7 +15,8 @@ from tailrace.gateway.http.parameters import KEY
 from tailrace.gateway.http.route import TURNS, Route
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.draft import draft_turn
-from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.request_body import MessageParam, NewTurn
+from tailrace.gateway.turns.steer import At, SteerService, steered_turn
 from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.runtime.settings import NoSettings
 
@@ -43,7 +43,7 @@ class SteeredTurn(msgspec.Struct, frozen=True, kw_only=True):
     """Paths by name: the turn, its events, and its cancellation."""
 
 
-async def post_steer(request: ApiRequest, steering: Steering) -> Response:
+async def post_steer(request: ApiRequest, service: SteerService) -> Response:
     """`POST /v1/turns/{turn}/steer`: puts a message into an answer that runs. Answers 202 with the turn of the message.
 
     The turn is stored before the running one ends, so an accepted message is answered once. The text so far stays in
@@ -51,16 +51,14 @@ async def post_steer(request: ApiRequest, steering: Steering) -> Response:
     """
     key = request.turn()
     body, raw = await request.read(Steer, has_model_output=True)
-    new_turn = NewTurn(messages=message_of(body.message), on_busy="queue")
-    # Only this route's key: a steer is no stream, and has no cursor.
-    draft = replace(draft_turn(request, new_turn, raw), cursor=None)
-    stored = await steering.steer(draft, key, body.at)
+    new_turn = NewTurn(messages=[MessageParam("user", body.message)])
+    stored = await service.steer(draft_turn(request, new_turn, raw), key, body.at)
     path = f"/v1/turns/{stored.key.turn}"
     return json_response(
         SteeredTurn(
             turn=stored.key.turn,
             session=stored.entry.session,
-            steered=followed_turn(stored),
+            steered=steered_turn(stored),
             links={"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"},
         ),
         status=202,
@@ -87,7 +85,7 @@ def start(gateway: Gateway, _settings: NoSettings) -> Parts:
     """Makes the service that steers, and the hook by which readers go on."""
     boundaries = Boundaries(gateway.log)
     return Parts(
-        services=(make_steering(gateway, boundaries),),
+        services=(SteerService(make_steering(gateway, boundaries).steer),),
         background=(boundaries.run,),
         find_next=Successions(gateway.log).find_next,
     )

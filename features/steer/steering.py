@@ -7,7 +7,6 @@ successor. A further steer of the same turn follows that one, and so on, so all 
 
 import asyncio
 from dataclasses import replace
-from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -20,17 +19,17 @@ from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.draft import Stored, TurnDraft
 from tailrace.gateway.turns.idempotency_key import AUTO
-from tailrace.gateway.turns.request_body import MessageParam, NewTurn
+from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.steer import At, steered_turn
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import LogError, LogUnavailable, Refused, TurnUnknown, not_found
-from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
+from tailrace.proto.ids import Tenant, TurnKey, new_id
 from tailrace.proto.nats import BlobStore, Claim, Claims, Tombstones, TurnLog
 from tailrace.proto.nats.idempotency import StoredClaim
 from tailrace.proto.records import GetLastTurn
 
 logger = structlog.get_logger()
 
-At = Literal["now", "boundary"]
 # The most steers that a request looks for after the turn that it names. A client that steers the newest turn needs one.
 STEERS_MAX = 64
 # The pause between two looks at a claim whose turn is not stored yet.
@@ -70,10 +69,15 @@ class Steering:
         If that turn has ended, the new turn is the next one of its session. A repeated request, with the same key and
         body, gets the same turn. Raises Refused, LogError.
         """
-        draft = replace(draft, raw=await self._identify(draft, steered))
+        _refuse_tool_results(draft.new_turn)
         new_turn = await self._inherit(draft, steered)
         draft = replace(
-            draft, new_turn=new_turn, added_bytes=len(msgspec.json.encode([new_turn.system, new_turn.tools]))
+            draft,
+            raw=await self._identify(draft, steered),
+            new_turn=new_turn,
+            added_bytes=len(msgspec.json.encode([new_turn.system, new_turn.tools])),
+            # A request for a stream may have one. A steer resumes nothing.
+            cursor=None,
         )
         place, sha256 = steered, await hash_body(draft.raw)
         until: float | None = None
@@ -97,7 +101,7 @@ class Steering:
                 # Another steer has claimed the place meanwhile. The next look finds its claim.
                 continue
             await self._require_claim(stored, name)
-            by, before = draft.principal.key, followed_turn(stored)
+            by, before = draft.principal.key, steered_turn(stored)
             if at == "now":
                 await self._end_turns_before(stored, by)
             elif before is not None and not await self._log.has_end(running := TurnKey(place.tenant, before)):
@@ -119,18 +123,19 @@ class Steering:
 
     async def _inherit(self, draft: TurnDraft, steered: TurnKey) -> NewTurn:
         """Returns the new turn with the session and settings of the steered turn. Raises Refused, LogUnavailable."""
+        new_turn = msgspec.structs.replace(draft.new_turn, on_busy="queue")
         try:
             request = (await self._log.read_turn(steered)).request
         except TurnUnknown:
             record = await self._history.read_past_turn(steered)
             _require_user(draft, record.user)
-            return msgspec.structs.replace(draft.new_turn, session=record.session, model=record.model)
+            return msgspec.structs.replace(new_turn, session=record.session, model=record.model)
         if request is None or request.batch is not None:
             raise not_found("turn")
         _require_user(draft, request.user)
         if not request.store:
             raise Refused("request_invalid", "the turn has `store: false`, so no turn can follow it: cancel it instead")
-        return msgspec.structs.replace(draft.new_turn, **await settings_of(self._blobs, steered.tenant, request))
+        return msgspec.structs.replace(new_turn, **await settings_of(self._blobs, steered.tenant, request))
 
     async def _at(self, place: TurnKey, draft: TurnDraft) -> TurnDraft:
         """Returns the draft of a turn that waits for `place` and the turns behind it, or for the session's newest turn.
@@ -212,15 +217,15 @@ def _require_user(draft: TurnDraft, user: str | None) -> None:
         raise not_found("turn")
 
 
-def message_of(content: str | list[dict[str, Any]]) -> list[MessageParam]:
-    """Returns the message of a steer. Raises Refused if it has a result of a tool: the call may still be written."""
-    if isinstance(content, list) and any(block.get("type") == "tool_result" for block in content):
-        raise Refused(
-            "request_invalid",
-            "`message` has a `tool_result`, which belongs to an answer that has ended: send it with POST /v1/turns",
-            param="message",
-        )
-    return [MessageParam("user", content)]
+def _refuse_tool_results(new_turn: NewTurn) -> None:
+    """Raises Refused if a message has a result of a tool: the call may still be written."""
+    for message in new_turn.messages or ():
+        if isinstance(message.content, list) and any(block.get("type") == "tool_result" for block in message.content):
+            raise Refused(
+                "request_invalid",
+                "`message` has a `tool_result`, which belongs to an answer that has ended: send it with POST /v1/turns",
+                param="message",
+            )
 
 
 def make_steering(gateway: Gateway, boundaries: Boundaries) -> Steering:
@@ -237,8 +242,3 @@ def make_steering(gateway: Gateway, boundaries: Boundaries) -> Steering:
         boundaries,
         wait_s,
     )
-
-
-def followed_turn(stored: Stored) -> TurnId | None:
-    """Returns the turn that the successor waits for; None if it had ended."""
-    return stored.entry.parent if stored.entry.is_queued else None

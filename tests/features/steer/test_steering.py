@@ -13,13 +13,14 @@ import pytest
 from tailrace.features.queued_turns.gateway import check_queue
 from tailrace.features.steer import steering
 from tailrace.features.steer.boundaries import Boundaries
-from tailrace.features.steer.steering import At, Steering, followed_turn, message_of
+from tailrace.features.steer.steering import Steering
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.draft import Stored, TurnDraft
 from tailrace.gateway.turns.optional_steps import OptionalSteps
-from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.request_body import MessageParam, NewTurn
+from tailrace.gateway.turns.steer import At, steered_turn
 from tailrace.proto import events
 from tailrace.proto.entries import Batch, Request
 from tailrace.proto.errors import LogUnavailable, Refused, not_found
@@ -99,7 +100,7 @@ class Gateways:
 
     async def steer(
         self,
-        text: str,
+        content: str | list[dict[str, Any]],
         key: str | None = None,
         *,
         turn: TurnId = STEERED.turn,
@@ -107,7 +108,8 @@ class Gateways:
         principal: Principal = LOCAL,
         gateway: Steering | None = None,
     ) -> Stored:
-        draft = TurnDraft(principal, text.encode(), key, new_turn=NewTurn(messages=message_of(text), on_busy="queue"))
+        new_turn = NewTurn(messages=[MessageParam("user", content)])
+        draft = TurnDraft(principal, str(content).encode(), key, new_turn=new_turn)
         return await (gateway or self.steering).steer(draft, TurnKey(principal.tenant, turn), at)
 
     async def turn(self, turn: TurnId | None) -> Turn:
@@ -148,7 +150,7 @@ async def test_at_the_boundary_the_running_turn_ends_after_its_content_block() -
     gateways = Gateways()
     log = gateways.log
     stored = await gateways.steer("then that", at="boundary")
-    assert followed_turn(stored) == STEERED.turn
+    assert steered_turn(stored) == STEERED.turn
 
     async def add(*added: Any) -> Turn:
         for make in added:
@@ -317,7 +319,7 @@ async def test_the_message_is_the_next_turn_if_the_turn_has_ended() -> None:
     gateways = Gateways()
     await cancel(gateways.log, STEERED, "request")
     stored = await gateways.steer("and now?")
-    assert (stored.entry.parent, stored.entry.is_queued, followed_turn(stored)) == (STEERED.turn, False, None)
+    assert (stored.entry.parent, stored.entry.is_queued, steered_turn(stored)) == (STEERED.turn, False, None)
     assert [message.content for message in stored.entry.messages] == ["and now?"]
     assert await gateways.chain() == [STEERED.turn]
 
@@ -359,10 +361,12 @@ async def test_a_refused_steer_stores_nothing(given: dict[str, Any], principal: 
     assert gateways.log.stored == before
 
 
-def test_a_result_of_a_tool_is_no_message_of_a_steer() -> None:
+async def test_a_result_of_a_tool_is_no_message_of_a_steer() -> None:
     """The answer that runs may still write its call."""
+    gateways = Gateways()
     with pytest.raises(Refused, match="tool_result"):
-        message_of([{"type": "tool_result", "tool_use_id": "toolu_1", "content": "42"}])
+        await gateways.steer([{"type": "tool_result", "tool_use_id": "toolu_1", "content": "42"}])
+    assert list(gateways.log.stored) == [STEERED]
 
 
 async def test_the_turn_is_stored_although_the_log_fails_before_the_end() -> None:
