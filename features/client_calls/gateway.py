@@ -22,7 +22,7 @@ from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, refuse_blob_ref
 from tailrace.proto.client_calls import Block, DecideCall, Decision, ListCalls, ListParked, SessionCalls
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import LogError, Refused
-from tailrace.proto.ids import TurnId
+from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.runtime.settings import NoSettings
 
 logger = structlog.get_logger()
@@ -87,7 +87,7 @@ async def post_decision(
     logger.info("call decided", tenant=tenant, session=session, call=asked.call, decision=kind, by=principal.key)
     following, why = found.next, None
     if following is None and not found.undecided:
-        following, why = await _start(continuations, request, found)
+        following, why = await _start(continuations, history, tenant, found)
     return json_response(
         DecidedCall(
             session=found.session,
@@ -102,13 +102,16 @@ async def post_decision(
 
 
 async def _start(
-    continuations: Continuations, request: ApiRequest, found: SessionCalls
+    continuations: Continuations, history: HistoryClient, tenant: Tenant, found: SessionCalls
 ) -> tuple[TurnId | None, str | None]:
     """Starts the next turn. Returns its id, or why it starts later: the decision is stored in either case."""
     try:
-        return await continuations.start(request.tenant, found.session), None
+        return await continuations.start(tenant, found.session), None
     except (Refused, LogError) as error:
-        return None, str(error)
+        if not isinstance(error, Refused) or error.code != "call_not_found":
+            return None, str(error)
+        # The session waits no more: another request or process has started the turn meanwhile.
+        return (await history.query(tenant, ListCalls(found.session, found.turn))).next, None
 
 
 def decision_of(body: DecisionBody) -> Decision:

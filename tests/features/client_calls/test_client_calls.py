@@ -8,7 +8,7 @@ import pytest
 from tailrace.client import AsyncClient, TailraceError
 from tailrace.features.client_calls import continuations
 from tailrace.features.client_calls.gateway import RESULT_BYTES_MAX
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnId
 from tests.harness import jwts
 from tests.harness.processes import Process
 from tests.harness.requests import get, post_until_ended, run_turn
@@ -81,6 +81,27 @@ async def test_two_calls_that_are_decided_at_the_same_moment_start_one_turn(
     assert len((await get(gateway, f"/v1/sessions/{session}/turns"))["turns"]) == 2
     decided = await get(gateway, f"/v1/sessions/{session}/calls?turn={turn['turn']}")
     assert [one["decided_by"] is not None for one in decided["calls"]] == [True, True]
+
+
+async def test_a_turn_that_another_request_has_started_meanwhile_is_named(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the decision and the start, the turn was started and recorded: the session waits no more."""
+    start = continuations.Continuations.start
+
+    async def start_late(service: continuations.Continuations, tenant: Tenant, session: str) -> TurnId:
+        await start(service, tenant, session)
+        await until(lambda: is_recorded(session))
+        return await start(service, tenant, session)
+
+    async def is_recorded(session: str) -> bool:
+        return len((await get(gateway, f"/v1/sessions/{session}/turns"))["turns"]) == 2
+
+    monkeypatch.setattr(continuations.Continuations, "start", start_late)
+    session, call, _ = await park(gateway)
+    _, decided = await decide(gateway, session, call, result="blue")
+    turns = (await get(gateway, f"/v1/sessions/{session}/turns"))["turns"]
+    assert (decided["next"], decided["waits_because"]) == (turns[1]["turn"], None)
 
 
 async def test_the_python_client_decides_in_one_line(gateway: Gateway) -> None:
