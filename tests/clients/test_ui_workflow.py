@@ -57,7 +57,7 @@ async def test_negative_index_counts_from_the_end(gateway: Gateway) -> None:
     assert last["chunks"] == shown["chunks"][-2:]
     assert all_["chunks"] == beyond["chunks"] == shown["chunks"]
     # Still running when Node has started.
-    asking = asyncio.create_task(run_cases((gateway.url, question("#sim words=300 rate=60", session_id="chat-tail"))))
+    asking = asyncio.create_task(run_cases((gateway.url, question("#sim words=300 rate=25", session_id="chat-tail"))))
     await until(lambda: has_answer_begun(gateway, "chat-tail"))
     async with Cutting(gateway.port, random_cuts(12, count=1, bytes_max=1700, bytes_min=1100)) as proxy:
         (late,) = await run_cases((proxy.url, {"run": "chat-tail", "startIndex": -4}))

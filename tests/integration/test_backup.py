@@ -344,7 +344,7 @@ async def test_a_backup_that_is_terminated_leaves_nothing(backup_path: Path, tmp
         large.truncate(1024**3)
     command = (sys.executable, "-m", "tailrace", "backup", str(target), "--data", str(folder))
     process = await asyncio.create_subprocess_exec(*command, cwd=CHECKOUT)
-    await until(lambda: target.exists() and target.stat().st_size, 20)
+    await until(lambda: target.exists() and target.stat().st_size, 50)
     process.send_signal(number)
     assert await process.wait() == -number
     assert names(tmp_path) == ["data", "saved.tar"]

@@ -10,12 +10,12 @@ import sys
 from asyncio import TaskGroup
 from contextlib import suppress
 from pathlib import Path
-from signal import SIGSTOP
+from signal import SIGSTOP, SIGUSR1
 
 import httpx2
 import pytest
 
-from tailrace.deploy.local import ports, watch
+from tailrace.deploy.local import ports, readiness, watch
 from tailrace.deploy.local.check_environment import find_mistyped
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.nats_server import NatsServer
@@ -37,15 +37,18 @@ from tests.harness.until import until
 from tests.harness.up import LEAN, run_refused_up, running
 
 # Answers one request and then reads no other, as a process whose event loop is blocked.
-ANSWERS_ONCE = """
-import socket, sys, time
+ANSWERS = """
+import signal, socket, sys, time
+signal.signal(signal.SIGUSR1, lambda *_: time.sleep(60))
 server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
-connection, _ = server.accept()
-connection.recv(1000)
-connection.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
-connection.close()
-print("answered", flush=True)
-time.sleep(60)
+while True:
+    connection, _ = server.accept()
+    connection.recv(1000)
+    try:
+        connection.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
+    except OSError:
+        pass  # The watch has waited long enough.
+    connection.close()
 """
 
 
@@ -196,7 +199,7 @@ async def test_a_process_that_stops_answering_is_killed_and_started_again(
     out = io.StringIO()
     async with TaskGroup() as tasks:
         supervisor = Supervisor(tasks, Console(out, width=4, coloured=False))
-        supervisor.start(ProcessSpec("a", "a", (sys.executable, "-c", ANSWERS_ONCE, str(port)), {}, grace_s=0.1))
+        supervisor.start(ProcessSpec("a", "a", (sys.executable, "-c", ANSWERS, str(port)), {}, grace_s=0.1))
         watched = Liveness({"a": HealthCheck(port, "/")}, supervisor)
 
         async def is_replaced() -> bool:
@@ -205,9 +208,8 @@ async def test_a_process_that_stops_answering_is_killed_and_started_again(
 
         first = await until(lambda: supervisor.children["a"].pid)
         assert first is not None
-        await until(lambda: has_answered(watched, out))
-        if is_stopped:
-            os.kill(first, SIGSTOP)
+        await wait_answered(watched, monkeypatch)
+        os.kill(first, SIGSTOP if is_stopped else SIGUSR1)
         await until(is_replaced, 20)
         await supervisor.stop()
     assert f"a has not answered for 0.5 s; killing it, pid {first}" in out.getvalue()
@@ -218,12 +220,12 @@ async def test_a_spare_that_stops_answering_is_killed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(watch, "SILENT_S_MAX", 0.5)
     monkeypatch.setattr("tailrace.deploy.local.readiness.RESPONSE_S_MAX", 0.2)
     [port] = ports.find_free(1)
-    command = (sys.executable, "-c", ANSWERS_ONCE, str(port))
+    command = (sys.executable, "-c", ANSWERS, str(port))
     async with TaskGroup() as tasks:
-        supervisor = Supervisor(tasks, Console(out := io.StringIO(), width=4, coloured=False))
+        supervisor = Supervisor(tasks, Console(io.StringIO(), width=4, coloured=False))
         watched = Liveness({}, supervisor)
         supervisor.start(ProcessSpec("a", "a", command, {}, readiness=HealthCheck(port, "/"), is_spare=True))
-        await until(lambda: has_answered(watched, out))
+        await wait_answered(watched, monkeypatch)
         os.kill(supervisor.children["a"].pid or 0, SIGSTOP)
         retiring = asyncio.create_task(supervisor.retire("a", 60))
 
@@ -250,9 +252,22 @@ async def test_a_process_that_hangs_does_not_delay_the_check_of_others(monkeypat
         await supervisor.stop()
 
 
-async def has_answered(watched: Liveness, out: io.StringIO) -> bool:
-    await watched.restart_hanging()
-    return "answered\n" in out.getvalue()
+async def wait_answered(watched: Liveness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits until the watch has received an answer in time: only then it judges the process."""
+    answers: list[bool] = []
+
+    async def ask(check: HealthCheck) -> Response:
+        response = await readiness.ask(check)
+        answers.append(response.status == 200)
+        return response
+
+    async def has_answered() -> bool:
+        await watched.restart_hanging()
+        return any(answers)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watch, "ask", ask)
+        await until(has_answered)
 
 
 def test_a_service_works_if_its_event_loop_ran_shortly_before() -> None:

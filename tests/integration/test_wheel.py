@@ -53,6 +53,7 @@ def test_the_wheel_has_the_files_of_the_packages_under_one_import_name(wheel: Pa
     assert {name for name in names if name.startswith("tailrace/")} == expected
 
 
+@pytest.mark.timeout(180)
 def test_a_type_checker_reads_the_types_of_an_installed_client(
     installed_environ: dict[str, str], tmp_path: Path
 ) -> None:
@@ -60,7 +61,7 @@ def test_a_type_checker_reads_the_types_of_an_installed_client(
     program.write_text('from tailrace import Client\n\ntext: int = Client().ask("Hi.").done().text\n')
     command = [sys.executable, "-m", "mypy", "--no-incremental", "--follow-imports", "silent", str(program)]
     found = subprocess.run(
-        command, cwd=tmp_path, env=installed_environ, capture_output=True, text=True, check=False, timeout=60
+        command, cwd=tmp_path, env=installed_environ, capture_output=True, text=True, check=False, timeout=150
     )
     assert 'expression has type "str", variable has type "int"' in found.stdout
 
