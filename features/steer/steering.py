@@ -20,7 +20,7 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.draft import Stored, TurnDraft
 from tailrace.gateway.turns.idempotency_key import AUTO
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.steer import At, steered_turn
+from tailrace.gateway.turns.steer import IN_A_ROW_MAX, At, steered_turn
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import LogError, LogUnavailable, Refused, TurnUnknown, not_found
 from tailrace.proto.ids import Tenant, TurnKey, new_id
@@ -30,11 +30,13 @@ from tailrace.proto.records import GetLastTurn
 
 logger = structlog.get_logger()
 
-# The most steers that a request looks for after the turn that it names. A client that steers the newest turn needs one.
-STEERS_MAX = 64
 # The pause between two looks at a claim whose turn is not stored yet.
 LOOK_EVERY_S = 0.1
-MANY = "turn {turn} was steered {count} times already: steer {place}, which follows it"
+MANY = (
+    f"{IN_A_ROW_MAX} messages in a row have ended or await an answer: repeat the request when an answer is complete, "
+    "or cancel the running turn and send the message with POST /v1/turns"
+)
+FAR = f"turn {{turn}} was steered {IN_A_ROW_MAX} times: steer {{place}}, which follows it"
 REUSED = "this Idempotency-Key was used with another body or turn: send a new key"
 OVERTAKEN = "another message was put into the answer meanwhile: repeat the request"
 
@@ -81,7 +83,7 @@ class Steering:
         )
         place, sha256 = steered, await hash_body(draft.raw)
         until: float | None = None
-        for _ in range(STEERS_MAX):
+        for _ in range(IN_A_ROW_MAX + 1):
             name = f"steer {place.turn}"
             while (found := await self._claims.read(place.tenant, name)) is not None:
                 if found.claim.body_sha256 == sha256:
@@ -93,8 +95,11 @@ class Steering:
             if found is not None and found.claim.body_sha256 != sha256:
                 place = TurnKey(place.tenant, found.claim.turn)
                 continue
+            one = replace(draft, idempotency_key=name)
+            if found is None or not await self._log.has_turn(TurnKey(place.tenant, found.claim.turn)):
+                one = await self._at(place, one)
             try:
-                stored = await self._submitter.submit(await self._at(place, replace(draft, idempotency_key=name)))
+                stored = await self._submitter.submit(one)
             except Refused as refused:
                 if refused.code != "idempotency_key_reused":
                     raise
@@ -107,7 +112,7 @@ class Steering:
             elif before is not None and not await self._log.has_end(running := TurnKey(place.tenant, before)):
                 self._boundaries.watch(running, stored.key.turn, by)
             return stored
-        raise Refused("session_busy", MANY.format(turn=steered.turn, count=STEERS_MAX, place=place.turn))
+        raise Refused("session_busy", FAR.format(turn=steered.turn, place=place.turn))
 
     async def _identify(self, draft: TurnDraft, steered: TurnKey) -> bytes:
         """Returns bytes that are the same for repetitions of this request only. Raises Refused for a key of another."""
@@ -141,29 +146,31 @@ class Steering:
         """Returns the draft of a turn that waits for `place` and the turns behind it, or for the session's newest turn.
 
         Other turns may wait for `place` already (`on_busy: queue`). With the same parent, the new one were a branch.
+        Raises Refused if too many wait or were steered in a row.
         """
         new_turn, tenant = draft.new_turn, place.tenant
         if new_turn.session is None or not await self._log.has_turn(place) or await self._log.has_end(place):
             return draft
         newest = await self._history.query(tenant, GetLastTurn(new_turn.session))
-        parent = TurnKey(tenant, newest.turn)
-        if not await self._waits_for(parent, place):
-            parent = place
-        return replace(draft, new_turn=msgspec.structs.replace(new_turn, parent=parent.turn))
+        row = await self._row_of(TurnKey(tenant, newest.turn))
+        if place not in row:
+            row = await self._row_of(place)
+        if len(row) > IN_A_ROW_MAX:
+            raise Refused("session_busy", MANY)
+        return replace(draft, new_turn=msgspec.structs.replace(new_turn, parent=row[0].turn))
 
-    async def _waits_for(self, key: TurnKey, place: TurnKey) -> bool:
-        """Returns whether a turn is `place`, or waits for it, perhaps behind others."""
-        for _ in range(STEERS_MAX):
-            if key == place:
-                return True
+    async def _row_of(self, key: TurnKey) -> list[TurnKey]:
+        """Returns the turn and those that it has waited for, newest first, at most IN_A_ROW_MAX + 1."""
+        row = [key]
+        while len(row) <= IN_A_ROW_MAX:
             try:
-                request = (await self._log.read_turn(key)).request
+                request = (await self._log.read_turn(row[-1])).request
             except TurnUnknown:
-                return False
+                break
             if request is None or not request.is_queued or request.parent is None:
-                return False
-            key = TurnKey(key.tenant, request.parent)
-        return False
+                break
+            row.append(TurnKey(key.tenant, request.parent))
+        return row
 
     async def _await_claimed(self, tenant: Tenant, name: str, found: StoredClaim, until: float) -> None:
         """Waits a moment for the turn of another steer. Removes its claim if the turn was deleted, or at `until`.
@@ -190,7 +197,7 @@ class Steering:
         """
         tenant, turn, request = stored.key.tenant, stored.key.turn, stored.entry
         try:
-            for _ in range(STEERS_MAX):
+            for _ in range(IN_A_ROW_MAX + 1):
                 if not request.is_queued or request.parent is None:
                     return
                 parent = TurnKey(tenant, request.parent)

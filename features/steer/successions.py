@@ -3,6 +3,7 @@
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.reader import NextTurn
+from tailrace.gateway.turns.steer import IN_A_ROW_MAX
 from tailrace.proto.entries import End
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
@@ -10,8 +11,6 @@ from tailrace.proto.nats import TurnLog
 
 # The dialects whose clients know the event for it. In all others, the stream ends with the steered turn.
 DIALECTS = frozenset({"tailrace"})
-# The most successors between the turn of a request and the turn of its cursor.
-STEPS_MAX = 64
 
 
 class Successions:
@@ -40,8 +39,8 @@ class Successions:
         return NextTurn(owner, cursor) if owner != key else None
 
     async def _leads(self, first: TurnKey, last: TurnKey) -> bool:
-        """Returns whether `last` is one of the next STEPS_MAX successors of `first`."""
-        for _ in range(STEPS_MAX):
+        """Returns whether `last` is one of the next IN_A_ROW_MAX successors of `first`."""
+        for _ in range(IN_A_ROW_MAX):
             _, successor = await self._end_of(first)
             if successor is None or successor == last:
                 return successor == last

@@ -3,12 +3,10 @@
 from typing import NamedTuple
 
 from tailrace.gateway.turns.draft import Stored
+from tailrace.gateway.turns.steer import IN_A_ROW_MAX
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
-
-# The most successors after the turn of a POST whose events its client may have.
-SUCCESSORS_MAX = 64
 
 
 class New(NamedTuple):
@@ -86,7 +84,7 @@ class Repeats:
     async def find_steered(self, stored: Stored, body_sha256: str) -> Stored:
         """Returns the turn of this body that `stored` succeeds (PROTOCOL R137), or `stored`. Raises LogUnavailable."""
         found = stored
-        for _ in range(SUCCESSORS_MAX):
+        for _ in range(IN_A_ROW_MAX + 1):
             if found.entry.body_sha256 == body_sha256:
                 return found
             if not found.entry.is_queued or found.entry.parent is None:

@@ -7,6 +7,9 @@ from tailrace.gateway.turns.draft import Stored, TurnDraft
 from tailrace.proto.ids import TurnId, TurnKey
 
 At = Literal["now", "boundary"]
+# The most turns in a row of which each waits for the one before it, if the newest one is a steer. A generator reads all
+# of them for the conversation (PROTOCOL R79), and a gateway for a cursor (R138).
+IN_A_ROW_MAX = 64
 
 
 class SteerService(NamedTuple):

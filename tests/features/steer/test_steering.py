@@ -8,9 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
 
+import msgspec
 import pytest
 
 from tailrace.features.queued_turns.gateway import check_queue
+from tailrace.features.queued_turns.generator import prepare_queued
 from tailrace.features.steer import steering
 from tailrace.features.steer.boundaries import Boundaries
 from tailrace.features.steer.steering import Steering
@@ -20,12 +22,14 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.draft import Stored, TurnDraft
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn
-from tailrace.gateway.turns.steer import At, steered_turn
+from tailrace.gateway.turns.steer import IN_A_ROW_MAX, At, steered_turn
 from tailrace.proto import events
-from tailrace.proto.entries import Batch, Request
+from tailrace.proto.end_entry import build_end
+from tailrace.proto.entries import Batch, CancelCause, End, Request
 from tailrace.proto.errors import LogUnavailable, Refused, not_found
-from tailrace.proto.fold import Turn
+from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.model_records import CancelTurn
 from tailrace.proto.nats import Claim
 from tailrace.proto.records import Context, GetContext, GetLastTurn, GetTurn, TurnRecord, record_from_fold
 from tailrace.testing import MemoryClaims, MemoryLog, MemoryTombstones
@@ -116,6 +120,17 @@ class Gateways:
         assert turn is not None
         return await self.log.read_turn(TurnKey(TENANT, turn))
 
+    async def conversation(self, stored: Stored) -> list[Any]:
+        """Returns what the model gets for a queued turn, as each generator reads it from the log."""
+        prepared = await prepare_queued(self.log, stored.key, await self.turn(stored.key.turn))
+        assert prepared is not None
+        assert prepared.request is not None
+        return [message.content for message in prepared.request.messages]
+
+    async def complete(self, key: TurnKey) -> None:
+        turn = await self.log.read_turn(key)
+        await self.log.append(key, turn.chain, build_end(turn, "completed"))
+
     async def has_ended(self, turn: TurnId) -> bool:
         return (await self.turn(turn)).end is not None
 
@@ -143,6 +158,43 @@ async def test_a_steer_stores_its_turn_and_ends_the_running_one_which_names_it()
     end = (await gateways.turn(STEERED.turn)).end
     assert end is not None
     assert (end.outcome, end.cause, end.by, end.successor) == ("cancelled", "steer", LOCAL.key, stored.key.turn)
+
+
+async def test_a_forced_tool_choice_is_kept() -> None:
+    """The model makes the call again, with the message: the call of the steered turn has no result."""
+    options = {"tool_choice": {"type": "tool", "name": "look"}}
+    gateways = Gateways(tools=[{"name": "look"}], options=options)
+    assert (await gateways.steer("in kilometres")).entry.options == options
+
+
+@pytest.mark.rule("R137")
+async def test_an_older_generator_that_drops_the_successor_ends_the_turn_and_the_message_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """During an upgrade. Readers of the first turn get its end, as readers of an older gateway do."""
+
+    async def cancel_as_before(log: MemoryLog, key: TurnKey, cause: CancelCause, by: str | None, _: TurnId) -> Turn:
+        return await cancel(log, key, cause, by)
+
+    gateways = Gateways()
+    with monkeypatch.context() as patch:
+        patch.setattr(steering, "cancel", cancel_as_before)
+        stored = await gateways.steer("shorter", "key-1")
+    assert await gateways.chain() == [STEERED.turn]
+    assert await gateways.conversation(stored) == ["Why is the sky blue?", "shorter"]
+    assert (await gateways.steer("shorter", "key-1")).key == stored.key
+    later = await gateways.steer("no, longer")
+    assert await gateways.conversation(later) == ["Why is the sky blue?", "shorter", "no, longer"]
+
+
+def test_an_older_version_reads_an_end_and_a_cancellation_with_a_successor() -> None:
+    end = msgspec.json.encode(build_end(EMPTY_TURN, "cancelled", cause="steer", successor=STEERED.turn))
+    query = msgspec.json.encode(CancelTurn(STEERED.turn, "steer", "me", STEERED.turn))
+    for known, encoded in ((End, end), (CancelTurn, query)):
+        fields = [(one.name, one.type, None) for one in msgspec.structs.fields(known) if one.name != "successor"]
+        older = msgspec.json.decode(encoded, type=msgspec.defstruct("Older", fields, kw_only=True))
+        assert older.cause == "steer"
+        assert b"successor" in encoded
 
 
 @pytest.mark.rule("R137")
@@ -332,14 +384,32 @@ async def test_steer_and_cancel_at_the_same_moment_leave_one_end_and_one_next_tu
     assert (await gateways.turn(stored.key.turn)).end is None
 
 
-async def test_too_many_steers_of_one_turn_name_the_turn_to_steer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steering, "STEERS_MAX", 3)
+@pytest.mark.rule("R137")
+@pytest.mark.parametrize("names_the_newest", [False, True])
+async def test_messages_in_a_row_are_limited_until_an_answer_is_complete(*, names_the_newest: bool) -> None:
+    """So 10,000 steers of a session cost a bounded number of reads each, here and in the generator."""
     gateways = Gateways()
-    turns = [(await gateways.steer(f"message {number}")).key.turn for number in range(3)]
-    with pytest.raises(Refused, match=turns[-1]) as refused:
-        await gateways.steer("one more")
-    assert refused.value.code == "session_busy"
-    await gateways.steer("one more", turn=turns[-1])
+    stored = [await gateways.steer("message 0")]
+    for number in range(1, IN_A_ROW_MAX):
+        turn = stored[-1].key.turn if names_the_newest else STEERED.turn
+        stored.append(await gateways.steer(f"message {number}", "last" if number == 63 else None, turn=turn))
+    newest, before = stored[-1].key, dict(gateways.log.stored)
+    for turn in (STEERED.turn, newest.turn):
+        with pytest.raises(Refused, match="in a row") as refused:
+            await gateways.steer("one more", turn=turn)
+        assert refused.value.code == "session_busy"
+    assert gateways.log.stored == before
+    # A repetition of an accepted one is not one more.
+    assert (
+        await gateways.steer("message 63", "last", turn=stored[-2].key.turn if names_the_newest else STEERED.turn)
+    ).key == newest
+    await gateways.complete(newest)
+    following = await gateways.steer("one more", turn=newest.turn)
+    assert (following.entry.parent, following.entry.is_queued) == (newest.turn, False)
+    assert await gateways.chain() == [STEERED.turn, *(one.key.turn for one in stored)]
+    with pytest.raises(Refused, match=f"steer {following.key.turn}"):
+        await gateways.steer("and one")
+    assert (await gateways.steer("and one", turn=following.key.turn)).entry.parent == following.key.turn
 
 
 @pytest.mark.parametrize(
