@@ -65,6 +65,9 @@ def events_of(dialect: Dialect, case: str) -> list[sse.Event]:
 
 def name_turn(data: bytes) -> bytes:
     fields = msgspec.json.decode(data)
+    if fields["type"] == "steered":
+        # The next turn has a `start` there.
+        fields |= {"type": "done", "turn": KEY.turn}
     return data if fields["type"] == "start" else msgspec.json.encode({"turn": KEY.turn} | fields)
 
 
