@@ -82,7 +82,7 @@ class Steering:
             cursor=None,
         )
         place, sha256 = steered, await hash_body(draft.raw)
-        until: float | None = None
+        seen, until = None, 0.0
         for _ in range(IN_A_ROW_MAX + 1):
             name = f"steer {place.turn}"
             while (found := await self._claims.read(place.tenant, name)) is not None:
@@ -90,13 +90,18 @@ class Steering:
                     break
                 if await self._log.has_turn(TurnKey(place.tenant, found.claim.turn)):
                     break
-                until = until or asyncio.get_running_loop().time() + self._wait_s
+                if found.revision != seen:
+                    # Not the time since the request: its gateway has as much time as the one of any other claim.
+                    seen, until = found.revision, asyncio.get_running_loop().time() + self._wait_s
                 await self._await_claimed(place.tenant, name, found, until)
             if found is not None and found.claim.body_sha256 != sha256:
                 place = TurnKey(place.tenant, found.claim.turn)
                 continue
             one = replace(draft, idempotency_key=name)
             if found is None or not await self._log.has_turn(TurnKey(place.tenant, found.claim.turn)):
+                # A repetition of a request that has claimed the place. Those that wait for its turn wait on.
+                if found is not None and await self._claims.renew(place.tenant, name, found) is None:
+                    continue
                 one = await self._at(place, one)
             try:
                 stored = await self._submitter.submit(one)

@@ -52,6 +52,7 @@ def build_turn_submitter(
     is_draining: bool = False,
     history: HistoryClient = UNUSED,
     parents: ParentCheck = UNUSED,
+    blobs: RequestBlobs | None = None,
 ) -> TurnSubmitter:
     """Returns a submitter of turns for any model. Without `history` and `parents`, they continue no other turn."""
     fullness, draining = LogFullness(UNUSED, full_at=0.9), Flag()
@@ -66,7 +67,7 @@ def build_turn_submitter(
         settings=Settings(),
         fullness=fullness,
         queue=QueueEstimate(UNUSED, UNUSED, most=1),
-        blobs=RequestBlobs(UNUSED, UNUSED, Admissions(limiter), bytes_max=1_000_000),
+        blobs=blobs or RequestBlobs(UNUSED, UNUSED, Admissions(limiter), bytes_max=1_000_000),
         parents=parents,
         draining=draining,
         admissions=Admissions(limiter),

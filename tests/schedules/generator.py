@@ -16,7 +16,7 @@ from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
 from tailrace.generators.settings import Settings
-from tailrace.generators.turn_runner import TurnRunner
+from tailrace.generators.turn_runner import PrepareTurn, TurnRunner
 from tailrace.generators.worker import Lane, Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Event
@@ -99,6 +99,7 @@ class Generator:
             name=self.name,
             filters=HOOKS.all_filters,
             sinks=HOOKS.sinks,
+            prepare=self.new_prepare(log),
             observe=attempt_span,
             deadline_s=DEFAULTS.deadline_s,
             delta_interval_s=DEFAULTS.delta_interval_s,
@@ -120,6 +121,9 @@ class Generator:
         return GeneratorLog(self._server, process, self.acknowledged)
 
     def new_lanes(self, log: GeneratorLog, process: Process) -> Sequence[Lane]:  # noqa: ARG002  # for subclasses
+        return ()
+
+    def new_prepare(self, log: GeneratorLog) -> Sequence[PrepareTurn]:  # noqa: ARG002  # for subclasses
         return ()
 
     def start(self) -> None:

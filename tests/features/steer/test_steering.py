@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -26,56 +25,19 @@ from tailrace.gateway.turns.steer import IN_A_ROW_MAX, At, steered_turn
 from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Batch, CancelCause, End, Request
-from tailrace.proto.errors import LogUnavailable, Refused, not_found
+from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.model_records import CancelTurn
 from tailrace.proto.nats import Claim
-from tailrace.proto.records import Context, GetContext, GetLastTurn, GetTurn, TurnRecord, record_from_fold
 from tailrace.testing import MemoryClaims, MemoryLog, MemoryTombstones
+from tests.harness.memory_history import MemoryHistory, NoBlobs, NoParentCheck
 from tests.harness.service_builders import UNUSED, build_turn_submitter
 from tests.harness.turn_builder import attempt, block_events, event, opening_events, request, text_delta
 from tests.harness.until import until
 
 TENANT = LOCAL.tenant
 STEERED = TurnKey(TENANT, TurnId("turn-1"))
-
-
-class MemoryHistory:
-    """The history as persistence would have it, from a log in memory."""
-
-    def __init__(self, log: MemoryLog) -> None:
-        self._log = log
-
-    async def query(self, tenant: Tenant, query: Any) -> Any:
-        match query:
-            case GetTurn(turn):
-                return await self.read_past_turn(TurnKey(tenant, turn))
-            case GetLastTurn(session):
-                return await self._newest(session)
-            case GetContext(session, parent):
-                newest = await (self._newest(session) if parent is None else self._record(TurnId(parent)))
-                before: TurnRecord | None = newest
-                while before is not None:
-                    if before.outcome == "running":
-                        raise Refused("session_busy", "it runs")
-                    before = await self._record(before.parent) if before.parent is not None else None
-                return Context(newest.session, newest.turn, [])
-            case _:
-                return SimpleNamespace(session=query.session, system_prompt=None, model=None, project_id=None)
-
-    async def read_past_turn(self, key: TurnKey) -> TurnRecord:
-        if key not in self._log.stored:
-            raise not_found("turn")
-        return await self._record(key.turn)
-
-    async def _record(self, turn: TurnId) -> TurnRecord:
-        key = TurnKey(TENANT, turn)
-        return record_from_fold(key, await self._log.read_turn(key))
-
-    async def _newest(self, session: str | None) -> TurnRecord:
-        records = [await self._record(key.turn) for key in self._log.stored]
-        return [record for record in records if record.session == session][-1]
 
 
 class Gateways:
@@ -88,15 +50,15 @@ class Gateways:
         self.steering = self.new_gateway()
 
     def new_gateway(self) -> Steering:
-        history: Any = MemoryHistory(self.log)
-        parents: Any = SimpleNamespace(check_parent=AsyncMock())
+        history: Any = MemoryHistory(TENANT, lambda: self.log.stored, self.log.read_turn)
         self.submitter = build_turn_submitter(
             self.log,
             self.claims,
             self.tombstones,
             steps=OptionalSteps(check_queue=check_queue, check_max_cost=lambda _: None),
             history=history,
-            parents=parents,
+            parents=NoParentCheck(),
+            blobs=NoBlobs(),
         )
         return Steering(
             self.log, self.claims, self.tombstones, UNUSED, history, self.submitter, Boundaries(self.log), wait_s=0.02
@@ -372,7 +334,7 @@ async def test_the_message_is_the_next_turn_if_the_turn_has_ended() -> None:
     await cancel(gateways.log, STEERED, "request")
     stored = await gateways.steer("and now?")
     assert (stored.entry.parent, stored.entry.is_queued, steered_turn(stored)) == (STEERED.turn, False, None)
-    assert [message.content for message in stored.entry.messages] == ["and now?"]
+    assert [message.content for message in stored.entry.messages] == ["Why is the sky blue?", "and now?"]
     assert await gateways.chain() == [STEERED.turn]
 
 
