@@ -154,7 +154,7 @@ def test_an_older_version_reads_an_end_and_a_cancellation_with_a_successor() -> 
     query = msgspec.json.encode(CancelTurn(STEERED.turn, "steer", "me", STEERED.turn))
     for known, encoded in ((End, end), (CancelTurn, query)):
         fields = [(one.name, one.type, None) for one in msgspec.structs.fields(known) if one.name != "successor"]
-        older = msgspec.json.decode(encoded, type=msgspec.defstruct("Older", fields, kw_only=True))
+        older: Any = msgspec.json.decode(encoded, type=msgspec.defstruct("Older", fields, kw_only=True))
         assert older.cause == "steer"
         assert b"successor" in encoded
 
