@@ -11,12 +11,12 @@ from tailrace.gateway.turns.idempotency_key import AUTO
 from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tests import promises
 from tests.checker import expected_answer
-from tests.checker.history import Cancel, Delete, Get, GetBatch, Overload, Post, Read, Results
+from tests.checker.history import Cancel, Delete, Get, GetBatch, Overload, Post, Read, Results, Steer
 from tests.checker.run import Run
 from tests.checker.verdicts import Bounds, combine, unknown, violation
 from tests.promises import Reader, Verdict
 
-Request = Post | Read | Get | Cancel | GetBatch | Results
+Request = Post | Steer | Read | Get | Cancel | GetBatch | Results
 INTERNAL = 500
 NOT_FOUND = 404
 TOO_MANY = 429
@@ -96,6 +96,40 @@ def _key_problems(posts: Sequence[Post]) -> Iterator[Verdict]:
             first_post = first_with_key.get((post.tenant, post.idempotency_key))
             if first_post is not None and first_post.body_sha256 == post.body_sha256:
                 yield violation("the same body was refused as a different one", first_post, post)
+
+
+def steers(run: Run, _: Bounds) -> Verdict:
+    """I20: an accepted message is in the conversation once, after the steered turn, and one turn follows each turn.
+
+    The `end` of a steered turn names the turn that follows it (PROTOCOL R137).
+    """
+    accepted = [one for one in run.of(Steer) if one.outcome == "ok" and one.key not in run.deleted_turns]
+    return combine(len(accepted), "steers", _steer_problems(run, accepted))
+
+
+def _steer_problems(run: Run, accepted: Sequence[Steer]) -> Iterator[Verdict]:
+    said: dict[tuple[Tenant, str], list[TurnKey]] = defaultdict(list)
+    following: dict[TurnKey, list[TurnKey]] = defaultdict(list)
+    for key, turn in run.folds.items():
+        if turn.request is not None:
+            said[key.tenant, expected_answer.question_of(turn.request)].append(key)
+            if turn.request.is_queued and turn.request.parent is not None:
+                following[key._replace(turn=turn.request.parent)].append(key)
+    for steer in accepted:
+        found = said[steer.tenant, steer.question] if steer.tenant is not None else []
+        if found != [steer.key]:
+            names = ", ".join(key.turn for key in found) or "no turn"
+            yield violation(f"{steer.question!r} was accepted as {steer.turn}, and {names} has it", steer)
+        elif steer.steered not in run.turns_before(found[0]):
+            yield violation(f"{steer.turn} does not follow {steer.steered}, which it steers", steer)
+    steers = {steer.key for steer in accepted}
+    for key, after in following.items():
+        if len(after) > 1 and not steers.isdisjoint(after):
+            yield violation(f"several turns follow {key.turn}: {', '.join(one.turn for one in after)}")
+    for key, turn in run.folds.items():
+        successor = turn.end.successor if turn.end is not None else None
+        if successor is not None and key._replace(turn=successor) not in following[key]:
+            yield violation(f"readers of {key.turn} go on into {successor}, which does not follow it", turn.end)
 
 
 def visibility(run: Run, _: Bounds) -> Verdict:

@@ -66,6 +66,15 @@ class Post(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     status: int | None = None
 
 
+class Steer(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
+    """A POST that puts the message `question` into the answer of the turn `steered`. Its own turn is `turn`."""
+
+    steered: TurnId
+    question: str
+    idempotency_key: str
+    status: int | None = None
+
+
 class Read(RecordedOperation, frozen=True, kw_only=True, omit_defaults=True):
     """One connection of a reader.
 
@@ -182,6 +191,7 @@ class ClockReading(RecordedOperation, frozen=True, kw_only=True, omit_defaults=T
 
 Operation = (
     Post
+    | Steer
     | Read
     | Get
     | Cancel

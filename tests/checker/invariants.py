@@ -38,6 +38,7 @@ INVARIANTS: dict[str, Invariant] = {
     "I17 payment": batch_invariants.payment,
     "I18 counts": batch_invariants.counts,
     "I19 deletion": batch_invariants.deletion,
+    "I20 steers": client_invariants.steers,
 }
 # Unknown in a run without batches.
 OF_BATCHES = ("I16 inputs", "I17 payment", "I18 counts", "I19 deletion")

@@ -40,7 +40,8 @@ def _cost_problems(run: Run, bounds: Bounds, calls_by_key: dict[str, list[Call]]
     turns_by_key: dict[str, list[TurnKey]] = defaultdict(list)
     is_complete = True
     for key, turn in run.folds.items():
-        if turn.request is not None and (call_key := expected_answer.call_key(turn.request)) is not None:
+        request = run.whole_request(key)
+        if request is not None and (call_key := expected_answer.call_key(request)) is not None:
             turns_by_key[call_key].append(key)
             # An answer that does not fit its schema is requested again, in another conversation.
             is_complete &= turn.misfit is None

@@ -12,7 +12,20 @@ from msgspec.structs import replace
 
 from tailrace.proto.entries import Via
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey
-from tests.checker.history import HISTORY, Cancel, Delete, Get, GetBatch, Line, Post, Read, Recorder, Results, digest
+from tests.checker.history import (
+    HISTORY,
+    Cancel,
+    Delete,
+    Get,
+    GetBatch,
+    Line,
+    Post,
+    Read,
+    Recorder,
+    Results,
+    Steer,
+    digest,
+)
 from tests.harness import readers
 from tests.harness.sse_parser import EventStream, SseEvent
 from tests.promises import Frame
@@ -56,8 +69,11 @@ class Client:
 
     async def _post(self, path: str, content: dict[str, object], begun: Post, key: str | None) -> TurnKey | None:
         body = msgspec.json.encode(content)
-        headers = {"content-type": "application/json"} | ({"idempotency-key": key} if key is not None else {})
         begun = replace(begun, tenant=self._tenant, body_sha256=digest(body), idempotency_key=key)
+        return await self._send(path, body, begun, key)
+
+    async def _send(self, path: str, body: bytes, begun: Post | Steer, key: str | None) -> TurnKey | None:
+        headers = {"content-type": "application/json"} | ({"idempotency-key": key} if key is not None else {})
         with self._recorder.recording(begun) as posting:
             try:
                 response = await self._gateway().post(path, content=body, headers=headers)
@@ -71,6 +87,13 @@ class Client:
             turn = TurnId(response.headers["tailrace-turn"])
             posting.ok(status=response.status_code, turn=turn)
             return TurnKey(self._tenant, turn)
+
+    async def steer(self, key: TurnKey, question: str, idempotency_key: str) -> TurnKey | None:
+        """Puts a message into the answer of a turn. Returns the turn of the message, or None as `post` does."""
+        steered = Steer(tenant=self._tenant, steered=key.turn, question=question, idempotency_key=idempotency_key)
+        return await self._send(
+            f"/v1/turns/{key.turn}/steer", msgspec.json.encode({"message": question}), steered, idempotency_key
+        )
 
     async def read(
         self, key: TurnKey, cursor: Seq = BEFORE_FIRST, *, most: int | None = None, life_s: float | None = None

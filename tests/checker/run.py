@@ -16,10 +16,11 @@ import msgspec
 from tailrace.deploy.simulated_claude.account import AccountReport
 from tailrace.features.batches.input_lines import child_key
 from tailrace.proto import entries, subjects
-from tailrace.proto.entries import StoredEntry
+from tailrace.proto.conversation import accepted_before, messages
+from tailrace.proto.entries import Request, StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
-from tailrace.proto.ids import Seq, Tenant, TurnKey
-from tailrace.proto.records import TurnRecord
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tests.checker import history
 from tests.checker.history import ClockReading, Delete, Fault, Operation, Post, Read, RecordedOperation, digest
 from tests.harness import readers
@@ -146,6 +147,32 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def folds(self) -> dict[TurnKey, Turn]:
         return {key: fold(turn.valid) for key, turn in self.turns.items()}
+
+    def turns_before(self, key: TurnKey) -> list[TurnId]:
+        """Returns the turns that a turn continues, newest first, as far as the log has them."""
+        found: list[TurnId] = []
+        while (
+            (turn := self.folds.get(key)) is not None and turn.request is not None and turn.request.parent is not None
+        ):
+            found.append(turn.request.parent)
+            key = key._replace(turn=turn.request.parent)
+        return found
+
+    def whole_request(self, key: TurnKey) -> Request | None:
+        """Returns the request of a turn, with the conversation before it also if it was queued (PROTOCOL R79)."""
+        request = self.folds[key].request
+        branch: list[TurnRecord] = []
+        base = request
+        while base is not None and base.is_queued and base.parent is not None:
+            before = key._replace(turn=base.parent)
+            if self.folds.get(before, EMPTY_TURN).request is None:
+                return None
+            branch.insert(0, record_from_fold(before, self.folds[before]))
+            base = self.folds[before].request
+        if request is None or base is None or not branch:
+            return request
+        history = accepted_before(request.messages, [*base.messages[: base.history], *messages(branch)])
+        return msgspec.structs.replace(request, messages=[*history, *request.messages], history=len(history))
 
     @cached_property
     def deleted_turns(self) -> set[TurnKey]:

@@ -8,6 +8,7 @@ import msgspec
 from tailrace.deploy.simulated_claude.account import AccountReport, Call, SubmittedRequest
 from tailrace.features.batches.input_lines import CUSTOM_ID, child_key
 from tailrace.proto import entries, subjects
+from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Message, Progress, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
@@ -32,6 +33,7 @@ from tests.checker.history import (
     RecordedOperation,
     ResourceCount,
     Results,
+    Steer,
     digest,
 )
 from tests.checker.run import EPOCH, NS_PER_S, Backlog, FinalState, LogMessage, Row, Run
@@ -42,7 +44,8 @@ from tests.harness.turn_builder import NOON, Handwritten, closing_events, openin
 TENANT = Tenant("local")
 ANSWERED = TurnKey(TENANT, TurnId("answered"))
 CANCELLED = TurnKey(TENANT, TurnId("cancelled"))
-QUESTIONS = {ANSWERED: "#sim words=4 tag=a", CANCELLED: "#sim words=9 tag=c"}
+SUCCESSOR = TurnKey(TENANT, TurnId("successor"))
+QUESTIONS = {ANSWERED: "#sim words=4 tag=a", CANCELLED: "#sim words=9 tag=c", SUCCESSOR: "#sim words=2 tag=s"}
 BATCH = TurnKey(TENANT, TurnId("01a218f7-d913-71b1-b933-90ee2e2e0957"))
 DELETED = TurnKey(TENANT, TurnId("01a218f7-d914-71b1-b933-90ee2e2e0957"))
 INPUTS = {"c0": "#sim words=1 tag=d", "c1": "#sim words=1 tag=e"}
@@ -53,6 +56,7 @@ MESSAGE_BATCH = "msgbatch_sim1"
 def run() -> Run:
     """Returns the run. A sequence is its time in seconds: entry 7 was stored at 7 s of both clocks."""
     turns = {ANSWERED: _answered_turn(), CANCELLED: _cancelled_turn(), BATCH: _batch_turn()}
+    turns[SUCCESSOR] = _successor_turn()
     turns |= {child: _input_turn(number) for number, child in enumerate(CHILDREN)}
     log = _log(turns)
     rows = [Row(TENANT, record_from_fold(key, fold(stored))) for key, stored in turns.items()]
@@ -83,6 +87,15 @@ def _cancelled_turn() -> list[StoredEntry]:
     log.store_attempt()
     log.store_events(*opening_events())
     log.store_texts(*_pieces("c", 9)[:3])
+    log.store(build_end(log.turn, "cancelled", cause="steer", successor=SUCCESSOR.turn))
+    return log.stored[1:]
+
+
+def _successor_turn() -> list[StoredEntry]:
+    """Entries at 34 and 57. It was cancelled before it began."""
+    log = _begin_after(33)
+    log.store_request(messages=[Message("user", QUESTIONS[SUCCESSOR])], is_queued=True, parent=CANCELLED.turn)
+    log.step = 57 - 34
     log.end("cancelled")
     return log.stored[1:]
 
@@ -168,6 +181,7 @@ def call_key(key: TurnKey) -> str:
 def _operations(log: list[LogMessage], answered: list[StoredEntry]) -> list[Operation]:
     frames = readers.render_frames(ANSWERED, answered)
     end = answered[-1].seq
+    steer = Steer(steered=CANCELLED.turn, question=QUESTIONS[SUCCESSOR], idempotency_key="s", status=202)
     cancelled = max(one.seq for one in log if subjects.parse(one.subject)[0] == CANCELLED)
     lines = tuple(Line(name, "completed", words(1, question[-1])) for name, question in INPUTS.items())
     operations: list[Operation] = [
@@ -184,12 +198,14 @@ def _operations(log: list[LogMessage], answered: list[StoredEntry]) -> list[Oper
         _read_operation("reader", 12, ANSWERED, Read(cursor=frames[2].seq, frames=frames[3:], over="ended")),
         _read_operation("text reader", 12, ANSWERED, Read(dialect="text", text=words(4, "a"), over="ended")),
         _operation("client", 34.5, 35.5, _of(CANCELLED, Cancel(status=200))),
+        _operation("client", 33.5, 35.5, _of(SUCCESSOR, steer)),
         _operation("overload", 50, 60, Overload(tenant=Tenant("overloader"))),
         _operation("overloader", 51, 51, Post(tenant=Tenant("overloader"), status=429), "fail"),
         _post_operation("other", 55, ANSWERED, "key"),
         *_appends(log),
         *_persistence_operations(end, ANSWERED),
         *_persistence_operations(cancelled, CANCELLED),
+        *_persistence_operations(Seq(57), SUCCESSOR),
         _batch_operation("batch client", 35.5, BATCH, Post(inputs=INPUTS, via="message_batches", idempotency_key="b")),
         _batch_operation("watcher", 40, BATCH, GetBatch()),
         _batch_operation("late watcher", 57, BATCH, GetBatch(ended="completed", done=len(INPUTS))),
@@ -208,7 +224,7 @@ def _appends(log: list[LogMessage]) -> list[Operation]:
     operations: list[Operation] = []
     for one in log:
         key, kind = subjects.parse(one.subject)
-        is_of_gateway = kind == "request" or (kind == "end" and key == CANCELLED)
+        is_of_gateway = kind == "request" or (kind == "end" and key in (CANCELLED, SUCCESSOR))
         append = Append(kind=kind, prev=Seq(one.fence or 0), sha256=digest(one.content), seq=one.seq)
         operations.append(
             _operation("gateway" if is_of_gateway else "g1", one.seq - 0.1, one.seq + 0.1, _of(key, append))
@@ -218,7 +234,7 @@ def _appends(log: list[LogMessage]) -> list[Operation]:
 
 def _persistence_operations(end: Seq, key: TurnKey) -> list[Operation]:
     """The commit one second after the turn's end, and the acknowledgements."""
-    request_seq = Seq(2 if key == ANSWERED else 21)
+    request_seq = Seq({ANSWERED: 2, CANCELLED: 21, SUCCESSOR: 34}[key])
     return [
         _operation("persistence", end + 1, end + 1.1, Commit(rows={f"{key.tenant} {key.turn}": end})),
         _operation("persistence", end + 1.2, end + 1.3, _of(key, Ack(consumer=PERSISTENCE, seq=request_seq))),

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tailrace.proto import entries, subjects
 from tailrace.proto.entries import KINDS, Attempt, Event, Unreadable
 from tailrace.proto.fold import text_proof
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.checker import sample_run
 from tests.checker.__main__ import main
@@ -35,10 +35,11 @@ from tests.checker.history import (
     RecordedOperation,
     ResourceCount,
     Results,
+    Steer,
 )
 from tests.checker.invariants import INVARIANTS, find_failed, judge, report
 from tests.checker.run import Backlog, LogMessage, Run, save
-from tests.checker.sample_run import ANSWERED, BATCH, CANCELLED, TENANT, ns
+from tests.checker.sample_run import ANSWERED, BATCH, CANCELLED, SUCCESSOR, TENANT, ns
 from tests.checker.verdicts import Bounds
 from tests.harness.generator_in_loop import words
 from tests.harness.strategies import MadeUp, logs
@@ -276,6 +277,30 @@ def add_resources(at_s: float, counts: dict[str, int], pid: int = 0) -> Change:
     return add_operation(ResourceCount(subject="gateway", pid=pid, counts=counts), "resources", at_s)
 
 
+def drop_turn(key: TurnKey) -> Change:
+    return change_log(lambda entries: [one for one in entries if subjects.parse(one.subject)[0] != key])
+
+
+def copy_turn(key: TurnKey, seq: int) -> Change:
+    """Adds a turn with the same entries from `seq` on."""
+
+    def add(written: Log) -> Log:
+        found = [one for one in written if subjects.parse(one.subject)[0] == key]
+        copies = []
+        for number, one in enumerate(found):
+            _, kind = subjects.parse(one.subject)
+            copied = key._replace(turn=TurnId("copy"))
+            fence = seq + number - 1 if number else 0
+            payload = one.payload.replace(f'"prev":{one.fence}', f'"prev":{fence}')
+            copies.append(
+                replace(one, seq=Seq(seq + number), subject=subjects.entry(copied, kind), fence=fence, payload=payload)
+            )
+        return [*written, *copies]
+
+    return change_log(add)
+
+
+ANOTHER_MESSAGE = change_log(rewrite("tag=s", "tag=z", 60))
 NOT_STORED = Append(tenant=TENANT, turn=ANSWERED.turn, kind="event", sha256="1")
 POST_WITHOUT_LOG = add_operation(Post(tenant=TENANT, turn=TurnId("unknown"), status=202), "client", 10)
 LATE_END = change_entry(END, at=NOON + timedelta(seconds=120))
@@ -569,6 +594,14 @@ CASES: dict[str, list[Case]] = {
             ),
         ),
         ("no acknowledged deletions", None, edit(Delete, outcome="info")),
+    ],
+    "I20 steers": [
+        ("an accepted message that is not stored", False, drop_turn(SUCCESSOR)),
+        ("a message that is stored twice", False, copy_turn(SUCCESSOR, 60)),
+        ("two turns that follow the steered one", False, apply_all(copy_turn(SUCCESSOR, 60), ANOTHER_MESSAGE)),
+        ("a message before the steered answer", False, edit(Steer, steered=TurnId("later"))),
+        ("readers that go on into another turn", False, change_log(rewrite('"successor":"s', '"successor":"x'))),
+        ("no steers", None, drop(Steer)),
     ],
 }
 

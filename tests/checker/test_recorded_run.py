@@ -42,7 +42,7 @@ async def overload(system: RecordedSystem, prompt: str) -> AsyncIterator[None]:
 
 
 async def use(system: RecordedSystem, tag: str) -> None:
-    """Posts with idempotency keys, reads in pieces at two gateways, gets, cancels, deletes; tool use and batches."""
+    """Posts with idempotency keys, reads in pieces at two gateways, gets, cancels, steers, deletes; batches."""
     client, reader, late = (system.client(f"{name} {tag}") for name in ("client", "reader", "late"))
     key = await client.post(f"#sim words=60 rate=100 tag={tag}a", key=f"once-{tag}")
     assert key is not None
@@ -52,6 +52,13 @@ async def use(system: RecordedSystem, tag: str) -> None:
     await reader.get(key)
     await asyncio.gather(reader.read_to_end(key, first.frames[-1].seq), late.read_text(key))
     cancelled = await client.post(f"#sim words=900 rate=50 tag={tag}b")
+    steered = await client.post(f"#sim words=900 rate=50 tag={tag}f")
+    assert steered is not None
+    message = f"#sim words=3 tag={tag}g"
+    successor = await client.steer(steered, message, f"steer-{tag}")
+    assert successor is not None
+    assert await late.steer(steered, message, f"steer-{tag}") == successor
+    await reader.read_to_end(successor)
     several_blocks = await client.post(f"#sim words=3 tag={tag}c thinking=2 tool=look")
     assert cancelled is not None
     assert several_blocks is not None
