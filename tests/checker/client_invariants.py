@@ -127,9 +127,10 @@ def _steer_problems(run: Run, accepted: Sequence[Steer]) -> Iterator[Verdict]:
         if len(after) > 1 and not steers.isdisjoint(after):
             yield violation(f"several turns follow {key.turn}: {', '.join(one.turn for one in after)}")
     for key, turn in run.folds.items():
-        successor = turn.end.successor if turn.end is not None else None
-        if successor is not None and key._replace(turn=successor) not in following[key]:
-            yield violation(f"readers of {key.turn} go on into {successor}, which does not follow it", turn.end)
+        if (end := turn.end) is None or end.successor is None:
+            continue
+        if key._replace(turn=end.successor) not in following[key]:
+            yield violation(f"readers of {key.turn} go on into {end.successor}, which does not follow it", end)
 
 
 def visibility(run: Run, _: Bounds) -> Verdict:

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -100,10 +101,13 @@ class Session:
             began = time.monotonic()
             turn = (await self._post(f"/v1/turns/{turn}/steer", {"message": text}, f"{self._name}-{number}"))["turn"]
             self.accepted.append((text, TurnId(turn)))
-            await until(lambda turn=turn: self.turns[-1] == turn and self._has_delta, WAIT_S_MAX)
+            await until(partial(self._is_answered_by, turn), WAIT_S_MAX)
             self.delta_s.append(time.monotonic() - began)
             await asyncio.sleep(self._chance.random())
         await asyncio.wait_for(reading, WAIT_S_MAX)
+
+    def _is_answered_by(self, turn: str) -> bool:
+        return self.turns[-1] == turn and self._has_delta
 
     async def _post(self, path: str, body: dict[str, Any], key: str) -> dict[str, Any]:
         """Sends the request with the same key until it is accepted."""
