@@ -17,17 +17,23 @@ LAST_TURN = "last-turn"
 SIMULATED = "simulated model: no API key is set (ANTHROPIC_API_KEY)"
 
 
-def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False) -> End:
+def follow(
+    start: Callable[[], Answer],
+    screen: Display,
+    *,
+    is_new: bool = False,
+    show: Callable[[Answer], End] | None = None,
+) -> End:
     """Starts or resumes an answer, and shows it. At Ctrl-C, prints how to read the rest. Raises TailraceError."""
-    turn = ""
+    answer = None
     try:
         answer = start()
-        turn = answer.turn
         if is_new:
-            write_state(LAST_TURN, turn)
-        return display.show(answer, screen)
+            write_state(LAST_TURN, answer.turn)
+        return show(answer) if show else display.show(answer, screen)
     except KeyboardInterrupt:
-        if turn:
+        if answer:
+            turn = answer.turn
             screen.close()
             print("the turn goes on", file=sys.stderr)
             print(make_printable(f"  to read it: tailrace tail {turn}"), file=sys.stderr)

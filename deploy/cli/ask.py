@@ -3,12 +3,15 @@
 import argparse
 import select
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
+from tailrace.client import Answer, Client, End
 from tailrace.deploy.cli import display
 from tailrace.deploy.cli.answers import fields_of, follow, last_turn, report, warn_if_simulated
 from tailrace.deploy.cli.arguments import add_json, add_question
 from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.cli.display import Display
 from tailrace.deploy.cli.result import print_json
 from tailrace.proto.errors import SettingsInvalid
 
@@ -16,6 +19,9 @@ DESCRIPTION = "Ask a question, and show the answer while it arrives."
 EXAMPLES = """\
 The answer is shown while it arrives, as Markdown on a terminal and as plain text in a pipe. If the connection is lost
 or the gateway is killed, the command reconnects and shows the rest. Ctrl-C stops reading, and the turn goes on.
+
+On a terminal, type while the answer arrives, and press Enter: your line changes the answer. The answer ends there, and
+the answer to your line follows.
 
 examples:
   tailrace ask "Why is the sky blue?"
@@ -55,17 +61,30 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     screen = display.new_display(is_json=args.json)
     with connect(args, environ, on_retry=screen.retry) as client:
         is_simulated = warn_if_simulated(client)
+        show = show_on(client, screen)
         if args.resume:
             turn = last_turn()
-            end = follow(lambda: client.resume(turn, on_state=screen.state), screen)
+            end = follow(lambda: client.resume(turn, on_state=screen.state), screen, show=show)
         else:
             question, fields = read_question(args.question), fields_of(args)
             if args.go_on:
                 fields["session"] = client.turn(last_turn())["session"]
-            end = follow(lambda: client.ask(question, on_state=screen.state, **fields), screen, is_new=True)
+            end = follow(lambda: client.ask(question, on_state=screen.state, **fields), screen, is_new=True, show=show)
     if args.json:
         print_json(end)
     return report(end, is_simulated=is_simulated)
+
+
+def show_on(client: Client, screen: Display) -> Callable[[Answer], End]:
+    """Returns the function that shows an answer. On a terminal, a line that is typed meanwhile steers it."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        # Both load rich, which takes 0.1 s.
+        from tailrace.deploy.cli.markdown_display import MarkdownDisplay  # noqa: PLC0415
+        from tailrace.deploy.cli.typed_lines import is_in_foreground, show_and_steer  # noqa: PLC0415
+
+        if isinstance(screen, MarkdownDisplay) and is_in_foreground(sys.stdin.fileno()):
+            return partial(show_and_steer, client, screen)
+    return partial(display.show, display=screen)
 
 
 def read_question(argument: str | None) -> str:

@@ -21,6 +21,9 @@ class Display(Protocol):
     def reset(self) -> None:
         """Says that the answer starts again: the text so far is not part of it."""
 
+    def steered(self, turn: str) -> None:
+        """Separates the answer from that of `turn`, which follows because a message has steered it."""
+
     def state(self, state: State) -> None:
         """Shows a change of the connection's state."""
 
@@ -48,6 +51,9 @@ class PlainDisplay:
         self.close()
         sys.stderr.write(f"{AGAIN}\n")
 
+    def steered(self, turn: str) -> None:  # noqa: ARG002  # as in Display
+        self.add("\n\n")
+
     def state(self, state: State) -> None: ...
 
     def retry(self, error: TailraceError, tries: int) -> None:
@@ -63,6 +69,7 @@ class SilentDisplay:
 
     def add(self, text: str) -> None: ...
     def reset(self) -> None: ...
+    def steered(self, turn: str) -> None: ...
     def state(self, state: State) -> None: ...
 
     def retry(self, error: TailraceError, tries: int) -> None:
@@ -98,8 +105,7 @@ def show(answer: Answer, display: Display) -> End:
                 display.reset()
                 last, is_in_order = 0, True
             case "steered":
-                # The answer to the message follows.
-                display.add("\n\n")
+                display.steered(event.turn)
                 last, is_in_order = 0, True
             case "waiting":
                 sys.stderr.write(f"waiting for the model: {make_printable(event.reason)}\n")

@@ -1,6 +1,7 @@
 """MarkdownDisplay: an answer as Markdown on a terminal, while it arrives."""
 
 import re
+from collections.abc import Callable, Iterator
 from copy import copy
 from itertools import dropwhile
 
@@ -32,6 +33,28 @@ class MarkdownDisplay:
         self._is_first = True
         self._waiting = ""
         self._live: Live | None = None
+        self._sent: list[str] = []
+        self.draft: Callable[[], str] = str
+        """Returns the line that the user is typing."""
+        self.steered_to: set[str] = set()
+        """The turns that steered the answer, and were shown after it."""
+
+    def send(self, message: str) -> None:
+        """Shows a message below the answer until it has steered it. Any thread may call this."""
+        self._sent.append(message)
+
+    def refuse(self, message: str, why: str) -> None:
+        """Says that a message was not sent. Any thread may call this."""
+        if message in self._sent:
+            self._sent.remove(message)
+        self._console.print(Text(make_printable(f"not sent: {message} ({why})"), style="dim"))
+
+    def steered(self, turn: str) -> None:
+        self.steered_to.add(turn)
+        self.close()
+        # Another client may have steered the answer.
+        if self._sent:
+            self._console.print(Text(f"\n> {self._sent.pop(0)}", style="bold"))
 
     def add(self, text: str) -> None:
         self._text += make_printable(text)
@@ -71,12 +94,28 @@ class MarkdownDisplay:
         if self._live is None:
             self._live = Live(console=self._console, refresh_per_second=REFRESHES_PER_S, transient=True)
             self._live.start()
-        self._live.update(Group(Blocks(self._text), Spinner("dots", Text(self._waiting, style="dim"))))
+        spinner = Spinner("dots", Text(self._waiting, style="dim"))
+        self._live.update(Group(Blocks(self._text), spinner, Typed(self._typed)))
+
+    def _typed(self) -> list[str]:
+        draft = self.draft()
+        return [*self._sent, *([draft] if draft else [])]
 
     def _stop(self) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+class Typed:
+    """The lines that the user has typed, as they are when they are drawn."""
+
+    def __init__(self, lines: Callable[[], list[str]]) -> None:
+        self._lines = lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        for line in self._lines():
+            yield Text(f"> {line}", style="bold")
 
 
 class Blocks:

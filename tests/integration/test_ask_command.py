@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import sys
+import termios
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from pathlib import Path
@@ -32,6 +33,14 @@ from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 
 SLOW = "#sim words=200 rate=100"
 WAIT_S_MAX = 40.0
+ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+# Makes the standard input the terminal of the command's session, as a shell has it.
+IN_SESSION = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 class Commands:
@@ -46,6 +55,8 @@ class Commands:
         self, *arguments: str, stdin: int = DEVNULL, stdout: int = PIPE, stderr: int = PIPE, **environ: str
     ) -> Process:
         command = (sys.executable, "-P", "-m", "tailrace", *arguments)
+        if stdin not in (DEVNULL, PIPE):
+            command = (sys.executable, "-c", IN_SESSION, *command)
         return await asyncio.create_subprocess_exec(
             *command, env=self._environ | environ, stdin=stdin, stdout=stdout, stderr=stderr
         )
@@ -104,34 +115,49 @@ async def test_an_interrupted_answer_goes_on_and_is_resumed(commands: Commands, 
     assert (await commands.run("tail", f"msg_{turn}", "--after", lines[-1]["cursor"])).out == ""
 
 
-class ChatOnTerminal:
-    """`async with`: `tailrace chat` on a terminal of its own. Its end is Ctrl-D, with exit status 0."""
+class OnTerminal:
+    """`async with`: a command on a terminal of its own, which ends with an exit status."""
 
-    def __init__(self, commands: Commands, **environ: str) -> None:
+    def __init__(self, commands: Commands, *arguments: str, status: int = 0, **environ: str) -> None:
         self._commands = commands
+        self._arguments = arguments
+        self._status = status
         self._environ = {"COLUMNS": "100"} | environ
         self._shown = b""
 
     async def __aenter__(self) -> Self:
-        self._terminal, its = os.openpty()
-        self.process = await self._commands.start("chat", stdin=its, stdout=its, stderr=its, **self._environ)
+        self.terminal, its = os.openpty()
+        self.process = await self._commands.start(*self._arguments, stdin=its, stdout=its, stderr=its, **self._environ)
         os.close(its)
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None:
-                await self._type(b"\x04")
-                assert await asyncio.wait_for(self.process.wait(), WAIT_S_MAX) == 0
+                await self.leave()
+                assert await asyncio.wait_for(self.process.wait(), WAIT_S_MAX) == self._status
         finally:
-            os.close(self._terminal)
+            os.close(self.terminal)
+
+    async def leave(self) -> None:
+        """Ends a command that does not end by itself."""
 
     async def until_shown(self, text: bytes) -> bytes:
         """Returns what the terminal shows before `text`, since the last call."""
         while text not in self._shown:
-            self._shown += await asyncio.wait_for(asyncio.to_thread(os.read, self._terminal, 10_000), WAIT_S_MAX)
+            self._shown += await asyncio.wait_for(asyncio.to_thread(os.read, self.terminal, 10_000), WAIT_S_MAX)
         before, _, self._shown = self._shown.partition(text)
         return before
+
+
+class ChatOnTerminal(OnTerminal):
+    """`async with`: `tailrace chat` on a terminal of its own. Its end is Ctrl-D."""
+
+    def __init__(self, commands: Commands, **environ: str) -> None:
+        super().__init__(commands, "chat", **environ)
+
+    async def leave(self) -> None:
+        await self._type(b"\x04")
 
     async def type_line(self, line: bytes) -> None:
         await self._type(line + b"\n")
@@ -139,7 +165,7 @@ class ChatOnTerminal:
     async def _type(self, keys: bytes) -> None:
         # Before the prompt the terminal is not in readline's mode, which loses keys and makes another of Ctrl-D.
         await self.until_shown(b"> ")
-        os.write(self._terminal, keys)
+        os.write(self.terminal, keys)
 
 
 async def test_a_chat_on_a_terminal_shows_markdown_and_ctrl_c_ends_a_turn(commands: Commands, gateway: Gateway) -> None:
@@ -153,11 +179,43 @@ async def test_a_chat_on_a_terminal_shows_markdown_and_ctrl_c_ends_a_turn(comman
         await chat.type_line(b"#sim words=30 rate=100")
         drawn = await chat.until_shown(b" tokens in")
         assert re.fullmatch(rb", 30 out, \$0\.\d+", await chat.until_shown(b" simulated, turn "))
-    plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", drawn[drawn.rindex(b"\x1b[?25h") :]).decode()
+    plain = ANSI.sub(b"", drawn[drawn.rindex(b"\x1b[?25h") :]).decode()
     assert re.findall(r"w\d{6}", plain) == words(30).split()
     [session] = (await gateway.client.get("/v1/sessions")).json()["data"]
     turns = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
     assert [turn["outcome"] for turn in turns] == ["cancelled", "completed"]
+
+
+async def test_a_line_that_is_typed_while_an_answer_is_shown_steers_it(commands: Commands, gateway: Gateway) -> None:
+    """The keys are shown below the answer, and the line between the two answers. The terminal is as before then."""
+    async with OnTerminal(commands, "ask", "#sim words=4000 rate=50", TERM="xterm-256color") as ask:
+        modes = termios.tcgetattr(ask.terminal)
+        await ask.until_shown(b"w000012")
+        os.write(ask.terminal, b"#sim words=3 rate=9")
+        await ask.until_shown(b"> #sim words=3 rate=9")
+        os.write(ask.terminal, b"\x7f0\r")
+        drawn = await ask.until_shown(b" tokens in")
+        assert termios.tcgetattr(ask.terminal) == modes
+        await ask.until_shown(b", turn ")
+    before, _, after = drawn.rpartition(b"> #sim words=3 rate=0")
+    assert b"w000013" in before
+    last = ANSI.sub(b"", after[after.rindex(b"\x1b[?25h") :]).decode()
+    assert re.findall(r"w\d{6}", last) == words(3).split()
+    [session] = (await gateway.client.get("/v1/sessions")).json()["data"]
+    first, second = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
+    assert (first["outcome"], second["outcome"]) == ("cancelled", "completed")
+    assert second["input"] == [{"role": "user", "content": "#sim words=3 rate=0"}]
+
+
+async def test_ctrl_c_stops_reading_while_a_line_is_typed(commands: Commands) -> None:
+    async with OnTerminal(commands, "ask", SLOW, status=128 + SIGINT, TERM="xterm-256color") as ask:
+        modes = termios.tcgetattr(ask.terminal)
+        await ask.until_shown(b"w000012")
+        os.write(ask.terminal, b"not sent\x03")
+        await ask.until_shown(b"the turn goes on")
+        await ask.until_shown(b"tailrace cancel")
+        assert termios.tcgetattr(ask.terminal) == modes
+    assert (await commands.run("ask", "--resume")).out == f"{words(200)}\n"
 
 
 async def test_a_spent_budget_a_full_log_and_a_revoked_key_are_one_sentence_each(

@@ -92,3 +92,20 @@ def test_the_newest_branch_of_a_conversation_is_exported() -> None:
         *("## opus (cancelled)", '```json\n{"tool":"look","input":{"at":1}}\n```'),
         "*1 turns of other branches are not shown.*",
     ]
+
+
+def test_a_sent_message_is_shown_between_the_two_answers(
+    display: MarkdownDisplay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one with markup. A message that was refused is shown as such, and one of another client is not known."""
+    display.add("One [two]")
+    for message in ("[b]Shorter", "Longer"):
+        display.send(message)
+    display.refuse("Longer", "the server is away")
+    display.steered("turn-2")
+    display.add("Three")
+    display.steered("turn-3")
+    display.close()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown == "not sent: Longer (the server is away) One [two] > [b]Shorter Three"
+    assert display.steered_to == {"turn-2", "turn-3"}
