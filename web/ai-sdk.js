@@ -94,7 +94,7 @@ export class TailraceChatTransport extends DefaultChatTransport {
     return super.processResponseStream(stream.pipeThrough(failWhenSilent()));
   }
 
-  /** The answers that began anew, by chat: the run, and how often. AI SDK 5 and 6 read such an answer again. */
+  /** The answers to read from their start, by chat: the run, and how often it began anew. AI SDK 5 and 6 read it again then. */
   #restarted = new Map();
 
   /** @returns {Promise<ReadableStream<import("ai").UIMessageChunk>>} */
@@ -106,7 +106,10 @@ export class TailraceChatTransport extends DefaultChatTransport {
     return this.#wholeStream(options, false, () => super.sendMessages({ ...options, body }));
   }
 
+  /** Reads the answer that runs, or the turn of `resumeStream({ metadata: { turn } })`, also if that has ended. */
   async reconnectToStream(options) {
+    const { turn } = options.metadata ?? {};
+    if (turn && this.#restarted.get(options.chatId)?.run !== turn) this.#restarted.set(options.chatId, { run: turn });
     return this.#wholeStream(options, true, () => super.reconnectToStream(options));
   }
 

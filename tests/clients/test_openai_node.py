@@ -15,7 +15,7 @@ from tests.harness.cutting_proxy import Cut, Cutting, random_cuts
 from tests.harness.generator_in_loop import read_stats, words
 from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
+from tests.integration.conftest import KEY, Gateway, api_keys
 
 NODE = "openai (Node)"
 EXAMPLE = Path(__file__).parents[2] / "examples/openai_resume.mjs"
@@ -126,20 +126,3 @@ async def test_the_agents_sdk_over_both_protocols(gateway: Gateway) -> None:
         assert words(40).startswith(cut["text"])
     # A conversation is three calls of the model, and an answer that was cut is one.
     assert sorted(await read_whole_turns(gateway)) == sorted([words(2)] * 4 + [words(40)] * 4)
-
-
-async def test_a_call_of_the_agents_sdk_is_approved_by_another_process_after_a_restart_of_the_gateway(
-    gateway: Gateway, new_gateway: NewGateway, system: System, tmp_path: Path
-) -> None:
-    """The session requires action meanwhile. The SDK runs the tool and sends the conversation with its result."""
-    script = ("approvals.mjs", "agents", KEY)
-    [asked] = await node.run(*script, gateway.url, "trip", str(tmp_path / "state"))
-    assert asked == {"waits": ["look"], "ran": []}
-    waiting = (await gateway.client.get("/v1/sessions?state=requires_action")).json()["data"]
-    assert [one["session"] for one in waiting] == ["trip"]
-    other = await new_gateway(system.nats_url)
-    [approved] = await node.run(*script, other.url, "trip", str(tmp_path / "state"))
-    assert approved == {"text": words(2), "ran": ["the sky"]}
-    assert (await other.client.get("/v1/sessions?state=requires_action")).json()["data"] == []
-    turns = (await other.client.get("/v1/sessions/trip/turns")).json()["turns"]
-    assert [one["parent"] for one in turns] == [None, turns[0]["turn"]]

@@ -29,6 +29,34 @@ const STEPS = {
     for (const one of state.getInterruptions()) state.approve(one);
     return { text: (await runner.run(agent, state)).finalOutput };
   },
+
+  /** A page with `useChat`, and the route of its app with `streamText`. The messages are stored by the app, and two tabs approve at once. */
+  async "ai-sdk"() {
+    const { createAnthropic } = await import("@ai-sdk/anthropic");
+    const { Chat } = await import("@ai-sdk/react");
+    const { convertToModelMessages, DefaultChatTransport, isStepCount, lastAssistantMessageIsCompleteWithApprovalResponses, streamText, tool } = await import("ai");
+    const claude = createAnthropic({ apiKey, baseURL, headers: { ...headers, "Idempotency-Key": "auto" } })("claude-haiku-5-5");
+    const tools = { look: tool({ description: "Looks.", inputSchema: parameters, execute }) };
+    async function route(_address, { body }) {
+      const { messages } = JSON.parse(body);
+      const asked = await convertToModelMessages(messages);
+      const answer = streamText({ model: claude, messages: asked, tools, toolApproval: { look: "user-approval" }, stopWhen: isStepCount(3) });
+      return answer.toUIMessageStreamResponse({ originalMessages: messages });
+    }
+    const open = (messages) =>
+      new Chat({ messages, transport: new DefaultChatTransport({ fetch: route }), sendAutomaticallyWhen: lastAssistantMessageIsCompleteWithApprovalResponses });
+    const pending = ({ messages }) => messages.flatMap(({ parts }) => parts).filter(({ state }) => state === "approval-requested");
+    if (saved === null) {
+      const chat = open([]);
+      await chat.sendMessage({ text: ASKED });
+      writeFileSync(file, JSON.stringify(chat.messages));
+      return { waits: pending(chat).map(({ type }) => type.replace("tool-", "")) };
+    }
+    const tabs = [JSON.parse(saved), JSON.parse(saved)].map(open);
+    for (const tab of tabs) for (const { approval } of pending(tab)) tab.addToolApprovalResponse({ id: approval.id, approved: true });
+    while (tabs.some((tab) => tab.status !== "ready" || tab.messages.at(-1).parts.at(-1).type !== "text")) await new Promise((resolve) => setTimeout(resolve, 20));
+    return { text: [...new Set(tabs.map((tab) => tab.messages.at(-1).parts.at(-1).text))].join() };
+  },
 };
 
 console.log(JSON.stringify({ ...(await STEPS[sdk]()), ran }));
