@@ -3,10 +3,11 @@
  * Request and Response of the web. `mayUse(request, path)` is yours: it decides whose request may pass. The session of a
  * `POST /v1/turns` is in its body.
  */
-// What tailrace.js needs: ask, read, cancel; a session's turns and their stream. A GET of /v1/turns would list all users' turns.
+// What tailrace.js needs: ask, read, steer, cancel; a session's turns, their stream, and decisions about its tool calls. A GET of
+// /v1/turns would list all users' turns.
 const ROUTES = [
-  /^POST \/v1\/(turns|turns\/[\w-]+\/cancel|sessions\/([\w.:-]|%3A)+\/cancel)$/,
-  /^GET \/v1\/(turns\/[\w-]+(\/events)?|sessions\/([\w.:-]|%3A)+\/(events|turns))$/,
+  /^POST \/v1\/(turns|turns\/[\w-]+\/(steer|cancel)|sessions\/([\w.:-]|%3A)+\/(cancel|calls\/[\w-]+))$/,
+  /^GET \/v1\/(turns\/[\w-]+(\/events)?|sessions\/([\w.:-]|%3A)+\/(events|turns|calls))$/,
 ];
 const REQUEST_HEADERS = ["accept", "content-type", "idempotency-key", "last-event-id"];
 const RESPONSE_HEADERS = ["cache-control", "content-type", "retry-after", "tailrace-turn", "x-accel-buffering"];

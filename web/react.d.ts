@@ -1,5 +1,5 @@
 /** The types of react.js. */
-import type { End, Options, State, TailraceError } from "./tailrace.js";
+import type { Answer, End, Options, State, TailraceError } from "./tailrace.js";
 
 type Question = string | Record<string, unknown>;
 
@@ -16,6 +16,8 @@ export interface Turn {
   ask(question: Question, options?: Pick<Options, "idempotencyKey">): void;
   /** Reads a turn. */
   resume(turn: string, options?: Pick<Options, "after">): void;
+  /** Puts a message into the answer: `text` is then the new answer. Returns null if that was refused: see `error`. */
+  steer(...given: Parameters<Answer["steer"]>): Promise<Record<string, unknown> | null>;
   /** Stops reading. The turn goes on. */
   stop(): void;
   /** Ends the turn. Returns null if that was refused: see `error`. */
@@ -46,6 +48,8 @@ export interface Session {
   error: Error | TailraceError | null;
   /** Starts a turn in the session. Returns its id, or null if it was refused. */
   ask(question: Question): Promise<string | null>;
+  /** Puts a message into the answer that runs; if none runs, the message is a question. Returns as `ask` does. */
+  steer(message: Parameters<Answer["steer"]>[0], options?: { at?: "now" | "boundary" }): Promise<string | null>;
   /** Ends the running turns. */
   cancel(): Promise<Record<string, unknown> | null>;
   /** Adds up to 100 turns before those in `turns`. */

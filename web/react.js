@@ -26,7 +26,7 @@ export function useTurn({ turn = null, ...options } = {}) {
     reader.options = options;
   });
   useEffect(() => reader.mount(turn), [reader, turn]);
-  return { ...shown, ask: reader.ask, resume: reader.resume, stop: reader.stop, cancel: reader.cancel };
+  return { ...shown, ask: reader.ask, resume: reader.resume, steer: reader.steer, stop: reader.stop, cancel: reader.cancel };
 }
 
 /** The answer that a component reads. */
@@ -34,6 +34,8 @@ class TurnReader {
   options = {};
   #show;
   #answer = null;
+  /** The turns that steered the answer, and are read with it. */
+  #steered = new Set();
   #question = null;
   #fail;
   #given = null;
@@ -72,6 +74,15 @@ class TurnReader {
 
   resume = (turn, options) => this.#read((given) => resume(turn, { ...given, ...options }));
 
+  steer = async (message, options) => {
+    const [answer, steered] = [this.#answer, this.#steered];
+    const made = (await answer?.steer(message, options).catch(this.#fail)) ?? null;
+    const readNext = () => answer === this.#answer && !steered.has(made.turn) && this.resume(made.turn);
+    // If the answer had ended, or ended by itself, no reader goes on into the turn of the message.
+    if (made) answer.done.then(readNext, () => {});
+    return made;
+  };
+
   stop = () => this.#answer?.close();
 
   cancel = () => this.#answer?.cancel().catch(this.#fail);
@@ -86,13 +97,14 @@ class TurnReader {
     this.#answer?.close();
     const { onEvent, onState, ...options } = this.options;
     let [end, error] = [null, null];
+    const steered = (this.#steered = new Set());
     const show = () => {
       const { turn, session, text, state } = answer;
       if (answer === this.#answer) this.#show({ turn, session, text, state, end, error });
     };
     const answer = begin({
       ...options,
-      onEvent: (event) => (show(), onEvent?.(event, answer)),
+      onEvent: (event) => (event.type === "steered" && steered.add(event.turn), show(), onEvent?.(event, answer)),
       onState: (state) => (show(), onState?.(state, answer)),
     });
     this.#answer = answer;
@@ -118,7 +130,7 @@ export function useSession(session, options = {}) {
     asker.options = options;
   });
   useEffect(() => asker.mount(session), [asker, session]);
-  return { ...shown, ask: asker.ask, cancel: asker.cancel, readEarlier: asker.readEarlier };
+  return { ...shown, ask: asker.ask, steer: asker.steer, cancel: asker.cancel, readEarlier: asker.readEarlier };
 }
 
 /** The session that a component shows. */
@@ -160,6 +172,14 @@ class SessionAsker {
 
   /** Adds the turns before those in `turns`. */
   readEarlier = () => this.#reader?.readEarlier();
+
+  /** Puts a message into the answer that runs, or asks. Returns the turn's id, or null if the message was refused. */
+  steer = async (message, { at = "now" } = {}) => {
+    const running = this.#reader?.newestRunning;
+    if (!running) return this.ask({ messages: [{ role: "user", content: message }] });
+    const made = await this.#post(`/v1/turns/${running}/steer`, JSON.stringify({ message, at }));
+    return made?.turn ?? null;
+  };
 
   /** Ends the running turns. */
   cancel = () => this.#post(`${pathOf(this.#session)}/cancel`);
@@ -210,6 +230,11 @@ class SessionReader {
   expect() {
     this.#expected += 1;
     if (this.#isEnded || this.#isResting) this.#follow();
+  }
+
+  /** The id of the newest turn that runs; undefined if none does. */
+  get newestRunning() {
+    return [...this.#turns.values()].findLast((turn) => turn.outcome === "running")?.turn;
   }
 
   /** Closes the stream of a hidden page when nothing happens, and continues it when the page is shown. */

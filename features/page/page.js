@@ -240,6 +240,7 @@ function drawSend() {
   const isRunning = Boolean(runningTurn());
   watcher.shown(chat.turns.get(chat.leaf) ?? null);
   drawCalls(isRunning ? null : chat.turns.get(chat.leaf)?.record, () => readTurns().catch((error) => notify(sentence(error))));
+  byId("steer").hidden = !isRunning;
   byId("send").ariaLabel = isRunning ? "Stop" : "Send";
   byId("send").title = isRunning ? "Stop (Escape)" : "";
   byId("send").querySelector("use").setAttribute("href", isRunning ? "#i-stop" : "#i-send");
@@ -568,16 +569,35 @@ async function send(steers = false) {
   else submit([{ role: "user", content }], parent, text);
 }
 
-/** Puts a message into a running answer. Its turn is then read like one of another tab. */
+/** Puts a message into a running answer, and shows the next one. */
 async function steer(turn, message) {
-  await request(`/v1/turns/${turn.id}/steer`, { method: "POST", body: { message } }).then(
-    () => refresh(chat.id),
-    (error) => {
-      if (!question.value && !files.length) draftAgain([{ role: "user", content: message }]);
-      notify(sentence(error));
-    },
-  );
+  const steered = chat;
+  const input = [{ role: "user", content: message }];
+  speak("The message is sent.");
+  try {
+    const { turn: id, steered: parent } = await turn.stream.steer(message);
+    if (chat !== steered) return;
+    if (!chat.turns.has(id)) {
+      const now = new Date().toISOString();
+      const record = { turn: id, parent: parent ?? chat.leaf, input, content: [], outcome: "running", asked_at: now, cursor: "", model: turn.record.model };
+      follow(addTurn(record), (options) => resume(id, options));
+    }
+    chat.leaf = id;
+    chat.turns.get(id).asked = textOf(input);
+    drawChat();
+    scroll.scrollTop = scroll.scrollHeight;
+    tellOtherTabs();
+  } catch (error) {
+    if (chat !== steered) return;
+    if (!question.value && !files.length) draftAgain(input);
+    notify(sentence(error));
+  }
 }
+
+byId("steer").addEventListener("click", () => {
+  send(true);
+  question.focus();
+});
 
 async function stop(turn) {
   speak("Stopping.");

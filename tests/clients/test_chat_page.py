@@ -262,6 +262,19 @@ async def test_a_question_that_is_asked_while_an_answer_runs_waits_and_can_be_ta
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 
+@pytest.mark.timeout(120)
+async def test_an_answer_that_runs_is_changed_with_a_button_or_the_keyboard(
+    open_gateway: Gateway, browser: str
+) -> None:
+    """The button is there when there is a message. A request that is lost is repeated with its key."""
+    (seen,) = await node.run("chat-page.mjs", "steered", open_gateway.url, deadline_s=100, CHROMIUM=browser)
+    assert seen["offered"] == [False, False, True, False]
+    assert [asked.partition("\n")[0] for asked in seen["asked"]] == ["First.", "Second.", "Third."]
+    assert (seen["last"], seen["isRepeated"]) == (words(3), True)
+    assert seen["turns"] == ["cancelled", "cancelled", "completed"]
+    assert (seen["complaints"], seen["elsewhere"]) == ([], [])
+
+
 async def test_tool_calls_that_wait_are_decided_on_the_page(
     open_gateway: Gateway, browser: str, pictures: Path
 ) -> None:

@@ -57,6 +57,28 @@ async def test_turns_and_sessions_are_shown_once_after_a_reload_and_in_two_tabs(
     assert (of_hidden["second"], of_hidden["state"], of_hidden["streams"]) == ([words(3), words(20)], "live", 1)
 
 
+async def test_a_message_is_put_into_a_running_answer_and_is_the_next_question_otherwise(
+    open_gateway: Gateway, browser: str
+) -> None:
+    """The text is that of the new answer, also if the message came after the end of the answer before."""
+    given = {"line": LONG, "next": "#sim words=20 rate=50"}
+    turn, session = await run_hooks(
+        open_gateway.url,
+        ("steer", {"component": "Turn", **given}),
+        ("steerSession", {"component": "Session", "session": "steered", **given}),
+        key="",
+    )
+    first, second = turn["made"]
+    assert (first["steered"] is None, second["steered"]) == (False, None)
+    for made, shown in ((first, turn["first"]), (second, turn["second"])):
+        assert (shown["turn"], shown["texts"], shown["error"]) == (made["turn"], [words(20)], None)
+        assert shown["end"]["outcome"] == "completed"
+    assert [one["turn"] for one in session["turns"]] == session["made"]
+    assert [one["outcome"] for one in session["turns"]] == ["cancelled", "completed"]
+    assert [one["input"][0]["content"] for one in session["turns"]] == [given["line"], given["next"]]
+    assert (session["texts"][1], session["error"]) == (words(20), None)
+
+
 async def test_a_refused_request_is_an_error_of_the_question(open_gateway: Gateway, browser: str) -> None:
     """A cancel, two questions on their way, a question of a session that was left, and a page of earlier turns."""
     short = {"message": "#sim words=1", "session": "failed-page", "create_session": True}

@@ -148,6 +148,12 @@ const STATES = {
     await ask(page, "And what comes after two thousand?");
     await page.getByRole("button", { name: "Take back" }).waitFor();
   },
+  /** A message that can be put into the answer that runs. */
+  async steering(page) {
+    await STATES.running(page);
+    await page.getByLabel("Question").fill("Only the even numbers, please.");
+    await page.getByRole("button", { name: "Change the answer" }).waitFor();
+  },
   /** The second of two answers to a question, of another model. */
   async retried(page) {
     await page.goto(`${gateway}/`);
@@ -1177,6 +1183,37 @@ const STEPS = {
     const session = new URL(page.url()).hash.slice(1);
     const { turns } = await (await fetch(`${gateway}/v1/sessions/${session}/turns`)).json();
     return { place, draft, asked, last, file, name: download.suggestedFilename(), turns: turns.map(({ model, outcome, text }) => [model, outcome, text.length > 0]), ...seen };
+  },
+
+  /** Changes an answer with the button, whose first request is lost, and the next one with the keyboard. */
+  async steered() {
+    const { page, seen } = await open({ viewport: SIZES.phone });
+    const keys = [];
+    await page.route("**/steer", (route) => (keys.push(route.request().headers()["idempotency-key"]), keys.length === 1 ? route.abort() : route.continue()));
+    const change = page.getByRole("button", { name: "Change the answer" });
+    const offered = [];
+    const isOffered = async () => offered.push(await change.isVisible());
+    const ended = (count) => page.waitForFunction((count) => document.querySelectorAll(".meta").length === count, count);
+    await page.goto(gateway);
+    await page.getByLabel("Question").fill("First.\n#sim words=4000 rate=20");
+    await isOffered();
+    await page.keyboard.press("Enter");
+    await longer(page, 80);
+    await isOffered();
+    await page.getByLabel("Question").fill("Second.\n#sim words=4000 rate=20");
+    await isOffered();
+    await change.click();
+    await ended(1);
+    await longer(page, 80);
+    await page.getByLabel("Question").fill("Third.\n#sim words=3 rate=0");
+    await page.keyboard.press("Control+Enter");
+    await ended(3);
+    await isOffered();
+    const asked = await page.locator(".said").allTextContents();
+    const session = new URL(page.url()).hash.slice(1);
+    const { turns } = await (await fetch(`${gateway}/v1/sessions/${session}/turns`)).json();
+    const [key, again, other] = keys;
+    return { offered, asked, last: (await text(page)).trim(), isRepeated: key === again && key !== other, turns: turns.map(({ outcome }) => outcome), ...seen };
   },
 
   async decided(folder) {

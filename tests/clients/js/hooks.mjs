@@ -80,6 +80,30 @@ const DOINGS = {
     return { first, again, stopped, posts, running: running.outcome, cancelled };
   },
 
+  /** Puts a message into an answer, and another one when that has ended. */
+  async steer(open, given) {
+    const page = await open(url);
+    const steer = () => page.evaluate((line) => globalThis.hook.steer(line), given.next);
+    await begin(page, given);
+    await until(page, "seen.text.length > 80");
+    const made = [await steer()];
+    const first = await until(page, ended);
+    made.push(await steer());
+    return { made, first, second: await until(page, `${ended} && seen.turn === '${made[1].turn}'`) };
+  },
+
+  /** Puts a message into a session in which no turn runs, and another one into its answer. */
+  async steerSession(open, given) {
+    const page = await open(url);
+    const steer = (line) => page.evaluate((line) => globalThis.hook.steer(line), line);
+    await begin(page, given);
+    await until(page, "seen.state === 'idle'");
+    const made = [await steer(given.line)];
+    await until(page, "seen.texts[0]?.length > 80");
+    made.push(await steer(given.next));
+    return { made, ...(await until(page, "seen.turns.length === 2 && seen.turns.every((turn) => turn.outcome !== 'running' && turn.input.length)")) };
+  },
+
   /** The cancellation of a running turn is refused, and the next one is not. */
   async uncancelled(open, given) {
     const page = await open(url);

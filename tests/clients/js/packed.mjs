@@ -20,6 +20,11 @@ const refused = await ask("x", asking("user=eve")).done.catch((error) => [error 
 const listed = await route(new Request(`http://app.invalid${base}/v1/turns`, { headers: { cookie: "user=ada" } }));
 const beyond = await route(new Request(`http://app.invalid${base}/v1/turns/../keys`, { headers: { cookie: "user=ada" } }));
 
+/** A message into an answer passes the route, too. */
+let sent;
+const steer = (event, answer) => event.type === "delta" && (sent ??= answer.steer("#sim words=3 rate=0"));
+const steered = await ask("#sim words=4000 rate=50", { ...asking("user=ada"), fetch: (address, init) => route(new Request(address, init)), onEvent: steer }).done;
+
 /** A gateway that is busy for so many seconds, and then answers. The timers fire at once, and note the wait. */
 const waits = [];
 const { setTimeout } = globalThis;
@@ -45,6 +50,7 @@ console.log(
     refused,
     listed: listed.status,
     beyond: beyond.status,
+    steered: steered.text,
     waited: waited.text,
     hasWaited: waits.includes(20_000),
     tooLong,
