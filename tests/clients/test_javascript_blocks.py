@@ -27,6 +27,7 @@ declare const request: typeof import("./tailrace.js").request;
 declare const useTurn: typeof import("./react.js").useTurn;
 declare const useState: typeof import("react").useState;
 declare const useChat: typeof import("@ai-sdk/react").useChat;
+declare const chat: ReturnType<typeof useChat>;
 declare const TailraceChatTransport: typeof import("./ai-sdk.js").TailraceChatTransport;
 declare const [paragraph, mark, answer]: HTMLElement[];
 declare const [question, key, turn, chatId]: string[];
@@ -61,7 +62,7 @@ def folder_of_an_app(tmp_path: Path) -> Path:
 async def test_each_program_prints_the_whole_answer(open_gateway: Gateway, tmp_path: Path) -> None:
     folder, answer = folder_of_an_app(tmp_path), await text_of(open_gateway)
     # The programs of other pages are files in examples/, which have their own tests.
-    assert len(PROGRAMS) == 1
+    assert len(PROGRAMS) == 2
     for page, code in PROGRAMS:
         program = QUESTIONS.sub(f'"{QUESTION}"', GATEWAY.sub(open_gateway.url, code))
         assert QUESTION in program, page

@@ -1,4 +1,4 @@
-"""The Python examples in the docs and the commands of API.md run as printed, except for addresses, keys and ids."""
+"""The Python examples in the docs, and the commands of two pages, run as printed, except for addresses, keys and ids."""
 
 import asyncio
 import json
@@ -91,7 +91,9 @@ async def test_the_example_of_a_response_prints_only_the_answer_after_a_restart(
     assert await run_examples([("OPENAI.md", code)]) == [words(9)]
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="NO CURL: the commands of API.md are not tested here")
+@pytest.mark.skipif(
+    shutil.which("curl") is None, reason="NO CURL: the commands of API.md and STEERING.md are not tested here"
+)
 @pytest.mark.usefixtures("gateway")
 async def test_each_command_of_the_api_page_is_accepted(
     system: System, new_gateway: NewGateway, tmp_path: Path
@@ -99,8 +101,9 @@ async def test_each_command_of_the_api_page_is_accepted(
     shutil.copy(DOCS.parent / "README.md", tmp_path)
     gateway = await new_gateway(system.nats_url, api_keys="")
     names = {"localhost:8000": gateway.url}
-    commands = COMMAND.findall((DOCS / "API.md").read_text())
-    assert len(commands) == 17
+    pages = [(DOCS / page).read_text() for page in ("API.md", "STEERING.md")]
+    commands = [command for page in pages for command in COMMAND.findall(page)]
+    assert len(commands) == 18
     for printed in commands:
         command = printed
         for name, value in names.items():
