@@ -24,6 +24,7 @@ from tools.openapi.descriptions import add_meanings
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 KEY = TurnKey(Tenant("local"), TurnId("01a1f7c0-0000-7000-8000-000000000001"))
+NEXT = TurnId("01a1f7c0-0000-7000-8000-000000000002")
 MODEL = "claude-sonnet-5-5"
 REF = "#/components/schemas/{name}"
 BY_KIND = {"request": Request, "attempt": Attempt, "event": Event, "progress": Progress, "end": End}
@@ -108,9 +109,19 @@ def _log() -> Json:
 
 
 def render_example(dialect: Dialect) -> Iterator[tuple[str, Any]]:
-    """Yields the name and the JSON value or text of each event that the example turn has in `dialect`."""
+    """Yields the name and the JSON value or text of each event that the example turn has in `dialect`.
+
+    Then the kinds of events that only a steered turn has.
+    """
+    whole = list(_render(dialect, example_turn()))
+    names = dict(whole)
+    yield from whole
+    yield from ((name, payload) for name, payload in _render(dialect, steered_turn()) if name not in names)
+
+
+def _render(dialect: Dialect, log: list[StoredEntry]) -> Iterator[tuple[str, Any]]:
     state = dialect.start(KEY)
-    for stored in example_turn():
+    for stored in log:
         frame, state = dialect.render(state, stored)
         if dialect.media_type != "text/event-stream":
             yield from [("text", frame.data.decode())] if frame.data else []
@@ -158,6 +169,13 @@ def example_turn() -> list[StoredEntry]:
         ],
     )
     _append(log, build_end(fold(log), "completed", None))
+    return log
+
+
+def steered_turn() -> list[StoredEntry]:
+    """Returns the example turn with the end that it has when a message steers it."""
+    log = example_turn()[:-1]
+    _append(log, build_end(fold(log), "cancelled", None, cause="steer", successor=NEXT))
     return log
 
 

@@ -1,4 +1,4 @@
-"""The Python examples in the docs, and the commands of two pages, run as printed, except for addresses, keys and ids."""
+"""The Python examples in the docs, and the commands of two pages, run as printed, except for addresses, keys, ids."""
 
 import asyncio
 import json

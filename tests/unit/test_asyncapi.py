@@ -39,3 +39,10 @@ def test_channel_lists_the_messages_of_its_dialect(name: str) -> None:
     rendered = list(asyncapi.render_example(DIALECTS[name]))
     assert list(messages) == list(dict(rendered))
     assert "Hel" in json.dumps([message["examples"] for message in messages.values()])
+
+
+def test_channels_have_the_event_that_names_the_next_turn() -> None:
+    """A message has steered the turn. The other dialects have no such event."""
+    naming = {name for name in DIALECTS if asyncapi.NEXT in json.dumps(DOCUMENT["channels"][name]["messages"])}
+    assert naming == {"tailrace", "ui"}
+    assert DOCUMENT["channels"]["tailrace"]["messages"]["steered"]["examples"][0]["payload"]["turn"] == asyncapi.NEXT
