@@ -46,7 +46,8 @@ function draw() {
   const tries = attempts.length ? [`${attempts.length} attempt${attempts.length > 1 ? "s" : ""}`] : [];
   const chat = element("a", { href: `/#${encodeURIComponent(session ?? "")}`, textContent: "its chat" });
   const words = [model, new Date(accepted_at).toLocaleString(), ...tries, ...figures].filter(Boolean).join(" \u00b7 ");
-  byId("about").replaceChildren(`${words} \u00b7 `, chat,  element("br"), element("span", { textContent: turn }));
+  const next = end?.successor ? [" \u00b7 ", element("a", { href: `/turns/${end.successor}`, textContent: "the turn that changed it" })] : [];
+  byId("about").replaceChildren(`${words} \u00b7 `, chat, ...next, element("br"), element("span", { textContent: turn }));
   document.querySelector(".answer").classList.toggle("live", !end || isPlaying);
   drawLanes();
   drawSteps();

@@ -103,10 +103,13 @@ class EndStep(msgspec.Struct, frozen=True, kw_only=True):
     """The error in one sentence, if the turn failed. It may quote the model's API."""
     cause: str | None = None
     """Why the turn was cancelled: `request`: by a client; `session`: by a client, with the session's other running
-    turns; `on_busy`: by a newer turn; `on_disconnect`: it had no reader; `deletion`; `batch`: its batch has ended.
-    Null: not cancelled, cancelled by an older version, or only the database has the turn."""
+    turns; `on_busy`: by a newer turn; `steer`: by a message into the answer; `on_disconnect`: it had no reader;
+    `deletion`; `batch`: its batch has ended. Null: not cancelled, cancelled by an older version, or only the database
+    has the turn."""
     by: str | None = None
     """The id of the credential of the client that cancelled it."""
+    successor: TurnId | None = None
+    """The turn that answers the message, if one was put into the answer."""
     usage: Usage
     """The tokens of the turn."""
     usage_is_estimated: bool
@@ -275,7 +278,7 @@ async def read(
 
 
 def _end_step(at: datetime, outcome: Outcome, end: End | TurnRecord) -> EndStep:
-    cause, by = (end.cause, end.by) if isinstance(end, End) else (None, None)
+    cause, by, successor = (end.cause, end.by, end.successor) if isinstance(end, End) else (None, None, None)
     return EndStep(
         at=at,
         outcome=outcome,
@@ -284,6 +287,7 @@ def _end_step(at: datetime, outcome: Outcome, end: End | TurnRecord) -> EndStep:
         message=end.error.message if end.error is not None else None,
         cause=cause,
         by=by,
+        successor=successor,
         usage=end.usage,
         usage_is_estimated=end.usage_is_estimated,
         cost_usd=end.cost_usd,
@@ -438,7 +442,8 @@ def _describe_end(end: EndStep, max_cost_usd: float | None) -> str:
             return f"{what} ({end.code}): {' '.join((end.message or '').split())}".removesuffix(": ")
         case "cancelled" if end.cause is not None:
             by = f", with the credential {end.by}" if end.by is not None else ""
-            return f"{what} ({end.cause}): {CANCEL_CAUSES.get(end.cause, 'by a newer version')}{by}"
+            following = f"; turn {end.successor} answers it" if end.successor is not None else ""
+            return f"{what} ({end.cause}): {CANCEL_CAUSES.get(end.cause, 'by a newer version')}{by}{following}"
         case "completed" if end.stop_reason == "max_cost" and max_cost_usd is not None:
             return f"{what} (max_cost): the answer may cost {max_cost_usd:.6g} $"
         case _:

@@ -50,6 +50,10 @@ async def interrupt(gateway: Gateway, turn: dict[str, Any]) -> None:
     await post(gateway, message="#sim words=3", session=turn["session"], on_busy="interrupt")
 
 
+async def steer(gateway: Gateway, turn: dict[str, Any]) -> None:
+    await gateway.client.post(f"/v1/turns/{turn['turn']}/steer", json={"message": "#sim words=3"})
+
+
 async def disconnect(gateway: Gateway, turn: dict[str, Any]) -> None:
     await read(gateway.client, turn["turn"], most=3)
 
@@ -62,6 +66,7 @@ async def disconnect(gateway: Gateway, turn: dict[str, Any]) -> None:
         (cancel_response, "request", True),
         (cancel_session, "session", True),
         (interrupt, "on_busy", True),
+        (steer, "steer", True),
         (disconnect, "on_disconnect", False),
     ],
 )
@@ -85,6 +90,9 @@ async def test_a_cancelled_turn_says_why_and_by_which_credential(
     last = next(step["text"] for step in found["steps"] if step["text"].startswith("Cancelled"))
     assert last.startswith(f"Cancelled ({cause}): ")
     assert (f"with the credential {found['end']['by']}" in last) == is_client
+    following = found["end"]["successor"]
+    assert (following is not None) == (cause == "steer")
+    assert (f"; turn {following} answers it" in last) == (cause == "steer")
 
 
 async def timeline(own: OwnSystem, key: TurnKey) -> Timeline:
