@@ -5,7 +5,7 @@
 | `text` | text |
 | `file` | an image, a PDF or a text, from a `data:` or `https:` URL |
 | `reasoning` | thinking, if it has the model's signature: the API refuses it otherwise |
-| `tool-*`, `dynamic-tool` with a result | a tool call and its result |
+| `tool-*`, `dynamic-tool` with a result, or denied | a tool call and its result |
 | `tool-*`, `dynamic-tool` without a result | nothing: the API refuses a call without a result |
 | provider-executed tools, `source-*` | nothing: the session has them |
 | `data-*`, `step-start`, `custom` and others | nothing: they are for the page |
@@ -39,6 +39,7 @@ from tailrace.proto.long_strings import PIECE_BYTES, decode_base64
 DENIED = "the user denied this tool call"
 # The API refuses a failed call without a reason.
 FAILED = "the tool failed"
+UNRUN = "`{name}` is approved, but has no output: Tailrace runs no tools. Run it, and send its output (`addToolOutput`)"
 TOO_OLD = (
     "`messages` have a `content`, as AI SDK 3 and 4 send it: this route is for AI SDK 5 or newer. "
     "Update `ai` and `@ai-sdk/react`, whose messages have `parts`"
@@ -49,6 +50,15 @@ MODEL_MESSAGES = (
 )
 
 Block = dict[str, Any]
+
+
+class UIApproval(msgspec.Struct, frozen=True):
+    """The decision of AI SDK's own tool approvals."""
+
+    approved: bool | None = None
+    """Whether the call is approved; null: it is not decided."""
+    reason: str | None = None
+    """Why it was decided so."""
 
 
 class UIPart(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -78,6 +88,8 @@ class UIPart(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The result of the tool call."""
     error_text: str = ""
     """Why the tool call failed."""
+    approval: UIApproval | None = None
+    """The decision about the tool call."""
     provider_executed: bool | None = None
     """Whether the provider ran the tool."""
 
@@ -164,6 +176,7 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
         session = None
     metadata = dict(chat.metadata or {})
     if chat.messages and chat.messages[-1].role == "assistant":
+        _refuse_approved(chat.messages[-1])
         # The message has tool results: the client appends the answer to it.
         metadata[MESSAGE] = chat.messages[-1].id
     return NewTurn(
@@ -185,6 +198,14 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
         max_cost=chat.max_cost,
         store=chat.store,
     )
+
+
+def _refuse_approved(message: UIMessageParam) -> None:
+    """Raises Refused for a call that was approved, and has not run. Without it, the model would not get the call."""
+    for part in message.parts:
+        if part.state == "approval-responded" and part.approval is not None and part.approval.approved:
+            name = part.tool_name or part.type.removeprefix("tool-")
+            raise Refused("request_invalid", UNRUN.format(name=name))
 
 
 def client_names(chat: UIChatRequest) -> dict[str, str]:
@@ -353,10 +374,15 @@ def _tool_call(part: UIPart) -> tuple[Block, Block] | None:
             return call, {**result, "content": encode_output(part.output)}
         case "output-error":
             return call, {**result, "content": part.error_text or FAILED, "is_error": True}
-        case "output-denied":
-            return call, {**result, "content": DENIED, "is_error": True}
+        case "output-denied" | "approval-responded" if part.state == "output-denied" or _is_denied(part.approval):
+            reason = f": {part.approval.reason}" if part.approval is not None and part.approval.reason else ""
+            return call, {**result, "content": f"{DENIED}{reason}", "is_error": True}
         case _:
             return None
+
+
+def _is_denied(approval: UIApproval | None) -> bool:
+    return approval is not None and approval.approved is False
 
 
 def _simplify(blocks: list[Block]) -> str | list[Block]:
