@@ -34,13 +34,15 @@ async def test_chats_that_are_cut_and_reloaded_restarted_refused_and_stopped(gat
     # The simulated Claude counts the failures of a question.
     restarting = f"anew for {version}\n#sim words=30 rate=50 fault=cut@10x1"
     stopping = {"text": "#sim words=600 rate=60", "stops": True, "chars": 80}
+    changing = {"stops": True, "chars": 80, "next": "#sim words=3 rate=0"}
     async with Cutting(gateway.port, CUTS) as proxy:
-        reloaded, anew, refused, stopped, lost = await show_chats(
+        reloaded, anew, refused, stopped, changed, lost = await show_chats(
             version,
             (proxy.url, cut),
             (gateway.url, {"id": "anew", "text": restarting, "body": {"on_interrupt": "restart"}}),
             (gateway.url, {"id": "refused", "text": "#sim fault=529"}),
             (gateway.url, {"id": "stopped", **stopping, "body": {"on_disconnect": "grace:0"}}),
+            (gateway.url, {"id": "changed", "text": "#sim words=600 rate=60", **changing}),
             (gateway.url, {"id": "lost", "text": LONG, "lost": 2}),
         )
         assert proxy.left == []
@@ -53,6 +55,10 @@ async def test_chats_that_are_cut_and_reloaded_restarted_refused_and_stopped(gat
     assert (refused["status"], len(refused["errors"])) == ("error", 1)
     assert "backend_overloaded" in refused["error"] or "529" in refused["error"]
     await check_stopped(gateway, stopped)
+    # The next message ends the answer, whose text stays in the conversation.
+    assert (changed["status"], changed["text"]) == ("ready", words(3))
+    before, after = await turns(gateway, "changed")
+    assert (before["outcome"], after["parent"]) == ("cancelled", before["turn"])
     assert (lost["status"], lost["errors"], lost["text"]) == ("ready", [], words(100))
     assert [turn["turn"] for turn in await turns(gateway, "lost")] == [lost["turn"]]
 

@@ -8,10 +8,10 @@ const { TailraceChatTransport, Chat } = await load(version);
 const headers = { authorization: `Bearer ${key}` };
 const textOf = (message) => (message?.parts ?? []).flatMap((part) => (part.type === "text" ? [part.text] : [])).join("");
 
-/** Asks, and reloads or stops. `busy`: so many requests of a reloaded page are refused, as by a proxy whose gateway is
+/** Asks, and reloads or stops, and then asks `next`. `busy`: so many requests of a reloaded page are refused, as by a proxy whose gateway is
  * restarted. `lost`: so many answers are replaced by the status of Next.js for a gateway that was killed, the first one by
  * that of a gateway that stops. `history`: where a reloaded page reads its messages. */
-async function show(url, { id, text, body, sent, history, reloads = 0, chars = 0, stops = false, busy = 0, lost = 0 }) {
+async function show(url, { id, text, body, sent, history, reloads = 0, chars = 0, stops = false, next, busy = 0, lost = 0 }) {
   const errors = [];
   const isRefused = (address) => String(address).endsWith("/stream") && busy-- > 0;
 
@@ -56,6 +56,7 @@ async function show(url, { id, text, body, sent, history, reloads = 0, chars = 0
   };
   let asking = chat.sendMessage({ text }, { body: sent });
   if (stops) await says(chars).then(() => chat.stop());
+  if (next) asking = chat.sendMessage({ text: next });
   for (let n = 1; n <= reloads; n += 1) {
     await says(n * chars);
     leave();
