@@ -1,11 +1,11 @@
-// A page with useTurn: npm install && npm run dev. It shows a running answer again after a reload.
+// A page with useTurn: npm install && npm run dev. It shows a running answer again after a reload. A message changes it.
 import { StrictMode, useState } from "react";
 import { createRoot } from "react-dom/client";
 import { useTurn } from "./react.js";
 
 function Chat() {
   const [before] = useState(() => sessionStorage.getItem("turn"));
-  const { ask, cancel, text, state, end, error } = useTurn({
+  const { ask, steer, cancel, text, state, end, error } = useTurn({
     url: "/api/tailrace",
     turn: before,
     onEvent: (event) => event.type === "start" && sessionStorage.setItem("turn", event.turn),
@@ -15,11 +15,13 @@ function Chat() {
       <form
         onSubmit={(event) => {
           event.preventDefault();
-          ask(new FormData(event.target).get("message"));
+          const message = new FormData(event.target).get("message");
+          if (state === "live") steer(message);
+          else ask(message);
         }}
       >
         <input name="message" aria-label="Message" required />
-        <button>Ask</button>
+        <button>{state === "live" ? "Change" : "Ask"}</button>
         <button type="button" onClick={cancel} disabled={state !== "live"}>
           Stop
         </button>
