@@ -116,12 +116,12 @@ async def test_an_interrupted_answer_goes_on_and_is_resumed(commands: Commands, 
 
 
 class OnTerminal:
-    """`async with`: a command on a terminal of its own, which ends with an exit status."""
+    """`async with`: a command on a terminal of its own, which ends with the exit status `status`."""
 
-    def __init__(self, commands: Commands, *arguments: str, status: int = 0, **environ: str) -> None:
+    def __init__(self, commands: Commands, *arguments: str, **environ: str) -> None:
         self._commands = commands
         self._arguments = arguments
-        self._status = status
+        self.status = 0
         self._environ = {"COLUMNS": "100"} | environ
         self._shown = b""
 
@@ -135,7 +135,7 @@ class OnTerminal:
         try:
             if kind is None:
                 await self.leave()
-                assert await asyncio.wait_for(self.process.wait(), WAIT_S_MAX) == self._status
+                assert await asyncio.wait_for(self.process.wait(), WAIT_S_MAX) == self.status
         finally:
             os.close(self.terminal)
 
@@ -208,7 +208,8 @@ async def test_a_line_that_is_typed_while_an_answer_is_shown_steers_it(commands:
 
 
 async def test_ctrl_c_stops_reading_while_a_line_is_typed(commands: Commands) -> None:
-    async with OnTerminal(commands, "ask", SLOW, status=128 + SIGINT, TERM="xterm-256color") as ask:
+    async with OnTerminal(commands, "ask", SLOW, TERM="xterm-256color") as ask:
+        ask.status = 128 + SIGINT
         modes = termios.tcgetattr(ask.terminal)
         await ask.until_shown(b"w000012")
         os.write(ask.terminal, b"not sent\x03")
