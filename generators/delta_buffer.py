@@ -5,8 +5,6 @@ first delta of a block is an entry of its own: so a short answer that the model 
 beginning and its end.
 """
 
-from collections import deque
-
 import msgspec
 
 from tailrace.generators import metrics
@@ -23,7 +21,8 @@ class DeltaBuffer:
     """A queue of events, each with the time at which it was put; joined deltas have the time of the first."""
 
     def __init__(self) -> None:
-        self.waiting: deque[tuple[ModelEvent, float]] = deque()
+        # Not a deque, which takes 0.6 kB while it is empty.
+        self.waiting: list[tuple[ModelEvent, float]] = []
         self._last_bytes = 0
         self._begins_block = False
         self._is_first = False
@@ -54,7 +53,7 @@ class DeltaBuffer:
 
     def take(self) -> tuple[ModelEvent, float]:
         """Removes and returns the next event, and when it was put. Raises IndexError without one."""
-        event, put_at = self.waiting.popleft()
+        event, put_at = self.waiting.pop(0)
         if event.raw is JOINED:
             assert isinstance(event.event, events.BlockDelta)  # noqa: S101  # only deltas are joined
             event = msgspec.structs.replace(event, raw=events.encode(event.event))
