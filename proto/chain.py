@@ -39,8 +39,7 @@ def link(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
     match entry:
         case Event() | Progress() | End() | Unknown():
             is_current = entry.attempt >= chain.attempt and not is_empty
-            is_end = isinstance(entry, End)
-            return Chain(seq, entry.attempt, is_end, length, chain.first) if is_current else None
+            return Chain(seq, entry.attempt, type(entry) is End, length, chain.first) if is_current else None
         case Attempt():
             is_later = entry.attempt > chain.attempt and not is_empty
             return Chain(seq, entry.attempt, length=length, first=chain.first) if is_later else None

@@ -318,21 +318,24 @@ class Folding:
             self.skipped += 1
             return
         self.chain = chain
-        if chain.attempt and self.last_entry_at is not None and not isinstance(stored.entry, Attempt):
+        if chain.attempt and self.last_entry_at is not None and type(stored.entry) is not Attempt:
             self.worked += max(stored.at - self.last_entry_at, NO_TIME)
         self.last_entry_at = stored.at
         match stored.entry:
             case Event(event=raw, is_hidden=is_hidden, left_out=left_out):
                 event = event or events.decode(raw)
                 self.meter.unreported_bytes += left_out
-                if isinstance(event, events.MessageStart) and not is_hidden:
-                    self.changes["message"] = event.message
-                if isinstance(event, events.MessageStart | events.MessageDelta):
-                    self.merge_envelope(events.envelope(raw))
-                if isinstance(event, events.MessageDelta) and event.delta.stop_reason is not None:
-                    self.add_stop(event.delta, is_hidden=is_hidden)
-                if self.first_token_at is None and isinstance(event, events.BlockDelta):
-                    self.first_token_at = stored.at
+                match event:
+                    case events.BlockDelta():
+                        self.first_token_at = self.first_token_at or stored.at
+                    case events.MessageStart(message):
+                        if not is_hidden:
+                            self.changes["message"] = message
+                        self.merge_envelope(events.envelope(raw))
+                    case events.MessageDelta(stop):
+                        self.merge_envelope(events.envelope(raw))
+                        if stop.stop_reason is not None:
+                            self.add_stop(stop, is_hidden=is_hidden)
                 self.add_event(event)
                 if self.length.total > self.furthest:
                     self.furthest, self.fruitless = self.length.total, 0
@@ -368,17 +371,7 @@ class Folding:
     def add_event(self, event: events.Event | events.UnknownEvent) -> None:
         """Applies an event to the blocks and the usage. Ignores deltas of a wrong type."""
         match event:
-            case events.MessageStart():
-                self.meter.add(event)
-            case events.BlockStart(_, block):
-                text, signature = events.opening_text(block)
-                self.blocks.append(_OpenBlock(Block(str(block.get("type", "")), block, text, signature)))
-                self.length.start(len(self.blocks) - 1, block)
-                self.length.add_text(len(self.blocks) - 1, text)
-                self.meter.add(event)
-            case events.OtherDelta(index, fields) if 0 <= index < len(self.blocks):
-                one = self.blocks[index]
-                one.fields = events.merge_fields(one.block.start if one.fields is None else one.fields, fields)
+            # Most events.
             case events.BlockDelta(index, delta) if 0 <= index < len(self.blocks):
                 one = self.blocks[index]
                 if not events.fits_block(type(delta), one.block.type):
@@ -395,6 +388,17 @@ class Folding:
                         one.signature = signature
                     case events.CitationsDelta(citation):
                         one.citations.append(citation)
+            case events.MessageStart():
+                self.meter.add(event)
+            case events.BlockStart(_, block):
+                text, signature = events.opening_text(block)
+                self.blocks.append(_OpenBlock(Block(str(block.get("type", "")), block, text, signature)))
+                self.length.start(len(self.blocks) - 1, block)
+                self.length.add_text(len(self.blocks) - 1, text)
+                self.meter.add(event)
+            case events.OtherDelta(index, fields) if 0 <= index < len(self.blocks):
+                one = self.blocks[index]
+                one.fields = events.merge_fields(one.block.start if one.fields is None else one.fields, fields)
             case events.BlockStop(index) if 0 <= index < len(self.blocks):
                 if not self.blocks[index].is_closed:
                     self.blocks[index].is_closed = True

@@ -48,15 +48,12 @@ def encode(events: Events, id_prefix: bytes = b"") -> bytes:
     it as soon as it has read the line: after a cut between id and data, it resumed after an event that it had not
     dispatched.
     """
-    lines: list[bytes] = []
+    blocks: list[bytes] = []
     for data, seq, name in events:
-        if name is not None:
-            lines.append(b"event: %s\n" % name)
-        lines.append(b"data: %s\n" % odd_json.unwrap(data))
-        if seq is not None:
-            lines.append(b"id: %s%d\n" % (id_prefix, seq))
-        lines.append(b"\n")
-    return b"".join(lines)
+        first = b"" if name is None else b"event: %b\n" % name
+        last = b"" if seq is None else b"id: %b%d\n" % (id_prefix, seq)
+        blocks.append(b"%bdata: %b\n%b\n" % (first, odd_json.unwrap(data), last))
+    return b"".join(blocks)
 
 
 def retry(wait_ms: int) -> bytes:

@@ -76,9 +76,9 @@ class TurnFeed:
         for stored in entries:
             self.entries.append(stored)
             self.seqs.append(stored.seq)
-            if isinstance(stored.entry, Attempt) and stored.entry.mode == "restart":
+            if type(stored.entry) is Attempt and stored.entry.mode == "restart":
                 self._after_restart = len(self.entries)
-        self.is_ended = bool(entries) and isinstance(entries[-1].entry, End)
+        self.is_ended = bool(entries) and type(entries[-1].entry) is End
         metrics.ENTRIES.value += len(entries)
         if self._caught_up is not None:
             self._end_catching_up()

@@ -124,7 +124,7 @@ class Follower:
             or join.skipped > self._confirmed_skipped
             or self._error is not None
             or self._receive is None
-            or isinstance(stored.entry, End)
+            or type(stored.entry) is End
             or not join.add_next(stored)
         ):
             return False

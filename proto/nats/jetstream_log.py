@@ -277,7 +277,7 @@ class JetStreamLog:
         def add(_subject: bytes, headers: bytes, payload: bytes, _reply: bytes) -> None:
             if (stored := self._decode(headers, payload, turn)) is None:
                 return
-            if is_stub(stored) or (isinstance(stored.entry, Unreadable) and is_encrypted(payload)):
+            if is_stub(stored) or (type(stored.entry) is Unreadable and is_encrypted(payload)):
                 # The key, or the large event, is found when the log is read.
                 feed.reset()
             else:
@@ -319,9 +319,9 @@ class JetStreamLog:
             return None
         kind = subject[len(below) :]
         entry = entries.decode(kind, payload)
-        if isinstance(entry, Unreadable) and is_encrypted(payload):
+        if type(entry) is Unreadable and is_encrypted(payload):
             entry = entries.decode(kind, self._keys.decrypt(turn, subject, payload))
-        if isinstance(entry, Request) and entry.encryption_key is not None:
+        if type(entry) is Request and entry.encryption_key is not None:
             self._keys.add(turn, entry.encryption_key)
         return StoredEntry(Seq(int(place[1])), datetime.fromisoformat(place[2].decode()), entry)
 

@@ -113,6 +113,9 @@ def _shown(raw: msgspec.Raw, *, is_hidden: bool) -> list[dict[str, Any]]:
     """Returns the events for one event of the model."""
     event = events.decode(raw)
     match event:
+        case events.BlockDelta(index, delta) if not is_hidden:
+            # Most events.
+            return _delta_events(index, delta)
         case events.MessageStart(events.MessageHead(usage=usage)) if (
             usage.cache_read_input_tokens or usage.cache_creation_input_tokens
         ):
@@ -123,8 +126,6 @@ def _shown(raw: msgspec.Raw, *, is_hidden: bool) -> list[dict[str, Any]]:
             return [] if wait is None else [{"type": "waiting", "reason": wait.obstacle}]
         case events.BlockStart(index, block):
             return _block_events(index, block)
-        case events.BlockDelta(index, delta):
-            return _delta_events(index, delta)
         case events.UnknownEvent():
             return _unknown_events(raw)
         case _:
