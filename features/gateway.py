@@ -22,6 +22,7 @@ from tailrace.features.page.gateway import FEATURE as PAGE
 from tailrace.features.projects.gateway import FEATURE as PROJECTS
 from tailrace.features.prompts.gateway import FEATURE as PROMPTS
 from tailrace.features.queued_turns.gateway import FEATURE as QUEUED_TURNS
+from tailrace.features.responses_socket.gateway import FEATURE as RESPONSES_SOCKET
 from tailrace.features.sdk_retries.gateway import FEATURE as SDK_RETRIES
 from tailrace.features.session_stream.gateway import FEATURE as SESSION_STREAM
 from tailrace.features.steer.gateway import FEATURE as STEER
@@ -49,6 +50,7 @@ FEATURES: Features = (
     BATCHES,
     FILES,
     LIMITS,
+    RESPONSES_SOCKET,
     SESSION_STREAM,
     CLIENT_CALLS,
     COUNT_TOKENS,

@@ -5,7 +5,7 @@ import gc
 from pathlib import Path
 from typing import NamedTuple
 
-from tailrace.gateway.app import app, overflow_app
+from tailrace.gateway.app import app, overflow_app, routes_of
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.gateway.auth.api_keys import ApiKeyCache
@@ -118,6 +118,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
             stop,
             draining,
             proxies=networks(settings.proxies),
+            socket_paths={route.path for route in routes_of(features) if route.opens_socket},
         )
         for task in background:
             task.cancel()

@@ -10,6 +10,7 @@ module uses uvicorn's protocol classes.
 import asyncio
 import sys
 from collections.abc import Callable, Sized
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,8 @@ CODED = ("http_invalid", "the only transfer coding that is supported is chunked 
 TOO_LARGE = ("headers_too_large", f"more than {HEADERS_MAX} headers, or {HEADERS_BYTES_MAX // 1024} kB of them")
 TOO_MANY = ("server_busy", CONNECTIONS_REACHED)
 NO_MEMORY = ("server_busy", error_responses.NO_MEMORY)
+# `websockets` limits a line of a handshake, and would break the connection off without a response.
+LINE_BYTES_MAX = 8190
 TOO_SLOW = ("headers_timeout", f"the headers did not arrive within {HEADERS_TIMEOUT_S:.0f} s")
 
 
@@ -68,20 +71,29 @@ class ClientConnection(HttpToolsProtocol):
         "_idle",
         "_is_within_headers",
         "_overflow",
+        "_socket_paths",
         "_unparsed",
         "_unread",
         "_wrong",
     )
 
     def __init__(
-        self, *, overflow: ASGIApp, excess_max: int, idle: dict["ClientConnection", None], **given: Any
+        self,
+        *,
+        overflow: ASGIApp,
+        excess_max: int,
+        idle: dict["ClientConnection", None],
+        socket_paths: AbstractSet[bytes],
+        **given: Any,
     ) -> None:
         """`overflow` is the application for `excess_max` connections above the limit.
 
         Further connections are refused before their request is read, which some clients do not expect.
         `idle` are the idle connections of the server; the one that has been idle for longest comes first.
+        `socket_paths` are the paths at which a client may open a WebSocket.
         """
         super().__init__(**given)
+        self._socket_paths = socket_paths
         self._overflow: Any = overflow
         self._excess_max = excess_max
         self._idle = idle
@@ -144,7 +156,7 @@ class ClientConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         start = 0
         while start < len(data):
-            if self.transport.is_closing():
+            if self.transport.is_closing() or self.transport.get_protocol() is not self:
                 return
             if self.pipeline:
                 self._unparsed += data[start:]
@@ -241,11 +253,18 @@ class ClientConnection(HttpToolsProtocol):
         return any(name == b"upgrade" for name, _ in self.headers)
 
     def handle_websocket_upgrade(self) -> None:
-        """Parses the request again without its Upgrade header, which a server may ignore (RFC 9110, 7.8).
+        """Opens a WebSocket, or parses the request again without its Upgrade header, which a server may ignore.
 
-        Java's HttpClient sends `Upgrade: h2c` with its first request, and the parser stops where the body begins
-        (https://github.com/Kludex/uvicorn/issues/2722).
+        RFC 9110, 7.8. Java's HttpClient sends `Upgrade: h2c` with its first request, and the parser stops where the
+        body begins (https://github.com/Kludex/uvicorn/issues/2722).
         """
+        if self._is_for_socket():
+            lengths = (len(name) + len(value) for name, value in (*self.headers, (b"GET HTTP/1.1", self.url)))
+            if max(lengths) + 2 > LINE_BYTES_MAX:
+                self._refuse(*TOO_LARGE)
+                return
+            super().handle_websocket_upgrade()
+            return
         stopped = sys.exception()
         assert isinstance(stopped, httptools.HttpParserUpgrade)  # noqa: S101
         lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
@@ -253,6 +272,20 @@ class ClientConnection(HttpToolsProtocol):
         self._again = b"\r\n".join([*lines, b"", b""]), stopped.args[0]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _is_for_socket(self) -> bool:
+        """Returns whether the request may open a WebSocket: alone, at one of the paths, without a body."""
+        is_alone = not self.pipeline and (self.cycle is None or self.cycle.response_complete)
+        path = self.url.partition(b"?")[0]
+        return (
+            is_alone
+            and path in self._socket_paths
+            and self._get_upgrade() == b"websocket"
+            and (self.parser.get_method(), self.parser.get_http_version()) == (b"GET", "1.1")
+            and not any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+            # A connection above the limit is refused over HTTP.
+            and self.app is not self._overflow
+        )
 
     def pause_writing(self) -> None:
         super().pause_writing()

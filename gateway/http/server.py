@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Message
 
-from tailrace.gateway.http import fd_limit, security_headers
+from tailrace.gateway.http import fd_limit, security_headers, socket_protocol
 from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.http.http_protocol import ClientConnection
 from tailrace.proto.runtime.flag import Flag
@@ -56,20 +57,26 @@ async def serve(
     stop: asyncio.Event,
     draining: Flag,
     proxies: Sequence[str] = (),
+    socket_paths: AbstractSet[str] = frozenset(),
 ) -> None:
     """Serves `app` until `stop` is set, and `overflow` to connections above the limit.
 
     After `stop`, no connection is accepted, and requests that have arrived are served. Then `draining` is set, which
-    ends the streams. The X-Forwarded headers of `proxies` are trusted.
+    ends the streams. The X-Forwarded headers of `proxies` are trusted. A client may open a WebSocket at `socket_paths`.
     """
     config = uvicorn.Config(
-        send_deferred(app, partial(close_connection, stop)),
+        socket_protocol.accept_sockets(send_deferred(app, partial(close_connection, stop))),
         # httptools rejects what h11 accepts: CL with TE, folded headers
         http=partial(  # type: ignore[arg-type]  # annotated as a class
-            ClientConnection, overflow=overflow, excess_max=fd_limit.excess_max(), idle={}
+            ClientConnection,
+            overflow=overflow,
+            excess_max=fd_limit.excess_max(),
+            idle={},
+            socket_paths=frozenset(path.encode() for path in socket_paths),
         ),
         lifespan="off",
-        ws="none",
+        ws=socket_protocol.ClientSocket,
+        **socket_protocol.SETTINGS,
         log_config=None,
         access_log=False,
         backlog=fd_limit.backlog(),
@@ -127,5 +134,7 @@ def listen(host: str, port: int, listen_fd: int) -> socket.socket:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # A stream is truncated on purpose by returning without a last chunk; uvicorn logs that as an error.
-    return "ASGI callable returned without completing response" not in record.getMessage()
+    # A stream is truncated on purpose by returning without a last chunk; uvicorn logs that as an error. It logs each
+    # WebSocket with its query string.
+    text = record.getMessage()
+    return "ASGI callable returned without completing response" not in text and '"WebSocket ' not in text

@@ -33,7 +33,8 @@ def blocks() -> Iterator[tuple[str, str]]:
 
 
 BLOCKS = list(blocks())
-[RESPONSES] = [code for page, code in BLOCKS if page == "OPENAI.md" and "starting_after" in code]
+[RESPONSES] = [code for page, code in BLOCKS if page == "OPENAI.md" and "responses.retrieve" in code]
+[SOCKET] = [code for page, code in BLOCKS if page == "OPENAI.md" and "responses.connect" in code]
 [ANTHROPICS] = [(page, block) for page, block in BLOCKS if page == "API.md" and "import anthropic" in block]
 # Runs every (page, example) of its input in one process, because the import of an SDK takes a second.
 RUN = f"""
@@ -89,6 +90,13 @@ async def test_the_example_of_a_response_prints_only_the_answer_after_a_restart(
     code = RESPONSES.replace(BASE, gateway.url).replace(QUESTION, "#sim words=9 rate=0 fault=cut@5x1")
     code = code.replace("stream=True)", "stream=True, extra_body={'on_interrupt': 'restart'})")
     assert await run_examples([("OPENAI.md", code)]) == [words(9)]
+
+
+async def test_the_example_of_a_websocket_prints_each_word_once_over_cuts(gateway: Gateway) -> None:
+    async with Cutting(gateway.port, [Cut(3_000), Cut(6_000, "fin")]) as proxy:
+        code = SOCKET.replace(BASE, proxy.url).replace(QUESTION, "#sim words=40 rate=40")
+        assert await run_examples([("OPENAI.md", code)]) == [words(40)]
+    assert proxy.left == []
 
 
 @pytest.mark.skipif(

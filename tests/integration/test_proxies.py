@@ -1,6 +1,7 @@
 """The configurations of deploy/proxies with the real proxies: TLS, streams, rolling restarts, limits, headers, logs."""
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -12,14 +13,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx2
 import pytest
 import pytest_asyncio
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tailrace.deploy.local import ports
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey
+from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
 from tests.harness.readers import read
 from tests.harness.system import System
@@ -204,6 +208,45 @@ async def test_readers_resume_through_the_proxy_while_both_gateways_are_restarte
         for reader in readers:
             reader.cancel()
     assert (await system.log.read_turn(TurnKey(Tenant("local"), TurnId(turn)))).end is not None
+
+
+async def test_a_websocket_goes_on_through_the_proxy_when_its_gateway_is_killed(
+    proxied_client: tuple[Proxy, System],
+) -> None:
+    """Each event comes once, over two connections."""
+    proxy, system = proxied_client
+    trusted = ssl.create_default_context()
+    trusted.check_hostname, trusted.verify_mode = False, ssl.CERT_NONE
+    url, events = f"wss://localhost:{proxy.port}/v1/responses", list[dict[str, Any]]()
+    create = {"type": "response.create", "model": "claude-haiku-5-5", "input": "#sim words=200 rate=40"}
+    async with connect(url, ssl=trusted, max_size=None) as first:
+        await first.send(json.dumps(create))
+        while len(events) < 10:
+            events.append(json.loads(await first.recv()))
+        serving = [await open_streams(client) for client in system.clients].index(1)
+        await system.gateways[serving].stop(SIGKILL)
+        with suppress(ConnectionClosed):
+            while True:
+                events.append(json.loads(await first.recv()))
+    try:
+        after = {"response_id": events[0]["response_id"], "starting_after": events[-1]["sequence_number"]}
+        second = await until(lambda: connected(url, trusted), START_S_MAX)
+        assert second is not None
+        async with second:
+            await second.send(json.dumps({"type": "response.resume", **after}))
+            while events[-1]["type"] != "response.completed":
+                events.append(json.loads(await second.recv()))
+    finally:
+        await system.gateways[serving].start()
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert "".join(event["delta"] for event in events if event["type"].endswith("text.delta")) == words(200)
+
+
+async def connected(url: str, context: ssl.SSLContext) -> ClientConnection | None:
+    # 502 while the proxy believes that the killed gateway is up.
+    with suppress(InvalidHandshake, OSError):
+        return await connect(url, ssl=context, max_size=None)
+    return None
 
 
 async def have_readers(system: System, count: int) -> bool:

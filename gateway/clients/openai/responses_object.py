@@ -35,6 +35,8 @@ REDACTED = "redacted_thinking:"
 # (AI SDK's provider for OpenAI): only `max_output_tokens` asks the client to continue.
 CUT_REASON = "max_output_tokens"
 INCOMPLETE = {"refusal": "content_filter"}
+# OpenAI's reason for a response that `response.steer` has ended. `next_response_id` is Tailrace's.
+STEERED = "steered"
 # The parts of an answer that a response can show.
 SHOWN = Shown(
     frozenset({"text", "thinking", "redacted_thinking", "tool_use"}),
@@ -80,7 +82,10 @@ def build_response(
     `left_out`: the types of blocks, citations and deltas that this protocol cannot show.
     """
     reason = None
-    if ended is not None and status == "incomplete":
+    successor = ended.successor if isinstance(ended, End) else None
+    if successor is not None:
+        status, reason = "incomplete", STEERED
+    elif ended is not None and status == "incomplete":
         reason = INCOMPLETE.get(ended.stop_reason or "", CUT_REASON)
     failure = None if ended is None else ended.error or (LOST if status == "failed" else None)
     return {
@@ -101,6 +106,7 @@ def build_response(
         "tool_choice": "auto",
         "tools": [],
         "usage": None if ended is None else usage_object(ended.usage, ended.envelope),
+        **({} if successor is None else {"next_response_id": f"{PREFIX}{successor}"}),
         **({} if ended is None else warnings_field(warnings_of(ended, left_out, TurnId(head.turn)))),
     }
 

@@ -126,7 +126,7 @@ class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fie
     """`format`: `text`, `json_schema` or `json_object`. `verbosity` is ignored."""
     store: bool | None = None
     """Whether the response is kept. False: the response continues nothing, cannot be continued, and is erased some
-    minutes after its end. Not with `background`, nor in a batch.
+    minutes after its end. Not with `background` without `stream`, nor in a batch.
     """
 
     prompt: Any = None
@@ -156,7 +156,10 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
     ignored += [f"tools.{name}" for name in IGNORED_TOOL_FIELDS if any(getattr(tool, name) for tool in tools)]
     session, parent, messages = session_of(body), parent_of(body), messages_of(body.input)
     if body.store is False:
-        refuse_fields(body, "previous_response_id", "conversation", "session_id", "project_id", "background")
+        refuse_fields(body, "previous_response_id", "conversation", "session_id", "project_id")
+        if not body.stream:
+            # Without a stream, nobody could read the answer.
+            refuse_fields(body, "background")
     # In a named session, as for chat completions: a body with an answer in it is the whole conversation, unless it also
     # names the response that it continues.
     is_named = body.session_id is not None

@@ -1,0 +1,77 @@
+"""The input and output of responses that only their WebSocket knows: warm-ups, and responses with `store: false`.
+
+OpenAI keeps the last response of each lane in the memory of the connection, so that the next one can send its new items
+alone. After the connection is lost, a client sends the whole input again. Other responses are continued from the log.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+from tailrace.features.responses_socket.messages import Fields, text_field
+
+# Of all lanes together. The oldest is dropped first; its client sends the whole input again.
+BYTES_MAX = 8 * 1024 * 1024
+
+Items = list[msgspec.Raw]
+
+
+class Kept(NamedTuple):
+    """What the next response continues: the items, after the stored response `previous`, if there is one."""
+
+    items: Items
+    previous: msgspec.Raw | None
+    size: int
+
+
+class KeptInput:
+    """The last response of each lane that is not stored, by its id."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Kept] = {}
+        self._by_lane: dict[str | None, str] = {}
+        self._bytes = 0
+
+    def keep(self, stream_id: str | None, response_id: str, body: Fields, output: Items) -> None:
+        """Keeps what a response to `body` has as its input and output, in place of the lane's response before."""
+        self._drop(self._by_lane.get(stream_id))
+        items = [*input_items(body), *output]
+        size = sum(map(len, map(bytes, items)))
+        if size > BYTES_MAX:
+            return
+        while self._bytes + size > BYTES_MAX:
+            self._drop(next(iter(self._kept)))
+        self._by_lane[stream_id] = response_id
+        self._kept[response_id] = Kept(items, body.get("previous_response_id"), size)
+        self._bytes += size
+
+    def extend(self, body: Fields) -> Fields | None:
+        """Returns `body` with the items of the response that it continues; None if that one is not kept here.
+
+        Raises Refused.
+        """
+        kept = self._kept.get(text_field(body, "previous_response_id") or "")
+        if kept is None:
+            return None
+        extended = {name: value for name, value in body.items() if name != "previous_response_id"}
+        if kept.previous is not None:
+            extended["previous_response_id"] = kept.previous
+        return extended | {"input": encode([*kept.items, *input_items(body)])}
+
+    def _drop(self, response_id: str | None) -> None:
+        if response_id is not None and (kept := self._kept.pop(response_id, None)) is not None:
+            self._bytes -= kept.size
+
+
+def input_items(body: Fields) -> Items:
+    """Returns the items of `input`; a text becomes a message of the user. A wrong value is left to the route."""
+    given = body.get("input", msgspec.Raw(b"[]"))
+    try:
+        return msgspec.json.decode(given, type=Items)
+    except msgspec.ValidationError:
+        return [msgspec.Raw(b'{"role":"user","content":%b}' % bytes(given))]
+
+
+def encode(value: object) -> msgspec.Raw:
+    """Returns the JSON of `value`."""
+    return msgspec.Raw(msgspec.json.encode(value))
