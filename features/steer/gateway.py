@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from tailrace.features.steer.boundaries import Boundaries
+from tailrace.features.steer.endings import Endings
 from tailrace.features.steer.steering import make_steering
 from tailrace.features.steer.successions import Successions
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -83,10 +83,10 @@ ROUTES = [
 
 def start(gateway: Gateway, _settings: NoSettings) -> Parts:
     """Makes the service that steers, and the hook by which readers go on."""
-    boundaries = Boundaries(gateway.log)
+    endings = Endings()
     return Parts(
-        services=(SteerService(make_steering(gateway, boundaries).steer),),
-        background=(boundaries.run,),
+        services=(SteerService(make_steering(gateway, endings).steer),),
+        background=(endings.run,),
         find_next=Successions(gateway.log).find_next,
     )
 

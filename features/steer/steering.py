@@ -7,11 +7,12 @@ successor. A further steer of the same turn follows that one, and so on, so all 
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import structlog
 
-from tailrace.features.steer.boundaries import Boundaries
+from tailrace.features.steer.endings import Endings, end_at_boundary
 from tailrace.gateway.clients.follow_up import settings_of
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.hash_body import hash_body
@@ -52,7 +53,7 @@ class Steering:
         blobs: BlobStore,
         history: HistoryClient,
         submitter: TurnSubmitter,
-        boundaries: Boundaries,
+        endings: Endings,
         wait_s: float,
     ) -> None:
         """`wait_s`: how long a claim may name a turn that is not stored, until another steer removes the claim."""
@@ -62,7 +63,7 @@ class Steering:
         self._blobs = blobs
         self._history = history
         self._submitter = submitter
-        self._boundaries = boundaries
+        self._endings = endings
         self._wait_s = wait_s
 
     async def steer(self, draft: TurnDraft, steered: TurnKey, at: At) -> Stored:
@@ -113,9 +114,15 @@ class Steering:
             await self._require_claim(stored, name)
             by, before = draft.principal.key, steered_turn(stored)
             if at == "now":
-                await self._end_turns_before(stored, by)
-            elif before is not None and not await self._log.has_end(running := TurnKey(place.tenant, before)):
-                self._boundaries.watch(running, stored.key.turn, by)
+                try:
+                    await self._end_turns_before(stored, by)
+                except LogError as error:
+                    # The message is stored: it is accepted, whatever the log answers now.
+                    logger.warning("steered turn not ended yet", turn=stored.key.turn, error=str(error))
+                    self._endings.start(stored.key, partial(self._end_turns_before, stored, by))
+            elif before is not None:
+                running = TurnKey(place.tenant, before)
+                self._endings.start(running, partial(end_at_boundary, self._log, running, stored.key.turn, by))
             return stored
         raise Refused("session_busy", FAR.format(turn=steered.turn, place=place.turn))
 
@@ -196,31 +203,26 @@ class Steering:
             raise LogUnavailable(OVERTAKEN)
 
     async def _end_turns_before(self, stored: Stored, by: str | None) -> None:
-        """Ends the turn that the stored one waits for, and those for which that one waits.
-
-        If the log does not answer, they end by themselves: the steer is stored, and only later.
-        """
+        """Ends the turn that the stored one waits for, and those for which that one waits. Raises LogError."""
         tenant, turn, request = stored.key.tenant, stored.key.turn, stored.entry
-        try:
-            for _ in range(IN_A_ROW_MAX + 1):
-                if not request.is_queued or request.parent is None:
-                    return
-                parent = TurnKey(tenant, request.parent)
+        for _ in range(IN_A_ROW_MAX + 1):
+            if not request.is_queued or request.parent is None:
+                return
+            parent = TurnKey(tenant, request.parent)
+            try:
                 before = await self._log.read_turn(parent)
                 if before.end is None:
                     before = await cancel(self._log, parent, "steer", by, turn)
                 elif before.attempt:
                     # It has run, so those before it had ended.
                     return
-                assert before.request is not None  # noqa: S101  # a stored turn has one
-                request = before.request
-                if before.end is not None and before.end.successor == turn:
-                    turn = parent.turn
-        except TurnUnknown:
-            # It was deleted, or has left the log.
-            return
-        except LogError as error:
-            logger.warning("steered turn not ended", turn=turn, error=str(error))
+            except TurnUnknown:
+                # It was deleted, or has left the log.
+                return
+            assert before.request is not None  # noqa: S101  # a stored turn has one
+            request = before.request
+            if before.end is not None and before.end.successor == turn:
+                turn = parent.turn
 
 
 def _require_user(draft: TurnDraft, user: str | None) -> None:
@@ -240,7 +242,7 @@ def _refuse_tool_results(new_turn: NewTurn) -> None:
             )
 
 
-def make_steering(gateway: Gateway, boundaries: Boundaries) -> Steering:
+def make_steering(gateway: Gateway, endings: Endings) -> Steering:
     """Returns the service of a gateway."""
     # An append ends after `accept_timeout_s`. The rest is for the claim before it, and a busy process.
     wait_s = 2 * gateway.settings.accept_timeout_s
@@ -251,6 +253,6 @@ def make_steering(gateway: Gateway, boundaries: Boundaries) -> Steering:
         gateway.blob_store,
         gateway.history,
         gateway.submitter,
-        boundaries,
+        endings,
         wait_s,
     )

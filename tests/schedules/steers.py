@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from tailrace.features.queued_turns.gateway import check_queue
 from tailrace.features.queued_turns.generator import prepare_queued
-from tailrace.features.steer.boundaries import Boundaries
+from tailrace.features.steer.endings import Endings
 from tailrace.features.steer.steering import Steering
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.settings import Settings
@@ -112,11 +112,11 @@ class Gateway:
             parents=NoParentCheck(),
             blobs=NoBlobs(),
         )
-        boundaries = Boundaries(log)
+        endings = Endings()
         self._steering = Steering(
-            log, claims, tombstones, UNUSED, history, submitter, boundaries, wait_s=2 * Settings().accept_timeout_s
+            log, claims, tombstones, UNUSED, history, submitter, endings, wait_s=2 * Settings().accept_timeout_s
         )
-        process.start(boundaries.run())
+        process.start(endings.run())
 
     def kill(self) -> None:
         self._schedule.world.record(self.name, "is killed")

@@ -12,8 +12,8 @@ import pytest
 
 from tailrace.features.queued_turns.gateway import check_queue
 from tailrace.features.queued_turns.generator import prepare_queued
-from tailrace.features.steer import steering
-from tailrace.features.steer.boundaries import Boundaries
+from tailrace.features.steer import endings, steering
+from tailrace.features.steer.endings import Endings
 from tailrace.features.steer.steering import Steering
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.principal import Principal
@@ -60,9 +60,7 @@ class Gateways:
             parents=NoParentCheck(),
             blobs=NoBlobs(),
         )
-        return Steering(
-            self.log, self.claims, self.tombstones, UNUSED, history, self.submitter, Boundaries(self.log), wait_s=0.02
-        )
+        return Steering(self.log, self.claims, self.tombstones, UNUSED, history, self.submitter, Endings(), wait_s=0.02)
 
     async def steer(
         self,
@@ -401,9 +399,28 @@ async def test_a_result_of_a_tool_is_no_message_of_a_steer() -> None:
     assert list(gateways.log.stored) == [STEERED]
 
 
-async def test_the_turn_is_stored_although_the_log_fails_before_the_end() -> None:
+@pytest.mark.parametrize("at", ["now", "boundary"])
+async def test_a_steer_is_accepted_although_the_log_fails_before_the_end_which_follows(
+    monkeypatch: pytest.MonkeyPatch, at: At
+) -> None:
+    """Without a further request: the answer that runs would go on until its own end."""
+    monkeypatch.setattr(endings, "AGAIN_S", 0.01)
     gateways = Gateways()
-    stored = await gateways.steer("shorter", "key-1", at="boundary")
-    gateways.log.append_errors = [LogUnavailable("no answer")]
-    assert (await gateways.steer("shorter", "key-1")).key == stored.key
-    assert (await gateways.turn(STEERED.turn)).end is None
+    log = gateways.log
+    log.store(STEERED, attempt((await gateways.turn(STEERED.turn)).chain))
+    for what in block_events(0, {"type": "text", "text": ""}):
+        log.store(STEERED, event((await gateways.turn(STEERED.turn)).chain, what))
+    append, fails = log.append, 2
+
+    async def fail_first_ends(key: TurnKey, *arguments: Any, **given: Any) -> Any:
+        nonlocal fails
+        if isinstance(arguments[1], End) and fails:
+            fails -= 1
+            raise LogUnavailable("no answer")
+        return await append(key, *arguments, **given)
+
+    log.append = fail_first_ends  # type: ignore[method-assign]
+    stored = await gateways.steer("shorter", "key-1", at=at)
+    await until(lambda: gateways.has_ended(STEERED.turn))
+    assert await gateways.chain() == [STEERED.turn, stored.key.turn]
+    assert fails == 0
