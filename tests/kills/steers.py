@@ -31,9 +31,9 @@ from tests.harness.system import System
 from tests.harness.until import until
 
 SESSIONS = 20
-ANSWER = "#sim words=4000 rate=40 tag={name}"
+ANSWER = "#sim words=1200 rate=40 tag={name}"
 LAST = "#sim words=3 rate=0 tag={name}"
-WAIT_S_MAX = 120.0
+WAIT_S_MAX = 240.0
 REPEAT_S = 0.2
 ROLES = ("gateway", "generator", "persistence", "nats-server")
 

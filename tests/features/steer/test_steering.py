@@ -49,7 +49,7 @@ class Gateways:
             self.log.store(STEERED, request(**{name: value for name, value in given.items() if name != "is_stored"}))
         self.steering = self.new_gateway()
 
-    def new_gateway(self) -> Steering:
+    def new_gateway(self, wait_s: float = 0.02) -> Steering:
         history: Any = MemoryHistory(TENANT, lambda: self.log.stored, self.log.read_turn)
         self.submitter = build_turn_submitter(
             self.log,
@@ -60,7 +60,9 @@ class Gateways:
             parents=NoParentCheck(),
             blobs=NoBlobs(),
         )
-        return Steering(self.log, self.claims, self.tombstones, UNUSED, history, self.submitter, Endings(), wait_s=0.02)
+        return Steering(
+            self.log, self.claims, self.tombstones, UNUSED, history, self.submitter, Endings(), wait_s=wait_s
+        )
 
     async def steer(
         self,
@@ -293,6 +295,30 @@ async def test_a_claim_whose_turn_is_never_stored_is_removed() -> None:
     await gateways.claims.claim(TENANT, f"steer {STEERED.turn}", Claim(TurnId("lost"), "other"))
     stored = await gateways.steer("shorter")
     assert await gateways.chain() == [STEERED.turn, stored.key.turn]
+
+
+@pytest.mark.rule("R137")
+async def test_a_claim_is_not_removed_while_its_request_is_repeated() -> None:
+    """The first gateway died before the append, and the append of the second one takes a while."""
+    gateways = Gateways()
+    patient = gateways.new_gateway(wait_s=0.4)
+    append = gateways.log.append
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gateways.log, "append", AsyncMock(side_effect=asyncio.CancelledError))
+        with pytest.raises(asyncio.CancelledError):
+            await gateways.steer("first", "key-1")
+
+    async def append_late(key: TurnKey, *arguments: Any, **given: Any) -> Any:
+        if isinstance(arguments[1], Request):
+            await asyncio.sleep(0.3)
+        return await append(key, *arguments, **given)
+
+    other = asyncio.create_task(gateways.steer("other", gateway=patient))
+    await asyncio.sleep(0.25)
+    gateways.log.append = append_late  # type: ignore[method-assign]
+    first = await gateways.steer("first", "key-1")
+    assert await gateways.chain() == [STEERED.turn, first.key.turn]
+    assert (await other).entry.parent == first.key.turn
 
 
 @pytest.mark.rule("R137")
