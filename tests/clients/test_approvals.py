@@ -54,13 +54,15 @@ async def test_a_call_in_a_chat_is_decided_once_in_tabs_that_are_opened_later(
     assert asked["parts"] == [[words(2), ["input-available", None]]]
     assert await waiting(gateway) == ["trip"]
     other = await new_gateway(system.nats_url)
-    *decided, went_on = await node.run(*script, other.url, "trip", "blue", "blue")
+    *decided, went_on, late = await node.run(*script, other.url, "trip", "blue", "blue")
     call = [words(2), ["output-available", "blue"]]
     for tab in decided:
         assert (tab["status"], tab["error"], tab["refused"]) == ("ready", None, None)
         assert tab["parts"] == [call, [words(2)]]
     assert decided[0]["turns"] == decided[1]["turns"]
     assert went_on["parts"] == [call, [words(2)], [words(3)]]
+    # It is read by its id, although the chat has a newer turn.
+    assert (late["parts"], late["turns"]) == ([[words(2)]], [went_on["turns"][1]])
     found = await turns(other, "trip")
     assert [one["turn"] for one in found] == went_on["turns"]
     assert [one["parent"] for one in found] == [None, *went_on["turns"][:-1]]
@@ -69,10 +71,10 @@ async def test_a_call_in_a_chat_is_decided_once_in_tabs_that_are_opened_later(
 async def test_of_two_different_decisions_in_a_chat_one_is_refused(gateway: Gateway) -> None:
     """The first one counts, and a tab that denied has the same conversation as the log."""
     await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "denied")
-    only, went_on = await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "denied", "denied")
+    only, went_on, _ = await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "denied", "denied")
     assert (only["refused"], only["parts"][0][1]) == (None, ["output-error", DENIED])
     assert [one["parent"] for one in await turns(gateway, "denied")] == [None, *went_on["turns"][:-1]]
     await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "raced")
-    *tabs, _ = await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "raced", "blue", "denied")
+    *tabs, _, _ = await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "raced", "blue", "denied")
     assert {tab["refused"] for tab in tabs} == {None, "call_decided"}
     assert len(await turns(gateway, "raced")) == 3

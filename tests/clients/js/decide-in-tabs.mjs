@@ -1,6 +1,6 @@
 // A call that waits in a chat of `useChat`: `decide-in-tabs.mjs VERSION KEY URL CHAT [OUTPUT [OUTPUT ...]]`. Without an output,
 // a page asks. With outputs, as many tabs open the chat and decide at once, each with its own; `denied` denies. Then the first
-// tab asks again. Prints a line for each tab.
+// tab asks again, and a page without messages reads the turn that the decisions have started. Prints a line for each.
 import { decide } from "../../../web/tailrace.js";
 import { load } from "./ai-sdk.mjs";
 
@@ -22,12 +22,15 @@ const shown = ({ status, error, messages }, refused = null) => {
   return { status, error: error?.message ?? null, refused, parts, turns: messages.flatMap(({ metadata }) => metadata?.turn ?? []) };
 };
 
+let decided;
+
 async function decideIn(tab, output) {
   const { toolCallId } = tab.messages.at(-1).parts.find(({ state }) => state === "input-available");
   const decision = output === "denied" ? { decision: "denied" } : { result: output };
   const local = output === "denied" ? { state: "output-error", errorText: DENIED } : { output };
   try {
     const { next } = await decide(id, toolCallId, decision, { url, headers });
+    decided = next;
     await tab.addToolOutput({ tool: "look", toolCallId, ...local });
     await tab.resumeStream({ metadata: { turn: next } });
     return null;
@@ -43,6 +46,10 @@ for (const [at, tab] of tabs.entries()) console.log(JSON.stringify(shown(tab, re
 if (outputs.length) {
   await tabs[0].sendMessage({ text: "#sim words=3 rate=0" });
   console.log(JSON.stringify(shown(tabs[0])));
+  const late = await open();
+  late.messages = [];
+  await late.resumeStream({ metadata: { turn: decided } });
+  console.log(JSON.stringify(shown(late)));
 }
 // Of a reader that was cut, nothing must keep Node alive.
 process.exit(0);
