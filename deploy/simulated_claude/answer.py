@@ -27,6 +27,7 @@ class Block(msgspec.Struct, frozen=True):
     cites: int = 0  # citations after its last delta
     server: ServerCall | None = None  # for a call of a server tool, and for its result
     before: int = 0  # calls of server tools before a block of thinking
+    equal: int = 0  # equal calls of a tool before this call
 
     @property
     def content(self) -> str:
@@ -49,12 +50,17 @@ class Part(msgspec.Struct, frozen=True):
 
 
 def build_answer(
-    conversation: Conversation, directed: Directive, *, json_sample: str = "", forced: tuple[str, str] | None = None
+    conversation: Conversation,
+    directed: Directive,
+    *,
+    json_sample: str = "",
+    forced: tuple[str, str] | None = None,
+    calls_max: int | None = None,
 ) -> Part:
     """Returns the complete answer. A tool of `tool=` is not called again after its result.
 
     `json_sample`: the text is the JSON of `json=`, or else this sample. `forced`: the answer is a call of the tool with
-    this name; the input is that of `json=`, or else this one.
+    this name; the input is that of `json=`, or else this one. `calls_max`: the most calls of `tool=`.
     """
     if directed.words is not None:
         text = words(directed.tag, directed.words)
@@ -64,17 +70,18 @@ def build_answer(
         text = prose.deltas(prose.markdown(directive.remove_directives(conversation.question)))
     if json_sample:
         is_wrong = directed.wrong_json and not conversation.is_corrected
-        text = JSON_PIECE.findall(directed.wrong_json if is_wrong else directed.input_json or json_sample)
+        text = JSON_PIECE.findall(directed.wrong_json if is_wrong else directed.json_of(0) or json_sample)
     if directed.files:
         text = [conversation.files_sha256, *([" "] if text else []), *text]
     blocks = [Block("thinking", tuple(words("t", directed.thinking))), Block("text", tuple(text), cites=directed.cites)]
     if directed.server:
         blocks = server_blocks(blocks[0], blocks[1], directed.server)
     if directed.tool and not conversation.has_tool_result:
-        blocks += [tool_call(name, directed.input_json or INPUT) for name in directed.tool.split(",")]
+        names = directed.tool.split(",")[:calls_max]
+        blocks += tool_calls([(name, directed.json_of(number) or INPUT) for number, name in enumerate(names)])
     elif forced is not None:
         name, tool_input = forced
-        blocks[1:] = [tool_call(name, directed.input_json or tool_input)]
+        blocks[1:] = tool_calls([(name, directed.json_of(0) or tool_input)])
     return Part(tuple(block for block in blocks if block.deltas))
 
 
@@ -97,8 +104,12 @@ def server_blocks(thinking: Block, text: Block, calls: tuple[ServerCall, ...]) -
     return blocks
 
 
-def tool_call(name: str, tool_input: str) -> Block:
-    return Block("tool_use", tuple(JSON_PIECE.findall(tool_input)), name)
+def tool_calls(calls: Sequence[tuple[str, str]]) -> list[Block]:
+    """Returns a block for each call: the name of its tool, and its input as JSON."""
+    return [
+        Block("tool_use", tuple(JSON_PIECE.findall(call[1])), call[0], equal=calls[:number].count(call))
+        for number, call in enumerate(calls)
+    ]
 
 
 def words(tag: str, count: int) -> list[str]:

@@ -23,7 +23,7 @@ A line `#sim …` in the last user message directs the answer:
   server=TOOL,…  calls of the API's own tools, each with its result, divide the text; TOOL*N stands for N calls
   pauses=N       the first N calls of server= are paused (pause_turn): the result comes when the answer is sent back
   case=NAME      the events of the case NAME, which a POST to /_sim/cases/NAME has set; nothing else but rate and faults
-  json={…}       the input of that tool, or of a forced one; with a schema in `output_config`, the text
+  json={…}       the input of a call, or several, of the calls in order; with a schema in `output_config`, the text
   wrong=X        with a schema, the text of the first answer, before a correction is requested: JSON `{…}` or a word
   repeat=N       a continuation repeats the last N words of the partial answer
   fault=KIND@N   breaks after delta N of the whole answer; several are allowed; the kinds:
@@ -128,11 +128,15 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
     server: tuple[ServerCall, ...] = ()
     pauses: int = 0
     case: str = ""
-    input_json: str = ""
+    inputs_json: tuple[str, ...] = ()
     wrong_json: str = ""
     repeat: int = 0
     retry_after_s: float = 1.0
     faults: tuple[Fault, ...] = ()
+
+    def json_of(self, number: int) -> str:
+        """Returns the JSON of the call with this number, counted from 0; empty without `json=`."""
+        return self.inputs_json[min(number, len(self.inputs_json) - 1)] if self.inputs_json else ""
 
 
 def read(text: str) -> Directive:
@@ -176,6 +180,7 @@ def parse(line: str) -> Directive:
     """Returns the directive of a `#sim` line. Raises DirectiveInvalid, with the position and the expected word."""
     fields: dict[str, object] = {}
     faults: list[Fault] = []
+    inputs: list[str] = []
     at = 0
     while line[at:].strip():
         name = NAME.match(line, at)
@@ -184,9 +189,11 @@ def parse(line: str) -> Directive:
         value, at = value_at(line, name.end(), is_json=is_json(name[1], line[name.end() :]))
         if name[1] == "fault":
             faults.append(fault(value))
+        elif name[1] == "json":
+            inputs.append(value)
         else:
             fields |= setting(name[1], value)
-    return msgspec.convert({**fields, "faults": faults}, Directive)
+    return msgspec.convert({**fields, "faults": faults, "inputs_json": inputs}, Directive)
 
 
 def value_at(line: str, start: int, *, is_json: bool) -> tuple[str, int]:
@@ -213,8 +220,8 @@ def is_object(text: str) -> bool:
 
 def setting(name: str, value: str) -> dict[str, object]:
     """Returns the field of the directive that a `NAME=VALUE` sets. Raises DirectiveInvalid for a value out of range."""
-    if name in ("json", "wrong"):
-        return {"input_json" if name == "json" else "wrong_json": value}
+    if name == "wrong":
+        return {"wrong_json": value}
     if name in ("tag", "tool", "case"):
         pattern = r"[A-Za-z0-9_-]{1,64}"
         if not re.fullmatch(rf"{pattern}(,{pattern})*" if name == "tool" else pattern, value):

@@ -255,5 +255,6 @@ def signature(block: Block) -> str:
 
 
 def tool_id(block: Block, turn: str) -> str:
-    """Returns an id that differs between the turns of a conversation: OpenAI's Agents SDK drops a repeated id."""
-    return "toolu_sim" + hashlib.sha256(f"{turn}{block.tool}{block.content}".encode()).hexdigest()[:20]
+    """Returns the call's id, which no other call of the conversation has: OpenAI's Agents SDK drops a repeated id."""
+    call = f"{turn}{block.tool}{block.content}{block.equal or ''}"
+    return "toolu_sim" + hashlib.sha256(call.encode()).hexdigest()[:20]

@@ -70,7 +70,13 @@ def reply(
     if directed.case:
         return play_case(parsed, call, cases)
     all_of_it = answer.cut_at_stop_sequence(
-        answer.build_answer(talk, directed, json_sample=json_sample(request), forced=forced_call(request)),
+        answer.build_answer(
+            talk,
+            directed,
+            json_sample=json_sample(request),
+            forced=forced_call(request),
+            calls_max=1 if request.tool_choice.disable_parallel_tool_use else None,
+        ),
         request.stop_sequences,
     )
     remainder = answer.find_remainder(all_of_it, talk) if talk.is_continued else all_of_it

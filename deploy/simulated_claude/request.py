@@ -88,6 +88,7 @@ class ToolChoice(msgspec.Struct, frozen=True):
 
     type: str
     name: str = ""
+    disable_parallel_tool_use: bool = False
 
 
 class Tool(msgspec.Struct, frozen=True):

@@ -17,8 +17,9 @@ from tools.reference_tables import simulated_help
         ("#sim wait=1.5 thinking=3 retry_after=0.25", Directive(wait_s=1.5, thinking=3, retry_after_s=0.25)),
         (
             '#sim tool=look json={"a": {"b": "} c"}} words=2',
-            Directive(tool="look", input_json='{"a": {"b": "} c"}}', words=2),
+            Directive(tool="look", inputs_json=('{"a": {"b": "} c"}}',), words=2),
         ),
+        ('#sim tool=look,see json={} json={"a": 1}', Directive(tool="look,see", inputs_json=("{}", '{"a": 1}'))),
         ("#sim fault=429", Directive(faults=(Fault("429", 0),))),
         ("#sim fault=cut@120 fault=529@7x2", Directive(faults=(Fault("cut", 120), Fault("529", 7, 2)))),
         ("#simple words=3", Directive()),

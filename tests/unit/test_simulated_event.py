@@ -6,7 +6,7 @@ import msgspec
 
 from tailrace.deploy.simulated_claude.event import frames
 from tailrace.deploy.simulated_claude.reply import parse_message, reply
-from tailrace.deploy.simulated_claude.request import Message, Request, decode
+from tailrace.deploy.simulated_claude.request import Message, Request, ToolChoice, decode
 
 
 def events_for(line: str, *before: Message) -> list[tuple[str, Any]]:
@@ -43,6 +43,30 @@ def test_the_calls_of_two_turns_have_different_ids() -> None:
     assert events_for(line) == alone
     ids = [data["content_block"]["id"] for name, data in alone + later if name == "content_block_start"]
     assert len(set(ids)) == len(ids) == 2
+
+
+def calls_of(events: list[tuple[str, Any]]) -> list[tuple[str, str]]:
+    """Returns the id and the input of each call."""
+    inputs: dict[int, str] = {}
+    for name, data in events:
+        if name == "content_block_delta":
+            inputs[data["index"]] = inputs.get(data["index"], "") + data["delta"]["partial_json"]
+    ids = [data["content_block"]["id"] for name, data in events if name == "content_block_start"]
+    return list(zip(ids, inputs.values(), strict=True))
+
+
+def test_parallel_calls_of_one_tool_have_their_own_ids_and_inputs() -> None:
+    """A further call has the last input, as each tool needs one."""
+    calls = calls_of(events_for('#sim words=0 tool=look,look,look json={"a":1} json={"a":2}'))
+    assert [tool_input for _, tool_input in calls] == ['{"a":1}', '{"a":2}', '{"a":2}']
+    assert len({id_ for id_, _ in calls}) == 3
+
+
+def test_a_request_without_parallel_calls_gets_one() -> None:
+    choice = ToolChoice("auto", disable_parallel_tool_use=True)
+    question = Message("user", "#sim words=0 tool=look,see")
+    request = Request(model="claude-sonnet-5-5", max_tokens=100, messages=[question], tool_choice=choice)
+    assert [block.tool for block in reply(parse_message(request), 1).part.blocks] == ["look"]
 
 
 def test_the_betas_output_format_requests_json() -> None:
