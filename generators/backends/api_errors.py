@@ -111,6 +111,14 @@ def api_error(code: str, message: str, retry_after_s: float | None = None, *, de
     return BackendError(code, KEY_REFUSED, retry_after_s=retry_after_s)
 
 
+def explain(kind: str | None, message: str) -> str:
+    """Returns the API's message; of an unknown model, the API sends only `model: NAME`."""
+    name = message.removeprefix("model: ")
+    if kind != "not_found_error" or name == message:
+        return message
+    return f"the model's API does not know the model `{name}`; GET /v1/models lists the models"
+
+
 def error_code_of(details: object) -> str | None:
     """Returns the `error_code` of an error's `details`, None without one."""
     match details:

@@ -122,7 +122,9 @@ async def test_model_newer_than_the_table_is_passed_on_unless_its_cost_must_be_k
     """Its name looks like Claude's: the API decides. Its price is unknown, so that no cost can be limited."""
     body = {"model": "claude-tomorrow-1", "max_tokens": 9, "messages": MESSAGES}
     answer = await gateway.client.post("/v1/messages", json=body)
-    assert "model: claude-tomorrow-1" in answer.json()["error"]["message"], answer.text
+    assert answer.json()["error"]["message"] == (
+        "the model's API does not know the model `claude-tomorrow-1`; GET /v1/models lists the models"
+    )
     answer = await gateway.client.post("/v1/messages", json={**body, "max_cost": 1})
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         400,
