@@ -1,6 +1,6 @@
 """`GET /v1/responses` with `Upgrade: websocket`: OpenAI's Responses API over a WebSocket.
 
-OpenAI's guide "WebSocket mode" and the types of its Python SDK 3.57 describe the messages. ADR 33 has the reasons.
+OpenAI's guide "WebSocket mode" and the types of its Python SDK 3.57 describe the messages. ADR 34 has the reasons.
 """
 
 from typing import NamedTuple
