@@ -26,7 +26,7 @@ def test_the_example_accepts_a_signed_webhook_once_and_refuses_others() -> None:
     )
     with process, httpx2.Client(transport=httpx2.HTTPTransport(retries=8), trust_env=False) as client:
 
-        def status(*secrets: str, at: int, body: bytes = BODY) -> int:
+        def status(*secrets: bytes, at: int, body: bytes = BODY) -> int:
             headers = signature.sign("turn-1", at, BODY, secrets)
             return client.post(f"http://127.0.0.1:{port}/", content=body, headers=headers).status_code
 
