@@ -83,6 +83,8 @@ class ProcessStatus(msgspec.Struct, frozen=True):
 class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The reports of nats-server, the generators and persistence.
 
+    `leader`: the nats-server that leads the log; empty with one server, or while an election runs.
+
     `is_degraded`: a generator works but its turns fail, for the reason in `generators_detail`.
 
     `queued`: turns that wait for a slot; `running`: turns that generators run.
@@ -91,6 +93,7 @@ class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     version: str
+    leader: str
     missing: list[str]
     log_fullness: float
     blobs_fullness: float
@@ -164,7 +167,7 @@ async def _nats(url: str) -> NatsStatus:
     connection = await Connection.open(url, "tailrace-status", ADMIN)
     try:
         rpc = Rpc(connection)
-        missing = (await read_setup_state(connection)).missing
+        setup = await read_setup_state(connection)
         generators, persistence = await asyncio.gather(
             rpc.every_health(GENERATORS, wait_s=WAIT_S), rpc.every_health(PERSISTENCE, wait_s=WAIT_S)
         )
@@ -184,7 +187,8 @@ async def _nats(url: str) -> NatsStatus:
         waiting = sum(sum(report.waiting.values()) for report in reports)
         return NatsStatus(
             version=".".join(map(str, connection.server_version or ())),
-            missing=missing,
+            leader=setup.leader,
+            missing=setup.missing,
             log_fullness=log,
             blobs_fullness=blobs,
             queued=queued + waiting,
@@ -220,8 +224,10 @@ def _render_nats(nats: NatsStatus) -> str:
     persistence = "ready" if nats.persistence else nats.persistence_detail or "no process answers"
     detail = f": {nats.generators_detail}" if nats.generators_detail else ""
     detail = f"; degraded, new answers fail{detail}" if nats.is_degraded else detail
+    leader = f", {nats.leader} leads the log" if nats.leader else ""
+    missing = f", lacks {', '.join(nats.missing)}: run `tailrace streams`" if nats.missing else ""
     rows = [
-        ("NATS", nats.version + (f", lacks {', '.join(nats.missing)}: run `tailrace streams`" if nats.missing else "")),
+        ("NATS", nats.version + leader + missing),
         ("Log", f"{nats.log_fullness:.1%} full; blobs {nats.blobs_fullness:.1%}"),
         ("Turns", f"{nats.running} running, {nats.queued} queued"),
         ("Generators", f"{nats.generators} answer, {nats.generator_slots_free} slots free{detail}"),

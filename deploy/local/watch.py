@@ -6,6 +6,7 @@
 - A process that hangs (it is alive for the kernel but does not do its work) is killed and started again. Each process
   is asked over HTTP. The metrics of a service are served by a thread of its own, so they also show when the event loop
   last ran.
+- A new leader of the log is reported, which is the only trace of the pause that an election causes.
 - Deleted streams, buckets and consumers of NATS are made again. A new consumer continues at the first entry that was
   not acknowledged. What a deleted stream or bucket contained is lost: turns that were in the log but not in the
   database end as failed.
@@ -155,7 +156,10 @@ class SetupRepair:
         self._known = SetupState()
 
     async def check(self) -> None:
-        """Creates what is missing. Does nothing while NATS does not answer: the processes report that."""
+        """Creates missing parts, and reports a new leader of the log.
+
+        Does nothing while NATS does not answer: the processes report that.
+        """
         try:
             if self._connection is None or self._connection.closed.is_set():
                 self._connection = await Connection.open(self._url, "tailrace-up", ADMIN)
@@ -166,7 +170,11 @@ class SetupRepair:
                     self._connection, replicas=self._replicas, bytes_max=self._bytes_max, after=self._known
                 )
                 found = await read_setup_state(self._connection)
-            self._known = found
+            if found.leader and found.leader != self._known.leader:
+                before = f", before {self._known.leader}" if self._known.leader else ""
+                self._console.log(f"{found.leader} leads the log{before}")
+            # Between two leaders there is none.
+            self._known = found._replace(leader=found.leader or self._known.leader)
         except LogError as error:
             if self._connection is not None and self._connection.is_up:
                 self._console.log(f"NATS cannot be checked: {error}")

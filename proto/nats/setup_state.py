@@ -60,6 +60,8 @@ class SetupState(NamedTuple):
     """Whether more than one server stores the log, or may store it."""
     origin: str = ""
     """The creation time of the log's stream, and its leader. If one of the two has changed, the entries may differ."""
+    leader: str = ""
+    """The nats-server that leads the log, if several servers store it; empty without a leader."""
     floors: Mapping[str, Seq] = {}
     """For each consumer: all entries up to this one are acknowledged."""
 
@@ -67,7 +69,7 @@ class SetupState(NamedTuple):
 async def read_setup_state(connection: Connection) -> SetupState:
     """Reads the state of every stream, bucket and consumer, and sets their metrics. Raises LogUnavailable."""
     jetstream = connection.jetstream
-    missing, last, is_replicated, origin, floors = [], BEFORE_FIRST, True, "", {}
+    missing, last, is_replicated, origin, leader, floors = [], BEFORE_FIRST, True, "", "", {}
     try:
         for stream in EVERY_STREAM:
             try:
@@ -78,7 +80,8 @@ async def read_setup_state(connection: Connection) -> SetupState:
                 observe_stream(info)
                 if stream == STREAM:
                     last, is_replicated = Seq(info.state.last_seq), has_replicas(info)
-                    origin = f"{info.created} {info.cluster.leader if info.cluster else ''}"
+                    leads = (info.cluster.leader or "") if info.cluster else ""
+                    origin, leader = f"{info.created} {leads}", leads if is_replicated else ""
         for durable in CONSUMERS:
             try:
                 consumer = await jetstream.consumer_info(STREAM, durable)
@@ -90,7 +93,7 @@ async def read_setup_state(connection: Connection) -> SetupState:
                 floors[durable] = Seq(floor.stream_seq if floor else BEFORE_FIRST)
     except nats.errors.Error as error:
         raise LogUnavailable(f"the streams do not answer: {explain(error)}") from error
-    return SetupState(missing, last, is_replicated, origin, floors)
+    return SetupState(missing, last, is_replicated, origin, leader, floors)
 
 
 def has_replicas(info: StreamInfo) -> bool:

@@ -10,6 +10,7 @@ from signal import SIGKILL, SIGSTOP, SIGTERM
 import httpx2
 import pytest
 
+from tailrace.deploy.cli.status import fetch
 from tailrace.deploy.local import data_dir, nats_cluster, nats_server
 from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.gateway.auth.authenticate import LOCAL
@@ -115,12 +116,16 @@ async def assert_three_copies(connection: Connection) -> None:
 
 async def assert_survives_a_kill(up: Up, client: httpx2.AsyncClient, connection: Connection) -> None:
     """kill -9 of the leader of the log during an answer: the reader sees a pause and no gap; the server is replaced."""
+    nats = (await fetch(up.folder, {})).nats
+    shown = nats.leader if nats is not None else ""
+    await until(lambda: f"| {shown} leads the log\n" in up.text)
     path = await post(client, "words=60 rate=20 tag=k")
     async with client.stream("GET", f"{path}/events?dialect=text") as response:
         pieces = response.aiter_text()
         text = await anext(pieces)
         leader = (await connection.jetstream.stream_info(STREAM)).cluster
         assert leader is not None
+        assert leader.leader == shown
         os.kill(pids(up)[str(leader.leader)], SIGKILL)
         text += "".join([piece async for piece in pieces])
     assert text == words(60, "k")
