@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import msgspec
 
 from tailrace.client import Client, TailraceError
 from tailrace.client.core import path_segment
-from tailrace.deploy.cli.arguments import add_connection, add_json, session_id
+from tailrace.deploy.cli.arguments import add_connection, add_json, day, session_id
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import Record, text_of
 from tailrace.deploy.cli.display import words_of
@@ -28,6 +29,7 @@ examples:
   tailrace export SESSION --output conversation.md
   tailrace export SESSION --json > conversation.json
   tailrace export --user ann@example.com --output ann.jsonl     the sessions and turns of a user
+  tailrace export --user ann@example.com --from 2026-01-01 --to 2026-01-31     the turns of these days
   tailrace export --all --output tenant.jsonl                   everything of the tenant
 """
 # The lists of a tenant's data, and whether they can be listed by user.
@@ -46,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--user", metavar="NAME", help="export the sessions and turns of this user")
     what.add_argument("--all", action="store_true", help="export everything of the key's tenant")
+    days = "day of the turns, UTC; sessions, projects and files are left out"
+    parser.add_argument("--from", type=day, dest="first", metavar="DAY", help=f"first {days}")
+    parser.add_argument("--to", type=day, dest="last", metavar="DAY", help=f"last {days}")
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
     add_json(parser)
     add_connection(parser)
@@ -56,9 +61,11 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     Raises SettingsInvalid if the output exists or cannot be written, GatewayFailed.
     """
+    if args.id is not None and (args.first or args.last):
+        raise SettingsInvalid("a session is exported whole: --from and --to need --user or --all")
     with connect(args, environ) as client:
         if args.id is None:
-            write(args.output, export_lines(client, args.user))
+            write(args.output, export_lines(client, args.user, args.first, args.last))
             return 0
         found = conversation(client, args.id)
         text = msgspec.json.encode(found).decode() if args.json else markdown(found, blob_reader(client))
@@ -66,14 +73,19 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def export_lines(client: Client, user: str | None) -> Iterator[str]:
+def export_lines(
+    client: Client, user: str | None, first: date | None = None, last: date | None = None
+) -> Iterator[str]:
     """Yields JSON objects, one a line: the sessions and turns of `user`; for None all data of the tenant.
 
-    Raises client.TailraceError.
+    With a first or last day (both included, UTC) only turns, because other objects belong to no day. Raises
+    client.TailraceError.
     """
+    given = {"user": user, "from": first, "to": last}
+    parameters = {name: str(value) for name, value in given.items() if value is not None}
+    has_days = first is not None or last is not None
     for kind, path, has_user in LISTS:
-        if has_user or user is None:
-            parameters = {"user": user} if user is not None else {}
+        if (kind == "turn") if has_days else (has_user or user is None):
             for item in client.items(path, parameters):
                 yield msgspec.json.encode({"type": kind, **item}).decode()
 

@@ -40,7 +40,7 @@ GROUPS = {
         "batch": "run all inputs of a file as one batch",
     },
     "look": {
-        "turns": "list the running turns, or search the text of all",
+        "turns": "list turns: running, of a user, by day, by words, the slowest",
         "turn": "show the steps of one turn, and its readers",
         "sessions": "list the sessions",
         "export": "write a conversation, or all data of a user or a tenant",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
+from unittest.mock import Mock
 
 import httpx2
 import msgspec
@@ -26,6 +27,7 @@ from tailrace.deploy.cli.batch import Bar
 from tailrace.deploy.cli.connection import find_url
 from tailrace.deploy.cli.main import all_parsers, main, parser, parser_of_all
 from tailrace.deploy.cli.output_file import open_output
+from tailrace.deploy.cli.turns import find_turns
 from tailrace.deploy.local import data_dir, nats_server, rolling_restart, running, status_file, up
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options, default_data_dir
@@ -69,7 +71,7 @@ class Terminal(io.StringIO):
         (["keys", "lisst"], "invalid choice: 'lisst' (did you mean list?)"),
         (["turns", "--search", "\udcff"], "the argument '\\udcff' is not UTF-8"),
         (["turns", "--sesion", "x"], "unrecognized arguments: --sesion (did you mean --session?)"),
-        (["export", "--user", "a", "--from", "2026-11-20"], "tailrace export: unrecognized arguments: --from; see"),
+        (["export", "--user", "a", "--since", "2026-11-20"], "tailrace export: unrecognized arguments: --since; see"),
         (["turns", "--slowest", "--from", "monday"], "'monday' is not a day such as 2026-01-31"),
         (["turns", "--session", ""], "'' is not the id of a session: see `tailrace sessions`"),
         (["export", ".."], "'..' is not the id of a session"),
@@ -95,6 +97,49 @@ def test_an_invalid_argument_prints_one_sentence_and_exits_with_status_2(
     assert (stopped.value.code, printed.count("\n")) == (2, 1)
     assert sentence in printed
     assert "--help" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["export", "s1", "--from", "2026-11-20"], "a session is exported whole: --from and --to need --user or --all"),
+        (["export", "s1", "--to", "2026-11-20"], "a session is exported whole: --from and --to need --user or --all"),
+        (["turns", "--session", "s1", "--user", "a"], "--session lists all turns of a session: it cannot be combined"),
+        (["turns", "--session", "s1", "--to", "2026-11-20"], "--session lists all turns of a session: it cannot be"),
+    ],
+)
+def test_days_and_users_do_not_select_within_a_session(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == EXIT_USAGE
+    assert f"tailrace: {sentence}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "query"),
+    [
+        (["--user", "ann"], {"limit": "50", "user": "ann"}),
+        (
+            ["--user", "ann", "--from", "2026-01-30", "--limit", "900"],
+            {"limit": "100", "user": "ann", "from": "2026-01-30"},
+        ),
+        (["--from", "2026-01-31", "--to", "2026-01-31"], {"limit": "50", "from": "2026-01-31", "to": "2026-01-31"}),
+        (["--search", "loire", "--user", "ann"], {"limit": "50", "q": "loire", "user": "ann"}),
+        (
+            ["--slowest", "--user", "ann", "--to", "2026-01-31"],
+            {"order": "first_token_s", "limit": "50", "user": "ann", "from": "2026-01-31", "to": "2026-01-31"},
+        ),
+        ([], None),
+    ],
+)
+def test_turns_selects_by_user_days_and_words(options: list[str], query: dict[str, str] | None) -> None:
+    """Without an option, the running turns are listed."""
+    client = Mock()
+    find_turns(client, parser().parse_args(["turns", *options]))
+    if query is None:
+        client.turns.assert_called_once_with(None)
+    else:
+        client.items.assert_called_once_with("/v1/turns", query)
 
 
 @pytest.mark.parametrize("arguments", [["up"], ["turns"], ["up", "--config", "one.toml"]])

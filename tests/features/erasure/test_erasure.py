@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,9 @@ async def post_answered_turn(gateway: Gateway, user: str, **given: object) -> di
     return dict((await gateway.client.get(links["self"])).json())
 
 
-def export_user_lines(gateway: Gateway, user: str | None) -> list[dict[str, Any]]:
+def export_user_lines(gateway: Gateway, user: str | None, *days: date | None) -> list[dict[str, Any]]:
     with Client(gateway.url, KEY) as client:
-        return [json.loads(line) for line in export_lines(client, user)]
+        return [json.loads(line) for line in export_lines(client, user, *days)]
 
 
 async def logged_turns(connection: Connection) -> set[str]:
@@ -90,6 +91,9 @@ async def test_no_file_has_the_text_of_an_erased_user(
     assert {"tailrace.db-wal"} < set(files_with(MARK, tmp_path))
     exported = await asyncio.to_thread(export_user_lines, gateway, MARK)
     assert [(line["type"], line["user"]) for line in exported] == [("session", MARK), ("turn", MARK)]
+    day = datetime.fromisoformat(first["asked_at"]).date()
+    for days, turns in (((day, day), exported[1:]), ((day + timedelta(1), None), []), ((None, day - timedelta(1)), [])):
+        assert await asyncio.to_thread(export_user_lines, gateway, MARK, *days) == turns
     by_day = await read(gateway, "/v1/usage")
     assert (await gateway.client.delete("/v1/users?user=other")).json()["turns"] == 0
     assert (await theirs.client.delete(f"/v1/users?user={MARK}")).json()["turns"] == 0
