@@ -29,7 +29,8 @@ CHOSEN = {
         "(docs/RUNBOOK.md, Set up your own NATS)"
     ),
     "TAILRACE_DEMO": "`tailrace up` sets it: unset it",
-    "TAILRACE_DATABASE": "`tailrace up` keeps its database in the data directory: unset it, and choose --data",
+    "TAILRACE_DATABASE": "`tailrace up` keeps an SQLite database in the data directory: unset it, and choose --data. "
+    "For PostgreSQL, start the processes yourself: docs/POSTGRESQL.md",
 }
 # Variables of the SDKs of the backends. A mistyped variable would be ignored, and the simulated Claude would answer.
 SDK_NAMES = ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_AUTH_TOKEN")
