@@ -46,7 +46,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Accepted messages that the model gets once for the last answer of their session, in the order of acceptance."""
     lost: int
     later: int
-    """Accepted messages whose turn began after the whole answer before it."""
+    """Accepted messages whose turn began after the whole answer before it, which the steer did not meet or end."""
     repeated: int
     """Requests that were sent again."""
     readers: int
@@ -150,9 +150,11 @@ class Session:
 
     def _read_accepted(self) -> None:
         """Begins to read the turn of the newest accepted message, as a client that knows it from the response."""
-        if self.accepted and self.turns[-1] != self.accepted[-1][1]:
+        newest = self.accepted[-1][1] if self.accepted else self.turns[0]
+        # The reader may have the answer before the client has the response.
+        if newest not in self.turns:
             self.later += 1
-            self._begin(self.accepted[-1][1])
+            self._begin(newest)
             self.ids.clear()
         self.is_over = self._has_ended and len(self.accepted) == self._steers
 
