@@ -21,8 +21,8 @@ from tests.kills.results import Hit, hits, pauses_s
 from tests.kills.round import Turn, run_round
 from tests.promises import Verdict
 
-# These runs have no idempotency keys, cancellations, resource counts, overloads or batches.
-UNKNOWN = ("I7 idempotency", "I8 cancellation", "I12 resources", "I13 isolation", *invariants.OF_BATCHES)
+# These runs have no idempotency keys, cancellations, resource counts, other tenants, steers or batches.
+UNKNOWN = ("I7 idempotency", "I8 cancellation", "I12 resources", "I13 isolation", "I20 steers", *invariants.OF_BATCHES)
 BOUNDS = Bounds(end_s=0)
 # 7 generators die in a round: 2 rounds of 4 kinds give 56 takeover times, enough for a p95.
 VICTIMS = 7
