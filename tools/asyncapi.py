@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from tailrace.features.gateway import DIALECTS
+from tailrace.features.responses_socket import messages as socket_messages
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, link
@@ -26,6 +27,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 KEY = TurnKey(Tenant("local"), TurnId("01a1f7c0-0000-7000-8000-000000000001"))
 NEXT = TurnId("01a1f7c0-0000-7000-8000-000000000002")
 MODEL = "claude-sonnet-5-5"
+SOCKET = "responses-socket"
 REF = "#/components/schemas/{name}"
 BY_KIND = {"request": Request, "attempt": Attempt, "event": Event, "progress": Progress, "end": End}
 # Enough examples to show which fields change.
@@ -44,6 +46,7 @@ def build_document(version: str) -> Json:
     _, schemas = msgspec.json.schema_components(kinds, ref_template=REF)
     add_meanings(schemas, kinds)
     channels = {name: _channel(dialect) for name, dialect in DIALECTS.items()} | {"log": _log()}
+    channels[SOCKET] = _socket()
     return {
         "asyncapi": "3.0.0",
         "info": {"title": "Tailrace's streams", "version": version, "description": ABOUT},
@@ -59,8 +62,28 @@ def build_document(version: str) -> Json:
                 **({} if name == "log" else {"bindings": {"http": _request(name)}}),
             }
             for name in channels
+            if name != SOCKET
+        }
+        | {
+            "write_responses_socket": {"action": "receive", "channel": {"$ref": f"#/channels/{SOCKET}"}},
         },
         "components": {"schemas": schemas},
+    }
+
+
+def _socket() -> Json:
+    """Returns the channel of the WebSocket's client. Its events are those of the dialect `openai-responses`."""
+    return {
+        "address": "/v1/responses",
+        "description": (
+            "The messages of a WebSocket's client: docs/OPENAI.md. The gateway sends the events of openai-responses, "
+            "with `response_id` and `stream_id`."
+        ),
+        "servers": [{"$ref": "#/servers/gateway"}],
+        "bindings": {"ws": {"method": "GET", "bindingVersion": "0.1.0"}},
+        "messages": {
+            name: {"contentType": "application/json", "payload": {"type": "object"}} for name in socket_messages.TYPES
+        },
     }
 
 

@@ -25,6 +25,7 @@ QUESTION = [{"role": "user", "content": SIMULATED}]
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/turns"): {"message": SIMULATED},
     ("POST", "/v1/turns/{turn}/tickets"): {},
+    ("POST", "/v1/turns/{turn}/steer"): {"message": SIMULATED},
     ("POST", "/v1/turn-batches"): BATCH,
     ("POST", "/v1/batches"): {"input_file_id": "file-none", "endpoint": "/v1/responses", "completion_window": "24h"},
     ("POST", "/v1/sessions"): {"title": "Rivers"},

@@ -13,8 +13,8 @@ from tools import asyncapi
 DOCUMENT: dict[str, Any] = asyncapi.build_document(VERSION)
 
 
-def test_every_dialect_and_the_log_are_channels() -> None:
-    assert set(DOCUMENT["channels"]) == {*DIALECTS, "log"}
+def test_every_dialect_the_log_and_the_websocket_are_channels() -> None:
+    assert set(DOCUMENT["channels"]) == {*DIALECTS, "log", asyncapi.SOCKET}
     read = {operation["channel"]["$ref"].rpartition("/")[2] for operation in DOCUMENT["operations"].values()}
     assert read == set(DOCUMENT["channels"])
 
@@ -44,5 +44,5 @@ def test_channel_lists_the_messages_of_its_dialect(name: str) -> None:
 def test_channels_have_the_event_that_names_the_next_turn() -> None:
     """A message has steered the turn. The other dialects have no such event."""
     naming = {name for name in DIALECTS if asyncapi.NEXT in json.dumps(DOCUMENT["channels"][name]["messages"])}
-    assert naming == {"tailrace", "ui"}
+    assert naming == {"openai-responses", "tailrace", "ui"}
     assert DOCUMENT["channels"]["tailrace"]["messages"]["steered"]["examples"][0]["payload"]["turn"] == asyncapi.NEXT
