@@ -250,6 +250,8 @@ async def test_a_spent_budget_a_full_log_and_a_revoked_key_are_one_sentence_each
         await chat.until_shown(b"The budget of this tenant")
 
 
+# About ten commands, each a process of its own.
+@pytest.mark.timeout(180)
 async def test_a_conversation_is_asked_listed_and_exported(commands: Commands, tmp_path: Path) -> None:
     """A chat, a question in its session, and lists as tables and as JSON."""
     chatted = await commands.run_with_input("#sim words=2\n\n#sim words=3\n", "chat", "--model", "haiku")
