@@ -38,6 +38,9 @@ def read_header(script: Path) -> dict[str, str]:
     for line in rest:
         if found := FIELD.match(line):
             name = found[1]
+        elif not line.startswith(" "):
+            # The last sentence is about the exit status.
+            break
         fields[name] = f"{fields.get(name, '')} {line[len(found[0]) if found else 0 :].strip()}".strip()
     return fields
 
