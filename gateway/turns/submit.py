@@ -170,6 +170,9 @@ class TurnSubmitter:
             when_delivered = retry.when_delivered if retry is not None else None
             if steps.claim_retry is not None and retry is not None and turn == own:
                 when_delivered = await steps.claim_retry(tenant, retry, Claim(own.turn, body_sha256))
+            # Another gateway may remove a claim whose turn is not stored in time (PROTOCOL R137). After a pause of this
+            # process, the append would come too late.
+            until = asyncio.get_running_loop().time() + self._accept_timeout_s
             repeat = await self._repeats.claim(own, key, known, body_sha256)
             if isinstance(repeat, SameTurn | OtherBody):
                 return _same_turn(repeat, retry)
@@ -180,6 +183,8 @@ class TurnSubmitter:
                 turn, entry = repeat.turn, msgspec.structs.replace(entry, submission=own.turn)
             try:
                 async with self._expect(turn) if draft.is_followed else nullcontext():
+                    if asyncio.get_running_loop().time() > until:
+                        raise LogUnavailable(UNCLEAR, may_repeat=bool(key or when_delivered))
                     await self._append(turn, entry, reserved, may_repeat=bool(key or when_delivered))
             except FenceLost:
                 # Only a concurrent POST with the same idempotency key can have appended.

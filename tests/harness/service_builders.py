@@ -53,6 +53,7 @@ def build_turn_submitter(
     history: HistoryClient = UNUSED,
     parents: ParentCheck = UNUSED,
     blobs: RequestBlobs | None = None,
+    settings: Settings | None = None,
 ) -> TurnSubmitter:
     """Returns a submitter of turns for any model. Without `history` and `parents`, they continue no other turn."""
     fullness, draining = LogFullness(UNUSED, full_at=0.9), Flag()
@@ -64,7 +65,7 @@ def build_turn_submitter(
         repeats=Repeats(log, claims, tombstones),
         conversations=Conversations(log, history),
         catalogue=ANY_MODEL,
-        settings=Settings(),
+        settings=settings or Settings(),
         fullness=fullness,
         queue=QueueEstimate(UNUSED, UNUSED, most=1),
         blobs=blobs or RequestBlobs(UNUSED, UNUSED, Admissions(limiter), bytes_max=1_000_000),

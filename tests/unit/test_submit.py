@@ -12,6 +12,7 @@ from tailrace.gateway.auth.admission import Limiter
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
+from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.draft import Stored, TurnDraft
 from tailrace.gateway.turns.optional_steps import OptionalSteps, Retry, WhenDelivered
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, PromptUse
@@ -47,6 +48,7 @@ def submit_to(
     limiter: Limiter | None = None,
     is_full: bool = False,
     is_draining: bool = False,
+    settings: Settings | None = None,
 ) -> Callable[..., Coroutine[Any, Any, Stored]]:
     submitter = build_turn_submitter(
         memory.log,
@@ -56,6 +58,7 @@ def submit_to(
         limiter=limiter,
         is_full=is_full,
         is_draining=is_draining,
+        settings=settings,
     )
 
     async def submit(
@@ -285,6 +288,25 @@ async def test_an_unclear_append_keeps_reservations(error: BaseException, *, may
     with pytest.raises((LogUnavailable, LogFull, asyncio.CancelledError)):
         await submit_to(memory, limiter=reservations)(LOCAL, HELLO, b"{}")
     assert reservations.is_given_back is not may_be_stored
+
+
+@pytest.mark.rule("R137")
+async def test_after_a_pause_behind_the_claim_nothing_is_appended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another gateway may have removed the claim meanwhile, and stored a turn in its place."""
+    memory, reservations = Services(), Reservations()
+    claim = memory.claims.claim
+
+    async def claim_and_pause(tenant: Tenant, key: str, mine: Claim) -> Claim:
+        claimed = await claim(tenant, key, mine)
+        await asyncio.sleep(0.02)
+        return claimed
+
+    monkeypatch.setattr(memory.claims, "claim", claim_and_pause)
+    submit = submit_to(memory, limiter=reservations, settings=Settings(accept_timeout_s=0.01))
+    with pytest.raises(LogUnavailable):
+        await submit(LOCAL, HELLO, b"{}", "key")
+    assert not memory.log.stored
+    assert reservations.is_given_back
 
 
 @pytest.mark.parametrize("key", [None, "key"])
