@@ -159,12 +159,12 @@ class Answer {
     try {
       listen(this.turn || this.#path ? 0 : Math.min(UPLOAD_MAX_MS, new Blob([this.#post.body]).size / UPLOAD_BYTES_PER_MS));
       const response = await this.#open(signal);
-      if (response.status === 204) return this.#end(this.#path ? { outcome: null } : await this.#readEnd(signal));
-      const isStream = (response.headers.get("content-type") ?? "").startsWith("text/event-stream");
-      if (!isStream || !response.body) throw connectionError(`status ${response.status} without a stream of events`);
       const turn = response.headers.get("tailrace-turn");
       // Headers may be cut.
       if (turn?.length === 36) this.#start(turn);
+      if (response.status === 204) return this.#end(this.#path ? { outcome: null } : await this.#readEnd(signal));
+      const isStream = (response.headers.get("content-type") ?? "").startsWith("text/event-stream");
+      if (!isStream || !response.body) throw connectionError(`status ${response.status} without a stream of events`);
       this.#become("live");
       return await this.#consume(response.body.getReader(), listen, progress);
     } catch (error) {

@@ -277,6 +277,7 @@ class EventStream(StreamedResponse):
         """Joins the feed of the turn in which the reader goes on. Raises TurnUnknown, CursorUnknown, LogUnavailable."""
         dialect = self._dialect
         feed = await self._streams.fan_out.join(found.key, found.cursor, from_start=dialect.is_stateful)
+        self._headers["tailrace-turn"] = found.key.turn
         # The end of the turn before it has announced the request.
         self._feed, self._position = feed, max(feed.start_index(found.cursor, dialect), found.cursor == BEFORE_FIRST)
 

@@ -94,6 +94,7 @@ async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_
         "listed": 404,
         "beyond": 404,
         "steered": words(3),
+        "ended": ["s" * 36, "completed"],
         "waited": words(60),
         "hasWaited": True,
         "tooLong": [503, 31],

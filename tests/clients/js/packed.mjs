@@ -1,7 +1,7 @@
 // The package as users install it, in a folder with it in node_modules: `packed.mjs URL KEY EXAMPLE`. Prints one line.
 import { createElement } from "react";
 import { renderToString } from "react-dom/server";
-import { ask, TailraceError } from "tailrace";
+import { ask, resume, TailraceError } from "tailrace";
 import { useSession, useSSE, useTurn } from "tailrace/react";
 import { cutOnce } from "./cut-once.mjs";
 
@@ -24,6 +24,12 @@ const beyond = await route(new Request(`http://app.invalid${base}/v1/turns/../ke
 let sent;
 const steer = (event, answer) => event.type === "delta" && (sent ??= answer.steer("#sim words=3 rate=0"));
 const steered = await ask("#sim words=4000 rate=50", { ...asking("user=ada"), fetch: (address, init) => route(new Request(address, init)), onEvent: steer }).done;
+
+/** A stream that has nothing more: the cursor is of another turn, which has steered the one that is named. */
+const successor = "s".repeat(36);
+const record = (address) => Response.json({ outcome: address.endsWith(successor) ? "completed" : "cancelled" });
+const nothing = async (address) => (address.includes("/events") ? new Response(null, { status: 204, headers: { "tailrace-turn": successor } }) : record(address));
+const ended = await resume("first", { url, after: "9", fetch: nothing }).done;
 
 /** A gateway that is busy for so many seconds, and then answers. The timers fire at once, and note the wait. */
 const waits = [];
@@ -51,6 +57,7 @@ console.log(
     listed: listed.status,
     beyond: beyond.status,
     steered: steered.text,
+    ended: [ended.turn, ended.outcome],
     waited: waited.text,
     hasWaited: waits.includes(20_000),
     tooLong,

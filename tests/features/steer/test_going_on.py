@@ -125,6 +125,14 @@ async def test_every_cursor_of_either_turn_resumes_without_a_gap_and_without_a_r
         assert one.status == (200 if count < len(seqs) else 204)
 
 
+@pytest.mark.rule("R138")
+async def test_the_headers_name_the_turn_in_which_a_reader_goes_on(log: SteeredLog) -> None:
+    """A client that resumes with the turn that it began with acts on this turn, and reads its end after a 204."""
+    for owner, turn in ((FIRST, SECOND), (SECOND, THIRD), (THIRD, THIRD)):
+        one = await read(log, FIRST, log.last(owner))
+        assert dict(one.sent[0]["headers"])[b"tailrace-turn"] == turn.turn.encode()
+
+
 async def test_a_dialect_without_such_an_event_ends_with_the_steered_turn(log: SteeredLog) -> None:
     one = await read(log, FIRST, dialect=DIALECTS["text"])
     assert one.body == b"one"
