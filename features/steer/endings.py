@@ -13,7 +13,7 @@ from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Event, StoredEntry
 from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
-from tailrace.proto.fold import fold
+from tailrace.proto.fold import EMPTY_TURN, fold
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
 
@@ -63,13 +63,12 @@ async def end_at_boundary(log: TurnLog, key: TurnKey, successor: TurnId, by: str
 
     If the generator appends the next block first, a later block end is tried.
     """
-    entries: list[StoredEntry] = []
+    turn = EMPTY_TURN
     async with aclosing(log.follow(key)) as batches:
         async for batch in batches:
-            entries += batch
+            turn = fold(batch, turn)
             if not batch or not _is_block_end(batch[-1]):
                 continue
-            turn = fold(entries)
             end = build_end(turn, "cancelled", cause="steer", by=by, successor=successor)
             try:
                 await log.append(key, turn.chain, end)

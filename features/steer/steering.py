@@ -24,6 +24,7 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.steer import IN_A_ROW_MAX, At, steered_turn
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import LogError, LogUnavailable, Refused, TurnUnknown, not_found
+from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnKey, new_id
 from tailrace.proto.nats import BlobStore, Claim, Claims, Tombstones, TurnLog
 from tailrace.proto.nats.idempotency import StoredClaim
@@ -33,6 +34,7 @@ logger = structlog.get_logger()
 
 # The pause between two looks at a claim whose turn is not stored yet.
 LOOK_EVERY_S = 0.1
+RENEW_TRIES = 10
 MANY = (
     f"{IN_A_ROW_MAX} messages in a row have ended or await an answer: repeat the request when an answer is complete, "
     "or cancel the running turn and send the message with POST /v1/turns"
@@ -111,18 +113,17 @@ class Steering:
                     raise
                 # Another steer has claimed the place meanwhile. The next look finds its claim.
                 continue
-            await self._require_claim(stored, name)
-            by, before = draft.principal.key, steered_turn(stored)
+            await self._require_claim(stored, name, sha256)
+            end = partial(self._end_turns_before, stored, draft.principal.key, at)
             if at == "now":
                 try:
-                    await self._end_turns_before(stored, by)
+                    await end()
                 except LogError as error:
                     # The message is stored: it is accepted, whatever the log answers now.
                     logger.warning("steered turn not ended yet", turn=stored.key.turn, error=str(error))
-                    self._endings.start(stored.key, partial(self._end_turns_before, stored, by))
-            elif before is not None:
-                running = TurnKey(place.tenant, before)
-                self._endings.start(running, partial(end_at_boundary, self._log, running, stored.key.turn, by))
+                    self._endings.start(stored.key, end)
+            elif steered_turn(stored) is not None:
+                self._endings.start(stored.key, end)
             return stored
         raise Refused("session_busy", FAR.format(turn=steered.turn, place=place.turn))
 
@@ -195,15 +196,28 @@ class Steering:
         else:
             await asyncio.sleep(LOOK_EVERY_S)
 
-    async def _require_claim(self, stored: Stored, name: str) -> None:
-        """Raises LogUnavailable if another steer has removed the claim before the turn was stored, and cancels it."""
-        claim = await self._claims.find(stored.key.tenant, name)
-        if claim is not None and claim.turn != stored.key.turn:
-            await cancel(self._log, stored.key, "steer")
-            raise LogUnavailable(OVERTAKEN)
+    async def _require_claim(self, stored: Stored, name: str, sha256: str) -> None:
+        """Stores the claim again. Raises LogUnavailable if another steer has removed it, and cancels the stored turn.
 
-    async def _end_turns_before(self, stored: Stored, by: str | None) -> None:
-        """Ends the turn that the stored one waits for, and those for which that one waits. Raises LogError."""
+        A read alone may be a moment old (PROTOCOL R14), or come between the removal and the next claim.
+        """
+        tenant, mine = stored.key.tenant, Claim(stored.key.turn, sha256)
+        for _ in range(RENEW_TRIES):
+            found = await self._claims.read(tenant, name)
+            if found is None:
+                await self._claims.claim(tenant, name, mine)
+            elif found.claim.turn != stored.key.turn:
+                await cancel(self._log, stored.key, "steer")
+                break
+            elif await self._claims.renew(tenant, name, found) is not None:
+                return
+        raise LogUnavailable(OVERTAKEN)
+
+    async def _end_turns_before(self, stored: Stored, by: str | None, at: At) -> None:
+        """Ends the turn that the stored one waits for, and those for which that one waits. Raises LogError.
+
+        At the boundary, those that wait end at once, and the running one after its content block.
+        """
         tenant, turn, request = stored.key.tenant, stored.key.turn, stored.entry
         for _ in range(IN_A_ROW_MAX + 1):
             if not request.is_queued or request.parent is None:
@@ -212,8 +226,11 @@ class Steering:
             try:
                 before = await self._log.read_turn(parent)
                 if before.end is None:
+                    if at == "boundary" and not await self._waits(before, tenant):
+                        await end_at_boundary(self._log, parent, turn, by)
+                        return
                     before = await cancel(self._log, parent, "steer", by, turn)
-                elif before.attempt:
+                if before.attempt:
                     # It has run, so those before it had ended.
                     return
             except TurnUnknown:
@@ -223,6 +240,13 @@ class Steering:
             request = before.request
             if before.end is not None and before.end.successor == turn:
                 turn = parent.turn
+
+    async def _waits(self, turn: Turn, tenant: Tenant) -> bool:
+        """Returns whether the turn waits for another one. Raises LogUnavailable."""
+        if turn.attempt or turn.request is None or not turn.request.is_queued or turn.request.parent is None:
+            return False
+        parent = TurnKey(tenant, turn.request.parent)
+        return await self._log.has_turn(parent) and not await self._log.has_end(parent)
 
 
 def _require_user(draft: TurnDraft, user: str | None) -> None:

@@ -30,6 +30,7 @@ from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.model_records import CancelTurn
 from tailrace.proto.nats import Claim
+from tailrace.proto.nats.idempotency import StoredClaim
 from tailrace.testing import MemoryClaims, MemoryLog, MemoryTombstones
 from tests.harness.memory_history import MemoryHistory, NoBlobs, NoParentCheck
 from tests.harness.service_builders import UNUSED, build_turn_submitter
@@ -197,6 +198,25 @@ async def test_a_boundary_after_which_the_next_block_has_begun_is_passed_by() ->
 
 
 @pytest.mark.rule("R137")
+async def test_at_the_boundary_turns_that_wait_end_too_and_the_running_one_after_its_block() -> None:
+    """The message follows the queued turn, and must not wait until the whole answer before that has ended."""
+    gateways = Gateways()
+    log = gateways.log
+    queued = await gateways.submitter.submit(
+        TurnDraft(LOCAL, b"queued", new_turn=NewTurn(message="queued", session="session-1", on_busy="queue"))
+    )
+    log.store(STEERED, attempt((await gateways.turn(STEERED.turn)).chain))
+    for what in opening_events():
+        log.store(STEERED, event((await gateways.turn(STEERED.turn)).chain, what))
+    stored = await gateways.steer("shorter", at="boundary")
+    await until(lambda: gateways.has_ended(queued.key.turn))
+    assert not await gateways.has_ended(STEERED.turn)
+    log.store(STEERED, event((await gateways.turn(STEERED.turn)).chain, events.BlockStop(0)))
+    await until(lambda: gateways.has_ended(STEERED.turn))
+    assert await gateways.chain() == [STEERED.turn, queued.key.turn, stored.key.turn]
+
+
+@pytest.mark.rule("R137")
 async def test_two_steers_at_the_same_moment_are_answered_one_after_the_other() -> None:
     """At two gateways, in whatever order: each turn has one successor, and no message is lost."""
     gateways = Gateways()
@@ -341,6 +361,35 @@ async def test_a_turn_that_is_stored_after_its_claim_was_removed_is_cancelled() 
     assert end is not None
     assert end.outcome == "cancelled"
     assert (await gateways.turn(STEERED.turn)).end is None
+
+
+@pytest.mark.rule("R137")
+@pytest.mark.parametrize("is_claimed_again", [False, True])
+async def test_a_removed_claim_is_noticed_before_the_next_one_and_by_a_late_read(*, is_claimed_again: bool) -> None:
+    """Otherwise the turns of both steers would follow the same turn."""
+    gateways = Gateways()
+    name, store, read = f"steer {STEERED.turn}", gateways.log.append, gateways.claims.read
+    old: list[StoredClaim] = []
+
+    async def remove_claim_and_append(key: TurnKey, *arguments: Any, **given: Any) -> Any:
+        if isinstance(arguments[1], Request):
+            old.append(gateways.claims.stored.pop((TENANT, name)))
+            if is_claimed_again:
+                await gateways.claims.put(TENANT, name, Claim(TurnId("other"), "other"))
+        return await store(key, *arguments, **given)
+
+    async def read_late(tenant: Tenant, key: str) -> StoredClaim | None:
+        return old.pop() if old and is_claimed_again else await read(tenant, key)
+
+    gateways.log.append = remove_claim_and_append  # type: ignore[method-assign]
+    gateways.claims.read = read_late  # type: ignore[method-assign]
+    if is_claimed_again:
+        with pytest.raises(LogUnavailable, match="meanwhile"):
+            await gateways.steer("shorter")
+        assert (await gateways.turn(STEERED.turn)).end is None
+    else:
+        stored = await gateways.steer("shorter")
+        assert gateways.claims.stored[TENANT, name].claim.turn == stored.key.turn
 
 
 async def test_a_steer_of_a_deleted_steer_takes_its_place() -> None:
