@@ -105,7 +105,7 @@ class Steering:
                 # A repetition of a request that has claimed the place. Those that wait for its turn wait on.
                 if found is not None and await self._claims.renew(place.tenant, name, found) is None:
                     continue
-                one = await self._at(place, one)
+                one = await self._queue_behind(place, one)
             try:
                 stored = await self._submitter.submit(one)
             except Refused as refused:
@@ -147,7 +147,10 @@ class Steering:
         except TurnUnknown:
             record = await self._history.read_past_turn(steered)
             _require_user(draft, record.user)
-            return msgspec.structs.replace(new_turn, session=record.session, model=record.model)
+            # The record has no tools, options and limits.
+            return msgspec.structs.replace(
+                new_turn, session=record.session, model=record.model, user=record.user, metadata=record.metadata
+            )
         if request is None or request.batch is not None:
             raise not_found("turn")
         _require_user(draft, request.user)
@@ -155,7 +158,7 @@ class Steering:
             raise Refused("request_invalid", "the turn has `store: false`, so no turn can follow it: cancel it instead")
         return msgspec.structs.replace(new_turn, **await settings_of(self._blobs, steered.tenant, request))
 
-    async def _at(self, place: TurnKey, draft: TurnDraft) -> TurnDraft:
+    async def _queue_behind(self, place: TurnKey, draft: TurnDraft) -> TurnDraft:
         """Returns the draft of a turn that waits for `place` and the turns behind it, or for the session's newest turn.
 
         Other turns may wait for `place` already (`on_busy: queue`). With the same parent, the new one were a branch.

@@ -25,7 +25,7 @@ from tailrace.gateway.turns.steer import IN_A_ROW_MAX, At, steered_turn
 from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Batch, CancelCause, End, Request
-from tailrace.proto.errors import LogUnavailable, Refused
+from tailrace.proto.errors import LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.model_records import CancelTurn
@@ -409,6 +409,15 @@ async def test_the_message_is_the_next_turn_if_the_turn_has_ended() -> None:
     assert (stored.entry.parent, stored.entry.is_queued, steered_turn(stored)) == (STEERED.turn, False, None)
     assert [message.content for message in stored.entry.messages] == ["Why is the sky blue?", "and now?"]
     assert await gateways.chain() == [STEERED.turn]
+
+
+async def test_the_message_belongs_to_the_user_of_a_turn_that_has_left_the_log() -> None:
+    """Otherwise the JWT of this user could not read the answer."""
+    gateways = Gateways(user="mia", metadata={"app": "map"})
+    await gateways.complete(STEERED)
+    gateways.log.read_turn = AsyncMock(side_effect=TurnUnknown("gone"))  # type: ignore[method-assign]
+    stored = await gateways.steer("and now?")
+    assert (stored.entry.user, stored.entry.metadata) == ("mia", {"app": "map"})
 
 
 async def test_steer_and_cancel_at_the_same_moment_leave_one_end_and_one_next_turn() -> None:
