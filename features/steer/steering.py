@@ -25,7 +25,7 @@ from tailrace.gateway.turns.steer import IN_A_ROW_MAX, At, steered_turn
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import LogError, LogUnavailable, Refused, TurnUnknown, not_found
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, TurnKey, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import BlobStore, Claim, Claims, Tombstones, TurnLog
 from tailrace.proto.nats.idempotency import StoredClaim
 from tailrace.proto.records import GetLastTurn
@@ -35,6 +35,8 @@ logger = structlog.get_logger()
 # The pause between two looks at a claim whose turn is not stored yet.
 LOOK_EVERY_S = 0.1
 RENEW_TRIES = 10
+# The hash in the claim of an ended turn that names a running turn instead of a successor. No request has it.
+NO_BODY = ""
 MANY = (
     f"{IN_A_ROW_MAX} messages in a row have ended or await an answer: repeat the request when an answer is complete, "
     "or cancel the running turn and send the message with POST /v1/turns"
@@ -105,6 +107,10 @@ class Steering:
                 # A repetition of a request that has claimed the place. Those that wait for its turn wait on.
                 if found is not None and await self._claims.renew(place.tenant, name, found) is None:
                     continue
+                if found is None and (running := await self._find_other_running(place, new_turn)) is not None:
+                    # A steer of that turn at the same moment would have the same parent. Its claim decides.
+                    await self._claims.claim(place.tenant, name, Claim(running, NO_BODY))
+                    continue
                 one = await self._queue_behind(place, one)
             try:
                 stored = await self._submitter.submit(one)
@@ -157,6 +163,13 @@ class Steering:
         if not request.store:
             raise Refused("request_invalid", "the turn has `store: false`, so no turn can follow it: cancel it instead")
         return msgspec.structs.replace(new_turn, **await settings_of(self._blobs, steered.tenant, request))
+
+    async def _find_other_running(self, place: TurnKey, new_turn: NewTurn) -> TurnId | None:
+        """Returns the newest turn of the session if that one runs, and `place` has ended. Raises Refused, LogError."""
+        if new_turn.session is None or not await self._log.has_end(place):
+            return None
+        newest = await self._history.query(place.tenant, GetLastTurn(new_turn.session))
+        return newest.turn if newest.outcome == "running" and newest.turn != place.turn else None
 
     async def _queue_behind(self, place: TurnKey, draft: TurnDraft) -> TurnDraft:
         """Returns the draft of a turn that waits for `place` and the turns behind it, or for the session's newest turn.

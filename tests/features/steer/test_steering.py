@@ -252,6 +252,30 @@ async def test_a_post_with_a_cursor_of_a_successor_resumes_its_own_turn() -> Non
             await gateways.submitter.submit(replace(draft, raw=b"other"))
 
 
+@pytest.mark.rule("R137")
+async def test_a_steer_of_an_ended_turn_and_one_of_the_running_turn_are_both_in_the_conversation() -> None:
+    """They come at the same moment, to two gateways. A repetition gets the same turn."""
+    gateways = Gateways()
+    await gateways.complete(STEERED)
+    running = await gateways.submitter.submit(
+        TurnDraft(LOCAL, b"running", new_turn=NewTurn(message="running", session="session-1"))
+    )
+    append = gateways.log.append
+
+    async def append_late(key: TurnKey, *arguments: Any, **given: Any) -> Any:
+        await asyncio.sleep(0.01)
+        return await append(key, *arguments, **given)
+
+    gateways.log.append = append_late  # type: ignore[method-assign]
+    late, other = await asyncio.gather(
+        gateways.steer("late", "key-1", gateway=gateways.new_gateway()),
+        gateways.steer("other", turn=running.key.turn, gateway=gateways.new_gateway()),
+    )
+    first, second = sorted((late, other), key=lambda one: one.entry.parent != running.key.turn)
+    assert (first.entry.parent, second.entry.parent) == (running.key.turn, first.key.turn)
+    assert (await gateways.steer("late", "key-1")).key == late.key
+
+
 async def test_without_a_key_the_same_text_is_two_messages() -> None:
     gateways = Gateways()
     turns = {(await gateways.steer("go on")).key for _ in range(2)}
