@@ -37,9 +37,7 @@ def test_each_accepted_message_is_in_the_conversation_once_and_in_one_order() ->
         happened.update(happenings(schedule))
         assert len(schedule.acknowledged) == CLIENTS * MESSAGES, seed
     assert broken == []
-    assert not [
-        one for one in ("killed", "successor", "later", "next turn", "completed", "cancelled") if not happened[one]
-    ]
+    assert happened.keys() >= HAPPENINGS
 
 
 def happenings(schedule: SteerSchedule) -> list[str]:
