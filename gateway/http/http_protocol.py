@@ -8,6 +8,7 @@ module uses uvicorn's protocol classes.
 """
 
 import asyncio
+import re
 import sys
 from collections.abc import Callable, Sized
 from collections.abc import Set as AbstractSet
@@ -53,6 +54,9 @@ TOO_MANY = ("server_busy", CONNECTIONS_REACHED)
 NO_MEMORY = ("server_busy", error_responses.NO_MEMORY)
 # `websockets` limits a line of a handshake, and would break the connection off without a response.
 LINE_BYTES_MAX = 8190
+LINE_TOO_LONG = ("headers_too_large", f"a line of a WebSocket's handshake has more than {LINE_BYTES_MAX} bytes")
+# 16 random bytes in base64 (RFC 6455, 4.1).
+SOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 TOO_SLOW = ("headers_timeout", f"the headers did not arrive within {HEADERS_TIMEOUT_S:.0f} s")
 
 
@@ -261,9 +265,11 @@ class ClientConnection(HttpToolsProtocol):
         if self._is_for_socket():
             lengths = (len(name) + len(value) for name, value in (*self.headers, (b"GET HTTP/1.1", self.url)))
             if max(lengths) + 2 > LINE_BYTES_MAX:
+                self._refuse(*LINE_TOO_LONG)
+            elif self._bytes > HEADERS_BYTES_MAX:
                 self._refuse(*TOO_LARGE)
-                return
-            super().handle_websocket_upgrade()
+            else:
+                super().handle_websocket_upgrade()
             return
         stopped = sys.exception()
         assert isinstance(stopped, httptools.HttpParserUpgrade)  # noqa: S101
@@ -274,15 +280,20 @@ class ClientConnection(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def _is_for_socket(self) -> bool:
-        """Returns whether the request may open a WebSocket: alone, at one of the paths, without a body."""
+        """Returns whether the request may open a WebSocket: alone, valid, at one of the paths, without a body."""
         is_alone = not self.pipeline and (self.cycle is None or self.cycle.response_complete)
         path = self.url.partition(b"?")[0]
+        keys = [value for name, value in self.headers if name == b"sec-websocket-key"]
+        versions = [value for name, value in self.headers if name == b"sec-websocket-version"]
         return (
             is_alone
             and path in self._socket_paths
             and self._get_upgrade() == b"websocket"
             and (self.parser.get_method(), self.parser.get_http_version()) == (b"GET", "1.1")
             and not any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+            # The library would refuse them with text, not with an error body.
+            and (len(keys) == 1 and SOCKET_KEY.fullmatch(keys[0]) is not None)
+            and versions == [b"13"]
             # A connection above the limit is refused over HTTP.
             and self.app is not self._overflow
         )

@@ -26,6 +26,15 @@ ARRIVAL_S = 0.25
 # After that, requests without a response may still be served for this time.
 UNANSWERED_S_MAX = 2.0
 POLL_S = 0.02
+# What uvicorn and `websockets` log, and this gateway does not.
+EXPECTED = (
+    # As an error; a stream is truncated on purpose by returning without a last chunk.
+    "ASGI callable returned without completing response",
+    # Each WebSocket, with its query string.
+    '"WebSocket ',
+    # As an error with a traceback, for a client's message.
+    "Invalid UTF-8 sequence received from client",
+)
 # Options of each connection on Linux, which detect clients that vanish without closing (a laptop that was shut).
 KEPT = {
     # Closes a connection whose data is not acknowledged for so many milliseconds. With the heartbeats of a stream, a
@@ -134,7 +143,5 @@ def listen(host: str, port: int, listen_fd: int) -> socket.socket:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # A stream is truncated on purpose by returning without a last chunk; uvicorn logs that as an error. It logs each
-    # WebSocket with its query string.
     text = record.getMessage()
-    return "ASGI callable returned without completing response" not in text and '"WebSocket ' not in text
+    return not any(known in text for known in EXPECTED)

@@ -1,18 +1,20 @@
 """The WebSocket protocol of a client connection: uvicorn's, on the library `websockets`, with further limits.
 
 As over HTTP, a client that reads nothing for UNREAD_TIMEOUT_S is disconnected, and at once while the gateway drains.
-uvicorn has no hook for these limits.
+The memory of messages and pongs is limited. uvicorn has no hook for these limits.
 """
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from tailrace.gateway import metrics
-from tailrace.gateway.http import http_protocol
+from tailrace.gateway.http import http_protocol, security_headers
 
 # A larger frame closes the connection with 1009 (RFC 6455, 7.4.1). Reading pauses while one message waits.
 FRAME_BYTES_MAX = 16 * 1024 * 1024
@@ -41,12 +43,25 @@ class ClientSocket(WebSocketsSansIOProtocol):
         self.close_timeout = CLOSE_TIMEOUT_S
         self._unread: asyncio.TimerHandle | None = None
         """Runs while the write buffer is full."""
+        self._has_received = False
+        """Whether data has arrived since the last ping."""
+
+    async def send(self, message: Any) -> None:
+        """Raises ClientDisconnected also when the protocol has closed the connection: a wrong frame, or no pong.
+
+        uvicorn raises the RuntimeError of an application that sends after its own close.
+        """
+        await self.writable.wait()
+        if self.close_sent or self.transport.is_closing():
+            raise ClientDisconnected
+        await super().send(message)
 
     def data_received(self, data: bytes) -> None:
         # Before the response to the handshake, a client sends nothing (RFC 6455, 4.1), and nothing limits it.
         if self.handshake_initiated and not self.handshake_complete:
             self.transport.abort()
             return
+        self._has_received = True
         super().data_received(data)
 
     def handle_parser_exception(self) -> None:
@@ -55,6 +70,35 @@ class ClientSocket(WebSocketsSansIOProtocol):
             self.transport.abort()
             return
         super().handle_parser_exception()
+
+    def handle_cont(self, event: Any) -> None:
+        # One buffer: in uvicorn's list, fragments of a byte take many times their size, and empty ones have no limit.
+        whole: Any = self.frames[0]
+        if not isinstance(whole, bytearray):
+            whole = bytearray(whole)
+        whole += event.data
+        self.frames = [whole]
+        if event.fin:
+            self.send_receive_event_to_app()
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            # The client does not read: its pongs would fill the memory.
+            self.conn.data_to_send()
+
+    def send_keepalive_ping(self) -> None:
+        self._has_received = False
+        super().send_keepalive_ping()
+
+    def keepalive_timeout(self) -> None:
+        if self._has_received and not self.close_sent:
+            # A pong comes after the frame that the client sends: 8 MiB take a minute with a megabit a second.
+            self._has_received = False
+            self.pong_timer = self.loop.call_later(PING_TIMEOUT_S, self.keepalive_timeout)
+            return
+        super().keepalive_timeout()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -105,12 +149,24 @@ def is_handshake(scope: Scope) -> bool:
 
 
 async def _send_of_socket(send: Send, message: Message) -> None:
+    if not message["type"].startswith("http."):
+        await send(message)
+        return
+    # As over HTTP, a response to a client that has disconnected is no error; `receive` returns the disconnect.
+    with suppress(ClientDisconnected):
+        await send(_message_of_handshake(message))
+
+
+def _message_of_handshake(message: Message) -> Message:
+    """Returns the message of ASGI's type `websocket` that is sent for a part of the response to a handshake."""
+    headers = message.get("headers", ())
     match message:
-        case {"type": "http.response.start", "status": 101, "headers": headers}:
+        case {"type": "http.response.start", "status": 101}:
             # The header `Connection` of a 101 is the library's.
             named = [(name, value) for name, value in headers if name != b"connection"]
-            await send({"type": "websocket.accept", "headers": named})
-        case {"type": "http.response.start" | "http.response.body" as kind}:
-            await send({**message, "type": f"websocket.{kind}"})
-        case _:
-            await send(message)
+            return {"type": "websocket.accept", "headers": named}
+        case {"type": "http.response.start"}:
+            # uvicorn adds them to other responses.
+            security = [(name.encode(), value.encode()) for name, value in security_headers.HEADERS]
+            return {**message, "type": "websocket.http.response.start", "headers": [*security, *headers]}
+    return {**message, "type": f"websocket.{message['type']}"}

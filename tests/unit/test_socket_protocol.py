@@ -2,18 +2,29 @@
 
 import asyncio
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.server import ServerState
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tailrace.gateway.http import http_protocol, server
-from tailrace.gateway.http.socket_protocol import FRAME_BYTES_MAX, is_handshake
+from tailrace.gateway.http.socket_protocol import (
+    FRAME_BYTES_MAX,
+    PING_TIMEOUT_S,
+    SETTINGS,
+    ClientSocket,
+    accept_sockets,
+    is_handshake,
+)
 from tailrace.proto.runtime.flag import Flag
 from tests.harness.raw_http import RawConnection
 
@@ -22,6 +33,7 @@ HANDSHAKE = (
     "host: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
     "sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
+KEY = "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 LONG = "x" * 64 * 1024
 
 
@@ -42,11 +54,11 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[tuple[int, asyncio.Event]]:
-    """Serves `echo`; yields the port and what stops it."""
+async def serving(app: ASGIApp = echo) -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """Serves `app`; yields the port and what stops it."""
     listening, stop = socket.create_server(("127.0.0.1", 0)), asyncio.Event()
     port = listening.getsockname()[1]
-    task = asyncio.create_task(server.serve(echo, echo, listening, stop, Flag(), socket_paths={PATH}))
+    task = asyncio.create_task(server.serve(app, app, listening, stop, Flag(), socket_paths={PATH}))
     try:
         yield port, stop
     finally:
@@ -76,6 +88,7 @@ async def test_a_refused_handshake_is_an_http_response(port: int) -> None:
         await connect(f"ws://127.0.0.1:{port}{PATH}?no")
     answer = refused.value.response
     assert (answer.status_code, answer.headers["www-authenticate"], answer.body) == (401, "Bearer", b"not you")
+    assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize(
@@ -89,8 +102,25 @@ async def test_a_refused_handshake_is_an_http_response(port: int) -> None:
         f"POST {PATH} HTTP/1.1\r\n{HANDSHAKE}content-length: 0\r\n",
         f"GET {PATH} HTTP/1.1\r\n{HANDSHAKE}content-length: 0\r\n",
         f"GET {PATH} HTTP/1.1\r\n{HANDSHAKE}transfer-encoding: chunked\r\n",
+        f"GET {PATH} HTTP/1.1\r\n{HANDSHAKE}".replace(KEY, ""),
+        f"GET {PATH} HTTP/1.1\r\n{HANDSHAKE}{KEY}",
+        f"GET {PATH} HTTP/1.1\r\n{HANDSHAKE}".replace("dGhl", "dGh!"),
+        f"GET {PATH} HTTP/1.1\r\n{HANDSHAKE}".replace("version: 13", "version: 8"),
     ],
-    ids=["path", "slash", "protocol", "no connection", "old", "method", "body", "chunked"],
+    ids=[
+        "path",
+        "slash",
+        "protocol",
+        "no connection",
+        "old",
+        "method",
+        "body",
+        "chunked",
+        "no key",
+        "two keys",
+        "wrong key",
+        "version",
+    ],
 )
 async def test_any_other_upgrade_is_ignored(port: int, head: str) -> None:
     async with RawConnection.open(port) as raw:
@@ -116,11 +146,153 @@ async def test_a_line_that_the_library_cannot_parse_is_refused(port: int, query:
         assert await raw.is_closed()
 
 
-async def test_a_handshake_without_its_key_is_400(port: int) -> None:
-    async with RawConnection.open(port) as raw:
-        head = HANDSHAKE.replace("sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n", "")
-        await raw.send(f"GET {PATH} HTTP/1.1\r\n{head}\r\n")
-        assert (await raw.reader.readline()).startswith(b"HTTP/1.1 400 ")
+async def test_a_handshake_with_too_many_bytes_of_headers_does_not_reach_the_application() -> None:
+    called = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        called.append(scope)
+        await echo(scope, receive, send)
+
+    head = f"GET {PATH} HTTP/1.1\r\n{HANDSHAKE}"
+    # The headers end in the piece that has the first byte too many. The first piece is not counted.
+    most = http_protocol.HEADERS_BYTES_MAX + http_protocol.PIECE_BYTES
+    for number in range(9):
+        missing = most + 1 - len(head) - len("\r\n")
+        head += f"x-{number}: {'x' * min(7900, missing - len('x-0: ') - 2)}\r\n"
+    assert len(head) + 2 == most + 1
+    async with serving(app) as (port, _), RawConnection.open(port) as raw:
+        await raw.send(f"{head}\r\n")
+        answer = await raw.answer()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (431, "headers_too_large")
+        assert await raw.is_closed()
+    assert called == []
+
+
+class Wire(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.has_closed = False
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.has_closed
+
+    def close(self) -> None:
+        self.has_closed = True
+
+    def abort(self) -> None:
+        self.has_closed = True
+
+    def pause_reading(self) -> None:
+        """Reads on."""
+
+    def resume_reading(self) -> None:
+        """Reads on."""
+
+
+class Accepted:
+    """An application that has accepted a WebSocket, and its connection without a network."""
+
+    def __init__(self) -> None:
+        config = uvicorn.Config(self._serve, interface="asgi3", lifespan="off", log_config=None, **SETTINGS)
+        config.load()
+        self.wire = Wire()
+        self.connection = ClientSocket(config, ServerState(), {})
+        self.connection.connection_made(self.wire)
+
+    async def _serve(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        self.receive, self.send = receive, send
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.Event().wait()
+
+    async def open(self) -> "Accepted":
+        self.connection.data_received(f"GET {PATH} HTTP/1.1\r\n{HANDSHAKE}\r\n".encode())
+        async with asyncio.timeout(5):
+            while b"101" not in self.wire.written:  # noqa: ASYNC110  # a few steps of the loop
+                await asyncio.sleep(0)
+        return self
+
+
+def frame(opcode: int, data: bytes, *, is_last: bool = True) -> bytes:
+    """Returns a client's frame, masked with zeros."""
+    assert len(data) < 126
+    return bytes([opcode | 0x80 * is_last, 0x80 | len(data)]) + b"\0\0\0\0" + data
+
+
+async def test_an_application_that_sends_after_a_wrong_frame_has_lost_its_client() -> None:
+    made = await Accepted().open()
+    made.connection.data_received(frame(3, b""))
+    with pytest.raises(ClientDisconnected):
+        await made.send({"type": "websocket.send", "text": "x"})
+
+
+async def test_pings_of_a_client_that_does_not_read_take_no_memory() -> None:
+    made = await Accepted().open()
+    made.connection.data_received(frame(9, b"p"))
+    assert made.wire.written.endswith(b"\x8a\x01p")
+    made.connection.pause_writing()
+    before = made.wire.written
+    made.connection.data_received(frame(9, b"x" * 100) * 100)
+    assert made.wire.written == before
+    made.connection.resume_writing()
+    made.connection.data_received(frame(9, b"q"))
+    assert made.wire.written == before + b"\x8a\x01q"
+
+
+async def test_fragments_of_a_message_take_as_much_memory_as_their_bytes() -> None:
+    made = await Accepted().open()
+    tracemalloc.start()
+    try:
+        made.connection.data_received(frame(1, b"a", is_last=False))
+        for data in (b"", b"b"):
+            for _ in range(200):
+                made.connection.data_received(frame(0, data, is_last=False) * 100)
+        # The list of uvicorn takes 320 kB and more.
+        assert tracemalloc.get_traced_memory()[0] < 150_000
+    finally:
+        tracemalloc.stop()
+    made.connection.data_received(frame(0, b"c"))
+    assert await made.receive() == {"type": "websocket.receive", "text": "a" + "b" * 20_000 + "c"}
+
+
+async def test_a_client_that_sends_a_long_frame_is_alive_without_a_pong() -> None:
+    made = await Accepted().open()
+    made.connection.send_keepalive_ping()
+    begun = bytes([0x81, 0xFE, 0xFF, 0xFF]) + b"\0\0\0\0"
+    made.connection.data_received(begun)
+    made.connection.keepalive_timeout()
+    assert not made.wire.has_closed
+    timer = made.connection.pong_timer
+    assert timer is not None
+    assert timer.when() - asyncio.get_running_loop().time() == pytest.approx(PING_TIMEOUT_S, abs=1)
+    made.connection.keepalive_timeout()
+    assert made.wire.has_closed
+
+
+@pytest.mark.parametrize("status", [101, 401])
+async def test_a_client_that_leaves_during_the_handshake_is_no_error(status: int) -> None:
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        if status != 101:
+            await send({"type": "http.response.body", "body": b"no"})
+            return
+        assert (await receive())["type"] == "websocket.disconnect"
+        with pytest.raises(ClientDisconnected):
+            await send({"type": "websocket.send", "text": "x"})
+
+    async def receive() -> Message:
+        return {"type": "websocket.disconnect", "code": 1006}
+
+    async def send(_: Message) -> None:
+        raise ClientDisconnected
+
+    await accept_sockets(app)({"type": "websocket", "scheme": "ws", "headers": []}, receive, send)
 
 
 async def test_a_client_that_does_not_read_is_disconnected(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
