@@ -18,7 +18,11 @@ from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when
 from tailrace.proto.errors import Refused
 from tailrace.proto.runtime.settings import NoSettings
 
-NO_UPGRADE = "This opens a WebSocket: send `Upgrade: websocket`, or create a response with POST /v1/responses."
+NO_UPGRADE = (
+    "This opens a WebSocket: send the handshake of RFC 6455, version 13, or create a response with POST /v1/responses."
+)
+# RFC 9110, 15.5.22 and RFC 6455, 4.4.
+UPGRADE = {"upgrade": "websocket", "connection": "upgrade", "sec-websocket-version": "13"}
 OTHER_ORIGIN = "A page of another origin may not open a WebSocket. Add the page's origin to TAILRACE_ORIGINS."
 
 
@@ -35,6 +39,7 @@ async def get_socket(request: ApiRequest, streams: StreamContext, origins: Origi
     stands for, and each event those of its stream.
     """
     if not is_handshake(request.scope):
+        request.response_headers.append(lambda _: UPGRADE)
         raise Refused("upgrade_required", NO_UPGRADE)
     # A browser opens a WebSocket for every page, without a preflight (RFC 6455, 10.2).
     if request.headers.get("origin") not in origins.allowed and is_cross_origin(request):

@@ -35,14 +35,16 @@ class KeptInput:
     def keep(self, stream_id: str | None, response_id: str, body: Fields, output: Items) -> None:
         """Keeps what a response to `body` has as its input and output, in place of the lane's response before."""
         self._drop(self._by_lane.get(stream_id))
-        items = [*input_items(body), *output]
+        # A decoded Raw refers to the whole message, whose bytes are not counted.
+        items = [item.copy() for item in (*input_items(body), *output)]
         size = sum(map(len, map(bytes, items)))
         if size > BYTES_MAX:
             return
         while self._bytes + size > BYTES_MAX:
             self._drop(next(iter(self._kept)))
         self._by_lane[stream_id] = response_id
-        self._kept[response_id] = Kept(items, body.get("previous_response_id"), size)
+        previous = body.get("previous_response_id")
+        self._kept[response_id] = Kept(items, None if previous is None else previous.copy(), size)
         self._bytes += size
 
     def extend(self, body: Fields) -> Fields | None:

@@ -30,6 +30,7 @@ from tailrace.features.responses_socket.messages import (
 )
 from tailrace.gateway.clients.openai.responses_object import PREFIX, Head, build_response
 from tailrace.gateway.http.error_responses import Envelope, Problem
+from tailrace.gateway.http.json_mistake import ESCAPE, REPLACEMENT
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.proto.errors import CODES, Refused
 from tailrace.proto.ids import new_id
@@ -39,9 +40,10 @@ logger = structlog.get_logger()
 # OpenAI's limits of one connection.
 RUNNING_MAX = 16
 NAMED_MAX = 32
-# Responses that wait for an earlier one of their lane, and the bytes of their messages.
+# Responses that wait for an earlier one.
 WAITING_MAX = 64
-WAITING_BYTES_MAX = 16 * 1024 * 1024
+# Bytes of the messages of all responses that wait or run.
+MESSAGES_BYTES_MAX = 32 * 1024 * 1024
 # The log may be unavailable for a while. A stream that is cut so many times without an event is given up.
 RESUME_AFTER_S = 0.5
 RESUMES_MAX = 10
@@ -92,7 +94,7 @@ class Lanes:
         self.when_idle: Callable[[], None] = lambda: None
         """Called when the last response has ended."""
         self.waiting = 0
-        self.waiting_bytes = 0
+        self.messages_bytes = 0
         self._group = group
         self._lanes: dict[str | None, Lane] = {}
         self._controls = 0
@@ -104,11 +106,10 @@ class Lanes:
     def add(self, stream_id: str | None, job: Create | Resume) -> None:
         """Adds a response to its lane. Raises Refused above a limit."""
         lane = self._lane(stream_id)
-        size = job.size if isinstance(job, Create) else 0
-        if self.waiting >= WAITING_MAX or self.waiting_bytes + size > WAITING_BYTES_MAX:
+        if self.waiting >= WAITING_MAX or self.messages_bytes + job.size > MESSAGES_BYTES_MAX:
             raise Refused("too_many_streams", "too many responses wait on this connection: send it when one has ended")
         self.waiting += 1
-        self.waiting_bytes += size
+        self.messages_bytes += job.size
         lane.jobs.append(job)
         self.start(lane)
 
@@ -151,13 +152,16 @@ class Lanes:
     async def _run_control(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
+        except Exception as error:
+            logger.exception("request failed", error=type(error).__name__)
+            await self.emit(_internal_event(None))
         finally:
             self._controls -= 1
             self.note_end()
 
     async def _cancel(self, stream_id: str | None, turn: str) -> None:
         answer = await self.requests.post(f"/v1/responses/{PREFIX}{turn}/cancel", b"{}")
-        if answer.status >= 400:
+        if answer.status >= 400 and not self.requests.gone.is_set():
             await self.emit(_refusal_of(answer, stream_id))
 
     async def _steer(self, lane: "Lane", message: Steer) -> None:
@@ -170,6 +174,8 @@ class Lanes:
             return
         path, key = f"/v1/turns/{message.response_id}/steer", message.idempotency_key
         answer = await self.requests.post(path, body, idempotency_key=key)
+        if self.requests.gone.is_set():
+            return
         if answer.status != 202:
             problem = msgspec.json.decode(answer.body, type=Envelope).error
             await self.emit(steer_failed_event(message, problem, lane.last, **names))
@@ -207,42 +213,50 @@ class Lane:
         """The turns that steer the response that runs. Their events come before those of `jobs`."""
         self._lanes = lanes
 
+    def keep(self, response_id: str, body: Fields, output: Items) -> None:
+        """Keeps what only this connection knows, for the response that continues this one."""
+        self._lanes.kept.keep(self.stream_id, response_id, body, output)
+
     def follow(self, turn: str) -> None:
         """Sends the events of `turn` after those of the response that runs."""
         if turn not in self.streamed and turn not in self._successors:
             self._successors.append(turn)
             self._lanes.start(self)
 
-    def _next(self) -> Create | Resume | None:
-        """Takes what comes next; None if nothing does."""
-        if self._lanes.requests.gone.is_set():
-            return None
+    @property
+    def _has_next(self) -> bool:
+        return bool(self._successors or self.jobs) and not self._lanes.requests.gone.is_set()
+
+    def _next(self) -> Create | Resume:
+        """Takes what comes next."""
         if self._successors:
             return Resume(self._successors.popleft(), None)
-        if not self.jobs:
-            return None
-        job = self.jobs.popleft()
         self._lanes.waiting -= 1
-        self._lanes.waiting_bytes -= job.size if isinstance(job, Create) else 0
-        return job
+        return self.jobs.popleft()
 
     async def run(self) -> None:
         """Runs the responses that wait, until none is left."""
         try:
-            while (job := self._next()) is not None:
+            while self._has_next:
                 async with self._lanes.running:
-                    try:
-                        await self._respond(job)
-                    except Refused as refused:
-                        await self._lanes.emit(refusal_event(refused, stream_id=self.stream_id))
-                    except Exception as error:
-                        logger.exception("request failed", error=type(error).__name__)
-                        internal = Refused("internal", "an internal error, which has been logged")
-                        await self._lanes.emit(refusal_event(internal, stream_id=self.stream_id))
-                self.response_id = None
+                    # The client may have disconnected meanwhile.
+                    if self._has_next:
+                        await self._run_job(self._next())
         finally:
             self.is_busy = False
             self._lanes.note_end()
+
+    async def _run_job(self, job: Create | Resume) -> None:
+        try:
+            await self._respond(job)
+        except Refused as refused:
+            await self._lanes.emit(refusal_event(refused, stream_id=self.stream_id))
+        except Exception as error:
+            logger.exception("request failed", error=type(error).__name__)
+            await self._lanes.emit(_internal_event(self.stream_id))
+        finally:
+            self._lanes.messages_bytes -= job.size
+            self.response_id = None
 
     async def _respond(self, job: Create | Resume) -> None:
         if isinstance(job, Create) and not job.generate:
@@ -251,32 +265,33 @@ class Lane:
         following = _Following(self, self._lanes.emit, self.stream_id)
         if isinstance(job, Create):
             body = await self._extended(job.body)
-            is_stored = bytes(body.get("store", b"")) != b"false"
+            following.unstored = body if bytes(body.get("store", b"")) == b"false" else None
             sent = await convert_body(job.size, msgspec.json.encode, {**body, "stream": TRUE, "background": TRUE})
             answer = await self._lanes.requests.post(
                 "/v1/responses", sent, following.note, idempotency_key=job.idempotency_key
             )
         else:
-            is_stored = True
             following.resume(job)
             answer = await following.read(self._lanes.requests)
         answer = await self._read_rest(answer, following)
+        if self._lanes.requests.gone.is_set():
+            return
         if answer.status in (200, 204) and isinstance(job, Resume) and following.is_empty and answer.is_whole:
             await self._end_empty(following)
         elif answer.status != 200:
             await self._lanes.emit(_refusal_of(answer, self.stream_id))
         elif not following.is_over and not answer.is_whole:
             await self._lanes.emit(following.interruption_event(self._lanes.interruption() or "log_unavailable"))
-        elif isinstance(job, Create) and not is_stored and following.output is not None:
-            self._lanes.kept.keep(self.stream_id, f"{PREFIX}{self.response_id}", body, following.output)
 
     async def _read_rest(self, answer: Answer, following: "_Following") -> Answer:
         """Resumes a stream that was cut, as long as that helps. Returns the last answer."""
         tries = 0
         while answer.status == 200 and not answer.is_whole and not following.is_over and tries < RESUMES_MAX:
             before = following.last
-            await asyncio.sleep(RESUME_AFTER_S)
             if self._lanes.interruption() is not None or following.turn is None:
+                break
+            await asyncio.sleep(RESUME_AFTER_S)
+            if self._lanes.interruption() is not None:
                 break
             answer = await following.read(self._lanes.requests)
             tries = tries + 1 if following.last == before else 0
@@ -330,8 +345,8 @@ class _Following:
         """Whether no event was sent."""
         self.is_over = False
         """Whether the last event has no other after it."""
-        self.output: Items | None = None
-        """The output of a response that can be continued."""
+        self.unstored: Fields | None = None
+        """The body of a response that is not stored. When it has ended, the connection keeps its input and output."""
 
     def resume(self, job: Resume) -> None:
         self.last = job.starting_after
@@ -344,7 +359,7 @@ class _Following:
 
     async def note(self, data: bytes) -> None:
         """Sends the event `data`."""
-        event, self.is_empty = _decode(data), False
+        event, self.is_empty = _decode_event(data), False
         if event.response is not None and event.response.id != f"{PREFIX}{self.turn}":
             self._name(event.response.id.removeprefix(PREFIX))
         if event.sequence_number is not None:
@@ -353,7 +368,9 @@ class _Following:
         # An `error` ends the stream: the answer begins again.
         self.is_over = event.type in TERMINAL or event.type == "error"
         if event.response is not None and event.type in TERMINAL:
-            self.output = event.response.output if event.type != "response.failed" else None
+            # Before the client knows the end: it may continue the response on another lane at once.
+            if self.unstored is not None and event.type != "response.failed":
+                self._lane.keep(event.response.id, self.unstored, event.response.output)
             if event.response.next_response_id is not None:
                 self._lane.follow(event.response.next_response_id.removeprefix(PREFIX))
         if event.type == "error":
@@ -376,6 +393,18 @@ class _Following:
         self._suffix = b',"response_id":%b' % msgspec.json.encode(f"{PREFIX}{turn}")
         if self._stream_id is not None:
             self._suffix += b',"stream_id":%b' % msgspec.json.encode(self._stream_id)
+
+
+def _decode_event(data: bytes) -> _Event:
+    try:
+        return _decode(data)
+    except msgspec.DecodeError:
+        # Models write halves of surrogate pairs, which msgspec refuses (PROTOCOL R125). The client gets them.
+        return _decode(ESCAPE.sub(lambda found: found[0] if found[1] is None else REPLACEMENT, data))
+
+
+def _internal_event(stream_id: str | None) -> bytes:
+    return refusal_event(Refused("internal", "an internal error, which has been logged"), stream_id=stream_id)
 
 
 async def _ignore(_: bytes) -> None:

@@ -15,6 +15,7 @@ from tailrace.gateway.clients.openai.responses_object import PREFIX
 from tailrace.gateway.http.duplicate_keys import require_unique_keys
 from tailrace.gateway.http.error_responses import Problem
 from tailrace.gateway.http.json_mistake import not_json
+from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import CODES, Refused
 from tailrace.proto.ids import is_token
@@ -65,6 +66,8 @@ class Resume(NamedTuple):
 
     response_id: str
     starting_after: int | None
+    size: int = 0
+    """Bytes of the message: too few to be counted."""
 
 
 class Cancel(NamedTuple):
@@ -114,7 +117,7 @@ def parse_message(fields: Fields, size: int) -> Message:
     match _take(fields, "type", str, ""):
         case "response.create":
             generate = _take(fields, "generate", bool | None, None) is not False
-            key = _take(fields, "idempotency_key", str | None, None)
+            key = _take_key(fields)
             for name in ("stream", "background"):
                 # Events are always streamed, and a response goes on without its reader.
                 fields.pop(name, None)
@@ -128,7 +131,7 @@ def parse_message(fields: Fields, size: int) -> Message:
         case "response.steer":
             response_id = _response_id(_take(fields, "previous_response_id", str, ""))
             given = fields.pop("input", msgspec.Raw(b"null"))
-            return Steer(response_id, given, _take(fields, "idempotency_key", str | None, None))
+            return Steer(response_id, given, _take_key(fields))
         case "response.processed":
             return Processed()
         case kind:
@@ -189,6 +192,13 @@ def steer_failed_event(steer: Steer, problem: Problem, number: int, **more: Any)
 def _event(kind: str, number: int, **more: Any) -> bytes:
     event = {"type": kind, "sequence_number": number} | more
     return msgspec.json.encode({name: value for name, value in event.items() if value is not None})
+
+
+def _take_key(fields: Fields) -> str | None:
+    key: str | None = _take(fields, "idempotency_key", str | None, None)
+    if key is not None and IDEMPOTENCY_KEY.fullmatch(key) is None:
+        raise Refused("idempotency_key_invalid", "`idempotency_key` is 1 to 200 visible ASCII characters")
+    return key
 
 
 def _take(fields: Fields, name: str, kind: Any, default: Any) -> Any:

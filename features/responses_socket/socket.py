@@ -61,6 +61,7 @@ class ResponsesSocket(StreamedResponse):
         Raises Refused above a limit of streams: a WebSocket counts as one, and each of its responses as another.
         """
         async with self._reader.open(self._wait_for_disconnect, self._streams.draining):
+            await self._reader.acquire()
             await receive()  # `websocket.connect`
             await self.begin(send, 101)
             self._send = send
@@ -92,10 +93,12 @@ class ResponsesSocket(StreamedResponse):
         self._lanes.when_idle = end_if_aged
         aging = loop.call_later(random_life_s(self._streams.settings), note_age)
         reading = group.create_task(self._read(receive, end))
-        if not self._reader.is_interrupted:
-            self._reader.wait_idle(ended)
-            await ended
-        aging.cancel()
+        try:
+            if not self._reader.is_interrupted:
+                self._reader.wait_idle(ended)
+                await ended
+        finally:
+            aging.cancel()
         reading.cancel()
         if not self._gone.is_set():
             await self._close()

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Sequence
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -22,6 +25,7 @@ from tailrace.features.responses_socket.messages import (
     parse_message,
     steered_message,
 )
+from tailrace.features.responses_socket.socket import ResponsesSocket
 from tailrace.proto.errors import Refused
 from tailrace.proto.runtime.flag import Flag
 
@@ -44,7 +48,7 @@ def delta(number: int) -> dict[str, Any]:
 class Scripted:
     """Answers each request with the next row of a script: events, and the answer. Keeps the requests."""
 
-    def __init__(self, *script: tuple[list[dict[str, Any]], Answer]) -> None:
+    def __init__(self, *script: tuple[Sequence[dict[str, Any] | bytes], Answer]) -> None:
         self.gone = Flag()
         self.sent: list[tuple[str, Any]] = []
         self._script = list(script)
@@ -62,7 +66,8 @@ class Scripted:
         for one in events:
             await asyncio.sleep(0)
             if on_event is not None:
-                await on_event(msgspec.json.encode(one))
+                await on_event(one if isinstance(one, bytes) else msgspec.json.encode(one))
+        await asyncio.sleep(0)
         return answer
 
 
@@ -72,15 +77,24 @@ def create(text: str = "x", **fields: Any) -> Create:
     return made
 
 
-async def run(requests: Scripted, use: Callable[[Lanes], None]) -> list[dict[str, Any]]:
-    """Returns the events that the client receives after `use`, until all lanes are idle."""
+async def run(
+    requests: Scripted,
+    use: Callable[[Lanes], None],
+    on_event: Callable[[Lanes, dict[str, Any]], None] = lambda _made, _event: None,
+) -> list[dict[str, Any]]:
+    """Returns the events that the client receives after `use`, until all lanes are idle.
+
+    `on_event` is called with each event.
+    """
     received: list[dict[str, Any]] = []
 
     async def emit(data: bytes) -> None:
         received.append(json.loads(data))
+        on_event(made, received[-1])
 
     async with asyncio.TaskGroup() as group:
-        use(Lanes(cast("InnerRequests", requests), emit, group))
+        made = Lanes(cast("InnerRequests", requests), emit, group)
+        use(made)
     return received
 
 
@@ -146,7 +160,7 @@ async def test_waiting_messages_are_limited_in_number_and_bytes(monkeypatch: pyt
     requests = Scripted(([response("completed", 0)], WHOLE), ([response("completed", 0)], WHOLE))
 
     def use(made: Lanes) -> None:
-        for limits in ({"WAITING_MAX": 1}, {"WAITING_BYTES_MAX": 15}):
+        for limits in ({"WAITING_MAX": 1}, {"MESSAGES_BYTES_MAX": 15}):
             with monkeypatch.context() as less:
                 for name, value in limits.items():
                     less.setattr(lanes, name, value)
@@ -158,6 +172,147 @@ async def test_waiting_messages_are_limited_in_number_and_bytes(monkeypatch: pyt
 
     await run(requests, use)
     assert len(requests.sent) == 1
+
+
+async def test_the_bytes_of_a_response_that_runs_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "MESSAGES_BYTES_MAX", 15)
+    requests = Scripted(*[([response("created", 0), response("completed", 1)], WHOLE)] * 2)
+    refused = []
+
+    def add(made: Lanes, found: dict[str, Any]) -> None:
+        if found["type"] == "response.created":
+            try:
+                made.add("b", create())
+            except Refused as error:
+                refused.append(error.code)
+
+    await run(requests, lambda made: made.add("a", create()), add)
+    assert (refused, len(requests.sent)) == (["too_many_streams"], 1)
+
+
+async def test_a_response_that_waits_for_a_slot_is_not_created_for_a_client_that_has_left() -> None:
+    requests = Scripted(*[([response("created", 0), response("completed", 1)], WHOLE)] * 2)
+
+    def use(made: Lanes) -> None:
+        made.running = asyncio.Semaphore(1)
+        for lane in ("a", "b"):
+            made.add(lane, create(lane))
+
+    await run(requests, use, lambda _made, _event: requests.gone.set())
+    assert [body["input"] for _, body in requests.sent] == ["a"]
+
+
+async def test_a_successor_that_waits_for_a_slot_is_sent_once() -> None:
+    """A repeated steer with the same key names the same turn."""
+    accepted = Answer(202, Headers(), b'{"turn":"s"}', is_whole=True)
+    successor = event("response.completed", 0, response={"id": "resp_s"})
+    deltas = [delta(number) for number in range(1, 20)]
+    requests = Scripted(
+        ([response("created", 0), *deltas, response("completed", 20)], WHOLE),
+        ([], accepted),
+        ([], accepted),
+        ([successor], WHOLE),
+        ([successor], WHOLE),
+    )
+
+    def steer(made: Lanes, found: dict[str, Any]) -> None:
+        if found.get("stream_id") == "a" and found["sequence_number"] in (0, 8):
+            made.steer(Steer("other", msgspec.Raw(b'"x"'), "key"))
+
+    def use(made: Lanes) -> None:
+        made.running = asyncio.Semaphore(1)
+        made.add("a", create())
+
+    received = await run(requests, use, steer)
+    assert sum(one["type"] == "response.steer.accepted" for one in received) == 2
+    assert sum(one.get("response_id") == "resp_s" for one in received) == 1
+
+
+async def test_an_unexpected_error_of_a_steer_or_a_cancel_ends_no_other_response() -> None:
+    requests = Scripted(([response("created", 0), delta(1), response("completed", 2)], WHOLE))
+
+    def use(made: Lanes) -> None:
+        made.add("a", create())
+
+    def break_off(made: Lanes, found: dict[str, Any]) -> None:
+        if found["type"] == "response.created":
+            # The script has no answer for it.
+            made.steer(Steer("t", msgspec.Raw(b'"x"'), None))
+
+    received = await run(requests, use, break_off)
+    assert [one["error"]["code"] for one in received if one["type"] == "error"] == ["internal"]
+    assert [one["sequence_number"] for one in received if one["type"] != "error"] == [0, 1, 2]
+
+
+async def test_half_of_a_surrogate_pair_is_sent_as_over_http() -> None:
+    """PROTOCOL R125."""
+    half = b'{"type":"response.output_text.delta","sequence_number":1,"delta":"\\ud83d"}'
+    requests = Scripted(([response("created", 0), half, response("completed", 2)], WHOLE))
+    received = await run(requests, lambda made: made.add(None, create()))
+    assert [one["sequence_number"] for one in received] == [0, 1, 2]
+    assert received[1]["delta"] == "\ud83d"
+
+
+async def test_an_unstored_response_can_be_continued_on_another_lane_at_its_last_event() -> None:
+    requests = Scripted(([response("completed", 0, output=[])], WHOLE), ([response("completed", 0)], WHOLE))
+
+    def go_on(made: Lanes, found: dict[str, Any]) -> None:
+        if found.get("stream_id") == "a":
+            made.add("b", create("two", store=False, previous_response_id="resp_t"))
+
+    received = await run(requests, lambda made: made.add("a", create("one", store=False)), go_on)
+    assert [one["type"] for one in received] == ["response.completed"] * 2
+    assert [item["content"] for item in requests.sent[1][1]["input"]] == ["one", "two"]
+
+
+async def test_a_request_that_ends_without_a_response_when_the_client_has_left_is_no_error() -> None:
+    requests = Scripted(([], Answer(500, Headers(), b"", is_whole=False)))
+
+    def use(made: Lanes) -> None:
+        made.add(None, Resume("t", 2))
+        asyncio.get_running_loop().call_soon(requests.gone.set)
+
+    assert await run(requests, use) == []
+
+
+async def test_a_stream_that_a_drain_has_cut_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "RESUME_AFTER_S", 60)
+    requests = Scripted(([response("created", 0)], CUT))
+
+    def use(made: Lanes) -> None:
+        made.interruption = lambda: "draining"
+        made.add(None, create())
+
+    async with asyncio.timeout(2):
+        *_, last = await run(requests, use)
+    assert last["error"]["code"] == "draining"
+
+
+async def test_a_websocket_takes_a_slot_of_the_limit_over_all_gateways() -> None:
+    class FullReader:
+        streams = SimpleNamespace(draining=Flag())
+
+        @asynccontextmanager
+        async def open(self, *_: Any) -> Any:
+            yield
+
+        async def acquire(self) -> None:
+            raise Refused("too_many_streams", "no slot is free")
+
+    request = SimpleNamespace(app=None, scope={}, headers=Headers())
+    opening = ResponsesSocket(cast("Any", request), cast("Any", FullReader()))
+    with pytest.raises(Refused) as refused:
+        await opening.respond({}, cast("Any", None), cast("Any", None))
+    assert refused.value.code == "too_many_streams"
+
+
+@pytest.mark.parametrize("kind", ["response.create", "response.steer"])
+@pytest.mark.parametrize("key", ["", "a\nb", "\u2192", "x" * 201])
+def test_an_idempotency_key_that_is_no_header_value_is_refused(kind: str, key: str) -> None:
+    message = {"type": kind, "input": "x", "previous_response_id": "resp_t", "idempotency_key": key}
+    with pytest.raises(Refused) as refused:
+        parse_message(parse_fields(json.dumps(message).encode()), 10)
+    assert refused.value.code == "idempotency_key_invalid"
 
 
 def fields(text: str, **more: Any) -> Fields:
@@ -195,6 +350,23 @@ def test_kept_input_is_limited_and_the_oldest_is_dropped(monkeypatch: pytest.Mon
     assert found == [False, True, True]
     kept.keep("d", "resp_d", fields("x" * 500), [])
     assert kept.extend(fields("y", previous_response_id="resp_d")) is None
+
+
+def test_kept_input_does_not_hold_the_rest_of_the_message() -> None:
+    kept = KeptInput()
+    items = [{"role": "user", "content": "one"}]
+    long = {"input": items, "instructions": "x" * 1_000_000, "previous_response_id": "resp_0"}
+    raw = json.dumps({"type": "response.create", **long}).encode()
+    tracemalloc.start()
+    try:
+        message = parse_message(parse_fields(bytes(bytearray(raw))), len(raw))
+        assert isinstance(message, Create)
+        kept.keep(None, "resp_1", message.body, [])
+        del message
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert items_of(kept.extend(fields("two", previous_response_id="resp_1")))[0] == items[0]
 
 
 @pytest.mark.parametrize(

@@ -347,6 +347,7 @@ async def test_a_request_without_a_valid_key_gets_401(gateway: Gateway) -> None:
 async def test_a_request_without_an_upgrade_is_426(gateway: Gateway) -> None:
     answer = await gateway.client.get("/v1/responses")
     assert (answer.status_code, answer.json()["error"]["code"]) == (426, "upgrade_required")
+    assert (answer.headers["upgrade"], answer.headers["sec-websocket-version"]) == ("websocket", "13")
 
 
 async def test_a_cancelled_response_ends_on_its_lane(gateway: Gateway) -> None:
