@@ -17,7 +17,7 @@ CLASSES = [
 ]
 # https: Anthropic's docs, "API errors".
 ANTHROPIC_TYPES = {
-    "invalid_request_error": {400, 405, 408, 409, 410, 415, 422, 431},
+    "invalid_request_error": {400, 405, 408, 409, 410, 415, 422, 426, 431},
     "authentication_error": {401, 502},
     "permission_error": {403},
     "not_found_error": {404},
