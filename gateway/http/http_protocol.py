@@ -282,6 +282,8 @@ class ClientConnection(HttpToolsProtocol):
     def _is_for_socket(self) -> bool:
         """Returns whether the request may open a WebSocket: alone, valid, at one of the paths, without a body."""
         is_alone = not self.pipeline and (self.cycle is None or self.cycle.response_complete)
+        # `_unread` watches the response before it, and would end the WebSocket.
+        is_alone &= not self.flow.write_paused
         path = self.url.partition(b"?")[0]
         keys = [value for name, value in self.headers if name == b"sec-websocket-key"]
         versions = [value for name, value in self.headers if name == b"sec-websocket-version"]

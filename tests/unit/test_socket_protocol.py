@@ -137,6 +137,38 @@ async def test_an_upgrade_behind_another_request_is_ignored(port: int) -> None:
         assert [(await raw.answer()).text for _ in range(2)] == ["no handshake"] * 2
 
 
+async def test_an_upgrade_behind_a_response_that_is_not_read_is_ignored() -> None:
+    """The time limit of that response would end the WebSocket."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/large":
+            await PlainTextResponse("x" * 16 * 1024 * 1024)(scope, receive, send)
+        else:
+            await echo(scope, receive, send)
+
+    async with serving(app) as (port, _), RawConnection.open(port) as raw:
+        raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await raw.send("GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+        await asyncio.sleep(0.3)
+        await raw.send(f"GET {PATH} HTTP/1.1\r\n{HANDSHAKE}\r\n")
+        await asyncio.sleep(0.3)
+        raw.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert len((await raw.answer()).content) == 16 * 1024 * 1024
+        assert (await raw.answer()).text == "no handshake"
+
+
+async def test_text_that_is_not_utf_8_closes_the_connection_without_an_error_in_the_log(
+    port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connect(f"ws://127.0.0.1:{port}{PATH}") as client:
+        await client.send(b"\xff", text=True)
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1007
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 @pytest.mark.parametrize(("query", "value"), [("", "x" * 9000), ("x" * 9000, "")], ids=["header", "query"])
 async def test_a_line_that_the_library_cannot_parse_is_refused(port: int, query: str, value: str) -> None:
     async with RawConnection.open(port) as raw:
