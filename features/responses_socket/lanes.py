@@ -301,8 +301,10 @@ class Lane:
         """Goes on after a response without further events: with the one that steered it, or an `error`."""
         again = _Following(self, _ignore, self.stream_id)
         again.resume(Resume(following.turn or "", None))
-        await again.read(self._lanes.requests)
-        if not self._successors:
+        answer = await again.read(self._lanes.requests)
+        if answer.status != 200:
+            await self._lanes.emit(_refusal_of(answer, self.stream_id))
+        elif not self._successors:
             ended = Refused("cursor_invalid", "the response has ended, and has no event after `starting_after`")
             await self._lanes.emit(refusal_event(ended, stream_id=self.stream_id))
 

@@ -65,12 +65,13 @@ class ResponsesSocket(StreamedResponse):
             await receive()  # `websocket.connect`
             await self.begin(send, 101)
             self._send = send
-            try:
-                async with asyncio.TaskGroup() as group:
-                    self._lanes = Lanes(self._requests, self._emit, group)
+            async with asyncio.TaskGroup() as group:
+                self._lanes = Lanes(self._requests, self._emit, group)
+                try:
                     await self._serve(receive, group)
-            finally:
-                self._gone.set()
+                finally:
+                    # The responses end as over HTTP. The group waits for them.
+                    self._gone.set()
 
     async def _serve(self, receive: Receive, group: asyncio.TaskGroup) -> None:
         """Reads messages until the client disconnects, or the connection must end, and closes it."""
@@ -102,8 +103,6 @@ class ResponsesSocket(StreamedResponse):
         reading.cancel()
         if not self._gone.is_set():
             await self._close()
-        # The responses of a client that has disconnected end as over HTTP.
-        self._gone.set()
 
     async def _read(self, receive: Receive, end: Callable[[], None]) -> None:
         """Answers messages until the client disconnects."""

@@ -179,7 +179,7 @@ async def test_a_line_that_the_library_cannot_parse_is_refused(port: int, query:
 
 
 async def test_a_handshake_with_too_many_bytes_of_headers_does_not_reach_the_application() -> None:
-    called = []
+    called: list[Scope] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         called.append(scope)

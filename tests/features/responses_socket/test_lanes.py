@@ -3,7 +3,7 @@
 import asyncio
 import json
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.features.responses_socket import kept_input, lanes
 from tailrace.features.responses_socket.inner_requests import Answer, InnerRequests, OnEvent
@@ -144,6 +145,13 @@ async def test_a_resume_after_the_end_of_a_steered_response_goes_on_with_its_suc
     assert [(one["type"], one["response_id"]) for one in received] == [("response.completed", "resp_next")]
 
 
+async def test_a_resume_after_the_end_that_cannot_be_checked_gets_the_reason() -> None:
+    body = b'{"type":"error","error":{"message":"x","type":"api_error","code":"log_unavailable","param":null}}'
+    requests = Scripted(([], WHOLE), ([], Answer(503, Headers(), body, is_whole=True)))
+    (only,) = await run(requests, lambda made: made.add(None, Resume("t", 2)))
+    assert (only["status"], only["error"]["code"]) == (503, "log_unavailable")
+
+
 async def test_messages_that_wait_when_the_client_disconnects_create_nothing() -> None:
     requests = Scripted(([response("created", 0), response("completed", 1)], WHOLE))
 
@@ -177,7 +185,7 @@ async def test_waiting_messages_are_limited_in_number_and_bytes(monkeypatch: pyt
 async def test_the_bytes_of_a_response_that_runs_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "MESSAGES_BYTES_MAX", 15)
     requests = Scripted(*[([response("created", 0), response("completed", 1)], WHOLE)] * 2)
-    refused = []
+    refused: list[str] = []
 
     def add(made: Lanes, found: dict[str, Any]) -> None:
         if found["type"] == "response.created":
@@ -288,22 +296,68 @@ async def test_a_stream_that_a_drain_has_cut_is_reported_at_once(monkeypatch: py
     assert last["error"]["code"] == "draining"
 
 
+class IdleReader:
+    """A reader that nothing interrupts."""
+
+    streams = SimpleNamespace(draining=Flag(), settings=SimpleNamespace(stream_life_s=3600.0))
+    is_interrupted = is_expired = is_drained = False
+
+    @asynccontextmanager
+    async def open(self, *_: Any) -> AsyncIterator[None]:
+        yield
+
+    async def acquire(self) -> None:
+        """Has no limit."""
+
+    def wait_idle(self, _: asyncio.Future[None]) -> None:
+        """Is never called back."""
+
+
+def socket_of(reader: IdleReader, app: Any = None) -> ResponsesSocket:
+    handshake = SimpleNamespace(app=app, scope={}, headers=Headers())
+    return ResponsesSocket(cast("Any", handshake), cast("Any", reader))
+
+
 async def test_a_websocket_takes_a_slot_of_the_limit_over_all_gateways() -> None:
-    class FullReader:
-        streams = SimpleNamespace(draining=Flag())
-
-        @asynccontextmanager
-        async def open(self, *_: Any) -> Any:
-            yield
-
+    class FullReader(IdleReader):
         async def acquire(self) -> None:
             raise Refused("too_many_streams", "no slot is free")
 
-    request = SimpleNamespace(app=None, scope={}, headers=Headers())
-    opening = ResponsesSocket(cast("Any", request), cast("Any", FullReader()))
     with pytest.raises(Refused) as refused:
-        await opening.respond({}, cast("Any", None), cast("Any", None))
+        await socket_of(FullReader()).respond({}, cast("Any", None), cast("Any", None))
     assert refused.value.code == "too_many_streams"
+
+
+async def test_a_websocket_that_is_cancelled_begins_no_further_response() -> None:
+    """The server cancels what outlasts its stop. An inner request answers that with a refusal, and its lane goes on."""
+    posted: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, _send: Send) -> None:
+        posted.append(scope["path"])
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def receive() -> Message:
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop(0)
+
+    async def send(_: Message) -> None:
+        """Is read by the client."""
+
+    text = json.dumps({"type": "response.create", "input": "x"})
+    create_message: Message = {"type": "websocket.receive", "text": text}
+    messages: list[Message] = [{"type": "websocket.connect"}, create_message, create_message]
+    opened = socket_of(IdleReader(), app)
+    opened._send_through_layers = send  # noqa: SLF001  # its caller sets it
+    responding = asyncio.create_task(opened.respond({}, receive, send))
+    async with asyncio.timeout(5):
+        while not posted:  # noqa: ASYNC110  # a few steps of the loop
+            await asyncio.sleep(0)
+        responding.cancel()
+        await asyncio.wait([responding])
+    assert responding.cancelled()
+    assert posted == ["/v1/responses"]
 
 
 @pytest.mark.parametrize("kind", ["response.create", "response.steer"])
