@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from tailrace.proto.entries import Attempt
+from tailrace.proto.entries import Attempt, Entry, Request
 from tailrace.proto.ids import Seq, TurnKey
 from tests.checker.history import Append, Fault, Read
 from tests.checker.run import NS_PER_S, Run
@@ -38,16 +38,20 @@ def longest_pause(run: Run) -> Pause:
 
 
 def longest_turn_pause(run: Run) -> Pause:
-    """Returns the longest time between two entries of one turn. A batch has few entries, and waits for other turns."""
+    """Returns the longest time between two entries of one turn. A batch and a queued turn wait for other turns."""
     gaps = []
     for key, turn in run.turns.items():
         if key in run.batches:
             continue
-        times = [run.monotonic(stored.at) for stored in turn.valid]
+        times = [run.monotonic(stored.at) for stored in turn.valid if not _is_queued(stored.entry)]
         gaps += [
             (before, after, key.turn) for before, after in pairwise(times) if before is not None and after is not None
         ]
     return _longest(run, gaps)
+
+
+def _is_queued(entry: Entry) -> bool:
+    return isinstance(entry, Request) and entry.is_queued
 
 
 def _longest(run: Run, gaps: Iterable[tuple[int, int, str]]) -> Pause:
