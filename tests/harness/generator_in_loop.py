@@ -118,7 +118,7 @@ async def read_calls(url: str) -> AccountReport:
 
 
 async def _read(url: str, name: str) -> bytes:
-    async with httpx2.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
+    async with httpx2.AsyncClient(base_url=url, trust_env=False, verify=False, timeout=30) as client:
         return (await client.get(f"/_sim/{name}")).content
 
 
