@@ -17,7 +17,7 @@ Items = list[msgspec.Raw]
 
 
 class Kept(NamedTuple):
-    """What the next response continues: the items, after the stored response `previous`, if there is one."""
+    """The items that the next response continues, after the stored response `previous`, if there is one."""
 
     items: Items
     previous: msgspec.Raw | None

@@ -1,4 +1,4 @@
-"""What the submission of a turn that continues others needs, from a log in memory: the history, and no blobs."""
+"""Services for the submission of a turn that continues others: a history that reads a log in memory, and no blobs."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from types import SimpleNamespace

@@ -52,7 +52,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     readers: int
     """Readers that have received each answer's turn in this order, with growing ids, and the last end."""
     wrong: list[str]
-    """What the other readers have received."""
+    """A line for each other reader: the events that it has received."""
     kills: dict[str, int]
     delta_s: list[float]
     """From each request to the first delta of its answer."""
