@@ -103,6 +103,8 @@ def test_a_seed_is_one_schedule() -> None:
     assert first.world.trace != play(10, is_traced=True).world.trace
 
 
+# Each process begins with an import of everything.
+@pytest.mark.timeout(180)
 def test_a_seed_is_one_schedule_in_every_process() -> None:
     """No order depends on addresses or on the hashes of strings."""
     command = [sys.executable, "-m", "tests.schedules", "--seed", "12", "--trace"]
