@@ -307,9 +307,9 @@ class Core:
         cancelled: dict[str, Any] = await self.request("POST", f"/v1/turns/{path_segment(turn)}/cancel")
         return cancelled
 
-    async def steer(self, turn: str, message: object, at: At, idempotency_key: str | None) -> dict[str, Any]:
+    async def steer(self, turn: str, message: object, at: At) -> dict[str, Any]:
         """Puts a message into a turn; returns the response, whose `turn` answers it. Raises TailraceError."""
-        path, key = f"/v1/turns/{path_segment(turn)}/steer", idempotency_key or secrets.token_hex(16)
+        path, key = f"/v1/turns/{path_segment(turn)}/steer", secrets.token_hex(16)
         steered: dict[str, Any] = await self.request("POST", path, {"message": message, "at": at}, idempotency_key=key)
         return steered
 
@@ -375,15 +375,16 @@ class Reading:
 
     async def cancel(self) -> dict[str, Any]:
         """Ends the turn, and returns it. Raises TailraceError, also if the turn's id is not known yet."""
-        if self.turn is None:
-            raise TailraceError("the turn has not started")
-        return await self._core.cancel(self.turn)
+        return await self._core.cancel(self._started_turn())
 
     async def steer(self, message: object, at: At) -> dict[str, Any]:
         """Puts a message into the answer. Raises TailraceError, also if the turn's id is not known yet."""
+        return await self._core.steer(self._started_turn(), message, at)
+
+    def _started_turn(self) -> str:
         if self.turn is None:
             raise TailraceError("the turn has not started")
-        return await self._core.steer(self.turn, message, at, None)
+        return self.turn
 
     async def _connect(self) -> None:
         accept = {"accept": "text/event-stream"}

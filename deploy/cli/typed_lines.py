@@ -15,7 +15,7 @@ from tailrace.client import Answer, Client, End, TailraceError
 from tailrace.deploy.cli import display
 from tailrace.deploy.cli.markdown_display import MarkdownDisplay
 
-# What a terminal sends for an arrow or a function key: CSI and SS3 sequences (ECMA-48).
+# The sequences that a terminal sends for an arrow or a function key (CSI and SS3 of ECMA-48).
 KEYS = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|O.)")
 ERASE, ERASE_LINE = ("\x7f", "\b"), "\x15"
 READ_BYTES = 4096

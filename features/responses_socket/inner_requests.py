@@ -16,7 +16,7 @@ from tailrace.gateway.http.media_type import JSON
 from tailrace.gateway.turns.idempotency_key import AUTO
 from tailrace.proto.runtime.flag import Flag
 
-# What ASGI's scope says about the connection.
+# The entries of ASGI's scope that describe the connection.
 OF_CONNECTION = ("asgi", "http_version", "server", "client", "scheme", "root_path", "state")
 # The headers of the handshake that say something about it alone. The SDKs' count of repetitions is one of them.
 DROPPED = ("sec-", "x-stainless-", "content-")

@@ -262,7 +262,7 @@ class Lane:
         if isinstance(job, Create) and not job.generate:
             await self._warm_up(job.body)
             return
-        following = _Following(self, self._lanes.emit, self.stream_id)
+        following = _Following(self, self._lanes.emit)
         if isinstance(job, Create):
             body = await self._extended(job.body)
             following.unstored = body if bytes(body.get("store", b"")) == b"false" else None
@@ -299,7 +299,7 @@ class Lane:
 
     async def _end_empty(self, following: "_Following") -> None:
         """Goes on after a response without further events: with the one that steered it, or an `error`."""
-        again = _Following(self, _ignore, self.stream_id)
+        again = _Following(self, _ignore)
         again.resume(Resume(following.turn or "", None))
         answer = await again.read(self._lanes.requests)
         if answer.status != 200:
@@ -322,7 +322,7 @@ class Lane:
         turn = new_id()
         head = Head(turn, model=text_field(body, "model") or "")
         self._lanes.kept.keep(self.stream_id, f"{PREFIX}{turn}", await self._extended(body), [])
-        following = _Following(self, self._lanes.emit, self.stream_id)
+        following = _Following(self, self._lanes.emit)
         events = {"response.created": build_response(head, "in_progress", [])}
         events["response.completed"] = build_response(head, "completed", [])
         for number, (kind, response) in enumerate(events.items()):
@@ -334,10 +334,9 @@ class Lane:
 class _Following:
     """The events of one response, as far as they were sent."""
 
-    def __init__(self, lane: Lane, emit: Emit, stream_id: str | None) -> None:
+    def __init__(self, lane: Lane, emit: Emit) -> None:
         self._lane = lane
         self._emit = emit
-        self._stream_id = stream_id
         self._suffix = b""
         """The fields that are added to each event."""
         self.turn: str | None = None
@@ -387,14 +386,14 @@ class _Following:
         message = "the stream was cut, and the response goes on: send `response.resume` with its last `sequence_number`"
         response_id = None if self.turn is None else f"{PREFIX}{self.turn}"
         problem = Problem(message, row.type, code)
-        return error_event(problem, row.status, response_id=response_id, stream_id=self._stream_id)
+        return error_event(problem, row.status, response_id=response_id, stream_id=self._lane.stream_id)
 
     def _name(self, turn: str) -> None:
         self.turn = self._lane.response_id = turn
         self._lane.streamed.append(turn)
         self._suffix = b',"response_id":%b' % msgspec.json.encode(f"{PREFIX}{turn}")
-        if self._stream_id is not None:
-            self._suffix += b',"stream_id":%b' % msgspec.json.encode(self._stream_id)
+        if self._lane.stream_id is not None:
+            self._suffix += b',"stream_id":%b' % msgspec.json.encode(self._lane.stream_id)
 
 
 def _decode_event(data: bytes) -> _Event:

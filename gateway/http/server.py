@@ -26,7 +26,7 @@ ARRIVAL_S = 0.25
 # After that, requests without a response may still be served for this time.
 UNANSWERED_S_MAX = 2.0
 POLL_S = 0.02
-# What uvicorn and `websockets` log, and this gateway does not.
+# Messages of uvicorn and `websockets` that this gateway does not log.
 EXPECTED = (
     # As an error; a stream is truncated on purpose by returning without a last chunk.
     "ASGI callable returned without completing response",

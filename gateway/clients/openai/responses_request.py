@@ -158,7 +158,7 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
     if body.store is False:
         refuse_fields(body, "previous_response_id", "conversation", "session_id", "project_id")
         if not body.stream:
-            # Without a stream, nobody could read the answer.
+            # An answer that is not stored can only be read from its stream.
             refuse_fields(body, "background")
     # In a named session, as for chat completions: a body with an answer in it is the whole conversation, unless it also
     # names the response that it continues.

@@ -1,4 +1,4 @@
-"""Who may open a WebSocket, and what each credential may do with it; the end of a credential ends the connection."""
+"""The rights of each credential on a WebSocket. The connection ends with the credential."""
 
 import asyncio
 import json
