@@ -194,9 +194,12 @@ async def test_a_client_of_http_1_0_gets_a_stream_that_closes_at_its_end(
     gateway = await new_gateway(system.nats_url)
     turn = (await gateway.client.post("/v1/turns", json={"message": LINE})).json()["turn"]
     head = f"GET /v1/turns/{turn}/events?dialect=text HTTP/1.0\r\nx-api-key: {KEY}\r\n\r\n"
-    response = await exchange(gateway, head.encode())
-    assert response.startswith(b"HTTP/1.1 200")
-    assert b"w000000 w000001" in response
+    head_bytes, _, chunks = (await exchange(gateway, head.encode())).partition(b"\r\n\r\n")
+    assert head_bytes.startswith(b"HTTP/1.1 200")
+    # uvicorn sends chunks to HTTP/1.0, too, unlike RFC 9112, 6.1. They stay: nginx before 1.29.7 asks for HTTP/1.0 by
+    # default, and learns from the last chunk that the response is whole. One chunk may hold several deltas.
+    assert re.sub(rb"[0-9a-f]+\r\n(.*?)\r\n", rb"\1", chunks) == b"w000000 w000001"
+    assert chunks.endswith(b"\r\n0\r\n\r\n")
 
 
 ORIGIN = "https://app.example"

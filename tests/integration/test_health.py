@@ -213,7 +213,8 @@ async def test_a_health_report_that_cannot_be_read_does_not_end_the_gateway(
             await until(partial(rpc.has_collected, number))
     assert not watching.done()
     watching.cancel()
-    assert [line["event"] for line in logged] == ["a generator's health report cannot be read"]
+    # The gateway of this process logs other lines.
+    assert [line["event"] for line in logged].count("a generator's health report cannot be read") == 1
     await asyncio.gather(generator.close(), connection.close())
 
 
