@@ -47,7 +47,11 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     ] = 2000
     large_bytes_max: Annotated[
         int,
-        Meta(ge=1, description="memory for bodies above 256 kB: half for those that arrive, half for complete ones"),
+        Meta(
+            ge=1,
+            description="memory for bodies above 256 kB: half for those that arrive, half for complete ones; "
+            "WebSockets may hold a quarter beside it",
+        ),
     ] = 512 * 1024 * 1024
     large_timeout_s: Annotated[
         float, Meta(gt=0, description="time that a large body waits for memory before its client gets a 503")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from starlette.types import ASGIApp
 
 from tailrace.features.responses_socket.socket import ResponsesSocket
+from tailrace.features.responses_socket.socket_memory import SocketMemory
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.cors import is_cross_origin, parse_origins
 from tailrace.gateway.feature import Feature, Parts
@@ -23,6 +24,8 @@ NO_UPGRADE = (
 )
 # RFC 9110, 15.5.22 and RFC 6455, 4.4.
 UPGRADE = {"upgrade": "websocket", "connection": "upgrade", "sec-websocket-version": "13"}
+# WebSockets may hold this part of the memory for large bodies, beside it.
+MEMORY_DIVISOR = 4
 OTHER_ORIGIN = "A page of another origin may not open a WebSocket. Add the page's origin to TAILRACE_ORIGINS."
 
 
@@ -32,7 +35,7 @@ class Origins(NamedTuple):
     allowed: frozenset[str]
 
 
-async def get_socket(request: ApiRequest, streams: StreamContext, origins: Origins) -> ASGIApp:
+async def get_socket(request: ApiRequest, streams: StreamContext, origins: Origins, memory: SocketMemory) -> ASGIApp:
     """`GET /v1/responses`: opens a WebSocket on which a client creates, resumes and cancels responses.
 
     OpenAI's WebSocket mode (`responses.connect()`). Each message has the limits and errors of the HTTP request that it
@@ -45,7 +48,7 @@ async def get_socket(request: ApiRequest, streams: StreamContext, origins: Origi
     if request.headers.get("origin") not in origins.allowed and is_cross_origin(request):
         raise Refused("origin_refused", OTHER_ORIGIN)
     refuse_when_draining(streams.draining)
-    return ResponsesSocket(request, Reader(streams, request))
+    return ResponsesSocket(request, Reader(streams, request), memory)
 
 
 ROUTES = [
@@ -63,7 +66,9 @@ ROUTES = [
 
 def start(gateway: Gateway, _settings: NoSettings) -> Parts:
     """Makes the gateway accept WebSockets."""
-    return Parts(services=(Origins(parse_origins(gateway.settings.origins)),))
+    settings = gateway.settings
+    memory = SocketMemory(settings.large_bytes_max // MEMORY_DIVISOR)
+    return Parts(services=(Origins(parse_origins(settings.origins)), memory))
 
 
 FEATURE = Feature(NoSettings, start, routes=ROUTES)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from tailrace.features.responses_socket.messages import Fields, text_field
+from tailrace.features.responses_socket.socket_memory import Resize
 
 # Of all lanes together. The oldest is dropped first; its client sends the whole input again.
 BYTES_MAX = 8 * 1024 * 1024
@@ -27,7 +28,9 @@ class Kept(NamedTuple):
 class KeptInput:
     """The last response of each lane that is not stored, by its id."""
 
-    def __init__(self) -> None:
+    def __init__(self, resize: Resize) -> None:
+        """`resize` holds the memory of the items."""
+        self._resize = resize
         self._kept: dict[str, Kept] = {}
         self._by_lane: dict[str | None, str] = {}
         self._bytes = 0
@@ -40,8 +43,10 @@ class KeptInput:
         size = sum(map(len, map(bytes, items)))
         if size > BYTES_MAX:
             return
-        while self._bytes + size > BYTES_MAX:
+        while self._bytes + size > BYTES_MAX or (self._kept and not self._resize(self._bytes + size)):
             self._drop(next(iter(self._kept)))
+        if not self._resize(self._bytes + size):
+            return
         self._by_lane[stream_id] = response_id
         previous = body.get("previous_response_id")
         self._kept[response_id] = Kept(items, None if previous is None else previous.copy(), size)
@@ -63,6 +68,7 @@ class KeptInput:
     def _drop(self, response_id: str | None) -> None:
         if response_id is not None and (kept := self._kept.pop(response_id, None)) is not None:
             self._bytes -= kept.size
+            self._resize(self._bytes)
 
 
 def input_items(body: Fields) -> Items:

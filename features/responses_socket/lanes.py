@@ -28,8 +28,9 @@ from tailrace.features.responses_socket.messages import (
     steered_message,
     text_field,
 )
+from tailrace.features.responses_socket.socket_memory import Resize
 from tailrace.gateway.clients.openai.responses_object import PREFIX, Head, build_response
-from tailrace.gateway.http.error_responses import Envelope, Problem
+from tailrace.gateway.http.error_responses import NO_MEMORY, Envelope, Problem
 from tailrace.gateway.http.json_mistake import ESCAPE, REPLACEMENT
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.proto.errors import CODES, Refused
@@ -84,17 +85,21 @@ _decode = msgspec.json.Decoder(_Event).decode
 class Lanes:
     """All lanes of one WebSocket."""
 
-    def __init__(self, requests: InnerRequests, emit: Emit, group: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, requests: InnerRequests, emit: Emit, group: asyncio.TaskGroup, resize: Resize, kept: KeptInput
+    ) -> None:
+        """`resize` holds the memory of the messages of all responses that wait or run."""
         self.requests = requests
         self.emit = emit
         self.running = asyncio.Semaphore(RUNNING_MAX)
-        self.kept = KeptInput()
+        self.kept = kept
         self.interruption: Callable[[], str | None] = lambda: None
         """Returns the code of the reason for which no stream is resumed any more, or None."""
         self.when_idle: Callable[[], None] = lambda: None
         """Called when the last response has ended."""
         self.waiting = 0
-        self.messages_bytes = 0
+        self._messages_bytes = 0
+        self._resize = resize
         self._group = group
         self._lanes: dict[str | None, Lane] = {}
         self._controls = 0
@@ -106,12 +111,20 @@ class Lanes:
     def add(self, stream_id: str | None, job: Create | Resume) -> None:
         """Adds a response to its lane. Raises Refused above a limit."""
         lane = self._lane(stream_id)
-        if self.waiting >= WAITING_MAX or self.messages_bytes + job.size > MESSAGES_BYTES_MAX:
+        size = self._messages_bytes + job.size
+        if self.waiting >= WAITING_MAX or size > MESSAGES_BYTES_MAX:
             raise Refused("too_many_streams", "too many responses wait on this connection: send it when one has ended")
+        if not self._resize(size):
+            raise Refused("server_busy", NO_MEMORY)
         self.waiting += 1
-        self.messages_bytes += job.size
+        self._messages_bytes = size
         lane.jobs.append(job)
         self.start(lane)
+
+    def release(self, job: Create | Resume) -> None:
+        """Releases the memory of the message of a response that has ended."""
+        self._messages_bytes -= job.size
+        self._resize(self._messages_bytes)
 
     def start(self, lane: "Lane") -> None:
         """Runs the lane unless it runs."""
@@ -255,7 +268,7 @@ class Lane:
             logger.exception("request failed", error=type(error).__name__)
             await self._lanes.emit(_internal_event(self.stream_id))
         finally:
-            self._lanes.messages_bytes -= job.size
+            self._lanes.release(job)
             self.response_id = None
 
     async def _respond(self, job: Create | Resume) -> None:

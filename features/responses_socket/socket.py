@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.features.responses_socket.inner_requests import InnerRequests
+from tailrace.features.responses_socket.kept_input import KeptInput
 from tailrace.features.responses_socket.lanes import Lanes
 from tailrace.features.responses_socket.messages import (
     AGE_REACHED,
@@ -20,11 +22,13 @@ from tailrace.features.responses_socket.messages import (
     refusal_event,
     take_stream_id,
 )
+from tailrace.features.responses_socket.socket_memory import SocketMemory
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.http.deferred_response import StreamedResponse
 from tailrace.gateway.http.error_responses import Problem
 from tailrace.gateway.http.large_bodies import convert_body
+from tailrace.gateway.http.socket_protocol import limit_memory
 from tailrace.gateway.streaming.reader import Reader, random_life_s
 from tailrace.proto.errors import Refused
 from tailrace.proto.runtime.flag import Flag
@@ -45,8 +49,9 @@ AGED = Problem(
 class ResponsesSocket(StreamedResponse):
     """A WebSocket of OpenAI's Responses API."""
 
-    def __init__(self, request: ApiRequest, reader: Reader) -> None:
+    def __init__(self, request: ApiRequest, reader: Reader, memory: SocketMemory) -> None:
         super().__init__({})
+        self._hold = partial(memory.hold, request.tenant)
         self._reader = reader
         self._streams = reader.streams
         self._gone = Flag()
@@ -65,13 +70,15 @@ class ResponsesSocket(StreamedResponse):
             await receive()  # `websocket.connect`
             await self.begin(send, 101)
             self._send = send
-            async with asyncio.TaskGroup() as group:
-                self._lanes = Lanes(self._requests, self._emit, group)
-                try:
-                    await self._serve(receive, group)
-                finally:
-                    # The responses end as over HTTP. The group waits for them.
-                    self._gone.set()
+            with self._hold() as of_arriving, self._hold() as of_messages, self._hold() as of_kept:
+                limit_memory(receive, of_arriving)
+                async with asyncio.TaskGroup() as group:
+                    self._lanes = Lanes(self._requests, self._emit, group, of_messages, KeptInput(of_kept))
+                    try:
+                        await self._serve(receive, group)
+                    finally:
+                        # The responses end as over HTTP. The group waits for them.
+                        self._gone.set()
 
     async def _serve(self, receive: Receive, group: asyncio.TaskGroup) -> None:
         """Reads messages until the client disconnects, or the connection must end, and closes it."""

@@ -5,6 +5,7 @@ The memory of messages and pongs is limited. uvicorn has no hook for these limit
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -14,13 +15,15 @@ from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from tailrace.gateway import metrics
-from tailrace.gateway.http import http_protocol, security_headers
+from tailrace.gateway.http import error_responses, http_protocol, security_headers
 
 # A larger frame closes the connection with 1009 (RFC 6455, 7.4.1). Reading pauses while one message waits.
 FRAME_BYTES_MAX = 16 * 1024 * 1024
 # Proxies close a connection after a minute of silence, and a client that has vanished is noticed after both times.
 PING_INTERVAL_S = 15.0
 PING_TIMEOUT_S = 30.0
+# "Try again later", in the registry of RFC 6455.
+TRY_AGAIN_LATER = 1013
 # For the client's reply to a close frame: less than the time in which a draining gateway stops.
 CLOSE_TIMEOUT_S = 1.0
 # The settings of uvicorn. Compression would take 64 kB and more of each connection.
@@ -45,6 +48,20 @@ class ClientSocket(WebSocketsSansIOProtocol):
         """Runs while the write buffer is full."""
         self._has_received = False
         """Whether data has arrived since the last ping."""
+        self.hold: Callable[[int], bool] = lambda _: True
+        """Holds so many bytes, or returns False without room for them."""
+        self._unanswered: list[int] = []
+        """The bytes of each complete message that the application has not answered."""
+        self._is_answering = False
+
+    async def receive(self) -> Any:
+        if self._is_answering:
+            # The application asks for the next message when it has answered the one before.
+            del self._unanswered[0]
+            self._hold_memory()
+        message = await super().receive()
+        self._is_answering = message["type"] == "websocket.receive"
+        return message
 
     async def send(self, message: Any) -> None:
         """Raises ClientDisconnected also when the protocol has closed the connection: a wrong frame, or no pong.
@@ -63,6 +80,18 @@ class ClientSocket(WebSocketsSansIOProtocol):
             return
         self._has_received = True
         super().data_received(data)
+        if not self._hold_memory() and not self.close_sent and not self.transport.is_closing():
+            self.conn.fail(TRY_AGAIN_LATER, error_responses.NO_MEMORY)
+            self.handle_parser_exception()
+
+    def send_receive_event_to_app(self) -> None:
+        if not self.close_sent:
+            self._unanswered.append(sum(map(len, self.frames)))
+        super().send_receive_event_to_app()
+
+    def _hold_memory(self) -> bool:
+        """Returns whether there is room for the bytes that have arrived, and were not answered."""
+        return self.hold(len(self.conn.reader.buffer) + sum(map(len, self.frames)) + sum(self._unanswered))
 
     def handle_parser_exception(self) -> None:
         if self.conn.close_sent is None:
@@ -124,6 +153,16 @@ class ClientSocket(WebSocketsSansIOProtocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+
+def limit_memory(receive: Receive, hold: Callable[[int], bool]) -> None:
+    """Makes the WebSocket of `receive` call `hold` with the bytes of its messages that are not answered yet.
+
+    Where it returns False, the connection is closed with 1013. A `receive` that is not uvicorn's own has no such limit.
+    """
+    socket = getattr(receive, "__self__", None)
+    if isinstance(socket, ClientSocket):
+        socket.hold = hold
 
 
 def accept_sockets(app: ASGIApp) -> ASGIApp:

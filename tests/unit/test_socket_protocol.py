@@ -17,6 +17,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tailrace.gateway.http import http_protocol, server
+from tailrace.gateway.http.error_responses import NO_MEMORY
 from tailrace.gateway.http.socket_protocol import (
     FRAME_BYTES_MAX,
     PING_TIMEOUT_S,
@@ -24,6 +25,7 @@ from tailrace.gateway.http.socket_protocol import (
     ClientSocket,
     accept_sockets,
     is_handshake,
+    limit_memory,
 )
 from tailrace.proto.runtime.flag import Flag
 from tests.harness.raw_http import RawConnection
@@ -291,6 +293,40 @@ async def test_fragments_of_a_message_take_as_much_memory_as_their_bytes() -> No
         tracemalloc.stop()
     made.connection.data_received(frame(0, b"c"))
     assert await made.receive() == {"type": "websocket.receive", "text": "a" + "b" * 20_000 + "c"}
+
+
+async def test_all_bytes_that_the_application_has_not_answered_are_held() -> None:
+    made, held = await Accepted().open(), list[int]()
+
+    def hold(size: int) -> bool:
+        held.append(size)
+        return True
+
+    limit_memory(made.receive, hold)
+    made.connection.data_received(frame(1, b"x" * 10, is_last=False))
+    made.connection.data_received(frame(0, b"x" * 5) + frame(1, b"x" * 100)[:56])
+    assert held == [10, 65]
+    await made.receive()
+    # The message is being answered.
+    assert held.pop() == 65
+    waiting = asyncio.ensure_future(made.receive())
+    await asyncio.sleep(0)
+    assert held.pop() == 50
+    made.connection.data_received(frame(1, b"x" * 100)[56:])
+    assert (held.pop(), len((await waiting)["text"])) == (100, 100)
+
+
+async def test_a_message_without_room_closes_the_connection() -> None:
+    made = await Accepted().open()
+    limit_memory(made.receive, lambda size: size < 10)
+    made.connection.data_received(frame(1, b"x" * 9)[:-1])
+    assert not made.wire.has_closed
+    made.connection.data_received(frame(1, b"x" * 9)[-1:] + frame(1, b"xx")[:-1])
+    assert made.wire.has_closed
+    # A close frame with its code.
+    assert made.wire.written[-60:].count(
+        b"\x88" + bytes([2 + len(NO_MEMORY)]) + (1013).to_bytes(2) + NO_MEMORY.encode()
+    )
 
 
 async def test_a_client_that_sends_a_long_frame_is_alive_without_a_pong() -> None:

@@ -27,6 +27,7 @@ from tailrace.features.responses_socket.messages import (
     steered_message,
 )
 from tailrace.features.responses_socket.socket import ResponsesSocket
+from tailrace.features.responses_socket.socket_memory import Resize, SocketMemory
 from tailrace.proto.errors import Refused
 from tailrace.proto.runtime.flag import Flag
 
@@ -78,10 +79,15 @@ def create(text: str = "x", **fields: Any) -> Create:
     return made
 
 
+def has_room(_: int) -> bool:
+    return True
+
+
 async def run(
     requests: Scripted,
     use: Callable[[Lanes], None],
     on_event: Callable[[Lanes, dict[str, Any]], None] = lambda _made, _event: None,
+    resize: Resize = has_room,
 ) -> list[dict[str, Any]]:
     """Returns the events that the client receives after `use`, until all lanes are idle.
 
@@ -94,7 +100,7 @@ async def run(
         on_event(made, received[-1])
 
     async with asyncio.TaskGroup() as group:
-        made = Lanes(cast("InnerRequests", requests), emit, group)
+        made = Lanes(cast("InnerRequests", requests), emit, group, resize, KeptInput(has_room))
         use(made)
     return received
 
@@ -196,6 +202,24 @@ async def test_the_bytes_of_a_response_that_runs_are_limited(monkeypatch: pytest
 
     await run(requests, lambda made: made.add("a", create()), add)
     assert (refused, len(requests.sent)) == (["too_many_streams"], 1)
+
+
+async def test_messages_without_room_in_the_memory_of_all_sockets_are_refused_and_ended_ones_released() -> None:
+    requests, sizes, refused = Scripted(([response("completed", 0)], WHOLE)), list[int](), list[str]()
+
+    def has_room_for_one(size: int) -> bool:
+        sizes.append(size)
+        return size <= create().size
+
+    def use(made: Lanes) -> None:
+        made.add(None, create())
+        with pytest.raises(Refused) as error:
+            made.add(None, create())
+        refused.append(error.value.code)
+
+    await run(requests, use, resize=has_room_for_one)
+    assert (refused, len(requests.sent)) == (["server_busy"], 1)
+    assert sizes == [create().size, 2 * create().size, 0]
 
 
 async def test_a_response_that_waits_for_a_slot_is_not_created_for_a_client_that_has_left() -> None:
@@ -314,8 +338,8 @@ class IdleReader:
 
 
 def socket_of(reader: IdleReader, app: Any = None) -> ResponsesSocket:
-    handshake = SimpleNamespace(app=app, scope={}, headers=Headers())
-    return ResponsesSocket(cast("Any", handshake), cast("Any", reader))
+    handshake = SimpleNamespace(app=app, scope={}, headers=Headers(), tenant="t")
+    return ResponsesSocket(cast("Any", handshake), cast("Any", reader), SocketMemory(1))
 
 
 async def test_a_websocket_takes_a_slot_of_the_limit_over_all_gateways() -> None:
@@ -379,7 +403,7 @@ def items_of(extended: Fields | None) -> list[Any]:
 
 
 def test_kept_input_comes_before_the_new_items_and_once() -> None:
-    kept = KeptInput()
+    kept = KeptInput(has_room)
     kept.keep(None, "resp_1", fields("one", previous_response_id="resp_0"), [msgspec.Raw(b'{"type":"message"}')])
     again = kept.extend(fields("two", previous_response_id="resp_1"))
     assert items_of(again) == [
@@ -397,7 +421,7 @@ def test_kept_input_comes_before_the_new_items_and_once() -> None:
 
 def test_kept_input_is_limited_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_input, "BYTES_MAX", 200)
-    kept = KeptInput()
+    kept = KeptInput(has_room)
     for lane in ("a", "b", "c"):
         kept.keep(lane, f"resp_{lane}", fields("x" * 60), [])
     found = [kept.extend(fields("y", previous_response_id=f"resp_{lane}")) is not None for lane in "abc"]
@@ -406,8 +430,25 @@ def test_kept_input_is_limited_and_the_oldest_is_dropped(monkeypatch: pytest.Mon
     assert kept.extend(fields("y", previous_response_id="resp_d")) is None
 
 
+def test_kept_input_without_room_in_the_memory_of_all_sockets_is_dropped() -> None:
+    sizes: list[int] = []
+
+    def has_room_for_one(size: int) -> bool:
+        sizes.append(size)
+        return size < 150
+
+    kept = KeptInput(has_room_for_one)
+    for lane in ("a", "b"):
+        kept.keep(lane, f"resp_{lane}", fields("x" * 60), [])
+    assert [kept.extend(fields("y", previous_response_id=f"resp_{lane}")) is not None for lane in "ab"] == [False, True]
+    kept.keep("c", "resp_c", fields("x" * 200), [])
+    assert kept.extend(fields("y", previous_response_id="resp_c")) is None
+    # Nothing is kept: nothing is held.
+    assert [size for size in sizes if size < 150][-1] == 0
+
+
 def test_kept_input_does_not_hold_the_rest_of_the_message() -> None:
-    kept = KeptInput()
+    kept = KeptInput(has_room)
     items = [{"role": "user", "content": "one"}]
     long = {"input": items, "instructions": "x" * 1_000_000, "previous_response_id": "resp_0"}
     raw = json.dumps({"type": "response.create", **long}).encode()

@@ -471,6 +471,23 @@ async def test_limits_of_streams_count_sockets_and_their_responses(system: Syste
         assert caught.value.response.status_code == 429
 
 
+async def test_memory_is_limited_over_all_sockets_and_released(system: System, new_gateway: NewGateway) -> None:
+    gateway = await new_gateway(system.nats_url, large_bytes_max=16 * 1024 * 1024)
+    # A tenant may hold 2 MiB.
+    large = json.dumps({"type": "response.cancel", "response_id": "x" * 1_500_000})
+    for _ in range(3):
+        async with raw(gateway.url) as connection:
+            await connection.send(large)
+            assert (await read_error(connection))[1] == "turn_not_found"
+    async with raw(gateway.url) as connection:
+        with suppress(ConnectionClosed):
+            await connection.send(json.dumps({"x": "x" * 3_000_000}))
+        with pytest.raises(ConnectionClosed) as closed:
+            await connection.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1013
+
+
 async def test_lanes_and_waiting_responses_are_limited(gateway: Gateway) -> None:
     async with raw(gateway.url) as connection:
         for number in range(33):
