@@ -167,7 +167,7 @@ class Lanes:
             await work
         except Exception as error:
             logger.exception("request failed", error=type(error).__name__)
-            await self.emit(_internal_event(None))
+            await self.emit(_internal_event())
         finally:
             self._controls -= 1
             self.note_end()
@@ -175,7 +175,7 @@ class Lanes:
     async def _cancel(self, stream_id: str | None, turn: str) -> None:
         answer = await self.requests.post(f"/v1/responses/{PREFIX}{turn}/cancel", b"{}")
         if answer.status >= 400 and not self.requests.gone.is_set():
-            await self.emit(_refusal_of(answer, stream_id))
+            await self.emit(_refusal_of(answer, stream_id=stream_id))
 
     async def _steer(self, lane: "Lane", message: Steer) -> None:
         names = {"stream_id": lane.stream_id}
@@ -237,6 +237,12 @@ class Lane:
             self._lanes.start(self)
 
     @property
+    def names(self) -> dict[str, str | None]:
+        """The fields by which a client knows what an `error` is about. The id is None before the first event."""
+        response_id = None if self.response_id is None else f"{PREFIX}{self.response_id}"
+        return {"response_id": response_id, "stream_id": self.stream_id}
+
+    @property
     def _has_next(self) -> bool:
         return bool(self._successors or self.jobs) and not self._lanes.requests.gone.is_set()
 
@@ -263,10 +269,10 @@ class Lane:
         try:
             await self._respond(job)
         except Refused as refused:
-            await self._lanes.emit(refusal_event(refused, stream_id=self.stream_id))
+            await self._lanes.emit(refusal_event(refused, **self.names))
         except Exception as error:
             logger.exception("request failed", error=type(error).__name__)
-            await self._lanes.emit(_internal_event(self.stream_id))
+            await self._lanes.emit(_internal_event(**self.names))
         finally:
             self._lanes.release(job)
             self.response_id = None
@@ -292,7 +298,7 @@ class Lane:
         if answer.status in (200, 204) and isinstance(job, Resume) and following.is_empty and answer.is_whole:
             await self._end_empty(following)
         elif answer.status != 200:
-            await self._lanes.emit(_refusal_of(answer, self.stream_id))
+            await self._lanes.emit(_refusal_of(answer, **self.names))
         elif not following.is_over and not answer.is_whole:
             await self._lanes.emit(following.interruption_event(self._lanes.interruption() or "log_unavailable"))
 
@@ -316,10 +322,10 @@ class Lane:
         again.resume(Resume(following.turn or "", None))
         answer = await again.read(self._lanes.requests)
         if answer.status != 200:
-            await self._lanes.emit(_refusal_of(answer, self.stream_id))
+            await self._lanes.emit(_refusal_of(answer, **self.names))
         elif not self._successors:
             ended = Refused("cursor_invalid", "the response has ended, and has no event after `starting_after`")
-            await self._lanes.emit(refusal_event(ended, stream_id=self.stream_id))
+            await self._lanes.emit(refusal_event(ended, **self.names))
 
     async def _extended(self, body: Fields) -> Fields:
         """Returns the body with the items that only this connection knows. Raises Refused."""
@@ -397,9 +403,8 @@ class _Following:
         """Returns the `error` for a stream that was cut, and is not resumed here."""
         row = CODES[code]
         message = "the stream was cut, and the response goes on: send `response.resume` with its last `sequence_number`"
-        response_id = None if self.turn is None else f"{PREFIX}{self.turn}"
         problem = Problem(message, row.type, code)
-        return error_event(problem, row.status, response_id=response_id, stream_id=self._lane.stream_id)
+        return error_event(problem, row.status, **self._lane.names)
 
     def _name(self, turn: str) -> None:
         self.turn = self._lane.response_id = turn
@@ -417,15 +422,15 @@ def _decode_event(data: bytes) -> _Event:
         return _decode(ESCAPE.sub(lambda found: found[0] if found[1] is None else REPLACEMENT, data))
 
 
-def _internal_event(stream_id: str | None) -> bytes:
-    return refusal_event(Refused("internal", "an internal error, which has been logged"), stream_id=stream_id)
+def _internal_event(**names: str | None) -> bytes:
+    return refusal_event(Refused("internal", "an internal error, which has been logged"), **names)
 
 
 async def _ignore(_: bytes) -> None:
     """Sends nothing."""
 
 
-def _refusal_of(answer: Answer, stream_id: str | None) -> bytes:
+def _refusal_of(answer: Answer, **names: str | None) -> bytes:
     """Returns the `error` for a response that is no stream."""
     problem = msgspec.json.decode(answer.body, type=Envelope).error
-    return error_event(problem, answer.status, answer.headers.get("retry-after"), stream_id=stream_id)
+    return error_event(problem, answer.status, answer.headers.get("retry-after"), **names)

@@ -233,6 +233,10 @@ async def test_a_resume_after_the_last_event_is_an_error(gateway: Gateway) -> No
         await send(connection, type="response.resume", **after)
         (event,) = await read(connection)
         assert (event.type, event.error.code, event.status) == ("error", "cursor_invalid", 400)
+        assert added(event, "response_id") == last.response.id
+        await send(connection, type="response.resume", response_id="resp_none")
+        (event,) = await read(connection)
+        assert (event.error.code, added(event, "response_id")) == ("turn_not_found", "resp_none")
 
 
 @asynccontextmanager
