@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, NamedTuple
@@ -90,15 +90,18 @@ class Proxy(NamedTuple):
     output: Path
 
 
-def proxy_of(program: str, system: System, folder: Path) -> tuple[Proxy, subprocess.Popen[bytes]]:
-    """Starts the proxy with its file from deploy/proxies; only names, ports and paths are other ones."""
+def read_file(program: str) -> str:
+    return (CHECKOUT / "deploy/proxies" / KINDS[program].file).read_text()
+
+
+def proxy_of(program: str, text: str, system: System, folder: Path) -> tuple[Proxy, subprocess.Popen[bytes]]:
+    """Starts the proxy with the text of its file in deploy/proxies; only names, ports and paths are other ones."""
     kind, tls = KINDS[program], folder / "tls"
     tls.mkdir()
     subprocess.run(["openssl", *CERTIFICATE.split()], cwd=tls, check=True, capture_output=True)
     (tls / "site.pem").write_text((tls / "cert.pem").read_text() + (tls / "key.pem").read_text())
     port, plain_port = ports.find_free(2)
     first, second = (f"{loopback_name()}:{gateway.url.rpartition(':')[2]}" for gateway in system.gateways)
-    text = (CHECKOUT / "deploy/proxies" / kind.file).read_text()
     for pattern, value in (
         (r"/etc/tailrace/tls", str(tls)),
         (r"/var/log/nginx/access.log", f"{folder}/output"),
@@ -142,11 +145,17 @@ async def proxied_system(tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
 async def proxied_client(
     request: pytest.FixtureRequest, proxied_system: System, tmp_path: Path
 ) -> AsyncIterator[tuple[Proxy, System]]:
-    proxy, process = proxy_of(request.param, proxied_system, tmp_path)
+    async with running_proxy(request.param, read_file(request.param), proxied_system, tmp_path) as proxy:
+        yield proxy, proxied_system
+
+
+@asynccontextmanager
+async def running_proxy(program: str, text: str, system: System, folder: Path) -> AsyncIterator[Proxy]:
+    proxy, process = proxy_of(program, text, system, folder)
     try:
         async with proxy.client:
             await until(lambda: answers(proxy.client), START_S_MAX)
-            yield proxy, proxied_system
+            yield proxy
     finally:
         # Its group: the workers of nginx outlive a killed master.
         os.killpg(process.pid, SIGKILL)
@@ -319,3 +328,22 @@ async def test_tls_limits_headers_and_logs(proxied_client: tuple[Proxy, System])
         await stream.aclose()
     assert 429 in statuses
     assert "dialect=" not in proxy.output.read_text()
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is missing")
+async def test_nginx_of_other_sites_takes_the_content_of_http_and_logs_no_ticket(
+    proxied_system: System, tmp_path: Path
+) -> None:
+    """Such an nginx logs each request with its query string, unless a `server` has its own log."""
+    (content,) = re.findall(r"^http \{\n(.*)^\}$", read_file("nginx"), re.MULTILINE | re.DOTALL)
+    other_log = tmp_path / "other"
+    text = f"events {{}}\nhttp {{\n  access_log {other_log} combined;\n{content}}}\n"
+    async with (
+        running_proxy("nginx", text, proxied_system, tmp_path) as proxy,
+        httpx2.AsyncClient(trust_env=False) as plain,
+    ):
+        assert (await proxy.client.get("/v1/turns/none/events?ticket=secret")).status_code == httpx2.codes.UNAUTHORIZED
+        assert (await plain.get(f"http://localhost:{proxy.plain_port}/v1/turns?ticket=secret")).is_redirect
+        logged = {"GET /v1/turns/none/events", "GET /v1/turns"}
+        await until(lambda: logged <= set(re.findall(r'"(GET .*?)"', proxy.output.read_text())))
+    assert "secret" not in proxy.output.read_text() + other_log.read_text()
