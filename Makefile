@@ -27,7 +27,7 @@ help: ## list the targets
 
 setup: no-copy $(INSTALLED) $(LAUNCHER) ## install the product and the development tools into .venv
 
-setup-test: no-copy $(TESTING) $(LAUNCHER) ## install only what tests/unit needs, in under a minute; then `.venv/bin/python -m pytest FILE`
+setup-test: no-copy $(TESTING) $(LAUNCHER) ## install only what most tests need, in under a minute; then `.venv/bin/python -m pytest FILE`
 
 run: no-copy $(RUNTIME) $(LAUNCHER) ## start the whole system, with its data in .tailrace; ARGS='--help' lists the options
 	@exec $(LAUNCHER) up --data .tailrace $(ARGS)
