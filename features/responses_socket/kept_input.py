@@ -39,7 +39,9 @@ class KeptInput:
         """Keeps what a response to `body` has as its input and output, in place of the lane's response before."""
         self._drop(self._by_lane.get(stream_id))
         # A decoded Raw refers to the whole message, whose bytes are not counted.
-        items = [item.copy() for item in (*input_items(body), *output)]
+        # The input of a repeated request may end with the first items of the output (repeated_responses.py).
+        ids = {_id_of(item) for item in output} - {None}
+        items = [item.copy() for item in (*(one for one in input_items(body) if _id_of(one) not in ids), *output)]
         size = sum(map(len, map(bytes, items)))
         if size > BYTES_MAX:
             return
@@ -69,6 +71,18 @@ class KeptInput:
         if response_id is not None and (kept := self._kept.pop(response_id, None)) is not None:
             self._bytes -= kept.size
             self._resize(self._bytes)
+
+
+class _Item(msgspec.Struct):
+    id: str | None = None
+
+
+def _id_of(item: msgspec.Raw) -> str | None:
+    """Returns the id of an item; None if it has none, or is not valid."""
+    try:
+        return msgspec.json.decode(item, type=_Item).id
+    except msgspec.ValidationError:
+        return None
 
 
 def input_items(body: Fields) -> Items:

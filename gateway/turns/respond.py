@@ -21,7 +21,7 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import BEFORE_FIRST, TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, TurnId, TurnKey
 from tailrace.proto.records import TurnRecord, record_from_fold
 
 NOT_COMPLETE = (
@@ -52,6 +52,10 @@ class Responder:
         response = respond(stored.key)
         response.add_headers({"tailrace-turn": stored.key.turn, **names_of(stored)})
         return _with_delivery(response, draft, stored)
+
+    async def find_equal(self, request: ApiRequest, new_turn: NewTurn, raw: bytes, turn: TurnId) -> Stored | None:
+        """Returns `turn` if it answers an equal request with the key `auto`. Raises Refused, LogUnavailable."""
+        return await self._submitter.find_equal(draft_turn(request, new_turn, raw), turn)
 
     async def answer(
         self,

@@ -127,6 +127,17 @@ class TurnSubmitter:
             draft.response_headers.append(lambda _: {"tailrace-ignored": ", ".join(removed)})
         return stored
 
+    async def find_equal(self, draft: TurnDraft, turn: TurnId) -> Stored | None:
+        """Returns `turn` if it answers a request equal to `draft`, with the key `auto`. Nothing is stored.
+
+        Raises Refused, LogUnavailable.
+        """
+        principal = draft.principal
+        await convert_body(draft.body_bytes, check_turn, draft.new_turn)
+        _, raw = await require(self.steps.derive_key, f"Idempotency-Key: {AUTO}")(principal, draft.new_turn)
+        stored = await self._repeats.load(TurnKey(principal.tenant, turn))
+        return stored if stored is not None and stored.entry.body_sha256 == await hash_body(raw) else None
+
     async def store(self, draft: Draft, build: Build, retry: Retry | None = None) -> Stored:
         """Stores the entry that `build` makes, of a turn or a batch; see `submit`. The order of the steps is fixed:
 

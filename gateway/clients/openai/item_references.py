@@ -40,7 +40,7 @@ async def insert_items(
     inserted_bytes, wanted = 0, {one.id for one in items if one.type == "item_reference"}
     responses: dict[str, dict[str, Item]] = {}
     """The referenced items by id of each response that was read."""
-    unread = iter(dict.fromkeys(_turn_of(one) for one in items if one.type == "item_reference"))
+    unread = iter(dict.fromkeys(turn_of_item(one) for one in items if one.type == "item_reference"))
 
     async def read(turn: str) -> None:
         output = await _read_output(tenant, turn, turns) if is_token(turn) else []
@@ -51,7 +51,7 @@ async def insert_items(
         if one.type != "item_reference":
             replaced.append(one)
             continue
-        turn = _turn_of(one)
+        turn = turn_of_item(one)
         if turn not in responses:
             if len(responses) == RESPONSES_MAX:
                 raise invalid_item(index, f"more than {RESPONSES_MAX} responses are referenced: send their items")
@@ -71,9 +71,9 @@ async def insert_items(
     return replaced, inserted_bytes
 
 
-def _turn_of(reference: InputItem) -> str:
-    """Returns the id of the turn in the id of a referenced item; '' if it has none."""
-    named = ITEM_ID.fullmatch(reference.id or "")
+def turn_of_item(item: InputItem) -> str:
+    """Returns the id of the turn in the id of an output item, or of a reference to one; '' if it has none."""
+    named = ITEM_ID.fullmatch(item.id or "")
     return named[1] if named is not None else ""
 
 

@@ -5,14 +5,19 @@ resumed at `GET /v1/responses/{id}?stream=true&starting_after=N`.
 """
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tailrace.gateway import metrics
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.built_turn import BuiltTurn
 from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.clients.openai.item_references import INSERTED_BYTES_MAX, insert_items
+from tailrace.gateway.clients.openai.repeated_responses import Received, find_received, find_rest
 from tailrace.gateway.clients.openai.responses_input import items_of
 from tailrace.gateway.clients.openai.responses_object import PREFIX, response_of
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest, build_turn, parent_of, session_of
@@ -35,9 +40,10 @@ from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when
 from tailrace.gateway.streaming.response import EventStream, HeldStream, Start
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.draft import draft_turn
+from tailrace.gateway.turns.idempotency_key import AUTO, idempotency_key_of
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.respond import Responder
+from tailrace.gateway.turns.respond import Responder, names_of
 from tailrace.proto import odd_json
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnKey, parse_cursor
@@ -55,6 +61,7 @@ async def post_response(
     turns: TurnReader,
     history: HistoryClient,
     settings: Settings,
+    streams: StreamContext,
 ) -> ASGIApp:
     """`POST /v1/responses`: answers with a stream, with the whole response, or at once with `background`.
 
@@ -67,6 +74,11 @@ async def post_response(
     body = msgspec.structs.replace(body, input=items)
     name = body.model or await read_session_model(history, request.tenant, session_of(body), parent_of(body))
     model = (await catalogue.offer(request.tenant)).model(name)
+    if body.stream and idempotency_key_of(request) == AUTO and (received := find_received(body.input)) is not None:
+        asked = msgspec.structs.replace(body, input=received.question)
+        rest = await stream_rest(request, responder, streams, raw, received, partial(build_turn, asked, model))
+        if rest is not None:
+            return rest
     new_turn, ignored, names = await convert_body(len(raw) + added_bytes, build_turn, body, model)
     headers = ignored_header(ignored)
     with name_as_client(names):
@@ -82,6 +94,36 @@ async def post_response(
             headers=headers,
             added_bytes=added_bytes,
         )
+
+
+async def stream_rest(
+    request: ApiRequest,
+    responder: Responder,
+    streams: StreamContext,
+    raw: bytes,
+    received: Received,
+    build: Callable[[], BuiltTurn],
+) -> ASGIApp | None:
+    """Returns the stream of a running or ended response without the items that the client has.
+
+    None if the response does not begin with them, or answers another question than `build` returns.
+    Raises LogUnavailable.
+    """
+    # As for each other request that may get an earlier response: its client repeats it at another gateway.
+    refuse_when_draining(streams.draining)
+    key = TurnKey(request.tenant, received.turn)
+    try:
+        built = await convert_body(len(raw), build)
+        stored = await responder.find_equal(request, built.turn, raw, received.turn)
+        rest = await find_rest(streams.fan_out, key, received.items) if stored is not None else None
+    except Refused:
+        # The request as it is has a mistake, which is reported with the names of its fields.
+        return None
+    if stored is None or rest is None:
+        return None
+    metrics.REPEATED.inc()
+    headers = names_of(stored) | ignored_header(built.ignored)
+    return EventStream(Reader(streams, request), key, OPENAI_RESPONSES, headers=headers, snapshot=rest)
 
 
 async def respond_in_background(

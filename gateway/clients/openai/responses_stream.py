@@ -108,8 +108,8 @@ def render_record(record: TurnRecord, seen: int) -> Frame:
     return Frame(_encode_events(rendered, accumulate(lengths, initial=0)))
 
 
-def render_snapshot(key: TurnKey, turn: Turn, number: int) -> sse.Events:
-    """Renders `turn` in the fewest events. The stream goes on with the event `number`.
+def render_snapshot(key: TurnKey, turn: Turn, number: int, first: int = 0) -> sse.Events:
+    """Renders `turn` in the fewest events, without the output items before `first`. The event `number` comes next.
 
     A snapshot never has more events than the stream had, so the first number is not negative.
     """
@@ -124,6 +124,7 @@ def render_snapshot(key: TurnKey, turn: Turn, number: int) -> sse.Events:
     if turn.end is not None:
         state, ending = _render_ended(state, turn.end, turn.ended_at)
         rendered += ending
+    rendered = [event for event in rendered if event.get("output_index", first) >= first]
     return _encode_events(rendered, count(number - len(rendered)))
 
 

@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tailrace.features.responses_socket import socket as socket_module
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, new_id
 from tests.clients.openai_chat import LINE, MODEL, SLOW, TEXT, sdk_of
 from tests.harness import processes
 from tests.harness.cutting_proxy import Cutting
@@ -425,6 +425,32 @@ async def test_unstored_responses_are_continued_on_their_connection_only(gateway
         await connection.response.create(model=MODEL, input="x", store=False, previous_response_id=before)
         (error,) = await read(connection)
         assert error.error.code == "previous_response_not_found"
+
+
+async def test_a_repeated_request_with_the_items_that_had_arrived_gets_the_rest(gateway: Gateway) -> None:
+    """As Codex does after a cut. The response that continues it has each item of the answer once."""
+    tool = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": False}
+    given = [{"role": "user", "content": f"#sim words=3 rate=20 tool=look\n{new_id()}"}]
+    create = {"type": "response.create", "model": MODEL, "store": False, "tools": [tool]}
+    headers = {"idempotency-key": "auto"}
+    async with connected(gateway.url, extra_headers=headers) as connection:
+        await send(connection, **create, input=given)
+        events: list[Any] = []
+        while not events or events[-1].type != "response.output_item.done":
+            events.append(await connection.recv())
+        abort(connection)
+    text = events[-1].item
+    async with connected(gateway.url, extra_headers=headers) as connection:
+        await send(connection, **create, input=[*given, text.to_dict()])
+        rest = await read(connection)
+        assert rest[0].response.id == events[0].response.id == added(rest[-1], "response_id")
+        assert [event.item.type for event in rest if event.type == "response.output_item.done"] == ["function_call"]
+        result = {"type": "function_call_output", "call_id": rest[-1].response.output[1].call_id, "output": "seen"}
+        await send(connection, **create, input=[result], previous_response_id=rest[0].response.id)
+        last = (await read(connection))[-1].response
+    async with sdk_of(gateway.url) as sdk:
+        items = [item async for item in sdk.responses.input_items.list(last.id, order="asc")]
+    assert [item.type for item in items] == ["message", "message", "function_call", "function_call_output"]
 
 
 async def test_a_draining_gateway_ends_the_streams_and_another_one_has_the_rest(

@@ -1,0 +1,81 @@
+"""A request that Codex repeats after its stream was cut: it ends with the output items that had arrived.
+
+With the key `auto`, such a request gets the rest of the same response. Claude's API could not answer it: current models
+refuse a last message of the assistant. Source: Codex 0.171.0, over a WebSocket and over HTTP (docs/PROGRAMS.md).
+"""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from itertools import takewhile
+from typing import NamedTuple
+
+import msgspec
+
+from tailrace.gateway.clients.openai.item_references import turn_of_item
+from tailrace.gateway.clients.openai.responses_input import InputItem, messages_of
+from tailrace.gateway.clients.openai.responses_object import Item, response_of
+from tailrace.gateway.clients.openai.responses_stream import render_snapshot
+from tailrace.gateway.streaming.feed import FanOut, TurnFeed
+from tailrace.gateway.streaming.writer import Snapshot
+from tailrace.proto.errors import LogUnavailable, TurnUnknown
+from tailrace.proto.fold import fold
+from tailrace.proto.ids import BEFORE_FIRST, TurnId, TurnKey, is_token
+from tailrace.proto.records import record_from_fold
+
+# The client may have received its items from a gateway that was further on, or the answer has begun again.
+BEHIND_S_MAX = 5.0
+BEHIND = "the log has fewer items of this response than `input` ends with: repeat the request"
+
+
+class Received(NamedTuple):
+    """An input that ends with output items of one response."""
+
+    turn: TurnId
+    question: list[InputItem]
+    """The items before them."""
+    items: list[InputItem]
+    """The output items."""
+
+
+def find_received(items: str | Sequence[InputItem]) -> Received | None:
+    """Returns the parts of an input that ends with output items; None for any other input."""
+    turn = "" if isinstance(items, str) or not items else turn_of_item(items[-1])
+    if isinstance(items, str) or not is_token(turn):
+        return None
+    count = len(list(takewhile(lambda one: turn_of_item(one) == turn, reversed(items))))
+    return Received(TurnId(turn), list(items[:-count]), list(items[-count:]))
+
+
+async def find_rest(fan_out: FanOut, key: TurnKey, items: Sequence[InputItem]) -> Snapshot | None:
+    """Returns what renders the response so far without `items`.
+
+    None if the response does not begin with them, or has left the log. Raises Refused if an item is not valid,
+    LogUnavailable.
+    """
+    count = len(items)
+    try:
+        async with asyncio.timeout(BEHIND_S_MAX), fan_out.subscribe(key, BEFORE_FIRST) as feed:
+            output = await _read_output(feed, count)
+    except TurnUnknown:
+        return None
+    except TimeoutError as error:
+        raise LogUnavailable(BEHIND) from error
+    begun = msgspec.convert(output[:count], list[InputItem])
+    if [one.id for one in items] != [one.id for one in begun] or messages_of(items) != messages_of(begun):
+        return None
+    return partial(render_snapshot, first=count)
+
+
+async def _read_output(feed: TurnFeed, count: int) -> list[Item]:
+    """Returns the output items as soon as `count` of them are whole, or the turn has ended. Raises LogUnavailable."""
+    while True:
+        read = len(feed.entries)
+        record = record_from_fold(feed.key, fold(feed.entries))
+        output: list[Item] = response_of(record)["output"]
+        # An item is whole when the next one has begun.
+        if len(output) > count or feed.is_ended:
+            return output
+        if feed.is_broken:
+            raise LogUnavailable(BEHIND)
+        await feed.wait_for_change(read)
