@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from asyncio import StreamReader, StreamWriter
@@ -21,7 +22,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 
 import httpx2
 
-from tests.clients.node import NODE, NPM, command
+from tests.clients.node import NODE, NPM
 from tests.harness.cutting_proxy import are_closed, pump
 from tests.harness.generator_in_loop import words
 from tests.harness.proxy import reset
@@ -30,8 +31,9 @@ from tests.harness.system import System
 
 VERSION = "0.171.0"
 MODEL = "claude-sonnet-5-5"
-INSTALL_S_MAX = 300.0
 RUN_S_MAX = 120.0
+# npm and Codex look for their own Node on the path.
+PATH = f"{NODE.parent}{os.pathsep}{os.environ['PATH']}"
 FRAME_BYTES_MAX = 2**25
 # RFC 6455, 5.2: a text frame that is the whole message.
 TEXT_FRAME = 0x81
@@ -57,7 +59,7 @@ name = "Tailrace"
 base_url = "{url}/v1"
 env_key = "TAILRACE_KEY"
 wire_api = "responses"
-supports_websockets = true
+supports_websockets = {sockets}
 http_headers = {headers}
 """
 KEY_AUTO = '{ "Idempotency-Key" = "auto" }'
@@ -212,7 +214,7 @@ class SocketProxy:
                     asyncio.create_task(self._events(back, client)),
                 }
             else:
-                ways = {asyncio.create_task(pump(reader, server)), asyncio.create_task(pump(back, client))}
+                ways = {asyncio.create_task(pump(reader, server)), asyncio.create_task(self._sse_events(back, client))}
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         except (OSError, asyncio.IncompleteReadError):
             pass
@@ -249,6 +251,21 @@ class SocketProxy:
                 if frame.head == TEXT_FRAME and await self._note_event(json.loads(frame.payload)):
                     return
 
+    async def _sse_events(self, back: StreamReader, client: StreamWriter) -> None:
+        """Forwards the response to a POST. Each event ends with an empty line; the last part may not."""
+        with suppress(OSError):
+            while True:
+                try:
+                    part = await back.readuntil(b"\n\n")
+                except asyncio.IncompleteReadError as error:
+                    client.write(error.partial)
+                    return
+                client.write(part)
+                await client.drain()
+                _, is_event, data = part.partition(b"\ndata: ")
+                if is_event and await self._note_event(json.loads(data)):
+                    return
+
     async def _note_event(self, event: dict[str, Any]) -> bool:
         """Returns whether the connection is to be reset."""
         self._received += 1
@@ -258,8 +275,6 @@ class SocketProxy:
         self._repeats -= 1
         self._received = 0
         self.event = self.event or event["type"]
-        # Codex takes what it has not read yet for lost when the connection is reset.
-        await asyncio.sleep(0.1)
         self.log.append("-- fault")
         return await self._fault()
 
@@ -267,11 +282,14 @@ class SocketProxy:
 class Bench:
     """The running system, and an installed Codex."""
 
-    def __init__(self, codex: Path, folder: Path, system: System, *, has_key: bool, is_verbose: bool) -> None:
+    def __init__(
+        self, codex: Path, folder: Path, system: System, *, has_key: bool, has_sockets: bool, is_verbose: bool
+    ) -> None:
         self._codex = codex
         self._folder = folder
         self._system = system
-        self._has_key = has_key
+        self._headers = KEY_AUTO if has_key else "{}"
+        self._sockets = "true" if has_sockets else "false"
         self._is_verbose = is_verbose
         self._runs = 0
         self._claude = httpx2.AsyncClient(base_url=system.claude.url, trust_env=False)
@@ -287,6 +305,9 @@ class Bench:
             if fault == "kill":
                 gateway.signal(SIGKILL)
                 proxy.to = port_of(self._system.gateways[1].url)
+            else:
+                # A reset drops what Codex has not read yet.
+                await asyncio.sleep(0.1)
             return fault != "kill"
 
         proxy = SocketProxy(port_of(gateway.url), after, strike, repeats=CUTS[fault])
@@ -319,13 +340,16 @@ class Bench:
     async def _ask(self, question: str, port: int) -> tuple[list[dict[str, Any]], int, int]:
         """Returns the lines that Codex has printed, its exit status, and how often it has run the command."""
         with tempfile.TemporaryDirectory(dir=self._folder) as name:
-            home, work = make_folders(Path(name), f"http://127.0.0.1:{port}", KEY_AUTO if self._has_key else "{}")
+            config = CONFIG.format(
+                model=MODEL, url=f"http://127.0.0.1:{port}", headers=self._headers, sockets=self._sockets
+            )
+            home, work = make_folders(Path(name), config)
             process = await asyncio.create_subprocess_exec(
                 self._codex,
                 *("exec", "--json", "--skip-git-repo-check", question),
                 cwd=work,
                 env={
-                    "PATH": f"{NODE.parent}{os.pathsep}{os.environ['PATH']}",
+                    "PATH": PATH,
                     "HOME": str(home),
                     "CODEX_HOME": str(home),
                     "TAILRACE_KEY": "none",
@@ -347,12 +371,12 @@ class Bench:
         return [json.loads(line) for line in printed.splitlines()], process.returncode or 0, commands
 
 
-def make_folders(folder: Path, url: str, headers: str) -> tuple[Path, Path]:
+def make_folders(folder: Path, config: str) -> tuple[Path, Path]:
     """Returns Codex's home, with its configuration, and a folder to work in."""
     home, work = folder / "home", folder / "work"
     home.mkdir()
     work.mkdir()
-    (home / "config.toml").write_text(CONFIG.format(model=MODEL, url=url, headers=headers))
+    (home / "config.toml").write_text(config)
     return home, work
 
 
@@ -360,37 +384,34 @@ def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-async def install(folder: Path) -> Path:
-    """Returns the program."""
-    argv = [
-        str(NODE),
-        str(NPM),
-        "install",
-        "--prefix",
-        str(folder),
-        "--no-audit",
-        "--no-fund",
-        f"@openai/codex@{VERSION}",
-    ]
-    await command(
-        argv, {"HOME": str(folder), "PATH": f"{NODE.parent}{os.pathsep}{os.environ['PATH']}"}, folder, INSTALL_S_MAX
-    )
+def install(folder: Path) -> Path:
+    """Returns the program, installed with the npm of the tests and the settings of the user."""
+    package = f"@openai/codex@{VERSION}"
+    argv: list[str | Path] = [NODE, NPM, "install", "--silent", "--no-audit", "--no-fund", "--prefix", folder, package]
+    subprocess.run(argv, env=os.environ | {"PATH": PATH}, check=True)
     return folder / "node_modules/.bin/codex"
 
 
 @asynccontextmanager
-async def running_bench(codex: Path | None, *, has_key: bool, is_verbose: bool) -> AsyncIterator[Bench]:
+async def running_bench(args: argparse.Namespace) -> AsyncIterator[Bench]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        program = codex or await install(folder)
+        codex = args.codex or await asyncio.to_thread(install, folder)
         async with System(folder, settings={"gateway": {"TAILRACE_MAX_TOKENS": 32000}}) as system:
             await system.start(gateways=2)
-            yield Bench(program, folder, system, has_key=has_key, is_verbose=is_verbose)
+            yield Bench(
+                codex,
+                folder,
+                system,
+                has_key=not args.without_key,
+                has_sockets=not args.http,
+                is_verbose=args.verbose,
+            )
 
 
 async def main(args: argparse.Namespace) -> int:
     bad = 0
-    async with running_bench(args.codex, has_key=not args.without_key, is_verbose=args.verbose) as bench:
+    async with running_bench(args) as bench:
 
         async def run(name: str, fault: Fault, after: int) -> CodexRun:
             nonlocal bad
@@ -416,5 +437,6 @@ if __name__ == "__main__":
     parser.add_argument("--fault", action="append", choices=get_args(Fault), help="only this fault")
     parser.add_argument("--after", type=int, help="only after this event, instead of after each")
     parser.add_argument("--without-key", action="store_true", help="without the header `Idempotency-Key: auto`")
+    parser.add_argument("--http", action="store_true", help="without WebSockets: a POST for each request")
     parser.add_argument("--verbose", action="store_true", help="also print what Codex has sent, received and shown")
     sys.exit(asyncio.run(main(parser.parse_args())))
