@@ -17,7 +17,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
 
 # The id of an output item contains the turn's id (`responses_object.item_id`).
-ITEM_ID = re.compile(r"(?:msg|rs|fc)_(.+)_\d+")
+ITEM_ID = re.compile(r"(?:msg|rs|fc)_(.+)_(\d{1,9})")
 # Each response is one read of the log or the database.
 RESPONSES_MAX = 1000
 # A read of a response that has left the log takes 0.1 s.
@@ -75,6 +75,12 @@ def turn_of_item(item: InputItem) -> str:
     """Returns the id of the turn in the id of an output item, or of a reference to one; '' if it has none."""
     named = ITEM_ID.fullmatch(item.id or "")
     return named[1] if named is not None else ""
+
+
+def block_of_item(item: InputItem) -> int:
+    """Returns the number of the answer's block in the id of an output item; 0 if it has none."""
+    named = ITEM_ID.fullmatch(item.id or "")
+    return int(named[2]) if named is not None else 0
 
 
 async def _read_output(tenant: Tenant, turn: str, turns: TurnReader) -> list[Item]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from tailrace.gateway.clients.openai.item_references import turn_of_item
+from tailrace.gateway.clients.openai.item_references import block_of_item, turn_of_item
 from tailrace.gateway.clients.openai.responses_input import InputItem, messages_of
 from tailrace.gateway.clients.openai.responses_object import Item, response_of
 from tailrace.gateway.clients.openai.responses_stream import render_snapshot
@@ -56,7 +56,7 @@ async def find_rest(fan_out: FanOut, key: TurnKey, items: Sequence[InputItem]) -
     count = len(items)
     try:
         async with asyncio.timeout(BEHIND_S_MAX), fan_out.subscribe(key, BEFORE_FIRST) as feed:
-            output = await _read_output(feed, count)
+            output = await _read_output(feed, block_of_item(items[-1]))
     except TurnUnknown:
         return None
     except TimeoutError as error:
@@ -67,14 +67,14 @@ async def find_rest(fan_out: FanOut, key: TurnKey, items: Sequence[InputItem]) -
     return partial(render_snapshot, first=count)
 
 
-async def _read_output(feed: TurnFeed, count: int) -> list[Item]:
-    """Returns the output items as soon as `count` of them are whole, or the turn has ended. Raises LogUnavailable."""
+async def _read_output(feed: TurnFeed, block: int) -> list[Item]:
+    """Returns the output items as soon as that of the block is whole, or the turn has ended. Raises LogUnavailable."""
     while True:
         read = len(feed.entries)
-        record = record_from_fold(feed.key, fold(feed.entries))
-        output: list[Item] = response_of(record)["output"]
-        # An item is whole when the next one has begun.
-        if len(output) > count or feed.is_ended:
+        turn = fold(feed.entries)
+        # The next block, which may have no item, closes the item of a block (responses_stream.py).
+        if len(turn.blocks) > block + 1 or feed.is_ended:
+            output: list[Item] = response_of(record_from_fold(feed.key, turn))["output"]
             return output
         if feed.is_broken:
             raise LogUnavailable(BEHIND)

@@ -30,6 +30,18 @@ async def stream(gateway: Gateway, body: dict[str, Any], **headers: str) -> list
     return [json.loads(event.data) for event in parse(answer.content)]
 
 
+async def stream_until_item(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
+    """Returns the first item that is whole, and disconnects."""
+    async with gateway.client.stream("POST", "/v1/responses", json=body, headers=AUTO) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data: "):
+                event = json.loads(line.removeprefix("data: "))
+                if event["type"] == "response.output_item.done":
+                    item: dict[str, Any] = event["item"]
+                    return item
+    raise AssertionError("the stream has no whole item")
+
+
 def output_of(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the output items of a response that is whole."""
     assert events[-1]["type"] == "response.completed"
@@ -61,15 +73,9 @@ async def test_a_repeated_request_with_the_first_items_gets_the_rest(gateway: Ga
 @pytest.mark.rule("R62")
 async def test_the_rest_of_a_running_answer_is_followed(gateway: Gateway, second_gateway: Gateway) -> None:
     body = question("thinking=2 words=60 rate=60")
-    received: list[dict[str, Any]] = []
-    async with gateway.client.stream("POST", "/v1/responses", json=body, headers=AUTO) as response:
-        async for line in response.aiter_lines():
-            if line.startswith("data: "):
-                received.append(json.loads(line.removeprefix("data: ")))
-                if received[-1]["type"] == "response.output_item.done":
-                    break
-    rest = await stream(second_gateway, repeated(body, [received[-1]["item"]]))
-    assert rest[0]["response"]["id"] == received[0]["response"]["id"]
+    item = await stream_until_item(gateway, body)
+    rest = await stream(second_gateway, repeated(body, [item]))
+    assert rest[0]["response"]["id"].removeprefix("resp_") in item["id"]
     texts = [event["delta"] for event in rest if event["type"] == "response.output_text.delta"]
     assert "".join(texts) == words(60)
     assert len(texts) > 1
@@ -126,6 +132,18 @@ async def test_a_gateway_that_is_behind_the_items_of_the_request_waits_for_them(
     assert [event["item"]["type"] for event in rest if event["type"] == "response.output_item.done"] == [
         "function_call"
     ]
+
+
+@pytest.mark.rule("R62")
+async def test_an_item_is_whole_as_soon_as_a_block_without_an_item_follows(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repeated_responses, "BEHIND_S_MAX", 0.4)
+    # A search and its result, which have no items, come between two words: the second item begins after 1.3 s.
+    body = question("words=2 server=web_search rate=1.5")
+    rest = await stream(gateway, repeated(body, [await stream_until_item(gateway, body)]))
+    assert "".join(item["content"][0]["text"] for item in output_of(rest)) == words(2)
+    assert [event["output_index"] for event in rest if event["type"] == "response.output_item.done"] == [1]
 
 
 @pytest.mark.rule("R62")
