@@ -206,7 +206,7 @@ $(RUNTIME): requirements.lock | .venv/bin/python
 
 # --no-compile: Python compiles the modules that a test imports.
 $(TESTING): requirements-test.lock requirements.lock | .venv/bin/python
-	@echo "Installing what tests/unit needs into .venv (about 150 MB, once)." >&2
+	@echo "Installing what most tests need into .venv (about 150 MB, once)." >&2
 	@$(call install,.venv) --no-compile -r requirements-test.lock
 	@touch $(RUNTIME) $@
 

@@ -1,6 +1,6 @@
 """Asks a question with the Python client, and prints the answer: `python ask.py "Why is the sky blue?"`.
 
-It needs `pip install tailrace`, and a gateway at TAILRACE_URL (default: http://127.0.0.1:8000).
+It needs `pip install /path/to/checkout`, and a gateway at TAILRACE_URL (default: http://127.0.0.1:8000).
 """
 
 import sys
