@@ -116,6 +116,8 @@ class ResponsesSocket(StreamedResponse):
         try:
             while (message := await receive())["type"] == "websocket.receive":
                 await self._answer(message)
+                # Lets other tasks run: messages that have arrived together are received without a wait.
+                await asyncio.sleep(0)
             self._gone.set()
         finally:
             end()

@@ -5,6 +5,7 @@ The memory of messages and pongs is limited. uvicorn has no hook for these limit
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -50,14 +51,17 @@ class ClientSocket(WebSocketsSansIOProtocol):
         """Whether data has arrived since the last ping."""
         self.hold: Callable[[int], bool] = lambda _: True
         """Holds so many bytes, or returns False without room for them."""
-        self._unanswered: list[int] = []
+        self._unanswered: deque[int] = deque()
         """The bytes of each complete message that the application has not answered."""
+        self._unanswered_bytes = 0
+        """Their sum: one read of the connection may have 40,000 messages."""
         self._is_answering = False
 
     async def receive(self) -> Any:
         if self._is_answering:
             # The application asks for the next message when it has answered the one before.
-            del self._unanswered[0]
+            self._is_answering = False
+            self._unanswered_bytes -= self._unanswered.popleft()
             self._hold_memory()
         message = await super().receive()
         self._is_answering = message["type"] == "websocket.receive"
@@ -87,11 +91,12 @@ class ClientSocket(WebSocketsSansIOProtocol):
     def send_receive_event_to_app(self) -> None:
         if not self.close_sent:
             self._unanswered.append(sum(map(len, self.frames)))
+            self._unanswered_bytes += self._unanswered[-1]
         super().send_receive_event_to_app()
 
     def _hold_memory(self) -> bool:
         """Returns whether there is room for the bytes that have arrived, and were not answered."""
-        return self.hold(len(self.conn.reader.buffer) + sum(map(len, self.frames)) + sum(self._unanswered))
+        return self.hold(len(self.conn.reader.buffer) + sum(map(len, self.frames)) + self._unanswered_bytes)
 
     def handle_parser_exception(self) -> None:
         if self.conn.close_sent is None:

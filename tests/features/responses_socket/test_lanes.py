@@ -384,6 +384,29 @@ async def test_a_websocket_that_is_cancelled_begins_no_further_response() -> Non
     assert posted == ["/v1/responses"]
 
 
+async def test_other_tasks_run_between_messages_that_arrive_together() -> None:
+    """One read of a connection may have 40,000 messages, for which neither `receive` nor `send` waits."""
+    answered = list[str]()
+    arrived: list[Message] = [{"type": "websocket.connect"}]
+    arrived += [{"type": "websocket.receive", "text": "wrong"}] * 100 + [{"type": "websocket.disconnect"}]
+
+    async def receive() -> Message:
+        return arrived.pop(0)
+
+    async def send(message: Message) -> None:
+        answered.append(message["type"])
+
+    opened = socket_of(IdleReader())
+    opened._send_through_layers = send  # noqa: SLF001  # its caller sets it
+    responding = asyncio.create_task(opened.respond({}, receive, send))
+    async with asyncio.timeout(5):
+        while "websocket.send" not in answered:  # noqa: ASYNC110  # a few steps of the loop
+            await asyncio.sleep(0)
+        assert answered.count("websocket.send") < 5
+        await responding
+    assert answered.count("websocket.send") == 100
+
+
 @pytest.mark.parametrize("kind", ["response.create", "response.steer"])
 @pytest.mark.parametrize("key", ["", "a\nb", "\u2192", "x" * 201])
 def test_an_idempotency_key_that_is_no_header_value_is_refused(kind: str, key: str) -> None:
