@@ -53,9 +53,9 @@ class Responder:
         response.add_headers({"tailrace-turn": stored.key.turn, **names_of(stored)})
         return _with_delivery(response, draft, stored)
 
-    async def find_equal(self, request: ApiRequest, new_turn: NewTurn, raw: bytes, turn: TurnId) -> Stored | None:
+    async def find_equal(self, draft: TurnDraft, turn: TurnId) -> Stored | None:
         """Returns `turn` if it answers an equal request with the key `auto`. Raises Refused, LogUnavailable."""
-        return await self._submitter.find_equal(draft_turn(request, new_turn, raw), turn)
+        return await self._submitter.find_equal(draft, turn)
 
     async def answer(
         self,

@@ -16,10 +16,11 @@ from tailrace.gateway.clients.openai.item_references import block_of_item, turn_
 from tailrace.gateway.clients.openai.responses_input import InputItem, messages_of
 from tailrace.gateway.clients.openai.responses_object import Item, response_of
 from tailrace.gateway.clients.openai.responses_stream import render_snapshot
+from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.streaming.feed import FanOut, TurnFeed
 from tailrace.gateway.streaming.writer import Snapshot
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
-from tailrace.proto.fold import fold
+from tailrace.proto.fold import EMPTY_TURN, fold
 from tailrace.proto.ids import BEFORE_FIRST, TurnId, TurnKey, is_token
 from tailrace.proto.records import record_from_fold
 
@@ -47,8 +48,8 @@ def find_received(items: str | Sequence[InputItem]) -> Received | None:
     return Received(TurnId(turn), list(items[:-count]), list(items[-count:]))
 
 
-async def find_rest(fan_out: FanOut, key: TurnKey, items: Sequence[InputItem]) -> Snapshot | None:
-    """Returns what renders the response so far without `items`.
+async def find_rest(fan_out: FanOut, key: TurnKey, items: Sequence[InputItem], size: int) -> Snapshot | None:
+    """Returns what renders the response so far without `items`, which have `size` bytes at most.
 
     None if the response does not begin with them, or has left the log. Raises Refused if an item is not valid,
     LogUnavailable.
@@ -61,17 +62,23 @@ async def find_rest(fan_out: FanOut, key: TurnKey, items: Sequence[InputItem]) -
         return None
     except TimeoutError as error:
         raise LogUnavailable(BEHIND) from error
-    begun = msgspec.convert(output[:count], list[InputItem])
-    if [one.id for one in items] != [one.id for one in begun] or messages_of(items) != messages_of(begun):
+    if not await convert_body(size, _are_equal, items, output[:count]):
         return None
     return partial(render_snapshot, first=count)
 
 
+def _are_equal(items: Sequence[InputItem], output: Sequence[Item]) -> bool:
+    """Returns whether the items of an input are those of an output. Raises Refused if an item is not valid."""
+    begun = msgspec.convert(output, list[InputItem])
+    return [one.id for one in items] == [one.id for one in begun] and messages_of(items) == messages_of(begun)
+
+
 async def _read_output(feed: TurnFeed, block: int) -> list[Item]:
     """Returns the output items as soon as that of the block is whole, or the turn has ended. Raises LogUnavailable."""
+    turn, read = EMPTY_TURN, 0
     while True:
-        read = len(feed.entries)
-        turn = fold(feed.entries)
+        # Only the new entries: a client may name a block that never comes.
+        turn, read = fold(feed.entries[read:], turn), len(feed.entries)
         # The next block, which may have no item, closes the item of a block (responses_stream.py).
         if len(turn.blocks) > block + 1 or feed.is_ended:
             output: list[Item] = response_of(record_from_fold(feed.key, turn))["output"]

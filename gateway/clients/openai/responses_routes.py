@@ -76,7 +76,8 @@ async def post_response(
     model = (await catalogue.offer(request.tenant)).model(name)
     if body.stream and idempotency_key_of(request) == AUTO and (received := find_received(body.input)) is not None:
         asked = msgspec.structs.replace(body, input=received.question)
-        rest = await stream_rest(request, responder, streams, raw, received, partial(build_turn, asked, model))
+        build = partial(build_turn, asked, model)
+        rest = await stream_rest(request, responder, streams, raw, received, build, added_bytes)
         if rest is not None:
             return rest
     new_turn, ignored, names = await convert_body(len(raw) + added_bytes, build_turn, body, model)
@@ -103,6 +104,7 @@ async def stream_rest(
     raw: bytes,
     received: Received,
     build: Callable[[], BuiltTurn],
+    added_bytes: int,
 ) -> ASGIApp | None:
     """Returns the stream of a running or ended response without the items that the client has.
 
@@ -111,11 +113,12 @@ async def stream_rest(
     """
     # As for each other request that may get an earlier response: its client repeats it at another gateway.
     refuse_when_draining(streams.draining)
-    key = TurnKey(request.tenant, received.turn)
+    key, size = TurnKey(request.tenant, received.turn), len(raw) + added_bytes
     try:
-        built = await convert_body(len(raw), build)
-        stored = await responder.find_equal(request, built.turn, raw, received.turn)
-        rest = await find_rest(streams.fan_out, key, received.items) if stored is not None else None
+        built = await convert_body(size, build)
+        draft = draft_turn(request, built.turn, raw, added_bytes=added_bytes)
+        stored = await responder.find_equal(draft, received.turn)
+        rest = await find_rest(streams.fan_out, key, received.items, size) if stored is not None else None
     except Refused:
         # The request as it is has a mistake, which is reported with the names of its fields.
         return None

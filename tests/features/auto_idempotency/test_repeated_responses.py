@@ -1,12 +1,16 @@
 """A request to `/v1/responses` that is repeated with the output items that had arrived, as Codex does after a cut."""
 
 import json
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from tailrace.gateway.clients.openai import repeated_responses
-from tailrace.proto.ids import new_id
+from tailrace.gateway.clients.openai import repeated_responses, responses_routes
+from tailrace.proto.entries import StoredEntry
+from tailrace.proto.fold import Turn, fold
+from tailrace.proto.ids import Seq, new_id
 from tests.harness.generator_in_loop import words
 from tests.harness.sse_parser import parse
 from tests.integration.conftest import Gateway
@@ -156,3 +160,52 @@ async def test_a_gateway_that_stays_behind_asks_for_another_repetition(
     answer = await gateway.client.post("/v1/responses", json=repeated(body, [first_text(turn)]), headers=AUTO)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "log_unavailable")
     await gateway.client.post(f"/v1/turns/{turn}/cancel")
+
+
+@pytest.mark.rule("R62")
+async def test_each_entry_of_a_turn_is_folded_once_while_a_gateway_waits(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may name a block that never comes."""
+    folded: list[Seq] = []
+
+    def fold_noting(entries: Sequence[StoredEntry], *before: Turn) -> Turn:
+        folded.extend(one.seq for one in entries)
+        return fold(entries, *before)
+
+    monkeypatch.setattr(repeated_responses, "fold", fold_noting)
+    body = question("words=20 rate=40")
+    turn = await begin(gateway, body)
+    answer = await gateway.client.post(
+        "/v1/responses", json=repeated(body, [first_text(turn) | {"id": f"msg_{turn}_9"}]), headers=AUTO
+    )
+    assert answer.status_code == 400
+    assert len(folded) > 5
+    assert len(folded) == len(set(folded))
+
+
+@pytest.mark.rule("R62")
+async def test_a_large_request_with_items_is_converted_beside_the_event_loop(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if only the referenced items are large."""
+    converted: list[tuple[str, bool]] = []
+
+    def note(module: Any, name: str) -> None:
+        original: Callable[..., Any] = getattr(module, name)
+
+        def noting(*given: Any) -> Any:
+            converted.append((name, threading.current_thread() is threading.main_thread()))
+            return original(*given)
+
+        monkeypatch.setattr(module, name, noting)
+
+    large = question("words=40000 rate=0", max_output_tokens=50_000)
+    reference = {"type": "item_reference", "id": output_of(await stream(gateway, large | {"store": True}))[0]["id"]}
+    body = question()
+    body |= {"input": [*large["input"], reference, *body["input"]]}
+    output = output_of(await stream(gateway, body))
+    note(responses_routes, "build_turn")
+    note(repeated_responses, "messages_of")
+    assert output_of(await stream(gateway, repeated(body, output[:2]))) == output
+    assert converted == [("build_turn", False), *[("messages_of", False)] * 2]
