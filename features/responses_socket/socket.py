@@ -70,7 +70,7 @@ class ResponsesSocket(StreamedResponse):
             await receive()  # `websocket.connect`
             await self.begin(send, 101)
             self._send = send
-            with self._hold() as of_arriving, self._hold() as of_messages, self._hold() as of_kept:
+            with self._hold() as of_arriving, self._hold() as of_messages, self._hold(is_optional=True) as of_kept:
                 limit_memory(receive, of_arriving)
                 async with asyncio.TaskGroup() as group:
                     self._lanes = Lanes(self._requests, self._emit, group, of_messages, KeptInput(of_kept))

@@ -1,7 +1,8 @@
 """The memory of all WebSockets: what arrives, waits, runs or is kept, for connections that hold more than a little.
 
 An HTTP request waits for the memory of its body (large_bodies.py). A message cannot wait: the one behind it may cancel
-a response. So there is room at once, or the message is refused.
+a response. So there is room at once, or the message is refused. The input that idle connections keep leaves room for
+messages: without it, a client sends its whole input again.
 """
 
 from collections import defaultdict
@@ -28,15 +29,18 @@ class SocketMemory:
         return sum(self._held.values())
 
     @contextmanager
-    def hold(self, tenant: Tenant) -> Iterator[Resize]:
-        """Returns what holds memory for `tenant` until the context is left. Up to SMALL_BYTES_MAX are not counted."""
-        own, is_open = 0, True
+    def hold(self, tenant: Tenant, *, is_optional: bool = False) -> Iterator[Resize]:
+        """Returns what holds memory for `tenant` until the context is left. Up to SMALL_BYTES_MAX are not counted.
+
+        `is_optional`: it is granted only if half of the memory stays free.
+        """
+        own, is_open, divisor = 0, True, 2 if is_optional else 1
 
         def resize(size: int) -> bool:
             nonlocal own
             size = size if size > SMALL_BYTES_MAX else 0
             added = size - own
-            if added > 0 and (not is_open or not self._has_room(tenant, added)):
+            if added > 0 and (not is_open or not self._has_room(tenant, added, divisor)):
                 return False
             own = size
             self._held[tenant] += added
@@ -50,6 +54,6 @@ class SocketMemory:
             resize(0)
             is_open = False
 
-    def _has_room(self, tenant: Tenant, added: int) -> bool:
-        of_tenant = self._held.get(tenant, 0) + added
-        return of_tenant <= self._bytes_max // 2 and self.held + added <= self._bytes_max
+    def _has_room(self, tenant: Tenant, added: int, divisor: int) -> bool:
+        most = self._bytes_max // divisor
+        return self._held.get(tenant, 0) + added <= most // 2 and self.held + added <= most

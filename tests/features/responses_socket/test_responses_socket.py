@@ -518,6 +518,21 @@ async def test_memory_is_limited_over_all_sockets_and_released(system: System, n
         assert closed.value.rcvd.code == 1013
 
 
+async def test_the_input_that_connections_keep_leaves_room_for_messages(
+    system: System, new_gateway: NewGateway
+) -> None:
+    gateway = await new_gateway(system.nats_url, large_bytes_max=32 * 1024 * 1024)
+    # A tenant may hold 4 MiB.
+    warm_up = {"type": "response.create", "model": MODEL, "store": False, "generate": False, "input": "x" * 600_000}
+    async with raw(gateway.url) as keeping, raw(gateway.url) as connection:
+        for number in range(4):
+            await keeping.send(json.dumps(warm_up | {"stream_id": f"lane-{number}"}))
+            while json.loads(await keeping.recv())["type"] != "response.completed":
+                pass
+        await connection.send(json.dumps({"type": "response.cancel", "response_id": "x" * 2_000_000}))
+        assert (await read_error(connection))[1] == "turn_not_found"
+
+
 async def test_lanes_and_waiting_responses_are_limited(gateway: Gateway) -> None:
     async with raw(gateway.url) as connection:
         for number in range(33):

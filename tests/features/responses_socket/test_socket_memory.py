@@ -38,6 +38,18 @@ def test_little_memory_is_not_counted() -> None:
     assert memory.held == 0
 
 
+def test_optional_memory_leaves_half_of_it_to_messages() -> None:
+    memory = SocketMemory(2 * MEMORY)
+    with memory.hold(A, is_optional=True) as kept, memory.hold(A) as message, memory.hold(B, is_optional=True) as other:
+        assert not kept(MEMORY // 2 + 1)
+        assert kept(MEMORY // 2)
+        assert message(MEMORY // 2)
+        # All tenants together have used half.
+        assert not other(SMALL_BYTES_MAX + 1)
+        assert message(MEMORY // 2 - SMALL_BYTES_MAX - 1)
+        assert other(SMALL_BYTES_MAX + 1)
+
+
 def test_a_connection_that_has_ended_holds_nothing() -> None:
     memory = SocketMemory(MEMORY)
     with memory.hold(A) as resize:
