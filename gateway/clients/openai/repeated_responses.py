@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,8 @@ from tailrace.proto.records import record_from_fold
 # The client may have received its items from a gateway that was further on, or the answer has begun again.
 BEHIND_S_MAX = 5.0
 BEHIND = "the log has fewer items of this response than `input` ends with: repeat the request"
+# The statuses of a response that has ended before its answer was complete.
+CUT_SHORT = ("incomplete", "cancelled", "failed")
 
 
 class Received(NamedTuple):
@@ -48,20 +50,26 @@ def find_received(items: str | Sequence[InputItem]) -> Received | None:
     return Received(TurnId(turn), list(items[:-count]), list(items[-count:]))
 
 
-async def find_rest(fan_out: FanOut, key: TurnKey, items: Sequence[InputItem], size: int) -> Snapshot | None:
+async def find_rest(
+    fan_out: FanOut, key: TurnKey, items: Sequence[InputItem], size: int, *, may_continue: bool
+) -> Snapshot | None:
     """Returns what renders the response so far without `items`, which have `size` bytes at most.
 
-    None if the response does not begin with them, or has left the log. Raises Refused if an item is not valid,
+    None if the response does not begin with them, or has left the log. Also None with `may_continue`, if they are all
+    items of an answer that is not complete: the model can continue it. Raises Refused if an item is not valid,
     LogUnavailable.
     """
     count = len(items)
     try:
         async with asyncio.timeout(BEHIND_S_MAX), fan_out.subscribe(key, BEFORE_FIRST) as feed:
-            output = await _read_output(feed, block_of_item(items[-1]))
+            response = await _read_response(feed, block_of_item(items[-1]))
     except TurnUnknown:
         return None
     except TimeoutError as error:
         raise LogUnavailable(BEHIND) from error
+    output = response["output"]
+    if may_continue and count == len(output) and response["status"] in CUT_SHORT:
+        return None
     if not await convert_body(size, _are_equal, items, output[:count]):
         return None
     return partial(render_snapshot, first=count)
@@ -73,16 +81,15 @@ def _are_equal(items: Sequence[InputItem], output: Sequence[Item]) -> bool:
     return [one.id for one in items] == [one.id for one in begun] and messages_of(items) == messages_of(begun)
 
 
-async def _read_output(feed: TurnFeed, block: int) -> list[Item]:
-    """Returns the output items as soon as that of the block is whole, or the turn has ended. Raises LogUnavailable."""
+async def _read_response(feed: TurnFeed, block: int) -> dict[str, Any]:
+    """Returns the response as soon as the item of the block is whole, or the turn has ended. Raises LogUnavailable."""
     turn, read = EMPTY_TURN, 0
     while True:
         # Only the new entries: a client may name a block that never comes.
         turn, read = fold(feed.entries[read:], turn), len(feed.entries)
         # The next block, which may have no item, closes the item of a block (responses_stream.py).
         if len(turn.blocks) > block + 1 or feed.is_ended:
-            output: list[Item] = response_of(record_from_fold(feed.key, turn))["output"]
-            return output
+            return response_of(record_from_fold(feed.key, turn))
         if feed.is_broken:
             raise LogUnavailable(BEHIND)
         await feed.wait_for_change(read)

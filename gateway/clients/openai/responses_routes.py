@@ -77,7 +77,10 @@ async def post_response(
     if body.stream and idempotency_key_of(request) == AUTO and (received := find_received(body.input)) is not None:
         asked = msgspec.structs.replace(body, input=received.question)
         build = partial(build_turn, asked, model)
-        rest = await stream_rest(request, responder, streams, raw, received, build, added_bytes)
+        may_continue = model.supports.prefill is not False
+        rest = await stream_rest(
+            request, responder, streams, raw, received, build, added_bytes=added_bytes, may_continue=may_continue
+        )
         if rest is not None:
             return rest
     new_turn, ignored, names = await convert_body(len(raw) + added_bytes, build_turn, body, model)
@@ -104,12 +107,14 @@ async def stream_rest(
     raw: bytes,
     received: Received,
     build: Callable[[], BuiltTurn],
+    *,
     added_bytes: int,
+    may_continue: bool,
 ) -> ASGIApp | None:
     """Returns the stream of a running or ended response without the items that the client has.
 
-    None if the response does not begin with them, or answers another question than `build` returns.
-    Raises LogUnavailable.
+    None if the response does not begin with them, or answers another question than `build` returns. `may_continue`:
+    whether the model can continue a message of the assistant. Raises LogUnavailable.
     """
     # As for each other request that may get an earlier response: its client repeats it at another gateway.
     refuse_when_draining(streams.draining)
@@ -118,7 +123,9 @@ async def stream_rest(
         built = await convert_body(size, build)
         draft = draft_turn(request, built.turn, raw, added_bytes=added_bytes)
         stored = await responder.find_equal(draft, received.turn)
-        rest = await find_rest(streams.fan_out, key, received.items, size) if stored is not None else None
+        rest = None
+        if stored is not None:
+            rest = await find_rest(streams.fan_out, key, received.items, size, may_continue=may_continue)
     except Refused:
         # The request as it is has a mistake, which is reported with the names of its fields.
         return None

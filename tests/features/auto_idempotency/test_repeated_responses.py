@@ -209,3 +209,15 @@ async def test_a_large_request_with_items_is_converted_beside_the_event_loop(
     note(repeated_responses, "messages_of")
     assert output_of(await stream(gateway, repeated(body, output[:2]))) == output
     assert converted == [("build_turn", False), *[("messages_of", False)] * 2]
+
+
+@pytest.mark.rule("R62")
+@pytest.mark.parametrize(("model", "is_continued"), [("claude-sonnet-4-5", True), (MODEL, False)])
+async def test_a_model_with_prefill_continues_an_answer_that_a_limit_has_cut(
+    gateway: Gateway, model: str, is_continued: bool
+) -> None:
+    body = question("words=40 rate=0", max_output_tokens=10) | {"model": model}
+    cut = await stream(gateway, body)
+    assert cut[-1]["type"] == "response.incomplete"
+    again = await stream(gateway, repeated(body, cut[-1]["response"]["output"]))
+    assert (again[-1]["response"]["id"] != cut[-1]["response"]["id"]) == is_continued
