@@ -25,6 +25,10 @@ PING_INTERVAL_S = 15.0
 PING_TIMEOUT_S = 30.0
 # "Try again later", in the registry of RFC 6455.
 TRY_AGAIN_LATER = 1013
+# For one message to arrive: it holds memory, as the body of an HTTP request does (TAILRACE_BODY_TIMEOUT_S).
+MESSAGE_TIMEOUT_S = 120.0
+POLICY = 1008
+TOO_SLOW = "a message took too long to arrive"
 # For the client's reply to a close frame: less than the time in which a draining gateway stops.
 CLOSE_TIMEOUT_S = 1.0
 # The settings of uvicorn. Compression would take 64 kB and more of each connection.
@@ -56,6 +60,8 @@ class ClientSocket(WebSocketsSansIOProtocol):
         self._unanswered_bytes = 0
         """Their sum: one read of the connection may have 40,000 messages."""
         self._is_answering = False
+        self._arriving: asyncio.TimerHandle | None = None
+        """Runs while a part of a message or frame has arrived."""
 
     async def receive(self) -> Any:
         if self._is_answering:
@@ -84,11 +90,21 @@ class ClientSocket(WebSocketsSansIOProtocol):
             return
         self._has_received = True
         super().data_received(data)
-        if not self._hold_memory() and not self.close_sent and not self.transport.is_closing():
-            self.conn.fail(TRY_AGAIN_LATER, error_responses.NO_MEMORY)
+        if not (self.frames or self.conn.reader.buffer):
+            self._end_arriving()
+        elif self._arriving is None:
+            self._arriving = self.loop.call_later(MESSAGE_TIMEOUT_S, self._fail, POLICY, TOO_SLOW)
+        if not self._hold_memory():
+            self._fail(TRY_AGAIN_LATER, error_responses.NO_MEMORY)
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Closes the connection unless it is being closed."""
+        if not self.close_sent and not self.transport.is_closing():
+            self.conn.fail(code, reason)
             self.handle_parser_exception()
 
     def send_receive_event_to_app(self) -> None:
+        self._end_arriving()
         if not self.close_sent:
             self._unanswered.append(sum(map(len, self.frames)))
             self._unanswered_bytes += self._unanswered[-1]
@@ -144,6 +160,7 @@ class ClientSocket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
+        self._end_arriving()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -153,6 +170,11 @@ class ClientSocket(WebSocketsSansIOProtocol):
     def _leave_unread(self) -> None:
         metrics.UNREAD.inc()
         self.transport.abort()
+
+    def _end_arriving(self) -> None:
+        if self._arriving is not None:
+            self._arriving.cancel()
+            self._arriving = None
 
     def _stop_watching(self) -> None:
         if self._unread is not None:

@@ -16,12 +16,13 @@ from uvicorn.server import ServerState
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tailrace.gateway.http import http_protocol, server
+from tailrace.gateway.http import http_protocol, server, socket_protocol
 from tailrace.gateway.http.error_responses import NO_MEMORY
 from tailrace.gateway.http.socket_protocol import (
     FRAME_BYTES_MAX,
     PING_TIMEOUT_S,
     SETTINGS,
+    TOO_SLOW,
     ClientSocket,
     accept_sockets,
     is_handshake,
@@ -327,6 +328,43 @@ async def test_a_message_without_room_closes_the_connection() -> None:
     assert made.wire.written[-60:].count(
         b"\x88" + bytes([2 + len(NO_MEMORY)]) + (1013).to_bytes(2) + NO_MEMORY.encode()
     )
+
+
+@pytest.mark.parametrize("is_last", [True, False], ids=["half of a frame", "a fragment"])
+async def test_a_message_that_takes_too_long_to_arrive_closes_the_connection(
+    monkeypatch: pytest.MonkeyPatch, is_last: bool
+) -> None:
+    """Its memory is held meanwhile."""
+    made = await Accepted().open()
+    # Complete messages, and the whole frames of a ping, set no time limit.
+    made.connection.data_received(frame(1, b"x") + frame(9, b""))
+    monkeypatch.setattr(socket_protocol, "MESSAGE_TIMEOUT_S", 0.01)
+    begun = frame(1, b"x" * 9, is_last=is_last)
+    made.connection.data_received(begun[:-1] if is_last else begun)
+    async with asyncio.timeout(5):
+        while not made.wire.has_closed:  # noqa: ASYNC110  # a few steps of the loop
+            await asyncio.sleep(0.01)
+    assert (1008).to_bytes(2) + TOO_SLOW.encode() in made.wire.written
+    assert (await made.receive())["text"] == "x"
+    assert (await made.receive())["code"] == 1008
+
+
+async def test_a_message_that_has_arrived_ends_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, timers = await Accepted().open(), list[asyncio.TimerHandle]()
+    call_later = made.connection.loop.call_later
+
+    def note_timer(*given: Any) -> asyncio.TimerHandle:
+        timers.append(call_later(*given))
+        return timers[-1]
+
+    monkeypatch.setattr(made.connection.loop, "call_later", note_timer)
+    for sent in (frame(1, b"xyz"), frame(9, b"ping"), frame(1, b"xyz")):
+        made.connection.data_received(sent[:-1])
+        made.connection.data_received(sent[-1:])
+    # The end of one message, and the beginning of the next one.
+    made.connection.data_received(frame(1, b"xyz")[:-1])
+    made.connection.data_received(frame(1, b"xyz")[-1:] + frame(1, b"xyz")[:-1])
+    assert [timer.cancelled() for timer in timers] == [True] * 4 + [False]
 
 
 async def test_a_client_that_sends_a_long_frame_is_alive_without_a_pong() -> None:
