@@ -244,6 +244,7 @@ RESPONSE = {"id": f"resp_{TURN}", "object": "response", "status": "completed", "
 CANCELLED = {**RESPONSE, "status": "cancelled"}
 DELETED = {"id": RESPONSE["id"], "object": "response", "deleted": True}
 ITEM_LIST = {"object": "list", "data": [], "has_more": False}
+SNAPSHOT = "1: the answer so far as one delta. If the stream is cut within it, request it again: numbers are skipped."
 INCLUDE = (
     query("include", "It has no effect."),
     query("include[]", "The same, as OpenAI's SDKs send it.")._replace(is_spelling=True),
@@ -251,7 +252,7 @@ INCLUDE = (
 READING = (
     query("stream", "Whether to stream the response.", type="boolean"),
     query("starting_after", "The last received `sequence_number`.", type="integer", minimum=0),
-    query("snapshot", "1: the answer so far as one delta.", enum=["1"]),
+    query("snapshot", SNAPSHOT, enum=["1"]),
     *INCLUDE,
     query("include_obfuscation", "It has no effect."),
     *SENT_BY_SDKS,
