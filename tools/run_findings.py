@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "findings"
@@ -52,17 +52,39 @@ def run(script: Path, packages: Path, timeout_s: float = TIMEOUT_S) -> tuple[str
     """
     # A session of its own: at a timeout and at Ctrl+C the script's servers end with it.
     environ = {**os.environ, "FINDINGS_PACKAGES": str(packages)}
-    process = subprocess.Popen(
-        [script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environ
-    )
+    process = None
     try:
+        with deferred_interrupt():
+            process = subprocess.Popen(
+                [script],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+                env=environ,
+            )
         output, _ = process.communicate(timeout=timeout_s)
     except BaseException as error:
+        if process is None:
+            raise
         output = end(process)
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
         return "changed", f"{output}no end after {timeout_s:.0f} s\n"
     return STATES.get(process.returncode, "changed"), output
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[None]:
+    """Raises the KeyboardInterrupt of a Ctrl+C at the end of the block: a process that starts in it is known then."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def end(process: subprocess.Popen[str]) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,6 +159,23 @@ def test_ctrl_c_ends_what_a_script_has_started(tmp_path: Path) -> None:
     while is_running(int(started.read_text())):
         assert time.monotonic() < deadline + 20
         time.sleep(0.05)
+
+
+def test_ctrl_c_while_a_script_starts_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, started = tmp_path / "a.sh", list[subprocess.Popen[str]]()
+    script.write_text("#!/usr/bin/env bash\nsleep 60\n")
+    script.chmod(0o755)
+    start = subprocess.Popen
+
+    def start_and_interrupt(*given: Any, **named: Any) -> subprocess.Popen[str]:
+        started.append(start(*given, **named))
+        os.kill(os.getpid(), signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_findings.run(script, tmp_path)
+    assert started[0].returncode is not None
 
 
 def is_running(pid: int) -> bool:
