@@ -139,11 +139,15 @@ class AttemptRunner:
             cause = several.exceptions[0]
             if isinstance(cause, TurnEnded):
                 metrics.STOP_S.observe(age_s(cause.at))
-            if not isinstance(cause, EntryTooLarge):
-                raise cause from several
+            # Another call would cost money, and would bring the same event, or continue a damaged answer.
+            match cause:
+                case EntryTooLarge():
+                    error = BackendError("entry_too_large", f"an event of the answer cannot be stored: {cause}")
+                case BackendError():
+                    error = cause
+                case _:
+                    raise cause from several
             free_frames(several)
-            # Another call would cost money, and would bring the same event.
-            return folding.build(), BackendError("entry_too_large", f"an event of the answer cannot be stored: {cause}")
         if continuation is not None and continuation.repeated:
             logger.info("repetition left out", chars=continuation.repeated)
             metrics.REPETITIONS.inc()

@@ -171,7 +171,8 @@ def prepare_call(
     request = turn.request
     if mode == "continue":
         call = limit_tokens(build_continuation_call(request, turn, filters), tokens_left(turn))
-        return call, build_mapper(request, turn)
+        # The partial answer may have megabytes.
+        return msgspec.structs.replace(call, is_large=True), build_mapper(request, turn)
     return build_call(request, filters, turn), None
 
 

@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
 from typing import NamedTuple
+from zlib import crc32
 
 import structlog
 
 from tailrace.generators import metrics
-from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.backends.model_event import ModelEvent, events_lost
 from tailrace.generators.delta_buffer import DeltaBuffer
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
@@ -49,12 +50,26 @@ class _Appending(NamedTuple):
     began_at: float
 
 
+def extend_checksum(checksum: int, event: ModelEvent) -> int:
+    """Returns the CRC-32 of all events so far, of which `event` is the last and `checksum` is that of the others.
+
+    Of a delta, only its text counts: joined deltas have the same checksum as their parts.
+    """
+    match event.event:
+        case events.BlockDelta(_, events.TextDelta(part) | events.ThinkingDelta(part) | events.InputJsonDelta(part)):
+            return crc32(part.encode(), checksum)
+    return crc32(event.raw, checksum)
+
+
 class EventWriter:
     """Appends events of one turn. At most one append is in flight; events put meanwhile wait, and deltas are joined.
 
     `put` publishes an event, and each acknowledgement publishes the next event. Both return at once. Everything else is
     done by the task of `run`: an append that needs a wait, or that gets no acknowledgement. The deadline of a model
     call never cancels an append.
+
+    The writer compares the checksums of the events that were put and of those that were stored, before it publishes the
+    event that completes the message, and at its end.
     """
 
     def __init__(self, log: TurnLog, key: TurnKey, folding: Folding, delta_interval_s: float = 0.0) -> None:
@@ -81,9 +96,14 @@ class EventWriter:
         self._changed: asyncio.Future[None] | None = None
         """What `run` waits for."""
         self._drained: asyncio.Future[None] | None = None
+        self._put_checksum = self._stored_checksum = 0
 
     def put(self, event: ModelEvent) -> None:
-        """Adds an event, and publishes it at once if no other event is in flight."""
+        """Adds an event, and publishes it at once if no other event is in flight.
+
+        Raises BackendError (`events_lost`) if an event that was put before is not stored.
+        """
+        self._put_checksum = extend_checksum(self._put_checksum, event)
         if self._appending is None and not self._join_until and not self._is_over:
             self._publish(event, time.monotonic())
             return
@@ -104,7 +124,10 @@ class EventWriter:
             await self._drained
 
     async def run(self) -> None:
-        """Returns when the writer is closed and all events are stored. Raises as TurnLog.append does."""
+        """Returns when the writer is closed and all events are stored.
+
+        Raises as TurnLog.append does, and BackendError (`events_lost`) if what is stored is not what was put.
+        """
         try:
             while True:
                 if self._is_unsent:
@@ -112,7 +135,7 @@ class EventWriter:
                 elif self._failed is not None:
                     raise self._take_error()
                 elif self._is_closed and self._appending is None and not self._buffer.waiting:
-                    return
+                    return self._require_whole(self._stored_checksum)
                 else:
                     self._changed = self._loop.create_future()
                     await self._changed
@@ -143,7 +166,15 @@ class EventWriter:
         elif not self._join_until or not self._waits_for_others():
             self._publish(*self._buffer.take())
 
+    def _require_whole(self, checksum: int) -> None:
+        """Raises BackendError unless the stored events, with this checksum, are those that were put."""
+        if checksum != self._put_checksum:
+            raise events_lost("were not stored as the model sent them")
+
     def _publish(self, event: ModelEvent, put_at: float) -> None:
+        if type(event.event) is events.MessageDelta and not self._buffer.waiting:
+            # It may complete the message: nothing may be missing before it.
+            self._require_whole(extend_checksum(self._stored_checksum, event))
         chain = self._folding.chain
         entry = Event(
             prev=chain.last,
@@ -210,6 +241,7 @@ class EventWriter:
         assert self._appending is not None  # noqa: S101
         entry, event, put_at, published_at, began_at = self._appending
         self._appending = None
+        self._stored_checksum = extend_checksum(self._stored_checksum, event)
         stored_at = time.monotonic()
         metrics.APPEND_S.observe(stored_at - published_at)
         # A delta after another event does not wait.

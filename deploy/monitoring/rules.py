@@ -249,11 +249,12 @@ ALERTS = (
     ),
     Alert(
         "RecordsInvalid",
-        "sum(tailrace_persistence_proof_mismatches_total) > 0 or sum(tailrace_persistence_turns_left_out_total) > 0",
+        "sum(tailrace_persistence_proof_mismatches_total) > 0 or sum(tailrace_persistence_turns_left_out_total) > 0 or "
+        'sum(tailrace_generator_failures_total{code="events_lost"}) > 0',
         "0s",
         "ticket",
-        "A text does not match the hash in its end, or a turn has no row in the database",
-        "The log line of persistence names the turn.",
+        "A text does not match the hash in its end, a turn has no row in the database, or a generator has lost events",
+        "The log line of persistence, or of the generator, names the turn.",
         panels.RECORDS,
     ),
     Alert(

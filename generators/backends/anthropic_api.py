@@ -25,7 +25,7 @@ from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.half_pairs import HalfPairs
 from tailrace.generators.backends.http_client import HttpClient, TimedBody
 from tailrace.generators.backends.large_events import LARGE_BYTES, LargeEventMemory, cut, restore
-from tailrace.generators.backends.model_event import ModelEvent, Put, Wait, read_event
+from tailrace.generators.backends.model_event import ModelEvent, Put, Wait, events_lost, read_event
 from tailrace.generators.backends.obstacle import find_obstacle
 from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import PINGS_TIMEOUT_S, Settings, require_sound
@@ -124,11 +124,19 @@ class _Answer:
         self._now = asyncio.get_running_loop().time
         self._decoder, self._halves, self._order = SseDecoder(), HalfPairs(), EventOrder()
         self._is_large = False
+        self._read_count = 0
+        """The number of decoded events that were read."""
         self._last_event_at = self._now()
         self._waits: list[Wait | None] = []
 
     def receive(self, piece: bytes) -> Wait | None:
-        """Puts the events that a piece of the body completes. Returns a wait if one is due or the answer has ended."""
+        """Puts the events that a piece of the body completes. Returns a wait if one is due or the answer has ended.
+
+        Raises BackendError (`events_lost`) if not all events of earlier pieces were read: those of this piece must not
+        be stored behind the gap.
+        """
+        if self._read_count != self._decoder.decoded:
+            raise events_lost("were received and not read")
         found, last_event_at = self._decoder.decode(piece), self._last_event_at
         for number, data in enumerate(found):
             if len(data) > LARGE_BYTES:
@@ -144,6 +152,7 @@ class _Answer:
 
     def _read(self, data: bytes) -> Sequence[ModelEvent]:
         """Returns the events that are stored for an event of the model; none after its last event."""
+        self._read_count += 1
         read = None if self.is_complete else read_event(data)
         if read is None:
             return ()

@@ -131,7 +131,13 @@ class TimedBody(httpx2.AsyncByteStream, asyncio.Protocol):
         return transport
 
     def _take(self) -> bool:
-        """Receives what has arrived; returns whether there is a result or an error."""
+        """Receives what has arrived; returns whether there is a result or an error.
+
+        After a result or an error, receives nothing until `read_until` has returned it: the next piece may bring
+        another one. Until then, what arrives stays in aiohttp's buffer.
+        """
+        if self._found is not None or self._errors:
+            return True
         content = self._response and self._response.content
         if content is not None and content.exception() is None and (piece := content.read_nowait()):
             self._waits_since = self._loop.time()

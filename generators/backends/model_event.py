@@ -133,6 +133,11 @@ def unreadable() -> BackendError:
     return BackendError("backend_unreadable", "the model sent an event that cannot be read")
 
 
+def events_lost(what: str) -> BackendError:
+    """Returns the error for an answer of which this process has lost events: a fault of Tailrace, not of the model."""
+    return BackendError("events_lost", f"a generator has lost a part of the answer: events {what}")
+
+
 def stop_message(stop_reason: str, stop_sequence: str | None = None) -> ModelEvent:
     """Returns a `message_delta` that completes a message. The event reports no usage, so that usage is estimated
     (R23)."""

@@ -14,7 +14,7 @@ EVENT_BYTES_MAX = 32 * 2**20
 class SseDecoder:
     """The state of one stream: the line and the event that are not complete yet."""
 
-    __slots__ = ("_data", "_is_after_cr", "_is_first", "_line", "pending_bytes")
+    __slots__ = ("_data", "_is_after_cr", "_is_first", "_line", "decoded", "pending_bytes")
 
     def __init__(self) -> None:
         # Byte arrays: to append to one does not copy it.
@@ -22,6 +22,8 @@ class SseDecoder:
         self._data: bytes | bytearray | None = None  # the data lines of an event that is not complete
         self._is_first = True
         self._is_after_cr = False
+        self.decoded = 0
+        """The number of events so far."""
         self.pending_bytes = 0
         """The size of the event that is not complete yet, as far as it has come."""
 
@@ -55,6 +57,7 @@ class SseDecoder:
                     raise too_large()
                 events.append(bytes(self._data))
                 self._data = None
+        self.decoded += len(events)
         self.pending_bytes = len(self._line) + (0 if self._data is None else len(self._data))
         if self.pending_bytes > EVENT_BYTES_MAX:
             raise too_large()

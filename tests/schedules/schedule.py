@@ -7,6 +7,8 @@ from typing import Any
 from unittest.mock import patch
 
 from tailrace.features.structured_output.json_schema import SchemaChecker
+from tailrace.generators import attempt_runner
+from tailrace.generators.backends.large_events import LARGE_BYTES
 from tailrace.proto import chain as proto_chain
 from tailrace.proto import events
 from tailrace.proto.chain import START
@@ -27,6 +29,8 @@ KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
 # A schedule that needs more callbacks never ends.
 HANDLES_MAX = 50_000
 SOON_S = 0.0005
+# In every so many schedules, each event counts as large: the answer is read on when the event is stored.
+LARGE_EVERY = 4
 FREEZE_S_MAX = 6.0
 # The share of schedules with a second reader, whose connection is never cut.
 SECOND_READER = 0.3
@@ -89,7 +93,11 @@ class Schedule:
             self._at([moment], partial(canceller.cancel_after, SOON_S))
         # The jitter of the product's retries comes from here.
         random.seed(self.seed)
-        with patch.object(SchemaChecker, "find_mismatch", model.find_mismatch), only_failures(world.failures):
+        with (
+            patch.object(SchemaChecker, "find_mismatch", model.find_mismatch),
+            patch.object(attempt_runner, "LARGE_BYTES", 0 if self.seed % LARGE_EVERY == 0 else LARGE_BYTES),
+            only_failures(world.failures),
+        ):
             self.is_over = world.run_while(self._is_running, HANDLES_MAX)
             self._end()
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from tailrace.generators import event_writer
-from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.generators.backends.model_event import ModelEvent, from_event, stop_message
+from tailrace.generators.delta_buffer import DeltaBuffer
 from tailrace.generators.event_writer import JOIN_S, EventWriter
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Event
-from tailrace.proto.errors import FenceLost, LogFull
+from tailrace.proto.errors import BackendError, FenceLost, LogFull
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, TextDelta
 from tailrace.proto.fold import Folding, fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
@@ -25,6 +26,7 @@ from tests.harness.until import until
 KEY = TurnKey(Tenant("t"), TurnId(new_id()))
 START = from_event(BlockStart(0, {"type": "text", "text": ""}))
 STOP = from_event(BlockStop(0))
+END = stop_message("end_turn")
 
 
 def delta(text: str) -> ModelEvent:
@@ -225,3 +227,35 @@ async def test_a_writer_is_drained_when_all_events_are_stored() -> None:
         assert not draining.done()
         own.log.acknowledge()
         await draining
+
+
+@pytest.mark.rule("R139")
+async def test_an_answer_that_has_lost_a_delta_is_not_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event that completes the message is not published behind the gap."""
+    put = DeltaBuffer.put
+
+    def lose(self: DeltaBuffer, event: ModelEvent, now: float) -> None:
+        if event != delta("lost"):
+            put(self, event, now)
+
+    monkeypatch.setattr(DeltaBuffer, "put", lose)
+    async with writing() as opened:
+        opened.put(START, delta("a"), delta("lost"), delta("b"), STOP)
+        for _ in ("start", "a", "b", "stop"):
+            opened.log.acknowledge()
+        with pytest.raises(BackendError) as lost:
+            opened.put(END)
+        assert lost.value.code == "events_lost"
+        assert opened.log.sent[-1] == {"type": "content_block_stop", "index": 0}
+
+
+@pytest.mark.rule("R139")
+async def test_a_gap_at_the_end_of_an_attempt_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeltaBuffer, "put", lambda *_: None)
+    async with writing() as opened:
+        opened.put(START, delta("lost"))
+        opened.writer.close()
+        opened.log.acknowledge()
+        with pytest.raises(BackendError) as lost:
+            await opened.task
+        assert lost.value.code == "events_lost"

@@ -1,0 +1,180 @@
+"""Examples: a random answer of the model, how its bytes arrive, and what interrupts it. Each follows from its seed."""
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from tailrace.deploy.simulated_claude.case import event_type
+
+Fault = Literal["none", "close", "reset", "kill", "cancel"]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+"""`close` and `reset` end the connection, `kill` ends the generator, `cancel` ends the turn."""
+
+EVENT_BYTES_MAX = 8 * 2**20
+ANSWER_BYTES_MAX = 20 * 2**20
+EVENTS_MAX = 60
+PIECES_MAX = 3000
+PAUSES_S_MAX = 1.0
+# Short and long characters, what JSON escapes, and line ends of server-sent events.
+ALPHABETS = ("w", "ab c", 'é"\\\n', "日本😀 ", "\r\n\u2028x")
+USAGE = {"input_tokens": 3, "output_tokens": 1}
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """Bytes that the model's server sends together, after a pause."""
+
+    data: bytes
+    pause_s: float
+
+
+class Example(msgspec.Struct, frozen=True):
+    """One answer, and the circumstances in which it arrives."""
+
+    seed: int
+    lines: tuple[bytes, ...]
+    """The JSON of each event."""
+    is_tls: bool
+    is_chunked: bool
+    """Otherwise, the end of the connection is the end of the body."""
+    is_busy: bool
+    """Whether the generator's event loop is blocked again and again, as by other turns."""
+    fault: Fault
+    at: float
+    """After which share of the pieces the fault comes."""
+
+    def stream(self, lines: tuple[bytes, ...]) -> bytes:
+        """Returns the body of the response that sends `lines`."""
+        return b"".join(b"event: %b\ndata: %b\n\n" % (event_type(line).encode(), line) for line in lines)
+
+    def pieces(self, stream: bytes, call: int) -> list[Piece]:
+        """Returns the pieces of the response's body in call number `call`, from 0."""
+        chance = random.Random(f"{self.seed} {call}")
+        body = b"".join(_chunked(stream, chance)) if self.is_chunked else stream
+        size_max = _log_uniform(chance, 16, 2**22)
+        pause = chance.choice((0.0, 0.0, 0.02, 0.5))
+        found, at, paused_s = list[Piece](), 0, 0.0
+        while at < len(body):
+            size = max(_log_uniform(chance, 1, size_max), len(body) // PIECES_MAX)
+            pause_s = chance.uniform(0, 0.004) if chance.random() < pause and paused_s < PAUSES_S_MAX else 0.0
+            paused_s += pause_s
+            found.append(Piece(body[at : at + size], pause_s))
+            at += size
+        return found
+
+
+def make_example(seed: int) -> Example:
+    """Returns the example of a seed."""
+    chance = random.Random(seed)
+    is_ascii = chance.random() < 0.5
+    lines = tuple(json.dumps(event, ensure_ascii=is_ascii).encode() for event in _numbered(_events(chance)))
+    return Example(
+        seed=seed,
+        lines=lines,
+        is_tls=chance.random() < 0.3,
+        is_chunked=chance.random() < 0.8,
+        is_busy=chance.random() < 0.5,
+        fault=chance.choices(FAULTS, (5, 1, 1, 1, 1))[0],
+        at=chance.random(),
+    )
+
+
+def _events(chance: random.Random) -> Iterator[dict[str, Any]]:
+    """Yields the events of an answer."""
+    # In many answers a few events are large, in others all are small.
+    size_max = _log_uniform(chance, 1000, EVENT_BYTES_MAX)
+    left = [ANSWER_BYTES_MAX, EVENTS_MAX]
+
+    def text() -> str:
+        size = min(_log_uniform(chance, 1, size_max), max(left[0], 1))
+        left[0] -= size
+        left[1] -= 1
+        alphabet = chance.choice(ALPHABETS)
+        # A random text of some megabytes would take seconds; a number tells where a repeated part belongs.
+        unit = f"{left[1]}" + "".join(chance.choices(alphabet, k=30))
+        return (unit * (size // len(unit) + 1))[:size]
+
+    head: dict[str, Any] = {
+        "id": f"msg_{chance.randrange(10**9)}",
+        "type": "message",
+        "role": "assistant",
+        "content": [],
+    }
+    head |= {"model": "claude-sonnet-5-5", "stop_reason": None, "stop_sequence": None, "usage": USAGE}
+    yield {"type": "message_start", "message": head}
+    blocks, is_calling = chance.randint(1, 6), False
+    for number in range(blocks):
+        # Calls of the client's tools come last: an answer with such a call cannot be continued.
+        kinds = ("text", "text", "thinking", "fetch") if number < blocks - 1 else ("text", "text", "tool")
+        kind = chance.choice(kinds)
+        deltas = chance.randint(1, max(1, min(left[1], 20)))
+        match kind:
+            case "text":
+                yield _start({"type": "text", "text": ""})
+                yield from (_delta("text_delta", text=text()) for _ in range(deltas))
+            case "thinking":
+                yield _start({"type": "thinking", "thinking": "", "signature": ""})
+                yield from (_delta("thinking_delta", thinking=text()) for _ in range(deltas))
+                yield _delta("signature_delta", signature="c2ln")
+            case "tool":
+                is_calling = True
+                yield _start({"type": "tool_use", "id": "toolu_1", "name": "write", "input": {}})
+                whole = json.dumps({"text": text()})
+                cuts = sorted(chance.sample(range(1, len(whole)), min(deltas, len(whole) - 1)))
+                parts = (whole[start:end] for start, end in zip((0, *cuts), (*cuts, None), strict=True))
+                yield from (_delta("input_json_delta", partial_json=part) for part in ("", *parts))
+            case "fetch":
+                call = f"srvtoolu_{number}"
+                yield _start({"type": "server_tool_use", "id": call, "name": "web_fetch", "input": {}})
+                yield _delta("input_json_delta", partial_json='{"url":"https://example.com/"}')
+                yield {"type": "content_block_stop"}
+                source = {"type": "text", "media_type": "text/plain", "data": text()}
+                result: dict[str, Any] = {
+                    "type": "web_fetch_result",
+                    "url": "https://example.com/",
+                    "retrieved_at": None,
+                }
+                result |= {"content": {"type": "document", "source": source, "title": None}}
+                yield _start({"type": "web_fetch_tool_result", "tool_use_id": call, "content": result})
+        if chance.random() < 0.3:
+            yield {"type": "ping"}
+        yield {"type": "content_block_stop"}
+    stop = {"stop_reason": "tool_use" if is_calling else "end_turn", "stop_sequence": None}
+    yield {"type": "message_delta", "delta": stop, "usage": {"output_tokens": 1000}}
+    yield {"type": "message_stop"}
+
+
+def _numbered(events: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yields the events with the number of their block, before the block or delta."""
+    index = -1
+    for event in events:
+        index += event["type"] == "content_block_start"
+        is_of_block = event["type"].startswith("content_block_")
+        yield {"type": event["type"], **({"index": index} if is_of_block else {}), **event}
+
+
+def _start(block: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "content_block_start", "content_block": block}
+
+
+def _delta(kind: str, **fields: str) -> dict[str, Any]:
+    return {"type": "content_block_delta", "delta": {"type": kind, **fields}}
+
+
+def _chunked(body: bytes, chance: random.Random) -> Iterator[bytes]:
+    """Yields the chunks of `body` in the chunked transfer coding (RFC 9112, 7.1)."""
+    size_max, at = _log_uniform(chance, 1000, 2**22), 0
+    while at < len(body):
+        size = max(_log_uniform(chance, 1, size_max), len(body) // PIECES_MAX)
+        chunk = body[at : at + size]
+        yield b"%x\r\n%b\r\n" % (len(chunk), chunk)
+        at += size
+    yield b"0\r\n\r\n"
+
+
+def _log_uniform(chance: random.Random, least: int, most: int) -> int:
+    """Returns a number whose digits, not whose value, are equally likely to be few or many."""
+    return round(math.exp(chance.uniform(math.log(least), math.log(most))))

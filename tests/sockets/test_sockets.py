@@ -1,0 +1,68 @@
+"""What leaves the model's socket reaches the fold, whatever its sizes, pieces and timing.
+
+`python -m tests.sockets` plays more examples.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tailrace.generators.backends.http_client import TimedBody
+from tests.harness.certificates import make_self_signed
+from tests.sockets.example import make_example
+from tests.sockets.model_server import ModelServer
+from tests.sockets.play import play
+
+SEEDS = 60
+PER_TEST = 15
+# In 30 examples, about five lose events without the guard of `TimedBody`.
+SEEDS_WITHOUT_GUARD = 30
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    """A server whose certificate is trusted."""
+    certificate = make_self_signed(tmp_path_factory.mktemp("tls"), "localhost")
+    with pytest.MonkeyPatch.context() as patched, ModelServer(certificate) as server:
+        patched.setenv("SSL_CERT_FILE", str(certificate[0]))
+        yield server
+
+
+@pytest.mark.rule("R6")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("first", range(0, SEEDS, PER_TEST))
+async def test_an_answer_is_stored_as_the_sdk_accumulates_it(server: ModelServer, nats_url: str, first: int) -> None:
+    """Events of 1 byte to 8 MB, in random pieces, with pauses, bursts, cuts, kills and cancels."""
+    for seed in range(first, first + PER_TEST):
+        assert await play(make_example(seed), server, nats_url) == [], f"seed {seed}"
+
+
+@pytest.mark.rule("R139")
+@pytest.mark.timeout(120)
+async def test_a_turn_that_has_lost_events_fails(
+    server: ModelServer, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault of 3cb176d4 put back: a piece that arrives before the task wakes replaces the result of the one before.
+
+    The checks of the answer find it: no turn is `completed` with a part of its text.
+    """
+
+    def take(self: TimedBody) -> bool:
+        content = self._response.content
+        if content.exception() is None and (piece := content.read_nowait()):
+            try:
+                self._found = self._receive(piece)
+            except Exception as error:  # noqa: BLE001  # as the product does
+                self._errors.append(error)
+        return self._found is not None or bool(self._errors)
+
+    monkeypatch.setattr(TimedBody, "_take", take)
+    found = dict[int, list[str]]()
+    for seed in range(SEEDS_WITHOUT_GUARD):
+        example = make_example(seed)
+        if example.fault == "none" and (wrong := await play(example, server, nats_url)):
+            found[seed] = wrong
+    assert found
+    for seed, wrong in found.items():
+        assert wrong[0].startswith("events_lost: "), (seed, wrong)
+        assert wrong[1] == "failed", (seed, wrong)
