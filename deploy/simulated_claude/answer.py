@@ -63,7 +63,7 @@ def build_answer(
     this name; the input is that of `json=`, or else this one. `calls_max`: the most calls of `tool=`.
     """
     if directed.words is not None:
-        text = words(directed.tag, directed.words)
+        text = words(directed.tag, directed.words, directed.chars)
     elif directed.count is not None:
         text = numbers(directed.count)
     else:
@@ -112,9 +112,12 @@ def tool_calls(calls: Sequence[tuple[str, str]]) -> list[Block]:
     ]
 
 
-def words(tag: str, count: int) -> list[str]:
-    """Returns `w000000`, ` w000001`, …: `count` words, each but the first with a space before it."""
-    return [f"{' ' if number else ''}{tag}{number:06d}" for number in range(count)]
+def words(tag: str, count: int, chars: int = 0) -> list[str]:
+    """Returns `w000000`, ` w000001`, …: `count` words, each but the first with a space before it.
+
+    A word of less than `chars` characters is filled up with `x`.
+    """
+    return [f"{' ' if number else ''}{f'{tag}{number:06d}':x<{chars}}" for number in range(count)]
 
 
 def numbers(last: int) -> list[str]:

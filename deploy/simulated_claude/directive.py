@@ -14,6 +14,7 @@ A line `#sim …` in the last user message directs the answer:
 
   words=N        the text is exactly `w000000 w000001 …`: N words joined by one space, one word a delta
   tag=x          the words are `x000000 x000001 …`
+  chars=N        each of these words has N characters: `w000000xxx…`
   rate=R         R deltas a second (default 50); 0: as fast as the client reads
   wait=S         the first delta comes after S seconds
   files=1        the text begins with the SHA-256 of all pictures and documents (their base64) in the conversation
@@ -92,6 +93,7 @@ NUMBERS |= {name: 10 * ten for ten, name in enumerate(TENS.split(), 2)}
 Setting = Literal[
     "words",
     "tag",
+    "chars",
     "rate",
     "wait",
     "files",
@@ -119,6 +121,7 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
     words: int | None = None  # None: readable Markdown
     count: int | None = None  # the text is the numbers from 1 to `count`
     tag: str = "w"
+    chars: int = 0
     rate: float = 50.0
     wait_s: float = 0.0
     files: int = 0
@@ -235,7 +238,7 @@ def setting(name: str, value: str) -> dict[str, object]:
         return {name: calls}
     if not NUMBER.fullmatch(value):
         raise DirectiveInvalid(f"#sim: {name}= wants a number, got {value!r}")
-    if name in ("words", "files", "cites", "thinking", "pauses", "repeat"):
+    if name in ("words", "chars", "files", "cites", "thinking", "pauses", "repeat"):
         if not value.isdecimal() or int(value) > WORDS_MAX:
             raise DirectiveInvalid(f"#sim: {name}= wants a whole number up to {WORDS_MAX}, got {value!r}")
         return {name: int(value)}

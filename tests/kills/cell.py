@@ -11,11 +11,15 @@ from tailrace.proto.entries import Event, OnInterrupt, StoredEntry
 POLICIES: tuple[OnInterrupt, ...] = get_args(OnInterrupt)
 TOOL = 'tool=look json={"at":"river"}'
 TOGETHER = "thinking, text and tool use"
+# Its deltas are large events for a paused process, in quick succession. An answer of `max_tokens` tokens has less text
+# than two deltas of large_events.LARGE_BYTES.
+LARGE, LARGE_BYTES, MAX_TOKENS = "large text", 200_000, 128_000
 # Each block has two words.
 KINDS = {
     "text": "words=2",
     "thinking": "words=0 thinking=2",
     "tool use": f"words=0 {TOOL}",
+    LARGE: "words=2 chars=220000",
     TOGETHER: f"words=2 thinking=2 {TOOL}",
 }
 ALONE = [kind for kind in KINDS if kind != TOGETHER]
@@ -30,6 +34,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "text": BLOCK,
     "thinking": SIGNED,
     "tool use": CALL,
+    LARGE: BLOCK,
     TOGETHER: (
         *(f"thinking: {name}" for name in SIGNED),
         *(f"text: {name}" for name in BLOCK),
@@ -77,7 +82,8 @@ def entries_of(kind: str) -> tuple[str, ...]:
 
 
 def cells(kind: str) -> Iterator[Cell]:
-    for policy in POLICIES:
+    # Readers of large texts take time, and the policy does not depend on the size.
+    for policy in POLICIES[:1] if kind == LARGE else POLICIES:
         for entry in (*entries_of(kind), UNACKNOWLEDGED):
             yield Cell(kind, policy, entry)
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import structlog
 
-from tailrace.generators import delta_buffer
+from tailrace.generators import attempt_runner, delta_buffer
+from tailrace.generators.backends import anthropic_api, large_events
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Event, Request, StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
@@ -26,6 +27,7 @@ from tests.checker.history import HISTORY, Recorder
 from tests.checker.recorded_process import record
 from tests.harness.processes import ForkedProcess
 from tests.harness.until import until
+from tests.kills.cell import LARGE_BYTES
 
 TAG = re.compile(r"\btag=h([0-9]+)(e?)-")
 # KILLS_ROLE; without it a process runs normally.
@@ -124,6 +126,8 @@ def patch(gate: Gate, role: str) -> None:
     Deliveries.next = waiting_next  # type: ignore[method-assign]
     if role == PAUSES:
         delta_buffer.JOINED_BYTES_MAX = 0
+    for module in (attempt_runner, anthropic_api, large_events):
+        module.LARGE_BYTES = LARGE_BYTES  # type: ignore[attr-defined]
 
 
 def pause_of(request: Request) -> tuple[int, bool] | None:

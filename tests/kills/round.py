@@ -19,7 +19,7 @@ from tests.checker.recorded_system import RecordedSystem
 from tests.harness import readers
 from tests.harness.processes import Process
 from tests.harness.until import until
-from tests.kills.cell import Cell, entry_names
+from tests.kills.cell import MAX_TOKENS, Cell, entry_names
 from tests.kills.dialect_reader import Reader
 from tests.kills.paused_process import PAUSES, WAITS
 
@@ -88,7 +88,7 @@ async def run_round(
 
 async def post(system: RecordedSystem, process: str, cell: Cell, name: str, dialects: Sequence[str]) -> Turn:
     client = system.client(f"reader {name}")
-    key = await client.post(cell.question(name), on_interrupt=cell.policy)
+    key = await client.post(cell.question(name), on_interrupt=cell.policy, max_tokens=MAX_TOKENS)
     assert key is not None, f"the POST of {name} failed"
     return Turn(cell, process, key, client, [Reader(key, dialect, system.clients) for dialect in dialects])
 

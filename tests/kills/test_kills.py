@@ -1,4 +1,4 @@
-"""A short kill matrix: one round for each process with ten cells; `make kills` runs all cells."""
+"""A short kill matrix: one round for each process with eleven cells; `make kills` runs all cells."""
 
 from pathlib import Path
 
@@ -22,6 +22,7 @@ SOME = [
     Cell("tool use", "restart", "message_delta"),
     Cell("thinking", "fail", "end"),
     Cell("text", "continue", UNACKNOWLEDGED),
+    Cell("large text", "continue", "delta 1"),
 ]
 assert {cell.kind for cell in SOME} == set(ALONE)
 
