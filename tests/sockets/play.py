@@ -100,16 +100,15 @@ def _plain(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _is_prefix(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
-    """Returns whether `found` is the beginning of `wanted`. Of an open block, each text is a beginning."""
-    if len(found) > len(wanted) or found[:-1] != _plain(wanted)[: len(found) - 1]:
+    """Returns whether `found` is the beginning of `wanted`. Of the last block, each text is a beginning."""
+    whole, *last = len(found[:-1]), *found[-1:]
+    if len(found) > len(wanted) or found[:whole] != _plain(wanted[:whole]):
         return False
-    for block, whole in zip(found[-1:], wanted[len(found) - 1 :], strict=False):
-        for name in ("text", "thinking"):
-            if not str(whole.get(name, "")).startswith(block.get(name, "")):
-                return False
-        if block["type"] != whole["type"]:
-            return False
-    return True
+    return all(
+        block["type"] == wanted[whole]["type"]
+        and all(str(wanted[whole].get(name, "")).startswith(block.get(name, "")) for name in ("text", "thinking"))
+        for block in last
+    )
 
 
 def _sizes(content: list[dict[str, Any]]) -> list[tuple[str, int]]:
