@@ -3,12 +3,16 @@
 The SDKs of OpenAI and Anthropic count their repetitions in a header. The first request stores a claim of its turn,
 which is removed when the answer was delivered. A repetition uses the claim's turn, unless that turn has failed, was
 cancelled, has readers, or is older than an hour (PROTOCOL R115).
+
+AI SDK does not count: its repetitions are equal to new requests, byte for byte. Without a stream, no client has seen a
+part of an answer that was not delivered, so an equal request may get it.
 """
 
 import asyncio
 import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import msgspec
 
@@ -25,16 +29,24 @@ from tailrace.proto.runtime.settings import NoSettings
 
 RETRY_COUNT = "x-stainless-retry-count"
 COUNT = re.compile(r"[0-9]{1,4}")
+# AI SDK appends its name to a name that the app has set. Its provider packages used without it do not repeat.
+AI_SDK = re.compile(r"(?:^| )ai/[0-9]")
 PATHS = frozenset({"/v1/chat/completions", "/v1/messages", "/v1/responses"})
 # By default, the SDKs wait 10 minutes for a response, three times.
 REUSE_MAX = timedelta(hours=1)
 # The SDKs wait at least 0.375 s before a repetition. A claim that is newer than this belongs to another request, whose
 # turn may not have readers yet.
 SUBSCRIBE_WAIT_S = 0.2
+# AI SDK waits 2 s before a repetition, or as long as `Retry-After` says, 1 s at least. The turn of an equal request
+# that is newer, and perhaps has no readers yet, belongs to another call, which runs at the same time.
+UNCOUNTED_AGE_MIN = timedelta(seconds=1)
+
+Sent = Literal["first", "again", "unknown"]
+"""Whether the client has sent a request before; `unknown`: its SDK repeats, and does not count."""
 
 
 class SdkRetries:
-    """Finds the turn of a repetition, and claims the turn of any other request whose SDK counts."""
+    """Finds the turn of a repetition, and claims the turn of any other request whose SDK repeats."""
 
     def __init__(self, claims: Claims, presence: ReaderPresence) -> None:
         self._claims = claims
@@ -43,25 +55,23 @@ class SdkRetries:
     async def find_retry(self, draft: TurnDraft) -> Retry | None:
         """Returns the claim that the POST repeats, or where to claim its turn.
 
-        Returns None on other routes than the SDKs', and for a request without a valid count. Waits for a moment before
-        it returns a claim. Raises LogUnavailable.
+        Returns None on other routes than the SDKs', and for a request of a client that does not repeat. Waits for a
+        moment before it returns a claim. Raises LogUnavailable.
         """
-        if draft.path not in PATHS:
-            return None
-        counts = draft.headers.getlist(RETRY_COUNT)
-        if len(counts) != 1 or COUNT.fullmatch(counts[0]) is None:
+        if draft.path not in PATHS or (sent := _sent(draft)) is None:
             return None
         tenant, key = draft.principal.tenant, await _key(draft)
         found = await self._claims.read(tenant, key)
         if found is None:
             return Retry(key)
-        if int(counts[0]) == 0:
+        if sent == "first":
             # If this request is refused, its repetition must not get the answer to an earlier equal request.
             await self._claims.remove(tenant, key, found.revision)
             return Retry(key)
         turn = TurnKey(tenant, found.claim.turn)
         await asyncio.sleep(SUBSCRIBE_WAIT_S)
-        if not await _is_reusable(self._presence.log, turn) or await self._presence.has_readers_anywhere(turn):
+        is_reusable = await _is_reusable(self._presence.log, turn, sent)
+        if not is_reusable or await self._presence.has_readers_anywhere(turn):
             return Retry(key)
         # Two clients may have sent equal requests, and repeat them at the same time: one of them gets the turn.
         revision = await self._claims.renew(tenant, key, found)
@@ -83,15 +93,31 @@ class SdkRetries:
         return remove
 
 
-async def _is_reusable(log: TurnLog, key: TurnKey) -> bool:
-    """Returns whether the turn is new enough, has not failed and was not cancelled. Raises LogUnavailable."""
+def _sent(draft: TurnDraft) -> Sent | None:
+    """Returns whether the client has sent the POST before, or None if the client is not known to repeat."""
+    counts = draft.headers.getlist(RETRY_COUNT)
+    if not counts:
+        return "unknown" if draft.is_json and AI_SDK.search(draft.headers.get("user-agent", "")) else None
+    if len(counts) != 1 or COUNT.fullmatch(counts[0]) is None:
+        return None
+    return "again" if int(counts[0]) else "first"
+
+
+async def _is_reusable(log: TurnLog, key: TurnKey, sent: Sent) -> bool:
+    """Returns whether the turn is new enough, has not failed and was not cancelled. Raises LogUnavailable.
+
+    For a client that does not count, the turn must also be older than a moment.
+    """
     try:
         turn = await log.read_turn(key)
     except TurnUnknown:
         # The turn was deleted, or the gateway that claimed it has not stored the request.
-        return True
-    is_old = turn.asked_at is not None and datetime.now(UTC) - turn.asked_at > REUSE_MAX
-    return not is_old and turn.outcome not in ("failed", "cancelled")
+        return sent == "again"
+    if turn.asked_at is not None:
+        age = datetime.now(UTC) - turn.asked_at
+        if age > REUSE_MAX or (sent == "unknown" and age < UNCOUNTED_AGE_MIN):
+            return False
+    return turn.outcome not in ("failed", "cancelled")
 
 
 async def _key(draft: TurnDraft) -> str:

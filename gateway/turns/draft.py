@@ -31,6 +31,8 @@ class Draft:
     """The bytes of `new_turn` that are not in `raw`."""
     is_followed: bool = False
     """Whether the response follows the turn, so that the gateway subscribes to it before it is stored."""
+    is_json: bool = False
+    """Whether the response is one JSON body at the end of the turn."""
     path: str = ""
     headers: Headers = field(default_factory=Headers)
     response_headers: list[HeaderSource] = field(default_factory=list)
@@ -71,6 +73,7 @@ def draft_turn(
     *,
     default_key: str | None = None,
     is_followed: bool = False,
+    is_json: bool = False,
     added_bytes: int = 0,
 ) -> TurnDraft:
     """Returns the draft of `new_turn`. `default_key` is its key if the request has no Idempotency-Key.
@@ -84,6 +87,7 @@ def draft_turn(
         cursor_of_post(request),
         added_bytes,
         is_followed,
+        is_json,
         request.scope["path"],
         request.headers,
         request.response_headers,

@@ -78,12 +78,18 @@ class Responder:
         The response names the turn and its session, so that a stream that was cut can be resumed at
         `/v1/turns/{turn}/events?dialect=…`.
         """
+        render = None if is_streamed else dialect.render_json
         draft = draft_turn(
-            request, new_turn, raw, default_key=idempotency_key, is_followed=True, added_bytes=added_bytes
+            request,
+            new_turn,
+            raw,
+            default_key=idempotency_key,
+            is_followed=True,
+            is_json=render is not None,
+            added_bytes=added_bytes,
         )
         fails_again = is_chosen(draft.idempotency_key)
         reader = Reader(self._streams, request)
-        render = None if is_streamed else dialect.render_json
         async with reader.reserve() if render is None else nullcontext():
             stored = await self._submitter.submit(draft)
         key, headers = stored.key, {**names_of(stored), **(headers or {})}

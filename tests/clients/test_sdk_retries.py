@@ -1,4 +1,4 @@
-"""Repeated POSTs of OpenAI's and Anthropic's Python SDKs with their default settings: one turn, and the right text."""
+"""Repeated POSTs of SDKs with their default settings, in Python and AI SDK: one turn, and the right text."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from anthropic import AsyncAnthropic
 
+from tests.clients import node
 from tests.clients.openai_chat import MODEL, event_text, sdk_of, text_of, user_message
 from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.generator_in_loop import words
@@ -69,6 +70,17 @@ async def test_an_answer_without_a_stream_that_was_cut_is_one_turn(gateway: Gate
         await until(lambda: turns_of(gateway))
         proxy.cut_all()
         assert await asking == TEXT
+        assert proxy.connections == 2
+    assert len(await turns_of(gateway)) == 1
+
+
+async def test_an_answer_of_generate_text_that_was_cut_is_one_turn(gateway: Gateway) -> None:
+    """AI SDK counts nothing: its repetition is equal to a new request."""
+    async with Cutting(gateway.port) as proxy:
+        asking = asyncio.create_task(node.run("generate-text.mjs", proxy.url, KEY, LINE))
+        await until(lambda: turns_of(gateway), node.DEADLINE_S)
+        proxy.cut_all()
+        assert await asking == [{"text": TEXT}]
         assert proxy.connections == 2
     assert len(await turns_of(gateway)) == 1
 

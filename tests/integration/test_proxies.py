@@ -22,6 +22,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tailrace.deploy.local import ports
+from tailrace.features.gateway import ROUTES
+from tailrace.generators.settings import Settings as GeneratorSettings
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
@@ -35,6 +37,10 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)
 START_S_MAX = 30.0
 BODY_BYTES_MAX = 32 * 1024 * 1024
 STREAMS_ADDRESS_MAX = 6
+# The limits of silence in the files: of a stream, and of a response that comes when its turn has ended.
+STREAM_LIMIT = re.compile(r"((?:proxy_read_timeout|timeout client|timeout server) )90s")
+JSON_LIMIT = re.compile(r"((?:proxy_read_timeout|set-timeout server) )([0-9]+)m")
+SILENCE = "#sim words=3 rate=0 wait=4"
 # Docker and systemd start programs with a soft limit of 1024 files, and a much higher hard limit.
 FILES = 256
 CADDY = Path(sys.executable).with_name("caddy")
@@ -328,6 +334,57 @@ async def test_tls_limits_headers_and_logs(proxied_client: tuple[Proxy, System])
         await stream.aclose()
     assert 429 in statuses
     assert "dialect=" not in proxy.output.read_text()
+
+
+def json_requests() -> dict[str, dict[str, Any]]:
+    """Returns a request without a stream for each route that responds to it when the turn has ended."""
+    messages: dict[str, Any] = {
+        "model": "claude-haiku-5-5",
+        "max_tokens": 99,
+        "messages": [{"role": "user", "content": SILENCE}],
+    }
+    responses = {"model": "claude-haiku-5-5", "input": SILENCE}
+    bodies = {"/v1/chat/completions": messages, "/v1/messages": messages, "/v1/responses": responses}
+    made = {one.path for one in ROUTES if one.method == "POST" and one.streams and one.result is not None}
+    assert made == bodies.keys()
+    return bodies
+
+
+@pytest.mark.parametrize("program", [program for program in PROGRAMS if program.id != "Caddyfile"])
+async def test_a_response_without_a_stream_may_be_silent_for_longer_than_a_stream(
+    proxied_system: System, tmp_path: Path, program: str
+) -> None:
+    """With 1 s instead of 90 s, the proxy closes a silent stream, and waits for the responses without a stream."""
+    text, count = STREAM_LIMIT.subn(r"\g<1>1s", read_file(program))
+    assert count
+    async with running_proxy(program, text, proxied_system, tmp_path) as proxy:
+        turn = (await proxy.client.post("/v1/turns", json={"message": SILENCE})).json()["turn"]
+        reading = asyncio.create_task(read(proxy.client, turn))
+        posts = [proxy.client.post(path, json=body) for path, body in json_requests().items()]
+        assert [answer.status_code for answer in await asyncio.gather(*posts)] == [200] * len(posts)
+        assert (await reading).over == "cut"
+
+
+@pytest.mark.parametrize("program", [program for program in PROGRAMS if program.id != "Caddyfile"])
+async def test_a_response_without_a_stream_has_a_limit_of_its_own(
+    proxied_system: System, tmp_path: Path, program: str
+) -> None:
+    """With 1 s instead of 20 minutes, the proxy answers with 504, and goes on with a silent stream."""
+    text, count = JSON_LIMIT.subn(r"\g<1>1s", read_file(program))
+    assert count == 1
+    async with running_proxy(program, text, proxied_system, tmp_path) as proxy:
+        turn = (await proxy.client.post("/v1/turns", json={"message": SILENCE})).json()["turn"]
+        reading = asyncio.create_task(read(proxy.client, turn))
+        posts = [proxy.client.post(path, json=body) for path, body in json_requests().items()]
+        assert [answer.status_code for answer in await asyncio.gather(*posts)] == [504] * len(posts)
+        assert (await reading).over == "ended"
+
+
+@pytest.mark.parametrize("path", ["proxies/nginx.conf", "proxies/haproxy.cfg", "container/nginx.conf"])
+async def test_the_limit_of_a_response_without_a_stream_is_above_the_deadline_of_a_turn(path: str) -> None:
+    """By a minute at least, in which a turn may wait for a generator."""
+    ((_, minutes),) = JSON_LIMIT.findall((CHECKOUT / "deploy" / path).read_text())
+    assert int(minutes) * 60 >= GeneratorSettings().deadline_s + 60
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is missing")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tailrace.features.sdk_retries import gateway as sdk_retries
-from tailrace.features.sdk_retries.gateway import RETRY_COUNT, SUBSCRIBE_WAIT_S
+from tailrace.features.sdk_retries.gateway import RETRY_COUNT, SUBSCRIBE_WAIT_S, UNCOUNTED_AGE_MIN
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
 from tailrace.proto.subjects import CLAIMS_STREAM
@@ -256,6 +256,99 @@ async def test_the_repetition_of_a_background_response_gets_its_turn(
         monkeypatch.setattr(Claims, "remove", keep)
     answers = [await client.gateway.client.post(RESPONSES, json=body, headers={RETRY_COUNT: str(n)}) for n in (0, 1)]
     assert (answers[0].json()["id"] == answers[1].json()["id"]) is bool(count)
+
+
+class AiSdk(NamedTuple):
+    """AI SDK's `generateText`: each request is equal to the one before."""
+
+    client: Client
+    agent: str = "ai/7.0.173 ai-sdk-provider-utils/5.0.81 node.js/24"
+    path: str = MESSAGES
+
+    async def send(self, body: dict[str, Any]) -> str:
+        """Sends the request and reads the answer. Returns its turn."""
+        headers = {"user-agent": self.agent}
+        answer = await self.client.gateway.client.post(self.path, json=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return answer.headers["tailrace-turn"]
+
+    async def lose(self, body: dict[str, Any]) -> str:
+        """Sends the request, and disconnects while the answer is written. Returns its turn."""
+        before = await self.turns()
+        sending = asyncio.create_task(self.send(body))
+
+        async def new_turn() -> str | None:
+            return next(iter(await self.turns() - before), None)
+
+        turn = await until(new_turn)
+        assert turn is not None
+        key = TurnKey(self.client.tenant, TurnId(turn))
+        await until(lambda: is_read(self.client.log, key))
+        sending.cancel()
+
+        async def is_unread() -> bool:
+            return not await is_read(self.client.log, key)
+
+        await until(is_unread)
+        return turn
+
+    async def turns(self) -> set[str]:
+        listed = (await self.client.gateway.client.get("/v1/turns")).json()["data"]
+        return {one["turn"] for one in listed}
+
+
+WITHOUT_STREAM = "words=30 rate=20"
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+@pytest.mark.parametrize("agent", ["ai/6.0.326 ai-sdk/provider-utils/4.0.65 runtime/node.js/24", "shop/1.0 ai/7.0.173"])
+async def test_ai_sdk_gets_the_answer_without_a_stream_that_it_has_lost(client: Client, agent: str, path: str) -> None:
+    """Once: after it was delivered, an equal request is a new turn."""
+    sdk, body = AiSdk(client, agent, path), question(WITHOUT_STREAM, stream=False)
+    first = await sdk.lose(body)
+    await asyncio.sleep(UNCOUNTED_AGE_MIN.total_seconds())
+    assert await sdk.send(body) == first
+    assert await sdk.send(body) != first
+
+
+@pytest.mark.parametrize("agent", ["mozilla/5.0", "openai/7.0.0", "my-ai/1.0", "ai-sdk/anthropic/4.0"])
+async def test_another_client_without_a_count_gets_a_new_turn(client: Client, agent: str) -> None:
+    body = question(WITHOUT_STREAM, stream=False)
+    first = await AiSdk(client, agent).lose(body)
+    await asyncio.sleep(UNCOUNTED_AGE_MIN.total_seconds())
+    assert await AiSdk(client).send(body) != first
+
+
+async def test_equal_calls_of_ai_sdk_at_the_same_time_are_different_turns(
+    client: Client, second_gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the first one has no readers yet."""
+    stored, append = asyncio.Event(), TurnLog.append
+
+    async def append_slowly(*arguments: Any, **named: Any) -> object:
+        appended = await append(*arguments, **named)
+        stored.set()
+        await asyncio.sleep(2 * SUBSCRIBE_WAIT_S)
+        return appended
+
+    monkeypatch.setattr(TurnLog, "append", append_slowly)
+    body = question(WITHOUT_STREAM, stream=False)
+    sending = asyncio.create_task(AiSdk(client).send(body))
+    await stored.wait()
+    other = AiSdk(client._replace(gateway=second_gateway))
+    turns = await asyncio.gather(other.send(body), other.send(body), sending)
+    assert len({*turns}) == 3
+
+
+async def test_a_stream_of_ai_sdk_that_was_cut_is_not_repeated(client: Client) -> None:
+    """The user has seen a part of it, and asks for another answer."""
+    body, agent = question(), {"user-agent": AiSdk(client).agent}
+    turns = []
+    for _ in range(2):
+        async with client.gateway.client.stream("POST", CHAT, json=body, headers=agent) as response:
+            turns.append(response.headers["tailrace-turn"])
+        await asyncio.sleep(UNCOUNTED_AGE_MIN.total_seconds())
+    assert len({*turns}) == 2
 
 
 async def test_a_claim_that_was_overwritten_is_neither_renewed_nor_removed(
