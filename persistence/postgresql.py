@@ -35,14 +35,20 @@ CONNECT_TIMEOUT_S = 10.0  # in all, over the hosts of a URL
 STATEMENT_TIMEOUT_S = 60.0
 # The server ends a transaction whose process is frozen or unreachable, so that other processes can write.
 FROZEN_S_MAX = 15
-# With these, the server closes the connection of an unreachable machine, and so releases its locks, after about 15
-# seconds. A holder of a lock that still runs notices this earlier: every LOCK_CHECK_S it sends a query, and waits
-# LOCK_CHECK_S for the answer.
-KEEPALIVE = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
+# Settings of each connection besides `lock_timeout`. With tcp_keepalives_…, the server closes the connection of an
+# unreachable machine, and so releases its locks, after about 15 seconds. A holder of a lock that still runs notices
+# this earlier: every LOCK_CHECK_S it sends a query, and waits LOCK_CHECK_S for the answer.
+SESSION_SETTINGS = {
+    "idle_in_transaction_session_timeout": f"{FROZEN_S_MAX}s",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "2",
+}
 # The same on our side, for a server whose machine has lost its power or its address. Some systems lack some options.
 KEEPALIVE_HERE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2, "TCP_USER_TIMEOUT": 15_000}
 LOCK_CHECK_S = 4.0
 LOCK_TRY_S = 0.5
+GET_SESSION = "SELECT pg_backend_pid()"
 TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended($1::text, 0))"
 MIGRATION_TIMEOUT_S = 24 * 3600.0
 # Any number that other programs in the same database do not use.
@@ -58,6 +64,7 @@ INSERT INTO {VERSION_TABLE} VALUES ({{}});
 PARAMETER = re.compile(r"(?<!:):([a-z]\w*)(::json)?")
 CREATED_TABLE = re.compile(r"^CREATE TABLE (\w+)", re.MULTILINE)
 UNKNOWN_SETTING = re.compile(r'parameter "(\w+)"')
+UNSUPPORTED_BY_POOLER = re.compile(r"unsupported startup parameter: (\w+)")
 ESCAPE = re.compile(r"\\(?:u000([01])|.)")
 # The names of integer values and columns; `to_positional` adds those with some endings. All others are texts.
 INTEGERS = {
@@ -87,6 +94,9 @@ ERRORS: dict[str, type[StoreError]] = {
     "58": StoreUnwritable,  # I/O error
     "XX": StoreUnwritable,  # damaged
 }
+
+# In transaction pooling, prepared statements are lost, or those of other clients are found.
+POOLER_ERRORS = (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError)
 
 # Errors after which a transaction is rolled back; its connection may be lost.
 ROLLED_BACK_FOR = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -131,7 +141,28 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no t
             keep_alive(sock, KEEPALIVE_HERE)
 
 
-async def _connect(url: str, **options: Any) -> asyncpg.Connection:
+async def _connect(url: str, *, lock_timeout_ms: int, **options: Any) -> asyncpg.Connection:
+    """Connects to the first host of `url` that can be used, and sets SESSION_SETTINGS.
+
+    Raises what asyncpg raises.
+    """
+    connection = await _connect_first(url, **options)
+    settings = {"lock_timeout": f"{lock_timeout_ms}ms", **SESSION_SETTINGS}
+    each = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
+    try:
+        # Not as parameters of the connection's start: PgBouncer would refuse or drop them. An acknowledged entry is
+        # never delivered again: its commit must be on the disk. A stricter synchronous_commit stays.
+        await connection.execute(
+            f"SELECT {each};"  # settings of ours
+            "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+        )
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def _connect_first(url: str, **options: Any) -> asyncpg.Connection:
     """Connects to the first host of `url` that can be used. Raises what asyncpg.connect raises.
 
     asyncpg has one time limit for all hosts. A host that does not answer would use all of it.
@@ -175,12 +206,8 @@ class PostgreSQL:
         """
         options: dict[str, Any] = {
             "command_timeout": STATEMENT_TIMEOUT_S,
-            "server_settings": {
-                "application_name": "tailrace",
-                "lock_timeout": f"{max(1, round(busy_timeout_s * 1000))}ms",
-                "idle_in_transaction_session_timeout": f"{FROZEN_S_MAX}s",
-                **KEEPALIVE,
-            },
+            "server_settings": {"application_name": "tailrace"},
+            "lock_timeout_ms": max(1, round(busy_timeout_s * 1000)),
         }
         try:
             pool = asyncpg.create_pool(
@@ -196,7 +223,7 @@ class PostgreSQL:
                 await pool
                 try:
                     async with pool.acquire() as connection:
-                        version = await _check(connection, display(url))
+                        version = await _check(connection, pool, display(url))
                 except BaseException:
                     await pool.close()
                     raise
@@ -208,7 +235,14 @@ class PostgreSQL:
             raise SettingsInvalid(
                 f"TAILRACE_DATABASE: the option {option[1]} of the URL is unknown: docs/POSTGRESQL.md lists the options"
             ) from None
+        except POOLER_ERRORS:
+            raise _not_a_session(display(url)) from None
         except StoreBusy as error:
+            if option := UNSUPPORTED_BY_POOLER.search(str(error)):
+                raise SettingsInvalid(
+                    f"TAILRACE_DATABASE: the connection pooler at {display(url)} refuses the option {option[1]} of the "
+                    f"URL: remove it, and set it by ALTER ROLE … SET {option[1]} = …"
+                ) from None
             if not isinstance(error.__cause__, asyncpg.ClientConfigurationError):
                 raise
             raise _url_invalid(url, error.__cause__) from None
@@ -373,17 +407,27 @@ async def _prepare(connection: asyncpg.Connection) -> None:
     await connection.set_type_codec("json", schema="pg_catalog", encoder=json_to_stored, decoder=from_stored)
     # The type of a sum of integers.
     await connection.set_type_codec("numeric", schema="pg_catalog", encoder=str, decoder=int)
-    # An acknowledged entry is never delivered again: its commit must be on the disk. A stricter setting stays.
-    await connection.execute(
-        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-    )
 
 
 async def _skip_reset(_: object) -> None:
     """Leaves a connection as `_prepare` has set it: a reset after each use would take a request of its own."""
 
 
-async def _check(connection: PoolConnectionProxy, name: str) -> int:
+async def _require_session(connection: PoolConnectionProxy, pool: asyncpg.Pool, own: int, name: str) -> None:
+    """Raises SettingsInvalid if a pooler gives the server's session `own` of a connection to other connections."""
+    async with pool.acquire() as other:
+        if await other.fetchval(GET_SESSION) == own or await connection.fetchval(GET_SESSION) != own:
+            raise _not_a_session(name)
+
+
+def _not_a_session(name: str) -> SettingsInvalid:
+    return SettingsInvalid(
+        f"TAILRACE_DATABASE: {name} is a connection pooler that shares sessions, as in transaction pooling: choose "
+        "session pooling (PgBouncer: pool_mode=session), or name the server itself"
+    )
+
+
+async def _check(connection: PoolConnectionProxy, pool: asyncpg.Pool, name: str) -> int:
     """Returns the version of the schema. Raises SettingsInvalid and StoreTooNew.
 
     Raises StoreUnwritable for a state that changes without new settings: a supervisor starts the process again until
@@ -397,9 +441,12 @@ async def _check(connection: PoolConnectionProxy, name: str) -> int:
         )
     facts = await connection.fetchrow(
         "SELECT current_setting('server_encoding') AS encoding, current_schema() AS schema, "
-        "pg_is_in_recovery() AS is_standby"
+        "pg_is_in_recovery() AS is_standby, pg_backend_pid() AS session"
     )
     assert facts is not None  # noqa: S101  # a SELECT without FROM
+    # A pooler has sent a number of its own when the connection started.
+    if facts["session"] != connection.get_server_pid():
+        await _require_session(connection, pool, facts["session"], name)
     if facts["encoding"] != "UTF8":
         raise SettingsInvalid(
             f"TAILRACE_DATABASE: {name} has the encoding {facts['encoding']}; create it with ENCODING 'UTF8'"

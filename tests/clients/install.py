@@ -35,8 +35,9 @@ OPTIONAL = {
     "Xvfb": "xvfb",
     # A file system that ignores permissions.
     "ntfs-3g": "ntfs-3g",
+    "pgbouncer": "pgbouncer",
 }
-DAEMONS = ("prometheus", "prometheus-alertmanager", "nginx", "haproxy", "postgresql")
+DAEMONS = ("prometheus", "prometheus-alertmanager", "nginx", "haproxy", "postgresql", "pgbouncer")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from signal import SIGKILL
@@ -12,14 +13,18 @@ import pytest_asyncio
 
 from tailrace.deploy.cli.main import main
 from tailrace.persistence.database import display
+from tailrace.persistence.postgresql import PostgreSQL
 from tailrace.persistence.serve import preflight
 from tailrace.persistence.settings import Settings
 from tailrace.proto.errors import SettingsInvalid, StoreBusy, StoreUnwritable, TailraceError
+from tailrace.proto.runtime.exit_status import EXIT_USAGE
 from tests.checker.invariants import OF_BATCHES, find_failed, judge
 from tests.checker.recorded_system import RecordedSystem
 from tests.checker.run import load
 from tests.checker.verdicts import Bounds
+from tests.harness.forks import run_module
 from tests.harness.open_store import open_store
+from tests.harness.pgbouncer import PROGRAM, Mode, running_pgbouncer
 from tests.harness.postgresql import IN_URL, PASSWORD, PostgreSQLServer
 
 # What this run does not do.
@@ -166,6 +171,60 @@ async def test_an_option_that_cannot_be_used_is_refused_with_one_sentence(
     with pytest.raises(error, match=rf"^[^\n]*{says}[^\n]*$") as refused:
         await preflight(Settings(database=f"{url}?{option}"))
     assert IN_URL not in str(refused.value)
+
+
+needs_pgbouncer = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is missing")
+LIMITS = {
+    "lock_timeout": "20s",
+    "idle_in_transaction_session_timeout": "15s",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "2",
+}
+
+
+async def limits_of(url: str) -> dict[str, str]:
+    """Returns the time limits of a connection to the database."""
+    database = await PostgreSQL.open(url, busy_timeout_s=20)
+    try:
+        columns = ", ".join(f"current_setting('{name}') AS {name}" for name in LIMITS)
+        (row,) = await database.read(f"SELECT {columns}", {})
+    finally:
+        await database.close()
+    return row
+
+
+async def test_each_connection_has_time_limits(postgresql: PostgreSQLServer) -> None:
+    assert await limits_of(await postgresql.new_database()) == LIMITS
+
+
+@needs_pgbouncer
+async def test_the_time_limits_hold_behind_a_pooler_in_session_mode(postgresql: PostgreSQLServer) -> None:
+    """With PgBouncer's defaults. Two processes use the database."""
+    async with running_pgbouncer(postgresql, "session") as url:
+        assert await limits_of(url) == LIMITS
+        async with open_store(url), open_store(url):
+            pass
+
+
+@needs_pgbouncer
+@pytest.mark.parametrize("mode", ["transaction", "statement"])
+async def test_a_pooler_that_shares_sessions_is_refused_with_one_sentence(
+    postgresql: PostgreSQLServer, mode: Mode
+) -> None:
+    """At each start: the prepared statements of the process before are still in the server's session."""
+    async with running_pgbouncer(postgresql, mode) as url:
+        for _ in range(2):
+            status, _, stderr = await run_module("tailrace.persistence", "--check", TAILRACE_DATABASE=url)
+            assert (status, stderr.count("pool_mode=session"), stderr.count("\n")) == (EXIT_USAGE, 1, 1), stderr
+            assert not any(secret in stderr for secret in (PASSWORD, IN_URL))
+
+
+@needs_pgbouncer
+async def test_an_option_that_a_pooler_refuses_is_named(postgresql: PostgreSQLServer) -> None:
+    async with running_pgbouncer(postgresql, "session") as url:
+        with pytest.raises(SettingsInvalid, match=r"^[^\n]* refuses the option statement_timeout of the URL[^\n]*$"):
+            await preflight(Settings(database=f"{url}?statement_timeout=30000"))
 
 
 async def tables(postgresql: PostgreSQLServer, url: str) -> list[str]:
