@@ -3,15 +3,20 @@
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PosixPath
-from typing import IO
+from typing import IO, NamedTuple
 
 from tailrace.deploy.local.errors import UpRefused
 
 TRUSTED_OWNERS = (0,)
 LOCK = "lock"
+# The command that runs a system.
+UP = "up"
+# `find_holder` holds the lock for less than this.
+LOCK_S_MAX, LOCK_POLL_S = 0.2, 0.005
 # In a data directory: the URL with which commands connect to the NATS of its `up`.
 URL_FILE = "nats.url"
 # In a data directory: the addresses of the metrics of all processes, for Prometheus and for `/ops`.
@@ -45,22 +50,44 @@ def exists(path: Path) -> bool:
     return True
 
 
-def find_holder(data_dir: Path) -> str:
-    """Returns the command that uses the data directory now, with its pid; empty if no command does."""
+class Holder(NamedTuple):
+    """A command that uses a data directory, such as UP."""
+
+    pid: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"`tailrace {self.command}` (pid {self.pid})"
+
+
+def find_holder(data_dir: Path) -> Holder | None:
+    """Returns the command that uses the data directory now, or None."""
     try:
         with (data_dir / LOCK).open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return _describe_holder(file)
+                return _read_holder(file)
     except OSError:
         pass
-    return ""
+    return None
 
 
-def _describe_holder(lock_file: IO[bytes]) -> str:
+def _read_holder(lock_file: IO[bytes]) -> Holder:
     pid, _, command = lock_file.read().decode().strip().partition(" ")
-    return f"`tailrace {command}` (pid {pid})"
+    return Holder(pid, command)
+
+
+def _acquire(file: IO[bytes]) -> None:
+    """Locks the file. Raises BlockingIOError if another process holds the lock for longer than a look at it takes."""
+    until = time.monotonic() + LOCK_S_MAX
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(LOCK_POLL_S)
 
 
 @contextmanager
@@ -81,10 +108,10 @@ def lock(data_dir: Path, command: str) -> Iterator[None]:
         ) from error
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _acquire(file)
         except BlockingIOError as error:
             raise UpRefused(
-                f"the data directory {data_dir} is in use by {_describe_holder(file)}:"
+                f"the data directory {data_dir} is in use by {_read_holder(file)}:"
                 " stop it, or choose another directory with --data"
             ) from error
         try:

@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from tailrace.deploy.local import data_dir, ports, status_file
+from tailrace.deploy.local import ports, status_file
 from tailrace.deploy.local.data_dir import read_own, write_private
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.processes import GRACE, build_spare
@@ -249,8 +249,7 @@ def restart(folder: Path, show: Callable[[Restart, float], None], request: Reque
     status after the restart.
     """
     status = status_file.read(folder)
-    # The file stays after `up` was killed, and another process may have the `up`'s pid by now.
-    if status is None or not data_dir.find_holder(folder):
+    if status is None:
         raise UpRefused(status_file.explain_absence(folder))
     if status.restart.now:
         raise UpRefused("a restart is running already: wait until it has ended")

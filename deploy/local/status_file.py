@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from tailrace.deploy.local.console import Problem
-from tailrace.deploy.local.data_dir import LOCK, METRICS_TARGETS, find_holder, read_own, replace_private
+from tailrace.deploy.local.data_dir import LOCK, METRICS_TARGETS, UP, Holder, find_holder, read_own, replace_private
 from tailrace.deploy.local.ports import in_url
 from tailrace.deploy.local.readiness import METRICS_PATH, HealthCheck
 from tailrace.proto.runtime import metrics_targets
@@ -99,12 +99,10 @@ def read(data_dir: Path) -> UpStatus | None:
     """
     try:
         status = msgspec.json.decode(read_own(data_dir, FILE), type=UpStatus)
-        # The file stays after `up` has ended, so check the pid. Trying the lock of the data directory instead would
-        # refuse an `up` that starts at that moment.
-        os.kill(status.pid, 0)
     except (OSError, msgspec.DecodeError):
         return None
-    return status
+    # The file stays after `up` was killed, and another process may have its pid by now. The kernel releases the lock.
+    return status if find_holder(data_dir) == Holder(str(status.pid), UP) else None
 
 
 def explain_absence(data_dir: Path) -> str:

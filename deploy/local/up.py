@@ -83,7 +83,7 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
     require_limits(options)
     configure("up", "console", level="error")  # while starting, a process that is not up yet is no warning
     os.umask(0o077)  # all files in the data directory are private
-    with data_dir.lock(options.data_dir, "up"), ports.listen(options.host, options.port) as listener:
+    with data_dir.lock(options.data_dir, data_dir.UP), ports.listen(options.host, options.port) as listener:
         try:
             # The file of an earlier `up`, whose pid another process may have by now.
             (options.data_dir / STATUS_FILE).unlink(missing_ok=True)

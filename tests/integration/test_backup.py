@@ -417,7 +417,7 @@ def test_no_up_starts_with_a_database_that_is_migrated(
     holders: list[str] = []
 
     async def copy(source: Database, target: Database) -> list[TableDigest]:
-        holders.append(data_dir.find_holder(tmp_path / "data"))
+        holders.append(str(data_dir.find_holder(tmp_path / "data")))
         return await copy_database(source, target)
 
     monkeypatch.setattr("tailrace.deploy.cli.migrate_database.copy_database", copy)

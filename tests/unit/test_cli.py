@@ -1,5 +1,6 @@
 """Arguments and messages of the `tailrace` command."""
 
+import fcntl
 import io
 import json
 import os
@@ -8,8 +9,10 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 from unittest.mock import Mock
@@ -48,6 +51,36 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     return tmp_path
+
+
+class RunUp:
+    """Data directories of an `up` of this process: `run_up(folder)`."""
+
+    def __init__(self) -> None:
+        self._running: dict[Path, ExitStack] = {}
+
+    def __call__(self, folder: Path, url: str = "") -> None:
+        (stack := ExitStack()).enter_context(data_dir.lock(folder, "up"))
+        self._running[folder] = stack
+        nats = ProcessEntry("nats-server", os.getpid(), [], None)
+        up = UpStatus("0.1.0", os.getpid(), url or f"http://{folder.name}", [nats], [], Restart())
+        (folder / status_file.FILE).write_bytes(msgspec.json.encode(up))
+        running.record(folder)
+
+    def end(self, folder: Path) -> None:
+        """Like `kill -9`: the files stay. Another process, this one, has the pid of `up`."""
+        self._running.pop(folder).close()
+
+    def end_all(self) -> None:
+        for folder in [*self._running]:
+            self.end(folder)
+
+
+@pytest.fixture
+def run_up() -> Iterator[RunUp]:
+    made = RunUp()
+    yield made
+    made.end_all()
 
 
 class Terminal(io.StringIO):
@@ -336,7 +369,7 @@ def test_the_data_is_in_the_users_directory_unless_this_folder_has_a_data_direct
 
 
 def test_commands_find_the_running_up_of_this_user_from_any_folder(
-    empty_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    empty_home: Path, run_up: RunUp, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one of this folder, else the one that was started last. --url, --data and TAILRACE_URL win over it.
 
@@ -345,11 +378,8 @@ def test_commands_find_the_running_up_of_this_user_from_any_folder(
     assert parser().parse_args(["status"]).data == default_data_dir()
     first, second, ended = (empty_home / name for name in ("first", "second", "ended"))
     for folder in (first, second, ended):
-        pid = os.getpid() if folder != ended else 2**22 + 1
-        folder.mkdir()
-        up = UpStatus("0.1.0", pid, f"http://{folder.name}", [], [], Restart())
-        (folder / status_file.FILE).write_bytes(msgspec.json.encode(up))
-        running.record(folder)
+        run_up(folder)
+    run_up.end(ended)
     found = parser().parse_args(["turns"]).data
     assert found == second
     assert find_url(None, {}, found) == "http://second"
@@ -382,30 +412,53 @@ def test_commands_find_the_running_up_of_this_user_from_any_folder(
     ["keys create --tenant acme", "keys rotate key_1", "keys revoke key_1", "restart", "restart-node nats-1"],
 )
 def test_a_change_needs_data_if_several_systems_run(
-    command: str, empty_home: Path, capsys: pytest.CaptureFixture[str]
+    command: str, empty_home: Path, run_up: RunUp, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The first key of a system that was only guessed would lock out its clients."""
     folders = [empty_home / "first", empty_home / "the second"]
     for folder in folders:
-        folder.mkdir()
-        up = UpStatus("0.1.0", os.getpid(), f"http://{folder.name}", [], [], Restart())
-        (folder / status_file.FILE).write_bytes(msgspec.json.encode(up))
-        running.record(folder)
+        run_up(folder)
     assert main(command.split()) == EXIT_USAGE
     message = f"several systems run; name the one to change: --data {folders[0]}, --data '{folders[1]}'"
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("empty_home")
+def test_an_up_that_was_killed_is_not_shown_when_another_process_has_its_pid(
+    tmp_path: Path, run_up: RunUp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also not while another command, such as a backup, uses the data directory."""
+    run_up(folder := tmp_path / "data")
+    assert status_file.read(folder) is not None
+    run_up.end(folder)
+    assert status_file.read(folder) is None
+    data_dir.write_private(folder / data_dir.URL_FILE, "nats://admin:p@127.0.0.1:1")
+    assert main(["status", "--data", str(folder)]) == EXIT_ERROR
+    assert "ready" not in capsys.readouterr().out
+    with data_dir.lock(folder, "backup"):
+        assert status_file.read(folder) is None
+
+
+def test_a_data_directory_that_a_command_looks_at_can_be_locked(tmp_path: Path) -> None:
+    """The look holds the lock for a moment, and an `up` that starts meanwhile is not refused."""
+    with data_dir.lock(tmp_path, "up"):
+        pass
+    with (tmp_path / data_dir.LOCK).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        looking = threading.Timer(data_dir.LOCK_S_MAX / 4, fcntl.flock, (file, fcntl.LOCK_UN))
+        looking.start()
+        with data_dir.lock(tmp_path, "up"):
+            looking.join()
+
+
+@pytest.mark.usefixtures("empty_home")
 @pytest.mark.parametrize("is_foreign", [stat.S_ISDIR, stat.S_ISREG], ids=["directory", "file"])
 def test_addresses_in_files_of_another_user_are_not_used(
-    is_foreign: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch
+    is_foreign: Callable[[int], bool], run_up: RunUp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shared folder such as /tmp may contain them, and they would receive the user's key and question."""
     data = Path(".tailrace")
-    data.mkdir()
-    up = UpStatus("0.1.0", os.getpid(), "http://other", [], [], Restart())
-    (data / status_file.FILE).write_bytes(msgspec.json.encode(up))
+    run_up(data, "http://other")
     (data / data_dir.URL_FILE).write_text("nats://other")
     assert (find_url(None, {}, running.find_data_dir()), nats_server.url(data, {})) == ("http://other", "nats://other")
     fstat = os.fstat
@@ -762,7 +815,6 @@ def test_restart_says_what_it_waits_for(
     states = (UpStatus(VERSION, os.getpid(), "http://127.0.0.1:1", [], [], restart) for restart in steps)
     signals = list[int]()
     monkeypatch.setattr(os, "kill", lambda _, number: signals.append(number))
-    monkeypatch.setattr(data_dir, "find_holder", lambda _: "`tailrace up` (pid 1)")
     # Options look for another `up` in other folders.
     monkeypatch.setattr(status_file, "read", lambda folder: next(states) if folder == tmp_path else None)
     monkeypatch.setattr(rolling_restart, "POLL_S", 0.0)
@@ -786,7 +838,6 @@ def test_a_change_of_numbers_says_what_starts_and_how_many_run(
     steps = [Restart(), *[Restart(now="generator-2", action="starting")] * 2, Restart(ended=1)]
     states = (UpStatus(VERSION, os.getpid(), "http://127.0.0.1:1", running_now, [], restart) for restart in steps)
     monkeypatch.setattr(os, "kill", lambda *_: None)
-    monkeypatch.setattr(data_dir, "find_holder", lambda _: "`tailrace up` (pid 1)")
     monkeypatch.setattr(status_file, "read", lambda folder: next(states) if folder == tmp_path else None)
     monkeypatch.setattr(rolling_restart, "POLL_S", 0.0)
     assert main(["restart", "--generators", "2", "--data", str(tmp_path)]) == 0
@@ -804,7 +855,6 @@ def test_restart_ends_when_another_up_has_taken_the_place_of_the_first(
     steps = [(os.getpid(), Restart()), (os.getpid(), Restart(now="generator-1")), *[(os.getpid() + 1, Restart())] * 3]
     states = (UpStatus(VERSION, pid, "http://127.0.0.1:1", [], [], one) for pid, one in steps)
     monkeypatch.setattr(os, "kill", lambda *_: None)
-    monkeypatch.setattr(data_dir, "find_holder", lambda _: "`tailrace up` (pid 1)")
     monkeypatch.setattr(status_file, "read", lambda folder: next(states) if folder == tmp_path else None)
     assert main(["restart", "--data", str(tmp_path)]) == EXIT_ERROR
     assert "`up` has ended" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.cli.doctor import Finding, Level, examine, render
-from tailrace.deploy.local import running
+from tailrace.deploy.local import data_dir, running
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.status_file import FILE, Restart, UpStatus
@@ -60,8 +60,9 @@ async def run_up(state_dir: Path, monkeypatch: pytest.MonkeyPatch, status: int) 
         write_private(
             folder / FILE, msgspec.json.encode(UpStatus(VERSION, os.getpid(), url, [], [], Restart())).decode()
         )
-        running.record(folder)
-        yield url
+        with data_dir.lock(folder, "up"):
+            running.record(folder)
+            yield url
 
 
 @pytest.mark.parametrize(
