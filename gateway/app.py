@@ -84,7 +84,8 @@ def app(gateway: Gateway, features: Started = ()) -> Starlette:
     def serve(route: Route) -> routing.Route:
         endpoint = bind(route.endpoint, services)
         serving: ASGIApp = GuardedEndpoint(route, endpoint, gateway.authenticator, gateway.bodies)
-        if tracing.is_on():
+        # A monitor polls these paths: each poll would be a trace.
+        if tracing.is_on() and route.path not in health.PATHS:
             serving = TracedApp(serving, route.path)
         return routing.Route(route.path, serving, methods=[route.method])
 

@@ -13,10 +13,11 @@ from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from prometheus_client import Counter
 
+from tailrace.proto.runtime.tracing import TRACER
 from tailrace.proto.version import VERSION
 
 logger = structlog.get_logger()
@@ -133,10 +134,20 @@ class CountedExporter(SpanExporter):
         return not was_failing
 
 
-class _CountedSpans(SpanProcessor):
+class _QueuedSpans(BatchSpanProcessor):
+    """Counts the spans that have ended, and queues them for the exporter.
+
+    Drops a trace that a library has begun, such as the SDK's `anthropic.models.list` when a generator checks its key:
+    it belongs to no request of a client.
+    """
+
     def on_end(self, span: ReadableSpan) -> None:
+        scope = span.instrumentation_scope
+        if span.parent is None and (scope is None or scope.name != TRACER):
+            return
         if span.context is not None and span.context.trace_flags.sampled:
             ENDED.inc()
+        super().on_end(span)
 
 
 def start(role: str) -> Callable[[], None]:
@@ -149,9 +160,8 @@ def start(role: str) -> Callable[[], None]:
     name = os.environ.get("OTEL_SERVICE_NAME") or "tailrace"
     resource = Resource.create({"service.name": f"{name}-{role}", "service.version": VERSION})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(_CountedSpans())
     exporter = CountedExporter()
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    provider.add_span_processor(_QueuedSpans(exporter))
     trace.set_tracer_provider(provider)
     # A collector that is away must not delay the start.
     threading.Thread(target=exporter.check, name="traces-check", daemon=True).start()

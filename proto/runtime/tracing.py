@@ -21,7 +21,8 @@ from tailrace.proto.version import VERSION
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
-_tracer = trace.get_tracer("tailrace", VERSION)
+TRACER = "tailrace"
+_tracer = trace.get_tracer(TRACER, VERSION)
 _propagator = TraceContextTextMapPropagator()
 _stop: Callable[[], None] | None = None
 

@@ -108,6 +108,24 @@ async def test_a_turn_is_one_trace_from_the_request_to_the_row(tmp_path: Path, r
 
 
 @pytest.mark.timeout(120)
+async def test_only_requests_of_clients_are_traces(tmp_path: Path, receiver: OtlpReceiver) -> None:
+    """Polls of a monitor are none, and neither are the queries of the SDK by which generators list the models."""
+    async with TracedSystem(tmp_path) as system:
+        system.endpoint = receiver.url
+        await system.start()
+        (client,) = system.clients
+        for path in ("/healthz", "/health", "/readyz", "/metrics", "/v1/models"):
+            assert (await client.get(path)).status_code == 200
+        await client.post("/v1/turns", json={"message": "#sim words=3 rate=0"})
+        await system.wait_until_settled()
+        # Each process sends its spans in order.
+        await until(lambda: {"record turn", "POST /v1/turns"} <= {span.name for span in receiver.spans})
+        await until(lambda: any(span.name.startswith("attempt") for span in receiver.spans))
+        roots = {span.name for span in receiver.spans if not span.parent}
+        assert roots == {"GET /v1/models", "POST /v1/turns"}
+
+
+@pytest.mark.timeout(120)
 async def test_a_failover_and_the_inputs_of_a_batch_are_linked_spans(tmp_path: Path, receiver: OtlpReceiver) -> None:
     """Attempts of a turn are in its trace, linked to the attempt before. An input has a trace linked to its batch."""
     settings: Settings = {"generator": {"TAILRACE_BACKENDS": "claude, bedrock"}}
