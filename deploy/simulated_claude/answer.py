@@ -76,12 +76,12 @@ def build_answer(
     blocks = [Block("thinking", tuple(words("t", directed.thinking))), Block("text", tuple(text), cites=directed.cites)]
     if directed.server:
         blocks = server_blocks(blocks[0], blocks[1], directed.server)
-    if directed.tool and not conversation.has_tool_result:
-        names = directed.tool.split(",")[:calls_max]
-        blocks += tool_calls([(name, directed.json_of(number) or INPUT) for number, name in enumerate(names)])
-    elif forced is not None:
+    if forced is not None:
         name, tool_input = forced
         blocks[1:] = tool_calls([(name, directed.json_of(0) or tool_input)])
+    elif directed.tool and not conversation.has_tool_result:
+        names = directed.tool.split(",")[:calls_max]
+        blocks += tool_calls([(name, directed.json_of(number) or INPUT) for number, name in enumerate(names)])
     return Part(tuple(block for block in blocks if block.deltas))
 
 

@@ -20,7 +20,8 @@ A line `#sim …` in the last user message directs the answer:
   files=1        the text begins with the SHA-256 of all pictures and documents (their base64) in the conversation
   cites=N        the text ends with N citations: of a document, of a page, of a file, and so on
   thinking=N     a thinking block of N words comes first
-  tool=NAME,…    a tool_use block of each NAME comes last (not again once the results are in the conversation)
+  tool=NAME,…    a tool_use block of each NAME comes last (not again once the results are in the conversation; none with
+                 the tool choice `none`, one with `any`, `tool` and `disable_parallel_tool_use`)
   server=TOOL,…  calls of the API's own tools, each with its result, divide the text; TOOL*N stands for N calls
   pauses=N       the first N calls of server= are paused (pause_turn): the result comes when the answer is sent back
   case=NAME      the events of the case NAME, which a POST to /_sim/cases/NAME has set; nothing else but rate and faults

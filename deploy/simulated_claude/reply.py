@@ -74,8 +74,8 @@ def reply(
             talk,
             directed,
             json_sample=json_sample(request),
-            forced=forced_call(request),
-            calls_max=1 if request.tool_choice.disable_parallel_tool_use else None,
+            forced=forced_call(request, directed),
+            calls_max=calls_max(request),
         ),
         request.stop_sequences,
     )
@@ -135,10 +135,22 @@ def json_sample(request: Request) -> str:
     return answer.INPUT if IN_THE_PROMPT in request.system_text else ""
 
 
-def forced_call(request: Request) -> tuple[str, str] | None:
-    """Returns the name and an input of the tool that the answer must call, if there is one."""
-    tool = request.forced_tool
-    return (tool.name, sample(tool.input_schema)) if tool is not None else None
+def forced_call(request: Request, directed: Directive) -> tuple[str, str] | None:
+    """Returns the name and an input of the tool that the answer must call, if there is one.
+
+    Where the request leaves the choice, it is the first tool of `tool=` that the request has.
+    """
+    forced = request.forced_tools
+    names = [*directed.tool.split(","), *(tool.name for tool in forced[:1])]
+    found = (tool for name in names for tool in forced if tool.name == name)
+    return next(((tool.name, sample(tool.input_schema)) for tool in found), None)
+
+
+def calls_max(request: Request) -> int | None:
+    """Returns the most calls of client tools in the answer; None: any number."""
+    if request.tool_choice.type == "none":
+        return 0
+    return 1 if request.tool_choice.disable_parallel_tool_use else None
 
 
 def stop_reason(part: Part) -> str:

@@ -168,11 +168,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return self.container if isinstance(self.container, str) else (self.container or {}).get("id")
 
     @property
-    def forced_tool(self) -> Tool | None:
-        """The tool that the answer must call; of several, the first."""
+    def forced_tools(self) -> list[Tool]:
+        """The tools of which the answer must call one."""
         if self.tool_choice.type not in FORCING:
-            return None
-        return next((tool for tool in self.tools if self.tool_choice.name in ("", tool.name)), None)
+            return []
+        return [tool for tool in self.tools if self.tool_choice.name in ("", tool.name)]
 
     @property
     def input_tokens(self) -> int:

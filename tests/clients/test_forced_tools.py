@@ -66,10 +66,11 @@ async def test_responses_returns_a_forced_tool_call(sdk: AsyncOpenAI) -> None:
 
 
 @pytest.mark.proves("anthropic", "forced tool calls", "anthropic (Python)")
-async def test_messages_returns_a_forced_tool_call_and_accepts_its_result(gateway: Gateway) -> None:
-    """Streamed and not, and then with the tool's result."""
+@pytest.mark.parametrize("text", [ANSWERED, ANSWERED.replace("rate=0", "rate=0 tool=River")])
+async def test_messages_returns_a_forced_tool_call_and_accepts_its_result(gateway: Gateway, text: str) -> None:
+    """Streamed and not, and then with the tool's result. One call, also of a model that would call the tool anyway."""
     async with AsyncAnthropic(base_url=gateway.url, api_key=KEY) as sdk:
-        question = {"role": "user", "content": ANSWERED}
+        question = {"role": "user", "content": text}
         given: Any = {"model": MODEL, "max_tokens": 500, "tools": [TOOL], "messages": [question]}
         made = await sdk.messages.create(**given, tool_choice={"type": "any"})
         async with sdk.messages.stream(**given, tool_choice={"type": "any"}) as stream:

@@ -3,10 +3,11 @@
 from typing import Any
 
 import msgspec
+import pytest
 
 from tailrace.deploy.simulated_claude.event import frames
 from tailrace.deploy.simulated_claude.reply import parse_message, reply
-from tailrace.deploy.simulated_claude.request import Message, Request, ToolChoice, decode
+from tailrace.deploy.simulated_claude.request import Message, Request, Tool, ToolChoice, decode
 
 
 def events_for(line: str, *before: Message) -> list[tuple[str, Any]]:
@@ -62,11 +63,26 @@ def test_parallel_calls_of_one_tool_have_their_own_ids_and_inputs() -> None:
     assert len({id_ for id_, _ in calls}) == 3
 
 
-def test_a_request_without_parallel_calls_gets_one() -> None:
-    choice = ToolChoice("auto", disable_parallel_tool_use=True)
-    question = Message("user", "#sim words=0 tool=look,see")
-    request = Request(model="claude-sonnet-5-5", max_tokens=100, messages=[question], tool_choice=choice)
-    assert [block.tool for block in reply(parse_message(request), 1).part.blocks] == ["look"]
+@pytest.mark.parametrize(
+    ("choice", "called"),
+    [
+        (ToolChoice("auto"), ["look", "see", "look"]),
+        (ToolChoice("auto", disable_parallel_tool_use=True), ["look"]),
+        (ToolChoice("none"), []),
+        (ToolChoice("any"), ["look"]),
+        (ToolChoice("any", disable_parallel_tool_use=True), ["look"]),
+        (ToolChoice("tool", "see"), ["see"]),
+        (ToolChoice("tool", "other"), ["other"]),
+    ],
+)
+def test_the_tool_choice_decides_how_many_tools_of_the_directive_are_called(
+    choice: ToolChoice, called: list[str]
+) -> None:
+    """As of the real API: a forced tool once, and none with `none`."""
+    tools = [Tool(name) for name in ("other", "look", "see")]
+    question = Message("user", "#sim words=0 tool=look,see,look")
+    request = Request(model="claude-haiku-4-5", max_tokens=100, messages=[question], tool_choice=choice, tools=tools)
+    assert [block.tool for block in reply(parse_message(request), 1).part.blocks] == called
 
 
 def test_the_betas_output_format_requests_json() -> None:
