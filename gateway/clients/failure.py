@@ -9,9 +9,10 @@ CANCELLED = Failure("turn_cancelled", "the turn was cancelled")
 LOST = end_entry.LOST_FAILURE
 
 
-def failure_of(ended: TurnRecord | End, cancelled: Failure = CANCELLED) -> Failure:
-    """Returns why a turn was not completed: its error, `cancelled`, or that the turn left the log before it ended."""
-    return ended.error or (cancelled if ended.outcome == "cancelled" else LOST)
+def failure_of(ended: TurnRecord | End) -> Failure:
+    """Returns why a turn was not completed: its error, that it was cancelled, or that it left the log before its
+    end."""
+    return ended.error or (CANCELLED if ended.outcome == "cancelled" else LOST)
 
 
 def error_type(failure: Failure) -> str:

@@ -16,14 +16,11 @@ from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.entries import Attempt, End, Event, Failure, StoredEntry
+from tailrace.proto.entries import Attempt, End, Event, StoredEntry
 from tailrace.proto.events import is_tool_use
 from tailrace.proto.fold import without_mark
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import TurnRecord
-
-# A cancelled turn is no error, but the protocol has no other way to say that the answer is not complete.
-CANCELLED = Failure("interrupted", "the turn was cancelled")
 
 PING = {"type": "ping"}
 
@@ -121,7 +118,8 @@ def _start(turn: TurnId, raw: bytes) -> bytes:
 
 def _render_ended(ended: End | TurnRecord, seq: int) -> sse.Events:
     if ended.outcome != "completed":
-        failure = failure_of(ended, CANCELLED)
+        # A cancelled turn is no error, but the protocol has no other way to say that the answer is not complete.
+        failure = failure_of(ended)
         details = {} if failure.details is None else {"details": failure.details}
         error = {"type": error_type(failure), "message": failure.message, **details}
         return _sse({"type": "error", "error": error}, seq)
