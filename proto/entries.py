@@ -22,6 +22,15 @@ CacheFor = Literal["auto", "5m", "1h"]
 Outcome = Literal["completed", "cancelled", "failed"]
 CancelCause = Literal["request", "session", "on_busy", "on_disconnect", "deletion", "batch", "steer"]
 """Why a turn was cancelled (PROTOCOL R22)."""
+NOT_STOPPED = (
+    # No client has stopped the turn: its connection was lost, or its user has left and may ask again.
+    "on_disconnect",
+    # The answer goes on in the successor.
+    "steer",
+    # An older version has written the end.
+    None,
+)
+"""The causes that are no stop. A repeated request starts no new turn after any other cause, also an unknown one."""
 Via = Literal["messages", "message_batches"]
 """The Anthropic API that answers: Messages or Message Batches."""
 
@@ -326,6 +335,11 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def cost_usd(self) -> float | None:
         """The cost in dollars; None if a price is unknown."""
         return None if self.cost_is_unknown else self.cost_nano_usd / NANO_USD_PER_USD
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the turn was cancelled by a request, a deletion or a newer question (PROTOCOL R22)."""
+        return self.outcome == "cancelled" and self.cause not in NOT_STOPPED
 
 
 class Unknown(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """MemoryClaims and MemoryTombstones: idempotency keys and the marks of deleted turns, in memory."""
 
 from collections.abc import AsyncIterator, Iterable
+from typing import Literal
 
 from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tailrace.proto.nats import Claim, Claims, Tombstones
@@ -50,13 +51,26 @@ class MemoryTombstones(Tombstones):
     def __init__(self, *deleted: TurnKey) -> None:
         self.stored = dict.fromkeys(deleted)
         """The turns with a tombstone."""
+        self.erased: set[TurnKey] = set()
+        """Those of them that had `store: false`, and that nobody has stopped."""
         self.marked: set[TurnKey] = set()
         """The turns whose deletion has begun."""
         self.notes: dict[TurnKey, ErasureNote] = {}
         self._newest = Seq(0)
 
     async def put(self, turns: Iterable[TurnKey]) -> None:
-        self.stored |= dict.fromkeys(turns)
+        keys = dict.fromkeys(turns)
+        self.stored |= keys
+        self.erased -= keys.keys()
+
+    async def put_erased(self, key: TurnKey) -> None:
+        self.stored[key] = None
+        self.erased.add(key)
+
+    async def find(self, key: TurnKey) -> Literal["deleted", "erased"] | None:
+        if key in self.erased:
+            return "erased"
+        return "deleted" if key in self.stored or key in self.marked else None
 
     async def exists(self, key: TurnKey) -> bool:
         return key in self.stored

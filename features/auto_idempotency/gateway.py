@@ -1,7 +1,7 @@
 """`Idempotency-Key: auto`: a key that is derived from the request, so that the same request gets the same turn.
 
-A turn that failed or was cancelled is not reused: then the same key with a number is used, so that all clients follow
-the same sequence of keys to the same turn.
+A turn that failed or lost its readers is not reused: then the same key with a number is used, so that all clients
+follow the same sequence of keys to the same turn. After a turn that a client has stopped, the request is refused.
 """
 
 from functools import partial
@@ -24,7 +24,10 @@ FAILED_MAX = 20
 
 
 async def derive_key(log: TurnLog, claims: Claims, principal: Principal, new_turn: NewTurn) -> tuple[str | None, bytes]:
-    """Returns the key of a checked turn, or None, and the request as canonical bytes. Raises LogUnavailable."""
+    """Returns the key of a checked turn, or None, and the request as canonical bytes.
+
+    Raises Refused if the turn of the key was stopped, LogUnavailable.
+    """
     if principal.user is not None:
         # The JWT's user replaces the body's user.
         new_turn = msgspec.structs.replace(new_turn, user=principal.user)

@@ -2,10 +2,11 @@
 
 The SDKs of OpenAI and Anthropic count their repetitions in a header. The first request stores a claim of its turn,
 which is removed when the answer was delivered. A repetition uses the claim's turn, unless that turn has failed, was
-cancelled, has readers, or is older than an hour (PROTOCOL R115).
+cancelled because its readers had left, has readers, or is older than an hour (PROTOCOL R115). If the turn was stopped,
+the repetition is refused.
 
 AI SDK does not count: its repetitions are equal to new requests, byte for byte. Without a stream, no client has seen a
-part of an answer that was not delivered, so an equal request may get it.
+part of an answer that was not delivered, so an equal request may get it. After a stop, such a request is a new turn.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.draft import TurnDraft
+from tailrace.gateway.turns.idempotency_key import is_reusable
 from tailrace.gateway.turns.optional_steps import OptionalSteps, Retry, WhenDelivered
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
@@ -56,7 +58,7 @@ class SdkRetries:
         """Returns the claim that the POST repeats, or where to claim its turn.
 
         Returns None on other routes than the SDKs', and for a request of a client that does not repeat. Waits for a
-        moment before it returns a claim. Raises LogUnavailable.
+        moment before it returns a claim. Raises Refused if the turn of the claim was stopped, LogUnavailable.
         """
         if draft.path not in PATHS or (sent := _sent(draft)) is None:
             return None
@@ -104,20 +106,24 @@ def _sent(draft: TurnDraft) -> Sent | None:
 
 
 async def _is_reusable(log: TurnLog, key: TurnKey, sent: Sent) -> bool:
-    """Returns whether the turn is new enough, has not failed and was not cancelled. Raises LogUnavailable.
+    """Returns whether the turn is new enough, and a repetition gets it. Raises Refused if it was stopped,
+    LogUnavailable.
 
-    For a client that does not count, the turn must also be older than a moment.
+    For a client that does not count, the turn must also be older than a moment, and a stopped turn is not reused: the
+    request may be a new call, which a user has made on purpose.
     """
     try:
         turn = await log.read_turn(key)
     except TurnUnknown:
-        # The turn was deleted, or the gateway that claimed it has not stored the request.
+        # The turn was deleted, or the gateway that claimed it has not stored the request: `Repeats` finds out.
         return sent == "again"
     if turn.asked_at is not None:
         age = datetime.now(UTC) - turn.asked_at
         if age > REUSE_MAX or (sent == "unknown" and age < UNCOUNTED_AGE_MIN):
             return False
-    return turn.outcome not in ("failed", "cancelled")
+    if sent == "unknown" and turn.outcome == "cancelled":
+        return False
+    return is_reusable(key.turn, turn)
 
 
 async def _key(draft: TurnDraft) -> str:

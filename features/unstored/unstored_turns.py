@@ -75,7 +75,10 @@ class UnstoredTurns:
                 await self._store.record([without_content(build_row(key, turn))])
             except StoreRefused as error:
                 leave_out(key.turn, error)
-            await self._tombstones.put([key])
+            if turn.end.is_stopped:
+                await self._tombstones.put([key])
+            else:
+                await self._tombstones.put_erased(key)
         session = DeleteResource("session", turn.request.session, (TurnId(key.turn),))
         await self._unqueued_store.delete(key.tenant, session)
         await self._tombstones.note_erasure(key)

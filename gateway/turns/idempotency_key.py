@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from starlette.requests import Request
 
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import Tenant, TurnKey
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Claims, TurnLog
 
 IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
@@ -30,22 +31,55 @@ def is_chosen(key: str | None) -> bool:
     return key is not None and key != AUTO and " " not in key
 
 
-async def find_usable_key(log: TurnLog, claims: Claims, tenant: Tenant, keys: Iterable[str]) -> str | None:
-    """Returns the first of `keys` that is free, or whose turn neither failed nor was cancelled; None if none is.
+STOPPED = ("turn_cancelled", "turn_deleted")
+"""The codes with which a repeated request is refused after its turn was stopped."""
 
-    Raises LogUnavailable.
+
+def turn_cancelled(turn: TurnId) -> Refused:
+    """Returns the error for a request whose turn was cancelled before it had a whole answer."""
+    return Refused(
+        "turn_cancelled",
+        f"turn {turn} was cancelled: GET /v1/turns/{turn} has the answer so far; "
+        "for a new answer, change the request or send a new Idempotency-Key",
+    )
+
+
+def turn_deleted(turn: TurnId) -> Refused:
+    """Returns the error for a repeated request whose turn was deleted."""
+    return Refused(
+        "turn_deleted",
+        f"turn {turn} of this request was deleted: for a new answer, change the request or send a new Idempotency-Key",
+    )
+
+
+def is_reusable(turn: TurnId, found: Turn) -> bool:
+    """Returns whether a repeated request without a key of the client gets this turn; False: it gets a new turn.
+
+    Raises Refused if the turn was stopped.
+    """
+    if found.end is None or found.outcome == "completed":
+        return True
+    if found.end.is_stopped:
+        raise turn_deleted(turn) if found.end.cause == "deletion" else turn_cancelled(turn)
+    # The answer of a steered turn goes on in its successor.
+    return found.end.cause == "steer"
+
+
+async def find_usable_key(log: TurnLog, claims: Claims, tenant: Tenant, keys: Iterable[str]) -> str | None:
+    """Returns the first of `keys` that is free, or whose turn a repeated request gets; None if none is.
+
+    Raises Refused if the turn of such a key was stopped, LogUnavailable.
     """
     for key in keys:
         claim = await claims.find(tenant, key)
-        if claim is None or not await _has_failed(log, TurnKey(tenant, claim.turn)):
+        if claim is None:
+            return key
+        try:
+            found = await log.read_turn(TurnKey(tenant, claim.turn))
+        except TurnUnknown:
+            # The turn was deleted, or the gateway that claimed the key died before it stored the request: `Repeats`
+            # finds out.
+            return key
+        if is_reusable(claim.turn, found):
             return key
     return None
-
-
-async def _has_failed(log: TurnLog, key: TurnKey) -> bool:
-    try:
-        turn = await log.read_turn(key)
-    except TurnUnknown:
-        # The turn was deleted, or the gateway that claimed the key died before it stored the request: use the key.
-        return False
-    return turn.outcome in ("failed", "cancelled")

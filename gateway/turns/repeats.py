@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from tailrace.gateway.turns.draft import Stored
+from tailrace.gateway.turns.idempotency_key import turn_deleted
 from tailrace.gateway.turns.steer import IN_A_ROW_MAX
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant, TurnKey
@@ -10,7 +11,7 @@ from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
 
 
 class New(NamedTuple):
-    """No turn has the key: it is free, or its turn was deleted."""
+    """No turn has the key: it is free, or its turn had `store: false` and is erased."""
 
 
 class SameTurn(NamedTuple):
@@ -46,7 +47,8 @@ class Repeats:
     async def find_repeat(self, tenant: Tenant, key: str | None, known: Claim | None, body_sha256: str) -> Repeat:
         """Returns whether the log has a turn for a POST with this key and body. Raises LogUnavailable.
 
-        `known` is a claim that was found in another way, for a POST without a key.
+        `known` is a claim that was found in another way, for a POST without a key. Raises Refused if the turn was
+        deleted.
         """
         claim = await self._claims.find(tenant, key) if key is not None else known
         return New() if claim is None else await self._examine(tenant, claim, body_sha256)
@@ -54,8 +56,9 @@ class Repeats:
     async def claim(self, own: TurnKey, key: str | None, known: Claim | None, body_sha256: str) -> Repeat:
         """Claims the key for the turn `own`.
 
-        Returns New if this POST has claimed it, or what another POST has stored for it. A claim whose turn was deleted
-        is replaced. Without a key, nothing is claimed. Raises LogUnavailable.
+        Returns New if this POST has claimed it, or what another POST has stored for it. A claim whose turn had `store:
+        false` and is erased is replaced. Without a key, nothing is claimed. Raises Refused if the turn was deleted,
+        LogUnavailable.
         """
         if key is None:
             return New() if known is None else await self._examine(own.tenant, known, body_sha256)
@@ -105,4 +108,9 @@ class Repeats:
         claimed = TurnKey(tenant, claim.turn)
         if (stored := await self.load(claimed)) is not None:
             return SameTurn(stored)
-        return New() if await self._tombstones.exists(claimed) else OtherWriter(claimed)
+        match await self._tombstones.find(claimed):
+            case "deleted":
+                raise turn_deleted(claim.turn)
+            case "erased":
+                return New()
+        return OtherWriter(claimed)

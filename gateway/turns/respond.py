@@ -16,7 +16,7 @@ from tailrace.gateway.streaming.feed import TurnFeed
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.streaming.response import EventStream, refusal_of, serve
 from tailrace.gateway.turns.draft import Stored, TurnDraft, draft_turn
-from tailrace.gateway.turns.idempotency_key import is_chosen
+from tailrace.gateway.turns.idempotency_key import is_chosen, turn_cancelled
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import LogUnavailable, Refused
@@ -191,10 +191,7 @@ def require_completed(record: TurnRecord, *, fails_again: bool) -> None:
         case "completed":
             return
         case "cancelled":
-            raise Refused(
-                "turn_cancelled",
-                f"turn {record.turn} was cancelled: GET /v1/turns/{record.turn} has the answer so far",
-            )
+            raise turn_cancelled(record.turn)
         case _:
             # An SDK that repeats the POST would pay for another answer, after it has paid for a part of this one.
             raise refusal_of(record.error, record.turn, may_repeat=not (fails_again or record.content))

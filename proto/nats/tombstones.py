@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import nats.errors
 
@@ -19,6 +19,8 @@ from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_ERASURE_NOTE, EVERY_TOM
 # The text of a removed note. The bucket allows no deletion of single messages: a message with a TTL replaces the note.
 REMOVED = b"removed"
 REMOVED_LIFE = {pub_ack.LIFE: "1s"}
+# The text of the tombstone of a turn with `store: false` that nobody has stopped: its idempotency key is free.
+ERASED = b"erased"
 LOOKED_UP_AT_ONCE = 16
 # A page takes the server a second.
 PAGE_TIMEOUT_S = 10.0
@@ -36,7 +38,7 @@ class ErasureNote(NamedTuple):
 
 
 class Tombstones:
-    """A tombstone is set before a turn's row is deleted. A repeated Idempotency-Key then starts a new turn."""
+    """A tombstone is set before a turn's row is deleted. A repeated Idempotency-Key is then refused."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -46,6 +48,20 @@ class Tombstones:
         """Sets a tombstone for each of `turns`. After LogUnavailable, some tombstones may be set."""
         names = [subjects.tombstone(key) for key in turns]
         await asyncio.gather(*(self._publish(name, "deleted turns cannot be marked") for name in names))
+
+    async def put_erased(self, key: TurnKey) -> None:
+        """Sets the tombstone of a turn with `store: false` whose idempotency key is free after its erasure."""
+        await self._publish(subjects.tombstone(key), "the erased turn cannot be marked", ERASED)
+
+    async def find(self, key: TurnKey) -> Literal["deleted", "erased"] | None:
+        """Asks the stream's leader whether the turn was deleted, or erased because of `store: false`.
+
+        A turn whose deletion has begun to cancel it is deleted. Raises LogUnavailable.
+        """
+        found = await self._leader.last(subjects.tombstone(key))
+        if found is None:
+            return "deleted" if await self.is_deletion_marked(key) else None
+        return "erased" if found.data == ERASED else "deleted"
 
     async def exists(self, key: TurnKey) -> bool:
         """Asks the stream's leader whether the turn has a tombstone. Raises LogUnavailable."""

@@ -8,6 +8,7 @@ import anthropic
 import httpx2
 import pytest
 
+from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
 from tests.harness.generator_in_loop import words
@@ -142,7 +143,7 @@ async def test_invalid_session_id_of_claude_code_is_ignored(shared_gateway: Gate
     assert turn_of(sent[0]) != turn_of(sent[1])
 
 
-async def test_request_after_a_cancelled_turn_is_a_new_turn(
+async def test_request_after_a_turn_that_lost_its_readers_is_a_new_turn(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to a limit, after which the last turn is returned again."""
@@ -152,7 +153,7 @@ async def test_request_after_a_cancelled_turn_is_a_new_turn(
     for _ in range(4):
         async with gateway.client.stream("POST", "/v1/messages", json=endless, headers=CLAUDE_CODE) as answer:
             turns.append(turn_of(answer))
-            await gateway.client.post(f"/v1/turns/{turns[-1]}/cancel")
+            await cancel(system_log, TurnKey(tenant, TurnId(turns[-1])), "on_disconnect")
             assert b"the turn was cancelled" in await answer.aread()
     assert len(set(turns)) == 3
     assert turns[-1] == turns[-2]

@@ -66,6 +66,21 @@ async def test_a_tombstone_is_of_one_turn_of_one_tenant(connection: Connection, 
     assert not await tombstones.exists(TurnKey(key.tenant, TurnId(new_id())))
 
 
+@pytest.mark.rule("R35")
+@pytest.mark.rule("R109")
+async def test_a_tombstone_says_whether_the_turn_was_deleted_or_erased(connection: Connection, key: TurnKey) -> None:
+    """The deletion of an erased turn counts. A turn whose deletion has begun is deleted."""
+    tombstones = Tombstones(connection)
+    assert await tombstones.find(key) is None
+    await tombstones.put_erased(key)
+    assert (await tombstones.find(key), await tombstones.exists(key)) == ("erased", True)
+    await tombstones.put([key])
+    assert await tombstones.find(key) == "deleted"
+    running = TurnKey(key.tenant, TurnId(new_id()))
+    await tombstones.mark_deletion(running)
+    assert await tombstones.find(running) == "deleted"
+
+
 async def test_a_tombstone_is_neither_a_claim_nor_an_entry(connection: Connection, log: TurnLog, key: TurnKey) -> None:
     """It shares a bucket with claims and the id with entries."""
     await Tombstones(connection).put([key])

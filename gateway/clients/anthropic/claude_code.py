@@ -2,10 +2,11 @@
 
 When a stream breaks, Claude Code discards what it has shown and sends the same POST again, without an idempotency key
 (observed with 2.1.329). But it sends the id of its session, in which each question is longer than the one before. So
-the same body and headers in the same session mean the same turn, unless that turn failed or was cancelled (ADR 14).
+the same body and headers in the same session mean the same turn, unless that turn failed or lost its readers (ADR 14).
 
-After two streams that ended cleanly without their last event, Claude Code requests one JSON answer, with `max_tokens`
-of at most 64,000, and a thinking budget below that (observed with 2.1.332). That request means the same turn, too.
+After two streams that ended cleanly without their last event, or after an error event, Claude Code requests one JSON
+answer, with `max_tokens` of at most 64,000, and a thinking budget below that (observed with 2.1.332). That request
+means the same turn, too: if a client has stopped that turn, it is refused, and Claude Code stops.
 """
 
 import msgspec
@@ -42,9 +43,9 @@ async def idempotency_key(
     log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn, body_bytes: int
 ) -> tuple[str, bytes]:
     """Returns the key of the turn that the same request has started already, or of a new turn; and the request as
-    canonical bytes, which a repeated request has, too. Raises LogUnavailable, Refused.
+    canonical bytes, which a repeated request has, too. Raises LogUnavailable, Refused (also if the turn was stopped).
 
-    After TURNS_MAX turns that failed or were cancelled, it is the key of the last turn: no further turn is paid for.
+    After TURNS_MAX turns that failed or lost their readers, it is the key of the last turn: no more turns are paid.
     The key contains a space, which no client's Idempotency-Key can.
     """
     # Only a checked turn can be encoded: it is not nested too deep.

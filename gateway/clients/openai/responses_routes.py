@@ -40,7 +40,7 @@ from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when
 from tailrace.gateway.streaming.response import EventStream, HeldStream, Start
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.draft import draft_turn
-from tailrace.gateway.turns.idempotency_key import AUTO, idempotency_key_of
+from tailrace.gateway.turns.idempotency_key import AUTO, STOPPED, idempotency_key_of
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder, names_of
@@ -114,7 +114,8 @@ async def stream_rest(
     """Returns the stream of a running or ended response without the items that the client has.
 
     None if the response does not begin with them, or answers another question than `build` returns. `may_continue`:
-    whether the model can continue a message of the assistant. Raises LogUnavailable.
+    whether the model can continue a message of the assistant. Raises Refused if the response was stopped,
+    LogUnavailable.
     """
     # As for each other request that may get an earlier response: its client repeats it at another gateway.
     refuse_when_draining(streams.draining)
@@ -126,7 +127,9 @@ async def stream_rest(
         rest = None
         if stored is not None:
             rest = await find_rest(streams.fan_out, key, received.items, size, may_continue=may_continue)
-    except Refused:
+    except Refused as refused:
+        if refused.code in STOPPED:
+            raise
         # The request as it is has a mistake, which is reported with the names of its fields.
         return None
     if stored is None or rest is None:

@@ -9,8 +9,10 @@ import msgspec
 import pytest
 
 from tailrace.features.auto_idempotency import gateway as auto_idempotency
+from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.proto.ids import new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
+from tailrace.proto.nats import TurnLog
 from tests.harness import jwts
 from tests.harness.readers import read
 from tests.harness.system import System
@@ -91,13 +93,15 @@ async def test_other_protocols_support_auto_keys(gateway: Gateway) -> None:
 
 @pytest.mark.rule("R62")
 @pytest.mark.parametrize("how", ["failed", "cancelled"])
-async def test_a_failed_or_cancelled_turn_is_not_reused(gateway: Gateway, how: str) -> None:
+async def test_a_turn_that_failed_or_lost_its_readers_is_not_reused(
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, how: str
+) -> None:
     """The next request gets a new turn, and later ones get that turn."""
     body = question("words=3 rate=0 fault=error@1x1" if how == "failed" else "words=50 rate=1")
     body |= {"on_interrupt": "fail"}
     first = await post_chat(gateway, body)
     if how == "cancelled":
-        await gateway.client.post(f"/v1/turns/{first}/cancel")
+        await cancel(system_log, TurnKey(tenant, TurnId(first)), "on_disconnect")
     await read(gateway.client, first)
     assert (await gateway.client.get(f"/v1/turns/{first}")).json()["outcome"] == how
     again = [await post_chat(gateway, body) for _ in range(3)]

@@ -341,22 +341,22 @@ async def test_a_turn_with_store_false_leaves_only_sums(
 
 
 @pytest.mark.rule("R109")
-async def test_a_turn_with_store_false_can_be_deleted_and_run_again(
-    gateway: Gateway, tmp_path: Path, tenant: str
-) -> None:
-    """While it runs, and after its end. The same Idempotency-Key then starts a new turn, and both are counted.
+async def test_a_turn_with_store_false_can_be_deleted(gateway: Gateway, tmp_path: Path, tenant: str) -> None:
+    """While it runs, and after its end. The same Idempotency-Key is refused then; another one starts a turn.
 
-    An erasure of its user or of its tenant includes it, too.
+    Both turns are counted. An erasure of its user or of its tenant includes it, too.
     """
     body = {"message": f"#sim words=2000 rate=50 tag={MARK}", "store": False}
-    key = {"idempotency-key": MARK}
     turns = []
-    for _ in range(2):
+    for number in range(2):
+        key = {"idempotency-key": f"{MARK}-{number}"}
         started = (await gateway.client.post("/v1/turns", json=body, headers=key)).json()
         turns.append(started["turn"])
         deleted = await gateway.client.delete(started["links"]["self"])
         assert (deleted.status_code, deleted.json()["turns"]) == (200, 1)
         assert (await gateway.client.get(started["links"]["self"])).status_code == 404
+        repeated = await gateway.client.post("/v1/turns", json=body, headers=key)
+        assert (repeated.status_code, repeated.json()["error"]["code"]) == (410, "turn_deleted")
     assert turns[0] != turns[1]
     ended = await post_answered_turn(gateway, MARK, store=False)
     assert (await gateway.client.delete(f"/v1/turns/{ended['turn']}")).json()["turns"] == 1

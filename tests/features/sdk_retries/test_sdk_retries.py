@@ -11,6 +11,7 @@ import pytest
 
 from tailrace.features.sdk_retries import gateway as sdk_retries
 from tailrace.features.sdk_retries.gateway import RETRY_COUNT, SUBSCRIBE_WAIT_S, UNCOUNTED_AGE_MIN
+from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
 from tailrace.proto.subjects import CLAIMS_STREAM
@@ -127,11 +128,11 @@ async def test_of_two_concurrent_repetitions_one_gets_the_turn(client: Client, s
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled"])
-async def test_a_turn_that_failed_or_was_cancelled_is_not_reused(client: Client, how: str) -> None:
+async def test_a_turn_that_failed_or_lost_its_readers_is_not_reused(client: Client, how: str) -> None:
     body = question("words=9 rate=0 wait=0.1 fault=error@1x1" if how == "failed" else SLOW) | {"on_interrupt": "fail"}
     first = await client.lose(body)
     if how == "cancelled":
-        await client.gateway.client.post(f"/v1/turns/{first}/cancel")
+        await cancel(client.log, TurnKey(client.tenant, TurnId(first)), "on_disconnect")
     await read(client.gateway.client, first)
     assert (await client.gateway.client.get(f"/v1/turns/{first}")).json()["outcome"] == how
     assert await client.lose(body, 1) != first
@@ -179,14 +180,6 @@ async def test_a_repetition_does_not_get_a_turn_that_is_just_submitted(
     repeating = asyncio.create_task(repeat())
     async with client.open(body, 0) as first:
         assert await repeating != first
-
-
-async def test_the_repetition_of_a_deleted_turn_is_found_by_the_next_one(client: Client) -> None:
-    body = question()
-    first = await client.lose(body)
-    assert (await client.gateway.client.delete(f"/v1/turns/{first}")).status_code == 200
-    second = await client.lose(body, 1)
-    assert await client.lose(body, 2) == second != first
 
 
 @pytest.mark.parametrize(

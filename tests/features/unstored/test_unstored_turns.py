@@ -5,18 +5,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pytest
 import pytest_asyncio
 
 from tailrace.features.unstored import unstored_turns as module
 from tailrace.features.unstored.table import UNSTORED_MAX, UnstoredTable
 from tailrace.features.unstored.unstored_turns import UnstoredTurns
 from tailrace.persistence.store import Store
+from tailrace.proto.entries import End, Outcome
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats.log_server import PAGE_MAX, EntryPage
 from tailrace.proto.resources import TurnToDelete
 from tailrace.testing import MemoryLog, MemoryTombstones
 from tests.harness.open_store import open_store
-from tests.harness.turn_builder import request
+from tests.harness.turn_builder import KEY, attempted_turn, request
 from tests.harness.until import until
 
 TENANT = Tenant("ours")
@@ -60,6 +63,29 @@ async def test_the_turns_of_a_user_are_found_within_the_time_of_a_query(store: S
         found = await unstored_turns(store, kept).list_of_user(TENANT, "ann")
     assert found == [TurnToDelete(TurnId(turn), is_running=True, is_unstored=True) for turn in kept]
     assert await UnstoredTable(store).list_of_user(TENANT, "ann") == kept
+
+
+@pytest.mark.rule("R109")
+@pytest.mark.parametrize(
+    ("outcome", "cause", "expected"),
+    [
+        ("completed", None, "erased"),
+        ("failed", None, "erased"),
+        ("cancelled", "on_disconnect", "erased"),
+        ("cancelled", "request", "deleted"),
+        ("cancelled", "deletion", "deleted"),
+    ],
+)
+async def test_the_key_of_an_erased_turn_is_free_unless_a_client_has_stopped_the_turn(
+    store: Store, outcome: Outcome, cause: str | None, expected: str
+) -> None:
+    """The tombstone says so, because the log does not keep the end."""
+    written, tombstones = attempted_turn(store=False), MemoryTombstones()
+    end = written.end(outcome)
+    assert isinstance(end.entry, End)
+    turn = msgspec.structs.replace(written.turn, end=msgspec.structs.replace(end.entry, cause=cause))
+    assert await UnstoredTurns(MemoryLog(), tombstones, store, grace_s=600).divert(KEY, turn)
+    assert await tombstones.find(KEY) == expected
 
 
 async def test_the_note_of_a_turn_that_has_left_the_log_without_an_end_is_removed(
