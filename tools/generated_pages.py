@@ -70,7 +70,9 @@ PARTS: dict[str, Callable[[], str]] = {
         ]
     ),
     "docs/CLAUDE_API.md": reference_tables.claude_api_tables,
-    "docs/CLIENTS.md": lambda: f"{csv_tables('tests/clients/limitations.csv', '##')}\n{proofs.tables()}",
+    "docs/CLIENTS.md": lambda: "\n".join(
+        [*(csv_tables(f"tests/clients/{name}.csv", "##") for name in ("limitations", "repeats")), proofs.tables()]
+    ),
     "docs/COMMAND_LINE.md": reference_tables.commands_table,
     "docs/DEPENDENCIES.md": lambda: "\n".join(
         csv_tables(f"tools/{name}.csv", "##") for name in ("dependencies", "own_code", "nats_py_overrides")

@@ -130,13 +130,16 @@ class TurnSubmitter:
     async def find_equal(self, draft: TurnDraft, turn: TurnId) -> Stored | None:
         """Returns `turn` if it answers a request equal to `draft`, with the key `auto`. Nothing is stored.
 
-        Raises Refused, LogUnavailable.
+        Raises Refused (also if that turn was stopped or deleted), LogUnavailable.
         """
         principal = draft.principal
         await convert_body(draft.body_bytes, check_turn, draft.new_turn)
-        _, raw = await require(self.steps.derive_key, f"Idempotency-Key: {AUTO}")(principal, draft.new_turn)
-        stored = await self._repeats.load(TurnKey(principal.tenant, turn))
-        return stored if stored is not None and stored.entry.body_sha256 == await hash_body(raw) else None
+        key, raw = await require(self.steps.derive_key, f"Idempotency-Key: {AUTO}")(principal, draft.new_turn)
+        body_sha256 = await hash_body(raw)
+        if (stored := await self._repeats.load(TurnKey(principal.tenant, turn))) is None:
+            # Refuses the request if the turn was deleted.
+            await self._repeats.find_repeat(principal.tenant, key, None, body_sha256)
+        return stored if stored is not None and stored.entry.body_sha256 == body_sha256 else None
 
     async def store(self, draft: Draft, build: Build, retry: Retry | None = None) -> Stored:
         """Stores the entry that `build` makes, of a turn or a batch; see `submit`. The order of the steps is fixed:

@@ -102,6 +102,7 @@ def test_each_page_with_a_mark_has_a_generated_part() -> None:
         ("DEPENDENCIES", [[row["module"], row["library"]] for row in rows_of("tools/own_code.csv")]),
         ("DEPENDENCIES", [[row["private part"]] for row in rows_of("tools/nats_py_overrides.csv")]),
         ("CLIENTS", [[row["client"], row["limitation"]] for row in rows_of("tests/clients/limitations.csv")]),
+        ("CLIENTS", [[row["client"], row["end of the first turn"]] for row in rows_of("tests/clients/repeats.csv")]),
         ("COMMAND_LINE", [[f"| `{name}` |", about] for group in GROUPS.values() for name, about in group.items()]),
         ("OPENAI", [[f"| `{name}` |"] for name in ChatCompletionRequest.__struct_fields__]),
         ("OPENAI", [[f"| `{name}` |"] for name in ResponseRequest.__struct_fields__]),

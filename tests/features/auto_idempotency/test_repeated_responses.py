@@ -221,3 +221,20 @@ async def test_a_model_with_prefill_continues_an_answer_that_a_limit_has_cut(
     assert cut[-1]["type"] == "response.incomplete"
     again = await stream(gateway, repeated(body, cut[-1]["response"]["output"]))
     assert (again[-1]["response"]["id"] != cut[-1]["response"]["id"]) == is_continued
+
+
+@pytest.mark.rule("R26")
+@pytest.mark.parametrize(("how", "code"), [("cancel", "turn_cancelled"), ("delete", "turn_deleted")])
+async def test_a_repeated_request_for_a_response_that_was_stopped_is_refused(
+    gateway: Gateway, how: str, code: str
+) -> None:
+    """Codex has lost the connection before the stop, and repeats the request with the item that it had received."""
+    body = question("thinking=2 words=60 rate=60")
+    item = await stream_until_item(gateway, body)
+    turn = item["id"].removeprefix("rs_").rpartition("_")[0]
+    client, path = gateway.client, f"/v1/turns/{turn}"
+    stopped = await (client.post(f"{path}/cancel") if how == "cancel" else client.delete(path))
+    assert stopped.status_code == 200
+    for sent in (body, repeated(body, [item])):
+        answer = await client.post("/v1/responses", json=sent, headers=AUTO)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (410, code)
