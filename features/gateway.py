@@ -1,7 +1,6 @@
 """The features of a gateway, in the order of their routes, and the settings of both."""
 
 from tailrace.features.admin.gateway import FEATURE as ADMIN
-from tailrace.features.ai_sdk.gateway import FEATURE as AI_SDK
 from tailrace.features.api_reference.gateway import FEATURE as API_REFERENCE
 from tailrace.features.auto_idempotency.gateway import FEATURE as AUTO_IDEMPOTENCY
 from tailrace.features.batches.gateway import FEATURE as BATCHES
@@ -30,7 +29,6 @@ from tailrace.features.structured_output.gateway import FEATURE as STRUCTURED_OU
 from tailrace.features.tickets.gateway import FEATURE as TICKETS
 from tailrace.features.timeline.gateway import FEATURE as TIMELINE
 from tailrace.features.turn_lists.gateway import FEATURE as TURN_LISTS
-from tailrace.features.tutorials.gateway import FEATURE as TUTORIALS
 from tailrace.features.unread_tokens.gateway import FEATURE as UNREAD_TOKENS
 from tailrace.features.usage.gateway import FEATURE as USAGE
 from tailrace.features.webhooks.gateway import FEATURE as WEBHOOKS
@@ -40,8 +38,14 @@ from tailrace.gateway.feature import Features
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.settings import Settings as CoreSettings
 from tailrace.proto.runtime.settings import extend
+from tailrace.protocols.ai_sdk.gateway import FEATURE as AI_SDK
+from tailrace.protocols.anthropic.gateway import FEATURE as ANTHROPIC
+from tailrace.protocols.openai.gateway import FEATURE as OPENAI
+from tailrace.protocols.tutorials.gateway import FEATURE as TUTORIALS
 
 FEATURES: Features = (
+    ANTHROPIC,
+    OPENAI,
     API_REFERENCE,
     TUTORIALS,
     AI_SDK,

@@ -15,12 +15,8 @@ from starlette.types import ASGIApp
 from tailrace.gateway.auth.allowed_hosts import AllowedHosts, HostMiddleware
 from tailrace.gateway.auth.cors import cors_middleware, parse_origins
 from tailrace.gateway.auth.guard import Endpoint, GuardedEndpoint
-from tailrace.gateway.clients.anthropic.managed_agents import ManagedAgentsAdvice
-from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
 from tailrace.gateway.clients.blobs import ROUTES as BLOB_ROUTES
 from tailrace.gateway.clients.native import routes as native
-from tailrace.gateway.clients.openai.chat_routes import ROUTES as OPENAI_CHAT_ROUTES
-from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RESPONSES_ROUTES
 from tailrace.gateway.clients.registry import Dialects, with_core
 from tailrace.gateway.feature import Features, Started
 from tailrace.gateway.http import error_responses
@@ -43,9 +39,6 @@ ROUTES: list[Route] = [
     *BLOB_ROUTES,
     *deletion.ROUTES,
     *sessions.ROUTES,
-    *OPENAI_CHAT_ROUTES,
-    *OPENAI_RESPONSES_ROUTES,
-    *ANTHROPIC_ROUTES,
     *health.ROUTES,
 ]
 
@@ -94,7 +87,6 @@ def app(gateway: Gateway, features: Started = ()) -> Starlette:
         routes=[serve(route) for route in sorted(routes, key=lambda route: "{" in route.path)],
         middleware=[
             *_build_outermost_middleware(gateway, features, routes),
-            Middleware(ManagedAgentsAdvice),
             Middleware(AdmissionQueue, urgent=urgent_paths),
             # The last handler of Starlette stands outside of CORS.
             Middleware(ExceptionMiddleware, handlers={Exception: error_responses.handle_unexpected_error}),
@@ -122,8 +114,8 @@ def _build_outermost_middleware(gateway: Gateway, features: Started, routes: Seq
     return [
         Middleware(RefusalEvents, renderers={one.path: one.render_refusal for one in routes if one.render_refusal}),
         Middleware(HostMiddleware, hosts=AllowedHosts(gateway.settings), authenticator=gateway.authenticator),
-        *(one for _, parts in features for one in parts.middleware),
         *cors_middleware(parse_origins(gateway.settings.origins)),
+        *(one for _, parts in features for one in parts.middleware),
     ]
 
 

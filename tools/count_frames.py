@@ -36,7 +36,7 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.service import Stop
 
 ROOT = str(Path(__file__).resolve().parent.parent)
-FOLDERS = tuple(f"{ROOT}/{name}/" for name in ("features", "gateway", "generators", "proto"))
+FOLDERS = tuple(f"{ROOT}/{name}/" for name in ("features", "gateway", "generators", "proto", "protocols"))
 BYTES_MAX = 768 * 1024**2
 ROUNDS = 12
 # After this long nothing of the last delta is under way any more.

@@ -29,15 +29,15 @@ from tailrace.deploy.cli.main import GROUPS
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.simulated_claude.directive import HELP
 from tailrace.features.gateway import DIALECTS, ROUTES
-from tailrace.features.tutorials import content_stream, delta_stream
 from tailrace.proto.errors import CODES
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.fast_metrics import FastMetric
 from tailrace.proto.version import VERSION
+from tailrace.protocols.tutorials import content_stream, delta_stream
 from tools import api_surface, asyncapi
 from tools.openapi.document import build_document
 
-FEATURES = Path(__file__).parent.parent / "features"
+ROOT = Path(__file__).parent.parent
 # The process of each module of a feature.
 PROCESSES = {"gateway.py": "gateway", "generator.py": "generators", "persistence.py": "persistence"}
 # The bodies of OpenAI's two protocols in the OpenAPI document.
@@ -70,8 +70,8 @@ METRICS = {
 
 
 def feature_folders() -> list[Path]:
-    """Returns the folder of each optional feature."""
-    return sorted(path.parent for path in FEATURES.glob("*/__init__.py"))
+    """Returns the folder of each client protocol, and of each optional feature."""
+    return [path.parent for name in ("protocols", "features") for path in sorted(ROOT.glob(f"{name}/*/__init__.py"))]
 
 
 def about_feature(folder: Path) -> str:
@@ -84,7 +84,7 @@ def about_feature(folder: Path) -> str:
 def features_table() -> str:
     """Returns a row for each optional feature: its folder, what it does, and the processes that run it."""
     rows = [
-        f"| [{folder.name}](features/{folder.name}) | {about_feature(folder)} "
+        f"| [{folder.name}]({folder.parent.name}/{folder.name}) | {about_feature(folder)} "
         f"| {', '.join(process for module, process in PROCESSES.items() if (folder / module).exists())} |"
         for folder in feature_folders()
     ]

@@ -34,9 +34,6 @@ from tailrace.features.batches.read_batch import (
 )
 from tailrace.features.batches.records import ListBatches, StoredBatch, stored_batch
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.anthropic.request import MessagesRequest
-from tailrace.gateway.clients.anthropic.request import build_turn as build_message_turn
-from tailrace.gateway.clients.anthropic.stream import message_of
 from tailrace.gateway.clients.failure import LOST, error_type, failure_of
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import examples, read_body
@@ -55,6 +52,9 @@ from tailrace.proto.errors import CODES, Refused, not_found
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.nats import BlobStore, TurnLog
+from tailrace.protocols.anthropic.request import MessagesRequest
+from tailrace.protocols.anthropic.request import build_turn as build_message_turn
+from tailrace.protocols.anthropic.stream import message_of
 
 PREFIX = "msgbatch_"
 ENDPOINT = "/v1/messages"

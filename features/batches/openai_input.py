@@ -14,7 +14,6 @@ import msgspec
 from tailrace.features.batches.new_batch import INPUTS_MAX, InputChecker
 from tailrace.gateway.clients.built_turn import BuiltTurn
 from tailrace.gateway.clients.field_names import name_as_client
-from tailrace.gateway.clients.openai import chat_request, responses_request
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.error_responses import Problem
 from tailrace.gateway.http.large_bodies import convert_body
@@ -22,6 +21,7 @@ from tailrace.gateway.http.read_body import VALUES_MAX, BodyReader, count_values
 from tailrace.gateway.models.offer import Offer
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import CODES, Refused
+from tailrace.protocols.openai import chat_request, responses_request
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 CUSTOM_ID_CHARS_MAX = 256

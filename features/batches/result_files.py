@@ -31,7 +31,6 @@ from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.clients.blobs import HEADERS
 from tailrace.gateway.clients.failure import LOST, error_type, failure_of
 from tailrace.gateway.clients.file_object import render_file
-from tailrace.gateway.clients.openai import chat_object, responses_object
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.streaming.download import Download
@@ -41,6 +40,7 @@ from tailrace.proto.files import FileRecord
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.nats import BlobStore
 from tailrace.proto.records import TurnRecord
+from tailrace.protocols.openai import chat_object, responses_object
 
 # The size of a result file is found by rendering all results. Rendering stops after so many bytes.
 COUNTED_BYTES_MAX = 100 * 1024 * 1024

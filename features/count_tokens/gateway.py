@@ -11,7 +11,6 @@ from tailrace.features.count_tokens.records import COUNT_TOKENS, CountTokens, Pr
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.clients.anthropic.routes import SECTION
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response
@@ -42,6 +41,7 @@ from tailrace.proto.nats import Rpc
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.tool_ids import map_tool_ids
+from tailrace.protocols.anthropic.routes import SECTION
 
 # A comma-separated list of names, as Anthropic's SDKs send it.
 BETAS = re.compile(r"[\x20-\x7e]{0,2000}")

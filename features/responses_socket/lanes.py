@@ -29,12 +29,12 @@ from tailrace.features.responses_socket.messages import (
     text_field,
 )
 from tailrace.features.responses_socket.socket_memory import Resize
-from tailrace.gateway.clients.openai.responses_object import PREFIX, Head, build_response
 from tailrace.gateway.http.error_responses import NO_MEMORY, Envelope, Problem
 from tailrace.gateway.http.json_mistake import ESCAPE, REPLACEMENT
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.proto.errors import CODES, Refused
 from tailrace.proto.ids import new_id
+from tailrace.protocols.openai.responses_object import PREFIX, Head, build_response
 
 logger = structlog.get_logger()
 

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from tailrace.gateway.clients.openai.responses_input import InputItem, messages_of, system_of
-from tailrace.gateway.clients.openai.responses_object import PREFIX
 from tailrace.gateway.http.duplicate_keys import require_unique_keys
 from tailrace.gateway.http.error_responses import Problem
 from tailrace.gateway.http.json_mistake import not_json
@@ -19,6 +17,8 @@ from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import CODES, Refused
 from tailrace.proto.ids import is_token
+from tailrace.protocols.openai.responses_input import InputItem, messages_of, system_of
+from tailrace.protocols.openai.responses_object import PREFIX
 
 T = TypeVar("T")
 

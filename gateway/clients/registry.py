@@ -2,11 +2,8 @@
 
 from collections.abc import Iterable
 
-from tailrace.gateway.clients.anthropic.stream import ANTHROPIC
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.clients.native.text_stream import TEXT
-from tailrace.gateway.clients.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT_USAGE
-from tailrace.gateway.clients.openai.responses_stream import OPENAI_RESPONSES
 from tailrace.gateway.streaming.dialect import Dialect
 
 
@@ -17,7 +14,7 @@ class Dialects(dict[str, Dialect]):
 def with_core(dialects: Iterable[Dialect]) -> Dialects:
     """Returns the dialects of the core and `dialects`. Raises ValueError if two have the same name."""
     found = Dialects()
-    for dialect in (TAILRACE, TEXT, ANTHROPIC, OPENAI_CHAT, OPENAI_CHAT_USAGE, OPENAI_RESPONSES, *dialects):
+    for dialect in (TAILRACE, TEXT, *dialects):
         if found.setdefault(dialect.name, dialect) is not dialect:
             raise ValueError(f"two dialects have the name {dialect.name}")
     return found

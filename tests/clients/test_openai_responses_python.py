@@ -10,10 +10,10 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tailrace.gateway.clients.openai.responses_object import error_object
 from tailrace.proto.entries import Failure
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
+from tailrace.protocols.openai.responses_object import error_object
 from tests.clients.conftest import read_stored_text
 from tests.clients.openai_chat import LINE, MODEL, SLOW, TEXT, collect, event_text, sdk_of
 from tests.clients.structured_answer import ANSWERED, RHINE, River

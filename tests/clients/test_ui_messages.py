@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from tailrace.features.ai_sdk import message
-from tailrace.features.ai_sdk.stream import UI, record_chunks
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Message
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.records import TurnRecord, record_from_fold
+from tailrace.protocols.ai_sdk import message
+from tailrace.protocols.ai_sdk.stream import UI, record_chunks
 from tests.clients import node
 from tests.harness.turn_builder import Handwritten, opening_events
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tailrace.gateway.clients.anthropic.stream import ANTHROPIC
 from tailrace.proto.entries import Attempt, StoredEntry
+from tailrace.protocols.anthropic.stream import ANTHROPIC
 from tests.conformance.case import Case, read_cases
 from tests.conformance.differences import after_kill, as_json, comparable
 from tests.conformance.played import Play

@@ -24,6 +24,7 @@ ABSENT = (
     "/v1/files",
     "/v1/turn-batches",
     "/v1/batches",
+    "/v1/messages",
     "/v1/messages/batches",
     "/v1/sessions/a/events",
     "/v1/prompts",
@@ -50,8 +51,7 @@ class CoreProcess(Process):
 
 async def refuses_what_features_do(gateway: httpx2.AsyncClient) -> None:
     """A field of an absent feature is named; its routes do not exist."""
-    body = {"model": "claude-haiku-5-5", "max_tokens": 9, "messages": WITH_FILE}
-    refused = (await gateway.post("/v1/messages", json=body)).json()["error"]
+    refused = (await gateway.post("/v1/turns", json={"messages": WITH_FILE})).json()["error"]
     assert (refused["code"], refused["message"]) == (
         "request_invalid",
         "`file_id` is not supported by this server: leave it out",
@@ -60,10 +60,10 @@ async def refuses_what_features_do(gateway: httpx2.AsyncClient) -> None:
     assert costly["message"] == "`max_cost` is not supported by this server: leave it out"
     for path in ABSENT:
         assert (await gateway.get(path)).json()["error"]["code"] == "route_not_found"
-    refused = (await gateway.post("/v1/turns?dialect=ui", json=QUESTION)).json()["error"]
+    refused = (await gateway.post("/v1/turns?dialect=anthropic", json=QUESTION)).json()["error"]
     assert (refused["code"], refused["message"]) == (
         "dialect_unknown",
-        "`dialect` must be one of tailrace, text, anthropic, openai-chat, openai-chat-usage, openai-responses",
+        "`dialect` must be one of tailrace, text",
     )
 
 

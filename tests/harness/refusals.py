@@ -4,10 +4,10 @@ from typing import Literal
 
 import msgspec
 
-from tailrace.features.tutorials.delta_stream import Word, word_of
 from tailrace.gateway.http.error_responses import Envelope, Problem
 from tailrace.proto.entries import Failure
 from tailrace.proto.errors import CODES
+from tailrace.protocols.tutorials.delta_stream import Word, word_of
 from tests.harness.sse_parser import parse
 
 

@@ -15,8 +15,6 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.nats import setup
-from tailrace.features.ai_sdk import request as ui_request
-from tailrace.gateway.clients.anthropic import request as messages_request
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.generators.backends import Call
 from tailrace.generators.continuation import build_call
@@ -28,6 +26,8 @@ from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import BlobStore, Connection, TurnLog, stream_configs
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import BODIES, STREAM
+from tailrace.protocols.ai_sdk import request as ui_request
+from tailrace.protocols.anthropic import request as messages_request
 from tests.harness import turn_builder
 from tests.harness.generator_in_loop import failure_code, words
 from tests.harness.loop_pause import longest_pause
@@ -206,7 +206,7 @@ async def test_a_large_prompt_of_the_messages_api_is_converted_outside_of_the_ev
         return original(*arguments)
 
     original = messages_request.build_turn
-    monkeypatch.setattr("tailrace.gateway.clients.anthropic.routes.build_turn", build_turn)
+    monkeypatch.setattr("tailrace.protocols.anthropic.routes.build_turn", build_turn)
     prompt = {"model": "claude-haiku-5-5", "max_tokens": 9, "stream": True}
     for text in ("short", "long " * MB):
         body = {**prompt, "messages": [{"role": "user", "content": text}]}

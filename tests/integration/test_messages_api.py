@@ -147,7 +147,7 @@ async def test_request_after_a_turn_that_lost_its_readers_is_a_new_turn(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to a limit, after which the last turn is returned again."""
-    monkeypatch.setattr("tailrace.gateway.clients.anthropic.claude_code.TURNS_MAX", 3)
+    monkeypatch.setattr("tailrace.protocols.anthropic.claude_code.TURNS_MAX", 3)
     turns = []
     endless = BODY | {"stream": True, "messages": [{"role": "user", "content": "#sim words=9999 rate=50"}]}
     for _ in range(4):

@@ -38,7 +38,7 @@ def installed_environ(wheel: Path, tmp_path: Path) -> dict[str, str]:
     }
 
 
-PACKAGES = ("client", "deploy", "features", "gateway", "generators", "persistence", "proto", "testing")
+PACKAGES = ("client", "deploy", "features", "gateway", "generators", "persistence", "proto", "protocols", "testing")
 
 
 def test_the_wheel_has_the_files_of_the_packages_under_one_import_name(wheel: Path) -> None:

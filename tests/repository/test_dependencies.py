@@ -51,7 +51,8 @@ def test_every_dependency_is_documented() -> None:
 def test_documented_modules_exist() -> None:
     """A module that moves takes its row along."""
     text = "".join((CHECKOUT / path).read_text() for path in ("tools/dependencies.csv", "tools/own_code.csv"))
-    named = set(re.findall(r"`((?:client|deploy|features|gateway|generators|persistence|proto|web)/[\w/.]*)`", text))
+    folders = "client|deploy|features|gateway|generators|persistence|protocols|proto|web"
+    named = set(re.findall(rf"`((?:{folders})/[\w/.]*)`", text))
     assert len(named) > 20
     assert [name for name in sorted(named) if not (CHECKOUT / name).exists()] == []
 

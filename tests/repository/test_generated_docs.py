@@ -13,13 +13,13 @@ from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.monitoring.rules import ALERTS, SERVICE_LEVELS
 from tailrace.deploy.simulated_claude.fault import FAULT_KINDS
 from tailrace.features.gateway import DIALECTS
-from tailrace.gateway.clients.openai import chat_parameters, responses_parameters
-from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
-from tailrace.gateway.clients.openai.responses_request import ResponseRequest
 from tailrace.proto.errors import CODES
 from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
 from tailrace.proto.records import Query
 from tailrace.proto.runtime import settings
+from tailrace.protocols.openai import chat_parameters, responses_parameters
+from tailrace.protocols.openai.chat_request import ChatCompletionRequest
+from tailrace.protocols.openai.responses_request import ResponseRequest
 from tests.clients.proofs import proofs
 from tests.kills import page as kills
 from tests.kills.cell import KINDS, POLICIES, UNACKNOWLEDGED, entries_of

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from tailrace.gateway.clients.anthropic.request import MessagesRequest, build_turn
 from tailrace.gateway.turns.account_choice import HEADERS
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, check_turn
 from tailrace.proto.errors import Refused
+from tailrace.protocols.anthropic.request import MessagesRequest, build_turn
 
 BILLED = {"type": "billing_policy", "bill_to": "user_profile"}
 BODY = MessagesRequest(max_tokens=1, messages=[MessageParam("user", "hi")])

@@ -8,11 +8,11 @@ import msgspec
 import pytest
 from anthropic.lib.streaming._beta_messages import accumulate_event
 
-from tailrace.gateway.clients.anthropic.stream import ANTHROPIC, render_message
 from tailrace.gateway.history_client import close_record
 from tailrace.proto import entries
 from tailrace.proto.fold import fold
 from tailrace.proto.records import record_from_fold
+from tailrace.protocols.anthropic.stream import ANTHROPIC, render_message
 from tests.harness.readers import render_frames
 from tests.harness.sse_parser import parse
 from tests.harness.turn_builder import KEY, MODEL, Handwritten, attempted_turn

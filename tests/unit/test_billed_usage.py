@@ -6,12 +6,12 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-from tailrace.gateway.clients.anthropic import stream as anthropic
-from tailrace.gateway.clients.openai.chat_object import usage_of
 from tailrace.generators import metrics
 from tailrace.proto.entries import End, Event, decode, encode
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.usage import ModelUsage, Usage
+from tailrace.protocols.anthropic import stream as anthropic
+from tailrace.protocols.openai.chat_object import usage_of
 from tests.harness.turn_builder import KEY, Handwritten
 
 SONNET, OPUS, FABLE = "claude-sonnet-5-5", "claude-opus-4-8", "claude-fable-5"

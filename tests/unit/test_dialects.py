@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tailrace.features.gateway import DIALECTS
-from tailrace.features.tutorials.state_stream import GROWTH
 from tailrace.gateway.clients.native.stream import OF_SESSION, TAILRACE
 from tailrace.gateway.history_client import close_record
 from tailrace.gateway.http import sse
@@ -21,6 +20,7 @@ from tailrace.proto.entries import Entry, Failure, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq
 from tailrace.proto.records import TurnRecord, record_from_fold
+from tailrace.protocols.tutorials.state_stream import GROWTH
 from tests.golden import CASES, read_case
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import decode_data, render_frames, story_of

@@ -7,13 +7,13 @@ import pytest
 from anthropic._error_classes import make_status_error
 from anthropic.types.image_dimensions_too_large_error_details import ImageDimensionsTooLargeErrorDetails
 
-from tailrace.gateway.clients.anthropic.stream import ANTHROPIC
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.error_responses import render_error
 from tailrace.gateway.streaming.response import refusal_of
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Failure, StoredEntry
 from tailrace.proto.ids import Seq, TurnId
+from tailrace.protocols.anthropic.stream import ANTHROPIC
 from tests.harness.sse_parser import parse
 from tests.harness.turn_builder import KEY, NOON, attempted_turn
 

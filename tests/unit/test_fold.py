@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.clients.anthropic.stream import message_of, render_record
 from tailrace.proto import events
 from tailrace.proto.conversation import messages
 from tailrace.proto.end_entry import build_end
@@ -27,6 +26,7 @@ from tailrace.proto.fold import (
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.server_tools import is_executed_tool
 from tailrace.proto.usage import CallUsage, Usage
+from tailrace.protocols.anthropic.stream import message_of, render_record
 from tests.harness.strategies import MadeUp, logs
 from tests.harness.turn_builder import (
     KEY,

@@ -6,14 +6,14 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from tailrace.gateway.clients.openai.item_references import READ_AT_ONCE, insert_items
-from tailrace.gateway.clients.openai.responses_input import InputItem
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Rpc
 from tailrace.proto.records import TurnRecord, record_from_fold
+from tailrace.protocols.openai.item_references import READ_AT_ONCE, insert_items
+from tailrace.protocols.openai.responses_input import InputItem
 from tailrace.testing import MemoryLog
 from tests.harness.scripted_log import KEY
 from tests.harness.turn_builder import completed_turn

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from tailrace.features.ai_sdk.request import build_file_block
-from tailrace.gateway.clients.openai.common import document_block, image_block
 from tailrace.gateway.turns.media_types import ALIASES, IMAGES, PDF, accepted_type
+from tailrace.protocols.ai_sdk.request import build_file_block
+from tailrace.protocols.openai.common import document_block, image_block
 
 DATA = "/9j/4AAQSkZJRgABAQ=="
 

@@ -4,9 +4,9 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.clients.anthropic.request import beta_names
 from tailrace.gateway.turns.request_body import TOP_LEVEL_FIELDS, new_messages
 from tailrace.proto.entries import Message
+from tailrace.protocols.anthropic.request import beta_names
 from tests.golden.requests import build_turn
 from tests.harness.strategies import JSON
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.clients.openai.common import tool_use_block
 from tailrace.gateway.turns.request_body import refuse_blob_references
 from tailrace.proto import odd_json
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import INPUT_LEVELS_MAX
 from tailrace.proto.odd_json import KEY
+from tailrace.protocols.openai.common import tool_use_block
 
 pytestmark = pytest.mark.rule("R125")
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tailrace.features.gateway import DIALECTS
-from tailrace.gateway.clients.openai.chat_object import render_completion
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt
 from tailrace.proto.fold import fold
 from tailrace.proto.records import record_from_fold
+from tailrace.protocols.openai.chat_object import render_completion
 from tests.harness.readers import render_frames
 from tests.harness.sse_parser import parse
 from tests.harness.strategies import MadeUp, answers, logs

@@ -13,8 +13,6 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from tailrace.features.gateway import DIALECTS
-from tailrace.gateway.clients.openai.responses_object import response_of
-from tailrace.gateway.clients.openai.responses_stream import render_snapshot
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.gateway.streaming.writer import skip_events
@@ -22,6 +20,8 @@ from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Outcome, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.records import record_from_fold
+from tailrace.protocols.openai.responses_object import response_of
+from tailrace.protocols.openai.responses_stream import render_snapshot
 from tests.harness.sse_parser import parse
 from tests.harness.strategies import TEXTS, answers
 from tests.harness.turn_builder import (

@@ -6,13 +6,6 @@ import msgspec
 import pytest
 from starlette.datastructures import Headers
 
-from tailrace.features.ai_sdk.request import UIChatRequest
-from tailrace.features.ai_sdk.request import build_turn as build_page_turn
-from tailrace.features.tutorials.request import ChatStreamRequest, StartJobRequest, chat_stream_turn, job_turn
-from tailrace.gateway.clients.anthropic.request import MessagesRequest, build_turn
-from tailrace.gateway.clients.openai import chat_request, responses_request
-from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
-from tailrace.gateway.clients.openai.responses_request import ResponseRequest
 from tailrace.gateway.clients.session_headers import apply_session_headers
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.conversation_match import Position
@@ -20,6 +13,13 @@ from tailrace.gateway.turns.request_body import MessageParam, NewTurn, build_ent
 from tailrace.proto.entries import OnPause
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId
+from tailrace.protocols.ai_sdk.request import UIChatRequest
+from tailrace.protocols.ai_sdk.request import build_turn as build_page_turn
+from tailrace.protocols.anthropic.request import MessagesRequest, build_turn
+from tailrace.protocols.openai import chat_request, responses_request
+from tailrace.protocols.openai.chat_request import ChatCompletionRequest
+from tailrace.protocols.openai.responses_request import ResponseRequest
+from tailrace.protocols.tutorials.request import ChatStreamRequest, StartJobRequest, chat_stream_turn, job_turn
 
 QUESTION = MessageParam("user", "hi")
 PAGE_QUESTION = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "hi"}]}

@@ -11,8 +11,6 @@ import msgspec
 import pytest
 from starlette.types import Message
 
-from tailrace.features.ai_sdk.gateway import count_chunks
-from tailrace.features.ai_sdk.stream import UI
 from tailrace.features.gateway import DIALECTS
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.authenticate import LOCAL
@@ -31,6 +29,8 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.nats.log_server import LiveFeed
 from tailrace.proto.runtime.flag import Flag
+from tailrace.protocols.ai_sdk.gateway import count_chunks
+from tailrace.protocols.ai_sdk.stream import UI
 from tailrace.testing import MemoryLog
 from tests.harness.turn_builder import KEY, Handwritten, attempt, completed_turn
 from tests.harness.until import until

@@ -15,7 +15,6 @@ from starlette.datastructures import Headers
 from tailrace.deploy.simulated_claude import event as simulated
 from tailrace.deploy.simulated_claude.reply import parse_message, reply
 from tailrace.deploy.simulated_claude.request import decode
-from tailrace.gateway.clients.anthropic.request import MessagesRequest, build_turn
 from tailrace.gateway.turns.request_body import new_messages
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.event_order import EventOrder
@@ -27,6 +26,7 @@ from tailrace.generators.plan import AppendEvents, Complete, MakeAttempt, plan
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Block, Event, Message, Mode
 from tailrace.proto.fold import Turn, content
+from tailrace.protocols.anthropic.request import MessagesRequest, build_turn
 from tests.harness.turn_builder import Handwritten, attempt
 
 WORDS = 24

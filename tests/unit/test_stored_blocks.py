@@ -8,14 +8,14 @@ import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tailrace.features.ai_sdk import message
 from tailrace.features.gateway import DIALECTS
-from tailrace.gateway.clients.openai.responses_input import items_of
-from tailrace.gateway.clients.openai.responses_object import response_of
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto.entries import Block, Message
 from tailrace.proto.fold import content
 from tailrace.proto.records import TurnRecord, record_from_fold
+from tailrace.protocols.ai_sdk import message
+from tailrace.protocols.openai.responses_input import items_of
+from tailrace.protocols.openai.responses_object import response_of
 from tests.harness.strategies import JSON, TEXTS
 from tests.harness.turn_builder import KEY, completed_turn
 

@@ -1,7 +1,7 @@
 """The descriptions and examples of the properties in the OpenAPI document.
 
 A description is the docstring below the field. For a parameter that Claude does not support, it comes from the table of
-its protocol, such as gateway/clients/openai/chat_parameters.py. This module parses the source.
+its protocol, such as protocols/openai/chat_parameters.py. This module parses the source.
 """
 
 import ast
@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 from msgspec import inspect as types
 
-from tailrace.gateway.clients.openai import chat_parameters, responses_parameters
-from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
-from tailrace.gateway.clients.openai.responses_request import ResponseRequest
-from tailrace.gateway.clients.openai.unsupported import UnsupportedParameter
+from tailrace.gateway.clients.unsupported import UnsupportedParameter
+from tailrace.protocols.openai import chat_parameters, responses_parameters
+from tailrace.protocols.openai.chat_request import ChatCompletionRequest
+from tailrace.protocols.openai.responses_request import ResponseRequest
 from tools.openapi.examples import EXAMPLES, WHOLE
 
 Json = dict[str, Any]

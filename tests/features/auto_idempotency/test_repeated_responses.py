@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tailrace.gateway.clients.openai import repeated_responses, responses_routes
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Seq, new_id
+from tailrace.protocols.openai import repeated_responses, responses_routes
 from tests.harness.generator_in_loop import words
 from tests.harness.sse_parser import parse
 from tests.integration.conftest import Gateway

@@ -12,14 +12,14 @@ from typing import Any
 import msgspec
 from starlette.datastructures import Headers
 
-from tailrace.features.ai_sdk import request as ai_sdk
-from tailrace.gateway.clients.anthropic import request as anthropic
 from tailrace.gateway.clients.built_turn import BuiltTurn
-from tailrace.gateway.clients.openai import chat_request, responses_request
 from tailrace.gateway.http.read_body import decode
 from tailrace.gateway.turns.request_body import NewTurn, check_turn
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import models
+from tailrace.protocols.ai_sdk import request as ai_sdk
+from tailrace.protocols.anthropic import request as anthropic
+from tailrace.protocols.openai import chat_request, responses_request
 
 FOLDER = Path(__file__).parent
 HI = {"role": "user", "content": "hi"}

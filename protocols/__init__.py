@@ -1,0 +1,1 @@
+"""Client protocols of other APIs, one folder each: routes, request parser and stream renderer."""

@@ -1,0 +1,260 @@
+"""The routes of AI SDK: for `useChat` with `resume: true`, and for WorkflowChatTransport.
+
+A chat of `useChat` is a session, and a run of the workflow transport is a turn. The same path parameter holds both.
+"""
+
+import asyncio
+import re
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.field_names import name_as_client
+from tailrace.gateway.clients.native.routes import cursor_of, stream_of
+from tailrace.gateway.clients.stored_messages import read_texts
+from tailrace.gateway.clients.unsupported import ignored_header
+from tailrace.gateway.feature import Feature, Parts
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http import read_body, sse
+from tailrace.gateway.http.examples import QUESTION
+from tailrace.gateway.http.json_response import json_response, large_json_response
+from tailrace.gateway.http.large_bodies import convert_body
+from tailrace.gateway.http.parameters import GONE, KEY, RESUMING
+from tailrace.gateway.http.route import SSE, Route, Section, query
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.dialect import Dialect
+from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
+from tailrace.gateway.streaming.response import EventStream, HeldStream, Start
+from tailrace.gateway.streaming.writer import FRAMES_MAX
+from tailrace.gateway.turns.read_turn import TurnReader
+from tailrace.gateway.turns.respond import Responder
+from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey, is_token
+from tailrace.proto.nats import BlobStore, TurnLog
+from tailrace.proto.records import GetLastTurn, GetTurn, TurnRecord
+from tailrace.proto.runtime.settings import NoSettings
+from tailrace.protocols.ai_sdk.history import newest_branch
+from tailrace.protocols.ai_sdk.message import build_messages
+from tailrace.protocols.ai_sdk.request import UIChatRequest, build_turn, client_names, unknown_fields
+from tailrace.protocols.ai_sdk.stream import DONE, UI, earlier_messages, replay_dialect
+
+# A page that loaded its messages while the answer ran requests the stream at most this much later.
+LATE_S = 10.0
+# Each reader of a replay holds the long texts of the earlier steps in memory. Longer steps are left out.
+EARLIER_BYTES_MAX = 1024 * 1024
+START_INDEX = re.compile(r"-?[0-9]{1,9}")
+
+
+class StoppedTurn(msgspec.Struct, frozen=True):
+    """The stopped turn and its outcome."""
+
+    turn: TurnId
+    """The id of the stopped turn."""
+    outcome: str
+    """How the turn ended."""
+
+
+async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
+    """`POST /api/chat`: answers the newest message of a chat with a UI message stream.
+
+    Messages that the chat already has are not stored again; different messages start a branch. The response header
+    `tailrace-ignored` names unknown fields.
+    """
+    fields, raw = await request.read(dict[str, Any], is_text_allowed=True, has_model_output=True)
+    chat = read_body.convert(fields, UIChatRequest)
+    new_turn = await convert_body(len(raw), build_turn, chat)
+    headers = ignored_header(unknown_fields(fields))
+    with name_as_client(client_names(chat)):
+        return await responder.answer(
+            request, new_turn, raw, UI, is_streamed=True, headers=headers, idempotency_key=chat.idempotency_key
+        )
+
+
+async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnReader, blob_store: BlobStore) -> ASGIApp:
+    """`GET /api/chat/{chat}/stream`: streams the running answer from its start, or from the chunk `startIndex` on.
+
+    Answers 204 if no answer is running or has ended within the last seconds. `startIndex` counts from 0, or from the
+    end if it is negative; with it, an answer that has ended is streamed, too. `replay=true`: `startIndex`
+    counts the chunks of a stream that began without it. Such a stream also has the earlier steps of the message,
+    unless their long texts and files have more than 1 MiB. `Last-Event-ID` continues a stream after any chunk with an
+    `id:`, and takes precedence over `startIndex`.
+    """
+    tenant, name = request.tenant, request.path_params["chat"]
+    if cursor := cursor_of(request):
+        turn = await find_turn_or_chat(streams.log, streams.history, tenant, name)
+        return stream_of(Reader(streams, request), request, turn, cursor, UI)
+    index = start_index(request)
+    is_replay = request.query_params.get("replay") == "true"
+    if index is not None and index > 0 and request.method == "GET":
+        # The workflow transport treats every status but 200 as final, so it waits inside the stream.
+        find = partial(find_chunk, streams, blob_store, tenant, name, index, is_replay=is_replay)
+        return HeldStream(Reader(streams, request), find, UI)
+    refuse_when_draining(streams.draining)
+    if index is not None:
+        start = await find_chunk(streams, blob_store, tenant, name, index, is_replay=is_replay)
+        return EventStream(Reader(streams, request), start, UI)
+    key = await find_resumable(streams, turns, tenant, name)
+    if key is None:
+        return Response(status_code=204)
+    return EventStream(Reader(streams, request), key, await replay_of(streams, blob_store, key))
+
+
+async def post_stop(request: ApiRequest, log: TurnLog, history: HistoryClient, turns: TurnReader) -> Response:
+    """`POST /api/chat/{chat}/stop`: ends the running answer and keeps its text. An answer that has ended stays.
+
+    The message stays in the chat with its text so far.
+    """
+    tenant, name = request.tenant, request.path_params["chat"]
+    key = await find_turn_or_chat(log, history, tenant, name)
+    return json_response(StoppedTurn(key.turn, (await turns.cancel(key, request.principal.key)).outcome))
+
+
+async def get_messages(
+    request: ApiRequest, history: HistoryClient, blob_store: BlobStore, settings: Settings
+) -> Response:
+    """`GET /api/chat/{chat}/messages`: returns the newest branch as UI messages, the initial messages of a page.
+
+    A running answer is not included: `resume: true` streams it.
+    """
+    tenant, name = request.tenant, request.path_params["chat"]
+    turns = await newest_branch(history, blob_store, tenant, name, settings.body_bytes_max)
+    # In a thread, like the steps of `newest_branch`: 24,000 messages take 100 ms, in which the loop would serve no
+    # stream.
+    return await large_json_response(await asyncio.to_thread(build_messages, turns))
+
+
+async def find_chunk(
+    streams: StreamContext, blob_store: BlobStore, tenant: Tenant, name: str, index: int, *, is_replay: bool
+) -> Start:
+    """Returns the start of a stream from chunk `index` on; negative: from the end. Raises Refused, LogUnavailable."""
+    key = await find_turn_or_chat(streams.log, streams.history, tenant, name)
+    dialect = await replay_of(streams, blob_store, key) if is_replay else UI
+    count, is_whole = await count_chunks(streams, key, dialect)
+    seen = max(0, count + index) if index < 0 else index
+    if is_whole and seen >= count:
+        raise Refused("cursor_invalid", f"`startIndex` is beyond the end of the stream, which has {count} chunks")
+    headers = {"x-workflow-run-id": key.turn, "x-workflow-stream-tail-index": str(count - 1)}
+    return Start(key, seen, headers, dialect)
+
+
+async def replay_of(streams: StreamContext, blob_store: BlobStore, key: TurnKey) -> Dialect:
+    """Returns the dialect with the earlier steps of the message, or UI if they are too long. Raises LogUnavailable."""
+    try:
+        async with streams.fan_out.subscribe(key, BEFORE_FIRST) as feed:
+            earlier = [] if feed.request is None else earlier_messages(feed.request.messages)
+    except TurnUnknown:
+        # A turn from the database is rendered without earlier steps.
+        return UI
+    texts = await read_texts(blob_store, key.tenant, earlier, EARLIER_BYTES_MAX)
+    return UI if texts is None else replay_dialect(texts)
+
+
+async def find_turn_or_chat(log: TurnLog, history: HistoryClient, tenant: Tenant, name: str) -> TurnKey:
+    """Returns the turn with the id `name`, or the newest turn of the chat `name`. Raises Refused."""
+    turn = TurnKey(tenant, TurnId(name))
+    if is_token(name) and await is_logged(log, turn):
+        return turn
+    try:
+        return TurnKey(tenant, (await history.query(tenant, GetLastTurn(name))).turn)
+    except Refused as refused:
+        if refused.code != "session_not_found":
+            raise
+        return TurnKey(tenant, (await history.query(tenant, GetTurn(TurnId(name)))).turn)
+
+
+async def find_resumable(streams: StreamContext, turns: TurnReader, tenant: Tenant, name: str) -> TurnKey | None:
+    """Returns `name`'s turn; None if the turn is over or does not exist, which `useChat` does not treat as an error."""
+    try:
+        key = await find_turn_or_chat(streams.log, streams.history, tenant, name)
+        return None if is_over(await turns.read(key), datetime.now(UTC)) else key
+    except Refused as refused:
+        if refused.code != "turn_not_found":
+            raise
+        return None
+
+
+def is_over(turn: TurnRecord, now: datetime) -> bool:
+    """Returns whether the turn ended so long ago that no page still requests its stream."""
+    if turn.ended_at is None:
+        # A turn that left the log without an end has no time of its end; it is old.
+        return turn.outcome != "running"
+    return (now - turn.ended_at).total_seconds() > LATE_S
+
+
+async def count_chunks(streams: StreamContext, key: TurnKey, dialect: Dialect) -> tuple[int, bool]:
+    """Returns how many chunks a turn has so far, and whether a client with all of them needs no more.
+
+    In the database deltas are joined: a client may have more chunks than the database, and receives the answer again.
+    """
+    try:
+        async with streams.fan_out.subscribe(key, BEFORE_FIRST, from_start=True) as live:
+            count = position = 0
+            while position < len(live.entries):
+                frames = live.frames(dialect, position, FRAMES_MAX)
+                count += sum(count_data_events(frame.events) for frame in frames)
+                position += len(frames)
+                # Lets other tasks run between the pieces of a long answer.
+                await asyncio.sleep(0)
+            return count, live.is_ended
+    except TurnUnknown:
+        record = await streams.history.read_past_turn(key)
+        return count_data_events(dialect.render_record(record, 0).events), False
+
+
+def count_data_events(events: sse.Events) -> int:
+    """Counts the chunks as the workflow transport does, without `[DONE]`."""
+    return sum(event.data != DONE for event in events)
+
+
+async def is_logged(log: TurnLog, key: TurnKey) -> bool:
+    """Returns whether the log still has the turn. Raises LogUnavailable."""
+    # Any replica has the first entry, also while there is no leader. Only a leader can say that there is no entry.
+    return bool(await log.read_entries(key, limit=1)) or await log.has_turn(key)
+
+
+def start_index(request: ApiRequest) -> int | None:
+    """Returns the query parameter `startIndex`, which may be negative; None without it. Raises Refused."""
+    text = request.query_params.get("startIndex")
+    if text is None:
+        return None
+    if START_INDEX.fullmatch(text) is None:
+        raise Refused("request_invalid", "`startIndex` must be a whole number, the count of received chunks")
+    return int(text)
+
+
+SECTION = Section("ai-sdk", "https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol")
+MESSAGES = [{"id": "msg-1", "role": "user", "parts": [{"type": "text", "text": QUESTION}]}]
+FIRST_CHUNK = query("startIndex", "The index of the first chunk; negative: from the end.", type="integer")
+REPLAY = query("replay", "`true`: `startIndex` counts as in a stream that began without it.")
+
+ROUTES = [
+    Route(
+        "POST",
+        "/api/chat",
+        post_chat,
+        "write",
+        SECTION,
+        body=UIChatRequest,
+        streams=SSE,
+        parameters=(KEY, *RESUMING),
+    ),
+    Route(
+        "GET",
+        "/api/chat/{chat}/stream",
+        get_stream,
+        "read",
+        SECTION,
+        streams=SSE,
+        parameters=(FIRST_CHUNK, REPLAY, *RESUMING),
+        statuses=GONE,
+    ),
+    Route("POST", "/api/chat/{chat}/stop", post_stop, "write", SECTION, result=StoppedTurn),
+    Route("GET", "/api/chat/{chat}/messages", get_messages, "read", SECTION, result=MESSAGES),
+]
+
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES, dialects=(UI,))

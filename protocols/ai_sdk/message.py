@@ -1,0 +1,135 @@
+"""Builds the UI messages of a chat from its turns: the same messages that `useChat` has after all streams.
+
+The parts are built from the chunks that are streamed, like in `ai`'s process-ui-message-stream.ts, so that a page shows
+the same after a reload, except for a tool call that was cut, which is left out.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from tailrace.proto.entries import Message
+from tailrace.proto.records import TurnRecord
+from tailrace.protocols.ai_sdk.part import Chunk, content_chunks
+from tailrace.protocols.ai_sdk.stream import MESSAGE, message_id, record_chunks, tool_results
+
+Part = dict[str, Any]
+
+# Fields that a part takes over from its chunk, whatever the chunk's type.
+COPIED = ("providerMetadata", "providerExecuted")
+
+
+class UIMessage(msgspec.Struct, omit_defaults=True):
+    """A message in the format of `useChat`. Mutable only while this module builds it."""
+
+    id: str
+    role: str
+    metadata: dict[str, Any] = {}
+    parts: list[Part] = msgspec.field(default_factory=list)
+
+
+def build_messages(turns: Iterable[TurnRecord]) -> list[UIMessage]:
+    """Returns the turns of a conversation as UI messages. Tool results become parts of the message with their call."""
+    built: list[UIMessage] = []
+    # The parts of tool calls by id: a conversation may hold twenty thousand.
+    calls: dict[str, Part] = {}
+    for turn in turns:
+        for number, message in enumerate(turn.input):
+            _add_input(built, calls, message, f"{turn.turn}_{number}")
+        if turn.outcome != "running":
+            if MESSAGE not in turn.metadata or not built or built[-1].role != "assistant":
+                built.append(UIMessage(message_id(turn.turn, turn.metadata), "assistant"))
+            for chunk in record_chunks(turn):
+                add_chunk(built[-1], calls, chunk)
+    return built
+
+
+def _add_input(built: list[UIMessage], calls: dict[str, Part], message: Message, name: str) -> None:
+    """Adds a message of the request. Tool results go into the message with the tool call."""
+    blocks = message.content if isinstance(message.content, list) else [{"type": "text", "text": message.content}]
+    tool_outputs = tool_results(blocks)
+    for chunk in tool_outputs if built else []:
+        add_chunk(built[-1], calls, chunk)
+    if tool_outputs:
+        return
+    built.append(UIMessage(name, message.role))
+    if message.role == "assistant":
+        for chunk in content_chunks(blocks):
+            add_chunk(built[-1], calls, chunk)
+    else:
+        built[-1].parts += [part for block in blocks for part in _user_parts(block)]
+
+
+def _user_parts(block: dict[str, Any]) -> list[Part]:
+    match block:
+        # An expired blob is an empty string.
+        case {"type": "text", "text": ""} | {"type": "image" | "document", "source": {"data": ""}}:
+            return []
+        case {"type": "text", "text": str(text)}:
+            return [{"type": "text", "text": text}]
+        case {"type": "image" | "document", "source": dict(source)}:
+            filename = {"filename": block["title"]} if isinstance(block.get("title"), str) else {}
+            return [{"type": "file", **_file(source, block["type"]), **filename}]
+        case _:
+            return []
+
+
+def _file(source: dict[str, Any], kind: str) -> dict[str, str]:
+    match source:
+        case {"type": "url", "url": str(url)}:
+            # The exact type of an image at a URL is not known.
+            return {"mediaType": "image" if kind == "image" else "application/pdf", "url": url}
+        case {"type": "text", "data": str(text)}:
+            return {"mediaType": "text/plain", "url": f"data:text/plain,{quote(text)}"}
+        case _:
+            media = str(source.get("media_type", ""))
+            return {"mediaType": media, "url": f"data:{media};base64,{source.get('data')}"}
+
+
+def add_chunk(message: UIMessage, calls: dict[str, Part], chunk: Chunk) -> None:
+    """Adds a chunk to its message, or to the part in `calls` that it belongs to."""
+    rest = {name: value for name, value in chunk.items() if name in COPIED}
+    match chunk:
+        case {"type": "start" | "finish" | "message-metadata", "messageMetadata": metadata}:
+            message.metadata = {**message.metadata, **metadata}
+        case {"type": "start-step"}:
+            message.parts.append({"type": "step-start"})
+        case {"type": "text-start"}:
+            message.parts.append({"type": "text", "text": "", "state": "done"})
+        case {"type": "reasoning-start", "id": name}:
+            message.parts.append({"type": "reasoning", "id": name, "text": "", "state": "done", **rest})
+        case {"type": "text-delta" | "reasoning-delta" as kind, "delta": delta}:
+            _last(message, kind.removesuffix("-delta"))["text"] += delta
+        case {"type": "text-end" | "reasoning-end" as kind}:
+            _last(message, kind.removesuffix("-end")).update(rest)
+        case {"type": "tool-input-available", "toolCallId": call, "toolName": name, "input": given}:
+            state = {"state": "input-available", "input": given}
+            calls[call] = {**_tool(chunk, name), "toolCallId": call, **state, **rest}
+            message.parts.append(calls[call])
+        case {"type": "tool-input-error", "toolCallId": call, "toolName": name, "errorText": error, "input": given}:
+            state = {"state": "output-error", "input": given, "errorText": error}
+            calls[call] = {**_tool(chunk, name), "toolCallId": call, **state, **rest}
+            message.parts.append(calls[call])
+        # A result without a call is left out.
+        case {"type": "tool-output-available", "toolCallId": call, "output": output} if call in calls:
+            calls[call].update({"state": "output-available", "output": output, **rest})
+        case {"type": "tool-output-error", "toolCallId": call, "errorText": error} if call in calls:
+            calls[call].update({"state": "output-error", "errorText": error, **rest})
+        case {"type": "source-url" | "source-document"}:
+            message.parts.append(dict(chunk))
+        case {"type": str(kind)} if kind.startswith("data-"):
+            message.parts.append(dict(chunk))
+        case _:
+            # Other chunks, such as deltas of a tool's input and the ends of steps, are not stored in a message.
+            pass
+
+
+def _tool(chunk: Chunk, name: str) -> Part:
+    """Returns the fields that name the tool of a part."""
+    return {"type": "dynamic-tool", "toolName": name} if chunk.get("dynamic") else {"type": f"tool-{name}"}
+
+
+def _last(message: UIMessage, kind: str) -> Part:
+    return next(part for part in reversed(message.parts) if part["type"] == kind)

@@ -1,0 +1,394 @@
+"""The body of `POST /api/chat`, which AI SDK's transports send, and the turn that it becomes.
+
+| part of a UI message | what the model gets |
+|---|---|
+| `text` | text |
+| `file` | an image, a PDF or a text, from a `data:` or `https:` URL |
+| `reasoning` | thinking, if it has the model's signature: the API refuses it otherwise |
+| `tool-*`, `dynamic-tool` with a result, or denied | a tool call and its result |
+| `tool-*`, `dynamic-tool` without a result | nothing: the API refuses a call without a result |
+| provider-executed tools, `source-*` | nothing: the session has them |
+| `data-*`, `step-start`, `custom` and others | nothing: they are for the page |
+
+Messages with the role `system` at the beginning become the system prompt.
+"""
+
+import base64
+import itertools
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+from msgspec import Meta
+
+from tailrace.gateway.clients.tool_definition import tool_definition
+from tailrace.gateway.clients.unsupported import plain_names
+from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
+from tailrace.gateway.turns.media_types import IMAGES, PDF, accepted_type
+from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy, refuse_fields
+from tailrace.proto.conversation import without_trailing_thinking
+from tailrace.proto.depth import is_deeper
+from tailrace.proto.entries import OnInterrupt, OnPause
+from tailrace.proto.errors import Refused
+from tailrace.proto.fold import INPUT_LEVELS_MAX
+from tailrace.proto.long_strings import PIECE_BYTES, decode_base64
+from tailrace.protocols.ai_sdk.stream import MESSAGE
+from tailrace.protocols.ai_sdk.tool_result import encode_output
+
+DENIED = "the user denied this tool call"
+# The API refuses a failed call without a reason.
+FAILED = "the tool failed"
+UNRUN = "`{name}` is approved, but has no output: Tailrace runs no tools. Run it, and send its output (`addToolOutput`)"
+TOO_OLD = (
+    "`messages` have a `content`, as AI SDK 3 and 4 send it: this route is for AI SDK 5 or newer. "
+    "Update `ai` and `@ai-sdk/react`, whose messages have `parts`"
+)
+MODEL_MESSAGES = (
+    "`messages` have a list as `content`, as assistant-ui's `useDataStreamRuntime` sends it: this route needs the "
+    "`parts` of UI messages. Use `useChatRuntime` of `@assistant-ui/react-ai-sdk`, which sends them"
+)
+
+Block = dict[str, Any]
+
+
+class UIApproval(msgspec.Struct, frozen=True):
+    """The decision of AI SDK's own tool approvals."""
+
+    approved: bool | None = None
+    """Whether the call is approved; null: it is not decided."""
+    reason: str | None = None
+    """Why it was decided so."""
+
+
+class UIPart(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A part of a UI message, with the fields of every type that the model gets."""
+
+    type: str
+    """The type of the part, as AI SDK names it: `text`, `file`, `reasoning`, `tool-NAME`, …"""
+    text: str = ""
+    """The text of a part of type `text` or `reasoning`."""
+    media_type: str = ""
+    """The media type of a file."""
+    url: str = ""
+    """The address of a file, or its content as a `data:` URL."""
+    filename: str | None = None
+    """The name of a file."""
+    provider_metadata: dict[str, dict[str, Any]] | None = None
+    """Fields that the provider has added to the part, by the provider's name."""
+    tool_name: str | None = None
+    """The name of a tool that is not part of `type`."""
+    tool_call_id: str = ""
+    """The id of the tool call."""
+    state: str = ""
+    """The state of the tool call: `input-available`, `output-available`, `output-error`, …"""
+    input: Any = None
+    """The input of the tool call."""
+    output: Any = None
+    """The result of the tool call."""
+    error_text: str = ""
+    """Why the tool call failed."""
+    approval: UIApproval | None = None
+    """The decision about the tool call."""
+    provider_executed: bool | None = None
+    """Whether the provider ran the tool."""
+
+
+class UIMessageParam(msgspec.Struct, frozen=True):
+    role: Literal["user", "assistant", "system", "data"]
+    """Who wrote the message."""
+    parts: list[UIPart] = []
+    """The parts of the message, in order."""
+    id: str = ""
+    """The id of the message in the page."""
+    content: Any = None
+    """The text of a message of AI SDK 3 and 4, or the list of parts of assistant-ui's `useDataStreamRuntime`."""
+
+
+class UITool(msgspec.Struct, frozen=True):
+    """A tool as assistant-ui's `AssistantChatTransport` describes it. Its unknown fields are ignored."""
+
+    parameters: Block
+    """The JSON Schema of the tool's input."""
+    description: str | None = None
+    """The description of the tool, which the model receives."""
+
+
+class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `POST /api/chat`: the fields of `useChat`, and those that an app may add with its option `body`.
+
+    `trigger` and `messageId` are not used: `messages` contain what they say.
+    """
+
+    messages: list[UIMessageParam]
+    """The messages of the chat, oldest first. The last one is answered."""
+    id: str | None = None
+    """The id of the chat, which becomes the session."""
+    trigger: Literal["submit-message", "regenerate-message"] | None = None
+    """Whether the newest message is new, or its answer is requested once more."""
+    message_id: str | None = msgspec.field(default=None, name="messageId")
+    """The message whose answer is requested once more."""
+    session_id: str | None = None
+    """The session of the chat, if it is not `id`."""
+    project_id: str | None = None
+    """The project of the session."""
+    model: str | None = None
+    """The model that answers; if it is left out, the session's model, else the operator's default."""
+    system: str | list[Block] | None = None
+    """The system prompt."""
+    max_tokens: int | None = None
+    """The most tokens that the answer may have."""
+    tools: list[Block] | dict[str, UITool] | None = None
+    """The tools that the model may call, in Anthropic's format, or assistant-ui's tools by their names."""
+    options: dict[str, Any] | None = None
+    """Further fields of Anthropic's Messages API."""
+    metadata: dict[str, str] | None = None
+    """Labels of the turn, by which it can be found."""
+    on_interrupt: OnInterrupt = "continue"
+    """The reaction to a model call that breaks off: continue the answer, restart it, or fail."""
+    on_pause: OnPause = "continue"
+    """The reaction to a pause for tools of the model's API: continue the answer, or return it."""
+    on_disconnect: str = "continue"
+    """The reaction when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
+    on_busy: OnBusy = "interrupt"
+    """`useChat` sends a question only when no answer runs. If one runs here, the user has stopped it in the page, and
+    `stop()` sends no request."""
+    max_cost: float | None = None
+    """The most that the answer may cost, in dollars."""
+    store: bool = True
+    """Whether the turn is kept. False: it belongs to no chat, and is erased some minutes after its end."""
+    idempotency_key: Annotated[str, Meta(pattern=IDEMPOTENCY_KEY.pattern)] | None = None
+    """Like the header `Idempotency-Key`, for apps whose server forwards only the body."""
+
+
+def build_turn(chat: UIChatRequest) -> NewTurn:
+    """Returns the turn for `chat`. Raises Refused."""
+    # AI SDK 5 and newer send `trigger`, and may send messages that an app has stored with an older version.
+    if chat.trigger is None and any(one.content is not None or one.role == "data" for one in chat.messages):
+        is_list = any(isinstance(one.content, list) for one in chat.messages)
+        raise Refused("request_invalid", MODEL_MESSAGES if is_list else TOO_OLD)
+    if chat.id is not None and chat.session_id not in (None, chat.id):
+        raise Refused("request_invalid", "`id` and `session_id` differ: send one of them")
+    session = chat.id if chat.id is not None else chat.session_id
+    if not chat.store:
+        refuse_fields(chat, "session_id", "project_id")
+        # `useChat` always sends `id`, and the whole conversation.
+        session = None
+    metadata = dict(chat.metadata or {})
+    if chat.messages and chat.messages[-1].role == "assistant":
+        _refuse_approved(chat.messages[-1])
+        # The message has tool results: the client appends the answer to it.
+        metadata[MESSAGE] = chat.messages[-1].id
+    return NewTurn(
+        messages=messages_of(chat),
+        model=chat.model,
+        system=system_of(chat),
+        max_tokens=chat.max_tokens,
+        tools=tools_of(chat.tools),
+        options=chat.options,
+        session=session,
+        create_session=session is not None,
+        full_history=session is not None,
+        project=chat.project_id,
+        metadata=metadata or None,
+        on_interrupt=chat.on_interrupt,
+        on_pause=chat.on_pause,
+        on_disconnect=chat.on_disconnect,
+        on_busy=chat.on_busy,
+        max_cost=chat.max_cost,
+        store=chat.store,
+    )
+
+
+def _refuse_approved(message: UIMessageParam) -> None:
+    """Raises Refused for a call that was approved, and has not run. Without it, the model would not get the call."""
+    for part in message.parts:
+        if part.state == "approval-responded" and part.approval is not None and part.approval.approved:
+            name = part.tool_name or part.type.removeprefix("tool-")
+            raise Refused("request_invalid", UNRUN.format(name=name))
+
+
+def client_names(chat: UIChatRequest) -> dict[str, str]:
+    """Returns the name in `chat` of each field of the turn that `chat` names differently."""
+    return {"session": "session_id" if chat.id is None else "id", "project": "project_id"}
+
+
+def unknown_fields(fields: Iterable[str]) -> list[str]:
+    """Returns the names of unknown fields, which are ignored: an app may send its own."""
+    known = {field.encode_name for field in msgspec.structs.fields(UIChatRequest)}
+    return plain_names(name for name in fields if name not in known)
+
+
+def tools_of(tools: list[Block] | dict[str, UITool] | None) -> list[Block] | None:
+    """Returns the tools in Anthropic's format."""
+    if not isinstance(tools, dict):
+        return tools
+    named = tools.items()
+    return [tool_definition(name, one.description, one.parameters, strict=None) for name, one in named] or None
+
+
+def system_of(chat: UIChatRequest) -> str | list[Block] | None:
+    """Returns the texts of the system messages before the first other message, and then `chat.system`."""
+    leading = itertools.takewhile(_is_system, chat.messages)
+    texts = [text for one in leading if (text := _text(one).strip())]
+    if not texts:
+        return chat.system
+    if isinstance(chat.system, list):
+        return [*({"type": "text", "text": text} for text in texts), *chat.system]
+    return "\n\n".join([*texts, *([chat.system] if chat.system else [])])
+
+
+def messages_of(chat: UIChatRequest) -> list[MessageParam]:
+    """Returns the messages for the model, except the messages that `system_of` returns. Raises Refused.
+
+    Leaves out an empty message before the last message: it was refused, and the page repeats it with the next message.
+    """
+    numbered = itertools.dropwhile(lambda pair: _is_system(pair[1]), enumerate(chat.messages))
+    found = [(number, message) for number, one in numbered for message in convert_message(one, number)]
+    if found and not found[-1][1].content:
+        raise Refused("request_invalid", f"`messages[{found[-1][0]}].parts` has no text and no file")
+    return [message for _, message in found if message.content]
+
+
+def _is_system(message: UIMessageParam) -> bool:
+    return message.role == "system"
+
+
+def _text(message: UIMessageParam) -> str:
+    return "\n\n".join(part.text for part in message.parts if part.type == "text")
+
+
+def convert_message(message: UIMessageParam, number: int) -> list[MessageParam]:
+    """Returns a UI message as messages for the model, several if it has tool results. Raises Refused."""
+    match message.role:
+        case "assistant":
+            return _assistant_messages(message.parts)
+        case "user":
+            blocks = [block for part in message.parts for block in _user_blocks(part, number)]
+            return [MessageParam("user", _simplify(blocks))]
+        case _:
+            return [MessageParam("system", _text(message).strip())]
+
+
+def _assistant_messages(parts: list[UIPart]) -> list[MessageParam]:
+    """Returns the assistant's messages with the tool results between them, as user messages."""
+    found: list[MessageParam] = []
+    blocks: list[Block] = []
+    results: list[Block] = []
+    for part in [*parts, UIPart(type="step-start")]:
+        call = _tool_call(part)
+        if call is not None:
+            blocks.append(call[0])
+            results.append(call[1])
+            continue
+        if results:
+            found += [MessageParam("assistant", blocks), MessageParam("user", results)]
+            blocks, results = [], []
+        blocks += _assistant_blocks(part)
+    blocks = without_trailing_thinking(blocks)
+    return [*found, MessageParam("assistant", _simplify(blocks))] if blocks else found
+
+
+def _user_blocks(part: UIPart, number: int) -> list[Block]:
+    match part.type:
+        case "text":
+            return [{"type": "text", "text": part.text}] if part.text.strip() else []
+        case "file":
+            block = build_file_block(part.media_type, part.url, part.filename, f"messages[{number}]")
+            # The history leaves an empty file out, too: the messages of a page that sends it again are the same.
+            return [block] if block["source"].get("data") != "" else []
+        case _:
+            return []
+
+
+def build_file_block(media_type: str, url: str, filename: str | None, where: str) -> Block:
+    """Returns the content block of an image, a PDF or a text.
+
+    Raises Refused for a type or URL that the model does not support.
+    """
+    kind = accepted_type(media_type)
+    block = "image" if kind.partition("/")[0] == "image" else "document"
+    title = {"title": filename} if filename and block == "document" else {}
+    if url.startswith("https:") and (kind == PDF or kind.partition("/")[0] == "image"):
+        return {"type": block, "source": {"type": "url", "url": url}, **title}
+    if url.startswith("data:") and kind in (*IMAGES, PDF):
+        source = {"type": "base64", "media_type": kind, "data": base64.b64encode(_decode_data_url(url, where)).decode()}
+        return {"type": block, "source": source, **title}
+    if url.startswith("data:") and kind.startswith("text/"):
+        text = _decode_data_url(url, where).decode("utf-8", "replace")
+        return {"type": block, "source": {"type": "text", "media_type": "text/plain", "data": text}, **title}
+    supported = f"{', '.join(IMAGES)} or {PDF} as a `data:` or `https:` URL, or a text as a `data:` URL"
+    raise Refused("request_invalid", f"`{where}` has a file of an unsupported type: send {supported}")
+
+
+def _decode_data_url(url: str, where: str) -> bytes:
+    """Returns the content of a `data:` URL (RFC 2397). Raises Refused."""
+    head, comma, content = url.partition(",")
+    try:
+        if not comma:
+            raise ValueError("no comma")
+        return decode_base64(content) if head.endswith(";base64") else _decode_percent(content)
+    except ValueError as error:
+        raise Refused("request_invalid", f"`{where}` has a file with an invalid `data:` URL") from error
+
+
+def _decode_percent(text: str) -> bytes:
+    """Returns `text` with its escapes decoded, in pieces: each escape takes 100 bytes of memory meanwhile."""
+    pieces: list[bytes] = []
+    start = 0
+    while start < len(text):
+        end = start + PIECE_BYTES
+        # An escape stays in one piece.
+        if end < len(text) and (percent := text.rfind("%", end - 2, end)) > 0:
+            end = percent
+        pieces.append(unquote_to_bytes(text[start:end]))
+        start = end
+    return b"".join(pieces)
+
+
+def _assistant_blocks(part: UIPart) -> list[Block]:
+    match part.type, (part.provider_metadata or {}).get("anthropic", {}):
+        case "text", _:
+            return _user_blocks(part, 0)
+        case "reasoning", {"signature": str(signature)}:
+            return [{"type": "thinking", "thinking": part.text, "signature": signature}]
+        case "reasoning", {"redactedData": str(hidden)}:
+            return [{"type": "redacted_thinking", "data": hidden}]
+        case _:
+            return []
+
+
+def _tool_call(part: UIPart) -> tuple[Block, Block] | None:
+    """Returns a call of a client's tool and its result; None for other parts and unfinished calls. Raises Refused."""
+    name = part.tool_name if part.type == "dynamic-tool" else part.type.removeprefix("tool-")
+    if not (name and part.tool_call_id) or name == part.type or part.provider_executed:
+        return None
+    call = {"type": "tool_use", "id": part.tool_call_id, "name": name, "input": part.input or {}}
+    result = {"type": "tool_result", "tool_use_id": part.tool_call_id}
+    match part.state:
+        case "output-available":
+            if is_deeper(part.output, INPUT_LEVELS_MAX):
+                raise Refused(
+                    "request_invalid", f"the output of `{name}` is nested more than {INPUT_LEVELS_MAX} levels deep"
+                )
+            return call, {**result, "content": encode_output(part.output)}
+        case "output-error":
+            return call, {**result, "content": part.error_text or FAILED, "is_error": True}
+        case "output-denied" | "approval-responded" if part.state == "output-denied" or _is_denied(part.approval):
+            reason = f": {part.approval.reason}" if part.approval is not None and part.approval.reason else ""
+            return call, {**result, "content": f"{DENIED}{reason}", "is_error": True}
+        case _:
+            return None
+
+
+def _is_denied(approval: UIApproval | None) -> bool:
+    return approval is not None and approval.approved is False
+
+
+def _simplify(blocks: list[Block]) -> str | list[Block]:
+    """Returns a single text block as a string, the form that the log has for it."""
+    match blocks:
+        case [{"type": "text", "text": str(text)}]:
+            return text
+        case _:
+            return blocks

@@ -1,0 +1,258 @@
+"""The messages of a chat completion, and their conversion to Anthropic's messages.
+
+All system messages move to the beginning, as in Anthropic's own OpenAI-compatible endpoint: only some Claude models
+accept them in mid-conversation, and only directly before the answer.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import msgspec
+
+from tailrace.gateway.clients.unsupported import plain_names
+from tailrace.gateway.turns.request_body import MessageParam
+from tailrace.proto.errors import Refused
+from tailrace.protocols.openai import common
+
+Block = dict[str, Any]
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+    cache_control: dict[str, Any] | None = None
+    """Anthropic's field, which other servers of this protocol accept, too."""
+    prompt_cache_breakpoint: Any = None
+    """It has no effect: `cache_control` is the field for caching."""
+
+
+class TextPart(_Part, frozen=True, tag="text"):
+    text: str
+    """The text."""
+
+
+class ImageUrl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    url: str
+    """An `https` address, or the image as a `data:` URL."""
+    detail: str | None = None
+    """It has no effect: images are passed on unchanged."""
+
+
+class ImagePart(_Part, frozen=True, tag="image_url"):
+    image_url: ImageUrl
+    """The image."""
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    file_data: str | None = None
+    """The content of the file, as a `data:` URL or in base64."""
+    filename: str | None = None
+    """The name of the file."""
+    file_id: str | None = None
+    """The id of a file that was uploaded to `/v1/files`."""
+
+
+class FilePart(_Part, frozen=True, tag="file"):
+    file: File
+    """The file."""
+
+
+class RefusalPart(_Part, frozen=True, tag="refusal"):
+    refusal: str
+    """The text of the refusal."""
+
+
+class AnsweredText(TextPart, frozen=True, forbid_unknown_fields=False, tag="text"):
+    """A text of the assistant. Some clients send the whole message back in each part."""
+
+
+class AnsweredRefusal(RefusalPart, frozen=True, forbid_unknown_fields=False, tag="refusal"):
+    """A refusal of the assistant."""
+
+
+class CalledFunction(msgspec.Struct, frozen=True):
+    name: str
+    """The name of the called function."""
+    arguments: str = ""
+    """The arguments, as a string with JSON."""
+    parsed_arguments: Any = None
+    """The arguments as OpenAI's SDK has parsed them. They are ignored."""
+
+
+class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
+    id: str
+    """The id of the call, which the tool's message repeats."""
+    function: CalledFunction
+    """The called function."""
+    index: int | None = None
+    """A field of stream chunks; some clients send it back in the assembled call."""
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="role"):
+    """A message. Unknown fields are ignored, as by OpenAI: clients send back fields that clients and servers add."""
+
+    name: str | None = None
+    """The name of the author. It is ignored."""
+    cache_control: dict[str, Any] | None = None
+    """Anthropic's field: caches the prompt up to the last part of this message."""
+
+
+class SystemMessage(_Message, frozen=True, tag="system"):
+    content: str | list[TextPart]
+    """The instructions."""
+
+
+class DeveloperMessage(_Message, frozen=True, tag="developer"):
+    content: str | list[TextPart]
+    """The instructions."""
+
+
+class UserMessage(_Message, frozen=True, tag="user"):
+    content: str | list[TextPart | ImagePart | FilePart]
+    """The text of the user, or parts with text, images and files."""
+
+
+class AssistantMessage(_Message, frozen=True, tag="assistant"):
+    content: str | list[AnsweredText | AnsweredRefusal] | None = None
+    """The earlier answer."""
+    refusal: str | None = None
+    """The text of an earlier refusal."""
+    tool_calls: list[ToolCall] | None = None
+    """The tools that the assistant has called."""
+    reasoning_content: str | None = None
+    """The earlier reasoning. It is ignored."""
+    annotations: Any = None
+    """A field of OpenAI's answers. It is ignored."""
+    audio: Any = None
+    """A field of OpenAI's answers. It is ignored."""
+    function_call: Any = None
+    """A deprecated field of OpenAI's answers."""
+    parsed: Any = None
+    """Like `parsed_arguments`: the value that OpenAI's SDK has parsed from the text, and sends back with it."""
+
+
+class ToolMessage(_Message, frozen=True, tag="tool"):
+    content: str | list[TextPart]
+    """The result of the tool."""
+    tool_call_id: str
+    """The id of the tool call that this message answers."""
+
+
+ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+
+
+def system_of(messages: Iterable[ChatMessage]) -> str | list[Block] | None:
+    """Returns the system and developer messages in their order, as a text if possible; None if there are none."""
+    return common.system_prompt(
+        [
+            block
+            for one in messages
+            if isinstance(one, SystemMessage | DeveloperMessage)
+            for block in _with_cache_control(_blocks(one.content, "a system message"), one)
+        ]
+    )
+
+
+def conversation_of(messages: Sequence[ChatMessage]) -> list[MessageParam]:
+    """Returns all messages but those of `system_of`. Consecutive tool messages become one. Raises Refused.
+
+    An empty message of the assistant is left out: clients send back an answer without text in this form.
+    """
+    spoken = [(n, one) for n, one in enumerate(messages) if not isinstance(one, SystemMessage | DeveloperMessage)]
+    converted: list[MessageParam] = []
+    for is_tools, run in groupby(spoken, lambda pair: isinstance(pair[1], ToolMessage)):
+        if is_tools:
+            results = [_result(one, f"messages[{n}]") for n, one in run if isinstance(one, ToolMessage)]
+            converted.append(MessageParam("user", results))
+        else:
+            each = (_message(one, f"messages[{n}]") for n, one in run)
+            converted += [one for one in each if one.content or one.role == "user"]
+    return converted
+
+
+def unknown_fields(messages: Sequence[ChatMessage], sent: Sequence[Block]) -> list[str]:
+    """Returns the unknown fields of the messages, as they were sent, for example `messages.content.id`."""
+    both = zip(messages, sent, strict=True)
+    return plain_names(name for one, fields in both for name in _find_unknown(fields, type(one), "messages"))
+
+
+INNER: dict[tuple[type[msgspec.Struct], str], tuple[type[msgspec.Struct], ...]] = {
+    (AssistantMessage, "content"): (AnsweredText, AnsweredRefusal),
+    (AssistantMessage, "tool_calls"): (ToolCall,),
+    (ToolCall, "function"): (CalledFunction,),
+}
+"""The types of the objects in a field of a Struct. An object whose `type` matches none is of the first."""
+
+
+def _find_unknown(fields: Block, kind: type[msgspec.Struct], path: str) -> Iterator[str]:
+    """Yields the paths of the fields that `kind` does not have, also in the objects inside."""
+    known = {*kind.__struct_fields__, kind.__struct_config__.tag_field}
+    for name, value in fields.items():
+        inner = f"{path}.{name}"
+        if name not in known:
+            yield inner
+        elif kinds := INNER.get((kind, name)):
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, dict):
+                    same = (each for each in kinds if each.__struct_config__.tag == one.get("type"))
+                    yield from _find_unknown(one, next(same, kinds[0]), inner)
+
+
+def _message(message: ChatMessage, where: str) -> MessageParam:
+    match message:
+        case UserMessage(content=content):
+            # `where` has the index in the client's list, which includes the system messages.
+            if not (blocks := _with_cache_control(_blocks(content, where), message)):
+                raise Refused("request_invalid", f"`{where}.content` is empty")
+            return MessageParam("user", content if isinstance(content, str) and not message.cache_control else blocks)
+        case AssistantMessage():
+            return MessageParam("assistant", _with_cache_control(_assistant_blocks(message, where), message))
+        case _:
+            raise AssertionError(message)
+
+
+def _assistant_blocks(message: AssistantMessage, where: str) -> list[Block]:
+    if message.audio is not None or message.function_call is not None:
+        raise Refused("request_invalid", f"`{where}`: `audio` and `function_call` are not supported: send `tool_calls`")
+    blocks = [*_blocks(message.content or [], where), *_blocks(message.refusal or [], where)]
+    return blocks + [_tool_use(call, where) for call in message.tool_calls or ()]
+
+
+def _tool_use(call: ToolCall, where: str) -> Block:
+    return common.tool_use_block(call.id, call.function.name, call.function.arguments, f"{where}.tool_calls")
+
+
+def _result(message: ToolMessage, where: str) -> Block:
+    content = message.content if isinstance(message.content, str) else _blocks(message.content, where)
+    block = {"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content}
+    return _with_cache_control([block], message)[0]
+
+
+def _with_cache_control(blocks: list[Block], message: ChatMessage) -> list[Block]:
+    """Returns the blocks of a message; the last one gets the message's `cache_control`."""
+    if message.cache_control is None or not blocks:
+        return blocks
+    return [*blocks[:-1], {**blocks[-1], "cache_control": message.cache_control}]
+
+
+def _blocks(content: str | Sequence[TextPart | ImagePart | FilePart | RefusalPart], where: str) -> list[Block]:
+    if isinstance(content, str):
+        return common.drop_blank_texts([common.text_block(content)])
+    blocks = ((part, _block(part, where)) for part in content)
+    return common.drop_blank_texts(
+        block if part.cache_control is None else {**block, "cache_control": part.cache_control}
+        for part, block in blocks
+    )
+
+
+def _block(part: TextPart | ImagePart | FilePart | RefusalPart, where: str) -> Block:
+    match part:
+        case TextPart(text=text) | RefusalPart(refusal=text):
+            return common.text_block(text)
+        case ImagePart(image_url=image):
+            return common.image_block(image.url, where)
+        case FilePart(file=File(file_data=str(data), filename=filename)):
+            return common.document_block(data, filename, where)
+        case FilePart(file=File(file_id=str(file), filename=filename)):
+            return common.file_block("document", file, filename)
+        case FilePart():
+            raise Refused("request_invalid", f"`{where}`: a file needs its `file_data` or its `file_id`")

@@ -1,0 +1,226 @@
+"""The body of `POST /v1/chat/completions`, and the turn that it becomes.
+
+The fields are those of OpenAI's API reference, "Create chat completion", and those that OpenAI-compatible servers of
+Claude add. An unknown field is refused by name, as OpenAI does.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from tailrace.gateway.clients.built_turn import BuiltTurn
+from tailrace.gateway.clients.tool_definition import tool_definition
+from tailrace.gateway.clients.unsupported import ignored_parameters
+from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn
+from tailrace.proto.errors import Refused
+from tailrace.proto.models import Model
+from tailrace.protocols.openai import common
+from tailrace.protocols.openai.chat_messages import (
+    AssistantMessage,
+    ChatMessage,
+    conversation_of,
+    system_of,
+    unknown_fields,
+)
+from tailrace.protocols.openai.chat_parameters import UNSUPPORTED
+from tailrace.protocols.openai.common import Choice, Effort, RequestBody
+
+Options = dict[str, Any]
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    """Whether the stream's last chunk has the usage."""
+    include_obfuscation: bool | None = None
+    """It has no effect: deltas are not padded."""
+
+
+class ChatFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    """The name of the function."""
+    description: str | None = None
+    """The description of the function, which the model receives."""
+    parameters: dict[str, Any] | None = None
+    """The JSON Schema of the function's arguments."""
+    strict: bool | None = None
+    """Whether the arguments always fit the schema."""
+
+
+class ChatTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
+    function: ChatFunction
+    """The function that the model may call."""
+    cache_control: dict[str, Any] | None = None
+    """Anthropic's field: caches the prompt up to this tool."""
+
+
+class FunctionName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    """The name of the function."""
+
+
+class NamedChatTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
+    function: FunctionName
+    """The function that the model must call."""
+
+
+class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    schema: dict[str, Any]
+    """The JSON Schema of the answer."""
+    name: str | None = None
+    """The name of the schema. It is ignored."""
+    description: str | None = None
+    """The purpose of the answer. It is ignored."""
+    strict: bool | None = None
+    """Whether the answer must fit the schema. It is always checked."""
+
+
+class _Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    pass
+
+
+class PlainText(_Format, frozen=True, tag="text"):
+    pass
+
+
+class AnyJson(_Format, frozen=True, tag="json_object"):
+    schema: dict[str, Any] | None = None
+    """The JSON Schema of the answer, which other OpenAI-compatible servers accept here."""
+
+
+class JsonSchema(_Format, frozen=True, tag="json_schema"):
+    json_schema: Schema
+    """The schema of the answer."""
+
+
+class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/chat/completions`. The last group of fields is in the table of unsupported parameters."""
+
+    messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
+    """The conversation, oldest message first."""
+    stream_options: StreamOptions | None = None
+    """`include_usage`: one more chunk has the usage. Chunks are never padded."""
+    max_tokens: int | None = None
+    """The older name of `max_completion_tokens`; if both are sent, they must be equal."""
+    max_completion_tokens: int | None = None
+    """The most output tokens that the answer may have, thinking included.
+
+    By default `TAILRACE_MAX_TOKENS`; OpenAI's default is the model's maximum.
+    """
+    stop: str | list[str] | None = None
+    """Texts at which the answer ends."""
+    tools: list[ChatTool] | None = None
+    """The functions that the model may call. `strict` and Anthropic's `cache_control` are passed on."""
+    tool_choice: Choice | NamedChatTool | None = None
+    """`auto`, `none`, `required`, or the function that the model must call."""
+    response_format: PlainText | AnyJson | JsonSchema | None = None
+    """`text`, `json_object`, or `json_schema` with the schema that the answer must fit."""
+    reasoning_effort: Effort | None = None
+    """An effort level of the model, with thinking; `none` where thinking can be turned off."""
+
+    n: Any = None
+    logprobs: Any = None
+    logit_bias: Any = None
+    modalities: Any = None
+    audio: Any = None
+    functions: Any = None
+    function_call: Any = None
+    web_search_options: Any = None
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
+    seed: Any = None
+    verbosity: Any = None
+    prediction: Any = None
+
+
+def build_turn(chat: ChatCompletionRequest, model: Model, fields: dict[str, Any]) -> BuiltTurn:
+    """Returns the turn for `model`, and the ignored parameters of the whole body, `fields`.
+
+    Raises Refused with the name of a wrong field.
+    """
+    sampling, ignored_sampling = common.sampling(chat.temperature, chat.top_p, model)
+    # A body with an answer in it is the whole conversation; one without an answer adds to the session.
+    is_whole = any(isinstance(message, AssistantMessage) for message in chat.messages)
+    turn = (NewTurn if is_whole else AppendedTurn)(
+        messages=conversation_of(chat.messages),
+        full_history=is_whole,
+        system=system_of(chat.messages),
+        model=model.id,
+        max_tokens=_max_tokens(chat.max_completion_tokens, chat.max_tokens),
+        tools=[_tool(tool) for tool in chat.tools] if chat.tools else None,
+        options=sampling | _options(chat, model) or None,
+        session=chat.session_id,
+        create_session=chat.session_id is not None,
+        project=chat.project_id,
+        metadata=chat.metadata,
+        user=chat.safety_identifier or chat.user or None,
+        on_busy=chat.on_busy,
+        max_cost=chat.max_cost,
+        on_interrupt=chat.on_interrupt,
+        on_pause=chat.on_pause,
+        on_disconnect=chat.on_disconnect,
+    )
+    ignored = [
+        *ignored_parameters(chat, UNSUPPORTED),
+        *ignored_sampling,
+        *unknown_fields(chat.messages, fields["messages"]),
+    ]
+    return BuiltTurn(turn, ignored, _client_names(chat))
+
+
+def _client_names(chat: ChatCompletionRequest) -> dict[str, str]:
+    """Returns the `names` of a BuiltTurn."""
+    return {
+        "session": "session_id",
+        "project": "project_id",
+        "user": "safety_identifier" if chat.safety_identifier else "user",
+        "max_tokens": "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens",
+    }
+
+
+def _max_tokens(new: int | None, old: int | None) -> int | None:
+    if new is not None and old is not None and new != old:
+        raise Refused("request_invalid", "`max_tokens` and `max_completion_tokens` differ: send only the second")
+    return old if new is None else new
+
+
+def _tool(tool: ChatTool) -> Options:
+    function = tool.function
+    return tool_definition(
+        function.name,
+        function.description,
+        function.parameters,
+        strict=function.strict,
+        cache_control=tool.cache_control,
+    )
+
+
+def _options(chat: ChatCompletionRequest, model: Model) -> Options:
+    """Returns the equivalent fields of Anthropic's Messages API that a turn has no field for."""
+    effort = common.effort(chat.reasoning_effort, model, "reasoning_effort")
+    user = chat.safety_identifier or chat.user
+    given = {
+        "stop_sequences": [chat.stop] if isinstance(chat.stop, str) else chat.stop,
+        "tool_choice": _tool_choice(chat),
+        "output_config": ({"effort": effort} if effort else {}) | _format(chat),
+        "thinking": chat.thinking or common.thinking(chat.reasoning_effort, model, "reasoning_effort"),
+        "metadata": {"user_id": user} if user else None,
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _tool_choice(chat: ChatCompletionRequest) -> Options | None:
+    if not chat.tools and chat.tool_choice in (None, "auto", "none"):
+        return None
+    if isinstance(chat.tool_choice, NamedChatTool):
+        return common.tool_choice(None, chat.tool_choice.function.name, parallel=chat.parallel_tool_calls)
+    return common.tool_choice(chat.tool_choice, None, parallel=chat.parallel_tool_calls)
+
+
+def _format(chat: ChatCompletionRequest) -> Options:
+    match chat.response_format:
+        case AnyJson(schema=None):
+            return {"format": common.ANY_OBJECT}
+        case AnyJson(schema=schema) | JsonSchema(json_schema=Schema(schema=schema)):
+            return {"format": {"type": "json_schema", "schema": schema}}
+        case _:
+            return {}

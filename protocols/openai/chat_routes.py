@@ -1,0 +1,67 @@
+"""`POST /v1/chat/completions`: OpenAI's Chat Completions API."""
+
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.field_names import name_as_client
+from tailrace.gateway.clients.session_headers import apply_session_headers
+from tailrace.gateway.clients.unsupported import ignored_header
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http import read_body
+from tailrace.gateway.http.examples import ANSWER, MODEL
+from tailrace.gateway.http.large_bodies import convert_body
+from tailrace.gateway.http.parameters import AZURE, KEY, PROJECT, SESSION
+from tailrace.gateway.http.route import SSE, Route, Section
+from tailrace.gateway.models.catalogue import Catalogue
+from tailrace.gateway.turns.respond import Responder
+from tailrace.protocols.openai.chat_request import ChatCompletionRequest, build_turn
+from tailrace.protocols.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT_USAGE
+from tailrace.protocols.openai.session_model import read_session_model
+
+
+async def post_chat_completion(
+    request: ApiRequest, responder: Responder, catalogue: Catalogue, history: HistoryClient
+) -> ASGIApp:
+    """`POST /v1/chat/completions`: answers with a stream of chunks or with one completion.
+
+    The response header `tailrace-ignored` names the parameters that were ignored.
+    """
+    fields, raw = await request.read(dict[str, Any])
+    chat = apply_session_headers(read_body.convert(fields, ChatCompletionRequest), request.headers)
+    name = chat.model or await read_session_model(history, request.tenant, chat.session_id, None)
+    model = (await catalogue.offer(request.tenant)).model(name)
+    new_turn, ignored, names = await convert_body(len(raw), build_turn, chat, model, fields)
+    include_usage = chat.stream_options is not None and bool(chat.stream_options.include_usage)
+    with name_as_client(names):
+        return await responder.answer(
+            request,
+            new_turn,
+            raw,
+            OPENAI_CHAT_USAGE if include_usage else OPENAI_CHAT,
+            is_streamed=bool(chat.stream),
+            headers=ignored_header(ignored),
+        )
+
+
+SECTION = Section("openai", "https://platform.openai.com/docs/api-reference/chat")
+COMPLETION = {
+    "object": "chat.completion",
+    "model": MODEL,
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": ANSWER}}],
+}
+
+ROUTES = [
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        post_chat_completion,
+        "write",
+        SECTION,
+        body=ChatCompletionRequest,
+        result=COMPLETION,
+        streams=SSE,
+        parameters=(KEY, SESSION, PROJECT, *AZURE),
+    ),
+]

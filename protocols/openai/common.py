@@ -1,0 +1,242 @@
+"""The common part of OpenAI's two protocols: fields, and the conversion of files, tools, effort and sampling.
+
+A parameter that the model does not support is refused with its name, or removed if the answer stays the same.
+Sources: OpenAI's API reference; Anthropic's docs, "Vision", "Tool use", "Effort", "Adaptive thinking".
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import msgspec
+
+from tailrace.gateway.turns.media_types import PDF, PLAIN, accepted_type
+from tailrace.gateway.turns.request_body import OnBusy
+from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.entries import OnInterrupt, OnPause
+from tailrace.proto.errors import Refused
+from tailrace.proto.fold import decode_input
+from tailrace.proto.long_strings import decode_base64
+from tailrace.proto.models import Model
+
+Fields = dict[str, Any]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Choice = Literal["auto", "none", "required"]
+
+# Claude has no JSON mode. With this schema, which no API enforces, the prompt asks for an object, and the answer is
+# checked and requested once more (PROTOCOL R60). Its stream is not held back for the check: nearly every answer fits,
+# and would otherwise have no first token before its end.
+ANY_OBJECT: Fields = {"type": "json_schema", "schema": {"type": "object"}}
+# The message of msgspec's error for JSON that ends too early.
+TRUNCATED = "truncated"
+
+
+class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The fields that the bodies of both protocols have. Null means absent, as in OpenAI's API.
+
+    The second group is what Tailrace and other OpenAI-compatible servers of Claude add. The last group is in the tables
+    of unsupported parameters of both.
+    """
+
+    model: str | None = None
+    """The model that answers; if it is left out, the session's model, else the operator's default."""
+    stream: bool | None = None
+    """Whether the response is a stream of events."""
+    temperature: float | None = None
+    """How random the answer is, 0 to 1, for models that support it. Current models ignore it."""
+    top_p: float | None = None
+    """The share of the most likely tokens from which the model selects, for models that support it.
+
+    1 is not passed on, because Claude refuses `temperature` and `top_p` together.
+    """
+    parallel_tool_calls: bool | None = None
+    """Whether the model may call several functions at once."""
+    metadata: dict[str, str] | None = None
+    """Your own labels of the turn, which are returned with it, and by which it can be found."""
+    user: str | None = None
+    """The end user who receives the answer, and the `user_id` that Anthropic receives.
+
+    The user that a JWT names takes precedence.
+    """
+    safety_identifier: str | None = None
+    """OpenAI's newer name of `user`. It takes precedence over `user`."""
+
+    thinking: Fields | None = None
+    """Anthropic's field `thinking`, passed on to the model. It takes precedence over the effort of reasoning."""
+    session_id: str | None = None
+    """The session to continue or create; also as header `X-Session-ID`."""
+    project_id: str | None = None
+    """The project of the session; also as header `X-Project-ID`."""
+    on_busy: OnBusy = "reject"
+    """The reaction while the turn to continue still runs."""
+    max_cost: float | None = None
+    """The most that the answer may cost, in dollars."""
+    on_interrupt: OnInterrupt = "continue"
+    """The reaction to a model call that breaks off: continue the answer, restart it, or fail."""
+    on_pause: OnPause = "continue"
+    """The reaction to a pause for tools of the model's API: continue the answer, or return it.
+
+    Also as header `Tailrace-On-Pause`.
+    """
+    on_disconnect: str = "continue"
+    """The reaction when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
+
+    moderation: Any = None
+    top_logprobs: Any = None
+    service_tier: Any = None
+    store: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+
+
+def text_block(text: str) -> Fields:
+    return {"type": "text", "text": text}
+
+
+def system_prompt(blocks: list[Fields]) -> str | list[Fields] | None:
+    """Returns the blocks of a system prompt, as a text if possible; None if there are none."""
+    match blocks:
+        case [{"type": "text", "text": str(text), **rest}] if not rest:
+            return text
+        case _:
+            return blocks or None
+
+
+def drop_blank_texts(blocks: Iterable[Fields]) -> list[Fields]:
+    """Leaves out texts of whitespace only: Claude refuses them, and many clients send one with a tool call."""
+    return [block for block in blocks if block["type"] != "text" or block["text"].strip()]
+
+
+def image_block(url: str, where: str) -> Fields:
+    """Returns the content block of an image at a web address or in a data URL. Raises Refused."""
+    if url.startswith(("https://", "http://")):
+        return {"type": "image", "source": {"type": "url", "url": url}}
+    media_type, encoded = _parse_data_url(url)
+    if encoded is None:
+        raise Refused("request_invalid", f"`{where}`: an image must be an https URL or `data:TYPE;base64,…`")
+    return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": encoded}}
+
+
+def document_block(file: str, filename: str | None, where: str) -> Fields:
+    """Returns the content block of a PDF or a plain text in a data URL, or of a PDF in bare base64 with a `.pdf` name.
+
+    Raises Refused.
+    """
+    title = {} if filename is None else {"title": filename}
+    return {"type": "document", "source": _document_source(file, filename, where), **title}
+
+
+def file_block(kind: Literal["document", "image"], file: str, filename: str | None = None) -> Fields:
+    """Returns the content block of an uploaded file, whose content later replaces the id."""
+    title = {} if filename is None else {"title": filename}
+    return {"type": kind, "source": {"type": "file", "file_id": file}, **title}
+
+
+def _document_source(file: str, filename: str | None, where: str) -> Fields:
+    media_type, encoded = _parse_data_url(file)
+    if encoded is None:
+        media_type, encoded = PDF if (filename or "").lower().endswith(".pdf") else "", file
+    if media_type == PDF:
+        return {"type": "base64", "media_type": PDF, "data": encoded}
+    if media_type != PLAIN:
+        raise Refused("request_invalid", f"`{where}`: a file must be a PDF or plain text, as `data:TYPE;base64,…`")
+    try:
+        return {"type": "text", "media_type": PLAIN, "data": decode_base64(encoded).decode()}
+    except ValueError as error:
+        # Includes binascii.Error, UnicodeDecodeError, and the error for non-ASCII characters in base64.
+        raise Refused("request_invalid", f"`{where}`: the file is not base64 of UTF-8 text") from error
+
+
+def _parse_data_url(url: str) -> tuple[str, str | None]:
+    """Returns the media type and the base64 text of a data URL (RFC 2397), or None for another string.
+
+    The type has the name that Claude accepts.
+    """
+    head, comma, encoded = url.partition(",")
+    media_type, *parameters = head.removeprefix("data:").split(";")
+    if not (comma and head.startswith("data:") and parameters and parameters[-1] == "base64"):
+        return "", None
+    return accepted_type(media_type), encoded
+
+
+def tool_use_block(call_id: str, name: str, arguments: str, where: str) -> Fields:
+    """Returns the content block of a tool call that the assistant has made. Raises Refused.
+
+    A call that was cut has incomplete arguments, which clients send back. Claude accepts only an object: it gets `{}`.
+    """
+    try:
+        parsed = decode_input(arguments or "{}")
+    except DECODE_ERRORS as error:
+        if arguments.lstrip().startswith("{") and _is_cut(arguments):
+            return {"type": "tool_use", "id": call_id, "name": name, "input": {}}
+        raise Refused("request_invalid", f"`{where}`: the `arguments` of a call must be a JSON object") from error
+    return {"type": "tool_use", "id": call_id, "name": name, "input": parsed}
+
+
+def _is_cut(text: str) -> bool:
+    """Returns whether JSON ends too early. A cut number counts as invalid, so the text is tried with a digit, too."""
+    for tried in (text, f"{text}0"):
+        try:
+            msgspec.json.decode(tried)
+        except DECODE_ERRORS as error:
+            if TRUNCATED in str(error):
+                return True
+    return False
+
+
+def tool_choice(choice: Choice | None, name: str | None, *, parallel: bool | None) -> Fields | None:
+    """Returns Anthropic's `tool_choice`, None for its default. `name` takes precedence."""
+    if name is None and choice == "none":
+        return {"type": "none"}
+    built: Fields = {"type": "any" if choice == "required" else "auto"}
+    if name is not None:
+        built = {"type": "tool", "name": name}
+    if parallel is False:
+        built["disable_parallel_tool_use"] = True
+    return built if built != {"type": "auto"} else None
+
+
+def effort(level: Effort | None, model: Model, where: str) -> str | None:
+    """Returns the effort for `output_config`; None for `none`, which `thinking` expresses. Raises Refused."""
+    efforts = model.supports.effort
+    if level is None or level == "none" or efforts is None or level in efforts:
+        return None if level == "none" else level
+    hint = f"supports {', '.join(efforts)}" if efforts else "has no effort levels: send `thinking`"
+    raise Refused("request_invalid", f"`{where}`: {model.id} {hint}")
+
+
+def thinking(level: Effort | None, model: Model, where: str) -> Fields | None:
+    """Returns the `thinking` field for an effort level: some models think only on request. Raises Refused."""
+    ways = model.supports.thinking or ()
+    match level:
+        case None:
+            return None
+        case "none" if model.supports.thinking is None:
+            return None
+        case "none" if "disabled" not in ways:
+            raise Refused("request_invalid", f"`{where}`: {model.id} always thinks, and has no `none`: leave it out")
+        case "none":
+            return {"type": "disabled"}
+        case _:
+            return {"type": "adaptive"} if "adaptive" in ways else None
+
+
+def thinking_tokens(envelope: Fields | None) -> int | None:
+    """Returns how many output tokens were thinking in the answer's last model call; None if Claude has not said so."""
+    match envelope:
+        case {"usage": {"output_tokens_details": {"thinking_tokens": int(count)}}}:
+            return count
+        case _:
+            return None
+
+
+def sampling(temperature: float | None, top_p: float | None, model: Model) -> tuple[Fields, list[str]]:
+    """Returns the sampling fields that the model supports, and the names of those that it ignores. Raises Refused."""
+    # A `top_p` of 1 leaves no token out. Many clients always send it, and Claude refuses both fields together.
+    fields = {"temperature": temperature, "top_p": top_p if top_p != 1 else None}
+    given = {name: value for name, value in fields.items() if value is not None}
+    if not model.supports.sampling:
+        return {}, list(given)
+    if not 0 <= given.get("temperature", 0) <= 1:
+        raise Refused("request_invalid", f"`temperature` must be from 0 to 1 for {model.id}")
+    return given, []

@@ -1,0 +1,208 @@
+"""The response object of OpenAI's Responses API and its output items, built from a turn's record.
+
+A record is the same from the log and from the database, and so is the object. It does not repeat the request's
+`tools` and `instructions`: those fields have their empty values. Source: OpenAI's API reference, "Responses", in the
+types of its Python SDK 3.52.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from tailrace.gateway.clients.answer_warnings import Shown, types_of, warnings_field, warnings_of
+from tailrace.gateway.clients.failure import LOST, error_type
+from tailrace.gateway.clients.stop_reasons import is_whole
+from tailrace.proto import odd_json
+from tailrace.proto.entries import End, Failure, Request
+from tailrace.proto.fold import CUT, PARTIAL
+from tailrace.proto.ids import TurnId
+from tailrace.proto.records import TurnRecord
+from tailrace.proto.usage import Usage
+from tailrace.protocols.openai.annotations import Annotation, responses_annotations
+from tailrace.protocols.openai.common import thinking_tokens
+
+Item = dict[str, Any]
+Status = Literal["queued", "in_progress", "completed", "incomplete", "cancelled", "failed"]
+
+PREFIX = "resp_"
+ITEM_PREFIXES = {"text": "msg", "thinking": "rs", "redacted_thinking": "rs", "tool_use": "fc"}
+# A prefix that no signature of Claude's has, because those are base64.
+REDACTED = "redacted_thinking:"
+
+# OpenAI's reason for an answer that is not whole. The set is closed, and clients take a missing reason for `completed`
+# (AI SDK's provider for OpenAI): only `max_output_tokens` asks the client to continue.
+CUT_REASON = "max_output_tokens"
+INCOMPLETE = {"refusal": "content_filter"}
+# OpenAI's reason for a response that `response.steer` has ended. `next_response_id` is Tailrace's.
+STEERED = "steered"
+# The parts of an answer that a response can show.
+SHOWN = Shown(
+    frozenset({"text", "thinking", "redacted_thinking", "tool_use"}),
+    has_citation=lambda citation: bool(responses_annotations([citation], 0)),
+)
+# The protocol has a closed list of codes; Anthropic's error type is in `type`.
+ERROR_CODES = {"backend_rate_limited": "rate_limit_exceeded", "backend_refused_request": "invalid_prompt"}
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The fields that do not change while a response is generated."""
+
+    turn: str
+    session: str = ""
+    parent: str | None = None
+    model: str = ""
+    metadata: dict[str, str] = {}
+    created_at: int = 0
+    """Unix seconds."""
+
+
+def head_of(turn: str, request: Request, at: datetime) -> Head:
+    return Head(turn, request.session, request.parent, request.model, request.metadata or {}, int(at.timestamp()))
+
+
+def head_of_record(record: TurnRecord) -> Head:
+    created_at = int(record.asked_at.timestamp())
+    return Head(record.turn, record.session, record.parent, record.model, record.metadata, created_at)
+
+
+def build_response(
+    head: Head,
+    status: Status,
+    output: list[Item],
+    ended: End | TurnRecord | None = None,
+    ended_at: datetime | None = None,
+    left_out: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Returns the response object. `ended` is None before the turn's end.
+
+    `left_out`: the types of blocks, citations and deltas that this protocol cannot show.
+    """
+    reason = None
+    successor = ended.successor if isinstance(ended, End) else None
+    if successor is not None:
+        status, reason = "incomplete", STEERED
+    elif ended is not None and status == "incomplete":
+        reason = INCOMPLETE.get(ended.stop_reason or "", CUT_REASON)
+    failure = None if ended is None else ended.error or (LOST if status == "failed" else None)
+    return {
+        "id": f"{PREFIX}{head.turn}",
+        "object": "response",
+        "created_at": head.created_at,
+        "status": status,
+        "completed_at": int(ended_at.timestamp()) if ended_at is not None and status == "completed" else None,
+        "error": None if failure is None else error_object(failure),
+        "incomplete_details": None if reason is None else {"reason": reason},
+        "instructions": None,
+        "metadata": head.metadata,
+        "model": (ended.answered_by if ended is not None else None) or head.model,
+        "output": output,
+        "parallel_tool_calls": True,
+        "previous_response_id": None if head.parent is None else f"{PREFIX}{head.parent}",
+        "conversation": {"id": head.session},
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": None if ended is None else usage_object(ended.usage, ended.envelope),
+        **({} if successor is None else {"next_response_id": f"{PREFIX}{successor}"}),
+        **({} if ended is None else warnings_field(warnings_of(ended, left_out, TurnId(head.turn)))),
+    }
+
+
+def response_of(record: TurnRecord) -> dict[str, Any]:
+    """Returns the response object of a turn as far as it is stored."""
+    status = status_of(record.outcome, record.stop_reason, has_attempt=record.attempts > 0)
+    items = [output_item(record.turn, index, block) for index, block in enumerate(record.content)]
+    # Only the last block can still be open, or have been cut off. A call that a limit has cut has its status already.
+    if items and (last := items[-1]) is not None:
+        is_cut = record.stop_reason in CUT and last["type"] != "function_call"
+        if is_cut or status not in ("completed", "incomplete"):
+            last |= {"status": "in_progress" if status == "in_progress" else "incomplete"}
+    return build_response(
+        head_of_record(record),
+        status,
+        [item for item in items if item is not None],
+        record if record.outcome != "running" else None,
+        record.ended_at,
+        types_of(record.content, SHOWN),
+    )
+
+
+def status_of(outcome: str, stop_reason: str | None, *, has_attempt: bool = True) -> Status:
+    """Returns the status of a response in OpenAI's terms. A running turn without an attempt is `queued`."""
+    match outcome:
+        case "running":
+            return "in_progress" if has_attempt else "queued"
+        case "completed":
+            return "completed" if is_whole(stop_reason) else "incomplete"
+        case "cancelled":
+            return "cancelled"
+        case _:
+            return "failed"
+
+
+def output_item(turn: str, index: int, block: dict[str, Any]) -> Item | None:
+    """Returns the output item of the answer's block number `index`; None for a block without equivalent.
+
+    The item is complete, unless the block is a tool call that was cut.
+    """
+    item: Item
+    match block:
+        case {"type": "text", "text": str(text)}:
+            part = output_text(text, responses_annotations(block.get("citations"), len(text)))
+            item = {"type": "message", "role": "assistant", "status": "completed", "content": [part]}
+        case {"type": "thinking", "thinking": thinking}:
+            item = _reasoning(thinking, block.get("signature"))
+        case {"type": "redacted_thinking", "data": hidden}:
+            item = _reasoning("", f"{REDACTED}{hidden}")
+        case {"type": "tool_use", "id": str(call), "name": str(name), **rest}:
+            arguments, status = rest.get(PARTIAL), "incomplete"
+            if not isinstance(arguments, str):
+                arguments, status = odd_json.encode(rest.get("input", {})).decode(), "completed"
+            item = {"type": "function_call", "status": status, "call_id": call, "name": name, "arguments": arguments}
+        case _:
+            return None
+    return {"id": item_id(block["type"], turn, index), **item}
+
+
+def _reasoning(thinking: str, encrypted: str | None) -> Item:
+    """Returns a reasoning item: Claude's visible thinking as the summary, its signature as the encrypted content."""
+    summary = [summary_text(thinking)] if thinking else []
+    return {"type": "reasoning", "status": "completed", "summary": summary, "encrypted_content": encrypted or None}
+
+
+def item_id(kind: str, turn: str, index: int) -> str:
+    """Returns the id of a block's item, the same in the stream and in the stored response."""
+    return f"{ITEM_PREFIXES[kind]}_{turn}_{index}"
+
+
+def output_text(text: str, annotations: Sequence[Annotation] = ()) -> Item:
+    return {"type": "output_text", "text": text, "annotations": annotations, "logprobs": []}
+
+
+def summary_text(text: str) -> Item:
+    return {"type": "summary_text", "text": text}
+
+
+def error_object(failure: Failure) -> dict[str, Any]:
+    """Returns the failure as OpenAI's error; `server_error` for codes that OpenAI does not have."""
+    return {
+        "code": ERROR_CODES.get(failure.code, "server_error"),
+        "message": failure.message,
+        "type": error_type(failure),
+    }
+
+
+def usage_object(usage: Usage, envelope: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns the usage. OpenAI counts cached tokens as input."""
+    written, read = usage.cache_creation_input_tokens, usage.cache_read_input_tokens
+    input_tokens = usage.input_tokens + written + read
+    return {
+        "input_tokens": input_tokens,
+        "input_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": thinking_tokens(envelope) or 0},
+        "total_tokens": input_tokens + usage.output_tokens,
+    }

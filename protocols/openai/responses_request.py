@@ -1,0 +1,289 @@
+"""The body of `POST /v1/responses`, and the turn that it becomes.
+
+The fields are those of OpenAI's API reference, "Create a model response", and those that Tailrace adds to every
+protocol. An unknown field is refused by name, as OpenAI does.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from tailrace.gateway.clients.built_turn import BuiltTurn
+from tailrace.gateway.clients.tool_definition import tool_definition
+from tailrace.gateway.clients.unsupported import ignored_parameters
+from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn, refuse_fields
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import is_token
+from tailrace.proto.models import Model
+from tailrace.protocols.openai import common
+from tailrace.protocols.openai.common import Choice, Effort, Fields, RequestBody
+from tailrace.protocols.openai.responses_input import InputItem, messages_of, system_of
+from tailrace.protocols.openai.responses_object import PREFIX
+from tailrace.protocols.openai.responses_parameters import UNSUPPORTED
+
+
+class ResponseTool(msgspec.Struct, frozen=True):
+    """A function. OpenAI's built-in tools have other types and are refused."""
+
+    type: str
+    """`function`."""
+    name: str = ""
+    """The name of the function."""
+    description: str | None = None
+    """The description of the function, which the model receives."""
+    parameters: Fields | None = None
+    """The JSON Schema of the function's arguments."""
+    strict: bool | None = None
+    """Whether the arguments always fit the schema."""
+
+    allowed_callers: Any = None
+    """It has no effect: the model calls the function directly."""
+    cache_control: Any = None
+    """It has no effect: this protocol cannot control Claude's prompt cache."""
+    defer_loading: Any = None
+    """It has no effect: the model always sees the function."""
+    output_schema: Any = None
+    """It has no effect: describe the output in `description`."""
+
+
+# Of these fields, OpenAI's API has all but `cache_control`.
+IGNORED_TOOL_FIELDS = ("allowed_callers", "cache_control", "defer_loading", "output_schema")
+
+
+class NamedResponseTool(msgspec.Struct, frozen=True):
+    type: str
+    """`function`."""
+    name: str | None = None
+    """The name of the function that the model must call."""
+
+
+class Reasoning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    effort: Effort | None = None
+    """How much the model thinks before it answers."""
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    """Whether the response has a summary of the reasoning."""
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    """The older name of `summary`."""
+    context: Any = None
+    """OpenAI's parameter, described in its reference."""
+    mode: str | None = None
+    """OpenAI's parameter, described in its reference."""
+
+
+class Format(msgspec.Struct, frozen=True):
+    type: Literal["text", "json_object", "json_schema"]
+    """Whether the answer is text, JSON, or JSON that fits `schema`."""
+    schema: Fields | None = None
+    """The JSON Schema of the answer."""
+
+
+class Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: Format | None = None
+    """The format of the answer."""
+    verbosity: str | None = None
+    """It has no effect: ask for the length in the prompt."""
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    id: str
+    """The session that the response continues."""
+
+
+class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/responses`. The last group of fields is in the table of unsupported parameters."""
+
+    input: str | list[InputItem]
+    """The new user message, or a list of messages and results of functions."""
+    instructions: str | None = None
+    """The system prompt of this response only; an empty one is none."""
+    background: bool | None = None
+    """Whether the request returns at once, while the response is generated.
+
+    With `stream`, the response does not wait for the first event.
+    """
+    previous_response_id: str | None = None
+    """The response to continue, also with a `session_id`: `input` has only the items after that response.
+
+    404 if it does not exist, 409 while it runs.
+    """
+    conversation: str | Conversation | None = None
+    """The conversation to continue or create, a name of yours. Not with `previous_response_id`."""
+    max_output_tokens: int | None = None
+    """The most output tokens that the answer may have, thinking included.
+
+    By default `TAILRACE_MAX_TOKENS`; OpenAI's default is the model's maximum.
+    """
+    tools: list[ResponseTool] | None = None
+    """The functions that the model may call; `strict` is passed on.
+
+    `allowed_callers`, `cache_control`, `defer_loading` and `output_schema` are ignored; OpenAI's built-in tools are
+    refused by name.
+    """
+    tool_choice: Choice | NamedResponseTool | None = None
+    """`auto`, `none`, `required`, or the function that the model must call."""
+    reasoning: Reasoning | None = None
+    """`effort`, with thinking; `summary`: visible thinking. `context` is ignored, `mode` must be `standard`."""
+    text: Text | None = None
+    """`format`: `text`, `json_schema` or `json_object`. `verbosity` is ignored."""
+    store: bool | None = None
+    """Whether the response is kept. False: the response continues nothing, cannot be continued, and is erased some
+    minutes after its end. Not with `background` without `stream`, nor in a batch.
+    """
+
+    prompt: Any = None
+    context_management: Any = None
+    access_programs: Any = None
+    background_options: Any = None
+    truncation: Any = None
+    include: Any = None
+    max_tool_calls: Any = None
+    stream_options: Any = None
+    client_metadata: Any = None
+    image: Any = None
+
+
+def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
+    """Returns the turn for `model`, and the ignored parameters. Raises Refused with the name of a wrong field."""
+    reasoning, text = body.reasoning or Reasoning(), body.text or Text()
+    sampling, ignored_sampling = common.sampling(body.temperature, body.top_p, model)
+    ignored = [*ignored_parameters(body, UNSUPPORTED), *ignored_sampling]
+    if reasoning.mode not in (None, "standard"):
+        raise Refused("request_invalid", "`reasoning.mode` is not supported: send `reasoning.effort`")
+    if reasoning.context not in (None, "auto"):
+        ignored.append("reasoning.context")
+    if text.verbosity not in (None, "medium"):
+        ignored.append("text.verbosity")
+    tools = body.tools or ()
+    ignored += [f"tools.{name}" for name in IGNORED_TOOL_FIELDS if any(getattr(tool, name) for tool in tools)]
+    session, parent, messages = session_of(body), parent_of(body), messages_of(body.input)
+    if body.store is False:
+        refuse_fields(body, "previous_response_id", "conversation", "session_id", "project_id")
+        if not body.stream:
+            # An answer that is not stored can only be read from its stream.
+            refuse_fields(body, "background")
+    # In a named session, as for chat completions: a body with an answer in it is the whole conversation, unless it also
+    # names the response that it continues.
+    is_named = body.session_id is not None
+    is_whole = is_named and parent is None and any(message.role == "assistant" for message in messages)
+    turn = (AppendedTurn if is_named and not is_whole else NewTurn)(
+        messages=messages,
+        system=system_of(body.input, body.instructions),
+        model=model.id,
+        max_tokens=body.max_output_tokens,
+        tools=[_tool(tool, index) for index, tool in enumerate(body.tools)] if body.tools else None,
+        options=_options(body, model) | sampling or None,
+        session=session,
+        create_session=session is not None,
+        full_history=is_whole,
+        parent=msgspec.UNSET if parent is None else parent,
+        project=body.project_id,
+        metadata=body.metadata,
+        user=body.safety_identifier or body.user or None,
+        on_busy=body.on_busy,
+        max_cost=body.max_cost,
+        on_interrupt=body.on_interrupt,
+        on_pause=body.on_pause,
+        on_disconnect=body.on_disconnect,
+        store=body.store is not False,
+    )
+    return BuiltTurn(turn, ignored, _client_names(body))
+
+
+def _client_names(body: ResponseRequest) -> dict[str, str]:
+    """Returns the `names` of a BuiltTurn."""
+    return {
+        "messages": "input",
+        "parent": "previous_response_id",
+        "session": "session_id" if body.conversation is None else "conversation",
+        "project": "project_id",
+        "user": "safety_identifier" if body.safety_identifier else "user",
+        "max_tokens": "max_output_tokens",
+    }
+
+
+def session_of(body: ResponseRequest) -> str | None:
+    """Returns the session to continue or create. Raises Refused if the fields that name it contradict each other."""
+    conversation = body.conversation.id if isinstance(body.conversation, Conversation) else body.conversation
+    if conversation is not None and body.session_id not in (None, conversation):
+        raise Refused("request_invalid", "`conversation` and `session_id` differ: send one of them")
+    if conversation is not None and body.previous_response_id is not None:
+        raise Refused(
+            "request_invalid",
+            "send either `conversation` or `previous_response_id`: each names what to continue",
+            param="conversation",
+        )
+    return conversation if conversation is not None else body.session_id
+
+
+def parent_of(body: ResponseRequest) -> str | None:
+    """Returns the turn of `previous_response_id`. Raises Refused if it is not the id of a response."""
+    if body.previous_response_id is None:
+        return None
+    turn = body.previous_response_id.removeprefix(PREFIX)
+    if not is_token(turn):
+        raise Refused(
+            "parent_not_found", "`previous_response_id` is not the id of a response: send an id that a response had"
+        )
+    return turn
+
+
+def _tool(tool: ResponseTool, index: int) -> Fields:
+    if tool.type == "function" and not tool.name:
+        raise Refused(
+            "request_invalid", f"`tools[{index}]` needs a `name`, beside its `type` and not in a field `function`"
+        )
+    if tool.type != "function":
+        raise Refused(
+            "request_invalid",
+            f"`tools[{index}]`: `{tool.type[:64]}` is not supported: send `type`: `function` and a `name`",
+        )
+    return tool_definition(tool.name, tool.description, tool.parameters, strict=tool.strict)
+
+
+def _options(body: ResponseRequest, model: Model) -> Fields:
+    """Returns the equivalent fields of Anthropic's Messages API that a turn has no field for."""
+    reasoning = body.reasoning or Reasoning()
+    user = body.safety_identifier or body.user
+    config = {"effort": common.effort(reasoning.effort, model, "reasoning.effort"), "format": _format(body)}
+    given = {
+        "tool_choice": _tool_choice(body),
+        "output_config": {name: value for name, value in config.items() if value is not None},
+        "thinking": body.thinking or _thinking(reasoning, model),
+        "metadata": {"user_id": user} if user else None,
+    }
+    return {name: value for name, value in given.items() if value not in (None, {})}
+
+
+def _tool_choice(body: ResponseRequest) -> Fields | None:
+    if not body.tools and body.tool_choice in (None, "auto", "none"):
+        return None
+    match body.tool_choice:
+        case NamedResponseTool(type="function", name=str(name)):
+            return common.tool_choice(None, name, parallel=body.parallel_tool_calls)
+        case NamedResponseTool(type=kind):
+            raise Refused("request_invalid", f"`tool_choice`: `{kind[:64]}` is not supported: name a function")
+        case choice:
+            return common.tool_choice(choice, None, parallel=body.parallel_tool_calls)
+
+
+def _format(body: ResponseRequest) -> Fields | None:
+    match body.text and body.text.format:
+        case Format(type="json_schema" | "json_object", schema=dict(schema)):
+            return {"type": "json_schema", "schema": schema}
+        case Format(type="json_object"):
+            return common.ANY_OBJECT
+        case Format(type="json_schema"):
+            raise Refused("request_invalid", "`text.format` needs a schema: send `json_schema` with its `schema`")
+        case _:
+            return None
+
+
+def _thinking(reasoning: Reasoning, model: Model) -> Fields | None:
+    """Returns the `thinking` field. A request for a summary turns visible thinking on, where the model needs that."""
+    thinking = common.thinking(reasoning.effort, model, "reasoning.effort")
+    has_summary = (reasoning.summary or reasoning.generate_summary) is not None
+    if has_summary and thinking is None and reasoning.effort is None and "adaptive" in (model.supports.thinking or ()):
+        thinking = {"type": "adaptive"}
+    if has_summary and thinking == {"type": "adaptive"}:
+        return thinking | {"display": "summarized"}
+    return thinking

@@ -1,0 +1,281 @@
+"""The dialect `openai-responses`: the events of OpenAI's Responses API, numbered from 0 for the whole turn.
+
+An event's number never changes, so a client resumes after the number of its last event. Each block of the
+answer is an output item. The protocol has no event for "discard the text so far": at a restart, readers get an `error`
+and the connection is broken off. The numbers go on, and a new `response.created` starts the new answer.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from itertools import accumulate, count
+from operator import itemgetter
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from tailrace.gateway.clients.answer_warnings import NOTHING, LeftOut, types_of
+from tailrace.gateway.clients.block_start import split_event, split_start
+from tailrace.gateway.http import sse
+from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
+from tailrace.proto import events, odd_json
+from tailrace.proto.entries import Attempt, Block, End, Event, Request, StoredEntry
+from tailrace.proto.fold import CUT, Turn, content
+from tailrace.proto.ids import TurnKey
+from tailrace.proto.records import TurnRecord
+from tailrace.protocols.openai.responses_object import (
+    SHOWN,
+    Head,
+    Item,
+    build_response,
+    head_of,
+    head_of_record,
+    response_of,
+    status_of,
+)
+from tailrace.protocols.openai.responses_output_item import (
+    Events,
+    OpenItem,
+    add_delta,
+    close_item,
+    is_cut_by_limit,
+    is_empty_call,
+    open_item,
+)
+
+RESTARTED = "the answer starts again: request it from its beginning, without starting_after"
+# The last event of a response; a cancelled one has no event of its own.
+ENDS = {"completed": "response.completed", "failed": "response.failed"}
+INCOMPLETE = "response.incomplete"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class ResponsesState(msgspec.Struct, frozen=True):
+    """The events that a reader has received since the last restart. `number`: the number of the next event."""
+
+    head: Head
+    number: int = 0
+    is_created: bool = False
+    is_in_progress: bool = False
+    outputs: int = 0
+    """The number of items that have begun."""
+    items: tuple[tuple[int, Item], ...] = ()
+    """The items that are closed, each with its number in the response."""
+    open: tuple[OpenItem, ...] = ()
+    """The blocks whose item is not closed, in order. Blocks without an item are among them."""
+    left_out: LeftOut = NOTHING
+
+
+def start(key: TurnKey) -> ResponsesState:
+    return ResponsesState(Head(key.turn))
+
+
+def render(state: ResponsesState, stored: StoredEntry) -> tuple[Frame, ResponsesState]:
+    match stored.entry:
+        case Request() as request:
+            return _render_frame(*_render_queued(replace(state, head=head_of(state.head.turn, request, stored.at))))
+        case Attempt(mode="restart"):
+            error = {"type": "error", "code": "server_error", "message": RESTARTED, "param": None}
+            frame, restarted = _render_frame(ResponsesState(state.head, state.number), [error])
+            return Frame(frame.events, is_break=True), restarted
+        case Attempt():
+            return _render_frame(*_render_in_progress(state))
+        case Event(event=raw, is_hidden=False):
+            event = events.decode(raw)
+            left_out = state.left_out.add(event, raw, SHOWN)
+            return _render_frame(*_render_event(replace(state, left_out=left_out), event))
+        case End() as end:
+            return _render_frame(*_render_ended(state, end, stored.at))
+        case _:
+            return SILENT, state
+
+
+def render_record(record: TurnRecord, seen: int) -> Frame:
+    """Renders a whole turn; after `seen` events, only the `done` events and the end.
+
+    Each delta stands for many deltas of the log, so the numbers differ from those in the log. A delta raises the number
+    by its length in characters: the numbers are then never lower than in the log, and a client that drops events by
+    number keeps the end.
+    """
+    state, rendered = _render_blocks(ResponsesState(head_of_record(record)), map(_whole_block, record.content))
+    _, ending = _render_ended(state, record, record.ended_at)
+    rendered += ending
+    if seen:
+        rendered = [event for event in rendered if event["type"].endswith(".done")] + rendered[-1:]
+        return Frame(_encode_events(rendered, count(seen)))
+    lengths = (max(1, len(event.get("delta", ""))) for event in rendered)
+    return Frame(_encode_events(rendered, accumulate(lengths, initial=0)))
+
+
+def render_snapshot(key: TurnKey, turn: Turn, number: int, first: int = 0) -> sse.Events:
+    """Renders `turn` in the fewest events, without the output items before `first`. The event `number` comes next.
+
+    A snapshot never has more events than the stream had, so the first number is not negative.
+    """
+    state = start(key)
+    if turn.request is not None and turn.asked_at is not None:
+        state = replace(state, head=head_of(key.turn, turn.request, turn.asked_at))
+    if turn.end is None and turn.message is None and turn.mode == "restart":
+        # After a restart nothing is rendered until the new answer begins.
+        return ()
+    state, rendered = _render_blocks(state, turn.blocks) if turn.attempt else _render_queued(state)
+    state = replace(state, left_out=LeftOut(types_of(map(content, turn.blocks), SHOWN)))
+    if turn.end is not None:
+        state, ending = _render_ended(state, turn.end, turn.ended_at)
+        rendered += ending
+    rendered = [event for event in rendered if event.get("output_index", first) >= first]
+    return _encode_events(rendered, count(number - len(rendered)))
+
+
+def _render_event(state: ResponsesState, event: events.Event | events.UnknownEvent) -> tuple[ResponsesState, Events]:
+    """Renders one event of the model, after the events that must precede it."""
+    if isinstance(event, events.UnknownEvent | events.MessageDelta):
+        return state, []
+    state, opening = _render_in_progress(state)
+    for one in split_event(event):
+        state, more = _render_in_item(state, one)
+        opening += more
+    return state, opening
+
+
+def _render_in_item(state: ResponsesState, event: events.Event | events.UnknownEvent) -> tuple[ResponsesState, Events]:
+    """Renders an event of a block."""
+    match event:
+        case events.BlockStart(index, block):
+            state, closing = _close(state, [(one, "completed") for one in state.open if one.is_stopped])
+            item, beginning = open_item(state.head.turn, index, state.outputs, block)
+            outputs = state.outputs + bool(beginning)
+            return replace(state, open=(*state.open, item), outputs=outputs), closing + beginning
+        case events.BlockDelta(index, delta):
+            deltas: Events = []
+            changed = list(state.open)
+            for position, one in enumerate(state.open):
+                if one.block == index:
+                    changed[position], deltas = add_delta(one, delta)
+            return replace(state, open=tuple(changed)), deltas
+        case events.BlockStop(index):
+            # The next block or the end of the answer closes an item: only they show whether a limit has cut it.
+            return replace(
+                state, open=tuple(replace(one, is_stopped=one.is_stopped or one.block == index) for one in state.open)
+            ), []
+        case _:
+            return state, []
+
+
+def _render_blocks(state: ResponsesState, blocks: Iterable[Block]) -> tuple[ResponsesState, Events]:
+    """Renders an answer, whole or not, with one delta for each block."""
+    state, rendered = _render_in_progress(state)
+    for index, block in enumerate(blocks):
+        for event in _events_of(index, block):
+            state, more = _render_event(state, event)
+            rendered += more
+    return state, rendered
+
+
+def _events_of(index: int, block: Block) -> list[events.Event]:
+    start, begun = split_start(block.start)
+    deltas: list[events.Delta] = []
+    match block.type:
+        case "text":
+            deltas.append(events.TextDelta(block.text))
+        case "thinking":
+            deltas.append(events.ThinkingDelta(block.text))
+        case "tool_use":
+            deltas.append(events.InputJsonDelta(block.text))
+    if block.signature:
+        deltas.append(events.SignatureDelta(block.signature))
+    # `block.text` and `block.signature` include those of its start; `block.citations` does not.
+    deltas += [delta for delta in begun if isinstance(delta, events.CitationsDelta)]
+    deltas += [events.CitationsDelta(citation) for citation in block.citations]
+    content = (events.BlockDelta(index, delta) for delta in deltas)
+    return [events.BlockStart(index, start), *content, *([events.BlockStop(index)] if block.is_closed else [])]
+
+
+def _whole_block(content: dict[str, Any]) -> Block:
+    """Returns the closed block with this content."""
+    kind = str(content.get("type"))
+    match content:
+        case {"type": "text", "text": str(text)}:
+            found = content.get("citations")
+            citations = tuple(one for one in found if isinstance(one, dict)) if isinstance(found, list) else ()
+            return Block(kind, {"type": "text"}, text, citations=citations, is_closed=True)
+        case {"type": "thinking", "thinking": str(thinking)}:
+            return Block(kind, {"type": "thinking"}, thinking, str(content.get("signature", "")), is_closed=True)
+        case {"type": "tool_use", "partial_json": str(text)}:
+            return Block(kind, content, text, is_closed=True)
+        case {"type": "tool_use", "input": given}:
+            return Block(kind, content | {"input": {}}, odd_json.encode(given).decode(), is_closed=True)
+        case _:
+            return Block(kind, content, is_closed=True)
+
+
+def _render_queued(state: ResponsesState) -> tuple[ResponsesState, Events]:
+    queued = build_response(state.head, "queued", [])
+    return replace(state, is_created=True), [_lifecycle("response.created", queued)]
+
+
+def _render_in_progress(state: ResponsesState) -> tuple[ResponsesState, Events]:
+    """Returns the events before the first item, if they were not rendered yet."""
+    if state.is_in_progress:
+        return state, []
+    running = build_response(state.head, "in_progress", [])
+    created = [] if state.is_created else [_lifecycle("response.created", running)]
+    state = replace(state, is_created=True, is_in_progress=True)
+    return state, [*created, _lifecycle("response.in_progress", running)]
+
+
+def _close(state: ResponsesState, closed: list[tuple[OpenItem, str]]) -> tuple[ResponsesState, Events]:
+    """Closes open items, each with its status. Returns their last events."""
+    items, rendered = list(state.items), Events()
+    for one, status in closed:
+        item, closing = close_item(one, status)
+        rendered += closing
+        if item is not None:
+            items.append((one.output, item))
+    rest = tuple(one for one in state.open if all(one is not other for other, _ in closed))
+    return replace(state, open=rest, items=tuple(items)), rendered
+
+
+def _render_ended(
+    state: ResponsesState, ended: End | TurnRecord, ended_at: datetime | None
+) -> tuple[ResponsesState, Events]:
+    """Returns the last events: the open item is closed, and the whole response follows."""
+    outcome, stop_reason = ended.outcome, ended.stop_reason
+    status = status_of(outcome, stop_reason)
+    state, opening = (state, []) if state.is_created else _render_queued(state)
+    last = state.open[-1] if state.open else None
+    is_cut = outcome != "completed" or (stop_reason in CUT and last is not None and is_cut_by_limit(last))
+    statuses = ["completed" if one.is_stopped or not is_empty_call(one) else "incomplete" for one in state.open[:-1]]
+    statuses.append("incomplete" if is_cut else "completed")
+    state, closing = _close(state, list(zip(state.open, statuses, strict=False)))
+    items = [item for _, item in sorted(state.items, key=itemgetter(0))]
+    left_out = types_of(ended.content, SHOWN) if isinstance(ended, TurnRecord) else state.left_out.types
+    response = build_response(state.head, status, items, ended, ended_at, left_out)
+    return state, [*opening, *closing, _lifecycle(ENDS.get(status, INCOMPLETE), response)]
+
+
+def _lifecycle(kind: str, response: dict[str, Any]) -> dict[str, Any]:
+    return {"type": kind, "response": response}
+
+
+def _render_frame(state: ResponsesState, rendered: Events) -> tuple[Frame, ResponsesState]:
+    frame = Frame(_encode_events(rendered, count(state.number))) if rendered else SILENT
+    return frame, replace(state, number=state.number + len(rendered))
+
+
+def _encode_events(rendered: Events, numbers: Iterable[int]) -> sse.Events:
+    return tuple(
+        sse.Event(_encode({**event, "sequence_number": number}), name=event["type"].encode())
+        for event, number in zip(rendered, numbers, strict=False)
+    )
+
+
+OPENAI_RESPONSES = Dialect(
+    name="openai-responses",
+    start=start,
+    render=render,
+    render_record=render_record,
+    is_stateful=True,
+    render_json=lambda record: odd_json.encode(response_of(record)),
+)

@@ -1,0 +1,99 @@
+"""The dialect `delta`: three types of event, for the fetch loops that tutorials teach; each has the `cursor`, too.
+
+{"type":"delta","text":…}                                          a delta of the answer's text
+{"type":"done"}                                                    the end; perhaps with `stop_reason` and `warnings`
+{"type":"error","error":"rate_limit",…,"message":…,"retry_after":…}  the end of a turn that failed or was cancelled;
+                                                                   a request that is refused gets this event, too
+"""
+
+import math
+from typing import Any, Literal
+
+import msgspec
+
+from tailrace.gateway.clients.answer_warnings import Warnings, warnings_field
+from tailrace.gateway.clients.failure import error_type, failure_of
+from tailrace.gateway.clients.stop_reasons import stop_reason_field
+from tailrace.gateway.clients.text_state import TextState, record_warnings, start_text
+from tailrace.gateway.http import sse
+from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
+from tailrace.proto.entries import Attempt, End, Failure, StoredEntry
+from tailrace.proto.errors import CODES
+from tailrace.proto.records import TurnRecord
+from tailrace.protocols.tutorials.cursor_field import with_cursor_field
+
+Word = Literal["auth_error", "rate_limit", "token_limit", "network_error", "unknown"]
+
+# If a rate limit names no time.
+RETRY_AFTER_S = 5.0
+RESTARTED = Failure("backend_broken", "the answer starts again: send the request again")
+
+_encode = msgspec.json.Encoder().encode
+
+
+def render(state: TextState, stored: StoredEntry) -> tuple[Frame, TextState]:
+    text, state = state.next(stored.entry)
+    match stored.entry:
+        case Attempt(mode="restart"):
+            return Frame(_frame(error_event(RESTARTED), stored.seq), is_break=True), state
+        case End() as end:
+            return Frame(_delta(text) + _end(end, stored.seq, state.warnings(end))), state
+        case _:
+            return (Frame(_delta(text, stored.seq)) if text else SILENT), state
+
+
+def render_record(record: TurnRecord, _: int) -> Frame:
+    return Frame(_delta(record.text) + _end(record, record.cursor, record_warnings(record)))
+
+
+def _delta(text: str, seq: int | None = None) -> sse.Events:
+    return _frame({"type": "delta", "text": text}, seq) if text else ()
+
+
+def _end(ended: End | TurnRecord, seq: int, warnings: Warnings) -> sse.Events:
+    if ended.outcome != "completed":
+        return _frame(error_event(failure_of(ended)), seq)
+    return _frame({"type": "done", **stop_reason_field(ended), **warnings_field(warnings)}, seq)
+
+
+def error_event(failure: Failure) -> dict[str, Any]:
+    """Returns the error event. `retry_after`, in seconds, is set for each `rate_limit`, and where a time is known."""
+    word, after_s = word_of(failure), failure.retry_after_s
+    if word == "rate_limit":
+        after_s = after_s or RETRY_AFTER_S
+    retry = {} if after_s is None else {"retry_after": math.ceil(after_s)}
+    return {"type": "error", "error": word, "code": failure.code, "message": failure.message, **retry}
+
+
+def word_of(failure: Failure) -> Word:
+    """Returns one of the five words that the pages of tutorials know for a failure."""
+    if failure.code == "backend_refused_key":
+        return "auth_error"
+    if failure.code == "backend_refused_request" and "too long" in failure.message:
+        return "token_limit"
+    match error_type(failure):
+        case "authentication_error" | "permission_error":
+            return "auth_error"
+        case "rate_limit_error":
+            return "rate_limit"
+        case "request_too_large":
+            return "token_limit"
+        case _ if failure.code in CODES and CODES[failure.code].is_retryable:
+            return "network_error"
+        case _:
+            return "unknown"
+
+
+def render_refusal(code: str, message: str, retry_after_s: float | None) -> bytes:
+    """Returns the body of the response to a request that is refused."""
+    return sse.encode(_frame(error_event(Failure(code, message, retry_after_s))))
+
+
+def _frame(event: dict[str, Any], seq: int | None = None) -> sse.Events:
+    return sse.frame(_encode(event), seq=seq)
+
+
+# Not self-delimited, although it has an event for the end: the tutorials' loops stop where the body stops.
+DELTA = with_cursor_field(
+    Dialect(name="delta", start=start_text, render=render, render_record=render_record, is_stateful=True)
+)
