@@ -16,7 +16,6 @@ from tailrace.features.logins.gateway import FEATURE as LOGINS
 from tailrace.features.max_cost.gateway import FEATURE as MAX_COST
 from tailrace.features.models.gateway import FEATURE as MODELS
 from tailrace.features.ops.gateway import FEATURE as OPS
-from tailrace.features.pace.gateway import FEATURE as PACE
 from tailrace.features.page.gateway import FEATURE as PAGE
 from tailrace.features.projects.gateway import FEATURE as PROJECTS
 from tailrace.features.prompts.gateway import FEATURE as PROMPTS
@@ -29,7 +28,6 @@ from tailrace.features.structured_output.gateway import FEATURE as STRUCTURED_OU
 from tailrace.features.tickets.gateway import FEATURE as TICKETS
 from tailrace.features.timeline.gateway import FEATURE as TIMELINE
 from tailrace.features.turn_lists.gateway import FEATURE as TURN_LISTS
-from tailrace.features.unread_tokens.gateway import FEATURE as UNREAD_TOKENS
 from tailrace.features.usage.gateway import FEATURE as USAGE
 from tailrace.features.webhooks.gateway import FEATURE as WEBHOOKS
 from tailrace.gateway import app
@@ -66,10 +64,8 @@ FEATURES: Features = (
     STRUCTURED_OUTPUT,
     AUTO_IDEMPOTENCY,
     SDK_RETRIES,
-    UNREAD_TOKENS,
     TIMELINE,
     TICKETS,
-    PACE,
     JWT,
     LOGINS,
     DEPARTURES,

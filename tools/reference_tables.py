@@ -14,7 +14,6 @@ from prometheus_client.metrics import MetricWrapperBase
 
 import tailrace.features.failover.metrics
 import tailrace.features.structured_output.metrics
-import tailrace.features.unread_tokens.gateway
 import tailrace.features.unstored.metrics
 import tailrace.features.webhooks.metrics
 import tailrace.gateway.metrics
@@ -53,7 +52,7 @@ METRICS = {
         tailrace.proto.nats.setup_state,
         tailrace.proto.nats.follower,
     ),
-    "Gateways": (tailrace.gateway.metrics, tailrace.features.unread_tokens.gateway),
+    "Gateways": (tailrace.gateway.metrics,),
     "Generators": (
         tailrace.generators.metrics,
         tailrace.generators.backends.measured,

@@ -682,15 +682,6 @@ COST_AND_TOKENS = Dashboard(
             (rate("tailrace_generator_tenant_usage_tokens_total", "tenant"),),
         ),
         Panel(
-            "Tokens without a reader, by model",
-            "ops",
-            "Output tokens per second that were generated while no reader was connected to any gateway. Clients that "
-            "have left for good can set `on_disconnect`, so that their turns are cancelled.",
-            Threshold(1e3, 1e4),
-            COSTS,
-            (rate("tailrace_gateway_unread_tokens_total", "model"),),
-        ),
-        Panel(
             "Cost of the last day",
             "currencyUSD",
             "Dollars in the last 24 hours.",

@@ -59,8 +59,8 @@ class GuardedEndpoint:
             request.principal = principal
         try:
             async with request.until_answered:
-                if scope["query_string"]:
-                    require_known(request, self._known)
+                if scope["query_string"] and (ignored := require_known(request, self._known)):
+                    request.response_headers.append(lambda _: {"tailrace-ignored": ", ".join(ignored)})
                 response = await self._endpoint(request)
         except (Refused, LogError) as error:
             response = error_responses.render_error(error, scope)

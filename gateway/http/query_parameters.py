@@ -12,19 +12,24 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.runtime.did_you_mean import suggest
 
 NAME_CHARS_MAX = 64
+# Parameters of earlier versions. For one release they are ignored, and named in the header `tailrace-ignored`.
+RETIRED = frozenset({"pace"})
 # Parameters that may be repeated, besides those whose names end with `[]`.
 LISTS = ("include", *QUERY_NAMES)
 # A field of an object, as OpenAPI's style `deepObject` writes it.
 METADATA = re.compile(r"metadata\[([^\]]{1,64})\]")
 
 
-def require_known(request: Request, known: Collection[str]) -> None:
+def require_known(request: Request, known: Collection[str]) -> list[str]:
     """Raises Refused for a query parameter that is not in `known`, or that may not be repeated.
 
     To ignore an unknown parameter would hide a typing error. Of a repeated parameter, only one value would count.
+    Returns the names that are ignored nevertheless: those of RETIRED.
     """
     names = Counter(name for name, _ in request.query_params.multi_items())
     for name, times in names.items():
+        if name in RETIRED:
+            continue
         if not _is_known(name, known):
             shown = name[:NAME_CHARS_MAX]
             if name == "metadata" and name in known:
@@ -40,6 +45,7 @@ def require_known(request: Request, known: Collection[str]) -> None:
             raise Refused("request_invalid", message, param=shown)
         if times > 1 and not name.endswith("[]") and name not in LISTS:
             raise Refused("request_invalid", f"`{name}` is repeated: send it once", param=name[:NAME_CHARS_MAX])
+    return sorted(RETIRED.intersection(names))
 
 
 def day_of(request: Request, field: str) -> date | None:

@@ -138,8 +138,6 @@ class EventStream(StreamedResponse):
         self._snapshot = snapshot
         self._waits_for_answer = waits_for_answer
         self._fails_again = fails_again
-        self._make_writer: Callable[..., TurnWriter] = TurnWriter
-        self._is_measured = True
         self._record: StreamRecord | None = None
         self._span: AbstractAsyncContextManager[None] | None = None
         self._ending: StreamEnding | None = None
@@ -147,10 +145,6 @@ class EventStream(StreamedResponse):
         """Whether the stream is counted as an open one."""
         self._position = 0
         """The index of the first entry that may hold an event for this client."""
-
-    def write_with(self, make_writer: Callable[..., TurnWriter]) -> None:
-        """Writes with another TurnWriter, which has waiting times of its own. They are not measured."""
-        self._make_writer, self._is_measured = make_writer, False
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> OpenResponse | None:
         async with AsyncExitStack() as stack:
@@ -225,13 +219,12 @@ class EventStream(StreamedResponse):
         await reader.acquire()
         if self._cursor:
             metrics.RESUMED.inc()
-        if self._is_measured:
-            self._record.measure(feed, reader.requested_at)
+        self._record.measure(feed, reader.requested_at)
         metrics.STREAMS.labels(self._dialect.name).inc()
         self._is_open = True
         await self.begin(send, 200)
         self._send = send
-        self._writer = self._make_writer(
+        self._writer = TurnWriter(
             send,
             self._dialect,
             feed,
@@ -306,9 +299,8 @@ class EventStream(StreamedResponse):
         self._streams.records.end(record, before)
         self._streams.fan_out.leave(before)
         self._record = record = self._streams.records.open(self._feed, self._dialect.name, found.cursor)
-        if self._is_measured:
-            record.measure(self._feed, time.monotonic())
-        self._writer = self._make_writer(
+        record.measure(self._feed, time.monotonic())
+        self._writer = TurnWriter(
             self._send,
             self._dialect,
             self._feed,

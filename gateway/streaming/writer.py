@@ -114,7 +114,7 @@ class TurnWriter(FrameWriter):
             self.stop()
             if self.position == len(self.feed.entries) and self.feed.ending is None:
                 return False
-        if not await self.write_stored(FRAMES_MAX):
+        if not await self.write_stored():
             return BROKEN
         if self.position < len(self.feed.entries):
             # Lets other tasks run between the pieces of a long replay.
@@ -131,13 +131,13 @@ class TurnWriter(FrameWriter):
             self.feed.end_calling(self._changed)
             self._changed = None
 
-    async def write_stored(self, most: int) -> bool:
-        """Writes at most `most` entries that the feed has. Returns False after a break: the body must be cut short."""
+    async def write_stored(self) -> bool:
+        """Writes the next entries that the feed has. Returns False after a break: the body must be cut short."""
         if self._needs_begin:
             self._needs_begin = False
             await self._begin()
         start = self.position
-        frames = self.feed.frames(self._dialect, start, most, PIECE_BYTES_MAX)
+        frames = self.feed.frames(self._dialect, start, FRAMES_MAX, PIECE_BYTES_MAX)
         self.position += len(frames)
         if self._to_skip:
             frames, self._to_skip = skip_events(frames, self._to_skip)

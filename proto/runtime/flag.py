@@ -46,6 +46,8 @@ class Flag:
 
     async def wait(self) -> Literal[True]:
         """Returns when the flag is set."""
+        if self._is_set:
+            return True
         waiting = asyncio.get_running_loop().create_future()
 
         def end() -> None:

@@ -112,7 +112,7 @@ def ask_all(where: str, cases: list[Case]) -> None:
 @given(turn=TEXTS, after=TEXTS, dialect=TEXTS)
 def test_no_id_and_no_cursor_breaks_anything(attacked_gateway: str, turn: str, after: str, dialect: str) -> None:
     """In the path, the query, and `Last-Event-ID`."""
-    query = f"?after={quote(after)}&dialect={quote(dialect)}&pace={quote(after)}&limit={quote(after)}"
+    query = f"?after={quote(after)}&dialect={quote(dialect)}&limit={quote(after)}"
     names = dict.fromkeys(path_parameters("", "", ""), quote(turn, safe=""))
     paths = [path.format(**names) + query for (method, path), row in ROWS.items() if method == "GET" and row.names]
     ask_all(attacked_gateway, [Case("GET", path, {}) for path in paths])

@@ -1,6 +1,5 @@
 """Metrics of what users feel, in the metrics of real processes: waits, tokens, resuming, takeover, stop, recording."""
 
-import asyncio
 from pathlib import Path
 from signal import SIGKILL
 
@@ -9,13 +8,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tailrace.deploy.local import ports
-from tailrace.features.unread_tokens import gateway as unread_tokens
-from tailrace.features.unread_tokens.gateway import UNREAD_TOKENS
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tests.harness.readers import read
 from tests.harness.system import System
-from tests.harness.until import until
-from tests.integration.conftest import Gateway
 
 # The samples that each process must have after the story below: at least one observation each.
 GATEWAY = (
@@ -88,42 +83,3 @@ async def test_waiting_times_of_readers_are_measured(tmp_path: Path) -> None:
             found = await scrape(port)
             assert [name for name in names if not found.get(name)] == []
             assert [name for name in found if name.endswith("_created")] == []
-
-
-async def test_tokens_are_counted_that_were_generated_without_a_reader(
-    gateway: Gateway, second_gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All tokens of a turn without readers, some of one whose reader left, none of one read at another gateway."""
-    # Not FIRST_LOOK_S: on a busy machine, the reader of the other gateway needs that second.
-    monkeypatch.setattr(unread_tokens, "LOOK_EVERY_S", 0.2)
-
-    def read_token_counts() -> dict[str, float]:
-        """Returns the tokens by model that the gateways of this process have counted, also those of other tests."""
-        samples = next(iter(UNREAD_TOKENS.collect())).samples
-        return {sample.labels["model"]: sample.value for sample in samples if sample.name.endswith("_total")}
-
-    before = read_token_counts()
-
-    def count_tokens(model: str) -> float:
-        return read_token_counts().get(model, 0.0) - before.get(model, 0.0)
-
-    async def run(model: str, most: int | None) -> tuple[str, float]:
-        """Runs a turn of which `most` frames are read. Returns its model, and the tokens that it generated."""
-        body = {"message": "#sim words=80 rate=20", "model": model}
-        turn = (await gateway.client.post("/v1/turns", json=body)).json()["turn"]
-        if most != 0:
-            await read(second_gateway.client, turn, most=most)
-
-        async def tokens() -> float:
-            record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
-            return 0.0 if record["outcome"] == "running" else float(record["usage"]["output_tokens"])
-
-        return model, await until(tokens)
-
-    (read_whole, _), (left, some), (unread, every) = await asyncio.gather(
-        run("claude-opus-5-5", None), run("claude-haiku-5-5", 40), run("claude-sonnet-5-5", 0)
-    )
-    await until(lambda: count_tokens(left) and count_tokens(unread))
-    assert count_tokens(unread) == every
-    assert 0 < count_tokens(left) < some
-    assert count_tokens(read_whole) == 0

@@ -10,7 +10,6 @@ from prometheus_client.metrics import MetricWrapperBase
 
 import tailrace.features.failover.metrics
 import tailrace.features.structured_output.metrics
-import tailrace.features.unread_tokens.gateway
 import tailrace.features.unstored.metrics
 import tailrace.features.webhooks.metrics
 import tailrace.gateway.metrics
@@ -61,7 +60,6 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_generator_turn_seconds", "model"): MODELS,
     ("tailrace_generator_cost_dollars", "model"): MODELS,
     ("tailrace_generator_usage_tokens", "model"): MODELS,
-    ("tailrace_gateway_unread_tokens", "model"): MODELS,
     ("tailrace_gateway_refused", "code"): CODES,
     ("tailrace_gateway_stream_ends", "end"): get_args(StreamEnd),
     **{(name, "stream_name"): EVERY_STREAM for name in (*STREAM_GAUGES, *CONSUMER_GAUGES)},
@@ -90,7 +88,6 @@ MODULES = (
     tailrace.generators.backends.measured,
     tailrace.features.failover.metrics,
     tailrace.features.structured_output.metrics,
-    tailrace.features.unread_tokens.gateway,
     tailrace.features.unstored.metrics,
     tailrace.features.webhooks.metrics,
     tailrace.persistence.metrics,

@@ -424,7 +424,6 @@ async def test_a_reader_from_the_start_with_an_invalid_cursor_is_refused(*, is_f
 
 
 async def test_the_end_of_a_turn_that_was_read_here_is_known_without_the_log() -> None:
-    """The count of unread tokens asks for each turn, a second after its reader has left."""
     async with fanned_out(STORED[:-1]) as (log, group, fan_out):
         presence = ReaderPresence(cast("TurnLog", log), cast("Rpc", None), fan_out, group, Flag())
         async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:

@@ -1,0 +1,40 @@
+"""The size of the core, and of the path of a request, does not grow unnoticed.
+
+A ceiling is what the last clean-up has reached. Whoever needs more raises it in the same commit, with the reason.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.code_lines import CORE, count_code_lines, count_folder
+
+CHECKOUT = Path(__file__).parents[2]
+CORE_LINES_MAX = 17_720
+# `make frames`: the project's functions on each path.
+FUNCTIONS_MAX = {"POST": 112, "delta": 26, "resume": 157, "model": 31}
+FOUND = re.compile(r"^(\w+) +(\d+) functions", re.MULTILINE)
+
+
+def test_the_core_has_no_more_code_lines() -> None:
+    assert sum(map(count_folder, CORE)) <= CORE_LINES_MAX
+
+
+@pytest.mark.timeout(180)
+def test_a_request_runs_through_no_more_functions() -> None:
+    """Of several runs the shortest counts, so that background tasks and a busy machine do not matter."""
+    command = [sys.executable, "-m", "tools.count_frames"]
+    printed = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    found = {name: int(count) for name, count in FOUND.findall(printed)}
+    assert {name: found[name] for name in FUNCTIONS_MAX if found[name] > FUNCTIONS_MAX[name]} == {}
+
+
+def test_docstrings_comments_blank_lines_and_imports_are_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        '"""Doc\nof two lines."""\n\nimport re\nfrom os import (\n    path,\n)\n\n# A comment.\nX = (\n    1,\n)\n'
+    )
+    assert count_code_lines(path) == 3
