@@ -11,8 +11,10 @@ from math import floor
 
 from tailrace.proto.ids import Tenant, TurnKey
 
-# Further turns of the tenant are given back to the queue, where other generators can take them.
+# So many turns of a tenant wait in a generator, or as many as it has started in the last STARTED_WITHIN_S. Further
+# turns of the tenant are given back to the queue, where other generators can take them.
 WAITING_TENANT_MAX = 64
+STARTED_WITHIN_S = 8.0
 
 
 class FairShare:
@@ -25,6 +27,8 @@ class FairShare:
         self._running: Counter[Tenant] = Counter()
         self._waiting: dict[Tenant, tuple[deque[TurnKey], deque[TurnKey]]] = {}
         """For each tenant: single turns, and child turns of batches."""
+        self._starts: dict[Tenant, deque[float]] = {}
+        """When the tenant's turns of the last STARTED_WITHIN_S were started."""
 
     @property
     def free(self) -> int:
@@ -37,12 +41,13 @@ class FairShare:
         left_free = self._slots - (self._running.total() - mine)
         return self.free > 0 and mine < max(1, floor(self._share * left_free))
 
-    def enqueue(self, key: TurnKey, *, is_child: bool = False) -> bool:
+    def enqueue(self, key: TurnKey, now_s: float, *, is_child: bool = False) -> bool:
         """Makes a turn wait; returns False if too many turns of its tenant and kind wait already."""
-        waiting = self._waiting.setdefault(key.tenant, (deque(), deque()))[is_child]
-        if len(waiting) >= WAITING_TENANT_MAX:
+        waiting = self._waiting.get(key.tenant, (deque(), deque()))
+        if len(waiting[is_child]) >= max(WAITING_TENANT_MAX, self._count_starts(key.tenant, now_s)):
             return False
-        waiting.append(key)
+        waiting[is_child].append(key)
+        self._waiting[key.tenant] = waiting
         return True
 
     def is_waiting(self, tenant: Tenant) -> bool:
@@ -74,11 +79,22 @@ class FairShare:
         self._waiting.clear()
         return keys
 
-    def note_start(self, tenant: Tenant) -> None:
+    def note_start(self, tenant: Tenant, now_s: float) -> None:
         self._running[tenant] += 1
+        self._starts.setdefault(tenant, deque()).append(now_s)
+        self._count_starts(tenant, now_s)
+
+    def _count_starts(self, tenant: Tenant, now_s: float) -> int:
+        """Returns how many turns of the tenant were started in the last STARTED_WITHIN_S."""
+        starts = self._starts.get(tenant)
+        while starts and starts[0] < now_s - STARTED_WITHIN_S:
+            starts.popleft()
+        return len(starts or ())
 
     def note_end(self, tenant: Tenant) -> None:
         """Gives back the slot that `note_start` took for a turn of the tenant."""
         self._running[tenant] -= 1
         if not self._running[tenant]:
             del self._running[tenant]
+            if tenant not in self._waiting:
+                self._starts.pop(tenant, None)

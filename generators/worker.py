@@ -6,7 +6,7 @@ A lease only decides which generator tries. The log decides, entry by entry, whi
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -19,8 +19,9 @@ from tailrace.proto.end_entry import end_fields
 from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.generator_health import GeneratorHealth
-from tailrace.proto.ids import Tenant, TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
+from tailrace.proto.nats.leases import RENEWALS, keep_renewed
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.race import run_until
 
@@ -33,8 +34,11 @@ SHARE_WAIT_S_MAX = 8.0
 # The most turns that are fetched to start together, without a round trip for each. nats-server divides a burst evenly
 # among the generators that wait, whatever number each has requested. The running turns wait while these start.
 STARTED_AT_ONCE = 16
-# The most turns that are fetched at once while none of the fetched ones can start here.
-FETCHED_MAX = 64
+# The most turns that are fetched at once while some of the fetched ones can neither start nor wait here.
+FETCHED_MAX = 256
+# How long a waiting turn's lease is kept at a time. If this process is killed, the turn waits so long. Hundreds of
+# turns may wait: the renewals of short leases, like those of running turns, would need much CPU.
+WAITING_LEASE_S = 8.0
 # The delay before the next delivery of a turn that cannot run yet. Either another process is storing its answer, which
 # takes milliseconds, or the turn is queued behind its parent, which may take minutes. So the delay begins short, and
 # grows by this much each time, up to the maximum.
@@ -49,6 +53,16 @@ Job = Callable[[], Awaitable[Turn | None]]
 
 Returns None if another process runs the turn, or if it cannot begin yet. The request is then not acknowledged.
 """
+
+
+class WaitingLease(NamedTuple):
+    """The lease of a turn that waits."""
+
+    delivery: Delivery
+
+    async def renew(self) -> None:
+        """See Lease."""
+        await self.delivery.extend(WAITING_LEASE_S)
 
 
 class Lane(Protocol):
@@ -97,6 +111,9 @@ class Worker:
         self._slots = FairShare(concurrency, tenant_share)
         self._grace_s = grace_s
         self._held: dict[TurnKey, Delivery] = {}
+        """The deliveries of running turns."""
+        self._waiting: dict[TurnKey, Delivery] = {}
+        """The deliveries of turns that wait for their tenant's share."""
         self._turns: set[asyncio.Task[None]] = set()
         self._lane_tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
@@ -108,14 +125,21 @@ class Worker:
         """Runs turns until `stop` is set; then finishes them until the grace period is over or `stop_now` is set."""
         async with asyncio.TaskGroup() as group:
             self._group = group
-            renewing = group.create_task(self._deliveries.keep_renewed(self._held.values))
+            renewing = [
+                group.create_task(self._deliveries.keep_renewed(self._held.values)),
+                group.create_task(keep_renewed(self._waiting_leases, WAITING_LEASE_S / RENEWALS)),
+            ]
             try:
                 await self._fetch_until(stop)
             finally:
                 # No further turn starts, also when this task is cancelled.
                 self._is_draining = True
             await self._drain(stop_now or asyncio.Event())
-            renewing.cancel()
+            for task in renewing:
+                task.cancel()
+
+    def _waiting_leases(self) -> Sequence[WaitingLease]:
+        return [WaitingLease(delivery) for delivery in self._waiting.values()]
 
     async def _fetch_until(self, stop: asyncio.Event) -> None:
         """Fetches and starts turns until `stop` is set."""
@@ -126,19 +150,20 @@ class Worker:
                 continue
             # Fetch only what can start: another generator may have a free slot for the rest.
             count = max(least, min(self._slots.free, STARTED_AT_ONCE))
-            started = [await self._start_or_release(one, stop) for one in await self._deliveries.next(count)]
-            # If none of the fetched turns could start, fetch more than there are slots, to reach the turns behind them.
-            least = min(2 * count, FETCHED_MAX) if started and not any(started) else 1
+            kept = [await self._start_or_release(one, stop) for one in await self._deliveries.next(count)]
+            # If some of the fetched turns were given back, fetch more than there are slots, to reach the turns of other
+            # tenants behind them.
+            least = 1 if all(kept) else min(2 * count, FETCHED_MAX)
 
     def report_health(self) -> bytes | None:
         """Returns the health report as JSON. While this process drains: None, and no report is sent."""
         if self._is_draining:
             return None
-        oldest = min((self._held[key].at for key in self._slots.waiting_turns()), default=None)
+        oldest = min((delivery.at for delivery in self._waiting.values()), default=None)
         return msgspec.json.encode(
             GeneratorHealth(
                 ok=True,
-                held=len(self._held),
+                held=len(self._held) + len(self._waiting),
                 free=self._slots.free,
                 waiting=self._slots.count_waiting(),
                 oldest_waiting_s=age_s(oldest) if oldest is not None else 0.0,
@@ -152,6 +177,8 @@ class Worker:
             await delivery.release()
             return False
         if self._start(delivery):
+            if delivery.key in self._waiting:
+                await delivery.extend(WAITING_LEASE_S)
             return True
         await delivery.release(min(RETRY_WAIT_S * 2 ** min(delivery.times - 1, 8), SHARE_WAIT_S_MAX))
         return False
@@ -159,10 +186,11 @@ class Worker:
     def _start(self, delivery: Delivery) -> bool:
         """Starts a delivery's job or lets it wait; False if its lane is full, or too many turns of its tenant wait."""
         key = delivery.key
-        if key in self._held:
-            # The turn runs here already; this is a newer lease of it.
-            self._held[key] = delivery
-            return True
+        for known in (self._held, self._waiting):
+            if key in known:
+                # The turn runs or waits here already; this is a newer lease of it.
+                known[key] = delivery
+                return True
         lane = next((lane for lane in self._lanes if lane.accepts(delivery)), None)
         if lane is None:
             return self._start_or_wait(delivery)
@@ -174,27 +202,29 @@ class Worker:
         return True
 
     def _start_or_wait(self, delivery: Delivery) -> bool:
-        key = delivery.key
-        may_start = not self._slots.is_waiting(key.tenant) and self._slots.may_start(key.tenant)
-        if not may_start and not self._slots.enqueue(key, is_child=delivery.is_child):
+        key, now_s = delivery.key, asyncio.get_running_loop().time()
+        if not self._slots.is_waiting(key.tenant) and self._slots.may_start(key.tenant):
+            self._start_turn(delivery)
+        elif self._slots.enqueue(key, now_s, is_child=delivery.is_child):
+            self._waiting[key] = delivery
+        else:
             return False
-        # The leases of waiting turns are renewed, too.
-        self._held[key] = delivery
-        if may_start:
-            self._start_turn(key, partial(self._run_turn, key))
         return True
 
-    def _start_turn(self, key: TurnKey, job: Job) -> None:
-        self._slots.note_start(key.tenant)
+    def _start_turn(self, delivery: Delivery) -> None:
+        key = delivery.key
+        self._held[key] = delivery
+        self._slots.note_start(key.tenant, asyncio.get_running_loop().time())
         metrics.RUNNING.inc()
-        self._create_task(key, job, self._turns).add_done_callback(lambda _: self._free_slot(key.tenant))
+        task = self._create_task(key, partial(self._run_turn, key), self._turns)
+        task.add_done_callback(lambda _: self._free_slot(key.tenant))
 
     def _free_slot(self, tenant: Tenant) -> None:
         """Frees the slot of an ended turn, and starts waiting turns that may start now."""
         self._slots.note_end(tenant)
         metrics.RUNNING.dec()
         while not self._is_draining and (key := self._slots.dequeue()) is not None:
-            self._start_turn(key, partial(self._run_turn, key))
+            self._start_turn(self._waiting.pop(key))
 
     def _create_task(self, key: TurnKey, job: Job, tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         assert self._group is not None  # noqa: S101  # `run` has begun
@@ -206,6 +236,9 @@ class Worker:
     async def _run_turn(self, key: TurnKey) -> Turn | None:
         held = self._held[key]
         taken = held.take_entry()
+        if held.times > 1 and taken and await self._log.last_seq(key, "attempt") != BEFORE_FIRST:
+            # Another generator has begun the turn. Without an attempt, the turn has only waited.
+            taken = []
         self._log.remember_request(key, taken)
         turn = await self._runner.run(key, fold(taken))
         if turn.end is None:
@@ -279,7 +312,7 @@ class Worker:
         """Cancels the lanes' jobs at once and, after `grace_s` seconds or when `stop_now` is set, the running turns."""
         logger.info("draining", running=len(self._turns))
         for key in self._slots.clear():
-            await self._held.pop(key).release()
+            await self._waiting.pop(key).release()
         for task in self._lane_tasks:
             task.cancel()
         if self._turns:

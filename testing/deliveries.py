@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tailrace.proto.entries import KINDS, StoredEntry, encode
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
-from tailrace.proto.nats.leases import PULL_S, Backlog, Deliveries, Delivery, part_of_batch
+from tailrace.proto.nats.leases import PULL_S, Backlog, Deliveries, Delivery, Progress, part_of_batch
 
 ACK_WAIT_S = 30.0
 
@@ -24,13 +24,16 @@ class MemoryDelivery(Delivery):
         self.number = times
         part = part_of_batch(key.turn, payload := encode(stored.entry))
         self.is_batch, self.is_child = part == "batch", part == "child"
-        self._payload = payload if times == 1 else None
+        self._payload = payload
         self.is_acked = False
         self.due_s = math.inf
         """When it is delivered again, in the time of the event loop."""
 
     async def renew(self) -> None:
         self.due_s = asyncio.get_running_loop().time() + self.ack_wait_s
+
+    async def extend(self, lease_s: float) -> None:
+        self.due_s = asyncio.get_running_loop().time() + lease_s
 
     async def ack(self) -> None:
         self.is_acked = True
@@ -97,10 +100,12 @@ class MemoryDeliveries(Deliveries):
         leased = len(open_seqs) - waiting
         newest = max((one.seq for one in self.delivered), default=BEFORE_FIRST)
         floor = Seq(min(open_seqs) - 1) if open_seqs else newest
-        return Backlog(waiting, leased, newest, floor)
+        return Backlog(waiting, leased, newest, floor, len(self.delivered))
 
-    async def is_drained(self) -> bool:
-        return self.is_done
+    async def progress(self) -> Progress:
+        last, backlog = await self.last_seq(), await self.backlog()
+        reached = min((Seq(seq - 1) for (_, seq), (_, lease) in self._entries.items() if lease is None), default=last)
+        return Progress(last, reached, backlog.delivered, backlog.number, backlog.floor, backlog.leased)
 
     async def first_seq(self) -> Seq:
         return Seq(1)

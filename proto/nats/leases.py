@@ -81,17 +81,26 @@ class Delivery:
         # A larger entry, of up to 8 MiB, would stay in memory as long as the lease. It is read from the log. Webhooks
         # need no entries, and hold thousands of leases for hours while a receiver is down.
         is_needed = message.metadata.consumer != WEBHOOKS
-        is_kept = is_needed and self.times == 1 and len(message.data) <= KEPT_BYTES_MAX
+        is_kept = is_needed and len(message.data) <= KEPT_BYTES_MAX
         self._payload = message.data if is_kept else None
         message.data = b""
 
     def take_entry(self) -> list[StoredEntry]:
         """Returns the entry, and frees its memory.
 
-        An empty list if the entry was taken, is large, was delivered before, or is for webhooks: read it from the log.
+        An empty list if the entry was taken or dropped, is large, or is for webhooks: read it from the log.
         """
         payload, self._payload = self._payload, None
         return [] if payload is None else [StoredEntry(self.seq, self.at, entries.decode(self.kind, payload))]
+
+    @property
+    def kept_bytes(self) -> int:
+        """The memory that `take_entry` or `drop_entry` would free."""
+        return 0 if self._payload is None else len(self._payload)
+
+    def drop_entry(self) -> None:
+        """Frees the memory of the entry."""
+        self._payload = None
 
     async def renew(self) -> None:
         """Renews the lease. A failed renewal is only logged: the fence shows who owns the turn."""
@@ -99,6 +108,17 @@ class Delivery:
             await self._message.in_progress()
         except nats.errors.Error as error:
             logger.debug("lease not renewed", turn=self.key.turn, error=type(error).__name__)
+
+    async def extend(self, lease_s: float) -> None:
+        """Keeps the lease for `lease_s` from now on, also longer than `ack_wait_s`. A failure is only logged.
+
+        nats-server delivers an entry again after the delay of a negative acknowledgement. Until then, the lease can
+        still be renewed, and the entry acknowledged (`processNak` in consumer.go). nats-py would refuse both.
+        """
+        try:
+            await self._message.respond(b'-NAK {"delay": %d}' % (lease_s * 1e9))
+        except nats.errors.Error as error:
+            logger.debug("lease not extended", turn=self.key.turn, error=type(error).__name__)
 
     async def ack(self) -> None:
         """Acknowledges the entry. Only after the turn's `end` was stored or read (PROTOCOL R17).
@@ -223,18 +243,25 @@ class Deliveries:
         """Returns the consumer's backlog. Raises LogUnavailable."""
         return await consumer_backlog(self._connection, self._durable)
 
-    async def is_drained(self) -> bool:
-        """Returns whether every stored entry of this consumer is acknowledged. Raises LogUnavailable.
+    async def progress(self) -> "Progress":
+        """Returns how far the entries of this consumer are delivered and acknowledged. Raises LogUnavailable.
 
         The server's count of pending entries lags: of 3,000 entries, two were not counted yet right after they were
-        stored (with three replicas, 43 of 1,500). So the stream's leader is also asked for entries after the last
-        delivered one.
+        stored (with three replicas, 43 of 1,500). So the stream's leader is asked for entries after the last delivered
+        one.
         """
+        last = await self.last_seq()
         backlog = await self.backlog()
-        if backlog.waiting or backlog.leased:
-            return False
-        later = await asyncio.gather(*(self._next_after(backlog.delivered, subject) for subject in self._filters))
-        return not any(later)
+        reached = max(last, backlog.delivered)
+        if backlog.delivered < last:
+            later = await asyncio.gather(*(self._next_after(backlog.delivered, subject) for subject in self._filters))
+            reached = min((Seq(seq - 1) for seq in later if seq != BEFORE_FIRST), default=reached)
+        return Progress(last, reached, backlog.delivered, backlog.number, backlog.floor, backlog.leased)
+
+    async def is_drained(self) -> bool:
+        """Returns whether every stored entry of this consumer is acknowledged. Raises LogUnavailable."""
+        progress = await self.progress()
+        return not progress.leased and progress.has_acknowledged(progress.last)
 
     async def can_continue_after(self, read_recorded_upto: Callable[[], Awaitable[Seq]]) -> bool:
         """Returns whether the next deliveries continue a database that has recorded the log up to a sequence.
@@ -290,6 +317,29 @@ class Backlog(NamedTuple):
     """The last delivered entry."""
     floor: Seq
     """All entries up to this sequence are acknowledged. Entries of other kinds do not move it."""
+    number: int = 0
+    """How many deliveries there were: the number of the last one."""
+
+
+class Progress(NamedTuple):
+    """How far the entries of a consumer are delivered and acknowledged."""
+
+    last: Seq
+    """The last entry of the log, of any kind, when this was read."""
+    reached: Seq
+    """All entries up to this sequence are delivered."""
+    delivered: Seq
+    """The last delivered entry."""
+    number: int
+    """The number of the last delivery."""
+    floor: Seq
+    """All entries up to this sequence are acknowledged. Entries of other kinds do not move it."""
+    leased: int
+    """How many entries are delivered, and not acknowledged."""
+
+    def has_acknowledged(self, upto: Seq) -> bool:
+        """Returns whether all entries up to `upto` are acknowledged."""
+        return self.floor >= upto or (self.reached >= upto and not self.leased)
 
 
 async def consumer_backlog(connection: Connection, durable: str) -> Backlog:
@@ -300,7 +350,8 @@ async def consumer_backlog(connection: Connection, durable: str) -> Backlog:
         raise LogUnavailable(f"the consumer {durable!r} does not answer: {type(error).__name__}") from error
     floor = info.ack_floor.stream_seq if info.ack_floor else 0
     delivered = info.delivered.stream_seq if info.delivered else 0
-    return Backlog(info.num_pending or 0, info.num_ack_pending or 0, Seq(delivered), Seq(floor))
+    number = info.delivered.consumer_seq if info.delivered else 0
+    return Backlog(info.num_pending or 0, info.num_ack_pending or 0, Seq(delivered), Seq(floor), number)
 
 
 async def oldest_request_at(connection: Connection, after: Seq) -> datetime | None:

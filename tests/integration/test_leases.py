@@ -30,6 +30,24 @@ async def test_an_acknowledgement_of_an_old_holder_ends_the_lease_of_the_new_one
     await until(deliveries.is_drained)
 
 
+@pytest.mark.rule("R18")
+async def test_a_lease_is_extended_renewed_and_then_acknowledged(own: OwnSystem) -> None:
+    """While a turn waits, one message keeps its lease for long. When it runs, its lease is short again."""
+    await own.shorten_lease(0.2)
+    deliveries = await Deliveries.open(own.connection, GENERATORS)
+    await own.append_request("words=1")
+    (held,) = await until(deliveries.next)
+    for _ in range(2):
+        await held.extend(10)
+        # Waits for half a second.
+        assert await deliveries.next() == []
+    await held.renew()
+    (again,) = await until(deliveries.next)
+    await again.extend(10)
+    await again.ack()
+    await until(deliveries.is_drained)
+
+
 async def test_waiting_entries_come_with_one_request_and_none_is_held_back_or_lost(own: OwnSystem) -> None:
     """nats-py's `fetch` leaves a request open at its timeout: one of two requests would come to the idle process."""
     idle, busy = [await Deliveries.open(own.connection, GENERATORS) for _ in range(2)]

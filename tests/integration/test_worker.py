@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 from tailrace.deploy.local.ports import find_free
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.gateway.turns.cancel import cancel
+from tailrace.generators import worker
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.model_event import Put
@@ -26,9 +27,10 @@ from tailrace.generators.worker import Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Attempt, Entry, Event
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogUnavailable
-from tailrace.proto.fold import Turn
+from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog
+from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.harness import turn_builder
 from tests.harness.generator_in_loop import failure_code, fences_lost, is_acknowledged, read_stats, words
@@ -312,6 +314,50 @@ async def test_a_worker_fetches_at_once_what_it_can_start_and_no_more(
             await cancel(own.log, key, "request")
             await own.wait_for_open_streams(min(2, len(keys) - number - 1))
     assert await own.calls() == 5
+
+
+@pytest.mark.rule("R106")
+@pytest.mark.parametrize("begun", [False, True], ids=["it has waited", "another generator has begun it"])
+async def test_a_request_that_is_delivered_again_is_read_only_if_it_has_an_attempt(
+    own: OwnSystem, monkeypatch: pytest.MonkeyPatch, *, begun: bool
+) -> None:
+    """For each read of a turn that has waited long, nats-server compares the subjects of thousands of entries."""
+    reads, read_turn = list[TurnKey](), TurnLog.read_turn
+
+    async def read_and_count(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+        reads.append(key)
+        return await read_turn(self, key, known)
+
+    key = await own.append_request("words=2 rate=0")
+    deliveries = await Deliveries.open(own.connection, GENERATORS)
+    (delivery,) = await until(deliveries.next)
+    if begun:
+        attempt = Attempt(prev=delivery.seq, attempt=1, generator="g1", backend="claude", mode="fresh")
+        await own.log.append(key, (await own.log.read_turn(key)).chain, attempt)
+    await delivery.release()
+    monkeypatch.setattr(TurnLog, "read_turn", read_and_count)
+    async with own.running_generator():
+        await own.wait_until_acknowledged()
+    assert reads == ([key] if begun else [])
+    turn = await own.wait_for_end(key)
+    assert (turn.text, turn.attempt) == (words(2), 2 if begun else 1)
+    assert [one.generator == "g1" for one in await own.attempts(key)] == ([True, False] if begun else [False])
+
+
+@pytest.mark.rule("R18")
+async def test_a_waiting_turn_keeps_its_lease_and_is_given_back_in_time(
+    own: OwnSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not delivered again while it waits, although its lease is longer than its renewals are apart."""
+    monkeypatch.setattr(worker, "WAITING_LEASE_S", 0.6)
+    await own.shorten_lease(0.2)
+    async with own.running_generator(concurrency=2, tenant_share=0.5):
+        keys = [await own.append_request("words=30 rate=20") for _ in range(2)]
+        turns = [await own.wait_for_end(key) for key in keys]
+        deliveries = await consumer_backlog(own.connection, GENERATORS)
+        await own.wait_until_acknowledged()
+    assert {(turn.outcome, turn.attempt) for turn in turns} == {("completed", 1)}
+    assert deliveries.number == 2
 
 
 class Case(NamedTuple):

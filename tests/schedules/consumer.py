@@ -98,8 +98,8 @@ class SimulatedConsumer:
             self.renew(message)
             self.world.call_after(ACK_WAIT_S, self._expire, message, message.times)
 
-    def renew(self, message: Message) -> None:
-        message.lease_until_s = self.world.time() + ACK_WAIT_S
+    def renew(self, message: Message, lease_s: float = ACK_WAIT_S) -> None:
+        message.lease_until_s = self.world.time() + lease_s
 
     def _expire(self, message: Message, times: int) -> None:
         if message.is_done or message.times != times:
@@ -135,6 +135,10 @@ class SimulatedDelivery(MemoryDelivery):
     async def renew(self) -> None:
         if not self._process.is_dead:
             self._consumer.renew(self._entry)
+
+    async def extend(self, lease_s: float) -> None:
+        if not self._process.is_dead:
+            self._consumer.renew(self._entry, lease_s)
 
     async def ack(self) -> None:
         if not self._process.is_dead:
