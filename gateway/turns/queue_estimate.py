@@ -31,6 +31,9 @@ REFRESH_IDLE_EVERY_S = 5.0
 # A busy generator answers within some milliseconds.
 REPORTS_WAIT_S = 0.25
 RETRY_AFTER_S = 10.0
+# Generators fetch turns as they are stored, also those that must wait. If a turn is not fetched within this time, later
+# turns of all tenants wait behind it.
+FETCHED_WITHIN_S = 1.0
 
 
 class QueueState(NamedTuple):
@@ -50,7 +53,8 @@ class QueueState(NamedTuple):
         None if it can start at once, or if no turn waits and no generator has answered in time. `submitted`: how many
         turns the tenant has submitted since the reports.
         """
-        if any(one.free > 0 and tenant not in one.waiting for one in self.generators):
+        is_free = any(one.free > 0 and tenant not in one.waiting for one in self.generators)
+        if is_free and self.undelivered_s < FETCHED_WITHIN_S:
             return None
         if not self.generators and not self.undelivered:
             return None

@@ -9,9 +9,11 @@ from tailrace.proto.ids import Tenant
 A, B = Tenant("a"), Tenant("b")
 
 
-def state(*generators: tuple[int, int, dict[Tenant, int]], undelivered: int = 0, leased: int = 0) -> QueueState:
+def state(
+    *generators: tuple[int, int, dict[Tenant, int]], undelivered: int = 0, leased: int = 0, undelivered_s: float = 0.0
+) -> QueueState:
     """Each generator has its held turns, its free slots, and the tenants that wait."""
-    return QueueState([GeneratorHealth(True, *one) for one in generators], undelivered, leased)
+    return QueueState([GeneratorHealth(True, *one) for one in generators], undelivered, leased, undelivered_s)
 
 
 @pytest.mark.parametrize(
@@ -24,10 +26,15 @@ def state(*generators: tuple[int, int, dict[Tenant, int]], undelivered: int = 0,
         (state((3, 1, {A: 2}), (1, 3, {})), None),
         (state((6, 1, {A: 2}), leased=10), 6),
         (state((6, 0, {B: 2}), undelivered=7, leased=10), 7),
+        (state((3, 1, {B: 5}), undelivered=7, undelivered_s=0.9), None),
+        (state((3, 1, {B: 5}), undelivered=7, undelivered_s=1.0), 7),
         (state(undelivered=2), 2),
         (state(), None),
     ],
-    ids=["free", "another-waits", "share-used", "waiting", "one-free", "given-back", "full", "none-runs", "unknown"],
+    ids=[
+        *("free", "another-waits", "share-used", "waiting", "one-free", "given-back", "full"),
+        *("being-fetched", "fetched-late", "none-runs", "unknown"),
+    ],
 )
 def test_turns_ahead_of_a_tenants_next_turn(queue: QueueState, ahead: int | None) -> None:
     assert queue.count_ahead(A) == ahead
