@@ -98,7 +98,7 @@ class BlobCollector:
         is_free = await gather_limited(mark, blobs, CONCURRENCY)
         unpinned = [sha256 for sha256, free in zip(blobs, is_free, strict=True) if free]
         if unpinned:
-            await self._catch_up()
+            await self._catch_up(tenant)
         return await self._forget_referenced(tenant, unpinned)
 
     async def _forget_referenced(self, tenant: Tenant, blobs: list[str]) -> list[str]:

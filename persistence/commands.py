@@ -104,7 +104,7 @@ class Commands:
             purged = [TurnKey(tenant, turn) for turn in what.purged]
             await gather_limited(self._log.purge_events, purged, PURGED_AT_ONCE)
             await self._tombstones.put(purged)
-            await self._catch_up()
+            await self._catch_up(tenant)
         else:
             # First purge the blobs that an earlier deletion left: "not found" must mean that they are gone as well.
             await self._blobs.collect(tenant)

@@ -1,19 +1,21 @@
 """Recorder: consumes `request` and `end` entries, folds their turns, commits the rows, then acknowledges.
 
-It keeps no state about a turn. After a kill between commit and acknowledgement the same entries are delivered again,
+Entries wait in a DeliveryQueue, so that the backlog of one tenant delays no other tenant. The recorder keeps no further
+state about a turn. After a kill between commit and acknowledgement the same entries are delivered again,
 and writing them again changes nothing. While the database cannot be written, the leases are released and the
 log delivers the entries again later; streaming is not affected.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import msgspec
 import structlog
 
 from tailrace.persistence import metrics
+from tailrace.persistence.delivery_queue import DeliveryQueue
 from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.lost_turns import LostTurnFinder
 from tailrace.persistence.record_spans import RecordSpans
@@ -24,6 +26,7 @@ from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRe
 from tailrace.proto.fold import Turn, text_proof
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
+from tailrace.proto.nats.leases import PULL_S
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.logged_causes import LoggedCauses
@@ -33,6 +36,14 @@ logger = structlog.get_logger()
 
 # Concurrent folds. A fold mostly waits for the log, so more would use memory without being faster.
 FOLDS_MAX = 8
+# Entries that wait to be recorded. While fewer wait, an entry of another tenant is delivered at once. And nats-server
+# finds the next entry of a consumer with two filters fast only near the end of the log (`firstMatchingMulti` in
+# filestore.go). Each entry costs a renewal of its lease every three seconds.
+WAITING_MAX = 8192
+# Entries that are fetched at once.
+FETCHED_MAX = 512
+# How long no entry is fetched while WAITING_MAX wait.
+FULL_WAIT_S = 0.1
 # After a batch, the recorder pauses, at most PAUSE_S_MAX, so that batches take only this share of its time. So slow
 # batches become fewer, each with more turns: a transaction costs about as much for twenty turns as for one.
 WRITING_SHARE = 0.25
@@ -58,6 +69,7 @@ class Recorder:
         deliveries: Deliveries,
         store: Store,
         unrecorded: Sequence[UnrecordedTurns],
+        queue: DeliveryQueue | None = None,
         *,
         batch_max: int,
         retry_wait_s: float,
@@ -67,6 +79,7 @@ class Recorder:
         self._deliveries = deliveries
         self._store = store
         self._unrecorded = unrecorded
+        self._queue = DeliveryQueue() if queue is None else queue
         self._batch_max = batch_max
         self._retry_wait_s = retry_wait_s
         self._lost_turns = LostTurnFinder(log, deliveries, store)
@@ -86,15 +99,44 @@ class Recorder:
 
         Raises StoreCorrupt, StoreTooNew and StoreRolledBack, before any entry of the current batch is acknowledged.
         """
+        with suppress(LogUnavailable):
+            self._queue.begin(await self._deliveries.progress())
+        beside = [
+            fetching := asyncio.create_task(self._fetch_until(stop)),
+            asyncio.create_task(self._deliveries.keep_renewed(self._queue.leases)),
+        ]
+        try:
+            await self._record_until(stop, fetching)
+            # Its last request may have messages. Another process need not wait until their leases expire.
+            await fetching
+            await self._give_back(0.0)
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.wait(beside)
+
+    async def _fetch_until(self, stop: asyncio.Event) -> None:
+        """Fetches entries as they are stored, also while a batch is recorded."""
+        while not stop.is_set():
+            # What cannot be recorded is not held back from another process.
+            most = self._batch_max if self.failure else FETCHED_MAX
+            if len(self._queue) < (self._batch_max if self.failure else WAITING_MAX):
+                self._queue.add(await self._deliveries.next(most))
+            else:
+                await is_set_within(stop, FULL_WAIT_S)
+
+    async def _record_until(self, stop: asyncio.Event, fetching: asyncio.Task[None]) -> None:
         loop, next_count = asyncio.get_running_loop(), 0.0
         while not stop.is_set():
-            batch = await self._deliveries.next(self._batch_max)
+            await self._queue.wait(PULL_S)
+            if fetching.done():
+                # Raises its error.
+                await fetching
             began = loop.time()
-            if batch:
+            if batch := self._queue.take(self._batch_max):
                 await self._record(batch, stop)
-            # After a full batch, a pause could not make the next batch larger.
-            is_full = len(batch) == self._batch_max
-            pause_s = 0.0 if is_full else (loop.time() - began) * (1 / WRITING_SHARE - 1)
+            # While entries wait, a pause could not make the next batch larger.
+            pause_s = 0.0 if self._queue.is_waiting else (loop.time() - began) * (1 / WRITING_SHARE - 1)
             self._store.raise_if_damaged()
             await self._find_lost_turns()
             if loop.time() >= next_count:
@@ -104,6 +146,13 @@ class Recorder:
                     metrics.BACKLOG.set(backlog.waiting + backlog.leased)
             await is_set_within(stop, min(pause_s, PAUSE_S_MAX))
 
+    async def _give_back(self, delay_s: float) -> int:
+        """Releases all leases, and returns how many there were."""
+        leases = self._queue.give_back()
+        for delivery in leases:
+            await delivery.release(delay_s)
+        return len(leases)
+
     def report_health(self, database: str, database_id: str) -> bytes:
         """Returns this process' PersistenceHealth as JSON."""
         return msgspec.json.encode(PersistenceHealth(not self.failure, self.failure, database, database_id))
@@ -111,17 +160,15 @@ class Recorder:
     async def _record(self, batch: Sequence[Delivery], stop: asyncio.Event) -> None:
         try:
             with metrics.BATCH_S.time():
-                async with _renew_leases(self._deliveries, batch):
-                    rows = await self._write(await self._fold(batch), max(delivery.seq for delivery in batch))
-                    self._spans.end()
+                rows = await self._write(await self._fold(batch), self._queue.reached_with(batch))
+                self._spans.end()
                 for delivery in batch:
                     await delivery.ack()
+                self._queue.settle(batch)
             metrics.LAG_S.observe(age_s(max(delivery.at for delivery in batch)))
         except (StoreBusy, StoreUnwritable, LogUnavailable, MemoryError) as error:
             self._spans.end(type(error).__name__)
-            self._fail(str(error) or type(error).__name__, len(batch))
-            for delivery in batch:
-                await delivery.release(self._retry_wait_s)
+            self._fail(str(error) or type(error).__name__, await self._give_back(self._retry_wait_s))
             await is_set_within(stop, self._retry_wait_s)
         else:
             if self.failure:
@@ -298,14 +345,3 @@ def _verify_text(key: TurnKey, turn: Turn) -> None:
             chars=len(turn.text),
             expected_chars=turn.end.text_chars,
         )
-
-
-@asynccontextmanager
-async def _renew_leases(deliveries: Deliveries, batch: Sequence[Delivery]) -> AsyncIterator[None]:
-    """Renews the leases while the block runs, so that a slow commit does not cause a second delivery."""
-    renewing = asyncio.create_task(deliveries.keep_renewed(lambda: batch))
-    try:
-        yield
-    finally:
-        renewing.cancel()
-        await asyncio.wait([renewing])

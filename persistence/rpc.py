@@ -17,7 +17,8 @@ PAGE_BYTES_MAX = 512 * 1024
 
 A = TypeVar("A", bound=msgspec.Struct)
 T = TypeVar("T", bound=msgspec.Struct)
-CatchUp = Callable[[], Awaitable[None]]
+CatchUp = Callable[[Tenant | None], Awaitable[None]]
+"""Waits until all stored entries of a tenant are recorded; None: of all tenants."""
 QueryHandler = tuple[type[Query[Any]], Callable[[Tenant, Any], Awaitable[Any]]]
 """A query, and the method that answers it for a tenant."""
 
@@ -29,7 +30,7 @@ def handler(
 
     async def answer(tenant: Tenant, body: bytes) -> bytes:
         decoded = decode_query(body, query)
-        await catch_up()
+        await catch_up(None if query.is_about_all_tenants else tenant)
         return msgspec.json.encode(await run(tenant, decoded))
 
     return query.query, answer

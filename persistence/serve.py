@@ -11,6 +11,7 @@ from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.commands import Commands, delete_again
 from tailrace.persistence.database import display, global_name, move_aside, open_database
+from tailrace.persistence.delivery_queue import DeliveryQueue
 from tailrace.persistence.feature import Features, Services, check, join_handlers, tables_of
 from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.queries import Queries
@@ -86,7 +87,10 @@ async def _serve(
         await deliveries.reset()
         await store.reset_recorded_upto()
         logger.info("replaying the log from its beginning", why="restored database")
-    caught_up = SharedCatchUp(deliveries, lambda: recorder.failure, settings.catch_up_timeout_s).wait
+    queue = DeliveryQueue()
+    caught_up = SharedCatchUp(
+        deliveries, queue.has_recorded, lambda: recorder.failure, settings.catch_up_timeout_s
+    ).wait
     queries = Queries(store, settings.session_idle_s)
     blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up)
     services = Services(connection, log, deliveries, tombstones, store, queries, blobs, settings.retry_wait_s)
@@ -99,6 +103,7 @@ async def _serve(
         deliveries,
         store.without_queue(),
         unrecorded,
+        queue,
         batch_max=settings.batch_max,
         retry_wait_s=settings.retry_wait_s,
     )

@@ -152,26 +152,30 @@ def fold(entries: Iterable[StoredEntry], turn: Turn = EMPTY_TURN) -> Turn:
     return folding.build()
 
 
-def fold_first_and_end(first: Turn, end: StoredEntry) -> Turn | None:
-    """Returns the fold of an ended turn as far as a record needs it. `first` is the fold of its first entries.
+def fold_first_and_end(first: Sequence[StoredEntry], end: StoredEntry) -> Turn | None:
+    """Returns the fold of an ended turn as far as a record needs it. `first`: its request, and its first events.
 
     None if all entries must be folded. The caller has checked that all entries of the turn are valid (PROTOCOL R110).
-    Does not update the fields about attempts and calls, which a record does not need.
+    Of the fields about attempts and calls, which a record does not need, most are not set.
     """
     entry = end.entry
     if not isinstance(entry, End) or entry.blocks is None:
         return None
-    if first.request is None or first.request.batch or first.first_token_at is None:
+    turn = fold(first[:1])
+    events_of = ((one.at, events.decode(one.entry.event)) for one in first if isinstance(one.entry, Event))
+    first_token_at = next((at for at, event in events_of if isinstance(event, events.BlockDelta)), None)
+    if turn.request is None or turn.request.batch or first_token_at is None:
         return None
-    if first.tail > end.seq:
-        # A POST with the same Idempotency-Key has stored the turn again during its deletion: `first` is that new run.
+    if any(one.seq > end.seq for one in first):
+        # A POST with the same Idempotency-Key has stored the turn again during its deletion: these are of the new run.
         return None
     return msgspec.structs.replace(
-        first,
+        turn,
         chain=msgspec.structs.replace(
-            first.chain, last=end.seq, attempt=entry.attempt, is_ended=True, length=entry.length
+            turn.chain, last=end.seq, attempt=entry.attempt, is_ended=True, length=entry.length
         ),
         tail=end.seq,
+        first_token_at=first_token_at,
         blocks=entry.blocks,
         end=entry,
         ended_at=end.at,

@@ -27,6 +27,7 @@ class Query(msgspec.Struct, Generic[A], frozen=True):
     """A query to persistence with the name `query`, answered by an `A`. The tenant is part of the NATS subject."""
 
     query: ClassVar[str]
+    is_about_all_tenants: ClassVar[bool] = False
 
 
 def answer_type(query: type[Query[A]]) -> type[A]:

@@ -15,7 +15,15 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, Tur
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.jetstream_log import ErasedEntries
-from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, Published, PublishUnclear
+from tailrace.proto.nats.log_server import (
+    FIRST_EVENTS,
+    PAGE_MAX,
+    Count,
+    EntryPage,
+    LiveFeed,
+    Published,
+    PublishUnclear,
+)
 
 # Entries are dated from here on, by one second for each sequence.
 BEGINNING = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -68,6 +76,14 @@ class TurnEntries:
         first, last = bisect_right(self._seqs, after), len(self.stored) if upto is None else upto
         end = min(first + limit, last)
         return EntryPage(self.stored[first:end], end == last, last - end)
+
+    def first_page(self, upto: int | None = None) -> EntryPage:
+        """Returns the page of `LogServer.read_first`, among the first `upto` entries (None: among all)."""
+        stored = self.stored[:upto]
+        requests = [one for one in stored if isinstance(one.entry, Request)][:1]
+        events = [one for one in stored if isinstance(one.entry, Event)][:FIRST_EVENTS]
+        following = len(stored) - len(requests) - len(events)
+        return EntryPage([*requests, *events], following == 0, following)
 
     def clear(self) -> None:
         """Removes all entries."""
@@ -166,6 +182,9 @@ class MemoryLog(TurnLog):
 
     async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
         return self.turn_of(key).page(after, limit)
+
+    async def read_first(self, key: TurnKey) -> EntryPage:
+        return self.turn_of(key).first_page()
 
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
         wanted: Any = object if kind is None else TYPES[kind]

@@ -81,6 +81,7 @@ class GetBilledUsage(Query[BilledUsageList], frozen=True):
     """The usage of a tenant by day and billed model (R121), and the next tenants that have usage; for operators."""
 
     query: ClassVar[str] = "billed"
+    is_about_all_tenants: ClassVar[bool] = True
     first: date
     last: date
 

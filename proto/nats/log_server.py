@@ -14,6 +14,8 @@ from tailrace.proto.ids import Seq, TurnKey
 
 # The most entries that one read returns.
 PAGE_MAX = 512
+# Normally these are message_start, content_block_start and the first delta.
+FIRST_EVENTS = 3
 
 
 class PublishUnclear(Exception):
@@ -137,6 +139,13 @@ class LogServer(Protocol):
         """Returns the entries after `after`, at most `limit`, decrypted. The server that answers may be behind (R14).
 
         Raises LogUnavailable.
+        """
+        ...
+
+    async def read_first(self, key: TurnKey) -> EntryPage:
+        """Returns the turn's `request` and its first events, at most FIRST_EVENTS, and counts all other entries.
+
+        The server may be behind, as for `read`. Raises LogUnavailable.
         """
         ...
 

@@ -25,8 +25,6 @@ READ_TIMEOUT_S = 5.0
 # The measured lag of a follower's read after an acknowledgement was at most 3.4 ms.
 STALE_WAIT_S = 0.01
 STALE_MAX_S = 5.0
-# Normally these are enough: request, attempt, message_start, content_block_start and the first delta are five.
-FIRST_ENTRIES = 6
 # A former leader that wakes up answers as if it still led; 11 ms were measured.
 WOKEN_WAIT_S = 0.1
 # Concurrent requests to the leader of the stream.
@@ -73,15 +71,15 @@ async def read_ended_turn(server: LogServer, key: TurnKey, end: StoredEntry) -> 
     length = end.entry.length if isinstance(end.entry, entries.End) else None
     if length is not None:
         with suppress(LogUnavailable):
-            page = await server.read(key, BEFORE_FIRST, FIRST_ENTRIES)
-            first = fold(page.entries)
+            page = await server.read_first(key)
+            request = fold(page.entries[:1]).chain.first
             # A log without forks is counted, too: an entry may come from a writer that sends no fence.
-            if first.chain.first and server.is_forkless(key, first.chain.first):
+            if request and server.is_forkless(key, request):
                 # The one server that has the log has answered this read.
                 is_whole = len(page.entries) + page.following == length
             else:
                 is_whole = await _has_entries(server, key, length, end.seq)
-            if is_whole and (turn := fold_first_and_end(first, end)) is not None:
+            if is_whole and (turn := fold_first_and_end(page.entries, end)) is not None:
                 return turn
     return await read_turn_upto(server, key, end.seq)
 

@@ -51,6 +51,10 @@ class ScriptedServer:
         answer: EntryPage = self._answer("read", key, after, limit)
         return answer
 
+    async def read_first(self, key: TurnKey) -> EntryPage:
+        answer: EntryPage = self._answer("read_first", key)
+        return answer
+
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
         seq: Seq = self._answer(f"last_{kind}" if kind else "last_seq", key)
         return seq

@@ -249,7 +249,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 def collector(store: Store, connection: Connection) -> blob_gc.BlobCollector:
-    async def no_wait() -> None:
+    async def no_wait(_: Tenant | None) -> None:
         """The log has nothing that this database has not recorded."""
 
     return blob_gc.BlobCollector(store, BlobStore(connection), BlobPins(connection), no_wait)
@@ -355,9 +355,9 @@ async def test_a_turn_that_is_not_recorded_yet_keeps_its_blob(
         await is_caught_up.wait()
         await record(self, *given)
 
-    async def catch_up_now(self: SharedCatchUp) -> None:
+    async def catch_up_now(self: SharedCatchUp, tenant: Tenant | None) -> None:
         is_caught_up.set()
-        await wait(self)
+        await wait(self, tenant)
 
     monkeypatch.setattr(BlobPins, "is_pinned", post_first)
     monkeypatch.setattr(Store, "record", record_late)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import httpx2
 
@@ -9,9 +10,11 @@ from tailrace.proto.chain import START
 from tailrace.proto.entries import Message
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, child_id, new_id
 from tailrace.proto.nats.leases import consumer_backlog
-from tailrace.proto.subjects import GENERATORS
+from tailrace.proto.records import GetTurn, TurnRecord, record_from_fold
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.harness.generator_in_loop import words
 from tests.harness.own_system import OwnSystem
+from tests.harness.persistence_in_loop import Persistence
 from tests.harness.turn_builder import NOON, request
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
@@ -32,6 +35,28 @@ async def test_a_quiet_tenants_turn_starts_while_another_tenant_has_many_waiting
         assert short.first_token_at is not None
         assert max(turn.first_token_at or short.first_token_at for turn in turns) > short.first_token_at
         await own.wait_until_acknowledged()
+
+
+async def test_neither_turns_nor_history_of_a_tenant_wait_for_the_flood_of_another(
+    own: OwnSystem, tmp_path: Path
+) -> None:
+    """Its turn ends before most of the flood, and its history is read while most of the flood is not recorded."""
+    flood = 400
+    async with (
+        own.running_generator(concurrency=4),
+        Persistence(own.server.url, tmp_path / "turns.db", batch_max=2) as persistence,
+    ):
+        loud = await asyncio.gather(*(own.append_request("words=1 rate=0", LOUD) for _ in range(flood)))
+        key = await own.append_request("words=1 rate=0", QUIET)
+        short = await own.wait_for_end(key)
+        record = await persistence.ask(QUIET, "turn", GetTurn(key.turn), TurnRecord)
+        behind = await consumer_backlog(own.connection, PERSISTENCE)
+        turns = [await own.wait_for_end(one) for one in loud]
+        await own.wait_until_acknowledged()
+    assert record == record_from_fold(key, short)
+    assert behind.waiting + behind.leased > flood / 2
+    assert sum(turn.ended_at > short.ended_at for turn in turns if turn.ended_at and short.ended_at) > flood / 2
+    assert {(turn.outcome, turn.attempt) for turn in turns} == {("completed", 1)}
 
 
 async def test_a_post_that_waits_says_its_position_and_a_full_queue_refuses_it(

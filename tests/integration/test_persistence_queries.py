@@ -22,9 +22,9 @@ from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.serve import OTHERS_WAIT_S
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogUnavailable, Refused, StoreNotShared
-from tailrace.proto.ids import Seq, SessionId, TurnId
+from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
 from tailrace.proto.nats import Connection, Deliveries, Rpc, TurnLog
-from tailrace.proto.nats.leases import Backlog
+from tailrace.proto.nats.leases import Backlog, Progress
 from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.records import (
     Ancestry,
@@ -119,13 +119,18 @@ async def test_entries_that_the_server_has_not_counted_yet_are_waited_for(
     assert not await deliveries.is_drained()
 
 
+def is_recorded(_: Tenant | None, upto: Seq, progress: Progress) -> bool:
+    """What a process without a recorder knows."""
+    return progress.has_acknowledged(upto)
+
+
 async def test_a_query_that_cannot_catch_up_is_refused(own_connection: Connection, own_log: TurnLog) -> None:
     """After its timeout, and at once while nothing can be recorded."""
     await ask(own_log)
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
     for failure, timeout_s in (("", 0.05), ("locked", 3600)):
         with pytest.raises(Refused) as refused:
-            await SharedCatchUp(deliveries, lambda failure=failure: failure, timeout_s).wait()  # type: ignore[misc]
+            await SharedCatchUp(deliveries, is_recorded, lambda failure=failure: failure, timeout_s).wait(OURS)  # type: ignore[misc]
         assert (refused.value.code, refused.value.retry_after_s) == ("persistence_unavailable", 2)
 
 
@@ -136,18 +141,19 @@ async def test_queries_that_wait_together_share_the_requests_to_the_server(
     running = most = 0
 
     class CountingDeliveries(Deliveries):
-        async def is_drained(self) -> bool:
+        async def progress(self) -> Progress:
             nonlocal running, most
             running += 1
             most = max(most, running)
             try:
-                return await super().is_drained()
+                return await super().progress()
             finally:
                 running -= 1
 
     await ask(own_log)
-    wait = SharedCatchUp(await CountingDeliveries.open(own_connection, PERSISTENCE), lambda: "", 0.5).wait
-    refused = await asyncio.gather(*(wait() for _ in range(100)), return_exceptions=True)
+    deliveries = await CountingDeliveries.open(own_connection, PERSISTENCE)
+    wait = SharedCatchUp(deliveries, is_recorded, lambda: "", 0.5).wait
+    refused = await asyncio.gather(*(wait(OURS) for _ in range(100)), return_exceptions=True)
     assert {type(each) for each in refused} == {Refused}
     assert most == 1
 
@@ -159,17 +165,17 @@ async def test_a_query_waits_for_what_was_stored_during_the_read_of_another(
     has_read, goes_on = asyncio.Event(), asyncio.Event()
 
     class Slow(Deliveries):
-        async def is_drained(self) -> bool:
-            is_drained = await super().is_drained()
+        async def progress(self) -> Progress:
+            progress = await super().progress()
             has_read.set()
             await goes_on.wait()
-            return is_drained
+            return progress
 
-    wait = SharedCatchUp(await Slow.open(own_connection, PERSISTENCE), lambda: "", 0.5).wait
-    first = asyncio.create_task(wait())
+    wait = SharedCatchUp(await Slow.open(own_connection, PERSISTENCE), is_recorded, lambda: "", 0.5).wait
+    first = asyncio.create_task(wait(OURS))
     await has_read.wait()
     await ask(own_log)
-    second = asyncio.create_task(wait())
+    second = asyncio.create_task(wait(OURS))
     await asyncio.sleep(0)
     first.cancel()
     goes_on.set()
@@ -179,13 +185,13 @@ async def test_a_query_waits_for_what_was_stored_during_the_read_of_another(
 
 async def test_failed_reads_of_the_progress_are_not_kept() -> None:
     class Down:
-        async def is_drained(self) -> bool:
+        async def progress(self) -> Progress:
             raise LogUnavailable("no leader")
 
-    wait = SharedCatchUp(cast(Deliveries, Down()), lambda: "", 1).wait
+    wait = SharedCatchUp(cast(Deliveries, Down()), is_recorded, lambda: "", 1).wait
     for _ in range(20):
         with pytest.raises(LogUnavailable):
-            await wait()
+            await wait(OURS)
     gc.collect()
     assert sum(isinstance(each, LogUnavailable) for each in gc.get_objects()) < 5
 

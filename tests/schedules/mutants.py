@@ -15,12 +15,12 @@ from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import End, Entry, StoredEntry
 from tailrace.proto.errors import CursorUnknown, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
-from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_first_and_end
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold_first_and_end
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.follower import Follower
 from tailrace.proto.nats.log_server import EntryPage, LogServer
-from tailrace.proto.nats.replay import FIRST_ENTRIES, read_turn_direct
+from tailrace.proto.nats.replay import read_turn_direct
 from tests.schedules.generator import GeneratorLog
 from tests.schedules.process import PROCESS
 from tests.schedules.server import Answer, SimulatedServer
@@ -182,8 +182,8 @@ def recorder_entry_count() -> Patches:
     """Persistence records an ended turn from its first entries and its end, whatever else the log has."""
 
     async def read_ended_turn(self: TurnLog, key: TurnKey, end: StoredEntry) -> Turn:
-        page = await self.read(key, BEFORE_FIRST, FIRST_ENTRIES)
-        return fold_first_and_end(fold(page.entries), end) or await self.read_turn_upto(key, end.seq)
+        page = await self.read_first(key)
+        return fold_first_and_end(page.entries, end) or await self.read_turn_upto(key, end.seq)
 
     return [patch.object(TurnLog, "read_ended_turn", read_ended_turn)]
 

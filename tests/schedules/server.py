@@ -151,26 +151,37 @@ class SimulatedServer(TurnEntries):
         )
 
     def read(self, after: Seq, limit: int) -> Answer:
+        return self._answer_read(lambda upto, most: self.page(after, min(limit, most), upto))
+
+    def read_first(self) -> Answer:
+        return self._answer_read(lambda upto, _: self.first_page(upto))
+
+    def _answer_read(self, page: Callable[[int, int], EntryPage]) -> Answer:
+        """`page` has two arguments: how many entries the server that answers has, and how many it returns at most."""
         world, faults = self.world, self.faults
         soon_s = 0.0001 + world.chance() * 0.002
+
+        def seen_at(seen_s: float, most: int = PAGE_MAX) -> Answer:
+            return soon_s, page(bisect_right(self._times, seen_s), most)
+
         if self.is_faultless:
-            return soon_s, self._page_at(after, limit, world.time())
+            return seen_at(world.time())
         u = world.chance()
         if (u := u - faults.unreadable) < 0:
             self.happened.append("unreadable")
             return READ_GIVES_UP_S, LogUnavailable("no server answers")
         if (u := u - faults.stale) < 0:
             self.happened.append("stale read")
-            return soon_s, self._page_at(after, limit, world.time() - world.chance() * LAG_MAX_S)
+            return seen_at(world.time() - world.chance() * LAG_MAX_S)
         if self._reaches_former_leader():
-            return soon_s, self._page_at(after, limit, self._slept_since_s)
+            return seen_at(self._slept_since_s)
         if world.time() < self._behind_until_s and world.chance() < 0.5:
             self.happened.append("read of one that is behind")
-            return soon_s, self._page_at(after, limit, self._behind_since_s)
+            return seen_at(self._behind_since_s)
         if u < faults.short:
             self.happened.append("short read")
-            return soon_s, self._page_at(after, min(limit, 1 + world.below(4)), world.time())
-        return soon_s, self._page_at(after, limit, world.time())
+            return seen_at(world.time(), 1 + world.below(4))
+        return seen_at(world.time())
 
     def last_seq(self, kind: Any = None) -> Answer:
         if kind is not None:
@@ -209,9 +220,6 @@ class SimulatedServer(TurnEntries):
 
     def _is_changing(self) -> bool:
         return self.world.time() < self._changing_until_s and not self.is_faultless
-
-    def _page_at(self, after: Seq, limit: int, seen_s: float) -> EntryPage:
-        return self.page(after, limit, bisect_right(self._times, seen_s))
 
     def _reaches_former_leader(self) -> bool:
         return self.world.time() < self._woken_until_s and not self.is_faultless and self.world.chance() < 0.5
@@ -253,6 +261,11 @@ class SimulatedLog(MemoryLog):
     async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
         self._process.require_alive()
         page: EntryPage = await self._answer("reads after", after, self.server_of(key).read(after, limit))
+        return page
+
+    async def read_first(self, key: TurnKey) -> EntryPage:
+        self._process.require_alive()
+        page: EntryPage = await self._answer("reads", "the first entries", self.server_of(key).read_first())
         return page
 
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:

@@ -8,14 +8,13 @@ import pytest
 
 from tailrace.persistence.rows import build_row
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.entries import KINDS, StoredEntry, Unreadable
+from tailrace.proto.entries import KINDS, Event, StoredEntry, Unreadable
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage
+from tailrace.proto.nats.log_server import FIRST_EVENTS, PAGE_MAX, Count, EntryPage
 from tailrace.proto.nats.replay import (
-    FIRST_ENTRIES,
     READ_TIMEOUT_S,
     STALE_MAX_S,
     STALE_WAIT_S,
@@ -174,17 +173,19 @@ def test_a_reader_without_a_cursor_starts_before_the_first_entry() -> None:
 
 ENDED = completed_turn("Light ", "scatters.", *("." * 20))
 END = ENDED.stored[-1]
+# What `read_first` returns: the request, and three events.
+FIRST = [ENDED.stored[0], *[stored for stored in ENDED.stored if isinstance(stored.entry, Event)][:FIRST_EVENTS]]
 ALL = Count(len(ENDED.stored), END.seq)
 
 
 @pytest.mark.rule("R110")
 def test_an_ended_turn_is_recorded_from_its_first_entries_and_its_end() -> None:
-    """The database then has what a fold of all entries has, and the log is asked for six entries."""
-    server = ScriptedServer(count=[ALL], read=[page(*ENDED.stored[:FIRST_ENTRIES], is_last=False)])
+    """The database then has what a fold of all entries has, and the log is asked for the first entries."""
+    server = ScriptedServer(count=[ALL], read_first=[page(*FIRST, is_last=False)])
     turn = run(read_ended_turn(server, KEY, END))
     assert build_row(KEY, turn) == build_row(KEY, ENDED.turn)
     assert [(request.name, *request.arguments) for request in server.requests] == [
-        ("read", BEFORE_FIRST, FIRST_ENTRIES),
+        ("read_first",),
         ("count",),
     ]
 
@@ -193,26 +194,26 @@ def test_an_ended_turn_is_recorded_from_its_first_entries_and_its_end() -> None:
 @pytest.mark.parametrize("more", [0, 1, -1], ids=["whole", "an entry of a writer without a fence", "purged meanwhile"])
 def test_the_read_of_the_first_entries_counts_those_of_a_log_without_forks(more: int) -> None:
     """One request is enough. With another number of entries, all of them are folded."""
-    following = ALL.entries - FIRST_ENTRIES + more
-    first = EntryPage(ENDED.stored[:FIRST_ENTRIES], is_last=False, following=following)
-    server = ScriptedServer(read=[first, page(*ENDED.stored)])
+    following = ALL.entries - len(FIRST) + more
+    first = EntryPage(FIRST, is_last=False, following=following)
+    server = ScriptedServer(read_first=[first], read=[page(*ENDED.stored)])
     server.forkless_after = BEFORE_FIRST
     turn = run(read_ended_turn(server, KEY, END))
     assert build_row(KEY, turn) == build_row(KEY, ENDED.turn)
-    assert server.names == ["read"] * (2 if more else 1)
+    assert server.names == ["read_first", *(["read"] if more else [])]
 
 
 @pytest.mark.rule("R110")
 @pytest.mark.parametrize(
     ("count", "changed", "first"),
     [
-        pytest.param(Count(ALL.entries + 1, END.seq), {}, FIRST_ENTRIES, id="the log has an entry that is not valid"),
-        pytest.param(Count(0, END.seq), {}, FIRST_ENTRIES, id="some entries have expired"),
-        pytest.param(Count(ALL.entries, Seq(END.seq - 1)), {}, FIRST_ENTRIES, id="the leader was frozen"),
-        pytest.param(LogUnavailable("no leader"), {}, FIRST_ENTRIES, id="no leader answers"),
-        pytest.param(ALL, {"length": None}, FIRST_ENTRIES, id="the writer does not know the length"),
-        pytest.param(ALL, {"blocks": None}, FIRST_ENTRIES, id="the answer is long, or its writer is older"),
-        pytest.param(ALL, {}, 2, id="the first token comes later"),
+        pytest.param(Count(ALL.entries + 1, END.seq), {}, len(FIRST), id="the log has an entry that is not valid"),
+        pytest.param(Count(0, END.seq), {}, len(FIRST), id="some entries have expired"),
+        pytest.param(Count(ALL.entries, Seq(END.seq - 1)), {}, len(FIRST), id="the leader was frozen"),
+        pytest.param(LogUnavailable("no leader"), {}, len(FIRST), id="no leader answers"),
+        pytest.param(ALL, {"length": None}, len(FIRST), id="the writer does not know the length"),
+        pytest.param(ALL, {"blocks": None}, len(FIRST), id="the answer is long, or its writer is older"),
+        pytest.param(ALL, {}, 3, id="the first token comes later"),
         pytest.param(ALL, {}, 0, id="the server that was read is behind"),
     ],
 )
@@ -221,8 +222,7 @@ def test_all_entries_are_folded_when_the_first_ones_and_the_end_are_not_enough(
 ) -> None:
     end = msgspec.structs.replace(END, entry=msgspec.structs.replace(END.entry, **changed))
     log = [*ENDED.stored[:-1], end]
-    first_page = [page(*log[:first], is_last=False)] if "length" not in changed else []
-    server = ScriptedServer(count=[count], read=[*first_page, page(*log)])
+    server = ScriptedServer(count=[count], read_first=[page(*FIRST[:first], is_last=False)], read=[page(*log)])
     assert run(read_ended_turn(server, KEY, end)) == fold(log)
 
 
@@ -234,7 +234,9 @@ def test_the_end_of_a_deleted_turn_does_not_end_another_run_of_it() -> None:
     entries = [msgspec.structs.replace(one.entry, prev=prev) for one, prev in zip(moved, prevs, strict=False)]
     again = [msgspec.structs.replace(one, entry=entry) for one, entry in zip(moved, entries, strict=True)]
     server = ScriptedServer(
-        count=[Count(ALL.entries, again[-1].seq)], read=[page(*again[:FIRST_ENTRIES], is_last=False), page(*again)]
+        count=[Count(ALL.entries, again[-1].seq)],
+        read_first=[page(*(again[ENDED.stored.index(one)] for one in FIRST), is_last=False)],
+        read=[page(*again)],
     )
     assert run(read_ended_turn(server, KEY, END)) == fold(again)
 
