@@ -84,6 +84,13 @@ class FairShare:
         self._starts.setdefault(tenant, deque()).append(now_s)
         self._count_starts(tenant, now_s)
 
+    def has_long_wait(self, tenant: Tenant, now_s: float) -> bool:
+        """Returns whether a turn that was not enqueued could hardly start here within STARTED_WITHIN_S.
+
+        As many turns wait as were started in this time. False if these are few: then nothing is known.
+        """
+        return self._count_starts(tenant, now_s) >= WAITING_TENANT_MAX
+
     def _count_starts(self, tenant: Tenant, now_s: float) -> int:
         """Returns how many turns of the tenant were started in the last STARTED_WITHIN_S."""
         starts = self._starts.get(tenant)

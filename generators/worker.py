@@ -29,7 +29,8 @@ logger = structlog.get_logger()
 
 RETRY_WAIT_S = 1.0
 # A turn that can neither start nor wait here is released, so that another generator can take it. The delay before its
-# next delivery doubles each time, up to this maximum.
+# next delivery doubles each time, up to this maximum. It is the maximum from the beginning if the turn's tenant has a
+# flood of short turns: nats-server delivers such turns before new ones.
 SHARE_WAIT_S_MAX = 8.0
 # The most turns that are fetched to start together, without a round trip for each. nats-server divides a burst evenly
 # among the generators that wait, whatever number each has requested. The running turns wait while these start.
@@ -180,7 +181,10 @@ class Worker:
             if delivery.key in self._waiting:
                 await delivery.extend(WAITING_LEASE_S)
             return True
-        await delivery.release(min(RETRY_WAIT_S * 2 ** min(delivery.times - 1, 8), SHARE_WAIT_S_MAX))
+        wait_s = min(RETRY_WAIT_S * 2 ** min(delivery.times - 1, 8), SHARE_WAIT_S_MAX)
+        if self._slots.has_long_wait(delivery.key.tenant, asyncio.get_running_loop().time()):
+            wait_s = SHARE_WAIT_S_MAX
+        await delivery.release(wait_s)
         return False
 
     def _start(self, delivery: Delivery) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tailrace.persistence import delivery_queue
@@ -78,6 +78,7 @@ def test_the_waiting_entries_of_a_turn_are_recorded_together() -> None:
     assert batches(queue, 9) == [[1, 3, 2]]
 
 
+@example([*((LOUD, turn) for turn in range(6)), (QUIET, 0), (THIRD, 0), (QUIET, 1), (THIRD, 1)], 1)
 @given(st.lists(st.tuples(st.sampled_from([LOUD, QUIET, THIRD]), st.integers(0, 9)), max_size=40), st.integers(1, 8))
 def test_the_recorded_sequence_grows_with_each_batch_and_is_never_too_high(
     entries: list[tuple[Tenant, int]], most: int
@@ -121,6 +122,7 @@ def test_a_tenant_is_recorded_although_another_is_not() -> None:
         pytest.param([1, 2], progress(2), True, id="all deliveries have come"),
         pytest.param([1, 2], progress(2, last=3), False, id="an entry is not delivered yet"),
         pytest.param([1, 2], progress(3), False, id="a delivery is on its way, or went to another process"),
+        pytest.param([1, 2], progress(2, number=3), False, id="an entry was delivered again, to another process"),
         pytest.param([1, 3], progress(2, number=3), False, id="another process has received a delivery"),
         pytest.param([1, 3], progress(2, number=3, floor=2), True, id="and has recorded it"),
         pytest.param(

@@ -79,6 +79,8 @@ def test_as_many_turns_wait_as_were_started_lately() -> None:
         while share.enqueue(TurnKey(tenant, TurnId(new_id())), now_s):
             pass
         assert len(share.clear()) == most
+        assert share.has_long_wait(tenant, now_s) == (most == count)
+    assert not share.has_long_wait(B, 10.0)
 
 
 @given(st.integers(1, 30), st.floats(0.01, 1.0), st.lists(st.tuples(st.sampled_from([A, B, C]), st.booleans())))
