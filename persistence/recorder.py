@@ -35,7 +35,7 @@ from tailrace.proto.runtime.race import is_set_within
 logger = structlog.get_logger()
 
 # Concurrent folds. A fold mostly waits for the log, so more would use memory without being faster.
-FOLDS_MAX = 8
+FOLDS_MAX = 16
 # Entries that wait to be recorded. While fewer wait, an entry of another tenant is delivered at once. And nats-server
 # finds the next entry of a consumer with two filters fast only near the end of the log (`firstMatchingMulti` in
 # filestore.go). Each entry costs a renewal of its lease every three seconds.
