@@ -136,16 +136,30 @@ class TimedBody(httpx2.AsyncByteStream, asyncio.Protocol):
         After a result or an error, receives nothing until `read_until` has returned it: the next piece may bring
         another one. Until then, what arrives stays in aiohttp's buffer.
         """
-        if self._found is not None or self._errors:
-            return True
-        content = self._response and self._response.content
-        if content is not None and content.exception() is None and (piece := content.read_nowait()):
+        while self._found is None and not self._errors and (piece := self._read_buffer()):
             self._waits_since = self._loop.time()
             try:
                 self._found = self._receive(piece)
             except Exception as error:  # noqa: BLE001  # `read_until` raises it
                 self._errors.append(error)
         return self._found is not None or bool(self._errors)
+
+    def _read_buffer(self) -> bytes:
+        """Returns what aiohttp has of the body; empty if it has nothing more.
+
+        aiohttp parses what it has kept back while it is read: another call may return more. After an error, aiohttp
+        would raise the error instead of returning what came before it.
+        """
+        if self._response is None:
+            return b""
+        content = self._response.content
+        if (error := content.exception()) is None:
+            return content.read_nowait()  # type: ignore[no-any-return]
+        content.set_exception(None)
+        try:
+            return content.read_nowait()  # type: ignore[no-any-return]
+        finally:
+            content.set_exception(error)
 
     async def _wait(self, transport: asyncio.Transport) -> None:
         """Receives what arrives, until there is a result or an error, or the body ends."""
