@@ -211,8 +211,8 @@ class EventWriter:
         if self._is_over:
             return
         if isinstance(outcome, Exception):
-            self._is_unsent = True
-            self._fail(outcome)
+            self._is_unsent, self._failed = True, outcome
+            self._wake()
             return
         try:
             self._store(outcome)
@@ -222,7 +222,8 @@ class EventWriter:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        self._failed = error
+        """Ends the writer with `error`. Until `run` wakes, nothing is published whose outcome would replace it."""
+        self._is_over, self._failed = True, error
         self._wake()
 
     async def _append_slowly(self) -> None:

@@ -175,6 +175,22 @@ async def test_an_internal_error_ends_the_task_and_not_the_connection(monkeypatc
             await own.task
 
 
+async def test_an_internal_error_is_not_replaced_before_the_task_has_woken_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's socket puts another event in the same iteration of the event loop."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    async with writing() as own:
+        own.put(START)
+        monkeypatch.setattr(own.folding, "add", fail)
+        own.log.acknowledge()
+        own.put(STOP)
+        assert len(own.log.published) == 1
+        with pytest.raises(MemoryError):
+            await own.task
+
+
 async def test_a_writer_that_was_stopped_takes_no_notice_of_an_acknowledgement() -> None:
     async with writing() as own:
         own.put(START, delta("a"))
@@ -241,7 +257,7 @@ async def test_an_answer_that_has_lost_a_delta_is_not_completed(monkeypatch: pyt
     monkeypatch.setattr(DeltaBuffer, "put", lose)
     async with writing() as opened:
         opened.put(START, delta("a"), delta("lost"), delta("b"), STOP)
-        for _ in ("start", "a", "b", "stop"):
+        for _ in ("start", "ab", "stop"):
             opened.log.acknowledge()
         with pytest.raises(BackendError) as lost:
             opened.put(END)
