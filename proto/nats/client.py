@@ -193,9 +193,10 @@ class Client(NatsClient):
             self._transport._io_writer.transport.abort()  # type: ignore[attr-defined]  # noqa: SLF001
 
     def _receive_reply(self, subject: bytes, headers: bytes, payload: bytes, reply: bytes) -> None:
-        waiting = self._waiting.pop(subject, None)
-        if waiting is not None:
+        if (waiting := self._waiting.get(subject)) is not None:
             waiting.reply(Message(subject, headers, payload, reply))
+            # Not before: without memory for it, the request times out.
+            self._waiting.pop(subject, None)
 
     def _check_timeouts(self) -> None:
         # First: after a MemoryError below, or in `call_later`, the checks must go on.

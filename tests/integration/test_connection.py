@@ -280,6 +280,19 @@ async def test_a_request_times_out_although_there_was_no_memory_for_another_one(
     await own_connection.unsubscribe(subscription)
 
 
+async def test_a_request_ends_although_there_was_no_memory_for_its_reply(own_connection: Connection) -> None:
+    failures, replies = [MemoryError], asyncio.Queue[Message | None]()
+
+    def fail_first(message: Message | None) -> None:
+        if failures:
+            raise failures.pop()
+        replies.put_nowait(message)
+
+    own_connection.client.ask_directly(b"$JS.API.INFO", b"", b"", 0.1, fail_first)
+    async with asyncio.timeout(5):
+        assert await replies.get() is None
+
+
 def ignore(*_: bytes) -> None: ...
 
 
