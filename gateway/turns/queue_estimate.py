@@ -91,7 +91,7 @@ class QueueEstimate:
         self._state = EMPTY
         """EMPTY also while the state is unknown."""
         self._submitted: Counter[Tenant] = Counter()
-        """Turns that this gateway has stored since the last refresh."""
+        """Turns that this gateway has stored since the last refresh began."""
         self._has_submission = asyncio.Event()
         self._logged = LoggedCauses()
         """Why health reports could not be read. Never cleared."""
@@ -119,6 +119,8 @@ class QueueEstimate:
             await asyncio.sleep(REFRESH_EVERY_S)
 
     async def _refresh(self) -> None:
+        # The answers may lack turns that are stored meanwhile.
+        before = self._submitted.copy()
         try:
             backlog = await consumer_backlog(self._connection, GENERATORS)
             oldest = await oldest_request_at(self._connection, backlog.delivered) if backlog.waiting else None
@@ -131,7 +133,7 @@ class QueueEstimate:
         self._state = state = QueueState(
             generators, backlog.waiting, backlog.leased, age_s(oldest) if oldest is not None else 0.0
         )
-        self._submitted.clear()
+        self._submitted -= before
         metrics.OLDEST_WAITING_S.set(state.oldest_waiting_s)
         # The turns of a generator whose report cannot be read look like orphaned ones.
         if len(generators) == len(reports):

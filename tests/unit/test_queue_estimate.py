@@ -1,10 +1,16 @@
 """The estimated position of a turn in the queue."""
 
+import asyncio
+
 import pytest
 
-from tailrace.gateway.turns.queue_estimate import QueueState
+from tailrace.gateway.turns import queue_estimate
+from tailrace.gateway.turns.queue_estimate import QueueEstimate, QueueState
 from tailrace.proto.generator_health import GeneratorHealth
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.nats import Rpc
+from tailrace.proto.nats.leases import Backlog
+from tests.harness.service_builders import UNUSED
 
 A, B = Tenant("a"), Tenant("b")
 
@@ -46,3 +52,28 @@ def test_the_oldest_waiting_turn_and_the_orphaned_ones_of_all_generators() -> No
     queue = QueueState(held, undelivered=2, leased=9, undelivered_s=1.5)
     assert (queue.oldest_waiting_s, queue.orphan_count) == (4.0, 4)
     assert (state().oldest_waiting_s, state((3, 1, {})).orphan_count) == (0.0, 0)
+
+
+async def test_a_turn_that_is_stored_during_a_refresh_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers to the refresh may lack it."""
+    has_read = asyncio.Event()
+
+    class NoGenerators(Rpc):
+        async def every_health(self, *_: object, **__: object) -> list[bytes]:
+            has_read.set()
+            return []
+
+    async def read_backlog(*_: object) -> Backlog:
+        estimate.estimate_position(A)
+        return Backlog(waiting=2, leased=0, delivered=Seq(1), floor=Seq(1))
+
+    async def read_oldest(*_: object) -> None: ...
+
+    monkeypatch.setattr(queue_estimate, "consumer_backlog", read_backlog)
+    monkeypatch.setattr(queue_estimate, "oldest_request_at", read_oldest)
+    estimate = QueueEstimate(UNUSED, NoGenerators(UNUSED), most=100)
+    watching = asyncio.create_task(estimate.watch())
+    estimate.estimate_position(A)
+    await has_read.wait()
+    assert estimate.estimate_position(A) == 4
+    watching.cancel()
