@@ -1,5 +1,6 @@
 """Examples: a random answer of the model, how its bytes arrive, and what interrupts it. Each follows from its seed."""
 
+import gzip
 import json
 import math
 import random
@@ -22,6 +23,9 @@ PAUSES_S_MAX = 1.0
 # Short and long characters, what JSON escapes, and line ends of server-sent events.
 ALPHABETS = ("w", "ab c", 'é"\\\n', "日本😀 ", "\r\n\u2028x")
 USAGE = {"input_tokens": 3, "output_tokens": 1}
+LINE_ENDS = (b"\n", b"\n", b"\r\n", b"\r")
+# What servers and proxies send between events, and after the last one.
+BETWEEN = (b": keep-alive\n\n", b"\n\n\n", b"retry: 1000\n\n", b'event: ping\ndata: {"type": "ping"}\n\n')
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -39,21 +43,45 @@ class Example(msgspec.Struct, frozen=True):
     """The JSON of each event."""
     is_tls: bool
     is_chunked: bool
-    """Otherwise, the end of the connection is the end of the body."""
+    """Otherwise, the end of the connection is the end of the body. With TLS, it comes without `close_notify`."""
+    is_compressed: bool
+    """Whether a proxy compresses the body with gzip, which the generator does not ask for."""
+    is_held: bool
+    """Whether the body does not end after its last event: the server waits until the generator closes it."""
+    line_end: bytes
+    is_odd: bool
+    """Whether events have no name and several lines of data, with comments, blank lines and pings between them."""
     is_busy: bool
     """Whether the generator's event loop is blocked again and again, as by other turns."""
     fault: Fault
     at: float
     """After which share of the pieces the fault comes."""
 
+    @property
+    def may_lose_end(self) -> bool:
+        """Whether the generator may lose the end of any answer, and asks for it again.
+
+        When a TLS connection ends while its reading is paused, uvloop drops what it has not decrypted (0.23,
+        `SSLProtocol.eof_received`).
+        """
+        return self.is_tls and not self.is_chunked and not self.is_held
+
     def stream(self, lines: tuple[bytes, ...]) -> bytes:
-        """Returns the body of the response that sends `lines`."""
-        return b"".join(b"event: %b\ndata: %b\n\n" % (event_type(line).encode(), line) for line in lines)
+        """Returns the event stream of the response that sends `lines`."""
+        if not self.is_odd:
+            return plain_stream(lines).replace(b"\n", self.line_end)
+        chance = random.Random(self.seed)
+        # The first comma of an event is not within a string.
+        events = (b"data:%b\n\n" % line.replace(b", ", b",\ndata: ", 1) for line in lines)
+        pieces = ((event, chance.choice(BETWEEN)) if chance.random() < 0.5 else (event,) for event in events)
+        return b"".join(piece for several in pieces for piece in several).replace(b"\n", self.line_end)
 
     def pieces(self, stream: bytes, call: int) -> list[Piece]:
         """Returns the pieces of the response's body in call number `call`, from 0."""
         chance = random.Random(f"{self.seed} {call}")
-        body = b"".join(_chunked(stream, chance)) if self.is_chunked else stream
+        content = gzip.compress(stream, 1) if self.is_compressed else stream
+        end = b"" if self.is_held else b"0\r\n\r\n"
+        body = b"".join((*_chunked(content, chance), end)) if self.is_chunked else content
         size_max = _log_uniform(chance, 16, 2**22)
         pause = chance.choice((0.0, 0.0, 0.02, 0.5))
         found, at, paused_s = list[Piece](), 0, 0.0
@@ -79,7 +107,16 @@ def make_example(seed: int) -> Example:
         is_busy=chance.random() < 0.5,
         fault=chance.choices(FAULTS, (5, 1, 1, 1, 1))[0],
         at=chance.random(),
+        is_compressed=chance.random() < 0.1,
+        is_held=chance.random() < 0.2,
+        line_end=chance.choice(LINE_ENDS),
+        is_odd=chance.random() < 0.3,
     )
+
+
+def plain_stream(lines: tuple[bytes, ...]) -> bytes:
+    """Returns `lines` as Anthropic sends them."""
+    return b"".join(b"event: %b\ndata: %b\n\n" % (event_type(line).encode(), line) for line in lines)
 
 
 def _events(chance: random.Random) -> Iterator[dict[str, Any]]:
@@ -172,7 +209,6 @@ def _chunked(body: bytes, chance: random.Random) -> Iterator[bytes]:
         chunk = body[at : at + size]
         yield b"%x\r\n%b\r\n" % (len(chunk), chunk)
         at += size
-    yield b"0\r\n\r\n"
 
 
 def _log_uniform(chance: random.Random, least: int, most: int) -> int:

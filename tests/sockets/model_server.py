@@ -101,6 +101,7 @@ class ModelServer:
         pieces = example.pieces(example.stream(lines), call)
         connection.sendall(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+            + (b"content-encoding: gzip\r\n" if example.is_compressed else b"")
             + (b"transfer-encoding: chunked\r\n\r\n" if example.is_chunked else b"connection: close\r\n\r\n")
         )
         # Only the first call of an example is interrupted.
@@ -111,6 +112,9 @@ class ModelServer:
             if piece.pause_s:
                 time.sleep(piece.pause_s)
             connection.sendall(piece.data)
+        if example.is_held:
+            # Raises EOFError when the client closes the connection.
+            _receive(connection)
         return example.is_chunked
 
     def _go_on(self, example: Example, connection: socket.socket) -> bool:

@@ -48,8 +48,8 @@ async def test_a_turn_that_has_lost_events_fails(
     """
 
     def take(self: TimedBody) -> bool:
-        content = self._response.content
-        if content.exception() is None and (piece := content.read_nowait()):
+        content = self._response and self._response.content
+        if content is not None and content.exception() is None and (piece := content.read_nowait()):
             try:
                 self._found = self._receive(piece)
             except Exception as error:  # noqa: BLE001  # as the product does
