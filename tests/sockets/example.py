@@ -132,7 +132,8 @@ def _events(chance: random.Random) -> Iterator[dict[str, Any]]:
         alphabet = chance.choice(ALPHABETS)
         # A random text of some megabytes would take seconds; a number tells where a repeated part belongs.
         unit = f"{left[1]}" + "".join(chance.choices(alphabet, k=30))
-        return (unit * (size // len(unit) + 1))[:size]
+        characters = max(1, size * len(unit) // len(json.dumps(unit)))
+        return (unit * (characters // len(unit) + 1))[:characters]
 
     head: dict[str, Any] = {
         "id": f"msg_{chance.randrange(10**9)}",
