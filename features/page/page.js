@@ -740,12 +740,15 @@ onSubmit(byId("settings"), () => {
 
 // The list of chats.
 
+let listsRead = 0;
+
 /** Reads the newest chats. `isMore`: the next page instead. */
 async function readChats(isMore = false) {
   const after = isMore ? nextChats : null;
+  const number = isMore ? 0 : (listsRead += 1);
   const page = await request(`/v1/sessions?limit=50${after ? `&after=${encodeURIComponent(after)}` : ""}`);
-  // The list has this page already, or begins anew.
-  if (isMore && after !== nextChats) return;
+  // The list has this page already, or begins anew; or a newer list was requested, whose response may have come first.
+  if (isMore ? after !== nextChats : number !== listsRead) return;
   chats = isMore ? [...chats, ...page.data] : page.data;
   nextChats = page.next;
   drawChats();

@@ -568,6 +568,7 @@ async def test_a_refused_request_changes_nothing_on_the_page_and_a_question_goes
     assert seen == {
         "second": words(3),
         "kept": ["no DELETE", "Refused?", 1],
+        "listed": "Newer",
         "left": words(4),
         "notice": f"The question {quoted} was refused: no POST",
         "shown": ["The last one.\n#sim words=1 rate=0"],

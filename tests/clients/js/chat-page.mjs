@@ -27,6 +27,13 @@ async function open(options) {
   return { context, page, seen };
 }
 
+/** Returns a promise with the function that resolves it. */
+function deferred() {
+  const made = {};
+  made.promise = new Promise((resolve) => (made.resolve = resolve));
+  return made;
+}
+
 const text = (page) => page.locator(".answer .text").last().textContent();
 const longer = (page, chars) => page.waitForFunction((chars) => document.querySelector(".answer .text")?.textContent.length > chars, chars);
 const marked = (page, state) => page.waitForFunction((state) => document.querySelector("#mark").textContent === state, state);
@@ -574,6 +581,31 @@ const STEPS = {
     const kept = [await page.locator("#notice:visible").textContent(), await page.locator("#title").textContent(), await page.locator(".meta").count()];
     await page.unrouteAll();
 
+    // The list of chats that the first change reads comes after that of the second one.
+    const [lists, older, late] = [/\/v1\/sessions\?limit/, deferred(), deferred()];
+    const holdList = async (route) => {
+      const response = await route.fetch();
+      older.resolve();
+      await late.promise;
+      await route.fulfill({ response });
+    };
+    await page.route(lists, holdList, { times: 1 });
+    const rename = async (title) => {
+      await page.locator("#sessions .current").hover();
+      await page.locator("#sessions .current .act").first().click();
+      await page.locator("#asking-input").fill(title);
+      await page.keyboard.press("Enter");
+    };
+    await rename("Older");
+    await older.promise;
+    await rename("Newer");
+    await page.locator("#sessions .current .title", { hasText: "Newer" }).waitFor();
+    const arriving = page.waitForResponse(lists);
+    late.resolve();
+    await (await arriving).finished();
+    await page.evaluate(() => new Promise((wake) => setTimeout(wake, 100)));
+    const listed = await page.locator("#sessions .current .title").textContent();
+
     await newChat();
     const create = await hold(/\/v1\/sessions$/);
     await ask(page, "Stopped.\n#sim words=4000 rate=20");
@@ -625,7 +657,7 @@ const STEPS = {
     await page.waitForSelector(".meta");
     const shown = await page.locator(".said").allTextContents();
     const texts = asked.map(({ messages: [{ content }] }) => (typeof content === "string" ? content : content.at(-1).text).split("\n")[0]);
-    return { second, kept, left: left.text, notice, shown, asked: texts, ...seen };
+    return { second, kept, listed, left: left.text, notice, shown, asked: texts, ...seen };
   },
 
   /** Asks in a chat of another client whose turns cannot be read: the first request is refused, the next two, after the
