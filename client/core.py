@@ -468,13 +468,14 @@ class Reading:
         return None
 
     async def _finish(self, event: Done | Failed | None) -> None:
-        await self._disconnect()
         ending = {} if event is None else {name: getattr(event, name) for name in event.__struct_fields__}
         ending.pop("type", None)
         if isinstance(event, Failed):
             ending["outcome"] = "failed"
         own = {"turn": self.turn or "", "session": self.session, "model": self.model, "text": self.text}
         self.end = End(**{"outcome": None, "cursor": self.cursor, **own, **ending})
+        # The wait for the closed connection may be cancelled: the end is not sent again.
+        await self._disconnect()
         self._become("ended")
 
     async def _wait(self, error: TailraceError) -> None:

@@ -1,7 +1,8 @@
 """The Python client's retries, waits, errors and events, over a transport of the test."""
 
+import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
@@ -363,3 +364,30 @@ async def test_the_asynchronous_client_does_the_same(monkeypatch: pytest.MonkeyP
     assert (post.url.path, get.url.path) == ("/below/v1/turns", "/below/v1/turns/t1/events")
     assert post.headers["authorization"] == "Bearer from the environment"
     assert post.content == b'{"message":"Hi.","max_tokens":5}'
+
+
+class HeldBody(httpx2.AsyncByteStream):
+    """The body of a whole answer, whose connection cannot be closed."""
+
+    def __init__(self) -> None:
+        self.is_closing = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield START + DELTA + DONE
+
+    async def aclose(self) -> None:
+        self.is_closing.set()
+        await asyncio.Event().wait()
+
+
+async def test_the_end_of_an_answer_is_kept_if_its_reader_is_cancelled_while_the_connection_is_closed() -> None:
+    body = HeldBody()
+    server = Server(httpx2.Response(200, headers=SSE, stream=body))
+    http = httpx2.AsyncClient(transport=httpx2.MockTransport(server))
+    answer = await AsyncClient("http://gateway", http=http).ask("Hi.")
+    reading = asyncio.create_task(answer.done())
+    await body.is_closing.wait()
+    reading.cancel()
+    await asyncio.wait({reading})
+    assert (await answer.done()).outcome == "completed"
+    assert len(server.requests) == 1
