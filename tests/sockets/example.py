@@ -11,9 +11,12 @@ import msgspec
 
 from tailrace.deploy.simulated_claude.case import event_type
 
-Fault = Literal["none", "close", "reset", "kill", "cancel"]
+Fault = Literal["none", "close", "reset", "kill", "cancel", "silence"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
-"""`close` and `reset` end the connection, `kill` ends the generator, `cancel` ends the turn."""
+"""`close` and `reset` end the connection, `kill` ends the generator, `cancel` ends the turn.
+
+`silence`: after an event, the server sends nothing until all events so far are stored.
+"""
 
 EVENT_BYTES_MAX = 8 * 2**20
 ANSWER_BYTES_MAX = 20 * 2**20
@@ -58,6 +61,11 @@ class Example(msgspec.Struct, frozen=True):
     """After which share of the pieces the fault comes."""
 
     @property
+    def silent_after(self) -> int:
+        """After how many events the silence comes."""
+        return max(1, round(self.at * len(self.lines)))
+
+    @property
     def may_lose_end(self) -> bool:
         """Whether the generator may lose the end of any answer, and asks for it again.
 
@@ -76,22 +84,29 @@ class Example(msgspec.Struct, frozen=True):
         pieces = ((event, chance.choice(BETWEEN)) if chance.random() < 0.5 else (event,) for event in events)
         return b"".join(piece for several in pieces for piece in several).replace(b"\n", self.line_end)
 
-    def pieces(self, stream: bytes, call: int) -> list[Piece]:
-        """Returns the pieces of the response's body in call number `call`, from 0."""
+    def pieces(self, lines: tuple[bytes, ...], call: int) -> tuple[list[Piece], int]:
+        """Returns the pieces of the response's body in call number `call`, from 0, and how many precede the fault."""
         chance = random.Random(f"{self.seed} {call}")
-        content = gzip.compress(stream, 1) if self.is_compressed else stream
-        end = b"" if self.is_held else b"0\r\n\r\n"
-        body = b"".join((*_chunked(content, chance), end)) if self.is_chunked else content
+        stream = self.stream(lines)
+        contents = [gzip.compress(stream, 1) if self.is_compressed else stream]
+        if self.fault == "silence" and call == 0:
+            silent_at = len(self.stream(lines[: self.silent_after]))
+            contents = [stream[:silent_at], stream[silent_at:]]
+        bodies = [b"".join(_chunked(content, chance)) if self.is_chunked else content for content in contents]
+        if self.is_chunked and not self.is_held:
+            bodies[-1] += b"0\r\n\r\n"
         size_max = _log_uniform(chance, 16, 2**22)
         pause = chance.choice((0.0, 0.0, 0.02, 0.5))
-        found, at, paused_s = list[Piece](), 0, 0.0
-        while at < len(body):
-            size = max(_log_uniform(chance, 1, size_max), len(body) // PIECES_MAX)
-            pause_s = chance.uniform(0, 0.004) if chance.random() < pause and paused_s < PAUSES_S_MAX else 0.0
-            paused_s += pause_s
-            found.append(Piece(body[at : at + size], pause_s))
-            at += size
-        return found
+        found, paused_s, last_begins = list[Piece](), 0.0, 0
+        for body in bodies:
+            at, last_begins = 0, len(found)
+            while at < len(body):
+                size = max(_log_uniform(chance, 1, size_max), len(body) // PIECES_MAX)
+                pause_s = chance.uniform(0, 0.004) if chance.random() < pause and paused_s < PAUSES_S_MAX else 0.0
+                paused_s += pause_s
+                found.append(Piece(body[at : at + size], pause_s))
+                at += size
+        return found, last_begins if self.fault == "silence" else round(self.at * len(found))
 
 
 def make_example(seed: int) -> Example:
@@ -99,19 +114,22 @@ def make_example(seed: int) -> Example:
     chance = random.Random(seed)
     is_ascii = chance.random() < 0.5
     lines = tuple(json.dumps(event, ensure_ascii=is_ascii).encode() for event in _numbered(_events(chance)))
-    return Example(
+    example = Example(
         seed=seed,
         lines=lines,
         is_tls=chance.random() < 0.3,
         is_chunked=chance.random() < 0.8,
         is_busy=chance.random() < 0.5,
-        fault=chance.choices(FAULTS, (5, 1, 1, 1, 1))[0],
+        fault=chance.choices(FAULTS, (5, 1, 1, 1, 1, 0))[0],
         at=chance.random(),
         is_compressed=chance.random() < 0.1,
         is_held=chance.random() < 0.2,
         line_end=chance.choice(LINE_ENDS),
         is_odd=chance.random() < 0.3,
     )
+    if example.fault == "none" and chance.random() < 0.4:
+        return msgspec.structs.replace(example, fault="silence", is_compressed=False)
+    return example
 
 
 def plain_stream(lines: tuple[bytes, ...]) -> bytes:

@@ -47,6 +47,8 @@ class ModelServer:
         self._interrupt: Callable[[], object] = lambda: None
         self.calls = 0
         """The calls of this example."""
+        self.goes_on = threading.Event()
+        """Ends the silence of this example."""
 
     def __enter__(self) -> Self:
         for is_tls in self._listening:
@@ -65,6 +67,7 @@ class ModelServer:
     def play(self, example: Example, interrupt: Callable[[], object]) -> str:
         """Sets the example, and returns the address for it. A thread calls `interrupt` when a kill or cancel is due."""
         self._example, self._interrupt, self.calls = example, interrupt, 0
+        self.goes_on.clear()
         port = self._listening[example.is_tls].getsockname()[1]
         return f"https://localhost:{port}" if example.is_tls else f"http://127.0.0.1:{port}"
 
@@ -98,16 +101,15 @@ class ModelServer:
         assert example is not None  # set before its client begins
         self.calls += 1
         lines = find_rest(example.lines, conversation.read(messages))
-        pieces = example.pieces(example.stream(lines), call)
+        pieces, fault_at = example.pieces(lines, call)
         connection.sendall(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
             + (b"content-encoding: gzip\r\n" if example.is_compressed else b"")
             + (b"transfer-encoding: chunked\r\n\r\n" if example.is_chunked else b"connection: close\r\n\r\n")
         )
-        # Only the first call of an example is interrupted.
-        fault_at = round(example.at * len(pieces)) if call == 0 else -1
         for number, piece in enumerate(pieces):
-            if number == fault_at and not self._go_on(example, connection):
+            # Only the first call of an example is interrupted.
+            if call == 0 and number == fault_at and not self._go_on(example, connection):
                 return False
             if piece.pause_s:
                 time.sleep(piece.pause_s)
@@ -127,6 +129,9 @@ class ModelServer:
                 return False
             case "close":
                 return False
+            case "silence":
+                self._interrupt()
+                self.goes_on.wait(IDLE_S)
         return True
 
 

@@ -32,6 +32,8 @@ DEFAULTS = Settings()
 ORDERS = BackendOrders((Candidate("claude"),))
 RETRY = Retry(tries_max=3, wait_s=0.01, wait_max_s=0.01)
 PLAYED_S_MAX = 30.0
+# Until the events before a silence are stored.
+STORED_S_MAX = 10.0
 # How long other work of a busy process blocks its event loop, and how often.
 BLOCKED_S = 0.01
 FREE_S = 0.01
@@ -53,6 +55,7 @@ async def play(example: Example, server: ModelServer, nats_url: str) -> list[str
     blocking = asyncio.create_task(_block()) if example.is_busy else None
     observer = await Connection.open(nats_url, "test-sockets")
     log = TurnLog(observer)
+    checking = asyncio.create_task(_check_silence(example, server, key, due, log))
     try:
         async with asyncio.timeout(PLAYED_S_MAX):
             await log.append(key, START, request(max_tokens=10**8))
@@ -63,12 +66,14 @@ async def play(example: Example, server: ModelServer, nats_url: str) -> list[str
     except TimeoutError:
         return [f"the turn has not ended after {PLAYED_S_MAX} s"]
     finally:
+        checking.cancel()
+        await asyncio.wait({checking})
         if blocking is not None:
             blocking.cancel()
         await log.purge(key)
         await log.purge_events(key)
         await observer.close()
-    return judge(example, turn, server.calls)
+    return [*judge(example, turn, server.calls), *([] if checking.cancelled() else checking.result())]
 
 
 def judge(example: Example, turn: Turn, calls: int) -> list[str]:
@@ -100,19 +105,46 @@ def _plain(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _is_prefix(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
-    """Returns whether `found` is the beginning of `wanted`. Of the last block, each text is a beginning."""
-    whole, *last = len(found[:-1]), *found[-1:]
-    if len(found) > len(wanted) or found[:whole] != _plain(wanted[:whole]):
+    """Returns whether `found` is the beginning of `wanted`. Of an open block, each text is a beginning."""
+    whole = max(0, len(found) - 1)
+    if len(found) > len(wanted) or found[:whole] != _plain(wanted)[:whole]:
         return False
-    return all(
-        block["type"] == wanted[whole]["type"]
-        and all(str(wanted[whole].get(name, "")).startswith(block.get(name, "")) for name in ("text", "thinking"))
-        for block in last
-    )
+    for block, sent in zip(found[whole:], wanted[whole:], strict=False):
+        for name in ("text", "thinking"):
+            if not str(sent.get(name, "")).startswith(block.get(name, "")):
+                return False
+        if block["type"] != sent["type"]:
+            return False
+    return True
 
 
 def _sizes(content: list[dict[str, Any]]) -> list[tuple[str, int]]:
     return [(block["type"], len(str(block))) for block in content]
+
+
+async def _check_silence(
+    example: Example, server: ModelServer, key: TurnKey, due: asyncio.Event, log: TurnLog
+) -> list[str]:
+    """Ends the server's silence when all events before it are stored. Returns what is wrong if they are not in time."""
+    await due.wait()
+    if example.fault != "silence":
+        return []
+    wanted = _texts(accumulate(plain_stream(example.lines[: example.silent_after]))["content"])
+    found = list[str]()
+    try:
+        async with asyncio.timeout(STORED_S_MAX):
+            while found != wanted:
+                await asyncio.sleep(0.02)
+                found = _texts(contents((await log.read_turn(key)).blocks, None))
+    except TimeoutError:
+        return [f"{sum(map(len, found))} of {sum(map(len, wanted))} characters were stored before the silence"]
+    finally:
+        server.goes_on.set()
+    return []
+
+
+def _texts(content: list[dict[str, Any]]) -> list[str]:
+    return [block.get("text", block.get("thinking", "")) for block in content]
 
 
 async def _run(example: Example, address: str, nats_url: str, key: TurnKey, due: asyncio.Event, log: TurnLog) -> bool:
@@ -122,7 +154,7 @@ async def _run(example: Example, address: str, nats_url: str, key: TurnKey, due:
         waiting = asyncio.create_task(due.wait())
         await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
-        if running.done():
+        if running.done() or example.fault == "silence":
             await running
             return False
         if example.fault == "kill":
