@@ -106,7 +106,7 @@ def paused_turns(generators: Sequence[Process]) -> set[str]:
 
 async def note_tail(system: RecordedSystem, turn: Turn) -> None:
     """Records the turn's last entry once all of its readers have received it."""
-    stored = await system.log.read_entries(turn.key, limit=4096)
+    stored = await readers.read_all_entries(system.log, turn.key)
     turn.tail, turn.entry = stored[-1].seq, entry_names(stored, turn.cell.kind)[-1]
     frames = {dialect: readers.render_frames(turn.key, stored, dialect) for dialect in DIALECTS}
     expected = {dialect: b"".join(frame.sent for frame in some) for dialect, some in frames.items()}
