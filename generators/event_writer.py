@@ -56,7 +56,10 @@ def extend_checksum(checksum: int, event: ModelEvent) -> int:
     Of a delta, only its text counts: joined deltas have the same checksum as their parts.
     """
     match event.event:
-        case events.BlockDelta(_, events.TextDelta(part) | events.ThinkingDelta(part) | events.InputJsonDelta(part)):
+        # Most events; the comparison of types takes a quarter of the time of the patterns.
+        case inner if type(inner) is events.BlockDelta and type(inner.delta) is events.TextDelta:
+            return crc32(inner.delta.text.encode(), checksum)
+        case events.BlockDelta(_, events.ThinkingDelta(part) | events.InputJsonDelta(part)):
             return crc32(part.encode(), checksum)
     return crc32(event.raw, checksum)
 

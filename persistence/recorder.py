@@ -135,8 +135,9 @@ class Recorder:
             began = loop.time()
             if batch := self._queue.take(self._batch_max):
                 await self._record(batch, stop)
-            # While entries wait, a pause could not make the next batch larger.
-            pause_s = 0.0 if self._queue.is_waiting else (loop.time() - began) * (1 / WRITING_SHARE - 1)
+            # While a full batch waits, a pause could not make it larger.
+            is_full = len(self._queue) >= self._batch_max
+            pause_s = 0.0 if is_full else (loop.time() - began) * (1 / WRITING_SHARE - 1)
             self._store.raise_if_damaged()
             await self._find_lost_turns()
             if loop.time() >= next_count:
