@@ -1,7 +1,7 @@
 """Authentication and authorization of every route that is not public."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,6 +17,9 @@ from tailrace.proto.errors import LogError, Refused, not_found
 from tailrace.proto.runtime import tracing
 
 Endpoint = Callable[[ApiRequest], Awaitable[ASGIApp]]
+
+IGNORED = "tailrace-ignored"
+"""Names what was ignored: query parameters here, fields in the endpoint, and sampling when the turn is stored."""
 
 
 class GuardedEndpoint:
@@ -60,7 +63,7 @@ class GuardedEndpoint:
         try:
             async with request.until_answered:
                 if scope["query_string"] and (ignored := require_known(request, self._known)):
-                    request.response_headers.append(lambda _: {"tailrace-ignored": ", ".join(ignored)})
+                    request.response_headers.append(lambda _: {IGNORED: ", ".join(ignored)})
                 response = await self._endpoint(request)
         except (Refused, LogError) as error:
             response = error_responses.render_error(error, scope)
@@ -70,10 +73,18 @@ class GuardedEndpoint:
         async def send_measured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 for more in headers:
-                    MutableHeaders(scope=message).update(more)
+                    _add(MutableHeaders(scope=message), more)
                 status = f"{message['status'] // 100}xx"
                 waited_s = time.monotonic() - began_at
                 metrics.REQUEST_S.labels(self._path, scope["method"], status).observe(waited_s, tracing.exemplar())
             await send(message)
 
         await response(scope, receive, send_measured)
+
+
+def _add(headers: MutableHeaders, more: Mapping[str, str]) -> None:
+    """Adds the headers `more`, in place of those with the same names; only the names in IGNORED are joined."""
+    before = headers.get(IGNORED)
+    headers.update(more)
+    if before is not None and IGNORED in more:
+        headers[IGNORED] = f"{before}, {more[IGNORED]}"

@@ -128,6 +128,24 @@ async def test_sampling_reaches_only_a_model_that_takes_it(gateway: Gateway, cla
     assert refused.headers["tailrace-ignored"] == "temperature"
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "ignored"),
+    [
+        ("/v1/chat/completions?pace=2", {"seed": 1}, "seed, pace"),
+        ("/v1/chat/completions?pace=2", {"seed": 1, "stream": True}, "seed, pace"),
+        ("/v1/messages?pace=2", {"max_tokens": 10, "temperature": 0.5}, "pace, temperature"),
+    ],
+)
+async def test_one_header_names_all_that_was_ignored(
+    gateway: Gateway, path: str, fields: dict[str, Any], ignored: str
+) -> None:
+    """A parameter of an earlier version, what the protocol does not have, and sampling that the model refuses."""
+    messages = [{"role": "user", "content": "#sim words=1 rate=0"}]
+    body = {"model": "claude-sonnet-5-5", "messages": messages, **fields}
+    answer = await gateway.client.post(path, json=body)
+    assert (answer.status_code, answer.headers["tailrace-ignored"]) == (200, ignored), answer.text
+
+
 async def test_a_post_that_accepts_a_stream_is_answered_with_it(gateway: Gateway) -> None:
     """The headers and the first event name the turn. The letter case of the media type does not matter."""
     body, headers = {"message": "#sim words=5 rate=0"}, {"accept": "Text/Event-Stream"}
