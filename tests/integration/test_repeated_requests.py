@@ -181,6 +181,35 @@ async def test_a_request_repeated_after_the_end_of_its_turn(
     assert ((await read_stats(claude))["calls"], await turns_of(gateway)) == (calls, turns)
 
 
+OTHERS: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, str]]] = {
+    # The headers of the stopped request; the fields and the headers in which the other one differs.
+    "Claude Code, another session": ({"x-claude-code-session-id": "one"}, {}, {"x-claude-code-session-id": "two"}),
+    "Claude Code, another subagent": ({"x-claude-code-session-id": "one"}, {}, {"x-claude-code-agent-id": "sub"}),
+    "auto, another user": (AUTO, {"metadata": {"user_id": "ann"}}, {}),
+    "auto, another session": (AUTO, {}, {"x-session-id": "other"}),
+    "a key of its own": (AUTO, {}, {"idempotency-key": "own"}),
+    "no key": ({}, {}, {}),
+    "first request of an SDK": (counted(0), {}, {}),
+}
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+@pytest.mark.parametrize("name", OTHERS)
+async def test_a_stop_refuses_no_other_request(gateway: Gateway, claude: str, name: str, *, is_deleted: bool) -> None:
+    """Of another user, another session, or a client that asks the same again on purpose."""
+    headers, fields, other = OTHERS[name]
+    body = messages(f"#sim {SLOW}\n{new_id()}") | {"stream": True}
+    async with gateway.client.stream("POST", "/v1/messages", json=body, headers=headers) as answer:
+        turn = answer.headers["tailrace-turn"]
+        path = f"/v1/turns/{turn}"
+        stopped = await (gateway.client.delete(path) if is_deleted else gateway.client.post(f"{path}/cancel"))
+        stopped.raise_for_status()
+    async with gateway.client.stream("POST", "/v1/messages", json=body | fields, headers=headers | other) as again:
+        assert again.status_code == 200, await again.aread()
+        assert again.headers["tailrace-turn"] != turn
+    await gateway.client.post(f"/v1/turns/{again.headers['tailrace-turn']}/cancel")
+
+
 def test_every_cause_of_a_cancellation_is_in_the_table() -> None:
     assert set(get_args(CancelCause)) <= set(ENDS)
     assert {cause for cause in get_args(CancelCause) if cause in NOT_STOPPED} == {"on_disconnect", "steer"}

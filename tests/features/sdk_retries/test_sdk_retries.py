@@ -304,6 +304,18 @@ async def test_ai_sdk_gets_the_answer_without_a_stream_that_it_has_lost(client: 
     assert await sdk.send(body) != first
 
 
+@pytest.mark.parametrize("how", ["cancelled", "deleted"])
+async def test_ai_sdk_gets_a_new_turn_after_a_stop(client: Client, how: str) -> None:
+    """Nothing tells its repetition from a user who asks the same again on purpose."""
+    sdk, body = AiSdk(client), question(WITHOUT_STREAM, stream=False)
+    first = await sdk.lose(body)
+    path = f"/v1/turns/{first}"
+    http = client.gateway.client
+    (await (http.delete(path) if how == "deleted" else http.post(f"{path}/cancel"))).raise_for_status()
+    await asyncio.sleep(UNCOUNTED_AGE_MIN.total_seconds())
+    assert await sdk.send(body) != first
+
+
 @pytest.mark.parametrize("agent", ["mozilla/5.0", "openai/7.0.0", "my-ai/1.0", "ai-sdk/anthropic/4.0"])
 async def test_another_client_without_a_count_gets_a_new_turn(client: Client, agent: str) -> None:
     body = question(WITHOUT_STREAM, stream=False)
