@@ -34,6 +34,8 @@ class DeliveryQueue:
         """The last entry that was delivered."""
         self._others_upto: Seq | None = BEFORE_FIRST
         """Entries after this one were not delivered to another process. None: not known."""
+        self._missing_number = 0
+        """The number of the last delivery that did not come to this process."""
         self._recorded = BEFORE_FIRST
         """The last entry that was recorded."""
         self._kept_bytes = 0
@@ -68,7 +70,7 @@ class DeliveryQueue:
         """Adds deliveries, in the order of their numbers. A newer delivery replaces an older one of the same entry."""
         for delivery in deliveries:
             if delivery.number != self._number + 1:
-                self._others_upto = None
+                self._others_upto, self._missing_number = None, delivery.number - 1
             self._number = delivery.number
             self._newest = max(self._newest, delivery.seq)
             tenant = delivery.key.tenant
@@ -138,10 +140,12 @@ class DeliveryQueue:
             self._forget(one, {seq for seq in self._unrecorded[one] if seq <= progress.floor})
         if progress.has_acknowledged(upto):
             return True
-        if self._others_upto is None:
+        if self._others_upto is None and progress.number >= self._missing_number:
+            # A progress that was read before that delivery does not include its entry.
             self._others_upto = progress.delivered
         has_received_all = (
-            progress.reached >= upto
+            self._others_upto is not None
+            and progress.reached >= upto
             and progress.floor >= self._others_upto
             and self._number >= progress.number
             and self._newest >= progress.delivered

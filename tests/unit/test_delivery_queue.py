@@ -148,6 +148,19 @@ def test_after_a_start_the_deliveries_to_earlier_processes_are_waited_for(leased
     assert queue.has_recorded(QUIET, Seq(9), progress(9, floor=8))
 
 
+def test_what_was_read_before_a_delivery_does_not_tell_what_other_processes_have_received() -> None:
+    """The delivery with the number 3 went to another process after the progress was read, and is not recorded."""
+    queue, before, after = DeliveryQueue(), progress(2, floor=1), progress(3, floor=2, last=3)
+    queue.add([entry(1, LOUD, 1), entry(2, LOUD, 1), entry(4, LOUD, 2)])
+    assert not queue.has_recorded(QUIET, before.last, before)
+    assert not queue.has_recorded(QUIET, Seq(4), progress(4, floor=2))
+    queue.add([entry(5, LOUD, 2), entry(7, LOUD, 3)])
+    assert not queue.has_recorded(QUIET, after.last, after)
+    assert not queue.has_recorded(QUIET, Seq(7), progress(7, floor=3))
+    queue.add([entry(8, LOUD, 4)])
+    assert queue.has_recorded(QUIET, Seq(8), progress(8, floor=7))
+
+
 def test_entries_that_are_given_back_are_not_recorded_yet() -> None:
     """Until another process has recorded them."""
     queue = DeliveryQueue()
