@@ -106,7 +106,7 @@ class Recorder:
             asyncio.create_task(self._deliveries.keep_renewed(self._queue.leases)),
         ]
         try:
-            await self._record_until(stop, fetching)
+            await self._record_until(stop, beside)
             # Its last request may have messages. Another process need not wait until their leases expire.
             await fetching
             await self._give_back(0.0)
@@ -125,13 +125,14 @@ class Recorder:
             else:
                 await is_set_within(stop, FULL_WAIT_S)
 
-    async def _record_until(self, stop: asyncio.Event, fetching: asyncio.Task[None]) -> None:
+    async def _record_until(self, stop: asyncio.Event, beside: Sequence[asyncio.Task[None]]) -> None:
         loop, next_count = asyncio.get_running_loop(), 0.0
         while not stop.is_set():
             await self._queue.wait(PULL_S)
-            if fetching.done():
-                # Raises its error.
-                await fetching
+            for task in beside:
+                if task.done():
+                    # Raises its error.
+                    await task
             began = loop.time()
             if batch := self._queue.take(self._batch_max):
                 await self._record(batch, stop)

@@ -241,3 +241,28 @@ def test_what_cannot_be_recorded_is_given_back_with_all_that_waits() -> None:
         return len(store.rows), max(one.times for one in deliveries.delivered)
 
     assert run(record()) == (30, 2)
+
+
+def test_the_recorder_ends_if_leases_cannot_be_renewed_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each entry that waits long would be delivered again and again, also to other processes."""
+
+    async def fail(_: Delivery) -> None:
+        raise MemoryError
+
+    async def record() -> None:
+        log, deliveries, store = MemoryLog(), MemoryDeliveries(), MemoryStore()
+        database: Any = store
+
+        async def write() -> None:
+            await asyncio.sleep(2 * deliveries.renew_every_s)
+            monkeypatch.setattr(MemoryDelivery, "renew", fail)
+
+        store.write = write
+        for number in range(30):
+            deliveries.add(key(LOUD, number), log.store(key(LOUD, number), request()))
+        recorder = Recorder(log, MemoryTombstones(), deliveries, database, (), batch_max=3, retry_wait_s=1)
+        with pytest.raises(MemoryError):
+            await recorder.run(asyncio.Event())
+        assert not deliveries.is_done
+
+    run(record())
