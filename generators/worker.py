@@ -19,7 +19,7 @@ from tailrace.proto.end_entry import end_fields
 from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.generator_health import GeneratorHealth
-from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnKey
+from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.nats.leases import RENEWALS, keep_renewed
 from tailrace.proto.runtime.clock import age_s
@@ -215,12 +215,12 @@ class Worker:
             return False
         return True
 
-    def _start_turn(self, delivery: Delivery) -> None:
+    def _start_turn(self, delivery: Delivery, *, has_waited: bool = False) -> None:
         key = delivery.key
         self._held[key] = delivery
         self._slots.note_start(key.tenant, asyncio.get_running_loop().time())
         metrics.RUNNING.inc()
-        task = self._create_task(key, partial(self._run_turn, key), self._turns)
+        task = self._create_task(key, partial(self._run_turn, key, has_waited=has_waited), self._turns)
         task.add_done_callback(lambda _: self._free_slot(key.tenant))
 
     def _free_slot(self, tenant: Tenant) -> None:
@@ -228,7 +228,7 @@ class Worker:
         self._slots.note_end(tenant)
         metrics.RUNNING.dec()
         while not self._is_draining and (key := self._slots.dequeue()) is not None:
-            self._start_turn(self._waiting.pop(key))
+            self._start_turn(self._waiting.pop(key), has_waited=True)
 
     def _create_task(self, key: TurnKey, job: Job, tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         assert self._group is not None  # noqa: S101  # `run` has begun
@@ -237,11 +237,13 @@ class Worker:
         task.add_done_callback(tasks.discard)
         return task
 
-    async def _run_turn(self, key: TurnKey) -> Turn | None:
+    async def _run_turn(self, key: TurnKey, *, has_waited: bool) -> Turn | None:
         held = self._held[key]
+        if has_waited:
+            # From now on its lease is short. If this process is killed, another one soon continues the turn.
+            await held.renew()
         taken = held.take_entry()
-        if held.times > 1 and taken and await self._log.last_seq(key, "attempt") != BEFORE_FIRST:
-            # Another generator has begun the turn. Without an attempt, the turn has only waited.
+        if held.times > 1 and taken and not await self._has_only_waited(key):
             taken = []
         self._log.remember_request(key, taken)
         turn = await self._runner.run(key, fold(taken))
@@ -251,6 +253,11 @@ class Worker:
             await self._held[key].release(min(NOT_YET_WAIT_S * self._held[key].times, NOT_YET_WAIT_S_MAX))
             return None
         return turn
+
+    async def _has_only_waited(self, key: TurnKey) -> bool:
+        """Returns whether no generator has begun the turn, and it has not been cancelled. Raises LogUnavailable."""
+        later = await asyncio.gather(*(self._log.last_seq(key, kind) for kind in ("attempt", "end")))
+        return not any(later)
 
     async def _hold(self, key: TurnKey, job: Job) -> None:
         """Runs a job while its delivery is held; acknowledges it if the turn has ended."""

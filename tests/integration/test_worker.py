@@ -360,6 +360,26 @@ async def test_a_waiting_turn_keeps_its_lease_and_is_given_back_in_time(
     assert deliveries.number == 2
 
 
+@pytest.mark.rule("R18")
+async def test_the_lease_of_a_turn_that_has_waited_is_short_from_its_start(
+    own: OwnSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise, if its generator were killed before the first renewal, its readers would wait four times as long."""
+    renewed, renew = list[TurnKey](), Delivery.renew
+
+    async def note_renewal(delivery: Delivery) -> None:
+        renewed.append(delivery.key)
+        await renew(delivery)
+
+    monkeypatch.setattr(Delivery, "renew", note_renewal)
+    await own.shorten_lease(3600)
+    async with own.running_generator(concurrency=2, tenant_share=0.5):
+        keys = [await own.append_request("words=2 rate=20") for _ in range(2)]
+        for key in keys:
+            await own.wait_until_settled(key)
+    assert renewed == keys[1:]
+
+
 class Case(NamedTuple):
     """A turn, and how it ends."""
 

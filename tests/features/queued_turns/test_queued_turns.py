@@ -2,9 +2,11 @@
 
 import pytest
 
+from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators import worker
 from tailrace.proto.ids import SessionId, TurnId
-from tailrace.proto.nats import Delivery
+from tailrace.proto.nats import Deliveries, Delivery
+from tailrace.proto.subjects import GENERATORS
 from tests.harness.generator_in_loop import read_last_request, words
 from tests.harness.own_system import OwnSystem
 from tests.harness.until import until
@@ -80,6 +82,25 @@ async def test_a_queued_turn_is_delivered_less_often_the_longer_it_waits(
     async with own.running_generator(grace_s=0.0):
         await until(lambda: len(delays) >= 5)
     assert delays[:5] == pytest.approx([0.02, 0.04, 0.06, 0.06, 0.06])
+
+
+@pytest.mark.rule("R106")
+async def test_a_queued_turn_that_is_cancelled_is_acknowledged_while_the_turn_before_it_runs(own: OwnSystem) -> None:
+    """What follows an end, for example the release of its reservations, does not wait for another turn."""
+    given = {"session": SessionId("s")}
+    first = await own.append_request("words=1 wait=3600", **given)
+    second = await own.append_request("words=1", parent=first.turn, is_queued=True, **given)
+    deliveries = await Deliveries.open(own.connection, GENERATORS)
+
+    async def is_leased_alone() -> bool:
+        backlog = await deliveries.backlog()
+        return (backlog.waiting, backlog.leased) == (0, 1)
+
+    async with own.running_generator(grace_s=0.0):
+        await own.wait_for_open_streams(1)
+        await cancel(own.log, second, "request")
+        await until(is_leased_alone)
+    assert await own.attempts(second) == []
 
 
 @pytest.mark.rule("R111")
