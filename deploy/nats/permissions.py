@@ -14,11 +14,11 @@ from typing import NamedTuple
 import msgspec
 
 from tailrace.features.batches.records import CANCEL_MESSAGE_BATCH, GetBatch, ListBatches, ListBatchTurns
+from tailrace.features.client_calls.records import DecideCall, GetContinuation, ListCalls, ListDecided, ListParked
 from tailrace.features.count_tokens.records import COUNT_TOKENS
+from tailrace.features.files.records import CreateFile, DeleteFile, GetFile, ListFiles
 from tailrace.features.projects.records import CreateProject, GetProject, ListProjects
 from tailrace.features.usage.records import GetBilledUsage, GetStats, GetUsage
-from tailrace.proto.client_calls import DecideCall, GetContinuation, ListCalls, ListDecided, ListParked
-from tailrace.proto.files import CreateFile, DeleteFile, GetFile, ListFiles
 from tailrace.proto.model_records import CANCEL_TURN, MODELS
 from tailrace.proto.nats.users import ADMIN, GATEWAY, inbox_prefix
 from tailrace.proto.records import (

@@ -13,6 +13,7 @@ from tailrace.features.batches.new_batch import KEY_OF_BATCH, BatchBuilder, Batc
 from tailrace.features.batches.openai_input import add_request, error_line, parse_lines
 from tailrace.features.batches.read_batch import batch_of, cancel_batch, refresh_all, refused_lines
 from tailrace.features.batches.records import ListBatches, StoredBatch, stored_batch
+from tailrace.features.files.records import FileRecord, GetFile
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.history_client import HistoryClient
@@ -28,7 +29,6 @@ from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import BatchSource
 from tailrace.proto.errors import BlobUnknown, Refused, not_found
-from tailrace.proto.files import FileRecord, GetFile
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
 from tailrace.proto.nats import BlobStore, TurnLog

@@ -26,17 +26,17 @@ from tailrace.features.batches.read_batch import (
     render_with_refused,
 )
 from tailrace.features.batches.records import StoredBatch
+from tailrace.features.files.file_object import render_file
+from tailrace.features.files.records import FileRecord
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.clients.blobs import HEADERS
 from tailrace.gateway.clients.failure import LOST, error_type, failure_of
-from tailrace.gateway.clients.file_object import render_file
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.proto.errors import CODES, Refused, not_found
-from tailrace.proto.files import FileRecord
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.nats import BlobStore
 from tailrace.proto.records import TurnRecord

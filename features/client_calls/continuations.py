@@ -6,12 +6,12 @@ import random
 import msgspec
 import structlog
 
+from tailrace.features.client_calls.records import DecidedTurn, GetContinuation, ListDecided
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.clients.follow_up import settings_of
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.draft import TurnDraft
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn
-from tailrace.proto.client_calls import DecidedTurn, GetContinuation, ListDecided
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.ids import LOCAL, Tenant, TurnId
 

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
 from tailrace.features.client_calls.continuations import PATH, Continuations
+from tailrace.features.client_calls.records import Block, DecideCall, Decision, ListCalls, ListParked, SessionCalls
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.feature import Feature, Parts
@@ -19,7 +20,6 @@ from tailrace.gateway.resources import sessions
 from tailrace.gateway.resources.paging import page_of
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, refuse_blob_references
-from tailrace.proto.client_calls import Block, DecideCall, Decision, ListCalls, ListParked, SessionCalls
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.ids import Tenant, TurnId

@@ -6,16 +6,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.persistence import paging
-from tailrace.persistence.feature import Feature, Parts, Services
-from tailrace.persistence.paging import PageCursor
-from tailrace.persistence.queries import Queries
-from tailrace.persistence.rows import micros, moment, session_record
-from tailrace.persistence.rpc import QueryHandler, page_of
-from tailrace.persistence.sql import read_queries
-from tailrace.persistence.store import Store, Writer
-from tailrace.persistence.tables import AddedRows, Tables
-from tailrace.proto.client_calls import (
+from tailrace.features.client_calls.records import (
     ClientCall,
     Continuation,
     DecideCall,
@@ -28,10 +19,18 @@ from tailrace.proto.client_calls import (
     ListParked,
     SessionCalls,
     call_not_found,
-    calls_of,
-    is_of_batch,
     result_block,
 )
+from tailrace.persistence import paging
+from tailrace.persistence.feature import Feature, Parts, Services
+from tailrace.persistence.paging import PageCursor
+from tailrace.persistence.queries import Queries
+from tailrace.persistence.rows import micros, moment, session_record
+from tailrace.persistence.rpc import QueryHandler, page_of
+from tailrace.persistence.sql import read_queries
+from tailrace.persistence.store import Store, Writer
+from tailrace.persistence.tables import AddedRows, Tables
+from tailrace.proto.client_calls import calls_of, is_of_batch
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import Turn

@@ -12,12 +12,13 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from tailrace.features.files.file_object import is_for_anthropic, render_file
 from tailrace.features.files.form import Form, FormFile, read_form
 from tailrace.features.files.inline_files import UploadedFiles
+from tailrace.features.files.records import CreateFile, DeleteFile, FileRecord, GetFile, ListFiles
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.blobs import headers_of
-from tailrace.gateway.clients.file_object import is_for_anthropic, render_file
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.examples import FILE, UNIX_S
@@ -35,7 +36,6 @@ from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, Refused, not_found
-from tailrace.proto.files import CreateFile, DeleteFile, FileRecord, GetFile, ListFiles
 from tailrace.proto.ids import TurnId, TurnKey, is_token
 from tailrace.proto.nats import BlobStore, Claims, TurnLog
 from tailrace.proto.runtime.settings import NoSettings

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from tailrace.features.files.records import FileRecord, GetFile
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.turns.file_references import find_files
@@ -20,7 +21,6 @@ from tailrace.gateway.turns.media_types import IMAGES, PDF, PLAIN, accepted_type
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BlobUnknown, Refused
-from tailrace.proto.files import FileRecord, GetFile
 from tailrace.proto.ids import Tenant, is_token
 from tailrace.proto.nats import BlobStore
 

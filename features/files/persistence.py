@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from tailrace.features.files.records import CreateFile, DeleteFile, FilePage, FileRecord, GetFile, ListFiles
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.paging import clamp_limit
@@ -17,7 +18,6 @@ from tailrace.persistence.sql import read_queries
 from tailrace.persistence.store import LAST_NAME, Store
 from tailrace.persistence.tables import Tables
 from tailrace.proto.errors import not_found
-from tailrace.proto.files import CreateFile, DeleteFile, FilePage, FileRecord, GetFile, ListFiles
 from tailrace.proto.ids import Tenant
 from tailrace.proto.resources import DeletedRows
 from tailrace.proto.runtime.settings import NoSettings

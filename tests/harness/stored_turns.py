@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from tailrace.features.batches.records import Api
+from tailrace.features.files.records import FileRecord
 from tailrace.features.projects.persistence import ProjectTable
 from tailrace.features.projects.records import CreateProject
 from tailrace.features.search.words import hash_words
@@ -18,7 +19,6 @@ from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.rows import TurnRow, build_row, micros
 from tailrace.persistence.store import Store
 from tailrace.persistence.tables import AddedRows
-from tailrace.proto.files import FileRecord
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.records import SessionRecord, TurnRecord
 from tests.harness.turn_builder import NOON, Handwritten

@@ -81,9 +81,13 @@ def entries_of(kind: str) -> tuple[str, ...]:
     return (*OPENING, *BLOCKS[kind], *CLOSING)
 
 
+def policies_of(kind: str) -> Sequence[OnInterrupt]:
+    """Returns the policies of a kind. What a policy does with large texts does not depend on their size."""
+    return POLICIES[:1] if kind == LARGE else POLICIES
+
+
 def cells(kind: str) -> Iterator[Cell]:
-    # Readers of large texts take time, and the policy does not depend on the size.
-    for policy in POLICIES[:1] if kind == LARGE else POLICIES:
+    for policy in policies_of(kind):
         for entry in (*entries_of(kind), UNACKNOWLEDGED):
             yield Cell(kind, policy, entry)
 

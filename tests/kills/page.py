@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from tailrace.features.gateway import DIALECTS
-from tests.kills.cell import ALONE, BLOCKS, CLOSING, OF_BLOCK, OPENING, POLICIES, TOGETHER, UNACKNOWLEDGED
+from tests.kills.cell import ALONE, BLOCKS, CLOSING, OF_BLOCK, OPENING, TOGETHER, UNACKNOWLEDGED, policies_of
 from tests.kills.results import Hit
 from tests.kills.round import PROCESSES
 from tests.promises import Verdict
@@ -100,7 +100,7 @@ def _processes(result: Result) -> Iterator[str]:
 
 
 def _table(of_kind: Mapping[str, Mapping[str, Mapping[str, str]]], kinds: Sequence[str]) -> Iterator[str]:
-    columns = [(kind, policy) for kind in kinds for policy in POLICIES]
+    columns = [(kind, policy) for kind in kinds for policy in policies_of(kind)]
     heads = (f"{kind}, `{policy}`" if len(kinds) > 1 else f"`{policy}`" for kind, policy in columns)
     yield f"| last entry | {' | '.join(heads)} |"
     yield "|---" * (len(columns) + 1) + "|"

@@ -16,6 +16,7 @@ import httpx2
 import msgspec
 import pytest
 
+from tailrace.features.files.records import FileRecord, GetFile
 from tailrace.features.gateway import FEATURES, Settings
 from tailrace.features.limits.storage_share import StorageShare
 from tailrace.features.prompts.templates import Prompts
@@ -32,7 +33,6 @@ from tailrace.gateway.turns.queue_estimate import QueueEstimate
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto import entries
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
-from tailrace.proto.files import FileRecord, GetFile
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import BlobPins, BlobStore, Claim, Claims, Counters, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.idempotency import StoredClaim

@@ -6,11 +6,7 @@ from typing import Any
 import pytest
 
 from tailrace.features.client_calls.persistence import CallQueries
-from tailrace.persistence.queries import Queries
-from tailrace.persistence.rows import TurnRow
-from tailrace.persistence.store import Store
-from tailrace.proto import events
-from tailrace.proto.client_calls import (
+from tailrace.features.client_calls.records import (
     DecideCall,
     Decision,
     GetContinuation,
@@ -19,6 +15,10 @@ from tailrace.proto.client_calls import (
     ListParked,
     SessionCalls,
 )
+from tailrace.persistence.queries import Queries
+from tailrace.persistence.rows import TurnRow
+from tailrace.persistence.store import Store
+from tailrace.proto import events
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, TurnId, child_id, new_id

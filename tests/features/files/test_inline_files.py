@@ -8,11 +8,11 @@ from typing import Any, cast
 import pytest
 
 from tailrace.features.files.inline_files import UploadedFiles, media_type_of
+from tailrace.features.files.records import FileRecord, GetFile
 from tailrace.gateway.http import large_bodies
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.turns.media_types import ALIASES
 from tailrace.proto.entries import Message
-from tailrace.proto.files import FileRecord, GetFile
 from tailrace.proto.ids import Tenant
 
 

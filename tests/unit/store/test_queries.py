@@ -17,6 +17,7 @@ from tailrace.deploy.cli.copy_database import read_digest
 from tailrace.features.batches.persistence import BatchQueries, BatchTable
 from tailrace.features.batches.records import Api, ListBatches, ListBatchTurns
 from tailrace.features.files.persistence import FileTable
+from tailrace.features.files.records import ListFiles
 from tailrace.features.projects.persistence import ProjectQueries, ProjectTable
 from tailrace.features.projects.records import GetProject, ListProjects
 from tailrace.features.retention.persistence import Age, OldSessions
@@ -33,7 +34,6 @@ from tailrace.persistence.sql import load
 from tailrace.persistence.store import Store
 from tailrace.persistence.turn_list import TurnPageQuery
 from tailrace.proto.entries import Outcome
-from tailrace.proto.files import ListFiles
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, child_id, new_id
 from tailrace.proto.records import ListRunning, ListSessions, ListSessionTurns, ListTurns, TurnRecord
 from tailrace.proto.resources import Branch, ChangeSession, CreateSession, DeleteResource, Kind, ListBranches

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from tailrace.proto.files import FileRecord
+from tailrace.features.files.records import FileRecord
 
 
 def is_for_anthropic(request: Request) -> bool:
