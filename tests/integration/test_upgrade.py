@@ -52,6 +52,8 @@ WITH_MORE = {"thinking": {"tailrace"}, "tool": {"delta", "content"}, "cited": {"
 CHANGED_STREAMS = {(name, turn): found for name in ("0001_first", BATCHES) for turn, found in WITH_MORE.items()}
 # Have an event each 0.25 s: the entries of the recording are stored faster than the model once sent them.
 CHANGED_STREAMS |= {(name, "taken_over"): {"state", "job"} for name in (HEDGES, SEARCH)}
+# A cancel is an `invalid_request_error`, as in the table of errors: it was an `api_error`.
+CHANGED_STREAMS |= {(name, "cancelled"): {"anthropic"} for name in ("0001_first", BATCHES, HEDGES, SEARCH)}
 # Its events have the progress as a number, and unnamed ones the whole state.
 # The metadata of `ui` have the stop reason.
 CHANGED_DIALECTS = {name: {"job", "ui"} for name in ("0001_first", BATCHES, HEDGES)}

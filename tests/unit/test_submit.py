@@ -37,6 +37,11 @@ class Services:
         await self.log.purge(key)
         await self.tombstones.put([key])
 
+    async def erase(self, key: TurnKey) -> None:
+        """As after the end of a turn with `store: false` that no client has stopped."""
+        await self.log.purge(key)
+        await self.tombstones.put_erased(key)
+
     def is_unused(self) -> bool:
         return not (self.log.stored or self.claims.stored)
 
@@ -186,8 +191,8 @@ async def test_a_post_with_a_cursor_resumes_its_turn_or_is_refused(
 
 
 @pytest.mark.rule("R26")
-async def test_the_key_of_a_deleted_turn_starts_a_new_turn_once() -> None:
-    """Under the old id, its usage and its webhook would count as repetitions of those of the deleted turn."""
+async def test_the_key_of_an_erased_turn_starts_a_new_turn_once() -> None:
+    """Under the old id, its usage and its webhook would count as repetitions of those of the erased turn."""
     memory = Services()
     submit = submit_to(memory)
     turns = []
@@ -195,7 +200,7 @@ async def test_the_key_of_a_deleted_turn_starts_a_new_turn_once() -> None:
         key, entry, _ = await submit(LOCAL, HELLO, b"{}", "key")
         assert (await submit(LOCAL, HELLO, b"{}", "key"), entry.submission) == ((key, entry, None), None)
         turns.append(key)
-        await memory.delete(key)
+        await memory.erase(key)
     assert len(set(turns)) == 3
     with pytest.raises(Refused):
         await submit(LOCAL, HELLO, b"{ }", "key")
@@ -203,13 +208,13 @@ async def test_the_key_of_a_deleted_turn_starts_a_new_turn_once() -> None:
 
 @pytest.mark.rule("R26")
 @pytest.mark.parametrize("is_stored", [True, False])
-async def test_of_two_posts_with_the_key_of_a_deleted_turn_the_second_gets_the_turn_of_the_first(
+async def test_of_two_posts_with_the_key_of_an_erased_turn_the_second_gets_the_turn_of_the_first(
     *, is_stored: bool
 ) -> None:
     """Also if the first gateway dies after its claim."""
     memory = Services()
-    deleted, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
-    await memory.delete(deleted)
+    erased, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
+    await memory.erase(erased)
     stale = await memory.claims.find(LOCAL.tenant, "key")
     assert stale is not None
     first, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
@@ -238,18 +243,27 @@ async def test_the_entries_of_concurrent_posts_with_one_key_differ() -> None:
 
 
 @pytest.mark.rule("R115")
-@pytest.mark.parametrize("state", ["stored", "not stored", "deleted"])
+@pytest.mark.parametrize("state", ["stored", "not stored", "erased", "deleted"])
 async def test_a_submission_with_a_claim_but_without_a_key_gets_the_claimed_turn(state: str) -> None:
-    """If the turn is not stored, it may still be, by a gateway that is slow. A deleted turn's id is not used again."""
+    """If the turn is not stored, it may still be, by a gateway that is slow. An erased turn's id is not used again.
+
+    A deleted turn stays deleted.
+    """
     memory = Services()
     first, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     claim = memory.claims.stored.pop((LOCAL.tenant, "key")).claim
     if state == "deleted":
         await memory.delete(first)
+        with pytest.raises(Refused) as refused:
+            await submit_to(memory, Retries(claim).steps())(LOCAL, HELLO, b"{}")
+        assert refused.value.code == "turn_deleted"
+        return
+    if state == "erased":
+        await memory.erase(first)
     elif state == "not stored":
         await memory.log.purge(first)
     turn, entry, _ = await submit_to(memory, Retries(claim).steps())(LOCAL, HELLO, b"{}")
-    assert (turn == first) is (state != "deleted")
+    assert (turn == first) is (state != "erased")
     assert (entry.submission is not None) is (state == "not stored")
     assert entry.submission != turn.turn
     assert (len(memory.log.stored), memory.claims.stored) == (1, {})
