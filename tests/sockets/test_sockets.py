@@ -48,8 +48,7 @@ async def test_a_turn_that_has_lost_events_fails(
     """
 
     def take(self: TimedBody) -> bool:
-        content = self._response and self._response.content
-        if content is not None and content.exception() is None and (piece := content.read_nowait()):
+        while piece := self._read_buffer():
             try:
                 self._found = self._receive(piece)
             except Exception as error:  # noqa: BLE001  # as the product does
@@ -57,12 +56,12 @@ async def test_a_turn_that_has_lost_events_fails(
         return self._found is not None or bool(self._errors)
 
     monkeypatch.setattr(TimedBody, "_take", take)
-    found = dict[int, list[str]]()
+    found = list[list[str]]()
     for seed in range(SEEDS_WITHOUT_GUARD):
         example = make_example(seed)
-        if example.fault == "none" and (wrong := await play(example, server, nats_url)):
-            found[seed] = wrong
-    assert found
-    for seed, wrong in found.items():
-        assert wrong[0].startswith("events_lost: "), (seed, wrong)
-        assert wrong[1] == "failed", (seed, wrong)
+        if example.fault == "none":
+            found.append(await play(example, server, nats_url))
+    assert [wrong for wrong in found if wrong and wrong[0].startswith("events_lost: ")]
+    # A loss of the last events alone breaks the answer off, and is repaired by a second call.
+    damaged = [wrong for wrong in found if any(" instead of " in line for line in wrong)]
+    assert [wrong for wrong in damaged if "failed" not in wrong] == []
