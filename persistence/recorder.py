@@ -118,7 +118,7 @@ class Recorder:
     async def _fetch_until(self, stop: asyncio.Event) -> None:
         """Fetches entries as they are stored, also while a batch is recorded."""
         while not stop.is_set():
-            # What cannot be recorded is not held back from another process.
+            # While the database fails, leave the entries to other processes.
             most = self._batch_max if self.failure else FETCHED_MAX
             if len(self._queue) < (self._batch_max if self.failure else WAITING_MAX):
                 self._queue.add(await self._deliveries.next(most))

@@ -52,7 +52,7 @@ class MemoryTombstones(Tombstones):
         self.stored = dict.fromkeys(deleted)
         """The turns with a tombstone."""
         self.erased: set[TurnKey] = set()
-        """Those of them that had `store: false`, and that nobody has stopped."""
+        """Those of them that had `store: false`, and that no client has stopped."""
         self.marked: set[TurnKey] = set()
         """The turns whose deletion has begun."""
         self.notes: dict[TurnKey, ErasureNote] = {}

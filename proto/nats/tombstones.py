@@ -19,7 +19,7 @@ from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_ERASURE_NOTE, EVERY_TOM
 # The text of a removed note. The bucket allows no deletion of single messages: a message with a TTL replaces the note.
 REMOVED = b"removed"
 REMOVED_LIFE = {pub_ack.LIFE: "1s"}
-# The text of the tombstone of a turn with `store: false` that nobody has stopped: its idempotency key is free.
+# The text of the tombstone of a turn with `store: false` that no client has stopped: its idempotency key is free.
 ERASED = b"erased"
 LOOKED_UP_AT_ONCE = 16
 # A page takes the server a second.

@@ -1,6 +1,6 @@
 """The size of the core, and of the path of a request, does not grow unnoticed.
 
-A ceiling is what the last clean-up has reached. Whoever needs more raises it in the same commit, with the reason.
+A ceiling is what the last clean-up has reached. Raise it in the commit that needs more, and give the reason.
 """
 
 import re

@@ -25,7 +25,7 @@ LINGER_0 = struct.pack("ii", 1, 0)
 
 
 class _Body(msgspec.Struct):
-    """What a request of the Messages API asks."""
+    """The body of a request of the Messages API."""
 
     messages: list[Message]
 

@@ -1,4 +1,4 @@
-"""What leaves the model's socket reaches the fold, whatever its sizes, pieces and timing.
+"""The bytes of the model's socket reach the fold, whatever their sizes, pieces and timing.
 
 `python -m tests.sockets` plays more examples.
 """
