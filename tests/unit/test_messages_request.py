@@ -10,7 +10,9 @@ from tailrace.protocols.anthropic.request import beta_names
 from tests.golden.requests import build_turn
 from tests.harness.strategies import JSON
 
-FIELDS = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1).filter(lambda name: name not in TOP_LEVEL_FIELDS)
+# `thread` is refused. Hypothesis tries it, because the code has this word.
+KNOWN = {*TOP_LEVEL_FIELDS, "thread"}
+FIELDS = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1).filter(lambda name: name not in KNOWN)
 
 
 @given(st.dictionaries(FIELDS, JSON, max_size=4))
