@@ -44,11 +44,6 @@ class DeliveryQueue:
         """Returns how many entries this process leases."""
         return len(self._taken) + sum(len(entries) for turns in self._waiting.values() for entries in turns.values())
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether an entry waits."""
-        return bool(self._waiting)
-
     async def wait(self, timeout_s: float) -> None:
         """Returns when an entry waits, or after `timeout_s`."""
         if not self._waiting:

@@ -72,8 +72,7 @@ class SdkRetries:
             return Retry(key)
         turn = TurnKey(tenant, found.claim.turn)
         await asyncio.sleep(SUBSCRIBE_WAIT_S)
-        is_reusable = await _is_reusable(self._presence.log, turn, sent)
-        if not is_reusable or await self._presence.has_readers_anywhere(turn):
+        if not await _is_reusable(self._presence.log, turn, sent) or await self._presence.has_readers_anywhere(turn):
             return Retry(key)
         # Two clients may have sent equal requests, and repeat them at the same time: one of them gets the turn.
         revision = await self._claims.renew(tenant, key, found)

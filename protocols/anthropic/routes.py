@@ -7,6 +7,7 @@ from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.field_names import name_as_client
+from tailrace.gateway.clients.unsupported import ignored_header
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.examples import ANSWER, MODEL, TURN
 from tailrace.gateway.http.large_bodies import convert_body
@@ -41,7 +42,7 @@ async def post_message(request: ApiRequest, responder: Responder, log: TurnLog, 
             raw,
             ANTHROPIC,
             is_streamed=body.stream,
-            headers={"tailrace-ignored": ", ".join(ignored)} if ignored else {},
+            headers=ignored_header(ignored),
             idempotency_key=key,
         )
 

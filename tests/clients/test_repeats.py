@@ -43,7 +43,7 @@ SHOWN = len(words(8))
 
 
 class Seen(NamedTuple):
-    """What the user of a client sees."""
+    """The text and the error that a client shows to its user."""
 
     text: str
     error: str | None = None

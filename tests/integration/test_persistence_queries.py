@@ -120,7 +120,7 @@ async def test_entries_that_the_server_has_not_counted_yet_are_waited_for(
 
 
 def is_recorded(_: Tenant | None, upto: Seq, progress: Progress) -> bool:
-    """What a process without a recorder knows."""
+    """The state of a process without a recorder."""
     return progress.has_acknowledged(upto)
 
 

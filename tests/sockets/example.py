@@ -27,7 +27,7 @@ PAUSES_S_MAX = 1.0
 ALPHABETS = ("w", "ab c", 'é"\\\n', "日本😀 ", "\r\n\u2028x")
 USAGE = {"input_tokens": 3, "output_tokens": 1}
 LINE_ENDS = (b"\n", b"\n", b"\r\n", b"\r")
-# What servers and proxies send between events, and after the last one.
+# Servers and proxies send these between events, and after the last one.
 BETWEEN = (b": keep-alive\n\n", b"\n\n\n", b"retry: 1000\n\n", b'event: ping\ndata: {"type": "ping"}\n\n')
 
 

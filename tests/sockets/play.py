@@ -158,7 +158,7 @@ async def _run(example: Example, address: str, nats_url: str, key: TurnKey, due:
             await running
             return False
         if example.fault == "kill":
-            # What it appends from now on is refused by its closed connection, as after SIGKILL.
+            # From now on its closed connection refuses its appends, as after SIGKILL.
             await generator.connection.close()
             running.cancel()
             with suppress(asyncio.CancelledError, LogUnavailable, FenceLost):

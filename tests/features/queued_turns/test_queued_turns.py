@@ -86,7 +86,7 @@ async def test_a_queued_turn_is_delivered_less_often_the_longer_it_waits(
 
 @pytest.mark.rule("R106")
 async def test_a_queued_turn_that_is_cancelled_is_acknowledged_while_the_turn_before_it_runs(own: OwnSystem) -> None:
-    """What follows an end, for example the release of its reservations, does not wait for another turn."""
+    """The steps after an end, such as the release of reservations, do not wait for another turn."""
     given = {"session": SessionId("s")}
     first = await own.append_request("words=1 wait=3600", **given)
     second = await own.append_request("words=1", parent=first.turn, is_queued=True, **given)
