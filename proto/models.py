@@ -88,6 +88,10 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     long_prompt: LongPromptPrices | None = None
     fast_times: int | None = None
     """The price factor of a call with `speed: fast`; None: unknown, also if the model lacks this speed."""
+    checks_thinking: bool = True
+    """Whether the API checks that nothing before a thinking block has changed (PROTOCOL R140). Anthropic's page "Prefix
+    checks on thinking blocks" lists the models; "Preserved thinking" says that later models will check it, too.
+    """
     supports: Supports = Supports()
 
 
