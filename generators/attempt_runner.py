@@ -14,9 +14,10 @@ import structlog
 
 from tailrace.generators import metrics
 from tailrace.generators.backends import Call
+from tailrace.generators.backends.api_errors import is_prefix_mismatch
 from tailrace.generators.backends.large_events import LARGE_BYTES
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, Wait, wait_event
-from tailrace.generators.continuation import ContinuationMapper, FilterCall, prepare_call
+from tailrace.generators.continuation import ContinuationMapper, FilterCall, bind_thinking, prepare_call
 from tailrace.generators.dropped_text import DroppedTextMeter
 from tailrace.generators.error_frames import free_frames
 from tailrace.generators.event_writer import EventWriter, append_when_not_full, as_stored
@@ -32,6 +33,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.log_server import LiveFeed
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.race import run_until
+from tailrace.proto.thinking_prefix import BoundPrompt
 
 logger = structlog.get_logger()
 
@@ -165,11 +167,17 @@ class AttemptRunner:
     ) -> BackendError | None:
         """Passes the model's events to `writer`; returns the error that broke the answer off, if any."""
         meter = DroppedTextMeter(writer.put)
+        bound = bind_thinking(call, planned.turn, planned.action.mode)
+        metrics.THINKING_LEFT_OUT.inc(bound.left_out)
         try:
             sink = meter.wrap(partial(self._wrap, planned.turn, continuation))
 
             def put(event: ModelEvent) -> Wait | None:
-                sink(hide_pause(event, planned.turn) if event.kind == "message_delta" else event)
+                if event.kind == "message_delta":
+                    event = hide_pause(event, planned.turn)
+                elif event.kind == "message_start":
+                    event = msgspec.structs.replace(event, prefix=bound.prefix)
+                sink(event)
                 # The call is read on only when a large event is stored: such events must not pile up in memory.
                 return writer.drained if len(event.raw) > LARGE_BYTES else None
 
@@ -177,10 +185,26 @@ class AttemptRunner:
                 # A hidden event says that the turn waits for the model (R135).
                 writer.put(wait_event(obstacle))
 
+            async def stream(prompt: BoundPrompt) -> None:
+                bound_call = msgspec.structs.replace(call, messages=prompt.messages)
+                await planned.route.stream(bound_call, planned.key, put, note_wait=note_wait)
+
             # The deadline limits the model's call and never interrupts an append: a writer that does not know whether
             # its entry is stored would be refused at its next append, because of its own entry.
             async with asyncio.timeout_at(planned.deadline):
-                await planned.route.stream(call, planned.key, put, note_wait=note_wait)
+                try:
+                    await stream(bound)
+                except BackendError as error:
+                    bare = bind_thinking(call, planned.turn, planned.action.mode, is_refused=True)
+                    if not is_prefix_mismatch(error) or bare.left_out == bound.left_out:
+                        raise
+                    logger.warning("thinking was refused; the call is repeated without it", **error.log_fields)
+                    bound = bare
+                else:
+                    return None
+                # A refused call costs nothing.
+                metrics.THINKING_REFUSED.inc()
+                await stream(bound)
         except CloseCall:
             return None
         except TimeoutError:

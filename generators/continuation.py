@@ -30,9 +30,10 @@ from tailrace.generators.half_calls import (
 from tailrace.generators.plan import tokens_left
 from tailrace.generators.repeated_answer import RepeatedAnswer, repeatable_texts
 from tailrace.proto import events
-from tailrace.proto.entries import Block, Message, Mode, Request
+from tailrace.proto.entries import Block, Message, Mode, Request, StoredThinking
 from tailrace.proto.fold import EMPTY_TURN, Turn, content
 from tailrace.proto.models import find_model
+from tailrace.proto.thinking_prefix import BoundPrompt, bind, checks_thinking
 from tailrace.proto.usage import utf8_bytes
 
 # Models after 4.5 refuse a prefilled answer; Anthropic's migration guide recommends a user message like this instead.
@@ -174,6 +175,27 @@ def prepare_call(
         # The partial answer may have megabytes.
         return msgspec.structs.replace(call, is_large=True), build_mapper(request, turn)
     return build_call(request, filters, turn), None
+
+
+def bind_thinking(call: Call, turn: Turn, mode: Mode, *, is_refused: bool = False) -> BoundPrompt:
+    """Returns the messages of `call` without the stored thinking that its model would refuse (PROTOCOL R140).
+
+    `is_refused`: the API has refused the call because of its thinking, so all stored thinking is left out.
+    """
+    assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
+    stored = turn.request.thinking or []
+    if is_refused:
+        stored = [StoredThinking(one.id) for one in stored]
+    bound = bind(
+        call.system,
+        call.tools,
+        call.messages,
+        stored,
+        turn.request.previous,
+        is_checked=is_refused or checks_thinking(call.model),
+    )
+    block = len(turn.blocks) if mode == "continue" else 0
+    return bound._replace(prefix=msgspec.structs.replace(bound.prefix, block=block))
 
 
 def limit_tokens(call: Call, tokens: int) -> Call:

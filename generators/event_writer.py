@@ -186,6 +186,7 @@ class EventWriter:
             is_hidden=event.is_hidden,
             left_out=event.left_out,
             original=event.original if 0 < len(event.original) <= ORIGINAL_CHARS_MAX else None,
+            prefix=event.prefix,
         )
         self._appending = _Appending(entry, event, put_at, time.monotonic(), self._loop.time())
         if not self._log.publish_soon(self._key, entry, chain.last, self._finish):

@@ -30,6 +30,13 @@ LOST = Counter("tailrace_generator_fences_lost_total", "Turns left because anoth
 REPETITIONS = Counter(
     "tailrace_generator_repetitions_total", "Continuations that repeated the end of the stored text; it was left out"
 )
+THINKING_LEFT_OUT = Counter(
+    "tailrace_generator_thinking_left_out_total", "Thinking blocks of earlier answers that a changed prompt left out"
+)
+THINKING_REFUSED = Counter(
+    "tailrace_generator_thinking_refused_total",
+    "Calls that the model's API refused because of stored thinking, and that were repeated without it; 0 is normal",
+)
 BACKEND_FAILURES = Counter("tailrace_generator_backend_failures_total", "Attempts that broke off, by code", ["code"])
 FAILOVERS = Counter(
     "tailrace_generator_failovers_total",

@@ -66,11 +66,11 @@ ON CONFLICT (tenant, session) DO UPDATE SET
 INSERT INTO turns (
     tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, fits,
     error, attempts, metadata, asked_at, first_token_at, ended_at, cursor, text_chars, text_sha256, cost_is_unknown,
-    project, "user", answered_by, by_model
+    project, "user", answered_by, by_model, details
 ) VALUES (
     :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :stop_sequence,
     :envelope, :fits, :error, :attempts, :metadata, :asked_at, :first_token_at, :ended_at, :cursor, :text_chars,
-    :text_sha256, :cost_is_unknown, :project, :user, :answered_by, :by_model
+    :text_sha256, :cost_is_unknown, :project, :user, :answered_by, :by_model, :details
 )
 ON CONFLICT (tenant, turn) DO UPDATE SET
     outcome = excluded.outcome,
@@ -89,7 +89,8 @@ ON CONFLICT (tenant, turn) DO UPDATE SET
     text_sha256 = excluded.text_sha256,
     cost_is_unknown = excluded.cost_is_unknown,
     answered_by = excluded.answered_by,
-    by_model = excluded.by_model
+    by_model = excluded.by_model,
+    details = excluded.details
 WHERE excluded.cursor > turns.cursor
 
 -- name: put_usage

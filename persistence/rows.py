@@ -11,7 +11,7 @@ from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import Failure, Message
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnId, TurnKey
-from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold, shares_of
+from tailrace.proto.records import SessionRecord, TurnDetails, TurnRecord, details_of, record_from_fold, shares_of
 from tailrace.proto.resources import Branch
 from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
 
@@ -29,6 +29,7 @@ _failure = msgspec.json.Decoder(Failure)
 _system: msgspec.json.Decoder[str | list[dict[str, Any]]] = msgspec.json.Decoder(str | list[dict[str, Any]])
 _metadata = msgspec.json.Decoder(dict[str, str])
 _by_model = msgspec.json.Decoder(dict[str, ModelUsage])
+_details = msgspec.json.Decoder(TurnDetails)
 
 
 class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +72,7 @@ class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     cost_is_unknown: bool
     answered_by: str | None
     by_model: str | None
+    details: str
     messages: int
     asked_by: str | None
     blobs: str
@@ -114,6 +116,7 @@ def build_row(
         cost_is_unknown=turn.end is not None and turn.end.cost_is_unknown,
         answered_by=found.answered_by,
         by_model=_json(turn.end.by_model) if turn.end is not None and turn.end.by_model else None,
+        details=_json(TurnDetails(**details_of(turn))),
         messages=len(found.input) + bool(found.content),
         asked_by=turn.request.by if turn.request else None,
         blobs=_json(blobs_of(turn)),
@@ -168,6 +171,7 @@ def turn_record(row: Mapping[str, Any]) -> TurnRecord:
         first_token_at=moment(row["first_token_at"]) if row["first_token_at"] is not None else None,
         ended_at=moment(row["ended_at"]) if row["ended_at"] is not None else None,
         cursor=row["cursor"],
+        **msgspec.structs.asdict(_details.decode(row["details"])),
     )
 
 

@@ -10,13 +10,14 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from tailrace.proto import blobs
-from tailrace.proto.entries import Message
+from tailrace.proto.entries import Message, Prefix, StoredThinking
 from tailrace.proto.errors import REFUSED_REQUEST
 from tailrace.proto.events import is_tool_use
 from tailrace.proto.fold import without_mark
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import Context, SessionRecord, TurnRecord
 from tailrace.proto.server_tools import is_executed_tool
+from tailrace.proto.thinking_prefix import find_stored_thinking
 
 Block = dict[str, Any]
 
@@ -37,14 +38,21 @@ class History(NamedTuple):
     """Each turn, and the number of `messages` up to and including the turn's answer."""
     left_out: dict[TurnId, list[Message]]
     """The questions that `messages` leaves out because of refusals (PROTOCOL R112)."""
+    thinking: list[StoredThinking]
+    """The thinking blocks of the answers (PROTOCOL R140)."""
+    prompts: dict[TurnId, Prefix]
+    """The prompt of each turn's last call."""
 
 
 def read_history(branch: Iterable[TurnRecord]) -> History:
     """Returns the conversation of `branch`, a turn and all turns before it, oldest first."""
-    found = History([], [], {})
+    found = History([], [], {}, [], {})
     for turn, of_turn in _by_turn(branch):
         found.messages.extend(of_turn)
         found.ends.append((turn.turn, len(found.messages)))
+        found.thinking.extend(find_stored_thinking(turn.prefixes, map(_as_sent, turn.content)))
+        if turn.prefixes:
+            found.prompts[turn.turn] = turn.prefixes[-1]
         if not of_turn:
             found.left_out[turn.turn] = turn.input
     return found
@@ -67,6 +75,8 @@ def build_context(session: SessionRecord, parent: TurnId | None, branch: list[Tu
         session.model,
         session.project_id,
         history.left_out,
+        history.thinking,
+        history.prompts,
     )
 
 
@@ -295,9 +305,14 @@ def _is_refused(turn: TurnRecord) -> bool:
 
 def _answer(turn: TurnRecord) -> Message | None:
     """Returns the answer as the API accepts it; None if nothing of it can be used."""
-    blocks = [_escape_references(without_mark(block)) for block in turn.content if _is_usable(block, turn)]
+    blocks = [_as_sent(block) for block in turn.content if _is_usable(block, turn)]
     blocks = without_trailing_thinking(blocks)
     return Message("assistant", _simplify(blocks)) if blocks else None
+
+
+def _as_sent(block: Block) -> Block:
+    found: Block = _escape_references(without_mark(block))
+    return found
 
 
 def _is_usable(block: Block, turn: TurnRecord) -> bool:

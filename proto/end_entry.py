@@ -70,6 +70,7 @@ def build_end(
         length=None if blocks is None or length is None else length + 1,
         cause=cause,
         by=by,
+        prefixes=turn.prefixes,
         successor=successor,
     )
 

@@ -95,6 +95,42 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where the inputs come from; null if the batch was created through Tailrace's own API."""
 
 
+PromptPart = Literal["system", "tools", "messages", "thinking"]
+
+
+class StoredThinking(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A thinking block of an earlier answer, which is sent back only behind an unchanged prefix (PROTOCOL R140)."""
+
+    id: str
+    """The digest of the block's signature."""
+    prefix: str | None = None
+    """The digest of the block's prefix. Null: an older version has stored the answer."""
+    after: str = ""
+    """The id of the thinking block before it. Empty: there was none."""
+
+
+class Prefix(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What stands before a place in a prompt, as a digest of each part (PROTOCOL R140)."""
+
+    system: str
+    """The digest of the system prompt."""
+    tools: str
+    """The digest of the tools."""
+    messages: str
+    """The digest of the messages, without thinking."""
+    thinking: str = ""
+    """The id of the last thinking block before the place. Empty: there is none."""
+    block: int = 0
+    """Of a call's prompt: how many blocks the answer had before the call."""
+    bytes: int = 0
+    """The length of the parts as JSON, in bytes."""
+    unchanged: int | None = None
+    """Of a call's prompt: how many of these bytes come before the first difference from the prompt of the turn before,
+    as far as it is known. Null: there is no turn before, or an older version has stored it."""
+    changed: tuple[PromptPart, ...] = ()
+    """The parts with differences. Empty: the prompt begins with the whole prompt of the turn before."""
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The request: everything that a generator needs, so that it needs no database."""
 
@@ -108,6 +144,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The whole conversation, in Anthropic's format; if `is_queued`, only the messages of this turn."""
     history: int = 0
     """How many of `messages` come from earlier turns of the session."""
+    thinking: list[StoredThinking] | None = None
+    """The thinking blocks of these earlier turns, oldest first."""
+    previous: Prefix | None = None
+    """The prompt of the last call for the turn before. Null: there is none."""
     system: str | list[dict[str, Any]] | None = None
     """The system prompt: a text or content blocks."""
     tools: list[dict[str, Any]] | None = None
@@ -164,6 +204,19 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Set to a new id if another POST has claimed the turn's id with the same idempotency key (PROTOCOL R26)."""
     encryption_key: bytes | None = None
     """The key of the turn's other entries, in Base64 (PROTOCOL R113). Null: they are not encrypted."""
+
+
+OF_ONE_TURN = (
+    *("prev", "messages", "history", "thinking", "previous", "parent", "is_queued", "store", "by", "holds", "batch"),
+    *("via", "queue_position", "traceparent", "body_sha256", "submission", "encryption_key"),
+)
+"""The fields of a request that the turn after it does not take over."""
+
+
+def without_turn(request: Request) -> Request:
+    """Returns a request with only the fields that the turn after it has, too."""
+    own = {one.name: one.default for one in msgspec.structs.fields(Request) if one.name in OF_ONE_TURN}
+    return msgspec.structs.replace(request, **own | {"messages": []})
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -226,6 +279,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     original: str | None = None
     """The event as the model sent it, if `event` is the regular form of odd JSON (PROTOCOL R125). Null also if the
     original has more than 300,000 characters."""
+    prefix: Prefix | None = None
+    """The prompt of the call, at its `message_start` (PROTOCOL R140)."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -328,6 +383,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why the turn was cancelled (PROTOCOL R22). Null for other outcomes, and in the `end` of an older version."""
     by: str | None = None
     """The name of the credential of the client that cancelled the turn, like `by` of the request."""
+    prefixes: tuple[Prefix, ...] = ()
+    """The prompts of the calls that wrote the answer (PROTOCOL R140)."""
     successor: TurnId | None = None
     """The turn in which the readers of this one go on, because a message steered it (PROTOCOL R137)."""
 

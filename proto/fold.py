@@ -17,7 +17,19 @@ from tailrace.proto.answer_length import AnswerLength
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX
-from tailrace.proto.entries import Attempt, Block, End, Event, Failure, Mode, Outcome, Progress, Request, StoredEntry
+from tailrace.proto.entries import (
+    Attempt,
+    Block,
+    End,
+    Event,
+    Failure,
+    Mode,
+    Outcome,
+    Prefix,
+    Progress,
+    Request,
+    StoredEntry,
+)
 from tailrace.proto.pricing import Bill, price_calls
 from tailrace.proto.server_tools import is_call
 from tailrace.proto.usage import CallUsage, Usage, estimate_usage, utf8_bytes
@@ -65,6 +77,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     stop: events.StopReason = events.StopReason()
     pauses: tuple[int, ...] = ()
     """For each pause of the current answer that a generator continues: the number of blocks before it (R117)."""
+    prefixes: tuple[Prefix, ...] = ()
+    """The prompts of the calls that wrote the current answer."""
     causes: tuple[str, ...] = ()
     """The `cause` of each attempt that has one, without pauses."""
     envelope: dict[str, Any] = {}
@@ -177,6 +191,7 @@ def fold_first_and_end(first: Sequence[StoredEntry], end: StoredEntry) -> Turn |
         tail=end.seq,
         first_token_at=first_token_at,
         blocks=entry.blocks,
+        prefixes=entry.prefixes,
         end=entry,
         ended_at=end.at,
         last_entry_at=end.at,
@@ -299,6 +314,7 @@ class Folding:
         self.meter = UsageMeter(turn.calls_before, turn.usage_call, turn.unreported_bytes)
         self.envelope = turn.envelope
         self.pauses = turn.pauses
+        self.prefixes = turn.prefixes
         self.causes = turn.causes
         self.fruitless = turn.fruitless
         self.furthest = turn.furthest
@@ -326,8 +342,10 @@ class Folding:
             self.worked += max(stored.at - self.last_entry_at, NO_TIME)
         self.last_entry_at = stored.at
         match stored.entry:
-            case Event(event=raw, is_hidden=is_hidden, left_out=left_out):
+            case Event(event=raw, is_hidden=is_hidden, left_out=left_out, prefix=prefix):
                 event = event or events.decode(raw)
+                if prefix is not None:
+                    self.prefixes = (*self.prefixes, prefix)
                 self.meter.unreported_bytes += left_out
                 match event:
                     case events.BlockDelta():
@@ -362,7 +380,7 @@ class Folding:
                     self.length = AnswerLength()
                     self.discarded_calls = len(self.meter.ended)
                     self.envelope = {}
-                    self.pauses = ()
+                    self.pauses = self.prefixes = ()
                     self.changes |= {"message": None, "stop": events.StopReason()}
             case Progress() as progress:
                 self.changes["progress"] = progress
@@ -448,6 +466,7 @@ class Folding:
             was_estimated=self.before.was_estimated or self.meter.has_estimated,
             envelope=self.envelope,
             pauses=self.pauses,
+            prefixes=self.prefixes,
             causes=self.causes,
             fruitless=self.fruitless,
             furthest=self.furthest,

@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import msgspec
 
-from tailrace.proto.entries import Failure, Message, Outcome
+from tailrace.proto.entries import Failure, Message, Outcome, Prefix, StoredThinking
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn, contents
 from tailrace.proto.ids import Seq, SessionId, TurnId, TurnKey
 from tailrace.proto.runtime.clock import seconds_between
+from tailrace.proto.thinking_prefix import count_unchanged_tokens
 from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
 
 A = TypeVar("A", bound=msgspec.Struct)
@@ -53,7 +54,18 @@ def shares_of(by_model: Mapping[str, ModelUsage]) -> dict[str, ModelShare]:
     }
 
 
-class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
+class TurnDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fields of a turn that no SQL statement names: the database stores them together, as JSON.
+
+    A new field of a record is declared here, with a default, and needs no migration. `details_of` reads each field from
+    the fold of the turn.
+    """
+
+    prefixes: tuple[Prefix, ...] = ()
+    """The prompts of the calls that wrote the answer, as hashes, to find out why a prompt cache was missed."""
+
+
+class TurnRecord(TurnDetails, frozen=True, kw_only=True, omit_defaults=False):
     """A turn as clients receive it. `input` holds the messages that this turn added to its session."""
 
     turn: TurnId
@@ -114,10 +126,15 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds from `asked_at` to `first_token_at`."""
     duration_s: float | None = None
     """Seconds from `asked_at` to `ended_at`; null without `ended_at`."""
+    unchanged_prompt_tokens: int | None = None
+    """About how many tokens of the prompt stood in the prompt of the turn before, where a prompt cache can find them.
+    `prefixes` say which parts have changed. Null: unknown, or there is no turn before."""
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "first_token_s", seconds_between(self.asked_at, self.first_token_at))
         msgspec.structs.force_setattr(self, "duration_s", seconds_between(self.asked_at, self.ended_at))
+        unchanged = count_unchanged_tokens(self.prefixes, self.usage)
+        msgspec.structs.force_setattr(self, "unchanged_prompt_tokens", unchanged)
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,6 +223,10 @@ class Context(msgspec.Struct, frozen=True):
     """The session's project: the first that its turns named."""
     left_out: dict[TurnId, list[Message]] = {}
     """The questions that `messages` leaves out because of refusals, by turn (PROTOCOL R112)."""
+    thinking: list[StoredThinking] = []
+    """The thinking blocks of the branch, oldest first (PROTOCOL R140)."""
+    prompts: dict[TurnId, Prefix] = {}
+    """The prompt of the last call for each turn of the branch."""
 
 
 # The queries, each with the codes that it may be refused with.
@@ -331,6 +352,12 @@ class GetLastTurn(Query[TurnRecord], frozen=True):
     session: str
 
 
+def details_of(turn: Turn) -> dict[str, Any]:
+    """Returns the fields of TurnDetails that the fold, its end or its request has, by their names."""
+    sources = [one for one in (turn.request, turn.end, turn) if one is not None]
+    return {name: getattr(one, name) for one in sources for name in TurnDetails.__struct_fields__ if hasattr(one, name)}
+
+
 def record_from_fold(key: TurnKey, turn: Turn) -> TurnRecord:
     """Returns the record of a folded turn. Raises TurnUnknown if the fold has no request."""
     request = turn.request
@@ -364,4 +391,5 @@ def record_from_fold(key: TurnKey, turn: Turn) -> TurnRecord:
         first_token_at=turn.first_token_at,
         ended_at=turn.ended_at,
         cursor=turn.chain.last,
+        **details_of(turn),
     )

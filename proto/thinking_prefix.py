@@ -36,31 +36,21 @@ thinking, and never a refusal.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from tailrace.proto.entries import Message
+from tailrace.proto.entries import Message, Prefix, PromptPart, StoredThinking
 from tailrace.proto.models import find_model
+from tailrace.proto.usage import Usage
 
 Block = dict[str, Any]
-Part = Literal["system", "tools", "messages"]
-PARTS: tuple[Part, ...] = ("system", "tools", "messages")
+PARTS: tuple[PromptPart, ...] = ("system", "tools", "messages")
 THINKING = ("thinking", "redacted_thinking")
 # Enough that no two prefixes of one conversation get the same digest.
-DIGEST_CHARS = 32
+DIGEST_CHARS = 16
 # Fields that may hold blocks, in which `cache_control` does not count either. A tool's `input` is the model's value.
 HOLD_BLOCKS = ("content", "source")
-
-
-class Prefix(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What stands before a place in a prompt, as a digest of each part."""
-
-    system: str
-    tools: str
-    messages: str
-    thinking: str = ""
-    """The id of the last thinking before the place (`thinking_id`); empty if there is none. No part of the prefix."""
 
 
 class Thinking(NamedTuple):
@@ -80,7 +70,67 @@ class Prefixes(NamedTuple):
     thinking: list[Thinking]
     """All thinking blocks, oldest first."""
     messages: list[Prefix]
-    """The prefix that ends with each message. The last one is what the answer has before it."""
+    """The prefix that ends with each message, with its length in `bytes`. The last one is that of the answer."""
+    tools_bytes: int
+    """The length of the tools."""
+    head_bytes: int
+    """The length of the tools and of the system prompt."""
+
+
+class BoundPrompt(NamedTuple):
+    """The messages of a call as its model accepts them."""
+
+    messages: list[Message]
+    prefix: Prefix
+    left_out: int
+    """The number of thinking blocks that were left out."""
+
+
+def bind(
+    system: str | list[Block] | None,
+    tools: list[Block] | None,
+    messages: list[Message],
+    stored: Sequence[StoredThinking],
+    previous: Prefix | None,
+    *,
+    is_checked: bool,
+) -> BoundPrompt:
+    """Returns the messages without `stored` thinking that the API would refuse, and the prefix of their answer.
+
+    `previous` is the prompt of the turn before. With `is_checked` False, the model runs no check.
+    """
+    found = find_prefixes(system, tools, messages)
+    kept = {(one.message, one.block) for one in found.thinking}
+    if is_checked and stored:
+        kept = choose_kept(messages, found.thinking, {one.id: one for one in stored})
+    last = found.messages[-1]
+    is_whole = len(kept) == len(found.thinking)
+    if not is_whole:
+        names = [one.id for one in found.thinking if (one.message, one.block) in kept]
+        last = msgspec.structs.replace(last, thinking=names[-1] if names else "")
+        messages = without_thinking(messages, kept)
+    if previous is not None:
+        changed = find_changes_since(previous, found)
+        is_cut = bool(previous.thinking) and previous.thinking not in {
+            one.id for one in found.thinking if (one.message, one.block) in kept
+        }
+        last = msgspec.structs.replace(
+            last,
+            changed=(*changed, "thinking") if is_cut else changed,
+            unchanged=_unchanged_bytes(previous, found, changed, is_cut=is_cut),
+        )
+    return BoundPrompt(messages, last, len(found.thinking) - len(kept))
+
+
+def _unchanged_bytes(previous: Prefix, now: Prefixes, changed: tuple[PromptPart, ...], *, is_cut: bool) -> int:
+    """Returns how many bytes of a prompt come before the first difference that is known."""
+    if "tools" in changed:
+        return 0
+    if "system" in changed:
+        return now.tools_bytes
+    if "messages" in changed or is_cut:
+        return now.head_bytes
+    return now.messages[count_unchanged(previous, now) - 1].bytes
 
 
 def find_prefixes(system: str | list[Block] | None, tools: list[Block] | None, messages: Sequence[Message]) -> Prefixes:
@@ -90,33 +140,82 @@ def find_prefixes(system: str | list[Block] | None, tools: list[Block] | None, m
     base64.
     """
     of_tools = _Tools(tools or [])
-    of_system = _digest(map(_encode, _as_blocks(system or [])))
+    blocks = [_encode(block) for block in _as_blocks(system or [])]
+    of_system = _digest(blocks)
+    size = head = of_tools.bytes + sum(map(len, blocks))
     thinking: list[Thinking] = []
     ends: list[Prefix] = []
-    digest = hashlib.sha256()
-    last = ""
+    digest = last = ""
 
     def prefix() -> Prefix:
-        return Prefix(of_system, of_tools.digest(), digest.hexdigest()[:DIGEST_CHARS], last)
+        return Prefix(system=of_system, tools=of_tools.digest(), messages=digest, thinking=last, bytes=size)
 
     for number, message in enumerate(messages):
         more = _more_fields(message)
         if more or message.role == "system":
             # Only messages of the user and of the assistant are combined. Other fields belong to one message.
-            digest.update(b"\n%b" % more)
+            digest = _digest([digest.encode(), more])
         for index, block in enumerate(_as_blocks(message.content)):
-            kind = block.get("type")
-            if kind in THINKING:
+            if block.get("type") in THINKING:
                 name = thinking_id(block)
                 thinking.append(Thinking(number, index, name, prefix()))
                 last = name
-                continue
-            if kind == "compaction" and block.get("content"):
-                digest = hashlib.sha256()
-            digest.update(b"\n%b%b" % (message.role.encode(), _encode(block)))
-            of_tools.reference(block)
+            else:
+                encoded = _encode(block)
+                digest, size = _extend(digest, message.role, block, encoded), size + len(encoded)
+                of_tools.reference(block)
         ends.append(prefix())
-    return Prefixes(thinking, ends)
+    return Prefixes(thinking, ends, of_tools.bytes, head)
+
+
+def _extend(digest: str, role: str, block: Block, encoded: bytes) -> str:
+    """Returns the digest of the messages up to `block`, from that of the messages before it.
+
+    A compaction block is a summary of all before it.
+    """
+    before = "" if block.get("type") == "compaction" and block.get("content") else digest
+    return _digest([before.encode(), role.encode(), encoded])
+
+
+def find_stored_thinking(prefixes: Sequence[Prefix], content: Iterable[Block]) -> list[StoredThinking]:
+    """Returns the thinking of an answer with its prefixes. `prefixes` are the prompts of the calls that wrote it.
+
+    The blocks of a call follow its prompt. Thinking before the first prompt has an unknown prefix.
+    """
+    found: list[StoredThinking] = []
+    calls = list(prefixes)
+    call: Prefix | None = None
+    digest = last = ""
+    for index, block in enumerate(content):
+        while calls and calls[0].block <= index:
+            call = calls.pop(0)
+            digest, last = call.messages, call.thinking
+        if block.get("type") in THINKING:
+            name = thinking_id(block)
+            prefix = None if call is None else _join(call.system, call.tools, digest)
+            found.append(StoredThinking(name, prefix, last))
+            last = name
+        else:
+            digest = _extend(digest, "assistant", block, _encode(block))
+    return found
+
+
+def thinking_ids(messages: Iterable[Message]) -> Iterator[str]:
+    """Yields the id of each thinking block."""
+    for message in messages:
+        for block in message.content if isinstance(message.content, list) else ():
+            if block.get("type") in THINKING:
+                yield thinking_id(block)
+
+
+def as_stored(one: Thinking) -> StoredThinking:
+    """Returns a thinking block of a prompt as an entry stores it."""
+    prefix = one.prefix
+    return StoredThinking(one.id, _join(prefix.system, prefix.tools, prefix.messages), prefix.thinking)
+
+
+def _join(system: str, tools: str, messages: str) -> str:
+    return _digest([system.encode(), tools.encode(), messages.encode()])
 
 
 def thinking_id(block: Mapping[str, Any]) -> str:
@@ -125,31 +224,35 @@ def thinking_id(block: Mapping[str, Any]) -> str:
 
 
 def choose_kept(
-    messages: Sequence[Message], thinking: Sequence[Thinking], recorded: Mapping[str, Prefix | None]
+    messages: Sequence[Message], thinking: Sequence[Thinking], stored: Mapping[str, StoredThinking]
 ) -> set[tuple[int, int]]:
     """Returns the thinking that a request with `messages` may send: the numbers of its messages and blocks.
 
-    `thinking` is that of `find_prefixes` for this request. `recorded` has, by the id of a thinking block, the prefix
-    that it had when the model wrote it; without one, the block counts as changed.
+    `thinking` is that of `find_prefixes` for this request. `stored` has, by its id, the thinking of stored answers. Of
+    other thinking, which the client has sent, nothing is known: all of it is kept.
 
     Walks back from the newest block with an unchanged prefix, each time to the block that came before it when the model
     wrote it, as far as these blocks are unchanged, too. So no block is missing between two others that the model wrote
     one after the other, and no block comes back between two others that the model wrote without it. A tool loop (or a
-    pause) that the request continues is one answer: if a block of it cannot be sent, none is, also of earlier answers.
+    pause) that the request continues is one answer: if a block of it cannot be sent, no stored block is.
     """
     kept: set[tuple[int, int]] = set()
     wanted: str | None = None
     for one in reversed(thinking):
-        was = recorded.get(one.id)
-        if was is not None and wanted in (None, one.id) and not find_changes(was, one.prefix):
+        was = stored.get(one.id)
+        if was is None:
+            # Which block it follows is unknown, too.
+            wanted = None
             kept.add((one.message, one.block))
-            wanted = was.thinking
+        elif wanted in (None, one.id) and was.prefix == as_stored(one).prefix:
+            kept.add((one.message, one.block))
+            wanted = was.after
     start = find_open_answer(messages)
     is_whole = all((one.message, one.block) in kept for one in thinking if one.message >= start)
-    return kept if is_whole else set()
+    return kept if is_whole else {(one.message, one.block) for one in thinking if one.id not in stored}
 
 
-def find_changes(recorded: Prefix | None, now: Prefix) -> tuple[Part, ...]:
+def find_changes(recorded: Prefix | None, now: Prefix) -> tuple[PromptPart, ...]:
     """Returns the parts of a prefix that have changed; all parts if it is not recorded."""
     return tuple(part for part in PARTS if recorded is None or getattr(recorded, part) != getattr(now, part))
 
@@ -192,7 +295,7 @@ def count_unchanged(before: Prefix, now: Prefixes) -> int:
     return next((n for n, end in enumerate(now.messages, 1) if not find_changes(before, end)), 0)
 
 
-def find_changes_since(before: Prefix, now: Prefixes) -> tuple[Part, ...]:
+def find_changes_since(before: Prefix, now: Prefixes) -> tuple[PromptPart, ...]:
     """Returns the parts of an earlier prompt that have changed, other than by messages that were appended.
 
     `before` is the prefix of the earlier prompt's answer.
@@ -202,6 +305,18 @@ def find_changes_since(before: Prefix, now: Prefixes) -> tuple[Part, ...]:
     changed = find_changes(before, now.messages[-1])
     is_appended = any(end.messages == before.messages for end in now.messages)
     return tuple(part for part in changed if part != "messages" or not is_appended)
+
+
+def count_unchanged_tokens(prompts: Sequence[Prefix], usage: Usage) -> int | None:
+    """Returns about how many tokens of a turn's prompts stood in the prompt of the turn before, by their bytes.
+
+    None if there is no turn before, or if nothing is known of it.
+    """
+    known = [(one.unchanged, one.bytes) for one in prompts if one.unchanged is not None and one.bytes]
+    if not known:
+        return None
+    tokens = usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens
+    return tokens * sum(unchanged for unchanged, _ in known) // sum(length for _, length in known)
 
 
 def checks_thinking(model: str) -> bool:
@@ -218,6 +333,7 @@ class _Tools:
 
     def __init__(self, tools: list[Block]) -> None:
         self._encoded = [(_deferred_name(tool), _encode(tool)) for tool in tools]
+        self.bytes = sum(len(encoded) for _, encoded in self._encoded)
         self._deferred = {name for name, _ in self._encoded if name is not None}
         self._digest = ""
 

@@ -87,6 +87,7 @@ def render(found: Timeline) -> str:
         "",
         f"recorded   {recorded}",
         *([f"used       {_usage(found.end)}"] if found.end is not None else []),
+        *([f"prompt     {found.prompt}"] if found.prompt else []),
         *([f"skipped    {found.skipped_entries} entries: a fork, or damage"] if found.skipped_entries else []),
         f"delivered  {found.delivered}",
     ]

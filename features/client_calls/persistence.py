@@ -31,7 +31,7 @@ from tailrace.persistence.sql import read_queries
 from tailrace.persistence.store import Store, Writer
 from tailrace.persistence.tables import AddedRows, Tables
 from tailrace.proto.client_calls import calls_of, is_of_batch
-from tailrace.proto.entries import Request
+from tailrace.proto.entries import Request, without_turn
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
@@ -192,25 +192,8 @@ def _kept(request: Request) -> Request:
     if isinstance(choice, dict) and choice.get("type") in ("any", "tool"):
         # The model would have to call the tool again.
         del options["tool_choice"]
-    return Request(
-        model=request.model,
-        max_tokens=request.max_tokens,
-        messages=[],
-        system=request.system,
-        tools=request.tools,
-        options=options or None,
-        betas=request.betas,
-        api_version=request.api_version,
-        session=request.session,
-        project=request.project,
-        user=request.user,
-        metadata=request.metadata,
-        cache=request.cache,
-        on_interrupt=request.on_interrupt,
-        on_pause=request.on_pause,
-        webhook=request.webhook,
-        max_cost_nano_usd=request.max_cost_nano_usd,
-    )
+    # The next turn begins without a reader.
+    return msgspec.structs.replace(without_turn(request), options=options or None, on_disconnect="continue")
 
 
 def _start(services: Services, _: NoSettings) -> Parts:

@@ -9,7 +9,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from tailrace.generators.feature import Feature, Parts
-from tailrace.proto.conversation import accepted_before, messages
+from tailrace.proto.conversation import accepted_before, read_history
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import BackendError, TurnUnknown
 from tailrace.proto.fold import Turn
@@ -39,8 +39,15 @@ async def prepare_queued(log: TurnLog, key: TurnKey, turn: Turn) -> Turn | None:
         if record.outcome == "running":
             return None
         branch.insert(0, record)
-    before = accepted_before(request.messages, [*base.messages[: base.history], *messages(branch)])
-    whole = replace(request, messages=[*before, *request.messages], history=len(before))
+    history = read_history(branch)
+    before = accepted_before(request.messages, [*base.messages[: base.history], *history.messages])
+    whole = replace(
+        request,
+        messages=[*before, *request.messages],
+        history=len(before),
+        thinking=[*(base.thinking or ()), *history.thinking],
+        previous=history.prompts.get(branch[-1].turn),
+    )
     return replace(turn, request=whole)
 
 

@@ -13,11 +13,12 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.streaming.reader_report import GatewayReaders, ReaderReport
 from tailrace.proto import events
 from tailrace.proto.chain import START, link
-from tailrace.proto.entries import Attempt, End, Event, Mode, Outcome, Request, StoredEntry
+from tailrace.proto.entries import Attempt, End, Event, Mode, Outcome, Prefix, Request, StoredEntry
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
+from tailrace.proto.thinking_prefix import count_unchanged_tokens
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
 # A reader hardly notices a shorter pause. A takeover takes about two seconds.
@@ -177,6 +178,8 @@ class Timeline(msgspec.Struct, kw_only=True):
     """The time since which all gateways remember their readers; null if no gateway answered."""
     readers: list[ReaderStep] = []
     """The streams of the turn."""
+    prompt: str = ""
+    """Which parts of the prompt differ from the turn before, in one sentence; empty: it has none, or it is unknown."""
     delivered: str = ""
     """Whether a reader was sent the whole turn, in one sentence."""
     steps: list[Step] = []
@@ -273,8 +276,20 @@ async def read(
         found.first_token_at = record.first_token_at
         if record.ended_at is not None and record.outcome != "running":
             found.end = _end_step(record.ended_at, record.outcome, record)
+            found.prompt = describe_prompt(record.prefixes, record.usage)
         found.delivered, found.steps = _describe_delivery(found, record.cursor), _describe_steps(found)
     return found
+
+
+def describe_prompt(prompts: Sequence[Prefix], usage: Usage) -> str:
+    """Returns a sentence about the difference of a turn's first prompt from that of the turn before."""
+    unchanged = count_unchanged_tokens(prompts, usage)
+    if unchanged is None:
+        return ""
+    tokens = usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens
+    changed = ", ".join(prompts[0].changed)
+    begun = f"{changed} changed since the turn before" if changed else "only added to that of the turn before"
+    return f"{begun}: about {unchanged:,} of {tokens:,} tokens are unchanged, {usage.cache_read_input_tokens:,} cached"
 
 
 def _end_step(at: datetime, outcome: Outcome, end: End | TurnRecord) -> EndStep:
@@ -331,6 +346,7 @@ def _add(found: Timeline, stored: StoredEntry) -> int:
                 found.first_token_at = found.first_token_at or stored.at
         case End() as end:
             found.end = _end_step(stored.at, end.outcome, end)
+            found.prompt = describe_prompt(end.prefixes, end.usage)
         case _:
             pass
     return chars

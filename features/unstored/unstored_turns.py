@@ -203,6 +203,7 @@ def without_content(row: TurnRow) -> TurnRow:
         text="",
         stop_sequence=None,
         envelope="{}",
+        details="{}",
         error=None,
         metadata="{}",
         text_chars=None,

@@ -5,8 +5,9 @@ from typing import Any
 import msgspec
 
 from tailrace.gateway.clients.stored_messages import StoredMessages
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import blobs, long_strings
-from tailrace.proto.entries import Request
+from tailrace.proto.entries import OF_ONE_TURN, Request
 from tailrace.proto.errors import BlobUnknown, Refused
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import BlobStore
@@ -14,10 +15,7 @@ from tailrace.proto.usage import NANO_USD_PER_USD
 
 EXPIRED = "the system prompt or the tools of the turn have expired: continue with POST /v1/turns"
 # The fields that a request and a NewTurn have in common, except those of the position in the conversation.
-SAME = (
-    *("session", "project", "user", "metadata", "model", "max_tokens", "system", "tools", "options", "betas"),
-    *("api_version", "cache", "on_interrupt", "on_pause", "on_disconnect", "webhook"),
-)
+SAME = sorted({*NewTurn.__struct_fields__}.intersection(Request.__struct_fields__).difference(OF_ONE_TURN))
 
 
 async def settings_of(blob_store: BlobStore, tenant: Tenant, request: Request) -> dict[str, Any]:

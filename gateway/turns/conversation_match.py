@@ -11,9 +11,10 @@ import msgspec
 
 from tailrace.proto import blobs
 from tailrace.proto.conversation import accepted_before
-from tailrace.proto.entries import Message
+from tailrace.proto.entries import Message, Prefix, StoredThinking
 from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.records import Context
+from tailrace.proto.thinking_prefix import thinking_ids
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,19 +26,27 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     new: list[Message]
     model: str | None = None
     system: str | list[dict[str, Any]] | None = None
+    thinking: list[StoredThinking] = []
+    """The stored thinking in `before` (PROTOCOL R140)."""
+    previous: Prefix | None = None
+    """The prompt of the turn before this one."""
     is_queued: bool = False
     """Whether the turn waits for the end of its parent, whose answer is not known yet."""
 
 
 def position_after(context: Context, new: list[Message]) -> Position:
     """Returns the position at the end of the branch in `context`."""
+    before = accepted_before(new, context.messages)
+    sent = set(thinking_ids(before)) if context.thinking else set()
     return Position(
         session=context.session,
         parent=context.parent,
-        before=accepted_before(new, context.messages),
+        before=before,
         new=new,
         model=context.model,
         system=context.system,
+        thinking=[one for one in context.thinking if one.id in sent],
+        previous=context.prompts.get(context.parent) if context.parent is not None else None,
     )
 
 
@@ -123,7 +132,11 @@ def verbatim_position(position: Position, conversation: list[Message]) -> Positi
     """
     upto = len(conversation) - len(position.new)
     return Position(
-        session=position.session, parent=position.parent, before=conversation[:upto], new=conversation[upto:]
+        session=position.session,
+        parent=position.parent,
+        before=conversation[:upto],
+        new=conversation[upto:],
+        previous=position.previous,
     )
 
 

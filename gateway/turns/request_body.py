@@ -303,6 +303,8 @@ def build_entry(
         max_tokens=min(new_turn.max_tokens or max_tokens, most),
         messages=messages,
         history=len(position.before),
+        thinking=position.thinking or None,
+        previous=position.previous,
         system=system,
         tools=new_turn.tools,
         options=options,

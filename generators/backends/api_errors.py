@@ -1,5 +1,6 @@
 """Maps the errors of Anthropic's API (status, type, Retry-After) to our codes. Needs no SDK."""
 
+import re
 from typing import Any
 
 import msgspec
@@ -66,6 +67,12 @@ OF_ACCOUNT = frozenset(
     }
 )
 DETAILS_BYTES_MAX = 4096
+# The refusal of thinking whose prefix has changed (PROTOCOL R140). Source: Anthropic's page "Fix a thinking block bound
+# to a different conversation". Only the beginning is compared: the API's messages may quote the client further on.
+PREFIX_MISMATCH = re.compile(
+    r"messages\.\d+\.content\.\d+: Invalid `(signature|data)` in `(redacted_)?thinking` block\. "
+    r"The block is bound to a different conversation\b"
+)
 
 KEY_REFUSED = "the server's key was refused by the model's API"
 
@@ -109,6 +116,11 @@ def api_error(code: str, message: str, retry_after_s: float | None = None, *, de
         return error
     logger.error("the model's API refused the server's key", message=error.message)
     return BackendError(code, KEY_REFUSED, retry_after_s=retry_after_s)
+
+
+def is_prefix_mismatch(error: BackendError) -> bool:
+    """Returns whether the API has refused thinking because the prompt before it has changed."""
+    return error.code == "backend_refused_request" and PREFIX_MISMATCH.match(error.message) is not None
 
 
 def explain(kind: str | None, message: str) -> str:

@@ -9,6 +9,7 @@ import msgspec
 from tailrace.generators.backends.api_errors import ErrorEvent, error_from_reason
 from tailrace.proto import events, odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.entries import Prefix
 from tailrace.proto.errors import BackendError
 
 
@@ -27,6 +28,8 @@ class ModelEvent(msgspec.Struct, frozen=True):
     """The bytes of text that the call sent before this event and that are not stored (PROTOCOL R70)."""
     original: str = ""
     """The event as the model sent it, if msgspec refuses it and `raw` is a regular form of it (PROTOCOL R125)."""
+    prefix: Prefix | None = None
+    """The prompt of the call that this event begins (PROTOCOL R140)."""
 
 
 Sink = Callable[[ModelEvent], None]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tailrace.persistence.rows import build_row, micros, moment, turn_record
 from tailrace.proto.end_entry import BLOCKS_BYTES_MAX, build_end
-from tailrace.proto.entries import End, Event, Failure, StoredEntry, encode
+from tailrace.proto.entries import End, Event, Failure, Prefix, StoredEntry, encode
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, fold, fold_first_and_end, text_proof
 from tailrace.proto.ids import Seq, TurnId
@@ -132,3 +132,17 @@ def test_a_turn_without_a_request_has_no_row() -> None:
 @given(st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001  # hypothesis adds UTC
 def test_a_time_keeps_its_microseconds(at: datetime) -> None:
     assert moment(micros(at)) == at
+
+
+@pytest.mark.rule("R140")
+def test_details_are_stored_together_and_need_no_column() -> None:
+    prefix = Prefix(
+        system="s", tools="t", messages="m", thinking="b", block=1, bytes=9, unchanged=3, changed=("tools",)
+    )
+    log = started_turn("Light")
+    log.store(msgspec.structs.replace(build_end(log.turn, "completed"), prefixes=(prefix,)))
+    row = msgspec.structs.asdict(build_row(KEY, msgspec.structs.replace(log.turn, prefixes=(prefix,))))
+    assert turn_record(row).prefixes == (prefix,)
+    assert turn_record(row | {"details": "{}"}).prefixes == ()
+    of_newer_version = msgspec.json.encode(msgspec.json.decode(row["details"]) | {"reference": "A 1"}).decode()
+    assert turn_record(row | {"details": of_newer_version}).prefixes == (prefix,)

@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailrace.proto.entries import Message
+from tailrace.proto.entries import Message, StoredThinking
 from tailrace.proto.models import models
 from tailrace.proto.thinking_prefix import (
-    Prefix,
+    as_stored,
+    bind,
     checks_thinking,
     choose_kept,
     count_unchanged,
@@ -18,6 +20,7 @@ from tailrace.proto.thinking_prefix import (
     find_changes_since,
     find_open_answer,
     find_prefixes,
+    find_stored_thinking,
     thinking_id,
     without_thinking,
 )
@@ -50,12 +53,17 @@ def answer(name: str, *blocks: dict[str, Any]) -> Message:
     return Message("assistant", [think(name), *(blocks or [say(f"answer {name}")])])
 
 
-def recorded(prompt: Prompt) -> dict[str, Prefix | None]:
-    """Returns the prefixes as they are stored, if all answers of the prompt came with this prompt's beginnings."""
-    return {one.id: one.prefix for one in find_prefixes(*prompt).thinking}
+def recorded(prompt: Prompt) -> dict[str, StoredThinking]:
+    """Returns the thinking as it is stored, if all answers of the prompt came with this prompt's beginnings."""
+    return {one.id: as_stored(one) for one in find_prefixes(*prompt).thinking}
 
 
-def kept(prompt: Prompt, known: dict[str, Prefix | None]) -> list[str]:
+def unknown(name: str) -> dict[str, StoredThinking]:
+    """Returns thinking that an older version has stored."""
+    return {thinking_id(think(name)): StoredThinking(thinking_id(think(name)))}
+
+
+def kept(prompt: Prompt, known: dict[str, StoredThinking]) -> list[str]:
     """Returns the signatures of the thinking that the next question after `prompt` sends back."""
     if prompt.messages[-1].role == "assistant":
         prompt = prompt._replace(messages=[*prompt.messages, Message("user", "Go on.")])
@@ -135,7 +143,7 @@ def test_two_forms_of_a_message_have_one_prefix(one: str | Blocks, other: str | 
     """A string is short for a text block; nulls, marks of the cache and the order of a block's fields do not count."""
     first, second = (find_prefixes("s", None, [Message("user", content), answer("a")]) for content in (one, other))
     assert first == second
-    assert find_prefixes(one if isinstance(one, str) else "s", [], []) == find_prefixes("s", None, [])
+    assert find_prefixes(one, [], [FIRST]) == find_prefixes(other, None, [FIRST])
 
 
 def test_consecutive_messages_of_one_role_are_one_message() -> None:
@@ -187,7 +195,8 @@ def test_thinking_of_redacted_blocks_is_thinking() -> None:
     prompt = Prompt(None, None, [FIRST, Message("assistant", [redacted, say("1")])])
     found = find_prefixes(*prompt)
     assert [one.id for one in found.thinking] == [thinking_id(redacted)]
-    assert choose_kept(prompt.messages, found.thinking, {}) == set()
+    old = {one.id: StoredThinking(one.id) for one in found.thinking}
+    assert choose_kept(prompt.messages, found.thinking, old) == set()
     assert without_thinking(prompt.messages, set()) == [FIRST, Message("assistant", [say("1")])]
     assert without_thinking([FIRST, Message("assistant", [redacted])], set()) == [FIRST]
 
@@ -198,16 +207,16 @@ def test_no_thinking_is_sent_back_without_the_one_before_it() -> None:
     whole = Prompt(None, None, messages)
     known = recorded(whole)
     assert kept(whole, known) == ["a", "b", "c"]
-    assert kept(whole, known | {thinking_id(think("b")): None}) == ["c"]
-    assert kept(whole, known | {thinking_id(think("c")): None}) == ["a", "b"]
-    assert kept(whole, known | {thinking_id(think("a")): None}) == ["b", "c"]
+    assert kept(whole, known | unknown("b")) == ["c"]
+    assert kept(whole, known | unknown("c")) == ["a", "b"]
+    assert kept(whole, known | unknown("a")) == ["b", "c"]
 
 
 def test_thinking_that_was_left_out_comes_back_only_without_what_was_written_meanwhile() -> None:
     """The second of three turns had another prompt, so its request had no thinking; the third had that of the first."""
     messages = [FIRST, answer("a"), Message("user", "2"), answer("b"), Message("user", "3"), answer("c")]
     known = recorded(Prompt("s", None, messages[:2]))
-    second = Prompt("other", None, messages[:4])
+    second = Prompt("other", None, messages[:3])
     assert kept(second, known) == []
     known |= recorded(second._replace(messages=[FIRST, Message("assistant", "answer a"), *messages[2:4]]))
     assert kept(Prompt("s", None, messages[:5]), known) == ["a"]
@@ -215,6 +224,71 @@ def test_thinking_that_was_left_out_comes_back_only_without_what_was_written_mea
     sent = [FIRST, answer("a"), Message("user", "2"), Message("assistant", "answer b"), *messages[4:]]
     known |= recorded(Prompt("s", None, sent))
     assert kept(Prompt("s", None, messages), known) == ["a", "c"]
+
+
+def test_a_prompt_and_the_answer_to_it_give_the_prefixes_of_the_answer() -> None:
+    """A generator stores the prompt; the thinking of the answer is found in the next turn, from the stored blocks."""
+    before = BEFORE.messages[:-1]
+    blocks = [say("1"), think("b"), say("2"), {"type": "redacted_thinking", "data": "c"}, say("3")]
+    prompt = find_prefixes(*with_messages(*before)).messages[-1]
+    whole = find_prefixes(*with_messages(*before, Message("assistant", blocks))).thinking[1:]
+    assert find_stored_thinking([prompt], blocks) == [as_stored(one) for one in whole]
+    # After a pause, the second call had the blocks of the first one in its prompt.
+    paused = find_prefixes(*with_messages(*before, Message("assistant", blocks[:3]))).messages[-1]
+    calls = [prompt, msgspec.structs.replace(paused, block=3)]
+    assert find_stored_thinking(calls, blocks) == [as_stored(one) for one in whole]
+    # A prompt to continue comes between the blocks: it is no part of later conversations.
+    go_on = find_prefixes(*with_messages(*before, Message("assistant", blocks[:3]), Message("user", "Go on.")))
+    calls = [prompt, msgspec.structs.replace(go_on.messages[-1], block=3)]
+    first, second = find_stored_thinking(calls, blocks)
+    assert (first, second.prefix == as_stored(whole[1]).prefix) == (as_stored(whole[0]), False)
+    # An older version has stored no prompt.
+    assert [one.prefix for one in find_stored_thinking([], blocks)] == [None, None]
+
+
+def test_thinking_of_the_client_is_sent_as_it_is() -> None:
+    messages = [FIRST, answer("a"), Message("user", "2"), answer("b"), Message("user", "3"), answer("c")]
+    known = recorded(Prompt("s", None, messages))
+    own = {name: one for name, one in known.items() if name != thinking_id(think("b"))}
+    assert kept(Prompt("s", None, messages), own) == ["a", "b", "c"]
+    assert kept(Prompt("t", None, messages), own) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("now", "changed", "unchanged"),
+    [
+        (BEFORE, (), "all"),
+        (with_messages(*BEFORE.messages, Message("user", "three")), (), "all"),
+        (BEFORE._replace(system="It is noon."), ("system",), "tools"),
+        (BEFORE._replace(tools=[]), ("tools",), "nothing"),
+        (with_message(2, Message("user", "TWO")), ("messages",), "head"),
+        (BEFORE._replace(system="It is noon.", tools=[]), ("system", "tools"), "nothing"),
+    ],
+)
+def test_a_call_says_which_part_of_the_prompt_has_changed(
+    now: Prompt, changed: tuple[str, ...], unchanged: str
+) -> None:
+    before = bind(*BEFORE._replace(messages=BEFORE.messages[:3]), [], None, is_checked=True).prefix
+    assert (before.unchanged, before.changed) == (None, ())
+    found = find_prefixes(*now)
+    expected = {"all": before.bytes, "tools": found.tools_bytes, "head": found.head_bytes, "nothing": 0}
+    bound = bind(*now, [], before, is_checked=True)
+    assert (bound.prefix.changed, bound.prefix.unchanged) == (changed, expected[unchanged])
+
+
+def test_a_call_without_the_thinking_of_the_call_before_says_so() -> None:
+    stored = list(recorded(BEFORE).values())
+    before = bind(*BEFORE, stored, None, is_checked=True).prefix
+    assert before.thinking == thinking_id(think("b"))
+    now = BEFORE._replace(messages=[*BEFORE.messages, Message("user", "3")])
+    same = bind(*now, stored, before, is_checked=True)
+    assert (same.left_out, same.prefix.changed, same.messages) == (0, (), now.messages)
+    stored[1:] = unknown("b").values()
+    cut = bind(*now, stored, before, is_checked=True)
+    assert (cut.left_out, cut.prefix.changed, cut.prefix.thinking) == (1, ("thinking",), thinking_id(think("a")))
+    assert (cut.prefix.unchanged or 0) < before.bytes
+    unchecked = bind(*now, stored, before, is_checked=False)
+    assert (unchecked.left_out, unchecked.messages) == (0, now.messages)
 
 
 def call(name: str) -> dict[str, Any]:
@@ -247,12 +321,12 @@ def test_a_tool_loop_sends_all_its_thinking_or_no_thinking() -> None:
     whole = Prompt(None, None, [*LOOP, result("u")])
     known = recorded(whole)
     assert kept(whole, known) == ["a", "b", "c"]
-    assert kept(whole, known | {thinking_id(think("a")): None}) == ["b", "c"]
+    assert kept(whole, known | unknown("a")) == ["b", "c"]
     for name in "bc":
-        assert kept(whole, known | {thinking_id(think(name)): None}) == []
+        assert kept(whole, known | unknown(name)) == []
     closed = whole._replace(messages=[*whole.messages, answer("d"), Message("user", "3")])
     known |= recorded(closed)
-    assert kept(closed, known | {thinking_id(think("b")): None}) == ["c", "d"]
+    assert kept(closed, known | unknown("b")) == ["c", "d"]
 
 
 def test_an_unchanged_prompt_is_found_in_a_longer_one() -> None:
@@ -341,7 +415,7 @@ TURNS = st.lists(
 def test_what_is_kept_is_never_refused_and_what_is_left_out_would_be(turns: list[tuple[Any, ...]]) -> None:
     """Random conversations against a naive check, which remembers whole prompts. A turn may edit an earlier message."""
     history: list[Message] = []
-    known: dict[str, Prefix | None] = {}
+    known: dict[str, StoredThinking] = {}
     written: dict[str, Written] = {}
     for turn, (system, tools, thoughts, event, place) in enumerate(turns):
         if event == "edit" and history:
@@ -363,7 +437,7 @@ def test_what_is_kept_is_never_refused_and_what_is_left_out_would_be(turns: list
         given_answer = Message("assistant", blocks or [say("no thoughts")])
         whole = sent._replace(messages=[*sent.messages, given_answer])
         own = {name for _, _, name in all_thinking(sent._replace(messages=[given_answer]))}
-        known |= {one.id: one.prefix for one in find_prefixes(*whole).thinking if one.message == len(sent.messages)}
+        known |= {one.id: as_stored(one) for one in find_prefixes(*whole).thinking if one.message == len(sent.messages)}
         before = ""
         for message, block, name in all_thinking(whole):
             if name in own:

@@ -40,6 +40,9 @@ EXAMPLES: Json = {
     "arguments": '{"city": "Oslo"}', "asked_at": TIME, "at": TIME, "attempt": 1, "audio": None,
     "AttemptStep.cause": "backend_failed", "AttemptStep.events": 12, "AttemptStep.reason": None,
     "EndStep.by": None, "EndStep.cause": None, "EndStep.code": None, "EndStep.message": None, "is_handed_over": False,
+    "Prefix.system": "9f2c41ab08de77f1", "Prefix.tools": "4f53cda18c2baa0c", "Prefix.messages": "b3a8e0e1f9ab1bfe",
+    "Prefix.thinking": "", "Prefix.block": 0, "Prefix.bytes": 4210, "Prefix.unchanged": 3980, "Prefix.changed": [],
+    "Timeline.prompt": "",
     "max_cost_usd": None, "Timeline.attempts": [], "WaitStep.reason": "no such host",
     "backend": "anthropic", "background": True, "batch": BATCH,
     "begin_by": UNIX_S, "betas": ["context-1m-2025-08-07"], "blobs": 0, "by": "day", "cache": "5m",
@@ -188,7 +191,7 @@ WHOLE: dict[str, Json] = {
         "metadata": {"team": "search"},
         "project": "support", "user": "user-7", "asked_at": "2026-11-22T11:20:00Z",
         "first_token_at": "2026-11-22T11:20:00.6Z", "ended_at": "2026-11-22T11:20:02.4Z", "cursor": 42,
-        "first_token_s": 0.6, "duration_s": 2.4,
+        "first_token_s": 0.6, "duration_s": 2.4, "unchanged_prompt_tokens": None, "prefixes": [],
     },
     "AuditEntry": {
         "at": TIME, "action": "key.create", "by": "key_5d0c1e9f7a3b2846", "address": "203.0.113.7", "tenant": "acme",

@@ -1,0 +1,97 @@
+"""Thinking of earlier answers at generators: which of it is sent, and a model's API that refuses it nevertheless."""
+
+import msgspec
+import pytest
+from prometheus_client import REGISTRY
+
+from tailrace.proto.chain import START
+from tailrace.proto.entries import Message, StoredThinking
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.thinking_prefix import as_stored, find_prefixes
+from tests.harness.faulty_upstream import BrokenAnswer, faulty_claude
+from tests.harness.generator_in_loop import wait_for_end
+from tests.harness.own_system import OwnSystem
+from tests.harness.turn_builder import request
+
+pytestmark = pytest.mark.rule("R140")
+
+SAID = {"type": "text", "text": "Hello."}
+THINKING = {"type": "redacted_thinking", "data": "aGVsbG8="}
+MISMATCH = "The block is bound to a different conversation. Remove the block."
+REFUSED = f"messages.1.content.0: Invalid `data` in `redacted_thinking` block. {MISMATCH}"
+HISTORY = [Message("user", "Hi."), Message("assistant", [THINKING, SAID]), Message("user", "#sim words=2 rate=0")]
+(STORED,) = (as_stored(one) for one in find_prefixes(None, None, HISTORY).thinking)
+
+
+def refuse(message: str) -> bytes:
+    body = msgspec.json.encode({"type": "error", "error": {"type": "invalid_request_error", "message": message}})
+    head = (
+        b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    )
+    return head % len(body) + body
+
+
+async def run_turn(log: TurnLog, *, thinking: list[StoredThinking]) -> Turn:
+    key = TurnKey(Tenant("tenant"), TurnId(new_id()))
+    await log.append(key, START, request(messages=HISTORY, history=2, thinking=thinking))
+    return await wait_for_end(log, key)
+
+
+def refused_calls() -> float:
+    return REGISTRY.get_sample_value("tailrace_generator_thinking_refused_total") or 0.0
+
+
+async def test_thinking_behind_another_prompt_is_left_out(own: OwnSystem) -> None:
+    async with own.running_generator():
+        same = await run_turn(own.log, thinking=[STORED])
+        other = await run_turn(own.log, thinking=[msgspec.structs.replace(STORED, prefix="0")])
+        of_older_version = await run_turn(own.log, thinking=[StoredThinking(STORED.id)])
+    sent = [one.prefixes[0].thinking for one in (same, other, of_older_version)]
+    assert sent == [STORED.id, "", ""]
+    assert [one.outcome for one in (same, other, of_older_version)] == ["completed"] * 3
+    assert same.end is not None
+    assert same.end.prefixes == same.prefixes
+
+
+async def test_a_call_whose_thinking_was_refused_is_repeated_once_without_it(own: OwnSystem) -> None:
+    before = refused_calls()
+    async with (
+        faulty_claude(own.claude, lambda _: BrokenAnswer(refuse(REFUSED))) as between,
+        own.running_generator(claude_url=between.url),
+    ):
+        turn = await run_turn(own.log, thinking=[STORED])
+    assert (turn.outcome, turn.attempt, between.calls, refused_calls() - before) == ("completed", 1, 2, 1)
+    assert turn.prefixes[0].thinking == ""
+
+
+@pytest.mark.parametrize(
+    ("message", "thinking"),
+    [
+        # The client's own thinking is never changed.
+        (REFUSED, []),
+        # A message of the API that quotes the client.
+        (f"messages.0: {REFUSED} is no role", [STORED]),
+        ("messages.1.content.0: Invalid `data` in `redacted_thinking` block", [STORED]),
+    ],
+)
+async def test_another_refusal_is_not_repeated(own: OwnSystem, message: str, thinking: list[StoredThinking]) -> None:
+    async with (
+        faulty_claude(own.claude, lambda _: BrokenAnswer(refuse(message))) as between,
+        own.running_generator(claude_url=between.url),
+    ):
+        turn = await run_turn(own.log, thinking=thinking)
+    assert (turn.outcome, between.calls) == ("failed", 1)
+    assert turn.end is not None
+    assert turn.end.error is not None
+    assert (turn.end.error.code, turn.end.error.message) == ("backend_refused_request", message)
+
+
+async def test_a_second_refusal_ends_the_turn(own: OwnSystem) -> None:
+    async with (
+        faulty_claude(own.claude, lambda _: BrokenAnswer(refuse(REFUSED)), times=9) as between,
+        own.running_generator(claude_url=between.url),
+    ):
+        turn = await run_turn(own.log, thinking=[STORED])
+    assert (turn.outcome, between.calls) == ("failed", 2)
