@@ -9,7 +9,8 @@ from tailrace.proto import service
 
 preflight = partial(persistence.preflight, features=FEATURES)
 serve = partial(persistence.serve, features=FEATURES)
+probe = partial(persistence.probe, features=FEATURES)
 
 if __name__ == "__main__":
     about = "Records turns and answers queries."
-    sys.exit(service.main("persistence", about, Settings, preflight, serve, persistence.probe))
+    sys.exit(service.main("persistence", about, Settings, preflight, serve, probe))

@@ -1,18 +1,18 @@
-"""The interface of the database, and the choice between SQLite and PostgreSQL.
+"""The interface of the database, and the choice between a SQLite file and the databases of drivers.
 
-A value of a statement is an integer, a text or None. A statement names its values as `:name`, for both databases.
+A value of a statement is an integer, a text or None. A statement names its values as `:name`, for all databases.
 """
 
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tailrace.persistence import sqlite
-from tailrace.persistence.sql import DatabaseKind
 from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.runtime.feature_parts import join_distinct
 
 # The tables and their primary keys, in an order in which rows can be inserted. Triggers fill `session_counts`.
 TABLES: Mapping[str, tuple[str, ...]] = {
@@ -34,10 +34,9 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "reached": ("seq",),
     "session_counts": ("tenant", "project"),
 }
-URL_SCHEMES = ("postgresql", "postgres")
-# URLs, also mistyped ones: `mysql://host`, `postgres:/host`, `"postgresql:host`, `postgresql//host`. `a:b.db` and
-# `postgresql/a.db` are files.
-URL = re.compile(r"""([a-z][a-z0-9+.-]+):(/+)|[\s"']*postg[a-z]*(?:\s*[:;]|//)""", re.IGNORECASE)
+
+# So many letters at the begin of a URL's scheme are typed right.
+SCHEME_BEGIN = 5
 
 
 class Transaction(Protocol):
@@ -59,7 +58,10 @@ class Transaction(Protocol):
 class Database(Protocol):
     """An open database. All methods raise StoreError. An error of the driver is a bug, such as a wrong statement."""
 
-    system: DatabaseKind
+    system: str
+    """Its kind, as traces name it."""
+    own_queries: str
+    """The text of the parts that replace SQLite's in queries.sql, see `sql.py`."""
     version: int
     """The version of its schema, which is the number of its last migration; 0 for an empty database."""
     reads_max: int
@@ -71,10 +73,11 @@ class Database(Protocol):
     async def migrate(self) -> None:
         """Runs the missing migrations, each in a transaction of its own. Raises StoreError."""
 
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+    def transaction(self, *, is_slow: bool = False) -> AbstractAsyncContextManager[Transaction]:
         """Runs the block in a transaction, committed to the disk at its end or rolled back on an error.
 
-        Only one runs at a time, over all processes: what it has read does not change until its end. Raises StoreError.
+        Only one runs at a time, over all processes: what it has read does not change until its end. Without `is_slow`,
+        a server may end it after some time without a statement. Raises StoreError.
         """
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -106,63 +109,72 @@ class Database(Protocol):
         """Raises StoreCorrupt if the database is damaged and must be rebuilt."""
 
 
-async def open_database(where: Path | str, *, busy_timeout_s: float) -> Database:
-    """Opens the SQLite file, or the PostgreSQL database of a URL. Call `migrate` before any other method.
+class Driver(NamedTuple):
+    """A kind of database that a URL names."""
 
-    Raises StoreTooNew if a newer version of Tailrace has migrated it, and SettingsInvalid if it can never be opened.
-    """
-    if is_url(where):
-        try:
-            from tailrace.persistence.postgresql import PostgreSQL  # noqa: PLC0415  # an optional package
-        except ImportError as error:
-            raise SettingsInvalid(
-                "TAILRACE_DATABASE names a PostgreSQL server, and asyncpg is not installed: "
-                "pip install 'tailrace[postgres]'"
-            ) from error
-        return await PostgreSQL.open(str(where), busy_timeout_s=busy_timeout_s)
-    return await sqlite.SQLite.open(Path(where), busy_timeout_s=busy_timeout_s)
+    schemes: Sequence[str]
+    form: str
+    """A URL with the names of its parts, for messages."""
+    open: Callable[[str, float], Awaitable[Database]]
+    """Opens the database of a URL, with `busy_timeout_s`. Raises as `Databases.open` does."""
+    display: Callable[[str], str]
+    """Returns a URL without its password and its options."""
+
+
+class Databases:
+    """The databases that can be opened: SQLite files, and those of drivers."""
+
+    def __init__(self, drivers: Sequence[Driver] = ()) -> None:
+        self._forms = [driver.form for driver in drivers]
+        each = ((scheme, driver) for driver in drivers for scheme in driver.schemes)
+        self._drivers = join_distinct(each, "URL scheme")
+        begins = "|".join(re.escape(scheme[:SCHEME_BEGIN]) for scheme in self._drivers) or "(?!)"
+        # URLs, also mistyped ones: `mysql://host`, `postgres:/host`, `"postgresql:host`, `postgresql//host`. `a:b.db`
+        # and `postgresql/a.db` are files.
+        self._url = re.compile(rf"""([a-z][a-z0-9+.-]+):(/+)|[\s"']*(?:{begins})[a-z]*(?:\s*[:;]|//)""", re.IGNORECASE)
+
+    async def open(self, where: Path | str, *, busy_timeout_s: float) -> Database:
+        """Opens a SQLite file, or the database of a URL. Call `migrate` before any other method.
+
+        Raises StoreTooNew if a newer version of Tailrace has migrated it, and SettingsInvalid if it can never be
+        opened.
+        """
+        driver = self._driver(where)
+        if driver is not None:
+            return await driver.open(str(where), busy_timeout_s)
+        return await sqlite.SQLite.open(Path(where), busy_timeout_s=busy_timeout_s)
+
+    def is_url(self, where: Path | str) -> bool:
+        """Returns whether `where` is a URL of a driver. Raises SettingsInvalid for another or a mistyped URL."""
+        return self._driver(where) is not None
+
+    def display(self, where: Path | str) -> str:
+        """Returns the name of a database for messages: without the password and the options of a URL."""
+        driver = self._driver(where)
+        return str(where) if driver is None else driver.display(str(where))
+
+    def global_name(self, where: Path | str) -> str:
+        """Returns a name by which processes on several hosts compare their databases.
+
+        For a URL, the name is its `display`; for a file, the host and the full path.
+        """
+        return self.display(where) if self.is_url(where) else f"{socket.gethostname()}:{Path(where).resolve()}"
+
+    def _driver(self, where: Path | str) -> Driver | None:
+        """Returns the driver of a URL, or None for a file. Raises SettingsInvalid for another or a mistyped URL, which
+        would be taken for the name of a new SQLite file.
+        """
+        found = None if isinstance(where, Path) else self._url.match(where)
+        if found is None:
+            return None
+        driver = self._drivers.get(found[1] or "")
+        if driver is None or not found[2].startswith("//"):
+            expected = " or ".join([*self._forms, "the path of a file, with ./ before a name that contains a colon"])
+            raise SettingsInvalid(f"TAILRACE_DATABASE: {found[0]} is not supported; expected {expected}")
+        return driver
 
 
 def move_aside(where: Path | str) -> str:
     """Renames a closed file that is damaged; returns a clause that names its new path."""
     aside = sqlite.move_aside(Path(where))
     return "the file does not exist any more" if aside is None else f"it was renamed to {aside}"
-
-
-def is_url(where: Path | str) -> bool:
-    """Returns whether `where` is a URL of PostgreSQL. Raises SettingsInvalid for another or a mistyped URL, which would
-    be taken for the name of a new SQLite file.
-    """
-    found = None if isinstance(where, Path) else URL.match(where)
-    if found is None:
-        return False
-    if found[1] not in URL_SCHEMES or not found[2].startswith("//"):
-        raise SettingsInvalid(
-            f"TAILRACE_DATABASE: {found[0]} is not supported; expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE "
-            "or the path of a file, with ./ before a name that contains a colon"
-        )
-    return True
-
-
-# An @ after the start of an option: part of its value, or the end of a password that contains `?`.
-OPTION_WITH_AT = re.compile(r"\?\w+=.*@", re.DOTALL)
-
-
-def global_name(where: Path | str) -> str:
-    """Returns a name by which processes on several hosts compare their databases.
-
-    For a URL, the name is its `display`; for a file, the host and the full path.
-    """
-    return display(where) if is_url(where) else f"{socket.gethostname()}:{Path(where).resolve()}"
-
-
-def display(where: Path | str) -> str:
-    """Returns the name of a database for messages: without the password and the options of a URL."""
-    if not is_url(where):
-        return str(where)
-    rest = str(where).partition("://")[2]
-    # The last @ counts: a password that was not encoded may contain @, / or ?.
-    credentials, at, host = rest.rpartition("@")
-    if "password" in rest or OPTION_WITH_AT.search(rest):
-        return "postgresql://…"
-    return f"postgresql://{credentials.partition(':')[0]}{at}{host.partition('?')[0]}"

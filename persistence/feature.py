@@ -9,6 +9,7 @@ import msgspec
 
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.commands import EraseTenant, RequireExists
+from tailrace.persistence.database import Databases, Driver
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.rpc import QueryHandler
 from tailrace.persistence.store import Store
@@ -62,6 +63,8 @@ class Feature(NamedTuple, Generic[S]):
     tables: Tables | None = None
     check: Callable[[S], None] | None = None
     """Checks the settings before the process connects to NATS. Raises SettingsInvalid."""
+    driver: Driver | None = None
+    """Opens databases that a URL names."""
 
 
 Features = Sequence[Feature[Any]]
@@ -70,6 +73,11 @@ Features = Sequence[Feature[Any]]
 def tables_of(features: Features) -> list[Tables]:
     """Returns the part of each feature in the database."""
     return [feature.tables for feature in features if feature.tables is not None]
+
+
+def databases_of(features: Features) -> Databases:
+    """Returns the databases that a process with `features` can open."""
+    return Databases([feature.driver for feature in features if feature.driver is not None])
 
 
 def join_handlers(of_core: Iterable[QueryHandler], started: Iterable[Parts]) -> list[QueryHandler]:

@@ -1,54 +1,33 @@
 -- All SQL statements of persistence, loaded by sql.py.
 --
--- `-- name: x` begins a statement, `-- fragment: x` a text that statements include as {x}. One that is for a single
--- database names it: `-- fragment: x (sqlite)`. All statements name the tenant first, except those for the process
--- itself, and use an index: a test checks the query plans of both databases.
+-- `-- name: x` begins a statement, `-- fragment: x` a text that statements include as {x}. The file of another database
+-- may replace each of both by its name. All statements name the tenant first, except those for the process itself, and
+-- use an index: a test checks the query plans of each database.
 
--- fragment: join (sqlite)
+-- fragment: join
 -- A join in the order of the text. Without the order SQLite's planner read all turns of the tenant.
 CROSS JOIN
 
--- fragment: join (postgresql)
-JOIN
-
--- fragment: least (sqlite)
+-- fragment: least
 min
 
--- fragment: least (postgresql)
-least
-
--- fragment: greatest (sqlite)
+-- fragment: greatest
 max
 
--- fragment: greatest (postgresql)
-greatest
-
--- fragment: as_json (sqlite)
+-- fragment: as_json
 -- The type of a text that is JSON.
 
--- fragment: as_json (postgresql)
-::json
-
--- fragment: texts (sqlite)
+-- fragment: texts
 -- A row of `value` for each text of a JSON list.
 json_each
 
--- fragment: texts (postgresql)
-json_array_elements_text
-
--- fragment: lists (sqlite)
+-- fragment: lists
 -- A row of `value` for each list of a JSON list.
 json_each
 
--- fragment: lists (postgresql)
-json_array_elements
-
--- fragment: fields (sqlite)
+-- fragment: fields
 -- A row of `key` and `value` for each field of a JSON object with texts.
 json_each
-
--- fragment: fields (postgresql)
-json_each_text
 
 -- name: put_session
 -- Upserts the session of a turn. Its times are those of its first and its latest turn; its project and its user are the
@@ -136,21 +115,14 @@ ON CONFLICT (tenant, dimension, key, day) DO UPDATE SET
 usage.asked_at / 86400000000, :sign, :sign * messages, :sign * input_tokens, :sign * output_tokens,
     :sign * cache_creation_input_tokens, :sign * cache_read_input_tokens, :sign * cost_nusd, usage.asked_at
 
--- fragment: names_of_usage (sqlite)
+-- fragment: names_of_usage
 -- A row for the session and for each metadata of a turn in `usage`.
 json_each(json_patch(json_object('session', usage.session), (
     SELECT json_group_object(name, value) FROM labels
     WHERE labels.tenant = usage.tenant AND labels.turn = usage.turn AND name > 'metadata.' AND name < 'metadata/'
 )))
 
--- fragment: names_of_usage (postgresql)
-LATERAL (
-    SELECT 'session' AS key, usage.session AS value
-    UNION ALL SELECT name, value FROM labels
-    WHERE labels.tenant = usage.tenant AND labels.turn = usage.turn AND name > 'metadata.' AND name < 'metadata/'
-)
-
--- fragment: dimensions_of_usage (sqlite)
+-- fragment: dimensions_of_usage
 -- A row for each total in which a turn in `usage`, `sessions` and `turns` counts.
 json_each(json_patch(
     json_object(
@@ -162,27 +134,12 @@ json_each(json_patch(
         WHERE labels.tenant = usage.tenant AND labels.turn = usage.turn AND name > 'metadata.' AND name < 'metadata/')
 ))
 
--- fragment: dimensions_of_usage (postgresql)
-LATERAL (
-    VALUES ('day', to_char(to_timestamp(usage.asked_at / 1000000) AT TIME ZONE 'UTC', 'YYYY-MM-DD')),
-        ('session', usage.session), ('project', coalesce(sessions.project, '')), ('model', usage.model),
-        ('key', coalesce(asked_by, '')), ('user', coalesce(turns.user, ''))
-    UNION ALL SELECT name, value FROM labels
-    WHERE labels.tenant = usage.tenant AND labels.turn = usage.turn AND name > 'metadata.' AND name < 'metadata/'
-)
-
--- fragment: project_joined (sqlite)
+-- fragment: project_joined
 -- A row for each total that changes when a session joins a project.
 json_each(json_object('', -1, :project, 1))
 
--- fragment: project_joined (postgresql)
-(VALUES ('', -1), (:project, 1))
-
--- fragment: key_value (sqlite)
+-- fragment: key_value
 -- The names of the columns, where the database has no others.
-
--- fragment: key_value (postgresql)
-(key, value)
 
 -- name: count_usage
 -- Adds the usage of turns to the totals of all their dimensions (:sign 1), or removes it (-1). `listed` is a JSON list of
@@ -393,11 +350,9 @@ SELECT turn, cursor, outcome = 'running' AS is_running FROM turns
 WHERE tenant = :tenant AND session = :session AND (outcome = 'running' OR cursor > :since)
 ORDER BY cursor LIMIT 500
 
--- fragment: by_running (sqlite)
+-- fragment: by_running
 -- By an index in the order of the page SQLite would read turns that have ended, too.
 INDEXED BY turns_running
-
--- fragment: by_running (postgresql)
 
 -- name: running
 -- The running turns after a cursor, oldest first, of one session or of all.
@@ -456,11 +411,9 @@ SELECT asked_at, turn FROM turns
 WHERE tenant = :tenant AND (asked_at, turn) >= (:from_at, :start) AND (asked_at, turn) < (:before_at, :before)
 ORDER BY asked_at DESC, turn DESC LIMIT 1 OFFSET :offset
 
--- fragment: by_outcome (sqlite)
+-- fragment: by_outcome
 -- By the index of all turns SQLite would read completed ones, too.
 INDEXED BY turns_cancelled_or_failed
-
--- fragment: by_outcome (postgresql)
 
 -- fragment: is_indexed_outcome
 -- Turns that are cancelled or failed, as :outcome says. In this form the databases find that the index has them all.
@@ -574,18 +527,11 @@ SELECT turn, outcome FROM turns WHERE tenant = :tenant AND session = :name LIMIT
     coalesce(sum(turns), 0) AS turns,
     {summed}
 
--- fragment: with_totals (sqlite)
+-- fragment: with_totals
 -- Sessions in `page` with their totals.
 SELECT page.*, {sums}
 FROM page LEFT JOIN totals ON totals.tenant = :tenant AND dimension = 'session' AND key = page.session
 GROUP BY page.session
-ORDER BY page.updated_at DESC, page.session DESC
-
--- fragment: with_totals (postgresql)
-SELECT page.*, sums.*
-FROM page CROSS JOIN LATERAL (
-    SELECT {sums} FROM totals WHERE totals.tenant = :tenant AND dimension = 'session' AND key = page.session
-) AS sums
 ORDER BY page.updated_at DESC, page.session DESC
 
 -- name: session
@@ -658,11 +604,9 @@ WITH page AS (
 -- The number of sessions of a project, of all sessions of the tenant for ''.
 SELECT coalesce(max(sessions), 0) AS total FROM session_counts WHERE tenant = :tenant AND project = :project
 
--- fragment: by_user (sqlite)
+-- fragment: by_user
 -- SQLite would choose another index.
 INDEXED BY sessions_by_user
-
--- fragment: by_user (postgresql)
 
 -- name: count_user_sessions
 -- The number of sessions of a user.

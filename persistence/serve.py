@@ -10,9 +10,9 @@ import structlog
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.commands import Commands, delete_again
-from tailrace.persistence.database import display, global_name, move_aside, open_database
+from tailrace.persistence.database import Database, move_aside
 from tailrace.persistence.delivery_queue import DeliveryQueue
-from tailrace.persistence.feature import Features, Services, check, join_handlers, tables_of
+from tailrace.persistence.feature import Features, Services, check, databases_of, join_handlers, tables_of
 from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
@@ -41,12 +41,16 @@ async def preflight(settings: Settings, *, features: Features = ()) -> None:
     """
     check(settings, features)
     with suppress(StoreCorrupt):
-        await probe(settings)
+        await probe(settings, features=features)
 
 
-async def probe(settings: Settings) -> None:
+async def probe(settings: Settings, *, features: Features = ()) -> None:
     """Raises StoreError if the database cannot be opened, also if it is damaged."""
-    await (await open_database(settings.database, busy_timeout_s=settings.busy_timeout_s)).close()
+    await (await _open(settings, features)).close()
+
+
+async def _open(settings: Settings, features: Features) -> Database:
+    return await databases_of(features).open(settings.database, busy_timeout_s=settings.busy_timeout_s)
 
 
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event, *, features: Features = ()) -> None:
@@ -56,7 +60,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
     with the new name of the damaged database.
     """
     try:
-        store = await Store.open(settings.database, tables_of(features), busy_timeout_s=settings.busy_timeout_s)
+        store = Store(await _open(settings, features), tables_of(features))
         try:
             await _serve(settings, connection, store, stop, features)
         finally:
@@ -72,7 +76,8 @@ async def _serve(
     settings: Settings, connection: Connection, store: Store, stop: asyncio.Event, features: Features
 ) -> None:
     log, rpc = TurnLog(connection), Rpc(connection)
-    name = global_name(settings.database)
+    databases = databases_of(features)
+    name = databases.global_name(settings.database)
     await require_one_database(rpc, store, name)
     deliveries = await Deliveries.open(connection, PERSISTENCE)
     if store.needs_replay:
@@ -113,7 +118,7 @@ async def _serve(
     handlers = dict(handler(query, run, caught_up) for query, run in join_handlers(of_core, started))
     endpoints = await rpc.serve(PERSISTENCE, VERSION, handlers)
     await rpc.serve_health(PERSISTENCE, partial(recorder.report_health, name, await store.read_id()))
-    service.mark_ready(database=display(settings.database))
+    service.mark_ready(database=databases.display(settings.database))
     answered = asyncio.Event()
 
     async def answer_until_stop() -> None:

@@ -17,8 +17,8 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     database: Annotated[
         str,
         Meta(
-            description="path of the SQLite file, on a local disk, created if it does not exist; or "
-            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE: docs/POSTGRESQL.md"
+            description="path of the SQLite file, on a local disk, created if it does not exist; or the URL of a "
+            "database server: docs/POSTGRESQL.md"
         ),
     ] = ".tailrace/tailrace.db"
     batch_max: Annotated[int, Meta(ge=1, description="most entries that are recorded in one transaction")] = 100

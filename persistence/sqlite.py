@@ -24,7 +24,6 @@ import aiosqlite
 
 from tailrace.persistence import metrics
 from tailrace.persistence.migrations import migrations, require_known_version
-from tailrace.persistence.sql import DatabaseKind
 from tailrace.proto.errors import (
     SettingsInvalid,
     StoreBusy,
@@ -98,7 +97,8 @@ class SQLiteTransaction:
 class SQLite:
     """An open database file, used by one process."""
 
-    system: DatabaseKind = "sqlite"
+    system = "sqlite"
+    own_queries = ""
     reads_max = 1  # on one connection
 
     def __init__(
@@ -166,7 +166,7 @@ class SQLite:
 
     async def migrate(self) -> None:
         """See Database.migrate. Raises StoreError."""
-        for step in migrations("sqlite", after=self.version):
+        for step in migrations(after=self.version):
             with _map_errors(self._path):
                 try:
                     await self._writer.executescript(
@@ -177,7 +177,7 @@ class SQLite:
             self.version = step.number
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[SQLiteTransaction]:
+    async def transaction(self, *, is_slow: bool = False) -> AsyncIterator[SQLiteTransaction]:  # noqa: ARG002
         """Yields the only write transaction. Commits after the block; rolls back after an error or a cancellation.
 
         Raises a StoreError, also if the file was replaced or is damaged.

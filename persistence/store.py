@@ -7,14 +7,13 @@ from contextlib import asynccontextmanager, nullcontext
 from copy import copy
 from datetime import datetime
 from itertools import chain
-from pathlib import Path
 from typing import Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import UNSET
 
-from tailrace.persistence.database import Database, Transaction, open_database
+from tailrace.persistence.database import Database, Transaction
 from tailrace.persistence.migrations import ID_FROM_VERSION, REPLAY_BELOW_VERSION
 from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.rows import (
@@ -119,7 +118,7 @@ class Store:
         deletions = (DELETIONS, *(one.deletions for one in tables))
         self.deletions = join_distinct((item for each in deletions for item in each.items()), "deletion of a")
         """The kinds of resources that can be deleted."""
-        self.sql = statements(database.system, [one.queries for one in tables])
+        self.sql = statements([one.queries for one in tables], database.own_queries)
         """The statements by name."""
         self._put_session = [statement for one in tables for statement in one.put_session]
         self._reads = FairSemaphore(database.reads_max)
@@ -131,14 +130,6 @@ class Store:
         self.turn_list = TurnListReader(self.read)
         self.answered_at = 0.0
         """When the database last answered a statement of a transaction, by the event loop's clock."""
-
-    @classmethod
-    async def open(cls, where: Path | str, tables: Sequence[Tables] = (), *, busy_timeout_s: float) -> Self:
-        """Opens the SQLite file, or the PostgreSQL database of a URL. Call `migrate` before any other method.
-
-        `tables` are the tables of the features. Raises as `open_database` does.
-        """
-        return cls(await open_database(where, busy_timeout_s=busy_timeout_s), tables)
 
     def without_queue(self) -> Self:
         """Returns the same store for writes that skip the queue of the tenants' writes, see `write`."""

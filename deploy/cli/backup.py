@@ -9,7 +9,7 @@ from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local import backup, data_dir
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.terminal_text import one_line
-from tailrace.persistence.database import is_url
+from tailrace.features.persistence import DATABASES
 
 DESCRIPTION = "Write all state of a data directory into one file: the database, keys, limits, and the log of NATS."
 LEFT_OUT_SHOWN = 20
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     Raises UpRefused if `up` runs on the directory, if it has no state, or if the history is in PostgreSQL.
     """
-    if is_url(environ.get("TAILRACE_DATABASE", "")):
+    if DATABASES.is_url(environ.get("TAILRACE_DATABASE", "")):
         raise UpRefused("TAILRACE_DATABASE names a PostgreSQL server: back it up with pg_dump (docs/BACKUP.md)")
     backup.require_state(args.data)
     with data_dir.lock(args.data, "backup"):

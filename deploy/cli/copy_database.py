@@ -37,10 +37,8 @@ async def copy_database(source: Database, target: Database) -> list[TableDigest]
             "start persistence with it once, and stop it"
         )
     await target.migrate()
-    async with target.transaction() as writer:
-        if target.system == "postgresql":
-            # The transaction is idle while the source is read, for any time.
-            await writer.read("SELECT set_config('idle_in_transaction_session_timeout', '0', true)", {})
+    # The transaction waits while the source is read.
+    async with target.transaction(is_slow=True) as writer:
         for table in TABLES:
             if table != "reached" and await writer.read(f"SELECT 1 AS found FROM {table} LIMIT 1", {}):  # noqa: S608  # a table of ours
                 raise StoreRefused(f"the database to copy to has rows in {table}: name an empty one")

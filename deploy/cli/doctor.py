@@ -36,9 +36,9 @@ from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import is_simulated
 from tailrace.deploy.local.readiness import http_get
 from tailrace.deploy.local.terminal_text import table
+from tailrace.features.persistence import DATABASES
 from tailrace.gateway.http import fd_limit
 from tailrace.gateway.log.fullness import disk_shortage
-from tailrace.persistence.database import display, is_url, open_database
 from tailrace.persistence.sqlite import find_moved_aside
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.nats import Connection, check
@@ -176,21 +176,21 @@ def _files(environ: Mapping[str, str]) -> Finding:
 async def _database(data_dir: Path, environ: Mapping[str, str]) -> Finding:
     where = environ.get("TAILRACE_DATABASE") or str(data_dir / "tailrace.db")
     try:
-        if not is_url(where) and not await asyncio.to_thread(exists, Path(where)):
+        if not DATABASES.is_url(where) and not await asyncio.to_thread(exists, Path(where)):
             return Finding("Database", "ok", f"{where} does not exist yet; persistence creates it")
-        await (await open_database(where, busy_timeout_s=BUSY_TIMEOUT_S)).close()
+        await (await DATABASES.open(where, busy_timeout_s=BUSY_TIMEOUT_S)).close()
     except PermissionError as error:
         return _not_permitted("Database", error)
     except TailraceError as error:
         return Finding("Database", "error", str(error), "see docs/RUNBOOK.md, The database fails")
-    if not is_url(where) and (damaged := await asyncio.to_thread(find_moved_aside, Path(where))):
+    if not DATABASES.is_url(where) and (damaged := await asyncio.to_thread(find_moved_aside, Path(where))):
         return Finding(
             "Database",
             "warning",
             f"{damaged[-1]} was damaged, and {where} was made from the log: it may lack older turns",
             "restore them (docs/RUNBOOK.md, The database fails), then move the damaged file away",
         )
-    return Finding("Database", "ok", display(where))
+    return Finding("Database", "ok", DATABASES.display(where))
 
 
 async def _nats(data_dir: Path, environ: Mapping[str, str]) -> Sequence[Finding]:

@@ -12,7 +12,7 @@ from tailrace.deploy.cli.copy_database import TableDigest, copy_database
 from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local import data_dir
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.persistence.database import display, is_url, open_database
+from tailrace.features.persistence import DATABASES
 from tailrace.proto.errors import SettingsInvalid
 
 DESCRIPTION = "Copy the history from one database into an empty one, and compare both."
@@ -39,10 +39,10 @@ def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     StoreError.
     """
     source = Path(args.source)
-    if not is_url(args.source) and not (data_dir.exists(source) and source.is_file()):
+    if not DATABASES.is_url(args.source) and not (data_dir.exists(source) and source.is_file()):
         raise SettingsInvalid(f"{args.source!r} is not a file: name the database to copy")
     with ExitStack() as stack:
-        parents = (Path(where).parent for where in (args.source, args.target) if not is_url(where))
+        parents = (Path(where).parent for where in (args.source, args.target) if not DATABASES.is_url(where))
         # Not Path.resolve, which raises RuntimeError for a loop of links: opening the database refuses the loop.
         for folder in {Path(os.path.realpath(parent)) for parent in parents}:
             if holder := data_dir.find_holder(folder):
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
                 stack.enter_context(data_dir.lock(folder, "migrate-database"))
         copied = asyncio.run(_copy(args.source, args.target))
     lines = [f"{table.table:<15} {table.rows:>12,} rows  {table.digest[:16]}" for table in copied]
-    lines.append(f"{display(args.source)} and {display(args.target)} contain the same")
+    lines.append(f"{DATABASES.display(args.source)} and {DATABASES.display(args.target)} contain the same")
     print_result(args, "\n".join(lines), tables=[table._asdict() for table in copied])
     return 0
 
@@ -61,6 +61,6 @@ async def _copy(source: str, target: str) -> list[TableDigest]:
     async with AsyncExitStack() as stack:
         opened = []
         for where in (source, target):
-            opened.append(await open_database(where, busy_timeout_s=BUSY_TIMEOUT_S))
+            opened.append(await DATABASES.open(where, busy_timeout_s=BUSY_TIMEOUT_S))
             stack.push_async_callback(opened[-1].close)
         return await copy_database(*opened)

@@ -8,21 +8,16 @@ UPDATE turns SET batch = :batch WHERE tenant = :tenant AND turn = :turn AND curs
 -- The columns of a batch.
 turn, session, outcome, error, metadata, asked_at, ended_at, batch
 
--- fragment: by_batch (sqlite)
+-- fragment: by_batch
 -- By the primary key SQLite would read all turns of the tenant.
 INDEXED BY turns_batches
 
--- fragment: by_batch (postgresql)
-
--- fragment: batch_api (sqlite)
+-- fragment: batch_api
 -- The API through which a batch was created: `openai`, `anthropic`, or null for Tailrace's own.
 CASE
     WHEN batch -> 'file' ->> 'file' IS NOT NULL THEN 'openai'
     WHEN batch -> 'file' ->> 'endpoint' = '/v1/messages' THEN 'anthropic'
 END
-
--- fragment: batch_api (postgresql)
-tailrace_batch_api(batch)
 
 -- name: batch
 -- A turn that is a batch.

@@ -105,11 +105,9 @@ WITH page AS (
 )
 {with_totals}
 
--- fragment: by_decision (sqlite)
+-- fragment: by_decision
 -- Otherwise SQLite would read the parked turns without all decisions, too.
 INDEXED BY parked_decided
-
--- fragment: by_decision (postgresql)
 
 -- name: decided_turns
 -- The parked turns of all tenants of which all calls are decided, after a session.

@@ -18,7 +18,7 @@ DELETE FROM sessions WHERE tenant = :tenant AND updated_at >= 0
 SELECT turn FROM labels WHERE tenant = :tenant AND name = 'user' AND value = :name
 ORDER BY asked_at DESC, turn DESC LIMIT :limit
 
--- name: user_turn_ids (sqlite)
+-- name: user_turn_ids
 -- The newest turns of a user and those that continue them, newest first: no turn before its follow-ups. UNION removes
 -- repeated turns: most turns of a user also continue another one of them.
 WITH RECURSIVE page (turn) AS ({newest_of_user}), branch (turn) AS (
@@ -29,20 +29,6 @@ WITH RECURSIVE page (turn) AS ({newest_of_user}), branch (turn) AS (
 SELECT turns.turn, turns.outcome FROM branch
 {join} turns ON turns.tenant = :tenant AND turns.turn = branch.turn
 ORDER BY asked_at DESC, turns.turn DESC LIMIT :limit
-
--- name: user_turn_ids (postgresql)
--- The same. Without OFFSET, the planner expects many follow-ups, and reads the turns of all tenants.
-WITH RECURSIVE page (turn) AS ({newest_of_user}), branch (turn) AS (
-    SELECT turn FROM page
-    UNION
-    SELECT found.turn FROM branch CROSS JOIN LATERAL (
-        SELECT turn FROM turns WHERE tenant = :tenant AND turns.parent = branch.turn OFFSET 0
-    ) AS found
-)
-SELECT found.turn, found.outcome FROM branch CROSS JOIN LATERAL (
-    SELECT turn, outcome, asked_at FROM turns WHERE tenant = :tenant AND turns.turn = branch.turn OFFSET 0
-) AS found
-ORDER BY found.asked_at DESC, found.turn DESC LIMIT :limit
 
 -- name: tenant_turn_ids
 -- Some turns of a tenant, newest first.

@@ -40,18 +40,11 @@ WHERE sessions.tenant = :tenant AND sessions.project = :name LIMIT :limit
         (SELECT sessions FROM session_counts WHERE tenant = :tenant AND session_counts.project = page.project), 0
     ) AS sessions
 
--- fragment: projects_with_totals (sqlite)
+-- fragment: projects_with_totals
 -- Projects in `page` with their totals, in which deleted turns are included.
 SELECT page.*, {project_facts}, {sums}
 FROM page LEFT JOIN totals ON totals.tenant = :tenant AND dimension = 'project' AND key = page.project
 GROUP BY page.project
-ORDER BY created_at DESC, page.project DESC
-
--- fragment: projects_with_totals (postgresql)
-SELECT page.*, {project_facts}, sums.*
-FROM page CROSS JOIN LATERAL (
-    SELECT {sums} FROM totals WHERE totals.tenant = :tenant AND dimension = 'project' AND key = page.project
-) AS sums
 ORDER BY created_at DESC, page.project DESC
 
 -- name: project

@@ -29,15 +29,12 @@ SELECT tenant, turn FROM searched WHERE substr(words, 1, 2) <> '2 ' ORDER BY ten
 -- Removes a turn from `unsearched`, because its words are stored.
 DELETE FROM unsearched WHERE tenant = :tenant AND turn = :turn
 
--- fragment: contain_words (sqlite)
+-- fragment: contain_words
 -- Whether a row of `searched` has all words of :words. Each is 8 characters long; spaces separate them.
 NOT EXISTS (
             SELECT 1 FROM json_each('["' || replace(:words, ' ', '","') || '"]') AS word
             WHERE instr(searched.words, word.value) = 0
         )
-
--- fragment: contain_words (postgresql)
-tailrace_words(searched.words) @> string_to_array(:words, ' ')
 
 -- fragment: has_words
 -- Whether a row `one` of a turn has all words of :words.
@@ -60,28 +57,17 @@ tailrace_words(searched.words) @> string_to_array(:words, ' ')
 {labelled_turns_in_range} AND {has_words}
 {newest_of_page}
 
--- fragment: found (sqlite)
+-- fragment: found
 -- The rows with :word and all words of :words, from the index of the first, which is in the order of `number`.
 SELECT number, turn FROM search CROSS JOIN searched ON searched.number = search.rowid
 WHERE search MATCH :word AND search.rowid >= :from_number AND search.rowid <= :before_number
     AND searched.tenant = :tenant AND (:words = '' OR {contain_words})
 
--- fragment: found (postgresql)
--- The same in any range: the index of words has no order. At most :offset rows are read.
-SELECT number, turn FROM (
-    SELECT number, turn, tenant FROM searched WHERE {contain_words} LIMIT :offset
-) AS searched
-WHERE tenant = :tenant
-
--- name: end_of_found_turns (sqlite)
+-- name: end_of_found_turns
 -- The same as `end_of_turns`, among the turns with the word :word.
 SELECT rowid / 1024 AS asked_at, '' AS turn FROM search
 WHERE search MATCH :word AND rowid >= :from_number AND rowid <= :before_number
 ORDER BY rowid DESC LIMIT 1 OFFSET :offset
-
--- name: end_of_found_turns (postgresql)
--- Whether more than :offset turns have all words of :words: a row without a position.
-SELECT 0 AS asked_at, '' AS turn FROM searched WHERE {contain_words} LIMIT 1 OFFSET :offset
 
 -- name: found_turns
 -- The turns with all words of :words, by the index of words, with all labels of `others`, newest first. For rare words: it

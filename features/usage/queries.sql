@@ -24,11 +24,9 @@ SELECT key, {sums} FROM totals
 WHERE tenant = :tenant AND dimension = 'day' AND key >= :start AND day BETWEEN :first AND :last
 GROUP BY key ORDER BY key LIMIT :limit
 
--- fragment: by_day (sqlite)
+-- fragment: by_day
 -- By the primary key SQLite would read all days.
 INDEXED BY totals_by_day
-
--- fragment: by_day (postgresql)
 
 -- name: usage_since
 -- Usage by model from a day on.
@@ -36,17 +34,12 @@ SELECT key, {sums} FROM totals {by_day}
 WHERE tenant = :tenant AND dimension = 'model' AND day >= :first
 GROUP BY key ORDER BY key
 
--- fragment: recursion_max (sqlite)
--- Ends a recursion with the page. PostgreSQL computes only the rows that are read.
+-- fragment: recursion_max
+-- Ends a recursion with the page, where the database would compute rows that are not read.
 LIMIT :limit
 
--- fragment: recursion_max (postgresql)
-
--- fragment: page_of_keys (sqlite)
+-- fragment: page_of_keys
 keys
-
--- fragment: page_of_keys (postgresql)
-(SELECT key FROM keys LIMIT :limit) AS keys
 
 -- name: usage
 -- Usage by another dimension. Each next key is the smallest one that follows on any of the days, so that a page costs the
@@ -91,12 +84,9 @@ WITH RECURSIVE found (tenant) AS (
 )
 SELECT tenant FROM found WHERE tenant IS NOT NULL LIMIT :limit
 
--- fragment: models_of_turn (sqlite)
+-- fragment: models_of_turn
 -- A row for each model in the usage by model of a turn.
 json_each(turns.by_model)
-
--- fragment: models_of_turn (postgresql)
-LATERAL json_each(turns.by_model::json)
 
 -- name: count_moved
 -- Adds the usage of turns that also other models than the requested one have answered to totals by requested model

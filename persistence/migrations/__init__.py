@@ -1,14 +1,14 @@
 """Schema migrations: NNNN_name.sql files, numbered from 0001 without gaps. `Database.migrate` runs them.
 
-PostgreSQL begins with the first NNNN_name.postgresql.sql, which creates the tables of all SQLite's migrations up to
-that number. From then on, a file with this ending takes the place of the NNNN_name.sql beside it.
+The files here are SQLite's. A database that names a package with files of its own begins with the first of them, which
+creates the tables of all migrations up to that number. From then on, a file of its own takes the place of the file with
+the same number here.
 The statements of a released migration never change; a correction is a new migration.
 """
 
 from importlib.resources import files
 from typing import NamedTuple
 
-from tailrace.persistence.sql import DatabaseKind
 from tailrace.proto.errors import StoreTooNew
 
 # The newest migration with columns that can only be filled from the log: older databases replay the whole log.
@@ -25,18 +25,18 @@ class Migration(NamedTuple):
     sql: str
 
 
-def migrations(system: DatabaseKind = "sqlite", after: int = 0) -> list[Migration]:
-    """Returns the migrations of a database after the number `after`, in order."""
-    found = {step.name: step for step in files(__name__).iterdir() if step.name.endswith(".sql")}
-    own = {int(name[:4]): name for name in sorted(found) if name.endswith(".postgresql.sql")}
-    names = {int(name[:4]): name for name in sorted(found) if name not in own.values()}
-    if system == "postgresql":
-        names = {number: own.get(number, name) for number, name in names.items() if number >= min(own)}
-    return [
-        Migration(number, name, found[name].read_text(encoding="utf-8"))
-        for number, name in names.items()
-        if number > after
-    ]
+def migrations(after: int = 0, own: str | None = None) -> list[Migration]:
+    """Returns the migrations after the number `after`, in order; of a database with the files of the package `own`."""
+    found = _read(__name__)
+    if own is not None:
+        replaced = _read(own)
+        found = {number: replaced.get(number, step) for number, step in found.items() if number >= min(replaced)}
+    return [step for number, step in sorted(found.items()) if number > after]
+
+
+def _read(package: str) -> dict[int, Migration]:
+    steps = (file for file in files(package).iterdir() if file.name.endswith(".sql"))
+    return {int(one.name[:4]): Migration(int(one.name[:4]), one.name, one.read_text(encoding="utf-8")) for one in steps}
 
 
 NEWEST = migrations()[-1].number

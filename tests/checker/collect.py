@@ -4,7 +4,7 @@ from datetime import datetime
 from pathlib import Path
 from time import monotonic_ns
 
-from tailrace.persistence.database import open_database
+from tailrace.features.persistence import DATABASES
 from tailrace.persistence.rows import turn_record
 from tailrace.proto import subjects
 from tailrace.proto.ids import Seq, Tenant
@@ -79,7 +79,7 @@ def _log_message(message: Message) -> LogMessage:
 
 
 async def _rows(where: Path | str) -> list[Row]:
-    database = await open_database(where, busy_timeout_s=5)
+    database = await DATABASES.open(where, busy_timeout_s=5)
     try:
         return [Row(Tenant(one["tenant"]), turn_record(one)) for one in await database.read(ROWS, {})]
     finally:

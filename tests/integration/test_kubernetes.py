@@ -21,8 +21,8 @@ from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.local.nats_server import GIB
 from tailrace.features.backends import Settings as GeneratorSettings
 from tailrace.features.gateway import ROUTES
+from tailrace.features.persistence import DATABASES
 from tailrace.gateway.http.server import GRACE_S
-from tailrace.persistence.database import is_url
 from tailrace.proto.runtime import settings
 from tailrace.proto.service import HEALTH_CHECKS
 from tailrace.proto.version import VERSION
@@ -162,7 +162,7 @@ def check_settings(all_: list[Document], _: Path) -> None:
         assert container(workload)["image"] == f"tailrace:{VERSION.split('+')[0]}"
     # Only a database on a server has several processes, and only a file has a volume.
     persistence = services(all_)["persistence"]
-    is_file = not is_url(environment(persistence, all_)["TAILRACE_DATABASE"])
+    is_file = not DATABASES.is_url(environment(persistence, all_)["TAILRACE_DATABASE"])
     assert is_file == ("volumeClaimTemplates" in persistence["spec"]) == (persistence["spec"]["replicas"] == 1)
     # A Service named `gateway` would add variables such as GATEWAY_PORT, and one named `tailrace` TAILRACE_PORT.
     assert not any(pod(workload)["enableServiceLinks"] for workload in of_kinds(WORKLOADS, all_).values())

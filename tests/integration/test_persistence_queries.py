@@ -14,10 +14,10 @@ import pytest
 
 from tailrace.deploy.cli import status
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.persistence import DATABASES
 from tailrace.features.projects.records import GetProject, ListProjects
 from tailrace.features.usage.records import GetUsage
 from tailrace.persistence.catch_up import SharedCatchUp
-from tailrace.persistence.database import global_name
 from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.serve import OTHERS_WAIT_S
 from tailrace.proto.entries import Message
@@ -323,7 +323,7 @@ async def test_a_process_with_another_database_does_not_start(
     async with shared[0], shared[1]:
         await asyncio.sleep(OTHERS_WAIT_S + 0.5)
         async with Persistence(own_server.url, other) as refused:
-            with pytest.raises(StoreNotShared, match=re.escape(f"uses {global_name(str(either_database))}")):
+            with pytest.raises(StoreNotShared, match=re.escape(f"uses {DATABASES.global_name(str(either_database))}")):
                 await refused.running
         assert not any(process.running.done() for process in shared)
     async with Persistence(own_server.url, other) as alone:

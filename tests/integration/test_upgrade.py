@@ -16,12 +16,12 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.persistence import DATABASES
 from tailrace.features.search.reader import SearchReader
 from tailrace.features.search.words import hash_words
 from tailrace.generators.plan import Acknowledge, MakeAttempt, plan
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST
-from tailrace.persistence.store import Store
 from tailrace.persistence.turn_list import TurnPageQuery
 from tailrace.proto import entries, subjects
 from tailrace.proto.entries import Attempt, Event
@@ -204,7 +204,7 @@ async def test_a_migration_on_a_full_disk_is_completed_when_there_is_space(tmp_p
         fill(there)
         full = pytest.raises(StoreUnwritable, match=r"tailrace.db: .*: make space on its disk")
         with full:
-            await Store.open(path, busy_timeout_s=0.05)
+            await DATABASES.open(path, busy_timeout_s=0.05)
         os.truncate(there / "junk", (there / "junk").stat().st_size - 128 * 1024)
         with full:
             async with open_store(path):

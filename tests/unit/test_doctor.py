@@ -16,7 +16,7 @@ from tailrace.deploy.local import data_dir, running
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.status_file import FILE, Restart, UpStatus
-from tailrace.persistence.database import open_database
+from tailrace.features.persistence import DATABASES
 from tailrace.proto.version import VERSION
 
 
@@ -135,7 +135,7 @@ async def test_the_key_of_another_backend_is_not_checked(
 
 async def test_a_database_that_was_moved_aside_is_a_warning(tmp_path: Path) -> None:
     """The history then lacks older turns, and nothing else says so later."""
-    await (await open_database(tmp_path / "tailrace.db", busy_timeout_s=1)).close()
+    await (await DATABASES.open(tmp_path / "tailrace.db", busy_timeout_s=1)).close()
     (tmp_path / "tailrace.db.damaged-1").write_bytes(b"damaged")
     (tmp_path / "tailrace.db.damaged-2").write_bytes(b"damaged")
     found = (await findings(Options(port=0, data_dir=tmp_path)))["Database"]

@@ -46,7 +46,7 @@ async def test_a_source_that_is_slow_to_read_is_copied_to_postgresql(
     file_store: Store, postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server ends other transactions that are idle for as long."""
-    monkeypatch.setattr("tailrace.persistence.postgresql.FROZEN_S_MAX", 1)
+    monkeypatch.setattr("tailrace.features.postgresql.database.FROZEN_S_MAX", 1)
     await file_store.record([running_row("turn-1")])
     read = file_store.database.read
     late_s = iter([1.2])

@@ -89,8 +89,8 @@ async def test_if_the_row_of_a_feature_cannot_be_written_neither_is_the_turn(not
 
 def test_two_statements_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^two statements have the same name: put_turn$"):
-        statements("sqlite", [QUERIES, "-- name: put_turn\nSELECT 1\n"])
-    assert set(statements("sqlite", [QUERIES])) - set(statements("sqlite")) == {"put_note", "notes", "delete_note"}
+        statements([QUERIES, "-- name: put_turn\nSELECT 1\n"])
+    assert set(statements([QUERIES])) - set(statements()) == {"put_note", "notes", "delete_note"}
 
 
 async def test_without_its_feature_a_kind_of_resource_is_not_deleted(store: Store) -> None:

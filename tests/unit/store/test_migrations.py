@@ -1,4 +1,4 @@
-"""The schema: migrations from older versions, and the same tables in both databases."""
+"""The schema: migrations from older versions, and newer versions."""
 
 import sqlite3
 from contextlib import closing
@@ -8,19 +8,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tailrace.features.persistence import DATABASES
 from tailrace.features.search.persistence import store_older_words
 from tailrace.features.search.reader import SearchReader
 from tailrace.features.usage.persistence import UsageTable
-from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST
-from tailrace.persistence.postgresql import SET_VERSION
 from tailrace.persistence.rows import build_row
 from tailrace.persistence.store import Store
 from tailrace.persistence.turn_list import TurnPageQuery
 from tailrace.proto.errors import StoreTooNew
 from tests.harness.open_store import open_store
-from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.stored_turns import OURS, THEIRS, hash_text, key
 from tests.harness.turn_builder import NOON, completed_turn
 
@@ -98,78 +96,10 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
         assert [one.turn for one in listed] == ["turn-2", "turn-1"]
 
 
-async def test_an_older_schema_of_postgresql_is_migrated_and_its_turns_are_searchable(
-    postgresql: PostgreSQLServer,
-) -> None:
-    """The older schema has fewer tables."""
-    url, oldest = await postgresql.new_database(), migrations("postgresql")[0]
-    async with postgresql.connect(url) as administrator:
-        await administrator.execute(oldest.sql + SET_VERSION.format(oldest.number))
-        await administrator.execute(
-            "INSERT INTO sessions (tenant, session, created_at, updated_at) VALUES ('ours', 'session-1', 1, 1); "
-            "INSERT INTO turns (tenant, turn, session, model, outcome, input, content, text, attempts, metadata, "
-            "asked_at, cursor) VALUES ('ours', 'turn-1', 'session-1', 'm', 'completed', '[]', "
-            """'[{"type":"text","text":"Light"}]', 'Light', 1, '{}', 1, 1); """
-            "INSERT INTO usage (tenant, session, turn, input_tokens, output_tokens, cache_creation_input_tokens, "
-            "cache_read_input_tokens, is_estimated, cost_nusd) "
-            "SELECT tenant, session, turn, 0, 0, 0, 0, 0, 0 FROM turns"
-        )
-    async with open_store(url) as store:
-        assert [await store_older_words(store) for _ in range(2)] == [1, 0]
-        found, _ = await SearchReader(store).read_page(
-            TurnPageQuery(OURS, {}, None, NEWEST, 9), hash_text("light").split()
-        )
-        assert [one.turn for one in found] == ["turn-1"]
-
-
-async def test_both_databases_have_the_same_tables(file_store: Store, postgresql_store: Store) -> None:
-    """The columns in the same order, which of them may be NULL, the primary keys, and the indexes."""
-    for table, primary_key in KEYS.items():
-        columns = await file_store.database.read(f"SELECT * FROM pragma_table_info('{table}')", {})
-        indexes = await file_store.database.read(f"SELECT * FROM pragma_index_list('{table}')", {})
-        named = {row["name"]: row["partial"] for row in indexes if row["origin"] == "c"}
-        found = await postgresql_store.database.read(
-            "SELECT column_name::text AS name, data_type::text AS type, is_nullable::text AS nullable"
-            " FROM information_schema.columns WHERE table_name = :table ORDER BY ordinal_position",
-            {"table": table},
-        )
-        types = {"INTEGER": "bigint", "TEXT": "text"}
-        assert [(row["name"], row["type"], row["nullable"]) for row in found] == [
-            (row["name"], types[row["type"]], "NO" if row["notnull"] else "YES") for row in columns
-        ]
-        keys = [row["name"] for row in sorted(columns, key=lambda row: row["pk"]) if row["pk"]]
-        assert keys in ([], list(primary_key))
-        theirs = await postgresql_store.database.read(
-            "SELECT indexname::text AS name, indexdef AS made FROM pg_indexes WHERE tablename = :table",
-            {"table": table},
-        )
-        made = {row["name"]: row["made"].partition("USING btree ")[2] for row in theirs if "gin" not in row["made"]}
-        assert made.pop(f"{table}_pkey", "").replace('"', "") == (f"({', '.join(keys)})" if keys else "")
-        assert {name: int(" WHERE " in text) for name, text in made.items()} == named
-        for name, text in made.items():
-            info = await file_store.database.read(f"SELECT name FROM pragma_index_info('{name}')", {})
-            # SQLite has no name for an expression, of which there is one.
-            expected = f"({', '.join(row['name'] or 'tailrace_batch_api(batch)' for row in info)})"
-            assert text.partition(" WHERE ")[0].replace('"', "") == expected
-
-
-async def test_two_processes_that_start_together_migrate_a_database_once(postgresql: PostgreSQLServer) -> None:
-    """Both have seen that it is empty."""
-    url = await postgresql.new_database()
-    stores = [await Store.open(url, busy_timeout_s=1) for _ in range(2)]
-    try:
-        for store in stores:
-            await store.migrate()
-        assert len({await store.read_id() for store in stores}) == 1
-    finally:
-        for store in stores:
-            await store.close()
-
-
 async def test_a_new_database_is_migrated_once(path: Path) -> None:
     """A second start changes nothing; the version is that of the last migration."""
     for is_new in (True, False):
-        store = await Store.open(path, busy_timeout_s=0.05)
+        store = Store(await DATABASES.open(path, busy_timeout_s=0.05))
         try:
             assert store.needs_replay == is_new
             await store.migrate()
@@ -185,4 +115,4 @@ async def test_a_database_of_a_newer_version_is_refused(path: Path, file_store: 
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA user_version = 999")
     with pytest.raises(StoreTooNew, match=r"has schema version 999.*start the newer version again"):
-        await Store.open(path, busy_timeout_s=0.05)
+        await DATABASES.open(path, busy_timeout_s=0.05)

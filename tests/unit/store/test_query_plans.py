@@ -1,23 +1,11 @@
-"""Each statement uses an index, in both databases."""
+"""Each statement uses an index of SQLite."""
 
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import asyncpg
-import msgspec
-import pytest
-import pytest_asyncio
-
-from tailrace.features.persistence import TABLES
-from tailrace.persistence.postgresql import to_positional
-from tailrace.persistence.sql import statements
 from tailrace.persistence.store import Store
-from tests.harness.open_store import open_store
-from tests.harness.postgresql import PostgreSQLServer
 
 # Or over the index of those that are running, of which there are few, over what is mostly empty, or has one row.
 BY_INDEX = re.compile(
@@ -46,7 +34,6 @@ FOUND = (
 # They read one row for each tenant.
 ONE_ROW = re.compile(r"SEARCH (older_costs|totals) USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant[=>]\?\)$")
 FOR_EACH_TENANT = {"older_cost", "tenants_with_usage"}
-POSTGRESQL = statements("postgresql", [one.queries for one in TABLES])
 NUMBERED = {"count_projects", "count_sessions", "projects_from", "sessions_from"}
 
 
@@ -83,95 +70,3 @@ async def test_each_index_has_fixed_statistics(file_store: Store, path: Path) ->
                 # A table without rowids is the index of its primary key.
                 columns[table if has_no_rowid and kind == "pk" else index] = count
     assert {index: len(stat) - 1 for index, stat in statistics.items()} == columns
-
-
-# So many rows that an index is cheaper than reading a whole table.
-FILL = """
-INSERT INTO sessions (tenant, session, created_at, updated_at, project, "user")
-SELECT 'ours', 's' || n, n, n, 'p' || n % 50, 'u' || n % 50 FROM generate_series(1, 2000) AS n;
-INSERT INTO projects SELECT 'ours', 'p' || n, 'name', NULL, n FROM generate_series(1, 2000) AS n;
-INSERT INTO turns (tenant, turn, session, parent, model, outcome, input, content, text, attempts, metadata, asked_at,
-    cursor, batch)
-SELECT 'ours', 't' || n, 's' || n / 10 + 1, 't' || n - 1, 'm', 'completed', '', '', '', 1, '', n, n,
-    CASE WHEN n % 10 = 0 THEN '{}' END
-FROM generate_series(1, 19000) AS n;
-INSERT INTO usage SELECT tenant, session, turn, 1, 1, 1, 1, 0, 1, 1, 'm', asked_at, 'k' FROM turns;
-INSERT INTO labels SELECT tenant, turn, name, 'v' || asked_at / 20, asked_at
-FROM turns CROSS JOIN (VALUES ('user'), ('metadata.a'), ('model')) AS made (name);
-INSERT INTO searched SELECT asked_at * 1024, tenant, turn, 'w' || asked_at || ' w' || asked_at % 900 || ' w' FROM turns;
-INSERT INTO parked_turns SELECT 'ours', 's' || n, 't' || n * 10 - 1, n, n, n % 2, CASE WHEN n % 100 = 0 THEN n END, '{}'
-FROM generate_series(1, 1900) AS n;
-INSERT INTO call_decisions SELECT tenant, session, turn, 'c', '{}', 'k', asked_at FROM turns;
-INSERT INTO unstored SELECT 'ours', turn, 'u' || asked_at FROM turns;
-INSERT INTO totals SELECT 'ours', 'user', 'u' || n, n % 300, 1, 1, 1, 1, 1, 1, 1, 1 FROM generate_series(1, 19000) AS n;
-INSERT INTO blob_uses SELECT tenant, 'b' || asked_at, turn FROM turns;
-INSERT INTO files SELECT 'ours', 'f' || n, 'b', 1, 'f', 'm', 'p', 1, n FROM generate_series(1, 9000) AS n;
-INSERT INTO session_counts SELECT 'theirs', 'p' || n, 1 FROM generate_series(1, 9000) AS n;
-ANALYZE;
-"""
-VALUES = {
-    "tenant": "ours", "session": "s7", "turn": "t61", "parent": "t60", "project": "p7", "user": "u7", "name": "user",
-    "dimension": "user", "key": "u7", "value": "v7", "file": "f7", "sha256": "b61", "listed": '[["ours", "s7", "t61"]]',
-    "labels": "{}", "blobs": "[]", "others": '{"model": "v7"}', "last_name": "u8", "of": "openai",
-    "since": 1990, "limit": 1000, "words": "w61 w", "user_hash": "u7", "before_number": 9**18,
-}  # fmt: skip
-
-
-@pytest_asyncio.fixture
-async def filled_connection(postgresql: PostgreSQLServer) -> AsyncIterator[asyncpg.Connection]:
-    """A connection to a database with many rows."""
-    url = await postgresql.new_database()
-    async with open_store(url), postgresql.connect(url) as connection:
-        await connection.execute(FILL)
-        yield connection
-
-
-async def test_each_statement_uses_an_index_of_postgresql(filled_connection: asyncpg.Connection) -> None:
-    """Each scan of a table has a condition on an index, with a column after the tenant unless it is `NUMBERED`."""
-    wrong: list[object] = []
-    # With these, it reads all of a table that is as small as here.
-    for kind in ("seqscan", "bitmapscan", "hashjoin", "mergejoin"):
-        await filled_connection.execute(f"SET enable_{kind} = off")
-    for name, statement in POSTGRESQL.items():
-        # An index of words gives only bitmaps.
-        await filled_connection.execute(f"SET enable_bitmapscan = {'on' if 'found' in name else 'off'}")
-        found = await scans_of(filled_connection, statement)
-        assert found or statement.startswith("INSERT"), name
-        wrong += [(name, scan) for scan in found if not is_by_index(name, scan)]
-    assert wrong == []
-
-
-@pytest.mark.parametrize("name", ["user_turn_ids", "found_turns"])
-async def test_the_planner_of_postgresql_chooses_the_index_itself(
-    filled_connection: asyncpg.Connection, name: str
-) -> None:
-    """For statements that limit its choice. Without that, it would read all turns."""
-    found = await scans_of(filled_connection, POSTGRESQL[name])
-    assert [scan for scan in found if not is_by_index(name, scan)] == []
-
-
-async def scans_of(connection: asyncpg.Connection, statement: str) -> list[dict[str, Any]]:
-    """Returns the steps of a statement's plan that read a table."""
-    text, names = to_positional(statement)
-    values = [VALUES.get(one, 1 if f"${number}::bigint" in text else "") for number, one in enumerate(names, 1)]
-    plan = await connection.fetchval(f"EXPLAIN (FORMAT json) {text}", *values)
-    return list(scans(msgspec.json.decode(plan)[0]["Plan"]))
-
-
-def scans(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The steps of a plan of PostgreSQL that read a table."""
-    if "Relation Name" in step and step["Node Type"] != "ModifyTable":
-        yield step
-    for part in step.get("Plans", []):
-        yield from scans(part)
-
-
-def is_by_index(name: str, scan: dict[str, Any]) -> bool:
-    few = scan["Relation Name"] in ("reached", "identity", "blob_releases", "unsearched")
-    if few or scan.get("Index Name") in ("turns_running", "searched_older"):
-        return True
-    condition = scan.get("Index Cond", "") or scan.get("Recheck Cond", "")
-    if "tailrace_words" in condition or "number >=" in condition:
-        return True
-    across_tenants = scan.get("Index Name") in ("sessions_by_age", "files_expiring", "unstored_pkey", "parked_decided")
-    return " AND " in condition or (bool(condition) and (name in NUMBERED | FOR_EACH_TENANT or across_tenants))

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tailrace.features.persistence import DATABASES
 from tailrace.persistence.sqlite import move_aside
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import StoreCorrupt, StoreUnwritable
@@ -68,7 +69,7 @@ async def test_a_file_that_an_operator_vacuums_while_it_is_open_is_not_damaged(p
 async def test_a_directory_that_is_a_file_is_unwritable(tmp_path: Path) -> None:
     folder = write(tmp_path / "folder", b"a file")
     with pytest.raises(StoreUnwritable):
-        await Store.open(folder / "tailrace.db", busy_timeout_s=0.05)
+        await DATABASES.open(folder / "tailrace.db", busy_timeout_s=0.05)
 
 
 async def test_a_database_that_cannot_be_opened_leaves_nothing_open(path: Path) -> None:
@@ -82,11 +83,11 @@ async def test_a_database_that_cannot_be_opened_leaves_nothing_open(path: Path) 
     for limit in range(free, free + 20):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         try:
-            store = await Store.open(path, busy_timeout_s=0.05)
+            database = await DATABASES.open(path, busy_timeout_s=0.05)
         except StoreUnwritable:
             failed += 1
         else:
-            await store.close()
+            await database.close()
             break
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+from tailrace.features.postgresql.url import display
 from tailrace.persistence import metrics
-from tailrace.persistence.database import display
 from tailrace.persistence.migrations import NEWEST, migrations, require_known_version
-from tailrace.persistence.sql import DatabaseKind
+from tailrace.persistence.sql import read_queries
 from tailrace.proto.errors import SettingsInvalid, StoreBusy, StoreError, StoreRefused, StoreUnwritable
 from tailrace.proto.runtime.tcp_options import keep_alive
 
@@ -50,6 +50,7 @@ LOCK_CHECK_S = 4.0
 LOCK_TRY_S = 0.5
 GET_SESSION = "SELECT pg_backend_pid()"
 TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended($1::text, 0))"
+MIGRATIONS = f"{__package__}.migrations"
 MIGRATION_TIMEOUT_S = 24 * 3600.0
 # Any number that other programs in the same database do not use.
 WRITER_LOCK = 0x7461696C72616365
@@ -187,7 +188,8 @@ async def _connect_first(url: str, **options: Any) -> asyncpg.Connection:
 class PostgreSQL:
     """A pool of connections to a database."""
 
-    system: DatabaseKind = "postgresql"
+    system = "postgresql"
+    own_queries = read_queries(__package__)
     reads_max = CONNECTIONS_MAX - 2  # a transaction and a search use the other two
 
     def __init__(self, pool: asyncpg.Pool, url: str, options: Mapping[str, Any], version: int) -> None:
@@ -259,7 +261,7 @@ class PostgreSQL:
 
     async def migrate(self) -> None:
         """See Database.migrate. Raises StoreError."""
-        for step in migrations("postgresql", after=self.version):
+        for step in migrations(self.version, MIGRATIONS):
             async with self._transaction() as connection:
                 # Another process may have run this migration while this process waited for the lock.
                 self.version = await _version(connection)
@@ -269,9 +271,11 @@ class PostgreSQL:
             self.version = max(self.version, step.number)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[PostgreSQLTransaction]:
+    async def transaction(self, *, is_slow: bool = False) -> AsyncIterator[PostgreSQLTransaction]:
         """See Database.transaction. Raises StoreError."""
         async with self._transaction() as connection:
+            if is_slow:
+                await connection.execute("SELECT set_config('idle_in_transaction_session_timeout', '0', true)")
             yield PostgreSQLTransaction(connection)
 
     @asynccontextmanager
@@ -471,7 +475,7 @@ async def _check(connection: PoolConnectionProxy, pool: asyncpg.Pool, name: str)
 
 def _tables(version: int) -> set[str]:
     """Returns the tables of a schema version."""
-    steps = (step for step in migrations("postgresql") if step.number <= version)
+    steps = (step for step in migrations(own=MIGRATIONS) if step.number <= version)
     return {VERSION_TABLE, *(table for step in steps for table in CREATED_TABLE.findall(step.sql))}
 
 

@@ -12,9 +12,9 @@ import pytest
 import pytest_asyncio
 
 from tailrace.deploy.cli.main import main
-from tailrace.persistence.database import display
-from tailrace.persistence.postgresql import PostgreSQL
-from tailrace.persistence.serve import preflight
+from tailrace.features.persistence import DATABASES
+from tailrace.features.postgresql.database import PostgreSQL
+from tailrace.persistence.__main__ import preflight
 from tailrace.persistence.settings import Settings
 from tailrace.proto.errors import SettingsInvalid, StoreBusy, StoreUnwritable, TailraceError
 from tailrace.proto.runtime.exit_status import EXIT_USAGE
@@ -267,7 +267,7 @@ async def test_a_mistyped_url_is_not_taken_for_the_name_of_a_file(
 
 
 async def test_an_older_server_is_refused(postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tailrace.persistence.postgresql.SERVER_VERSION_MIN", 99)
+    monkeypatch.setattr("tailrace.features.postgresql.database.SERVER_VERSION_MIN", 99)
     with pytest.raises(
         SettingsInvalid, match=r"is PostgreSQL \d+\.\d+; Tailrace needs 99 or newer: upgrade the server"
     ):
@@ -312,4 +312,4 @@ async def test_a_backup_names_the_program_for_postgresql(
     ],
 )
 def test_the_name_of_a_database_in_messages_has_no_password(url: str, shown: str) -> None:
-    assert display(url) == shown
+    assert DATABASES.display(url) == shown

@@ -13,6 +13,7 @@ import asyncpg
 import msgspec
 import pytest
 
+from tailrace.features.persistence import DATABASES
 from tailrace.features.usage.persistence import UsageTable
 from tailrace.persistence.rows import build_row
 from tailrace.persistence.store import Store
@@ -163,7 +164,7 @@ async def test_a_database_that_accepts_no_connections_is_busy(postgresql: Postgr
     async with postgresql.connect("postgres") as administrator:
         await administrator.execute(f"ALTER DATABASE {url.rpartition('/')[2]} ALLOW_CONNECTIONS false")
     with pytest.raises(StoreBusy, match="is not currently accepting connections"):
-        await Store.open(url, busy_timeout_s=0.05)
+        await DATABASES.open(url, busy_timeout_s=0.05)
 
 
 END_OTHERS = (
@@ -218,7 +219,7 @@ async def test_a_host_that_does_not_answer_does_not_keep_the_next_one_waiting(
     postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after the loss of the primary's machine: the time limit is for each host of the URL."""
-    monkeypatch.setattr("tailrace.persistence.postgresql.CONNECT_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("tailrace.features.postgresql.database.CONNECT_TIMEOUT_S", 2.0)
     url, host = await postgresql.new_database(), f"127.0.0.1:{postgresql.port}"
     with socket.create_server(("127.0.0.1", 0)) as silent:
         both = url.replace(host, f"127.0.0.1:{silent.getsockname()[1]},{host}")

@@ -1,0 +1,1 @@
+"""PostgreSQL: persistence on a PostgreSQL server instead of a SQLite file (ADR 27)."""

@@ -1,0 +1,1 @@
+"""The migrations in which PostgreSQL differs from SQLite, see `tailrace.persistence.migrations`."""
