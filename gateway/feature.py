@@ -8,6 +8,7 @@ from starlette.middleware import Middleware
 
 from tailrace.gateway.auth.admission import Limiter
 from tailrace.gateway.auth.authenticate import Verifier
+from tailrace.gateway.http.http_protocol import ClientConnection
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.streaming.dialect import Dialect
@@ -39,6 +40,9 @@ class Parts(NamedTuple):
     """The steps of the feature in a deletion of turns."""
     limiter: Limiter | None = None
     """The limits of the gateway, in place of the core's, which limits nothing. At most one feature sets it."""
+    connection: type[ClientConnection] | None = None
+    """The class of client connections, in place of the core's, which opens no WebSockets. At most one feature sets
+    it."""
 
 
 class Feature(NamedTuple, Generic[S]):

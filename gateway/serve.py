@@ -5,7 +5,7 @@ import gc
 from pathlib import Path
 from typing import NamedTuple
 
-from tailrace.gateway.app import app, overflow_app, routes_of
+from tailrace.gateway.app import app, overflow_app
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.gateway.auth.api_keys import ApiKeyCache
@@ -15,6 +15,7 @@ from tailrace.gateway.auth.signing_secret import signing_secret
 from tailrace.gateway.feature import Features, Started
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import fd_limit, server
+from tailrace.gateway.http.http_protocol import ClientConnection
 from tailrace.gateway.http.large_bodies import LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.log.fullness import LogFullness
@@ -118,7 +119,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
             stop,
             draining,
             proxies=networks(settings.proxies),
-            socket_paths={route.path for route in routes_of(features) if route.opens_socket},
+            connection=at_most_one((parts.connection for _, parts in started), "connection") or ClientConnection,
         )
         for task in background:
             task.cancel()

@@ -9,11 +9,12 @@ from starlette.types import ASGIApp
 
 from tailrace.features.responses_socket.socket import ResponsesSocket
 from tailrace.features.responses_socket.socket_memory import SocketMemory
+from tailrace.features.responses_socket.socket_protocol import is_handshake
+from tailrace.features.responses_socket.upgrade import PATH, UpgradableConnection
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.cors import is_cross_origin, parse_origins
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.route import Route, Section
-from tailrace.gateway.http.socket_protocol import is_handshake
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
 from tailrace.proto.errors import Refused
@@ -54,12 +55,11 @@ async def get_socket(request: ApiRequest, streams: StreamContext, origins: Origi
 ROUTES = [
     Route(
         "GET",
-        "/v1/responses",
+        PATH.decode(),
         get_socket,
         "read",
         Section("openai", "https://platform.openai.com/docs/guides/websocket-mode"),
         status=101,
-        opens_socket=True,
     ),
 ]
 
@@ -68,7 +68,7 @@ def start(gateway: Gateway, _settings: NoSettings) -> Parts:
     """Makes the gateway accept WebSockets."""
     settings = gateway.settings
     memory = SocketMemory(settings.large_bytes_max // MEMORY_DIVISOR)
-    return Parts(services=(Origins(parse_origins(settings.origins)), memory))
+    return Parts(services=(Origins(parse_origins(settings.origins)), memory), connection=UpgradableConnection)
 
 
 FEATURE = Feature(NoSettings, start, routes=ROUTES)

@@ -23,12 +23,12 @@ from tailrace.features.responses_socket.messages import (
     take_stream_id,
 )
 from tailrace.features.responses_socket.socket_memory import SocketMemory
+from tailrace.features.responses_socket.socket_protocol import limit_memory
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.http.deferred_response import StreamedResponse
 from tailrace.gateway.http.error_responses import Problem
 from tailrace.gateway.http.large_bodies import convert_body
-from tailrace.gateway.http.socket_protocol import limit_memory
 from tailrace.gateway.streaming.reader import Reader, random_life_s
 from tailrace.proto.errors import Refused
 from tailrace.proto.runtime.flag import Flag

@@ -4,16 +4,14 @@ Headers are limited in bytes, number and time (bodies in read_body.py). Data aft
 time, so that the client can read the response. A slow reader holds one buffer; a client that reads nothing for
 UNREAD_TIMEOUT_S is disconnected, and at once while the gateway drains. The kernel detects clients that vanish
 (server.py). uvicorn has no hook for these limits with httptools (docs/DEPENDENCIES.md names its issues). Only this
-module uses uvicorn's protocol classes.
+module uses uvicorn's protocol classes for HTTP.
 """
 
 import asyncio
-import re
 import sys
-from collections.abc import Callable, Sized
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping, Sized
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
 from starlette.datastructures import Headers
@@ -52,11 +50,6 @@ CODED = ("http_invalid", "the only transfer coding that is supported is chunked 
 TOO_LARGE = ("headers_too_large", f"more than {HEADERS_MAX} headers, or {HEADERS_BYTES_MAX // 1024} kB of them")
 TOO_MANY = ("server_busy", CONNECTIONS_REACHED)
 NO_MEMORY = ("server_busy", error_responses.NO_MEMORY)
-# `websockets` limits a line of a handshake, and would break the connection off without a response.
-LINE_BYTES_MAX = 8190
-LINE_TOO_LONG = ("headers_too_large", f"a line of a WebSocket's handshake has more than {LINE_BYTES_MAX} bytes")
-# 16 random bytes in base64 (RFC 6455, 4.1).
-SOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 TOO_SLOW = ("headers_timeout", f"the headers did not arrive within {HEADERS_TIMEOUT_S:.0f} s")
 
 
@@ -75,11 +68,13 @@ class ClientConnection(HttpToolsProtocol):
         "_idle",
         "_is_within_headers",
         "_overflow",
-        "_socket_paths",
         "_unparsed",
         "_unread",
         "_wrong",
     )
+
+    SETTINGS: ClassVar[Mapping[str, Any]] = {"ws": "none"}
+    """Settings of uvicorn. A subclass that opens WebSockets names their protocol class."""
 
     def __init__(
         self,
@@ -87,17 +82,14 @@ class ClientConnection(HttpToolsProtocol):
         overflow: ASGIApp,
         excess_max: int,
         idle: dict["ClientConnection", None],
-        socket_paths: AbstractSet[bytes],
         **given: Any,
     ) -> None:
         """`overflow` is the application for `excess_max` connections above the limit.
 
         Further connections are refused before their request is read, which some clients do not expect.
         `idle` are the idle connections of the server; the one that has been idle for longest comes first.
-        `socket_paths` are the paths at which a client may open a WebSocket.
         """
         super().__init__(**given)
-        self._socket_paths = socket_paths
         self._overflow: Any = overflow
         self._excess_max = excess_max
         self._idle = idle
@@ -257,20 +249,11 @@ class ClientConnection(HttpToolsProtocol):
         return any(name == b"upgrade" for name, _ in self.headers)
 
     def handle_websocket_upgrade(self) -> None:
-        """Opens a WebSocket, or parses the request again without its Upgrade header, which a server may ignore.
+        """Parses the request again without its Upgrade header, which a server may ignore (RFC 9110, 7.8).
 
-        RFC 9110, 7.8. Java's HttpClient sends `Upgrade: h2c` with its first request, and the parser stops where the
-        body begins (https://github.com/Kludex/uvicorn/issues/2722).
+        Java's HttpClient sends `Upgrade: h2c` with its first request, and the parser stops where the body begins
+        (https://github.com/Kludex/uvicorn/issues/2722).
         """
-        if self._is_for_socket():
-            lengths = (len(name) + len(value) for name, value in (*self.headers, (b"GET HTTP/1.1", self.url)))
-            if max(lengths) + 2 > LINE_BYTES_MAX:
-                self._refuse(*LINE_TOO_LONG)
-            elif self._bytes > HEADERS_BYTES_MAX:
-                self._refuse(*TOO_LARGE)
-            else:
-                super().handle_websocket_upgrade()
-            return
         stopped = sys.exception()
         assert isinstance(stopped, httptools.HttpParserUpgrade)  # noqa: S101
         lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
@@ -279,26 +262,9 @@ class ClientConnection(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
-    def _is_for_socket(self) -> bool:
-        """Returns whether the request may open a WebSocket: alone, valid, at one of the paths, without a body."""
-        is_alone = not self.pipeline and (self.cycle is None or self.cycle.response_complete)
-        # `_unread` watches the response before it, and would end the WebSocket.
-        is_alone &= not self.flow.write_paused
-        path = self.url.partition(b"?")[0]
-        keys = [value for name, value in self.headers if name == b"sec-websocket-key"]
-        versions = [value for name, value in self.headers if name == b"sec-websocket-version"]
-        return (
-            is_alone
-            and path in self._socket_paths
-            and self._get_upgrade() == b"websocket"
-            and (self.parser.get_method(), self.parser.get_http_version()) == (b"GET", "1.1")
-            and not any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
-            # The library would refuse them with text, not with an error body.
-            and (len(keys) == 1 and SOCKET_KEY.fullmatch(keys[0]) is not None)
-            and versions == [b"13"]
-            # A connection above the limit is refused over HTTP.
-            and self.app is not self._overflow
-        )
+    def _open_socket(self) -> None:
+        """Makes the connection a WebSocket, of the protocol class in SETTINGS."""
+        super().handle_websocket_upgrade()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -94,8 +94,6 @@ class Route(msgspec.Struct, frozen=True):
     """Renders a refusal for clients that read the body of a stream without looking at the status."""
     cookie: str = ""
     """The name of the cookie that is the credential instead of a key."""
-    opens_socket: bool = False
-    """Whether the request may open a WebSocket. Everywhere else, `Upgrade: websocket` is ignored."""
 
     @property
     def query_names(self) -> frozenset[str]:

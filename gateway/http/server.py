@@ -4,7 +4,6 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Message
 
-from tailrace.gateway.http import fd_limit, security_headers, socket_protocol
+from tailrace.gateway.http import fd_limit, security_headers
 from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.http.http_protocol import ClientConnection
 from tailrace.proto.runtime.flag import Flag
@@ -26,15 +25,8 @@ ARRIVAL_S = 0.25
 # After that, requests without a response may still be served for this time.
 UNANSWERED_S_MAX = 2.0
 POLL_S = 0.02
-# Messages of uvicorn and `websockets` that this gateway does not log.
-EXPECTED = (
-    # As an error; a stream is truncated on purpose by returning without a last chunk.
-    "ASGI callable returned without completing response",
-    # Each WebSocket, with its query string.
-    '"WebSocket ',
-    # As an error with a traceback, for a client's message.
-    "Invalid UTF-8 sequence received from client",
-)
+# uvicorn logs it as an error; a stream is truncated on purpose by returning without a last chunk.
+EXPECTED = "ASGI callable returned without completing response"
 # Options of each connection on Linux, which detect clients that vanish without closing (a laptop that was shut).
 KEPT = {
     # Closes a connection whose data is not acknowledged for so many milliseconds. With the heartbeats of a stream, a
@@ -66,26 +58,19 @@ async def serve(
     stop: asyncio.Event,
     draining: Flag,
     proxies: Sequence[str] = (),
-    socket_paths: AbstractSet[str] = frozenset(),
+    connection: type[ClientConnection] = ClientConnection,
 ) -> None:
     """Serves `app` until `stop` is set, and `overflow` to connections above the limit.
 
     After `stop`, no connection is accepted, and requests that have arrived are served. Then `draining` is set, which
-    ends the streams. The X-Forwarded headers of `proxies` are trusted. A client may open a WebSocket at `socket_paths`.
+    ends the streams. The X-Forwarded headers of `proxies` are trusted.
     """
     config = uvicorn.Config(
-        socket_protocol.accept_sockets(send_deferred(app, partial(close_connection, stop))),
+        send_deferred(app, partial(close_connection, stop)),
         # httptools rejects what h11 accepts: CL with TE, folded headers
-        http=partial(  # type: ignore[arg-type]  # annotated as a class
-            ClientConnection,
-            overflow=overflow,
-            excess_max=fd_limit.excess_max(),
-            idle={},
-            socket_paths=frozenset(path.encode() for path in socket_paths),
-        ),
+        http=partial(connection, overflow=overflow, excess_max=fd_limit.excess_max(), idle={}),  # type: ignore[arg-type]
         lifespan="off",
-        ws=socket_protocol.ClientSocket,
-        **socket_protocol.SETTINGS,
+        **connection.SETTINGS,
         log_config=None,
         access_log=False,
         backlog=fd_limit.backlog(),
@@ -143,5 +128,4 @@ def listen(host: str, port: int, listen_fd: int) -> socket.socket:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return not any(known in text for known in EXPECTED)
+    return EXPECTED not in record.getMessage()

@@ -60,6 +60,9 @@ async def refuses_what_features_do(gateway: httpx2.AsyncClient) -> None:
     assert costly["message"] == "`max_cost` is not supported by this server: leave it out"
     for path in ABSENT:
         assert (await gateway.get(path)).json()["error"]["code"] == "route_not_found"
+    upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    handshake = await gateway.get("/v1/responses", headers=upgrade | {"sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ=="})
+    assert (handshake.status_code, handshake.json()["error"]["code"]) == (404, "route_not_found")
     refused = (await gateway.post("/v1/turns?dialect=anthropic", json=QUESTION)).json()["error"]
     assert (refused["code"], refused["message"]) == (
         "dialect_unknown",

@@ -1,10 +1,11 @@
 """The WebSocket protocol of a client connection: uvicorn's, on the library `websockets`, with further limits.
 
 As over HTTP, a client that reads nothing for UNREAD_TIMEOUT_S is disconnected, and at once while the gateway drains.
-The memory of messages and pongs is limited. uvicorn has no hook for these limits.
+The memory of messages and pongs is limited. uvicorn has no hook for these limits. upgrade.py opens the WebSockets.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,15 +30,17 @@ TRY_AGAIN_LATER = 1013
 MESSAGE_TIMEOUT_S = 120.0
 POLICY = 1008
 TOO_SLOW = "a message took too long to arrive"
+# The scheme of a WebSocket's handshake as a GET request.
+SCHEMES = {b"ws": b"http", b"wss": b"https"}
 # For the client's reply to a close frame: less than the time in which a draining gateway stops.
 CLOSE_TIMEOUT_S = 1.0
-# The settings of uvicorn. Compression would take 64 kB and more of each connection.
-SETTINGS: dict[str, Any] = {
-    "ws_max_size": FRAME_BYTES_MAX,
-    "ws_ping_interval": PING_INTERVAL_S,
-    "ws_ping_timeout": PING_TIMEOUT_S,
-    "ws_per_message_deflate": False,
-}
+# Messages of uvicorn and `websockets` that the gateway does not log.
+EXPECTED = (
+    # Each WebSocket, with its query string.
+    '"WebSocket ',
+    # As an error with a traceback, for a client's message.
+    "Invalid UTF-8 sequence received from client",
+)
 
 
 class ClientSocket(WebSocketsSansIOProtocol):
@@ -48,6 +51,8 @@ class ClientSocket(WebSocketsSansIOProtocol):
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
+        self.app: Any = accept_sockets(self.app)
+        self.logger.addFilter(_is_news)
         self.close_timeout = CLOSE_TIMEOUT_S
         self._unread: asyncio.TimerHandle | None = None
         """Runs while the write buffer is full."""
@@ -200,11 +205,14 @@ def accept_sockets(app: ASGIApp) -> ASGIApp:
     """
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            scheme = {"ws": "http", "wss": "https"}[scope["scheme"]]
-            scope = {**scope, "type": "http", "method": "GET", "scheme": scheme}
-            send = partial(_send_of_socket, send)
-        await app(scope, receive, send)
+        # Some proxies forward a handshake with `X-Forwarded-Proto: wss`, and uvicorn makes it the scheme.
+        headers = [
+            (name, SCHEMES.get(value, value) if name == b"x-forwarded-proto" else value)
+            for name, value in scope["headers"]
+        ]
+        scheme = SCHEMES[scope["scheme"].encode()].decode()
+        handshake = {**scope, "type": "http", "method": "GET", "scheme": scheme, "headers": headers}
+        await app(handshake, receive, partial(_send_of_socket, send))
 
     return serve
 
@@ -236,3 +244,8 @@ def _message_of_handshake(message: Message) -> Message:
             security = [(name.encode(), value.encode()) for name, value in security_headers.HEADERS]
             return {**message, "type": "websocket.http.response.start", "headers": [*security, *headers]}
     return {**message, "type": f"websocket.{message['type']}"}
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not any(known in text for known in EXPECTED)

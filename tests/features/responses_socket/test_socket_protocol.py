@@ -16,22 +16,24 @@ from uvicorn.server import ServerState
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tailrace.gateway.http import http_protocol, server, socket_protocol
-from tailrace.gateway.http.error_responses import NO_MEMORY
-from tailrace.gateway.http.socket_protocol import (
+from tailrace.features.responses_socket import socket_protocol
+from tailrace.features.responses_socket.socket_protocol import (
     FRAME_BYTES_MAX,
     PING_TIMEOUT_S,
-    SETTINGS,
     TOO_SLOW,
     ClientSocket,
     accept_sockets,
     is_handshake,
     limit_memory,
 )
+from tailrace.features.responses_socket.upgrade import UpgradableConnection
+from tailrace.gateway.http import http_protocol, server
+from tailrace.gateway.http.error_responses import NO_MEMORY
+from tailrace.gateway.http.http_protocol import ClientConnection
 from tailrace.proto.runtime.flag import Flag
 from tests.harness.raw_http import RawConnection
 
-PATH = "/socket"
+PATH = "/v1/responses"
 HANDSHAKE = (
     "host: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
     "sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -57,11 +59,15 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp = echo) -> AsyncIterator[tuple[int, asyncio.Event]]:
-    """Serves `app`; yields the port and what stops it."""
+async def serving(
+    app: ASGIApp = echo, connection: type[ClientConnection] = UpgradableConnection
+) -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """Serves `app` behind a proxy of this machine; yields the port and what stops it."""
     listening, stop = socket.create_server(("127.0.0.1", 0)), asyncio.Event()
     port = listening.getsockname()[1]
-    task = asyncio.create_task(server.serve(app, app, listening, stop, Flag(), socket_paths={PATH}))
+    task = asyncio.create_task(
+        server.serve(app, app, listening, stop, Flag(), proxies=["127.0.0.1"], connection=connection)
+    )
     try:
         yield port, stop
     finally:
@@ -130,6 +136,30 @@ async def test_any_other_upgrade_is_ignored(port: int, head: str) -> None:
         await raw.send(f"{head}\r\n", *(["0\r\n\r\n"] if "chunked" in head else []))
         answer = await raw.answer()
         assert (answer.status_code, answer.text) == (200, "no handshake")
+
+
+async def test_without_the_feature_a_handshake_is_a_get_request() -> None:
+    """As in uvicorn with `ws="none"`: a server may ignore an upgrade (RFC 9110, 7.8), and serves the next request."""
+    async with serving(connection=ClientConnection) as (port, _):
+        async with RawConnection.open(port) as raw:
+            for upgrade in (HANDSHAKE, "host: localhost\r\n"):
+                await raw.send(f"GET {PATH} HTTP/1.1\r\n{upgrade}\r\n")
+                answer = await raw.answer()
+                assert (answer.status_code, answer.text) == (200, "no handshake")
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"ws://127.0.0.1:{port}{PATH}")
+        assert (refused.value.response.status_code, refused.value.response.body) == (200, b"no handshake")
+
+
+@pytest.mark.parametrize("forwarded", ["https", "wss"])
+async def test_a_handshake_over_tls_of_a_proxy_has_the_scheme_https(forwarded: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse(scope["scheme"], 401)(scope, receive, send)
+
+    async with serving(app) as (port, _):
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"ws://127.0.0.1:{port}{PATH}", additional_headers={"x-forwarded-proto": forwarded})
+        assert refused.value.response.body == b"https"
 
 
 async def test_an_upgrade_behind_another_request_is_ignored(port: int) -> None:
@@ -234,7 +264,9 @@ class Accepted:
     """An application that has accepted a WebSocket, and its connection without a network."""
 
     def __init__(self) -> None:
-        config = uvicorn.Config(self._serve, interface="asgi3", lifespan="off", log_config=None, **SETTINGS)
+        config = uvicorn.Config(
+            self._serve, interface="asgi3", lifespan="off", log_config=None, **UpgradableConnection.SETTINGS
+        )
         config.load()
         self.wire = Wire()
         self.connection = ClientSocket(config, ServerState(), {})
