@@ -12,7 +12,8 @@ from tailrace.gateway.http.http_protocol import ClientConnection
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.streaming.dialect import Dialect
-from tailrace.gateway.streaming.reader import FindNext, OnDisconnect
+from tailrace.gateway.streaming.reader import OnDisconnect
+from tailrace.gateway.streaming.response import GoOn
 from tailrace.gateway.turns.delete import DeletionSteps
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 
@@ -32,7 +33,7 @@ class Parts(NamedTuple):
     """Awaited before the gateway serves requests."""
     on_disconnect: OnDisconnect | None = None
     """Called when the client of a running turn has disconnected, with the seconds that it has to reconnect."""
-    find_next: FindNext | None = None
+    go_on: GoOn | None = None
     """Called when a reader has no more events of its turn."""
     steps: OptionalSteps = OptionalSteps()
     """The steps of a submission that the feature provides. No other feature provides the same ones."""

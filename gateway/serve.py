@@ -137,8 +137,8 @@ def start(gateway: Gateway, settings: Settings, features: Features) -> Started:
         gateway.submitter.add_steps(parts.steps)
         if parts.on_disconnect is not None:
             gateway.streams.departures.append(parts.on_disconnect)
-        if parts.find_next is not None:
-            gateway.streams.successions.append(parts.find_next)
+        if parts.go_on is not None:
+            gateway.streams.successions.append(parts.go_on)
         if parts.deletion is not None:
             gateway.deleter.steps.append(parts.deletion)
     if (limiter := at_most_one((parts.limiter for _, parts in started), "limiter")) is not None:

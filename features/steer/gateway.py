@@ -6,6 +6,7 @@ import msgspec
 from starlette.responses import Response
 
 from tailrace.features.steer.endings import Endings
+from tailrace.features.steer.service import At, SteerService, steered_turn
 from tailrace.features.steer.steering import make_steering
 from tailrace.features.steer.successions import Successions
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -16,7 +17,6 @@ from tailrace.gateway.http.route import TURNS, Route
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.draft import draft_turn
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn
-from tailrace.gateway.turns.steer import At, SteerService, steered_turn
 from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.runtime.settings import NoSettings
 
@@ -82,12 +82,12 @@ ROUTES = [
 
 
 def start(gateway: Gateway, _settings: NoSettings) -> Parts:
-    """Makes the service that steers, and the hook by which readers go on."""
+    """Makes the service that steers, and the hook by which readers go on in the next turn."""
     endings = Endings()
     return Parts(
         services=(SteerService(make_steering(gateway, endings).steer),),
         background=(endings.run,),
-        find_next=Successions(gateway.log).find_next,
+        go_on=Successions(gateway.log).go_on,
     )
 
 

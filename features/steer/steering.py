@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from tailrace.features.steer.endings import Endings, end_at_boundary
+from tailrace.features.steer.service import At, steered_turn
 from tailrace.gateway.clients.follow_up import settings_of
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.hash_body import hash_body
@@ -20,8 +21,8 @@ from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.draft import Stored, TurnDraft
 from tailrace.gateway.turns.idempotency_key import AUTO
+from tailrace.gateway.turns.repeats import IN_A_ROW_MAX
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.steer import IN_A_ROW_MAX, At, steered_turn
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import LogError, LogUnavailable, Refused, TurnUnknown, not_found
 from tailrace.proto.fold import Turn

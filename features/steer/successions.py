@@ -1,16 +1,25 @@
 """Where the reader of a steered turn goes on: the `end` of a steered turn names its successor (PROTOCOL R137)."""
 
+from typing import NamedTuple
+
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.streaming.dialect import Dialect
-from tailrace.gateway.streaming.reader import NextTurn
-from tailrace.gateway.turns.steer import IN_A_ROW_MAX
+from tailrace.gateway.streaming.response import EventStream
+from tailrace.gateway.turns.repeats import IN_A_ROW_MAX
 from tailrace.proto.entries import End
-from tailrace.proto.errors import TurnUnknown
+from tailrace.proto.errors import CursorUnknown, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import TurnLog
 
 # The dialects whose clients know the event for it. In all others, the stream ends with the steered turn.
 DIALECTS = frozenset({"tailrace"})
+
+
+class NextTurn(NamedTuple):
+    """The turn in which a reader goes on, and its cursor there. BEFORE_FIRST: after the turn's request."""
+
+    key: TurnKey
+    cursor: Seq
 
 
 class Successions:
@@ -19,14 +28,31 @@ class Successions:
     def __init__(self, log: TurnLog) -> None:
         self._log = log
 
+    async def go_on(self, stream: EventStream, key: TurnKey, cursor: Seq, end: End | None) -> bool:
+        """See GoOn."""
+        found = await self.find_next(stream.reader.principal, key, cursor, stream.dialect, end)
+        if found is None:
+            return False
+        try:
+            await stream.join(found.key, found.cursor)
+        except (TurnUnknown, CursorUnknown):
+            # It was deleted, or has left the log: the reader has all.
+            return False
+        if found.cursor == BEFORE_FIRST:
+            # The end of the turn before has announced the request.
+            stream.position = max(stream.position, 1)
+        return True
+
     async def find_next(
         self, principal: Principal, key: TurnKey, cursor: Seq, dialect: Dialect, end: End | None = None
     ) -> NextTurn | None:
-        """See FindNext. A credential for one turn, such as a ticket, does not read the next one. Raises LogUnavailable.
+        """Returns where a reader goes on whose cursor is not within the turn, or at its end. Raises LogUnavailable.
 
-        The cursor may be of the turn itself, of one of its successors, or of a turn that it succeeds.
+        The cursor may be of the turn itself, of one of its successors, or of a turn that it succeeds. The `end` is that
+        of the turn, if the reader has received it on this connection. A credential for one turn, such as a ticket, does
+        not read the next one.
         """
-        if dialect.name not in DIALECTS or principal.turn is not None:
+        if cursor == BEFORE_FIRST or dialect.name not in DIALECTS or principal.turn is not None:
             return None
         if end is not None:
             return None if end.successor is None else NextTurn(TurnKey(key.tenant, end.successor), BEFORE_FIRST)

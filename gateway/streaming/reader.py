@@ -5,41 +5,28 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from starlette.types import Receive
 
 from tailrace.gateway.auth.admission import Admissions, Slots
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
-from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.http_protocol import watch_disconnect
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.streaming.reader_counts import Groups, ReaderCounts
 from tailrace.gateway.streaming.stream_record import StreamRecords
-from tailrace.proto.entries import End
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Seq, TurnKey
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime.flag import Flag
 
+if TYPE_CHECKING:
+    from tailrace.gateway.streaming.response import GoOn
+
 OnDisconnect = Callable[[TurnKey, float], None]
-
-
-class NextTurn(NamedTuple):
-    """The turn in which a reader goes on, and its cursor there. BEFORE_FIRST: after the turn's request."""
-
-    key: TurnKey
-    cursor: Seq
-
-
-FindNext = Callable[[Principal, TurnKey, Seq, Dialect, End | None], Awaitable[NextTurn | None]]
-"""Returns where a reader of a turn goes on whose cursor is not within the turn, or at its end. Raises LogError.
-
-The `end` is that of the turn, if the reader has received it on this connection."""
 
 
 class StreamContext(NamedTuple):
@@ -56,22 +43,13 @@ class StreamContext(NamedTuple):
     draining: Flag
     departures: list[OnDisconnect]
     """The functions of features that are called when a client has disconnected."""
-    successions: list[FindNext]
+    successions: list["GoOn"]
     """Those that are called when a reader has no more events of its turn."""
 
     def on_disconnect(self, key: TurnKey, reconnect_window_s: float) -> None:
         """Calls `departures`: the client of a running turn has disconnected, with so many seconds to reconnect."""
         for call in self.departures:
             call(key, reconnect_window_s)
-
-    async def find_next(
-        self, principal: Principal, key: TurnKey, cursor: Seq, dialect: Dialect, end: End | None = None
-    ) -> NextTurn | None:
-        """Calls them until one has found where the reader goes on; see FindNext."""
-        for find in self.successions:
-            if (found := await find(principal, key, cursor, dialect, end)) is not None:
-                return found
-        return None
 
 
 class Reader:

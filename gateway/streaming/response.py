@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import partial
 from itertools import chain, repeat
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from tailrace.gateway.http.deferred_response import OpenResponse, StreamedRespon
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.endings import AGED, BROKEN, DRAINED, EXPIRED, LEFT, WHOLE, StreamEnding
 from tailrace.gateway.streaming.feed import TurnFeed
-from tailrace.gateway.streaming.reader import NextTurn, Reader, random_life_s
+from tailrace.gateway.streaming.reader import Reader, random_life_s
 from tailrace.gateway.streaming.stream_record import StreamRecord
 from tailrace.gateway.streaming.writer import FrameWriter, Snapshot, TurnWriter
 from tailrace.proto.end_entry import LOST_FAILURE
@@ -37,6 +36,11 @@ AFTER_LOST = Seq(2**53 - 1)
 # The pause between two tries of an unavailable log: well below the second after which clients reconnect.
 TRY_LOG_EVERY_S = 0.5
 
+
+GoOn = Callable[["EventStream", TurnKey, Seq, End | None], Awaitable[bool]]
+"""Joins the turn in which the reader of a turn goes on, and returns whether there is one. Raises LogError.
+
+The cursor is not within the turn, or at its end. The `end` is that of the turn, if the stream has sent it."""
 
 Step = Callable[[], Awaitable[StreamEnding | bool | asyncio.Future[None]]]
 """Sends what there is and waits for more. Returns how the response ends, or whether there was news.
@@ -129,11 +133,11 @@ class EventStream(StreamedResponse):
         """
         super().__init__({"content-type": dialect.media_type, **sse.HEADERS, **dialect.headers, **(headers or {})})
         self.accept = reader.accept
-        self._reader = reader
+        self.reader = reader
         self._streams = reader.streams
         self.heartbeat_s = reader.streams.settings.heartbeat_s
         self._start = Start(start) if isinstance(start, TurnKey) else start
-        self._dialect = dialect
+        self.dialect = dialect
         self._cursor = cursor
         self._snapshot = snapshot
         self._waits_for_answer = waits_for_answer
@@ -143,12 +147,15 @@ class EventStream(StreamedResponse):
         self._ending: StreamEnding | None = None
         self._is_open = False
         """Whether the stream is counted as an open one."""
-        self._position = 0
+        self.feed: TurnFeed
+        self._is_joined = False
+        """Whether the response reads `feed`."""
+        self.position = 0
         """The index of the first entry that may hold an event for this client."""
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> OpenResponse | None:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._reader.open(receive, self._streams.draining))
+            await stack.enter_async_context(self.reader.open(receive, self._streams.draining))
             if not await self._begin_stream(send, scope["method"]):
                 return None
             # `close` leaves the context.
@@ -158,10 +165,10 @@ class EventStream(StreamedResponse):
     async def step(self) -> asyncio.Future[None] | None:
         """See OpenResponse."""
         while True:
-            found = await serve_until_idle(self._reader, self._writer.step, self._beat)
+            found = await serve_until_idle(self.reader, self._writer.step, self._beat)
             if not isinstance(found, StreamEnding):
                 return found
-            ending = await self._go_on() if found is WHOLE else found
+            ending = await self._begin_next() if found is WHOLE else found
             if ending is not None:
                 await self._end(ending)
                 return None
@@ -172,7 +179,7 @@ class EventStream(StreamedResponse):
         try:
             await self._leave_turn()
         finally:
-            await self._reader.__aexit__()
+            await self.reader.__aexit__()
         await self.note_delivery()
 
     async def _begin_stream(self, send: Send, method: str) -> bool:
@@ -182,34 +189,38 @@ class EventStream(StreamedResponse):
         """
         start = await self._find_start()
         try:
-            await self._join_after_cursor(start)
+            await self.join(start.key, self._cursor)
+            if start.seen:
+                self.position = 0
         except (TurnUnknown, CursorUnknown):
-            await self._send_record(start, send)
-            return False
+            if not await self._go_on(start.key, self._cursor):
+                await self._send_record(start, send)
+                return False
         goes_on = False
         try:
             goes_on = await self._begin_turn(start, send, method)
         finally:
             if not goes_on:
                 await self._leave_turn()
-        if not self.is_begun and self._reader.is_expired:
+        if not self.is_begun and self.reader.is_expired:
             raise credential_invalid()
         return goes_on
 
     async def _begin_turn(self, start: Start, send: Send, method: str) -> bool:
         """Like `_begin_stream`, for a turn that can be followed."""
-        feed, reader = self._feed, self._reader
-        if feed.is_ended and self._position == len(feed.entries):
-            # fetch-event-source, which repeats a POST, treats 204 as an error and retries forever.
-            await self._send_empty(send, 200 if method == "POST" else 204)
-            return False
+        reader = self.reader
+        while (feed := self.feed).is_ended and self.position == len(feed.entries):
+            if feed.key != start.key or not await self._go_on(start.key, self._cursor):
+                # fetch-event-source, which repeats a POST, treats 204 as an error and retries forever.
+                await self._send_empty(send, 200 if method == "POST" else 204)
+                return False
         if method == "HEAD":
             await self._send_empty(send, 200)
             return False
         if tracing.is_on():
-            self._span = stream_span(self._streams.log, feed, self._dialect.name, self._cursor)
+            self._span = stream_span(self._streams.log, feed, self.dialect.name, self._cursor)
             await self._span.__aenter__()
-        self._record = self._streams.records.open(feed, self._dialect.name, self._cursor)
+        self._record = self._streams.records.open(feed, self.dialect.name, self._cursor)
         if self._waits_for_answer:
             async with reader.until_interrupted(self.heartbeat_s):
                 await _wait_for_answer(feed, may_repeat=not self._fails_again)
@@ -220,15 +231,15 @@ class EventStream(StreamedResponse):
         if self._cursor:
             metrics.RESUMED.inc()
         self._record.measure(feed, reader.requested_at)
-        metrics.STREAMS.labels(self._dialect.name).inc()
+        metrics.STREAMS.labels(self.dialect.name).inc()
         self._is_open = True
         await self.begin(send, 200)
         self._send = send
         self._writer = TurnWriter(
             send,
-            self._dialect,
+            self.dialect,
             feed,
-            self._position,
+            self.position,
             id_prefix=reader.id_prefix,
             to_skip=start.seen or 0,
             snapshot=self._snapshot,
@@ -237,77 +248,39 @@ class EventStream(StreamedResponse):
         reader.interrupt_after(random_life_s(self._streams.settings))
         return True
 
-    async def _join_after_cursor(self, start: Start) -> None:
-        """Joins the feed of the turn, or of the one in which a reader with this cursor goes on.
+    async def join(self, key: TurnKey, cursor: Seq) -> None:
+        """Joins the feed of a turn after the cursor, in place of the one before. Raises TurnUnknown, CursorUnknown,
+        LogUnavailable."""
+        feed = await self._streams.fan_out.join(key, cursor, from_start=self.dialect.is_stateful)
+        if self._is_joined:
+            self._streams.fan_out.leave(self.feed)
+        self._is_joined = True
+        self.feed, self.position = feed, feed.start_index(cursor, self.dialect)
+        self._headers["tailrace-turn"] = key.turn
 
-        Raises TurnUnknown, CursorUnknown, LogUnavailable.
-        """
-        key, cursor, fan_out = start.key, self._cursor, self._streams.fan_out
-        find_next = partial(self._streams.find_next, self._reader.principal, key, cursor, self._dialect)
-        try:
-            feed = await fan_out.join(key, cursor, from_start=self._dialect.is_stateful)
-        except (TurnUnknown, CursorUnknown):
-            if cursor == BEFORE_FIRST or (found := await find_next()) is None:
-                raise
-            await self._join_next(found)
-            return
-        self._feed, self._position = feed, 0 if start.seen else feed.start_index(cursor, self._dialect)
-        if cursor == BEFORE_FIRST or not feed.is_ended or self._position < len(feed.entries):
-            return
-        try:
-            if (found := await find_next()) is None:
-                return
-            await self._join_next(found)
-        except (TurnUnknown, CursorUnknown):
-            # The next turn was deleted, or has left the log: the reader has all.
-            return
-        except BaseException:
-            fan_out.leave(feed)
-            raise
-        fan_out.leave(feed)
+    async def _go_on(self, key: TurnKey, cursor: Seq, end: End | None = None) -> bool:
+        """Returns whether a feature has joined the turn in which the reader goes on; see GoOn. Raises LogError."""
+        for go_on in self._streams.successions:
+            if await go_on(self, key, cursor, end):
+                return True
+        return False
 
-    async def _join_next(self, found: NextTurn) -> None:
-        """Joins the feed of the turn in which the reader goes on. Raises TurnUnknown, CursorUnknown, LogUnavailable."""
-        dialect = self._dialect
-        feed = await self._streams.fan_out.join(found.key, found.cursor, from_start=dialect.is_stateful)
-        self._headers["tailrace-turn"] = found.key.turn
-        # The end of the turn before it has announced the request.
-        self._feed, self._position = feed, max(feed.start_index(found.cursor, dialect), found.cursor == BEFORE_FIRST)
-
-    async def _go_on(self) -> StreamEnding | None:
-        """Goes on with the turn that the end of this one names. Returns how the stream ends if there is none."""
-        before, record = self._feed, self._record
-        if record is None or not before.entries:
-            return WHOLE
-        last = before.entries[-1]
-        if not isinstance(last.entry, End) or last.entry.successor is None:
+    async def _begin_next(self) -> StreamEnding | None:
+        """Begins the turn in which the reader goes on. Returns how the stream ends if there is none."""
+        before, record = self.feed, self._record
+        last = before.entries[-1] if before.entries else None
+        if record is None or last is None or not isinstance(last.entry, End):
             return WHOLE
         try:
-            found = await self._streams.find_next(
-                self._reader.principal, before.key, last.seq, self._dialect, last.entry
-            )
-            if found is None:
+            if not await self._go_on(before.key, last.seq, last.entry):
                 return WHOLE
-            await self._join_next(found)
-        except (TurnUnknown, CursorUnknown):
-            # It was deleted, or has left the log.
-            return WHOLE
         except LogError:
             return BROKEN
-        self._writer.stop()
         record.close(WHOLE)
         self._streams.records.end(record, before)
-        self._streams.fan_out.leave(before)
-        self._record = record = self._streams.records.open(self._feed, self._dialect.name, found.cursor)
-        record.measure(self._feed, time.monotonic())
-        self._writer = TurnWriter(
-            self._send,
-            self._dialect,
-            self._feed,
-            self._position,
-            id_prefix=self._reader.id_prefix,
-            observe=record.note_write,
-        )
+        self._record = record = self._streams.records.open(self.feed, self.dialect.name, BEFORE_FIRST)
+        record.measure(self.feed, time.monotonic())
+        self._writer.go_on(self.feed, self.position, record.note_write)
         return None
 
     async def _end(self, ending: StreamEnding) -> None:
@@ -317,7 +290,7 @@ class EventStream(StreamedResponse):
         metrics.STREAM_ENDS.labels(ending.metric).inc()
         if ending is LEFT:
             return
-        if ending.is_whole or (self._dialect.is_self_delimited and not self._writer.is_within_frame):
+        if ending.is_whole or (self.dialect.is_self_delimited and not self._writer.is_within_frame):
             await self._send(body(b"", more=False))
         self.is_delivered = ending.is_whole
         if not ending.is_whole:
@@ -333,29 +306,30 @@ class EventStream(StreamedResponse):
             if self._record is not None:
                 if self._ending is not None:
                     self._record.close(self._ending)
-                self._streams.records.end(self._record, self._feed)
+                self._streams.records.end(self._record, self.feed)
             if self._span is not None:
                 await self._span.__aexit__(None, None, None)
         finally:
-            self._streams.fan_out.leave(self._feed)
+            self._is_joined = False
+            self._streams.fan_out.leave(self.feed)
         if self._ending is not None and self._ending.reconnect_window_s is not None:
-            self._streams.on_disconnect(self._feed.key, self._ending.reconnect_window_s)
+            self._streams.on_disconnect(self.feed.key, self._ending.reconnect_window_s)
 
     def _count_end(self) -> None:
         if self._is_open:
             self._is_open = False
-            metrics.STREAMS.labels(self._dialect.name).dec()
+            metrics.STREAMS.labels(self.dialect.name).dec()
 
     async def _find_start(self) -> Start:
         start = self._start if isinstance(self._start, Start) else await self._start()
-        self._dialect = start.dialect or self._dialect
+        self.dialect = start.dialect or self.dialect
         self._headers |= {"tailrace-turn": start.key.turn, **start.headers}
         return start
 
     async def _beat(self) -> None:
         """Sends a heartbeat, if the dialect has one."""
-        if self._dialect.heartbeat:
-            await self._send(body(self._dialect.heartbeat, more=True))
+        if self.dialect.heartbeat:
+            await self._send(body(self.dialect.heartbeat, more=True))
 
     async def _send_record(self, start: Start, send: Send) -> None:
         """Sends the turn from the database after TurnUnknown or CursorUnknown. Raises CursorUnknown, Refused."""
@@ -374,12 +348,12 @@ class EventStream(StreamedResponse):
         if self._cursor == record.cursor:
             await self._send_empty(send, 204)
             return
-        if self._cursor and not self._dialect.can_reset:
+        if self._cursor and not self.dialect.can_reset:
             # The client would receive again what it has, and the dialect has no event that resets it.
             raise CursorUnknown("this turn has left the log: repeat the request without a cursor to receive all of it")
         await self.begin(send, 200)
-        frame = self._dialect.render_record(record, start.seen or 0)
-        if await FrameWriter(send, self._dialect, self._reader.id_prefix).write([frame]):
+        frame = self.dialect.render_record(record, start.seen or 0)
+        if await FrameWriter(send, self.dialect, self.reader.id_prefix).write([frame]):
             await send(body(b"", more=False))
             self.is_delivered = True
 
@@ -403,7 +377,7 @@ class HeldStream(EventStream):
         client repeats its request and receives the error as the answer.
         """
         self._send = send
-        while not self._reader.is_over:
+        while not self.reader.is_over:
             try:
                 return await super()._begin_stream(send, method)
             except (LogError, Refused) as error:
@@ -416,7 +390,7 @@ class HeldStream(EventStream):
                 if await self._wait_until_available() is LEFT:
                     return False
         await self.begin(send, 200)
-        await send(body(self._dialect.heartbeat, more=not self._dialect.is_self_delimited))
+        await send(body(self.dialect.heartbeat, more=not self.dialect.is_self_delimited))
         return False
 
     async def _wait_until_available(self) -> StreamEnding:
@@ -430,7 +404,7 @@ class HeldStream(EventStream):
             return BROKEN if available.done() else False
 
         try:
-            return await serve(self._reader, wait, self._beat)
+            return await serve(self.reader, wait, self._beat)
         finally:
             available.cancel()
 
@@ -443,7 +417,7 @@ class HeldStream(EventStream):
             try:
                 start = await self._find_start()
                 async with self._streams.fan_out.subscribe(
-                    start.key, self._cursor, from_start=self._dialect.is_stateful
+                    start.key, self._cursor, from_start=self.dialect.is_stateful
                 ):
                     return
             except LogUnavailable:

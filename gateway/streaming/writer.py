@@ -125,6 +125,11 @@ class TurnWriter(FrameWriter):
         self._changed = self.feed.begin_calling(end_at_change if self._to_skip else self.write_new)
         return self._changed
 
+    def go_on(self, feed: TurnFeed, position: int, observe: WriteObserver) -> None:
+        """Writes another turn from the next step on."""
+        self.feed, self.position, self._observe = feed, position, observe
+        self._to_skip, self._snapshot, self._needs_begin = 0, None, position > 0
+
     def stop(self) -> None:
         """Writes no more new entries until the next step."""
         if self._changed is not None:

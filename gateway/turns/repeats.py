@@ -4,10 +4,13 @@ from typing import NamedTuple
 
 from tailrace.gateway.turns.draft import Stored
 from tailrace.gateway.turns.idempotency_key import turn_deleted
-from tailrace.gateway.turns.steer import IN_A_ROW_MAX
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
+
+# The most turns in a row of which each waits for the one before it, if the newest one is a steer. A generator reads all
+# of them for the conversation (PROTOCOL R79), and a gateway for a cursor (R138).
+IN_A_ROW_MAX = 64
 
 
 class New(NamedTuple):

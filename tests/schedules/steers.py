@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from tailrace.features.queued_turns.gateway import check_queue
 from tailrace.features.queued_turns.generator import prepare_queued
 from tailrace.features.steer.endings import Endings
+from tailrace.features.steer.service import At
 from tailrace.features.steer.steering import Steering
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.settings import Settings
@@ -22,7 +23,6 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.draft import TurnDraft
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn
-from tailrace.gateway.turns.steer import At
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import Put
 from tailrace.generators.turn_runner import PrepareTurn

@@ -25,7 +25,7 @@ from tailrace.gateway.streaming.reader_report import GatewayReaders, ReaderRepor
 from tailrace.gateway.streaming.response import EventStream, HeldStream
 from tailrace.gateway.streaming.stream_record import StreamRecords
 from tailrace.proto.entries import Failure, StoredEntry
-from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.nats.log_server import LiveFeed
 from tailrace.proto.runtime.flag import Flag
@@ -64,7 +64,7 @@ class Client:
             counts=self.counts,
             admissions=Admissions(),
             records=StreamRecords(),
-            find_next=AsyncMock(return_value=None),
+            successions=[],
         )
         self.request: Any = SimpleNamespace(principal=LOCAL, client=SimpleNamespace(host="127.0.0.1"))
 
@@ -237,6 +237,19 @@ async def test_a_held_reader_receives_heartbeats_until_the_log_answers(monkeypat
     async with client(AwayLog(stored)) as one:
         await one.run(cursor=stored[0].seq)
     assert one.status == 503
+
+
+async def test_a_held_reader_whose_slots_are_taken_reads_the_turn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try joins the feed again, and has left it before."""
+    monkeypatch.setattr(response, "TRY_LOG_EVERY_S", 0.01)
+    stored = completed_turn("a", "b").stored
+    busy = Refused("server_busy", "all slots are taken")
+    slots: Any = SimpleNamespace(acquire=AsyncMock(side_effect=[busy, busy, None]), release=AsyncMock())
+    async with client(log_of(stored)) as one:
+        one.streams.admissions.limiter = SimpleNamespace(slots_of=lambda _: slots)
+        await one.run(make=HeldStream, cursor=stored[0].seq)
+    assert (one.status, one.is_complete) == (200, True)
+    assert not one.fan_out.has_readers(KEY)
 
 
 async def test_a_held_reader_is_sent_to_another_gateway_when_this_one_drains() -> None:

@@ -7,10 +7,9 @@ import msgspec
 import pytest
 
 from tailrace.features.gateway import DIALECTS
-from tailrace.features.steer.successions import Successions
+from tailrace.features.steer.successions import NextTurn, Successions
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.streaming.dialect import Dialect
-from tailrace.gateway.streaming.reader import NextTurn
 from tailrace.proto.chain import START, link
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Entry
@@ -70,7 +69,7 @@ class SteeredLog(MemoryLog):
 
 
 def go_on(one: Client, log: MemoryLog) -> None:
-    one.streams.find_next = Successions(log).find_next
+    one.streams.successions.append(Successions(log).go_on)
 
 
 def shown(one: Client) -> list[str]:
@@ -107,6 +106,7 @@ async def test_a_reader_goes_on_into_each_successor_on_one_connection(log: Steer
     assert shown(one) == WHOLE
     assert ids(one) == sorted(set(ids(one)))
     assert one.is_complete
+    assert not any(map(one.fan_out.has_readers, (FIRST, SECOND, THIRD)))
 
 
 @pytest.mark.rule("R138")

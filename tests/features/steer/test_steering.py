@@ -14,14 +14,15 @@ from tailrace.features.queued_turns.gateway import check_queue
 from tailrace.features.queued_turns.generator import prepare_queued
 from tailrace.features.steer import endings, steering
 from tailrace.features.steer.endings import Endings
+from tailrace.features.steer.service import At, steered_turn
 from tailrace.features.steer.steering import Steering
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.draft import Stored, TurnDraft
 from tailrace.gateway.turns.optional_steps import OptionalSteps
+from tailrace.gateway.turns.repeats import IN_A_ROW_MAX
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn
-from tailrace.gateway.turns.steer import IN_A_ROW_MAX, At, steered_turn
 from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Batch, CancelCause, End, Request

@@ -1,4 +1,4 @@
-"""The type of the service that puts a message into an answer that runs, for the routes of all features."""
+"""The type of the service that puts a message into an answer that runs."""
 
 from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple
@@ -7,13 +7,10 @@ from tailrace.gateway.turns.draft import Stored, TurnDraft
 from tailrace.proto.ids import TurnId, TurnKey
 
 At = Literal["now", "boundary"]
-# The most turns in a row of which each waits for the one before it, if the newest one is a steer. A generator reads all
-# of them for the conversation (PROTOCOL R79), and a gateway for a cursor (R138).
-IN_A_ROW_MAX = 64
 
 
 class SteerService(NamedTuple):
-    """Steers turns. One feature provides it."""
+    """Steers turns."""
 
     steer: Callable[[TurnDraft, TurnKey, At], Awaitable[Stored]]
     """Stores the turn of the draft's messages behind the turn of the key, or behind the last steer of it, and ends that
