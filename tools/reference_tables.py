@@ -69,8 +69,9 @@ METRICS = {
 
 
 def feature_folders() -> list[Path]:
-    """Returns the folder of each client protocol, and of each optional feature."""
-    return [path.parent for name in ("protocols", "features") for path in sorted(ROOT.glob(f"{name}/*/__init__.py"))]
+    """Returns the folder of each client protocol, and of each optional feature; not those of what they share."""
+    found = [path.parent for name in ("protocols", "features") for path in sorted(ROOT.glob(f"{name}/*/__init__.py"))]
+    return [folder for folder in found if folder.name != "common"]
 
 
 def about_feature(folder: Path) -> str:

@@ -135,6 +135,6 @@ def words_of(outcome: str | None, stop_reason: str | None) -> str:
     if stop_reason in WHOLE:
         return ""
     # The module takes 0.1 s to load, and most answers are whole.
-    from tailrace.gateway.clients.stop_reasons import explain  # noqa: PLC0415
+    from tailrace.protocols.common.stop_reasons import explain  # noqa: PLC0415
 
     return explain(stop_reason).rstrip(".")

@@ -34,9 +34,8 @@ from tailrace.features.batches.read_batch import (
 )
 from tailrace.features.batches.records import ListBatches, StoredBatch, stored_batch
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.failure import LOST, error_type, failure_of
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.gateway.http import examples, read_body
+from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import BETA
 from tailrace.gateway.http.route import JSON_LINES, Route, Section, query
@@ -55,6 +54,8 @@ from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.protocols.anthropic.request import MessagesRequest
 from tailrace.protocols.anthropic.request import build_turn as build_message_turn
 from tailrace.protocols.anthropic.stream import message_of
+from tailrace.protocols.common import examples
+from tailrace.protocols.common.failure import LOST, error_type, failure_of
 
 PREFIX = "msgbatch_"
 ENDPOINT = "/v1/messages"

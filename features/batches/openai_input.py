@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.features.batches.new_batch import INPUTS_MAX, InputChecker
-from tailrace.gateway.clients.built_turn import BuiltTurn
-from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.error_responses import Problem
 from tailrace.gateway.http.large_bodies import convert_body
@@ -21,6 +19,8 @@ from tailrace.gateway.http.read_body import VALUES_MAX, BodyReader, count_values
 from tailrace.gateway.models.offer import Offer
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import CODES, Refused
+from tailrace.protocols.common.built_turn import BuiltTurn
+from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.openai import chat_request, responses_request
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"

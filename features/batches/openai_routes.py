@@ -15,9 +15,7 @@ from tailrace.features.batches.read_batch import batch_of, cancel_batch, refresh
 from tailrace.features.batches.records import ListBatches, StoredBatch, stored_batch
 from tailrace.features.files.records import FileRecord, GetFile
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.gateway.http import examples
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
 from tailrace.gateway.http.parameters import AFTER_ITEM, AZURE
@@ -32,6 +30,8 @@ from tailrace.proto.errors import BlobUnknown, Refused, not_found
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
 from tailrace.proto.nats import BlobStore, TurnLog
+from tailrace.protocols.common import examples
+from tailrace.protocols.common.failure import LOST
 
 PREFIX = "batch_"
 LIMIT_MAX = 100

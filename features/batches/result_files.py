@@ -31,7 +31,6 @@ from tailrace.features.files.records import FileRecord
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.clients.blobs import HEADERS
-from tailrace.gateway.clients.failure import LOST, error_type, failure_of
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.streaming.download import Download
@@ -40,6 +39,7 @@ from tailrace.proto.errors import CODES, Refused, not_found
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.nats import BlobStore
 from tailrace.proto.records import TurnRecord
+from tailrace.protocols.common.failure import LOST, error_type, failure_of
 from tailrace.protocols.openai import chat_object, responses_object
 
 # The size of a result file is found by rendering all results. Rendering stops after so many bytes.

@@ -7,8 +7,8 @@ import msgspec
 import structlog
 
 from tailrace.features.client_calls.records import DecidedTurn, GetContinuation, ListDecided
+from tailrace.features.common.follow_up import settings_of
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.clients.follow_up import settings_of
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.draft import TurnDraft
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn

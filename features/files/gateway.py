@@ -21,7 +21,6 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.blobs import headers_of
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.gateway.http.examples import FILE, UNIX_S
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import AFTER_ITEM, KEY_SCHEMA, ORDER, SENT_BY_SDKS
@@ -39,6 +38,7 @@ from tailrace.proto.errors import BlobUnknown, Refused, not_found
 from tailrace.proto.ids import TurnId, TurnKey, is_token
 from tailrace.proto.nats import BlobStore, Claims, TurnLog
 from tailrace.proto.runtime.settings import NoSettings
+from tailrace.protocols.common.examples import FILE, UNIX_S
 
 PURPOSES = ("assistants", "batch", "user_data", "vision")
 FILENAME_CHARS_MAX = 255

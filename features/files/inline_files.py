@@ -17,12 +17,12 @@ from tailrace.features.files.records import FileRecord, GetFile
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.turns.file_references import find_files
-from tailrace.gateway.turns.media_types import IMAGES, PDF, PLAIN, accepted_type
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BlobUnknown, Refused
 from tailrace.proto.ids import Tenant, is_token
 from tailrace.proto.nats import BlobStore
+from tailrace.protocols.common.media_types import IMAGES, PDF, PLAIN, accepted_type
 
 Block = dict[str, Any]
 Content = str | list[Block]

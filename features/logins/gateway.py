@@ -13,12 +13,12 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.cors import is_cross_origin
 from tailrace.gateway.feature import Feature, Parts
-from tailrace.gateway.http.cookies import cookie_value
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.route import LOGIN, Route
 from tailrace.gateway.services import Gateway
 from tailrace.proto.errors import Refused
 from tailrace.proto.runtime.settings import NoSettings
+from tailrace.protocols.common.cookies import cookie_value
 
 OTHER_ORIGIN = (
     "A page of another origin cannot log in, refresh or log out, even if TAILRACE_ORIGINS lists its origin. "

@@ -17,8 +17,8 @@ from tailrace.features.logins.store import Login, LoginStore
 from tailrace.gateway.auth.authenticate import CredentialSource, credential_invalid
 from tailrace.gateway.auth.principal import KeyLookup, Principal
 from tailrace.gateway.auth.signed_tokens import Signed, TokenSigner
-from tailrace.gateway.http.cookies import cookie_value
 from tailrace.proto.errors import LogUnavailable
+from tailrace.protocols.common.cookies import cookie_value
 
 # `__Host-` ties the cookie to this host, to TLS and to the path /. Chromium and Firefox accept it on http://localhost.
 COOKIE = "__Host-tailrace_login"

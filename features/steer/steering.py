@@ -12,9 +12,9 @@ from functools import partial
 import msgspec
 import structlog
 
+from tailrace.features.common.follow_up import settings_of
 from tailrace.features.steer.endings import Endings, end_at_boundary
 from tailrace.features.steer.service import At, steered_turn
-from tailrace.gateway.clients.follow_up import settings_of
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.services import Gateway

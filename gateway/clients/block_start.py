@@ -41,13 +41,3 @@ def split_start(block: dict[str, Any]) -> tuple[dict[str, Any], list[events.Delt
             return {"type": "thinking", "thinking": "", "signature": "", **further_fields(block)}, deltas
         case _:
             return block, deltas
-
-
-def split_event(event: events.Event | events.UnknownEvent) -> list[events.Event | events.UnknownEvent]:
-    """Returns the events that stand for `event`: the start of a whole block as an empty start and its deltas."""
-    if not isinstance(event, events.BlockStart):
-        return [event]
-    start, deltas = split_start(event.content_block)
-    if not deltas:
-        return [event]
-    return [events.BlockStart(event.index, start), *(events.BlockDelta(event.index, delta) for delta in deltas)]

@@ -14,14 +14,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.clients.native.routes import cursor_of, stream_of
-from tailrace.gateway.clients.stored_messages import read_texts
-from tailrace.gateway.clients.unsupported import ignored_header
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import read_body, sse
-from tailrace.gateway.http.examples import QUESTION
 from tailrace.gateway.http.json_response import json_response, large_json_response
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.parameters import GONE, KEY, RESUMING
@@ -42,6 +38,10 @@ from tailrace.protocols.ai_sdk.history import newest_branch
 from tailrace.protocols.ai_sdk.message import build_messages
 from tailrace.protocols.ai_sdk.request import UIChatRequest, build_turn, client_names, unknown_fields
 from tailrace.protocols.ai_sdk.stream import DONE, UI, earlier_messages, replay_dialect
+from tailrace.protocols.common.examples import QUESTION
+from tailrace.protocols.common.field_names import name_as_client
+from tailrace.protocols.common.stored_messages import read_texts
+from tailrace.protocols.common.unsupported import ignored_header
 
 # A page that loaded its messages while the answer ran requests the stream at most this much later.
 LATE_S = 10.0

@@ -8,12 +8,12 @@ import asyncio
 
 import msgspec
 
-from tailrace.gateway.clients.stored_messages import read_texts, resolve
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import BlobStore
 from tailrace.proto.records import GetAncestry, GetLastTurn, GetSession, TurnRecord
+from tailrace.protocols.common.stored_messages import read_texts, resolve
 
 PAGE_TURNS = 200
 TOO_LARGE = "the chat is larger than {most} bytes: read /v1/sessions/{chat}/turns, which has references to its blobs"

@@ -22,10 +22,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from msgspec import Meta
 
-from tailrace.gateway.clients.tool_definition import tool_definition
-from tailrace.gateway.clients.unsupported import plain_names
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
-from tailrace.gateway.turns.media_types import IMAGES, PDF, accepted_type
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy, refuse_fields
 from tailrace.proto.conversation import without_trailing_thinking
 from tailrace.proto.depth import is_deeper
@@ -35,6 +32,9 @@ from tailrace.proto.fold import INPUT_LEVELS_MAX
 from tailrace.proto.long_strings import PIECE_BYTES, decode_base64
 from tailrace.protocols.ai_sdk.stream import MESSAGE
 from tailrace.protocols.ai_sdk.tool_result import encode_output
+from tailrace.protocols.common.media_types import IMAGES, PDF, accepted_type
+from tailrace.protocols.common.tool_definition import tool_definition
+from tailrace.protocols.common.unsupported import plain_names
 
 DENIED = "the user denied this tool call"
 # The API refuses a failed call without a reason.

@@ -11,8 +11,6 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict, replace
 
-from tailrace.gateway.clients.failure import LOST
-from tailrace.gateway.clients.stored_messages import resolve
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
@@ -33,6 +31,8 @@ from tailrace.protocols.ai_sdk.part import (
     open_part,
     tool_output,
 )
+from tailrace.protocols.common.failure import LOST
+from tailrace.protocols.common.stored_messages import resolve
 
 # The key in a request's metadata for the id of the message that the answer continues.
 MESSAGE = "ui_message"

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 from starlette.datastructures import Headers
 
-from tailrace.gateway.clients.session_headers import read_on_pause
 from tailrace.gateway.turns.account_choice import refuse_account_headers
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import OnPause
 from tailrace.proto.errors import Refused
+from tailrace.protocols.common.session_headers import read_on_pause
 
 NO_THREADS = "`thread` is not supported: send the whole conversation in `messages`, and no `thread`"
 

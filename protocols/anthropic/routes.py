@@ -6,10 +6,7 @@ import msgspec
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.field_names import name_as_client
-from tailrace.gateway.clients.unsupported import ignored_header
 from tailrace.gateway.http import read_body
-from tailrace.gateway.http.examples import ANSWER, MODEL, TURN
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.parameters import BETA, KEY, PROJECT, RESUMING, SESSION
 from tailrace.gateway.http.route import SSE, Route, Section
@@ -19,6 +16,9 @@ from tailrace.protocols.anthropic import claude_code
 from tailrace.protocols.anthropic.previous_message import map_previous_message
 from tailrace.protocols.anthropic.request import CLIENT_NAMES, MessagesRequest, build_turn
 from tailrace.protocols.anthropic.stream import ANTHROPIC
+from tailrace.protocols.common.examples import ANSWER, MODEL, TURN
+from tailrace.protocols.common.field_names import name_as_client
+from tailrace.protocols.common.unsupported import ignored_header
 
 
 async def post_message(request: ApiRequest, responder: Responder, log: TurnLog, claims: Claims) -> ASGIApp:

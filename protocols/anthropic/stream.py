@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict
 
-from tailrace.gateway.clients.failure import error_type, failure_of
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import odd_json
@@ -21,6 +20,7 @@ from tailrace.proto.events import is_tool_use
 from tailrace.proto.fold import without_mark
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import TurnRecord
+from tailrace.protocols.common.failure import error_type, failure_of
 
 PING = {"type": "ping"}
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.unsupported import plain_names
 from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.errors import Refused
+from tailrace.protocols.common.unsupported import plain_names
 from tailrace.protocols.openai import common
 
 Block = dict[str, Any]

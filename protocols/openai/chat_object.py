@@ -5,14 +5,14 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.answer_warnings import Shown, Warnings, types_of, warnings_field, warnings_of
-from tailrace.gateway.clients.stop_reasons import is_whole
 from tailrace.proto import odd_json
 from tailrace.proto.fold import PARTIAL
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.server_tools import is_executed_tool
 from tailrace.proto.usage import Usage
+from tailrace.protocols.common.answer_warnings import Shown, Warnings, types_of, warnings_field, warnings_of
+from tailrace.protocols.common.stop_reasons import is_whole
 from tailrace.protocols.openai.annotations import Annotation, chat_annotations
 from tailrace.protocols.openai.common import thinking_tokens
 

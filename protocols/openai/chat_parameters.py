@@ -1,6 +1,6 @@
 """The table of chat completion parameters that Claude does not support (unsupported.py). docs/OPENAI.md shows it."""
 
-from tailrace.gateway.clients.unsupported import IGNORED, REFUSED, UnsupportedParameter
+from tailrace.protocols.common.unsupported import IGNORED, REFUSED, UnsupportedParameter
 
 UNSUPPORTED = (
     UnsupportedParameter("n", (1,), REFUSED, "a request has one answer; send several requests"),

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from tailrace.gateway.clients.built_turn import BuiltTurn
-from tailrace.gateway.clients.tool_definition import tool_definition
-from tailrace.gateway.clients.unsupported import ignored_parameters
 from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import Model
+from tailrace.protocols.common.built_turn import BuiltTurn
+from tailrace.protocols.common.tool_definition import tool_definition
+from tailrace.protocols.common.unsupported import ignored_parameters
 from tailrace.protocols.openai import common
 from tailrace.protocols.openai.chat_messages import (
     AssistantMessage,

@@ -5,17 +5,17 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.field_names import name_as_client
-from tailrace.gateway.clients.session_headers import apply_session_headers
-from tailrace.gateway.clients.unsupported import ignored_header
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import read_body
-from tailrace.gateway.http.examples import ANSWER, MODEL
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.parameters import AZURE, KEY, PROJECT, SESSION
 from tailrace.gateway.http.route import SSE, Route, Section
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.turns.respond import Responder
+from tailrace.protocols.common.examples import ANSWER, MODEL
+from tailrace.protocols.common.field_names import name_as_client
+from tailrace.protocols.common.session_headers import apply_session_headers
+from tailrace.protocols.common.unsupported import ignored_header
 from tailrace.protocols.openai.chat_request import ChatCompletionRequest, build_turn
 from tailrace.protocols.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT_USAGE
 from tailrace.protocols.openai.session_model import read_session_model

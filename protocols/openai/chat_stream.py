@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tailrace.gateway.clients.answer_warnings import NOTHING, LeftOut, warnings_of
 from tailrace.gateway.clients.block_start import split_start
-from tailrace.gateway.clients.failure import error_type, failure_of
 from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, started_text, text_of_event
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
@@ -23,6 +21,8 @@ from tailrace.proto.entries import Attempt, End, Event, Failure, Request, Stored
 from tailrace.proto.fold import CUT
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.records import TurnRecord
+from tailrace.protocols.common.answer_warnings import NOTHING, LeftOut, warnings_of
+from tailrace.protocols.common.failure import error_type, failure_of
 from tailrace.protocols.openai import chat_object
 from tailrace.protocols.openai.annotations import Annotation, chat_annotations
 from tailrace.protocols.openai.chat_object import Head, as_tool_use, finish_reason, usage_of

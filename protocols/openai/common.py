@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from tailrace.gateway.turns.media_types import PDF, PLAIN, accepted_type
 from tailrace.gateway.turns.request_body import OnBusy
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import OnInterrupt, OnPause
@@ -17,6 +16,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.fold import decode_input
 from tailrace.proto.long_strings import decode_base64
 from tailrace.proto.models import Model
+from tailrace.protocols.common.media_types import PDF, PLAIN, accepted_type
 
 Fields = dict[str, Any]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]

@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from tailrace.gateway.clients.answer_warnings import Shown, types_of, warnings_field, warnings_of
-from tailrace.gateway.clients.failure import LOST, error_type
-from tailrace.gateway.clients.stop_reasons import is_whole
 from tailrace.proto import odd_json
 from tailrace.proto.entries import End, Failure, Request
 from tailrace.proto.fold import CUT, PARTIAL
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
+from tailrace.protocols.common.answer_warnings import Shown, types_of, warnings_field, warnings_of
+from tailrace.protocols.common.failure import LOST, error_type
+from tailrace.protocols.common.stop_reasons import is_whole
 from tailrace.protocols.openai.annotations import Annotation, responses_annotations
 from tailrace.protocols.openai.common import thinking_tokens
 

@@ -1,6 +1,6 @@
 """The table of Responses API parameters that Claude does not support (unsupported.py). docs/OPENAI.md shows it."""
 
-from tailrace.gateway.clients.unsupported import IGNORED, REFUSED, UnsupportedParameter
+from tailrace.protocols.common.unsupported import IGNORED, REFUSED, UnsupportedParameter
 
 CACHING = "this protocol cannot control Claude's prompt cache"
 

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from tailrace.gateway.clients.built_turn import BuiltTurn
-from tailrace.gateway.clients.tool_definition import tool_definition
-from tailrace.gateway.clients.unsupported import ignored_parameters
 from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn, refuse_fields
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_token
 from tailrace.proto.models import Model
+from tailrace.protocols.common.built_turn import BuiltTurn
+from tailrace.protocols.common.tool_definition import tool_definition
+from tailrace.protocols.common.unsupported import ignored_parameters
 from tailrace.protocols.openai import common
 from tailrace.protocols.openai.common import Choice, Effort, Fields, RequestBody
 from tailrace.protocols.openai.responses_input import InputItem, messages_of, system_of

@@ -14,14 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.built_turn import BuiltTurn
-from tailrace.gateway.clients.field_names import name_as_client
-from tailrace.gateway.clients.session_headers import apply_session_headers
-from tailrace.gateway.clients.stored_messages import read_texts, resolve
-from tailrace.gateway.clients.unsupported import ignored_header
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.deferred_response import StreamedResponse
-from tailrace.gateway.http.examples import MODEL, TURN
 from tailrace.gateway.http.json_response import NO_STORE, json_response, large_json_response
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.parameters import AFTER_ITEM, KEY, ORDER, PROJECT, SENT_BY_SDKS, SESSION
@@ -41,6 +35,12 @@ from tailrace.proto import odd_json
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnKey, parse_cursor
 from tailrace.proto.nats import BlobStore
+from tailrace.protocols.common.built_turn import BuiltTurn
+from tailrace.protocols.common.examples import MODEL, TURN
+from tailrace.protocols.common.field_names import name_as_client
+from tailrace.protocols.common.session_headers import apply_session_headers
+from tailrace.protocols.common.stored_messages import read_texts, resolve
+from tailrace.protocols.common.unsupported import ignored_header
 from tailrace.protocols.openai.item_references import INSERTED_BYTES_MAX, insert_items
 from tailrace.protocols.openai.repeated_responses import Received, find_received, find_rest
 from tailrace.protocols.openai.responses_input import items_of

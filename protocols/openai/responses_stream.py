@@ -14,8 +14,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tailrace.gateway.clients.answer_warnings import NOTHING, LeftOut, types_of
-from tailrace.gateway.clients.block_start import split_event, split_start
+from tailrace.gateway.clients.block_start import split_start
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events, odd_json
@@ -23,6 +22,7 @@ from tailrace.proto.entries import Attempt, Block, End, Event, Request, StoredEn
 from tailrace.proto.fold import CUT, Turn, content
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.records import TurnRecord
+from tailrace.protocols.common.answer_warnings import NOTHING, LeftOut, types_of
 from tailrace.protocols.openai.responses_object import (
     SHOWN,
     Head,
@@ -133,7 +133,7 @@ def _render_event(state: ResponsesState, event: events.Event | events.UnknownEve
     if isinstance(event, events.UnknownEvent | events.MessageDelta):
         return state, []
     state, opening = _render_in_progress(state)
-    for one in split_event(event):
+    for one in _split_event(event):
         state, more = _render_in_item(state, one)
         opening += more
     return state, opening
@@ -279,3 +279,13 @@ OPENAI_RESPONSES = Dialect(
     is_stateful=True,
     render_json=lambda record: odd_json.encode(response_of(record)),
 )
+
+
+def _split_event(event: events.Event | events.UnknownEvent) -> list[events.Event | events.UnknownEvent]:
+    """Returns the events that stand for `event`: the start of a whole block as an empty start and its deltas."""
+    if not isinstance(event, events.BlockStart):
+        return [event]
+    start, deltas = split_start(event.content_block)
+    if not deltas:
+        return [event]
+    return [events.BlockStart(event.index, start), *(events.BlockDelta(event.index, delta) for delta in deltas)]

@@ -5,7 +5,7 @@ import secrets
 
 from starlette.requests import Request
 
-from tailrace.gateway.http.cookies import cookie_value
+from tailrace.protocols.common.cookies import cookie_value
 
 COOKIE = "tailrace_chat"
 # The format of `secrets.token_urlsafe(24)`. The cookie grants access to its conversation, so it must be unguessable.

@@ -7,15 +7,15 @@ the last event has an empty `content`, the `stop_reason` and `warnings`.
 
 import msgspec
 
-from tailrace.gateway.clients.answer_warnings import Warnings, warnings_field
-from tailrace.gateway.clients.failure import LOST
-from tailrace.gateway.clients.stop_reasons import stop_reason_field
-from tailrace.gateway.clients.text_state import TextState, record_warnings, start_text
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, StoredEntry
 from tailrace.proto.records import TurnRecord
+from tailrace.protocols.common.answer_warnings import Warnings, warnings_field
+from tailrace.protocols.common.failure import LOST
+from tailrace.protocols.common.stop_reasons import stop_reason_field
 from tailrace.protocols.tutorials.cursor_field import with_cursor_field
+from tailrace.protocols.tutorials.text_state import TextState, record_warnings, start_text
 
 RESTARTED = "the answer starts again: send the request again"
 

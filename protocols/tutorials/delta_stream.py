@@ -11,16 +11,16 @@ from typing import Any, Literal
 
 import msgspec
 
-from tailrace.gateway.clients.answer_warnings import Warnings, warnings_field
-from tailrace.gateway.clients.failure import error_type, failure_of
-from tailrace.gateway.clients.stop_reasons import stop_reason_field
-from tailrace.gateway.clients.text_state import TextState, record_warnings, start_text
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Failure, StoredEntry
 from tailrace.proto.errors import CODES
 from tailrace.proto.records import TurnRecord
+from tailrace.protocols.common.answer_warnings import Warnings, warnings_field
+from tailrace.protocols.common.failure import error_type, failure_of
+from tailrace.protocols.common.stop_reasons import stop_reason_field
 from tailrace.protocols.tutorials.cursor_field import with_cursor_field
+from tailrace.protocols.tutorials.text_state import TextState, record_warnings, start_text
 
 Word = Literal["auth_error", "rate_limit", "token_limit", "network_error", "unknown"]
 

@@ -15,7 +15,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.field_names import name_as_client
 from tailrace.gateway.clients.native.routes import cursor_of, stream_of
 from tailrace.gateway.clients.native.text_stream import TEXT
 from tailrace.gateway.feature import Feature, Parts
@@ -31,6 +30,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.runtime import base64url
 from tailrace.proto.runtime.settings import NoSettings
+from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.tutorials.chat_cookie import COOKIE, cookie_of, format_cookie, new_cookie
 from tailrace.protocols.tutorials.content_stream import CONTENT
 from tailrace.protocols.tutorials.delta_stream import DELTA, render_refusal

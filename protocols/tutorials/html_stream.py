@@ -12,14 +12,14 @@ append the answer again. Data is never empty, because an EventSource does not di
 
 import html
 
-from tailrace.gateway.clients.answer_warnings import Warnings
-from tailrace.gateway.clients.failure import LOST
-from tailrace.gateway.clients.stop_reasons import incomplete_reason
-from tailrace.gateway.clients.text_state import TextState, record_warnings, start_text
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, StoredEntry
 from tailrace.proto.records import TurnRecord
+from tailrace.protocols.common.answer_warnings import Warnings
+from tailrace.protocols.common.failure import LOST
+from tailrace.protocols.common.stop_reasons import incomplete_reason
+from tailrace.protocols.tutorials.text_state import TextState, record_warnings, start_text
 
 NOTHING = b"<!---->"
 # A line break would end the data line; a character reference is one in the page.

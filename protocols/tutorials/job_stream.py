@@ -12,15 +12,15 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.answer_warnings import Warnings
-from tailrace.gateway.clients.text_state import record_warnings
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Frame
 from tailrace.proto.entries import Attempt, End, Request, StoredEntry
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
+from tailrace.protocols.common.answer_warnings import Warnings
 from tailrace.protocols.tutorials import state_stream
 from tailrace.protocols.tutorials.state_stream import JobState, end_fields
+from tailrace.protocols.tutorials.text_state import record_warnings
 
 _encode = msgspec.json.Encoder().encode
 

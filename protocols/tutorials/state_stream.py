@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tailrace.gateway.clients.answer_warnings import Warnings, warnings_field
-from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.clients.growing_text import GrowingText
-from tailrace.gateway.clients.stop_reasons import stop_reason_field
-from tailrace.gateway.clients.text_state import TextState, record_warnings, start_text
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Progress, Request, StoredEntry
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import TurnRecord
+from tailrace.protocols.common.answer_warnings import Warnings, warnings_field
+from tailrace.protocols.common.failure import LOST
+from tailrace.protocols.common.stop_reasons import stop_reason_field
+from tailrace.protocols.tutorials.text_state import TextState, record_warnings, start_text
 
 INTERVAL = timedelta(seconds=0.25)
 # The share of the text that must be new: it bounds the sum of all events of a long answer.

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 from starlette.datastructures import Headers
 
-from tailrace.gateway.clients.failure import error_type
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.request_body import build_entry, new_messages
@@ -20,6 +19,7 @@ from tailrace.proto.entries import Event, Failure
 from tailrace.proto.errors import CODES, Refused
 from tailrace.proto.ids import SessionId
 from tailrace.protocols.anthropic.request import MessagesRequest, build_turn
+from tailrace.protocols.common.failure import error_type
 from tests.harness.turn_builder import Handwritten, raw
 from tools.api_surface import Group, read_table
 

@@ -5,7 +5,7 @@ import time
 import pytest
 from starlette.datastructures import Headers
 
-from tailrace.gateway.http.cookies import cookie_value
+from tailrace.protocols.common.cookies import cookie_value
 
 HEADERS_BYTES_MAX = 60_000
 

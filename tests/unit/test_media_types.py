@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tailrace.gateway.turns.media_types import ALIASES, IMAGES, PDF, accepted_type
 from tailrace.protocols.ai_sdk.request import build_file_block
+from tailrace.protocols.common.media_types import ALIASES, IMAGES, PDF, accepted_type
 from tailrace.protocols.openai.common import document_block, image_block
 
 DATA = "/9j/4AAQSkZJRgABAQ=="

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
-from tailrace.gateway.clients.unsupported import UnsupportedParameter
 from tailrace.gateway.http import read_body
 from tailrace.gateway.turns.request_body import MessageParam, check_turn
 from tailrace.proto.errors import Refused
+from tailrace.protocols.common.unsupported import UnsupportedParameter
 from tailrace.protocols.openai import chat_parameters, responses_parameters
 from tailrace.protocols.openai.chat_request import ChatCompletionRequest
 from tailrace.protocols.openai.responses_input import items_of, messages_of

@@ -22,11 +22,11 @@ from tailrace.features.tickets.tickets import Ticket
 from tailrace.features.webhooks import payload, signature
 from tailrace.gateway.auth.api_key import KEY_ID, ApiKey
 from tailrace.gateway.auth.signed_tokens import TokenSigner
-from tailrace.gateway.http.examples import BATCH, FILE, MODEL, PARENT, TURN
 from tailrace.gateway.http.last_event_id import QUERY_NAMES
 from tailrace.gateway.http.route import SSE
 from tailrace.proto.models import find_model
 from tailrace.proto.records import TurnRecord, record_from_fold
+from tailrace.protocols.common.examples import BATCH, FILE, MODEL, PARENT, TURN
 from tests.harness.turn_builder import KEY, completed_turn
 from tools.openapi import examples
 

@@ -6,7 +6,6 @@ import msgspec
 import pytest
 from starlette.datastructures import Headers
 
-from tailrace.gateway.clients.session_headers import apply_session_headers
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, build_entry, new_messages
@@ -16,6 +15,7 @@ from tailrace.proto.ids import SessionId
 from tailrace.protocols.ai_sdk.request import UIChatRequest
 from tailrace.protocols.ai_sdk.request import build_turn as build_page_turn
 from tailrace.protocols.anthropic.request import MessagesRequest, build_turn
+from tailrace.protocols.common.session_headers import apply_session_headers
 from tailrace.protocols.openai import chat_request, responses_request
 from tailrace.protocols.openai.chat_request import ChatCompletionRequest
 from tailrace.protocols.openai.responses_request import ResponseRequest

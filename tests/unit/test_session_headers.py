@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from tailrace.gateway.clients.session_headers import apply_session_headers
 from tailrace.proto.errors import Refused
+from tailrace.protocols.common.session_headers import apply_session_headers
 from tailrace.protocols.openai.chat_request import ChatCompletionRequest
 
 BODY = msgspec.convert({"messages": [{"role": "user", "content": "hi"}]}, ChatCompletionRequest)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect as types
 
-from tailrace.gateway.clients.unsupported import UnsupportedParameter
+from tailrace.protocols.common.unsupported import UnsupportedParameter
 from tailrace.protocols.openai import chat_parameters, responses_parameters
 from tailrace.protocols.openai.chat_request import ChatCompletionRequest
 from tailrace.protocols.openai.responses_request import ResponseRequest

@@ -9,7 +9,7 @@ other.
 
 from typing import Any
 
-from tailrace.gateway.http.examples import ANSWER, BATCH, FILE, MODEL, PARENT, QUESTION, SESSION, TURN, UNIX_S
+from tailrace.protocols.common.examples import ANSWER, BATCH, FILE, MODEL, PARENT, QUESTION, SESSION, TURN, UNIX_S
 
 Json = dict[str, Any]
 

@@ -29,11 +29,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.gateway.clients.block_start import further_fields, split_start
-from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events, odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Attempt, End, Event, Progress, Request, StoredEntry
 from tailrace.proto.fold import PARTIAL, text_proof
 from tailrace.proto.ids import TurnId, TurnKey
@@ -186,7 +186,7 @@ def _unknown_events(raw: msgspec.Raw) -> list[dict[str, Any]]:
 def _end(ended: End | TurnRecord, text_chars: int, text_sha256: str) -> dict[str, Any]:
     head: dict[str, Any]
     if ended.outcome == "failed":
-        failure = ended.error or LOST
+        failure = ended.error or LOST_FAILURE
         head = {"type": "error", "code": failure.code, "message": failure.message}
     else:
         head = {"type": "done", "outcome": ended.outcome, "stop_reason": ended.stop_reason}

@@ -4,19 +4,24 @@ Plain text cannot express "error" or "discard the text so far". For both, the ga
 body's last chunk is missing, and the client's HTTP library reports it. A cancelled turn ends the body normally.
 """
 
-from tailrace.gateway.clients.text_state import TextState, start_text
+from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, text_of_event
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto.entries import Attempt, End, StoredEntry
+from tailrace.proto import events
+from tailrace.proto.entries import Attempt, End, Event, StoredEntry
 from tailrace.proto.records import TurnRecord
 
 
-def render(state: TextState, stored: StoredEntry) -> tuple[Frame, TextState]:
-    text, state = state.next(stored.entry)
+def render(order: TextOrder, stored: StoredEntry) -> tuple[Frame, TextOrder]:
     match stored.entry:
-        case Attempt(mode="restart") | End(outcome="failed"):
-            return Frame(data=_utf8(text), is_break=True), state
+        case Event(event=raw, is_hidden=False):
+            text, order = text_of_event(order, events.decode(raw))
+            return (Frame(data=_utf8(text)) if text else SILENT), order
+        case Attempt(mode="restart"):
+            return Frame(is_break=True), NO_BLOCKS
+        case End(outcome=outcome):
+            return Frame(data=_utf8(order.rest()), is_break=outcome == "failed"), NO_BLOCKS
         case _:
-            return (Frame(data=_utf8(text)) if text else SILENT), state
+            return SILENT, order
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
@@ -29,7 +34,7 @@ def _utf8(text: str) -> bytes:
 
 TEXT = Dialect(
     name="text",
-    start=start_text,
+    start=lambda _: NO_BLOCKS,
     render=render,
     render_record=render_record,
     is_stateful=True,

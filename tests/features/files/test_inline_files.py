@@ -11,9 +11,9 @@ from tailrace.features.files.inline_files import UploadedFiles, media_type_of
 from tailrace.features.files.records import FileRecord, GetFile
 from tailrace.gateway.http import large_bodies
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
-from tailrace.gateway.turns.media_types import ALIASES
 from tailrace.proto.entries import Message
 from tailrace.proto.ids import Tenant
+from tailrace.protocols.common.media_types import ALIASES
 
 
 class LargeFiles:

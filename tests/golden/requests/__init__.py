@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 from starlette.datastructures import Headers
 
-from tailrace.gateway.clients.built_turn import BuiltTurn
 from tailrace.gateway.http.read_body import decode
 from tailrace.gateway.turns.request_body import NewTurn, check_turn
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import models
 from tailrace.protocols.ai_sdk import request as ai_sdk
 from tailrace.protocols.anthropic import request as anthropic
+from tailrace.protocols.common.built_turn import BuiltTurn
 from tailrace.protocols.openai import chat_request, responses_request
 
 FOLDER = Path(__file__).parent

@@ -4,7 +4,6 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.stored_messages import StoredMessages
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import blobs, long_strings
 from tailrace.proto.entries import OF_ONE_TURN, Request
@@ -12,6 +11,7 @@ from tailrace.proto.errors import BlobUnknown, Refused
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import BlobStore
 from tailrace.proto.usage import NANO_USD_PER_USD
+from tailrace.protocols.common.stored_messages import StoredMessages
 
 EXPIRED = "the system prompt or the tools of the turn have expired: continue with POST /v1/turns"
 # The fields that a request and a NewTurn have in common, except those of the position in the conversation.

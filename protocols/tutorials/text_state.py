@@ -1,13 +1,13 @@
-"""The state of the dialects that show only the text of an answer, in the order of its blocks, and its warnings."""
+"""The state of these dialects, which show only the text of an answer, in the order of its blocks, and its warnings."""
 
 from typing import NamedTuple
 
-from tailrace.gateway.clients.answer_warnings import NOTHING, TEXT_ONLY, LeftOut, Warnings, types_of, warnings_of
 from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, text_of_event
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Entry, Event
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import TurnRecord
+from tailrace.protocols.common.answer_warnings import NOTHING, TEXT_ONLY, LeftOut, Warnings, types_of, warnings_of
 
 
 class TextState(NamedTuple):

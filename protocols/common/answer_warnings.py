@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.gateway.clients.block_start import further_fields
-from tailrace.gateway.clients.stop_reasons import explain, incomplete_reason
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import End
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
+from tailrace.protocols.common.stop_reasons import explain, incomplete_reason
 
 Warnings = list[dict[str, Any]]
 
